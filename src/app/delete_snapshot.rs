@@ -1,0 +1,104 @@
+//! The journey of a snapshot's end: written down first, then its files, then its record.
+
+use std::sync::Arc;
+
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::repository::{Removal, SnapshotDir};
+use crate::store::State;
+
+impl App {
+    /// Deletes the snapshot `id` of the VM that `called` names. One that is gone already is no
+    /// error, nor is one whose files are.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::Io`] where a file
+    /// cannot be removed: the snapshot is gone all the same, and the next start tries again.
+    pub async fn delete_snapshot(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        id: SnapshotId,
+    ) -> Result<(), Error> {
+        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        self.detached(async move {
+            // First whose it is, so that a retry can wait for its turn behind the first try.
+            let vm = app.blocking(move |app| app.owner(&called, id)).await?;
+            let _turn = app.turns.take(&vm).await;
+            app.blocking(move |app| app.delete(id, &user)).await
+        })
+        .await
+    }
+
+    /// Deletes all snapshots of the VM that `called` names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where there is no such VM; otherwise the first one met, after all of
+    /// them have been tried.
+    pub async fn delete_all_snapshots(self: &Arc<Self>, session: &Session, called: VmId) -> Result<(), Error> {
+        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        self.detached(async move {
+            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
+            let _turn = app.turns.take(&vm).await;
+            app.blocking(move |app| {
+                let mut outcome = Ok(());
+                for snapshot in app.store.snapshots_of(&vm)? {
+                    outcome = outcome.and(app.delete(snapshot.id, &user));
+                }
+                outcome
+            })
+            .await
+        })
+        .await
+    }
+
+    /// The VM whose snapshot `id` is, which `called` has to name.
+    fn owner(&self, called: &VmId, id: SnapshotId) -> Result<VmId, Error> {
+        let Some((_, snapshot)) = self.store.record(id)? else { return self.resolve_vm(called) };
+        if snapshot.vm != *called && self.resolve_vm(called)? != snapshot.vm {
+            return Err(Error::OtherVm(id));
+        }
+        Ok(snapshot.vm)
+    }
+
+    fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {
+        let Some((state, snapshot)) = self.store.record(id)? else { return Ok(()) };
+        if state == State::Ready {
+            self.store.begin_deletion(&snapshot)?;
+            tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
+        }
+        self.remove(&snapshot)
+    }
+
+    /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
+    /// stays, unseen, until the repository is back.
+    pub(super) fn remove(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let mut all_gone = true;
+        let mut first_error = None;
+        for id in snapshot.repositories() {
+            let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id).map(|disk| &disk.name);
+            let removal = match self.repository(id) {
+                Some(repository) => SnapshotDir::new(repository, snapshot.id).remove(disks),
+                None => Ok(Removal::RepositoryAbsent),
+            };
+            match removal {
+                Ok(Removal::Done) => {}
+                Ok(Removal::RepositoryAbsent) => {
+                    all_gone = false;
+                    tracing::warn!(snapshot = %snapshot.id, repository = %id, "files stay until the repository is back");
+                }
+                Err(error) => {
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = first_error {
+            return Err(Error::of_step("removing the snapshot's files", error));
+        }
+        if all_gone {
+            self.store.forget(snapshot)?;
+        }
+        Ok(())
+    }
+}

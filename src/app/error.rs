@@ -1,0 +1,129 @@
+//! What a caller can be told. How it is put in HTTP is the business of `http::failure`.
+
+use std::io;
+
+use nix::errno::Errno;
+
+use crate::auth::{BadToken, ManagerError};
+use crate::model::{SnapshotId, UnfitPair};
+use crate::store::StoreError;
+
+/// Why a journey did not reach its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request itself is wrong.
+    #[error("{0}")]
+    BadRequest(String),
+    /// The manager refused the credentials.
+    #[error("the user name or the password is wrong")]
+    BadCredentials,
+    /// No good token came with the request.
+    #[error(transparent)]
+    NoSession(#[from] BadToken),
+    /// There is no such thing.
+    #[error("{0}")]
+    NotFound(&'static str),
+    /// The snapshot is there, and is another VM's.
+    #[error("the snapshot {0} belongs to another VM")]
+    OtherVm(SnapshotId),
+    /// The snapshot to compare to is not older.
+    #[error("{0}")]
+    NotOlder(UnfitPair),
+    /// No snapshot can be made of this VM.
+    #[error("the VM cannot be snapshotted: {0}")]
+    NotSnapshottable(String),
+    /// The base's files are gone, or are not the ones that were snapshotted.
+    #[error("nothing can be compared to this base: disk {disk}: {cause}; take a full copy of the snapshot instead")]
+    BaseLost {
+        /// Name of the disk.
+        disk: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The snapshot's own files are gone, or are not the ones that were snapshotted.
+    #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
+    SnapshotLost {
+        /// Name of the disk.
+        disk: String,
+        /// What is wrong with it.
+        cause: String,
+    },
+    /// The manager cannot be asked.
+    #[error("the manager cannot be reached or does not answer as it should; the service's log says why")]
+    ManagerUnavailable(String),
+    /// Too many log-ins at once.
+    #[error("too many log-ins at once; try again in a second")]
+    Throttled,
+    /// A repository is full.
+    #[error("{step}: no space is left there; delete snapshots that are not needed any more")]
+    NoSpace {
+        /// What was done.
+        step: String,
+    },
+    /// A repository cannot be written to.
+    #[error("{step}: the file system is mounted read-only; look at the kernel's log of the host")]
+    ReadOnly {
+        /// What was done.
+        step: String,
+    },
+    /// The file system failed.
+    #[error("{step}: {source}")]
+    Io {
+        /// What was done.
+        step: String,
+        /// The errno.
+        source: io::Error,
+    },
+    /// The repositories' definitions cannot be listed.
+    #[error("the definitions of VMs cannot be listed: {source}")]
+    Inventory {
+        /// The errno.
+        source: io::Error,
+    },
+    /// The database failed.
+    #[error("the service's database does not answer; its log says why")]
+    Store(#[from] StoreError),
+    /// A fault of ours.
+    #[error("an internal error; the service's log says more")]
+    Internal(String),
+}
+
+impl Error {
+    /// The error of a step on a file system.
+    pub(super) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
+        let step = step.into();
+        match source.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
+            Some(Errno::EROFS) => Self::ReadOnly { step },
+            _ => Self::Io { step, source },
+        }
+    }
+
+    /// What the log is to say, where that is more than the caller hears.
+    pub fn hidden_cause(&self) -> Option<String> {
+        match self {
+            Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
+            Self::Store(cause) => Some(cause.to_string()),
+            _ => None,
+        }
+    }
+}
+
+impl From<ManagerError> for Error {
+    fn from(error: ManagerError) -> Self {
+        match error {
+            ManagerError::Refused => Self::BadCredentials,
+            ManagerError::Unavailable(cause) => Self::ManagerUnavailable(cause),
+            ManagerError::Busy => Self::Throttled,
+        }
+    }
+}
+
+impl From<UnfitPair> for Error {
+    fn from(error: UnfitPair) -> Self {
+        match error {
+            UnfitPair::OtherVm(id) => Self::OtherVm(id),
+            UnfitPair::NotOlder(_) => Self::NotOlder(error),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! Whether the service can serve.
+
+use std::sync::Arc;
+
+use super::{App, Error};
+use crate::wire;
+
+impl App {
+    /// What keeps the service from serving, for strangers: no names, no paths.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub async fn readiness(self: &Arc<Self>) -> Result<wire::Health, Error> {
+        self.blocking(|app| {
+            let mut problems = Vec::new();
+            if let Err(error) = app.store.check() {
+                tracing::error!(%error, "not ready");
+                problems.push("the database does not answer");
+            }
+            if app.repositories.iter().any(|repository| !repository.mount_point().is_dir()) {
+                problems.push("a repository is not there");
+            }
+            let status = if problems.is_empty() { wire::Status::Ok } else { wire::Status::Error };
+            Ok(wire::Health { status, problems })
+        })
+        .await
+    }
+}

@@ -1,0 +1,155 @@
+//! One file a journey: the order of steps lives here, and nowhere else.
+//!
+//! Every journey but the log-in takes a [`Session`], which only a good token yields. What blocks
+//! (files, the database) runs through [`App::blocking`], and nowhere else.
+
+pub mod error;
+pub mod health;
+pub mod list_vms;
+pub mod login;
+pub mod read_disk;
+pub mod snapshots;
+
+mod create_snapshot;
+mod delete_snapshot;
+mod recover;
+mod turns;
+mod vm_disks;
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+
+use crate::auth::{Manager, Tokens};
+use crate::config::Config;
+use crate::inventory;
+use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::repository::{CloneSupport, Repository};
+use crate::store::Store;
+
+pub use error::Error;
+use turns::Turns;
+
+/// The service without its network side.
+pub struct App {
+    repositories: Vec<Repository>,
+    clone_support: CloneSupport,
+    store: Store,
+    manager: Manager,
+    tokens: Tokens,
+    token_lifetime: Duration,
+    turns: Turns,
+    /// Journeys that go on when the client hangs up.
+    detached: TaskTracker,
+}
+
+impl App {
+    /// The service as `config` describes it, with all that a crash left half done cleaned up.
+    ///
+    /// # Errors
+    /// What keeps it from starting, in words for an operator.
+    pub fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+        use anyhow::Context;
+        let mut repositories = Vec::new();
+        for (id, path) in &config.repositories {
+            let id: RepositoryId = id.parse().with_context(|| format!("repositories.paths: {}", path.display()))?;
+            if !path.is_dir() {
+                tracing::warn!(repository = %path.display(), "is not there; is it mounted?");
+            }
+            repositories.push(Repository::new(id, path.clone()));
+        }
+        let app = Self {
+            repositories,
+            clone_support: CloneSupport::default(),
+            store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
+            manager: Manager::new(&config.manager).context("manager")?,
+            tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
+            token_lifetime: config.jwt.time_to_live,
+            turns: Turns::default(),
+            detached: TaskTracker::new(),
+        };
+        app.recover()?;
+        Ok(Arc::new(app))
+    }
+
+    /// The maker and checker of tokens.
+    pub fn tokens(&self) -> &Tokens {
+        &self.tokens
+    }
+
+    /// How long a token is good for.
+    pub fn token_lifetime(&self) -> Duration {
+        self.token_lifetime
+    }
+
+    /// Waits for the journeys that outlive their clients.
+    pub async fn finish(&self) {
+        self.detached.close();
+        self.detached.wait().await;
+    }
+
+    /// Runs `work`, which blocks, where it holds up nobody. The one crossing from async code.
+    async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let app = Arc::clone(self);
+        let span = tracing::Span::current();
+        let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;
+        done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    /// Runs `journey` to its end even if the client, and with it the caller, goes away.
+    async fn detached<T: Send + 'static>(
+        &self,
+        journey: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        use tracing::Instrument;
+        let done = self.detached.spawn(journey.in_current_span()).await;
+        done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    fn repository(&self, id: &RepositoryId) -> Option<&Repository> {
+        self.repositories.iter().find(|repository| repository.id() == id)
+    }
+
+    fn inventory(&self) -> Result<Vec<inventory::Vm>, Error> {
+        let folders: Vec<PathBuf> = self.repositories.iter().map(Repository::virtual_machines).collect();
+        inventory::load(&folders).map_err(|source| Error::Inventory { source })
+    }
+
+    /// The VM that `called` names: one of the inventory, by its name or else by its uuid, or one
+    /// that has left it and still has snapshots.
+    fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
+        if let Some(id) = find_vm(self.inventory()?, called).and_then(|vm| vm.id) {
+            return Ok(id);
+        }
+        if self.store.snapshots_of(called)?.is_empty() {
+            return Err(Error::NotFound("no such VM"));
+        }
+        Ok(called.clone())
+    }
+
+    /// The complete snapshot `id` of the VM that `called` names.
+    fn snapshot_of(&self, called: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
+        let Some(snapshot) = self.store.snapshot(id)? else {
+            self.resolve_vm(called)?;
+            return Err(Error::NotFound("the VM has no such snapshot"));
+        };
+        // The definitions are read only where the name is not the plain one: bytes are asked for
+        // thousands of times a second.
+        if snapshot.vm != *called && self.resolve_vm(called)? != snapshot.vm {
+            return Err(Error::OtherVm(id));
+        }
+        Ok(snapshot)
+    }
+}
+
+/// The VM that `called` names. A name goes before a uuid that another VM has.
+fn find_vm(vms: Vec<inventory::Vm>, called: &VmId) -> Option<inventory::Vm> {
+    let mut vms: Vec<_> = vms.into_iter().filter(|vm| vm.is_called(called)).collect();
+    vms.sort_by_key(|vm| vm.id.as_ref() != Some(called));
+    vms.into_iter().next()
+}

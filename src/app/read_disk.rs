@@ -1,0 +1,53 @@
+//! The journey to a disk's bytes.
+
+use std::sync::Arc;
+
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::repository::{DiskFile, OpenError, Repository};
+
+/// A disk of a snapshot, open for reading.
+pub struct OpenDisk {
+    /// The file, proven to be the one that was snapshotted.
+    pub file: DiskFile,
+    /// A text that no other content has.
+    pub version: String,
+    /// When the snapshot was taken.
+    pub taken_at: jiff::Timestamp,
+}
+
+impl App {
+    /// Opens the disk `name` of the snapshot `id` of the VM that `called` names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::SnapshotLost`], [`Error::Io`].
+    pub async fn open_disk(
+        self: &Arc<Self>,
+        _session: &Session,
+        called: VmId,
+        id: SnapshotId,
+        name: DiskName,
+    ) -> Result<OpenDisk, Error> {
+        self.blocking(move |app| {
+            let snapshot = app.snapshot_of(&called, id)?;
+            let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
+            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, &error))?;
+            let version =
+                format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
+            Ok(OpenDisk { file, version, taken_at: snapshot.created_at })
+        })
+        .await
+    }
+
+    /// Opens a disk's file and checks that it is the one that was taken.
+    pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
+        let repository: &Repository = self.repository(&disk.source.repository).ok_or(OpenError::Missing)?;
+        DiskFile::open(repository, snapshot.id, disk)
+    }
+}
+
+/// The error of a snapshot whose disk cannot be used.
+pub(super) fn lost(disk: &SnapshotDisk, cause: &dyn std::fmt::Display) -> Error {
+    Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() }
+}

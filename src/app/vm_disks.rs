@@ -1,0 +1,100 @@
+//! Which of a VM's disks a snapshot takes, and why not the others.
+
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::App;
+use crate::inventory::load_ovsmeta;
+use crate::inventory::ovsmeta::OvsMeta;
+use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+use crate::model::RepositoryId;
+use crate::repository::{LocatedDisk, Repository, locate};
+
+/// What a snapshot does with a disk.
+pub(super) enum Verdict {
+    /// Takes it.
+    Taken(LocatedDisk),
+    /// Leaves it out, as it holds nothing of the VM's own: a CD-ROM, a read-only disk elsewhere.
+    LeftOut(String),
+    /// Cannot be made at all: leaving this disk out would lose data.
+    Prevents(String),
+}
+
+/// A disk of a definition, looked at.
+pub(super) struct Examined {
+    /// Its size, bytes, and the repository it lies in, where it could be opened.
+    pub found: Option<(u64, RepositoryId)>,
+    /// The name that people gave it.
+    pub friendly_name: Option<String>,
+    pub verdict: Verdict,
+}
+
+/// Looks at disks, reading what repositories say about their files once.
+pub(super) struct Examiner<'a> {
+    app: &'a App,
+    notes: HashMap<RepositoryId, Option<OvsMeta>>,
+}
+
+impl<'a> Examiner<'a> {
+    pub(super) fn new(app: &'a App) -> Self {
+        Self { app, notes: HashMap::new() }
+    }
+
+    pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {
+        let nothing_found = |verdict| Examined { found: None, friendly_name: None, verdict };
+        let path = match &line.source {
+            DiskSource::File(path) => path,
+            DiskSource::Empty => return nothing_found(Verdict::LeftOut("no medium".to_owned())),
+            DiskSource::Other { scheme, target } => {
+                return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
+            }
+        };
+        let located = match locate::open(&self.app.repositories, Path::new(path)) {
+            Ok(located) => located,
+            Err(misplaced) => return nothing_found(refused(line, format!("{path} {misplaced}"))),
+        };
+        let file_name = Path::new(&located.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let notes = self.notes_of(&located.repository);
+        let friendly_name = notes.and_then(|notes| notes.simple_name(file_name)).map(str::to_owned);
+        let object_type = notes.and_then(|notes| notes.object_type(file_name)).filter(|kind| *kind != "VIRTUAL_DISK");
+        let verdict_without_mount = if line.cdrom {
+            Some(Verdict::LeftOut("a CD-ROM".to_owned()))
+        } else if let Some(kind) = object_type {
+            Some(Verdict::LeftOut(format!("the manager calls it {kind}")))
+        } else if !line.is_writable() && file_name.ends_with(".iso") {
+            Some(Verdict::LeftOut("an ISO image".to_owned()))
+        } else {
+            None
+        };
+        Examined {
+            found: Some((located.size, located.repository.id().clone())),
+            friendly_name,
+            verdict: verdict_without_mount.unwrap_or_else(|| match self.unclonable(&located) {
+                Some(reason) => refused(line, reason),
+                None => Verdict::Taken(located),
+            }),
+        }
+    }
+
+    fn notes_of(&mut self, repository: &Repository) -> Option<&OvsMeta> {
+        let notes = self.notes.entry(repository.id().clone());
+        notes.or_insert_with(|| load_ovsmeta(&repository.ovsmeta())).as_ref()
+    }
+
+    fn unclonable(&self, located: &LocatedDisk) -> Option<String> {
+        let root = located.repository.mount_point();
+        let devices = (root.metadata().map(|root| root.dev()), located.file.metadata().map(|file| file.dev()));
+        match devices {
+            (Ok(root), Ok(file)) if root != file => {
+                Some("lies on another file system, mounted inside the repository".to_owned())
+            }
+            _ => self.app.clone_support.of(root).err().map(|reason| reason.to_string()),
+        }
+    }
+}
+
+/// A disk that cannot be taken prevents the snapshot only where the guest can write to it.
+fn refused(line: &DiskLine, reason: String) -> Verdict {
+    if line.is_writable() && !line.cdrom { Verdict::Prevents(reason) } else { Verdict::LeftOut(reason) }
+}

@@ -1,0 +1,138 @@
+//! The host's manager: it alone knows which passwords are good.
+
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use axum::http::header::{ACCEPT, CONTENT_TYPE};
+use reqwest::redirect::Policy;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::sync::Semaphore;
+
+use super::trust;
+use crate::config;
+
+/// What a user logs in with. The password is never printed.
+#[derive(Debug)]
+pub struct Credentials {
+    /// The user's name.
+    pub username: String,
+    /// The user's password.
+    pub password: SecretString,
+}
+
+/// Why credentials are not known to be good.
+#[derive(Debug, thiserror::Error)]
+pub enum ManagerError {
+    /// The manager says that they are not.
+    #[error("the manager refuses this user name or password")]
+    Refused,
+    /// The manager cannot be asked.
+    #[error("the manager cannot be asked: {0}")]
+    Unavailable(String),
+    /// Too many are asking at once.
+    #[error("too many log-ins at once")]
+    Busy,
+}
+
+/// Log-ins that wait for the manager at a time: strangers cannot make us flood it.
+const CONCURRENCY: usize = 16;
+
+/// Bytes of an answer that are looked at.
+const ANSWER_PREFIX: usize = 256;
+
+/// The manager's REST endpoint.
+pub struct Manager {
+    client: reqwest::Client,
+    url: String,
+    timeout: Duration,
+    asking: Semaphore,
+}
+
+impl Manager {
+    /// The manager that the config names.
+    ///
+    /// # Errors
+    /// Where the certificates that it is checked against cannot be read.
+    pub fn new(config: &config::Manager) -> std::io::Result<Self> {
+        if config.trust == config::Trust::Nothing {
+            tracing::warn!("manager.insecure_skip_verify: passwords go to whoever answers at ovm_endpoint");
+        }
+        let client = reqwest::Client::builder()
+            .tls_backend_preconfigured(trust::client_config(&config.trust)?)
+            .timeout(config.timeout)
+            // A redirection could carry the password to anybody.
+            .redirect(Policy::none())
+            .no_proxy()
+            .build()
+            .map_err(|error| std::io::Error::other(describe(&error)))?;
+        Ok(Self { client, url: config.url.clone(), timeout: config.timeout, asking: Semaphore::new(CONCURRENCY) })
+    }
+
+    /// Asks the manager whether `credentials` are good.
+    ///
+    /// # Errors
+    /// [`ManagerError`]; an outage is never told as a wrong password.
+    pub async fn verify(&self, credentials: &Credentials) -> Result<(), ManagerError> {
+        let Credentials { username, password } = credentials;
+        // RFC 7617: a colon would move the border between name and password, and so the name that
+        // the manager checks would not be the one that the token carries.
+        if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
+            return Err(ManagerError::Refused);
+        }
+        let turn = tokio::time::timeout(self.timeout, self.asking.acquire()).await;
+        let Ok(Ok(_turn)) = turn else { return Err(ManagerError::Busy) };
+        let request = self.client.get(&self.url).basic_auth(username, Some(password.expose_secret()));
+        let mut answer = request
+            .header(ACCEPT, "application/json")
+            .send()
+            .await
+            .map_err(|error| ManagerError::Unavailable(describe(&error)))?;
+        match answer.status() {
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ManagerError::Refused),
+            status if status.is_success() => {
+                // A log-in page for people says 200 to everybody.
+                let is_html =
+                    answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+                if is_html && starts_like_markup(&mut answer).await? {
+                    return Err(ManagerError::Unavailable(format!(
+                        "{} is a web page, not the REST endpoint",
+                        self.url
+                    )));
+                }
+                Ok(())
+            }
+            status => Err(ManagerError::Unavailable(format!("{} answers {status}", self.url))),
+        }
+    }
+}
+
+async fn starts_like_markup(answer: &mut reqwest::Response) -> Result<bool, ManagerError> {
+    let mut seen = 0;
+    while let Some(piece) = answer.chunk().await.map_err(|error| ManagerError::Unavailable(describe(&error)))? {
+        if let Some(first) = piece.iter().find(|byte| !byte.is_ascii_whitespace()) {
+            return Ok(*first == b'<');
+        }
+        seen += piece.len();
+        if seen > ANSWER_PREFIX {
+            break;
+        }
+    }
+    Ok(false)
+}
+
+/// The error with all its causes, and what they mean where that is not plain.
+fn describe(error: &reqwest::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    if text.contains("HandshakeFailure") || text.contains("ProtocolVersion") {
+        text += " (no common TLS version or cipher: an old Java at the manager may offer none of TLS 1.2 with ECDHE \
+                 and AES-GCM; update it there, or put a TLS proxy before it)";
+    } else if text.contains("invalid peer certificate") {
+        text += " (name its authority with manager.ca_certificate, or itself with manager.fingerprint)";
+    }
+    text
+}

@@ -1,0 +1,8 @@
+//! Who may ask: the manager's answer to credentials, tokens, and the [`Session`] of a good token.
+
+pub mod manager;
+pub mod token;
+pub mod trust;
+
+pub use manager::{Credentials, Manager, ManagerError};
+pub use token::{BadToken, Session, Tokens};

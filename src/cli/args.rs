@@ -1,0 +1,49 @@
+//! Arguments.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::config;
+
+/// Incremental disk exporter for virtualization hosts.
+#[derive(Debug, Parser)]
+#[command(version)]
+pub struct Args {
+    /// The config file (-config, with one dash, is understood too)
+    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    pub config: PathBuf,
+}
+
+/// The arguments `given`, with the original's one-dash long flags made ordinary: they stand in
+/// everybody's unit files.
+pub fn with_two_dashes(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+    given.map(|argument| match argument.to_str() {
+        Some(text) if text == "-config" || text.starts_with("-config=") || text == "-version" => {
+            OsString::from(format!("-{text}"))
+        }
+        _ => argument,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_originals_flag_is_understood() {
+        let config = |arguments: &[&str]| {
+            let given = ["exporter"].iter().chain(arguments).map(OsString::from);
+            Args::try_parse_from(with_two_dashes(given)).map(|args| args.config)
+        };
+        assert_eq!(config(&[]).unwrap(), PathBuf::from("/etc/coriolis-ovm-exporter/config.toml"));
+        for spelling in
+            [&["-config", "/x.toml"][..], &["-config=/x.toml"], &["--config", "/x.toml"], &["--config=/x.toml"]]
+        {
+            assert_eq!(config(spelling).unwrap(), PathBuf::from("/x.toml"), "{spelling:?}");
+        }
+        assert_eq!(config(&["-version"]).unwrap_err().kind(), clap::error::ErrorKind::DisplayVersion);
+        assert!(config(&["-nonsense"]).is_err());
+    }
+}

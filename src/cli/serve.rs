@@ -1,0 +1,100 @@
+//! The life of the service: start, reload on SIGHUP, drain on SIGTERM and SIGINT.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::config::{Api, Config};
+use crate::http;
+
+/// How long running answers may go on after a signal to stop. A download that needs longer is cut:
+/// its client goes on from where it was, with a Range.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Runs the service until a signal stops it.
+///
+/// # Errors
+/// What keeps it from starting, in words for an operator.
+pub fn run(config: &Config) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+}
+
+async fn serve(config: &Config) -> anyhow::Result<()> {
+    let tls = Arc::new(ArcSwap::new(http::tls::server_config(&config.api)?));
+    let address = SocketAddr::from((config.api.bind, config.api.port));
+    let app = App::start(config)?;
+    let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
+    let signals = Signals::new()?;
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
+
+    let stop = CancellationToken::new();
+    let serving = http::server::serve(listener, Arc::clone(&tls), http::router(Arc::clone(&app)), stop.clone());
+    let serving = tokio::spawn(serving);
+    signals.until_stopped(|| reload(&config.api, &tls)).await;
+
+    tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: running answers may finish");
+    stop.cancel();
+    let finish = async {
+        let _ = serving.await;
+        app.finish().await;
+    };
+    match tokio::time::timeout(DRAIN_DEADLINE, finish).await {
+        Ok(()) => tracing::info!("stopped"),
+        Err(_) => tracing::warn!("stopped before all was answered: the deadline is over"),
+    }
+    Ok(())
+}
+
+struct Signals {
+    hang_up: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hang_up: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn until_stopped(mut self, on_hang_up: impl Fn()) {
+        loop {
+            tokio::select! {
+                _ = self.hang_up.recv() => on_hang_up(),
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
+    }
+}
+
+/// Takes a renewed certificate. A broken one is not taken, and the old one goes on.
+fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
+    match http::tls::server_config(api) {
+        Ok(config) => {
+            tls.store(config);
+            tracing::info!("certificate read anew");
+        }
+        Err(error) => tracing::error!(%error, "the certificate cannot be read anew; the old one stays"),
+    }
+}
+
+/// A descriptor for each connection and each open disk: the usual soft limit of 1024 is too low.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

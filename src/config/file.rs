@@ -1,0 +1,119 @@
+//! The keys of the config file and their defaults. An empty text means "not given".
+
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize, Serializer};
+
+/// The whole file.
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct File {
+    pub(super) db_file: String,
+    pub(super) ovm_endpoint: String,
+    pub(super) log_file: String,
+    pub(super) jwt: Jwt,
+    pub(super) api: Api,
+    pub(super) manager: Manager,
+    pub(super) repositories: Repositories,
+}
+
+impl Default for File {
+    fn default() -> Self {
+        Self {
+            db_file: "/etc/coriolis-ovm-exporter/exporter.db".to_owned(),
+            ovm_endpoint: String::new(),
+            log_file: String::new(),
+            jwt: Jwt::default(),
+            api: Api::default(),
+            manager: Manager::default(),
+            repositories: Repositories::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Jwt {
+    #[serde(serialize_with = "expose")]
+    pub(super) secret: SecretString,
+    pub(super) time_to_live: String,
+}
+
+/// Only a test writes the defaults out, in which the secret is empty.
+fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
+}
+
+impl Default for Jwt {
+    fn default() -> Self {
+        Self { secret: SecretString::default(), time_to_live: "168h".to_owned() }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Api {
+    pub(super) bind: String,
+    pub(super) port: u16,
+    pub(super) tls: Tls,
+}
+
+impl Default for Api {
+    fn default() -> Self {
+        Self { bind: "0.0.0.0".to_owned(), port: 5544, tls: Tls::default() }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Tls {
+    pub(super) certificate: String,
+    pub(super) key: String,
+    pub(super) ca_certificate: String,
+    pub(super) client_auth: bool,
+}
+
+impl Default for Tls {
+    fn default() -> Self {
+        Self {
+            certificate: "/etc/coriolis-ovm-exporter/srv-pub.pem".to_owned(),
+            key: "/etc/coriolis-ovm-exporter/srv-key.pem".to_owned(),
+            ca_certificate: String::new(),
+            client_auth: false,
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Manager {
+    pub(super) ca_certificate: String,
+    pub(super) fingerprint: String,
+    pub(super) insecure_skip_verify: bool,
+    pub(super) timeout: String,
+    pub(super) path: String,
+}
+
+impl Default for Manager {
+    fn default() -> Self {
+        Self {
+            ca_certificate: String::new(),
+            fingerprint: String::new(),
+            insecure_skip_verify: false,
+            timeout: "30s".to_owned(),
+            path: "/ovm/core/wsapi/rest/Repository/id".to_owned(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Repositories {
+    pub(super) ovs_agent_db: String,
+    pub(super) paths: Vec<String>,
+}
+
+impl Default for Repositories {
+    fn default() -> Self {
+        Self { ovs_agent_db: "/etc/ovs-agent/db".to_owned(), paths: Vec::new() }
+    }
+}

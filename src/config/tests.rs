@@ -1,0 +1,107 @@
+use super::*;
+
+const GOOD: &str = r#"
+ovm_endpoint = "https://manager.example:7002/"
+[jwt]
+secret = "0123456789abcdef0123456789abcdef"
+[repositories]
+paths = ["/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"]
+"#;
+
+#[test]
+fn the_sample_names_every_key_with_its_default() {
+    let sample: toml::Table = include_str!("../../config.example.toml").parse().unwrap();
+    assert_eq!(sample, toml::Table::try_from(File::default()).unwrap());
+}
+
+#[test]
+fn a_short_file_is_enough() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.manager.url, "https://manager.example:7002/ovm/core/wsapi/rest/Repository/id");
+    assert_eq!(config.manager.trust, Trust::System);
+    assert_eq!(config.jwt.time_to_live, Duration::from_secs(168 * 3600));
+    assert_eq!((config.api.bind.to_string(), config.api.port), ("0.0.0.0".to_owned(), 5544));
+    let (id, path) = &config.repositories[0];
+    assert_eq!(id, "0004fb0000030000a1b2c3d4e5f60718");
+    assert_eq!(path, Path::new("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"));
+}
+
+#[test]
+fn durations_are_those_of_go() {
+    for (text, expected) in [
+        ("168h", Some(604_800_000)),
+        ("1h30m", Some(5_400_000)),
+        ("500ms", Some(500)),
+        ("1.5h", Some(5_400_000)),
+        ("0s", None),
+        ("-1h", None),
+        ("5", None),
+        ("", None),
+        ("soon", None),
+    ] {
+        let mut check = Check::default();
+        let parsed = check.duration("jwt.time_to_live", text);
+        assert_eq!(check.problems.is_empty().then_some(parsed.as_millis()), expected, "{text:?}");
+    }
+}
+
+#[test]
+fn each_wrong_key_is_named_with_a_remedy() {
+    let with = |from: &str, to: &str| {
+        assert!(GOOD.contains(from), "{from:?} is not in the good file");
+        parse(&GOOD.replace(from, to)).unwrap_err().to_string()
+    };
+    let secret = r#"secret = "0123456789abcdef0123456789abcdef""#;
+    let published = r#"secret = "yoidthOcBauphFeykCotdidNorjAnAtGhonsabShegAtfexbavlyakPak4SletEd""#;
+    let repositories = r#"paths = ["/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"]"#;
+    let cases = [
+        (with(secret, r#"secret = "short""#), "jwt.secret: is shorter than 32 bytes; make one with"),
+        (with(secret, published), "jwt.secret: is a published sample"),
+        (with(secret, ""), "jwt.secret: is shorter"),
+        (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
+        (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
+        (with("https://manager.example:7002/", ""), "ovm_endpoint: is empty"),
+        (with(repositories, ""), "repositories.paths: is empty"),
+        (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: \"relative\" is no absolute path"),
+        (with(repositories, r#"paths = ["/a/repo", "/b/repo"]"#), "have one folder name"),
+        (with("[jwt]", "[jwt]\ntime_to_live = \"7 parsecs\""), "jwt.time_to_live: \"7 parsecs\" is no duration"),
+        (with("[jwt]", "[api]\nbind = \"localhost\"\n[jwt]"), "api.bind: \"localhost\" is no IP address"),
+        (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: 0 is no port"),
+        (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
+        (with("[jwt]", "[api.tls]\nclient_auth = true\n[jwt]"), "api.tls.ca_certificate: is needed with client_auth"),
+        (with("[jwt]", "[manager]\npath = \"x\"\n[jwt]"), "manager.path: \"x\" does not start with a slash"),
+        (with("[jwt]", "[manager]\nfingerprint = \"sha256:12\"\n[jwt]"), "manager.fingerprint: is not sha256:"),
+        (
+            with("[jwt]", "[manager]\nca_certificate = \"x\"\ninsecure_skip_verify = true\n[jwt]"),
+            "manager: has more than one",
+        ),
+        (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
+        (with("[jwt]", "[jwt"), "line 3: "),
+    ];
+    for (message, expected) in cases {
+        assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+    }
+}
+
+#[test]
+fn all_problems_come_at_once_and_no_secret_is_shown() {
+    let message = parse("[jwt]\nsecret = \"hush hush\"\n").unwrap_err().to_string();
+    for key in ["ovm_endpoint", "jwt.secret", "repositories.paths"] {
+        assert!(message.contains(key), "{message:?} lacks {key}");
+    }
+    assert!(!message.contains("hush"));
+    // Not even where the line with the secret is the one that cannot be read.
+    let message = parse("[jwt]\nsecret = \"hush hush\" x\n").unwrap_err().to_string();
+    assert!(message.contains("line 2") && !message.contains("hush"), "{message:?}");
+    assert!(!format!("{:?}", parse(GOOD).unwrap()).contains("0123456789abcdef"));
+}
+
+#[test]
+fn a_fingerprint_is_taken_as_openssl_prints_it() {
+    let digits = "AB".repeat(32);
+    let colons = vec!["ab"; 32].join(":");
+    for text in [digits.clone(), format!("sha256:{digits}"), format!("sha256:{colons}")] {
+        assert_eq!(parse_fingerprint(&text), Some([0xab; 32]), "{text}");
+    }
+    assert_eq!(parse_fingerprint(&"é".repeat(32)), None);
+}

@@ -1,0 +1,376 @@
+//! Whether a request's conditions hold (RFC 9110 section 13). Pure: the headers and what is served
+//! now in, a decision out.
+//!
+//! Own parsing, since the types of the `headers` crate (0.4) panic on a file older than 1970 and,
+//! in debug builds, on a tag like `"a b"`; drop a whole list for one tag beyond ASCII; and let any
+//! later date match in `If-Range`.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use http::header::{HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
+use http::{HeaderMap, Method};
+
+/// 9999-12-31T23:59:59Z in seconds since 1970: the last moment that an HTTP-date can say.
+const LAST_HTTP_SECOND: u64 = 253_402_300_799;
+
+/// A strong entity tag (RFC 9110 8.8.3): equal tags promise equal bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StrongTag(String);
+
+impl StrongTag {
+    /// The tag of whatever `identity` identifies; different identities make different tags.
+    ///
+    /// Letters, digits and `-._~` are kept; any other byte is written `%XX`, since a tag can hold
+    /// no quote or space, and a comma or backslash in it misleads careless clients.
+    pub fn new(identity: &str) -> Self {
+        let mut tag = String::from("\"");
+        for byte in identity.bytes() {
+            if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+                tag.push(byte.into());
+            } else {
+                tag.push_str(&format!("%{byte:02X}"));
+            }
+        }
+        tag.push('"');
+        Self(tag)
+    }
+
+    /// The value of the `ETag` header, quotes included.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Strong comparison (8.8.3.2). As ours is strong, a weak tag simply differs by its `W/`.
+    fn matches_strong(&self, tag: &[u8]) -> bool {
+        tag == self.0.as_bytes()
+    }
+
+    /// Weak comparison (8.8.3.2): the `W/` does not count.
+    fn matches_weak(&self, tag: &[u8]) -> bool {
+        self.matches_strong(tag.strip_prefix(b"W/").unwrap_or(tag))
+    }
+}
+
+/// What identifies the content served now (RFC 9110 8.8).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Validators {
+    /// Goes out as `ETag`.
+    pub etag: StrongTag,
+    /// Goes out as `Last-Modified`, by [`Validators::last_modified_value`]. Must not lie in the
+    /// future (8.8.2.1), and the content must not change twice within its second: `If-Range` takes
+    /// it as a strong validator (8.8.2.2). A snapshot, once made, never changes.
+    pub last_modified: SystemTime,
+}
+
+impl Validators {
+    /// The value of the `Last-Modified` header: whole seconds, rounded down, and at the nearest end
+    /// of 1970 to 9999 for a file stamped outside of it.
+    pub fn last_modified_value(&self) -> String {
+        httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.last_modified_second()))
+    }
+
+    /// What a client can know of `last_modified`, in seconds since 1970.
+    fn last_modified_second(&self) -> u64 {
+        seconds_since_1970(self.last_modified).min(LAST_HTTP_SECOND)
+    }
+}
+
+/// What the conditions make of the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Precondition {
+    /// Perform it.
+    Proceed {
+        /// Whether `Range` counts, see [`byte_range::select`](super::byte_range::select). If not,
+        /// the answer is the whole content, whatever `Range` says. Always false for HEAD, where
+        /// `Range` has no meaning (14.2).
+        honour_range: bool,
+    },
+    /// 304, with `ETag` and `Last-Modified`, no body (15.4.5).
+    NotModified,
+    /// 412 (15.5.13).
+    Failed,
+}
+
+/// Decides on the conditional headers, in the order of RFC 9110 13.2.2: `If-Match`, else
+/// `If-Unmodified-Since`; `If-None-Match`, else `If-Modified-Since`; then `If-Range`.
+///
+/// To be asked only where the answer without conditions would be a success (13.2.1). A malformed
+/// date, or several, is as no header; an element of a list that is no tag matches nothing; an
+/// `If-Range` that is neither one strong tag nor one date does not match, so that the client gets
+/// the whole.
+pub fn evaluate(method: &Method, headers: &HeaderMap, current: &Validators) -> Precondition {
+    let reads = method == Method::GET || method == Method::HEAD;
+    let unmodified_since = |name| Some(current.last_modified_second() <= date(headers, name)?);
+
+    let is_expected = any_tag(headers, IF_MATCH, |tag| current.etag.matches_strong(tag))
+        .or_else(|| unmodified_since(IF_UNMODIFIED_SINCE));
+    if is_expected == Some(false) {
+        return Precondition::Failed;
+    }
+
+    let is_known = any_tag(headers, IF_NONE_MATCH, |tag| current.etag.matches_weak(tag))
+        .or_else(|| unmodified_since(IF_MODIFIED_SINCE).filter(|_| reads));
+    match is_known {
+        Some(true) if reads => Precondition::NotModified,
+        Some(true) => Precondition::Failed,
+        Some(false) | None => {
+            Precondition::Proceed { honour_range: method == Method::GET && part_is_of_current(headers, current) }
+        }
+    }
+}
+
+/// `If-Range` (13.1.5): may the part asked for be added to what the client has? Exact matches only.
+fn part_is_of_current(headers: &HeaderMap, current: &Validators) -> bool {
+    match lines(headers, IF_RANGE)[..] {
+        [] => true,
+        [line] => current.etag.matches_strong(line) || date(headers, IF_RANGE) == Some(current.last_modified_second()),
+        _ => false,
+    }
+}
+
+/// Whether a field of tags (13.1.1, 13.1.2) is `*` or has a tag that `matches`; none where there is
+/// no such field.
+fn any_tag(headers: &HeaderMap, name: HeaderName, matches: impl Fn(&[u8]) -> bool) -> Option<bool> {
+    let lines = lines(headers, name);
+    match lines[..] {
+        [] => None,
+        [b"*"] => Some(true),
+        _ => Some(lines.into_iter().flat_map(elements).any(matches)),
+    }
+}
+
+/// The elements of one line of a list. A comma within quotes is part of a tag, and a backslash is
+/// only itself there (8.8.3).
+fn elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut in_quotes = false;
+    let separates = move |&byte: &u8| {
+        in_quotes ^= byte == b'"';
+        byte == b',' && !in_quotes
+    };
+    line.split(separates).map(<[u8]>::trim_ascii)
+}
+
+/// The one HTTP-date in a field, in seconds since 1970; several or a malformed one are none
+/// (13.1.3, 13.1.4).
+fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
+    let [line] = lines(headers, name)[..] else {
+        return None;
+    };
+    let date = httpdate::parse_http_date(str::from_utf8(line).ok()?).ok()?;
+    Some(seconds_since_1970(date))
+}
+
+fn lines(headers: &HeaderMap, name: HeaderName) -> Vec<&[u8]> {
+    headers.get_all(name).iter().map(|line| line.as_bytes().trim_ascii()).collect()
+}
+
+fn seconds_since_1970(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::Precondition::{Failed, NotModified, Proceed};
+    use super::*;
+
+    const PART: Precondition = Proceed { honour_range: true };
+    const WHOLE: Precondition = Proceed { honour_range: false };
+
+    /// 1994-11-06T08:49:37.9Z
+    const MODIFIED: Duration = Duration::from_millis(784_111_777_900);
+    const BEFORE: &str = "Sun, 06 Nov 1994 08:49:36 GMT";
+    const EXACT: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
+    const AFTER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
+
+    /// What is served has the tag `"now"` and was [`MODIFIED`]. Each row: the method; the status of
+    /// the answer to a request with a `Range`; the conditional headers, between ` | `.
+    const DECISIONS: &str = r#"
+        GET 206
+        HEAD 200
+
+        GET 206 If-Match: "now"
+        GET 206 If-Match: *
+        GET 206 If-Match: "old",, "a,b" ,"now"
+        GET 206 If-Match: "a\","now"
+        GET 206 If-Match: "ä b", "now"
+        GET 206 If-Match: garbage, "now"
+        GET 412 If-Match: W/"now"
+        GET 412 If-Match: "old"
+        GET 412 If-Match: "a,"now",b"
+        GET 412 If-Match: "Now"
+        GET 412 If-Match: now
+        GET 412 If-Match: "now
+        GET 412 If-Match: *, "old"
+        GET 412 If-Match:
+        HEAD 412 If-Match: "old"
+
+        GET 412 If-Unmodified-Since: BEFORE
+        GET 206 If-Unmodified-Since: EXACT
+        GET 206 If-Unmodified-Since: AFTER
+        GET 206 If-Unmodified-Since: BEFORE, BEFORE
+        GET 206 If-Unmodified-Since: Mon, 06 Nov 1994 08:49:36 GMT
+        GET 206 If-Unmodified-Since: yesterday
+
+        GET 304 If-None-Match: "now"
+        GET 304 If-None-Match: W/"now"
+        GET 304 If-None-Match: "old", W/"now"
+        GET 304 If-None-Match: *
+        GET 206 If-None-Match: "old", W/"older"
+        GET 206 If-None-Match: w/"now"
+        GET 206 If-None-Match: W/W/"now"
+        GET 206 If-None-Match: now
+        GET 206 If-None-Match:
+        HEAD 304 If-None-Match: "now"
+        DELETE 412 If-None-Match: *
+
+        GET 206 If-Modified-Since: BEFORE
+        GET 304 If-Modified-Since: EXACT
+        GET 304 If-Modified-Since: AFTER
+        GET 304 If-Modified-Since: Sunday, 06-Nov-94 08:49:37 GMT
+        GET 304 If-Modified-Since: Sun Nov  6 08:49:37 1994
+        GET 206 If-Modified-Since: 784111777
+        GET 206 If-Modified-Since:
+        HEAD 304 If-Modified-Since: EXACT
+        DELETE 200 If-Modified-Since: EXACT
+
+        GET 206 If-Range: "now"
+        GET 206 If-Range: EXACT
+        GET 206 If-Range: Sunday, 06-Nov-94 08:49:37 GMT
+        GET 200 If-Range: BEFORE
+        GET 200 If-Range: AFTER
+        GET 200 If-Range: W/"now"
+        GET 200 If-Range: "old"
+        GET 200 If-Range: "old", "now"
+        GET 200 If-Range: *
+        GET 200 If-Range: yesterday
+        GET 200 If-Range:
+        HEAD 200 If-Range: "now"
+
+        # Several lines are one field.
+        GET 206 If-Match: "old" | If-Match: "now"
+        GET 206 If-None-Match: * | If-None-Match: "old"
+        GET 304 If-None-Match: "old" | If-None-Match: "now"
+        GET 206 If-Unmodified-Since: BEFORE | If-Unmodified-Since: BEFORE
+        GET 206 If-Modified-Since: EXACT | If-Modified-Since: EXACT
+        GET 200 If-Range: "now" | If-Range: "now"
+        GET 200 If-Range: EXACT | If-Range: EXACT
+
+        # A tag outranks its date.
+        GET 206 If-Match: "now" | If-Unmodified-Since: BEFORE
+        GET 412 If-Match: "old" | If-Unmodified-Since: AFTER
+        GET 206 If-None-Match: "old" | If-Modified-Since: AFTER
+        GET 304 If-None-Match: "now" | If-Modified-Since: BEFORE
+
+        # 412 comes before 304, and that before If-Range.
+        GET 412 If-None-Match: "now" | If-Match: "old"
+        GET 412 If-None-Match: "now" | If-Unmodified-Since: BEFORE
+        GET 304 If-None-Match: "now" | If-Match: "now"
+        GET 304 If-Modified-Since: EXACT | If-Match: "now"
+        GET 304 If-Range: "old" | If-None-Match: "now"
+        GET 200 If-Range: "old" | If-Match: "now"
+        GET 206 If-Range: "now" | If-None-Match: "old"
+    "#;
+
+    fn current(etag: &str, last_modified: SystemTime) -> Validators {
+        let etag = StrongTag::new(etag);
+        Validators { etag, last_modified }
+    }
+
+    fn value(text: &str) -> HeaderValue {
+        HeaderValue::from_bytes(text.as_bytes()).expect("a header value")
+    }
+
+    #[test]
+    fn decisions() {
+        let current = current("now", UNIX_EPOCH + MODIFIED);
+        let is_case = |row: &&str| !row.is_empty() && !row.starts_with('#');
+        for row in DECISIONS.lines().map(str::trim).filter(is_case) {
+            let row = row.replace("BEFORE", BEFORE).replace("EXACT", EXACT).replace("AFTER", AFTER);
+            let (method, rest) = row.split_once(' ').expect("a method");
+            let (status, lines) = rest.split_at(3);
+            let mut headers = HeaderMap::new();
+            for (name, text) in lines.split(" | ").filter_map(|line| line.split_once(':')) {
+                headers.append(name.trim().parse::<HeaderName>().expect("a name"), value(text));
+            }
+            let method = method.parse().expect("a method");
+            let decided = match evaluate(&method, &headers, &current) {
+                PART => "206",
+                WHOLE => "200",
+                NotModified => "304",
+                Failed => "412",
+            };
+            assert_eq!(decided, status, "{row}");
+        }
+    }
+
+    #[test]
+    fn a_tag_escapes_what_it_cannot_hold() {
+        for (identity, tag) in
+            [("0004fb-1.img", r#""0004fb-1.img""#), ("a \"%,ä", r#""a%20%22%25%2C%C3%A4""#), ("", r#""""#)]
+        {
+            assert_eq!(StrongTag::new(identity).as_str(), tag);
+        }
+    }
+
+    #[test]
+    fn last_modified_is_always_a_date() {
+        let at = |time| current("now", time).last_modified_value();
+        let (early, late) = (Duration::from_millis(1), Duration::from_secs(1 << 40));
+        assert_eq!(at(UNIX_EPOCH + MODIFIED), EXACT);
+        assert_eq!(at(UNIX_EPOCH - early), "Thu, 01 Jan 1970 00:00:00 GMT");
+        assert_eq!(at(UNIX_EPOCH + late), "Fri, 31 Dec 9999 23:59:59 GMT");
+    }
+
+    proptest! {
+        /// A client that sends back what it was sent is understood, whatever the file's age.
+        #[test]
+        fn validators_come_back(identity: String, old: bool, micros in 0..1u64 << 60) {
+            let age = Duration::from_micros(micros);
+            let last_modified = if old { UNIX_EPOCH - age } else { UNIX_EPOCH + age };
+            let current = current(&identity, last_modified);
+            let (tag, date) = (value(current.etag.as_str()), value(&current.last_modified_value()));
+            for (name, value, expected) in [
+                (IF_MATCH, &tag, PART),
+                (IF_UNMODIFIED_SINCE, &date, PART),
+                (IF_NONE_MATCH, &tag, NotModified),
+                (IF_MODIFIED_SINCE, &date, NotModified),
+                (IF_RANGE, &tag, PART),
+                (IF_RANGE, &date, PART),
+            ] {
+                let headers = HeaderMap::from_iter([(name, value.clone())]);
+                prop_assert_eq!(evaluate(&Method::GET, &headers, &current), expected);
+            }
+        }
+
+        #[test]
+        fn different_identities_have_different_tags(a in "[%2C,]{0,4}", b in "[%2C,]{0,4}") {
+            prop_assert_eq!(a == b, StrongTag::new(&a) == StrongTag::new(&b));
+        }
+
+        /// Whatever the headers say, there is an answer.
+        #[test]
+        fn any_headers_are_decided(
+            lines in vec((0..5usize, prop_oneof![
+                vec(any::<u8>(), 0..40),
+                "[*W/\"now, \t\\\\]{0,20}".prop_map(String::into_bytes),
+                "Sun, [0-9]{2} (Nov|Feb|Dec) [0-9]{4} [0-9:]{8} GMT".prop_map(String::into_bytes),
+                "Sunday, [0-9]{2}-Nov-[0-9]{2} [0-9:]{8} GMT".prop_map(String::into_bytes),
+            ]), 0..6),
+        ) {
+            let names = [IF_MATCH, IF_UNMODIFIED_SINCE, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE];
+            let mut headers = HeaderMap::new();
+            for (name, line) in lines {
+                if let Ok(value) = HeaderValue::from_bytes(&line) {
+                    headers.append(&names[name], value);
+                }
+            }
+            let current = current("now", UNIX_EPOCH + MODIFIED);
+            evaluate(&Method::GET, &headers, &current);
+            prop_assert_ne!(evaluate(&Method::HEAD, &headers, &current), PART);
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! From a request for a disk's bytes to its response, step by step:
+//!
+//! 1. the conditions (RFC 9110, 13): 304 or 412;
+//! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
+//! 3. the parts of the body, whose sum is the Content-Length;
+//! 4. the body, which a thread reads as the client takes it.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use axum::body::Body;
+use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG, LAST_MODIFIED};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+
+use super::body::{DiskBody, Part};
+use super::byte_range::{self, Selection};
+use super::conditional::{self, Precondition, StrongTag, Validators};
+use super::failure::Failure;
+use crate::app::Error;
+use crate::app::read_disk::OpenDisk;
+
+const OCTETS: &str = "application/octet-stream";
+
+pub(super) fn respond(method: &Method, headers: &HeaderMap, disk: OpenDisk) -> Result<Response, Failure> {
+    let size = disk.file.size();
+    let validators = Validators { etag: StrongTag::new(&disk.version), last_modified: SystemTime::from(disk.taken_at) };
+    let range_counts = match conditional::evaluate(method, headers, &validators) {
+        Precondition::NotModified => {
+            return with_headers(StatusCode::NOT_MODIFIED, Body::empty(), validator_headers(&validators));
+        }
+        Precondition::Failed => return Err(Failure::PreconditionFailed),
+        Precondition::Proceed { honour_range } => honour_range,
+    };
+    let selection = if range_counts { byte_range::select(headers, size) } else { Ok(Selection::Whole) };
+    let Ok(selection) = selection else { return Err(Failure::RangeNotSatisfiable { size }) };
+
+    let mut out = validator_headers(&validators);
+    out.push((ACCEPT_RANGES, "bytes".to_owned()));
+    let (status, content_type, parts) = match selection {
+        Selection::Whole => (StatusCode::OK, OCTETS.to_owned(), vec![Part::Disk(0..size)]),
+        Selection::One(range) => {
+            out.push((CONTENT_RANGE, byte_range::content_range(&range, size)));
+            (StatusCode::PARTIAL_CONTENT, OCTETS.to_owned(), vec![Part::Disk(range)])
+        }
+        Selection::Many(ranges) => {
+            let boundary = uuid::Uuid::new_v4().simple().to_string();
+            let content_type = format!("multipart/byteranges; boundary={boundary}");
+            (StatusCode::PARTIAL_CONTENT, content_type, multipart(&boundary, ranges, size))
+        }
+    };
+    out.push((CONTENT_TYPE, content_type));
+    let length: u64 = parts.iter().map(Part::len).sum();
+    out.push((CONTENT_LENGTH, length.to_string()));
+    let body = if *method == Method::HEAD || length == 0 {
+        Body::empty()
+    } else {
+        Body::new(DiskBody::start(Arc::new(disk.file), parts).map_err(|_| Failure::TooBusy)?)
+    };
+    with_headers(status, body, out)
+}
+
+fn validator_headers(validators: &Validators) -> Vec<(HeaderName, String)> {
+    vec![(ETAG, validators.etag.as_str().to_owned()), (LAST_MODIFIED, validators.last_modified_value())]
+}
+
+fn with_headers(status: StatusCode, body: Body, headers: Vec<(HeaderName, String)>) -> Result<Response, Failure> {
+    let mut response = (status, body).into_response();
+    for (name, value) in headers {
+        let value = HeaderValue::try_from(value).map_err(|error| Error::Internal(error.to_string()))?;
+        response.headers_mut().insert(name, value);
+    }
+    Ok(response)
+}
+
+/// The body of RFC 9110, 14.6: each range behind its own head.
+fn multipart(boundary: &str, ranges: Vec<Range<u64>>, size: u64) -> Vec<Part> {
+    let mut parts = Vec::with_capacity(ranges.len() * 2 + 1);
+    for range in ranges {
+        let content_range = byte_range::content_range(&range, size);
+        let head = format!("\r\n--{boundary}\r\nContent-Type: {OCTETS}\r\nContent-Range: {content_range}\r\n\r\n");
+        parts.push(Part::Text(Bytes::from(head)));
+        parts.push(Part::Disk(range));
+    }
+    parts.push(Part::Text(Bytes::from(format!("\r\n--{boundary}--\r\n"))));
+    parts
+}

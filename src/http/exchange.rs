@@ -1,0 +1,75 @@
+//! What goes around every request: its id, its line in the log, the JSON body of its error.
+
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::Request;
+use axum::http::header::CONTENT_LENGTH;
+use axum::http::{HeaderValue, StatusCode};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
+
+use super::Peer;
+use super::failure::Explanation;
+use crate::wire;
+
+/// The response header with the id under which the log tells of a request.
+const REQUEST_ID: &str = "x-request-id";
+
+/// Characters of a path that go into the log.
+const LOGGED_PATH: usize = 300;
+
+/// Answers a request through `next`.
+pub(super) async fn answer(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = uuid::Uuid::new_v4().to_string();
+    let method = request.method().clone();
+    // Without the query: who puts a token there by mistake does not find it in the log.
+    let path: String = request.uri().path().chars().take(LOGGED_PATH).collect();
+    let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
+    let span = tracing::info_span!("request", %id);
+    async {
+        let mut response = next.run(request).await;
+        let status = response.status();
+        if status.is_client_error() || status.is_server_error() {
+            response = explain(response, &id);
+        }
+        if let Ok(value) = HeaderValue::try_from(&id) {
+            response.headers_mut().insert(REQUEST_ID, value);
+        }
+        let bytes = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
+        tracing::info!(
+            %method, ?path, %peer, status = status.as_u16(), bytes,
+            ms = started.elapsed().as_secs_f64() * 1e3, "answered"
+        );
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// Gives an error its JSON body. Its status and headers stay.
+fn explain(mut response: Response, request_id: &str) -> Response {
+    let status = response.status();
+    let Explanation { code, details, hidden_cause } =
+        response.extensions_mut().remove().unwrap_or_else(|| Explanation::of_status(status));
+    if status.is_server_error() {
+        tracing::error!(code, details, cause = hidden_cause.unwrap_or_default(), "failed");
+    } else {
+        tracing::debug!(code, details, "refused");
+    }
+    // The original's text, which its clients look for.
+    let error = match status {
+        StatusCode::UNAUTHORIZED => "Authentication failed",
+        status => status.canonical_reason().unwrap_or("Error"),
+    };
+    let body = wire::Error { error: error.to_owned(), details, code, request_id: request_id.to_owned() };
+    let mut explained = (status, Json(body)).into_response();
+    for (name, value) in response.headers() {
+        if !explained.headers().contains_key(name) && name != CONTENT_LENGTH {
+            explained.headers_mut().append(name, value.clone());
+        }
+    }
+    explained
+}

@@ -1,0 +1,189 @@
+//! What requests say, parsed before a handler sees it.
+
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Bytes;
+use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
+use axum::http::StatusCode;
+use axum::http::header::AUTHORIZATION;
+use axum::http::request::Parts;
+use serde::de::DeserializeOwned;
+
+use super::failure::Failure;
+use super::routes::BODY_LIMIT;
+use crate::app::snapshots::View;
+use crate::app::{App, Error};
+use crate::auth::{BadToken, Session};
+use crate::model::{DiskName, SnapshotId, VmId};
+
+/// Whoever sent a good token.
+pub(super) struct Authenticated(pub Session);
+
+impl FromRequestParts<Arc<App>> for Authenticated {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
+        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        // RFC 9110, 11.1: the scheme is case-insensitive.
+        let token = match header.split_once(' ') {
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
+            _ => return Err(BadToken.into()),
+        };
+        Ok(Self(app.tokens().check(token)?))
+    }
+}
+
+/// `{vm}` of a path.
+pub(super) struct VmPath(pub VmId);
+/// `{vm}` and `{snapshot}` of a path.
+pub(super) struct SnapshotPath(pub VmId, pub SnapshotId);
+/// `{vm}`, `{snapshot}` and `{disk}` of a path.
+pub(super) struct DiskPath(pub VmId, pub SnapshotId, pub DiskName);
+
+/// The named parts of the path. What is no text is the name of nothing.
+async fn path<T: DeserializeOwned + Send>(parts: &mut Parts) -> Result<T, Failure> {
+    let path = Path::<T>::from_request_parts(parts, &()).await;
+    path.map(|Path(names)| names).map_err(|_| Failure::NoRoute)
+}
+
+/// What is no id names nothing: 404, as for an id that nobody has.
+fn id<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, Failure> {
+    text.parse().map_err(|_| Error::NotFound(otherwise).into())
+}
+
+const NO_VM: &str = "no such VM: it is named by 32 hexadecimal digits, or by its dashed uuid";
+const NO_SNAPSHOT: &str = "no such snapshot: it is named by a dashed uuid";
+const NO_DISK: &str = "the snapshot has no such disk";
+
+impl<S: Send + Sync> FromRequestParts<S> for VmPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let vm: String = path(parts).await?;
+        Ok(Self(id(&vm, NO_VM)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for SnapshotPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let (vm, snapshot): (String, String) = path(parts).await?;
+        Ok(Self(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?))
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let (vm, snapshot, disk): (String, String, String) = path(parts).await?;
+        Ok(Self(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?, id(&disk, NO_DISK)?))
+    }
+}
+
+/// `squashChunks`, `compareTo`, `zero`, `chunks` of a query. Unknown parameters are ignored.
+pub(super) struct SnapshotQuery(pub View);
+
+impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
+        let Query(pairs) = query.map_err(|error| Error::BadRequest(error.body_text()))?;
+        let value = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        let given = |name: &str| value(name).filter(|value| !value.is_empty());
+        let zeros = match given("zero") {
+            None => None,
+            Some("include") => Some(true),
+            Some("omit") => Some(false),
+            Some(other) => return Err(Error::BadRequest(format!("zero={other:?}: write include or omit")).into()),
+        };
+        Ok(Self(View {
+            compare_to: given("compareTo").map(|text| id(text, "compareTo names no snapshot")).transpose()?,
+            squash: value("squashChunks").map_or(Ok(true), |text| parse_bool("squashChunks", text))?,
+            chunks: value("chunks").map_or(Ok(true), |text| parse_bool("chunks", text))?,
+            zeros,
+        }))
+    }
+}
+
+/// What Go's `strconv.ParseBool` takes: Python's clients send `True` and `False`.
+fn parse_bool(name: &str, text: &str) -> Result<bool, Failure> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(Error::BadRequest(format!("{name}={text:?}: write true or false")).into()),
+    }
+}
+
+/// The bytes of a request's body, within a bound of size and time.
+pub(super) struct SmallBody(pub Bytes);
+
+/// How long a body of at most [`BODY_LIMIT`] bytes may take.
+const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+impl<S: Send + Sync> FromRequest<S> for SmallBody {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let read = tokio::time::timeout(BODY_DEADLINE, Bytes::from_request(request, state)).await;
+        let bytes = read.map_err(|_| Failure::BodyTooSlow)?.map_err(|rejection| {
+            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
+                Failure::BodyTooLarge { limit: BODY_LIMIT }
+            } else {
+                Error::BadRequest("the body was cut off".to_owned()).into()
+            }
+        })?;
+        Ok(Self(bytes))
+    }
+}
+
+/// A body of JSON, whatever the Content-Type says: `curl -d` calls it a form.
+pub(super) struct JsonBody<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
+        // The parser's own message may quote the body, and with it a password.
+        let parsed = serde_json::from_slice(&bytes).map_err(|error| {
+            let what = if error.is_data() { "lacks a field, or has one of another type" } else { "is not JSON" };
+            Error::BadRequest(format!("the body {what} (line {}, column {})", error.line(), error.column()))
+        })?;
+        Ok(Self(parsed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::response::IntoResponse;
+
+    #[test]
+    fn booleans_are_those_of_go() {
+        for (text, expected) in [
+            ("1", true),
+            ("t", true),
+            ("T", true),
+            ("TRUE", true),
+            ("true", true),
+            ("True", true),
+            ("0", false),
+            ("f", false),
+            ("F", false),
+            ("FALSE", false),
+            ("false", false),
+            ("False", false),
+        ] {
+            assert_eq!(parse_bool("chunks", text).unwrap(), expected, "{text}");
+        }
+        for text in ["", "yes", "tRUE", "2", " true"] {
+            let status = parse_bool("chunks", text).unwrap_err().into_response().status();
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
+        }
+    }
+}

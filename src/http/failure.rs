@@ -1,0 +1,131 @@
+//! What errors are in HTTP: the only place where a status is chosen.
+
+use axum::http::header::{CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::http::{HeaderName, HeaderValue, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::byte_range;
+use crate::app::Error;
+
+/// Why a request is refused.
+#[derive(Debug)]
+pub(super) enum Failure {
+    /// The journey says why.
+    App(Error),
+    /// There is no such route.
+    NoRoute,
+    /// The body is larger than the limit.
+    BodyTooLarge { limit: usize },
+    /// The body did not come in time.
+    BodyTooSlow,
+    /// `If-Match` or `If-Unmodified-Since` does not hold.
+    PreconditionFailed,
+    /// The `Range` header asks for nothing that a disk of this size has.
+    RangeNotSatisfiable { size: u64 },
+    /// The service has no room for one more export.
+    TooBusy,
+}
+
+impl<E: Into<Error>> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::App(error.into())
+    }
+}
+
+/// What the body of an error says, kept on the response until it is written in `exchange`.
+#[derive(Clone, Debug)]
+pub(super) struct Explanation {
+    /// The stable word for programs.
+    pub code: &'static str,
+    /// For the caller.
+    pub details: String,
+    /// For the log alone.
+    pub hidden_cause: Option<String>,
+}
+
+impl Explanation {
+    /// For a refusal that did not come from a [`Failure`].
+    pub(super) fn of_status(status: StatusCode) -> Self {
+        let (code, details) = match status {
+            StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this route has other methods; see Allow"),
+            StatusCode::NOT_FOUND => ("not_found", "there is no such route"),
+            status if status.is_client_error() => ("bad_request", "the request cannot be understood"),
+            _ => ("internal", "an internal error; the service's log says more"),
+        };
+        Self { code, details: details.to_owned(), hidden_cause: None }
+    }
+}
+
+impl Failure {
+    fn status(&self) -> (StatusCode, &'static str) {
+        match self {
+            Self::App(error) => app_status(error),
+            Self::NoRoute => (StatusCode::NOT_FOUND, "not_found"),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
+            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
+            Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
+            Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable"),
+            Self::TooBusy => (StatusCode::SERVICE_UNAVAILABLE, "throttled"),
+        }
+    }
+
+    fn details(&self) -> String {
+        match self {
+            Self::App(error) => error.to_string(),
+            Self::NoRoute => "there is no such route".to_owned(),
+            Self::BodyTooLarge { limit } => format!("the body is larger than {limit} bytes"),
+            Self::BodyTooSlow => "the body did not come in time".to_owned(),
+            Self::PreconditionFailed => "the disk is not the one that the request's conditions name".to_owned(),
+            Self::RangeNotSatisfiable { size } => {
+                format!("the Range header asks for nothing that a disk of {size} bytes has; write bytes=<first>-<last>")
+            }
+            Self::TooBusy => "no room for one more export; try again in a second".to_owned(),
+        }
+    }
+
+    fn header(&self) -> Option<(HeaderName, HeaderValue)> {
+        match self {
+            Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            Self::App(Error::Throttled) | Self::TooBusy => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::RangeNotSatisfiable { size } => {
+                let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
+                value.ok().map(|value| (CONTENT_RANGE, value))
+            }
+            _ => None,
+        }
+    }
+}
+
+fn app_status(error: &Error) -> (StatusCode, &'static str) {
+    match error {
+        Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
+        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
+        Error::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+        Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
+        Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
+        Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
+        Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
+        Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
+        Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
+        Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
+        Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
+        Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        let (status, code) = self.status();
+        let hidden_cause = match &self {
+            Self::App(error) => error.hidden_cause(),
+            _ => None,
+        };
+        let mut response = status.into_response();
+        response.headers_mut().extend(self.header());
+        response.extensions_mut().insert(Explanation { code, details: self.details(), hidden_cause });
+        response
+    }
+}

@@ -1,0 +1,124 @@
+//! The handlers: take apart, call the journey, put together.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::{HeaderMap, Method, StatusCode};
+use axum::response::{IntoResponse, Response};
+
+use super::disk_response;
+use super::extract::{Authenticated, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath};
+use super::failure::Failure;
+use super::routes::BODY_LIMIT;
+use crate::app::App;
+use crate::auth::Credentials;
+use crate::wire;
+
+type AppState = State<Arc<App>>;
+
+pub(super) async fn login(
+    State(app): AppState,
+    JsonBody(body): JsonBody<wire::Login>,
+) -> Result<Json<wire::Token>, Failure> {
+    let credentials = Credentials { username: body.username, password: body.password };
+    let token = app.login(credentials).await?;
+    Ok(Json(wire::Token { token }))
+}
+
+pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<wire::Capabilities> {
+    Json(wire::Capabilities {
+        version: env!("CARGO_PKG_VERSION"),
+        features: &["compare", "zero-chunks", "squash", "omit-chunks", "range", "multirange", "conditional-requests"],
+        limits: wire::Limits {
+            ranges_per_request: super::byte_range::MAX_RANGES,
+            request_body_bytes: BODY_LIMIT,
+            token_seconds: app.token_lifetime().as_secs(),
+        },
+    })
+}
+
+pub(super) async fn vms(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+) -> Result<Json<Vec<wire::Vm>>, Failure> {
+    Ok(Json(app.list_vms(&session).await?))
+}
+
+pub(super) async fn vm(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    VmPath(vm): VmPath,
+) -> Result<Json<wire::Vm>, Failure> {
+    Ok(Json(app.vm(&session, vm).await?))
+}
+
+pub(super) async fn snapshots(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    VmPath(vm): VmPath,
+    SnapshotQuery(view): SnapshotQuery,
+) -> Result<Json<Vec<wire::Snapshot>>, Failure> {
+    Ok(Json(app.snapshots(&session, vm, view).await?))
+}
+
+pub(super) async fn create_snapshot(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    VmPath(vm): VmPath,
+    _body: SmallBody,
+) -> Result<Json<wire::Snapshot>, Failure> {
+    let snapshot = app.create_snapshot(&session, vm).await?;
+    Ok(Json(app.describe_new(&session, snapshot).await?))
+}
+
+pub(super) async fn delete_all_snapshots(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    VmPath(vm): VmPath,
+) -> Result<StatusCode, Failure> {
+    app.delete_all_snapshots(&session, vm).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn snapshot(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+    SnapshotQuery(view): SnapshotQuery,
+) -> Result<Json<wire::Snapshot>, Failure> {
+    Ok(Json(app.snapshot(&session, vm, snapshot, view).await?))
+}
+
+pub(super) async fn delete_snapshot(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+) -> Result<StatusCode, Failure> {
+    app.delete_snapshot(&session, vm, snapshot).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn disk(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    method: Method,
+    headers: HeaderMap,
+) -> Result<Response, Failure> {
+    let disk = app.open_disk(&session, vm, snapshot, disk).await?;
+    disk_response::respond(&method, &headers, disk)
+}
+
+pub(super) async fn healthz() -> Json<wire::Health> {
+    Json(wire::Health { status: wire::Status::Ok, problems: Vec::new() })
+}
+
+pub(super) async fn readyz(State(app): AppState) -> Result<Response, Failure> {
+    let health = app.readiness().await?;
+    let status = match health.status {
+        wire::Status::Ok => StatusCode::OK,
+        wire::Status::Error => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    Ok((status, Json(health)).into_response())
+}

@@ -1,0 +1,22 @@
+//! The server's side of HTTP: routes, what requests say, what errors become, bytes out.
+
+pub mod byte_range;
+pub mod conditional;
+pub mod server;
+pub mod tls;
+
+mod body;
+mod disk_response;
+mod exchange;
+mod extract;
+mod failure;
+mod handlers;
+mod routes;
+
+use std::net::SocketAddr;
+
+pub use routes::router;
+
+/// The address that a request came from, in its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct Peer(pub SocketAddr);

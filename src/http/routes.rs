@@ -1,0 +1,50 @@
+//! The routes, in one table.
+
+use std::sync::Arc;
+
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::from_fn;
+use axum::routing::{MethodRouter, get, post};
+use axum::{Router, http::StatusCode};
+use tower_http::catch_panic::CatchPanicLayer;
+
+use super::failure::Failure;
+use super::{exchange, handlers};
+use crate::app::App;
+
+/// Bytes that a request's body may have.
+pub(super) const BODY_LIMIT: usize = 64 << 10;
+
+/// The whole API over `app`. Every route answers with and without a trailing slash.
+pub fn router(app: Arc<App>) -> Router {
+    let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
+    let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
+    let table: [(&str, MethodRouter<Arc<App>>); 9] = [
+        ("/api/v1/auth/login", post(handlers::login)),
+        ("/api/v1/capabilities", get(handlers::capabilities)),
+        ("/api/v1/vms", get(handlers::vms)),
+        ("/api/v1/vms/{vm}", get(handlers::vm)),
+        ("/api/v1/vms/{vm}/snapshots", snapshots),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}", get(handlers::disk)),
+        ("/healthz", get(handlers::healthz)),
+        ("/readyz", get(handlers::readyz)),
+    ];
+    let mut router = Router::new();
+    for (path, methods) in table {
+        router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
+    }
+    router
+        .fallback(|| async { Failure::NoRoute })
+        .layer(DefaultBodyLimit::max(BODY_LIMIT))
+        // A bug in one handler is one failed request; what it panicked with is in the log.
+        .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
+        .layer(from_fn(exchange::answer))
+        .with_state(app)
+}
+
+fn http_status(status: StatusCode) -> axum::response::Response {
+    let mut response = axum::response::Response::new(axum::body::Body::empty());
+    *response.status_mut() = status;
+    response
+}

@@ -1,0 +1,65 @@
+//! The service's certificate and the TLS that it speaks: 1.2 and 1.3.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::crypto::{CryptoProvider, aws_lc_rs};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+
+use crate::config::Api;
+
+/// Reads the certificate and key that `api` names.
+///
+/// # Errors
+/// Where one of the files cannot be read or used, or the key is another certificate's; the message
+/// names the config key.
+pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
+    let problem = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
+        io::Error::other(format!("api.tls.{key}: {}: {error}", path.display()))
+    };
+    let chain =
+        read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| problem("key", &api.key, &error))?;
+    let provider = Arc::new(provider());
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?;
+    let builder = match &api.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let unusable = |error: &dyn std::fmt::Display| problem("ca_certificate", path, error);
+            let mut roots = RootCertStore::empty();
+            for certificate in read_certificates(path).map_err(|error| unusable(&error))? {
+                roots.add(certificate).map_err(|error| unusable(&error))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
+            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(&error))?)
+        }
+    };
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| problem("key", &api.key, &error))?;
+    // HTTP/1.1 alone: for bytes in bulk it needs less CPU than HTTP/2.
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+    config.ignore_client_order = true;
+    Ok(Arc::new(config))
+}
+
+/// rustls' own choice of ciphers, those with AES-128 first: as safe, and cheapest a byte.
+fn provider() -> CryptoProvider {
+    let mut provider = aws_lc_rs::default_provider();
+    provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
+    provider
+}
+
+fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(error.to_string()),
+    }
+}

@@ -1,0 +1,212 @@
+//! Which virtual machines there are: the `vm.cfg` files of the repositories.
+//!
+//! The parsers are pure functions over text; this is the thin part that reads files. One bad file
+//! is one entry with an error, never a failed listing.
+
+pub mod ovsmeta;
+pub mod python_literal;
+pub mod vm_cfg;
+
+use std::collections::HashMap;
+use std::fs::OpenOptions;
+use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::model::VmId;
+use vm_cfg::{DiskLine, VmConfig};
+
+/// A virtual machine as its definition says.
+#[derive(Debug)]
+pub struct Vm {
+    /// Its id; nothing where its folder and its definition name none.
+    pub id: Option<VmId>,
+    /// What its definition or, failing that, its folder calls it.
+    pub name: String,
+    /// Its uuid, which is not always the name's.
+    pub uuid: Option<String>,
+    /// The name that people gave it.
+    pub friendly_name: String,
+    /// Its disks in the order of the definition, or why the definition cannot be used.
+    pub disks: Result<Vec<DiskLine>, String>,
+}
+
+impl Vm {
+    /// Whether people may mean this VM by `id`: by its name, or by a uuid that is not the name's.
+    pub fn is_called(&self, id: &VmId) -> bool {
+        self.id.as_ref() == Some(id) || self.uuid_as_id().as_ref() == Some(id)
+    }
+
+    fn uuid_as_id(&self) -> Option<VmId> {
+        self.uuid.as_deref()?.parse().ok()
+    }
+}
+
+/// How often a definition is read that looks half-written, and the pause between.
+const ATTEMPTS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// All VMs that are defined below `virtual_machines`, the repositories' folders of that name,
+/// sorted by name.
+///
+/// # Errors
+/// Where such a folder is there but cannot be listed. One that is not mounted defines none.
+pub fn load(virtual_machines: &[PathBuf]) -> io::Result<Vec<Vm>> {
+    let mut found: Vec<(PathBuf, Vm)> = Vec::new();
+    for folder in virtual_machines {
+        for folder in definition_folders(folder)? {
+            let vm = load_one(&folder);
+            found.push((folder, vm));
+        }
+    }
+    refuse_doubles(&mut found);
+    let mut vms: Vec<Vm> = found.into_iter().map(|(_, vm)| vm).collect();
+    vms.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(vms)
+}
+
+fn definition_folders(virtual_machines: &Path) -> io::Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(virtual_machines) {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(Vec::new());
+        }
+        entries => entries?,
+    };
+    let mut folders = Vec::new();
+    for entry in entries {
+        let folder = entry?.path();
+        let visible = folder.file_name().is_some_and(|name| !name.as_encoded_bytes().starts_with(b"."));
+        if visible && folder.is_dir() {
+            folders.push(folder);
+        }
+    }
+    Ok(folders)
+}
+
+fn load_one(folder: &Path) -> Vm {
+    let folder_name = folder.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    match read_definition(&folder.join("vm.cfg")) {
+        Ok(config) => {
+            let name = config.name.unwrap_or(folder_name);
+            let id: Option<VmId> = name.parse().ok();
+            let disks = match &id {
+                Some(_) => Ok(config.disks.unwrap_or_default()),
+                None => Err(format!("the name {name:?} is not 32 hexadecimal digits")),
+            };
+            Vm { id, uuid: config.uuid, friendly_name: config.friendly_name.unwrap_or_default(), disks, name }
+        }
+        Err(problem) => Vm {
+            id: folder_name.parse().ok(),
+            name: folder_name,
+            uuid: None,
+            friendly_name: String::new(),
+            disks: Err(problem),
+        },
+    }
+}
+
+/// Reads a definition. The manager writes it anew on every edit: one that cannot be parsed, or
+/// lacks what every definition has, is read again after a pause.
+fn read_definition(path: &Path) -> Result<VmConfig, String> {
+    let mut attempt = 1;
+    loop {
+        let read = read_text(path).map_err(|error| format!("vm.cfg cannot be read: {error}"));
+        let parsed = read.and_then(|text| vm_cfg::parse(&text).map_err(|error| format!("vm.cfg: {error}")));
+        let whole = parsed.as_ref().is_ok_and(|config| config.name.is_some() && config.disks.is_some());
+        if whole || attempt == ATTEMPTS || !path.exists() {
+            return parsed;
+        }
+        attempt += 1;
+        sleep(PAUSE);
+    }
+}
+
+fn read_text(path: &Path) -> io::Result<String> {
+    // Non-blocking: opening a pipe of that name must not hang.
+    let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
+    if !file.metadata()?.is_file() {
+        return Err(io::Error::other("is not a regular file"));
+    }
+    let mut bytes = Vec::new();
+    file.take(python_literal::MAX_SOURCE as u64 + 1).read_to_end(&mut bytes)?;
+    // Names that people gave in an old encoding must not hide a VM.
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Two definitions of one name: nobody can say which disks are meant, so neither is snapshotted.
+fn refuse_doubles(found: &mut [(PathBuf, Vm)]) {
+    let mut folders: HashMap<VmId, Vec<PathBuf>> = HashMap::new();
+    for (folder, vm) in &*found {
+        if let Some(id) = &vm.id {
+            folders.entry(id.clone()).or_default().push(folder.clone());
+        }
+    }
+    for (_, vm) in found {
+        let Some(folders) = vm.id.as_ref().and_then(|id| folders.get(id)) else { continue };
+        if folders.len() > 1 {
+            vm.disks = Err(format!("defined more than once: {folders:?}; remove all but one"));
+        }
+    }
+}
+
+/// What the manager noted about the files of a repository, where that can be read.
+pub fn load_ovsmeta(path: &Path) -> Option<ovsmeta::OvsMeta> {
+    ovsmeta::parse(&std::fs::read(path).ok()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn definitions(texts: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (folder, text) in texts {
+            let folder = dir.path().join(folder);
+            std::fs::create_dir_all(&folder).unwrap();
+            std::fs::write(folder.join("vm.cfg"), text).unwrap();
+        }
+        dir
+    }
+
+    fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Vm> {
+        load(&folders.iter().map(|dir| dir.path().to_owned()).collect::<Vec<_>>()).unwrap()
+    }
+
+    const A: &str = "0004fb0000060000000000000000000a";
+    const B: &str = "0004fb0000060000000000000000000b";
+
+    #[test]
+    fn one_bad_file_is_one_entry_with_an_error() {
+        let good = format!("name = '{A}'\nOVM_simple_name = 'web'\ndisk = ['file:/r/a.img,xvda,w']\n");
+        let folder = definitions(&[(A, &good), (B, "disk = ['file:/r/b.img"), (".hidden", "x")]);
+        std::fs::create_dir_all(folder.path().join("empty")).unwrap();
+        let vms = load_all(&[&folder]);
+        let seen: Vec<_> = vms.iter().map(|vm| (vm.name.as_str(), vm.disks.is_ok())).collect();
+        assert_eq!(seen, [(A, true), (B, false), ("empty", false)]);
+        assert_eq!(vms[0].friendly_name, "web");
+        assert!(vms[1].id.is_some() && vms[2].id.is_none());
+    }
+
+    #[test]
+    fn a_name_defined_twice_is_an_error_on_both() {
+        let text = format!("name = '{A}'\ndisk = []\n");
+        let vms = load_all(&[&definitions(&[(A, &text)]), &definitions(&[(B, &text)])]);
+        assert!(vms.iter().all(|vm| vm.disks.as_ref().is_err_and(|problem| problem.contains("more than once"))));
+    }
+
+    #[test]
+    fn a_vm_is_called_by_its_name_and_by_its_uuid() {
+        let other = "0004fb00-0006-0000-ffff-00000000000a";
+        let text = format!("name = '{A}'\nuuid = '{other}'\ndisk = []\n");
+        let vms = load_all(&[&definitions(&[(A, &text)])]);
+        assert!(vms[0].is_called(&A.parse().unwrap()) && vms[0].is_called(&other.parse().unwrap()));
+        assert!(!vms[0].is_called(&B.parse().unwrap()));
+    }
+
+    #[test]
+    fn an_unmounted_repository_has_no_machines() {
+        assert!(load(&["/nonexistent/repo/VirtualMachines".into()]).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,149 @@
+use proptest::prelude::*;
+
+use super::*;
+
+const FIELD_SAMPLE: &str = r#"vif = ['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']
+OVM_simple_name = 'web-1'
+guest_os_type='linux'
+disk = ['file:/OVS/Repositories/0004fb/VirtualDisks/a.img,xvda,w',
+        'file:/OVS/Repositories/0004fb/ISOs/b.iso,xvdb:cdrom,r',
+        'phy:/dev/mapper/3600,xvdc,w',   # not ours to snapshot
+        'file:///EXAVMIMAGES/c.img,xvdd,w!']
+uuid = '0004fb00-0006-0000-0000-000000000001'
+name = '0004fb00000600000000000000000001'
+memory='65536'
+vfb = ['type=vnc,vncunused=1,vnclisten=127.0.0.1,keymap=en-us']
+OVM_cpu_compat_group = ''
+cpus = None; vcpus=2
+OVM_description = 'caf\xc3\xa9, "quoted"'
+"#;
+
+fn file(path: &str) -> DiskSource {
+    DiskSource::File(path.to_owned())
+}
+
+fn other(scheme: &str, target: &str) -> DiskSource {
+    DiskSource::Other { scheme: scheme.to_owned(), target: target.to_owned() }
+}
+
+fn line(source: DiskSource, device: &str, cdrom: bool, mode: &str) -> DiskLine {
+    DiskLine { source, device: device.to_owned(), cdrom, mode: mode.to_owned() }
+}
+
+#[test]
+fn a_file_from_the_field() {
+    let expected = VmConfig {
+        name: Some("0004fb00000600000000000000000001".to_owned()),
+        uuid: Some("0004fb00-0006-0000-0000-000000000001".to_owned()),
+        friendly_name: Some("web-1".to_owned()),
+        description: Some("café, \"quoted\"".to_owned()),
+        disks: Some(vec![
+            line(file("/OVS/Repositories/0004fb/VirtualDisks/a.img"), "xvda", false, "w"),
+            line(file("/OVS/Repositories/0004fb/ISOs/b.iso"), "xvdb", true, "r"),
+            line(other("phy", "/dev/mapper/3600"), "xvdc", false, "w"),
+            line(file("/EXAVMIMAGES/c.img"), "xvdd", false, "w!"),
+        ]),
+    };
+    assert_eq!(parse(FIELD_SAMPLE), Ok(expected.clone()));
+    assert_eq!(parse(&FIELD_SAMPLE.replace('\n', "\r\n")), Ok(expected));
+}
+
+#[test]
+fn a_half_written_file_never_says_something_else() {
+    let whole = parse(FIELD_SAMPLE).unwrap();
+    for end in 0..FIELD_SAMPLE.len() {
+        let Ok(cut) = parse(&FIELD_SAMPLE[..end]) else {
+            continue;
+        };
+        assert!(cut.disks.is_none() || cut.disks == whole.disks, "cut at {end}");
+        assert!(cut.name.is_none() || cut.name == whole.name, "cut at {end}");
+        assert!(cut.uuid.is_none() || cut.uuid == whole.uuid, "cut at {end}");
+    }
+}
+
+#[test]
+fn entries_of_disk() {
+    let cases = [
+        ("file:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
+        ("file:////a//b.img,xvda:disk,r", line(file("/a//b.img"), "xvda", false, "r")),
+        ("/a.img,ioemu:hda,w", line(file("/a.img"), "hda", false, "w")),
+        ("/a:b.img,hda,rw", line(file("/a:b.img"), "hda", false, "rw")),
+        ("tap:aio:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
+        ("tap2:aio:/a:b.img,xvda,w!", line(file("/a:b.img"), "xvda", false, "w!")),
+        ("tap:tapdisk:vhd:/a.vhd,xvda,w", line(file("/a.vhd"), "xvda", false, "w")),
+        ("tap:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
+        ("file:/a,b,c.img,xvda,w", line(file("/a,b,c.img"), "xvda", false, "w")),
+        (" file:/a b.img , xvda , w ", line(file("/a b.img"), "xvda", false, "w")),
+        ("file:,xvdc:cdrom,r", line(DiskSource::Empty, "xvdc", true, "r")),
+        (",hdc:cdrom,r", line(DiskSource::Empty, "hdc", true, "r")),
+        ("tap:aio:,hdc:cdrom,ro", line(DiskSource::Empty, "hdc", true, "ro")),
+        ("phy:/dev/sdb,xvdb,w", line(other("phy", "/dev/sdb"), "xvdb", false, "w")),
+        ("nbd:host:10809,xvdb,r", line(other("nbd", "host:10809"), "xvdb", false, "r")),
+        ("file:a.img,xvda,w", line(other("file", "a.img"), "xvda", false, "w")),
+        ("tap:aio:a.img,xvda,w", line(other("tap", "aio:a.img"), "xvda", false, "w")),
+        ("a.img,xvda,w", line(other("", "a.img"), "xvda", false, "w")),
+    ];
+    for (entry, expected) in cases {
+        let config = parse(&format!("disk = ['{entry}']")).unwrap();
+        assert_eq!(config.disks, Some(vec![expected]), "{entry}");
+    }
+}
+
+#[test]
+fn modes_that_write() {
+    for (mode, writable) in [("w", true), ("w!", true), ("rw", true), ("r", false), ("r!", false), ("ro", false)] {
+        assert_eq!(line(DiskSource::Empty, "xvda", false, mode).is_writable(), writable, "{mode}");
+    }
+}
+
+#[test]
+fn a_disk_is_never_left_out() {
+    let no_mode = "has no mode, such as `r`, `w` or `w!`";
+    let cases = [
+        ("disk = ['file:/a,xvda,w', 'file:/b,xvdb']", "disk[1] is not `source,device,mode`: \"file:/b,xvdb\""),
+        ("disk = ['']", "disk[0] is not `source,device,mode`: \"\""),
+        ("disk = [7]", "disk[0] is not a string: Int(7)"),
+        ("disk = ['file:/a,,w']", "disk[0] has no device: \"file:/a,,w\""),
+        ("disk = ['file:/a,:cdrom,r']", "disk[0] has no device: \"file:/a,:cdrom,r\""),
+        ("disk = ['file:/a,xvda,']", &format!("disk[0] {no_mode}: \"file:/a,xvda,\"")),
+        ("disk = ['file:/a,xvda,w,0']", &format!("disk[0] {no_mode}: \"file:/a,xvda,w,0\"")),
+        ("disk = ['vdev=xvda,access=w,target=/a']", &format!("disk[0] {no_mode}: \"vdev=xvda,access=w,target=/a\"")),
+        ("disk = 'file:/a,xvda,w'", "`disk` is not a list"),
+        ("disk = None", "`disk` is not a list"),
+        ("disk = ['file:/a,xvda,w'", "line 1: missing `]`: what opens here is never closed"),
+    ];
+    for (source, expected) in cases {
+        assert_eq!(parse(source).unwrap_err().to_string(), expected, "{source}");
+    }
+    let long = parse(&format!("disk = ['{}']", "x".repeat(100_000))).unwrap_err();
+    assert!(long.to_string().len() < 300);
+}
+
+#[test]
+fn keys_that_are_missing_or_of_another_type() {
+    let nothing = VmConfig { name: None, uuid: None, friendly_name: None, description: None, disks: None };
+    assert_eq!(parse(""), Ok(nothing.clone()));
+    assert_eq!(parse("disk = []").unwrap().disks, Some(vec![]));
+    assert_eq!(parse("disk = ('file:/a,xvda,w',)").unwrap().disks.map(|disks| disks.len()), Some(1));
+    assert_eq!(parse("name = 1"), Err(VmConfigError::NotAString { key: "name" }));
+    assert_eq!(parse("name = None"), Err(VmConfigError::NotAString { key: "name" }));
+    assert_eq!(parse("uuid = None; OVM_simple_name = ['a']; OVM_description = True"), Ok(nothing));
+    let numbers = parse("uuid = 12345678901234567890123456789012; OVM_simple_name = 7; OVM_description = 1.0").unwrap();
+    assert_eq!(numbers.uuid.as_deref(), Some("12345678901234567890123456789012"));
+    assert_eq!(numbers.friendly_name.as_deref(), Some("7"));
+    assert_eq!(numbers.description.as_deref(), Some("1.0"));
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_survived(source: String, entry in "[a-z:,/!. ]*") {
+        let _ = parse(&source);
+        let _ = parse(&format!("disk = ['{entry}']"));
+    }
+
+    #[test]
+    fn any_path_comes_back(path in "/[a-z][a-z0-9,:/. -]*[a-z]", scheme in "(file:|tap:aio:|tap2:aio:)?") {
+        let config = parse(&format!("disk = ['{scheme}{path},xvda,w']")).unwrap();
+        prop_assert_eq!(config.disks, Some(vec![line(file(&path), "xvda", false, "w")]));
+    }
+}

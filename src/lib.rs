@@ -1,0 +1,16 @@
+//! Incremental disk exporter for virtualization hosts: copy-on-write snapshots of VM disks, the
+//! bytes that changed between two of them, and those bytes over HTTPS.
+//!
+//! `ARCHITECTURE.md` draws the rooms and which may import which.
+
+pub mod app;
+pub mod auth;
+pub mod cli;
+pub mod config;
+pub mod http;
+pub mod inventory;
+pub mod model;
+pub mod repository;
+pub mod store;
+pub mod sys;
+pub mod wire;

@@ -1,0 +1,25 @@
+//! The program: reads its arguments and its config, and serves.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use coriolis_ovm_exporter::cli::{args, logging, serve};
+use coriolis_ovm_exporter::config;
+
+fn main() -> ExitCode {
+    let args = args::Args::parse_from(args::with_two_dashes(std::env::args_os()));
+    match run(&args) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // The whole chain, once.
+            eprintln!("coriolis-ovm-exporter: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &args::Args) -> anyhow::Result<()> {
+    let config = config::load(&args.config)?;
+    logging::start(config.log_file.as_deref()).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    serve::run(&config)
+}

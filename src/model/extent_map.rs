@@ -1,0 +1,177 @@
+//! What a file's bytes are stored in, from its first byte to its last.
+
+use super::range::{ByteRange, PhysAddr};
+
+/// What stands behind a range of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Backing {
+    /// Nothing written: a hole, or space allocated and not yet written. Reads as zeros.
+    Zero,
+    /// Data stored from this address on.
+    Stored(PhysAddr),
+    /// Data whose address says nothing about its content: compressed, inline, not yet placed, or
+    /// otherwise in doubt.
+    Opaque,
+}
+
+impl Backing {
+    /// What stands `bytes` further on in the same extent.
+    pub fn advanced(self, bytes: u64) -> Self {
+        match self {
+            Backing::Stored(address) => Backing::Stored(address.advanced(bytes)),
+            Backing::Zero => Backing::Zero,
+            Backing::Opaque => Backing::Opaque,
+        }
+    }
+
+    /// Whether two files that have these at one offset certainly have the same bytes there.
+    ///
+    /// Holds while both files exist: a copy-on-write file system does not rewrite a block that two
+    /// files share, and does not give its address to anybody else.
+    pub fn surely_same_as(self, other: Self) -> bool {
+        match (self, other) {
+            (Backing::Zero, Backing::Zero) => true,
+            (Backing::Stored(a), Backing::Stored(b)) => a == b,
+            (Backing::Zero | Backing::Stored(_) | Backing::Opaque, _) => false,
+        }
+    }
+}
+
+/// A range of a file that holds data, and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// Where in the file.
+    pub range: ByteRange,
+    /// What stands behind its first byte.
+    pub backing: Backing,
+}
+
+/// The data of a file, in order; all between reads as zeros.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExtentMap {
+    size: u64,
+    extents: Vec<Extent>,
+}
+
+/// Extents that are not in ascending order, or overlap: no map can be made of them.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("the extent at {start} starts before the one ahead of it ends, at {previous_end}")]
+pub struct Disordered {
+    /// Where the extent starts, bytes.
+    pub start: u64,
+    /// Where the extent ahead of it ends, bytes.
+    pub previous_end: u64,
+}
+
+impl ExtentMap {
+    /// The map of a file of `size` bytes. Extents may pass the end, as file systems report whole
+    /// blocks: they are clipped. [`Backing::Zero`] ones are left out.
+    ///
+    /// # Errors
+    /// [`Disordered`] where extents are not sorted or overlap.
+    pub fn new(size: u64, extents: Vec<Extent>) -> Result<Self, Disordered> {
+        let mut extents = extents;
+        let mut previous_end = 0;
+        for extent in &extents {
+            let start = extent.range.start();
+            if start < previous_end {
+                return Err(Disordered { start, previous_end });
+            }
+            previous_end = extent.range.end();
+        }
+        extents.retain_mut(|extent| match extent.range.clipped(size) {
+            Some(range) if extent.backing != Backing::Zero => {
+                extent.range = range;
+                true
+            }
+            _ => false,
+        });
+        Ok(Self { size, extents })
+    }
+
+    /// A file of no bytes: what a client starts from that holds nothing.
+    pub fn empty() -> Self {
+        Self { size: 0, extents: Vec::new() }
+    }
+
+    /// A file of which nothing is known, not even its size: compared with it, everything changed.
+    pub fn unknown() -> Self {
+        let extents =
+            ByteRange::new(0, u64::MAX).map(|range| Extent { range, backing: Backing::Opaque }).into_iter().collect();
+        Self { size: u64::MAX, extents }
+    }
+
+    /// Size of the file, bytes.
+    pub fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// The extents that hold data, in order, disjoint, within the size.
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
+    /// A reader of this map from its start to its end.
+    pub(super) fn cursor(&self) -> Cursor<'_> {
+        Cursor { ahead: &self.extents }
+    }
+}
+
+/// Reads a map in ascending order, in one pass.
+#[derive(Debug)]
+pub(super) struct Cursor<'a> {
+    ahead: &'a [Extent],
+}
+
+impl Cursor<'_> {
+    /// What stands at offset `at`, and up to where that goes on unbroken. `at` never decreases
+    /// from call to call; past the last extent there are zeros without end.
+    pub(super) fn backing_at(&mut self, at: u64) -> (Backing, u64) {
+        while let Some((first, rest)) = self.ahead.split_first() {
+            if at < first.range.start() {
+                return (Backing::Zero, first.range.start());
+            }
+            if at < first.range.end() {
+                return (first.backing.advanced(at - first.range.start()), first.range.end());
+            }
+            self.ahead = rest;
+        }
+        (Backing::Zero, u64::MAX)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn extent(start: u64, end: u64, backing: Backing) -> Extent {
+        Extent { range: ByteRange::new(start, end).unwrap(), backing }
+    }
+
+    #[test]
+    fn extents_are_clipped_to_the_size_and_zeros_left_out() {
+        let stored = Backing::Stored(PhysAddr(1 << 20));
+        let map = ExtentMap::new(
+            5000,
+            vec![extent(0, 4096, Backing::Zero), extent(4096, 8192, stored), extent(8192, 9000, stored)],
+        )
+        .unwrap();
+        assert_eq!(map.extents(), [extent(4096, 5000, stored)]);
+    }
+
+    #[test]
+    fn disorder_is_refused() {
+        let overlapping = vec![extent(0, 4096, Backing::Opaque), extent(4095, 8192, Backing::Opaque)];
+        assert_eq!(ExtentMap::new(9000, overlapping), Err(Disordered { start: 4095, previous_end: 4096 }));
+    }
+
+    #[test]
+    fn opaque_is_the_same_as_nothing() {
+        let all = [Backing::Zero, Backing::Stored(PhysAddr(0)), Backing::Stored(PhysAddr(4096)), Backing::Opaque];
+        for (i, a) in all.iter().enumerate() {
+            for (j, b) in all.iter().enumerate() {
+                assert_eq!(a.surely_same_as(*b), i == j && *a != Backing::Opaque, "{a:?} {b:?}");
+            }
+        }
+    }
+}

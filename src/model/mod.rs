@@ -1,0 +1,14 @@
+//! Pure types and algorithms: no I/O, no clock, no async.
+
+pub mod chunk;
+pub mod diff;
+pub mod extent_map;
+pub mod id;
+pub mod range;
+pub mod snapshot;
+
+pub use chunk::{Chunk, ChunkKind};
+pub use extent_map::{Backing, Extent, ExtentMap};
+pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
+pub use range::{ByteRange, PhysAddr};
+pub use snapshot::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair};

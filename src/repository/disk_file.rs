@@ -1,0 +1,137 @@
+//! A disk of a snapshot, open, and proven to be the file that was snapshotted.
+
+use std::fs::{File, Metadata, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+
+use nix::errno::Errno;
+
+use super::{Repository, SnapshotDir};
+use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
+
+/// Why a snapshot's file cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is not there.
+    #[error("the snapshot's file is missing")]
+    Missing,
+    /// It is another file, or was changed.
+    #[error("the snapshot's file is not the one that was taken, or was changed since")]
+    Replaced,
+    /// The file system's own error.
+    #[error("the snapshot's file cannot be read: {0}")]
+    Io(#[from] io::Error),
+}
+
+/// An open disk of a snapshot.
+///
+/// While it is open its blocks stay allocated, even if the snapshot is deleted.
+#[derive(Debug)]
+pub struct DiskFile {
+    file: File,
+    recorded: FileIdentity,
+    /// Time of the last change of content, when it was opened.
+    modified: (i64, i64),
+}
+
+/// The identity of the file behind `metadata`.
+pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
+    FileIdentity {
+        inode: metadata.ino(),
+        size: metadata.len(),
+        changed_ns: i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
+    }
+}
+
+impl DiskFile {
+    /// Opens the file of `disk` and checks that it is the one that was snapshotted.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn open(repository: &Repository, id: SnapshotId, disk: &SnapshotDisk) -> Result<Self, OpenError> {
+        let path = SnapshotDir::new(repository, id).disk(&disk.name);
+        let opened =
+            OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path);
+        let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+            Some(Errno::ENOENT | Errno::ENOTDIR) => OpenError::Missing,
+            Some(Errno::ELOOP) => OpenError::Replaced, // a link, which we never make
+            _ => OpenError::Io(error),
+        })?;
+        let metadata = file.metadata()?;
+        let modified = (metadata.mtime(), metadata.mtime_nsec());
+        let disk_file = Self { file, recorded: disk.identity, modified };
+        if !metadata.is_file() || identity(&metadata) != disk.identity {
+            return Err(OpenError::Replaced);
+        }
+        Ok(disk_file)
+    }
+
+    /// Size of the disk, bytes.
+    pub fn size(&self) -> u64 {
+        self.recorded.size
+    }
+
+    /// The open file.
+    pub(super) fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Number of the device that the file lies on, now.
+    pub(super) fn device(&self) -> Result<u64, OpenError> {
+        Ok(self.file.metadata()?.dev())
+    }
+
+    /// Checks once more that the file is the one that was snapshotted.
+    ///
+    /// # Errors
+    /// [`OpenError::Replaced`] where it was touched in any way since it was opened.
+    pub fn verify(&self) -> Result<(), OpenError> {
+        if identity(&self.file.metadata()?) == self.recorded { Ok(()) } else { Err(OpenError::Replaced) }
+    }
+
+    /// Checks that the bytes read so far are those of the snapshot: no one has written to the file
+    /// since it was opened. Its deletion is no such change.
+    ///
+    /// # Errors
+    /// [`OpenError::Replaced`] where somebody has.
+    pub fn verify_content(&self) -> Result<(), OpenError> {
+        let metadata = self.file.metadata()?;
+        let same = metadata.len() == self.size() && (metadata.mtime(), metadata.mtime_nsec()) == self.modified;
+        if same { Ok(()) } else { Err(OpenError::Replaced) }
+    }
+
+    /// Fills `buffer` from `offset` on.
+    ///
+    /// # Errors
+    /// The errno of pread(2); `UnexpectedEof` where the file is shorter than it was.
+    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buffer, offset)
+    }
+
+    /// Where the run that starts at `offset` ends, and whether it holds data. The end is never
+    /// past `limit`, which is within the file and past `offset`.
+    ///
+    /// # Errors
+    /// The errno of lseek(2).
+    pub fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
+        use crate::sys::sparse;
+        let data = sparse::next_data(&self.file, offset)?;
+        match data {
+            None => Ok(Run { end: limit, is_data: false }),
+            Some(start) if start > offset => Ok(Run { end: start.min(limit), is_data: false }),
+            Some(_) => {
+                let end = sparse::next_hole(&self.file, offset)?.unwrap_or(limit);
+                Ok(Run { end: end.min(limit), is_data: true })
+            }
+        }
+    }
+}
+
+/// A part of a file that holds data throughout, or nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// Offset after its last byte.
+    pub end: u64,
+    /// Whether there is anything to read; zeros otherwise.
+    pub is_data: bool,
+}

@@ -1,0 +1,141 @@
+//! `.manifest.json` in each snapshot folder: enough to rebuild the database's entry from.
+//!
+//! Version 1. Every repository that a snapshot touches gets the whole of it. Times are RFC 3339
+//! texts with nanoseconds, as numbers of that size do not survive every JSON reader.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{DiskSource, FileIdentity, Snapshot, SnapshotDisk};
+
+/// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
+pub const FILE_NAME: &str = ".manifest.json";
+
+const VERSION: u32 = 1;
+
+/// Why a manifest cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ManifestError {
+    /// It is not JSON of the shape.
+    #[error("not a manifest: {0}")]
+    Json(#[from] serde_json::Error),
+    /// It is of a version that this program does not know.
+    #[error("version {0}, made by a newer program")]
+    Newer(u32),
+    /// A field does not hold what it should.
+    #[error("{0} is not what it should be")]
+    Field(&'static str),
+}
+
+#[derive(Serialize, Deserialize)]
+struct Manifest {
+    version: u32,
+    snapshot_id: String,
+    vm_id: String,
+    sequence: u64,
+    created_at: jiff::Timestamp,
+    created_by: String,
+    disks: Vec<ManifestDisk>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ManifestDisk {
+    name: String,
+    repository: String,
+    source: String,
+    size: u64,
+    inode: u64,
+    changed_at: jiff::Timestamp,
+}
+
+/// The manifest of `snapshot`.
+pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
+    let manifest = Manifest {
+        version: VERSION,
+        snapshot_id: snapshot.id.to_string(),
+        vm_id: snapshot.vm.to_string(),
+        sequence: snapshot.sequence,
+        created_at: snapshot.created_at,
+        created_by: snapshot.created_by.clone(),
+        disks: snapshot
+            .disks
+            .iter()
+            .map(|disk| ManifestDisk {
+                name: disk.name.to_string(),
+                repository: disk.source.repository.to_string(),
+                source: disk.source.path.clone(),
+                size: disk.identity.size,
+                inode: disk.identity.inode,
+                changed_at: jiff::Timestamp::from_nanosecond(disk.identity.changed_ns).unwrap_or_default(),
+            })
+            .collect(),
+    };
+    // Only maps with keys that are no strings, and failing writers, make this fail.
+    let mut text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+/// The snapshot that a manifest tells of.
+///
+/// # Errors
+/// [`ManifestError`].
+pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
+    #[derive(Deserialize)]
+    struct Version {
+        version: u32,
+    }
+    let Version { version } = serde_json::from_slice(text)?;
+    if version != VERSION {
+        return Err(ManifestError::Newer(version));
+    }
+    let manifest: Manifest = serde_json::from_slice(text)?;
+    let disk = |disk: ManifestDisk| {
+        Ok(SnapshotDisk {
+            name: disk.name.parse().map_err(|_| ManifestError::Field("a disk's name"))?,
+            source: DiskSource {
+                repository: disk.repository.parse().map_err(|_| ManifestError::Field("repository"))?,
+                path: disk.source,
+            },
+            identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_at.as_nanosecond() },
+        })
+    };
+    Ok(Snapshot {
+        id: manifest.snapshot_id.parse().map_err(|_| ManifestError::Field("snapshot_id"))?,
+        vm: manifest.vm_id.parse().map_err(|_| ManifestError::Field("vm_id"))?,
+        sequence: manifest.sequence,
+        created_at: manifest.created_at,
+        created_by: manifest.created_by,
+        disks: manifest.disks.into_iter().map(disk).collect::<Result<_, ManifestError>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::SnapshotId;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let snapshot = Snapshot {
+            id: SnapshotId::from_u128(0x1234),
+            vm: "0004fb00000600000000000000000001".parse().unwrap(),
+            sequence: 7,
+            created_at: "2024-05-01T10:20:30.123456789Z".parse().unwrap(),
+            created_by: "admin".to_owned(),
+            disks: vec![SnapshotDisk {
+                name: "a.img".parse().unwrap(),
+                source: DiskSource {
+                    repository: "0004fb0000030000a1b2c3d4e5f60718".parse().unwrap(),
+                    path: "VirtualDisks/a.img".to_owned(),
+                },
+                identity: FileIdentity { inode: 131, size: 1 << 40, changed_ns: 1_714_558_830_123_456_789 },
+            }],
+        };
+        let text = encode(&snapshot);
+        assert_eq!(decode(&text).unwrap(), snapshot);
+
+        let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
+        assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
+        assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json(_))));
+    }
+}

@@ -1,0 +1,111 @@
+//! The redb file: opened, migrated, reopened after a failure, panics caught at its edge.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::{PoisonError, RwLock};
+
+use redb::{Database, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
+
+use super::{StoreError, schema};
+
+/// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
+const CACHE: usize = 8 << 20;
+
+/// An open database that survives a full disk.
+pub(super) struct Handle {
+    path: PathBuf,
+    /// Nothing after a failure: redb refuses all writes after a failed one until it is opened
+    /// anew, even with space back.
+    database: RwLock<Option<Database>>,
+}
+
+impl Handle {
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let handle = Self { path: path.to_owned(), database: RwLock::new(None) };
+        handle.write(schema::migrate)?;
+        // The file's own entry, so that a crash does not take the whole database away.
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            File::open(folder)?.sync_all()?;
+        }
+        Ok(handle)
+    }
+
+    /// Runs `work` in a transaction that is on stable storage when this returns.
+    pub(super) fn write<T>(
+        &self,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.with(|database| {
+            let transaction = database.begin_write()?;
+            let value = work(&transaction)?;
+            transaction.commit()?;
+            Ok(value)
+        })
+    }
+
+    /// Runs `work` over one unchanging state of the database.
+    pub(super) fn read<T>(
+        &self,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.with(|database| work(&database.begin_read()?))
+    }
+
+    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        self.reopen_if_closed()?;
+        let outcome = {
+            let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+            let Some(database) = database.as_ref() else { return Err(StoreError::Closed) };
+            // A damaged page makes redb panic. The request fails; the service lives.
+            catch_unwind(AssertUnwindSafe(|| work(database)))
+                .unwrap_or_else(|_| Err(StoreError::Damaged(self.path.clone())))
+        };
+        if outcome.as_ref().err().is_some_and(StoreError::needs_reopening) {
+            *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        outcome
+    }
+
+    fn reopen_if_closed(&self) -> Result<(), StoreError> {
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
+            return Ok(());
+        }
+        let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        if database.is_none() {
+            let opened =
+                catch_unwind(|| open_file(&self.path)).unwrap_or_else(|_| Err(StoreError::Damaged(self.path.clone())));
+            *database = Some(opened?);
+        }
+        Ok(())
+    }
+}
+
+fn open_file(path: &Path) -> Result<Database, StoreError> {
+    if is_bolt(path)? {
+        return Err(StoreError::Bolt(path.to_owned()));
+    }
+    let mut database = Database::builder().set_cache_size(CACHE).create(path)?;
+    // Damaged data pages open fine and fail later: look now, while nobody waits.
+    match database.check_integrity() {
+        Ok(true) => {}
+        Ok(false) => tracing::warn!(path = %path.display(), "the database was not closed well and has been repaired"),
+        Err(redb::DatabaseError::Storage(StorageError::Corrupted(_))) => {
+            return Err(StoreError::Damaged(path.to_owned()));
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(database)
+}
+
+/// Whether the file is a Bolt database, the original exporter's: magic number 0xED0CDAED after
+/// the 16 bytes of the first page's header, in the byte order of the machine.
+fn is_bolt(path: &Path) -> Result<bool, StoreError> {
+    let mut head = [0; 20];
+    match File::open(path).and_then(|mut file| file.read_exact(&mut head)) {
+        Ok(()) => Ok(head[16..] == 0xED0C_DAED_u32.to_ne_bytes()),
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}

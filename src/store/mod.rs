@@ -1,0 +1,246 @@
+//! What the service remembers: which snapshots there are, and which are half made or half gone.
+//!
+//! The database is an index: every snapshot folder carries a manifest from which its entry could be
+//! written anew. It never holds a map of extents.
+
+mod database;
+mod record;
+mod schema;
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+use crate::model::{Snapshot, SnapshotId, VmId};
+
+pub use record::State;
+
+/// Why the database did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The database's own error.
+    #[error("the database failed: {0}")]
+    Database(Box<redb::Error>),
+    /// The file cannot be opened or made.
+    #[error("the database file cannot be used: {0}")]
+    Io(std::io::Error),
+    /// Another process has it open.
+    #[error("the database is in use by another process; is the service running already?")]
+    InUse,
+    /// A newer program has made it.
+    #[error(
+        "the database has schema {found}, and this program knows schemas up to {today}: \
+         it was made by a newer version; run that, or name another db_file"
+    )]
+    NewerSchema {
+        /// The file's.
+        found: u64,
+        /// This program's.
+        today: u64,
+    },
+    /// The original exporter's database.
+    #[error(
+        "{} is the database of the original exporter (Bolt) and is left untouched; \
+         name another db_file for this one", .0.display()
+    )]
+    Bolt(PathBuf),
+    /// Pages do not check out.
+    #[error(
+        "the database {} is damaged and is left as it is; restore it from a copy, or move it away to \
+         start with an empty one (the snapshots stay in the repositories)", .0.display()
+    )]
+    Damaged(PathBuf),
+    /// A record cannot be read.
+    #[error("a record of the database cannot be read: {0}")]
+    Record(String),
+    /// It could not be opened anew after a failure.
+    #[error("the database is closed after a failure")]
+    Closed,
+}
+
+impl StoreError {
+    /// Whether redb needs to be opened anew before it works again.
+    fn needs_reopening(&self) -> bool {
+        match self {
+            Self::Database(_) | Self::Damaged(_) | Self::Io(_) => true,
+            Self::InUse | Self::NewerSchema { .. } | Self::Bolt(_) | Self::Record(_) | Self::Closed => false,
+        }
+    }
+}
+
+impl<E: Into<redb::Error>> From<E> for StoreError {
+    fn from(error: E) -> Self {
+        match error.into() {
+            redb::Error::DatabaseAlreadyOpen => Self::InUse,
+            redb::Error::Io(error) => Self::Io(error),
+            other => Self::Database(Box::new(other)),
+        }
+    }
+}
+
+/// Snapshot id → record. Made by the migrations.
+const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
+/// (VM, sequence) → snapshot id.
+const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
+
+/// The database. Its calls block; each write is on stable storage when it returns.
+pub struct Store {
+    handle: database::Handle,
+}
+
+impl Store {
+    /// Opens the database at `path`, or makes it, and brings it to today's schema.
+    ///
+    /// # Errors
+    /// [`StoreError`]; a file that is not ours is left as it is.
+    pub fn open(path: &Path) -> Result<Self, StoreError> {
+        Ok(Self { handle: database::Handle::open(path)? })
+    }
+
+    /// Checks that the database answers.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn check(&self) -> Result<(), StoreError> {
+        self.handle.read(|transaction| {
+            transaction.open_table(SNAPSHOTS)?;
+            Ok(())
+        })
+    }
+
+    /// Writes down that `snapshot` is about to be made, and gives it its place in the order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn begin(&self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            let sequence = {
+                let mut counters = transaction.open_table(schema::COUNTERS)?;
+                let last = counters.get("sequence")?.map_or(0, |value| value.value());
+                counters.insert("sequence", last + 1)?;
+                last + 1
+            };
+            snapshot.sequence = sequence;
+            put(transaction, State::Creating, snapshot)?;
+            let vm = snapshot.vm.as_str();
+            transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm, sequence), snapshot.id.as_u128())?;
+            Ok(())
+        })
+    }
+
+    /// Writes down that `snapshot` is complete: from now on it is there.
+    ///
+    /// # Errors
+    /// [`StoreError`]. It may have been written all the same: ask [`Store::record`].
+    pub fn commit(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.handle.write(|transaction| put(transaction, State::Ready, snapshot))
+    }
+
+    /// Writes down that `snapshot` is about to be removed: from now on it is gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn begin_deletion(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.handle.write(|transaction| put(transaction, State::Deleting, snapshot))
+    }
+
+    /// Forgets `snapshot`, of which no file is left.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn forget(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
+            transaction.open_table(SNAPSHOTS_BY_VM)?.remove((snapshot.vm.as_str(), snapshot.sequence))?;
+            Ok(())
+        })
+    }
+
+    /// The complete snapshot `id`, if there is one.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, StoreError> {
+        let found = self.record(id)?;
+        Ok(found.and_then(|(state, snapshot)| (state == State::Ready).then_some(snapshot)))
+    }
+
+    /// The snapshot `id` and how far it has come, if it is known at all.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn record(&self, id: SnapshotId) -> Result<Option<(State, Snapshot)>, StoreError> {
+        self.handle.read(|transaction| {
+            let records = transaction.open_table(SNAPSHOTS)?;
+            let bytes = records.get(id.as_u128())?;
+            bytes.map(|bytes| record::decode(id.as_u128(), bytes.value())).transpose()
+        })
+    }
+
+    /// The complete snapshots of `vm`, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshots_of(&self, vm: &VmId) -> Result<Vec<Snapshot>, StoreError> {
+        self.handle.read(|transaction| {
+            let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+            let records = transaction.open_table(SNAPSHOTS)?;
+            let mut snapshots = Vec::new();
+            for entry in by_vm.range((vm.as_str(), 0)..=(vm.as_str(), u64::MAX))? {
+                let id = entry?.1.value();
+                if let Some(bytes) = records.get(id)?
+                    && let (State::Ready, snapshot) = record::decode(id, bytes.value())?
+                {
+                    snapshots.push(snapshot);
+                }
+            }
+            Ok(snapshots)
+        })
+    }
+
+    /// The ids of all complete snapshots by VM, oldest first.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshot_ids(&self) -> Result<HashMap<VmId, Vec<SnapshotId>>, StoreError> {
+        let mut ids: HashMap<VmId, Vec<SnapshotId>> = HashMap::new();
+        let mut snapshots = self.all_in(|state| state == State::Ready)?;
+        snapshots.sort_by_key(|(_, snapshot)| snapshot.sequence);
+        for (_, snapshot) in snapshots {
+            ids.entry(snapshot.vm).or_default().push(snapshot.id);
+        }
+        Ok(ids)
+    }
+
+    /// The snapshots that are half made or half gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn unfinished(&self) -> Result<Vec<(State, Snapshot)>, StoreError> {
+        self.all_in(|state| state != State::Ready)
+    }
+
+    fn all_in(&self, wanted: impl Fn(State) -> bool) -> Result<Vec<(State, Snapshot)>, StoreError> {
+        self.handle.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
+                let (id, bytes) = entry?;
+                let (state, snapshot) = record::decode(id.value(), bytes.value())?;
+                if wanted(state) {
+                    found.push((state, snapshot));
+                }
+            }
+            Ok(found)
+        })
+    }
+}
+
+fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Result<(), StoreError> {
+    let bytes = record::encode(state, snapshot)?;
+    transaction.open_table(SNAPSHOTS)?.insert(snapshot.id.as_u128(), bytes.as_slice())?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

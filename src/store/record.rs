@@ -1,0 +1,83 @@
+//! A snapshot as it is stored: postcard bytes, apart from the model so that each can change alone.
+
+use serde::{Deserialize, Serialize};
+
+use super::StoreError;
+use crate::model::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+
+/// How far a snapshot has come. Only ready ones are shown to anybody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum State {
+    /// Its files are being made; the identities of its disks are not known yet.
+    Creating,
+    /// Complete, on stable storage.
+    Ready,
+    /// Its files are being removed.
+    Deleting,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Record {
+    state: State,
+    vm: String,
+    sequence: u64,
+    created_at_ns: i128,
+    created_by: String,
+    disks: Vec<RecordDisk>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordDisk {
+    name: String,
+    repository: String,
+    source: String,
+    size: u64,
+    inode: u64,
+    changed_ns: i128,
+}
+
+pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
+    let record = Record {
+        state,
+        vm: snapshot.vm.to_string(),
+        sequence: snapshot.sequence,
+        created_at_ns: snapshot.created_at.as_nanosecond(),
+        created_by: snapshot.created_by.clone(),
+        disks: snapshot
+            .disks
+            .iter()
+            .map(|disk| RecordDisk {
+                name: disk.name.to_string(),
+                repository: disk.source.repository.to_string(),
+                source: disk.source.path.clone(),
+                size: disk.identity.size,
+                inode: disk.identity.inode,
+                changed_ns: disk.identity.changed_ns,
+            })
+            .collect(),
+    };
+    postcard::to_stdvec(&record).map_err(|error| StoreError::Record(error.to_string()))
+}
+
+pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<(State, Snapshot), StoreError> {
+    fn damaged(error: impl std::fmt::Display) -> StoreError {
+        StoreError::Record(error.to_string())
+    }
+    let record: Record = postcard::from_bytes(bytes).map_err(damaged)?;
+    let disk = |disk: RecordDisk| {
+        Ok(SnapshotDisk {
+            name: disk.name.parse().map_err(damaged)?,
+            source: DiskSource { repository: disk.repository.parse().map_err(damaged)?, path: disk.source },
+            identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_ns },
+        })
+    };
+    let snapshot = Snapshot {
+        id: SnapshotId::from_u128(id),
+        vm: record.vm.parse().map_err(damaged)?,
+        sequence: record.sequence,
+        created_at: jiff::Timestamp::from_nanosecond(record.created_at_ns).map_err(damaged)?,
+        created_by: record.created_by,
+        disks: record.disks.into_iter().map(disk).collect::<Result<_, StoreError>>()?,
+    };
+    Ok((record.state, snapshot))
+}

@@ -1,0 +1,147 @@
+use super::*;
+use crate::model::{DiskSource, FileIdentity, SnapshotDisk};
+
+const VM: &str = "0004fb00000600000000000000000001";
+
+fn snapshot(number: u128) -> Snapshot {
+    Snapshot {
+        id: SnapshotId::from_u128(number),
+        vm: VM.parse().unwrap(),
+        sequence: 0,
+        created_at: "2024-05-01T10:20:30.123456789Z".parse().unwrap(),
+        created_by: "admin".to_owned(),
+        disks: vec![SnapshotDisk {
+            name: "a.img".parse().unwrap(),
+            source: DiskSource {
+                repository: "0004fb0000030000a1b2c3d4e5f60718".parse().unwrap(),
+                path: "VirtualDisks/a.img".to_owned(),
+            },
+            identity: FileIdentity { inode: 131, size: 1 << 30, changed_ns: 1_714_558_830_123_456_789 },
+        }],
+    }
+}
+
+#[test]
+fn a_snapshot_is_there_from_commit_to_deletion() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    let mut first = snapshot(2);
+    store.begin(&mut first).unwrap();
+    assert_eq!(store.snapshot(first.id).unwrap(), None);
+    assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
+    store.commit(&first).unwrap();
+
+    let mut second = snapshot(1);
+    store.begin(&mut second).unwrap();
+    store.commit(&second).unwrap();
+    drop(store);
+
+    // Another process, later: order is that of creation, not of ids or clocks.
+    let store = Store::open(&path).unwrap();
+    let vm: VmId = VM.parse().unwrap();
+    assert_eq!(store.snapshots_of(&vm).unwrap(), [first.clone(), second.clone()]);
+    assert_eq!(store.snapshot_ids().unwrap()[&vm], [first.id, second.id]);
+
+    store.begin_deletion(&first).unwrap();
+    assert_eq!(store.snapshot(first.id).unwrap(), None);
+    assert_eq!(store.unfinished().unwrap(), [(State::Deleting, first.clone())]);
+    store.forget(&first).unwrap();
+    assert_eq!(store.record(first.id).unwrap(), None);
+    assert_eq!(store.snapshots_of(&vm).unwrap(), [second]);
+    assert_eq!(store.unfinished().unwrap(), []);
+}
+
+#[test]
+fn a_second_opener_is_told_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let _first = Store::open(&dir.path().join("db")).unwrap();
+    assert!(matches!(Store::open(&dir.path().join("db")), Err(StoreError::InUse)));
+}
+
+#[test]
+fn files_that_are_not_ours_are_left_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut bolt = vec![0; 64 << 10];
+    bolt[16..20].copy_from_slice(&0xED0C_DAED_u32.to_ne_bytes());
+    let text = b"not a database at all".repeat(1000);
+    let cases: [(&[u8], fn(&StoreError) -> bool); 2] =
+        [(&bolt, |error| matches!(error, StoreError::Bolt(_))), (&text, |error| !matches!(error, StoreError::Bolt(_)))];
+    for (content, expected) in cases {
+        let path = dir.path().join("db");
+        std::fs::write(&path, content).unwrap();
+        let error = Store::open(&path).map(|_| ()).unwrap_err();
+        assert!(expected(&error), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), content, "{error}");
+    }
+}
+
+#[test]
+fn a_newer_schema_is_refused_in_plain_words() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    store
+        .handle
+        .write(|transaction| {
+            transaction.open_table(schema::COUNTERS)?.insert("schema", 99)?;
+            Ok(())
+        })
+        .unwrap();
+    drop(store);
+    let error = Store::open(&path).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("schema 99") && error.contains("newer version"), "{error}");
+}
+
+/// The database that each schema's program wrote, as it is in the field.
+#[test]
+fn the_database_of_every_schema_is_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
+    std::fs::copy(golden, &path).unwrap();
+    let store = Store::open(&path).unwrap();
+    let mut ready = snapshot(7);
+    ready.sequence = 1;
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
+    let mut creating = snapshot(8);
+    creating.sequence = 2;
+    assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+    // The order goes on where it was.
+    let mut next = snapshot(9);
+    store.begin(&mut next).unwrap();
+    assert_eq!(next.sequence, 3);
+}
+
+/// Writes the golden file of today's schema; run by hand when a schema is new:
+/// `cargo test --lib -- --ignored write_the_golden_database`.
+#[test]
+#[ignore = "writes tests/golden, by hand"]
+fn write_the_golden_database() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
+    assert!(!path.exists(), "a golden file is never written anew");
+    let store = Store::open(&path).unwrap();
+    let (mut ready, mut creating) = (snapshot(7), snapshot(8));
+    store.begin(&mut ready).unwrap();
+    store.commit(&ready).unwrap();
+    store.begin(&mut creating).unwrap();
+}
+
+#[test]
+fn a_damaged_database_is_an_error_and_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    for number in 0..300 {
+        let mut snapshot = snapshot(number);
+        store.begin(&mut snapshot).unwrap();
+    }
+    drop(store);
+    // Zeros over the middle of the file, where the tables are.
+    let mut bytes = std::fs::read(&path).unwrap();
+    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
+    bytes[8192..used].fill(0);
+    std::fs::write(&path, &bytes).unwrap();
+    assert!(Store::open(&path).is_err(), "a database of zeros was opened");
+    assert_eq!(std::fs::metadata(&path).unwrap().len(), bytes.len() as u64);
+}

@@ -1,0 +1,6 @@
+//! Kernel calls, one a file: errno kept, nothing of ours imported, and the only `unsafe`.
+
+pub mod fiemap;
+pub mod fsinfo;
+pub mod reflink;
+pub mod sparse;

@@ -1,0 +1,33 @@
+//! `SEEK_DATA` and `SEEK_HOLE` (lseek(2)): which parts of a file hold data.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use nix::errno::Errno;
+use nix::unistd::{Whence, lseek};
+
+/// Offset of the first data at or after `from`; nothing where only a hole follows.
+///
+/// # Errors
+/// The errno of lseek(2).
+pub fn next_data(file: impl AsFd, from: u64) -> io::Result<Option<u64>> {
+    seek(file, from, Whence::SeekData)
+}
+
+/// Offset of the first hole at or after `from`, which is the end of the file where there is no
+/// other; nothing where `from` is at or past the end.
+///
+/// # Errors
+/// The errno of lseek(2).
+pub fn next_hole(file: impl AsFd, from: u64) -> io::Result<Option<u64>> {
+    seek(file, from, Whence::SeekHole)
+}
+
+fn seek(file: impl AsFd, from: u64, whence: Whence) -> io::Result<Option<u64>> {
+    let from = i64::try_from(from).map_err(|_| Errno::EOVERFLOW)?;
+    match lseek(file, from, whence) {
+        Ok(offset) => Ok(u64::try_from(offset).ok()),
+        Err(Errno::ENXIO) => Ok(None),
+        Err(errno) => Err(errno.into()),
+    }
+}

@@ -1,0 +1,227 @@
+//! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Chunk, ChunkKind};
+
+/// Body of `POST /auth/login`.
+#[derive(Deserialize)]
+pub struct Login {
+    /// The user's name at the manager.
+    pub username: String,
+    /// The user's password there.
+    pub password: secrecy::SecretString,
+}
+
+/// Answer to a log-in.
+#[derive(Debug, Serialize)]
+pub struct Token {
+    /// The JWT for `Authorization: Bearer`.
+    pub token: String,
+}
+
+/// Whether an entry of a listing can be used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// It can.
+    Ok,
+    /// It cannot; `reason` says why.
+    Error,
+}
+
+/// A virtual machine.
+#[derive(Debug, Serialize)]
+pub struct Vm {
+    /// The name that people gave it.
+    pub friendly_name: String,
+    /// Its name: 32 hexadecimal digits.
+    pub name: String,
+    /// Its uuid, dashed.
+    pub uuid: String,
+    /// Its disks, as its definition lists them.
+    pub disks: Vec<VmDisk>,
+    /// Whether a snapshot of it can be made.
+    pub snapshot_compatible: bool,
+    /// Ids of its snapshots, oldest first.
+    pub snapshots: Vec<String>,
+    /// Whether its definition can be used.
+    pub status: Status,
+    /// Why not, or why no snapshot can be made.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// A disk of a virtual machine.
+#[derive(Debug, Serialize)]
+pub struct VmDisk {
+    /// File name.
+    pub name: String,
+    /// Path, as the definition has it.
+    pub path: String,
+    /// What the guest sees it as, such as `xvda`.
+    pub device_name: String,
+    /// Whether a snapshot takes it.
+    pub snapshot_compatible: bool,
+    /// `r`, `w`, or `w!` for one that several VMs share.
+    pub mode: String,
+    /// Size, bytes, where it is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// The name that people gave it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub friendly_name: Option<String>,
+    /// Id of the repository that it lies in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<String>,
+    /// Why a snapshot does not take it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub incompatible_reason: Option<String>,
+}
+
+/// A snapshot. The VM's name goes out in both spellings that the original's texts and code have.
+#[derive(Debug, Serialize)]
+pub struct Snapshot {
+    /// Its id.
+    pub id: String,
+    /// Name of its VM.
+    pub vm_id: String,
+    /// The same.
+    #[serde(rename = "vmID")]
+    pub vm_id_too: String,
+    /// Its disks.
+    pub disks: Vec<SnapshotDisk>,
+    /// When it was asked for: RFC 3339, UTC.
+    pub created_at: String,
+    /// Who asked for it.
+    pub created_by: String,
+    /// What a restored disk is like: `crash`, as after a power cut.
+    pub consistency: &'static str,
+    /// What ran around it.
+    pub hooks: Vec<()>,
+    /// Id of the snapshot that it is compared to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compare_to: Option<String>,
+}
+
+/// A disk of a snapshot.
+#[derive(Debug, Serialize)]
+pub struct SnapshotDisk {
+    /// Path of the disk that it is a state of.
+    pub parent_path: String,
+    /// Path of its file.
+    pub path: String,
+    /// Id of the snapshot, in both spellings.
+    pub snapshot_id: String,
+    /// The same.
+    #[serde(rename = "snapshotID")]
+    pub snapshot_id_too: String,
+    /// Its name, unique in the snapshot.
+    pub name: String,
+    /// Where its repository is mounted.
+    pub repo_mountpoint: String,
+    /// Size, bytes.
+    pub size: u64,
+    /// What a client has to fetch or make zeros. Left out with `chunks=false`.
+    #[serde(flatten, skip_serializing_if = "Option::is_none")]
+    pub map: Option<DiskMap>,
+    /// Whether its file is there and is the one that was taken.
+    pub status: Status,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_reason: Option<String>,
+}
+
+/// What a client has to do with a disk.
+#[derive(Debug, Serialize)]
+pub struct DiskMap {
+    /// The ranges, in order, disjoint.
+    pub chunks: Vec<WireChunk>,
+    /// Bytes to fetch: the sum of the `data` ranges.
+    pub data_bytes: u64,
+    /// Bytes to make zeros: the sum of the `zero` ranges, listed or not.
+    pub zero_bytes: u64,
+    /// Whether `chunks` patch the base, or make the disk from nothing.
+    pub mode: Mode,
+    /// Why a full listing was given where an incremental one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+}
+
+/// What `chunks` are to be applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Mode {
+    /// Nothing, or whatever is there.
+    Full,
+    /// The disk of the snapshot compared to.
+    Incremental,
+}
+
+/// A range of a disk.
+#[derive(Debug, PartialEq, Eq)]
+pub struct WireChunk(pub Chunk);
+
+impl Serialize for WireChunk {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let Self(Chunk { range, kind, address }) = self;
+        let mut chunk = serializer.serialize_struct("Chunk", 4)?;
+        chunk.serialize_field("start", &range.start())?;
+        chunk.serialize_field("length", &range.len())?;
+        // Clients of the original read a number here; what has no address says 0.
+        chunk.serialize_field("physical_start", &address.map_or(0, |address| address.0))?;
+        chunk.serialize_field(
+            "type",
+            match kind {
+                ChunkKind::Data => "data",
+                ChunkKind::Zero => "zero",
+            },
+        )?;
+        chunk.end()
+    }
+}
+
+/// The body of every error.
+#[derive(Debug, Serialize)]
+pub struct Error {
+    /// What the status means, in words.
+    pub error: String,
+    /// What happened, and what to do.
+    pub details: String,
+    /// A stable word for programs.
+    pub code: &'static str,
+    /// Under which the log tells more.
+    pub request_id: String,
+}
+
+/// Body of `GET /capabilities`.
+#[derive(Debug, Serialize)]
+pub struct Capabilities {
+    /// The program's version.
+    pub version: &'static str,
+    /// What the API can do.
+    pub features: &'static [&'static str],
+    /// What it does not go beyond.
+    pub limits: Limits,
+}
+
+/// Bounds of the API.
+#[derive(Debug, Serialize)]
+pub struct Limits {
+    /// Ranges in one `Range` header.
+    pub ranges_per_request: usize,
+    /// Bytes of a request's body.
+    pub request_body_bytes: usize,
+    /// Seconds that a token is good for.
+    pub token_seconds: u64,
+}
+
+/// Body of `GET /healthz` and `GET /readyz`.
+#[derive(Debug, Serialize)]
+pub struct Health {
+    /// Whether all is well.
+    pub status: Status,
+    /// What is not. Says no more than a stranger may know.
+    pub problems: Vec<&'static str>,
+}
