@@ -284,7 +284,7 @@ def incremental(service: Service, args: argparse.Namespace) -> None:
     for disk in disks:
         snapshot, complete, base = Copy(args.dir, disk["name"]).state()
         if disk["mode"] != "incremental":
-            warn(f"{disk['name']}: fetched in full: {disk.get('mode_reason') or 'no reason given'}")
+            warn(f"{disk['name']}: fetched in full: {disk.get('reason') or 'no reason given'}")
         elif (snapshot, complete) not in ((args.base, True), (args.snapshot, True)) and (
                 (snapshot, base) != (args.snapshot, args.base)):  # begun before, and not finished
             raise ClientError(f"no complete copy of {args.base} in {args.dir / disk['name']}: do a full", NO_BASE)

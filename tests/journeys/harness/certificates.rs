@@ -1,0 +1,53 @@
+//! An authority and what it signs.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use tempfile::TempDir;
+
+pub struct Certificates {
+    dir: TempDir,
+    authority: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Certificates {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
+        let certificates = Self { dir, authority };
+        certificates.issue("server");
+        certificates
+    }
+
+    /// The authority's certificate.
+    pub fn ca(&self) -> PathBuf {
+        self.path("ca.pem")
+    }
+
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Writes `<name>.pem` and `<name>.key`, for 127.0.0.1 and localhost.
+    pub fn issue(&self, name: &str) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
+        let certificate = params.signed_by(&key, &self.authority).unwrap();
+        std::fs::write(self.path(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(self.path(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+
+    /// Writes a self-signed certificate that is marked as an authority, as managers have it.
+    pub fn issue_self_signed_ca(&self, name: &str) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let certificate = params.self_signed(&key).unwrap();
+        std::fs::write(self.path(format!("{name}.pem")), certificate.pem()).unwrap();
+        std::fs::write(self.path(format!("{name}.key")), key.serialize_pem()).unwrap();
+    }
+}

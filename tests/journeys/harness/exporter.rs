@@ -1,0 +1,180 @@
+//! The service as its users run it: the binary, a config file, a port.
+
+use std::fmt::Write;
+use std::fs::File;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use tempfile::TempDir;
+
+use super::{Certificates, Manager};
+
+/// Key of the tokens in all tests.
+pub const SECRET: &str = "a secret of tests, never to be seen in a log";
+
+/// What the config file will say.
+pub struct Settings {
+    pub db_file: Option<PathBuf>,
+    pub ovm_endpoint: String,
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+    pub paths: Vec<PathBuf>,
+    /// Lines of `[manager]`.
+    pub manager: String,
+    /// Lines of `[jwt]`, besides the secret.
+    pub jwt: String,
+    /// Lines of `[api.tls]`, besides certificate and key.
+    pub tls: String,
+    /// Set for the process.
+    pub environment: Vec<(String, String)>,
+}
+
+impl Settings {
+    pub fn new(certificates: &Certificates, manager: &Manager, repositories: &[&Path]) -> Self {
+        Self {
+            db_file: None,
+            ovm_endpoint: format!("https://127.0.0.1:{}", manager.port),
+            certificate: certificates.path("server.pem"),
+            key: certificates.path("server.key"),
+            paths: repositories.iter().map(|path| path.to_path_buf()).collect(),
+            manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
+            jwt: String::new(),
+            tls: String::new(),
+            environment: Vec::new(),
+        }
+    }
+
+    fn text(&self, db_file: &Path, port: u16) -> String {
+        let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
+        write!(text, "[jwt]\nsecret = {SECRET:?}\n{}\n", self.jwt).unwrap();
+        write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
+        write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
+        write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
+        text
+    }
+}
+
+pub struct Exporter {
+    pub port: u16,
+    settings: Settings,
+    child: Child,
+    dir: TempDir,
+}
+
+impl Exporter {
+    /// Starts the service and waits until it listens.
+    pub fn start(settings: Settings) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let child = spawn(&settings, dir.path(), port);
+        let mut exporter = Self { port, settings, child, dir };
+        exporter.wait_until_listening();
+        exporter
+    }
+
+    /// Starts the service with settings that it refuses; returns what it says.
+    pub fn refusal(settings: &Settings) -> String {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let status = spawn(settings, dir.path(), port).wait().unwrap();
+        assert!(!status.success(), "the service ended well");
+        std::fs::read_to_string(dir.path().join("log")).unwrap()
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The settings, for the next start.
+    pub fn settings(&mut self) -> &mut Settings {
+        &mut self.settings
+    }
+
+    pub fn db_file(&self) -> PathBuf {
+        self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.path().join("config.toml")
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
+    }
+
+    /// Waits for the process to end; panics when it takes longer than `limit`.
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        let end = Instant::now() + limit;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < end, "still running after {limit:?}; its log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Whether the process has ended, and by which signal.
+    pub fn killed_by(&mut self) -> Option<i32> {
+        self.child.try_wait().unwrap().and_then(|status| status.signal())
+    }
+
+    /// Ends the process as a power cut would, as far as files are concerned that were written.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts the service again, with the same database.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.child = spawn(&self.settings, self.dir.path(), self.port);
+        self.wait_until_listening();
+    }
+
+    fn wait_until_listening(&mut self) {
+        let end = Instant::now() + Duration::from_secs(30);
+        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                panic!("the service ended with {status}; its log:\n{}", self.log());
+            }
+            assert!(Instant::now() < end, "the service does not listen; its log:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.kill();
+        if std::thread::panicking() {
+            eprintln!("---- log of the service ----\n{}", self.log());
+        }
+    }
+}
+
+fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {
+    let config = dir.join("config.toml");
+    let db_file = settings.db_file.clone().unwrap_or_else(|| dir.join("exporter.db"));
+    std::fs::write(&config, settings.text(&db_file, port)).unwrap();
+    let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
+    Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+        .arg("-config")
+        .arg(&config)
+        .env("RUST_LOG", "debug,hyper=error,h2=error,rustls=error,reqwest=info,hyper_util=info")
+        .envs(settings.environment.iter().cloned())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().unwrap())
+        .stderr(log)
+        .spawn()
+        .unwrap()
+}

@@ -1,0 +1,137 @@
+//! What every journey needs: a repository, a manager, the service, a client.
+
+mod certificates;
+mod client;
+mod exporter;
+mod manager;
+mod xfs;
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+pub use certificates::Certificates;
+pub use client::{Answer, Client, text};
+pub use exporter::{Exporter, Settings};
+pub use manager::{Behaviour, Manager, PASSWORD, USER};
+pub use xfs::Xfs;
+
+/// The VM that most journeys are about.
+pub const VM: &str = "0004fb00000600000000000000000001";
+
+/// Returns from a test that cannot run here, loudly; under `CI=true` that is a failure.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        if !nix::unistd::geteuid().is_root() {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, and it needs root");
+            eprintln!("SKIPPED {}:{}: needs root, to mount XFS", file!(), line!());
+            return;
+        }
+    };
+}
+
+/// A repository on XFS, a manager, and the service: ready to be asked.
+///
+/// Fields are dropped in their order: the service before the file system that it works on.
+pub struct World {
+    pub exporter: Exporter,
+    pub manager: Manager,
+    pub certificates: Certificates,
+    pub repository: PathBuf,
+    pub xfs: Xfs,
+}
+
+impl World {
+    /// One XFS of `megabytes` (sparse) with one empty repository in it.
+    pub fn new(megabytes: u64) -> Self {
+        Self::with(megabytes, |_| {})
+    }
+
+    /// The same, with `change` made to the settings of the service.
+    pub fn with(megabytes: u64, change: impl FnOnce(&mut Settings)) -> Self {
+        let xfs = Xfs::new(megabytes);
+        let repository = make_repository(&xfs.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+        let certificates = Certificates::new();
+        let manager = Manager::start(&certificates);
+        let mut settings = Settings::new(&certificates, &manager, &[&repository]);
+        change(&mut settings);
+        let exporter = Exporter::start(settings);
+        Self { exporter, manager, certificates, repository, xfs }
+    }
+
+    /// A client that is logged in.
+    pub fn client(&self) -> Client {
+        let mut client = Client::new(&self.exporter, &self.certificates);
+        client.log_in();
+        client
+    }
+
+    /// Defines [`VM`] with new, sparse disks; returns their paths.
+    pub fn define_vm(&self, disks: &[(&str, u64)]) -> Vec<PathBuf> {
+        let paths: Vec<PathBuf> = disks.iter().map(|(name, size)| make_disk(&self.repository, name, *size)).collect();
+        define_vm(&self.repository, VM, &paths);
+        paths
+    }
+
+    /// Everything below CoriolisSnapshots, sorted: what a snapshot leaves, and what nothing may.
+    pub fn snapshot_files(&self) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        let mut folders = vec![self.repository.join("CoriolisSnapshots")];
+        while let Some(folder) = folders.pop() {
+            for entry in fs::read_dir(&folder).into_iter().flatten() {
+                let path = entry.unwrap().path();
+                if path.is_dir() {
+                    folders.push(path.clone());
+                }
+                found.push(path);
+            }
+        }
+        found.sort();
+        found
+    }
+}
+
+/// Makes the folders of a repository.
+pub fn make_repository(parent: &Path, id: &str) -> PathBuf {
+    let repository = parent.join(id);
+    for folder in ["VirtualDisks", "VirtualMachines", "ISOs"] {
+        fs::create_dir_all(repository.join(folder)).unwrap();
+    }
+    repository
+}
+
+/// Makes a sparse disk in a repository.
+pub fn make_disk(repository: &Path, name: &str, size: u64) -> PathBuf {
+    let path = repository.join("VirtualDisks").join(name);
+    File::create(&path).unwrap().set_len(size).unwrap();
+    path
+}
+
+/// Writes the definition of a VM with writable disks.
+pub fn define_vm(repository: &Path, vm: &str, disks: &[PathBuf]) {
+    let lines: Vec<String> = disks
+        .iter()
+        .enumerate()
+        .map(|(i, path)| format!("'file:{},xvd{},w'", path.display(), (b'a' + i as u8) as char))
+        .collect();
+    define_vm_with(repository, vm, &lines);
+}
+
+/// Writes the definition of a VM whose `disk` list has these entries, quotes and all.
+pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
+    let folder = repository.join("VirtualMachines").join(vm);
+    fs::create_dir_all(&folder).unwrap();
+    let uuid = format!("{}-{}-{}-{}-{}", &vm[..8], &vm[8..12], &vm[12..16], &vm[16..20], &vm[20..]);
+    let text = format!(
+        "vif = ['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']\nOVM_simple_name = 'web-1'\n\
+         disk = [{}]\nuuid = '{uuid}'\nname = '{vm}'\nmemory = '2048'\n",
+        disk_entries.join(",\n        ")
+    );
+    fs::write(folder.join("vm.cfg"), text).unwrap();
+}
+
+/// Writes `bytes` at `offset`, as a guest would.
+pub fn write_at(disk: &Path, offset: u64, bytes: &[u8]) {
+    File::options().write(true).open(disk).unwrap().write_all_at(bytes, offset).unwrap();
+}

@@ -1,0 +1,6 @@
+//! The real binary, over real TLS, on a real XFS repository: one module a journey.
+#![allow(missing_docs)] // tests name themselves
+
+mod harness;
+
+mod snapshots;
