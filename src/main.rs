@@ -3,8 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use coriolis_ovm_exporter::cli::{args, logging, serve};
+use coriolis_ovm_exporter::cli::{args, logging};
 use coriolis_ovm_exporter::config;
+use coriolis_ovm_exporter::http::service;
 
 fn main() -> ExitCode {
     let args = args::Args::parse_from(args::with_two_dashes(std::env::args_os()));
@@ -21,5 +22,5 @@ fn main() -> ExitCode {
 fn run(args: &args::Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     logging::start(config.log_file.as_deref()).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    serve::run(&config)
+    service::run(&config)
 }

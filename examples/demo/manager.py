@@ -49,7 +49,9 @@ class Handler(BaseHTTPRequestHandler):
     def answer(self, status: int, body: bytes, headers: Any = ()) -> None:
         """A JSON answer of known length, after which the connection can be used again."""
         self.send_response(status)
-        for name, value in {"Content-Type": "application/json", "Content-Length": str(len(body)), **dict(headers)}.items():
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        for name, value in dict(headers).items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(body)

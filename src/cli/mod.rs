@@ -1,5 +1,4 @@
-//! The command line: what the program is asked to do, its log, its life as a service.
+//! The command line: what the program is asked to do, and where its log goes.
 
 pub mod args;
 pub mod logging;
-pub mod serve;

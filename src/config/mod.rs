@@ -197,7 +197,7 @@ impl Check {
 
     fn manager(&mut self, endpoint: &str, manager: &file::Manager) -> Manager {
         let url = format!("{}{}", endpoint.trim_end_matches('/'), manager.path);
-        let scheme = url.parse::<axum::http::Uri>().ok().and_then(|uri| uri.scheme_str().map(str::to_owned));
+        let scheme = url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme_str().map(str::to_owned));
         match scheme.as_deref() {
             _ if endpoint.is_empty() => {
                 self.problem("ovm_endpoint", "is empty; name the manager, as https://manager.example:7002");

@@ -3,6 +3,7 @@
 pub mod byte_range;
 pub mod conditional;
 pub mod server;
+pub mod service;
 pub mod tls;
 
 mod body;

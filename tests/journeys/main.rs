@@ -3,4 +3,6 @@
 
 mod harness;
 
+mod python_client;
+mod readme;
 mod snapshots;

@@ -9,6 +9,7 @@ mod xfs;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 pub use certificates::Certificates;
 pub use client::{Answer, Client, text};
@@ -134,4 +135,13 @@ pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
 /// Writes `bytes` at `offset`, as a guest would.
 pub fn write_at(disk: &Path, offset: u64, bytes: &[u8]) {
     File::options().write(true).open(disk).unwrap().write_all_at(bytes, offset).unwrap();
+}
+
+/// Runs commands of xfs_io(8) on `disk`.
+pub fn xfs_io(disk: &Path, commands: &[&str]) {
+    let mut command = Command::new("xfs_io");
+    for text in commands {
+        command.args(["-c", text]);
+    }
+    xfs::run(command.arg(disk));
 }

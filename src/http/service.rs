@@ -12,9 +12,9 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::{router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
-use crate::http;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
 /// its client goes on from where it was, with a Range.
@@ -30,7 +30,7 @@ pub fn run(config: &Config) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {
-    let tls = Arc::new(ArcSwap::new(http::tls::server_config(&config.api)?));
+    let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config)?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
@@ -38,7 +38,7 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let serving = http::server::serve(listener, Arc::clone(&tls), http::router(Arc::clone(&app)), stop.clone());
+    let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app)), stop.clone());
     let serving = tokio::spawn(serving);
     signals.until_stopped(|| reload(&config.api, &tls)).await;
 
@@ -83,7 +83,7 @@ impl Signals {
 
 /// Takes a renewed certificate. A broken one is not taken, and the old one goes on.
 fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
-    match http::tls::server_config(api) {
+    match tls::server_config(api) {
         Ok(config) => {
             tls.store(config);
             tracing::info!("certificate read anew");

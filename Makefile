@@ -1,0 +1,92 @@
+# make demo    see it work, end to end, on a loop-mounted repository
+# make test    everything a change needs: unit, property and integration tests
+# make check   formatting, lints, documents, licences
+# make bench   what a comparison costs, beside what reading the maps costs
+# make build   the release binary: target/release/coriolis-ovm-exporter
+#
+# Each target installs what it lacks from Debian's packages; mounting needs root, or sudo.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := build
+.PHONY: build release demo test check audit bench clean deps deps-check rust
+
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+# rustup's cargo, if there is one, goes before Debian's.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+RUST_MIN := 1.90
+
+# The programs that are needed, each with the Debian package that has it.
+PROGRAMS := cc:gcc make:make mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
+            unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar
+PROGRAMS_CHECK := shellcheck:shellcheck
+
+# $(call install,PROGRAM:PACKAGE ...): installs the packages of programs that are not there.
+define install
+missing=(); \
+for entry in $(1); do \
+	PATH="$$PATH:/usr/sbin:/sbin" command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry#*:}"); \
+done; \
+if [ "$${#missing[@]}" -gt 0 ]; then \
+	echo "installing: $${missing[*]}"; \
+	$(SUDO) apt-get update -qq; \
+	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" ca-certificates >/dev/null; \
+fi
+endef
+
+deps:
+	@$(call install,$(PROGRAMS))
+
+deps-check: deps
+	@$(call install,$(PROGRAMS_CHECK))
+	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+
+# A Rust that is recent enough: the one that is there, or Debian's.
+rust: deps
+	@recent() { \
+		local version; version=$$(rustc --version 2>/dev/null | cut -d' ' -f2) || return 1; \
+		[ -n "$$version" ] && [ "$$(printf '%s\n' $(RUST_MIN) "$$version" | sort -V | head -n1)" = $(RUST_MIN) ]; \
+	}; \
+	if ! recent; then \
+		echo "installing: cargo-web rustc-web"; \
+		$(SUDO) apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends cargo-web rustc-web >/dev/null; \
+		hash -r; \
+		recent || { echo "Rust $(RUST_MIN) or newer is needed, and Debian's is not: install it from https://rustup.rs" >&2; exit 1; }; \
+	fi
+
+build release: rust
+	cargo build --release --locked
+
+demo: build
+	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then \
+		echo "make demo mounts file systems: run it as root, or install sudo" >&2; exit 1; \
+	fi
+	@$(SUDO) examples/demo/demo.sh target/release/coriolis-ovm-exporter
+
+# Test programs run as root in a mount namespace of their own: whatever a test leaves mounted, even
+# when it is killed, goes with it. Without root the tests say what they skip; with CI=true that fails.
+RUNNER := $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
+            && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
+comma := ,
+
+test: rust
+	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+
+check: rust deps-check
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
+	cargo deny --offline --log-level error check bans licenses sources
+	shellcheck examples/demo/demo.sh .ci/run
+	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py
+
+# Advisories come over the network.
+audit: rust deps-check
+	cargo deny check advisories
+
+bench: rust
+	cargo bench --locked --bench compare $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+
+clean:
+	cargo clean

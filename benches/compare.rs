@@ -1,0 +1,112 @@
+//! What a comparison costs beside what reading the maps costs: ratios from one run.
+//!
+//! `make bench`, as root: it makes a loop-mounted XFS with disks of 1,000 to 100,000 extents.
+
+use std::fs::{self, File};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use coriolis_ovm_exporter::model::diff::changed;
+use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
+use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir, map};
+use coriolis_ovm_exporter::sys::{fiemap, reflink};
+
+#[path = "../tests/journeys/harness/xfs.rs"]
+mod xfs;
+
+const BLOCK: u64 = 4096;
+const ROUNDS: usize = 7;
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("this bench mounts XFS: run it as root");
+        return;
+    }
+    let xfs = xfs::Xfs::new(8 << 10);
+    println!("two snapshots of a disk whose every second block is data, 1 % of them written between");
+    println!("medians of {ROUNDS} rounds, milliseconds; ratio: comparison ÷ reading the two maps once\n");
+    println!("| extents | read two maps | comparison | ratio | filefrag of the two |");
+    println!("|--------:|--------------:|-----------:|------:|--------------------:|");
+    for extents in [1_000, 10_000, 100_000] {
+        row(&xfs.mount_point, extents);
+    }
+}
+
+fn row(mount_point: &Path, extents: u64) {
+    let repository = Repository::new("bench".parse().unwrap(), mount_point.to_owned());
+    let live = mount_point.join(format!("live-{extents}"));
+    let file = File::options().read(true).write(true).create_new(true).open(&live).unwrap();
+    file.set_len(extents * 2 * BLOCK).unwrap();
+    for extent in 0..extents {
+        file.write_all_at(&[1; BLOCK as usize], extent * 2 * BLOCK).unwrap();
+    }
+    file.sync_all().unwrap();
+    let base = snapshot(&repository, &file, 1 + u128::from(extents));
+    for extent in (0..extents).step_by(100) {
+        file.write_all_at(&[2; BLOCK as usize], extent * 2 * BLOCK).unwrap();
+    }
+    file.sync_all().unwrap();
+    let target = snapshot(&repository, &file, 2 + u128::from(extents));
+    let paths = [1, 2].map(|n| {
+        SnapshotDir::new(&repository, SnapshotId::from_u128(n + u128::from(extents))).disk(&"disk".parse().unwrap())
+    });
+    let files = paths.each_ref().map(|path| File::open(path).unwrap());
+
+    let (mut raw, mut compared, mut filefrag) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        raw.push(timed(|| files.iter().for_each(|file| assert!(count_extents(file) >= extents))));
+        compared.push(timed(|| {
+            let maps = map::read_both(&base, &target).unwrap().unwrap();
+            assert_eq!(changed(&maps.base, &maps.target).len() as u64, extents.div_ceil(100));
+        }));
+        filefrag.push(timed(|| {
+            let status = Command::new("filefrag").args(&paths).stdout(Stdio::null()).status().unwrap();
+            assert!(status.success());
+        }));
+    }
+    let [raw, compared, filefrag] = [raw, compared, filefrag].map(median_ms);
+    println!("| {extents} | {raw:.2} | {compared:.2} | {:.2} | {filefrag:.2} |", compared / raw);
+}
+
+fn snapshot(repository: &Repository, live: &File, number: u128) -> DiskFile {
+    let id = SnapshotId::from_u128(number);
+    let folder = SnapshotDir::new(repository, id);
+    folder.create().unwrap();
+    let name = "disk".parse().unwrap();
+    let file = folder.create_disk(&name).unwrap();
+    reflink::clone_whole(live.as_fd(), file.as_fd()).unwrap();
+    file.sync_all().unwrap();
+    let metadata = fs::metadata(folder.disk(&name)).unwrap();
+    let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
+    let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
+    DiskFile::open(repository, id, &SnapshotDisk { name, source, identity }).unwrap()
+}
+
+/// Reads a map with as few calls as our reader makes, and keeps nothing.
+fn count_extents(file: &File) -> u64 {
+    let mut reader = fiemap::Reader::default();
+    let (mut at, mut count) = (0, 0);
+    loop {
+        let page = reader.read(file.as_fd(), at).unwrap();
+        count += page.len() as u64;
+        match page.last() {
+            Some(last) if last.flags & fiemap::LAST == 0 => at = last.logical + last.length,
+            _ => return count,
+        }
+    }
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    work();
+    started.elapsed()
+}
+
+fn median_ms(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}

@@ -1,0 +1,360 @@
+#!/usr/bin/env bash
+#
+# The whole service in less than half a minute: a repository, a virtual machine, a full and an
+# incremental backup, and the proof that the copy is what the snapshot was.
+#
+#     demo.sh PATH-TO-BINARY
+#
+# Wants root, for loop mounts. Speaks to 127.0.0.1 only, writes below $TMPDIR only, and leaves
+# nothing behind: it works in a mount namespace of its own, its images lose their names as soon as
+# they are mounted, and its servers die with it. So even a SIGKILL leaves but a folder of small files.
+
+set -euo pipefail
+export LC_ALL=C
+umask 077
+
+readonly disk_size=$((1 << 30)) guest_file=$((6 << 20)) guest_archive=$((28 << 20))
+readonly patience=15 # seconds, for a server to start or to stop
+
+die() {
+    printf '\ndemo: %s\n' "$*" >&2
+    exit 1
+}
+
+[[ $EUID -eq 0 ]] || die 'must be root, to mount loop devices'
+[[ $# -eq 1 && -x $1 && -f $1 ]] || die "usage: ${0##*/} PATH-TO-BINARY"
+binary=$(realpath -- "$1")
+here=$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")
+for tool in mkfs.xfs mkfs.ext4 e2fsck fstrim losetup unshare setpriv curl jq openssl python3; do
+    command -v "$tool" >/dev/null || die "$tool is missing: install xfsprogs e2fsprogs util-linux curl jq openssl python3"
+done
+
+# A mount of ours is then seen by our own processes only, and gone with the last of them.
+mounts_seen_by_all=${DEMO_MOUNT_NAMESPACE:-$(readlink /proc/self/ns/mnt)}
+if [[ $mounts_seen_by_all == "$(readlink /proc/self/ns/mnt)" ]]; then
+    export DEMO_MOUNT_NAMESPACE=$mounts_seen_by_all
+    exec unshare --mount --propagation private -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary"
+fi
+
+# --- What is to be cleaned up, and how
+
+work='' mounted=() children=() logs=()
+
+# cleanup: runs once, at whatever end. Goes on where one thing fails, and says which did.
+cleanup() {
+    local status=$? left=() log mount pid
+    trap - EXIT
+    trap '' HUP INT TERM PIPE
+    set +e
+    if ((status != 0 && status < 128)); then
+        for log in "${logs[@]}"; do
+            [[ -s $log ]] && printf -- '--- the end of %s\n' "${log##*/}" && tail -n 20 -- "$log"
+        done >&2
+    fi
+    for pid in "${children[@]}"; do stop "$pid"; done
+    while ((${#mounted[@]})); do
+        mount=${mounted[-1]}
+        unset 'mounted[-1]'
+        dismount "$mount" || left+=("the mount of $mount")
+    done
+    if [[ -n $work ]]; then
+        eventually no_loop_device "$work/" || left+=("loop devices of $work")
+        rm -rf --one-file-system -- "$work" || left+=("$work")
+    fi
+    if ((${#left[@]})); then
+        printf 'demo: could not clean up: %s\n' "${left[@]}" >&2
+        ((status)) || status=1
+    fi
+    exit "$status"
+}
+trap cleanup EXIT
+trap 'exit 129' HUP
+trap 'exit 130' INT
+trap 'exit 143' TERM
+
+# eventually COMMAND...: whether it succeeds within five seconds.
+eventually() {
+    local tries
+    for ((tries = 0; tries < 50; tries++)); do
+        "$@" && return 0 # the 0 matters: in a trap, the default is the status before the trap
+        sleep 0.1
+    done
+    return 1
+}
+
+not_running() { ! kill -0 "$1" 2>/dev/null; }
+
+no_loop_device() { ! losetup --list --noheadings --output BACK-FILE | grep -qF -- "$1"; }
+
+unmounted() { ! mountpoint -q -- "$1" || umount -- "$1" 2>/dev/null; }
+
+# stop PID: one of our own children, asked first.
+stop() {
+    kill -TERM "$1" 2>/dev/null
+    eventually not_running "$1" || kill -KILL "$1" 2>/dev/null
+    wait "$1" 2>/dev/null
+}
+
+# dismount FOLDER: retried, since something may look into a fresh mount; its loop device goes with it.
+dismount() { eventually unmounted "$1"; }
+
+# mount_image IMAGE FOLDER [OPTION]
+mount_image() {
+    mkdir -p -- "$2"
+    mounted+=("$2")
+    mount -o "loop${3:+,$3}" -- "$1" "$2"
+}
+
+# storage FOLDER SIZE: a new XFS there. Its image has no name any more, so it cannot stay behind.
+storage() {
+    truncate -s "$2" -- "$work/image"
+    mkfs.xfs -q -m reflink=1 -- "$work/image"
+    mount_image "$work/image" "$1"
+    rm -- "$work/image"
+}
+
+# start NAME COMMAND...: a server in the background, which dies with this script however that dies.
+start() {
+    local log=$work/$1.log
+    shift
+    logs+=("$log")
+    setpriv --pdeathsig KILL -- "$@" >"$log" 2>&1 &
+    children+=("$!")
+}
+
+# wait_for NAME COMMAND...: until the server started last can do that.
+wait_for() {
+    local name=$1 end=$((SECONDS + patience))
+    shift
+    until "$@"; do
+        not_running "${children[-1]}" && die "the $name ended before it was ready"
+        ((SECONDS < end)) || die "the $name was not ready within $patience seconds"
+        sleep 0.1
+    done
+}
+
+# --- What is shown
+
+exec 3>&1 # the terminal, also where an answer is captured
+steps=0 token='' snapshot='' second=''
+
+step() { printf '%2d. %s\n' $((++steps)) "$*"; }
+note() { printf '      %s\n' "$*"; }
+bytes() { numfmt --to=iec-i --suffix=B --format=%.1f "$1"; }
+
+# run COMMAND...: shows it as it is run, with names for what is long, and runs it.
+run() {
+    local shown='' word
+    for word in "$@"; do
+        [[ $word == *' '* ]] && word="'$word'"
+        [[ -n $token ]] && word=${word//"$token"/"${token:0:12}..."}
+        [[ -n $second ]] && word=${word//"$second"/"\$SECOND"}
+        [[ -n $snapshot ]] && word=${word//"$snapshot"/"\$SNAPSHOT"}
+        word=${word//"$api"/"\$API"} word=${word//"${api%/api/v1}"/"\$URL"}
+        word=${word//"$vm"/"\$VM"} word=${word//"$work/"/} word=${word//"$here/../"/}
+        shown+=" ${word//"$disk_name"/"\$DISK"}"
+    done
+    printf '      $%s\n' "$shown" >&3
+    "$@"
+}
+
+# ask [CURL-OPTION...] URL: with a token, once there is one.
+ask() {
+    run curl -sS --fail --max-time 60 --cacert "$work/ca.pem" ${token:+-H "Authorization: Bearer $token"} "$@"
+}
+
+client() {
+    EXPORTER_TOKEN=$token run "$here/../exporter_client.py" --url "${api%/api/v1}" --cacert "$work/ca.pem" "$@"
+}
+
+# --- The parts of the scene
+
+random_hex() { od -An -v -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
+free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
+sum_of() { openssl dgst -sha256 -r "$1" | cut -d ' ' -f 1; } # four times as fast as some sha256sum
+
+# authority: a CA, in ca.pem and ca.key.
+authority() {
+    openssl req -x509 -config /dev/stdin -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
+        -keyout "$work/ca.key" -out "$work/ca.pem" 2>"$work/openssl.log" <<'END' || die "openssl: $(<"$work/openssl.log")"
+[req]
+prompt = no
+distinguished_name = name
+x509_extensions = extensions
+[name]
+CN = demo authority
+[extensions]
+basicConstraints = critical, CA:TRUE
+keyUsage = critical, keyCertSign, cRLSign
+subjectKeyIdentifier = hash
+END
+}
+
+# certificate NAME: of a server on this host, signed by that authority, in NAME.pem and NAME.key.
+certificate() {
+    {
+        openssl req -config /dev/stdin -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
+            -keyout "$work/$1.key" -out "$work/$1.csr" <<END &&
+[req]
+prompt = no
+distinguished_name = name
+[name]
+CN = demo $1
+END
+            openssl x509 -req -in "$work/$1.csr" -CA "$work/ca.pem" -CAkey "$work/ca.key" \
+                -set_serial "0x$(random_hex 8)" -days 2 -out "$work/$1.pem" -extfile /dev/stdin <<'END'
+basicConstraints = critical, CA:FALSE
+keyUsage = critical, digitalSignature
+extendedKeyUsage = serverAuth
+subjectAltName = IP:127.0.0.1, DNS:localhost
+subjectKeyIdentifier = hash
+authorityKeyIdentifier = keyid
+END
+    } 2>"$work/openssl.log" || die "openssl: $(<"$work/openssl.log")"
+}
+
+# guest_boots, guest_halts: the guest's file system, mounted as the guest would.
+guest_boots() { mount_image "$disk" "$work/guest"; }
+guest_halts() {
+    (cd "$work/guest" && find . -type f -exec sha256sum {} +) >"$work/guest.sha256"
+    dismount "$work/guest" || die 'the guest does not halt'
+    eventually no_loop_device "$disk" || die 'the guest does not let go of its disk'
+}
+
+# backup COMMAND...: of the client, its summary kept in summary.json, its result checked.
+backup() {
+    local target=$1
+    shift
+    client --json "$@" >"$work/summary.json"
+    [[ $(sum_of "$work/backup/$disk_name") == "$(sum_of "$(jq -r '.disks[0].path' <<<"$target")")" ]] ||
+        die "the copy is not what the snapshot is"
+    note 'SHA-256 of the copy and of the snapshot in the repository: equal'
+}
+
+summary() { jq -r ".disks[0].$1" "$work/summary.json"; }
+
+# --- The play
+
+work=$(realpath -- "$(mktemp -d "${TMPDIR:-/tmp}/exporter-demo.XXXXXX")")
+[[ $work =~ ^[A-Za-z0-9/._-]+$ ]] || die "TMPDIR must be plain letters, digits and ./_-: vm.cfg has no way to quote others"
+(($(df --output=avail -B1 -- "$work" | tail -n 1) > 512 << 20)) || die "less than 512 MiB free in ${work%/*}"
+
+repository=$work/0004fb0000030000$(random_hex 8)
+vm=0004fb0000060000$(random_hex 8)
+disk_name=0004fb0000120000$(random_hex 8).img
+disk=$repository/VirtualDisks/$disk_name
+user=demo password=$(random_hex 12)
+
+step 'A repository: XFS with reflinks'
+storage "$repository" 4G
+storage "$work/backup" 2G
+mkdir -p "$repository"/{VirtualDisks,ISOs,Templates,Assemblies} "$repository/VirtualMachines/$vm"
+
+truncate -s "$disk_size" -- "$disk"
+mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 -- "$disk" # else the guest writes them, later
+guest_boots
+for file in document-{01..12}; do head -c "$guest_file" /dev/urandom >"$work/guest/$file"; done
+head -c "$guest_archive" /dev/urandom >"$work/guest/old-archive"
+echo 'the first line' >"$work/guest/notes.txt"
+guest_halts
+cat >"$repository/VirtualMachines/$vm/vm.cfg" <<END
+OVM_simple_name = 'web-1'
+name = '$vm'
+uuid = '${vm:0:8}-${vm:8:4}-${vm:12:4}-${vm:16:4}-${vm:20}'
+disk = ['file:$disk,xvda,w']
+memory = '2048'
+vcpus = 2
+END
+step "A virtual machine, web-1: a disk of $(bytes $disk_size), ext4, $(wc -l <"$work/guest.sha256") files of $(
+    bytes $((12 * guest_file + guest_archive))) in all"
+
+authority
+certificate service
+certificate manager
+start manager "$here/manager.py" --port 0 --cert "$work/manager.pem" --key "$work/manager.key" \
+    --user "$user" --password "$password" --port-file "$work/manager.port"
+wait_for manager test -s "$work/manager.port"
+port=$(free_port)
+api=https://127.0.0.1:$port/api/v1
+cat >"$work/config.toml" <<END
+db_file = "$work/exporter.db"
+ovm_endpoint = "https://127.0.0.1:$(<"$work/manager.port")"
+[jwt]
+secret = "$(random_hex 32)"
+[api]
+bind = "127.0.0.1"
+port = $port
+[api.tls]
+certificate = "$work/service.pem"
+key = "$work/service.key"
+[manager]
+ca_certificate = "$work/ca.pem"
+[repositories]
+paths = ["$repository"]
+END
+start service "$binary" --config "$work/config.toml"
+wait_for service curl -s --fail -o "$work/ready.json" --max-time 5 --cacert "$work/ca.pem" "${api%/api/v1}/readyz"
+step "The service is ready; a stand-in manager knows the user $user"
+note "API=$api"
+note "VM=$vm DISK=$disk_name"
+
+step 'Log in, look around, take a snapshot, read a piece of it: any HTTP client will do'
+jq -n --arg username "$user" --arg password "$password" '$ARGS.named' >"$work/login.json"
+token=$(ask -d "@$work/login.json" "$api/auth/login" | jq -er .token)
+note "a token: ${token:0:12}..."
+vms=$(ask "$api/vms")
+jq -e 'length == 1 and .[0].snapshot_compatible' <<<"$vms" >/dev/null || die "the VM is not as expected: $vms"
+note "$(jq -r '.[0] | "\(.friendly_name): \(.disks | map(.device_name) | join(" ")), can be snapshotted"' <<<"$vms")"
+first_snapshot=$(ask -X POST "$api/vms/$vm/snapshots")
+snapshot=$(jq -er .id <<<"$first_snapshot")
+note "SNAPSHOT=$snapshot"
+magic=$(ask -r 1080-1081 "$api/vms/$vm/snapshots/$snapshot/disks/$disk_name" | od -An -tx1)
+[[ $magic == ' 53 ef' ]] || die "bytes 1080 and 1081 of an ext4 are 53 ef, not$magic"
+note "$magic, as in every ext4 file system"
+
+step 'A full backup, with the example client'
+backup "$first_snapshot" full "$vm" "$snapshot" "$work/backup"
+full=("$(summary fetched)" "$(summary seconds)")
+
+guest_boots
+head -c 4096 /dev/urandom | dd of="$work/guest/document-03" bs=4096 seek=700 conv=notrunc status=none
+head -c "$guest_file" /dev/urandom >"$work/guest/document-13"
+echo 'a second line' >>"$work/guest/notes.txt"
+sync -f "$work/guest/notes.txt"
+rm "$work/guest/old-archive"
+sync -f "$work/guest/notes.txt"
+fstrim "$work/guest"
+guest_halts
+step "The guest writes $(bytes "$guest_file"), changes two files, deletes $(bytes "$guest_archive") and trims its disk"
+
+step 'A second snapshot, an incremental backup into the same copy'
+second_id=$(client snapshot "$vm")
+second=$second_id
+note "SECOND=$second"
+second_snapshot=$(curl -sS --fail --max-time 60 --cacert "$work/ca.pem" -H "Authorization: Bearer $token" \
+    "$api/vms/$vm/snapshots/$second?chunks=false")
+backup "$second_snapshot" incremental "$vm" "$second" "$snapshot" "$work/backup"
+incremental=("$(summary fetched)" "$(summary punched)" "$(summary seconds)")
+[[ $(summary mode) == incremental ]] || die "that was no incremental backup: $(<"$work/summary.json")"
+
+mkdir "$work/restored"
+e2fsck -fn "$work/backup/$disk_name" >"$work/e2fsck.log" 2>&1 || die "e2fsck: $(<"$work/e2fsck.log")"
+mount_image "$work/backup/$disk_name" "$work/restored" ro
+(cd "$work/restored" && sha256sum --quiet --check "$work/guest.sha256") || die 'the restored files are not the guest'\''s'
+[[ ! -e $work/restored/old-archive ]] || die 'a file that the guest deleted is in the copy'
+dismount "$work/restored" || die 'the restored copy is still in use'
+step "The copy, mounted: e2fsck finds nothing, all $(wc -l <"$work/guest.sha256") files are the guest's"
+
+step 'Delete a snapshot, then all that are left'
+client delete "$vm" "$snapshot"
+client purge "$vm"
+[[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
+[[ -z $(find "$repository/CoriolisSnapshots" -type f -name '*.img') ]] || die 'there are snapshot files left'
+
+row() { printf '    %-14s%12s%12s%10s\n' "$@"; }
+echo
+row '' data zeros seconds
+row 'the disk' "$(bytes "$disk_size")" '' ''
+row full "$(bytes "${full[0]}")" '' "${full[1]}"
+row incremental "$(bytes "${incremental[0]}")" "$(bytes "${incremental[1]}")" "${incremental[2]}"
+printf '\ndemo: OK (%d s)\n' "$SECONDS"

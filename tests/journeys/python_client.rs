@@ -1,0 +1,95 @@
+//! The example client, as a backup product would run it.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use crate::harness::{PASSWORD, USER, VM, World, write_at, xfs_io};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+
+/// Runs the client with `arguments`.
+fn client(world: &World, arguments: &[&str]) -> Output {
+    Command::new("python3")
+        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/exporter_client.py"))
+        .args(["--url", &format!("https://127.0.0.1:{}", world.exporter.port), "--username", USER, "--cacert"])
+        .arg(world.certificates.ca())
+        .args(arguments)
+        .env("EXPORTER_PASSWORD", PASSWORD)
+        .output()
+        .unwrap()
+}
+
+/// Runs it; returns what it prints.
+fn good(world: &World, arguments: &[&str]) -> String {
+    let output = client(world, arguments);
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {errors}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn full_and_incremental_copies_are_the_snapshots() {
+    needs_root!();
+    let world = World::new(1024);
+    let disks = world.define_vm(&[("a.img", 128 * MB), ("data disk.img", 64 * MB + 512)]);
+    write_at(&disks[0], 3 * MB, &vec![1; 20 * MB as usize]);
+    write_at(&disks[1], 0, &vec![2; 5 * MB as usize]);
+    let copy_dir = tempfile::tempdir_in(&world.xfs.mount_point).unwrap();
+    let copy = copy_dir.path().to_str().unwrap();
+    let is_copy = |id: &str| {
+        for name in ["a.img", "data disk.img"] {
+            let snapshot = world.repository.join("CoriolisSnapshots").join(id).join(name);
+            assert!(fs::read(snapshot).unwrap() == fs::read(copy_dir.path().join(name)).unwrap(), "{name} of {id}");
+        }
+    };
+
+    assert!(good(&world, &["vms"]).contains(VM));
+    let first = good(&world, &["snapshot", VM]).trim().to_owned();
+    good(&world, &["full", VM, &first, copy]);
+    is_copy(&first);
+    let allocated = || fs::metadata(copy_dir.path().join("a.img")).unwrap().blocks() * 512;
+    assert!(allocated() < 24 * MB, "the copy is not sparse: {}", allocated());
+
+    // Writes, a discard, growth.
+    write_at(&disks[0], 100 * MB, &[3; 12345]);
+    xfs_io(&disks[0], &[&format!("fpunch {} {}", 4 * MB, 16 * MB)]);
+    fs::File::options().write(true).open(&disks[1]).unwrap().set_len(80 * MB).unwrap();
+    write_at(&disks[1], 79 * MB, &[4; 4096]);
+    let second = good(&world, &["snapshot", VM]).trim().to_owned();
+    good(&world, &["incremental", VM, &second, &first, copy]);
+    is_copy(&second);
+    assert!(allocated() < 8 * MB, "discarded ranges were not punched: {}", allocated());
+    let verified = good(&world, &["verify", VM, &second, copy]);
+    assert!(verified.contains("a.img"), "{verified}");
+
+    // An increment onto something else than its base is refused, and a wrong copy is found out.
+    assert!(!client(&world, &["incremental", VM, &second, &first, copy]).status.success());
+    write_at(&copy_dir.path().join("a.img"), 50 * MB, b"x");
+    assert!(!client(&world, &["verify", VM, &second, copy]).status.success());
+
+    // A lost base: a full copy instead, and a word about it.
+    good(&world, &["full", VM, &first, copy]);
+    fs::remove_file(world.repository.join("CoriolisSnapshots").join(&first).join("a.img")).unwrap();
+    let output = client(&world, &["incremental", VM, &second, &first, copy]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("base_lost"), "{told}");
+    is_copy(&second);
+
+    good(&world, &["delete", VM, &first]);
+    good(&world, &["purge", VM]);
+    assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok(), serde_json::json!([]));
+    let listed = good(&world, &["snapshots", VM]);
+    assert!(!listed.contains(&second), "{listed}");
+}
+
+#[test]
+fn errors_are_told_in_a_line() {
+    needs_root!();
+    let world = World::new(512);
+    let unknown = client(&world, &["snapshot", VM]);
+    let told = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(!unknown.status.success() && told.contains("not_found") && !told.contains("Traceback"), "{told}");
+}

@@ -1,0 +1,87 @@
+//! The README, word for word: its commands are run in their order, by one shell.
+
+use std::fs;
+use std::net::TcpListener;
+use std::path::Path;
+use std::process::Command;
+
+use crate::harness::{Certificates, Manager, PASSWORD, VM, Xfs, define_vm, make_disk, make_repository, write_at};
+use crate::needs_root;
+
+/// The two commands that everybody starts with: CI runs the one that this test is part of, and the
+/// demo is a test of its own. The build is the binary that is being tested.
+const RUN_ELSEWHERE: [&str; 3] = ["make demo", "make test", "make build"];
+
+/// The `sh` blocks of the README, as one script.
+fn commands() -> String {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let blocks: Vec<&str> = readme.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
+    let lines = blocks.iter().flat_map(|block| block.lines()).filter(|line| !RUN_ELSEWHERE.contains(line));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn every_command_of_the_readme_runs() {
+    needs_root!();
+    let xfs = Xfs::new(512);
+    let repository = make_repository(&xfs.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+    let disk = make_disk(&repository, "system.img", 64 << 20);
+    write_at(&disk, 1 << 20, &[7; 1 << 20]);
+    define_vm(&repository, VM, &[disk]);
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let dir = tempfile::tempdir().unwrap();
+    let root = dir.path();
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+
+    // Only names of places change; a name that the README lost is a failure here.
+    let mut script = commands();
+    let etc = root.join("etc").display().to_string();
+    let mut put = |from: &str, to: &str| {
+        assert!(script.contains(from), "the README does not say {from:?} any more");
+        script = script.replace(from, to);
+    };
+    put("target/release/coriolis-ovm-exporter", env!("CARGO_BIN_EXE_coriolis-ovm-exporter"));
+    put("/usr/local/bin", &root.join("bin").display().to_string());
+    put("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718", &repository.display().to_string());
+    put("https://manager.example:7002", &format!("https://127.0.0.1:{}", manager.port));
+    put("DNS:exporter.example", "IP:127.0.0.1");
+    put("https://exporter.example:5544", &format!("https://127.0.0.1:{port}"));
+    put(
+        "install -m 0600 config",
+        &format!("cp {} {etc}/manager.pem\ninstall -m 0600 config", certificates.ca().display()),
+    );
+    put("/etc/coriolis-ovm-exporter", &etc);
+    put(r#""password": "secret""#, &format!(r#""password": "{PASSWORD}""#));
+    put("EXPORTER_PASSWORD=secret", &format!("EXPORTER_PASSWORD='{PASSWORD}'"));
+    // The service runs beside the rest, on a port that is free.
+    let start = format!("\ncoriolis-ovm-exporter --config {etc}/config.toml\n");
+    put(
+        &start,
+        &format!(
+            "\nsed -i 's|^port = .*|port = {port}|; s|^bind = .*|bind = \"127.0.0.1\"|; \
+             s|^db_file = .*|db_file = \"{etc}/db\"|; s|\"/etc/coriolis-ovm-exporter/srv|\"{etc}/srv|' config.toml\n\
+             coriolis-ovm-exporter --config {etc}/config.toml 2> {etc}/log & service=$!\n\
+             for i in $(seq 200); do (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 0.05; done\n\
+             cd {work}\n",
+            work = root.display()
+        ),
+    );
+    fs::create_dir(root.join("bin")).unwrap();
+    for path in ["config.example.toml", "examples"] {
+        std::os::unix::fs::symlink(Path::new(env!("CARGO_MANIFEST_DIR")).join(path), root.join(path)).unwrap();
+    }
+    let script = format!(
+        "set -euo pipefail\ntrap 'kill $service; wait $service' EXIT\nservice=\nset -x\n{script}\n\
+         cmp disk.img copy/system.img\n"
+    );
+    let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap());
+    let output = Command::new("bash").args(["-c", &script]).current_dir(root).env("PATH", path).output().unwrap();
+    let log = fs::read_to_string(format!("{etc}/log")).unwrap_or_default();
+    assert!(
+        output.status.success(),
+        "{}\n---- service ----\n{log}\n---- output ----\n{}",
+        String::from_utf8_lossy(&output.stderr),
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
