@@ -77,7 +77,7 @@ check: rust deps-check
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
-	cargo deny --offline --log-level error check bans licenses sources
+	cargo deny --log-level error check bans licenses sources
 	shellcheck examples/demo/demo.sh .ci/run
 	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py
 

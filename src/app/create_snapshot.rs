@@ -128,7 +128,7 @@ impl App {
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by,
-            disks = pairs.len(), clone_ms = window.as_secs_f64() * 1e3, "snapshot made"
+            disks = pairs.len(), clone_ms = %format_args!("{:.3}", window.as_secs_f64() * 1e3), "snapshot made"
         );
         Ok(())
     }

@@ -40,8 +40,8 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
         }
         let bytes = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
         tracing::info!(
-            %method, ?path, %peer, status = status.as_u16(), bytes,
-            ms = started.elapsed().as_secs_f64() * 1e3, "answered"
+            %method, ?path, %peer, status = status.as_u16(), %bytes,
+            ms = %format_args!("{:.1}", started.elapsed().as_secs_f64() * 1e3), "answered"
         );
         response
     }

@@ -66,7 +66,8 @@ fn full_and_incremental_copies_are_the_snapshots() {
     assert!(verified.contains("a.img"), "{verified}");
 
     // An increment onto something else than its base is refused, and a wrong copy is found out.
-    assert!(!client(&world, &["incremental", VM, &second, &first, copy]).status.success());
+    let third = good(&world, &["snapshot", VM]).trim().to_owned();
+    assert!(!client(&world, &["incremental", VM, &third, &first, copy]).status.success());
     write_at(&copy_dir.path().join("a.img"), 50 * MB, b"x");
     assert!(!client(&world, &["verify", VM, &second, copy]).status.success());
 
