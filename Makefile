@@ -14,7 +14,7 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's cargo, if there is one, goes before Debian's.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
-RUST_MIN := 1.90
+RUST_MIN := 1.91
 
 # The programs that are needed, each with the Debian package that has it.
 PROGRAMS := cc:gcc make:make mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \

@@ -2,6 +2,8 @@
 //!
 //! `make bench`, as root: it makes a loop-mounted XFS with disks of 1,000 to 100,000 extents.
 
+#![allow(clippy::unwrap_used)] // a bench that cannot run may panic
+
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};

@@ -38,11 +38,12 @@ fi
 
 # --- What is to be cleaned up, and how
 
-work='' mounted=() children=() logs=()
+work='' signalled='' mounted=() children=() logs=()
 
 # cleanup: runs once, at whatever end. Goes on where one thing fails, and says which did.
 cleanup() {
     local status=$? left=() log mount pid
+    status=${signalled:-$status} # bash forgets an exit status given while it expands a word
     trap - EXIT
     trap '' HUP INT TERM PIPE
     set +e
@@ -68,9 +69,9 @@ cleanup() {
     exit "$status"
 }
 trap cleanup EXIT
-trap 'exit 129' HUP
-trap 'exit 130' INT
-trap 'exit 143' TERM
+trap 'signalled=129; exit' HUP
+trap 'signalled=130; exit' INT
+trap 'signalled=143; exit' TERM
 
 # eventually COMMAND...: whether it succeeds within five seconds.
 eventually() {
@@ -155,7 +156,7 @@ run() {
         shown+=" ${word//"$disk_name"/"\$DISK"}"
     done
     printf '      $%s\n' "$shown" >&3
-    "$@"
+    setpriv --pdeathsig KILL -- "$@"
 }
 
 # ask [CURL-OPTION...] URL: with a token, once there is one.
@@ -221,14 +222,16 @@ guest_halts() {
     eventually no_loop_device "$disk" || die 'the guest does not let go of its disk'
 }
 
-# backup COMMAND...: of the client, its summary kept in summary.json, its result checked.
+# backup SNAPSHOT-AS-JSON COMMAND...: of the client, its summary kept, its result checked.
 backup() {
-    local target=$1
+    local original copied expected
+    original=$(jq -er '.disks[0].path' <<<"$1")
     shift
     client --json "$@" >"$work/summary.json"
-    [[ $(sum_of "$work/backup/$disk_name") == "$(sum_of "$(jq -r '.disks[0].path' <<<"$target")")" ]] ||
-        die "the copy is not what the snapshot is"
-    note 'SHA-256 of the copy and of the snapshot in the repository: equal'
+    expected=$(sum_of "$original")
+    copied=$(sum_of "$work/backup/$disk_name")
+    [[ $copied == "$expected" ]] || die "the copy's SHA-256 is $copied, the snapshot's $expected"
+    note "SHA-256 of the snapshot in the repository, and of the copy: ${expected:0:12}..., the same"
 }
 
 summary() { jq -r ".disks[0].$1" "$work/summary.json"; }
@@ -309,8 +312,8 @@ first_snapshot=$(ask -X POST "$api/vms/$vm/snapshots")
 snapshot=$(jq -er .id <<<"$first_snapshot")
 note "SNAPSHOT=$snapshot"
 magic=$(ask -r 1080-1081 "$api/vms/$vm/snapshots/$snapshot/disks/$disk_name" | od -An -tx1)
-[[ $magic == ' 53 ef' ]] || die "bytes 1080 and 1081 of an ext4 are 53 ef, not$magic"
-note "$magic, as in every ext4 file system"
+[[ $magic == ' 53 ef' ]] || die "bytes 1080 and 1081 of an ext4 file system are 53 ef, not$magic"
+note "bytes$magic: an ext4 file system"
 
 step 'A full backup, with the example client'
 backup "$first_snapshot" full "$vm" "$snapshot" "$work/backup"
@@ -328,8 +331,7 @@ guest_halts
 step "The guest writes $(bytes "$guest_file"), changes two files, deletes $(bytes "$guest_archive") and trims its disk"
 
 step 'A second snapshot, an incremental backup into the same copy'
-second_id=$(client snapshot "$vm")
-second=$second_id
+second=$(client snapshot "$vm")
 note "SECOND=$second"
 second_snapshot=$(curl -sS --fail --max-time 60 --cacert "$work/ca.pem" -H "Authorization: Bearer $token" \
     "$api/vms/$vm/snapshots/$second?chunks=false")
@@ -349,7 +351,7 @@ step 'Delete a snapshot, then all that are left'
 client delete "$vm" "$snapshot"
 client purge "$vm"
 [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
-[[ -z $(find "$repository/CoriolisSnapshots" -type f -name '*.img') ]] || die 'there are snapshot files left'
+[[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'there are snapshot files left'
 
 row() { printf '    %-14s%12s%12s%10s\n' "$@"; }
 echo

@@ -100,7 +100,7 @@ impl App {
                     Some(pair) => self.compare(pair, disk)?,
                     None => self.whole(snapshot, disk, view)?,
                 };
-                entry.map = Some(change.to_wire(disk.identity.size, view));
+                entry.map = Some(change.into_wire(disk.identity.size, view));
             }
         }
         Ok(document)
@@ -123,7 +123,7 @@ impl App {
                 let everything = everything.map(|range| Chunk { range, kind: ChunkKind::Data, address: None });
                 Change::full(everything.into_iter().collect())
             });
-            entry.map = view.chunks.then(|| change.to_wire(disk.identity.size, view));
+            entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
         }
         document
     }
@@ -214,7 +214,7 @@ impl Change {
         Self { chunks, mode: Mode::Full, reason: None }
     }
 
-    fn to_wire(self, size: u64, view: View) -> DiskMap {
+    fn into_wire(self, size: u64, view: View) -> DiskMap {
         let sum = |kind| self.chunks.iter().filter(|chunk| chunk.kind == kind).map(|chunk| chunk.range.len()).sum();
         let data_bytes: u64 = sum(ChunkKind::Data);
         let zero_bytes = match self.mode {

@@ -11,6 +11,7 @@ mod disk_response;
 mod exchange;
 mod extract;
 mod failure;
+mod first_line;
 mod handlers;
 mod routes;
 

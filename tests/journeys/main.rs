@@ -1,5 +1,5 @@
 //! The real binary, over real TLS, on a real XFS repository: one module a journey.
-#![allow(missing_docs)] // tests name themselves
+#![allow(missing_docs, clippy::unwrap_used)] // tests name themselves, and may panic
 
 mod harness;
 
