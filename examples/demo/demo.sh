@@ -17,7 +17,7 @@ readonly disk_size=$((1 << 30)) guest_file=$((6 << 20)) guest_archive=$((28 << 2
 readonly patience=15 # seconds, for a server to start or to stop
 
 die() {
-    printf '\ndemo: %s\n' "$*" >&2
+    printf 'demo: %s\n' "$*" >&2
     exit 1
 }
 

@@ -173,7 +173,8 @@ impl App {
             vm_id: vm.clone(),
             vm_id_too: vm,
             disks: snapshot.disks.iter().map(|disk| self.disk_document(&id, snapshot, disk)).collect(),
-            created_at: snapshot.created_at.to_string(),
+            // Milliseconds: not every parser of RFC 3339 takes more than six digits.
+            created_at: format!("{:.3}", snapshot.created_at),
             created_by: snapshot.created_by.clone(),
             consistency: "crash",
             hooks: Vec::new(),

@@ -26,7 +26,11 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// What keeps it from starting, in words for an operator.
 pub fn run(config: &Config) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(serve(config))
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(serve(config));
+    // What is not done by now is undone at the next start; a hung file system must not keep us.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
 }
 
 async fn serve(config: &Config) -> anyhow::Result<()> {

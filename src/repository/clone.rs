@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::Barrier;
+use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -27,36 +27,42 @@ pub struct Pair {
 /// # Errors
 /// The index of a disk that failed, and its errno. Others may have been cloned: the caller undoes.
 pub fn clone_all(pairs: &[Pair]) -> Result<Duration, (usize, io::Error)> {
+    for (index, pair) in pairs.iter().enumerate() {
+        pair.source.sync_data().map_err(|error| (index, error))?;
+    }
+    // Whether all threads are there. Without them all nobody may wait for the others.
+    let complete: OnceLock<bool> = OnceLock::new();
     let barrier = Barrier::new(pairs.len());
+    let clone_one = |pair: &Pair| {
+        if !*complete.wait() {
+            return Err(io::Error::other("another disk's thread could not be started"));
+        }
+        barrier.wait();
+        let started = Instant::now();
+        reflink::clone_whole(pair.source.as_fd(), pair.target.as_fd())?;
+        Ok((started, Instant::now()))
+    };
     thread::scope(|scope| {
         let mut running = Vec::with_capacity(pairs.len());
         for (index, pair) in pairs.iter().enumerate() {
-            running.push(scope.spawn({
-                let barrier = &barrier;
-                move || {
-                    let flushed = pair.source.sync_data();
-                    barrier.wait();
-                    let started = Instant::now();
-                    let cloned = flushed.and_then(|()| reflink::clone_whole(pair.source.as_fd(), pair.target.as_fd()));
-                    cloned.map(|()| (started, Instant::now())).map_err(|error| (index, error))
+            match thread::Builder::new().spawn_scoped(scope, || clone_one(pair)) {
+                Ok(thread) => running.push(thread),
+                Err(error) => {
+                    let _ = complete.set(false);
+                    return Err((index, error));
                 }
-            }));
-        }
-        let mut window: Option<(Instant, Instant)> = None;
-        let mut failure = None;
-        for (index, thread) in running.into_iter().enumerate() {
-            match thread.join() {
-                Ok(Ok((start, end))) => {
-                    let (first, last) = window.unwrap_or((start, end));
-                    window = Some((first.min(start), last.max(end)));
-                }
-                Ok(Err(error)) => failure = Some(error),
-                Err(_) => failure = Some((index, io::Error::other("the cloning thread panicked"))),
             }
         }
-        match failure {
-            Some(failure) => Err(failure),
-            None => Ok(window.map_or(Duration::ZERO, |(start, end)| end - start)),
+        let _ = complete.set(true);
+        // All are waited for, also after one that failed.
+        let ended: Vec<_> = running.into_iter().map(|thread| thread.join()).collect();
+        let mut window: Option<(Instant, Instant)> = None;
+        for (index, ended) in ended.into_iter().enumerate() {
+            let ended = ended.unwrap_or_else(|_| Err(io::Error::other("the cloning thread panicked")));
+            let (start, end) = ended.map_err(|error| (index, error))?;
+            let (first, last) = window.unwrap_or((start, end));
+            window = Some((first.min(start), last.max(end)));
         }
+        Ok(window.map_or(Duration::ZERO, |(start, end)| end - start))
     })
 }

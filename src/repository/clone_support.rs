@@ -21,6 +21,10 @@ pub enum Unclonable {
     /// A file system that could share blocks, made without the feature.
     #[error("the {0} file system was made without reflinks; make it anew with them (xfs: mkfs.xfs -m reflink=1)")]
     NoReflinks(String),
+    /// There is no space for a trial, or nothing can be written at the moment. That is no reason to
+    /// call a VM unfit: a snapshot will fail for what it is.
+    #[error("no trial was possible")]
+    NotNow,
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -49,9 +53,13 @@ impl CloneSupport {
             return answer.clone();
         }
         let answer = probe(&folder_file, folder);
-        // A trial that failed by accident (no space, read-only for now) is tried again next time.
-        if !matches!(answer, Err(Unclonable::TrialFailed(_))) {
-            known().insert(key, answer.clone());
+        match &answer {
+            // By accident, for now: the next one may go better.
+            Err(Unclonable::TrialFailed(_)) => {}
+            Err(Unclonable::NotNow) => return Ok(()),
+            _ => {
+                known().insert(key, answer.clone());
+            }
         }
         answer
     }
@@ -77,6 +85,7 @@ fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
     };
     trial().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
+        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow,
         _ => failed(error),
     })
 }
