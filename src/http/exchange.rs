@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use axum::Json;
 use axum::extract::Request;
-use axum::http::header::CONTENT_LENGTH;
+use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -32,7 +32,9 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     async {
         let mut response = next.run(request).await;
         let status = response.status();
-        if status.is_client_error() || status.is_server_error() {
+        // What has a JSON body already says itself what is wrong: /readyz.
+        let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+        if (status.is_client_error() || status.is_server_error()) && !is_json {
             response = explain(response, &id);
         }
         if let Ok(value) = HeaderValue::try_from(&id) {

@@ -3,6 +3,15 @@
 
 mod harness;
 
+mod bad_input;
+mod bytes;
+mod compare;
+mod health;
+mod inventory;
+mod law;
+mod login;
+mod logs;
 mod python_client;
 mod readme;
 mod snapshots;
+mod tls;

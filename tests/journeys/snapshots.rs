@@ -1,13 +1,52 @@
-//! From a VM to its snapshots and back: create, list, get, compare, delete.
+//! From a VM to its snapshots and back: create, list, get, delete.
 
+use std::collections::HashSet;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
-use serde_json::json;
+use reqwest::Method;
+use serde_json::{Value, json};
 
-use crate::harness::{self, VM, World, text, write_at};
+use crate::harness::{Client, USER, VM, World, Xfs, chunks, data, define_vm, make_disk, text, write_at, zero};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+const OTHER_VM: &str = "0004fb00000600000000000000000002";
+
+/// [`VM`] with one disk in each of two repositories.
+fn with_a_disk_in_each() -> (Xfs, PathBuf, World) {
+    let (xfs, second, world) = World::with_two_repositories(512);
+    let disks = [make_disk(&world.repository, "a.img", MB), make_disk(&second, "b.img", MB)];
+    disks.iter().for_each(|disk| write_at(disk, 0, &[1; 4096]));
+    define_vm(&world.repository, VM, &disks);
+    (xfs, second, world)
+}
+
+fn ids(list: &Value) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+}
+
+fn take(client: &Client) -> String {
+    text(&client.take_snapshot()["id"])
+}
+
+fn list(client: &Client) -> Vec<String> {
+    ids(&client.get(SNAPSHOTS).ok())
+}
+
+fn manifest(repository: &Path, id: &str) -> Value {
+    let path = repository.join("CoriolisSnapshots").join(id).join(".manifest.json");
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// What lies in the snapshots' folder of a repository: none where there is no such folder.
+fn folders(repository: &Path) -> HashSet<String> {
+    let entries = fs::read_dir(repository.join("CoriolisSnapshots")).into_iter().flatten();
+    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+}
 
 #[test]
 fn the_main_job() {
@@ -17,26 +56,342 @@ fn the_main_job() {
     let client = world.client();
     write_at(disk, 8 * MB, &[7; 65536]);
 
-    let vms = client.get("/vms").ok();
-    assert_eq!(vms[0]["name"], VM);
-    assert_eq!(vms[0]["snapshot_compatible"], true);
-
     let first = client.take_snapshot();
-    let chunk = &first["disks"][0]["chunks"][0];
-    assert_eq!((&chunk["start"], &chunk["length"], &chunk["type"]), (&json!(8 * MB), &json!(65536), &json!("data")));
+    assert_eq!(chunks(&first["disks"][0]), [data(8 * MB, 65536)]);
     let id = text(&first["id"]);
     assert_eq!(client.disk(&id, "a.img"), fs::read(disk).unwrap());
 
     write_at(disk, 8 * MB + 4096, &[8; 4096]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = take(&client);
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id, second]));
     let changes = client.compare(&second, &id);
-    let chunks = changes["disks"][0]["chunks"].as_array().unwrap();
-    assert_eq!(chunks.len(), 1);
-    assert_eq!((&chunks[0]["start"], &chunks[0]["length"]), (&json!(8 * MB + 4096), &json!(4096)));
+    assert_eq!(chunks(&changes["disks"][0]), [data(8 * MB + 4096, 4096)]);
     assert_eq!(client.disk_range(&second, "a.img", 8 * MB + 4096, 4096), [8; 4096]);
 
-    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots")).status, 200);
-    assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok(), json!([]));
-    assert_eq!(world.snapshot_files(), Vec::<std::path::PathBuf>::new());
-    let _ = harness::USER;
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    assert_eq!(client.get(SNAPSHOTS).ok(), json!([]));
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_document() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
+    write_at(disk, MB, &[7; 65536]);
+    let client = world.client();
+
+    let before = jiff::Timestamp::now();
+    let made = client.take_snapshot();
+    let created_at = text(&made["created_at"]);
+    assert!(created_at.ends_with('Z'), "{created_at} is not UTC");
+    let created_at: jiff::Timestamp = created_at.parse().unwrap();
+    assert!(before <= created_at && created_at <= jiff::Timestamp::now());
+
+    let id = text(&made["id"]);
+    assert_eq!(id.parse::<uuid::Uuid>().unwrap().hyphenated().to_string(), id);
+    assert_eq!((&made["vm_id"], &made["vmID"]), (&json!(VM), &json!(VM)));
+    assert_eq!((&made["created_by"], &made["consistency"]), (&json!(USER), &json!("crash")));
+    assert_eq!(made["hooks"], json!([]));
+
+    let folder = world.repository.join("CoriolisSnapshots").join(&id);
+    let part = &made["disks"][0];
+    for (field, expected) in [
+        ("name", json!("a.img")),
+        ("snapshot_id", json!(id)),
+        ("snapshotID", json!(id)),
+        ("parent_path", json!(disk)),
+        ("path", json!(folder.join("a.img"))),
+        ("repo_mountpoint", json!(world.repository)),
+        ("size", json!(8 * MB)),
+        ("data_bytes", json!(65536)),
+        ("zero_bytes", json!(8 * MB - 65536)),
+        ("mode", json!("full")),
+    ] {
+        assert_eq!(part[field], expected, "{field}");
+    }
+    assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, 0o750);
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).ok(), made, "one document, whoever tells it");
+    assert_eq!(client.get(SNAPSHOTS).ok(), json!([made]));
+}
+
+#[test]
+fn views_of_a_snapshot() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", MB)])[0];
+    let client = world.client();
+    write_at(disk, 65536, &[1; 65536]);
+    let pin = take(&client);
+    // The copy of what is shared goes elsewhere: three extents that touch.
+    write_at(disk, 65536 + 16384, &[2; 4096]);
+    let made = client.take_snapshot();
+    let id = text(&made["id"]);
+    let get = |query: &str| client.get(&format!("{SNAPSHOTS}/{id}{query}")).ok()["disks"][0].clone();
+
+    let apart = [data(65536, 16384), data(81920, 4096), data(86016, 45056)];
+    assert_eq!(chunks(&made["disks"][0]), apart, "a new snapshot's chunks are not squashed");
+    for no in ["0", "f", "F", "FALSE", "false", "False"] {
+        assert_eq!(chunks(&get(&format!("?squashChunks={no}"))), apart);
+    }
+    let joined = get("");
+    assert_eq!(chunks(&joined), [data(65536, 65536)]);
+    assert_eq!(joined["chunks"][0]["physical_start"], made["disks"][0]["chunks"][0]["physical_start"]);
+    for yes in ["1", "t", "T", "TRUE", "true", "True"] {
+        assert_eq!(get(&format!("?squashChunks={yes}&unknown=1&compareTo=")), joined);
+    }
+    let list = client.get(SNAPSHOTS).ok();
+    assert_eq!(ids(&list), [pin.as_str(), &id], "oldest first");
+    assert_eq!(list[1]["disks"][0], joined, "squashed");
+
+    let with_zeros = [zero(0, 65536), data(65536, 65536), zero(131_072, MB - 131_072)];
+    assert_eq!(chunks(&get("?zero=include")), with_zeros);
+    assert_eq!(chunks(&client.get(&format!("{SNAPSHOTS}?zero=include")).ok()[1]["disks"][0]), with_zeros);
+    assert_eq!(chunks(&get("?zero=omit")), [data(65536, 65536)]);
+    assert_eq!(get("?zero=include")["zero_bytes"], get("?zero=omit")["zero_bytes"]);
+
+    let bare = get("?chunks=false");
+    assert_eq!((&bare["chunks"], &bare["size"]), (&Value::Null, &json!(MB)));
+    for snapshot in client.get(&format!("{SNAPSHOTS}?chunks=False")).ok().as_array().unwrap() {
+        assert_eq!(snapshot["disks"][0]["chunks"], Value::Null);
+    }
+    for wrong in ["?squashChunks=yes", "?squashChunks=", "?chunks=2", "?zero=maybe"] {
+        assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}{wrong}")).error(400), "bad_request", "{wrong}");
+        assert_eq!(client.get(&format!("{SNAPSHOTS}{wrong}")).error(400), "bad_request", "{wrong}");
+    }
+}
+
+#[test]
+fn disks_of_one_name_in_two_repositories() {
+    needs_root!();
+    let (_xfs, second, world) = World::with_two_repositories(512);
+    let disks = [
+        make_disk(&world.repository, "a.img", MB),
+        make_disk(&second, "a.img", 2 * MB),
+        make_disk(&second, "b.img", MB),
+    ];
+    for (disk, byte) in disks.iter().zip(1..) {
+        write_at(disk, 8192, &[byte; 12288]);
+    }
+    define_vm(&world.repository, VM, &disks);
+    let client = world.client();
+
+    let mut sequences = Vec::new();
+    for _ in 0..3 {
+        let made = client.take_snapshot();
+        let id = text(&made["id"]);
+        let made = made["disks"].as_array().unwrap();
+        assert_eq!(made.iter().map(|disk| text(&disk["name"])).collect::<HashSet<_>>().len(), 3, "{made:?}");
+        assert_eq!((&made[0]["name"], &made[2]["name"]), (&json!("a.img"), &json!("b.img")));
+        for ((disk, made), repository) in disks.iter().zip(made).zip([&world.repository, &second, &second]) {
+            let name = text(&made["name"]);
+            assert_eq!((&made["parent_path"], &made["repo_mountpoint"]), (&json!(disk), &json!(repository)));
+            assert_eq!(made["path"], json!(repository.join("CoriolisSnapshots").join(&id).join(&name)));
+            assert_eq!(client.disk(&id, &name), fs::read(disk).unwrap(), "{name}");
+        }
+
+        let note = manifest(&world.repository, &id);
+        assert_eq!(manifest(&second, &id), note, "each repository has the whole of it");
+        assert_eq!((&note["version"], &note["snapshot_id"], &note["vm_id"]), (&json!(1), &json!(id), &json!(VM)));
+        for ((disk, made), noted) in disks.iter().zip(made).zip(note["disks"].as_array().unwrap()) {
+            let file = fs::metadata(text(&made["path"])).unwrap();
+            assert_eq!((&noted["name"], &noted["size"]), (&made["name"], &json!(file.len())));
+            assert_eq!(noted["inode"], json!(std::os::unix::fs::MetadataExt::ino(&file)));
+            assert!(noted["changed_at"].is_string());
+            assert_eq!(noted["source"], json!(Path::new("VirtualDisks").join(disk.file_name().unwrap())));
+        }
+        sequences.push(note["sequence"].as_u64().unwrap());
+    }
+    assert!(sequences.is_sorted_by(|a, b| a < b), "{sequences:?}");
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    assert_eq!((folders(&world.repository), folders(&second)), (HashSet::new(), HashSet::new()));
+}
+
+#[test]
+fn all_disks_or_none() {
+    needs_root!();
+    let (xfs, second, world) = with_a_disk_in_each();
+    let client = world.client();
+    // Seen once, so that it is known to clone; its snapshots' folder is not there yet.
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
+    let refused = || {
+        xfs.remount("ro");
+        assert_eq!(client.post(SNAPSHOTS).error(503), "read_only");
+        xfs.remount("rw");
+    };
+    refused();
+    assert_eq!((folders(&world.repository), folders(&second)), (HashSet::new(), HashSet::new()));
+    assert_eq!(list(&client), Vec::<String>::new());
+
+    let id = take(&client);
+    refused();
+    let left = HashSet::from([id.clone()]);
+    assert_eq!((folders(&world.repository), folders(&second)), (left.clone(), left));
+    assert_eq!(list(&client), [id.as_str()]);
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id]));
+    take(&client);
+}
+
+#[test]
+fn two_at_once_take_turns() {
+    needs_root!();
+    let world = World::new(512);
+    write_at(&world.define_vm(&[("a.img", MB)])[0], 0, &[1; 4096]);
+    let clients: Vec<Client> = (0..4).map(|_| world.client()).collect();
+    let made: HashSet<String> = std::thread::scope(|scope| {
+        let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| take(client))).collect();
+        running.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let listed = list(&clients[0]);
+    assert_eq!((made.len(), listed.iter().cloned().collect::<HashSet<_>>()), (4, made));
+    let sequence = |id: &String| manifest(&world.repository, id)["sequence"].as_u64().unwrap();
+    assert!(listed.iter().map(sequence).is_sorted_by(|a, b| a < b));
+    // Each is older than the next: all pairs can be compared, in this order only.
+    for pair in listed.windows(2) {
+        assert_eq!(clients[0].compare(&pair[1], &pair[0])["disks"][0]["chunks"], json!([]));
+    }
+}
+
+#[test]
+fn creation_goes_on_when_the_client_hangs_up() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", MB)])[0];
+    write_at(disk, 0, &[1; 4096]);
+    let client = world.client();
+    {
+        let _frozen = world.xfs.freeze(); // nothing can be written, so nothing can be answered
+        let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
+        let error = client.try_send(request.timeout(Duration::from_millis(500))).unwrap_err();
+        assert!(error.is_timeout(), "{error:?}");
+        assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+    }
+    let end = Instant::now() + Duration::from_secs(30);
+    while list(&client).is_empty() {
+        assert!(Instant::now() < end, "the snapshot was not made");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let ids = list(&client);
+    assert_eq!((ids.len(), client.disk(&ids[0], "a.img")), (1, fs::read(disk).unwrap()));
+}
+
+#[test]
+fn a_deletion_finds_nothing_and_is_content() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB), ("b.img", MB)]);
+    let client = world.client();
+    let delete = |id: &str| client.delete(&format!("{SNAPSHOTS}/{id}"));
+    let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| take(&client));
+    let folder = |id: &str| world.repository.join("CoriolisSnapshots").join(id);
+    fs::remove_file(folder(&no_file).join("a.img")).unwrap();
+    fs::remove_dir_all(folder(&no_folder)).unwrap();
+    fs::write(folder(&foreign).join("notes.txt"), "not ours").unwrap();
+
+    for id in [&twice, &no_file, &no_folder, &foreign, &twice] {
+        let answer = delete(id);
+        assert_eq!((answer.status, answer.body.len()), (200, 0), "{}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(404), "not_found");
+        assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/b.img")).error(404), "not_found");
+    }
+    assert_eq!(delete(&uuid::Uuid::nil().to_string()).status, 200);
+    assert_eq!(list(&client), [stays.as_str()]);
+    assert_eq!(folders(&world.repository), HashSet::from([stays.clone(), foreign.clone()]));
+    assert_eq!(fs::read_dir(folder(&foreign)).unwrap().count(), 1);
+    assert_eq!(fs::read_to_string(folder(&foreign).join("notes.txt")).unwrap(), "not ours");
+    assert_eq!(client.disk(&stays, "a.img").len() as u64, MB);
+}
+
+#[test]
+fn snapshots_of_one_vm_are_not_those_of_another() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    define_vm(&world.repository, OTHER_VM, &[make_disk(&world.repository, "other.img", MB)]);
+    let client = world.client();
+    let id = take(&client);
+    let others = format!("/vms/{OTHER_VM}/snapshots");
+    let other = text(&client.post(&others).ok()["id"]);
+    for path in [format!("{others}/{id}"), format!("{others}/{id}/disks/a.img")] {
+        assert_eq!(client.get(&path).error(409), "other_vm");
+    }
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?compareTo={other}")).error(409), "other_vm");
+    assert_eq!(client.delete(&format!("{others}/{id}")).error(409), "other_vm");
+    assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![id.clone()], vec![other.clone()]));
+    assert_eq!(client.delete(SNAPSHOTS).status, 200, "of this VM alone");
+    assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![], vec![other]));
+    let nobody = format!("/vms/{}/snapshots", "f".repeat(32));
+    for answer in [client.get(&nobody), client.post(&nobody), client.delete(&nobody)] {
+        assert_eq!(answer.error(404), "not_found");
+    }
+}
+
+#[test]
+fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", MB)])[0];
+    write_at(disk, 4096, &[1; 4096]);
+    let client = world.client();
+    let (first, second) = (take(&client), take(&client));
+    fs::remove_dir_all(world.repository.join("VirtualMachines").join(VM)).unwrap();
+
+    assert_eq!(client.get(&format!("/vms/{VM}")).error(404), "not_found");
+    assert_eq!(client.get("/vms").ok(), json!([]));
+    assert_eq!(client.post(SNAPSHOTS).error(404), "not_found");
+    assert_eq!(list(&client), [first.as_str(), &second]);
+    assert_eq!(chunks(&client.get(&format!("{SNAPSHOTS}/{first}")).ok()["disks"][0]), [data(4096, 4096)]);
+    assert_eq!(client.compare(&second, &first)["disks"][0]["chunks"], json!([]));
+    assert_eq!(client.disk(&second, "a.img"), fs::read(disk).unwrap());
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
+    assert_eq!(list(&client), [second.as_str()]);
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn a_lost_snapshot_says_so_and_fails_no_list() {
+    needs_root!();
+    let world = World::new(512);
+    write_at(&world.define_vm(&[("a.img", MB)])[0], 4096, &[1; 4096]);
+    let client = world.client();
+    let (lost, whole) = (client.take_snapshot(), take(&client));
+    let id = text(&lost["id"]);
+    fs::remove_file(text(&lost["disks"][0]["path"])).unwrap();
+
+    for query in ["", "?chunks=false"] {
+        let list = client.get(&format!("{SNAPSHOTS}{query}")).ok();
+        assert_eq!(ids(&list), [id.as_str(), &whole]);
+        let (bad, good) = (&list[0]["disks"][0], &list[1]["disks"][0]);
+        assert_eq!((&bad["status"], &good["status"]), (&json!("error"), &json!("ok")), "{query}");
+        assert!(bad["status_reason"].as_str().is_some_and(|reason| reason.contains("missing")), "{bad}");
+        assert_ne!(bad["chunks"], json!([]), "a client that reads no status must not think it empty");
+    }
+    let one = format!("{SNAPSHOTS}/{id}");
+    for query in ["", "?zero=include", "?chunks=false"] {
+        assert_eq!(client.get(&format!("{one}{query}")).error(409), "snapshot_lost", "{query}");
+    }
+    assert_eq!(client.get(&format!("{one}/disks/a.img")).error(409), "snapshot_lost");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{whole}?compareTo={id}")).error(409), "base_lost");
+    assert_eq!(client.delete(&one).status, 200);
+    assert_eq!(list(&client), [whole]);
+}
+
+#[test]
+fn a_repository_that_is_away_gives_up_its_files_when_it_is_back() {
+    needs_root!();
+    let (xfs, second, mut world) = with_a_disk_in_each();
+    let client = world.client();
+    let (gone, stays) = (take(&client), take(&client));
+    xfs.unmount();
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
+    assert_eq!(list(&client), [stays.as_str()]);
+    assert_eq!(folders(&world.repository), HashSet::from([stays.clone()]));
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
+    world.exporter.restart(); // while it is away: the intent is kept
+    xfs.mount();
+    assert_eq!(folders(&second), HashSet::from([gone, stays.clone()]));
+    world.exporter.restart();
+    assert_eq!(folders(&second), HashSet::from([stays.clone()]));
+    assert_eq!(list(&world.client()), [stays]);
 }

@@ -1,9 +1,12 @@
 //! What every journey needs: a repository, a manager, the service, a client.
 
 mod certificates;
+mod chunks;
 mod client;
 mod exporter;
 mod manager;
+mod random;
+mod shim;
 mod xfs;
 
 use std::fs::{self, File};
@@ -12,9 +15,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 pub use certificates::Certificates;
+pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, text};
-pub use exporter::{Exporter, Settings};
+pub use exporter::{Exporter, SECRET, Settings};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
+pub use random::Random;
+pub use shim::{Harm, Shim};
 pub use xfs::Xfs;
 
 /// The VM that most journeys are about.
@@ -59,6 +65,14 @@ impl World {
         change(&mut settings);
         let exporter = Exporter::start(settings);
         Self { exporter, manager, certificates, repository, xfs }
+    }
+
+    /// The same with a second repository, on an XFS of its own.
+    pub fn with_two_repositories(megabytes: u64) -> (Xfs, PathBuf, Self) {
+        let xfs = Xfs::new(megabytes);
+        let second = make_repository(&xfs.mount_point, "0004fb00000300000000000000000002");
+        let world = Self::with(megabytes, |settings| settings.paths.push(second.clone()));
+        (xfs, second, world)
     }
 
     /// A client that is logged in.

@@ -1,14 +1,17 @@
 //! A loop-mounted XFS of its own for each test.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;
 
 pub struct Xfs {
     pub mount_point: PathBuf,
-    _dir: TempDir,
+    dir: TempDir,
 }
+
+/// A file system on which every write waits, until this is dropped.
+pub struct Frozen<'a>(&'a Path);
 
 impl Xfs {
     /// A new XFS with reflinks, `megabytes` large; the image is sparse.
@@ -24,8 +27,41 @@ impl Xfs {
         run(Command::new("mkfs.xfs").arg("-q").args(options).arg(&image));
         let mount_point = dir.path().canonicalize().unwrap().join("mnt");
         std::fs::create_dir(&mount_point).unwrap();
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mount_point));
-        Self { mount_point, _dir: dir }
+        let xfs = Self { mount_point, dir };
+        xfs.mount();
+        xfs
+    }
+
+    pub fn mount(&self) {
+        run(Command::new("mount").args(["-o", "loop"]).arg(self.dir.path().join("image")).arg(&self.mount_point));
+    }
+
+    pub fn unmount(&self) {
+        run(Command::new("umount").arg(&self.mount_point));
+    }
+
+    /// Changes options of the mount: `ro` or `rw`.
+    pub fn remount(&self, options: &str) {
+        run(Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&self.mount_point));
+    }
+
+    /// What a power cut does to the file system: all that was not written out is lost. Nobody may
+    /// have a file open on it.
+    pub fn cut_power(&self) {
+        run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount_point));
+        self.unmount();
+        self.mount();
+    }
+
+    pub fn freeze(&self) -> Frozen<'_> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(&self.mount_point));
+        Frozen(&self.mount_point)
+    }
+}
+
+impl Drop for Frozen<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.0).status();
     }
 }
 

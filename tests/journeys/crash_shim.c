@@ -1,0 +1,211 @@
+/*
+ * Harms a process at one of the calls with which it changes files. Loaded by LD_PRELOAD.
+ *
+ * The environment's CRASH_ARM names a file. While it holds "<n> <harm> <errno> <serial>", calls are
+ * counted from one, and the n-th is harmed: `before` and `after` kill the process before and after
+ * the call, `fail` makes the call fail with that errno, once, and `fail-on` that one and all after
+ * it. A new content counts anew. Calls on standard output and error, and on anything but regular
+ * files, are not counted.
+ */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/fs.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/types.h>
+#include <unistd.h>
+
+enum harm { NONE, BEFORE, AFTER, FAIL };
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static char last[128];
+static long count;
+static int failure;
+
+static void read_order(char *text, size_t size)
+{
+	const char *path = getenv("CRASH_ARM");
+	text[0] = 0;
+	if (!path)
+		return;
+	int fd = syscall(SYS_openat, AT_FDCWD, path, O_RDONLY | O_CLOEXEC, 0);
+	if (fd < 0)
+		return;
+	long got = syscall(SYS_read, fd, text, size - 1);
+	text[got > 0 ? got : 0] = 0;
+	syscall(SYS_close, fd);
+}
+
+/* Counts a call; says what is to happen to it. */
+static enum harm step(void)
+{
+	char order[sizeof(last)], word[16];
+	long n;
+	enum harm harm = NONE;
+	int saved = errno;
+
+	pthread_mutex_lock(&lock);
+	read_order(order, sizeof(order));
+	if (strcmp(order, last) != 0) {
+		strcpy(last, order);
+		count = 0;
+	}
+	if (sscanf(order, "%ld %15s %d", &n, word, &failure) == 3) {
+		count++;
+		if (count == n && strcmp(word, "before") == 0)
+			harm = BEFORE;
+		else if (count == n && strcmp(word, "after") == 0)
+			harm = AFTER;
+		else if ((count == n && strcmp(word, "fail") == 0) || (count >= n && strcmp(word, "fail-on") == 0))
+			harm = FAIL;
+	}
+	pthread_mutex_unlock(&lock);
+	errno = saved;
+	return harm;
+}
+
+static void die(void)
+{
+	syscall(SYS_kill, getpid(), SIGKILL);
+	for (;;)
+		pause();
+}
+
+static int is_counted_file(int fd)
+{
+	struct stat st;
+	int saved = errno;
+	int counted = fd > 2 && fstat(fd, &st) == 0 && S_ISREG(st.st_mode);
+	errno = saved;
+	return counted;
+}
+
+#define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+#define RUN(type, counted, call)                        \
+	do {                                            \
+		enum harm harm = (counted) ? step() : NONE; \
+		if (harm == BEFORE)                     \
+			die();                          \
+		if (harm == FAIL) {                     \
+			errno = failure;                \
+			return -1;                      \
+		}                                       \
+		type result = (call);                   \
+		if (harm == AFTER)                      \
+			die();                          \
+		return result;                          \
+	} while (0)
+
+#define MAKES(flags) (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE)
+
+#define MODE_ARGUMENT(flags)                     \
+	mode_t mode = 0;                         \
+	if (MAKES(flags)) {                      \
+		va_list arguments;               \
+		va_start(arguments, flags);      \
+		mode = va_arg(arguments, mode_t); \
+		va_end(arguments);               \
+	}
+
+int open(const char *path, int flags, ...)
+{
+	MODE_ARGUMENT(flags)
+	RUN(int, MAKES(flags), REAL(open)(path, flags, mode));
+}
+
+int open64(const char *path, int flags, ...)
+{
+	MODE_ARGUMENT(flags)
+	RUN(int, MAKES(flags), REAL(open64)(path, flags, mode));
+}
+
+int openat(int folder, const char *path, int flags, ...)
+{
+	MODE_ARGUMENT(flags)
+	RUN(int, MAKES(flags), REAL(openat)(folder, path, flags, mode));
+}
+
+int openat64(int folder, const char *path, int flags, ...)
+{
+	MODE_ARGUMENT(flags)
+	RUN(int, MAKES(flags), REAL(openat64)(folder, path, flags, mode));
+}
+
+int ioctl(int fd, unsigned long request, ...)
+{
+	va_list arguments;
+	va_start(arguments, request);
+	void *argument = va_arg(arguments, void *);
+	va_end(arguments);
+	RUN(int, request == FICLONE, REAL(ioctl)(fd, request, argument));
+}
+
+int mkdir(const char *path, mode_t mode)
+{
+	RUN(int, 1, REAL(mkdir)(path, mode));
+}
+
+int rmdir(const char *path)
+{
+	RUN(int, 1, REAL(rmdir)(path));
+}
+
+int unlink(const char *path)
+{
+	RUN(int, 1, REAL(unlink)(path));
+}
+
+int unlinkat(int folder, const char *path, int flags)
+{
+	RUN(int, 1, REAL(unlinkat)(folder, path, flags));
+}
+
+int rename(const char *from, const char *to)
+{
+	RUN(int, 1, REAL(rename)(from, to));
+}
+
+int fsync(int fd)
+{
+	RUN(int, 1, REAL(fsync)(fd));
+}
+
+int fdatasync(int fd)
+{
+	RUN(int, 1, REAL(fdatasync)(fd));
+}
+
+int ftruncate(int fd, off_t length)
+{
+	RUN(int, 1, REAL(ftruncate)(fd, length));
+}
+
+int ftruncate64(int fd, off64_t length)
+{
+	RUN(int, 1, REAL(ftruncate64)(fd, length));
+}
+
+ssize_t write(int fd, const void *bytes, size_t length)
+{
+	RUN(ssize_t, is_counted_file(fd), REAL(write)(fd, bytes, length));
+}
+
+ssize_t pwrite(int fd, const void *bytes, size_t length, off_t offset)
+{
+	RUN(ssize_t, is_counted_file(fd), REAL(pwrite)(fd, bytes, length, offset));
+}
+
+ssize_t pwrite64(int fd, const void *bytes, size_t length, off64_t offset)
+{
+	RUN(ssize_t, is_counted_file(fd), REAL(pwrite64)(fd, bytes, length, offset));
+}

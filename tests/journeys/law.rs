@@ -1,0 +1,285 @@
+//! The law, on a real file system: *base bytes, cut or extended with zeros to `size`, patched with
+//! the chunks, are exactly the target's bytes.*
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{Client, Random, VM, World, chunks, define_vm, make_disk, text, write_at, xfs_io};
+use crate::needs_root;
+
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+const BLOCK: u64 = 4096;
+/// Snapshots in a chain.
+const CHAIN: usize = 5;
+/// No disk is larger.
+const LARGEST: u64 = 3 << 20;
+/// Bytes that one operation touches, at most.
+const REACH: u64 = 96 << 10;
+
+/// What a guest, or the host under it, does to a disk.
+#[derive(Debug)]
+enum Op {
+    Write,
+    WriteDirect,
+    WriteMapped,
+    WriteTheSame,
+    WriteZeros,
+    Punch,
+    Zero,
+    Preallocate,
+    Resize,
+    Append,
+    Sync,
+}
+
+const OPS: [Op; 16] = [
+    Op::Write,
+    Op::Write,
+    Op::WriteDirect,
+    Op::WriteDirect,
+    Op::WriteMapped,
+    Op::WriteMapped,
+    Op::WriteTheSame,
+    Op::WriteZeros,
+    Op::Punch,
+    Op::Punch,
+    Op::Zero,
+    Op::Zero,
+    Op::Preallocate,
+    Op::Resize,
+    Op::Append,
+    Op::Sync,
+];
+
+/// Does `op` somewhere, as `random` has it: mostly unaligned, now and then to the block.
+fn perform(op: &Op, disk: &Path, random: &mut Random) {
+    let size = fs::metadata(disk).unwrap().len();
+    let mut start = random.below(size.max(1));
+    let mut length = (1 + random.below(REACH)).min(size - start);
+    if random.below(2) == 0 {
+        start -= start % BLOCK;
+        length = (length / BLOCK * BLOCK).max(BLOCK).min(size - start);
+    }
+    if length == 0 {
+        return resize(disk, 1 + random.below(LARGEST));
+    }
+    let io = |commands: &[String]| xfs_io(disk, &commands.iter().map(String::as_str).collect::<Vec<_>>());
+    match op {
+        Op::Write => write_at(disk, start, &random.bytes(length)),
+        Op::WriteDirect => write_direct(disk, start, length, random),
+        Op::WriteMapped => {
+            let byte = random.below(256);
+            // Mapped from 0, so that no page has to be aligned. With and without being written out.
+            let mut commands = vec![format!("mmap -w 0 {size}"), format!("mwrite -S {byte} {start} {length}")];
+            if random.below(2) == 0 {
+                commands.push("msync -s".to_owned());
+            }
+            io(&commands);
+        }
+        Op::WriteTheSame => {
+            let mut bytes = vec![0; usize::try_from(length).unwrap()];
+            File::open(disk).unwrap().read_exact_at(&mut bytes, start).unwrap();
+            write_at(disk, start, &bytes);
+        }
+        Op::WriteZeros => write_at(disk, start, &vec![0; usize::try_from(length).unwrap()]),
+        Op::Punch => io(&[format!("fpunch {start} {length}")]),
+        Op::Zero => io(&[format!("fzero {start} {length}")]),
+        Op::Preallocate => {
+            let keep = if random.below(2) == 0 { "-k " } else { "" };
+            io(&[format!("falloc {keep}{start} {length}")]);
+            io(&[format!("falloc -k {size} {length}")]);
+        }
+        Op::Resize => resize(disk, random.below(LARGEST)),
+        Op::Append => write_at(disk, size, &random.bytes(length.min(LARGEST - size.min(LARGEST)))),
+        Op::Sync => File::open(disk).unwrap().sync_all().unwrap(),
+    }
+}
+
+fn resize(disk: &Path, size: u64) {
+    File::options().write(true).open(disk).unwrap().set_len(size).unwrap();
+}
+
+/// Writes whole blocks past the page cache, within the size.
+fn write_direct(disk: &Path, start: u64, length: u64, random: &mut Random) {
+    let end = (start + length) / BLOCK * BLOCK;
+    let start = start / BLOCK * BLOCK;
+    if start >= end {
+        return;
+    }
+    // O_DIRECT wants memory that is aligned: what lies behind the first boundary of a larger piece.
+    let mut memory = random.bytes(end - start + BLOCK);
+    let skip = memory.as_ptr().align_offset(BLOCK as usize);
+    let part = &mut memory[skip..][..(end - start) as usize];
+    let file = File::options().write(true).custom_flags(nix::libc::O_DIRECT).open(disk).unwrap();
+    file.write_all_at(part, start).unwrap();
+}
+
+struct Taken {
+    id: String,
+    /// What the disk held then.
+    bytes: Vec<u8>,
+}
+
+/// Checks the law for each pair; returns bytes listed and bytes compared.
+fn check_all_pairs(client: &Client, chain: &[Taken], name: &str, what: &str) -> (u64, u64) {
+    let (mut listed, mut compared) = (0, 0);
+    for (i, target) in chain.iter().enumerate() {
+        assert!(client.disk(&target.id, name) == target.bytes, "{what}: snapshot {i} is not what the disk was");
+        for squash in ["true", "false"] {
+            let part = |query: String| -> Value {
+                let path = format!("{SNAPSHOTS}/{}?squashChunks={squash}{query}", target.id);
+                client.get(&path).ok()["disks"][0].clone()
+            };
+            let full = client.patched(&part(String::new()), &[]);
+            assert!(full == target.bytes, "{what}: all of snapshot {i} (squash={squash})");
+            let full = client.patched(&part("&zero=include".to_owned()), &vec![0xee; LARGEST as usize]);
+            assert!(full == target.bytes, "{what}: all of snapshot {i}, with zeros (squash={squash})");
+            for (j, base) in chain[..i].iter().enumerate() {
+                let change = part(format!("&compareTo={}", base.id));
+                assert_eq!(change["mode"], "incremental");
+                let patched = client.patched(&change, &base.bytes);
+                let differs = || (0..patched.len()).find(|at| patched[*at] != target.bytes[*at]);
+                assert!(
+                    patched == target.bytes,
+                    "{what}: snapshot {j} patched to {i} (squash={squash}) differs at {:?}: {change}",
+                    differs()
+                );
+                listed += chunks(&change).iter().map(|chunk| chunk.length).sum::<u64>();
+                compared += change["size"].as_u64().unwrap();
+            }
+        }
+    }
+    (listed, compared)
+}
+
+#[test]
+fn a_patched_base_is_the_target() {
+    needs_root!();
+    let world = World::new(1024);
+    let client = world.client();
+    let (mut listed, mut compared) = (0, 0);
+    let seeds = std::env::var("LAW_SEED").map_or(1..=10, |seed| {
+        let seed = seed.parse().expect("LAW_SEED is a number");
+        seed..=seed
+    });
+    for seed in seeds {
+        let mut random = Random(seed);
+        let name = format!("disk-{seed}.img");
+        // Half of them end inside of a block.
+        let size = if seed % 2 == 0 { 2 << 20 } else { 1 + random.below(LARGEST) };
+        let disk = make_disk(&world.repository, &name, size);
+        define_vm(&world.repository, VM, std::slice::from_ref(&disk));
+        write_at(&disk, size / 4, &random.bytes(size / 2));
+        let mut history = Vec::new();
+        let mut chain = Vec::new();
+        for _ in 0..CHAIN {
+            for _ in 0..random.below(14) {
+                let op = &OPS[random.below(OPS.len() as u64) as usize];
+                perform(op, &disk, &mut random);
+                history.push(format!("{op:?}"));
+            }
+            history.push("snapshot".to_owned());
+            // Read only afterwards: reading must not be what makes the snapshot right.
+            let id = text(&client.take_snapshot()["id"]);
+            chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
+        }
+        let what = format!("LAW_SEED={seed} ({})", history.join(", "));
+        let of_seed = check_all_pairs(&client, &chain, &name, &what);
+        (listed, compared) = (listed + of_seed.0, compared + of_seed.1);
+
+        // Freed addresses are used again by what is written after the deletion of a middle one.
+        let middle = chain.remove(1 + random.below(CHAIN as u64 - 2) as usize);
+        assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", middle.id)).status, 200);
+        for op in [Op::Write, Op::WriteDirect, Op::WriteMapped, Op::Append, Op::Punch] {
+            perform(&op, &disk, &mut random);
+        }
+        let id = text(&client.take_snapshot()["id"]);
+        chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
+        check_all_pairs(&client, &chain, &name, &format!("{what}, one deleted"));
+        assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    }
+    // Listing all, or nothing, would be no comparison.
+    assert!(listed > 0 && listed < compared * 2 / 3, "{listed} bytes listed of {compared}");
+}
+
+/// Blocks of the disk that the writer below goes through.
+const NUMBERS: u64 = 512;
+
+/// Writes 1, 2, 3, … each into the next block of the disk, over and over, until told to stop.
+fn write_numbers(disk: &Path, flushes: bool, written: &AtomicU64, stop: &AtomicBool) {
+    let file = File::options().write(true).open(disk).unwrap();
+    for number in 1.. {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let block = (number - 1) % NUMBERS;
+        file.write_all_at(&number.to_le_bytes(), block * BLOCK + (number % 500) * 8).unwrap();
+        if flushes && number % 64 == 0 {
+            file.sync_data().unwrap();
+        }
+        written.store(number, Ordering::Relaxed);
+    }
+}
+
+/// The last number that a state of the disk holds; checks that the disk was in this state once.
+fn last_number(bytes: &[u8]) -> u64 {
+    let slots = bytes.chunks_exact(8).map(|slot| u64::from_le_bytes(slot.try_into().unwrap()));
+    let last = slots.clone().max().unwrap();
+    let mut expected = vec![0_u64; bytes.len() / 8];
+    for number in 1..=last {
+        let block = (number - 1) % NUMBERS;
+        expected[usize::try_from(block * BLOCK / 8 + number % 500).unwrap()] = number;
+    }
+    let odd: Vec<_> = slots.zip(&expected).enumerate().filter(|(_, (is, expected))| is != *expected).take(5).collect();
+    assert!(odd.is_empty(), "no state of the disk: up to {last}, but {odd:?}");
+    last
+}
+
+#[test]
+fn a_snapshot_under_a_writer_is_a_state_that_was() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", NUMBERS * BLOCK)])[0];
+    let client = world.client();
+    for flushes in [false, true] {
+        resize(disk, 0);
+        resize(disk, NUMBERS * BLOCK);
+        let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+        let mut chain = Vec::new();
+        std::thread::scope(|scope| {
+            scope.spawn(|| write_numbers(disk, flushes, &written, &stop));
+            // Also where an assertion fails: the writer has to end.
+            let _stopped = StopOnDrop(&stop);
+            let mut seen = 0;
+            for _ in 0..8 {
+                let end = Instant::now() + Duration::from_secs(60);
+                while written.load(Ordering::Relaxed) <= seen {
+                    assert!(Instant::now() < end, "the writer is stuck");
+                    std::thread::yield_now();
+                }
+                let before = written.load(Ordering::Relaxed);
+                let id = text(&client.take_snapshot()["id"]);
+                let after = written.load(Ordering::Relaxed);
+                let bytes = client.disk(&id, "a.img");
+                seen = last_number(&bytes);
+                assert!(before <= seen && seen <= after + 1, "{seen} is not within {before} and {after}");
+                chain.push(Taken { id, bytes });
+            }
+        });
+        check_all_pairs(&client, &chain, "a.img", "under a writer");
+        assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    }
+}
+
+struct StopOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
