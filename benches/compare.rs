@@ -16,6 +16,7 @@ use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, Snaps
 use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir, map};
 use coriolis_ovm_exporter::sys::{fiemap, reflink};
 
+#[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/xfs.rs"]
 mod xfs;
 

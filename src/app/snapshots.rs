@@ -94,14 +94,12 @@ impl App {
     ) -> Result<wire::Snapshot, Error> {
         let mut document = self.document(snapshot);
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
-        if view.chunks {
-            for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-                let change = match pair {
-                    Some(pair) => self.compare(pair, disk)?,
-                    None => self.whole(snapshot, disk, view)?,
-                };
-                entry.map = Some(change.into_wire(disk.identity.size, view));
-            }
+        for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
+            let change = match pair {
+                Some(pair) => self.compare(pair, disk)?,
+                None => self.whole(snapshot, disk, view)?,
+            };
+            entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
         }
         Ok(document)
     }
@@ -111,12 +109,7 @@ impl App {
     fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> wire::Snapshot {
         let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let change = if view.chunks {
-                self.whole(snapshot, disk, view)
-            } else {
-                self.open(snapshot, disk).map(|_| Change::full(Vec::new())).map_err(|error| lost(disk, &error))
-            };
-            let change = change.unwrap_or_else(|error| {
+            let change = self.whole(snapshot, disk, view).unwrap_or_else(|error| {
                 entry.status = Status::Error;
                 entry.status_reason = Some(error.to_string());
                 let everything = ByteRange::new(0, disk.identity.size);
@@ -128,9 +121,12 @@ impl App {
         document
     }
 
-    /// All of a disk, for a client that holds nothing of it.
+    /// All of a disk, for a client that holds nothing of it. Without maps, that it is there.
     fn whole(&self, snapshot: &Snapshot, disk: &SnapshotDisk, view: View) -> Result<Change, Error> {
         let file = self.open(snapshot, disk).map_err(|error| lost(disk, &error))?;
+        if !view.chunks {
+            return Ok(Change::full(Vec::new()));
+        }
         let map = map::read(&file).map_err(|error| lost(disk, &error))?;
         let held = if view.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
         Ok(Change::full(changed(&held, &map)))

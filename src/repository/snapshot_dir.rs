@@ -115,6 +115,7 @@ impl SnapshotDir {
         match unless_gone(fs::remove_dir(&self.path)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 tracing::warn!(folder = %self.path.display(), "left in place: it holds files that are not ours");
+                sync_folder(&self.path)?;
             }
             Err(error) => return Err(error),
             Ok(()) => sync_folder(&self.repository.snapshots())?,

@@ -1,11 +1,12 @@
 //! The real binary, over real TLS, on a real XFS repository: one module a journey.
-#![allow(missing_docs, clippy::unwrap_used)] // tests name themselves, and may panic
+#![allow(missing_docs, clippy::unwrap_used, clippy::type_complexity)] // tests name themselves, and may panic
 
 mod harness;
 
 mod bad_input;
 mod bytes;
 mod compare;
+mod crash;
 mod health;
 mod inventory;
 mod law;

@@ -81,7 +81,7 @@ fn the_document() {
     write_at(disk, MB, &[7; 65536]);
     let client = world.client();
 
-    let before = jiff::Timestamp::now();
+    let before = jiff::Timestamp::now() - Duration::from_millis(1); // it is told in milliseconds
     let made = client.take_snapshot();
     let created_at = text(&made["created_at"]);
     assert!(created_at.ends_with('Z'), "{created_at} is not UTC");

@@ -73,7 +73,9 @@ impl Exporter {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let child = spawn(&settings, dir.path(), port);
         let mut exporter = Self { port, settings, child, dir };
-        exporter.wait_until_listening();
+        if let Err(status) = exporter.listens() {
+            panic!("the service ended with {status}; its log:\n{}", exporter.log());
+        }
         exporter
     }
 
@@ -97,10 +99,6 @@ impl Exporter {
 
     pub fn db_file(&self) -> PathBuf {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
-    }
-
-    pub fn config_file(&self) -> PathBuf {
-        self.dir.path().join("config.toml")
     }
 
     pub fn log(&self) -> String {
@@ -136,20 +134,29 @@ impl Exporter {
 
     /// Starts the service again, with the same database.
     pub fn restart(&mut self) {
-        self.kill();
-        self.child = spawn(&self.settings, self.dir.path(), self.port);
-        self.wait_until_listening();
+        if let Err(status) = self.try_restart() {
+            panic!("the service ended with {status}; its log:\n{}", self.log());
+        }
     }
 
-    fn wait_until_listening(&mut self) {
+    /// The same, where the service may end instead of listening.
+    pub fn try_restart(&mut self) -> Result<(), ExitStatus> {
+        self.kill();
+        self.child = spawn(&self.settings, self.dir.path(), self.port);
+        self.listens()
+    }
+
+    /// Waits until the service listens, or has ended.
+    fn listens(&mut self) -> Result<(), ExitStatus> {
         let end = Instant::now() + Duration::from_secs(30);
         while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
             if let Some(status) = self.child.try_wait().unwrap() {
-                panic!("the service ended with {status}; its log:\n{}", self.log());
+                return Err(status);
             }
             assert!(Instant::now() < end, "the service does not listen; its log:\n{}", self.log());
             std::thread::sleep(Duration::from_millis(10));
         }
+        Ok(())
     }
 }
 
