@@ -66,9 +66,9 @@ demo: build
 
 # Test programs run as root in a mount namespace of their own: whatever a test leaves mounted, even
 # when it is killed, goes with it. Without root the tests say what they skip; with CI=true that fails.
+comma := ,
 RUNNER := $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
-comma := ,
 
 test: rust
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")

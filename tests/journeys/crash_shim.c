@@ -4,8 +4,8 @@
  * The environment's CRASH_ARM names a file. While it holds "<n> <harm> <errno> <serial>", calls are
  * counted from one, and the n-th is harmed: `before` and `after` kill the process before and after
  * the call, `fail` makes the call fail with that errno, once, and `fail-on` that one and all after
- * it. A new content counts anew. Calls on standard output and error, and on anything but regular
- * files, are not counted.
+ * it. A new content counts anew. Once harm was done there is a file "<CRASH_ARM>.done". Calls on
+ * standard output and error, and on anything but regular files, are not counted.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -45,6 +45,13 @@ static void read_order(char *text, size_t size)
 	syscall(SYS_close, fd);
 }
 
+static void leave_mark(void)
+{
+	char path[4096];
+	snprintf(path, sizeof(path), "%s.done", getenv("CRASH_ARM"));
+	syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
+}
+
 /* Counts a call; says what is to happen to it. */
 static enum harm step(void)
 {
@@ -67,6 +74,8 @@ static enum harm step(void)
 			harm = AFTER;
 		else if ((count == n && strcmp(word, "fail") == 0) || (count >= n && strcmp(word, "fail-on") == 0))
 			harm = FAIL;
+		if (harm != NONE)
+			leave_mark();
 	}
 	pthread_mutex_unlock(&lock);
 	errno = saved;

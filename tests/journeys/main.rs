@@ -7,6 +7,7 @@ mod bad_input;
 mod bytes;
 mod compare;
 mod crash;
+mod disk_full;
 mod health;
 mod inventory;
 mod law;

@@ -7,6 +7,7 @@ mod exporter;
 mod manager;
 mod random;
 mod shim;
+mod trial;
 mod xfs;
 
 use std::fs::{self, File};
@@ -21,6 +22,7 @@ pub use exporter::{Exporter, SECRET, Settings};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
 pub use shim::{Harm, Shim};
+pub use trial::{Bytes, Trial};
 pub use xfs::Xfs;
 
 /// The VM that most journeys are about.

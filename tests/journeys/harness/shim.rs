@@ -53,6 +53,7 @@ impl Shim {
             Harm::Fail(errno) => ("fail", errno as i32),
             Harm::FailOn(errno) => ("fail-on", errno as i32),
         };
+        let _ = std::fs::remove_file(self.mark());
         self.serial.set(self.serial.get() + 1);
         let draft = self.dir.path().join("draft");
         std::fs::write(&draft, format!("{n} {word} {errno} {}", self.serial.get())).unwrap();
@@ -61,6 +62,15 @@ impl Shim {
 
     pub fn disarm(&self) {
         std::fs::remove_file(self.order()).unwrap();
+    }
+
+    /// Whether the call came, and was harmed.
+    pub fn has_harmed(&self) -> bool {
+        self.mark().exists()
+    }
+
+    fn mark(&self) -> PathBuf {
+        self.dir.path().join("armed.done")
     }
 
     fn order(&self) -> PathBuf {
