@@ -22,7 +22,7 @@ pub use exporter::{Exporter, SECRET, Settings};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
 pub use shim::{Harm, Shim};
-pub use trial::{Bytes, Trial};
+pub use trial::Trial;
 pub use xfs::Xfs;
 
 /// The VM that most journeys are about.
