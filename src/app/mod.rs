@@ -1,7 +1,7 @@
 //! One file a journey: the order of steps lives here, and nowhere else.
 //!
-//! Every journey but the log-in takes a [`Session`], which only a good token yields. What blocks
-//! (files, the database) runs through [`App::blocking`], and nowhere else.
+//! Every journey but the log-in takes a `Session`, which only a good token yields. What blocks
+//! (files, the database) runs through `App::blocking`, and nowhere else.
 
 pub mod error;
 pub mod health;
