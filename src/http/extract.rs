@@ -12,7 +12,6 @@ use axum::http::request::Parts;
 use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
-use super::routes::BODY_LIMIT;
 use crate::app::snapshots::View;
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
@@ -118,6 +117,9 @@ fn parse_bool(name: &str, text: &str) -> Result<bool, Failure> {
         _ => Err(Error::BadRequest(format!("{name}={text:?}: write true or false")).into()),
     }
 }
+
+/// Bytes that a request's body may have.
+pub(super) const BODY_LIMIT: usize = 64 << 10;
 
 /// The bytes of a request's body, within a bound of size and time.
 pub(super) struct SmallBody(pub Bytes);

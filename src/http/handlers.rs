@@ -8,9 +8,8 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::disk_response;
-use super::extract::{Authenticated, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath};
+use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath};
 use super::failure::Failure;
-use super::routes::BODY_LIMIT;
 use crate::app::App;
 use crate::auth::Credentials;
 use crate::wire;

@@ -8,12 +8,10 @@ use axum::routing::{MethodRouter, get, post};
 use axum::{Router, http::StatusCode};
 use tower_http::catch_panic::CatchPanicLayer;
 
+use super::extract::BODY_LIMIT;
 use super::failure::Failure;
 use super::{exchange, handlers};
 use crate::app::App;
-
-/// Bytes that a request's body may have.
-pub(super) const BODY_LIMIT: usize = 64 << 10;
 
 /// The whole API over `app`. Every route answers with and without a trailing slash.
 pub fn router(app: Arc<App>) -> Router {
