@@ -163,8 +163,9 @@ impl Reader {
                 let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
                 let piece = if run.is_data { self.read(at, length)? } else { Bytes::from_static(&ZEROS[..length]) };
                 at += length as u64;
-                if is_last && at == range.end {
-                    // Before the client has it all: that it is still what was snapshotted.
+                if !run.is_data || (is_last && at == range.end) {
+                    // Before the client has it all: that it is still what was snapshotted. And what
+                    // lies past the end of a file that was cut looks like a hole, and is none.
                     self.file.verify_content().map_err(io::Error::other)?;
                 }
                 self.send(piece)?;

@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::io::Read;
-use std::path::PathBuf;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -41,7 +42,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
     needs_root!();
     let world = World::new(1024);
     let size = 24 * MB + 777;
-    let disks = world.define_vm(&[("a.img", size), ("empty.img", 0)]);
+    let disks = world.define_vm(&[("a.img", size), ("empty.img", 0), ("sparse.img", 9 * MB + 1)]);
     write_at(&disks[0], 0, &noise(1, 3 * MB as usize));
     write_at(&disks[0], 9 * MB + 100, &noise(2, 5 * MB as usize + 33));
     write_at(&disks[0], size - 5, b"tail!");
@@ -64,6 +65,14 @@ fn whole_disks_and_all_kinds_of_ranges() {
     let head = ask(&client, Method::HEAD, &disk, &[("Range", "bytes=0-9")]);
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, &*size.to_string(), 0));
     assert_eq!(head.header("etag"), etag);
+    assert_eq!((head.header("accept-ranges"), head.header("content-type")), ("bytes", "application/octet-stream"));
+    assert_eq!(ask(&client, Method::HEAD, &disk, &[("If-None-Match", &etag)]).status, 304);
+    let slashed = ask(&client, Method::GET, &format!("{disk}/"), &[("Range", "bytes=100-199")]);
+    assert_eq!((slashed.status, &*slashed.body), (206, &expected[100..200]));
+    for missing in [path(&id, "b.img"), path("6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d", "a.img")] {
+        let answer = ask(&client, Method::HEAD, &missing, &[]);
+        assert_eq!((answer.status, answer.body.len()), (404, 0), "{missing}");
+    }
 
     let last = size - 1;
     for (range, start, end) in [
@@ -74,6 +83,8 @@ fn whole_disks_and_all_kinds_of_ranges() {
         ("bytes=-5".to_owned(), size - 5, size),
         (format!("bytes=-{}", size + 9), 0, size),
         (format!("bytes={last}-99999999999999999999999"), last, size),
+        (format!("bytes=0-{last}"), 0, size),
+        (format!("bytes={}-{}", size - 9, size + 9), size - 9, size),
         ("BYTES=007-010".to_owned(), 7, 11),
         ("bytes=, 3-4 ,".to_owned(), 3, 5),
         (format!("bytes=5-6,{size}-"), 5, 7),
@@ -103,45 +114,85 @@ fn whole_disks_and_all_kinds_of_ranges() {
         assert_eq!(answer.header("content-range"), format!("bytes */{size}"), "{range}");
     }
 
-    let multi = ask(&client, Method::GET, &disk, &[("Range", "bytes=10-19,9437280-9437300,-4")]);
-    assert_eq!(multi.status, 206);
-    assert_eq!(multi.header("content-length"), multi.body.len().to_string());
-    let boundary = multi.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap();
-    let mut body = Vec::new();
-    for (start, end) in [(10, 19), (9_437_280, 9_437_300), (size - 4, last)] {
-        let head = format!(
-            "\r\n--{boundary}\r\nContent-Type: application/octet-stream\r\nContent-Range: bytes {start}-{end}/{size}\r\n\r\n"
-        );
-        body.extend_from_slice(head.as_bytes());
-        body.extend_from_slice(&expected[start as usize..=end as usize]);
+    let most: Vec<(u64, u64)> = (0..64).map(|i| (i * MB / 3, i * MB / 3 + 1000 * i)).collect();
+    for ranges in [vec![(10, 19), (9_437_280, 9_437_300), (size - 4, last)], vec![(5, 14), (0, 9)], most] {
+        let asked: Vec<String> = ranges.iter().map(|(start, end)| format!("{start}-{end}")).collect();
+        let multi = ask(&client, Method::GET, &disk, &[("Range", &format!("bytes={}", asked.join(", ")))]);
+        assert_eq!(multi.status, 206, "{ranges:?}");
+        assert_eq!(multi.header("content-length"), multi.body.len().to_string());
+        assert!(parts(&multi) == cut(&ranges, &expected), "the parts of {ranges:?} differ");
     }
-    body.extend_from_slice(format!("\r\n--{boundary}--\r\n").as_bytes());
-    assert!(multi.body == body, "the multipart body differs");
 
     let empty = path(&id, "empty.img");
     let answer = ask(&client, Method::GET, &empty, &[]);
     assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 0, "0"));
-    assert_eq!(ask(&client, Method::GET, &empty, &[("Range", "bytes=0-")]).error(416), "range_not_satisfiable");
+    for range in ["bytes=0-", "bytes=0-0", "bytes=-1"] {
+        let answer = ask(&client, Method::GET, &empty, &[("Range", range)]);
+        assert_eq!(answer.error(416), "range_not_satisfiable", "{range}");
+        assert_eq!(answer.header("content-range"), "bytes */0", "{range}");
+    }
+    assert!(client.disk(&id, "sparse.img") == vec![0; 9 * MB as usize + 1], "holes are zeros");
+    assert!(client.disk_range(&id, "sparse.img", 9 * MB - 5, 6) == [0; 6]);
 
     for (name, value, range, expected) in [
         ("If-None-Match", etag.as_str(), None, 304),
         ("If-None-Match", "\"other\"", None, 200),
         ("If-Match", &etag, None, 200),
         ("If-Match", "\"other\"", None, 412),
+        ("If-Match", "\"other\"", Some("bytes=0-9"), 412),
+        ("If-Match", &etag, Some("bytes=0-9"), 206),
+        ("If-None-Match", "*", None, 304),
+        ("If-None-Match", &format!("\"other\", W/{etag}"), None, 304),
         ("If-Modified-Since", &modified, None, 304),
         ("If-Unmodified-Since", "Sat, 01 Jan 2000 00:00:00 GMT", None, 412),
         ("If-Range", &etag, Some("bytes=0-9"), 206),
         ("If-Range", "\"other\"", Some("bytes=0-9"), 200),
         ("If-Range", &modified, Some("bytes=0-9"), 206),
+        ("If-Range", &format!("W/{etag}"), Some("bytes=0-9"), 200),
+        ("If-Range", "\"other\"", Some("bytes=x"), 200),
+        ("If-Range", &etag, Some("bytes=x"), 416),
     ] {
         let range = range.map(|range| ("Range", range));
         let headers: Vec<_> = [(name, value)].into_iter().chain(range).collect();
         let answer = ask(&client, Method::GET, &disk, &headers);
         assert_eq!(answer.status, expected, "{name}: {value}");
-        if expected == 304 {
-            assert_eq!((answer.header("etag"), answer.body.len()), (etag.as_str(), 0));
+        match expected {
+            200 => assert_eq!(answer.body.len() as u64, size, "{name}: {value}"),
+            206 => assert_eq!(answer.body.len(), 10, "{name}: {value}"),
+            304 => assert_eq!((answer.header("etag"), answer.body.len()), (etag.as_str(), 0)),
+            412 => assert_eq!(answer.error(412), "precondition_failed"),
+            _ => assert_eq!(answer.error(416), "range_not_satisfiable"),
         }
     }
+}
+
+/// The parts of a multipart/byteranges answer as RFC 2046 delimits them: Content-Range and bytes.
+fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
+    let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
+    let boundary = answer.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap();
+    let delimiter = format!("\r\n--{boundary}");
+    let mut found = Vec::new();
+    let mut rest = &answer.body[find(&answer.body, delimiter.as_bytes()).unwrap() + delimiter.len()..];
+    while rest != b"--\r\n" {
+        let end = find(rest, delimiter.as_bytes()).unwrap();
+        let (part, next) = (rest[..end].strip_prefix(b"\r\n").unwrap(), &rest[end + delimiter.len()..]);
+        let head_end = find(part, b"\r\n\r\n").unwrap();
+        let head = String::from_utf8(part[..head_end].to_vec()).unwrap();
+        let lines: Vec<&str> = head.split("\r\n").collect();
+        assert!(lines.contains(&"Content-Type: application/octet-stream"), "{head}");
+        let range = lines.iter().find_map(|line| line.strip_prefix("Content-Range: ")).unwrap();
+        found.push((range.to_owned(), part[head_end + 4..].to_vec()));
+        rest = next;
+    }
+    found
+}
+
+/// What those parts have to be.
+fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
+    let part = |&(start, end): &(u64, u64)| {
+        (format!("bytes {start}-{end}/{}", disk.len()), disk[start as usize..=end as usize].to_vec())
+    };
+    ranges.iter().map(part).collect()
 }
 
 /// The service's count of something in `/proc/<pid>`.
@@ -149,9 +200,10 @@ fn count(world: &World, what: &str) -> usize {
     fs::read_dir(format!("/proc/{}/{what}", world.exporter.pid())).unwrap().count()
 }
 
-fn resident_kib(world: &World) -> u64 {
+/// A number of `/proc/<pid>/status`: `VmRSS`, what is in memory now, or `VmHWM`, the most that ever was.
+fn memory_kib(world: &World, what: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
+    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
@@ -175,7 +227,7 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     let id = text(&client.take_snapshot()["id"]);
     let url = path(&id, "a.img");
     drop(client.get("/vms"));
-    let (descriptors, threads, idle) = (count(&world, "fd"), count(&world, "task"), resident_kib(&world));
+    let (descriptors, threads, idle) = (count(&world, "fd"), count(&world, "task"), memory_kib(&world, "VmRSS"));
 
     // Eight that take nothing after their first bytes, and one that takes all.
     let stalled: Vec<_> = (0..8)
@@ -188,7 +240,7 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
         })
         .collect();
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    let grown = resident_kib(&world).saturating_sub(idle);
+    let grown = memory_kib(&world, "VmHWM").saturating_sub(idle);
     assert!(grown < 64 << 10, "nine downloads of 256 MiB need {grown} KiB");
     drop(stalled);
     drop(client);
@@ -221,6 +273,10 @@ fn parallel_ranges_are_the_disk() {
     });
 }
 
+fn open_for_writing(file: &Path) -> fs::File {
+    fs::File::options().write(true).open(file).unwrap()
+}
+
 fn snapshot_file(world: &World, id: &str) -> PathBuf {
     world.repository.join("CoriolisSnapshots").join(id).join("a.img")
 }
@@ -230,33 +286,68 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
-    write_at(disk, 0, &noise(5, 64 * MB as usize));
+    // Data and holes in turn: what lies past a cut must not be taken for one more hole.
+    for start in (0..64 * MB).step_by(128 << 10) {
+        write_at(disk, start, &noise(5 + start, 64 << 10));
+    }
+    let expected = fs::read(disk).unwrap();
     let client = world.client();
 
     // Changed before it is asked for.
-    let id = text(&client.take_snapshot()["id"]);
-    write_at(&snapshot_file(&world, &id), MB, b"x");
-    assert_eq!(ask(&client, Method::GET, &path(&id, "a.img"), &[]).error(409), "snapshot_lost");
-    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).error(409), "snapshot_lost");
-    fs::remove_file(snapshot_file(&world, &id)).unwrap();
-    assert_eq!(ask(&client, Method::GET, &path(&id, "a.img"), &[]).error(409), "snapshot_lost");
+    let changes: &[(&str, &dyn Fn(&Path))] = &[
+        ("written to", &|file| write_at(file, MB, b"x")),
+        ("cut", &|file| open_for_writing(file).set_len(MB).unwrap()),
+        ("longer", &|file| open_for_writing(file).set_len(65 * MB).unwrap()),
+        ("another file of the same bytes", &|file| {
+            fs::copy(file, file.with_extension("copy")).unwrap();
+            fs::rename(file.with_extension("copy"), file).unwrap();
+        }),
+        ("a link to the disk", &|file| {
+            fs::remove_file(file).unwrap();
+            symlink(disk, file).unwrap();
+        }),
+        ("a link to itself from elsewhere", &|file| {
+            fs::rename(file, file.with_extension("away")).unwrap();
+            symlink(file.with_extension("away"), file).unwrap();
+        }),
+        ("a folder", &|file| {
+            fs::remove_file(file).unwrap();
+            fs::create_dir(file).unwrap();
+        }),
+        ("missing", &|file| fs::remove_file(file).unwrap()),
+    ];
+    for (what, change) in changes {
+        let id = text(&client.take_snapshot()["id"]);
+        assert_eq!(client.disk_range(&id, "a.img", MB, 4), expected[MB as usize..MB as usize + 4]);
+        change(&snapshot_file(&world, &id));
+        for headers in [&[][..], &[("Range", "bytes=0-0")]] {
+            let answer = ask(&client, Method::GET, &path(&id, "a.img"), headers);
+            assert_eq!(answer.error(409), "snapshot_lost", "{what}");
+        }
+        assert_eq!(ask(&client, Method::HEAD, &path(&id, "a.img"), &[]).status, 409, "{what}");
+        assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).error(409), "snapshot_lost", "{what}");
+    }
 
     // Cut, or written to, while it is being sent: the body ends early, and nothing is padded.
-    for change in ["cut", "write"] {
+    for (number, change) in ["cut", "write"].into_iter().enumerate() {
         let id = text(&client.take_snapshot()["id"]);
         let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
         let mut first = [0; 4096];
         response.read_exact(&mut first).unwrap();
         let file = snapshot_file(&world, &id);
         match change {
-            "cut" => fs::File::options().write(true).open(file).unwrap().set_len(MB).unwrap(),
+            "cut" => open_for_writing(&file).set_len(MB).unwrap(),
             _ => write_at(&file, 60 * MB, b"x"),
         }
-        let mut rest = Vec::new();
-        let ended = response.read_to_end(&mut rest);
-        assert!(ended.is_err() && rest.len() < 64 * MB as usize - 4096, "{change}: {} bytes came", rest.len());
+        let mut came = first.to_vec();
+        let ended = response.read_to_end(&mut came);
+        assert!(ended.is_err() && came.len() < expected.len(), "{change}: {} bytes came", came.len());
+        if change == "cut" {
+            assert!(expected.starts_with(&came), "bytes came that are not the snapshot's");
+        }
+        let told = world.exporter.log().matches("the disk cannot be read: the connection is cut").count();
+        assert_eq!(told, number + 1, "{change}");
     }
-    assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
 }
 
 #[test]

@@ -276,6 +276,28 @@ fn a_snapshot_under_a_writer_is_a_state_that_was() {
     }
 }
 
+#[test]
+fn snapshots_asked_for_at_once_are_states_in_order() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", NUMBERS * BLOCK)])[0];
+    let clients: Vec<Client> = (0..4).map(|_| world.client()).collect();
+    let (written, stop) = (AtomicU64::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        scope.spawn(|| write_numbers(disk, false, &written, &stop));
+        let _stopped = StopOnDrop(&stop);
+        std::thread::scope(|scope| {
+            for client in &clients {
+                scope.spawn(|| (0..6).for_each(|_| drop(client.take_snapshot())));
+            }
+        });
+    });
+    let list = clients[0].get(&format!("{SNAPSHOTS}?chunks=false")).ok();
+    let ids = list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"]));
+    let states: Vec<u64> = ids.map(|id| last_number(&clients[0].disk(&id, "a.img"))).collect();
+    assert!(states.len() == 24 && states.is_sorted(), "listed oldest first, they hold {states:?}");
+}
+
 struct StopOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for StopOnDrop<'_> {

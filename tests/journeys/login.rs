@@ -1,11 +1,16 @@
 //! Log-in: what the manager says, and what becomes of it.
 
+use std::net::TcpListener;
+use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::hmac;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, USER, VM, World};
+use crate::harness::{
+    Answer, Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, SECRET, Settings, USER, VM, World, text,
+};
 use crate::needs_root;
 
 fn log_in(client: &Client, path: &str, content_type: Option<&str>, user: &str, password: &str) -> Answer {
@@ -31,11 +36,25 @@ fn good_credentials_give_a_token_whatever_the_content_type() {
             assert_eq!(claims(&token)["user"], USER);
         }
     }
+    let by_curl = Command::new("curl")
+        .args(["-sS", "--fail", "-d", &json!({"username": USER, "password": PASSWORD}).to_string(), "--cacert"])
+        .arg(world.certificates.ca())
+        .arg(format!("https://127.0.0.1:{}{LOGIN}", world.exporter.port))
+        .output()
+        .unwrap();
+    let by_curl: Value = serde_json::from_slice(&by_curl.stdout).unwrap();
+    assert_eq!(by_curl.as_object().unwrap().keys().collect::<Vec<_>>(), ["token"]);
+    assert_eq!(claims(&text(&by_curl["token"]))["user"], USER);
+
     let token = log_in(&client, LOGIN, None, USER, PASSWORD).ok()["token"].as_str().unwrap().to_owned();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-    let lifetime = claims(&token)["exp"].as_u64().unwrap() - now;
-    assert!((604_790..=604_801).contains(&lifetime), "168 hours are not {lifetime} s");
+    let lifetime = claims(&token)["exp"].as_u64().unwrap() - now();
+    assert!((604_700..=604_800).contains(&lifetime), "168 hours are not {lifetime} s");
     assert!(claims(&token)["iss"].is_string());
+}
+
+/// Seconds since 1970.
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
 
 /// The middle part of a token, which is base64url of JSON.
@@ -60,7 +79,7 @@ fn a_refusal_says_the_same_to_every_stranger() {
     let client = Client::new(&world.exporter, &world.certificates);
     let mut texts = Vec::new();
     for (user, password) in
-        [(USER, "wrong"), ("nobody", PASSWORD), ("", ""), ("admin:pa", "ss wörd-7f3a"), ("a\nb", "x")]
+        [(USER, "wrong"), ("nobody", PASSWORD), ("", ""), ("", PASSWORD), ("admin:pa", "ss wörd-7f3a"), ("a\nb", "x")]
     {
         let answer = log_in(&client, LOGIN, None, user, password);
         assert_eq!(answer.error(401), "unauthorized");
@@ -84,8 +103,15 @@ fn an_outage_is_never_a_wrong_password() {
             assert_eq!(answer.error(502), "manager_unavailable", "{behaviour:?}");
         }
     }
+    for (status, expected) in
+        [(200, 200), (204, 200), (401, 401), (403, 401), (301, 502), (400, 502), (404, 502), (429, 502), (503, 502)]
+    {
+        world.manager.behave(Behaviour::Status(status));
+        assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, expected, "the manager says {status}");
+    }
     world.manager.behave(Behaviour::Good);
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
+    assert_eq!(log_in(&client, LOGIN, None, USER, "wrong").error(401), "unauthorized");
     drop(world.manager);
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).error(502), "manager_unavailable");
 }
@@ -95,29 +121,53 @@ fn the_managers_certificate_is_verified() {
     needs_root!();
     let mut world = World::new(512);
     world.certificates.issue_self_signed_ca("manager");
+    world.certificates.issue_for("elsewhere", &["elsewhere.example"]);
     let manager = Manager::start_with(&world.certificates, "manager");
+    let elsewhere = Manager::start_with(&world.certificates, "elsewhere");
+    let chained = world.manager.port;
+    let ca = format!("ca_certificate = {:?}", world.certificates.ca());
+    // What the host trusts where the config names nothing.
+    let host = world.certificates.ca().display().to_string();
+    world.exporter.settings().environment.push(("SSL_CERT_FILE".to_owned(), host));
     let certificate = world.certificates.path("manager.pem");
     let fingerprint = fingerprint(&certificate);
     let cases = [
-        (format!("ca_certificate = {:?}", world.certificates.ca()), 502),
-        (format!("ca_certificate = {certificate:?}"), 200),
-        (format!("fingerprint = \"{fingerprint}\""), 200),
-        (format!("fingerprint = \"sha256:{}\"", "0".repeat(64)), 502),
-        ("insecure_skip_verify = true".to_owned(), 200),
+        (chained, String::new(), 200),
+        (chained, ca.clone(), 200),
+        (chained, format!("ca_certificate = {certificate:?}"), 502),
+        (elsewhere.port, ca.clone(), 502),
+        (elsewhere.port, String::new(), 502),
+        (manager.port, String::new(), 502),
+        (manager.port, ca, 502),
+        (manager.port, format!("ca_certificate = {certificate:?}"), 200),
+        (manager.port, format!("fingerprint = \"{fingerprint}\""), 200),
+        (manager.port, format!("fingerprint = \"sha256:{}\"", "0".repeat(64)), 502),
+        (chained, format!("fingerprint = \"{fingerprint}\""), 502),
     ];
-    for (trust, expected) in cases {
-        world.exporter.settings().ovm_endpoint = format!("https://127.0.0.1:{}", manager.port);
+    for (port, trust, expected) in cases {
+        world.exporter.settings().ovm_endpoint = format!("https://127.0.0.1:{port}");
         world.exporter.settings().manager = trust.clone();
         world.exporter.restart();
         let client = Client::new(&world.exporter, &world.certificates);
-        assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, expected, "{trust}");
+        let answer = log_in(&client, LOGIN, None, USER, PASSWORD);
+        assert_eq!(answer.status, expected, "{port} with {trust:?}");
+        if expected == 502 {
+            assert_eq!(answer.error(502), "manager_unavailable");
+        }
     }
-    assert!(world.exporter.log().contains("insecure_skip_verify"), "no warning in the log");
+    // Whoever could not prove who it is was not told the password.
+    assert_eq!((world.manager.asked(), elsewhere.asked(), manager.asked()), (2, 0, 2));
+    assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning of what is not so");
+    world.exporter.settings().manager = "insecure_skip_verify = true".to_owned();
+    world.exporter.restart();
+    let client = Client::new(&world.exporter, &world.certificates);
+    assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
+    assert!(world.exporter.log().contains("WARN manager.insecure_skip_verify"), "no warning in the log");
     assert!(world.exporter.log().contains("name its authority with manager.ca_certificate"), "no remedy in the log");
 }
 
 fn fingerprint(certificate: &std::path::Path) -> String {
-    let output = std::process::Command::new("openssl")
+    let output = Command::new("openssl")
         .args(["x509", "-noout", "-fingerprint", "-sha256", "-in"])
         .arg(certificate)
         .output()
@@ -126,28 +176,89 @@ fn fingerprint(certificate: &std::path::Path) -> String {
     format!("sha256:{}", text.trim().split_once('=').unwrap().1)
 }
 
-#[test]
-fn tokens_are_asked_for_everywhere_and_expire() {
-    needs_root!();
-    let world = World::with(512, |settings| settings.jwt = "time_to_live = \"2s\"".to_owned());
-    let mut client = world.client();
-    let good = client.token.clone();
-    let lower = client
-        .request(Method::GET, "/api/v1/vms")
-        .headers([(reqwest::header::AUTHORIZATION, format!("bEaReR {good}").parse().unwrap())].into_iter().collect());
-    assert_eq!(client.send(lower).status, 200, "the scheme is case-insensitive");
+/// A token as anybody could make it who knew `secret`.
+fn sign(algorithm: hmac::Algorithm, secret: &str, header: &str, claims: &Value) -> String {
+    let text = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.to_string().as_bytes()));
+    let signature = hmac::sign(&hmac::Key::new(algorithm, secret.as_bytes()), text.as_bytes());
+    format!("{text}.{}", base64url(signature.as_ref()))
+}
 
-    let [header, claims, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!() };
-    // {"alg":"none"}, {"alg":"RS256","typ":"JWT"}
-    let (none, rs256) = ("eyJhbGciOiJub25lIn0", "eyJhbGciOiJSUzI1NiIsInR5cCI6IkpXVCJ9");
-    let forged = [
-        String::new(),
-        "x".to_owned(),
-        format!("{none}.{claims}."),
-        format!("{rs256}.{claims}.{signature}"),
-        format!("{header}.{claims}.{}", signature.chars().rev().collect::<String>()),
+fn base64url(bytes: &[u8]) -> String {
+    const DIGITS: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    let bits: Vec<u8> = bytes.iter().flat_map(|byte| (0..8).rev().map(move |bit| byte >> bit & 1)).collect();
+    let digit = |bits: &[u8]| (0..6).fold(0, |digit, bit| digit << 1 | bits.get(bit).copied().unwrap_or(0));
+    bits.chunks(6).map(|bits| char::from(DIGITS[usize::from(digit(bits))])).collect()
+}
+
+/// A forged token that has all it needs, and those that nobody may come in with, `good` being one of
+/// ours.
+fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
+    const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
+    let right = json!({"user": USER, "exp": now() + 600, "iss": claims(good)["iss"]});
+    let with = |key: &str, value: Value| {
+        let mut claims = right.clone();
+        claims[key] = value;
+        claims
+    };
+    let without = |key: &str| {
+        let mut claims = right.clone();
+        claims.as_object_mut().unwrap().remove(key);
+        claims
+    };
+    let ours = |header: &str, claims: &Value| sign(hmac::HMAC_SHA256, SECRET, header, claims);
+    let [header, middle, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!("{good}") };
+    let none = base64url(br#"{"alg":"none"}"#);
+    let root = base64url(with("user", "root".into()).to_string().as_bytes());
+    let flawed = vec![
+        ("empty", String::new()),
+        ("no token", "x".to_owned()),
+        ("two parts", format!("{header}.{middle}")),
+        ("four parts", format!("{good}.{signature}")),
+        ("no signature", format!("{header}.{middle}.")),
+        ("another's signature", format!("{header}.{middle}.{}", signature.chars().rev().collect::<String>())),
+        ("other claims", format!("{header}.{root}.{signature}")),
+        ("another key", sign(hmac::HMAC_SHA256, &SECRET.to_uppercase(), HS256, &right)),
+        ("no key", sign(hmac::HMAC_SHA256, "", HS256, &right)),
+        ("expired", ours(HS256, &with("exp", (now() - 2).into()))),
+        ("never expires", ours(HS256, &without("exp"))),
+        ("expires in words", ours(HS256, &with("exp", "later".into()))),
+        ("another issuer", ours(HS256, &with("iss", "somebody".into()))),
+        ("no issuer", ours(HS256, &without("iss"))),
+        ("no user", ours(HS256, &without("user"))),
+        ("none", format!("{none}.{middle}.")),
+        ("none, signed", ours(r#"{"alg":"none"}"#, &right)),
+        ("RS256, signed as HS256", ours(r#"{"alg":"RS256","typ":"JWT"}"#, &right)),
+        ("HS512", sign(hmac::HMAC_SHA512, SECRET, r#"{"alg":"HS512","typ":"JWT"}"#, &right)),
+        ("HS512, signed as HS256", ours(r#"{"alg":"HS512","typ":"JWT"}"#, &right)),
+        ("no algorithm", ours(r#"{"typ":"JWT"}"#, &right)),
     ];
-    let snapshot = format!("/vms/{VM}/snapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d");
+    (ours(HS256, &right), flawed)
+}
+
+#[test]
+fn no_route_is_open_to_a_stranger() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", 1 << 20)]);
+    let mut client = world.client();
+    let good = std::mem::take(&mut client.token);
+    let as_sent = |header: Option<&str>| {
+        let request = client.request(Method::GET, "/api/v1/vms");
+        client.send(header.into_iter().fold(request, |request, header| request.header("Authorization", header)))
+    };
+    for scheme in ["Bearer", "bearer", "BEARER", "bEaReR"] {
+        assert_eq!(as_sent(Some(&format!("{scheme} {good}"))).status, 200, "{scheme}");
+    }
+    assert_eq!(as_sent(None).error(401), "unauthorized");
+    let basic = format!("Basic {}", base64url(format!("{USER}:{PASSWORD}").as_bytes()));
+    for header in ["", "Bearer", "Bearer ", &good, &basic, &format!("Token {good}"), &format!("Bearer{good}")] {
+        assert_eq!(as_sent(Some(header)).error(401), "unauthorized", "{header}");
+    }
+
+    client.token.clone_from(&good);
+    let id = text(&client.take_snapshot()["id"]);
+    let files = world.snapshot_files();
+    let snapshot = format!("/vms/{VM}/snapshots/{id}");
     let routes = [
         (Method::GET, "/vms".to_owned()),
         (Method::GET, "/capabilities".to_owned()),
@@ -160,25 +271,42 @@ fn tokens_are_asked_for_everywhere_and_expire() {
         (Method::GET, format!("{snapshot}/disks/a.img")),
         (Method::HEAD, format!("{snapshot}/disks/a.img")),
     ];
-    for token in &forged {
-        client.token.clone_from(token);
+    let (flawless, flawed) = forgeries(&good);
+    client.token = flawless;
+    assert_eq!(client.get("/vms").status, 200, "the forger does not know the trade");
+    for (what, token) in flawed {
+        client.token = token;
         for (method, route) in &routes {
             let answer = client.send(client.request(method.clone(), &format!("/api/v1{route}")));
             if *method == Method::HEAD {
-                assert_eq!(answer.status, 401, "{token} {route}");
+                assert_eq!(answer.status, 401, "{what}: {route}");
             } else {
-                assert_eq!(answer.error(401), "unauthorized", "{token} {method} {route}");
+                assert_eq!(answer.error(401), "unauthorized", "{what}: {method} {route}");
                 assert_eq!(answer.json()["error"], "Authentication failed");
             }
         }
     }
     client.token = good;
-    let end = SystemTime::now() + Duration::from_secs(10);
+    assert_eq!(world.snapshot_files(), files);
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id]));
+}
+
+#[test]
+fn a_token_is_good_for_its_lifetime() {
+    needs_root!();
+    let world = World::with(512, |settings| settings.jwt = "time_to_live = \"4s\"".to_owned());
+    let client = world.client();
+    let lifetime = claims(&client.token)["exp"].as_u64().unwrap().saturating_sub(now());
+    assert!(lifetime <= 4, "{lifetime} s");
+    assert_eq!(client.get("/vms").status, 200);
+    let end = SystemTime::now() + Duration::from_secs(30);
     while client.get("/vms").status == 200 {
-        assert!(SystemTime::now() < end, "a token of 2 s is good for ever");
+        assert!(SystemTime::now() < end, "a token of 4 s is good for ever");
         std::thread::sleep(Duration::from_millis(100));
     }
+    assert!(now() >= claims(&client.token)["exp"].as_u64().unwrap(), "refused before its time");
     assert_eq!(client.get("/vms").error(401), "unauthorized");
+    assert_eq!(world.client().get("/vms").status, 200, "a new one is good");
 }
 
 #[test]
@@ -187,25 +315,44 @@ fn a_start_that_cannot_go_well_says_what_to_do() {
     let manager = Manager::start(&certificates);
     let repository = certificates.path("repo");
     certificates.issue("other");
-    let settings = || crate::harness::Settings::new(&certificates, &manager, &[&repository]);
-    let mut cases: Vec<(&str, crate::harness::Settings)> = Vec::new();
-    let mut add = |expected, change: &dyn Fn(&mut crate::harness::Settings)| {
-        let mut settings = settings();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let missing = certificates.path("missing.pem");
+    let nowhere = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")];
+    type Change<'a> = &'a dyn Fn(&mut Settings);
+    let cases: &[(&str, Change<'_>)] = &[
+        ("api.tls.key", &|settings| settings.key = certificates.path("other.key")),
+        ("api.tls.key", &|settings| settings.key = missing.clone()),
+        ("api.tls.certificate", &|settings| settings.certificate = missing.clone()),
+        ("api.tls.ca_certificate", &|settings| settings.tls = "client_auth = true".to_owned()),
+        ("api.bind, api.port", &|settings| settings.port = Some(taken.local_addr().unwrap().port())),
+        ("unknown field `colour`", &|settings| settings.tls = "colour = 1".to_owned()),
+        ("jwt.secret", &|settings| settings.secret = "too short for a key".to_owned()),
+        ("jwt.time_to_live", &|settings| settings.jwt = "time_to_live = \"soon\"".to_owned()),
+        ("line 5", &|settings| settings.jwt = format!("secret = '{SECRET}")),
+        ("repositories.paths: is empty", &|settings| settings.paths.clear()),
+        ("ovm_endpoint", &|settings| settings.ovm_endpoint = "http://127.0.0.1:1".to_owned()),
+        ("missing.pem", &|settings| settings.manager = format!("ca_certificate = {missing:?}")),
+        ("manager.fingerprint", &|settings| settings.manager = "fingerprint = \"sha256:00\"".to_owned()),
+        ("manager.ca_certificate", &|settings| {
+            settings.manager.clear();
+            settings.environment = nowhere.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
+        }),
+        ("db_file", &|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
+    ];
+    for (expected, change) in cases {
+        let mut settings = Settings::new(&certificates, &manager, &[&repository]);
         change(&mut settings);
-        cases.push((expected, settings));
-    };
-    add("api.tls.key", &|settings| settings.key = certificates.path("other.key"));
-    add("api.tls.certificate", &|settings| settings.certificate = certificates.path("missing.pem"));
-    add("unknown field `colour`", &|settings| settings.tls = "colour = 1".to_owned());
-    add("jwt.time_to_live", &|settings| settings.jwt = "time_to_live = \"soon\"".to_owned());
-    add("repositories.paths: is empty", &|settings| settings.paths.clear());
-    add("missing.pem", &|settings| {
-        settings.manager = format!("ca_certificate = {:?}", certificates.path("missing.pem"))
-    });
-    add("db_file", &|settings| settings.db_file = Some("/nonexistent/folder/db".into()));
-    for (expected, settings) in cases {
         let refusal = Exporter::refusal(&settings);
         assert!(refusal.contains(expected), "{refusal:?} does not say {expected:?}");
         assert!(!refusal.contains("panic"), "{refusal}");
+        assert!(!refusal.contains(&settings.secret), "the secret is shown: {refusal}");
     }
+
+    let output = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+        .args(["-config", "/nonexistent/config.toml"])
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(told.contains("/nonexistent/config.toml") && told.contains("--config"), "{told}");
 }

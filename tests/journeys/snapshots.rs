@@ -67,7 +67,6 @@ fn the_main_job() {
     let changes = client.compare(&second, &id);
     assert_eq!(chunks(&changes["disks"][0]), [data(8 * MB + 4096, 4096)]);
     assert_eq!(client.disk_range(&second, "a.img", 8 * MB + 4096, 4096), [8; 4096]);
-
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     assert_eq!(client.get(SNAPSHOTS).ok(), json!([]));
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
@@ -89,7 +88,7 @@ fn the_document() {
     assert!(before <= created_at && created_at <= jiff::Timestamp::now());
 
     let id = text(&made["id"]);
-    assert_eq!(id.parse::<uuid::Uuid>().unwrap().hyphenated().to_string(), id);
+    assert!(id.parse::<uuid::Uuid>().is_ok(), "{id}");
     assert_eq!((&made["vm_id"], &made["vmID"]), (&json!(VM), &json!(VM)));
     assert_eq!((&made["created_by"], &made["consistency"]), (&json!(USER), &json!("crash")));
     assert_eq!(made["hooks"], json!([]));
@@ -246,10 +245,6 @@ fn two_at_once_take_turns() {
     assert_eq!((made.len(), listed.iter().cloned().collect::<HashSet<_>>()), (4, made));
     let sequence = |id: &String| manifest(&world.repository, id)["sequence"].as_u64().unwrap();
     assert!(listed.iter().map(sequence).is_sorted_by(|a, b| a < b));
-    // Each is older than the next: all pairs can be compared, in this order only.
-    for pair in listed.windows(2) {
-        assert_eq!(clients[0].compare(&pair[1], &pair[0])["disks"][0]["chunks"], json!([]));
-    }
 }
 
 #[test]
@@ -258,21 +253,28 @@ fn creation_goes_on_when_the_client_hangs_up() {
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[1; 4096]);
-    let client = world.client();
+    let clients = [world.client(), world.client()];
     {
-        let _frozen = world.xfs.freeze(); // nothing can be written, so nothing can be answered
-        let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
-        let error = client.try_send(request.timeout(Duration::from_millis(500))).unwrap_err();
-        assert!(error.is_timeout(), "{error:?}");
+        // Nothing can be written, so nothing can be answered. The second waits for its turn behind
+        // the first, and is the first to go.
+        let _frozen = world.xfs.freeze();
+        std::thread::scope(|scope| {
+            for (client, millis) in clients.iter().zip([1500, 500]) {
+                let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
+                let request = request.timeout(Duration::from_millis(millis));
+                scope.spawn(|| assert!(client.try_send(request).unwrap_err().is_timeout()));
+                std::thread::sleep(Duration::from_millis(200));
+            }
+        });
         assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
     }
+    let client = &clients[0];
     let end = Instant::now() + Duration::from_secs(30);
-    while list(&client).is_empty() {
-        assert!(Instant::now() < end, "the snapshot was not made");
+    while list(client).len() < 2 {
+        assert!(Instant::now() < end, "a snapshot was not made");
         std::thread::sleep(Duration::from_millis(20));
     }
-    let ids = list(&client);
-    assert_eq!((ids.len(), client.disk(&ids[0], "a.img")), (1, fs::read(disk).unwrap()));
+    list(client).iter().for_each(|id| assert_eq!(client.disk(id, "a.img"), fs::read(disk).unwrap()));
 }
 
 #[test]
@@ -364,7 +366,7 @@ fn a_lost_snapshot_says_so_and_fails_no_list() {
         assert_eq!(ids(&list), [id.as_str(), &whole]);
         let (bad, good) = (&list[0]["disks"][0], &list[1]["disks"][0]);
         assert_eq!((&bad["status"], &good["status"]), (&json!("error"), &json!("ok")), "{query}");
-        assert!(bad["status_reason"].as_str().is_some_and(|reason| reason.contains("missing")), "{bad}");
+        assert!(text(&bad["status_reason"]).contains("missing"), "{bad}");
         assert_ne!(bad["chunks"], json!([]), "a client that reads no status must not think it empty");
     }
     let one = format!("{SNAPSHOTS}/{id}");

@@ -1,26 +1,29 @@
 //! TLS, connections that dawdle, and the end of the service's life.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Client, VM, World, text, write_at};
+use crate::harness::{Certificates, Client, VM, World, connect, text, write_at};
 use crate::needs_root;
 
 /// Runs curl against `/healthz`; whether it was answered.
 fn curl(world: &World, arguments: &[&str]) -> bool {
-    let output = Command::new("curl")
-        .args(["-sS", "--fail", "--max-time", "20", "--cacert"])
+    curl_output(world, arguments).status.success()
+}
+
+fn curl_output(world: &World, arguments: &[&str]) -> Output {
+    Command::new("curl")
+        .args(["-sSv", "--fail", "--max-time", "20", "--cacert"])
         .arg(world.certificates.ca())
         .args(arguments)
         .arg(format!("https://127.0.0.1:{}/healthz", world.exporter.port))
         .output()
-        .unwrap();
-    output.status.success()
+        .unwrap()
 }
 
 /// The certificate that is served, in PEM.
@@ -50,9 +53,15 @@ fn versions_and_certificates() {
         std::fs::copy(settings.certificate.with_file_name("server.pem"), &settings.certificate).unwrap();
         std::fs::copy(settings.key.with_file_name("server.key"), &settings.key).unwrap();
     });
-    assert!(curl(&world, &["--tlsv1.3"]));
-    assert!(curl(&world, &["--tls-max", "1.2"]));
-    assert!(!curl(&world, &["--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"]));
+    for (arguments, succeeds, told) in [
+        (&["--tlsv1.3"][..], true, "TLSv1.3 / "),
+        (&["--tls-max", "1.2"], true, "TLSv1.2 / "),
+        (&["--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"], false, "TLSv1.1 (IN), TLS alert"),
+    ] {
+        let output = curl_output(&world, arguments);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() == succeeds && text.contains(told), "{arguments:?}: {text}");
+    }
 
     // A renewed certificate is taken on SIGHUP, a broken one is not.
     let first = served_certificate(&world);
@@ -77,43 +86,65 @@ fn clients_may_be_asked_for_a_certificate() {
         settings.tls = format!("client_auth = true\nca_certificate = {ca:?}");
     });
     assert!(!curl(&world, &[]));
-    let (certificate, key) = (world.certificates.path("server.pem"), world.certificates.path("server.key"));
-    assert!(curl(&world, &["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()]));
+    let strangers = Certificates::new();
+    for (certificates, welcome) in [(&world.certificates, true), (&strangers, false)] {
+        certificates.issue("client");
+        let (certificate, key) = (certificates.path("client.pem"), certificates.path("client.key"));
+        let arguments = ["--cert", certificate.to_str().unwrap(), "--key", key.to_str().unwrap()];
+        assert_eq!(curl(&world, &arguments), welcome);
+    }
+}
+
+/// What still comes on a connection until it is cut; nothing where it is not.
+fn rest_until_cut(mut stream: impl Read) -> Option<Vec<u8>> {
+    let (mut rest, mut buffer) = (Vec::new(), [0; 4096]);
+    loop {
+        match stream.read(&mut buffer) {
+            Ok(0) => return Some(rest),
+            Ok(length) => rest.extend_from_slice(&buffer[..length]),
+            // Our own patience has come to an end.
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
+            Err(_) => return Some(rest),
+        }
+    }
 }
 
 #[test]
 fn who_dawdles_is_cut_off() {
     needs_root!();
     let world = World::new(512);
-    let address = ("127.0.0.1", world.exporter.port);
-    let is_cut = |mut stream: TcpStream| {
-        stream.set_read_timeout(Some(Duration::from_secs(50))).unwrap();
-        let mut rest = Vec::new();
-        // An error other than our own time-out is a cut as well.
-        match stream.read_to_end(&mut rest) {
-            Ok(_) => true,
-            Err(error) => !matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut),
-        }
+    let open = || {
+        let stream = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
+        // Longer than the deadline of a handshake, and shorter than that of a request.
+        stream.set_read_timeout(Some(Duration::from_secs(25))).unwrap();
+        stream
     };
-    let silent = TcpStream::connect(address).unwrap();
-    let mut plain = TcpStream::connect(address).unwrap();
+    let silent = open();
+    let mut plain = open();
     plain.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
-    // Half a head over TLS, and then nothing.
-    let script = format!(
-        "import socket, ssl\n\
-         context = ssl._create_unverified_context()\n\
-         stream = context.wrap_socket(socket.create_connection(('127.0.0.1', {}), 50))\n\
-         stream.sendall(b'GET /healthz HTTP/1.1\\r\\nHost: x\\r\\n')\n\
-         while stream.recv(4096): pass\n",
-        world.exporter.port
-    );
-    let half = std::thread::spawn(move || Command::new("python3").args(["-c", &script]).output().unwrap());
-    assert!(is_cut(plain), "plain HTTP is not cut off");
-    assert!(is_cut(silent), "a client that does not shake hands is not cut off");
+    let mut half_a_hello = open();
+    half_a_hello.write_all(&[0x16, 3, 1, 2, 0, 1, 0, 1, 0xfc, 3, 3]).unwrap();
+    let mut half_a_head = connect(&world.exporter, &world.certificates);
+    half_a_head.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n").unwrap();
+    let mut half_a_body = connect(&world.exporter, &world.certificates);
+    half_a_body.write_all(b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
+    let unused = connect(&world.exporter, &world.certificates);
     assert!(curl(&world, &[]), "others are not answered meanwhile");
-    let half = half.join().unwrap();
-    let told = String::from_utf8_lossy(&half.stderr);
-    assert!(half.status.success(), "half a head is not cut off: {told}");
+
+    let told = rest_until_cut(plain).expect("plain HTTP is not cut off");
+    assert!(!String::from_utf8_lossy(&told).contains("HTTP/"), "plain HTTP is answered: {told:?}");
+    for (what, stream) in [("a client that says nothing", silent), ("half a hello", half_a_hello)] {
+        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
+        assert!(told.len() < 100, "{what} is told {} bytes", told.len());
+    }
+    let told = rest_until_cut(half_a_body).expect("half a body is not cut off");
+    assert!(String::from_utf8_lossy(&told).starts_with("HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&told));
+    for (what, stream) in [("half a head", half_a_head), ("an unused connection", unused)] {
+        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
+        assert!(!String::from_utf8_lossy(&told).contains(" 200 "), "{what}: {}", String::from_utf8_lossy(&told));
+    }
+    assert!(curl(&world, &[]));
+    assert!(!world.exporter.log().contains("panic"));
 }
 
 #[test]
@@ -121,22 +152,28 @@ fn a_signal_lets_running_answers_finish() {
     needs_root!();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut world = World::new(512);
-        let disk = &world.define_vm(&[("a.img", 32 << 20)])[0];
-        write_at(disk, 0, &vec![7; 32 << 20]);
+        let disk = &world.define_vm(&[("a.img", 64 << 20)])[0];
+        write_at(disk, 0, &vec![7; 64 << 20]);
         let client = world.client();
         let id = text(&client.take_snapshot()["id"]);
         let path = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
         let mut response = client.request(Method::GET, &path).send().unwrap();
         let mut body = vec![0; 4096];
         response.read_exact(&mut body).unwrap();
+        let idle = world.client(); // stays connected behind its log-in
+        let unused = connect(&world.exporter, &world.certificates);
+        let silent = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
         world.exporter.signal(signal);
         wait_for_log(&world, "stopping");
         let newcomer = Client::new(&world.exporter, &world.certificates);
-        assert!(newcomer.try_send(newcomer.request(Method::GET, "/healthz")).is_err(), "still taking connections");
+        let refused = newcomer.try_send(newcomer.request(Method::GET, "/healthz")).unwrap_err();
+        assert!(refused.is_connect(), "{signal}: still taking connections: {refused:?}");
         response.read_to_end(&mut body).unwrap();
-        assert!(body == vec![7; 32 << 20], "{signal}: the download was cut");
-        drop(client);
+        assert!(body == vec![7; 64 << 20], "{signal}: the download was cut");
+        // Less than the 30 s that running answers have: who asks for nothing holds nothing up.
         let status = world.exporter.wait(Duration::from_secs(20));
-        assert!(status.success(), "{signal}: {status}");
+        assert_eq!(status.code(), Some(0), "{signal}: {status}");
+        assert!(!world.exporter.log().contains("before all was answered"), "{signal}");
+        drop((client, idle, unused, silent));
     }
 }

@@ -34,8 +34,13 @@ impl Certificates {
 
     /// Writes `<name>.pem` and `<name>.key`, for 127.0.0.1 and localhost.
     pub fn issue(&self, name: &str) {
+        self.issue_for(name, &["localhost", "127.0.0.1"]);
+    }
+
+    /// The same for other hosts.
+    pub fn issue_for(&self, name: &str, hosts: &[&str]) {
         let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(hosts.iter().copied().map(str::to_owned).collect::<Vec<_>>()).unwrap();
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.authority).unwrap();

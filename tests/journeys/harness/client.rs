@@ -1,10 +1,15 @@
 //! A client that speaks the contract.
 
+use std::net::TcpStream;
+use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
 use reqwest::blocking::RequestBuilder;
 use reqwest::header::HeaderMap;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 
 use super::{Certificates, Exporter, PASSWORD, USER, VM};
@@ -131,6 +136,25 @@ impl Client {
         assert_eq!(answer.status, 206);
         answer.body
     }
+}
+
+/// A TLS connection for what no HTTP library sends; reads and writes give up after a minute.
+pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(certificates.ca()).unwrap()).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let mut session = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+    let mut stream = TcpStream::connect(("127.0.0.1", exporter.port)).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
+    while session.is_handshaking() {
+        session.complete_io(&mut stream).unwrap();
+    }
+    StreamOwned::new(session, stream)
 }
 
 /// Ids of a document and its parts, as text.

@@ -21,6 +21,10 @@ pub const SECRET: &str = "a secret of tests, never to be seen in a log";
 pub struct Settings {
     pub db_file: Option<PathBuf>,
     pub ovm_endpoint: String,
+    /// Key of the tokens.
+    pub secret: String,
+    /// Nothing: one that is free.
+    pub port: Option<u16>,
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub paths: Vec<PathBuf>,
@@ -39,6 +43,8 @@ impl Settings {
         Self {
             db_file: None,
             ovm_endpoint: format!("https://127.0.0.1:{}", manager.port),
+            secret: SECRET.to_owned(),
+            port: None,
             certificate: certificates.path("server.pem"),
             key: certificates.path("server.key"),
             paths: repositories.iter().map(|path| path.to_path_buf()).collect(),
@@ -51,7 +57,7 @@ impl Settings {
 
     fn text(&self, db_file: &Path, port: u16) -> String {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
-        write!(text, "[jwt]\nsecret = {SECRET:?}\n{}\n", self.jwt).unwrap();
+        write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
         write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
@@ -70,7 +76,7 @@ impl Exporter {
     /// Starts the service and waits until it listens.
     pub fn start(settings: Settings) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = settings.port.unwrap_or_else(free_port);
         let child = spawn(&settings, dir.path(), port);
         let mut exporter = Self { port, settings, child, dir };
         if let Err(status) = exporter.listens() {
@@ -82,9 +88,9 @@ impl Exporter {
     /// Starts the service with settings that it refuses; returns what it says.
     pub fn refusal(settings: &Settings) -> String {
         let dir = tempfile::tempdir().unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = settings.port.unwrap_or_else(free_port);
         let status = spawn(settings, dir.path(), port).wait().unwrap();
-        assert!(!status.success(), "the service ended well");
+        assert_eq!(status.code(), Some(1), "the service ended with {status}");
         std::fs::read_to_string(dir.path().join("log")).unwrap()
     }
 
@@ -167,6 +173,10 @@ impl Drop for Exporter {
             eprintln!("---- log of the service ----\n{}", self.log());
         }
     }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {

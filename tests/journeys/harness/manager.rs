@@ -24,6 +24,8 @@ const BASIC: &str = "Basic YWRtaW46cGE6c3Mgd8O2cmQtN2YzYQ==";
 pub enum Behaviour {
     Good,
     ServerError,
+    /// This status and no body.
+    Status(u16),
     Redirects,
     WebPage,
     Slow,
@@ -84,6 +86,7 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
         Behaviour::Good if good => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response(),
         Behaviour::Good => StatusCode::UNAUTHORIZED.into_response(),
         Behaviour::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        Behaviour::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Behaviour::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),
         Behaviour::WebPage => {
             ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], "\n<html>Please log in</html>").into_response()

@@ -17,7 +17,7 @@ use std::process::Command;
 
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
-pub use client::{Answer, Client, text};
+pub use client::{Answer, Client, connect, text};
 pub use exporter::{Exporter, SECRET, Settings};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;

@@ -124,6 +124,9 @@ impl Trial {
                 assert!(self.client.disk(id, name) == *bytes, "{what}: {name} of {id} is not whole");
             }
             let folder = self.world.repository.join("CoriolisSnapshots").join(id);
+            let manifest = fs::read(folder.join(".manifest.json")).unwrap();
+            let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_else(|error| panic!("{what}: {error}"));
+            assert_eq!(manifest["snapshot_id"], *id, "{what}");
             files.extend([".manifest.json", "a.img", "b.img"].map(|name| folder.join(name)));
             files.push(folder);
         }
