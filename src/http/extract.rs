@@ -1,14 +1,17 @@
 //! What requests say, parsed before a handler sees it.
 
+use std::future::poll_fn;
+use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Query, Request};
-use axum::http::StatusCode;
 use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
+use bytes::BytesMut;
+use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
@@ -124,23 +127,35 @@ pub(super) const BODY_LIMIT: usize = 64 << 10;
 /// The bytes of a request's body, within a bound of size and time.
 pub(super) struct SmallBody(pub Bytes);
 
-/// How long a body of at most [`BODY_LIMIT`] bytes may take.
+/// How long a body may take.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Bytes that are read of a body that is too large: a client that is still sending when the
+/// connection ends would not see why.
+const READ_IN_VAIN: usize = 1 << 20;
 
 impl<S: Send + Sync> FromRequest<S> for SmallBody {
     type Rejection = Failure;
 
-    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
-        let read = tokio::time::timeout(BODY_DEADLINE, Bytes::from_request(request, state)).await;
-        let bytes = read.map_err(|_| Failure::BodyTooSlow)?.map_err(|rejection| {
-            if rejection.status() == StatusCode::PAYLOAD_TOO_LARGE {
-                Failure::BodyTooLarge { limit: BODY_LIMIT }
-            } else {
-                Error::BadRequest("the body was cut off".to_owned()).into()
-            }
-        })?;
-        Ok(Self(bytes))
+    async fn from_request(request: Request, _: &S) -> Result<Self, Failure> {
+        let read = tokio::time::timeout(BODY_DEADLINE, read_small(request.into_body())).await;
+        read.unwrap_or(Err(Failure::BodyTooSlow)).map(Self)
     }
+}
+
+async fn read_small(mut body: Body) -> Result<Bytes, Failure> {
+    let (mut kept, mut length) = (BytesMut::new(), 0);
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let frame = frame.map_err(|_| Error::BadRequest("the body was cut off".to_owned()))?;
+        let Ok(data) = frame.into_data() else { continue };
+        length += data.len();
+        if length <= BODY_LIMIT {
+            kept.extend_from_slice(&data);
+        } else if length > READ_IN_VAIN {
+            break;
+        }
+    }
+    if length <= BODY_LIMIT { Ok(kept.freeze()) } else { Err(Failure::BodyTooLarge { limit: BODY_LIMIT }) }
 }
 
 /// A body of JSON, whatever the Content-Type says: `curl -d` calls it a form.
@@ -163,6 +178,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::http::StatusCode;
     use axum::response::IntoResponse;
 
     #[test]

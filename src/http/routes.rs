@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::extract::DefaultBodyLimit;
 use axum::middleware::from_fn;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, http::StatusCode};
 use tower_http::catch_panic::CatchPanicLayer;
 
-use super::extract::BODY_LIMIT;
 use super::failure::Failure;
 use super::{exchange, handlers};
 use crate::app::App;
@@ -34,7 +32,6 @@ pub fn router(app: Arc<App>) -> Router {
     }
     router
         .fallback(|| async { Failure::NoRoute })
-        .layer(DefaultBodyLimit::max(BODY_LIMIT))
         // A bug in one handler is one failed request; what it panicked with is in the log.
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
         .layer(from_fn(exchange::answer))

@@ -2,35 +2,50 @@
 //! panic, no descriptor lost, nothing written.
 
 use std::fs;
+use std::io::{ErrorKind, Read, Write};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use serde_json::Value;
+use reqwest::header::{HeaderName, HeaderValue};
+use serde_json::json;
 
-use crate::harness::{self, Client, VM, World, text, write_at};
+use crate::harness::{self, Answer, Client, PASSWORD, USER, VM, World, text, write_at};
 use crate::needs_root;
 
 const OTHER_VM: &str = "0004fb00000600000000000000000002";
 const UNKNOWN: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
 
-/// Asks with curl, which takes a path as it is; returns status and body.
-fn curl(world: &World, client: &Client, path: &str) -> (u16, Vec<u8>) {
+/// Asks with curl, which takes a path as it is.
+fn curl(world: &World, client: &Client, path: &str) -> Answer {
+    curl_with(world, client, path, &[])
+}
+
+fn curl_with(world: &World, client: &Client, path: &str, arguments: &[&str]) -> Answer {
     let output = Command::new("curl")
-        .args(["-sS", "--path-as-is", "--max-time", "20", "-w", "\n%{http_code}", "--cacert"])
+        .args(["-sSi", "--path-as-is", "--max-time", "20", "--cacert"])
         .arg(world.certificates.ca())
         .args(["-H", &format!("Authorization: Bearer {}", client.token)])
+        .args(arguments)
         .arg(format!("https://127.0.0.1:{}{path}", world.exporter.port))
         .output()
         .unwrap();
     assert!(output.status.success(), "{path:.200}: {}", String::from_utf8_lossy(&output.stderr));
-    let at = output.stdout.iter().rposition(|byte| *byte == b'\n').unwrap();
-    (String::from_utf8_lossy(&output.stdout[at + 1..]).parse().unwrap(), output.stdout[..at].to_vec())
+    parse(&output.stdout)
 }
 
-fn code_of(body: &[u8]) -> String {
-    let body: Value = serde_json::from_slice(body).unwrap_or_else(|_| panic!("{:?}", String::from_utf8_lossy(body)));
-    text(&body["code"])
+/// An answer as it came over the wire.
+fn parse(bytes: &[u8]) -> Answer {
+    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
+    let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
+    let head = std::str::from_utf8(&bytes[..end]).unwrap();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
+    let header = |line: &str| {
+        let (name, value) = line.split_once(':').unwrap();
+        (name.parse::<HeaderName>().unwrap(), value.trim().parse::<HeaderValue>().unwrap())
+    };
+    Answer { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() }
 }
 
 fn descriptors(world: &World) -> usize {
@@ -74,6 +89,16 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         ("/api/v1/vms/0004fb".to_owned(), 404, "not_found"),
         ("/api/v1/vms/0004fb0000060000000000000000ffff".to_owned(), 404, "not_found"),
         ("/api/v1/vms/%ff%fe".to_owned(), 404, "not_found"),
+        ("/api/v1/vms/%zz".to_owned(), 404, "not_found"),
+        ("/api/v1/auth".to_owned(), 404, "not_found"),
+        ("/api/v1/VMS".to_owned(), 404, "not_found"),
+        (format!("{vm}/snapshots//{first}"), 404, "not_found"),
+        (format!("{vm}/snapshots/{first}//disks/a.img"), 404, "not_found"),
+        (format!("{vm}/snapshots/{first}/disks//a.img"), 404, "not_found"),
+        (format!("{vm}/snapshots/{first}/disks/./a.img"), 404, "not_found"),
+        (format!("{vm}/snapshots/{second}/../{first}"), 404, "not_found"),
+        (format!("{vm}/snapshots/{}", first.replace('-', "")), 404, "not_found"),
+        (format!("{vm}/snapshots/%7b{first}%7d"), 404, "not_found"),
         (format!("{vm}/snapshots/nonsense"), 404, "not_found"),
         (format!("{vm}/snapshots/{UNKNOWN}"), 404, "not_found"),
         (format!("{vm}/snapshots/..%2f{first}"), 404, "not_found"),
@@ -92,6 +117,8 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         (format!("{snapshot}?chunks=2"), 400, "bad_request"),
         (format!("{snapshot}?zero=some"), 400, "bad_request"),
         (format!("{snapshot}?compareTo=nonsense"), 404, "not_found"),
+        (format!("{snapshot}?compareTo=%ff%00"), 404, "not_found"),
+        (format!("{snapshot}?compareTo=..%2f{second}"), 404, "not_found"),
         (format!("{snapshot}?compareTo={UNKNOWN}"), 404, "not_found"),
         (format!("{snapshot}?compareTo={first}"), 400, "base_not_older"),
         (format!("{snapshot}?compareTo={second}"), 400, "base_not_older"),
@@ -100,20 +127,29 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         (format!("/api/v1/vms/{}", long(64 << 10)), 414, "uri_too_long"),
         (format!("/api/v1/vms/{}", long(100_000)), 414, "uri_too_long"),
     ] {
-        let (answered, body) = curl(&world, &client, &path);
-        assert_eq!((answered, code_of(&body).as_str()), (status, code), "{path:.200}");
+        let answer = curl(&world, &client, &path);
+        assert_eq!((answer.status, answer.error(answer.status).as_str()), (status, code), "{path:.200}");
     }
 
     // What is odd, and right.
     let plain = client.get(&format!("/vms/{VM}/snapshots/{first}")).ok();
-    for query in ["?compareTo=", "?colour=red", "?squashChunks=True", "?zero=&colour", "/?squashChunks=T"] {
-        assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{first}{query}")).ok(), plain, "{query}");
+    for query in [
+        "?compareTo=",
+        "?colour=red",
+        "?squashChunks=True",
+        "?zero=&colour",
+        "/?squashChunks=T",
+        "?",
+        "?&&=&",
+        "?%ff=%ff",
+    ] {
+        assert_eq!(curl(&world, &client, &format!("{snapshot}{query}")).ok(), plain, "{query}");
     }
     for route in ["/vms/", &format!("/vms/{VM}/"), &format!("/vms/{VM}/snapshots/"), "/capabilities/"] {
         assert_eq!(client.get(route).ok(), client.get(route.trim_end_matches('/')).ok(), "{route}");
     }
 
-    // Bodies and methods.
+    // Bodies.
     let login = |body: String| client.send(client.request(Method::POST, "/api/v1/auth/login").body(body));
     for body in [
         "",
@@ -123,26 +159,67 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         "null",
         r#"{"username":"admin"}"#,
         r#"{"username":1,"password":2}"#,
+        r#"{"username":"admin","password":null}"#,
         r#"{"username":"admin","password":"x""#,
+        r#"{"username":"admin","password":"x"}}"#,
         "username=admin&password=x",
         "\u{0}",
+        &"[".repeat(60_000),
     ] {
-        assert_eq!(login(body.to_owned()).error(400), "bad_request", "{body:?}");
+        assert_eq!(login(body.to_owned()).error(400), "bad_request", "{body:.100?}");
     }
-    assert_eq!(login(" ".repeat(65 << 10)).error(413), "body_too_large");
-    let big = client.request(Method::POST, &format!("{vm}/snapshots")).body("x".repeat(100_000));
-    assert_eq!(client.send(big).error(413), "body_too_large");
+    let limit = client.get("/capabilities").ok()["limits"]["request_body_bytes"].as_u64().unwrap() as usize;
+    let good = json!({"username": USER, "password": PASSWORD}).to_string();
+    let full = format!("{good}{}", " ".repeat(limit - good.len()));
+    assert_eq!(login(full.clone()).status, 200, "{limit} bytes");
+    for body in [" ".repeat(limit + 1), full + " "] {
+        for path in ["/api/v1/auth/login", &format!("{vm}/snapshots")] {
+            let request = client.request(Method::POST, path).body(body.clone());
+            assert_eq!(client.send(request).error(413), "body_too_large", "{path}");
+        }
+    }
+
+    // Methods, and ids where something would be changed.
+    let (get, brew) = ("GET,HEAD", Method::from_bytes(b"BREW").unwrap());
     for (method, path, allowed) in [
-        (Method::PUT, vm.clone(), "GET"),
-        (Method::DELETE, "/api/v1/vms".to_owned(), "GET"),
+        (Method::PUT, vm.clone(), get),
+        (Method::POST, vm.clone(), get),
+        (Method::DELETE, "/api/v1/vms".to_owned(), get),
+        (Method::OPTIONS, "/api/v1/vms/".to_owned(), get),
+        (Method::TRACE, "/api/v1/capabilities".to_owned(), get),
+        (brew, snapshot.clone(), "DELETE,GET,HEAD"),
         (Method::GET, "/api/v1/auth/login".to_owned(), "POST"),
-        (Method::POST, format!("{snapshot}/disks/a.img"), "GET"),
-        (Method::PATCH, format!("{vm}/snapshots"), "DELETE"),
+        (Method::HEAD, "/api/v1/auth/login/".to_owned(), "POST"),
+        (Method::POST, format!("{snapshot}/disks/a.img"), get),
+        (Method::DELETE, format!("{snapshot}/disks/a.img"), get),
+        (Method::PATCH, format!("{vm}/snapshots"), "DELETE,GET,HEAD,POST"),
+        (Method::POST, "/healthz".to_owned(), get),
     ] {
-        let answer = client.send(client.request(method, &path));
-        assert_eq!(answer.error(405), "method_not_allowed", "{path}");
-        assert!(answer.header("allow").contains(allowed), "{path}: {}", answer.header("allow"));
+        let answer = client.send(client.request(method.clone(), &path));
+        let mut allow: Vec<&str> = answer.header("allow").split(',').map(str::trim).collect();
+        allow.sort_unstable();
+        assert_eq!((answer.status, allow.join(",").as_str()), (405, allowed), "{method} {path}");
+        if method != Method::HEAD {
+            assert_eq!(answer.error(405), "method_not_allowed", "{method} {path}");
+        }
     }
+    let nobody = "/vms/0004fb0000060000000000000000ffff";
+    for (method, path, status, code) in [
+        (Method::POST, format!("{nobody}/snapshots"), 404, "not_found"),
+        (Method::POST, "/vms/nonsense/snapshots".to_owned(), 404, "not_found"),
+        (Method::DELETE, format!("{nobody}/snapshots"), 404, "not_found"),
+        (Method::DELETE, format!("{nobody}/snapshots/{UNKNOWN}"), 404, "not_found"),
+        (Method::DELETE, format!("{nobody}/snapshots/{first}"), 404, "not_found"),
+        (Method::DELETE, format!("/vms/{VM}/snapshots/nonsense"), 404, "not_found"),
+        (Method::DELETE, format!("/vms/{VM}/snapshots/..%2f{first}"), 404, "not_found"),
+        (Method::DELETE, format!("/vms/{VM}/snapshots/{of_other}"), 409, "other_vm"),
+        (Method::DELETE, format!("/vms/{VM}/snapshots//"), 404, "not_found"),
+    ] {
+        let answer = client.send(client.request(method.clone(), &format!("/api/v1{path}")));
+        assert_eq!((answer.status, answer.error(answer.status).as_str()), (status, code), "{method} {path}");
+    }
+    // One that is gone already is no error.
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{UNKNOWN}")).status, 200);
 
     assert_eq!((world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok()), before);
     let end = Instant::now() + Duration::from_secs(20);
@@ -150,6 +227,100 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         assert!(Instant::now() < end, "{} descriptors, {open_before} before", descriptors(&world));
         std::thread::sleep(Duration::from_millis(50));
     }
+
+    // The routes that change something, with a trailing slash; a body that nobody asked for.
+    let made = client.request(Method::POST, &format!("{vm}/snapshots/")).body("neither JSON nor asked for");
+    let third = text(&client.send(made).ok()["id"]);
+    for gone in [format!("/{third}/"), "/".to_owned()] {
+        let answer = client.delete(&format!("/vms/{VM}/snapshots{gone}"));
+        assert_eq!((answer.status, answer.body.len()), (200, 0), "{gone}");
+    }
+    assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok(), json!([]));
+    assert_eq!(client.get(&format!("/vms/{OTHER_VM}")).ok()["snapshots"], json!([of_other]));
+    let log = world.exporter.log();
+    assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
+}
+
+/// The refusal gets through to a client that is still sending when it is given.
+#[test]
+fn a_body_that_is_too_large_is_told_so() {
+    needs_root!();
+    let world = World::new(512);
+    let client = world.client();
+    for size in [131_000, 300_000] {
+        let file = world.certificates.path("body");
+        fs::write(&file, " ".repeat(size)).unwrap();
+        let body = format!("@{}", file.display());
+        for way in ["Content-Type: application/json", "Transfer-Encoding: chunked"] {
+            for _ in 0..20 {
+                let arguments = ["-H", way, "-H", "Expect:", "--data-binary", &body];
+                let answer = curl_with(&world, &client, "/api/v1/auth/login", &arguments);
+                assert_eq!(answer.error(413), "body_too_large", "{size} bytes, {way}");
+            }
+        }
+    }
+}
+
+/// Sends a request as it is; returns all that comes until the connection ends.
+fn told_to(world: &World, request: &str) -> Vec<u8> {
+    let mut stream = harness::connect(&world.exporter, &world.certificates);
+    let mut told = Vec::new();
+    let _ = stream.write_all(request.as_bytes()); // it may be cut off before its end
+    let ended = stream.read_to_end(&mut told);
+    let kept = ended.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
+    assert!(!kept, "the connection is kept: {request:.100?}");
+    told
+}
+
+#[test]
+fn what_is_no_http_is_refused() {
+    needs_root!();
+    let world = World::new(512);
+    let login = "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    let health = "GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
+    let headers: String = (0..150).map(|number| format!("X-{number}: y\r\n")).collect();
+    for (request, status) in [
+        (format!("{health}\r\n"), 200),
+        ("GET /healthz HTTP/1.0\r\n\r\n".to_owned(), 200),
+        (format!("{login}Transfer-Encoding: chunked\r\n\r\nzz\r\n{{}}\r\n0\r\n\r\n"), 400),
+        (format!("{login}Content-Length: 2\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{{}}\r\n0\r\n\r\n"), 400),
+        ("GET healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("OPTIONS * HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("CONNECT localhost:22 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".to_owned(), 404),
+        ("nonsense\r\n\r\n".to_owned(), 400),
+        ("GET /healthz HTTP/9.9\r\n\r\n".to_owned(), 400),
+        ("GET /heal\u{0}thz HTTP/1.1\r\n\r\n".to_owned(), 400),
+        (format!("{health}Bad Header: x\r\n\r\n"), 400),
+        (format!("{login}Content-Length: 5\r\nContent-Length: 6\r\n\r\n{{}}    "), 400),
+        (format!("{login}Content-Length: -2\r\n\r\n{{}}"), 400),
+        (format!("{login}Content-Length: 99999999999999999999\r\n\r\n{{}}"), 400),
+        (format!("{login}Transfer-Encoding: gzip\r\n\r\n{{}}"), 400),
+        (format!("{health}{headers}\r\n"), 431),
+    ] {
+        let told = told_to(&world, &request);
+        assert!(!told.is_empty(), "no answer to {request:.100?}");
+        let answer = parse(&told);
+        assert_eq!(answer.status, status, "{request:.100?}");
+        // What the HTTP library cannot make a request of it refuses by itself, without a body.
+        if status >= 400 && !answer.body.is_empty() {
+            answer.error(status);
+        }
+    }
+    // A line that is too long and not the first of its connection is one of these.
+    let (get, end) = ("GET /", " HTTP/1.1\r\nHost: x\r\n\r\n");
+    let told = told_to(&world, &format!("{get}nowhere{end}{get}{}{end}", "a".repeat(70_000)));
+    let told = String::from_utf8(told).unwrap();
+    assert!(told.starts_with("HTTP/1.1 404 ") && told.contains("HTTP/1.1 414 "), "{told}");
+    // Who speaks another protocol, or sends a head without end, may be cut off without an answer.
+    for (request, status) in
+        [("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400), (&format!("{health}X: {}\r\n\r\n", "a".repeat(2 << 20)), 431)]
+    {
+        let told = told_to(&world, request);
+        assert!(told.is_empty() || parse(&told).status == status, "{}", String::from_utf8_lossy(&told));
+    }
+
+    let client = world.client();
+    assert_eq!(client.get("/vms").ok(), json!([]));
     let log = world.exporter.log();
     assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
 }

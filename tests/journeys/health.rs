@@ -1,7 +1,8 @@
 //! Whether it lives, whether it can serve, what it can do.
 
-use std::process::Command;
+use std::fs;
 
+use reqwest::Method;
 use serde_json::json;
 
 use crate::harness::{Client, World};
@@ -12,21 +13,38 @@ fn strangers_learn_whether_it_serves_and_no_more() {
     needs_root!();
     let world = World::new(512);
     let stranger = Client::new(&world.exporter, &world.certificates);
-    let ask = |path: &str| stranger.send(stranger.request(reqwest::Method::GET, path));
+    let ask = |path: &str| stranger.send(stranger.request(Method::GET, path));
     for path in ["/healthz", "/healthz/", "/readyz", "/readyz/"] {
         assert_eq!(ask(path).ok(), json!({"status": "ok", "problems": []}), "{path}");
+        let with_a_bad_token = stranger.request(Method::GET, path).bearer_auth("x");
+        assert_eq!(stranger.send(with_a_bad_token).status, 200, "{path}");
+        assert_eq!(ask(&format!("/api/v1{path}")).error(404), "not_found", "{path}");
     }
-    assert_eq!(stranger.get("/capabilities").error(401), "unauthorized");
+    for route in ["/capabilities", "/capabilities/"] {
+        assert_eq!(stranger.get(route).error(401), "unauthorized");
+    }
     let capabilities = world.client().get("/capabilities").ok();
     assert_eq!(capabilities["version"], env!("CARGO_PKG_VERSION"));
-    assert_eq!(capabilities["limits"]["ranges_per_request"], 64);
+    let limits = json!({"ranges_per_request": 64, "request_body_bytes": 65536, "token_seconds": 604_800});
+    assert_eq!(capabilities["limits"], limits);
+    assert!(capabilities["features"].as_array().unwrap().contains(&json!("compare")), "{capabilities}");
 
-    let status = Command::new("umount").arg("--lazy").arg(&world.xfs.mount_point).status().unwrap();
-    assert!(status.success());
-    assert_eq!(ask("/healthz").status, 200);
-    let answer = ask("/readyz");
-    assert_eq!(answer.status, 503);
-    let text = String::from_utf8_lossy(&answer.body).into_owned();
-    assert!(text.contains("a repository is not there"), "{text}");
-    assert!(!text.contains("/tmp") && !text.contains("0004fb"), "a stranger is told a path: {text}");
+    // Not mounted, and then with a file in its place: said without a name or a path.
+    let in_its_place = world.repository.clone();
+    world.xfs.unmount();
+    for is_a_file in [false, true] {
+        if is_a_file {
+            fs::write(&in_its_place, "no folder").unwrap();
+        }
+        assert_eq!(ask("/healthz").status, 200);
+        for path in ["/readyz", "/readyz/"] {
+            let answer = ask(path);
+            assert_eq!((answer.status, answer.header("content-type")), (503, "application/json"));
+            assert_eq!(answer.json(), json!({"status": "error", "problems": ["a repository is not there"]}));
+        }
+    }
+    assert_eq!(world.client().get("/vms").ok(), json!([]), "a log-in and a list go on");
+    fs::remove_file(&in_its_place).unwrap();
+    world.xfs.mount();
+    assert_eq!(ask("/readyz").ok(), json!({"status": "ok", "problems": []}));
 }

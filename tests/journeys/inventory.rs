@@ -2,11 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use serde_json::Value;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::harness::{self, VM, World, Xfs, define_vm, define_vm_with, make_disk, make_repository, text};
+use crate::harness::{VM, World, Xfs, define_vm, define_vm_with, make_disk, make_repository, text};
 use crate::needs_root;
 
 fn vm_name(number: usize) -> String {
@@ -33,7 +35,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     fs::write(repository.with_extension("x").join("a.img"), "a neighbour").unwrap();
     fs::write(
         repository.join(".ovsmeta"),
-        r#"{"good.img": {"OBJECT_TYPE": "VIRTUAL_DISK", "SIMPLE_NAME": "system"},
+        r#"{"good.img": {"OBJECT_TYPE": "VIRTUAL_DISK", "SIMPLE_NAME": "system"}, "a.iso": {"SIMPLE_NAME": "tools"},
         "template.img": {"OBJECT_TYPE": "TEMPLATE"}}"#,
     )
     .unwrap();
@@ -49,6 +51,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         ),
         (vec![good_entry.clone(), "'file:/nowhere/a.iso,xvdb:cdrom,r'".into()], None),
         (vec![good_entry.clone(), format!("'file:{path}/VirtualDisks/template.img,xvdb,w'")], None),
+        (vec![good_entry.clone(), format!("'file:{path}/VirtualDisks/missing.img,xvdb,r'")], None),
         (vec![good_entry.clone(), "'phy:/dev/mapper/3600,xvdb,w'".into()], Some("no file in a repository")),
         (vec![format!("'file:{path}/VirtualDisks/missing.img,xvda,w'")], Some("No such file")),
         (vec![good_entry.clone(), format!("'file:{path}/../outside.img,xvdb,w'")], Some("outside of every repository")),
@@ -67,14 +70,18 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         define_vm(repository, &vm_name(number), &[]);
         fs::write(repository.join("VirtualMachines").join(vm_name(number)).join("vm.cfg"), text).unwrap();
     }
+    // No definition, and one that is a folder.
+    fs::create_dir(repository.join("VirtualMachines").join(vm_name(0x43))).unwrap();
+    fs::create_dir_all(repository.join("VirtualMachines").join(vm_name(0x44)).join("vm.cfg")).unwrap();
     let client = world.client();
     let vms = client.get("/vms").ok();
-    assert_eq!(vms.as_array().unwrap().len(), cases.len() + 3);
+    assert_eq!(vms.as_array().unwrap().len(), cases.len() + 5);
     for (number, (disks, reason)) in cases.iter().enumerate() {
         let vm = entry(&vms, &vm_name(number));
         assert_eq!(vm["status"], "ok", "{vm}");
         assert_eq!(vm["snapshot_compatible"], reason.is_none(), "{vm}");
         assert_eq!(vm["disks"].as_array().unwrap().len(), disks.len());
+        assert_eq!(client.get(&format!("/vms/{}", vm_name(number))).ok(), *vm, "alone as in the list");
         let files = world.snapshot_files();
         let answer = client.post(&format!("/vms/{}/snapshots", vm_name(number)));
         match reason {
@@ -91,18 +98,52 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
             }
         }
     }
+    // Listed, left out, and why.
+    let iso = repository.join("ISOs/a.iso");
+    let (with_cds, with_template) = (&entry(&vms, &vm_name(1))["disks"], &entry(&vms, &vm_name(3))["disks"]);
+    for (disk, name, path, device, mode, reason) in [
+        (&with_cds[1], json!("a.iso"), json!(iso), "xvdb", "r", "CD-ROM"),
+        (&with_cds[2], json!(""), json!(""), "xvdc", "r", "no medium"),
+        (
+            &with_template[1],
+            json!("template.img"),
+            json!(repository.join("VirtualDisks/template.img")),
+            "xvdb",
+            "w",
+            "TEMPLATE",
+        ),
+    ] {
+        assert_eq!((&disk["name"], &disk["path"]), (&name, &path));
+        assert_eq!((&disk["device_name"], &disk["mode"]), (&json!(device), &json!(mode)));
+        assert_eq!(disk["snapshot_compatible"], false, "{disk}");
+        assert!(text(&disk["incompatible_reason"]).contains(reason), "{disk}");
+    }
+    assert_eq!((&with_cds[1]["friendly_name"], &with_cds[1]["size"]), (&json!("tools"), &json!(6)));
+    let shared = &entry(&vms, &vm_name(8))["disks"][1];
+    assert_eq!((&shared["mode"], &shared["snapshot_compatible"]), (&json!("w!"), &json!(false)), "{shared}");
+
     let good_vm = entry(&vms, &vm_name(0));
+    assert_eq!(good_vm["disks"][0]["path"], json!(good));
+    assert_eq!(good_vm["disks"][0]["repository"], json!(repository.file_name().unwrap().to_str()));
+    assert_eq!((&good_vm["disks"][0]["mode"], &good_vm["snapshots"]), (&json!("w"), &json!([])));
     assert_eq!(good_vm["friendly_name"], "web-1");
     assert_eq!(good_vm["disks"][0]["friendly_name"], "system");
     assert_eq!(good_vm["disks"][0]["size"], 1 << 20);
     assert_eq!(good_vm["disks"][0]["device_name"], "xvda");
-    for broken in [0x40, 0x41] {
+    let files = world.snapshot_files();
+    for (broken, reason) in [(0x40, "line 1"), (0x41, "line 1"), (0x43, "cannot be read"), (0x44, "cannot be read")] {
         let vm = entry(&vms, &vm_name(broken));
         assert_eq!((&vm["status"], &vm["snapshot_compatible"]), (&"error".into(), &false.into()), "{vm}");
-        assert!(text(&vm["reason"]).contains("line 1"), "{vm}");
+        assert!(text(&vm["reason"]).contains(reason), "{vm}");
         assert_eq!(client.get(&format!("/vms/{}", vm_name(broken))).ok(), *vm);
         assert_eq!(client.post(&format!("/vms/{}/snapshots", vm_name(broken))).error(400), "not_snapshottable");
     }
+    // An empty file is a definition that is cut: no VM to make a snapshot of.
+    let cut = entry(&vms, &vm_name(0x42));
+    assert_eq!((&cut["snapshot_compatible"], &cut["disks"]), (&json!(false), &json!([])), "{cut}");
+    assert!(!text(&cut["reason"]).is_empty());
+    assert_eq!(client.post(&format!("/vms/{}/snapshots", vm_name(0x42))).error(400), "not_snapshottable");
+    assert_eq!(world.snapshot_files(), files, "something was written");
 
     // By uuid, dashed and in capitals.
     let dashed = text(&good_vm["uuid"]).to_uppercase();
@@ -113,30 +154,76 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     assert_eq!(client.get(&format!("/vms/{dashed}/snapshots/{id}/disks/good.img")).status, 200);
 }
 
+/// A file system in memory.
+struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.path()).status().unwrap();
+        assert!(status.success());
+        Self(dir)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
 #[test]
 fn a_file_system_that_cannot_clone_is_named() {
     needs_root!();
-    let tmpfs = tempfile::tempdir().unwrap();
-    let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(tmpfs.path()).status().unwrap();
-    assert!(status.success());
+    let tmpfs = Tmpfs::new();
     let plain = Xfs::made_with(512, &["-m", "reflink=0"]);
-    let on_tmpfs = make_repository(tmpfs.path(), "0004fb0000030000000000000000000a");
+    let on_tmpfs = make_repository(tmpfs.0.path(), "0004fb0000030000000000000000000a");
     let on_plain = make_repository(&plain.mount_point, "0004fb0000030000000000000000000b");
     let world = World::with(512, |settings| settings.paths.extend([on_tmpfs.clone(), on_plain.clone()]));
-    let client_disk = make_disk(&world.repository, "a.img", 1 << 20);
+    // A file system of its own, mounted inside the repository.
+    let inside = world.repository.join("VirtualDisks/inside");
+    fs::create_dir(&inside).unwrap();
+    let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&inside).status().unwrap();
+    assert!(status.success());
+    let on_inside = inside.join("d.img");
+    fs::write(&on_inside, [1; 4096]).unwrap();
+    let good = make_disk(&world.repository, "a.img", 1 << 20);
+    let (third, fourth, fifth) = (vm_name(3), vm_name(4), vm_name(5));
+    let second = vm_name(2);
     // The definition of the first lies on XFS with reflinks, one of its disks does not.
-    define_vm(&world.repository, VM, &[client_disk, make_disk(&on_tmpfs, "b.img", 1 << 20)]);
-    define_vm(&on_plain, &vm_name(2), &[make_disk(&on_plain, "c.img", 1 << 20)]);
+    define_vm(&world.repository, VM, &[good.clone(), make_disk(&on_tmpfs, "b.img", 1 << 20)]);
+    define_vm(&on_plain, &second, &[make_disk(&on_plain, "c.img", 1 << 20)]);
+    define_vm(&world.repository, &third, &[good.clone(), on_inside]);
+    // What is only read needs no clone.
+    let read_only = format!("'file:{},xvdb,r'", on_tmpfs.join("VirtualDisks/b.img").display());
+    define_vm_with(&world.repository, &fourth, &[format!("'file:{},xvda,w'", good.display()), read_only]);
+    // And the other way round: defined where nothing can be cloned, with a disk that can be.
+    define_vm(&on_tmpfs, &fifth, std::slice::from_ref(&good));
+
     let client = world.client();
-    for (vm, reason) in [(VM.to_owned(), "tmpfs"), (vm_name(2), "made without reflinks")] {
+    for (vm, disk, reason) in [
+        (VM.to_owned(), 1, "the file system tmpfs is not supported"),
+        (second, 0, "made without reflinks"),
+        (third, 1, "another file system"),
+    ] {
         let listed = client.get(&format!("/vms/{vm}")).ok();
-        assert_eq!(listed["snapshot_compatible"], false);
+        assert_eq!((&listed["status"], &listed["snapshot_compatible"]), (&json!("ok"), &json!(false)), "{listed}");
         assert!(text(&listed["reason"]).contains(reason), "{listed}");
-        assert_eq!(client.post(&format!("/vms/{vm}/snapshots")).error(400), "not_snapshottable");
+        for (number, entry) in listed["disks"].as_array().unwrap().iter().enumerate() {
+            assert_eq!(entry["snapshot_compatible"], json!(number != disk), "{listed}");
+        }
+        assert!(text(&listed["disks"][disk]["incompatible_reason"]).contains(reason), "{listed}");
+        let refused = client.post(&format!("/vms/{vm}/snapshots"));
+        assert_eq!(refused.error(400), "not_snapshottable");
+        assert!(text(&refused.json()["details"]).contains(reason), "{listed}");
     }
-    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["disks"][0]["snapshot_compatible"], true);
-    assert_eq!(world.snapshot_files(), Vec::<std::path::PathBuf>::new());
-    assert!(harness::USER == "admin" && !on_tmpfs.join("CoriolisSnapshots").exists());
-    drop(world);
-    let _ = Command::new("umount").arg("--lazy").arg(tmpfs.path()).status();
+    let nothing = |repository: &Path| !repository.join("CoriolisSnapshots").exists();
+    assert!(nothing(&world.repository) && nothing(&on_tmpfs) && nothing(&on_plain), "something was written");
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+    for vm in [fourth, fifth] {
+        let taken = client.post(&format!("/vms/{vm}/snapshots")).ok();
+        assert_eq!(taken["disks"].as_array().unwrap().len(), 1, "{taken}");
+        assert_eq!(taken["disks"][0]["parent_path"], json!(good));
+    }
+    let _ = Command::new("umount").arg("--lazy").arg(&inside).status();
 }
