@@ -7,14 +7,15 @@
 use std::fs::{self, File};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::model::diff::changed;
 use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
+use coriolis_ovm_exporter::repository::clone::{Source, clone_all};
 use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir, map};
-use coriolis_ovm_exporter::sys::{fiemap, reflink};
+use coriolis_ovm_exporter::sys::fiemap;
 
 #[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/xfs.rs"]
@@ -79,9 +80,8 @@ fn snapshot(repository: &Repository, live: &File, number: u128) -> DiskFile {
     let folder = SnapshotDir::new(repository, id);
     folder.create().unwrap();
     let name = "disk".parse().unwrap();
-    let file = folder.create_disk(&name).unwrap();
-    reflink::clone_whole(live.as_fd(), file.as_fd()).unwrap();
-    file.sync_all().unwrap();
+    let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
+    clone_all(&[(source, folder.disk(&name))]).unwrap().files[0].sync_all().unwrap();
     let metadata = fs::metadata(folder.disk(&name)).unwrap();
     let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };

@@ -4,7 +4,6 @@
 //! which `recover` undoes it; a failure undoes itself.
 
 use std::collections::HashSet;
-use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,14 +11,14 @@ use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error, find_vm};
 use crate::auth::Session;
 use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::clone::{self, Pair};
+use crate::repository::clone::{self, Cloned, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::State;
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
     snapshot: Snapshot,
-    sources: Vec<File>,
+    sources: Vec<Source>,
 }
 
 impl App {
@@ -69,7 +68,7 @@ impl App {
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
             disks.push(SnapshotDisk { name, source: disk.source, identity });
-            sources.push(disk.file);
+            sources.push(Source { file: disk.file, path: disk.path });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
@@ -104,23 +103,19 @@ impl App {
         Ok(snapshot)
     }
 
-    fn clone_and_seal(&self, snapshot: &mut Snapshot, sources: Vec<File>) -> Result<(), Error> {
+    fn clone_and_seal(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<(), Error> {
         let folders = self.folders_of(snapshot)?;
         for folder in &folders {
             folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
         }
-        let mut pairs = Vec::new();
+        let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            let target = self.folder(snapshot.id, disk)?.create_disk(&disk.name);
-            pairs.push(Pair {
-                source,
-                target: target.map_err(|error| Error::of_step(format!("making {}", disk.name), error))?,
-            });
+            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
         }
-        let window = clone::clone_all(&pairs)
+        let Cloned { files, window } = clone::clone_all(&disks)
             .map_err(|(index, error)| Error::of_step(format!("cloning {}", snapshot.disks[index].name), error))?;
-        for (disk, pair) in snapshot.disks.iter_mut().zip(&pairs) {
-            disk.identity = SnapshotDir::seal_disk(&pair.target)
+        for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
+            disk.identity = SnapshotDir::seal_disk(file)
                 .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
         }
         for folder in &folders {
@@ -128,7 +123,7 @@ impl App {
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by,
-            disks = pairs.len(), clone_ms = %format_args!("{:.3}", window.as_secs_f64() * 1e3), "snapshot made"
+            disks = files.len(), clone_ms = %format_args!("{:.3}", window.as_secs_f64() * 1e3), "snapshot made"
         );
         Ok(())
     }

@@ -1,51 +1,100 @@
 //! The one moment: all disks of a VM cloned together.
 
-use std::fs::File;
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io;
 use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::sys::reflink;
+use nix::errno::Errno;
 
-/// A disk and the new, empty file that is to share its blocks.
+use crate::sys::{fsinfo, reflink};
+
+/// Read-only to all that open it later: a snapshot does not change.
+const MODE: u32 = 0o440;
+
+/// A disk to be cloned.
 #[derive(Debug)]
-pub struct Pair {
+pub struct Source {
     /// The live disk.
-    pub source: File,
-    /// The new file.
-    pub target: File,
+    pub file: File,
+    /// Where it was opened, links followed.
+    pub path: PathBuf,
 }
 
-/// Clones all `pairs`, one thread each, started together; returns how long that took from the
-/// first start to the last end. Nothing else happens inside that window.
+/// What became of the disks.
+#[derive(Debug)]
+pub struct Cloned {
+    /// The new files, in the order of the disks.
+    pub files: Vec<File>,
+    /// From the first start to the last end.
+    pub window: Duration,
+}
+
+/// A clone that is ready to be made.
+enum Clone<'a> {
+    /// By FICLONE, into an empty file.
+    Ficlone { source: &'a Source, target: File },
+    /// By OCFS2's own call, which makes the file. There FICLONE is younger than the hosts' kernels,
+    /// and leaves an empty file behind where it fails.
+    Ocfs2 { source: &'a Source, source_path: CString, target: PathBuf, target_path: CString },
+}
+
+/// Clones each disk to the new file named beside it, one thread each, started together. Nothing else
+/// happens inside the window.
 ///
-/// What a guest has left in the page cache is written out before: FICLONE would do it inside the
+/// What a guest has left in the page cache is written out before: the clone would do it inside the
 /// window, and hold off the guest's writes meanwhile.
 ///
 /// # Errors
-/// The index of a disk that failed, and its errno. Others may have been cloned: the caller undoes.
-pub fn clone_all(pairs: &[Pair]) -> Result<Duration, (usize, io::Error)> {
-    for (index, pair) in pairs.iter().enumerate() {
-        pair.source.sync_data().map_err(|error| (index, error))?;
+/// The index of a disk that failed, and its errno with what it means for an operator. Files may have
+/// been made: the caller undoes.
+pub fn clone_all(disks: &[(Source, PathBuf)]) -> Result<Cloned, (usize, io::Error)> {
+    let mut clones = Vec::with_capacity(disks.len());
+    for (index, (source, target)) in disks.iter().enumerate() {
+        let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, target));
+        clones.push(ready.map_err(|error| (index, explained(error)))?);
     }
+    let window = all_at_once(&clones).map_err(|(index, error)| (index, explained(error)))?;
+    let mut files = Vec::with_capacity(clones.len());
+    for (index, clone) in clones.into_iter().enumerate() {
+        files.push(clone.finish().map_err(|error| (index, explained(error)))?);
+    }
+    Ok(Cloned { files, window })
+}
+
+/// Clones one file: for a trial.
+///
+/// # Errors
+/// The errno, as it is.
+pub(super) fn clone_one(source: &Source, target: &Path) -> io::Result<File> {
+    let clone = Clone::prepare(source, target)?;
+    clone.make()?;
+    clone.finish()
+}
+
+fn all_at_once(clones: &[Clone<'_>]) -> Result<Duration, (usize, io::Error)> {
     // Whether all threads are there. Without them all nobody may wait for the others.
     let complete: OnceLock<bool> = OnceLock::new();
-    let barrier = Barrier::new(pairs.len());
-    let clone_one = |pair: &Pair| {
+    let barrier = Barrier::new(clones.len());
+    let make = |clone: &Clone<'_>| {
         if !*complete.wait() {
             return Err(io::Error::other("another disk's thread could not be started"));
         }
         barrier.wait();
         let started = Instant::now();
-        reflink::clone_whole(pair.source.as_fd(), pair.target.as_fd())?;
+        clone.make()?;
         Ok((started, Instant::now()))
     };
     thread::scope(|scope| {
-        let mut running = Vec::with_capacity(pairs.len());
-        for (index, pair) in pairs.iter().enumerate() {
-            match thread::Builder::new().spawn_scoped(scope, || clone_one(pair)) {
+        let mut running = Vec::with_capacity(clones.len());
+        for (index, clone) in clones.iter().enumerate() {
+            match thread::Builder::new().spawn_scoped(scope, || make(clone)) {
                 Ok(thread) => running.push(thread),
                 Err(error) => {
                     let _ = complete.set(false);
@@ -65,4 +114,73 @@ pub fn clone_all(pairs: &[Pair]) -> Result<Duration, (usize, io::Error)> {
         }
         Ok(window.map_or(Duration::ZERO, |(start, end)| end - start))
     })
+}
+
+impl<'a> Clone<'a> {
+    fn prepare(source: &'a Source, target: &Path) -> io::Result<Self> {
+        if fsinfo::name_of(&source.file)? == "ocfs2" {
+            let (source_path, target_path) = (c_string(&source.path)?, c_string(target)?);
+            let clone = Self::Ocfs2 { source, source_path, target: target.to_owned(), target_path };
+            source.still_there()?;
+            return Ok(clone);
+        }
+        let target = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(target)?;
+        Ok(Self::Ficlone { source, target })
+    }
+
+    fn make(&self) -> io::Result<()> {
+        match self {
+            Self::Ficlone { source, target } => reflink::ficlone(source.file.as_fd(), target.as_fd()),
+            Self::Ocfs2 { source, source_path, target_path, .. } => {
+                reflink::ocfs2(source.file.as_fd(), source_path, target_path)
+            }
+        }
+    }
+
+    fn finish(self) -> io::Result<File> {
+        match self {
+            Self::Ficlone { target, .. } => Ok(target),
+            Self::Ocfs2 { source, target, .. } => {
+                // The kernel took what was at the path: it has to be what was opened.
+                source.still_there()?;
+                let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(target)?;
+                file.set_permissions(Permissions::from_mode(MODE))?;
+                Ok(file)
+            }
+        }
+    }
+}
+
+impl Source {
+    /// Checks that its path still leads to it.
+    fn still_there(&self) -> io::Result<()> {
+        let (open, found) = (self.file.metadata()?, fs::symlink_metadata(&self.path)?);
+        if (open.dev(), open.ino()) == (found.dev(), found.ino()) {
+            Ok(())
+        } else {
+            Err(io::Error::other("the disk was exchanged for another file meanwhile; try again"))
+        }
+    }
+}
+
+fn c_string(path: &Path) -> io::Result<CString> {
+    Ok(CString::new(path.as_os_str().as_bytes())?)
+}
+
+/// The error with what an operator can do about it. A full or read-only file system has its own
+/// words already, and is told by its errno.
+fn explained(error: io::Error) -> io::Error {
+    let remedy = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EOPNOTSUPP | Errno::ENOTTY) => "the file system has no reflinks, or was made without them",
+        Some(Errno::EXDEV) => "the disk and the repository's folder CoriolisSnapshots lie on two file systems",
+        Some(Errno::EPERM) => "the file is immutable or append-only; look at it with lsattr",
+        Some(Errno::EACCES) => "the service may not do that there; it has to run as root",
+        Some(Errno::EINVAL | Errno::ETXTBSY) => {
+            "a file in use as swap space, or on a realtime device, cannot be cloned"
+        }
+        Some(Errno::EIO) => "the device fails; look at the kernel's log of the host",
+        Some(Errno::EMLINK) => "too many files share these blocks; delete snapshots that are not needed any more",
+        _ => return error,
+    };
+    io::Error::new(error.kind(), format!("{error}: {remedy}"))
 }

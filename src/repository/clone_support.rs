@@ -1,25 +1,27 @@
-//! Whether files of a folder can be cloned and their maps read: asked of the mount, not believed.
+//! Whether files of a repository can be cloned and their maps read: asked of the mount, not believed.
 
 use std::collections::HashMap;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
-use crate::sys::{fiemap, fsinfo, reflink};
+use super::clone::{self, Source};
+use crate::sys::{fiemap, fsinfo};
 
 /// Why disks in a folder cannot be snapshotted.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Unclonable {
     /// A file system whose maps have not been proven to tell the truth here.
-    #[error("the file system {0} is not supported; move the disk to a repository on XFS with reflink=1")]
+    #[error("the file system {0} is not supported; move the disk to a repository on OCFS2 or XFS with reflinks")]
     UnsupportedFileSystem(String),
     /// A file system that could share blocks, made without the feature.
-    #[error("the {0} file system was made without reflinks; make it anew with them (xfs: mkfs.xfs -m reflink=1)")]
+    #[error("the {0} file system was made without reflinks; {remedy}", remedy = remedy(.0))]
     NoReflinks(String),
     /// There is no space for a trial, or nothing can be written at the moment. That is no reason to
     /// call a VM unfit: a snapshot will fail for what it is.
@@ -30,12 +32,31 @@ pub enum Unclonable {
     TrialFailed(String),
 }
 
-/// What has been found out about mounts, remembered while they stay mounted.
+fn remedy(file_system: &str) -> &'static str {
+    match file_system {
+        "ocfs2" => {
+            "unmount it on all servers and add them (tunefs.ocfs2 --fs-features=refcount, which needs sparse and unwritten)"
+        }
+        _ => "make it anew with them (mkfs.xfs -m reflink=1)",
+    }
+}
+
+/// File systems whose maps have been proven to tell the truth, by tests on the real thing.
+const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
+
+/// How long an answer is believed: a repository can be unmounted, changed and mounted again.
+const MEMORY: Duration = Duration::from_secs(60);
+
+/// Device number and inode of a folder, so that another file system mounted there is asked anew.
+type Mounted = (u64, u64);
+
+/// When it was asked, and what it answered.
+type Answer = (Instant, Result<(), Unclonable>);
+
+/// What has been found out about mounts, remembered for a minute.
 #[derive(Debug, Default)]
 pub struct CloneSupport {
-    // Key: device number and inode of the folder, so that another file system mounted there, or
-    // mounted again, is asked again.
-    known: Mutex<HashMap<(u64, u64), Result<(), Unclonable>>>,
+    known: Mutex<HashMap<Mounted, Answer>>,
 }
 
 impl CloneSupport {
@@ -49,7 +70,9 @@ impl CloneSupport {
         let metadata = folder_file.metadata().map_err(failed)?;
         let key = (metadata.dev(), metadata.ino());
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(answer) = known().get(&key) {
+        if let Some((asked, answer)) = known().get(&key)
+            && asked.elapsed() < MEMORY
+        {
             return answer.clone();
         }
         let answer = probe(&folder_file, folder);
@@ -58,34 +81,72 @@ impl CloneSupport {
             Err(Unclonable::TrialFailed(_)) => {}
             Err(Unclonable::NotNow) => return Ok(()),
             _ => {
-                known().insert(key, answer.clone());
+                known().insert(key, (Instant::now(), answer.clone()));
             }
         }
         answer
     }
 }
 
-/// Clones a small file that has no name, so that nothing can stay behind.
+/// Clones a small file, where the file system is one that is supported.
 fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
     let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
     let name = fsinfo::name_of(folder_file).map_err(failed)?;
-    // OCFS2 needs a call of its own, which comes with its own tests.
-    if name != "xfs" {
+    if !SUPPORTED.contains(&name.as_str()) {
         return Err(Unclonable::UnsupportedFileSystem(name));
     }
-    let nameless =
-        || OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(nix::libc::O_TMPFILE).open(folder);
-    let trial = || -> io::Result<()> {
-        let mut source = nameless()?;
-        let target = nameless()?;
-        source.write_all(&[1; 4096])?;
-        reflink::clone_whole(source.as_fd(), target.as_fd())?;
-        fiemap::Reader::default().read(target.as_fd(), 0)?;
-        Ok(())
-    };
-    trial().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
+    remove_litter(folder);
+    let trial = Trial::new(folder);
+    trial.run().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
         Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow,
         _ => failed(error),
     })
+}
+
+/// What the names of trial files begin with. OCFS2 has no files without a name.
+const TRIAL_PREFIX: &str = ".coriolis-trial-";
+
+/// A file and its clone, which are removed when this is dropped.
+struct Trial {
+    source: PathBuf,
+    target: PathBuf,
+}
+
+impl Trial {
+    fn new(folder: &Path) -> Self {
+        let name = format!("{TRIAL_PREFIX}{}", uuid::Uuid::new_v4());
+        Self { source: folder.join(&name), target: folder.join(name + ".clone") }
+    }
+
+    fn run(&self) -> io::Result<()> {
+        let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.source)?;
+        file.write_all(&[1; 4096])?;
+        let clone = clone::clone_one(&Source { file, path: self.source.clone() }, &self.target)?;
+        fiemap::Reader::default().read(clone.as_fd(), 0)?;
+        Ok(())
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.source);
+        let _ = fs::remove_file(&self.target);
+    }
+}
+
+/// Removes what trials left that were killed. Another server's may be under way: those are young.
+fn remove_litter(folder: &Path) {
+    const OLD: Duration = Duration::from_secs(3600);
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let old = || {
+            let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok()?;
+            SystemTime::now().duration_since(changed).ok()
+        };
+        if entry.file_name().as_encoded_bytes().starts_with(TRIAL_PREFIX.as_bytes())
+            && old().is_some_and(|age| age > OLD)
+        {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
 }

@@ -38,6 +38,8 @@ pub struct LocatedDisk {
     pub source: DiskSource,
     /// The open disk.
     pub file: File,
+    /// Its path, links followed.
+    pub path: PathBuf,
     /// Its size when it was opened, bytes.
     pub size: u64,
 }
@@ -66,9 +68,9 @@ pub fn open(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Mis
     if std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))? != resolved {
         return Err(Misplaced::Moved);
     }
-    let path = below.to_str().ok_or(Misplaced::NotText)?.to_owned();
-    let source = DiskSource { repository: repository.id().clone(), path };
-    Ok(LocatedDisk { repository: repository.clone(), source, file, size: metadata.len() })
+    let below = below.to_str().ok_or(Misplaced::NotText)?.to_owned();
+    let source = DiskSource { repository: repository.id().clone(), path: below };
+    Ok(LocatedDisk { repository: repository.clone(), source, file, path: resolved, size: metadata.len() })
 }
 
 /// The repository that `resolved` lies in, and its path below it. Of repositories inside one

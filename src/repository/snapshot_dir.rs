@@ -56,15 +56,6 @@ impl SnapshotDir {
         builder.create(&self.path)
     }
 
-    /// Makes the new, empty file of disk `name`.
-    ///
-    /// # Errors
-    /// The errno of open(2); `EEXIST` where there is a file of that name.
-    pub fn create_disk(&self, name: &DiskName) -> io::Result<File> {
-        // Read-only to all that open it later: a snapshot does not change.
-        OpenOptions::new().read(true).write(true).create_new(true).mode(0o440).open(self.disk(name))
-    }
-
     /// Writes a cloned disk to stable storage; from then on its identity stands.
     ///
     /// # Errors

@@ -1,34 +1,77 @@
-//! `FICLONE`: make one file share all blocks of another (ioctl_ficlone(2)).
+//! Reflinks: a new file that shares all blocks of another.
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 nix::ioctl_write_int!(
     /// `FICLONE` of linux/fs.h: `_IOW(0x94, 9, int)`.
-    ficlone,
+    ioctl_ficlone,
     0x94,
     9
 );
 
-/// Makes `target`, a new and empty file, share every block of `source`.
+/// `struct reflink_arguments` of fs/ocfs2/ocfs2_ioctl.h.
+#[repr(C)]
+struct ReflinkArguments {
+    /// Address of the path of the file that is there.
+    old_path: u64,
+    /// Address of the path of the file to make.
+    new_path: u64,
+    /// Not 0: with owner, mode and times of the old one.
+    preserve: u64,
+}
+
+nix::ioctl_write_ptr!(
+    /// `OCFS2_IOC_REFLINK` of fs/ocfs2/ocfs2_ioctl.h: `_IOW('o', 4, struct reflink_arguments)`.
+    ioctl_ocfs2_reflink,
+    b'o',
+    4,
+    ReflinkArguments
+);
+
+/// Makes `target`, a new and empty file, share every block of `source` (ioctl_ficlone(2)).
 ///
 /// # Errors
 /// The errno of ioctl(2): `EOPNOTSUPP` where the file system cannot share blocks, `EXDEV` where the
 /// files lie on two, `EINVAL` where the file cannot be cloned, `ENOSPC`, `EROFS`, `EIO`.
-pub fn clone_whole(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
+pub fn ficlone(source: BorrowedFd<'_>, target: BorrowedFd<'_>) -> io::Result<()> {
     // The argument is passed as unsigned long; a descriptor is never negative.
     let source = source.as_raw_fd() as nix::sys::ioctl::ioctl_param_type;
     // SAFETY: FICLONE takes two descriptors by value and touches no memory of ours; both are
     // borrowed, so they are open for the whole call.
-    unsafe { ficlone(target.as_raw_fd(), source) }?;
+    unsafe { ioctl_ficlone(target.as_raw_fd(), source) }?;
+    Ok(())
+}
+
+/// Makes the file `target_path` on OCFS2, which shares every block of `source`, the file at
+/// `source_path`. A link at the end of either path is not followed.
+///
+/// OCFS2 of kernel 4.1 has no other way. The kernel takes the file from its path; `source` only
+/// names the volume. The new file has the mode of the old one, and is the caller's.
+///
+/// # Errors
+/// The errno of ioctl(2): `EEXIST` where the new file is there already, `EOPNOTSUPP` where the volume
+/// was made without the refcount feature, `EPERM` for what is no regular file or must not be changed,
+/// `EXDEV`, `ENOSPC`, `EROFS`, `EIO`; `ENOTTY` on other file systems.
+pub fn ocfs2(source: BorrowedFd<'_>, source_path: &CStr, target_path: &CStr) -> io::Result<()> {
+    let arguments =
+        ReflinkArguments { old_path: source_path.as_ptr() as u64, new_path: target_path.as_ptr() as u64, preserve: 0 };
+    // SAFETY: the argument is to a `ReflinkArguments` of the kernel's layout, which holds addresses
+    // of two strings that end in NUL; all three are borrowed for the call, and the kernel only
+    // reads them.
+    unsafe { ioctl_ocfs2_reflink(source.as_raw_fd(), &arguments) }?;
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn the_number_is_the_kernels() {
+    fn the_numbers_are_the_kernels() {
         assert_eq!(nix::request_code_write!(0x94, 9, size_of::<nix::libc::c_int>()), 0x4004_9409);
+        assert_eq!(nix::request_code_write!(b'o', 4, size_of::<ReflinkArguments>()), 0x4018_6f04);
     }
 }
