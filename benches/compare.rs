@@ -91,7 +91,7 @@ fn snapshot(repository: &Repository, live: &File, number: u128) -> DiskFile {
 
 /// Reads a map with as few calls as our reader makes, and keeps nothing.
 fn count_extents(file: &File) -> u64 {
-    let mut reader = fiemap::Reader::default();
+    let mut reader = fiemap::Reader::new(fiemap::PAGE);
     let (mut at, mut count) = (0, 0);
     loop {
         let page = reader.read(file.as_fd(), at).unwrap();

@@ -8,7 +8,7 @@ use std::os::fd::AsFd;
 
 use super::disk_file::{DiskFile, OpenError};
 use crate::model::{Backing, ByteRange, Extent, ExtentMap, PhysAddr};
-use crate::sys::{fiemap, sparse};
+use crate::sys::{fiemap, fsinfo, sparse};
 
 /// Why a map cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,7 @@ pub fn read_both(base: &DiskFile, target: &DiskFile) -> Result<Option<Maps>, Com
 /// # Errors
 /// [`MapError`]; also where the file was touched meanwhile.
 pub fn read(disk: &DiskFile) -> Result<ExtentMap, MapError> {
-    let mut reader = fiemap::Reader::default();
+    let mut reader = fiemap::Reader::new(room(disk)?);
     let map = collect(
         disk.size(),
         |start, page| {
@@ -92,6 +92,19 @@ pub fn read(disk: &DiskFile) -> Result<ExtentMap, MapError> {
     )?;
     disk.verify()?;
     Ok(map)
+}
+
+/// Extents to ask for at a time.
+///
+/// Older OCFS2 can lose extents where a request starts above 0. So the whole map is asked for at
+/// once there, up to a bound of 14 MiB; past that, what is lost is found by [`collect`].
+fn room(disk: &DiskFile) -> io::Result<u32> {
+    const BOUND: u32 = 1 << 18;
+    if fsinfo::name_of(disk.file())? != "ocfs2" {
+        return Ok(fiemap::PAGE);
+    }
+    // One more, as a sign that there were no more.
+    Ok(fiemap::Reader::count(disk.file().as_fd())?.saturating_add(1).clamp(fiemap::PAGE, BOUND))
 }
 
 /// The flags under which an address still stands for its content. Any other, also one that a later

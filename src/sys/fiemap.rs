@@ -61,55 +61,71 @@ nix::ioctl_readwrite!(
     Request
 );
 
-/// One request and the room for its answer, side by side as the kernel wants them.
-#[repr(C)]
-struct Page<const N: usize> {
-    request: Request,
-    extents: [RawExtent; N],
-}
+/// Extents asked for at a time, where nothing speaks for more: 56 KiB of room.
+pub const PAGE: u32 = 1024;
 
-/// Extents asked for at a time: 56 KiB of room.
-const PAGE: usize = 1024;
+/// Words before the extents, and words of an extent.
+const HEAD: usize = size_of::<Request>() / size_of::<u64>();
+const EXTENT: usize = size_of::<RawExtent>() / size_of::<u64>();
 
 /// Room for one answer; made once, used for a whole map.
 pub struct Reader {
-    page: Box<Page<PAGE>>,
-}
-
-impl Default for Reader {
-    fn default() -> Self {
-        Self { page: Box::new(Page { request: Request::default(), extents: [RawExtent::default(); PAGE] }) }
-    }
+    /// `struct fiemap` and its extents, side by side as the kernel wants them.
+    words: Vec<u64>,
+    room: u32,
 }
 
 impl Reader {
-    /// The first extents of `file` that reach past `start` bytes; none where there are none.
+    /// Room for `room` extents at a time, 56 bytes each.
+    pub fn new(room: u32) -> Self {
+        Self { words: vec![0; HEAD + room as usize * EXTENT], room }
+    }
+
+    /// The first extents of `file` that reach past `start` bytes, as many as there is room for;
+    /// none where there are none.
     ///
     /// # Errors
     /// The errno of ioctl(2); `EOPNOTSUPP` where the file system has no FIEMAP. A call that a
     /// signal interrupted is made again.
     pub fn read(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<&[RawExtent]> {
+        let mapped = self.ask(file, start)?.min(self.room) as usize;
+        let extents = self.words[HEAD..][..mapped * EXTENT].as_ptr().cast::<RawExtent>();
+        // SAFETY: the slice before holds the words of `mapped` extents, which any bits are good for,
+        // at the alignment of their `u64`s; it is borrowed from `self`, as is what is returned.
+        Ok(unsafe { std::slice::from_raw_parts(extents, mapped) })
+    }
+
+    /// How many extents `file` has.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn count(file: BorrowedFd<'_>) -> io::Result<u32> {
+        // A request without room is answered with the number alone.
+        Self::new(0).ask(file, 0)
+    }
+
+    fn ask(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<u32> {
+        let request = self.words.as_mut_ptr().cast::<Request>();
         loop {
-            self.page.request = Request {
+            let asked = Request {
                 start,
                 length: u64::MAX - start,
                 flags: FLAG_SYNC,
-                extent_count: PAGE as u32,
+                extent_count: self.room,
                 ..Request::default()
             };
-            let page: *mut Page<PAGE> = &mut *self.page;
-            // SAFETY: the pointer is to a whole `Page`, whose layout is that of `struct fiemap`
-            // followed by `extent_count` extents, which is all that the kernel writes to. It stays
-            // valid and unaliased for the call, and any bytes are valid in each field.
-            let outcome = unsafe { fs_ioc_fiemap(file.as_raw_fd(), page.cast::<Request>()) };
-            match outcome {
-                Ok(_) => break,
+            // SAFETY: `words` has at least the words of a `Request`, at its alignment.
+            unsafe { request.write(asked) };
+            // SAFETY: the pointer is to a `struct fiemap` followed by room for `extent_count`
+            // extents, which is all that the kernel writes to. It stays valid and unaliased for the
+            // call.
+            match unsafe { fs_ioc_fiemap(file.as_raw_fd(), request) } {
+                // SAFETY: it was written above, and any bits are a good `Request`.
+                Ok(_) => return Ok(unsafe { request.read() }.mapped_extents),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
             }
         }
-        let mapped = (self.page.request.mapped_extents as usize).min(PAGE);
-        Ok(&self.page.extents[..mapped])
     }
 }
 
@@ -122,7 +138,7 @@ mod tests {
         assert_eq!(size_of::<Request>(), 32);
         assert_eq!(size_of::<RawExtent>(), 56);
         assert_eq!(std::mem::offset_of!(RawExtent, flags), 40);
-        assert_eq!(std::mem::offset_of!(Page<4>, extents), 32);
+        assert_eq!((HEAD, EXTENT), (4, 7));
         assert_eq!(nix::request_code_readwrite!(b'f', 11, size_of::<Request>()), 0xc020_660b);
     }
 }

@@ -79,6 +79,45 @@ fn a_map_that_ends_early_is_found_out() {
     assert_eq!(listed(&collect_from(32 * K, &[&silent, &[]], &data).unwrap()), expected);
 }
 
+/// An older OCFS2: a request that starts above 0 ends after `early` extents, and calls that the end.
+#[test]
+fn extents_that_older_ocfs2_loses_are_found_out() {
+    let raws: Vec<_> = (0..100)
+        .map(|i| RawExtent::new(i * 8 * K, (1000 + i * 16) * K, 4 * K, if i == 99 { LAST } else { 0 }))
+        .collect();
+    let size = 800 * K;
+    let is_data = |at: u64| at % (8 * K) < 4 * K;
+    let collect_with = |room: usize, early: usize, flag: u32| {
+        collect(
+            size,
+            |start, out| {
+                let rest = raws.iter().filter(|raw| raw.logical + raw.length > start);
+                out.extend(rest.take(if start == 0 { room } else { early.min(room) }));
+                if start > 0
+                    && let Some(last) = out.last_mut()
+                {
+                    last.flags |= flag;
+                }
+                Ok(())
+            },
+            |from| Ok(Some(if is_data(from) { from } else { from.next_multiple_of(8 * K) }).filter(|at| *at < size)),
+            |from| Ok(Some(if is_data(from) { from - from % (8 * K) + 4 * K } else { from })),
+        )
+        .unwrap()
+    };
+    let whole = listed(&collect_with(101, 0, 0));
+    assert_eq!(whole, raws.iter().map(|raw| (raw.logical, raw.logical + 4 * K, at(raw.physical))).collect::<Vec<_>>());
+    // Read in pages, all that was lost is listed, as something that cannot be trusted.
+    for (early, flag) in [(0, 0), (1, LAST), (3, LAST)] {
+        let paged = listed(&collect_with(10, early, flag));
+        assert_eq!(paged.len(), 100);
+        for (i, (found, told)) in paged.iter().zip(&whole).enumerate() {
+            let backing = if i < 10 + early { told.2 } else { Backing::Opaque };
+            assert_eq!(*found, (told.0, told.1, backing), "extent {i} of a map that ends {early} after the tenth");
+        }
+    }
+}
+
 #[test]
 fn an_extent_lost_in_the_middle_is_found_out() {
     let lies = [RawExtent::new(0, 100 * K, 4 * K, 0), RawExtent::new(12 * K, 300 * K, 4 * K, LAST)];
