@@ -1,26 +1,47 @@
-//! The program: reads its arguments and its config, and serves.
+//! The program: reads its arguments and its config, and does what it is asked.
 
 use std::process::ExitCode;
 
 use clap::Parser;
-use coriolis_ovm_exporter::cli::{args, logging};
+use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
+use coriolis_ovm_exporter::cli::args::{Args, Command};
+use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging};
 use coriolis_ovm_exporter::config;
-use coriolis_ovm_exporter::http::service;
+use coriolis_ovm_exporter::http::{service, tls};
 
 fn main() -> ExitCode {
-    let args = args::Args::parse_from(args::with_two_dashes(std::env::args_os()));
-    match run(&args) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The whole chain, once.
-            eprintln!("coriolis-ovm-exporter: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
+    run(&args).unwrap_or_else(|error| {
+        // The whole chain, once.
+        eprintln!("coriolis-ovm-exporter: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
-fn run(args: &args::Args) -> anyhow::Result<()> {
+fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    match args.command {
+        None => serve(args)?,
+        Some(Command::CheckConfig) => {
+            let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
+            print!("{}", checked::table(&findings));
+            if findings.iter().any(|finding| finding.verdict == Verdict::Bad) {
+                return Ok(ExitCode::FAILURE);
+            }
+        }
+        Some(Command::Adopt { dry_run, manifests }) => {
+            let config = config::load(&args.config)?;
+            print!("{}", adopt::report(&block_on(adopt::ask(&config, dry_run, manifests))??));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     logging::start(config.log_file.as_deref()).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
     service::run(&config)
+}
+
+fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }

@@ -139,7 +139,7 @@ impl App {
         let repository = self.repository(&disk.source.repository);
         let repository =
             repository.ok_or_else(|| Error::Internal(format!("no repository {}", disk.source.repository)))?;
-        Ok(SnapshotDir::new(repository, id))
+        Ok(SnapshotDir::new(&repository, id))
     }
 
     /// Takes back what was made. What cannot be is taken back at the next start.

@@ -79,7 +79,7 @@ impl App {
         for id in snapshot.repositories() {
             let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id).map(|disk| &disk.name);
             let removal = match self.repository(id) {
-                Some(repository) => SnapshotDir::new(repository, snapshot.id).remove(disks),
+                Some(repository) => SnapshotDir::new(&repository, snapshot.id).remove(disks),
                 None => Ok(Removal::RepositoryAbsent),
             };
             match removal {

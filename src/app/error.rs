@@ -74,6 +74,9 @@ pub enum Error {
         /// The errno.
         source: io::Error,
     },
+    /// ovs-agent's database cannot be read, and no repository is known.
+    #[error("no repository is known: {0}")]
+    AgentDb(String),
     /// The repositories' definitions cannot be listed.
     #[error("the definitions of VMs cannot be listed: {source}")]
     Inventory {

@@ -17,8 +17,12 @@ impl App {
                 tracing::error!(%error, "not ready");
                 problems.push("the database does not answer");
             }
-            if app.repositories.iter().any(|repository| !repository.mount_point().is_dir()) {
+            let found = app.repositories.found();
+            if found.known.iter().any(|known| !known.repository.as_ref().is_ok_and(|one| one.mounted().is_ok())) {
                 problems.push("a repository is not there");
+            }
+            if found.problem.is_some() {
+                problems.push("the list of repositories cannot be read");
             }
             let status = if problems.is_empty() { wire::Status::Ok } else { wire::Status::Error };
             Ok(wire::Health { status, problems })

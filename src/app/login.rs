@@ -1,18 +1,23 @@
 //! The journey from a user's name and password to a token.
 
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::{App, Error};
 use crate::auth::Credentials;
+use crate::config;
+use crate::inventory::ovs_agent;
 
 impl App {
     /// A token for the user, if the manager takes the credentials as good.
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(&self, credentials: Credentials) -> Result<String, Error> {
+    pub async fn login(self: &Arc<Self>, credentials: Credentials) -> Result<String, Error> {
+        let address = self.blocking(|app| app.manager_address.now().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
-        match self.manager.verify(&credentials).await {
+        match self.manager.verify(&address, &credentials).await {
             Ok(()) => {
                 let token = self.tokens.issue(user, SystemTime::now());
                 let token = token.map_err(|error| Error::Internal(error.to_string()))?;
@@ -24,6 +29,49 @@ impl App {
                 tracing::warn!(cause = %refusal, "log-in refused");
                 Err(refusal.into())
             }
+        }
+    }
+}
+
+/// Where the manager is.
+pub(super) enum ManagerAddress {
+    /// Where the config says.
+    Named(String),
+    /// Where ovs-agent's database in this folder says, at the time.
+    AgentDb(PathBuf),
+}
+
+/// The port of Oracle VM Manager's REST endpoint.
+const PORT: u16 = 7002;
+
+impl ManagerAddress {
+    /// The manager's address as `config` has it.
+    ///
+    /// # Errors
+    /// Where there is none, in words for an operator.
+    pub(super) fn new(config: &config::Config) -> anyhow::Result<Self> {
+        let address = match (&config.manager.endpoint, &config.repositories.agent_db) {
+            (Some(endpoint), _) => Self::Named(endpoint.clone()),
+            (None, Some(folder)) => Self::AgentDb(folder.clone()),
+            (None, None) => anyhow::bail!("ovm_endpoint: is empty; name the manager"),
+        };
+        let found = address.now().map_err(|problem| anyhow::anyhow!("ovm_endpoint: is empty, and {problem}"))?;
+        tracing::info!(manager = found, "users are known to");
+        Ok(address)
+    }
+
+    pub(super) fn now(&self) -> Result<String, String> {
+        match self {
+            Self::Named(endpoint) => Ok(endpoint.clone()),
+            Self::AgentDb(folder) => match ovs_agent::manager_address(folder) {
+                Ok(Some(host)) if host.contains(':') => Ok(format!("https://[{host}]:{PORT}")),
+                Ok(Some(host)) => Ok(format!("https://{host}:{PORT}")),
+                Ok(None) => Err(format!(
+                    "{} names no manager; is this server owned by one?",
+                    folder.join(ovs_agent::SERVER).display()
+                )),
+                Err(error) => Err(error.to_string()),
+            },
         }
     }
 }

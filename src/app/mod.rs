@@ -3,8 +3,11 @@
 //! Every journey but the log-in takes a `Session`, which only a good token yields. What blocks
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
+pub mod adopt;
+pub mod check_config;
 pub mod error;
 pub mod health;
+pub mod list_repositories;
 pub mod list_vms;
 pub mod login;
 pub mod read_disk;
@@ -13,6 +16,7 @@ pub mod snapshots;
 mod create_snapshot;
 mod delete_snapshot;
 mod recover;
+mod repositories;
 mod turns;
 mod vm_disks;
 
@@ -30,14 +34,17 @@ use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 pub use error::Error;
+use login::ManagerAddress;
+use repositories::Repositories;
 use turns::Turns;
 
 /// The service without its network side.
 pub struct App {
-    repositories: Vec<Repository>,
+    repositories: Repositories,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
+    manager_address: ManagerAddress,
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
@@ -52,19 +59,12 @@ impl App {
     /// What keeps it from starting, in words for an operator.
     pub fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
-        let mut repositories = Vec::new();
-        for (id, path) in &config.repositories {
-            let id: RepositoryId = id.parse().with_context(|| format!("repositories.paths: {}", path.display()))?;
-            if !path.is_dir() {
-                tracing::warn!(repository = %path.display(), "is not there; is it mounted?");
-            }
-            repositories.push(Repository::new(id, path.clone()));
-        }
         let app = Self {
-            repositories,
+            repositories: Repositories::new(&config.repositories)?,
             clone_support: CloneSupport::default(),
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
+            manager_address: ManagerAddress::new(config)?,
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
@@ -111,12 +111,16 @@ impl App {
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
     }
 
-    fn repository(&self, id: &RepositoryId) -> Option<&Repository> {
-        self.repositories.iter().find(|repository| repository.id() == id)
+    fn repository(&self, id: &RepositoryId) -> Option<Repository> {
+        self.repositories.get(id)
     }
 
     fn inventory(&self) -> Result<Vec<inventory::Vm>, Error> {
-        let folders: Vec<PathBuf> = self.repositories.iter().map(Repository::virtual_machines).collect();
+        let found = self.repositories.found();
+        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
+            return Err(Error::AgentDb(problem.clone()));
+        }
+        let folders: Vec<PathBuf> = found.usable().map(Repository::virtual_machines).collect();
         inventory::load(&folders).map_err(|source| Error::Inventory { source })
     }
 

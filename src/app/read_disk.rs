@@ -42,8 +42,8 @@ impl App {
 
     /// Opens a disk's file and checks that it is the one that was taken.
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
-        let repository: &Repository = self.repository(&disk.source.repository).ok_or(OpenError::Missing)?;
-        DiskFile::open(repository, snapshot.id, disk)
+        let repository: Repository = self.repository(&disk.source.repository).ok_or(OpenError::Missing)?;
+        DiskFile::open(&repository, snapshot.id, disk)
     }
 }
 

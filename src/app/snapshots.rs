@@ -181,9 +181,12 @@ impl App {
     fn disk_document(&self, id: &str, snapshot: &Snapshot, disk: &SnapshotDisk) -> wire::SnapshotDisk {
         // A repository that is not in the config any more has no paths that could be named.
         let repository = self.repository(&disk.source.repository);
-        let mount_point = repository.map(|repository| repository.mount_point().to_path_buf()).unwrap_or_default();
-        let path =
-            repository.map(|repository| SnapshotDir::new(repository, snapshot.id).disk(&disk.name)).unwrap_or_default();
+        let mount_point =
+            repository.as_ref().map(|repository| repository.mount_point().to_path_buf()).unwrap_or_default();
+        let path = repository
+            .as_ref()
+            .map(|repository| SnapshotDir::new(repository, snapshot.id).disk(&disk.name))
+            .unwrap_or_default();
         wire::SnapshotDisk {
             parent_path: mount_point.join(&disk.source.path).display().to_string(),
             path: path.display().to_string(),

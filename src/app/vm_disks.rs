@@ -33,12 +33,13 @@ pub(super) struct Examined {
 /// Looks at disks, reading what repositories say about their files once.
 pub(super) struct Examiner<'a> {
     app: &'a App,
+    repositories: Vec<Repository>,
     notes: HashMap<RepositoryId, Option<OvsMeta>>,
 }
 
 impl<'a> Examiner<'a> {
     pub(super) fn new(app: &'a App) -> Self {
-        Self { app, notes: HashMap::new() }
+        Self { app, repositories: app.repositories.found().usable().cloned().collect(), notes: HashMap::new() }
     }
 
     pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {
@@ -50,7 +51,7 @@ impl<'a> Examiner<'a> {
                 return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
             }
         };
-        let located = match locate::open(&self.app.repositories, Path::new(path)) {
+        let located = match locate::open(&self.repositories, Path::new(path)) {
             Ok(located) => located,
             Err(misplaced) => return nothing_found(refused(line, format!("{path} {misplaced}"))),
         };

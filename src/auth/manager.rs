@@ -43,7 +43,7 @@ const ANSWER_PREFIX: usize = 256;
 /// The manager's REST endpoint.
 pub struct Manager {
     client: reqwest::Client,
-    url: String,
+    path: String,
     timeout: Duration,
     asking: Semaphore,
 }
@@ -65,14 +65,15 @@ impl Manager {
             .no_proxy()
             .build()
             .map_err(|error| std::io::Error::other(describe(&error)))?;
-        Ok(Self { client, url: config.url.clone(), timeout: config.timeout, asking: Semaphore::new(CONCURRENCY) })
+        Ok(Self { client, path: config.path.clone(), timeout: config.timeout, asking: Semaphore::new(CONCURRENCY) })
     }
 
-    /// Asks the manager whether `credentials` are good.
+    /// Asks the manager at `endpoint`, such as `https://manager.example:7002`, whether `credentials`
+    /// are good.
     ///
     /// # Errors
     /// [`ManagerError`]; an outage is never told as a wrong password.
-    pub async fn verify(&self, credentials: &Credentials) -> Result<(), ManagerError> {
+    pub async fn verify(&self, endpoint: &str, credentials: &Credentials) -> Result<(), ManagerError> {
         let Credentials { username, password } = credentials;
         // RFC 7617: a colon would move the border between name and password, and so the name that
         // the manager checks would not be the one that the token carries.
@@ -81,28 +82,42 @@ impl Manager {
         }
         let turn = tokio::time::timeout(self.timeout, self.asking.acquire()).await;
         let Ok(Ok(_turn)) = turn else { return Err(ManagerError::Busy) };
-        let request = self.client.get(&self.url).basic_auth(username, Some(password.expose_secret()));
-        let mut answer = request
-            .header(ACCEPT, "application/json")
-            .send()
-            .await
-            .map_err(|error| ManagerError::Unavailable(describe(&error)))?;
-        match answer.status() {
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ManagerError::Refused),
-            status if status.is_success() => {
-                // A log-in page for people says 200 to everybody.
-                let is_html =
-                    answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
-                if is_html && starts_like_markup(&mut answer).await? {
-                    return Err(ManagerError::Unavailable(format!(
-                        "{} is a web page, not the REST endpoint",
-                        self.url
-                    )));
-                }
-                Ok(())
-            }
-            status => Err(ManagerError::Unavailable(format!("{} answers {status}", self.url))),
+        let url = format!("{endpoint}{}", self.path);
+        let request = self.client.get(&url).basic_auth(username, Some(password.expose_secret()));
+        ask(&url, request).await
+    }
+
+    /// Asks the manager at `endpoint` without credentials, which it has to refuse.
+    ///
+    /// # Errors
+    /// [`ManagerError::Unavailable`] where it cannot be reached, or does not answer as it should.
+    pub async fn reach(&self, endpoint: &str) -> Result<(), ManagerError> {
+        let url = format!("{endpoint}{}", self.path);
+        match ask(&url, self.client.get(&url)).await {
+            Err(ManagerError::Refused) => Ok(()),
+            answer => answer,
         }
+    }
+}
+
+async fn ask(url: &str, request: reqwest::RequestBuilder) -> Result<(), ManagerError> {
+    let mut answer = request
+        .header(ACCEPT, "application/json")
+        .send()
+        .await
+        .map_err(|error| ManagerError::Unavailable(describe(&error)))?;
+    match answer.status() {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(ManagerError::Refused),
+        status if status.is_success() => {
+            // A log-in page for people says 200 to everybody.
+            let is_html =
+                answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
+            if is_html && starts_like_markup(&mut answer).await? {
+                return Err(ManagerError::Unavailable(format!("{url} is a web page, not the REST endpoint")));
+            }
+            Ok(())
+        }
+        status => Err(ManagerError::Unavailable(format!("{url} answers {status}"))),
     }
 }
 

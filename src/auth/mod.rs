@@ -6,3 +6,4 @@ pub mod trust;
 
 pub use manager::{Credentials, Manager, ManagerError};
 pub use token::{BadToken, Session, Tokens};
+pub use trust::client_config;

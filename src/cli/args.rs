@@ -3,17 +3,43 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use crate::config;
 
 /// Incremental disk exporter for virtualization hosts.
+///
+/// Without a command it serves.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct Args {
     /// The config file (-config, with one dash, is understood too)
-    #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
+    #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     pub config: PathBuf,
+    /// What to do instead of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What can be done besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Look at everything that the service needs, and say what is to be mended
+    ///
+    /// Nothing is changed. The exit status is 1 where the service would not do its work.
+    CheckConfig,
+    /// Take over snapshots that the running service does not know, of the original exporter above all
+    ///
+    /// Each folder below CoriolisSnapshots is placed by its disks' names and its files' times. What
+    /// cannot be placed is listed and left as it is.
+    Adopt {
+        /// Only say what would be done
+        #[arg(long)]
+        dry_run: bool,
+        /// Also those with a manifest: of a database that is lost. No other exporter may use them
+        #[arg(long)]
+        manifests: bool,
+    },
 }
 
 /// The arguments `given`, with the original's one-dash long flags made ordinary: they stand in
@@ -38,9 +64,14 @@ mod tests {
             Args::try_parse_from(with_two_dashes(given)).map(|args| args.config)
         };
         assert_eq!(config(&[]).unwrap(), PathBuf::from("/etc/coriolis-ovm-exporter/config.toml"));
-        for spelling in
-            [&["-config", "/x.toml"][..], &["-config=/x.toml"], &["--config", "/x.toml"], &["--config=/x.toml"]]
-        {
+        for spelling in [
+            &["-config", "/x.toml"][..],
+            &["-config=/x.toml"],
+            &["--config", "/x.toml"],
+            &["--config=/x.toml"],
+            &["check-config", "-config", "/x.toml"],
+            &["-config", "/x.toml", "adopt", "--dry-run"],
+        ] {
             assert_eq!(config(spelling).unwrap(), PathBuf::from("/x.toml"), "{spelling:?}");
         }
         assert_eq!(config(&["-version"]).unwrap_err().kind(), clap::error::ErrorKind::DisplayVersion);

@@ -1,4 +1,6 @@
 //! The command line: what the program is asked to do, and where its log goes.
 
+pub mod adopt;
 pub mod args;
+pub mod check_config;
 pub mod logging;

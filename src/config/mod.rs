@@ -26,8 +26,8 @@ pub struct Config {
     pub api: Api,
     /// `ovm_endpoint` and `[manager]`.
     pub manager: Manager,
-    /// `repositories.paths`: id (the folder's name) and mount point.
-    pub repositories: Vec<(String, PathBuf)>,
+    /// `[repositories]`.
+    pub repositories: Repositories,
 }
 
 /// `[jwt]`: how tokens are made.
@@ -57,12 +57,23 @@ pub struct Api {
 /// `ovm_endpoint` and `[manager]`: who knows the users.
 #[derive(Debug)]
 pub struct Manager {
-    /// The address that is asked: `ovm_endpoint` and `manager.path`.
-    pub url: String,
+    /// `ovm_endpoint`, without a slash at its end; else ovs-agent knows it.
+    pub endpoint: Option<String>,
+    /// `manager.path`, what is asked there.
+    pub path: String,
     /// How the manager proves who it is.
     pub trust: Trust,
     /// `manager.timeout`, for one whole answer.
     pub timeout: Duration,
+}
+
+/// `[repositories]`: where disks are.
+#[derive(Debug)]
+pub struct Repositories {
+    /// `paths`: id (the folder's name) and mount point.
+    pub paths: Vec<(String, PathBuf)>,
+    /// `ovs_agent_db`, a folder.
+    pub agent_db: Option<PathBuf>,
 }
 
 /// How the manager's certificate is checked.
@@ -117,7 +128,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         log_file: optional(&file.log_file).map(PathBuf::from),
         jwt: check.jwt(&file.jwt),
         api: check.api(&file.api),
-        manager: check.manager(&file.ovm_endpoint, &file.manager),
+        manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
@@ -195,12 +206,15 @@ impl Check {
         }
     }
 
-    fn manager(&mut self, endpoint: &str, manager: &file::Manager) -> Manager {
-        let url = format!("{}{}", endpoint.trim_end_matches('/'), manager.path);
+    fn manager(&mut self, file: &file::File) -> Manager {
+        let (endpoint, manager) = (file.ovm_endpoint.trim_end_matches('/'), &file.manager);
+        let url = format!("{endpoint}{}", manager.path);
         let scheme = url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme_str().map(str::to_owned));
         match scheme.as_deref() {
             _ if endpoint.is_empty() => {
-                self.problem("ovm_endpoint", "is empty; name the manager, as https://manager.example:7002");
+                if file.repositories.ovs_agent_db.is_empty() {
+                    self.problem("ovm_endpoint", "is empty; name the manager, as https://manager.example:7002");
+                }
             }
             Some("https") => {}
             Some("http") if manager.insecure_skip_verify => {}
@@ -212,7 +226,12 @@ impl Check {
         if !manager.path.starts_with('/') {
             self.problem("manager.path", format_args!("{:?} does not start with a slash", manager.path));
         }
-        Manager { url, trust: self.trust(manager), timeout: self.duration("manager.timeout", &manager.timeout) }
+        Manager {
+            endpoint: optional(endpoint).map(str::to_owned),
+            path: manager.path.clone(),
+            trust: self.trust(manager),
+            timeout: self.duration("manager.timeout", &manager.timeout),
+        }
     }
 
     fn trust(&mut self, manager: &file::Manager) -> Trust {
@@ -239,11 +258,12 @@ impl Check {
         }
     }
 
-    fn repositories(&mut self, repositories: &file::Repositories) -> Vec<(String, PathBuf)> {
+    fn repositories(&mut self, repositories: &file::Repositories) -> Repositories {
         let key = "repositories.paths";
         let mut found: Vec<(String, PathBuf)> = Vec::new();
-        if repositories.paths.is_empty() {
-            self.problem(key, "is empty; name the folder of at least one repository");
+        let agent_db = optional(&repositories.ovs_agent_db).map(PathBuf::from);
+        if repositories.paths.is_empty() && agent_db.is_none() {
+            self.problem(key, "is empty, and so is ovs_agent_db; name the folder of at least one repository");
         }
         for path in &repositories.paths {
             let path = PathBuf::from(path);
@@ -260,7 +280,7 @@ impl Check {
             }
             found.push((name.to_owned(), path));
         }
-        found
+        Repositories { paths: found, agent_db }
     }
 }
 

@@ -17,11 +17,12 @@ fn the_sample_names_every_key_with_its_default() {
 #[test]
 fn a_short_file_is_enough() {
     let config = parse(GOOD).unwrap();
-    assert_eq!(config.manager.url, "https://manager.example:7002/ovm/core/wsapi/rest/Repository/id");
+    assert_eq!(config.manager.endpoint.as_deref(), Some("https://manager.example:7002"));
+    assert_eq!(config.manager.path, "/ovm/core/wsapi/rest/Repository/id");
     assert_eq!(config.manager.trust, Trust::System);
     assert_eq!(config.jwt.time_to_live, Duration::from_secs(168 * 3600));
     assert_eq!((config.api.bind.to_string(), config.api.port), ("0.0.0.0".to_owned(), 5544));
-    let (id, path) = &config.repositories[0];
+    let (id, path) = &config.repositories.paths[0];
     assert_eq!(id, "0004fb0000030000a1b2c3d4e5f60718");
     assert_eq!(path, Path::new("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"));
 }
@@ -47,21 +48,26 @@ fn durations_are_those_of_go() {
 
 #[test]
 fn each_wrong_key_is_named_with_a_remedy() {
-    let with = |from: &str, to: &str| {
+    let with_text = |from: &str, to: &str| {
         assert!(GOOD.contains(from), "{from:?} is not in the good file");
-        parse(&GOOD.replace(from, to)).unwrap_err().to_string()
+        GOOD.replace(from, to)
     };
+    let with = |from: &str, to: &str| parse(&with_text(from, to)).unwrap_err().to_string();
     let secret = r#"secret = "0123456789abcdef0123456789abcdef""#;
     let published = r#"secret = "yoidthOcBauphFeykCotdidNorjAnAtGhonsabShegAtfexbavlyakPak4SletEd""#;
     let repositories = r#"paths = ["/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"]"#;
+    let without_agent = |line: &str| {
+        let text = with_text("https://manager.example:7002/", "").replace(repositories, line);
+        parse(&(text + "ovs_agent_db = \"\"\n")).unwrap_err().to_string()
+    };
     let cases = [
         (with(secret, r#"secret = "short""#), "jwt.secret: is shorter than 32 bytes; make one with"),
         (with(secret, published), "jwt.secret: is a published sample"),
         (with(secret, ""), "jwt.secret: is shorter"),
         (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
         (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
-        (with("https://manager.example:7002/", ""), "ovm_endpoint: is empty"),
-        (with(repositories, ""), "repositories.paths: is empty"),
+        (without_agent(r#"paths = ["/OVS/Repositories/a"]"#), "ovm_endpoint: is empty"),
+        (without_agent(""), "repositories.paths: is empty"),
         (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: \"relative\" is no absolute path"),
         (with(repositories, r#"paths = ["/a/repo", "/b/repo"]"#), "have one folder name"),
         (with("[jwt]", "[jwt]\ntime_to_live = \"7 parsecs\""), "jwt.time_to_live: \"7 parsecs\" is no duration"),
@@ -85,7 +91,8 @@ fn each_wrong_key_is_named_with_a_remedy() {
 
 #[test]
 fn all_problems_come_at_once_and_no_secret_is_shown() {
-    let message = parse("[jwt]\nsecret = \"hush hush\"\n").unwrap_err().to_string();
+    let text = "[jwt]\nsecret = \"hush hush\"\n[repositories]\novs_agent_db = \"\"\n";
+    let message = parse(text).unwrap_err().to_string();
     for key in ["ovm_endpoint", "jwt.secret", "repositories.paths"] {
         assert!(message.contains(key), "{message:?} lacks {key}");
     }
@@ -104,4 +111,12 @@ fn a_fingerprint_is_taken_as_openssl_prints_it() {
         assert_eq!(parse_fingerprint(&text), Some([0xab; 32]), "{text}");
     }
     assert_eq!(parse_fingerprint(&"é".repeat(32)), None);
+}
+
+#[test]
+fn on_a_host_of_oracle_vm_the_agent_knows_manager_and_repositories() {
+    let config = parse("[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n").unwrap();
+    assert_eq!(config.manager.endpoint, None);
+    assert!(config.repositories.paths.is_empty());
+    assert_eq!(config.repositories.agent_db.as_deref(), Some(Path::new("/etc/ovs-agent/db")));
 }

@@ -15,6 +15,7 @@ use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
 use super::failure::Failure;
+use crate::app::adopt::Adoption;
 use crate::app::snapshots::View;
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
@@ -86,6 +87,36 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
     }
 }
 
+/// The parameters of a query, as far as they are known.
+struct Parameters(Vec<(String, String)>);
+
+impl Parameters {
+    async fn of<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Query::from_request_parts(parts, state).await;
+        query.map(|Query(pairs)| Self(pairs)).map_err(|error| Error::BadRequest(error.body_text()).into())
+    }
+
+    fn value(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    fn bool_or(&self, name: &str, default: bool) -> Result<bool, Failure> {
+        self.value(name).map_or(Ok(default), |text| parse_bool(name, text))
+    }
+}
+
+/// `dryRun` and `manifests` of a query.
+pub(super) struct AdoptQuery(pub Adoption);
+
+impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Parameters::of(parts, state).await?;
+        Ok(Self(Adoption { dry_run: query.bool_or("dryRun", false)?, manifests: query.bool_or("manifests", false)? }))
+    }
+}
+
 /// `squashChunks`, `compareTo`, `zero`, `chunks` of a query. Unknown parameters are ignored.
 pub(super) struct SnapshotQuery(pub View);
 
@@ -93,10 +124,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let query = Query::<Vec<(String, String)>>::from_request_parts(parts, state).await;
-        let Query(pairs) = query.map_err(|error| Error::BadRequest(error.body_text()))?;
-        let value = |name: &str| pairs.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-        let given = |name: &str| value(name).filter(|value| !value.is_empty());
+        let query = Parameters::of(parts, state).await?;
+        let given = |name: &str| query.value(name).filter(|value| !value.is_empty());
         let zeros = match given("zero") {
             None => None,
             Some("include") => Some(true),
@@ -105,8 +134,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
         };
         Ok(Self(View {
             compare_to: given("compareTo").map(|text| id(text, "compareTo names no snapshot")).transpose()?,
-            squash: value("squashChunks").map_or(Ok(true), |text| parse_bool("squashChunks", text))?,
-            chunks: value("chunks").map_or(Ok(true), |text| parse_bool("chunks", text))?,
+            squash: query.bool_or("squashChunks", true)?,
+            chunks: query.bool_or("chunks", true)?,
             zeros,
         }))
     }

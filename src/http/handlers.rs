@@ -8,7 +8,9 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::disk_response;
-use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath};
+use super::extract::{
+    AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath,
+};
 use super::failure::Failure;
 use crate::app::App;
 use crate::auth::Credentials;
@@ -28,13 +30,38 @@ pub(super) async fn login(
 pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<wire::Capabilities> {
     Json(wire::Capabilities {
         version: env!("CARGO_PKG_VERSION"),
-        features: &["compare", "zero-chunks", "squash", "omit-chunks", "range", "multirange", "conditional-requests"],
+        features: &[
+            "repositories",
+            "compare",
+            "zero-chunks",
+            "squash",
+            "omit-chunks",
+            "range",
+            "multirange",
+            "conditional-requests",
+        ],
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
             token_seconds: app.token_lifetime().as_secs(),
         },
     })
+}
+
+pub(super) async fn repositories(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+) -> Result<Json<Vec<wire::Repository>>, Failure> {
+    Ok(Json(app.list_repositories(&session).await?))
+}
+
+pub(super) async fn adopt(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    AdoptQuery(what): AdoptQuery,
+    _body: SmallBody,
+) -> Result<Json<wire::Adoption>, Failure> {
+    Ok(Json(app.adopt(&session, what).await?))
 }
 
 pub(super) async fn vms(

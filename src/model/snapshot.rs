@@ -46,7 +46,7 @@ pub struct SnapshotDisk {
 }
 
 /// Which disk a file is a state of: what makes two disks of two snapshots comparable.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DiskSource {
     /// The repository in which the disk and the snapshot's file lie.
     pub repository: RepositoryId,

@@ -10,10 +10,15 @@ pub mod locate;
 pub mod manifest;
 pub mod map;
 pub mod snapshot_dir;
+pub mod survey;
 
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::model::RepositoryId;
+use crate::sys::fsinfo::{self, Space};
 
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError};
@@ -26,6 +31,29 @@ pub use snapshot_dir::{Removal, SnapshotDir};
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
+}
+
+/// What a repository lies on.
+#[derive(Debug)]
+pub struct Mounted {
+    /// Name of the file system, such as `ocfs2`.
+    pub file_system: String,
+    /// How full it is.
+    pub space: Space,
+}
+
+/// Why a repository is not there.
+#[derive(Debug, thiserror::Error)]
+pub enum Absent {
+    /// The folder cannot be opened.
+    #[error("is not there: {0}; is it mounted?")]
+    Unreadable(#[from] io::Error),
+    /// It is no folder.
+    #[error("is not a folder")]
+    NotAFolder,
+    /// Nothing is in it, and nothing mounted on it.
+    #[error("is empty: nothing is mounted there")]
+    Empty,
 }
 
 impl Repository {
@@ -42,6 +70,25 @@ impl Repository {
     /// Where it is mounted.
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
+    }
+
+    /// What is mounted there.
+    ///
+    /// # Errors
+    /// [`Absent`] where nothing is.
+    pub fn mounted(&self) -> Result<Mounted, Absent> {
+        let folder = File::open(&self.mount_point)?;
+        let metadata = folder.metadata()?;
+        if !metadata.is_dir() {
+            return Err(Absent::NotAFolder);
+        }
+        // What a mount point is like when nothing is mounted. A folder with something in it may be
+        // a repository all the same: several can share one file system.
+        let parent = self.mount_point.join("..").metadata()?;
+        if parent.dev() == metadata.dev() && self.mount_point.read_dir()?.next().is_none() {
+            return Err(Absent::Empty);
+        }
+        Ok(Mounted { file_system: fsinfo::name_of(&folder)?, space: fsinfo::space(&folder)? })
     }
 
     /// The folder of the VM definitions, one folder a VM.

@@ -8,7 +8,7 @@ use std::sync::{PoisonError, RwLock};
 
 use redb::{Database, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
 
-use super::{StoreError, schema};
+use super::{Found, StoreError, schema};
 
 /// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
 const CACHE: usize = 8 << 20;
@@ -80,6 +80,21 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// Looks at the database at `path` and changes nothing.
+pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
+    if is_bolt(path)? {
+        return Err(StoreError::Bolt(path.to_owned()));
+    }
+    if !path.try_exists()? {
+        return Ok(Found::Nothing);
+    }
+    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
+        Err(redb::DatabaseError::RepairAborted) => Ok(Found::Unclean),
+        opened => schema::check(&opened?.begin_read()?).map(|()| Found::Good),
+    });
+    looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
 fn open_file(path: &Path) -> Result<Database, StoreError> {

@@ -84,9 +84,32 @@ const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapsh
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
+/// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
+/// adopted, by the second of their creation.
+pub const FIRST_SEQUENCE: u64 = 1 << 32;
+
 /// The database. Its calls block; each write is on stable storage when it returns.
 pub struct Store {
     handle: database::Handle,
+}
+
+/// What was found where the database is to be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No file: the service will make one.
+    Nothing,
+    /// A database of ours.
+    Good,
+    /// One that was not closed well: the service will repair it.
+    Unclean,
+}
+
+/// Looks at the database at `path`, and changes nothing.
+///
+/// # Errors
+/// What [`Store::open`] would say.
+pub fn look(path: &Path) -> Result<Found, StoreError> {
+    database::look(path)
 }
 
 impl Store {
@@ -118,13 +141,32 @@ impl Store {
             let sequence = {
                 let mut counters = transaction.open_table(schema::COUNTERS)?;
                 let last = counters.get("sequence")?.map_or(0, |value| value.value());
-                counters.insert("sequence", last + 1)?;
-                last + 1
+                let next = (last + 1).max(FIRST_SEQUENCE);
+                counters.insert("sequence", next)?;
+                next
             };
             snapshot.sequence = sequence;
             put(transaction, State::Creating, snapshot)?;
             let vm = snapshot.vm.as_str();
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm, sequence), snapshot.id.as_u128())?;
+            Ok(())
+        })
+    }
+
+    /// Writes down a complete `snapshot` that the database did not know, at the place in the order
+    /// that it names.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            put(transaction, State::Ready, snapshot)?;
+            let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+            by_vm.insert((snapshot.vm.as_str(), snapshot.sequence), snapshot.id.as_u128())?;
+            // What is made from now on is newer.
+            let mut counters = transaction.open_table(schema::COUNTERS)?;
+            let last = counters.get("sequence")?.map_or(0, |value| value.value());
+            counters.insert("sequence", last.max(snapshot.sequence))?;
             Ok(())
         })
     }

@@ -1,6 +1,6 @@
 //! The database's schema, and the way from an older one to today's.
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use super::StoreError;
 
@@ -12,6 +12,8 @@ type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 /// Migration `i` makes schema `i + 1` of schema `i`.
 const MIGRATIONS: &[Migration] = &[m0001_initial::run];
 
+const TODAY: u64 = MIGRATIONS.len() as u64;
+
 /// Name → number: `schema`, and `sequence`, the last one given to a snapshot.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
@@ -20,17 +22,31 @@ pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new
 /// # Errors
 /// [`StoreError::NewerSchema`] where a newer program made it; those of the database.
 pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> {
-    let today = MIGRATIONS.len() as u64;
-    let found = transaction.open_table(COUNTERS)?.get("schema")?.map_or(0, |value| value.value());
-    if found > today {
-        return Err(StoreError::NewerSchema { found, today });
-    }
+    let found = found(&transaction.open_table(COUNTERS)?)?;
     for migration in &MIGRATIONS[usize::try_from(found).unwrap_or(MIGRATIONS.len())..] {
         migration(transaction)?;
     }
-    if found < today {
-        transaction.open_table(COUNTERS)?.insert("schema", today)?;
-        tracing::info!(from = found, to = today, "database schema brought up to date");
+    if found < TODAY {
+        transaction.open_table(COUNTERS)?.insert("schema", TODAY)?;
+        tracing::info!(from = found, to = TODAY, "database schema brought up to date");
     }
     Ok(())
+}
+
+/// Checks that this program knows the database's schema.
+///
+/// # Errors
+/// As [`migrate`].
+pub(super) fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
+    match transaction.open_table(COUNTERS) {
+        // Made, and never used.
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
+        table => found(&table?).map(|_| ()),
+    }
+}
+
+/// The database's schema, 0 where it has none yet.
+fn found(counters: &impl ReadableTable<&'static str, u64>) -> Result<u64, StoreError> {
+    let found = counters.get("schema")?.map_or(0, |value| value.value());
+    if found > TODAY { Err(StoreError::NewerSchema { found, today: TODAY }) } else { Ok(found) }
 }

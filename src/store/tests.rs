@@ -105,10 +105,10 @@ fn the_database_of_every_schema_is_opened() {
     let mut creating = snapshot(8);
     creating.sequence = 2;
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
-    // The order goes on where it was.
+    // The order goes on, past the places of snapshots that are adopted.
     let mut next = snapshot(9);
     store.begin(&mut next).unwrap();
-    assert_eq!(next.sequence, 3);
+    assert_eq!(next.sequence, FIRST_SEQUENCE);
 }
 
 /// Writes the golden file of today's schema; run by hand when a schema is new:
@@ -142,4 +142,24 @@ fn a_damaged_database_is_an_error_and_stays() {
     std::fs::write(&path, &bytes).unwrap();
     assert!(Store::open(&path).is_err(), "a database of zeros was opened");
     assert_eq!(std::fs::metadata(&path).unwrap().len(), bytes.len() as u64);
+}
+
+#[test]
+fn an_adopted_snapshot_stands_before_those_that_were_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let mut made = snapshot(1);
+    store.begin(&mut made).unwrap();
+    store.commit(&made).unwrap();
+    let mut adopted = snapshot(2);
+    adopted.sequence = 1_700_000_000;
+    store.adopt(&adopted).unwrap();
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
+    // One that had its place from a database that is lost: what is made now is newer.
+    let mut rebuilt = snapshot(3);
+    rebuilt.sequence = FIRST_SEQUENCE + 100;
+    store.adopt(&rebuilt).unwrap();
+    let mut next = snapshot(4);
+    store.begin(&mut next).unwrap();
+    assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }

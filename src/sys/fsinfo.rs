@@ -1,9 +1,10 @@
-//! statfs(2): what a file system is.
+//! statfs(2), statvfs(3): what a file system is, and how full.
 
 use std::io;
 use std::os::fd::AsFd;
 
 use nix::sys::statfs::{self, FsType};
+use nix::sys::statvfs;
 
 /// Name of the file system that an open file lies on, as mount(8) spells it, or its magic number
 /// (linux/magic.h) where it has no name here.
@@ -24,4 +25,23 @@ pub fn name_of(file: impl AsFd) -> io::Result<String> {
         FsType(other) => return Ok(format!("{other:#x}")),
     };
     Ok(name.to_owned())
+}
+
+/// How large a file system is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Space {
+    /// Bytes in all.
+    pub total: u64,
+    /// Bytes that can still be written.
+    pub free: u64,
+}
+
+/// The space of the file system that an open file lies on.
+///
+/// # Errors
+/// The errno of fstatvfs(3).
+pub fn space(file: impl AsFd) -> io::Result<Space> {
+    let found = statvfs::fstatvfs(file)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
+    Ok(Space { total: bytes(found.blocks()), free: bytes(found.blocks_available()) })
 }

@@ -79,6 +79,33 @@ pub struct VmDisk {
     pub incompatible_reason: Option<String>,
 }
 
+/// A repository.
+#[derive(Debug, Serialize)]
+pub struct Repository {
+    /// Its id.
+    pub id: String,
+    /// The name that people gave it, where ovs-agent knows it.
+    pub alias: Option<String>,
+    /// Where it is mounted.
+    pub mount_point: Option<String>,
+    /// The file system that is mounted there, such as `ocfs2`.
+    pub filesystem: Option<String>,
+    /// The manager that owns it, where ovs-agent knows it.
+    pub manager_uuid: Option<String>,
+    /// Version of its layout, where ovs-agent knows it.
+    pub version: Option<String>,
+    /// Whether files in it can be snapshotted: found out by doing it.
+    pub reflink: bool,
+    /// Size of the file system, bytes.
+    pub total_bytes: Option<u64>,
+    /// Bytes that can still be written.
+    pub free_bytes: Option<u64>,
+    /// Whether it is there, and is what ovs-agent says.
+    pub status: Status,
+    /// Why not, or why nothing in it can be snapshotted.
+    pub reason: Option<String>,
+}
+
 /// A snapshot. The VM's name goes out in both spellings that the original's texts and code have.
 #[derive(Debug, Serialize)]
 pub struct Snapshot {
@@ -180,6 +207,39 @@ impl Serialize for WireChunk {
         )?;
         chunk.end()
     }
+}
+
+/// Answer to `POST /adopt`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Adoption {
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// The snapshots that were taken over, or would be.
+    pub adopted: Vec<AdoptedSnapshot>,
+    /// What was left as it is.
+    pub left: Vec<LeftFolder>,
+}
+
+/// A snapshot that was taken over.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AdoptedSnapshot {
+    /// Its id.
+    pub id: String,
+    /// Name of its VM.
+    pub vm_id: String,
+    /// When it was made, as far as its files tell: RFC 3339, UTC.
+    pub created_at: String,
+    /// Its folders.
+    pub paths: Vec<String>,
+}
+
+/// A folder that was left as it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LeftFolder {
+    /// The folder.
+    pub path: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// The body of every error.

@@ -28,6 +28,8 @@ pub struct Settings {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub paths: Vec<PathBuf>,
+    /// Folder of ovs-agent's databases.
+    pub agent_db: Option<PathBuf>,
     /// Lines of `[manager]`.
     pub manager: String,
     /// Lines of `[jwt]`, besides the secret.
@@ -48,6 +50,7 @@ impl Settings {
             certificate: certificates.path("server.pem"),
             key: certificates.path("server.key"),
             paths: repositories.iter().map(|path| path.to_path_buf()).collect(),
+            agent_db: None,
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
             tls: String::new(),
@@ -61,6 +64,7 @@ impl Settings {
         write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
+        writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
         text
     }
 }

@@ -1,0 +1,286 @@
+//! The journey of snapshots that others made into the database.
+//!
+//! The original exporter leaves folders of snapshots behind, and so does a lost database. Which VM a
+//! folder is of is told by its disks' names and the inventory, or by its manifest; when it was made,
+//! by its files' times. What cannot be placed is listed and left as it is; nothing is ever deleted.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::vm_disks::{Examiner, Verdict};
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::repository::survey::{self, Folder};
+use crate::repository::{DiskFile, Repository, SnapshotDir};
+use crate::store::FIRST_SEQUENCE;
+use crate::wire;
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Adoption {
+    /// Only say what would be done.
+    pub dry_run: bool,
+    /// Also those with a manifest, which are another exporter's unless its database is lost.
+    pub manifests: bool,
+}
+
+/// A folder that was touched this short a time ago may be one that is still being made.
+const YOUNG: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
+
+/// The folders of one snapshot, one a repository.
+type Parts = Vec<(Repository, Folder)>;
+
+/// The disks of the inventory: by repository and file name, whose it is.
+type Owners = HashMap<(RepositoryId, String), HashSet<(VmId, DiskSource)>>;
+
+/// A snapshot that was placed, before it is taken.
+struct Candidate {
+    snapshot: Snapshot,
+    parts: Parts,
+}
+
+impl App {
+    /// Takes over the snapshots found in the repositories that the database does not know.
+    ///
+    /// # Errors
+    /// [`Error::Inventory`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
+    /// is told beside it.
+    pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<wire::Adoption, Error> {
+        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        self.detached(async move {
+            let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
+            for (vm, candidates) in candidates {
+                let _turn = app.turns.take(&vm).await;
+                let taken = app.blocking(move |app| app.take_over(what, candidates)).await?;
+                report.adopted.extend(taken.adopted);
+                report.left.extend(taken.left);
+            }
+            Ok(report)
+        })
+        .await
+    }
+
+    /// What can be placed, by VM and oldest first, and what cannot.
+    fn candidates(
+        &self,
+        what: Adoption,
+        user: &str,
+    ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, wire::Adoption), Error> {
+        let mut report = wire::Adoption { dry_run: what.dry_run, adopted: Vec::new(), left: Vec::new() };
+        let mut left = |path: &std::path::Path, reason: String| {
+            report.left.push(wire::LeftFolder { path: path.display().to_string(), reason });
+        };
+        let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
+        for repository in self.repositories.found().usable() {
+            match survey::survey(repository) {
+                Ok((folders, odd)) => {
+                    for folder in folders {
+                        by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
+                    }
+                    odd.iter().for_each(|odd| left(&odd.path, odd.reason.clone()));
+                }
+                Err(error) => left(repository.mount_point(), format!("cannot be looked through: {error}")),
+            }
+        }
+        let owners = self.owners_of_disks()?;
+        let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
+        for (id, parts) in by_id {
+            // Known already, perhaps as one that is being made or removed.
+            if self.store.record(SnapshotId::from_u128(id))?.is_some() {
+                continue;
+            }
+            match place(&parts, &owners, what, user) {
+                Ok(snapshot) => placed.entry(snapshot.vm.clone()).or_default().push(Candidate { snapshot, parts }),
+                Err(reason) => parts.iter().for_each(|(_, folder)| left(&folder.path, reason.clone())),
+            }
+        }
+        for candidates in placed.values_mut() {
+            candidates.sort_by_key(|candidate| (candidate.snapshot.created_at, candidate.snapshot.sequence));
+        }
+        Ok((placed, report))
+    }
+
+    fn owners_of_disks(&self) -> Result<Owners, Error> {
+        let mut owners = Owners::new();
+        let mut examiner = Examiner::new(self);
+        for vm in self.inventory()? {
+            let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
+            for line in &lines {
+                let Verdict::Taken(disk) = examiner.examine(line).verdict else { continue };
+                let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
+                let owner = (id.clone(), disk.source.clone());
+                owners.entry((disk.source.repository, name)).or_default().insert(owner);
+            }
+        }
+        Ok(owners)
+    }
+
+    /// Takes over snapshots of one VM, whose turn it is.
+    fn take_over(&self, what: Adoption, candidates: Vec<Candidate>) -> Result<wire::Adoption, Error> {
+        let mut report = wire::Adoption { dry_run: what.dry_run, adopted: Vec::new(), left: Vec::new() };
+        let mut there = match candidates.first() {
+            Some(first) => self.store.snapshots_of(&first.snapshot.vm)?,
+            None => Vec::new(),
+        };
+        for mut candidate in candidates {
+            let taken = give_place(&mut candidate.snapshot, &there)
+                .and_then(|()| if what.dry_run { Ok(()) } else { self.take_one(&mut candidate) });
+            let paths = candidate.parts.iter().map(|(_, folder)| folder.path.display().to_string());
+            match taken {
+                Ok(()) => {
+                    report.adopted.push(wire::AdoptedSnapshot {
+                        id: candidate.snapshot.id.to_string(),
+                        vm_id: candidate.snapshot.vm.to_string(),
+                        created_at: candidate.snapshot.created_at.to_string(),
+                        paths: paths.collect(),
+                    });
+                    there.push(candidate.snapshot);
+                }
+                Err(reason) => {
+                    report.left.extend(paths.map(|path| wire::LeftFolder { path, reason: reason.clone() }));
+                }
+            }
+        }
+        Ok(report)
+    }
+
+    fn take_one(&self, candidate: &mut Candidate) -> Result<(), String> {
+        let Candidate { snapshot, parts } = candidate;
+        let has_manifest = parts.iter().any(|(_, folder)| folder.manifest.is_some());
+        for disk in &mut snapshot.disks {
+            let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
+            if has_manifest {
+                let file = DiskFile::open(&repository, snapshot.id, disk);
+                file.map_err(|error| format!("{}: {error}", disk.name))?;
+            } else {
+                let sealed = survey::seal_found(&SnapshotDir::new(&repository, snapshot.id), &disk.name);
+                disk.identity = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
+            }
+        }
+        // First the record: a manifest without one would keep the next try from taking it.
+        self.store.adopt(snapshot).map_err(|error| error.to_string())?;
+        tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
+        if !has_manifest {
+            for (repository, folder) in parts {
+                if let Err(error) = SnapshotDir::new(repository, snapshot.id).seal(snapshot) {
+                    tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The snapshot that `parts` are, its place in the order and its files' identities not yet known.
+fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<Snapshot, String> {
+    let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();
+    if jiff::Timestamp::now().duration_since(youngest) < YOUNG {
+        return Err(format!("was touched less than {} minutes ago: it may be being made", YOUNG.as_mins()));
+    }
+    if let Some(manifest) = parts.iter().find_map(|(_, folder)| folder.manifest.as_ref()) {
+        if !what.manifests {
+            return Err(
+                "has a manifest: it is another exporter's, unless its database is lost (adopt --manifests)".to_owned()
+            );
+        }
+        let snapshot = manifest.as_ref().map_err(|error| format!("its manifest cannot be read: {error}"))?;
+        let is_its_own = parts.iter().all(|(_, folder)| folder.id == snapshot.id);
+        return if is_its_own { Ok(snapshot.clone()) } else { Err("its manifest is another snapshot's".to_owned()) };
+    }
+    let mut vm: Option<&VmId> = None;
+    let mut disks = Vec::new();
+    for (repository, folder) in parts {
+        for name in &folder.files {
+            let (owner, source) = owner_of(repository, name, owners)?;
+            if vm.is_some_and(|vm| vm != owner) {
+                return Err("its disks are of more than one VM".to_owned());
+            }
+            vm = Some(owner);
+            let identity = FileIdentity { inode: 0, size: 0, changed_ns: 0 };
+            if disks.iter().any(|other: &SnapshotDisk| other.name == *name) {
+                return Err(format!("has {name} in two repositories"));
+            }
+            disks.push(SnapshotDisk { name: name.clone(), source: source.clone(), identity });
+        }
+    }
+    let (Some(vm), Some((_, first))) = (vm, parts.first()) else { return Err("holds no disk".to_owned()) };
+    Ok(Snapshot {
+        id: first.id,
+        vm: vm.clone(),
+        sequence: 0,
+        created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
+        created_by: user.to_owned(),
+        disks,
+    })
+}
+
+fn owner_of<'a>(
+    repository: &Repository,
+    name: &DiskName,
+    owners: &'a Owners,
+) -> Result<(&'a VmId, &'a DiskSource), String> {
+    let owners = owners.get(&(repository.id().clone(), name.as_str().to_owned()));
+    let mut owners = owners.into_iter().flatten();
+    match (owners.next(), owners.next()) {
+        (Some((vm, source)), None) => Ok((vm, source)),
+        (Some(_), Some(_)) => Err(format!("{name} may be of more than one disk of the inventory")),
+        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository")),
+    }
+}
+
+/// Gives an adopted snapshot its place among those that are `there`: before all that this service
+/// made. One with a place, from its manifest, keeps it.
+///
+/// # Errors
+/// Where that would not be the order of their times.
+fn give_place(snapshot: &mut Snapshot, there: &[Snapshot]) -> Result<(), String> {
+    if snapshot.sequence == 0 {
+        let second = u64::try_from(snapshot.created_at.as_second()).unwrap_or_default();
+        let older = there.iter().filter(|other| other.created_at <= snapshot.created_at);
+        let after = older.map(|other| other.sequence + 1).filter(|after| *after < FIRST_SEQUENCE).max();
+        snapshot.sequence = second.max(after.unwrap_or_default());
+    }
+    let in_order = there.iter().all(|other| {
+        other.sequence != snapshot.sequence
+            && (other.sequence < snapshot.sequence) == (other.created_at <= snapshot.created_at)
+    });
+    if in_order { Ok(()) } else { Err("is not older than snapshots that this service has made of the VM".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn snapshot(second: i64, sequence: u64) -> Snapshot {
+        Snapshot {
+            id: SnapshotId::from_u128(u128::from(sequence)),
+            vm: "0004fb00000600000000000000000001".parse().unwrap(),
+            sequence,
+            created_at: jiff::Timestamp::from_second(second).unwrap(),
+            created_by: "admin".to_owned(),
+            disks: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn an_adopted_snapshot_gets_the_place_of_its_time() {
+        let place = |second: i64, sequence: u64, there: &[Snapshot]| {
+            let mut adopted = snapshot(second, sequence);
+            give_place(&mut adopted, there).map(|()| adopted.sequence)
+        };
+        let made = snapshot(5000, FIRST_SEQUENCE + 7);
+        assert_eq!(place(1000, 0, &[]), Ok(1000));
+        assert_eq!(place(1000, 0, std::slice::from_ref(&made)), Ok(1000));
+        // Two of one second.
+        assert_eq!(place(1000, 0, &[snapshot(1000, 1000), made.clone()]), Ok(1001));
+        assert_eq!(place(900, 0, &[snapshot(1000, 1000), made.clone()]), Ok(900));
+        // Newer than what this service has made: it cannot stand after it.
+        assert!(place(6000, 0, std::slice::from_ref(&made)).is_err());
+        // With a place of its own.
+        assert_eq!(place(4000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)), Ok(FIRST_SEQUENCE + 3));
+        for (second, sequence) in [(4000, FIRST_SEQUENCE + 7), (4000, FIRST_SEQUENCE + 8), (6000, FIRST_SEQUENCE + 3)] {
+            assert!(place(second, sequence, std::slice::from_ref(&made)).is_err(), "{second} {sequence}");
+        }
+    }
+}

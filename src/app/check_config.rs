@@ -1,0 +1,277 @@
+//! Whether all that the service needs is there: looked at as the service would, and left as it is.
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use super::login::ManagerAddress;
+use super::repositories::Repositories;
+use crate::auth::Manager;
+use crate::config::{self, Api, Config};
+use crate::repository::{CloneSupport, Repository};
+use crate::store::{self, Found, StoreError};
+
+/// How a finding is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// As it should be.
+    Good,
+    /// The service would run, and somebody should look at it.
+    Doubtful,
+    /// The service would not run, or not do its work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+pub struct Finding {
+    /// What was looked at: a key of the config, mostly.
+    pub what: String,
+    /// How it is.
+    pub verdict: Verdict,
+    /// What was found.
+    pub found: String,
+    /// What to do, where something is to be done.
+    pub remedy: Option<String>,
+}
+
+/// Days before a certificate's end from which on it is worth a word.
+const RENEWAL_DAYS: i64 = 30;
+
+/// Looks at the config at `path` and at all that it names. `load_tls` is what the service loads its
+/// certificate with.
+pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let config = match config::load(path) {
+        Ok(config) => config,
+        Err(error) => {
+            let lines = error.to_string();
+            lines.lines().for_each(|line| findings.bad("config", line, "mend that line"));
+            return findings.0;
+        }
+    };
+    findings.secret_file("config", path, "the secret that tokens are signed with");
+    if !nix::unistd::geteuid().is_root() {
+        findings.doubtful("user", "this is not root", "run this, and the service, as root: disks are root's");
+    }
+    findings.tls(&config.api, load_tls);
+    let running = findings.database(&config.db_file);
+    findings.address(&config.api, running);
+    if let Some(file) = &config.log_file {
+        findings.log_file(file);
+    }
+    findings.manager(&config).await;
+    findings.repositories(&config.repositories);
+    findings.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, what: &str, verdict: Verdict, found: impl ToString, remedy: Option<&str>) {
+        let remedy = remedy.map(str::to_owned);
+        self.0.push(Finding { what: what.to_owned(), verdict, found: found.to_string(), remedy });
+    }
+
+    fn good(&mut self, what: &str, found: impl ToString) {
+        self.add(what, Verdict::Good, found, None);
+    }
+
+    fn doubtful(&mut self, what: &str, found: impl ToString, remedy: &str) {
+        self.add(what, Verdict::Doubtful, found, Some(remedy));
+    }
+
+    fn bad(&mut self, what: &str, found: impl ToString, remedy: &str) {
+        self.add(what, Verdict::Bad, found, Some(remedy));
+    }
+
+    /// A file that holds a secret.
+    fn secret_file(&mut self, what: &str, path: &Path, secret: &str) {
+        let shown = path.display();
+        match fs::metadata(path) {
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file that is there"),
+            Ok(metadata) if metadata.mode() & 0o007 != 0 => self.doubtful(
+                what,
+                format!("{shown} can be read by everybody on this host, and holds {secret}"),
+                &format!("chmod o-rwx {shown}"),
+            ),
+            Ok(_) => self.good(what, shown),
+        }
+    }
+
+    fn tls(&mut self, api: &Api, load_tls: impl Fn(&Api) -> io::Result<()>) {
+        if let Err(error) = load_tls(api) {
+            return self.bad("api.tls", error, "name the certificate in PEM, and the key that belongs to it");
+        }
+        self.secret_file("api.tls.key", &api.key, "the service's private key");
+        self.validity("api.tls.certificate", &api.certificate);
+        if let Some(authority) = &api.client_ca {
+            self.validity("api.tls.ca_certificate", authority);
+        }
+    }
+
+    /// Until when a certificate is good.
+    fn validity(&mut self, what: &str, path: &Path) {
+        let (shown, renew) = (path.display(), "renew it; the service takes the new one on SIGHUP");
+        let end = match end_of_certificate(path) {
+            Ok((start, _)) if start > jiff::Timestamp::now() => {
+                return self.bad(what, format!("{shown} is not good before {start}"), "look at the clock of this host");
+            }
+            Ok((_, end)) => end,
+            Err(error) => return self.bad(what, format!("{shown}: {error}"), "name a certificate in PEM"),
+        };
+        let days = end.duration_since(jiff::Timestamp::now()).as_hours() / 24;
+        if end <= jiff::Timestamp::now() {
+            self.bad(what, format!("{shown} has expired at {end}"), renew);
+        } else if days < RENEWAL_DAYS {
+            self.doubtful(what, format!("{shown} expires in {days} days, at {end}"), renew);
+        } else {
+            self.good(what, format!("{shown}, good until {end}"));
+        }
+    }
+
+    /// Whether the database can be used; returns whether the service is running on it.
+    fn database(&mut self, path: &Path) -> bool {
+        let (what, shown) = ("db_file", path.display());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(errno) = access(folder, AccessFlags::W_OK | AccessFlags::X_OK) {
+            self.bad(what, format!("the folder of {shown}: {errno}"), "make the folder, or name another file");
+            return false;
+        }
+        match store::look(path) {
+            Ok(Found::Nothing) => self.good(what, format!("{shown} is not there yet; the service will make it")),
+            Ok(Found::Good) => self.good(what, shown),
+            Ok(Found::Unclean) => {
+                self.good(what, format!("{shown} was not closed well; the service will repair it when it starts"));
+            }
+            Err(StoreError::InUse) => {
+                self.good(what, format!("{shown} is in use: the service is running"));
+                return true;
+            }
+            Err(StoreError::Bolt(_)) => self.bad(
+                what,
+                format!("{shown} is the original exporter's (Bolt), and is left untouched"),
+                "name another file; then, with the service running, take its snapshots over: coriolis-ovm-exporter adopt",
+            ),
+            Err(error) => self.bad(what, error, "restore the file from a copy, or move it away"),
+        }
+        false
+    }
+
+    fn address(&mut self, api: &Api, running: bool) {
+        let (what, address) = ("api.bind, api.port", std::net::SocketAddr::from((api.bind, api.port)));
+        match TcpListener::bind(address) {
+            Ok(_) => self.good(what, format!("{address} is free")),
+            Err(error) if running && error.kind() == io::ErrorKind::AddrInUse => {
+                self.good(what, format!("{address} is in use: the service is running"));
+            }
+            Err(error) => {
+                self.bad(
+                    what,
+                    format!("{address}: {error}"),
+                    "stop what listens there, or name another port or address",
+                );
+            }
+        }
+    }
+
+    fn log_file(&mut self, path: &Path) {
+        let (what, shown) = ("log_file", path.display());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let usable = match fs::metadata(path) {
+            Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
+            Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| errno.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match usable {
+            Ok(()) => self.good(what, shown),
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file in a folder that can be written to"),
+        }
+    }
+
+    async fn manager(&mut self, config: &Config) {
+        let what = "ovm_endpoint";
+        let address = match ManagerAddress::new(config).and_then(|address| address.now().map_err(anyhow::Error::msg)) {
+            Ok(address) => address,
+            Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
+        };
+        let manager = match Manager::new(&config.manager) {
+            Ok(manager) => manager,
+            Err(error) => return self.bad("manager", error, "name a certificate that can be read"),
+        };
+        match manager.reach(&address).await {
+            Ok(()) => self.good(what, format!("{address} answers")),
+            Err(error) => {
+                self.bad(what, error, "look at the address, at the way there, and at the keys of [manager]");
+            }
+        }
+        if config.manager.trust == config::Trust::Nothing {
+            self.doubtful(
+                "manager.insecure_skip_verify",
+                "users' passwords go to whoever answers at the manager's address",
+                "name the manager's certificate with manager.ca_certificate or manager.fingerprint",
+            );
+        }
+    }
+
+    fn repositories(&mut self, config: &config::Repositories) {
+        let repositories = match Repositories::new(config) {
+            Ok(repositories) => repositories,
+            Err(error) => return self.bad("repositories", format!("{error:#}"), "name them in repositories.paths"),
+        };
+        let (found, support) = (repositories.found(), CloneSupport::default());
+        if let Some(problem) = &found.problem {
+            self.bad("repositories.ovs_agent_db", problem, "look at ovs-agent, or set ovs_agent_db to \"\"");
+        }
+        if found.known.is_empty() {
+            self.doubtful("repositories", "there are none", "present one to this server in the manager");
+        }
+        for known in &found.known {
+            let what = format!("repository {}", known.name);
+            match &known.repository {
+                Ok(repository) => self.repository(&what, repository, &support),
+                Err(problem) => self.bad(&what, problem, "look at its entry in the manager"),
+            }
+        }
+    }
+
+    fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
+        let shown = repository.mount_point().display();
+        let mounted = match repository.mounted() {
+            Ok(mounted) => mounted,
+            Err(absent) => return self.bad(what, format!("{shown} {absent}"), "mount it, or take it from the config"),
+        };
+        match support.of(repository.mount_point()) {
+            Err(reason) => self.bad(what, format!("{shown}: {reason}"), "snapshots of disks there are not possible"),
+            Ok(()) => {
+                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                let (free, total) = (mounted.space.free, mounted.space.total);
+                let found = format!("{shown}: {}, {:.1} of {:.1} GiB free", mounted.file_system, gib(free), gib(total));
+                if free < total / 20 {
+                    self.doubtful(what, found, "make space: a snapshot keeps what its VM overwrites");
+                } else {
+                    self.good(what, found);
+                }
+            }
+        }
+    }
+}
+
+/// From when until when the first certificate of a PEM file is good.
+fn end_of_certificate(path: &Path) -> Result<(jiff::Timestamp, jiff::Timestamp), String> {
+    let der = CertificateDer::from_pem_file(path).map_err(|error| error.to_string())?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|error| error.to_string())?;
+    let validity = certificate.validity();
+    let time = |seconds: i64| jiff::Timestamp::from_second(seconds).map_err(|error| error.to_string());
+    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+}

@@ -1,0 +1,77 @@
+//! The journey to a list of repositories: what is known of each, and what its mount really is.
+
+use std::sync::Arc;
+
+use super::repositories::Known;
+use super::{App, Error};
+use crate::auth::Session;
+use crate::repository::{Mounted, Repository};
+use crate::wire;
+
+impl App {
+    /// All repositories. One that cannot be used is listed with the reason.
+    ///
+    /// # Errors
+    /// [`Error::AgentDb`] where ovs-agent's database cannot be read and no repository is known.
+    pub async fn list_repositories(self: &Arc<Self>, _session: &Session) -> Result<Vec<wire::Repository>, Error> {
+        self.blocking(|app| {
+            let found = app.repositories.found();
+            match &found.problem {
+                Some(problem) if found.known.is_empty() => Err(Error::AgentDb(problem.clone())),
+                _ => Ok(found.known.iter().map(|known| app.look_at(known)).collect()),
+            }
+        })
+        .await
+    }
+
+    fn look_at(&self, known: &Known) -> wire::Repository {
+        let entry = known.entry.as_ref();
+        let mut listed = wire::Repository {
+            id: known.name.clone(),
+            alias: entry.and_then(|entry| entry.alias.clone()),
+            mount_point: entry.and_then(|entry| entry.mount_point.as_ref()).map(|path| path.display().to_string()),
+            filesystem: None,
+            manager_uuid: entry.and_then(|entry| entry.manager_uuid.clone()),
+            version: entry.and_then(|entry| entry.version.clone()),
+            reflink: false,
+            total_bytes: None,
+            free_bytes: None,
+            status: wire::Status::Error,
+            reason: None,
+        };
+        match &known.repository {
+            Ok(repository) => {
+                listed.mount_point = Some(repository.mount_point().display().to_string());
+                match repository.mounted() {
+                    Ok(mounted) => {
+                        let claimed = entry.and_then(|entry| entry.filesystem.as_deref());
+                        self.describe_mount(repository, mounted, claimed, &mut listed);
+                    }
+                    Err(absent) => listed.reason = Some(absent.to_string()),
+                }
+            }
+            Err(problem) => listed.reason = Some(problem.clone()),
+        }
+        listed
+    }
+
+    fn describe_mount(
+        &self,
+        repository: &Repository,
+        mounted: Mounted,
+        claimed: Option<&str>,
+        listed: &mut wire::Repository,
+    ) {
+        let support = self.clone_support.of(repository.mount_point());
+        listed.reflink = support.is_ok();
+        let otherwise = claimed.filter(|claimed| *claimed != mounted.file_system);
+        let otherwise = otherwise.map(|claimed| {
+            format!("ovs-agent's database says {claimed}, and what is mounted there is {}", mounted.file_system)
+        });
+        listed.status = if otherwise.is_none() { wire::Status::Ok } else { wire::Status::Error };
+        listed.reason = otherwise.or_else(|| support.err().map(|reason| reason.to_string()));
+        listed.filesystem = Some(mounted.file_system);
+        listed.total_bytes = Some(mounted.space.total);
+        listed.free_bytes = Some(mounted.space.free);
+    }
+}

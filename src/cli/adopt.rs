@@ -1,0 +1,62 @@
+//! `adopt`: asks the running service to take over snapshots that it does not know.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+
+use crate::auth::{Tokens, client_config};
+use crate::config::{Api, Config, Trust};
+use crate::wire;
+
+/// Who the service is told is asking: whoever can read the config can make tokens.
+const USER: &str = "operator";
+
+/// For the token, and for the whole answer: disks are written out before they are taken over.
+const PATIENCE: Duration = Duration::from_secs(3600);
+
+/// Asks the service that runs with `config`.
+///
+/// # Errors
+/// Where it does not run, or refuses; in words for an operator.
+pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<wire::Adoption> {
+    let url = format!("https://{}/api/v1/adopt?dryRun={dry_run}&manifests={manifests}", address(&config.api));
+    let token = Tokens::new(&config.jwt.secret, PATIENCE).issue(USER, SystemTime::now())?;
+    let client = reqwest::Client::builder()
+        .tls_backend_preconfigured(client_config(&Trust::CaFile(config.api.certificate.clone()))?)
+        .timeout(PATIENCE)
+        .no_proxy()
+        .build()?;
+    let answer = client.post(&url).bearer_auth(token).send().await;
+    let answer = answer.with_context(|| format!("the service does not answer at {url}; is it running?"))?;
+    let status = answer.status();
+    let body = answer.bytes().await?;
+    if !status.is_success() {
+        anyhow::bail!("the service answers {status}: {}", String::from_utf8_lossy(&body));
+    }
+    serde_json::from_slice(&body).context("the service's answer cannot be understood; is it of this version?")
+}
+
+/// Where the service is reached from its own host.
+fn address(api: &Api) -> SocketAddr {
+    let host = match api.bind {
+        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        address => address,
+    };
+    SocketAddr::from((host, api.port))
+}
+
+/// What was done, for people.
+pub fn report(adoption: &wire::Adoption) -> String {
+    let done = if adoption.dry_run { "would be adopted" } else { "adopted" };
+    let mut text = String::new();
+    for snapshot in &adoption.adopted {
+        text += &format!("{done}  {}  of VM {}, made {}\n", snapshot.id, snapshot.vm_id, snapshot.created_at);
+    }
+    for folder in &adoption.left {
+        text += &format!("left  {}: {}\n", folder.path, folder.reason);
+    }
+    text += &format!("{} {done}, {} left as they are\n", adoption.adopted.len(), adoption.left.len());
+    text
+}
