@@ -1,5 +1,6 @@
 //! The program: reads its arguments and its config, and serves.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // The whole chain, once.
-            eprintln!("coriolis-ovm-exporter: {error:#}");
+            let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
             ExitCode::FAILURE
         }
     }
@@ -21,6 +22,6 @@ fn main() -> ExitCode {
 
 fn run(args: &args::Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    logging::start(config.log_file.as_deref()).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    service::run(&config)
+    let log = logging::start(&config.log).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    service::run(&config, || log.reopen())
 }
