@@ -7,9 +7,18 @@ use clap::Parser;
 
 use crate::config;
 
+/// What else a user of the command line may want to know.
+const SIGNALS: &str = "\
+Signals:
+  SIGHUP           Read the certificate and open the log file anew
+  SIGTERM, SIGINT  Let running answers finish, 30 seconds at most, and stop
+
+Environment:
+  RUST_LOG         What goes into the log: error, warn, info (the default), debug, trace";
+
 /// Incremental disk exporter for virtualization hosts.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = SIGNALS)]
 pub struct Args {
     /// The config file (-config, with one dash, is understood too)
     #[arg(long, value_name = "FILE", default_value = config::DEFAULT_PATH)]
@@ -20,7 +29,7 @@ pub struct Args {
 /// everybody's unit files.
 pub fn with_two_dashes(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     given.map(|argument| match argument.to_str() {
-        Some(text) if text == "-config" || text.starts_with("-config=") || text == "-version" => {
+        Some(text) if matches!(text, "-config" | "-version" | "-help") || text.starts_with("-config=") => {
             OsString::from(format!("-{text}"))
         }
         _ => argument,
