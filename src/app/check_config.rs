@@ -63,7 +63,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
     findings.tls(&config.api, load_tls);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
-    if let Some(file) = &config.log_file {
+    if let Some(file) = &config.log.file {
         findings.log_file(file);
     }
     findings.manager(&config).await;

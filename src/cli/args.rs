@@ -7,11 +7,20 @@ use clap::{Parser, Subcommand};
 
 use crate::config;
 
+/// What else a user of the command line may want to know.
+const SIGNALS: &str = "\
+Signals:
+  SIGHUP           Read the certificate and open the log file anew
+  SIGTERM, SIGINT  Let running answers finish, 30 seconds at most, and stop
+
+Environment:
+  RUST_LOG         What goes into the log: error, warn, info (the default), debug, trace";
+
 /// Incremental disk exporter for virtualization hosts.
 ///
 /// Without a command it serves.
 #[derive(Debug, Parser)]
-#[command(version)]
+#[command(version, after_help = SIGNALS)]
 pub struct Args {
     /// The config file (-config, with one dash, is understood too)
     #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
@@ -46,7 +55,7 @@ pub enum Command {
 /// everybody's unit files.
 pub fn with_two_dashes(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     given.map(|argument| match argument.to_str() {
-        Some(text) if text == "-config" || text.starts_with("-config=") || text == "-version" => {
+        Some(text) if matches!(text, "-config" | "-version" | "-help") || text.starts_with("-config=") => {
             OsString::from(format!("-{text}"))
         }
         _ => argument,

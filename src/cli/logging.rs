@@ -1,27 +1,31 @@
 //! The log: lines of `key=value`, to a file or to standard error.
 
-use std::fs::OpenOptions;
 use std::io::{self, IsTerminal};
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::cli::log_file::LogFile;
+use crate::config;
+
+/// The log that was started.
+#[derive(Debug)]
+pub struct Log(Option<Arc<LogFile>>);
+
 /// Starts the log. `RUST_LOG` chooses what goes into it; by default all from `info` up.
 ///
 /// # Errors
-/// Where `file` cannot be opened.
-pub fn start(file: Option<&Path>) -> io::Result<()> {
+/// Where `log_file` cannot be opened.
+pub fn start(config: &config::Log) -> io::Result<Log> {
     // hyper tells of every client that dawdles, at a level of its own.
     let default = "info,hyper=error";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
-    match file {
-        Some(path) => {
-            let file = OpenOptions::new().create(true).append(true).mode(0o640).open(path)?;
-            subscriber.with_ansi(false).with_writer(Arc::new(file)).init();
-        }
+    // Told of a line that it cannot write, the library panics where standard error is on a full disk.
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
+    let open = |path| LogFile::open(path, config.max_size, config.max_files).map(Arc::new);
+    let file = config.file.as_deref().map(open).transpose()?;
+    match &file {
+        Some(file) => subscriber.with_ansi(false).with_writer(Arc::clone(file)).init(),
         None => subscriber.with_ansi(io::stderr().is_terminal()).with_writer(io::stderr).init(),
     }
     std::panic::set_hook(Box::new(|panic| {
@@ -29,5 +33,16 @@ pub fn start(file: Option<&Path>) -> io::Result<()> {
         let message = panic.payload_as_str().unwrap_or("no message");
         tracing::error!(place, message, "panic");
     }));
-    Ok(())
+    Ok(Log(file))
+}
+
+impl Log {
+    /// Opens the log file by its name again, where there is one.
+    pub fn reopen(&self) {
+        match self.0.as_deref().map(LogFile::reopen) {
+            Some(Ok(())) => tracing::info!("log opened anew"),
+            Some(Err(error)) => tracing::error!(%error, "the log cannot be opened anew; the old one stays"),
+            None => {}
+        }
+    }
 }

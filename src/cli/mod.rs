@@ -3,4 +3,5 @@
 pub mod adopt;
 pub mod args;
 pub mod check_config;
+pub mod log_file;
 pub mod logging;

@@ -10,6 +10,7 @@ pub struct File {
     pub(super) db_file: String,
     pub(super) ovm_endpoint: String,
     pub(super) log_file: String,
+    pub(super) log: Log,
     pub(super) jwt: Jwt,
     pub(super) api: Api,
     pub(super) manager: Manager,
@@ -22,11 +23,26 @@ impl Default for File {
             db_file: "/etc/coriolis-ovm-exporter/exporter.db".to_owned(),
             ovm_endpoint: String::new(),
             log_file: String::new(),
+            log: Log::default(),
             jwt: Jwt::default(),
             api: Api::default(),
             manager: Manager::default(),
             repositories: Repositories::default(),
         }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Log {
+    /// A number of bytes, or text with a unit.
+    pub(super) max_size: toml::Value,
+    pub(super) max_files: u32,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { max_size: "10MiB".into(), max_files: 5 }
     }
 }
 

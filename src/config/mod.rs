@@ -18,8 +18,8 @@ pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
 pub struct Config {
     /// `db_file`.
     pub db_file: PathBuf,
-    /// `log_file`; standard error where there is none.
-    pub log_file: Option<PathBuf>,
+    /// `log_file` and `[log]`.
+    pub log: Log,
     /// `[jwt]`.
     pub jwt: Jwt,
     /// `[api]`.
@@ -28,6 +28,17 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+}
+
+/// `log_file` and `[log]`: where the log goes.
+#[derive(Debug)]
+pub struct Log {
+    /// `log_file`; standard error where there is none.
+    pub file: Option<PathBuf>,
+    /// `log.max_size`: the file is rotated before it is larger, bytes. 0: it is not.
+    pub max_size: u64,
+    /// `log.max_files`: how many rotated files are kept, at least one.
+    pub max_files: u32,
 }
 
 /// `[jwt]`: how tokens are made.
@@ -125,7 +136,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let mut check = Check::default();
     let config = Config {
         db_file: check.path("db_file", &file.db_file),
-        log_file: optional(&file.log_file).map(PathBuf::from),
+        log: check.log(&file),
         jwt: check.jwt(&file.jwt),
         api: check.api(&file.api),
         manager: check.manager(&file),
@@ -165,6 +176,22 @@ impl Check {
                 Duration::ZERO
             }
         }
+    }
+
+    fn log(&mut self, file: &File) -> Log {
+        let size = &file.log.max_size;
+        let bytes = size.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
+        let max_size = bytes.or_else(|| size.as_str().and_then(parse_size)).unwrap_or_else(|| {
+            self.problem("log.max_size", format_args!("{size} is no size; write it as 10MiB, 512KiB or 10485760"));
+            0
+        });
+        if file.log.max_files == 0 {
+            self.problem("log.max_files", "is 0; keep one at least, or set log.max_size = 0 to rotate nothing");
+        }
+        if optional(&file.log_file).is_some_and(|log| log == file.db_file) {
+            self.problem("log_file", "is db_file; name another file");
+        }
+        Log { file: optional(&file.log_file).map(PathBuf::from), max_size, max_files: file.log.max_files }
     }
 
     fn jwt(&mut self, jwt: &file::Jwt) -> Jwt {
@@ -282,6 +309,20 @@ impl Check {
         }
         Repositories { paths: found, agent_db }
     }
+}
+
+/// A number and `B`, `KiB`, `MiB` or `GiB`; bytes.
+fn parse_size(text: &str) -> Option<u64> {
+    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(end);
+    let shift = match unit.trim_start() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(1 << shift)
 }
 
 /// `sha256:` (or nothing) and 64 hexadecimal digits, colons between bytes allowed.

@@ -47,6 +47,29 @@ fn durations_are_those_of_go() {
 }
 
 #[test]
+fn sizes_have_units() {
+    for (text, expected) in [
+        ("0", Some(0)),
+        ("512", Some(512)),
+        ("512B", Some(512)),
+        ("4KiB", Some(4096)),
+        ("10MiB", Some(10 << 20)),
+        ("2 GiB", Some(2 << 30)),
+        ("99999999999GiB", None),
+        ("1.5MiB", None),
+        ("10MB", None),
+        ("-1", None),
+        ("MiB", None),
+        ("", None),
+    ] {
+        assert_eq!(parse_size(text), expected, "{text:?}");
+    }
+    let text = GOOD.replace("[jwt]", "log_file = \"/x.log\"\n[log]\nmax_size = 4096\nmax_files = 2\n[jwt]");
+    let log = parse(&text).unwrap().log;
+    assert_eq!((log.file.as_deref(), log.max_size, log.max_files), (Some(Path::new("/x.log")), 4096, 2));
+}
+
+#[test]
 fn each_wrong_key_is_named_with_a_remedy() {
     let with_text = |from: &str, to: &str| {
         assert!(GOOD.contains(from), "{from:?} is not in the good file");
@@ -81,6 +104,10 @@ fn each_wrong_key_is_named_with_a_remedy() {
             with("[jwt]", "[manager]\nca_certificate = \"x\"\ninsecure_skip_verify = true\n[jwt]"),
             "manager: has more than one",
         ),
+        (with("[jwt]", "[log]\nmax_size = \"10 parsecs\"\n[jwt]"), "log.max_size: \"10 parsecs\" is no size"),
+        (with("[jwt]", "[log]\nmax_size = -1\n[jwt]"), "log.max_size: -1 is no size"),
+        (with("[jwt]", "[log]\nmax_files = 0\n[jwt]"), "log.max_files: is 0"),
+        (with("[jwt]", "log_file = \"/x\"\ndb_file = \"/x\"\n[jwt]"), "log_file: is db_file"),
         (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
         (with("[jwt]", "[jwt"), "line 3: "),
     ];

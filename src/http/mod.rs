@@ -13,6 +13,7 @@ mod extract;
 mod failure;
 mod first_line;
 mod handlers;
+mod notify;
 mod routes;
 
 use std::net::SocketAddr;

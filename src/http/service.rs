@@ -12,7 +12,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::{router, server, tls};
+use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
 
@@ -20,20 +20,20 @@ use crate::config::{Api, Config};
 /// its client goes on from where it was, with a Range.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Runs the service until a signal stops it.
+/// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator.
-pub fn run(config: &Config) -> anyhow::Result<()> {
+pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config));
+    let outcome = runtime.block_on(serve(config, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: &Config) -> anyhow::Result<()> {
+async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config)?;
@@ -44,9 +44,17 @@ async fn serve(config: &Config) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app)), stop.clone());
     let serving = tokio::spawn(serving);
-    signals.until_stopped(|| reload(&config.api, &tls)).await;
+    notify::ready();
+    let on_hang_up = || {
+        notify::reloading();
+        reopen_log();
+        reload(&config.api, &tls);
+        notify::ready();
+    };
+    signals.until_stopped(on_hang_up).await;
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: running answers may finish");
+    notify::stopping();
     stop.cancel();
     let finish = async {
         let _ = serving.await;

@@ -15,5 +15,7 @@ mod login;
 mod logs;
 mod python_client;
 mod readme;
+mod service;
 mod snapshots;
+mod static_binary;
 mod tls;

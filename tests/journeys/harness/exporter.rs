@@ -1,5 +1,6 @@
 //! The service as its users run it: the binary, a config file, a port.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::fs::File;
 use std::net::{TcpListener, TcpStream};
@@ -30,12 +31,18 @@ pub struct Settings {
     pub paths: Vec<PathBuf>,
     /// Folder of ovs-agent's databases.
     pub agent_db: Option<PathBuf>,
+    /// Lines before the first section.
+    pub top: String,
     /// Lines of `[manager]`.
     pub manager: String,
     /// Lines of `[jwt]`, besides the secret.
     pub jwt: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
+    /// The program.
+    pub binary: PathBuf,
+    /// What starts it, with arguments; nothing: it is started outright.
+    pub launcher: Vec<String>,
     /// Set for the process.
     pub environment: Vec<(String, String)>,
 }
@@ -54,12 +61,16 @@ impl Settings {
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
             tls: String::new(),
+            top: String::new(),
+            binary: env!("CARGO_BIN_EXE_coriolis-ovm-exporter").into(),
+            launcher: Vec::new(),
             environment: Vec::new(),
         }
     }
 
     fn text(&self, db_file: &Path, port: u16) -> String {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
+        writeln!(text, "{}", self.top).unwrap();
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
         write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
@@ -188,7 +199,9 @@ fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {
     let db_file = settings.db_file.clone().unwrap_or_else(|| dir.join("exporter.db"));
     std::fs::write(&config, settings.text(&db_file, port)).unwrap();
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
-    Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+    let mut words = settings.launcher.iter().map(OsStr::new).chain([settings.binary.as_os_str()]);
+    Command::new(words.next().unwrap())
+        .args(words)
         .arg("-config")
         .arg(&config)
         .env("RUST_LOG", "debug,hyper=error,h2=error,rustls=error,reqwest=info,hyper_util=info")

@@ -1,0 +1,286 @@
+//! As a service of a host: what its manager is told, what its unit lets it do, and where its log goes.
+
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+
+use crate::harness::{Certificates, Exporter, Manager, Settings, World, text, write_at};
+use crate::needs_root;
+
+/// What the service says next, within 30 seconds.
+fn told(socket: &UnixDatagram) -> String {
+    socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+    let mut buffer = [0; 4096];
+    let length = socket.recv(&mut buffer).unwrap();
+    String::from_utf8(buffer[..length].to_vec()).unwrap()
+}
+
+#[test]
+fn the_service_manager_is_told() {
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let path = certificates.path("notify");
+    let name = format!("exporter-tests-{port}");
+    for (socket, address) in [
+        (path.display().to_string(), SocketAddr::from_pathname(&path).unwrap()),
+        (format!("@{name}"), SocketAddr::from_abstract_name(&name).unwrap()),
+    ] {
+        let listener = UnixDatagram::bind_addr(&address).unwrap();
+        let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
+        settings.environment.push(("NOTIFY_SOCKET".to_owned(), socket));
+        settings.port = Some(port);
+        // Asked at the moment it says so, and no earlier.
+        let ready = std::thread::spawn(move || {
+            let first = told(&listener);
+            (first, TcpStream::connect(("127.0.0.1", port)).is_ok(), listener)
+        });
+        let mut exporter = Exporter::start(settings);
+        let (first, connected, listener) = ready.join().unwrap();
+        assert_eq!(first, "READY=1");
+        assert!(connected, "it is not ready");
+        exporter.signal(Signal::SIGHUP);
+        let reloading = told(&listener);
+        let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{reloading}"));
+        assert!(time.parse::<u64>().unwrap() > 0);
+        assert_eq!(told(&listener), "READY=1");
+        exporter.signal(Signal::SIGTERM);
+        assert_eq!(told(&listener), "STOPPING=1");
+        assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
+    }
+    // A manager that is not there keeps nobody from serving, and one that never reads no more.
+    let deaf = UnixDatagram::bind(certificates.path("deaf")).unwrap();
+    let filler = UnixDatagram::unbound().unwrap();
+    filler.set_nonblocking(true).unwrap();
+    while filler.send_to(b"x", certificates.path("deaf")).is_ok() {}
+    for socket in ["/nonexistent/notify", certificates.path("deaf").to_str().unwrap()] {
+        let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
+        settings.environment.push(("NOTIFY_SOCKET".to_owned(), socket.to_owned()));
+        let mut exporter = Exporter::start(settings);
+        exporter.signal(Signal::SIGTERM);
+        assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
+        assert!(exporter.log().contains("the service manager cannot be told"), "{}", exporter.log());
+    }
+    drop(deaf);
+}
+
+fn example(path: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)).unwrap()
+}
+
+#[test]
+fn the_units_capabilities_are_enough() {
+    needs_root!();
+    let unit = example("systemd/coriolis-ovm-exporter.service");
+    let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
+    let set = line.split(' ').map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
+    let set = format!("--bounding-set=-all{}", set.collect::<String>());
+    let world = World::with(512, |settings| {
+        settings.launcher = ["setpriv", &set, "--inh-caps=-all", "--no-new-privs"].map(str::to_owned).to_vec();
+    });
+    let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
+    assert!(status.contains("CapEff:\t000000000000000f") && status.contains("NoNewPrivs:\t1"), "{status}");
+    // A disk that is anybody's, and closed to everybody else.
+    let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
+    write_at(disk, 0, &[1; 4096]);
+    std::os::unix::fs::chown(disk, Some(1234), Some(1234)).unwrap();
+    fs::set_permissions(disk, PermissionsExt::from_mode(0o600)).unwrap();
+    let client = world.client();
+    let first = text(&client.take_snapshot()["id"]);
+    let second = text(&client.take_snapshot()["id"]);
+    client.compare(&second, &first);
+    assert_eq!(client.disk(&second, "a.img")[..4096], [1; 4096]);
+    assert_eq!(client.delete(&format!("/vms/{}/snapshots", crate::harness::VM)).status, 200);
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_job_says_only_what_old_upstart_knows() {
+    // init(5) of 0.6.5; `setuid`, `console log` and `reload signal` came later.
+    let known = [
+        "description",
+        "author",
+        "version",
+        "start",
+        "stop",
+        "respawn",
+        "kill",
+        "limit",
+        "umask",
+        "exec",
+        "expect",
+        "env",
+        "export",
+        "nice",
+        "oom",
+        "chdir",
+        "chroot",
+        "console",
+        "emits",
+        "instance",
+        "normal",
+        "task",
+    ];
+    let job = example("upstart/coriolis-ovm-exporter.conf");
+    let stanzas: Vec<&str> = job.lines().filter(|line| !line.is_empty() && !line.starts_with('#')).collect();
+    for stanza in &stanzas {
+        assert!(known.contains(&stanza.split(' ').next().unwrap()), "{stanza}");
+    }
+    // Foreground, or it is lost from sight.
+    assert!(!stanzas.iter().any(|stanza| stanza.starts_with("expect")));
+    assert!(stanzas.contains(&"respawn") && stanzas.iter().any(|stanza| stanza.starts_with("respawn limit ")));
+    // Both start what the README installs, with more time to stop than answers have to finish.
+    let unit = example("systemd/coriolis-ovm-exporter.service");
+    let command = "/usr/local/bin/coriolis-ovm-exporter --config /etc/coriolis-ovm-exporter/config.toml";
+    assert!(job.contains(&format!("\nexec {command} ")) && unit.contains(&format!("\nExecStart={command}\n")));
+    assert!(job.contains("\nkill timeout 45\n") && unit.contains("\nTimeoutStopSec=45\n"));
+}
+
+/// Waits until a file has a line with `what`.
+fn wait_for_line(path: &Path, what: &str) {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !fs::read_to_string(path).unwrap_or_default().lines().any(|line| line.contains(what)) {
+        assert!(Instant::now() < end, "{} does not say {what:?}", path.display());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+#[test]
+fn the_log_file_is_rotated_and_opened_anew() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("exporter.log");
+    let world = World::with(512, |settings| {
+        settings.top = format!("log_file = {log:?}\nlog.max_size = \"8KiB\"\nlog.max_files = 3\n");
+    });
+    let client = world.client();
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..100).for_each(|_| drop(client.get("/vms").ok())));
+        }
+    });
+    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["exporter.log", "exporter.log.1", "exporter.log.2", "exporter.log.3"]);
+    for name in names {
+        let path = dir.path().join(name);
+        let (size, mode) = (path.metadata().unwrap().len(), path.metadata().unwrap().permissions().mode());
+        assert!((1..=8192).contains(&size) && mode & 0o7777 == 0o640, "{}: {size}, {mode:o}", path.display());
+        let text = fs::read_to_string(&path).unwrap();
+        let whole = |line: &str| line.starts_with("20") && line.contains("Z ");
+        assert!(text.ends_with('\n') && text.lines().all(whole), "{}:\n{text}", path.display());
+    }
+    // As logrotate does it.
+    let away = dir.path().join("away");
+    fs::rename(&log, &away).unwrap();
+    world.exporter.signal(Signal::SIGHUP);
+    wait_for_line(&log, "log opened anew");
+    let size = away.metadata().unwrap().len();
+    client.get("/vms").ok();
+    assert_eq!(away.metadata().unwrap().len(), size);
+    assert_eq!(world.exporter.log(), "", "standard error has what belongs into the file");
+    // It cannot be opened anew: the service goes on, with the log that it has.
+    fs::remove_file(&log).unwrap();
+    fs::create_dir(&log).unwrap();
+    world.exporter.signal(Signal::SIGHUP);
+    client.get("/vms").ok();
+}
+
+#[test]
+fn a_log_that_cannot_be_written_takes_nothing_down() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("exporter.log");
+    // A file system of its own, which soon is full.
+    let script = "mount -t tmpfs -o size=64k tmpfs \"$0\" && exec \"$@\"";
+    let small = ["unshare", "--mount", "sh", "-c", script, dir.path().to_str().unwrap()].map(str::to_owned);
+    let mut world = World::with(512, |settings| {
+        settings.top = format!("log_file = {log:?}\nlog.max_size = \"20KiB\"\nlog.max_files = 10\n");
+        settings.launcher = small.to_vec();
+    });
+    let client = world.client();
+    let end = Instant::now() + Duration::from_secs(60);
+    while !world.exporter.log().contains("/api/v1/vms") {
+        client.get("/vms").ok();
+        assert!(Instant::now() < end, "no line goes to standard error");
+    }
+    let seen = PathBuf::from(format!("/proc/{}/root{}", world.exporter.pid(), dir.path().display()));
+    // With space again, the next line is a line of its own, and the gap is told.
+    fs::remove_file(seen.join("exporter.log.1")).unwrap();
+    client.get("/vms").ok();
+    wait_for_line(&seen.join("exporter.log"), "lines could not be written here; they went to standard error");
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(20)).code(), Some(0));
+
+    // Not even standard error can be written.
+    world.exporter.settings().top.clear();
+    world.exporter.settings().launcher = ["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"].map(str::to_owned).to_vec();
+    world.exporter.restart();
+    world.client().get("/vms").ok();
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(20)).code(), Some(0));
+}
+
+#[test]
+fn what_is_no_log_file_is_told_at_start() {
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let at = |name: &str| certificates.path(name);
+    std::os::unix::fs::symlink(at("server.pem"), at("link")).unwrap();
+    nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    for (path, expected) in [
+        (at("link"), "is a symbolic link"),
+        (at("pipe"), "is a pipe"),
+        (at(""), "is a folder"),
+        (at("missing/log"), "No such file"),
+    ] {
+        let mut settings = Settings::new(&certificates, &manager, &[&at("repo")]);
+        settings.top = format!("log_file = {path:?}\n");
+        let refusal = Exporter::refusal(&settings);
+        assert!(refusal.contains(&format!("log_file: {}: {expected}", path.display())), "{refusal}");
+    }
+}
+
+fn run(arguments: &[&str]) -> (i32, String, String) {
+    let Output { status, stdout, stderr } =
+        Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter")).args(arguments).output().unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[test]
+fn arguments() {
+    let version = format!("coriolis-ovm-exporter {}\n", env!("CARGO_PKG_VERSION"));
+    for spelling in ["--version", "-V", "-version"] {
+        assert_eq!(run(&[spelling]), (0, version.clone(), String::new()), "{spelling}");
+    }
+    for spelling in ["--help", "-h", "-help"] {
+        let (status, help, _) = run(&[spelling]);
+        assert_eq!(status, 0, "{spelling}");
+        for told in
+            ["--config <FILE>", "-config", "/etc/coriolis-ovm-exporter/config.toml", "SIGHUP", "SIGTERM", "RUST_LOG"]
+        {
+            assert!(help.contains(told), "{spelling} does not say {told}:\n{help}");
+        }
+    }
+    for (wrong, expected) in [
+        (&["--config"][..], "a value is required for '--config <FILE>'"),
+        (&["-config"], "a value is required for '--config <FILE>'"),
+        (&["--port", "1"], "unexpected argument '--port'"),
+        (&["config.toml"], "unexpected argument 'config.toml'"),
+        (&["--config", "a", "--config", "b"], "cannot be used multiple times"),
+    ] {
+        let (status, output, told) = run(wrong);
+        assert_eq!((status, output.as_str()), (2, ""), "{wrong:?}");
+        assert!(told.contains(expected) && told.contains("--help"), "{wrong:?}: {told}");
+    }
+    let (status, _, told) = run(&["-config", "/nonexistent"]);
+    assert_eq!(status, 1);
+    assert_eq!(told.lines().count(), 1, "{told}");
+}
