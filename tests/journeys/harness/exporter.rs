@@ -70,7 +70,7 @@ impl Settings {
 
     fn text(&self, db_file: &Path, port: u16) -> String {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
-        writeln!(text, "{}", self.top).unwrap();
+        text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
         write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
