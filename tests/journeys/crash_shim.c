@@ -115,6 +115,9 @@ static int is_counted_file(int fd)
 		return result;                          \
 	} while (0)
 
+/* _IOW('o', 4, struct reflink_arguments), of three 64-bit numbers: fs/ocfs2/ocfs2_ioctl.h in Linux */
+#define OCFS2_IOC_REFLINK 0x40186f04
+
 #define MAKES(flags) (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE)
 
 #define MODE_ARGUMENT(flags)                     \
@@ -156,7 +159,7 @@ int ioctl(int fd, unsigned long request, ...)
 	va_start(arguments, request);
 	void *argument = va_arg(arguments, void *);
 	va_end(arguments);
-	RUN(int, request == FICLONE, REAL(ioctl)(fd, request, argument));
+	RUN(int, request == FICLONE || request == OCFS2_IOC_REFLINK, REAL(ioctl)(fd, request, argument));
 }
 
 int mkdir(const char *path, mode_t mode)

@@ -44,7 +44,7 @@ fn clear(folder: &Path) {
 fn a_full_repository() {
     needs_root!();
     let mut trial = Trial::new(|_| {});
-    let mount_point = trial.world.xfs.mount_point.clone();
+    let mount_point = trial.world.volume.mount_point.clone();
     let deleted = trial.take();
     fill(&mount_point);
     for round in ["known to clone", "after a start"] {
@@ -70,7 +70,7 @@ fn a_repository_that_is_read_only() {
     let base = text(&trial.client.get(SNAPSHOTS).ok()[0]["id"]);
     trial.write(1);
     let target = trial.take();
-    trial.world.xfs.remount("ro");
+    trial.world.volume.remount("ro");
     for round in ["known to clone", "after a start"] {
         assert_eq!(trial.client.post(SNAPSHOTS).error(503), "read_only", "{round}");
         assert_eq!(trial.check(round, None), None);
@@ -81,7 +81,7 @@ fn a_repository_that_is_read_only() {
     }
     let path = format!("{SNAPSHOTS}/{target}");
     assert_eq!(trial.client.delete(&path).error(503), "read_only");
-    trial.world.xfs.remount("rw");
+    trial.world.volume.remount("rw");
     trial.delete(&target);
     trial.take();
     assert_eq!(trial.check("writable again", None), None);

@@ -31,7 +31,7 @@ fn strangers_learn_whether_it_serves_and_no_more() {
 
     // Not mounted, and then with a file in its place: said without a name or a path.
     let in_its_place = world.repository.clone();
-    world.xfs.unmount();
+    world.volume.unmount();
     for is_a_file in [false, true] {
         if is_a_file {
             fs::write(&in_its_place, "no folder").unwrap();
@@ -45,6 +45,6 @@ fn strangers_learn_whether_it_serves_and_no_more() {
     }
     assert_eq!(world.client().get("/vms").ok(), json!([]), "a log-in and a list go on");
     fs::remove_file(&in_its_place).unwrap();
-    world.xfs.mount();
+    world.volume.mount();
     assert_eq!(ask("/readyz").ok(), json!({"status": "ok", "problems": []}));
 }

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{VM, World, Xfs, define_vm, define_vm_with, make_disk, make_repository, text};
+use crate::harness::{VM, Volume, World, define_vm, define_vm_with, make_disk, make_repository, text};
 use crate::needs_root;
 
 fn vm_name(number: usize) -> String {
@@ -176,7 +176,7 @@ impl Drop for Tmpfs {
 fn a_file_system_that_cannot_clone_is_named() {
     needs_root!();
     let tmpfs = Tmpfs::new();
-    let plain = Xfs::made_with(512, &["-m", "reflink=0"]);
+    let plain = Volume::xfs_with(512, &["-m", "reflink=0"]);
     let on_tmpfs = make_repository(tmpfs.0.path(), "0004fb0000030000000000000000000a");
     let on_plain = make_repository(&plain.mount_point, "0004fb0000030000000000000000000b");
     let world = World::with(512, |settings| settings.paths.extend([on_tmpfs.clone(), on_plain.clone()]));

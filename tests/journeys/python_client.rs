@@ -37,7 +37,7 @@ fn full_and_incremental_copies_are_the_snapshots() {
     let disks = world.define_vm(&[("a.img", 128 * MB), ("data disk.img", 64 * MB + 512)]);
     write_at(&disks[0], 3 * MB, &vec![1; 20 * MB as usize]);
     write_at(&disks[1], 0, &vec![2; 5 * MB as usize]);
-    let copy_dir = tempfile::tempdir_in(&world.xfs.mount_point).unwrap();
+    let copy_dir = tempfile::tempdir_in(&world.volume.mount_point).unwrap();
     let copy = copy_dir.path().to_str().unwrap();
     let is_copy = |id: &str| {
         for name in ["a.img", "data disk.img"] {

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::Path;
 use std::process::Command;
 
-use crate::harness::{Certificates, Manager, PASSWORD, VM, Xfs, define_vm, make_disk, make_repository, write_at};
+use crate::harness::{Certificates, Manager, PASSWORD, VM, Volume, define_vm, make_disk, make_repository, write_at};
 use crate::needs_root;
 
 /// The two commands that everybody starts with: CI runs the one that this test is part of, and the
@@ -23,8 +23,8 @@ fn commands() -> String {
 #[test]
 fn every_command_of_the_readme_runs() {
     needs_root!();
-    let xfs = Xfs::new(512);
-    let repository = make_repository(&xfs.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+    let volume = Volume::xfs(512);
+    let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
     let disk = make_disk(&repository, "system.img", 64 << 20);
     write_at(&disk, 1 << 20, &[7; 1 << 20]);
     define_vm(&repository, VM, &[disk]);

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, USER, VM, World, Xfs, chunks, data, define_vm, make_disk, text, write_at, zero};
+use crate::harness::{Client, USER, VM, Volume, World, chunks, data, define_vm, make_disk, text, write_at, zero};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -17,7 +17,7 @@ const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 /// [`VM`] with one disk in each of two repositories.
-fn with_a_disk_in_each() -> (Xfs, PathBuf, World) {
+fn with_a_disk_in_each() -> (Volume, PathBuf, World) {
     let (xfs, second, world) = World::with_two_repositories(512);
     let disks = [make_disk(&world.repository, "a.img", MB), make_disk(&second, "b.img", MB)];
     disks.iter().for_each(|disk| write_at(disk, 0, &[1; 4096]));
@@ -257,7 +257,7 @@ fn creation_goes_on_when_the_client_hangs_up() {
     {
         // Nothing can be written, so nothing can be answered. The second waits for its turn behind
         // the first, and is the first to go.
-        let _frozen = world.xfs.freeze();
+        let _frozen = world.volume.freeze();
         std::thread::scope(|scope| {
             for (client, millis) in clients.iter().zip([1500, 500]) {
                 let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));

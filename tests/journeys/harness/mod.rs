@@ -8,7 +8,7 @@ mod manager;
 mod random;
 mod shim;
 mod trial;
-mod xfs;
+mod volume;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -23,26 +23,34 @@ pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
-pub use xfs::Xfs;
+pub use volume::{Volume, output};
 
 /// The VM that most journeys are about.
 pub const VM: &str = "0004fb00000600000000000000000001";
 
 /// Returns from a test that cannot run here, loudly; under `CI=true` that is a failure.
 #[macro_export]
-macro_rules! needs_root {
-    () => {
-        if !nix::unistd::geteuid().is_root() {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, and it needs root");
+macro_rules! needs {
+    ($here:expr, $what:literal) => {
+        if !$here {
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, and it needs {}", $what);
             // Past the test runner, which keeps what `eprintln!` says of a test that passes.
-            let told = format!("SKIPPED {}:{}: needs root, to mount XFS\n", file!(), line!());
+            let told = format!("SKIPPED {}:{}: needs {}\n", file!(), line!(), $what);
             let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
             return;
         }
     };
 }
 
-/// A repository on XFS, a manager, and the service: ready to be asked.
+/// The same for what most tests need.
+#[macro_export]
+macro_rules! needs_root {
+    () => {
+        $crate::needs!(nix::unistd::geteuid().is_root(), "root, to mount XFS")
+    };
+}
+
+/// A repository on a file system of its own, a manager, and the service: ready to be asked.
 ///
 /// Fields are dropped in their order: the service before the file system that it works on.
 pub struct World {
@@ -50,7 +58,7 @@ pub struct World {
     pub manager: Manager,
     pub certificates: Certificates,
     pub repository: PathBuf,
-    pub xfs: Xfs,
+    pub volume: Volume,
 }
 
 impl World {
@@ -61,22 +69,26 @@ impl World {
 
     /// The same, with `change` made to the settings of the service.
     pub fn with(megabytes: u64, change: impl FnOnce(&mut Settings)) -> Self {
-        let xfs = Xfs::new(megabytes);
-        let repository = make_repository(&xfs.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+        Self::on(Volume::xfs(megabytes), change)
+    }
+
+    /// The same on `volume`.
+    pub fn on(volume: Volume, change: impl FnOnce(&mut Settings)) -> Self {
+        let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
         let certificates = Certificates::new();
         let manager = Manager::start(&certificates);
         let mut settings = Settings::new(&certificates, &manager, &[&repository]);
         change(&mut settings);
         let exporter = Exporter::start(settings);
-        Self { exporter, manager, certificates, repository, xfs }
+        Self { exporter, manager, certificates, repository, volume }
     }
 
     /// The same with a second repository, on an XFS of its own.
-    pub fn with_two_repositories(megabytes: u64) -> (Xfs, PathBuf, Self) {
-        let xfs = Xfs::new(megabytes);
-        let second = make_repository(&xfs.mount_point, "0004fb00000300000000000000000002");
+    pub fn with_two_repositories(megabytes: u64) -> (Volume, PathBuf, Self) {
+        let volume = Volume::xfs(megabytes);
+        let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
         let world = Self::with(megabytes, |settings| settings.paths.push(second.clone()));
-        (xfs, second, world)
+        (volume, second, world)
     }
 
     /// A client that is logged in.
@@ -161,5 +173,5 @@ pub fn xfs_io(disk: &Path, commands: &[&str]) {
     for text in commands {
         command.args(["-c", text]);
     }
-    xfs::run(command.arg(disk));
+    volume::run(command.arg(disk));
 }

@@ -8,7 +8,7 @@ use nix::errno::Errno;
 use tempfile::TempDir;
 
 use super::Settings;
-use super::xfs::run;
+use super::volume::run;
 
 /// What happens at the call.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{Answer, Client, Harm, Settings, Shim, VM, World, text, write_at};
+use super::{Answer, Client, Harm, Settings, Shim, VM, Volume, World, text, write_at};
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const DISKS: [&str; 2] = ["a.img", "b.img"];
@@ -33,8 +33,13 @@ impl Trial {
     /// A VM of two disks with one snapshot, and a service that can be harmed; `change` is made to
     /// its settings.
     pub fn new(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::on(Volume::xfs(512), change)
+    }
+
+    /// The same on `volume`.
+    pub fn on(volume: Volume, change: impl FnOnce(&mut Settings)) -> Self {
         let shim = Shim::new();
-        let world = World::with(512, |settings| {
+        let world = World::on(volume, |settings| {
             shim.load_into(settings);
             change(settings);
         });
@@ -99,7 +104,7 @@ impl Trial {
     /// Starts the service again: after a kill that follows a step, the power has gone too.
     pub fn restart(&mut self, harm: Harm) {
         if matches!(harm, Harm::KillAfter) {
-            self.world.xfs.cut_power();
+            self.world.volume.cut_power();
         }
         self.world.exporter.restart();
         self.client = self.world.client();
