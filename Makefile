@@ -20,7 +20,7 @@ RUST_MIN := 1.91
 PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
-            strace:strace ldd:libc-bin readelf:binutils setpriv:util-linux
+            strace:strace db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of programs that are not there.

@@ -3,8 +3,11 @@
 
 mod harness;
 
+mod adopt;
+mod agent;
 mod bad_input;
 mod bytes;
+mod check_config;
 mod compare;
 mod crash;
 mod disk_full;

@@ -2,7 +2,9 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair, date_time_ymd,
+};
 use tempfile::TempDir;
 
 pub struct Certificates {
@@ -39,8 +41,18 @@ impl Certificates {
 
     /// The same for other hosts.
     pub fn issue_for(&self, name: &str, hosts: &[&str]) {
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(hosts.iter().copied().map(str::to_owned).collect::<Vec<_>>()).unwrap();
+        self.issue_with(name, CertificateParams::new(hosts.iter().copied().map(str::to_owned).collect::<Vec<_>>()));
+    }
+
+    /// The same, good until a year begins.
+    pub fn issue_until(&self, name: &str, year: i32) {
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        params.not_after = date_time_ymd(year, 1, 1);
+        self.issue_with(name, Ok(params));
+    }
+
+    fn issue_with(&self, name: &str, params: Result<CertificateParams, rcgen::Error>) {
+        let (key, mut params) = (KeyPair::generate().unwrap(), params.unwrap());
         params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.authority).unwrap();

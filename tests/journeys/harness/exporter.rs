@@ -2,8 +2,9 @@
 
 use std::ffi::OsStr;
 use std::fmt::Write;
-use std::fs::File;
+use std::fs::{File, Permissions};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -109,6 +110,21 @@ impl Exporter {
         std::fs::read_to_string(dir.path().join("log")).unwrap()
     }
 
+    /// Runs a command of the program beside the service; returns its exit status and what it prints.
+    pub fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        run_command(&self.settings, &self.dir.path().join("config.toml"), arguments)
+    }
+
+    /// The same with no service running.
+    pub fn command_alone(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String) {
+        let dir = tempfile::tempdir().unwrap();
+        let db_file = settings.db_file.clone().unwrap_or_else(|| dir.path().join("exporter.db"));
+        let config = dir.path().join("config.toml");
+        std::fs::write(&config, settings.text(&db_file, settings.port.unwrap_or_else(free_port))).unwrap();
+        std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
+        run_command(settings, &config, arguments)
+    }
+
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -192,6 +208,14 @@ impl Drop for Exporter {
 
 fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn run_command(settings: &Settings, config: &Path, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(&settings.binary);
+    let command = command.args(arguments).arg("--config").arg(config).envs(settings.environment.iter().cloned());
+    let output = command.stdin(Stdio::null()).output().unwrap();
+    let told = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(told).unwrap())
 }
 
 fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {

@@ -50,6 +50,11 @@ impl Manager {
 
     /// A manager with the certificate `name`.
     pub fn start_with(certificates: &Certificates, name: &str) -> Self {
+        Self::start_at(certificates, name, "127.0.0.1:0")
+    }
+
+    /// The same at an address of its own.
+    pub fn start_at(certificates: &Certificates, name: &str, address: &str) -> Self {
         let shared = Arc::new(Shared { behaviour: Mutex::new(Behaviour::Good), asked: AtomicUsize::new(0) });
         let router =
             Router::new().route("/ovm/core/wsapi/rest/Repository/id", get(answer)).with_state(Arc::clone(&shared));
@@ -62,7 +67,7 @@ impl Manager {
         };
         let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();
         runtime.spawn(http::server::serve(listener, tls, router, CancellationToken::new()));
         Self { port, shared, _runtime: runtime }

@@ -1,5 +1,6 @@
 //! What every journey needs: a repository, a manager, the service, a client.
 
+mod agent_db;
 mod certificates;
 mod chunks;
 mod client;
@@ -15,6 +16,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, connect, text};
@@ -23,7 +25,7 @@ pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
-pub use volume::{Volume, output};
+pub use volume::{Volume, output, run};
 
 /// The VM that most journeys are about.
 pub const VM: &str = "0004fb00000600000000000000000001";

@@ -59,7 +59,8 @@ impl Volume {
 
     /// The device that it is mounted from.
     pub fn device(&self) -> String {
-        let device = output(Command::new("findmnt").args(["--noheadings", "--output", "SOURCE"]).arg(&self.mount_point));
+        let device =
+            output(Command::new("findmnt").args(["--noheadings", "--output", "SOURCE"]).arg(&self.mount_point));
         device.trim().to_owned()
     }
 

@@ -1,0 +1,142 @@
+//! The way from the original exporter, and from a database that is lost: `adopt`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use tempfile::TempDir;
+
+use crate::harness::{Client, VM, World, define_vm, make_disk, run, text, write_at};
+use crate::needs_root;
+
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+const OTHER_VM: &str = "0004fb00000600000000000000000002";
+
+fn id(number: u32) -> String {
+    format!("{number:08x}-9f3c-4f0e-8a52-0c3f3a1b2c4d")
+}
+
+/// What the original exporter leaves of a snapshot: clones in a folder, and nothing else.
+fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
+    let folder = repository.join("CoriolisSnapshots").join(id(number));
+    fs::create_dir_all(&folder).unwrap();
+    for disk in disks {
+        run(Command::new("cp").arg("--reflink=always").arg(disk).arg(&folder));
+    }
+    folder
+}
+
+fn set_clock_ahead(world: &mut World, dir: &TempDir, seconds: u32) {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/clock_shim.c");
+    let library = dir.path().join("clock_shim.so");
+    run(Command::new("cc").args(["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source));
+    world.exporter.settings().environment =
+        vec![("LD_PRELOAD".to_owned(), library.display().to_string()), ("CLOCK_AHEAD".to_owned(), seconds.to_string())];
+    world.exporter.restart();
+}
+
+fn listed(client: &Client) -> Vec<String> {
+    let list = client.get(&format!("{SNAPSHOTS}?chunks=false")).ok();
+    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+}
+
+/// Whether the last line of a report is this.
+fn ends(report: &(Option<i32>, String), last: &str) -> bool {
+    report.0 == Some(0) && report.1.trim_end().ends_with(last)
+}
+
+#[test]
+fn snapshots_of_the_original_are_taken_over() {
+    needs_root!();
+    let (_volume, second, mut world) = World::with_two_repositories(512);
+    let dir = tempfile::tempdir().unwrap();
+    let repository = world.repository.clone();
+    let (a, b) = (make_disk(&repository, "a.img", 1 << 20), make_disk(&second, "b.img", 1 << 20));
+    define_vm(&repository, VM, &[a.clone(), b.clone()]);
+    let c = make_disk(&repository, "c.img", 1 << 20);
+    define_vm(&repository, OTHER_VM, std::slice::from_ref(&c));
+
+    write_at(&a, 0, &[1; 65536]);
+    let placed = [original(&repository, 0xb, &[&a]), original(&second, 0xb, &[&b])];
+    let base = fs::read(&a).unwrap();
+    write_at(&a, 8192, &[2; 4096]);
+    std::thread::sleep(std::time::Duration::from_millis(20));
+    original(&repository, 0xa, &[&a]);
+    let target = fs::read(&a).unwrap();
+    // What cannot be placed.
+    let stranger = make_disk(&repository, "stranger.img", 4096);
+    let odd = [
+        (original(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
+        (original(&repository, 2, &[&a, &c]), "more than one VM"),
+        (repository.join("CoriolisSnapshots/notes"), "no snapshot's id"),
+    ];
+    fs::create_dir(&odd[2].0).unwrap();
+    let before = world.snapshot_files();
+
+    // They were made a moment ago, perhaps by somebody who is not done yet.
+    let report = world.exporter.command(&["adopt"]);
+    assert!(
+        ends(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
+        "{report:?}"
+    );
+    set_clock_ahead(&mut world, &dir, 3600);
+
+    let report = world.exporter.command(&["adopt", "--dry-run"]);
+    assert!(ends(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
+    let client = world.client();
+    assert_eq!((listed(&client), world.snapshot_files()), (Vec::new(), before.clone()), "a dry run changes nothing");
+
+    let report = world.exporter.command(&["adopt"]);
+    assert!(ends(&report, "2 adopted, 3 left as they are"), "{report:?}");
+    for (path, reason) in &odd {
+        let told = format!("left  {}: ", path.display());
+        assert!(report.1.lines().any(|line| line.starts_with(&told) && line.contains(reason)), "{path:?}: {report:?}");
+    }
+    assert!(before.iter().all(|path| path.exists()), "nothing is deleted");
+    assert_eq!(listed(&client), [id(0xb), id(0xa)], "oldest first, by the files' times");
+    let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
+    assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");
+    assert_eq!(taken["created_by"], "operator");
+
+    // The chain goes on over the border.
+    let change = client.compare(&id(0xa), &id(0xb));
+    assert!(client.patched(&change["disks"][0], &base) == target, "{change}");
+    assert_eq!(change["disks"][0]["data_bytes"], 4096);
+    write_at(&a, 32768, &[3; 4096]);
+    let made = text(&client.take_snapshot()["id"]);
+    let change = client.compare(&made, &id(0xa));
+    assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
+    assert_eq!(listed(&client), [id(0xb), id(0xa), made.clone()]);
+
+    // What is known already is no news, and what was adopted can be deleted.
+    assert!(ends(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", id(0xb))).status, 200);
+    assert!(placed.iter().all(|folder| !folder.exists()));
+
+    // A database that is lost.
+    world.exporter.kill();
+    fs::remove_file(world.exporter.db_file()).unwrap();
+    world.exporter.restart();
+    assert_eq!(listed(&client), Vec::<String>::new());
+    // The last was made an hour ahead, so it is young to a clock that is.
+    set_clock_ahead(&mut world, &dir, 7200 + 3600);
+    let client = world.client();
+    let report = world.exporter.command(&["adopt"]);
+    assert!(ends(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
+    let report = world.exporter.command(&["adopt", "--manifests"]);
+    assert!(report.1.contains("2 adopted"), "{report:?}");
+    assert_eq!(listed(&client), [id(0xa), made.clone()]);
+    let change = client.compare(&made, &id(0xa));
+    assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
+    let next = text(&client.take_snapshot()["id"]);
+    assert_eq!(listed(&client), [id(0xa), made, next]);
+}
+
+#[test]
+fn who_asks_a_service_that_does_not_run_is_told() {
+    needs_root!();
+    let mut world = World::new(512);
+    world.exporter.kill();
+    let (status, told) = world.exporter.command(&["adopt"]);
+    assert!(status == Some(1) && told.contains("is it running?"), "{told}");
+}

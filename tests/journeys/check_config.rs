@@ -1,0 +1,112 @@
+//! `check-config`: what is wrong is found before the service is started, and each time with a remedy.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use crate::harness::{Certificates, Exporter, Manager, Settings, Volume, World, make_repository};
+use crate::needs_root;
+
+/// The line of the table about `what`, and the remedy below it.
+fn line<'a>(table: &'a str, what: &str) -> (&'a str, Option<&'a str>) {
+    let mut lines = table.lines().skip_while(|line| !line.get(6..).is_some_and(|rest| rest.starts_with(what)));
+    let line = lines.next().unwrap_or_else(|| panic!("no {what} in\n{table}"));
+    (line, lines.next().and_then(|next| next.trim_start().strip_prefix("-> ")))
+}
+
+#[test]
+fn a_good_config_is_good_with_and_without_the_service() {
+    needs_root!();
+    let mut world = World::new(512);
+    fs::set_permissions(world.certificates.path("server.key"), fs::Permissions::from_mode(0o600)).unwrap();
+    let before = fs::read_dir(&world.repository).unwrap().count();
+    let (status, table) = world.exporter.command(&["check-config"]);
+    assert_eq!(status, Some(0), "{table}");
+    for (what, told) in [
+        ("db_file", "the service is running"),
+        ("api.bind", "the service is running"),
+        ("ovm_endpoint", "answers"),
+        ("repository 0004fb", "xfs"),
+        ("api.tls.certificate", "good until"),
+    ] {
+        assert!(line(&table, what).0.contains(told), "{table}");
+    }
+    assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "something was left in the repository");
+    let settings = std::mem::replace(
+        world.exporter.settings(),
+        Settings::new(&world.certificates, &world.manager, &[&world.repository]),
+    );
+    let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
+    assert_eq!(status, Some(0), "{table}");
+    assert!(
+        line(&table, "db_file").0.contains("not there yet") && table.ends_with("All is as it should be.\n"),
+        "{table}"
+    );
+}
+
+#[test]
+fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
+    needs_root!();
+    let volume = Volume::xfs_with(512, &["-m", "reflink=0"]);
+    let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    certificates.issue("other");
+    certificates.issue_until("ended", 2020);
+    let bolt = certificates.path("bolt.db");
+    let mut page = vec![0; 4096];
+    page[16..20].copy_from_slice(&0xED0C_DAED_u32.to_ne_bytes());
+    fs::write(&bolt, &page).unwrap();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let taken = listener.local_addr().unwrap().port();
+
+    type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
+    let cases: Vec<(&str, &str, Change<'_>)> = vec![
+        ("config", "jwt.secret: is shorter", Box::new(|settings| settings.secret = "short".to_owned())),
+        ("config", "unknown field", Box::new(|settings| settings.manager += "unknown = 1\n")),
+        ("api.tls", "No such file", Box::new(|settings| settings.key = "/nonexistent".into())),
+        ("api.tls", "key", Box::new(|settings| settings.key = certificates.path("other.key"))),
+        (
+            "api.tls.certificate",
+            "has expired",
+            Box::new(|settings| {
+                settings.certificate = certificates.path("ended.pem");
+                settings.key = certificates.path("ended.key");
+            }),
+        ),
+        ("db_file", "the folder of", Box::new(|settings| settings.db_file = Some("/nonexistent/x.db".into()))),
+        ("db_file", "(Bolt)", Box::new(|settings| settings.db_file = Some(bolt.clone()))),
+        ("api.bind", "in use", Box::new(|settings| settings.port = Some(taken))),
+        ("log_file", "is not a regular file", Box::new(|settings| settings.top += "log_file = \"/tmp\"\n")),
+        ("ovm_endpoint", "refused", Box::new(|settings| settings.ovm_endpoint = "https://127.0.0.1:1".to_owned())),
+        (
+            "ovm_endpoint",
+            "certificate",
+            Box::new(|settings| {
+                settings.manager = format!("ca_certificate = {:?}\n", certificates.path("other.pem"));
+            }),
+        ),
+        ("ovm_endpoint", "404", Box::new(|settings| settings.manager += "path = \"/elsewhere\"\n")),
+        (
+            "repository nowhere",
+            "is it mounted",
+            Box::new(|settings| settings.paths.push("/nonexistent/nowhere".into())),
+        ),
+        ("repository 0004fb", "without reflinks", Box::new(|_| {})),
+    ];
+    for (what, told, change) in cases {
+        let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
+        change(&mut settings);
+        let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
+        let (found, remedy) = line(&table, what);
+        assert!(found.starts_with("FAIL") && found.contains(told), "{told}:\n{table}");
+        assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{told}:\n{table}");
+        assert_eq!(status, Some(1), "{table}");
+    }
+    assert_eq!(fs::read(&bolt).unwrap(), page, "the original's database was touched");
+    let (status, told) = Exporter::command_alone(
+        &Settings::new(&certificates, &manager, &[&repository]),
+        &["check-config", "--config", "/nonexistent.toml"],
+    );
+    assert_ne!(status, Some(0), "{told}");
+}
