@@ -40,6 +40,14 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// The repository of a snapshot's files is not there at the moment.
+    #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
+    RepositoryAway {
+        /// Name of the disk.
+        disk: String,
+        /// What is wrong with the repository.
+        cause: String,
+    },
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -67,12 +75,12 @@ pub enum Error {
         step: String,
     },
     /// The file system failed.
-    #[error("{step}: {source}")]
+    #[error("{step}: {cause}")]
     Io {
         /// What was done.
         step: String,
-        /// The errno.
-        source: io::Error,
+        /// The errno, and what it means.
+        cause: String,
     },
     /// ovs-agent's database cannot be read, and no repository is known.
     #[error("no repository is known: {0}")]
@@ -98,7 +106,7 @@ impl Error {
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
             Some(Errno::EROFS) => Self::ReadOnly { step },
-            _ => Self::Io { step, source },
+            _ => Self::Io { step, cause: source.to_string() },
         }
     }
 

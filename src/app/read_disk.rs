@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::{DiskFile, OpenError, Repository};
+use crate::repository::{DiskFile, MapError, OpenError, Repository};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -32,7 +32,7 @@ impl App {
         self.blocking(move |app| {
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, &error))?;
+            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
             Ok(OpenDisk { file, version, taken_at: snapshot.created_at })
@@ -42,12 +42,29 @@ impl App {
 
     /// Opens a disk's file and checks that it is the one that was taken.
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
-        let repository: Repository = self.repository(&disk.source.repository).ok_or(OpenError::Missing)?;
+        let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
+        let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
         DiskFile::open(&repository, snapshot.id, disk)
     }
 }
 
 /// The error of a snapshot whose disk cannot be used.
-pub(super) fn lost(disk: &SnapshotDisk, cause: &dyn std::fmt::Display) -> Error {
-    Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() }
+pub(super) fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
+    let cause = cause.into();
+    passing(disk, &cause)
+        .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })
+}
+
+/// The error, where it says nothing about the snapshot itself: another time it may be as it was.
+pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
+    let disk = &disk.name;
+    match cause {
+        MapError::File(OpenError::RepositoryAway(cause)) => {
+            Some(Error::RepositoryAway { disk: disk.to_string(), cause: cause.clone() })
+        }
+        MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
+            Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
+        }
+        MapError::Nonsense(_) | MapError::File(OpenError::Missing | OpenError::Replaced) => None,
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::read_disk::lost;
+use super::read_disk::{lost, passing};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::chunk::squash;
@@ -123,22 +123,21 @@ impl App {
 
     /// All of a disk, for a client that holds nothing of it. Without maps, that it is there.
     fn whole(&self, snapshot: &Snapshot, disk: &SnapshotDisk, view: View) -> Result<Change, Error> {
-        let file = self.open(snapshot, disk).map_err(|error| lost(disk, &error))?;
+        let file = self.open(snapshot, disk).map_err(|error| lost(disk, error))?;
         if !view.chunks {
             return Ok(Change::full(Vec::new()));
         }
-        let map = map::read(&file).map_err(|error| lost(disk, &error))?;
+        let map = map::read(&file).map_err(|error| lost(disk, error))?;
         let held = if view.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
         Ok(Change::full(changed(&held, &map)))
     }
 
     /// What changed on a disk since the base.
     fn compare(&self, pair: &SnapshotPair<'_>, disk: &SnapshotDisk) -> Result<Change, Error> {
-        let base_lost =
-            |cause: &dyn std::fmt::Display| Error::BaseLost { disk: disk.name.to_string(), cause: cause.to_string() };
-        let target_file = self.open(pair.target(), disk).map_err(|error| lost(disk, &error))?;
+        let base_lost = |cause: String| Error::BaseLost { disk: disk.name.to_string(), cause };
+        let target_file = self.open(pair.target(), disk).map_err(|error| lost(disk, error))?;
         let full = |held: ExtentMap, reason: &'static str| {
-            let map = map::read(&target_file).map_err(|error| lost(disk, &error))?;
+            let map = map::read(&target_file).map_err(|error| lost(disk, error))?;
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
             Ok(Change { chunks: changed(&held, &map), mode: Mode::Full, reason: Some(reason) })
         };
@@ -149,14 +148,22 @@ impl App {
         if base_disk.source != disk.source {
             return full(ExtentMap::unknown(), "the base's disk of this name is another disk");
         }
-        let base_file = self.open(pair.base(), base_disk).map_err(|error| base_lost(&error))?;
+        let base_file = self.open(pair.base(), base_disk).map_err(|error| {
+            let error = error.into();
+            passing(base_disk, &error).unwrap_or_else(|| base_lost(error.to_string()))
+        })?;
         match map::read_both(&base_file, &target_file) {
             Ok(Some(maps)) => {
                 Ok(Change { chunks: changed(&maps.base, &maps.target), mode: Mode::Incremental, reason: None })
             }
             Ok(None) => full(ExtentMap::unknown(), "the base lies on another file system"),
-            Err(error @ (CompareError::Base(_) | CompareError::Unsettled)) => Err(base_lost(&error)),
-            Err(CompareError::Target(error)) => Err(lost(disk, &error)),
+            Err(CompareError::Target(error)) => Err(lost(disk, error)),
+            Err(error) => match &error {
+                CompareError::Base(cause) => {
+                    Err(passing(base_disk, cause).unwrap_or_else(|| base_lost(error.to_string())))
+                }
+                _ => Err(base_lost(error.to_string())),
+            },
         }
     }
 

@@ -111,6 +111,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::RepositoryAway { .. } => (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable"),
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
         Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

@@ -15,6 +15,9 @@ pub enum OpenError {
     /// It is not there.
     #[error("the snapshot's file is missing")]
     Missing,
+    /// The repository is not there, and with it nothing of the snapshot: both may come back.
+    #[error("the repository {0}")]
+    RepositoryAway(String),
     /// It is another file, or was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
@@ -53,7 +56,10 @@ impl DiskFile {
         let opened =
             OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path);
         let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR) => OpenError::Missing,
+            Some(Errno::ENOENT | Errno::ENOTDIR) => match repository.mounted() {
+                Ok(_) => OpenError::Missing,
+                Err(absent) => OpenError::RepositoryAway(absent.to_string()),
+            },
             Some(Errno::ELOOP) => OpenError::Replaced, // a link, which we never make
             _ => OpenError::Io(error),
         })?;

@@ -5,6 +5,7 @@ mod harness;
 
 mod adopt;
 mod agent;
+mod away;
 mod bad_input;
 mod bytes;
 mod check_config;

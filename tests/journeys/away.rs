@@ -1,0 +1,71 @@
+//! A repository that disappears, also in the middle of a download, and comes back.
+
+use std::io::Read;
+use std::process::Command;
+
+use reqwest::Method;
+
+use crate::harness::{VM, World, run, text, write_at};
+use crate::needs_root;
+
+const SIZE: usize = 64 << 20;
+
+#[test]
+fn a_repository_that_disappears_takes_nothing_with_it() {
+    needs_root!();
+    let world = World::new(1024);
+    let disk = &world.define_vm(&[("a.img", SIZE as u64)])[0];
+    let expected: Vec<u8> = (0..SIZE / 8).flat_map(|number| (number as u64).to_le_bytes()).collect();
+    write_at(disk, 0, &expected);
+    let client = world.client();
+    let base = text(&client.take_snapshot()["id"]);
+    let id = text(&client.take_snapshot()["id"]);
+    let bytes = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
+    let start = || {
+        let mut response = client.request(Method::GET, &bytes).send().unwrap();
+        let mut body = vec![0; 4096];
+        response.read_exact(&mut body).unwrap();
+        (response, body)
+    };
+
+    // Unmounted, as far as that goes while a file is open: the download goes on to its end.
+    let (mut response, mut body) = start();
+    run(Command::new("umount").arg("--lazy").arg(&world.volume.mount_point));
+    response.read_to_end(&mut body).unwrap();
+    assert!(body == expected, "the disk differs");
+    drop(response);
+
+    // Nothing is called lost that may come back, and nothing is made in the empty folder.
+    let document = format!("/vms/{VM}/snapshots/{id}");
+    for path in [document.clone(), format!("{document}?compareTo={base}"), format!("{document}/disks/a.img")] {
+        assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
+    }
+    assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok()[0]["disks"][0]["status"], "error");
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(404), "not_found");
+    let listed = client.get("/repositories").ok();
+    assert_eq!(listed[0]["status"], "error", "{listed}");
+    assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 503);
+    assert_eq!(std::fs::read_dir(&world.volume.mount_point).unwrap().count(), 0);
+
+    // And comes back.
+    world.volume.mount();
+    assert_eq!(client.compare(&id, &base)["disks"][0]["chunks"], serde_json::json!([]));
+    assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 200);
+
+    // The device fails: the body ends early, so that the client notices, and the log says why.
+    let (mut response, mut body) = start();
+    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&world.volume.mount_point));
+    let ended = response.read_to_end(&mut body);
+    assert!(ended.is_err() && body.len() < expected.len(), "{} bytes came", body.len());
+    assert!(expected.starts_with(&body), "bytes came that are not the snapshot's");
+    assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
+    let refused = client.get(&document);
+    assert!(refused.status == 500 || refused.status == 503, "{}", refused.status);
+    let listed = client.get("/repositories").ok();
+    assert_eq!((&listed[0]["status"], &listed[0]["reflink"]), (&"error".into(), &false.into()), "{listed}");
+    drop(response);
+
+    world.volume.unmount();
+    world.volume.mount();
+    assert!(client.disk(&id, "a.img") == expected, "the disk differs after the failure");
+}
