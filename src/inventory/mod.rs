@@ -3,6 +3,7 @@
 //! The parsers are pure functions over text; this is the thin part that reads files. One bad file
 //! is one entry with an error, never a failed listing.
 
+pub mod ovs_agent;
 pub mod ovsmeta;
 pub mod python_literal;
 pub mod vm_cfg;
