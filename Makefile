@@ -1,6 +1,7 @@
 # make demo    see it work, end to end, on a loop-mounted repository
 # make test    everything a change needs: unit, property and integration tests
 # make check   formatting, lints, documents, licences
+# make fuzz    the parsers of foreign files against bytes that are made up, FUZZ_SECONDS each
 # make bench   what a comparison costs, beside what reading the maps costs
 # make build   the release binary, one static file: target/release/coriolis-ovm-exporter (make release is the same)
 #
@@ -9,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo test check audit bench clean deps deps-build deps-check hadolint rust
+.PHONY: build release demo test check audit fuzz bench clean deps deps-check rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's cargo, if there is one, goes before Debian's.
@@ -92,22 +93,38 @@ test: build deps
 
 check: rust deps-check hadolint
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
-	shellcheck examples/demo/demo.sh examples/systemd/verify .ci/run
-	$(HADOLINT) Dockerfile
-	examples/systemd/verify
-	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py
+	shellcheck examples/demo/demo.sh .ci/run
+	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py
 
 # Advisories come over the network.
 audit: rust deps-check
 	cargo deny check advisories
 
-# Made as the release is, so that no second one takes its place.
-bench: rust deps
-	target=$$(rustc -vV | sed -n 's/^host: //p') && \
-	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo bench --locked --bench compare --target "$$target" $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+# libFuzzer's own runtime, which `libfuzzer-sys` brings along and compiles: no cargo-fuzz, and a stable
+# compiler, whose flags these are. With `--target`, they do not reach build scripts and macros.
+FUZZ_SECONDS := 30
+FUZZ_TARGETS := berkeley_db pickle
+FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+              -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+              -Cllvm-args=-sanitizer-coverage-trace-compares
+
+fuzz: rust
+	@$(call install,g++:g++)
+	python3 fuzz/seeds.py tests/fixtures/ovs-agent-db fuzz/corpus
+	mkdir -p fuzz/artifacts
+	host=$$(rustc -vV | sed -n 's/^host: //p'); \
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target "$$host"; \
+	for target in $(FUZZ_TARGETS); do \
+		"fuzz/target/$$host/release/$$target" -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=512 \
+			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
+	done
+
+bench: rust
+	cargo bench --locked --bench compare $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 clean:
 	cargo clean

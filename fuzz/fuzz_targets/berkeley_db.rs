@@ -1,0 +1,28 @@
+//! Any bytes as a database, and what it holds as pickles.
+
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+
+#[path = "../../src/inventory/ovs_agent"]
+mod ovs_agent {
+    pub mod berkeley_db;
+    #[allow(dead_code)]
+    pub mod pickle;
+}
+
+use ovs_agent::{berkeley_db, pickle};
+
+fuzz_target!(|file: &[u8]| {
+    let counted = berkeley_db::element_count(file);
+    if let Ok(pairs) = berkeley_db::pairs(file) {
+        assert!(counted.is_ok(), "pairs, but no count");
+        // An overflow page belongs to one item: nothing is there twice.
+        let len: usize = pairs.iter().map(|(key, value)| key.len() + value.len()).sum();
+        assert!(len <= file.len(), "more bytes than the file has");
+        assert!(pairs.is_sorted_by(|a, b| a.0 < b.0), "a key is there twice");
+        for (_, value) in &pairs {
+            let _ = pickle::parse(value);
+        }
+    }
+});
