@@ -27,7 +27,7 @@ pub struct Scale {
     pub reach: u64,
     /// Whether there is FALLOC_FL_ZERO_RANGE.
     pub zero_range: bool,
-    /// Whether space can be reserved past the end of a disk.
+    /// Whether space past the end of a disk may be reserved: on OCFS2 no clone is made then.
     pub past_end: bool,
 }
 

@@ -17,7 +17,7 @@ fn on_a_real_ocfs2() {
     needs!(prepared, "a guest with OCFS2 (tests/ocfs2/prepare)");
     let mut boot = Command::new(here.join("tests/ocfs2/boot"));
     boot.arg(std::env::current_exe().unwrap());
-    boot.args(["--ignored", "--test-threads", "2", "ocfs2::guest::"]);
+    boot.args(["--ignored", "--test-threads", "2", "--show-output", "ocfs2::guest::"]);
     let output = boot.output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     println!("---- the guest ----\n{told}");
