@@ -10,7 +10,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo test check audit fuzz bench clean deps deps-check rust
+.PHONY: build release demo test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's cargo, if there is one, goes before Debian's.
@@ -22,6 +22,9 @@ PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
             strace:strace db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux
+# For the guest with OCFS2.
+PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of programs that are not there.
@@ -42,6 +45,9 @@ deps-build:
 
 deps: deps-build
 	@$(call install,$(PROGRAMS))
+
+deps-test: deps
+	@$(call install,$(PROGRAMS_TEST))
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
@@ -88,7 +94,8 @@ RUNNER := $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
 # The release is tested too: on a kernel of the oldest host, and for what it opens.
-test: build deps
+test: build deps-test
+	$(if $(RUNNER),@tests/ocfs2/prepare)
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 check: rust deps-check hadolint
@@ -97,7 +104,9 @@ check: rust deps-check hadolint
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
-	shellcheck examples/demo/demo.sh .ci/run
+	shellcheck examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run
+	$(HADOLINT) Dockerfile
+	examples/systemd/verify
 	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py
 
 # Advisories come over the network.

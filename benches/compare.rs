@@ -18,8 +18,8 @@ use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir, map};
 use coriolis_ovm_exporter::sys::fiemap;
 
 #[allow(dead_code)] // the tests need more of it
-#[path = "../tests/journeys/harness/xfs.rs"]
-mod xfs;
+#[path = "../tests/journeys/harness/volume.rs"]
+mod volume;
 
 const BLOCK: u64 = 4096;
 const ROUNDS: usize = 7;
@@ -29,13 +29,13 @@ fn main() {
         eprintln!("this bench mounts XFS: run it as root");
         return;
     }
-    let xfs = xfs::Xfs::new(8 << 10);
+    let volume = volume::Volume::xfs(8 << 10);
     println!("two snapshots of a disk whose every second block is data, 1 % of them written between");
     println!("medians of {ROUNDS} rounds, milliseconds; ratio: comparison ÷ reading the two maps once\n");
     println!("| extents | read two maps | comparison | ratio | filefrag of the two |");
     println!("|--------:|--------------:|-----------:|------:|--------------------:|");
     for extents in [1_000, 10_000, 100_000] {
-        row(&xfs.mount_point, extents);
+        row(&volume.mount_point, extents);
     }
 }
 

@@ -9,7 +9,7 @@ use crate::inventory::load_ovsmeta;
 use crate::inventory::ovsmeta::OvsMeta;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
 use crate::model::RepositoryId;
-use crate::repository::{LocatedDisk, Repository, locate};
+use crate::repository::{LocatedDisk, Repository, clone_support, locate};
 
 /// What a snapshot does with a disk.
 pub(super) enum Verdict {
@@ -90,7 +90,11 @@ impl<'a> Examiner<'a> {
             (Ok(root), Ok(file)) if root != file => {
                 Some("lies on another file system, mounted inside the repository".to_owned())
             }
-            _ => self.app.clone_support.of(root).err().map(|reason| reason.to_string()),
+            _ => {
+                let possible = self.app.clone_support.of(root);
+                let possible = possible.and_then(|()| clone_support::of_disk(&located.file, &located.path));
+                possible.err().map(|reason| reason.to_string())
+            }
         }
     }
 }

@@ -27,6 +27,17 @@ pub enum Unclonable {
     /// call a VM unfit: a snapshot will fail for what it is.
     #[error("no trial was possible")]
     NotNow,
+    /// A disk that OCFS2 would clone wrongly.
+    #[error(
+        "space is reserved past the end of {path}, which OCFS2 counts to its clone and does not clone: to delete \
+         the snapshot would turn the repository read-only; release it (truncate --size={size} {path})"
+    )]
+    ReservedPastEnd {
+        /// Where the disk lies.
+        path: String,
+        /// Its size, bytes.
+        size: u64,
+    },
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -86,6 +97,28 @@ impl CloneSupport {
         }
         answer
     }
+}
+
+/// Whether the disk `file` at `path` can be snapshotted, where its folder can.
+///
+/// OCFS2 (6.1, and the code is as old as its reflinks) gives a clone the source's number of clusters,
+/// and shares those up to the end of the file. Clusters past the end, which fallocate(2) can reserve,
+/// are missing then: the deletion of the clone finds the number wrong, and the volume turns read-only.
+///
+/// # Errors
+/// [`Unclonable::ReservedPastEnd`]; [`Unclonable::TrialFailed`] where the disk cannot be asked.
+pub fn of_disk(file: &File, path: &Path) -> Result<(), Unclonable> {
+    let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
+    if fsinfo::name_of(file).map_err(failed)? != "ocfs2" {
+        return Ok(());
+    }
+    let metadata = file.metadata().map_err(failed)?;
+    // The size of blocks is the size of clusters there. Without blocks, all lies in the inode.
+    let end = metadata.len().next_multiple_of(metadata.blksize().max(1));
+    if metadata.blocks() > 0 && fiemap::Reader::reaches_past(file.as_fd(), end).map_err(failed)? {
+        return Err(Unclonable::ReservedPastEnd { path: path.display().to_string(), size: metadata.len() });
+    }
+    Ok(())
 }
 
 /// Clones a small file, where the file system is one that is supported.

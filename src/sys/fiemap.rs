@@ -88,7 +88,7 @@ impl Reader {
     /// The errno of ioctl(2); `EOPNOTSUPP` where the file system has no FIEMAP. A call that a
     /// signal interrupted is made again.
     pub fn read(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<&[RawExtent]> {
-        let mapped = self.ask(file, start)?.min(self.room) as usize;
+        let mapped = self.ask(file, start, FLAG_SYNC)?.min(self.room) as usize;
         let extents = self.words[HEAD..][..mapped * EXTENT].as_ptr().cast::<RawExtent>();
         // SAFETY: the slice before holds the words of `mapped` extents, which any bits are good for,
         // at the alignment of their `u64`s; it is borrowed from `self`, as is what is returned.
@@ -101,19 +101,22 @@ impl Reader {
     /// As [`Reader::read`].
     pub fn count(file: BorrowedFd<'_>) -> io::Result<u32> {
         // A request without room is answered with the number alone.
-        Self::new(0).ask(file, 0)
+        Self::new(0).ask(file, 0, FLAG_SYNC)
     }
 
-    fn ask(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<u32> {
+    /// Whether `file` has an extent that reaches past `start` bytes. Nothing is written out for it.
+    ///
+    /// # Errors
+    /// As [`Reader::read`].
+    pub fn reaches_past(file: BorrowedFd<'_>, start: u64) -> io::Result<bool> {
+        Ok(Self::new(0).ask(file, start, 0)? > 0)
+    }
+
+    fn ask(&mut self, file: BorrowedFd<'_>, start: u64, flags: u32) -> io::Result<u32> {
         let request = self.words.as_mut_ptr().cast::<Request>();
         loop {
-            let asked = Request {
-                start,
-                length: u64::MAX - start,
-                flags: FLAG_SYNC,
-                extent_count: self.room,
-                ..Request::default()
-            };
+            let asked =
+                Request { start, length: u64::MAX - start, flags, extent_count: self.room, ..Request::default() };
             // SAFETY: `words` has at least the words of a `Request`, at its alignment.
             unsafe { request.write(asked) };
             // SAFETY: the pointer is to a `struct fiemap` followed by room for `extent_count`

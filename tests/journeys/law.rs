@@ -2,6 +2,7 @@
 //! the chunks, are exactly the target's bytes.*
 
 use std::fs::{self, File};
+use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,12 +15,23 @@ use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const BLOCK: u64 = 4096;
-/// Snapshots in a chain.
-const CHAIN: usize = 5;
-/// No disk is larger.
-const LARGEST: u64 = 3 << 20;
-/// Bytes that one operation touches, at most.
-const REACH: u64 = 96 << 10;
+
+/// How large a trial is, and what its file system can do.
+#[derive(Clone, Copy)]
+pub struct Scale {
+    /// Snapshots in a chain.
+    pub chain: usize,
+    /// No disk is larger.
+    pub largest: u64,
+    /// Bytes that one operation touches, at most.
+    pub reach: u64,
+    /// Whether there is FALLOC_FL_ZERO_RANGE.
+    pub zero_range: bool,
+    /// Whether space past the end of a disk may be reserved: on OCFS2 no clone is made then.
+    pub past_end: bool,
+}
+
+const ON_XFS: Scale = Scale { chain: 5, largest: 3 << 20, reach: 96 << 10, zero_range: true, past_end: true };
 
 /// What a guest, or the host under it, does to a disk.
 #[derive(Debug)]
@@ -57,16 +69,17 @@ const OPS: [Op; 16] = [
 ];
 
 /// Does `op` somewhere, as `random` has it: mostly unaligned, now and then to the block.
-fn perform(op: &Op, disk: &Path, random: &mut Random) {
+fn perform(op: &Op, disk: &Path, scale: &Scale, random: &mut Random) {
+    let Scale { largest, reach, .. } = *scale;
     let size = fs::metadata(disk).unwrap().len();
     let mut start = random.below(size.max(1));
-    let mut length = (1 + random.below(REACH)).min(size - start);
+    let mut length = (1 + random.below(reach)).min(size - start);
     if random.below(2) == 0 {
         start -= start % BLOCK;
         length = (length / BLOCK * BLOCK).max(BLOCK).min(size - start);
     }
     if length == 0 {
-        return resize(disk, 1 + random.below(LARGEST));
+        return resize(disk, 1 + random.below(largest));
     }
     let io = |commands: &[String]| xfs_io(disk, &commands.iter().map(String::as_str).collect::<Vec<_>>());
     match op {
@@ -88,14 +101,17 @@ fn perform(op: &Op, disk: &Path, random: &mut Random) {
         }
         Op::WriteZeros => write_at(disk, start, &vec![0; usize::try_from(length).unwrap()]),
         Op::Punch => io(&[format!("fpunch {start} {length}")]),
-        Op::Zero => io(&[format!("fzero {start} {length}")]),
+        Op::Zero if scale.zero_range => io(&[format!("fzero {start} {length}")]),
+        Op::Zero => io(&[format!("fpunch {start} {length}"), format!("falloc {start} {length}")]),
         Op::Preallocate => {
             let keep = if random.below(2) == 0 { "-k " } else { "" };
             io(&[format!("falloc {keep}{start} {length}")]);
-            io(&[format!("falloc -k {size} {length}")]);
+            if scale.past_end {
+                io(&[format!("falloc -k {size} {length}")]);
+            }
         }
-        Op::Resize => resize(disk, random.below(LARGEST)),
-        Op::Append => write_at(disk, size, &random.bytes(length.min(LARGEST - size.min(LARGEST)))),
+        Op::Resize => resize(disk, random.below(largest)),
+        Op::Append => write_at(disk, size, &random.bytes(length.min(largest - size.min(largest)))),
         Op::Sync => File::open(disk).unwrap().sync_all().unwrap(),
     }
 }
@@ -137,7 +153,7 @@ fn check_all_pairs(client: &Client, chain: &[Taken], name: &str, what: &str) -> 
             };
             let full = client.patched(&part(String::new()), &[]);
             assert!(full == target.bytes, "{what}: all of snapshot {i} (squash={squash})");
-            let full = client.patched(&part("&zero=include".to_owned()), &vec![0xee; LARGEST as usize]);
+            let full = client.patched(&part("&zero=include".to_owned()), &vec![0xee; 2 * target.bytes.len()]);
             assert!(full == target.bytes, "{what}: all of snapshot {i}, with zeros (squash={squash})");
             for (j, base) in chain[..i].iter().enumerate() {
                 let change = part(format!("&compareTo={}", base.id));
@@ -157,51 +173,62 @@ fn check_all_pairs(client: &Client, chain: &[Taken], name: &str, what: &str) -> 
     (listed, compared)
 }
 
+/// The seeds of `usual`, or the one that LAW_SEED names.
+pub fn seeds(usual: RangeInclusive<u64>) -> RangeInclusive<u64> {
+    std::env::var("LAW_SEED").map_or(usual, |seed| {
+        let seed = seed.parse().expect("LAW_SEED is a number");
+        seed..=seed
+    })
+}
+
+/// A disk goes through what `seed` decides, with snapshots in between; checks the law for them all.
+/// Returns bytes listed and bytes compared.
+pub fn follow(world: &World, client: &Client, seed: u64, scale: &Scale) -> (u64, u64) {
+    let mut random = Random(seed);
+    let name = format!("disk-{seed}.img");
+    // Half of them end inside of a block.
+    let size = if seed.is_multiple_of(2) { scale.largest / 3 * 2 } else { 1 + random.below(scale.largest) };
+    let disk = make_disk(&world.repository, &name, size);
+    define_vm(&world.repository, VM, std::slice::from_ref(&disk));
+    write_at(&disk, size / 4, &random.bytes(size / 2));
+    let mut history = Vec::new();
+    let mut chain = Vec::new();
+    for _ in 0..scale.chain {
+        for _ in 0..random.below(14) {
+            let op = &OPS[random.below(OPS.len() as u64) as usize];
+            perform(op, &disk, scale, &mut random);
+            history.push(format!("{op:?}"));
+        }
+        history.push("snapshot".to_owned());
+        // Read only afterwards: reading must not be what makes the snapshot right.
+        let id = text(&client.take_snapshot()["id"]);
+        chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
+    }
+    let what = format!("LAW_SEED={seed} ({})", history.join(", "));
+    let (listed, compared) = check_all_pairs(client, &chain, &name, &what);
+
+    // Freed addresses are used again by what is written after the deletion of a middle one.
+    let middle = chain.remove(1 + random.below(scale.chain as u64 - 2) as usize);
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", middle.id)).status, 200);
+    for op in [Op::Write, Op::WriteDirect, Op::WriteMapped, Op::Append, Op::Punch] {
+        perform(&op, &disk, scale, &mut random);
+    }
+    let id = text(&client.take_snapshot()["id"]);
+    chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
+    check_all_pairs(client, &chain, &name, &format!("{what}, one deleted"));
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    (listed, compared)
+}
+
 #[test]
 fn a_patched_base_is_the_target() {
     needs_root!();
     let world = World::new(1024);
     let client = world.client();
     let (mut listed, mut compared) = (0, 0);
-    let seeds = std::env::var("LAW_SEED").map_or(1..=10, |seed| {
-        let seed = seed.parse().expect("LAW_SEED is a number");
-        seed..=seed
-    });
-    for seed in seeds {
-        let mut random = Random(seed);
-        let name = format!("disk-{seed}.img");
-        // Half of them end inside of a block.
-        let size = if seed % 2 == 0 { 2 << 20 } else { 1 + random.below(LARGEST) };
-        let disk = make_disk(&world.repository, &name, size);
-        define_vm(&world.repository, VM, std::slice::from_ref(&disk));
-        write_at(&disk, size / 4, &random.bytes(size / 2));
-        let mut history = Vec::new();
-        let mut chain = Vec::new();
-        for _ in 0..CHAIN {
-            for _ in 0..random.below(14) {
-                let op = &OPS[random.below(OPS.len() as u64) as usize];
-                perform(op, &disk, &mut random);
-                history.push(format!("{op:?}"));
-            }
-            history.push("snapshot".to_owned());
-            // Read only afterwards: reading must not be what makes the snapshot right.
-            let id = text(&client.take_snapshot()["id"]);
-            chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
-        }
-        let what = format!("LAW_SEED={seed} ({})", history.join(", "));
-        let of_seed = check_all_pairs(&client, &chain, &name, &what);
+    for seed in seeds(1..=10) {
+        let of_seed = follow(&world, &client, seed, &ON_XFS);
         (listed, compared) = (listed + of_seed.0, compared + of_seed.1);
-
-        // Freed addresses are used again by what is written after the deletion of a middle one.
-        let middle = chain.remove(1 + random.below(CHAIN as u64 - 2) as usize);
-        assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", middle.id)).status, 200);
-        for op in [Op::Write, Op::WriteDirect, Op::WriteMapped, Op::Append, Op::Punch] {
-            perform(&op, &disk, &mut random);
-        }
-        let id = text(&client.take_snapshot()["id"]);
-        chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
-        check_all_pairs(&client, &chain, &name, &format!("{what}, one deleted"));
-        assert_eq!(client.delete(SNAPSHOTS).status, 200);
     }
     // Listing all, or nothing, would be no comparison.
     assert!(listed > 0 && listed < compared * 2 / 3, "{listed} bytes listed of {compared}");

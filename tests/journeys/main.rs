@@ -17,6 +17,7 @@ mod inventory;
 mod law;
 mod login;
 mod logs;
+mod ocfs2;
 mod python_client;
 mod readme;
 mod service;

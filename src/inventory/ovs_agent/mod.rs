@@ -16,6 +16,11 @@ use std::path::{Path, PathBuf};
 use berkeley_db::BadDatabase;
 use pickle::{BadPickle, Value};
 
+/// The database of the repositories, in the agent's folder.
+pub const REPOSITORIES: &str = "repository";
+/// The database of the host itself, which has its manager's address.
+pub const SERVER: &str = "server";
+
 /// A repository as the agent's database has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryEntry {
@@ -87,9 +92,9 @@ pub enum AgentDbError {
 /// What is wrong with one entry is said in it, and costs no other.
 ///
 /// # Errors
-/// [`AgentDbError`] where `folder/repository` cannot be read as a whole.
+/// [`AgentDbError`] where `folder/`[`REPOSITORIES`] cannot be read as a whole.
 pub fn repositories(folder: &Path) -> Result<Vec<RepositoryEntry>, AgentDbError> {
-    let pairs = steady::pairs(&folder.join("repository"))?;
+    let pairs = steady::pairs(&folder.join(REPOSITORIES))?;
     Ok(pairs.iter().map(|(id, value)| entry(id, value)).collect())
 }
 
@@ -97,9 +102,9 @@ pub fn repositories(folder: &Path) -> Result<Vec<RepositoryEntry>, AgentDbError>
 /// nothing where the host has none.
 ///
 /// # Errors
-/// [`AgentDbError`] where `folder/server` cannot be read, or has an address that cannot be one.
+/// [`AgentDbError`] where `folder/`[`SERVER`] cannot be read, or has an address that cannot be one.
 pub fn manager_address(folder: &Path) -> Result<Option<String>, AgentDbError> {
-    let path = folder.join("server");
+    let path = folder.join(SERVER);
     let pairs = steady::pairs(&path)?;
     let Some((_, value)) = pairs.iter().find(|(key, _)| key == b"manager_ip") else { return Ok(None) };
     let value = match pickle::parse(value) {

@@ -175,5 +175,11 @@ pub fn xfs_io(disk: &Path, commands: &[&str]) {
     for text in commands {
         command.args(["-c", text]);
     }
-    volume::run(command.arg(disk));
+    // It fails with the status of a success.
+    let output = command.arg(disk).output().unwrap();
+    assert!(
+        output.status.success() && output.stderr.is_empty(),
+        "{command:?}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -1,0 +1,279 @@
+//! What runs in the guest. A test's name says which volumes it stands on.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use reqwest::Method;
+use serde_json::json;
+
+use crate::harness::{
+    Client, Harm, Random, Trial, VM, Volume, World, chunks, define_vm, make_disk, make_repository, output, text,
+    write_at, xfs_io,
+};
+use crate::law::{self, Scale};
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+/// As the hosts' own tools make it.
+const FEATURES: &str = "refcount,sparse,unwritten,noinline-data";
+
+/// Listed, snapshotted, compared, downloaded, deleted.
+fn a_journey(world: &World, client: &Client) {
+    let disk = &world.define_vm(&[("a.img", 4 * MB)])[0];
+    write_at(disk, MB, &Random(1).bytes(2 * MB));
+    let vm = client.get(&format!("/vms/{VM}")).ok();
+    assert_eq!((&vm["snapshot_compatible"], &vm["disks"][0]["size"]), (&json!(true), &json!(4 * MB)), "{vm}");
+
+    let full = client.take_snapshot();
+    let (first, before) = (text(&full["id"]), fs::read(disk).unwrap());
+    assert_eq!((&full["disks"][0]["mode"], &full["consistency"]), (&json!("full"), &json!("crash")));
+    let mode = fs::metadata(text(&full["disks"][0]["path"])).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode, 0o440, "it is {mode:o}");
+    assert!(client.disk(&first, "a.img") == before);
+    assert!(client.patched(&full["disks"][0], &[]) == before);
+
+    write_at(disk, 2 * MB + 4096, &[9; 4096]);
+    // Whole clusters, whatever their size: a hole.
+    xfs_io(disk, &[&format!("fpunch {MB} {MB}")]);
+    let second = text(&client.take_snapshot()["id"]);
+    let after = fs::read(disk).unwrap();
+    let change = client.compare(&second, &first)["disks"][0].clone();
+    assert_eq!(change["mode"], "incremental");
+    assert!(client.patched(&change, &before) == after, "{change}");
+    let listed: u64 = chunks(&change).iter().map(|chunk| chunk.length).sum();
+    assert!(listed < 3 * MB, "{change}");
+    assert!(chunks(&change).iter().any(|chunk| chunk.zero), "{change}");
+    assert!(client.disk(&first, "a.img") == before, "the first is as it was");
+
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
+    assert!(client.disk(&second, "a.img") == after, "without the first");
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+}
+
+/// How often the kernel has said that OCFS2 of a device broke by a known fault of its own (6.1): the
+/// deletion of a clone ends in it, and the volume turns read-only.
+fn faults_of_the_kernel(device: &str) -> usize {
+    let device = format!("({})", device.replace("/dev/", "device "));
+    let log = output(&mut Command::new("dmesg"));
+    log.lines().filter(|line| line.contains(&device) && line.contains("has empty extent block")).count()
+}
+
+/// A journey, then the law for some seeds. Where the kernel breaks the volume, the next seed goes on
+/// with a new one; some have to go to their end.
+fn journey_and_law(cluster: u64) {
+    const WANTED: usize = 5;
+    let largest = (4 * cluster).max(3 * MB / 2);
+    let reach = (cluster * 3 / 2).max(96 << 10);
+    let scale = Scale { chain: 3, largest, reach, zero_range: false, past_end: false };
+    let new = || {
+        let world = World::on(Volume::ocfs2(512, cluster, FEATURES), |_| {});
+        let client = world.client();
+        let faults = faults_of_the_kernel(&world.volume.device());
+        (world, client, faults)
+    };
+    let (mut world, mut client, mut faults) = new();
+    a_journey(&world, &client);
+
+    let (mut listed, mut compared, mut done) = (0, 0, 0);
+    // Other histories for each size of clusters.
+    let first = cluster / 4096;
+    for seed in law::seeds(first..=first + 2 * WANTED as u64) {
+        let started = std::time::Instant::now();
+        match catch_unwind(AssertUnwindSafe(|| law::follow(&world, &client, seed, &scale))) {
+            Ok(of_seed) => {
+                (listed, compared, done) = (listed + of_seed.0, compared + of_seed.1, done + 1);
+                println!("seed {seed}: {:.1} s", started.elapsed().as_secs_f32());
+            }
+            Err(_) if faults_of_the_kernel(&world.volume.device()) > faults => {
+                println!("seed {seed}: the kernel broke the volume, as it is known to");
+                (world, client, faults) = new();
+            }
+            Err(panic) => resume_unwind(panic),
+        }
+        if done == WANTED {
+            break;
+        }
+    }
+    assert!(done > 0, "the kernel broke every volume");
+    assert!(listed > 0 && listed < compared, "{listed} bytes listed of {compared}");
+    println!("clusters of {cluster} bytes: {done} histories, {listed} bytes listed of {compared}");
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn clusters_of_4_kib() {
+    journey_and_law(4 << 10);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn clusters_of_64_kib() {
+    journey_and_law(64 << 10);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn clusters_of_1_mib() {
+    journey_and_law(1 << 20);
+}
+
+/// Says which requests of ioctl(2) the service makes while `work` runs, as numbers.
+fn requests_of(world: &World, work: impl FnOnce()) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let trace = dir.path().join("trace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-X", "raw", "-e", "trace=ioctl", "-p", &world.exporter.pid().to_string(), "-o"]).arg(&trace);
+    let mut strace = strace.stderr(Stdio::piped()).spawn().unwrap();
+    let mut told = String::new();
+    // Kept open until the end: it says there that it goes.
+    let mut stderr = BufReader::new(strace.stderr.take().unwrap());
+    stderr.read_line(&mut told).unwrap();
+    assert!(told.contains("attached"), "{told}");
+    work();
+    kill(Pid::from_raw(i32::try_from(strace.id()).unwrap()), Signal::SIGTERM).unwrap();
+    strace.wait().unwrap();
+    let trace = fs::read_to_string(trace).unwrap();
+    let request = |line: &str| Some(line.split_once("ioctl(")?.1.split(", ").nth(1)?.to_owned());
+    trace.lines().filter_map(request).collect()
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn two_volumes_in_one_snapshot_and_no_ficlone() {
+    const REFLINK: &str = "0x40186f04";
+    const FICLONE: [&str; 2] = ["0x40049409", "0x4020940d"]; // and FICLONERANGE
+    let other = Volume::ocfs2(512, 1 << 20, FEATURES);
+    let second = make_repository(&other.mount_point, "0004fb00000300000000000000000002");
+    let small = Volume::ocfs2(512, 4096, FEATURES);
+    let world = World::on(small, |settings| settings.paths.push(second.clone()));
+    let disks = [make_disk(&world.repository, "a.img", MB), make_disk(&second, "a.img", 4 * MB)];
+    define_vm(&world.repository, VM, &disks);
+    disks.iter().zip(1..).for_each(|(disk, byte)| write_at(disk, 8192, &[byte; 65536]));
+    let client = world.client();
+
+    // The first of a mount tries a clone; what it is tried with is what is used.
+    let mut made = Vec::new();
+    let requests = requests_of(&world, || made.push(client.take_snapshot()));
+    let count = |numbers: &[&str]| requests.iter().filter(|request| numbers.contains(&request.as_str())).count();
+    assert!(count(&[REFLINK]) >= 2 && count(&FICLONE) == 0, "{requests:?}");
+
+    let before = disks.each_ref().map(|disk| fs::read(disk).unwrap());
+    disks.iter().for_each(|disk| write_at(disk, 40960, &[7; 100]));
+    made.push(client.take_snapshot());
+    let ids: Vec<String> = made.iter().map(|snapshot| text(&snapshot["id"])).collect();
+    let changes = client.compare(&ids[1], &ids[0])["disks"].as_array().unwrap().clone();
+    for ((disk, change), before) in disks.iter().zip(&changes).zip(&before) {
+        assert_eq!(change["mode"], "incremental", "{change}");
+        assert!(client.patched(change, before) == fs::read(disk).unwrap(), "{change}");
+    }
+    assert!(second.join("CoriolisSnapshots").join(&ids[0]).exists());
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_dir(second.join("CoriolisSnapshots")).unwrap().count(), 0);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn a_disk_that_lies_in_its_inode() {
+    let world = World::on(Volume::ocfs2(512, 64 << 10, "refcount,sparse,unwritten,inline-data"), |_| {});
+    let disk = &world.define_vm(&[("a.img", 0)])[0];
+    write_at(disk, 0, &[1; 2048]);
+    File::open(disk).unwrap().sync_all().unwrap();
+    assert!(inline(disk), "the volume keeps no file in its inode");
+    let client = world.client();
+    let first = text(&client.take_snapshot()["id"]);
+    let mut before = fs::read(disk).unwrap();
+    // Overwritten in place, then grown out of the inode.
+    for (offset, bytes) in [(512, [2; 512]), (1 << 20, [3; 512])] {
+        write_at(disk, offset, &bytes);
+        let target = text(&client.take_snapshot()["id"]);
+        let base = if offset == 512 { first.clone() } else { text(&client.get(SNAPSHOTS).ok()[1]["id"]) };
+        let change = client.compare(&target, &base)["disks"][0].clone();
+        assert!(chunks(&change).iter().any(|chunk| chunk.start <= offset && !chunk.zero), "{change}");
+        assert!(client.patched(&change, &before) == fs::read(disk).unwrap(), "{change}");
+        before = fs::read(disk).unwrap();
+    }
+    assert!(!inline(disk));
+}
+
+/// Whether FIEMAP says that the data lies in the inode.
+fn inline(disk: &PathBuf) -> bool {
+    output(Command::new("filefrag").arg("-v").arg(disk)).contains("inline")
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn a_volume_without_reflinks_is_refused() {
+    let world = World::on(Volume::ocfs2(512, 4096, "norefcount,sparse,unwritten"), |_| {});
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    let vm = client.get(&format!("/vms/{VM}")).ok();
+    assert_eq!(vm["snapshot_compatible"], false);
+    let refused = client.post(SNAPSHOTS);
+    assert_eq!(refused.error(400), "not_snapshottable");
+    for reason in [text(&vm["reason"]), text(&refused.json()["details"])] {
+        assert!(reason.contains("ocfs2") && reason.contains("reflinks") && reason.contains("refcount"), "{reason}");
+    }
+    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+    assert_eq!(fs::read_dir(world.repository.join("VirtualDisks")).unwrap().count(), 1, "the trial left something");
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn a_disk_with_space_past_its_end_is_refused() {
+    const SIZE: u64 = 2 * MB - 100;
+    let world = World::on(Volume::ocfs2(512, 64 << 10, FEATURES), |_| {});
+    let disk = &world.define_vm(&[("a.img", SIZE)])[0];
+    write_at(disk, 0, &[1; 65536]);
+    let client = world.client();
+    let faults = faults_of_the_kernel(&world.volume.device());
+    let take_and_delete = || {
+        let id = text(&client.take_snapshot()["id"]);
+        assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
+    };
+    // The rest of the last cluster is no such space.
+    xfs_io(disk, &[&format!("falloc {} 100", SIZE - 100), "fsync"]);
+    take_and_delete();
+    xfs_io(disk, &["falloc -k 4m 64k"]);
+    let vm = client.get(&format!("/vms/{VM}")).ok();
+    assert_eq!(vm["snapshot_compatible"], false);
+    let remedy = format!("truncate --size={SIZE} {}", disk.display());
+    assert!(text(&vm["reason"]).contains(&remedy), "{vm}");
+    assert_eq!(client.post(SNAPSHOTS).error(400), "not_snapshottable");
+
+    output(Command::new("sh").args(["-c", &remedy]));
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
+    take_and_delete();
+    assert_eq!(faults_of_the_kernel(&world.volume.device()), faults);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn killed_in_the_middle_of_a_creation() {
+    let mut trial = Trial::on(Volume::ocfs2(512, 4096, FEATURES), |_| {});
+    let mut killed = 0;
+    // Not at every step: a start takes seconds here.
+    for n in (3..).step_by(6) {
+        let what = format!("creation, step {n}");
+        trial.write(n as u8);
+        let now = trial.now();
+        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
+            trial.answered.insert(text(&answer.ok()["id"]), now);
+            assert_eq!(trial.check(&what, None), None);
+            break;
+        }
+        killed += 1;
+        trial.restart(Harm::KillBefore);
+        if let Some(id) = trial.check(&what, Some(&now)) {
+            trial.delete(&id);
+        }
+    }
+    assert!(killed > 2, "killed {killed} times");
+}

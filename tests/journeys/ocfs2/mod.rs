@@ -1,0 +1,26 @@
+//! The journeys on a real OCFS2: in a guest whose kernel knows it (`tests/ocfs2/boot`), from the same
+//! programs as here.
+
+mod guest;
+
+use std::path::Path;
+use std::process::Command;
+
+use crate::{needs, needs_root};
+
+#[test]
+fn on_a_real_ocfs2() {
+    needs_root!();
+    needs!(cfg!(target_arch = "x86_64"), "an x86-64 host, whose programs the guest runs");
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let prepared = here.join("target/ocfs2/vmlinux").exists() && here.join("target/ocfs2/initrd").exists();
+    needs!(prepared, "a guest with OCFS2 (tests/ocfs2/prepare)");
+    let mut boot = Command::new(here.join("tests/ocfs2/boot"));
+    boot.arg(std::env::current_exe().unwrap());
+    boot.args(["--ignored", "--test-threads", "2", "--show-output", "ocfs2::guest::"]);
+    let output = boot.output().unwrap();
+    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("---- the guest ----\n{told}");
+    let ran = output.status.success() && !told.contains(" 0 passed");
+    assert!(ran, "in the guest: {}", output.status);
+}
