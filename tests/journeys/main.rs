@@ -24,3 +24,4 @@ mod service;
 mod snapshots;
 mod static_binary;
 mod tls;
+mod which_vm;
