@@ -45,23 +45,28 @@ fn every_command_of_the_readme_runs() {
     put("/usr/local/bin", &root.join("bin").display().to_string());
     put("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718", &repository.display().to_string());
     put("https://manager.example:7002", &format!("https://127.0.0.1:{}", manager.port));
+    put("manager.example:7002", &format!("127.0.0.1:{}", manager.port));
     put("DNS:exporter.example", "IP:127.0.0.1");
     put("https://exporter.example:5544", &format!("https://127.0.0.1:{port}"));
-    put(
-        "install -m 0600 config",
-        &format!("cp {} {etc}/manager.pem\ninstall -m 0600 config", certificates.ca().display()),
-    );
     put("/etc/coriolis-ovm-exporter", &etc);
-    put(r#""password": "secret""#, &format!(r#""password": "{PASSWORD}""#));
-    put("EXPORTER_PASSWORD=secret", &format!("EXPORTER_PASSWORD='{PASSWORD}'"));
-    // The service runs beside the rest, on a port that is free.
-    let start = format!("\ncoriolis-ovm-exporter --config {etc}/config.toml\n");
+    let config = format!("--config {etc}/config.toml");
+    put("coriolis-ovm-exporter adopt", &format!("coriolis-ovm-exporter adopt {config}"));
+    // In this test's places, and on a port that is free.
     put(
-        &start,
+        "\ncoriolis-ovm-exporter check-config\n",
         &format!(
             "\nsed -i 's|^port = .*|port = {port}|; s|^bind = .*|bind = \"127.0.0.1\"|; \
-             s|^db_file = .*|db_file = \"{etc}/db\"|; s|\"/etc/coriolis-ovm-exporter/srv|\"{etc}/srv|' config.toml\n\
-             coriolis-ovm-exporter --config {etc}/config.toml 2> {etc}/log & service=$!\n\
+             s|\"/etc/coriolis-ovm-exporter/|\"{etc}/|' config.toml\n\
+             coriolis-ovm-exporter check-config {config}\n"
+        ),
+    );
+    put(r#""password": "secret""#, &format!(r#""password": "{PASSWORD}""#));
+    put("EXPORTER_PASSWORD=secret", &format!("EXPORTER_PASSWORD='{PASSWORD}'"));
+    // The service runs beside the rest.
+    put(
+        &format!("\ncoriolis-ovm-exporter {config}\n"),
+        &format!(
+            "\ncoriolis-ovm-exporter {config} 2> {etc}/log & service=$!\n\
              for i in $(seq 200); do (exec 3<>/dev/tcp/127.0.0.1/{port}) 2>/dev/null && break; sleep 0.05; done\n\
              cd {work}\n",
             work = root.display()
