@@ -40,6 +40,15 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// The blocks of the base are being moved, as by a defragmenter.
+    #[error(
+        "disk {disk}: the blocks of the base keep moving; try again when the defragmenter of the file system is done, \
+         or take a full copy of the snapshot instead"
+    )]
+    Unsettled {
+        /// Name of the disk.
+        disk: String,
+    },
     /// The repository of a snapshot's files is not there at the moment.
     #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
     RepositoryAway {

@@ -236,8 +236,12 @@ impl Check {
     fn manager(&mut self, file: &file::File) -> Manager {
         let (endpoint, manager) = (file.ovm_endpoint.trim_end_matches('/'), &file.manager);
         let url = format!("{endpoint}{}", manager.path);
-        let scheme = url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme_str().map(str::to_owned));
-        match scheme.as_deref() {
+        let uri = url.parse::<http::Uri>().ok();
+        let scheme = uri.as_ref().and_then(http::Uri::scheme_str);
+        if uri.as_ref().and_then(http::Uri::authority).is_some_and(|authority| authority.as_str().contains('@')) {
+            self.problem("ovm_endpoint", "has a user in it; users log in with their own names: name the host alone");
+        }
+        match scheme {
             _ if endpoint.is_empty() => {
                 if file.repositories.ovs_agent_db.is_empty() {
                     self.problem("ovm_endpoint", "is empty; name the manager, as https://manager.example:7002");

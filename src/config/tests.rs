@@ -89,6 +89,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with(secret, ""), "jwt.secret: is shorter"),
         (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
         (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
+        (with("https://manager", "https://root:x@manager"), "ovm_endpoint: has a user in it"),
         (without_agent(r#"paths = ["/OVS/Repositories/a"]"#), "ovm_endpoint: is empty"),
         (without_agent(""), "repositories.paths: is empty"),
         (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: \"relative\" is no absolute path"),

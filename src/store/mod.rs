@@ -41,8 +41,8 @@ pub enum StoreError {
     },
     /// The original exporter's database.
     #[error(
-        "{} is the database of the original exporter (Bolt) and is left untouched; \
-         name another db_file for this one", .0.display()
+        "{} is the database of the original exporter (Bolt) and is left untouched; name another db_file, \
+         start the service, and take the original's snapshots over with: coriolis-ovm-exporter adopt", .0.display()
     )]
     Bolt(PathBuf),
     /// Pages do not check out.
@@ -52,8 +52,13 @@ pub enum StoreError {
     )]
     Damaged(PathBuf),
     /// A record cannot be read.
-    #[error("a record of the database cannot be read: {0}")]
-    Record(String),
+    #[error("the database's record of the snapshot {id} cannot be read: {cause}")]
+    Record {
+        /// Whose record.
+        id: SnapshotId,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// It could not be opened anew after a failure.
     #[error("the database is closed after a failure")]
     Closed,
@@ -64,7 +69,7 @@ impl StoreError {
     fn needs_reopening(&self) -> bool {
         match self {
             Self::Database(_) | Self::Damaged(_) | Self::Io(_) => true,
-            Self::InUse | Self::NewerSchema { .. } | Self::Bolt(_) | Self::Record(_) | Self::Closed => false,
+            Self::InUse | Self::NewerSchema { .. } | Self::Bolt(_) | Self::Record { .. } | Self::Closed => false,
         }
     }
 }
@@ -225,19 +230,27 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn snapshots_of(&self, vm: &VmId) -> Result<Vec<Snapshot>, StoreError> {
+        let mut records = self.records_of(vm)?;
+        records.retain(|(state, _)| *state == State::Ready);
+        Ok(records.into_iter().map(|(_, snapshot)| snapshot).collect())
+    }
+
+    /// The snapshots of `vm`, oldest first, also those that are half made or half gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn records_of(&self, vm: &VmId) -> Result<Vec<(State, Snapshot)>, StoreError> {
         self.handle.read(|transaction| {
             let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
             let records = transaction.open_table(SNAPSHOTS)?;
-            let mut snapshots = Vec::new();
+            let mut found = Vec::new();
             for entry in by_vm.range((vm.as_str(), 0)..=(vm.as_str(), u64::MAX))? {
                 let id = entry?.1.value();
-                if let Some(bytes) = records.get(id)?
-                    && let (State::Ready, snapshot) = record::decode(id, bytes.value())?
-                {
-                    snapshots.push(snapshot);
+                if let Some(bytes) = records.get(id)? {
+                    found.push(record::decode(id, bytes.value())?);
                 }
             }
-            Ok(snapshots)
+            Ok(found)
         })
     }
 
@@ -258,7 +271,7 @@ impl Store {
     /// The snapshots that are half made or half gone.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; not for a record that cannot be read, which the log names.
     pub fn unfinished(&self) -> Result<Vec<(State, Snapshot)>, StoreError> {
         self.all_in(|state| state != State::Ready)
     }
@@ -268,9 +281,11 @@ impl Store {
             let mut found = Vec::new();
             for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
                 let (id, bytes) = entry?;
-                let (state, snapshot) = record::decode(id.value(), bytes.value())?;
-                if wanted(state) {
-                    found.push((state, snapshot));
+                // One bad record must not hide the others.
+                match record::decode(id.value(), bytes.value()) {
+                    Ok((state, snapshot)) if wanted(state) => found.push((state, snapshot)),
+                    Ok(_) => {}
+                    Err(error) => tracing::error!(%error, "passed over"),
                 }
             }
             Ok(found)

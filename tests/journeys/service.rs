@@ -273,7 +273,7 @@ fn arguments() {
         (&["--config"][..], "a value is required for '--config <FILE>'"),
         (&["-config"], "a value is required for '--config <FILE>'"),
         (&["--port", "1"], "unexpected argument '--port'"),
-        (&["config.toml"], "unexpected argument 'config.toml'"),
+        (&["config.toml"], "unrecognized subcommand 'config.toml'"),
         (&["--config", "a", "--config", "b"], "cannot be used multiple times"),
     ] {
         let (status, output, told) = run(wrong);

@@ -352,6 +352,52 @@ fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
 }
 
 #[test]
+fn a_name_goes_before_a_uuid_that_another_vm_has() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = world.define_vm(&[("a.img", MB)]).remove(0);
+    let client = world.client();
+    let kept = take(&client);
+    // The VM is gone, and one that has its name as a uuid takes its place.
+    let machines = world.repository.join("VirtualMachines");
+    fs::remove_dir_all(machines.join(VM)).unwrap();
+    define_vm(&world.repository, OTHER_VM, &[disk]);
+    let add_uuid = |vm: &str| {
+        let path = machines.join(vm).join("vm.cfg");
+        fs::write(&path, fs::read_to_string(&path).unwrap() + &format!("uuid = '{VM}'\n")).unwrap();
+    };
+    add_uuid(OTHER_VM);
+    let theirs = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
+
+    assert_eq!(list(&client), [kept.as_str()]);
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{theirs}")).error(409), "other_vm");
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    // Nothing of the old one is left: now the uuid names the other one.
+    assert_eq!(list(&client), [theirs.as_str()]);
+    // Of two who have it, neither is meant.
+    let third = "0004fb00000600000000000000000003";
+    define_vm(&world.repository, third, &[world.repository.join("VirtualDisks/a.img")]);
+    add_uuid(third);
+    for answer in [client.get(SNAPSHOTS), client.delete(SNAPSHOTS), client.post(SNAPSHOTS)] {
+        assert_eq!(answer.error(400), "bad_request");
+    }
+    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok()[0]["id"], theirs.as_str());
+}
+
+#[test]
+fn a_folder_of_snapshots_removed_by_hand_leaves_no_record() {
+    needs_root!();
+    let mut world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    take(&client);
+    fs::remove_dir_all(world.repository.join("CoriolisSnapshots")).unwrap();
+    assert_eq!(client.delete(SNAPSHOTS).status, 200);
+    world.exporter.restart();
+    assert!(!world.exporter.log().contains("left unfinished"), "{}", world.exporter.log());
+}
+
+#[test]
 fn a_lost_snapshot_says_so_and_fails_no_list() {
     needs_root!();
     let world = World::new(512);
