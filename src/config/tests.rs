@@ -1,3 +1,5 @@
+use super::log::parse_size;
+use super::manager::parse_fingerprint;
 use super::*;
 
 const GOOD: &str = r#"
