@@ -5,11 +5,13 @@
 //! by its files' times. What cannot be placed is listed and left as it is; nothing is ever deleted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
+use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::survey::{self, Folder};
 use crate::repository::{DiskFile, Repository, SnapshotDir};
@@ -33,6 +35,9 @@ type Parts = Vec<(Repository, Folder)>;
 
 /// The disks of the inventory: by repository and file name, whose it is.
 type Owners = HashMap<(RepositoryId, String), HashSet<(VmId, DiskSource)>>;
+
+/// VMs of which not all disks can be seen, and why.
+type Partial = HashMap<VmId, String>;
 
 /// A snapshot that was placed, before it is taken.
 struct Candidate {
@@ -68,11 +73,11 @@ impl App {
         user: &str,
     ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, wire::Adoption), Error> {
         let mut report = wire::Adoption { dry_run: what.dry_run, adopted: Vec::new(), left: Vec::new() };
-        let mut left = |path: &std::path::Path, reason: String| {
+        let mut left = |path: &Path, reason: String| {
             report.left.push(wire::LeftFolder { path: path.display().to_string(), reason });
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
-        for repository in self.repositories.found().usable() {
+        for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
             match survey::survey(repository) {
                 Ok((folders, odd)) => {
                     for folder in folders {
@@ -83,14 +88,24 @@ impl App {
                 Err(error) => left(repository.mount_point(), format!("cannot be looked through: {error}")),
             }
         }
-        let owners = self.owners_of_disks()?;
+        let found = self.repositories.found();
+        for (repository, absent) in found.away() {
+            left(repository.mount_point(), format!("{absent}: what lies in it is not looked through"));
+        }
+        let (owners, partial) = self.owners_of_disks()?;
         let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
             // Known already, perhaps as one that is being made or removed.
             if self.store.record(SnapshotId::from_u128(id))?.is_some() {
                 continue;
             }
-            match place(&parts, &owners, what, user) {
+            let placed_as = place(&parts, &owners, what, user);
+            let placed_as = placed_as.and_then(|snapshot| match partial.get(&snapshot.vm) {
+                // A part of it would be taken for the whole, and the rest never be found again.
+                Some(reason) => Err(reason.clone()),
+                None => Ok(snapshot),
+            });
+            match placed_as {
                 Ok(snapshot) => placed.entry(snapshot.vm.clone()).or_default().push(Candidate { snapshot, parts }),
                 Err(reason) => parts.iter().for_each(|(_, folder)| left(&folder.path, reason.clone())),
             }
@@ -101,19 +116,27 @@ impl App {
         Ok((placed, report))
     }
 
-    fn owners_of_disks(&self) -> Result<Owners, Error> {
-        let mut owners = Owners::new();
+    fn owners_of_disks(&self) -> Result<(Owners, Partial), Error> {
+        let (mut owners, mut partial) = (Owners::new(), Partial::new());
+        let found = self.repositories.found();
+        let away: Vec<_> = found.away().map(|(repository, _)| repository.mount_point()).collect();
         let mut examiner = Examiner::new(self);
         for vm in self.inventory()? {
             let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
             for line in &lines {
+                if let vm_cfg::DiskSource::File(path) = &line.source
+                    && let Some(missing) = away.iter().find(|mount_point| Path::new(path).starts_with(mount_point))
+                {
+                    let reason = format!("its VM has a disk in {}, where nothing is mounted", missing.display());
+                    partial.insert(id.clone(), reason);
+                }
                 let Verdict::Taken(disk) = examiner.examine(line).verdict else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
                 owners.entry((disk.source.repository, name)).or_default().insert(owner);
             }
         }
-        Ok(owners)
+        Ok((owners, partial))
     }
 
     /// Takes over snapshots of one VM, whose turn it is.

@@ -52,7 +52,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
         Ok(config) => config,
         Err(error) => {
             let lines = error.to_string();
-            lines.lines().for_each(|line| findings.bad("config", line, "mend that line"));
+            lines.lines().for_each(|line| findings.bad("config", line, "mend what the line says"));
             return findings.0;
         }
     };
@@ -240,8 +240,12 @@ impl Findings {
             let what = format!("repository {}", known.name);
             match &known.repository {
                 Ok(repository) => self.repository(&what, repository, &support),
-                Err(problem) => self.bad(&what, problem, "look at its entry in the manager"),
+                Err(problem) => self.doubtful(&what, problem, "look at its entry in the manager"),
             }
+        }
+        if found.usable().count() > 0 && found.usable().all(|repository| support.of(repository.mount_point()).is_err())
+        {
+            self.bad("repositories", "no snapshot can be made in any of them", "see the lines above");
         }
     }
 
@@ -249,10 +253,16 @@ impl Findings {
         let shown = repository.mount_point().display();
         let mounted = match repository.mounted() {
             Ok(mounted) => mounted,
-            Err(absent) => return self.bad(what, format!("{shown} {absent}"), "mount it, or take it from the config"),
+            Err(absent) => {
+                let remedy = "mount it; until then its VMs and snapshots are not there";
+                return self.doubtful(what, format!("{shown} {absent}"), remedy);
+            }
         };
         match support.of(repository.mount_point()) {
-            Err(reason) => self.bad(what, format!("{shown}: {reason}"), "snapshots of disks there are not possible"),
+            Err(reason) => {
+                let remedy = "move disks that are to be backed up to a repository that can";
+                self.doubtful(what, format!("{shown}: {reason}"), remedy);
+            }
             Ok(()) => {
                 let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
                 let (free, total) = (mounted.space.free, mounted.space.total);

@@ -138,7 +138,7 @@ impl App {
         }
         let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
         match (named.next(), named.next()) {
-            (None, _) => Err(Error::NotFound("no such VM")),
+            (None, _) => Err(self.no_such_vm()),
             (Some(id), None) => Ok(id.clone()),
             (Some(one), Some(other)) => Err(Error::BadRequest(format!(
                 "the VMs {one} and {other} both have this uuid; name the one that is meant"
@@ -151,7 +151,12 @@ impl App {
         let vms = self.inventory()?;
         let id = self.resolve_among(&vms, called)?;
         let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
-        found.ok_or(Error::NotFound("the VM is not in the inventory any more"))
+        found.ok_or_else(|| self.no_such_vm())
+    }
+
+    fn no_such_vm(&self) -> Error {
+        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
+        Error::NoVm { away }
     }
 
     /// The complete snapshot `id` of the VM that `called` names.

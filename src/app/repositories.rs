@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::Repository;
+use crate::repository::{Absent, Repository};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -35,6 +35,11 @@ impl Found {
     /// Those that can be used.
     pub(super) fn usable(&self) -> impl Iterator<Item = &Repository> {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
+    }
+
+    /// Those that are not mounted, each with what is wrong.
+    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, Absent)> {
+        self.usable().filter_map(|repository| Some((repository, repository.mounted().err()?)))
     }
 
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
@@ -108,7 +113,7 @@ impl Repositories {
         match entries {
             Ok(entries) => *last = (stamp.filter(|stamp| is_settled(*stamp)), Arc::new(merge(&self.named, entries))),
             Err(problem) => {
-                tracing::error!(problem, "ovs-agent's repositories cannot be read: the last ones read stay");
+                tracing::error!(problem, "ovs-agent's repositories cannot be read: those that are known stay");
                 let kept = last.1.known.iter().filter_map(|known| known.entry.clone()).collect();
                 let problem = Some(problem);
                 *last = (None, Arc::new(Found { problem, ..merge(&self.named, kept) }));
