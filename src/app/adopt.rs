@@ -8,14 +8,13 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::survey::{self, Folder};
-use crate::repository::{DiskFile, Repository, SnapshotDir};
-use crate::store::FIRST_SEQUENCE;
+use crate::repository::{DiskFile, Repository, SnapshotDir, locate};
+use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 use crate::wire;
 
 /// What is asked for.
@@ -96,7 +95,9 @@ impl App {
         let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
             // Known already, perhaps as one that is being made or removed.
-            if self.store.record(SnapshotId::from_u128(id))?.is_some() {
+            if let Some((_, known)) = self.store.record(SnapshotId::from_u128(id))? {
+                let strange = parts.iter().filter(|(repository, _)| !known.repositories().contains(&repository.id()));
+                strange.for_each(|(_, folder)| left(&folder.path, "is no part of the snapshot of this id".to_owned()));
                 continue;
             }
             let placed_as = place(&parts, &owners, what, user);
@@ -120,7 +121,7 @@ impl App {
         let (mut owners, mut partial) = (Owners::new(), Partial::new());
         let found = self.repositories.found();
         let away: Vec<_> = found.away().map(|(repository, _)| repository.mount_point()).collect();
-        let mut examiner = Examiner::new(self);
+        let repositories: Vec<_> = found.usable().cloned().collect();
         for vm in self.inventory()? {
             let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
             for line in &lines {
@@ -130,7 +131,9 @@ impl App {
                     let reason = format!("its VM has a disk in {}, where nothing is mounted", missing.display());
                     partial.insert(id.clone(), reason);
                 }
-                let Verdict::Taken(disk) = examiner.examine(line).verdict else { continue };
+                let vm_cfg::DiskSource::File(path) = &line.source else { continue };
+                // Whether or not it could be snapshotted today.
+                let Ok(disk) = locate::open(&repositories, Path::new(path)) else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
                 owners.entry((disk.source.repository, name)).or_default().insert(owner);
@@ -182,7 +185,9 @@ impl App {
             }
         }
         // First the record: a manifest without one would keep the next try from taking it.
-        self.store.adopt(snapshot).map_err(|error| error.to_string())?;
+        if !self.store.adopt(snapshot).map_err(|error| error.to_string())? {
+            return Err("is known already: somebody else has just adopted it".to_owned());
+        }
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
@@ -248,7 +253,7 @@ fn owner_of<'a>(
     match (owners.next(), owners.next()) {
         (Some((vm, source)), None) => Ok((vm, source)),
         (Some(_), Some(_)) => Err(format!("{name} may be of more than one disk of the inventory")),
-        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository")),
+        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository, as far as can be read")),
     }
 }
 
@@ -258,17 +263,23 @@ fn owner_of<'a>(
 /// # Errors
 /// Where that would not be the order of their times.
 fn give_place(snapshot: &mut Snapshot, there: &[Snapshot]) -> Result<(), String> {
-    if snapshot.sequence == 0 {
+    let is_in_order = |sequence: u64| {
+        there.iter().all(|other| {
+            other.sequence != sequence && (other.sequence < sequence) == (other.created_at <= snapshot.created_at)
+        })
+    };
+    // That of a manifest may have been given anew since its database was lost.
+    if snapshot.sequence == 0 || snapshot.sequence > LAST_SEQUENCE || !is_in_order(snapshot.sequence) {
         let second = u64::try_from(snapshot.created_at.as_second()).unwrap_or_default();
         let older = there.iter().filter(|other| other.created_at <= snapshot.created_at);
         let after = older.map(|other| other.sequence + 1).filter(|after| *after < FIRST_SEQUENCE).max();
-        snapshot.sequence = second.max(after.unwrap_or_default());
+        let sequence = second.max(after.unwrap_or_default());
+        if !is_in_order(sequence) {
+            return Err("is not older than snapshots that this service has made of the VM".to_owned());
+        }
+        snapshot.sequence = sequence;
     }
-    let in_order = there.iter().all(|other| {
-        other.sequence != snapshot.sequence
-            && (other.sequence < snapshot.sequence) == (other.created_at <= snapshot.created_at)
-    });
-    if in_order { Ok(()) } else { Err("is not older than snapshots that this service has made of the VM".to_owned()) }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -302,8 +313,10 @@ mod tests {
         assert!(place(6000, 0, std::slice::from_ref(&made)).is_err());
         // With a place of its own.
         assert_eq!(place(4000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)), Ok(FIRST_SEQUENCE + 3));
-        for (second, sequence) in [(4000, FIRST_SEQUENCE + 7), (4000, FIRST_SEQUENCE + 8), (6000, FIRST_SEQUENCE + 3)] {
-            assert!(place(second, sequence, std::slice::from_ref(&made)).is_err(), "{second} {sequence}");
+        // Given anew since, or damaged: the place of its time.
+        for taken in [FIRST_SEQUENCE + 7, FIRST_SEQUENCE + 8, u64::MAX] {
+            assert_eq!(place(4000, taken, std::slice::from_ref(&made)), Ok(4000));
         }
+        assert!(place(6000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)).is_err());
     }
 }

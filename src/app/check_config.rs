@@ -14,7 +14,7 @@ use super::login::ManagerAddress;
 use super::repositories::Repositories;
 use crate::auth::Manager;
 use crate::config::{self, Api, Config};
-use crate::repository::{CloneSupport, Repository};
+use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, Found, StoreError};
 
 /// How a finding is to be taken.
@@ -185,7 +185,8 @@ impl Findings {
     fn log_file(&mut self, path: &Path) {
         let (what, shown) = ("log_file", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let usable = match fs::metadata(path) {
+        // The service follows no link there.
+        let usable = match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
             Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(|error| error.to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -259,6 +260,9 @@ impl Findings {
             }
         };
         match support.of(repository.mount_point()) {
+            Err(reason @ Unclonable::NotNow(_)) => {
+                self.bad(what, format!("{shown}: {reason}"), "make space, or look at the host's log and mount it anew");
+            }
             Err(reason) => {
                 let remedy = "move disks that are to be backed up to a repository that can";
                 self.doubtful(what, format!("{shown}: {reason}"), remedy);

@@ -16,6 +16,7 @@ pub mod snapshots;
 mod create_snapshot;
 mod delete_snapshot;
 mod recover;
+mod remembered;
 mod repositories;
 mod turns;
 mod vm_disks;
