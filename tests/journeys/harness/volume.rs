@@ -53,8 +53,12 @@ impl Volume {
     }
 
     pub fn mount(&self) {
-        let image = self.dir.path().join("image");
-        run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(image).arg(&self.mount_point));
+        run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point));
+    }
+
+    /// The file that it lies in.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
     }
 
     /// The device that it is mounted from.

@@ -1,0 +1,82 @@
+//! What bytes cost on their way out, beside nginx serving the same file: ratios from one run.
+//!
+//! `make bench`, as root. Each round asks the peers in turn, so that what else the machine does meets
+//! all of them. `BENCH_GIB` (4), `BENCH_ROUNDS` (5) and words of rows' names as arguments make it shorter.
+
+#![allow(clippy::unwrap_used, clippy::print_stdout)] // a bench that cannot run may panic
+
+#[allow(dead_code, unused_imports)] // the tests need more of it
+#[path = "../../tests/journeys/harness/mod.rs"]
+mod harness;
+
+mod client;
+mod load;
+mod peer;
+mod table;
+
+use harness::{World, text, write_at};
+use load::Input;
+use peer::Peer;
+use table::Table;
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("this bench mounts XFS: run it as root");
+        return;
+    }
+    let number = |name: &str, usual: u64| std::env::var(name).map_or(usual, |text| text.parse().unwrap());
+    let (gib, rounds) = (number("BENCH_GIB", 4), number("BENCH_ROUNDS", 5));
+    let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+
+    let mut peers = Vec::new();
+    // Another build beside it, to see what a change does.
+    let binaries = [("exporter", "EXPORTER_RELEASE"), ("other", "EXPORTER_OTHER")];
+    let mut worlds = Vec::new();
+    for (name, variable) in binaries {
+        let Some(binary) = std::env::var_os(variable) else { continue };
+        let world = World::with(16 << 10, |settings| settings.binary = binary.into());
+        let input = input(&world, gib << 30);
+        peers.push((Peer::exporter(name, &world, &input.snapshot), input));
+        worlds.push(world);
+    }
+    let (world, input) = (&worlds[0], peers[0].1.clone());
+    peers.push((Peer::nginx(world, &input.folder), input));
+
+    let mut table = Table::default();
+    for round in 0..rounds {
+        for (name, load) in load::LOADS {
+            if !words.is_empty() && !words.iter().any(|word| name.contains(word.as_str())) {
+                continue;
+            }
+            eprintln!("round {} of {rounds}: {name}", round + 1);
+            // Who comes first changes, too.
+            let turn = usize::try_from(round).unwrap() % peers.len();
+            for (peer, input) in peers[turn..].iter().chain(&peers[..turn]) {
+                for (measure, value) in load(peer, input) {
+                    table.add(name, measure, peer.name, value);
+                }
+            }
+        }
+    }
+    let names: Vec<&str> = peers.iter().map(|(peer, _)| peer.name).collect();
+    println!("{}", table.markdown(&names));
+}
+
+/// A VM with a full disk, an empty one, and one of 1 TiB with 1 GiB in it; its snapshot.
+fn input(world: &World, size: u64) -> Input {
+    const MIB: usize = 1 << 20;
+    let disks = world.define_vm(&[("full.img", size), ("hole.img", size), ("sparse.img", 1 << 40)]);
+    let mut random = harness::Random(1);
+    let noise: Vec<u8> = (0..MIB / 8).flat_map(|_| random.next().to_le_bytes()).collect();
+    for start in (0..size).step_by(MIB) {
+        write_at(&disks[0], start, &noise);
+    }
+    for gib in 0..1024 {
+        write_at(&disks[2], gib << 30, &noise);
+    }
+    let client = world.client();
+    let snapshot = text(&client.take_snapshot()["id"]);
+    let folder = world.repository.join("CoriolisSnapshots").join(&snapshot);
+    harness::run(std::process::Command::new("sync").arg("--file-system").arg(&folder));
+    Input { size, snapshot, folder, image: world.volume.image() }
+}
