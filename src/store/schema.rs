@@ -6,11 +6,13 @@ use super::StoreError;
 
 #[path = "../../migrations/0001_initial.rs"]
 mod m0001_initial;
+#[path = "../../migrations/0003_policy.rs"]
+mod m0003_policy;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Migration `i` makes schema `i + 1` of schema `i`.
-const MIGRATIONS: &[Migration] = &[m0001_initial::run];
+const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0003_policy::run];
 
 const TODAY: u64 = MIGRATIONS.len() as u64;
 

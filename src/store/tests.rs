@@ -1,9 +1,9 @@
 use super::*;
 use crate::model::{DiskSource, FileIdentity, SnapshotDisk};
 
-const VM: &str = "0004fb00000600000000000000000001";
+pub(super) const VM: &str = "0004fb00000600000000000000000001";
 
-fn snapshot(number: u128) -> Snapshot {
+pub(super) fn snapshot(number: u128) -> Snapshot {
     Snapshot {
         id: SnapshotId::from_u128(number),
         vm: VM.parse().unwrap(),
@@ -30,11 +30,11 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
     store.begin(&mut first).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
-    store.commit(&first).unwrap();
+    store.commit(&first, &Order::default()).unwrap();
 
     let mut second = snapshot(1);
     store.begin(&mut second).unwrap();
-    store.commit(&second).unwrap();
+    store.commit(&second, &Order::default()).unwrap();
     drop(store);
 
     // Another process, later: order is that of creation, not of ids or clocks.
@@ -121,7 +121,7 @@ fn write_the_golden_database() {
     let store = Store::open(&path).unwrap();
     let (mut ready, mut creating) = (snapshot(7), snapshot(8));
     store.begin(&mut ready).unwrap();
-    store.commit(&ready).unwrap();
+    store.commit(&ready, &Order::default()).unwrap();
     store.begin(&mut creating).unwrap();
 }
 
@@ -150,7 +150,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let store = Store::open(&dir.path().join("db")).unwrap();
     let mut made = snapshot(1);
     store.begin(&mut made).unwrap();
-    store.commit(&made).unwrap();
+    store.commit(&made, &Order::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     store.adopt(&adopted).unwrap();
