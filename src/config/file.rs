@@ -3,6 +3,8 @@
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::policy;
+
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -15,6 +17,7 @@ pub struct File {
     pub(super) api: Api,
     pub(super) manager: Manager,
     pub(super) repositories: Repositories,
+    pub(super) policy: policy::Keys,
 }
 
 impl Default for File {
@@ -28,6 +31,7 @@ impl Default for File {
             api: Api::default(),
             manager: Manager::default(),
             repositories: Repositories::default(),
+            policy: policy::Keys::default(),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod file;
+mod policy;
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 
 pub use file::File;
+pub use policy::{LONGEST, Policy, SpaceFloor};
 
 /// Where the config is looked for when no other place is named.
 pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
@@ -28,6 +30,8 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[policy]`.
+    pub policy: Policy,
 }
 
 /// `log_file` and `[log]`: where the log goes.
@@ -141,6 +145,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        policy: check.policy(&file.policy),
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }
