@@ -7,49 +7,156 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
+use tokio::sync::OwnedMutexGuard;
+
+use super::audit::Actor;
+use super::create_request::{CreateRequest, Keep, Wish};
+use super::line::Place;
+use super::policy::Refusal;
+use super::status::Creation;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error, find_vm};
 use crate::auth::Session;
 use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::clone::{self, Cloned, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
-use crate::store::State;
+use crate::store::{Order, RequestKey, State};
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
     snapshot: Snapshot,
     sources: Vec<Source>,
+    order: Order,
 }
 
+/// What becomes of a request for a snapshot.
+enum Admission {
+    /// It was carried out before.
+    MadeBefore(Snapshot),
+    Now(Admitted),
+}
+
+/// A VM whose turn it is.
+struct Admitted {
+    vm: VmId,
+    held: (Place<Creation>, OwnedMutexGuard<()>),
+}
+
+/// Snapshots that may wait for a place.
+pub(super) const QUEUE: usize = 64;
+
+/// Those that may be before one VM, the one that is being made counted.
+const QUEUE_OF_VM: usize = 4;
+
 impl App {
-    /// Makes a snapshot of the VM that `called` names: of all its disks, or of none.
+    /// Makes a snapshot of the VM that `called` names, of all disks that `request` wants or of none; or
+    /// finds the one that the same request has made before.
+    ///
+    /// Who goes away while the request waits is not served: nothing was begun.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotSnapshottable`], [`Error::NoSpace`], [`Error::ReadOnly`],
-    /// [`Error::Io`], [`Error::Store`]; nothing is left then.
-    pub async fn create_snapshot(self: &Arc<Self>, session: &Session, called: VmId) -> Result<Snapshot, Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+    /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::NoSpace`],
+    /// [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
+    pub async fn create_snapshot(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        request: CreateRequest,
+    ) -> Result<Snapshot, Error> {
+        let actor = Actor::from(session);
+        let name = called.clone();
+        let admitted = self.admit(&actor, called, &request).await;
+        let Admitted { vm, held } = match admitted {
+            Ok(Admission::MadeBefore(snapshot)) => return Ok(snapshot),
+            Ok(Admission::Now(admitted)) => admitted,
+            Err(error) => {
+                let outcome = Err(error);
+                actor.did("create", name, &outcome);
+                return outcome;
+            }
+        };
+        let app = Arc::clone(self);
         self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
+            let _held = held;
             app.blocking(move |app| {
-                let mut plan = app.plan(&vm, user)?;
-                app.store.begin(&mut plan.snapshot)?;
-                app.make(plan)
+                let outcome = app.create(&vm, &actor, &request);
+                let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
+                actor.did("create", format_args!("{vm}/{id}"), &outcome);
+                outcome
             })
             .await
         })
         .await
     }
 
+    /// Waits until the snapshot may be made.
+    async fn admit(self: &Arc<Self>, actor: &Actor, called: VmId, request: &CreateRequest) -> Result<Admission, Error> {
+        let (by, asked) = (actor.clone(), request.clone());
+        let known = self.blocking(move |app| {
+            let vm = app.resolve_vm(&called)?;
+            let made = app.made_before(&by, &vm, &asked)?;
+            Ok((vm, made))
+        });
+        let vm = match known.await? {
+            (_, Some(snapshot)) => return Ok(Admission::MadeBefore(snapshot)),
+            (vm, None) => vm,
+        };
+        let creation = Creation { vm: vm.clone(), user: actor.user().to_owned() };
+        let ticket = self.creations.join(creation).map_err(|_| Refusal::TooLongALine("snapshots"))?;
+        // First the turn, then the place: those who wait for one VM hold up no other.
+        let turn = self.turns.take_behind(&vm, QUEUE_OF_VM).await;
+        let turn = turn.ok_or(Refusal::TooLongALine("changes of this VM's snapshots"))?;
+        let place = ticket.place().await;
+        Ok(Admission::Now(Admitted { vm, held: (place, turn) }))
+    }
+
+    fn create(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Snapshot, Error> {
+        if let Some(made) = self.made_before(actor, vm, request)? {
+            return Ok(made);
+        }
+        let mut plan = self.plan(vm, actor, request)?;
+        self.check_policy(&plan.snapshot, &plan.sources)?;
+        self.store.begin(&mut plan.snapshot)?;
+        let snapshot = self.make(plan)?;
+        if let Err(error) = self.watch(&snapshot) {
+            // It is made; the sweeper looks at it soon enough.
+            tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
+        }
+        Ok(snapshot)
+    }
+
+    /// The snapshot that the same request has made already.
+    fn made_before(&self, actor: &Actor, vm: &VmId, request: &CreateRequest) -> Result<Option<Snapshot>, Error> {
+        let Some(key) = request_key(actor, request) else { return Ok(None) };
+        let Some(used) = self.store.key_use(vm, &key, jiff::Timestamp::now())? else { return Ok(None) };
+        if used.digest != key.digest {
+            return Err(Refusal::KeyReused.into());
+        }
+        match self.store.snapshot(used.snapshot())? {
+            Some(snapshot) => {
+                tracing::info!(snapshot = %snapshot.id, %vm, "a request repeated: answered with what it made");
+                Ok(Some(snapshot))
+            }
+            None => Err(Refusal::KeySnapshotGone(used.snapshot()).into()),
+        }
+    }
+
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
-    fn plan(&self, vm: &VmId, user: String) -> Result<Plan, Error> {
+    fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let definition = find_vm(self.inventory()?, vm).ok_or(Error::NotFound("the VM has left the inventory"))?;
         let lines = definition.disks.map_err(Error::NotSnapshottable)?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();
-        for line in &lines {
-            match examiner.examine(line).verdict {
+        for (line, wish) in lines.iter().zip(request.selection.wishes(&lines)?) {
+            let verdict = match wish {
+                Wish::LeftOut => continue,
+                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
+                Wish::Named => examiner.examine(line).verdict,
+            };
+            match verdict {
+                Verdict::LeftOut(reason) if wish == Wish::Named => {
+                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
+                }
                 // One file that the definition names twice is one disk.
                 Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
                 Verdict::Taken(disk) => located.push(disk),
@@ -75,20 +182,26 @@ impl App {
             vm: vm.clone(),
             sequence: 0,
             created_at: jiff::Timestamp::now(),
-            created_by: user,
+            created_by: actor.user().to_owned(),
             disks,
         };
-        Ok(Plan { snapshot, sources })
+        let ttl = match request.keep {
+            Keep::Default => self.policy.default_ttl,
+            Keep::UntilDeleted => None,
+            Keep::For(ttl) => Some(ttl),
+        };
+        let order = Order { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key: request_key(actor, request) };
+        Ok(Plan { snapshot, sources, order })
     }
 
     /// Makes what the intent says, and commits or undoes it.
     fn make(&self, plan: Plan) -> Result<Snapshot, Error> {
-        let Plan { mut snapshot, sources } = plan;
+        let Plan { mut snapshot, sources, order } = plan;
         if let Err(error) = self.clone_and_seal(&mut snapshot, sources) {
             self.undo(&snapshot);
             return Err(error);
         }
-        if let Err(error) = self.store.commit(&snapshot) {
+        if let Err(error) = self.store.commit(&snapshot, &order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
             match self.store.record(snapshot.id) {
@@ -148,6 +261,11 @@ impl App {
             tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
         }
     }
+}
+
+fn request_key(actor: &Actor, request: &CreateRequest) -> Option<RequestKey> {
+    let (key, digest) = request.key.clone()?;
+    Some(RequestKey { user: actor.user().to_owned(), key, digest })
 }
 
 /// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{Snapshot, SnapshotId, VmId};
@@ -21,12 +22,19 @@ impl App {
         called: VmId,
         id: SnapshotId,
     ) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            // First whose it is, so that a retry can wait for its turn behind the first try.
-            let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| app.delete(id, &user)).await
+            let what = format!("{called}/{id}");
+            let deletion = async {
+                // First whose it is, so that a retry can wait for its turn behind the first try.
+                let vm = app.blocking(move |app| app.owner(&called, id)).await?;
+                let _turn = app.turns.take(&vm).await;
+                let user = actor.user().to_owned();
+                app.blocking(move |app| app.delete(id, &user)).await
+            };
+            let outcome = deletion.await;
+            actor.did("delete", what, &outcome);
+            outcome
         })
         .await
     }
@@ -37,18 +45,25 @@ impl App {
     /// [`Error::NotFound`] where there is no such VM; otherwise the first one met, after all of
     /// them have been tried.
     pub async fn delete_all_snapshots(self: &Arc<Self>, session: &Session, called: VmId) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| {
-                let mut outcome = Ok(());
-                for snapshot in app.store.snapshots_of(&vm)? {
-                    outcome = outcome.and(app.delete(snapshot.id, &user));
-                }
-                outcome
-            })
-            .await
+            let what = called.clone();
+            let deletion = async {
+                let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
+                let _turn = app.turns.take(&vm).await;
+                let user = actor.user().to_owned();
+                app.blocking(move |app| {
+                    let mut outcome = Ok(());
+                    for snapshot in app.store.snapshots_of(&vm)? {
+                        outcome = outcome.and(app.delete(snapshot.id, &user));
+                    }
+                    outcome
+                })
+                .await
+            };
+            let outcome = deletion.await;
+            actor.did("delete-all", what, &outcome);
+            outcome
         })
         .await
     }

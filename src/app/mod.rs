@@ -4,38 +4,52 @@
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
 pub mod adopt;
+pub mod audit;
 pub mod check_config;
+pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
 pub mod login;
+pub mod policy;
 pub mod read_disk;
+pub mod reads;
 pub mod snapshots;
+pub mod status;
 
+mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod line;
 mod recover;
 mod repositories;
+mod sweep;
 mod turns;
 mod vm_disks;
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Manager, Tokens};
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::inventory;
+use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 pub use error::Error;
+use line::Line;
 use login::ManagerAddress;
+use reads::{Export, Reads};
 use repositories::Repositories;
+use status::Creation;
 use turns::Turns;
 
 /// The service without its network side.
@@ -48,6 +62,15 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    policy: Policy,
+    creations: Line<Creation>,
+    exports: Line<Export>,
+    reads: Reads,
+    /// What expires when.
+    watch: Mutex<Watch>,
+    /// For one at a time who asks what snapshots cost.
+    costing: Arc<Semaphore>,
+    started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -68,6 +91,13 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            policy: config.policy,
+            creations: Line::new(config.policy.snapshot_concurrency, create_snapshot::QUEUE),
+            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            reads: Reads::default(),
+            watch: Mutex::default(),
+            costing: Arc::new(Semaphore::new(1)),
+            started: Instant::now(),
             detached: TaskTracker::new(),
         };
         app.recover()?;

@@ -49,6 +49,9 @@ impl App {
                 Some(base) => Some(app.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot"))?),
                 None => None,
             };
+            for read in base.iter().chain([&snapshot]) {
+                app.reads.note(read.id);
+            }
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             app.describe(&snapshot, pair.as_ref(), view)
         })
@@ -81,7 +84,7 @@ impl App {
         self.blocking(move |app| {
             let vm = app.resolve_vm(&called)?;
             let snapshots = app.store.snapshots_of(&vm)?;
-            Ok(snapshots.iter().map(|snapshot| app.describe_anyway(snapshot, view)).collect())
+            snapshots.iter().map(|snapshot| app.describe_anyway(snapshot, view)).collect()
         })
         .await
     }
@@ -92,7 +95,7 @@ impl App {
         pair: Option<&SnapshotPair<'_>>,
         view: View,
     ) -> Result<wire::Snapshot, Error> {
-        let mut document = self.document(snapshot);
+        let mut document = self.document(snapshot)?;
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let change = match pair {
@@ -106,8 +109,8 @@ impl App {
 
     /// As [`App::describe`], without a comparison, and for lists: a disk that is lost is listed as
     /// data from end to end. Who knows no `status` then asks for its bytes, and is told.
-    fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> wire::Snapshot {
-        let mut document = self.document(snapshot);
+    fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> Result<wire::Snapshot, Error> {
+        let mut document = self.document(snapshot)?;
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let change = self.whole(snapshot, disk, view).unwrap_or_else(|error| {
                 entry.status = Status::Error;
@@ -118,7 +121,7 @@ impl App {
             });
             entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
         }
-        document
+        Ok(document)
     }
 
     /// All of a disk, for a client that holds nothing of it. Without maps, that it is there.
@@ -168,21 +171,24 @@ impl App {
     }
 
     /// A snapshot's document, without maps.
-    fn document(&self, snapshot: &Snapshot) -> wire::Snapshot {
+    fn document(&self, snapshot: &Snapshot) -> Result<wire::Snapshot, Error> {
+        let terms = self.store.terms(snapshot.id)?;
+        let leased_until = terms.leased_until.filter(|until| *until > jiff::Timestamp::now());
         let id = snapshot.id.to_string();
         let vm = snapshot.vm.to_string();
-        wire::Snapshot {
+        Ok(wire::Snapshot {
             id: id.clone(),
             vm_id: vm.clone(),
             vm_id_too: vm,
             disks: snapshot.disks.iter().map(|disk| self.disk_document(&id, snapshot, disk)).collect(),
-            // Milliseconds: not every parser of RFC 3339 takes more than six digits.
-            created_at: format!("{:.3}", snapshot.created_at),
+            created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
             consistency: "crash",
             hooks: Vec::new(),
             compare_to: None,
-        }
+            expires_at: terms.expires_at.map(wire::time),
+            leased_until: leased_until.map(wire::time),
+        })
     }
 
     fn disk_document(&self, id: &str, snapshot: &Snapshot, disk: &SnapshotDisk) -> wire::SnapshotDisk {

@@ -44,6 +44,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app)), stop.clone());
     let serving = tokio::spawn(serving);
+    let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
         notify::reloading();
@@ -58,6 +59,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     stop.cancel();
     let finish = async {
         let _ = serving.await;
+        let _ = sweeping.await;
         app.finish().await;
     };
     match tokio::time::timeout(DRAIN_DEADLINE, finish).await {

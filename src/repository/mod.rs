@@ -11,6 +11,7 @@ pub mod manifest;
 pub mod map;
 pub mod snapshot_dir;
 pub mod survey;
+pub mod usage;
 
 use std::fs::File;
 use std::io;

@@ -1,0 +1,103 @@
+//! The sweeper: deletes what has expired, is not leased, not read, and not the newest of its VM.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::audit::Actor;
+use super::{App, Error};
+use crate::model::retention::{Candidate, Moment, Terms};
+use crate::model::{Snapshot, SnapshotId, VmId};
+
+/// Between two rounds.
+const INTERVAL: Duration = Duration::from_secs(60);
+
+impl App {
+    /// Sweeps now and then, until `stop`.
+    pub async fn sweep_until(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            match self.blocking(App::due).await {
+                Ok(due) => {
+                    tracing::debug!(due = due.len(), "looked for snapshots that have expired");
+                    for (vm, id) in due {
+                        self.sweep(&vm, id).await;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "nothing is swept: what has expired is not known"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(INTERVAL) => {}
+            }
+        }
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { wall: jiff::Timestamp::now(), monotonic: self.started.elapsed() }
+    }
+
+    /// Looks at a snapshot whose terms are new: from now on the monotonic clock counts.
+    pub(super) fn watch(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let terms = self.store.terms(snapshot.id)?;
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        watch.look(self.moment(), snapshot.id, snapshot.created_at, terms);
+        Ok(())
+    }
+
+    /// What may be swept now.
+    fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
+        self.reads.forget_old();
+        let expiries = self.store.expiries()?;
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiries.contains_key(&id));
+        if expiries.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut due = Vec::new();
+        for (vm, ids) in self.store.snapshot_ids()? {
+            if ids.iter().any(|id| expiries.contains_key(id)) {
+                due.extend(self.due_of(&vm)?.into_iter().map(|id| (vm.clone(), id)));
+            }
+        }
+        Ok(due)
+    }
+
+    fn due_of(&self, vm: &VmId) -> Result<Vec<SnapshotId>, Error> {
+        let candidate = |snapshot: Snapshot| {
+            let Snapshot { id, created_at, .. } = snapshot;
+            let terms: Terms = self.store.terms(id)?;
+            Ok(Candidate { id, created_at, terms, in_use: self.is_read(id) })
+        };
+        let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
+        let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(watch.sweepable(self.moment(), &candidates?))
+    }
+
+    /// Deletes one that was due, where it still is. A VM whose snapshots are being changed comes later:
+    /// nobody waits for it.
+    async fn sweep(self: &Arc<Self>, vm: &VmId, id: SnapshotId) {
+        let Some(turn) = self.turns.try_take(vm) else { return };
+        let (app, of) = (Arc::clone(self), vm.clone());
+        let swept = self.detached(async move {
+            let _turn = turn;
+            app.blocking(move |app| app.sweep_now(&of, id)).await
+        });
+        if let Err(error) = swept.await {
+            tracing::error!(%vm, snapshot = %id, %error, "not swept; what is left of it goes at the next start");
+        }
+    }
+
+    fn sweep_now(&self, vm: &VmId, id: SnapshotId) -> Result<(), Error> {
+        if !self.due_of(vm)?.contains(&id) {
+            return Ok(());
+        }
+        let Some(snapshot) = self.store.snapshot(id)? else { return Ok(()) };
+        if !self.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
+            return Ok(());
+        }
+        tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");
+        let outcome = self.remove(&snapshot);
+        Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
+        outcome
+    }
+}
