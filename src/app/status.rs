@@ -6,9 +6,10 @@ use std::time::Duration;
 
 use super::line::{Entry, Line};
 use super::reads::Export;
+use super::repositories::Known;
 use super::{App, Error};
 use crate::auth::Session;
-use crate::model::VmId;
+use crate::model::{Snapshot, VmId};
 use crate::wire;
 
 /// What of the status is wanted.
@@ -31,10 +32,17 @@ impl App {
     ///
     /// # Errors
     /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
-    pub async fn status(self: &Arc<Self>, session: &Session, query: StatusQuery) -> Result<wire::ServiceStatus, Error> {
+    pub async fn status(
+        self: &Arc<Self>,
+        _session: &Session,
+        query: StatusQuery,
+    ) -> Result<wire::ServiceStatus, Error> {
         let snapshots = if query.cost { Some(self.costs(query.vm).await?) } else { None };
-        let listed = self.list_repositories(session).await?;
-        let repositories = self.blocking(move |app| app.with_policy(listed)).await?;
+        let repositories = self.blocking(|app| {
+            let (snapshots, found) = (app.store.snapshots()?, app.repositories.found());
+            Ok(found.known.iter().map(|known| app.repository_status(known, &snapshots)).collect())
+        });
+        let repositories = repositories.await?;
         Ok(wire::ServiceStatus {
             version: env!("CARGO_PKG_VERSION"),
             at: wire::time(jiff::Timestamp::now()),
@@ -49,15 +57,26 @@ impl App {
         })
     }
 
-    fn with_policy(&self, listed: Vec<wire::Repository>) -> Result<Vec<wire::RepositoryStatus>, Error> {
-        let snapshots = self.store.snapshots()?;
-        let status = |repository: wire::Repository| {
-            let in_it = |id: &&crate::model::RepositoryId| id.as_str() == repository.id;
-            let count = snapshots.iter().filter(|snapshot| snapshot.repositories().iter().any(in_it)).count();
-            let floor = repository.total_bytes.map(|total| self.policy.min_free_space.of(total));
-            wire::RepositoryStatus { snapshots: count, min_free_bytes: floor, repository }
-        };
-        Ok(listed.into_iter().map(status).collect())
+    /// Nothing is tried out here, as in the list of repositories: this has to answer also while one of
+    /// them hangs.
+    fn repository_status(&self, known: &Known, snapshots: &[Snapshot]) -> wire::RepositoryStatus {
+        let in_it = |snapshot: &&Snapshot| snapshot.repositories().iter().any(|id| id.as_str() == known.name);
+        let entry = known.entry.as_ref();
+        let mounted = known.repository.as_ref().map_err(Clone::clone);
+        let mounted = mounted.and_then(|repository| repository.mounted().map_err(|absent| absent.to_string()));
+        let space = mounted.as_ref().ok().map(|mounted| mounted.space);
+        let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        wire::RepositoryStatus {
+            id: known.name.clone(),
+            alias: entry.and_then(|entry| entry.alias.clone()),
+            mount_point: mount_point.map(|path| path.display().to_string()),
+            total_bytes: space.map(|space| space.total),
+            free_bytes: space.map(|space| space.free),
+            min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
+            snapshots: snapshots.iter().filter(in_it).count(),
+            status: if mounted.is_ok() { wire::Status::Ok } else { wire::Status::Error },
+            reason: mounted.err(),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::Actor;
@@ -16,7 +17,13 @@ const INTERVAL: Duration = Duration::from_secs(60);
 impl App {
     /// Sweeps now and then, until `stop`.
     pub async fn sweep_until(self: Arc<Self>, stop: CancellationToken) {
+        let mut rounds = tokio::time::interval(INTERVAL);
+        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = rounds.tick() => {}
+            }
             match self.blocking(App::due).await {
                 Ok(due) => {
                     tracing::debug!(due = due.len(), "looked for snapshots that have expired");
@@ -25,10 +32,6 @@ impl App {
                     }
                 }
                 Err(error) => tracing::error!(%error, "nothing is swept: what has expired is not known"),
-            }
-            tokio::select! {
-                () = stop.cancelled() => return,
-                () = tokio::time::sleep(INTERVAL) => {}
             }
         }
     }

@@ -23,7 +23,7 @@ impl Turns {
     pub(super) async fn take_behind(&self, vm: &VmId, most: usize) -> Option<OwnedMutexGuard<()>> {
         let turn = self.turn(vm);
         // One count for each who holds the turn or waits for it; one is ours.
-        if Arc::strong_count(&turn) > most + 1 {
+        if Arc::strong_count(&turn) > most {
             return None;
         }
         Some(turn.lock_owned().await)
@@ -67,14 +67,14 @@ mod tests {
     async fn a_line_before_one_vm_has_an_end() {
         let turns = Turns::default();
         let vm: VmId = "0004fb0000060000000000000000000a".parse().unwrap();
-        let first = turns.take_behind(&vm, 1).await.unwrap();
+        let first = turns.take_behind(&vm, 2).await.unwrap();
         assert!(turns.try_take(&vm).is_none());
-        let mut second = Box::pin(turns.take_behind(&vm, 1));
+        let mut second = Box::pin(turns.take_behind(&vm, 2));
         assert!(futures_poll(&mut second).await.is_none(), "the turn was not free");
-        assert!(turns.take_behind(&vm, 1).await.is_none(), "a third waits");
+        assert!(turns.take_behind(&vm, 2).await.is_none(), "a third waits");
         // Who goes away leaves room.
         drop(second);
-        let mut third = Box::pin(turns.take_behind(&vm, 1));
+        let mut third = Box::pin(turns.take_behind(&vm, 2));
         assert!(futures_poll(&mut third).await.is_none(), "the turn was not free");
         drop(first);
         assert!(third.await.is_some());

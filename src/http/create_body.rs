@@ -22,13 +22,15 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
         let key = idempotency_key(request.headers())?;
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
         // Nothing in it is a secret, so the parser may say what it has met.
-        let body: wire::CreateSnapshot = if bytes.trim_ascii().is_empty() {
-            wire::CreateSnapshot::default()
-        } else {
-            serde_json::from_slice(&bytes).map_err(|error| {
-                let keys = "it may be empty, or have disks, exclude_disks and ttl";
-                Error::BadRequest(format!("the body cannot be understood: {error}; {keys}"))
-            })?
+        let cannot = |problem: &dyn std::fmt::Display| {
+            let keys = "it may be empty, or an object with disks, exclude_disks and ttl";
+            Error::BadRequest(format!("the body cannot be understood: {problem}; {keys}"))
+        };
+        let body: wire::CreateSnapshot = match bytes.trim_ascii().first() {
+            None => wire::CreateSnapshot::default(),
+            // The parser takes an array for an object without names.
+            Some(b'[') => return Err(cannot(&"it is an array").into()),
+            Some(_) => serde_json::from_slice(&bytes).map_err(|error| cannot(&error))?,
         };
         Ok(Self(CreateRequest::new(body, key.as_deref())?))
     }

@@ -66,20 +66,18 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     }
     page += "\nrepositories\n";
     for entry in &status.repositories {
-        let repository = &entry.repository;
-        let (free, total) = (repository.free_bytes, repository.total_bytes);
-        let room = match (free, total, entry.min_free_bytes) {
+        let room = match (entry.free_bytes, entry.total_bytes, entry.min_free_bytes) {
             (Some(free), Some(total), Some(floor)) => {
                 let low = if free < floor { ", TOO LITTLE" } else { "" };
                 format!("{} free of {} (floor {}{low})", size(free), size(total), size(floor))
             }
             _ => "size not known".to_owned(),
         };
-        let problem = match repository.status {
+        let problem = match entry.status {
             Status::Ok => String::new(),
-            Status::Error => format!(", PROBLEM: {}", repository.reason.as_deref().unwrap_or("not known")),
+            Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", repository.id, entry.snapshots);
+        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", entry.id, entry.snapshots);
     }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";

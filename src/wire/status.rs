@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::Repository;
+use super::Status;
 
 /// The whole answer.
 #[derive(Debug, Serialize)]
@@ -72,13 +72,25 @@ pub struct Export {
 /// A repository, and what the policy says of it.
 #[derive(Debug, Serialize)]
 pub struct RepositoryStatus {
-    /// As `GET /repositories` has it.
-    #[serde(flatten)]
-    pub repository: Repository,
+    /// Its id.
+    pub id: String,
+    /// The name that people gave it, where ovs-agent knows it.
+    pub alias: Option<String>,
+    /// Where it is mounted.
+    pub mount_point: Option<String>,
+    /// Size of the file system, bytes.
+    pub total_bytes: Option<u64>,
+    /// Bytes that can still be written.
+    pub free_bytes: Option<u64>,
     /// With less than this free, no snapshot is made; bytes.
     pub min_free_bytes: Option<u64>,
     /// Snapshots that have a disk there.
     pub snapshots: usize,
+    /// Whether it is there.
+    pub status: Status,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
 }
 
 /// What a snapshot costs.

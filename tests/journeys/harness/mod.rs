@@ -4,6 +4,7 @@ mod agent_db;
 mod certificates;
 mod chunks;
 mod client;
+mod clock;
 mod exporter;
 mod manager;
 mod random;
@@ -20,6 +21,7 @@ pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, connect, text};
+pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
@@ -162,6 +164,12 @@ pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
         disk_entries.join(",\n        ")
     );
     fs::write(folder.join("vm.cfg"), text).unwrap();
+}
+
+/// Bytes that can still be written to the file system that `folder` lies on.
+pub fn volume_space(folder: &Path) -> u64 {
+    let found = nix::sys::statvfs::statvfs(folder).unwrap();
+    u64::from(found.blocks_available()) * u64::from(found.fragment_size())
 }
 
 /// Writes `bytes` at `offset`, as a guest would.
