@@ -88,7 +88,7 @@ pub enum Refusal {
 }
 
 /// Extents of a disk past which its clone is worth a word in the log.
-pub const MANY_EXTENTS: u32 = 500_000;
+pub const MANY_EXTENTS: u32 = 100_000;
 
 impl App {
     /// Checks that the policy lets `snapshot` be made of `sources`, its disks in their order.

@@ -229,14 +229,14 @@ fn exports_wait_their_turn_and_the_queue_has_an_end() {
     let client = world.client();
     let id = text(&client.take_snapshot()["id"]);
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
-    // Asks for the disk, and takes the first byte of the answer where it is `answered`.
+    // Asks for the disk, and takes some of the answer where it is `answered`.
     let ask = |answered: bool| {
         let mut stream = connect(&world.exporter, &world.certificates);
         let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
         stream.write_all(request.as_bytes()).unwrap();
         stream.flush().unwrap();
         if answered {
-            stream.read_exact(&mut [0]).unwrap();
+            stream.read_exact(&mut [0; 4096]).unwrap();
         }
         stream
     };
