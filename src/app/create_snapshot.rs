@@ -15,7 +15,7 @@ use super::line::Place;
 use super::policy::Refusal;
 use super::status::Creation;
 use super::vm_disks::{Examiner, Verdict};
-use super::{App, Error, find_vm};
+use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::clone::{self, Cloned, Source};
@@ -143,7 +143,7 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let definition = find_vm(self.inventory()?, vm).ok_or(Error::NotFound("the VM has left the inventory"))?;
+        let definition = self.find_vm(vm)?;
         let lines = definition.disks.map_err(Error::NotSnapshottable)?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();

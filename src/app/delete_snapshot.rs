@@ -54,7 +54,8 @@ impl App {
                 let user = actor.user().to_owned();
                 app.blocking(move |app| {
                     let mut outcome = Ok(());
-                    for snapshot in app.store.snapshots_of(&vm)? {
+                    // Also what an earlier try left half gone.
+                    for (_, snapshot) in app.store.records_of(&vm)? {
                         outcome = outcome.and(app.delete(snapshot.id, &user));
                     }
                     outcome

@@ -24,6 +24,12 @@ pub enum Error {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
+    /// No VM of the inventory is called so.
+    #[error("no such VM{}", hint(away))]
+    NoVm {
+        /// Ids of the repositories that are not mounted: it may be defined there.
+        away: Vec<String>,
+    },
     /// The snapshot is there, and is another VM's.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
@@ -43,6 +49,15 @@ pub enum Error {
         disk: String,
         /// What is wrong with it.
         cause: String,
+    },
+    /// The blocks of the base are being moved, as by a defragmenter.
+    #[error(
+        "disk {disk}: the blocks of the base keep moving; try again when the defragmenter of the file system is done, \
+         or take a full copy of the snapshot instead"
+    )]
+    Unsettled {
+        /// Name of the disk.
+        disk: String,
     },
     /// The repository of a snapshot's files is not there at the moment.
     #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
@@ -103,6 +118,13 @@ pub enum Error {
     Internal(String),
 }
 
+fn hint(away: &[String]) -> String {
+    if away.is_empty() {
+        return String::new();
+    }
+    format!("; it may be one of a repository that is not mounted: {}", away.join(", "))
+}
+
 impl Error {
     /// The error of a step on a file system.
     pub(super) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
@@ -121,6 +143,7 @@ impl Error {
             | Self::BadCredentials
             | Self::NoSession(_)
             | Self::NotFound(_)
+            | Self::NoVm { .. }
             | Self::OtherVm(_)
             | Self::NotOlder(_)
             | Self::Refused(_)
@@ -129,6 +152,7 @@ impl Error {
             | Self::SnapshotLost { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }

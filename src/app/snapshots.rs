@@ -7,6 +7,7 @@ use super::{App, Error};
 use crate::auth::Session;
 use crate::model::chunk::squash;
 use crate::model::diff::changed;
+use crate::model::retention::Terms;
 use crate::model::{ByteRange, Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
 use crate::repository::SnapshotDir;
 use crate::repository::map::{self, CompareError};
@@ -58,16 +59,17 @@ impl App {
         .await
     }
 
-    /// The document of a snapshot that was just made.
+    /// The document of a snapshot that was just made. It is there, whatever becomes of its maps:
+    /// none of them fails the answer.
     ///
     /// # Errors
-    /// [`Error::SnapshotLost`].
+    /// [`Error::Internal`].
     pub async fn describe_new(
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
     ) -> Result<wire::Snapshot, Error> {
-        self.blocking(move |app| app.describe(&snapshot, None, View::NEW)).await
+        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW))).await
     }
 
     /// The documents of all snapshots of the VM that `called` names, oldest first. One that is lost
@@ -84,7 +86,7 @@ impl App {
         self.blocking(move |app| {
             let vm = app.resolve_vm(&called)?;
             let snapshots = app.store.snapshots_of(&vm)?;
-            snapshots.iter().map(|snapshot| app.describe_anyway(snapshot, view)).collect()
+            Ok(snapshots.iter().map(|snapshot| app.describe_anyway(snapshot, view)).collect())
         })
         .await
     }
@@ -95,7 +97,7 @@ impl App {
         pair: Option<&SnapshotPair<'_>>,
         view: View,
     ) -> Result<wire::Snapshot, Error> {
-        let mut document = self.document(snapshot)?;
+        let mut document = self.document(snapshot);
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let change = match pair {
@@ -109,8 +111,8 @@ impl App {
 
     /// As [`App::describe`], without a comparison, and for lists: a disk that is lost is listed as
     /// data from end to end. Who knows no `status` then asks for its bytes, and is told.
-    fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> Result<wire::Snapshot, Error> {
-        let mut document = self.document(snapshot)?;
+    fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> wire::Snapshot {
+        let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let change = self.whole(snapshot, disk, view).unwrap_or_else(|error| {
                 entry.status = Status::Error;
@@ -121,7 +123,7 @@ impl App {
             });
             entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
         }
-        Ok(document)
+        document
     }
 
     /// All of a disk, for a client that holds nothing of it. Without maps, that it is there.
@@ -144,10 +146,10 @@ impl App {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
             Ok(Change { chunks: changed(&held, &map), mode: Mode::Full, reason: Some(reason) })
         };
+        // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
         let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return full(ExtentMap::empty(), "the base has no such disk");
+            return full(ExtentMap::unknown(), "the base has no such disk");
         };
-        // From here on a client may hold a file of this name: everything is listed, zeros too.
         if base_disk.source != disk.source {
             return full(ExtentMap::unknown(), "the base's disk of this name is another disk");
         }
@@ -161,22 +163,23 @@ impl App {
             }
             Ok(None) => full(ExtentMap::unknown(), "the base lies on another file system"),
             Err(CompareError::Target(error)) => Err(lost(disk, error)),
-            Err(error) => match &error {
-                CompareError::Base(cause) => {
-                    Err(passing(base_disk, cause).unwrap_or_else(|| base_lost(error.to_string())))
-                }
-                _ => Err(base_lost(error.to_string())),
-            },
+            Err(CompareError::Base(error)) => {
+                Err(passing(base_disk, &error).unwrap_or_else(|| base_lost(error.to_string())))
+            }
+            Err(CompareError::Unsettled) => Err(Error::Unsettled { disk: disk.name.to_string() }),
         }
     }
 
     /// A snapshot's document, without maps.
-    fn document(&self, snapshot: &Snapshot) -> Result<wire::Snapshot, Error> {
-        let terms = self.store.terms(snapshot.id)?;
+    fn document(&self, snapshot: &Snapshot) -> wire::Snapshot {
+        let terms = self.store.terms(snapshot.id).unwrap_or_else(|error| {
+            tracing::error!(snapshot = %snapshot.id, %error, "it is not known how long it is kept");
+            Terms::default()
+        });
         let leased_until = terms.leased_until.filter(|until| *until > jiff::Timestamp::now());
         let id = snapshot.id.to_string();
         let vm = snapshot.vm.to_string();
-        Ok(wire::Snapshot {
+        wire::Snapshot {
             id: id.clone(),
             vm_id: vm.clone(),
             vm_id_too: vm,
@@ -188,7 +191,7 @@ impl App {
             compare_to: None,
             expires_at: terms.expires_at.map(wire::time),
             leased_until: leased_until.map(wire::time),
-        })
+        }
     }
 
     fn disk_document(&self, id: &str, snapshot: &Snapshot, disk: &SnapshotDisk) -> wire::SnapshotDisk {

@@ -51,15 +51,19 @@ impl App {
     /// What may be swept now.
     fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
         self.reads.forget_old();
-        let expiries = self.store.expiries()?;
-        self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiries.contains_key(&id));
-        if expiries.is_empty() {
+        let expiring = self.store.expiring()?;
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiring.contains(&id));
+        if expiring.is_empty() {
             return Ok(Vec::new());
         }
         let mut due = Vec::new();
         for (vm, ids) in self.store.snapshot_ids()? {
-            if ids.iter().any(|id| expiries.contains_key(id)) {
-                due.extend(self.due_of(&vm)?.into_iter().map(|id| (vm.clone(), id)));
+            if ids.iter().any(|id| expiring.contains(id)) {
+                match self.due_of(&vm) {
+                    Ok(ids) => due.extend(ids.into_iter().map(|id| (vm.clone(), id))),
+                    // Which is its newest cannot be told then.
+                    Err(error) => tracing::error!(%vm, %error, "nothing of this VM is swept"),
+                }
             }
         }
         Ok(due)

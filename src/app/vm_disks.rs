@@ -9,7 +9,7 @@ use crate::inventory::load_ovsmeta;
 use crate::inventory::ovsmeta::OvsMeta;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
 use crate::model::RepositoryId;
-use crate::repository::{LocatedDisk, Repository, clone_support, locate};
+use crate::repository::{LocatedDisk, Repository, Unclonable, clone_support, locate};
 
 /// What a snapshot does with a disk.
 pub(super) enum Verdict {
@@ -105,7 +105,11 @@ impl<'a> Examiner<'a> {
                 Some("lies on another file system, mounted inside the repository".to_owned())
             }
             _ => {
-                let possible = self.app.clone_support.of(root);
+                let possible = match self.app.clone_support.of(root) {
+                    // A snapshot will fail for what it is.
+                    Err(Unclonable::NotNow(_)) => Ok(()),
+                    possible => possible,
+                };
                 let possible = possible.and_then(|()| clone_support::of_disk(&located.file, &located.path));
                 possible.err().map(|reason| reason.to_string())
             }

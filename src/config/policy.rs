@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Check, optional, parse_size};
+use super::log::parse_size;
+use super::{Check, optional};
 
 /// `[policy]`: what is refused before it does harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -25,8 +25,8 @@ pub enum Unclonable {
     NoReflinks(String),
     /// There is no space for a trial, or nothing can be written at the moment. That is no reason to
     /// call a VM unfit: a snapshot will fail for what it is.
-    #[error("no trial was possible")]
-    NotNow,
+    #[error("nothing can be written there now: {0}")]
+    NotNow(String),
     /// A disk that OCFS2 would clone wrongly.
     #[error(
         "space is reserved past the end of {path}, which OCFS2 counts to its clone and does not clone: to delete \
@@ -89,8 +89,7 @@ impl CloneSupport {
         let answer = probe(&folder_file, folder);
         match &answer {
             // By accident, for now: the next one may go better.
-            Err(Unclonable::TrialFailed(_)) => {}
-            Err(Unclonable::NotNow) => return Ok(()),
+            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_)) => {}
             _ => {
                 known().insert(key, (Instant::now(), answer.clone()));
             }
@@ -132,7 +131,7 @@ fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
     let trial = Trial::new(folder);
     trial.run().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
-        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow,
+        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow(error.to_string()),
         _ => failed(error),
     })
 }

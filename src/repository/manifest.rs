@@ -3,6 +3,8 @@
 //! Version 1. Every repository that a snapshot touches gets the whole of it. Times are RFC 3339
 //! texts with nanoseconds, as numbers of that size do not survive every JSON reader.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DiskSource, FileIdentity, Snapshot, SnapshotDisk};
@@ -48,7 +50,10 @@ struct ManifestDisk {
 }
 
 /// The manifest of `snapshot`.
-pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
+///
+/// # Errors
+/// Never, as long as no key of a map in it is anything but text.
+pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -69,10 +74,9 @@ pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
             })
             .collect(),
     };
-    // Only maps with keys that are no strings, and failing writers, make this fail.
-    let mut text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
-    text
+    Ok(text)
 }
 
 /// The snapshot that a manifest tells of.
@@ -131,7 +135,7 @@ mod tests {
                 identity: FileIdentity { inode: 131, size: 1 << 40, changed_ns: 1_714_558_830_123_456_789 },
             }],
         };
-        let text = encode(&snapshot);
+        let text = encode(&snapshot).unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
 
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);

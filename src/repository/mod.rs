@@ -97,6 +97,10 @@ impl Repository {
         self.mount_point.join("VirtualMachines")
     }
 
+    fn virtual_disks(&self) -> PathBuf {
+        self.mount_point.join("VirtualDisks")
+    }
+
     /// The manager's own notes on the files.
     pub fn ovsmeta(&self) -> PathBuf {
         self.mount_point.join(".ovsmeta")

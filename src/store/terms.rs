@@ -1,6 +1,6 @@
 //! How long snapshots are kept, who needs them, and which request made them.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::time::Duration;
 
 use jiff::Timestamp;
@@ -59,11 +59,15 @@ impl KeyUse {
         SnapshotId::from_u128(self.snapshot)
     }
 
-    /// Also where the clock was set back: a key that is remembered makes no second snapshot.
     fn is_remembered(&self, now: Timestamp) -> bool {
-        let age = now.as_millisecond().saturating_sub(self.used_at_ms);
-        age < i64::try_from(KEY_LIFETIME.as_millis()).unwrap_or(i64::MAX)
+        is_remembered(self.used_at_ms, now)
     }
+}
+
+/// Also where the clock was set back: a key that is remembered makes no second snapshot.
+fn is_remembered(used_at_ms: i64, now: Timestamp) -> bool {
+    let age = now.as_millisecond().saturating_sub(used_at_ms);
+    age < i64::try_from(KEY_LIFETIME.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Store {
@@ -93,8 +97,7 @@ impl Store {
         self.handle.read(|transaction| {
             let keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
             let found = keys.get((key.user.as_str(), vm.as_str(), key.key.as_str()))?;
-            let found = found.map(|bytes| decode(bytes.value())).transpose()?;
-            Ok(found.filter(|found| found.is_remembered(now)))
+            Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_remembered(now)))
         })
     }
 
@@ -104,6 +107,7 @@ impl Store {
     /// [`StoreError`].
     pub fn terms(&self, id: SnapshotId) -> Result<Terms, StoreError> {
         self.handle.read(|transaction| {
+            let timestamp = |ms| timestamp(id, ms);
             let id = id.as_u128();
             let expiry = transaction.open_table(EXPIRIES)?.get(id)?.map(|ms| ms.value());
             let mut terms = Terms { expires_at: expiry.map(timestamp).transpose()?, leased_until: None };
@@ -119,18 +123,17 @@ impl Store {
         })
     }
 
-    /// When the snapshots expire that do.
+    /// The snapshots that expire.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn expiries(&self) -> Result<HashMap<SnapshotId, Timestamp>, StoreError> {
+    pub fn expiring(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         self.handle.read(|transaction| {
-            let mut expiries = HashMap::new();
+            let mut ids = HashSet::new();
             for entry in transaction.open_table(EXPIRIES)?.iter()? {
-                let (id, ms) = entry?;
-                expiries.insert(SnapshotId::from_u128(id.value()), timestamp(ms.value())?);
+                ids.insert(SnapshotId::from_u128(entry?.0.value()));
             }
-            Ok(expiries)
+            Ok(ids)
         })
     }
 
@@ -224,27 +227,31 @@ fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKe
     for entry in keys.iter()? {
         let (name, bytes) = entry?;
         let (user, vm, key) = name.value();
-        known.push((decode(bytes.value())?, [user.to_owned(), vm.to_owned(), key.to_owned()]));
+        // One that cannot be read goes as the oldest.
+        let used_at_ms = decode(bytes.value()).map_or(i64::MIN, |known| known.used_at_ms);
+        known.push((used_at_ms, [user.to_owned(), vm.to_owned(), key.to_owned()]));
     }
     // The oldest first, and with it all that are forgotten.
-    known.sort_by_key(|(known, _)| known.used_at_ms);
+    known.sort_by_key(|(used_at_ms, _)| *used_at_ms);
     let too_many = (known.len() + 1).saturating_sub(KEYS);
-    for (index, (known, [user, vm, key])) in known.iter().enumerate() {
-        if index < too_many || !known.is_remembered(now) {
+    for (index, (used_at_ms, [user, vm, key])) in known.iter().enumerate() {
+        if index < too_many || !is_remembered(*used_at_ms, now) {
             keys.remove((user.as_str(), vm.as_str(), key.as_str()))?;
         }
     }
-    let bytes = postcard::to_stdvec(&new).map_err(|error| StoreError::Record(error.to_string()))?;
+    let damaged = |error: postcard::Error| StoreError::Record { id: snapshot.id, cause: error.to_string() };
+    let bytes = postcard::to_stdvec(&new).map_err(damaged)?;
     keys.insert((key.user.as_str(), snapshot.vm.as_str(), key.key.as_str()), bytes.as_slice())?;
     Ok(())
 }
 
-fn decode(bytes: &[u8]) -> Result<KeyUse, StoreError> {
-    postcard::from_bytes(bytes).map_err(|error| StoreError::Record(error.to_string()))
+/// A use that cannot be read is as none: the worst that it costs is a second snapshot.
+fn decode(bytes: &[u8]) -> Option<KeyUse> {
+    postcard::from_bytes(bytes).inspect_err(|error| tracing::error!(%error, "a key's use cannot be read")).ok()
 }
 
-fn timestamp(ms: i64) -> Result<Timestamp, StoreError> {
-    Timestamp::from_millisecond(ms).map_err(|error| StoreError::Record(error.to_string()))
+fn timestamp(id: SnapshotId, ms: i64) -> Result<Timestamp, StoreError> {
+    Timestamp::from_millisecond(ms).map_err(|error| StoreError::Record { id, cause: error.to_string() })
 }
 
 #[cfg(test)]

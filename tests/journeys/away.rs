@@ -41,7 +41,9 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
         assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
     }
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok()[0]["disks"][0]["status"], "error");
-    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(404), "not_found");
+    let refused = client.post(&format!("/vms/{VM}/snapshots"));
+    assert_eq!(refused.error(404), "not_found");
+    assert!(text(&refused.json()["details"]).contains("not mounted"), "{}", refused.json());
     let listed = client.get("/repositories").ok();
     assert_eq!(listed[0]["status"], "error", "{listed}");
     assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 503);

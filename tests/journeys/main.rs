@@ -28,3 +28,4 @@ mod snapshots;
 mod static_binary;
 mod status;
 mod tls;
+mod which_vm;

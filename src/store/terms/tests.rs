@@ -31,7 +31,7 @@ fn terms_outlive_a_start_and_end_with_the_snapshot() {
     let store = Store::open(&path).unwrap();
     assert_eq!(store.terms(first.id).unwrap(), Terms { expires_at: Some(ms(5000)), leased_until: Some(ms(9000)) });
     assert_eq!(store.terms(other.id).unwrap(), Terms { expires_at: None, leased_until: Some(ms(8000)) });
-    assert_eq!(store.expiries().unwrap(), HashMap::from([(first.id, ms(5000))]));
+    assert_eq!(store.expiring().unwrap(), HashSet::from([first.id]));
     store.release(first.id, "").unwrap();
     store.lease(first.id, "admin", ms(6000)).unwrap();
     assert_eq!(store.terms(first.id).unwrap().leased_until, Some(ms(6000)), "the last word counts");
@@ -40,7 +40,7 @@ fn terms_outlive_a_start_and_end_with_the_snapshot() {
     assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is about to go");
     store.forget(&first).unwrap();
     assert_eq!(store.terms(first.id).unwrap(), Terms::default());
-    assert_eq!(store.expiries().unwrap(), HashMap::new());
+    assert_eq!(store.expiring().unwrap(), HashSet::new());
     assert_eq!(store.terms(other.id).unwrap().leased_until, Some(ms(8000)));
     let vm: VmId = VM.parse().unwrap();
     let used = store.key_use(&vm, &key("a"), Timestamp::now()).unwrap().unwrap();
