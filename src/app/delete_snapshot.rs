@@ -81,6 +81,9 @@ impl App {
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {
         let Some((state, snapshot)) = self.store.record(id)? else { return Ok(()) };
         if state == State::Ready {
+            if self.store.terms(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
+                tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
+            }
             self.store.begin_deletion(&snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }

@@ -28,6 +28,9 @@ impl App {
                 Ok(due) => {
                     tracing::debug!(due = due.len(), "looked for snapshots that have expired");
                     for (vm, id) in due {
+                        if stop.is_cancelled() {
+                            return;
+                        }
                         self.sweep(&vm, id).await;
                     }
                 }

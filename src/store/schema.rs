@@ -14,7 +14,7 @@ type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 /// Migration `i` makes schema `i + 1` of schema `i`.
 const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0003_policy::run];
 
-const TODAY: u64 = MIGRATIONS.len() as u64;
+pub(super) const TODAY: u64 = MIGRATIONS.len() as u64;
 
 /// Name → number: `schema`, and `sequence`, the last one given to a snapshot.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");

@@ -1,4 +1,5 @@
 use super::*;
+use crate::model::retention::Terms;
 use crate::model::{DiskSource, FileIdentity, SnapshotDisk};
 
 pub(super) const VM: &str = "0004fb00000600000000000000000001";
@@ -91,24 +92,51 @@ fn a_newer_schema_is_refused_in_plain_words() {
     assert!(error.contains("schema 99") && error.contains("newer version"), "{error}");
 }
 
+/// The schema that made room for terms.
+const SCHEMA_WITH_TERMS: u64 = 2;
+
 /// The database that each schema's program wrote, as it is in the field.
 #[test]
 fn the_database_of_every_schema_is_opened() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("db");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
-    std::fs::copy(golden, &path).unwrap();
-    let store = Store::open(&path).unwrap();
-    let mut ready = snapshot(7);
-    ready.sequence = 1;
-    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
-    let mut creating = snapshot(8);
-    creating.sequence = 2;
-    assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
-    // The order goes on, past the places of snapshots that are adopted.
-    let mut next = snapshot(9);
-    store.begin(&mut next).unwrap();
-    assert_eq!(next.sequence, FIRST_SEQUENCE);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let mut opened = 0;
+    for schema in 1..=schema::TODAY {
+        let file = golden.join(format!("schema-{schema}.redb"));
+        if !file.exists() {
+            continue; // a schema that no program was ever given out with
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        std::fs::copy(file, &path).unwrap();
+        let store = Store::open(&path).unwrap();
+        let mut ready = snapshot(7);
+        ready.sequence = if schema == 1 { 1 } else { FIRST_SEQUENCE };
+        assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready.clone()]);
+        let mut creating = snapshot(8);
+        creating.sequence = ready.sequence + 1;
+        assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+        // The order goes on, past the places of snapshots that are adopted.
+        let mut next = snapshot(9);
+        store.begin(&mut next).unwrap();
+        assert_eq!(next.sequence, FIRST_SEQUENCE.max(ready.sequence + 2));
+        // What came later is there, and empty where it was not known.
+        let terms = store.terms(ready.id).unwrap();
+        assert_eq!(terms, if schema < SCHEMA_WITH_TERMS { Terms::default() } else { golden_terms() });
+        assert!(store.lease(ready.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
+        store.commit(&next, &golden_order()).unwrap();
+        opened += 1;
+    }
+    assert!(opened > 0, "no golden database was found");
+}
+
+fn golden_order() -> Order {
+    let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
+    Order { expires_at: golden_terms().expires_at, key: Some(key) }
+}
+
+fn golden_terms() -> Terms {
+    let at = |text: &str| Some(text.parse().unwrap());
+    Terms { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
 }
 
 /// Writes the golden file of today's schema; run by hand when a schema is new:
@@ -116,12 +144,14 @@ fn the_database_of_every_schema_is_opened() {
 #[test]
 #[ignore = "writes tests/golden, by hand"]
 fn write_the_golden_database() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
+    let name = format!("tests/golden/schema-{}.redb", schema::TODAY);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(name);
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
     let (mut ready, mut creating) = (snapshot(7), snapshot(8));
     store.begin(&mut ready).unwrap();
-    store.commit(&ready, &Order::default()).unwrap();
+    store.commit(&ready, &golden_order()).unwrap();
+    assert!(store.lease(ready.id, "admin", golden_terms().leased_until.unwrap()).unwrap());
     store.begin(&mut creating).unwrap();
 }
 

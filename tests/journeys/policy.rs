@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{
     Answer, Client, VM, World, chunks, data, define_vm, define_vm_with, make_disk, make_repository, text, write_at,
+    zero,
 };
 use crate::harness::{Volume, connect};
 use crate::needs_root;
@@ -80,7 +81,7 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
     let base = text(&client.get(SNAPSHOTS).ok()[2]["id"]);
     let compared = client.compare(&target, &base);
     assert_eq!((&compared["disks"][0]["mode"], &compared["disks"][1]["mode"]), (&json!("incremental"), &json!("full")));
-    assert_eq!(chunks(&compared["disks"][1]), [data(8192, 8192)]);
+    assert_eq!(chunks(&compared["disks"][1]), [zero(0, 8192), data(8192, 8192), zero(16384, MB - 16384)]);
 
     let files = world.snapshot_files();
     for (body, code, told) in [
@@ -153,6 +154,25 @@ fn limits_are_kept_and_say_what_would_help() {
     world.client().take_snapshot();
 }
 
+#[test]
+fn a_disk_in_very_many_pieces_is_told_of() {
+    use nix::fcntl::{FallocateFlags, fallocate};
+    needs_root!();
+    let world = World::new(2048);
+    let disk = &world.define_vm(&[("a.img", 0)])[0];
+    let file = fs::File::options().write(true).open(disk).unwrap();
+    // Reserved, and every second block given back.
+    let pieces = 100_001;
+    fallocate(&file, FallocateFlags::empty(), 0, pieces * 8192).unwrap();
+    let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    (0..pieces).for_each(|piece| fallocate(&file, punch, piece * 8192, 4096).unwrap());
+    let client = world.client();
+    client.take_snapshot();
+    let log = world.exporter.log();
+    let told = log.lines().find(|line| line.contains("very many pieces")).expect("the log says nothing");
+    assert!(told.contains("extents=100001") && told.contains("disk=a.img") && told.contains("WARN"), "{told}");
+}
+
 /// Two VMs, each on a file system of its own.
 fn two_vms(policy: &str) -> (Volume, PathBuf, World) {
     let volume = Volume::xfs(512);
@@ -186,7 +206,7 @@ fn a_stuck_creation_holds_up_its_own_vm_alone() {
         // The other VM knows nothing of it.
         assert_eq!(
             client.get(&format!("{others}/{id}/disks/b.img")).body,
-            vec![[2; 4096].to_vec(), vec![0; 1_044_480]].concat()
+            [[2; 4096].to_vec(), vec![0; 1_044_480]].concat()
         );
         let another = text(&client.post(&others).ok()["id"]);
         assert_eq!(client.delete(&format!("{others}/{id}")).status, 200);

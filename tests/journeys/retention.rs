@@ -174,5 +174,6 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     assert_eq!(client_two.delete(&lease).status, 200, "given back twice");
     // Who deletes it means it.
     assert_eq!(client_two.delete(&format!("{SNAPSHOTS}/{other}")).status, 200);
+    assert!(world.exporter.log().contains("somebody holds a lease on what is deleted"));
     assert_eq!(list(&world), [id]);
 }

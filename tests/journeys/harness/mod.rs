@@ -169,7 +169,7 @@ pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
 /// Bytes that can still be written to the file system that `folder` lies on.
 pub fn volume_space(folder: &Path) -> u64 {
     let found = nix::sys::statvfs::statvfs(folder).unwrap();
-    u64::from(found.blocks_available()) * u64::from(found.fragment_size())
+    found.blocks_available() * found.fragment_size()
 }
 
 /// Writes `bytes` at `offset`, as a guest would.
