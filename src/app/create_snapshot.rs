@@ -7,20 +7,17 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
+use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
-use super::line::Place;
 use super::policy::Refusal;
-use super::status::Creation;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::clone::{self, Cloned, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
-use crate::store::{Order, RequestKey, State};
+use crate::store::{Order, State};
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
@@ -28,25 +25,6 @@ struct Plan {
     sources: Vec<Source>,
     order: Order,
 }
-
-/// What becomes of a request for a snapshot.
-enum Admission {
-    /// It was carried out before.
-    MadeBefore(Snapshot),
-    Now(Admitted),
-}
-
-/// A VM whose turn it is.
-struct Admitted {
-    vm: VmId,
-    held: (Place<Creation>, OwnedMutexGuard<()>),
-}
-
-/// Snapshots that may wait for a place.
-pub(super) const QUEUE: usize = 64;
-
-/// Those that may be before one VM, the one that is being made counted.
-const QUEUE_OF_VM: usize = 4;
 
 impl App {
     /// Makes a snapshot of the VM that `called` names, of all disks that `request` wants or of none; or
@@ -89,27 +67,6 @@ impl App {
         .await
     }
 
-    /// Waits until the snapshot may be made.
-    async fn admit(self: &Arc<Self>, actor: &Actor, called: VmId, request: &CreateRequest) -> Result<Admission, Error> {
-        let (by, asked) = (actor.clone(), request.clone());
-        let known = self.blocking(move |app| {
-            let vm = app.resolve_vm(&called)?;
-            let made = app.made_before(&by, &vm, &asked)?;
-            Ok((vm, made))
-        });
-        let vm = match known.await? {
-            (_, Some(snapshot)) => return Ok(Admission::MadeBefore(snapshot)),
-            (vm, None) => vm,
-        };
-        let creation = Creation { vm: vm.clone(), user: actor.user().to_owned() };
-        let ticket = self.creations.join(creation).map_err(|_| Refusal::TooLongALine("snapshots"))?;
-        // First the turn, then the place: those who wait for one VM hold up no other.
-        let turn = self.turns.take_behind(&vm, QUEUE_OF_VM).await;
-        let turn = turn.ok_or(Refusal::TooLongALine("changes of this VM's snapshots"))?;
-        let place = ticket.place().await;
-        Ok(Admission::Now(Admitted { vm, held: (place, turn) }))
-    }
-
     fn create(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Snapshot, Error> {
         if let Some(made) = self.made_before(actor, vm, request)? {
             return Ok(made);
@@ -123,22 +80,6 @@ impl App {
             tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
         }
         Ok(snapshot)
-    }
-
-    /// The snapshot that the same request has made already.
-    fn made_before(&self, actor: &Actor, vm: &VmId, request: &CreateRequest) -> Result<Option<Snapshot>, Error> {
-        let Some(key) = request_key(actor, request) else { return Ok(None) };
-        let Some(used) = self.store.key_use(vm, &key, jiff::Timestamp::now())? else { return Ok(None) };
-        if used.digest != key.digest {
-            return Err(Refusal::KeyReused.into());
-        }
-        match self.store.snapshot(used.snapshot())? {
-            Some(snapshot) => {
-                tracing::info!(snapshot = %snapshot.id, %vm, "a request repeated: answered with what it made");
-                Ok(Some(snapshot))
-            }
-            None => Err(Refusal::KeySnapshotGone(used.snapshot()).into()),
-        }
     }
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
@@ -261,11 +202,6 @@ impl App {
             tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
         }
     }
-}
-
-fn request_key(actor: &Actor, request: &CreateRequest) -> Option<RequestKey> {
-    let (key, digest) = request.key.clone()?;
-    Some(RequestKey { user: actor.user().to_owned(), key, digest })
 }
 
 /// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one

@@ -19,6 +19,7 @@ pub mod reads;
 pub mod snapshots;
 pub mod status;
 
+mod admission;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
@@ -93,7 +94,7 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             policy: config.policy,
-            creations: Line::new(config.policy.snapshot_concurrency, create_snapshot::QUEUE),
+            creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
             reads: Reads::default(),
             watch: Mutex::default(),
