@@ -31,7 +31,6 @@ mod sweep;
 mod turns;
 mod vm_disks;
 
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -43,7 +42,7 @@ use crate::config::{Config, Policy};
 use crate::inventory;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository};
+use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
 pub use error::Error;
@@ -152,8 +151,16 @@ impl App {
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
             return Err(Error::AgentDb(problem.clone()));
         }
-        let folders: Vec<PathBuf> = found.usable().map(Repository::virtual_machines).collect();
-        inventory::load(&folders).map_err(|source| Error::Inventory { source })
+        let mut vms = Vec::new();
+        for repository in found.usable() {
+            let folder = repository.virtual_machines();
+            // One that hangs must not take the others with it.
+            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
+                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
+                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
+            }
+        }
+        Ok(inventory::put_together(vms))
     }
 
     /// The VM that `called` names: by its name one of the inventory, or one that has left it and

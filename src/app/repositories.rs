@@ -9,7 +9,7 @@ use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Absent, Repository};
+use crate::repository::{Absent, Repository, patience};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -90,6 +90,12 @@ impl Repositories {
     /// The repository `id`, where there is one that can be used.
     pub(super) fn get(&self, id: &RepositoryId) -> Option<Repository> {
         self.found().get(id).cloned()
+    }
+
+    /// Those that can be used, without those that hang.
+    pub(super) fn answering(&self) -> Vec<Repository> {
+        let found = self.found();
+        found.usable().filter(|repository| !patience::is_silent(repository.mount_point())).cloned().collect()
     }
 
     /// All of them, as of now.

@@ -53,7 +53,7 @@ pub(super) struct Examiner<'a> {
 
 impl<'a> Examiner<'a> {
     pub(super) fn new(app: &'a App) -> Self {
-        Self { app, repositories: app.repositories.found().usable().cloned().collect(), notes: HashMap::new() }
+        Self { app, repositories: app.repositories.answering(), notes: HashMap::new() }
     }
 
     pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {

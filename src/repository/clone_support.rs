@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 
 use super::clone::{self, Source};
+use super::patience::{self, Silent};
 use crate::sys::{fiemap, fsinfo};
 
 /// Why disks in a folder cannot be snapshotted.
@@ -38,6 +39,9 @@ pub enum Unclonable {
         /// Its size, bytes.
         size: u64,
     },
+    /// It hangs.
+    #[error(transparent)]
+    Silent(#[from] Silent),
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -77,8 +81,13 @@ impl CloneSupport {
     /// [`Unclonable`] with the reason, in words for an operator.
     pub fn of(&self, folder: &Path) -> Result<(), Unclonable> {
         let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
-        let folder_file = File::open(folder).map_err(failed)?;
-        let metadata = folder_file.metadata().map_err(failed)?;
+        let asked = folder.to_owned();
+        let opened = patience::ask(folder, move || {
+            let file = File::open(asked)?;
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        })?;
+        let (folder_file, metadata) = opened.map_err(failed)?;
         let key = (metadata.dev(), metadata.ino());
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((asked, answer)) = known().get(&key)
@@ -86,10 +95,11 @@ impl CloneSupport {
         {
             return answer.clone();
         }
-        let answer = probe(&folder_file, folder);
+        let asked = folder.to_owned();
+        let answer = patience::ask(folder, move || probe(&folder_file, &asked))?;
         match &answer {
             // By accident, for now: the next one may go better.
-            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_)) => {}
+            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Silent(_)) => {}
             _ => {
                 known().insert(key, (Instant::now(), answer.clone()));
             }
