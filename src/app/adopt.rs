@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
-use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::survey::{self, Folder};
 use crate::repository::{DiskFile, Repository, SnapshotDir};
 use crate::store::FIRST_SEQUENCE;
@@ -212,6 +212,7 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
         created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
         created_by: user.to_owned(),
         disks,
+        taken: Taken::PLAINLY,
     })
 }
 
@@ -260,6 +261,7 @@ mod tests {
             created_at: jiff::Timestamp::from_second(second).unwrap(),
             created_by: "admin".to_owned(),
             disks: Vec::new(),
+            taken: Taken::PLAINLY,
         }
     }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error, find_vm};
 use crate::auth::Session;
-use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::clone::{self, Cloned, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::State;
@@ -34,7 +34,7 @@ impl App {
             let _turn = app.turns.take(&vm).await;
             app.blocking(move |app| {
                 let mut plan = app.plan(&vm, user)?;
-                app.store.begin(&mut plan.snapshot)?;
+                app.store.begin(&mut plan.snapshot, None)?;
                 app.make(plan)
             })
             .await
@@ -77,6 +77,7 @@ impl App {
             created_at: jiff::Timestamp::now(),
             created_by: user,
             disks,
+            taken: Taken::PLAINLY,
         };
         Ok(Plan { snapshot, sources })
     }
