@@ -2,6 +2,7 @@
 
 mod api;
 mod file;
+mod hooks;
 mod jwt;
 mod log;
 mod manager;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 pub use api::Api;
 pub use file::File;
+pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
@@ -35,6 +37,10 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[hooks]`.
+    pub hooks: Hooks,
+    /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
+    pub metrics: bool,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -72,6 +78,8 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        hooks: check.hooks(&file.hooks),
+        metrics: file.metrics.enabled,
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }
