@@ -13,7 +13,8 @@ impl App {
     /// error, nor is one whose files are.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::Io`] where a file
+    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
+    /// snapshot stays; [`Error::Io`] where a file
     /// cannot be removed: the snapshot is gone all the same, and the next start tries again.
     pub async fn delete_snapshot(
         self: &Arc<Self>,
@@ -26,7 +27,7 @@ impl App {
             // First whose it is, so that a retry can wait for its turn behind the first try.
             let vm = app.blocking(move |app| app.owner(&called, id)).await?;
             let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| app.delete(id, &user)).await
+            app.delete_one(id, &user).await
         })
         .await
     }
@@ -41,14 +42,11 @@ impl App {
         self.detached(async move {
             let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
             let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| {
-                let mut outcome = Ok(());
-                for snapshot in app.store.snapshots_of(&vm)? {
-                    outcome = outcome.and(app.delete(snapshot.id, &user));
-                }
-                outcome
-            })
-            .await
+            let mut outcome = Ok(());
+            for snapshot in app.blocking(move |app| Ok(app.store.snapshots_of(&vm)?)).await? {
+                outcome = outcome.and(app.delete_one(snapshot.id, &user).await);
+            }
+            outcome
         })
         .await
     }
@@ -60,6 +58,23 @@ impl App {
             return Err(Error::OtherVm(id));
         }
         Ok(snapshot.vm)
+    }
+
+    /// Deletes one snapshot, with hooks around it where it is still there.
+    async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
+        let user = user.to_owned();
+        let event = self.blocking(move |app| {
+            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
+            let event = app.deletion(&snapshot);
+            if app.hooks.concern(&event) {
+                app.store.owe(id, &event.to_bytes())?;
+            }
+            Ok(Some(event))
+        });
+        match event.await? {
+            Some(event) => self.within_hooks(event, move |app| app.delete(id, &user)).await.0,
+            None => self.blocking(move |app| app.delete(id, &user)).await,
+        }
     }
 
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {

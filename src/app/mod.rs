@@ -15,6 +15,7 @@ pub mod snapshots;
 
 mod create_snapshot;
 mod delete_snapshot;
+mod hooked;
 mod recover;
 mod repositories;
 mod turns;
@@ -26,9 +27,11 @@ use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{Manager, Tokens};
+use crate::auth::{self, Manager, Tokens};
 use crate::config::Config;
+use crate::hooks::Hooks;
 use crate::inventory;
+use crate::metrics::Metrics;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
@@ -45,6 +48,8 @@ pub struct App {
     store: Store,
     manager: Manager,
     manager_address: ManagerAddress,
+    hooks: Hooks,
+    metrics: Metrics,
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
@@ -57,7 +62,7 @@ impl App {
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
@@ -65,13 +70,18 @@ impl App {
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
             manager_address: ManagerAddress::new(config)?,
+            hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
+            metrics: Metrics::default(),
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             detached: TaskTracker::new(),
         };
+        let app = Arc::new(app);
+        // First of all: something may be frozen.
+        app.call_owed_hooks().await?;
         app.recover()?;
-        Ok(Arc::new(app))
+        Ok(app)
     }
 
     /// The maker and checker of tokens.
@@ -82,6 +92,17 @@ impl App {
     /// How long a token is good for.
     pub fn token_lifetime(&self) -> Duration {
         self.token_lifetime
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Lets hooks hold up the service's end no longer: what they were to come before is refused, or
+    /// done without them, as the config has it.
+    pub fn hurry(&self) {
+        self.hooks.hurry();
     }
 
     /// Waits for the journeys that outlive their clients.

@@ -10,7 +10,7 @@ use super::{Check, Trust, file, optional};
 use crate::model::VmId;
 
 /// `[hooks]`: what runs around an operation.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Hooks {
     /// `directory`: the folder of the programs.
     pub directory: Option<PathBuf>,
@@ -25,7 +25,7 @@ pub struct Hooks {
 }
 
 /// `[hooks.sync]`: requests to servers in the guests.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Sync {
     /// `secret`, which the guests know too. Never printed.
     pub secret: SecretString,

@@ -21,10 +21,16 @@ use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::failure::Failure;
 use crate::app::Error;
 use crate::app::read_disk::OpenDisk;
+use crate::metrics::Counter;
 
 const OCTETS: &str = "application/octet-stream";
 
-pub(super) fn respond(method: &Method, headers: &HeaderMap, disk: OpenDisk) -> Result<Response, Failure> {
+pub(super) fn respond(
+    method: &Method,
+    headers: &HeaderMap,
+    disk: OpenDisk,
+    served: Counter,
+) -> Result<Response, Failure> {
     let size = disk.file.size();
     let validators = Validators { etag: StrongTag::new(&disk.version), last_modified: SystemTime::from(disk.taken_at) };
     let range_counts = match conditional::evaluate(method, headers, &validators) {
@@ -57,7 +63,7 @@ pub(super) fn respond(method: &Method, headers: &HeaderMap, disk: OpenDisk) -> R
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        Body::new(DiskBody::start(Arc::new(disk.file), parts).map_err(|_| Failure::TooBusy)?)
+        Body::new(DiskBody::start(Arc::new(disk.file), parts, served).map_err(|_| Failure::TooBusy)?)
     };
     with_headers(status, body, out)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -14,6 +15,7 @@ use super::extract::{
 use super::failure::Failure;
 use crate::app::App;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
@@ -39,6 +41,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "range",
             "multirange",
             "conditional-requests",
+            "hooks",
         ],
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
@@ -133,7 +136,11 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk)
+    disk_response::respond(&method, &headers, disk, app.metrics().bytes_served())
+}
+
+pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

@@ -1,0 +1,136 @@
+//! Hooks around an operation: before it, and after it whatever becomes of it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::Instrument;
+
+use super::{App, Error, find_vm};
+use crate::hooks::{Begun, Event, EventDisk, EventVm, Operation};
+use crate::inventory;
+use crate::model::{HookRun, Snapshot, SnapshotId};
+use crate::repository::SnapshotDir;
+
+/// What was called around an operation.
+#[derive(Default)]
+pub(super) struct Around {
+    /// The calls, in their order.
+    pub runs: Vec<HookRun>,
+    /// Whether something has put the guest's disks in order.
+    pub quiesced: bool,
+    /// From the first call that may have held up the guest to the end of the last, where there was one.
+    pub held: Option<Duration>,
+}
+
+impl App {
+    /// Does `work`, between the two halves of its hooks. There is no way out of here, once the first
+    /// is called, but through the second: not by an error, not by a panic. A crash leaves it owed.
+    pub(super) async fn within_hooks<T: Send + 'static>(
+        self: &Arc<Self>,
+        event: Event,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> (Result<T, Error>, Around) {
+        if !self.hooks.concern(&event) {
+            return (self.blocking(work).await, Around::default());
+        }
+        let event = Arc::new(event);
+        let (app, told) = (Arc::clone(self), Arc::clone(&event));
+        let before = tokio::spawn(async move { app.hooks.before(&told).await }.in_current_span()).await;
+        let (mut begun, mut outcome) = match before {
+            Ok(begun) => (begun, Ok(())),
+            Err(panic) => (Begun::unknown(), Err(Error::Internal(panic.to_string()))),
+        };
+        if let Some(run) = &begun.refusal {
+            outcome = Err(Error::HookFailed {
+                hook: run.name.clone(),
+                operation: event.operation.as_str(),
+                how: run.detail.clone(),
+            });
+        }
+        let outcome = match outcome {
+            Ok(()) => self.blocking(work).await,
+            Err(error) => Err(error),
+        };
+        let mut around = Around { runs: std::mem::take(&mut begun.runs), quiesced: begun.quiesced, held: None };
+        let (app, told, done, since) = (Arc::clone(self), Arc::clone(&event), outcome.is_ok(), begun.since);
+        let after = tokio::spawn(async move { app.hooks.after(&told, &begun, done).await }.in_current_span()).await;
+        around.held = since.map(|since| since.elapsed());
+        match after {
+            Ok(runs) => {
+                around.runs.extend(runs);
+                self.settle(&event).await;
+            }
+            Err(panic) => {
+                tracing::error!(%panic, "the hooks after the operation were not all called; the next start does")
+            }
+        }
+        self.metrics.hooks(event.operation.as_str(), &around.runs);
+        (outcome, around)
+    }
+
+    /// Notes that nothing is owed any more.
+    pub(super) async fn settle(self: &Arc<Self>, event: &Event) {
+        let Ok(id) = event.snapshot_id.parse::<SnapshotId>() else { return };
+        if let Err(error) = self.blocking(move |app| Ok(app.store.settle(id)?)).await {
+            let cause = error.hidden_cause().unwrap_or_default();
+            tracing::error!(snapshot = %id, %error, cause, "hooks that were called will be called again by the next start");
+        }
+    }
+
+    /// Calls what was owed when the service stopped. What it was stopped in is undone later.
+    ///
+    /// # Errors
+    /// Where the database does not answer.
+    pub(super) async fn call_owed_hooks(self: &Arc<Self>) -> Result<(), Error> {
+        for (id, written) in self.blocking(|app| Ok(app.store.owed()?)).await? {
+            match Event::from_bytes(&written) {
+                Ok(event) => {
+                    let operation = event.operation.as_str();
+                    tracing::warn!(snapshot = %id, vm = event.vm.name, operation, "stopped before its post hooks were called");
+                    let runs = self.hooks.after_crash(&event).await;
+                    self.metrics.hooks(operation, &runs);
+                }
+                Err(error) => tracing::error!(snapshot = %id, %error, "what hooks it owes cannot be read"),
+            }
+            self.blocking(move |app| Ok(app.store.settle(id)?)).await?;
+        }
+        Ok(())
+    }
+
+    /// What hooks are told of an `operation` on `snapshot`; `vm` is what the inventory says of its
+    /// VM, where that is still in it.
+    pub(super) fn event(&self, operation: Operation, snapshot: &Snapshot, vm: Option<&inventory::Vm>) -> Event {
+        let disks = snapshot.disks.iter().filter_map(|disk| {
+            let repository = self.repository(&disk.source.repository)?;
+            Some(EventDisk {
+                name: disk.name.to_string(),
+                path: repository.mount_point().join(&disk.source.path).display().to_string(),
+                snapshot_path: SnapshotDir::new(&repository, snapshot.id).disk(&disk.name).display().to_string(),
+                size: disk.identity.size,
+            })
+        });
+        let sync = match (operation, vm) {
+            (Operation::SnapshotCreate, Some(vm)) => {
+                self.hooks.sync_target(&snapshot.vm, &[&vm.description, &vm.friendly_name], vm.address.as_deref())
+            }
+            _ => None,
+        };
+        Event {
+            operation,
+            snapshot_id: snapshot.id.to_string(),
+            vm: EventVm {
+                name: snapshot.vm.to_string(),
+                uuid: vm.and_then(|vm| vm.uuid.clone()).unwrap_or_else(|| snapshot.vm.dashed()),
+                friendly_name: vm.map(|vm| vm.friendly_name.clone()).unwrap_or_default(),
+            },
+            disks: disks.collect(),
+            sync,
+        }
+    }
+
+    /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
+    pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
+        let vm = self.inventory().ok().and_then(|vms| find_vm(vms, &snapshot.vm));
+        self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
+    }
+}
