@@ -13,6 +13,7 @@ mod compare;
 mod crash;
 mod disk_full;
 mod health;
+mod hook_examples;
 mod hooks;
 mod inventory;
 mod law;
