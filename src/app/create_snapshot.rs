@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use super::hooked::Around;
 use super::vm_disks::{Examiner, Verdict};
-use super::{App, Error, find_vm};
+use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Event, Operation, milliseconds};
 use crate::model::{
@@ -79,7 +79,7 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, user: String) -> Result<Plan, Error> {
-        let definition = find_vm(self.inventory()?, vm).ok_or(Error::NotFound("the VM has left the inventory"))?;
+        let definition = self.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();

@@ -43,7 +43,8 @@ impl App {
             let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
             let _turn = app.turns.take(&vm).await;
             let mut outcome = Ok(());
-            for snapshot in app.blocking(move |app| Ok(app.store.snapshots_of(&vm)?)).await? {
+            // Also what an earlier try left half gone.
+            for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
                 outcome = outcome.and(app.delete_one(snapshot.id, &user).await);
             }
             outcome

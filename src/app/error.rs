@@ -23,6 +23,12 @@ pub enum Error {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
+    /// No VM of the inventory is called so.
+    #[error("no such VM{}", hint(away))]
+    NoVm {
+        /// Ids of the repositories that are not mounted: it may be defined there.
+        away: Vec<String>,
+    },
     /// The snapshot is there, and is another VM's.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
@@ -39,6 +45,15 @@ pub enum Error {
         disk: String,
         /// What is wrong with it.
         cause: String,
+    },
+    /// The blocks of the base are being moved, as by a defragmenter.
+    #[error(
+        "disk {disk}: the blocks of the base keep moving; try again when the defragmenter of the file system is done, \
+         or take a full copy of the snapshot instead"
+    )]
+    Unsettled {
+        /// Name of the disk.
+        disk: String,
     },
     /// The repository of a snapshot's files is not there at the moment.
     #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
@@ -110,6 +125,13 @@ pub enum Error {
     /// A fault of ours.
     #[error("an internal error; the service's log says more")]
     Internal(String),
+}
+
+fn hint(away: &[String]) -> String {
+    if away.is_empty() {
+        return String::new();
+    }
+    format!("; it may be one of a repository that is not mounted: {}", away.join(", "))
 }
 
 impl Error {

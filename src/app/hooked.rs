@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use super::{App, Error, find_vm};
+use super::{App, Error};
 use crate::hooks::{Begun, Event, EventDisk, EventVm, Operation};
 use crate::inventory;
 use crate::model::{HookRun, Snapshot, SnapshotId};
@@ -130,7 +130,7 @@ impl App {
 
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
-        let vm = self.inventory().ok().and_then(|vms| find_vm(vms, &snapshot.vm));
+        let vm = self.find_vm(&snapshot.vm).ok();
         self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
     }
 }

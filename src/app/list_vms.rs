@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::vm_disks::{Examiner, Verdict};
-use super::{App, Error, find_vm};
+use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
@@ -39,7 +39,7 @@ impl App {
     /// [`Error::Store`].
     pub async fn vm(self: &Arc<Self>, _session: &Session, called: VmId) -> Result<wire::Vm, Error> {
         self.blocking(move |app| {
-            let vm = find_vm(app.inventory()?, &called).ok_or(Error::NotFound("no such VM"))?;
+            let vm = app.find_vm(&called)?;
             let snapshots = match &vm.id {
                 Some(id) => app.store.snapshots_of(id)?,
                 None => Vec::new(),

@@ -17,11 +17,11 @@ mod create_snapshot;
 mod delete_snapshot;
 mod hooked;
 mod recover;
+mod remembered;
 mod repositories;
 mod turns;
 mod vm_disks;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,7 +33,7 @@ use crate::hooks::Hooks;
 use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository};
+use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
 pub use error::Error;
@@ -141,20 +141,51 @@ impl App {
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
             return Err(Error::AgentDb(problem.clone()));
         }
-        let folders: Vec<PathBuf> = found.usable().map(Repository::virtual_machines).collect();
-        inventory::load(&folders).map_err(|source| Error::Inventory { source })
+        let mut vms = Vec::new();
+        for repository in found.usable() {
+            let folder = repository.virtual_machines();
+            // One that hangs must not take the others with it.
+            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
+                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
+                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
+            }
+        }
+        Ok(inventory::put_together(vms))
     }
 
-    /// The VM that `called` names: one of the inventory, by its name or else by its uuid, or one
-    /// that has left it and still has snapshots.
+    /// The VM that `called` names: by its name one of the inventory, or one that has left it and
+    /// still has snapshots; else by its uuid one of the inventory.
     fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
-        if let Some(id) = find_vm(self.inventory()?, called).and_then(|vm| vm.id) {
-            return Ok(id);
+        self.resolve_among(&self.inventory()?, called)
+    }
+
+    fn resolve_among(&self, vms: &[inventory::Vm], called: &VmId) -> Result<VmId, Error> {
+        let is_name = vms.iter().any(|vm| vm.id.as_ref() == Some(called));
+        // Before any uuid: what is deleted must never be another VM's than the one that was named.
+        if is_name || !self.store.records_of(called)?.is_empty() {
+            return Ok(called.clone());
         }
-        if self.store.snapshots_of(called)?.is_empty() {
-            return Err(Error::NotFound("no such VM"));
+        let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
+        match (named.next(), named.next()) {
+            (None, _) => Err(self.no_such_vm()),
+            (Some(id), None) => Ok(id.clone()),
+            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
+                "the VMs {one} and {other} both have this uuid; name the one that is meant"
+            ))),
         }
-        Ok(called.clone())
+    }
+
+    /// The VM of the inventory that `called` names.
+    fn find_vm(&self, called: &VmId) -> Result<inventory::Vm, Error> {
+        let vms = self.inventory()?;
+        let id = self.resolve_among(&vms, called)?;
+        let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
+        found.ok_or_else(|| self.no_such_vm())
+    }
+
+    fn no_such_vm(&self) -> Error {
+        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
+        Error::NoVm { away }
     }
 
     /// The complete snapshot `id` of the VM that `called` names.
@@ -170,11 +201,4 @@ impl App {
         }
         Ok(snapshot)
     }
-}
-
-/// The VM that `called` names. A name goes before a uuid that another VM has.
-fn find_vm(vms: Vec<inventory::Vm>, called: &VmId) -> Option<inventory::Vm> {
-    let mut vms: Vec<_> = vms.into_iter().filter(|vm| vm.is_called(called)).collect();
-    vms.sort_by_key(|vm| vm.id.as_ref() != Some(called));
-    vms.into_iter().next()
 }

@@ -57,16 +57,17 @@ impl App {
         .await
     }
 
-    /// The document of a snapshot that was just made.
+    /// The document of a snapshot that was just made. It is there, whatever becomes of its maps:
+    /// none of them fails the answer.
     ///
     /// # Errors
-    /// [`Error::SnapshotLost`].
+    /// [`Error::Internal`].
     pub async fn describe_new(
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
     ) -> Result<wire::Snapshot, Error> {
-        self.blocking(move |app| app.describe(&snapshot, None, View::NEW)).await
+        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW))).await
     }
 
     /// The documents of all snapshots of the VM that `called` names, oldest first. One that is lost
@@ -143,10 +144,10 @@ impl App {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
             Ok(Change { chunks: changed(&held, &map), mode: Mode::Full, reason: Some(reason) })
         };
+        // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
         let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return full(ExtentMap::empty(), "the base has no such disk");
+            return full(ExtentMap::unknown(), "the base has no such disk");
         };
-        // From here on a client may hold a file of this name: everything is listed, zeros too.
         if base_disk.source != disk.source {
             return full(ExtentMap::unknown(), "the base's disk of this name is another disk");
         }
@@ -160,12 +161,10 @@ impl App {
             }
             Ok(None) => full(ExtentMap::unknown(), "the base lies on another file system"),
             Err(CompareError::Target(error)) => Err(lost(disk, error)),
-            Err(error) => match &error {
-                CompareError::Base(cause) => {
-                    Err(passing(base_disk, cause).unwrap_or_else(|| base_lost(error.to_string())))
-                }
-                _ => Err(base_lost(error.to_string())),
-            },
+            Err(CompareError::Base(error)) => {
+                Err(passing(base_disk, &error).unwrap_or_else(|| base_lost(error.to_string())))
+            }
+            Err(CompareError::Unsettled) => Err(Error::Unsettled { disk: disk.name.to_string() }),
         }
     }
 

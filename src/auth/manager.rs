@@ -90,12 +90,13 @@ impl Manager {
     /// Asks the manager at `endpoint` without credentials, which it has to refuse.
     ///
     /// # Errors
-    /// [`ManagerError::Unavailable`] where it cannot be reached, or does not answer as it should.
+    /// [`ManagerError::Unavailable`] where it does not, or cannot be reached.
     pub async fn reach(&self, endpoint: &str) -> Result<(), ManagerError> {
         let url = format!("{endpoint}{}", self.path);
         match ask(&url, self.client.get(&url)).await {
             Err(ManagerError::Refused) => Ok(()),
-            answer => answer,
+            Ok(()) => Err(ManagerError::Unavailable(format!("{url} lets in who gives no password at all"))),
+            Err(error) => Err(error),
         }
     }
 }

@@ -54,7 +54,8 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             built_on(roots)?
         }
         Trust::CaFile(path) => {
-            let certificates = read_pem(path)?;
+            let unusable = |problem| io::Error::other(format!("{}: {problem}", path.display()));
+            let certificates = read_certificates(path).map_err(unusable)?;
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(certificates.iter().cloned());
             let chain = if roots.is_empty() { None } else { Some(built_on(roots)?) };
@@ -65,12 +66,17 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
     })
 }
 
-fn read_pem(path: &Path) -> io::Result<Vec<CertificateDer<'static>>> {
-    let unusable = |problem: String| io::Error::other(format!("{}: {problem}", path.display()));
-    let certificates = CertificateDer::pem_file_iter(path)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| unusable(error.to_string()))?;
-    if certificates.is_empty() { Err(unusable("holds no certificate in PEM".to_owned())) } else { Ok(certificates) }
+/// The certificates in a file in PEM, at least one.
+///
+/// # Errors
+/// What is wrong with it, without its path.
+pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
+    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
+    match certificates {
+        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(error.to_string()),
+    }
 }
 
 #[derive(Debug)]

@@ -35,8 +35,11 @@ impl Check {
     pub(super) fn manager(&mut self, file: &file::File) -> Manager {
         let (endpoint, manager) = (file.ovm_endpoint.trim_end_matches('/'), &file.manager);
         let url = format!("{endpoint}{}", manager.path);
-        let scheme = url.parse::<http::Uri>().ok().and_then(|uri| uri.scheme_str().map(str::to_owned));
-        match scheme.as_deref() {
+        let uri = url.parse::<http::Uri>().ok();
+        if uri.as_ref().and_then(http::Uri::authority).is_some_and(|authority| authority.as_str().contains('@')) {
+            self.problem("ovm_endpoint", "has a user in it; users log in with their own names: name the host alone");
+        }
+        match uri.as_ref().and_then(http::Uri::scheme_str) {
             _ if endpoint.is_empty() => {
                 if file.repositories.ovs_agent_db.is_empty() {
                     self.problem("ovm_endpoint", "is empty; name the manager, as https://manager.example:7002");
@@ -46,7 +49,8 @@ impl Check {
             Some("http") if manager.insecure_skip_verify => {}
             Some("http") => self.problem("ovm_endpoint", "would send passwords in the clear; use https://"),
             _ => {
-                self.problem("ovm_endpoint", format_args!("{url:?} is no address; write https://manager.example:7002"))
+                let remedy = "is no address; write https://manager.example:7002";
+                self.problem("ovm_endpoint", format_args!("{endpoint:?} {remedy}"));
             }
         }
         if !manager.path.starts_with('/') {
@@ -74,7 +78,8 @@ impl Check {
             let parsed = parse_fingerprint(fingerprint).unwrap_or_else(|| {
                 self.problem(
                     "manager.fingerprint",
-                    "is not sha256: and 64 hexadecimal digits; get it with: openssl x509 -noout -fingerprint -sha256",
+                    "is not sha256: and 64 hexadecimal digits; get it with: openssl s_client -connect HOST:7002 \
+                     </dev/null | openssl x509 -noout -fingerprint -sha256",
                 );
                 [0; 32]
             });

@@ -66,9 +66,12 @@ pub fn load(path: &Path) -> Result<Config, ConfigError> {
 /// As [`load`].
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     let file: File = toml::from_str(text).map_err(|error| {
-        // The whole error would quote the line, which may be the one with the secret.
-        let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-        ConfigError(vec![format!("line {line}: {}", error.message())])
+        // The whole error would quote the line, which may be the one with the secret: its key will do.
+        let start = error.span().map_or(0, |span| span.start);
+        let number = text[..start].matches('\n').count() + 1;
+        let line = text.lines().nth(number - 1).unwrap_or_default();
+        let key = line.split_once('=').map(|(key, _)| format!("{}: ", key.trim())).unwrap_or_default();
+        ConfigError(vec![format!("line {number}: {key}{}", error.message())])
     })?;
     let mut check = Check::default();
     let config = Config {

@@ -91,6 +91,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with(secret, ""), "jwt.secret: is shorter"),
         (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
         (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
+        (with("https://manager", "https://root:x@manager"), "ovm_endpoint: has a user in it"),
         (without_agent(r#"paths = ["/OVS/Repositories/a"]"#), "ovm_endpoint: is empty"),
         (without_agent(""), "repositories.paths: is empty"),
         (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: \"relative\" is no absolute path"),
@@ -123,6 +124,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[hooks]\nsync.urls.0004fb00000600000000000000000001 = \"a\"\n[jwt]"), "is no URL; write"),
         (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
         (with("[jwt]", "[jwt"), "line 3: "),
+        (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: port: invalid value: integer `70000`"),
     ];
     for (message, expected) in cases {
         assert!(message.contains(expected), "{message:?} lacks {expected:?}");

@@ -86,6 +86,7 @@ impl Failure {
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
             Self::App(Error::Throttled) | Self::TooBusy => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
@@ -100,7 +101,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
         Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+        Error::NotFound(_) | Error::NoVm { .. } => (StatusCode::NOT_FOUND, "not_found"),
         Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
@@ -112,6 +113,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
         Error::RepositoryAway { .. } => (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable"),
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),

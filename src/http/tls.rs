@@ -5,11 +5,12 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::PrivateKeyDer;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
+use crate::auth::trust::read_certificates;
 use crate::config::Api;
 
 /// Reads the certificate and key that `api` names.
@@ -23,7 +24,10 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     };
     let chain =
         read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| problem("key", &api.key, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| match error {
+        pem::Error::NoItemsFound => problem("key", &api.key, &"holds no private key in PEM"),
+        error => problem("key", &api.key, &error),
+    })?;
     let provider = Arc::new(provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()
@@ -53,13 +57,4 @@ fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
     provider
-}
-
-fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(error.to_string()),
-    }
 }

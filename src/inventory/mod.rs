@@ -39,37 +39,35 @@ pub struct Vm {
 }
 
 impl Vm {
-    /// Whether people may mean this VM by `id`: by its name, or by a uuid that is not the name's.
-    pub fn is_called(&self, id: &VmId) -> bool {
-        self.id.as_ref() == Some(id) || self.uuid_as_id().as_ref() == Some(id)
-    }
-
-    fn uuid_as_id(&self) -> Option<VmId> {
-        self.uuid.as_deref()?.parse().ok()
+    /// Whether `id` is its uuid, which need not be its name's.
+    pub fn has_uuid(&self, id: &VmId) -> bool {
+        self.uuid.as_deref().and_then(|uuid| uuid.parse().ok()).as_ref() == Some(id)
     }
 }
 
 /// How often a definition is read that looks half-written, and the pause between.
 const ATTEMPTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(50);
+/// For how long after its last change a definition may be half-written. Long, as another server of
+/// the pool may have written it, with a clock of its own.
+const UNSETTLED: Duration = Duration::from_secs(60);
 
-/// All VMs that are defined below `virtual_machines`, the repositories' folders of that name,
-/// sorted by name.
+/// The VMs that are defined below `virtual_machines`, a repository's folder of that name, each with
+/// its own folder.
 ///
 /// # Errors
-/// Where such a folder is there but cannot be listed. One that is not mounted defines none.
-pub fn load(virtual_machines: &[PathBuf]) -> io::Result<Vec<Vm>> {
-    let mut found: Vec<(PathBuf, Vm)> = Vec::new();
-    for folder in virtual_machines {
-        for folder in definition_folders(folder)? {
-            let vm = load_one(&folder);
-            found.push((folder, vm));
-        }
-    }
+/// Where the folder is there but cannot be listed. One that is not mounted defines none.
+pub fn read(virtual_machines: &Path) -> io::Result<Vec<(PathBuf, Vm)>> {
+    let folders = definition_folders(virtual_machines)?;
+    Ok(folders.into_iter().map(|folder| (folder.clone(), load_one(&folder))).collect())
+}
+
+/// The VMs of all repositories in one list, sorted by name.
+pub fn put_together(mut found: Vec<(PathBuf, Vm)>) -> Vec<Vm> {
     refuse_doubles(&mut found);
     let mut vms: Vec<Vm> = found.into_iter().map(|(_, vm)| vm).collect();
     vms.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(vms)
+    vms
 }
 
 fn definition_folders(virtual_machines: &Path) -> io::Result<Vec<PathBuf>> {
@@ -130,12 +128,18 @@ fn read_definition(path: &Path) -> Result<VmConfig, String> {
         let read = read_text(path).map_err(|error| format!("vm.cfg cannot be read: {error}"));
         let parsed = read.and_then(|text| vm_cfg::parse(&text).map_err(|error| format!("vm.cfg: {error}")));
         let whole = parsed.as_ref().is_ok_and(|config| config.name.is_some() && config.disks.is_some());
-        if whole || attempt == ATTEMPTS || !path.exists() {
+        if whole || attempt == ATTEMPTS || !was_just_written(path) {
             return parsed;
         }
         attempt += 1;
         sleep(PAUSE);
     }
+}
+
+/// Whether a definition is there and was changed a short time ago, or in the future.
+fn was_just_written(path: &Path) -> bool {
+    let modified = path.metadata().and_then(|metadata| metadata.modified());
+    modified.is_ok_and(|modified| modified.elapsed().map_or(true, |age| age < UNSETTLED))
 }
 
 fn read_text(path: &Path) -> io::Result<String> {
@@ -186,7 +190,7 @@ mod tests {
     }
 
     fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Vm> {
-        load(&folders.iter().map(|dir| dir.path().to_owned()).collect::<Vec<_>>()).unwrap()
+        put_together(folders.iter().flat_map(|dir| read(dir.path()).unwrap()).collect())
     }
 
     const A: &str = "0004fb0000060000000000000000000a";
@@ -212,16 +216,15 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_is_called_by_its_name_and_by_its_uuid() {
+    fn a_uuid_need_not_be_the_names() {
         let other = "0004fb00-0006-0000-ffff-00000000000a";
         let text = format!("name = '{A}'\nuuid = '{other}'\ndisk = []\n");
         let vms = load_all(&[&definitions(&[(A, &text)])]);
-        assert!(vms[0].is_called(&A.parse().unwrap()) && vms[0].is_called(&other.parse().unwrap()));
-        assert!(!vms[0].is_called(&B.parse().unwrap()));
+        assert!(vms[0].has_uuid(&other.parse().unwrap()) && !vms[0].has_uuid(&A.parse().unwrap()));
     }
 
     #[test]
     fn an_unmounted_repository_has_no_machines() {
-        assert!(load(&["/nonexistent/repo/VirtualMachines".into()]).unwrap().is_empty());
+        assert!(read(Path::new("/nonexistent/repo/VirtualMachines")).unwrap().is_empty());
     }
 }

@@ -4,6 +4,8 @@
 //! texts with nanoseconds, as numbers of that size do not survive every JSON reader. Fields can be
 //! added: who does not know them passes over them, and what lacks them is as before there were any.
 
+use std::io;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, Taken};
@@ -69,7 +71,10 @@ struct ManifestHook {
 }
 
 /// The manifest of `snapshot`.
-pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
+///
+/// # Errors
+/// Never, as long as no key of a map in it is anything but text.
+pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -105,10 +110,9 @@ pub fn encode(snapshot: &Snapshot) -> Vec<u8> {
             })
             .collect(),
     };
-    // Only maps with keys that are no strings, and failing writers, make this fail.
-    let mut text = serde_json::to_vec_pretty(&manifest).unwrap_or_default();
+    let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
-    text
+    Ok(text)
 }
 
 /// The snapshot that a manifest tells of.
@@ -194,7 +198,7 @@ mod tests {
                 }],
             },
         };
-        let text = encode(&snapshot);
+        let text = encode(&snapshot).unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
 
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);

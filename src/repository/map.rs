@@ -47,7 +47,7 @@ pub struct Maps {
     pub target: ExtentMap,
 }
 
-/// How often the base's map is read anew where it moves under our hands.
+/// How often a map is read anew where it moves under our hands.
 const ATTEMPTS: usize = 4;
 
 /// Reads the maps of two files so that equal addresses mean equal bytes, or fails.
@@ -80,6 +80,17 @@ pub fn read_both(base: &DiskFile, target: &DiskFile) -> Result<Option<Maps>, Com
 /// # Errors
 /// [`MapError`]; also where the file was touched meanwhile.
 pub fn read(disk: &DiskFile) -> Result<ExtentMap, MapError> {
+    // Blocks that are moved between two pages of answers make no sense together.
+    for _ in 1..ATTEMPTS {
+        match read_once(disk) {
+            Err(MapError::Nonsense(problem)) => tracing::warn!(problem, "a map that makes no sense is read again"),
+            read => return read,
+        }
+    }
+    read_once(disk)
+}
+
+fn read_once(disk: &DiskFile) -> Result<ExtentMap, MapError> {
     let mut reader = fiemap::Reader::new(room(disk)?);
     let map = collect(
         disk.size(),
@@ -116,8 +127,8 @@ fn backing(raw: &fiemap::RawExtent) -> Backing {
         Backing::Opaque
     } else if raw.flags & fiemap::UNWRITTEN != 0 {
         Backing::Zero
-    } else if raw.physical == 0 {
-        // Where no data can be; some file systems say so of what has no address.
+    } else if raw.physical == 0 || raw.physical.checked_add(raw.length).is_none() {
+        // Where no data can be; some file systems say 0 of what has no address.
         Backing::Opaque
     } else {
         Backing::Stored(PhysAddr(raw.physical))

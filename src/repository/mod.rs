@@ -9,6 +9,7 @@ pub mod disk_file;
 pub mod locate;
 pub mod manifest;
 pub mod map;
+pub mod patience;
 pub mod snapshot_dir;
 pub mod survey;
 
@@ -24,6 +25,7 @@ pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError};
 pub use locate::{LocatedDisk, Misplaced};
 pub use map::{CompareError, MapError};
+pub use patience::Silent;
 pub use snapshot_dir::{Removal, SnapshotDir};
 
 /// A repository: a folder on a mounted file system.
@@ -54,6 +56,9 @@ pub enum Absent {
     /// Nothing is in it, and nothing mounted on it.
     #[error("is empty: nothing is mounted there")]
     Empty,
+    /// It hangs.
+    #[error(transparent)]
+    Silent(#[from] Silent),
 }
 
 impl Repository {
@@ -77,6 +82,11 @@ impl Repository {
     /// # Errors
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
+        let repository = self.clone();
+        patience::ask(&self.mount_point, move || repository.mounted_now())?
+    }
+
+    fn mounted_now(&self) -> Result<Mounted, Absent> {
         let folder = File::open(&self.mount_point)?;
         let metadata = folder.metadata()?;
         if !metadata.is_dir() {
@@ -94,6 +104,10 @@ impl Repository {
     /// The folder of the VM definitions, one folder a VM.
     pub fn virtual_machines(&self) -> PathBuf {
         self.mount_point.join("VirtualMachines")
+    }
+
+    fn virtual_disks(&self) -> PathBuf {
+        self.mount_point.join("VirtualDisks")
     }
 
     /// The manager's own notes on the files.

@@ -45,10 +45,11 @@ impl SnapshotDir {
         builder.mode(0o750);
         let parent = self.repository.snapshots();
         match builder.create(&parent) {
-            Ok(()) => sync_folder(self.repository.mount_point())?,
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+            _ => {}
         }
+        // Always: who made it may have died before this.
+        sync_folder(self.repository.mount_point())?;
         // A link here would put snapshots anywhere.
         if !fs::symlink_metadata(&parent)?.is_dir() {
             return Err(io::Error::new(io::ErrorKind::NotADirectory, "CoriolisSnapshots is not a folder"));
@@ -72,7 +73,7 @@ impl SnapshotDir {
     pub fn seal(&self, snapshot: &Snapshot) -> io::Result<()> {
         let path = self.path.join(manifest::FILE_NAME);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o440).open(path)?;
-        file.write_all(&manifest::encode(snapshot))?;
+        file.write_all(&manifest::encode(snapshot)?)?;
         file.sync_all()?;
         sync_folder(&self.path)?;
         sync_folder(&self.repository.snapshots())
@@ -84,8 +85,11 @@ impl SnapshotDir {
     /// # Errors
     /// The first error met; all the rest has been tried all the same.
     pub fn remove<'a>(&self, disks: impl Iterator<Item = &'a DiskName>) -> io::Result<Removal> {
-        if !self.repository.snapshots().is_dir() {
-            return Ok(Removal::RepositoryAbsent);
+        // A link there would lead out of the repository, where nothing is ours to remove.
+        if !fs::symlink_metadata(self.repository.snapshots()).is_ok_and(|metadata| metadata.is_dir()) {
+            // Removed by hand, or not mounted? What a repository always has tells.
+            let is_there = self.repository.virtual_machines().is_dir() || self.repository.virtual_disks().is_dir();
+            return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
         }
         // The manifest goes last: what has one can still be told from litter.
         let files = disks.map(|name| self.disk(name)).chain([self.path.join(manifest::FILE_NAME)]);

@@ -6,12 +6,15 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
-use redb::{Database, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
 
 use super::{Found, StoreError, schema};
 
 /// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
 const CACHE: usize = 8 << 20;
+
+/// How a file is opened: made where it is not there, or not.
+type How = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
 
 /// An open database that survives a full disk.
 pub(super) struct Handle {
@@ -23,7 +26,8 @@ pub(super) struct Handle {
 
 impl Handle {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let handle = Self { path: path.to_owned(), database: RwLock::new(None) };
+        let database = opened(path, Builder::create)?;
+        let handle = Self { path: path.to_owned(), database: RwLock::new(Some(database)) };
         handle.write(schema::migrate)?;
         // The file's own entry, so that a crash does not take the whole database away.
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -74,9 +78,8 @@ impl Handle {
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
-            let opened =
-                catch_unwind(|| open_file(&self.path)).unwrap_or_else(|_| Err(StoreError::Damaged(self.path.clone())));
-            *database = Some(opened?);
+            // It was there: an empty one in its place would be a lie.
+            *database = Some(opened(&self.path, Builder::open)?);
         }
         Ok(())
     }
@@ -91,22 +94,31 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
         return Ok(Found::Nothing);
     }
     let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
-        Err(redb::DatabaseError::RepairAborted) => Ok(Found::Unclean),
-        opened => schema::check(&opened?.begin_read()?).map(|()| Found::Good),
+        Err(DatabaseError::RepairAborted) => Ok(Found::Unclean),
+        opened => {
+            let transaction = opened?.begin_read()?;
+            schema::check(&transaction)?;
+            super::read_all(&transaction).map(|()| Found::Good)
+        }
     });
     looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
-fn open_file(path: &Path) -> Result<Database, StoreError> {
+/// The database at `path`, opened `how` and looked through.
+fn opened(path: &Path, how: How) -> Result<Database, StoreError> {
+    catch_unwind(|| open_file(path, how)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+}
+
+fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
     if is_bolt(path)? {
         return Err(StoreError::Bolt(path.to_owned()));
     }
-    let mut database = Database::builder().set_cache_size(CACHE).create(path)?;
+    let mut database = how(Database::builder().set_cache_size(CACHE), path.to_owned())?;
     // Damaged data pages open fine and fail later: look now, while nobody waits.
     match database.check_integrity() {
         Ok(true) => {}
         Ok(false) => tracing::warn!(path = %path.display(), "the database was not closed well and has been repaired"),
-        Err(redb::DatabaseError::Storage(StorageError::Corrupted(_))) => {
+        Err(DatabaseError::Storage(StorageError::Corrupted(_))) => {
             return Err(StoreError::Damaged(path.to_owned()));
         }
         Err(error) => return Err(error.into()),

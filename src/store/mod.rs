@@ -10,7 +10,7 @@ mod schema;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::model::{Snapshot, SnapshotId, VmId};
 
@@ -41,8 +41,8 @@ pub enum StoreError {
     },
     /// The original exporter's database.
     #[error(
-        "{} is the database of the original exporter (Bolt) and is left untouched; \
-         name another db_file for this one", .0.display()
+        "{} is the database of the original exporter (Bolt) and is left untouched; name another db_file, \
+         start the service, and take the original's snapshots over with: coriolis-ovm-exporter adopt", .0.display()
     )]
     Bolt(PathBuf),
     /// Pages do not check out.
@@ -52,8 +52,13 @@ pub enum StoreError {
     )]
     Damaged(PathBuf),
     /// A record cannot be read.
-    #[error("a record of the database cannot be read: {0}")]
-    Record(String),
+    #[error("the database's record of the snapshot {id} cannot be read: {cause}")]
+    Record {
+        /// Whose record.
+        id: SnapshotId,
+        /// What is wrong with it.
+        cause: String,
+    },
     /// It could not be opened anew after a failure.
     #[error("the database is closed after a failure")]
     Closed,
@@ -64,7 +69,7 @@ impl StoreError {
     fn needs_reopening(&self) -> bool {
         match self {
             Self::Database(_) | Self::Damaged(_) | Self::Io(_) => true,
-            Self::InUse | Self::NewerSchema { .. } | Self::Bolt(_) | Self::Record(_) | Self::Closed => false,
+            Self::InUse | Self::NewerSchema { .. } | Self::Bolt(_) | Self::Record { .. } | Self::Closed => false,
         }
     }
 }
@@ -90,6 +95,9 @@ const OWED_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_
 /// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
 /// adopted, by the second of their creation.
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
+
+/// The last place that an adopted snapshot may name: a damaged manifest must not use up the order.
+pub const LAST_SEQUENCE: u64 = 1 << 48;
 
 /// The database. Its calls block; each write is on stable storage when it returns.
 pub struct Store {
@@ -198,21 +206,26 @@ impl Store {
         })
     }
 
-    /// Writes down a complete `snapshot` that the database did not know, at the place in the order
-    /// that it names.
+    /// Writes down a complete `snapshot` that the database does not know, at the place in the order
+    /// that it names. Says whether it did: not where it is known by now, or its place is taken.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+    pub fn adopt(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
-            put(transaction, State::Ready, snapshot)?;
+            let place = (snapshot.vm.as_str(), snapshot.sequence);
             let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
-            by_vm.insert((snapshot.vm.as_str(), snapshot.sequence), snapshot.id.as_u128())?;
+            let is_known = transaction.open_table(SNAPSHOTS)?.get(snapshot.id.as_u128())?.is_some();
+            if is_known || snapshot.sequence > LAST_SEQUENCE || by_vm.get(place)?.is_some() {
+                return Ok(false);
+            }
+            put(transaction, State::Ready, snapshot)?;
+            by_vm.insert(place, snapshot.id.as_u128())?;
             // What is made from now on is newer.
             let mut counters = transaction.open_table(schema::COUNTERS)?;
             let last = counters.get("sequence")?.map_or(0, |value| value.value());
             counters.insert("sequence", last.max(snapshot.sequence))?;
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -270,19 +283,27 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn snapshots_of(&self, vm: &VmId) -> Result<Vec<Snapshot>, StoreError> {
+        let mut records = self.records_of(vm)?;
+        records.retain(|(state, _)| *state == State::Ready);
+        Ok(records.into_iter().map(|(_, snapshot)| snapshot).collect())
+    }
+
+    /// The snapshots of `vm`, oldest first, also those that are half made or half gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn records_of(&self, vm: &VmId) -> Result<Vec<(State, Snapshot)>, StoreError> {
         self.handle.read(|transaction| {
             let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
             let records = transaction.open_table(SNAPSHOTS)?;
-            let mut snapshots = Vec::new();
+            let mut found = Vec::new();
             for entry in by_vm.range((vm.as_str(), 0)..=(vm.as_str(), u64::MAX))? {
                 let id = entry?.1.value();
-                if let Some(bytes) = records.get(id)?
-                    && let (State::Ready, snapshot) = record::decode(id, bytes.value())?
-                {
-                    snapshots.push(snapshot);
+                if let Some(bytes) = records.get(id)? {
+                    found.push(record::decode(id, bytes.value())?);
                 }
             }
-            Ok(snapshots)
+            Ok(found)
         })
     }
 
@@ -303,7 +324,7 @@ impl Store {
     /// The snapshots that are half made or half gone.
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; not for a record that cannot be read, which the log names.
     pub fn unfinished(&self) -> Result<Vec<(State, Snapshot)>, StoreError> {
         self.all_in(|state| state != State::Ready)
     }
@@ -313,14 +334,32 @@ impl Store {
             let mut found = Vec::new();
             for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
                 let (id, bytes) = entry?;
-                let (state, snapshot) = record::decode(id.value(), bytes.value())?;
-                if wanted(state) {
-                    found.push((state, snapshot));
+                // One bad record must not hide the others.
+                match record::decode(id.value(), bytes.value()) {
+                    Ok((state, snapshot)) if wanted(state) => found.push((state, snapshot)),
+                    Ok(_) => {}
+                    Err(error) => tracing::error!(%error, "passed over"),
                 }
             }
             Ok(found)
         })
     }
+}
+
+/// Reads every record, and so every page that holds one.
+fn read_all(transaction: &ReadTransaction) -> Result<(), StoreError> {
+    let records = match transaction.open_table(SNAPSHOTS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        records => records?,
+    };
+    for entry in records.iter()? {
+        let (id, bytes) = entry?;
+        record::decode(id.value(), bytes.value())?;
+    }
+    for entry in transaction.open_table(SNAPSHOTS_BY_VM)?.iter()? {
+        entry?;
+    }
+    Ok(())
 }
 
 fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Result<(), StoreError> {

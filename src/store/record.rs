@@ -84,12 +84,17 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
             })
             .collect(),
     };
-    postcard::to_stdvec(&record).map_err(|error| StoreError::Record(error.to_string()))
+    postcard::to_stdvec(&record).map_err(|error| StoreError::Record { id: snapshot.id, cause: error.to_string() })
 }
 
 pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<(State, Snapshot), StoreError> {
-    fn damaged(error: impl std::fmt::Display) -> StoreError {
-        StoreError::Record(error.to_string())
+    let id = SnapshotId::from_u128(id);
+    record(id, bytes).map_err(|cause| StoreError::Record { id, cause })
+}
+
+fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
+    fn damaged(error: impl std::fmt::Display) -> String {
+        error.to_string()
     }
     let record: Record = postcard::from_bytes(bytes).map_err(damaged)?;
     let disk = |disk: RecordDisk| {
@@ -112,15 +117,15 @@ pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<(State, Snapshot), StoreE
     let taken = Taken {
         consistency: record.consistency.parse().map_err(damaged)?,
         freeze_ms: record.freeze_ms,
-        hooks: record.hooks.into_iter().map(hook).collect::<Result<_, StoreError>>()?,
+        hooks: record.hooks.into_iter().map(hook).collect::<Result<_, String>>()?,
     };
     let snapshot = Snapshot {
-        id: SnapshotId::from_u128(id),
+        id,
         vm: record.vm.parse().map_err(damaged)?,
         sequence: record.sequence,
         created_at: jiff::Timestamp::from_nanosecond(record.created_at_ns).map_err(damaged)?,
         created_by: record.created_by,
-        disks: record.disks.into_iter().map(disk).collect::<Result<_, StoreError>>()?,
+        disks: record.disks.into_iter().map(disk).collect::<Result<_, String>>()?,
         taken,
     };
     Ok((record.state, snapshot))

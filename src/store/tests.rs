@@ -209,6 +209,34 @@ fn a_damaged_database_is_an_error_and_stays() {
 }
 
 #[test]
+fn one_bad_record_hides_no_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let mut snapshots = [snapshot(1), snapshot(2)];
+    snapshots.iter_mut().for_each(|snapshot| store.begin(snapshot, None).unwrap());
+    let spoil = |transaction: &WriteTransaction| {
+        transaction.open_table(SNAPSHOTS)?.insert(1, [0xff; 3].as_slice())?;
+        Ok(())
+    };
+    store.handle.write(spoil).unwrap();
+    assert_eq!(store.unfinished().unwrap(), [(State::Creating, snapshots[1].clone())]);
+    let error = store.record(snapshots[0].id).unwrap_err().to_string();
+    assert!(error.contains(&snapshots[0].id.to_string()), "{error}");
+}
+
+#[test]
+fn a_file_that_goes_away_is_not_replaced_by_an_empty_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    std::fs::remove_file(&path).unwrap();
+    let failed = store.handle.read(|_| Err::<(), _>(StoreError::Damaged(path.clone())));
+    assert!(failed.is_err());
+    assert!(store.check().is_err());
+    assert!(!path.exists(), "an empty database was made");
+}
+
+#[test]
 fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
@@ -217,12 +245,19 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     store.commit(&made).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
-    store.adopt(&adopted).unwrap();
+    assert!(store.adopt(&adopted).unwrap());
+    // What is known is not written down again, nor what would take the place of another.
+    let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
+    let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
+    let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
+    for refused in [elsewhere, taken, beyond] {
+        assert!(!store.adopt(&refused).unwrap());
+    }
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
     // One that had its place from a database that is lost: what is made now is newer.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
-    store.adopt(&rebuilt).unwrap();
+    assert!(store.adopt(&rebuilt).unwrap());
     let mut next = snapshot(4);
     store.begin(&mut next, None).unwrap();
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);

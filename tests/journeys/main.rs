@@ -28,3 +28,4 @@ mod snapshots;
 mod static_binary;
 mod sync_hooks;
 mod tls;
+mod which_vm;

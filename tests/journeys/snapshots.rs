@@ -329,29 +329,6 @@ fn snapshots_of_one_vm_are_not_those_of_another() {
 }
 
 #[test]
-fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
-    needs_root!();
-    let world = World::new(512);
-    let disk = &world.define_vm(&[("a.img", MB)])[0];
-    write_at(disk, 4096, &[1; 4096]);
-    let client = world.client();
-    let (first, second) = (take(&client), take(&client));
-    fs::remove_dir_all(world.repository.join("VirtualMachines").join(VM)).unwrap();
-
-    assert_eq!(client.get(&format!("/vms/{VM}")).error(404), "not_found");
-    assert_eq!(client.get("/vms").ok(), json!([]));
-    assert_eq!(client.post(SNAPSHOTS).error(404), "not_found");
-    assert_eq!(list(&client), [first.as_str(), &second]);
-    assert_eq!(chunks(&client.get(&format!("{SNAPSHOTS}/{first}")).ok()["disks"][0]), [data(4096, 4096)]);
-    assert_eq!(client.compare(&second, &first)["disks"][0]["chunks"], json!([]));
-    assert_eq!(client.disk(&second, "a.img"), fs::read(disk).unwrap());
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
-    assert_eq!(list(&client), [second.as_str()]);
-    assert_eq!(client.delete(SNAPSHOTS).status, 200);
-    assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
-}
-
-#[test]
 fn a_lost_snapshot_says_so_and_fails_no_list() {
     needs_root!();
     let world = World::new(512);
