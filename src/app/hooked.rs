@@ -134,3 +134,42 @@ impl App {
         self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config;
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    #[tokio::test]
+    async fn a_panic_between_the_halves_is_thawed_all_the_same() {
+        let dir = tempfile::tempdir().unwrap();
+        let (hooks, calls) = (dir.path().join("hooks"), dir.path().join("calls"));
+        fs::create_dir(&hooks).unwrap();
+        let script = format!("#!/bin/sh\necho $2 >> {}\necho quiesced\n", calls.display());
+        fs::write(hooks.join("freeze"), script).unwrap();
+        fs::set_permissions(hooks.join("freeze"), Permissions::from_mode(0o755)).unwrap();
+        let text = format!(
+            "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:1\"\n\
+             [jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[manager]\ninsecure_skip_verify = true\n\
+             [repositories]\novs_agent_db = \"\"\npaths = [\"/nonexistent/repository\"]\n[hooks]\ndirectory = {hooks:?}\n",
+            dir.path().join("db")
+        );
+        let app = App::start(&config::parse(&text).unwrap()).await.unwrap();
+        let id = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
+        let event = Event {
+            operation: Operation::SnapshotCreate,
+            snapshot_id: id.to_string(),
+            vm: EventVm { name: String::new(), uuid: String::new(), friendly_name: String::new() },
+            disks: Vec::new(),
+            sync: None,
+        };
+        app.store.owe(id, &event.to_bytes()).unwrap();
+        let (outcome, around) = app.within_hooks(event, |_| -> Result<(), Error> { panic!("in between") }).await;
+        assert!(matches!(outcome, Err(Error::Internal(_))));
+        assert!(around.runs.len() == 2 && around.held.is_some());
+        assert_eq!(fs::read_to_string(&calls).unwrap(), "pre\npost\n");
+        assert_eq!(app.store.owed().unwrap(), []);
+    }
+}

@@ -322,7 +322,10 @@ fn told(event: &Event, run: HookRun) -> HookRun {
     let HookRun { name, kind, stage, outcome, duration_ms, detail } = &run;
     let (kind, stage, outcome) = (kind.as_str(), stage.as_str(), outcome.as_str());
     let (operation, snapshot) = (event.operation.as_str(), &event.snapshot_id);
-    if run.outcome == HookOutcome::Ok {
+    if run.stage == HookStage::Post && run.has_failed() {
+        let problem = "what it froze may be frozen still";
+        tracing::error!(operation, %snapshot, hook = name, kind, outcome, ms = duration_ms, detail, problem, "post hook");
+    } else if run.outcome == HookOutcome::Ok {
         tracing::info!(operation, %snapshot, hook = name, kind, stage, outcome, ms = duration_ms, detail, "hook");
     } else {
         tracing::warn!(operation, %snapshot, hook = name, kind, stage, outcome, ms = duration_ms, detail, "hook");

@@ -121,12 +121,18 @@ fn nothing_but_the_clones_stands_between_pre_and_post() {
     let (shelf, world) = with("");
     // What is there of the snapshot, with sizes.
     let look = "cd ${REPO}/CoriolisSnapshots/$EXPORTER_SNAPSHOT && stat -c '%n %s' .manifest.json * > $OUT/$2";
-    shelf.put("look", &format!("REPO={}\n{look} 2>&1; exit 0", world.repository.display()));
+    let descriptors = "ls -l /proc/$$/fd > $OUT/descriptors";
+    shelf.put("look", &format!("REPO={}\n{descriptors}; {look} 2>&1; exit 0", world.repository.display()));
     let id = text(&world.client().take_snapshot()["id"]);
     let absent = "stat: cannot statx '.manifest.json': No such file or directory\n";
     assert_eq!(shelf.read("pre"), format!("{absent}a.img 0\nb.img 0\n"), "the empty files are there before");
     assert_eq!(shelf.read("post"), format!("{absent}a.img {MB}\nb.img {MB}\n"), "the manifest comes after");
     assert!(world.repository.join("CoriolisSnapshots").join(id).join(".manifest.json").exists());
+    let descriptors = shelf.read("descriptors");
+    assert!(descriptors.contains("pipe:"), "{descriptors}");
+    for ours in ["socket:", "exporter.db", "VirtualDisks", "CoriolisSnapshots"] {
+        assert!(!descriptors.contains(ours), "a hook gets what is the service's own:\n{descriptors}");
+    }
 }
 
 #[test]
