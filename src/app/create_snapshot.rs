@@ -61,19 +61,10 @@ impl App {
 
     async fn make(self: &Arc<Self>, vm: VmId, user: String) -> Result<Snapshot, Error> {
         let plan = self.blocking(move |app| app.plan(&vm, user)).await?;
-        let event = plan.event.clone();
-        let ready = match self.blocking(move |app| app.make_ready(plan)).await {
-            Ok(ready) => ready,
-            Err(error) => {
-                // No hook was called yet, and so none is owed.
-                self.settle(&event).await;
-                return Err(error);
-            }
-        };
-        let Ready { snapshot, clones, event } = ready;
+        let Ready { snapshot, clones, event } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let clone = move |_: &Self| clones.make().map_err(|(index, error)| of_clone(&names[index], error));
-        let (cloned, around) = self.within_hooks(event, clone).await;
+        let (cloned, around) = self.within_hooks(snapshot.id, event, clone).await;
         self.blocking(move |app| app.complete(snapshot, cloned, around)).await
     }
 
@@ -127,6 +118,9 @@ impl App {
             Ok(clones) => Ok(Ready { snapshot, clones, event }),
             Err(error) => {
                 self.undo(&snapshot);
+                if owed.is_some() {
+                    self.settle(snapshot.id);
+                }
                 Err(error)
             }
         }

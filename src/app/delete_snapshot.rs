@@ -73,7 +73,7 @@ impl App {
             Ok(Some(event))
         });
         match event.await? {
-            Some(event) => self.within_hooks(event, move |app| app.delete(id, &user)).await.0,
+            Some(event) => self.within_hooks(id, event, move |app| app.delete(id, &user)).await.0,
             None => self.blocking(move |app| app.delete(id, &user)).await,
         }
     }

@@ -23,10 +23,11 @@ pub(super) struct Around {
 }
 
 impl App {
-    /// Does `work`, between the two halves of its hooks. There is no way out of here, once the first
+    /// Does `work` on the snapshot `id`, between the two halves of its hooks, which are owed by now. There is no way out of here, once the first
     /// is called, but through the second: not by an error, not by a panic. A crash leaves it owed.
     pub(super) async fn within_hooks<T: Send + 'static>(
         self: &Arc<Self>,
+        id: SnapshotId,
         event: Event,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> (Result<T, Error>, Around) {
@@ -48,7 +49,7 @@ impl App {
             });
         }
         let outcome = match outcome {
-            Ok(()) => self.blocking(work).await,
+            Ok(()) => self.at_once(work).await,
             Err(error) => Err(error),
         };
         let mut around = Around { runs: std::mem::take(&mut begun.runs), quiesced: begun.quiesced, held: None };
@@ -58,7 +59,7 @@ impl App {
         match after {
             Ok(runs) => {
                 around.runs.extend(runs);
-                self.settle(&event).await;
+                self.settle_off_thread(id).await;
             }
             Err(panic) => {
                 tracing::error!(%panic, "the hooks after the operation were not all called; the next start does")
@@ -69,12 +70,19 @@ impl App {
     }
 
     /// Notes that nothing is owed any more.
-    pub(super) async fn settle(self: &Arc<Self>, event: &Event) {
-        let Ok(id) = event.snapshot_id.parse::<SnapshotId>() else { return };
-        if let Err(error) = self.blocking(move |app| Ok(app.store.settle(id)?)).await {
-            let cause = error.hidden_cause().unwrap_or_default();
-            tracing::error!(snapshot = %id, %error, cause, "hooks that were called will be called again by the next start");
+    pub(super) fn settle(&self, id: SnapshotId) {
+        if let Err(error) = self.store.settle(id) {
+            tracing::error!(snapshot = %id, %error, "its post hooks will be called again by the next start");
         }
+    }
+
+    async fn settle_off_thread(self: &Arc<Self>, id: SnapshotId) {
+        let settled = self.blocking(move |app| {
+            app.settle(id);
+            Ok(())
+        });
+        // Its errors are told already.
+        drop(settled.await);
     }
 
     /// Calls what was owed when the service stopped. What it was stopped in is undone later.
@@ -92,7 +100,7 @@ impl App {
                 }
                 Err(error) => tracing::error!(snapshot = %id, %error, "what hooks it owes cannot be read"),
             }
-            self.blocking(move |app| Ok(app.store.settle(id)?)).await?;
+            self.settle_off_thread(id).await;
         }
         Ok(())
     }
@@ -166,7 +174,7 @@ mod tests {
             sync: None,
         };
         app.store.owe(id, &event.to_bytes()).unwrap();
-        let (outcome, around) = app.within_hooks(event, |_| -> Result<(), Error> { panic!("in between") }).await;
+        let (outcome, around) = app.within_hooks(id, event, |_| -> Result<(), Error> { panic!("in between") }).await;
         assert!(matches!(outcome, Err(Error::Internal(_))));
         assert!(around.runs.len() == 2 && around.held.is_some());
         assert_eq!(fs::read_to_string(&calls).unwrap(), "pre\npost\n");

@@ -122,6 +122,21 @@ impl App {
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
     }
 
+    /// The same on a thread of its own, for what must not wait until another's work is done: while a
+    /// guest is frozen.
+    async fn at_once<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (app, span) = (Arc::clone(self), tracing::Span::current());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
+            let _ = done.send(span.in_scope(|| work(&app)));
+        });
+        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
+        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
+    }
+
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.
     async fn detached<T: Send + 'static>(
         &self,

@@ -204,7 +204,8 @@ impl Hooks {
     async fn call_programs(&self, event: &Event, begun: &mut Begun) {
         let Some(directory) = &self.config.directory else { return };
         let deadline = Instant::now() + self.config.timeout;
-        let found = match look(directory).await {
+        // At once: a thread to do it on would have to be waited for, perhaps with the guest frozen.
+        let found = match directory::programs(directory) {
             Ok(found) => found,
             Err(unusable) => {
                 let run = unusable_run(event, directory, HookStage::Pre, &unusable);
@@ -242,7 +243,7 @@ impl Hooks {
         wanted: impl Fn(&OsStr) -> bool,
         runs: &mut Vec<HookRun>,
     ) {
-        let found = match look(directory).await {
+        let found = match directory::programs(directory) {
             Ok(found) => found,
             Err(unusable) => return runs.push(unusable_run(event, directory, HookStage::Post, &unusable)),
         };
@@ -259,13 +260,6 @@ impl Hooks {
             });
         }
     }
-}
-
-/// Looks at the directory, which may lie on a disk that is slow.
-async fn look(directory: &Path) -> Result<Vec<Program>, Unusable> {
-    let directory = directory.to_owned();
-    let looked = tokio::task::spawn_blocking(move || directory::programs(&directory)).await;
-    looked.unwrap_or_else(|panic| Err(io::Error::other(panic).into()))
 }
 
 /// Calls one program: before the operation, or after it, which then is `done` or has failed.

@@ -143,8 +143,12 @@ pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address:
     Some(target.map_or_else(SyncTarget::Unknown, SyncTarget::Url))
 }
 
+/// Characters of a wrong URL that are told.
+const TOLD: usize = 200;
+
 fn checked(url: &str, trust: &Trust) -> Result<String, String> {
-    sync_url(url, trust).map_err(|problem| format!("the tag's URL {url:?} {problem}"))
+    let told = || url.chars().take(TOLD).collect::<String>();
+    sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", told()))
 }
 
 fn host_url(address: &str, port: u16) -> String {
