@@ -12,7 +12,7 @@ use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
-use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::survey::{self, Folder};
 use crate::repository::{DiskFile, Repository, SnapshotDir, locate};
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
@@ -245,6 +245,7 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
         created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
         created_by: user.to_owned(),
         disks,
+        taken: Taken::PLAINLY,
     })
 }
 
@@ -299,6 +300,7 @@ mod tests {
             created_at: jiff::Timestamp::from_second(second).unwrap(),
             created_by: "admin".to_owned(),
             disks: Vec::new(),
+            taken: Taken::PLAINLY,
         }
     }
 

@@ -14,7 +14,8 @@ impl App {
     /// error, nor is one whose files are.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::Io`] where a file
+    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
+    /// snapshot stays; [`Error::Io`] where a file
     /// cannot be removed: the snapshot is gone all the same, and the next start tries again.
     pub async fn delete_snapshot(
         self: &Arc<Self>,
@@ -29,8 +30,7 @@ impl App {
                 // First whose it is, so that a retry can wait for its turn behind the first try.
                 let vm = app.blocking(move |app| app.owner(&called, id)).await?;
                 let _turn = app.turns.take(&vm).await;
-                let user = actor.user().to_owned();
-                app.blocking(move |app| app.delete(id, &user)).await
+                app.delete_one(id, actor.user()).await
             };
             let outcome = deletion.await;
             actor.did("delete", what, &outcome);
@@ -51,16 +51,12 @@ impl App {
             let deletion = async {
                 let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
                 let _turn = app.turns.take(&vm).await;
-                let user = actor.user().to_owned();
-                app.blocking(move |app| {
-                    let mut outcome = Ok(());
-                    // Also what an earlier try left half gone.
-                    for (_, snapshot) in app.store.records_of(&vm)? {
-                        outcome = outcome.and(app.delete(snapshot.id, &user));
-                    }
-                    outcome
-                })
-                .await
+                let mut outcome = Ok(());
+                // Also what an earlier try left half gone.
+                for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
+                    outcome = outcome.and(app.delete_one(snapshot.id, actor.user()).await);
+                }
+                outcome
             };
             let outcome = deletion.await;
             actor.did("delete-all", what, &outcome);
@@ -76,6 +72,32 @@ impl App {
             return Err(Error::OtherVm(id));
         }
         Ok(snapshot.vm)
+    }
+
+    /// Deletes one snapshot.
+    async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
+        let user = user.to_owned();
+        self.within_deletion_hooks(id, move |app| app.delete(id, &user)).await
+    }
+
+    /// Does `work`, which deletes the snapshot `id`, with hooks around it where it is still there.
+    pub(super) async fn within_deletion_hooks(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let event = self.blocking(move |app| {
+            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
+            let event = app.deletion(&snapshot);
+            if app.hooks.concern(&event) {
+                app.store.owe(id, &event.to_bytes())?;
+            }
+            Ok(Some(event))
+        });
+        match event.await? {
+            Some(event) => self.within_hooks(id, event, work).await.0,
+            None => self.blocking(work).await,
+        }
     }
 
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {

@@ -75,6 +75,19 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// A hook before an operation failed, and so the operation was not done.
+    #[error(
+        "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
+         hook has printed"
+    )]
+    HookFailed {
+        /// Name of the hook.
+        hook: String,
+        /// What was not done.
+        operation: &'static str,
+        /// How it ended.
+        how: String,
+    },
     /// The manager cannot be asked.
     #[error("the manager cannot be reached or does not answer as it should; the service's log says why")]
     ManagerUnavailable(String),
@@ -154,6 +167,7 @@ impl Error {
             Self::RepositoryAway { .. }
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
+            | Self::HookFailed { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }
             | Self::Io { .. }

@@ -23,6 +23,7 @@ mod admission;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod hooked;
 mod line;
 mod recover;
 mod remembered;
@@ -37,9 +38,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{Manager, Tokens};
+use crate::auth::{self, Manager, Tokens};
 use crate::config::{Config, Policy};
+use crate::hooks::Hooks;
 use crate::inventory;
+use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
@@ -60,6 +63,8 @@ pub struct App {
     store: Store,
     manager: Manager,
     manager_address: ManagerAddress,
+    hooks: Hooks,
+    metrics: Metrics,
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
@@ -81,7 +86,7 @@ impl App {
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
@@ -89,6 +94,8 @@ impl App {
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
             manager_address: ManagerAddress::new(config)?,
+            hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
+            metrics: Metrics::default(),
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
@@ -101,8 +108,11 @@ impl App {
             started: Instant::now(),
             detached: TaskTracker::new(),
         };
+        let app = Arc::new(app);
+        // First of all: something may be frozen.
+        app.call_owed_hooks().await?;
         app.recover()?;
-        Ok(Arc::new(app))
+        Ok(app)
     }
 
     /// The maker and checker of tokens.
@@ -113,6 +123,17 @@ impl App {
     /// How long a token is good for.
     pub fn token_lifetime(&self) -> Duration {
         self.token_lifetime
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Lets hooks hold up the service's end no longer: what they were to come before is refused, or
+    /// done without them, as the config has it.
+    pub fn hurry(&self) {
+        self.hooks.hurry();
     }
 
     /// Waits for the journeys that outlive their clients.
@@ -130,6 +151,21 @@ impl App {
         let span = tracing::Span::current();
         let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    /// The same on a thread of its own, for what must not wait until another's work is done: while a
+    /// guest is frozen.
+    async fn at_once<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (app, span) = (Arc::clone(self), tracing::Span::current());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
+            let _ = done.send(span.in_scope(|| work(&app)));
+        });
+        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
+        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
     }
 
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.

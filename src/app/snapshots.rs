@@ -8,7 +8,9 @@ use crate::auth::Session;
 use crate::model::chunk::squash;
 use crate::model::diff::changed;
 use crate::model::retention::Terms;
-use crate::model::{ByteRange, Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
+use crate::model::{
+    ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
+};
 use crate::repository::SnapshotDir;
 use crate::repository::map::{self, CompareError};
 use crate::wire::{self, DiskMap, Mode, Status, WireChunk};
@@ -186,8 +188,9 @@ impl App {
             disks: snapshot.disks.iter().map(|disk| self.disk_document(&id, snapshot, disk)).collect(),
             created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
-            consistency: "crash",
-            hooks: Vec::new(),
+            consistency: snapshot.taken.consistency.as_str(),
+            freeze_ms: snapshot.taken.freeze_ms,
+            hooks: snapshot.taken.hooks.iter().map(hook_document).collect(),
             compare_to: None,
             expires_at: terms.expires_at.map(wire::time),
             leased_until: leased_until.map(wire::time),
@@ -215,6 +218,17 @@ impl App {
             status: Status::Ok,
             status_reason: None,
         }
+    }
+}
+
+fn hook_document(run: &HookRun) -> wire::HookRun {
+    wire::HookRun {
+        name: run.name.clone(),
+        kind: run.kind.as_str(),
+        stage: run.stage.as_str(),
+        outcome: run.outcome.as_str(),
+        duration_ms: run.duration_ms,
+        detail: run.detail.clone(),
     }
 }
 

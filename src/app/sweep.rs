@@ -90,7 +90,12 @@ impl App {
         let (app, of) = (Arc::clone(self), vm.clone());
         let swept = self.detached(async move {
             let _turn = turn;
-            app.blocking(move |app| app.sweep_now(&of, id)).await
+            let vm = of.clone();
+            if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
+                app.within_deletion_hooks(id, move |app| app.sweep_now(&of, id)).await
+            } else {
+                Ok(())
+            }
         });
         if let Err(error) = swept.await {
             tracing::error!(%vm, snapshot = %id, %error, "not swept; what is left of it goes at the next start");

@@ -2,6 +2,7 @@
 
 mod api;
 mod file;
+mod hooks;
 mod jwt;
 mod log;
 mod manager;
@@ -13,6 +14,7 @@ use std::time::Duration;
 
 pub use api::Api;
 pub use file::File;
+pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
@@ -39,6 +41,10 @@ pub struct Config {
     pub repositories: Repositories,
     /// `[policy]`.
     pub policy: Policy,
+    /// `[hooks]`.
+    pub hooks: Hooks,
+    /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
+    pub metrics: bool,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -80,6 +86,8 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
         policy: check.policy(&file.policy),
+        hooks: check.hooks(&file.hooks),
+        metrics: file.metrics.enabled,
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }

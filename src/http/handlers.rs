@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -16,7 +17,9 @@ use super::extract::{
 use super::failure::Failure;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
+use crate::app::read_disk::OpenDisk;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
@@ -44,6 +47,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "range",
             "multirange",
             "conditional-requests",
+            "hooks",
             "choose-disks",
             "expiry",
             "leases",
@@ -171,8 +175,13 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk, async |disk, length| app.export_place(&session, disk, length).await)
-        .await
+    let served = app.metrics().bytes_served();
+    let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
+    disk_response::respond(&method, &headers, disk, served, place).await
+}
+
+pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

@@ -91,6 +91,9 @@ const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapsh
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
+/// Snapshot id → the operation (JSON) whose `post` hooks have not run yet.
+const OWED_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
+
 /// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
 /// adopted, by the second of their creation.
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
@@ -142,11 +145,12 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is about to be made, and gives it its place in the order.
+    /// Writes down that `snapshot` is about to be made, and gives it its place in the order. With
+    /// hooks around it, they are `owed` from now on: see [`Store::owe`].
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn begin(&self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+    pub fn begin(&self, snapshot: &mut Snapshot, owed: Option<&[u8]>) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             let sequence = {
                 let mut counters = transaction.open_table(schema::COUNTERS)?;
@@ -159,7 +163,48 @@ impl Store {
             put(transaction, State::Creating, snapshot)?;
             let vm = snapshot.vm.as_str();
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm, sequence), snapshot.id.as_u128())?;
+            if let Some(owed) = owed {
+                transaction.open_table(OWED_HOOKS)?.insert(snapshot.id.as_u128(), owed)?;
+            }
             Ok(())
+        })
+    }
+
+    /// Writes down that hooks are about to be called around an operation on the snapshot `id`, of
+    /// which `operation` tells enough to call the second half of them later.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn owe(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), operation)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets what was owed for the snapshot `id`: the hooks have been called.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn settle(&self, id: SnapshotId) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            transaction.open_table(OWED_HOOKS)?.remove(id.as_u128())?;
+            Ok(())
+        })
+    }
+
+    /// The operations whose hooks were called by half when the service stopped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn owed(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
+        self.handle.read(|transaction| {
+            let mut owed = Vec::new();
+            for entry in transaction.open_table(OWED_HOOKS)?.iter()? {
+                let (id, operation) = entry?;
+                owed.push((SnapshotId::from_u128(id.value()), operation.value().to_vec()));
+            }
+            Ok(owed)
         })
     }
 

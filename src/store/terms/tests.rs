@@ -11,7 +11,7 @@ fn key(text: &str) -> RequestKey {
 
 fn made(store: &Store, number: u128, order: &Order) -> Snapshot {
     let mut snapshot = snapshot(number);
-    store.begin(&mut snapshot).unwrap();
+    store.begin(&mut snapshot, None).unwrap();
     store.commit(&snapshot, order).unwrap();
     snapshot
 }

@@ -42,6 +42,8 @@ pub struct Settings {
     pub tls: String,
     /// Lines of `[policy]`.
     pub policy: String,
+    /// Sections after all others.
+    pub sections: String,
     /// The program.
     pub binary: PathBuf,
     /// What starts it, with arguments; nothing: it is started outright.
@@ -64,6 +66,7 @@ impl Settings {
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
             tls: String::new(),
+            sections: String::new(),
             top: String::new(),
             policy: String::new(),
             binary: env!("CARGO_BIN_EXE_coriolis-ovm-exporter").into(),
@@ -81,6 +84,7 @@ impl Settings {
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
         writeln!(text, "[policy]\n{}", self.policy).unwrap();
+        text += &self.sections;
         text
     }
 }
