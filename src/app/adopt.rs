@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
@@ -51,8 +52,8 @@ impl App {
     /// [`Error::Inventory`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
     /// is told beside it.
     pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<wire::Adoption, Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
-        self.detached(async move {
+        let (app, user, actor) = (Arc::clone(self), session.user().to_owned(), Actor::from(session));
+        let outcome = self.detached(async move {
             let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
             for (vm, candidates) in candidates {
                 let _turn = app.turns.take(&vm).await;
@@ -61,8 +62,12 @@ impl App {
                 report.left.extend(taken.left);
             }
             Ok(report)
-        })
-        .await
+        });
+        let outcome = outcome.await;
+        if !what.dry_run {
+            actor.did("adopt", "", &outcome);
+        }
+        outcome
     }
 
     /// What can be placed, by VM and oldest first, and what cannot.

@@ -10,7 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::admission::{Admission, Admitted, request_key};
+use super::audit::Actor;
+use super::create_request::{CreateRequest, Keep, Wish};
 use super::hooked::Around;
+use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
@@ -20,13 +24,14 @@ use crate::model::{
 };
 use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
-use crate::store::State;
+use crate::store::{Order, State};
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
     snapshot: Snapshot,
     sources: Vec<Source>,
     event: Event,
+    order: Order,
 }
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
@@ -34,48 +39,99 @@ struct Ready {
     snapshot: Snapshot,
     clones: Clones,
     event: Event,
+    order: Order,
 }
 
 impl App {
-    /// Makes a snapshot of the VM that `called` names: of all its disks, or of none.
+    /// Makes a snapshot of the VM that `called` names, of all disks that `request` wants or of none; or
+    /// finds the one that the same request has made before.
+    ///
+    /// Who goes away while the request waits is not served: nothing was begun.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotSnapshottable`], [`Error::HookFailed`], [`Error::NoSpace`],
-    /// [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
-    pub async fn create_snapshot(self: &Arc<Self>, session: &Session, called: VmId) -> Result<Snapshot, Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
-        self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
-            let made = app.make(vm, user).await;
-            match &made {
-                Ok(snapshot) => {
-                    app.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
-                }
-                Err(_) => app.metrics.snapshot_failed(),
+    /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
+    /// [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
+    pub async fn create_snapshot(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        request: CreateRequest,
+    ) -> Result<Snapshot, Error> {
+        let actor = Actor::from(session);
+        let name = called.clone();
+        let admitted = self.admit(&actor, called, &request).await;
+        let Admitted { vm, held } = match admitted {
+            Ok(Admission::MadeBefore(snapshot)) => return Ok(snapshot),
+            Ok(Admission::Now(admitted)) => admitted,
+            Err(error) => {
+                let outcome = Err(error);
+                actor.did("create", name, &outcome);
+                return outcome;
             }
-            made
+        };
+        let app = Arc::clone(self);
+        self.detached(async move {
+            let _held = held;
+            let outcome = app.create(vm.clone(), actor.clone(), request).await;
+            let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
+            actor.did("create", format_args!("{vm}/{id}"), &outcome);
+            outcome
         })
         .await
     }
 
-    async fn make(self: &Arc<Self>, vm: VmId, user: String) -> Result<Snapshot, Error> {
-        let plan = self.blocking(move |app| app.plan(&vm, user)).await?;
-        let Ready { snapshot, clones, event } = self.blocking(move |app| app.make_ready(plan)).await?;
+    async fn create(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
+        let (of, by, same) = (vm.clone(), actor.clone(), request.clone());
+        if let Some(made) = self.blocking(move |app| app.made_before(&by, &of, &same)).await? {
+            return Ok(made);
+        }
+        let made = self.make(vm, actor, request).await;
+        match &made {
+            Ok(snapshot) => {
+                self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
+            }
+            Err(_) => self.metrics.snapshot_failed(),
+        }
+        made
+    }
+
+    async fn make(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
+        let ready = self.blocking(move |app| {
+            let plan = app.plan(&vm, &actor, &request)?;
+            app.check_policy(&plan.snapshot, &plan.sources)?;
+            app.make_ready(plan)
+        });
+        let Ready { snapshot, clones, event, order } = ready.await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let clone = move |_: &Self| clones.make().map_err(|(index, error)| of_clone(&names[index], error));
         let (cloned, around) = self.within_hooks(snapshot.id, event, clone).await;
-        self.blocking(move |app| app.complete(snapshot, cloned, around)).await
+        self.blocking(move |app| {
+            let snapshot = app.complete(snapshot, &order, cloned, around)?;
+            if let Err(error) = app.watch(&snapshot) {
+                // It is made; the sweeper looks at it soon enough.
+                tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
+            }
+            Ok(snapshot)
+        })
+        .await
     }
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
-    fn plan(&self, vm: &VmId, user: String) -> Result<Plan, Error> {
+    fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let definition = self.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();
-        for line in lines {
-            match examiner.examine(line).verdict {
+        for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
+            let verdict = match wish {
+                Wish::LeftOut => continue,
+                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
+                Wish::Named => examiner.examine(line).verdict,
+            };
+            match verdict {
+                Verdict::LeftOut(reason) if wish == Wish::Named => {
+                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
+                }
                 // One file that the definition names twice is one disk.
                 Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
                 Verdict::Taken(disk) => located.push(disk),
@@ -101,21 +157,27 @@ impl App {
             vm: vm.clone(),
             sequence: 0,
             created_at: jiff::Timestamp::now(),
-            created_by: user,
+            created_by: actor.user().to_owned(),
             disks,
             taken: Taken::PLAINLY,
         };
+        let ttl = match request.keep {
+            Keep::Default => self.policy.default_ttl,
+            Keep::UntilDeleted => None,
+            Keep::For(ttl) => Some(ttl),
+        };
+        let order = Order { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key: request_key(actor, request) };
         let event = self.event(Operation::SnapshotCreate, &snapshot, Some(&definition));
-        Ok(Plan { snapshot, sources, event })
+        Ok(Plan { snapshot, sources, event, order })
     }
 
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
-        let Plan { mut snapshot, sources, event } = plan;
+        let Plan { mut snapshot, sources, event, order } = plan;
         let owed = self.hooks.concern(&event).then(|| event.to_bytes());
         self.store.begin(&mut snapshot, owed.as_deref())?;
         match self.prepare(&snapshot, sources) {
-            Ok(clones) => Ok(Ready { snapshot, clones, event }),
+            Ok(clones) => Ok(Ready { snapshot, clones, event, order }),
             Err(error) => {
                 self.undo(&snapshot);
                 if owed.is_some() {
@@ -141,6 +203,7 @@ impl App {
     fn complete(
         &self,
         mut snapshot: Snapshot,
+        order: &Order,
         cloned: Result<Cloned, Error>,
         around: Around,
     ) -> Result<Snapshot, Error> {
@@ -148,7 +211,7 @@ impl App {
             self.undo(&snapshot);
             return Err(error);
         }
-        if let Err(error) = self.store.commit(&snapshot) {
+        if let Err(error) = self.store.commit(&snapshot, order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
             match self.store.record(snapshot.id) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{Snapshot, SnapshotId, VmId};
@@ -22,12 +23,18 @@ impl App {
         called: VmId,
         id: SnapshotId,
     ) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            // First whose it is, so that a retry can wait for its turn behind the first try.
-            let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.delete_one(id, &user).await
+            let what = format!("{called}/{id}");
+            let deletion = async {
+                // First whose it is, so that a retry can wait for its turn behind the first try.
+                let vm = app.blocking(move |app| app.owner(&called, id)).await?;
+                let _turn = app.turns.take(&vm).await;
+                app.delete_one(id, actor.user()).await
+            };
+            let outcome = deletion.await;
+            actor.did("delete", what, &outcome);
+            outcome
         })
         .await
     }
@@ -38,15 +45,21 @@ impl App {
     /// [`Error::NotFound`] where there is no such VM; otherwise the first one met, after all of
     /// them have been tried.
     pub async fn delete_all_snapshots(self: &Arc<Self>, session: &Session, called: VmId) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
-            let mut outcome = Ok(());
-            // Also what an earlier try left half gone.
-            for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
-                outcome = outcome.and(app.delete_one(snapshot.id, &user).await);
-            }
+            let what = called.clone();
+            let deletion = async {
+                let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
+                let _turn = app.turns.take(&vm).await;
+                let mut outcome = Ok(());
+                // Also what an earlier try left half gone.
+                for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
+                    outcome = outcome.and(app.delete_one(snapshot.id, actor.user()).await);
+                }
+                outcome
+            };
+            let outcome = deletion.await;
+            actor.did("delete-all", what, &outcome);
             outcome
         })
         .await
@@ -64,15 +77,7 @@ impl App {
     /// Deletes one snapshot, with hooks around it where it is still there.
     async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
         let user = user.to_owned();
-        let event = self.blocking(move |app| {
-            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
-            let event = app.deletion(&snapshot);
-            if app.hooks.concern(&event) {
-                app.store.owe(id, &event.to_bytes())?;
-            }
-            Ok(Some(event))
-        });
-        match event.await? {
+        match self.blocking(move |app| app.announce_deletion(id)).await? {
             Some(event) => self.within_hooks(id, event, move |app| app.delete(id, &user)).await.0,
             None => self.blocking(move |app| app.delete(id, &user)).await,
         }
@@ -81,6 +86,9 @@ impl App {
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {
         let Some((state, snapshot)) = self.store.record(id)? else { return Ok(()) };
         if state == State::Ready {
+            if self.store.terms(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
+                tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
+            }
             self.store.begin_deletion(&snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }

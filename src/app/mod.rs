@@ -4,41 +4,56 @@
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
 pub mod adopt;
+pub mod audit;
 pub mod check_config;
+pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
 pub mod login;
+pub mod policy;
 pub mod read_disk;
+pub mod reads;
 pub mod snapshots;
+pub mod status;
 
+mod admission;
+mod cost;
 mod create_snapshot;
 mod delete_snapshot;
 mod hooked;
+mod line;
 mod recover;
 mod remembered;
 mod repositories;
+mod sweep;
 mod turns;
 mod vm_disks;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
-use crate::config::Config;
+use crate::config::{Config, Policy};
 use crate::hooks::Hooks;
 use crate::inventory;
 use crate::metrics::Metrics;
+use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
 pub use error::Error;
+use line::Line;
 use login::ManagerAddress;
+use reads::{Export, Reads};
 use repositories::Repositories;
+use status::Creation;
 use turns::Turns;
 
 /// The service without its network side.
@@ -53,6 +68,15 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    policy: Policy,
+    creations: Line<Creation>,
+    exports: Line<Export>,
+    reads: Reads,
+    /// What expires when.
+    watch: Mutex<Watch>,
+    /// For one at a time who asks what snapshots cost.
+    costing: Arc<Semaphore>,
+    started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -75,6 +99,13 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            policy: config.policy,
+            creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
+            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            reads: Reads::default(),
+            watch: Mutex::default(),
+            costing: Arc::new(Semaphore::new(1)),
+            started: Instant::now(),
             detached: TaskTracker::new(),
         };
         let app = Arc::new(app);

@@ -7,6 +7,7 @@ use super::{App, Error};
 use crate::auth::Session;
 use crate::model::chunk::squash;
 use crate::model::diff::changed;
+use crate::model::retention::Terms;
 use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
@@ -51,6 +52,9 @@ impl App {
                 Some(base) => Some(app.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot"))?),
                 None => None,
             };
+            for read in base.iter().chain([&snapshot]) {
+                app.reads.note(read.id);
+            }
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             app.describe(&snapshot, pair.as_ref(), view)
         })
@@ -170,6 +174,11 @@ impl App {
 
     /// A snapshot's document, without maps.
     fn document(&self, snapshot: &Snapshot) -> wire::Snapshot {
+        let terms = self.store.terms(snapshot.id).unwrap_or_else(|error| {
+            tracing::error!(snapshot = %snapshot.id, %error, "it is not known how long it is kept");
+            Terms::default()
+        });
+        let leased_until = terms.leased_until.filter(|until| *until > jiff::Timestamp::now());
         let id = snapshot.id.to_string();
         let vm = snapshot.vm.to_string();
         wire::Snapshot {
@@ -177,13 +186,14 @@ impl App {
             vm_id: vm.clone(),
             vm_id_too: vm,
             disks: snapshot.disks.iter().map(|disk| self.disk_document(&id, snapshot, disk)).collect(),
-            // Milliseconds: not every parser of RFC 3339 takes more than six digits.
-            created_at: format!("{:.3}", snapshot.created_at),
+            created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
             consistency: snapshot.taken.consistency.as_str(),
             freeze_ms: snapshot.taken.freeze_ms,
             hooks: snapshot.taken.hooks.iter().map(hook_document).collect(),
             compare_to: None,
+            expires_at: terms.expires_at.map(wire::time),
+            leased_until: leased_until.map(wire::time),
         }
     }
 

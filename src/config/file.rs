@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
+use super::policy;
+
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +21,7 @@ pub struct File {
     pub(super) repositories: Repositories,
     pub(super) hooks: Hooks,
     pub(super) metrics: Metrics,
+    pub(super) policy: policy::Keys,
 }
 
 impl Default for File {
@@ -34,6 +37,7 @@ impl Default for File {
             repositories: Repositories::default(),
             hooks: Hooks::default(),
             metrics: Metrics::default(),
+            policy: policy::Keys::default(),
         }
     }
 }

@@ -6,6 +6,7 @@ mod hooks;
 mod jwt;
 mod log;
 mod manager;
+mod policy;
 mod repositories;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
+pub use policy::{LONGEST, Policy, SpaceFloor};
 pub use repositories::Repositories;
 
 /// Where the config is looked for when no other place is named.
@@ -41,6 +43,8 @@ pub struct Config {
     pub hooks: Hooks,
     /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
     pub metrics: bool,
+    /// `[policy]`.
+    pub policy: Policy,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -83,6 +87,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         repositories: check.repositories(&file.repositories),
         hooks: check.hooks(&file.hooks),
         metrics: file.metrics.enabled,
+        policy: check.policy(&file.policy),
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }

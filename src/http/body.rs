@@ -16,7 +16,7 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 
-use crate::metrics::Counter;
+use crate::app::reads::ExportPlace;
 use crate::repository::DiskFile;
 
 /// Bytes read at a time.
@@ -51,16 +51,15 @@ impl Part {
 pub(super) struct DiskBody {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     remaining: u64,
-    /// Bytes of all bodies.
-    served: Counter,
+    place: ExportPlace,
 }
 
 impl DiskBody {
-    /// Starts to read `parts` of `file`; counts in `served` what is taken.
+    /// Starts to read `parts` of `file`. The place is held until the body is gone.
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub(super) fn start(file: Arc<DiskFile>, parts: Vec<Part>, served: Counter) -> io::Result<Self> {
+    pub(super) fn start(file: Arc<DiskFile>, parts: Vec<Part>, place: ExportPlace) -> io::Result<Self> {
         let remaining = parts.iter().map(Part::len).sum();
         let (sender, pieces) = mpsc::channel(AHEAD);
         let span = tracing::Span::current();
@@ -69,7 +68,7 @@ impl DiskBody {
             let _in_span = span.entered();
             reader.run(parts);
         })?;
-        Ok(Self { pieces, remaining, served })
+        Ok(Self { pieces, remaining, place })
     }
 }
 
@@ -84,7 +83,7 @@ impl http_body::Body for DiskBody {
         let piece = ready!(self.pieces.poll_recv(context));
         let piece = piece.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
         self.remaining = self.remaining.saturating_sub(piece.len() as u64);
-        self.served.inc_by(piece.len() as u64);
+        self.place.sent(piece.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

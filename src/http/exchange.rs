@@ -6,7 +6,7 @@ use std::time::Instant;
 use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderValue, Method, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
@@ -22,13 +22,17 @@ const REQUEST_ID: &str = "x-request-id";
 /// Characters of a path that go into the log.
 const LOGGED_PATH: usize = 300;
 
+/// The path as it goes into the log: without the query, where a token may be by mistake.
+pub(super) fn logged_path(uri: &Uri) -> String {
+    uri.path().chars().take(LOGGED_PATH).collect()
+}
+
 /// Answers a request through `next`.
 pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().to_string();
     let method = request.method().clone();
-    // Without the query: who puts a token there by mistake does not find it in the log.
-    let path: String = request.uri().path().chars().take(LOGGED_PATH).collect();
+    let path = logged_path(request.uri());
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", %id);

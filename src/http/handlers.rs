@@ -8,11 +8,14 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::create_body::CreateBody;
 use super::disk_response;
 use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath,
+    AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, PeerAddress, SmallBody, SnapshotPath, SnapshotQuery,
+    VmPath,
 };
 use super::failure::Failure;
+use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::auth::Credentials;
 use crate::metrics;
@@ -22,10 +25,11 @@ type AppState = State<Arc<App>>;
 
 pub(super) async fn login(
     State(app): AppState,
+    PeerAddress(address): PeerAddress,
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.login(credentials).await?;
+    let token = app.login(credentials, address).await?;
     Ok(Json(wire::Token { token }))
 }
 
@@ -43,6 +47,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "multirange",
             "conditional-requests",
             "hooks",
+            "choose-disks",
+            "expiry",
+            "leases",
+            "idempotency-key",
+            "status",
         ],
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
@@ -96,9 +105,9 @@ pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    _body: SmallBody,
+    CreateBody(request): CreateBody,
 ) -> Result<Json<wire::Snapshot>, Failure> {
-    let snapshot = app.create_snapshot(&session, vm).await?;
+    let snapshot = app.create_snapshot(&session, vm, request).await?;
     Ok(Json(app.describe_new(&session, snapshot).await?))
 }
 
@@ -129,6 +138,34 @@ pub(super) async fn delete_snapshot(
     Ok(StatusCode::OK)
 }
 
+pub(super) async fn take_lease(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+    JsonBody(body): JsonBody<wire::TakeLease>,
+) -> Result<Json<wire::Lease>, Failure> {
+    Ok(Json(app.take_lease(&session, vm, snapshot, body).await?))
+}
+
+pub(super) async fn give_lease_back(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+) -> Result<StatusCode, Failure> {
+    app.give_lease_back(&session, vm, snapshot).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn status(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    StatusParameters(query): StatusParameters,
+    WantsText(text): WantsText,
+) -> Result<Response, Failure> {
+    let status = app.status(&session, query).await?;
+    Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
+}
+
 pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
@@ -137,7 +174,8 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk, app.metrics().bytes_served())
+    disk_response::respond(&method, &headers, disk, async |disk, length| app.export_place(&session, disk, length).await)
+        .await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {

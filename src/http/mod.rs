@@ -7,6 +7,7 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod create_body;
 mod disk_response;
 mod exchange;
 mod extract;
@@ -15,6 +16,7 @@ mod first_line;
 mod handlers;
 mod notify;
 mod routes;
+mod status_page;
 
 use std::net::SocketAddr;
 

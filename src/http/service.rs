@@ -45,6 +45,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let stop = CancellationToken::new();
     let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), stop.clone());
     let serving = tokio::spawn(serving);
+    let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
         notify::reloading();
@@ -59,6 +60,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     stop.cancel();
     let finish = async {
         let _ = serving.await;
+        let _ = sweeping.await;
         app.finish().await;
     };
     let hurry = async {

@@ -2,10 +2,12 @@
 
 pub mod chunk;
 pub mod diff;
+pub mod exclusive;
 pub mod extent_map;
 pub mod hook;
 pub mod id;
 pub mod range;
+pub mod retention;
 pub mod snapshot;
 
 pub use chunk::{Chunk, ChunkKind};

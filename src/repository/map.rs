@@ -3,6 +3,7 @@
 //! A map that was stored goes stale: a defragmenter moves blocks, a freed address is given to
 //! somebody else, and "same address" would no longer mean "same bytes".
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -91,7 +92,7 @@ pub fn read(disk: &DiskFile) -> Result<ExtentMap, MapError> {
 }
 
 fn read_once(disk: &DiskFile) -> Result<ExtentMap, MapError> {
-    let mut reader = fiemap::Reader::new(room(disk)?);
+    let mut reader = fiemap::Reader::new(room(disk.file())?);
     let map = collect(
         disk.size(),
         |start, page| {
@@ -109,18 +110,18 @@ fn read_once(disk: &DiskFile) -> Result<ExtentMap, MapError> {
 ///
 /// Older OCFS2 can lose extents where a request starts above 0. So the whole map is asked for at
 /// once there, up to a bound of 14 MiB; past that, what is lost is found by [`collect`].
-fn room(disk: &DiskFile) -> io::Result<u32> {
+pub(super) fn room(file: &File) -> io::Result<u32> {
     const BOUND: u32 = 1 << 18;
-    if fsinfo::name_of(disk.file())? != "ocfs2" {
+    if fsinfo::name_of(file)? != "ocfs2" {
         return Ok(fiemap::PAGE);
     }
     // One more, as a sign that there were no more.
-    Ok(fiemap::Reader::count(disk.file().as_fd())?.saturating_add(1).clamp(fiemap::PAGE, BOUND))
+    Ok(fiemap::Reader::count(file.as_fd())?.saturating_add(1).clamp(fiemap::PAGE, BOUND))
 }
 
 /// The flags under which an address still stands for its content. Any other, also one that a later
 /// kernel invents, says compressed, inline, not yet placed, or something that we do not know.
-const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
+pub(super) const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
 
 fn backing(raw: &fiemap::RawExtent) -> Backing {
     if raw.flags & !TRUSTED != 0 {

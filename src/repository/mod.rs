@@ -12,6 +12,7 @@ pub mod map;
 pub mod patience;
 pub mod snapshot_dir;
 pub mod survey;
+pub mod usage;
 
 use std::fs::File;
 use std::io;

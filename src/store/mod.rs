@@ -6,6 +6,7 @@
 mod database;
 mod record;
 mod schema;
+mod terms;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use crate::model::{Snapshot, SnapshotId, VmId};
 
 pub use record::State;
+pub use terms::{KEY_LIFETIME, KeyUse, Order, RequestKey};
 
 /// Why the database did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -229,14 +231,6 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is complete: from now on it is there.
-    ///
-    /// # Errors
-    /// [`StoreError`]. It may have been written all the same: ask [`Store::record`].
-    pub fn commit(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.handle.write(|transaction| put(transaction, State::Ready, snapshot))
-    }
-
     /// Writes down that `snapshot` is about to be removed: from now on it is gone.
     ///
     /// # Errors
@@ -253,7 +247,7 @@ impl Store {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.remove((snapshot.vm.as_str(), snapshot.sequence))?;
-            Ok(())
+            terms::forget(transaction, snapshot.id)
         })
     }
 
@@ -307,15 +301,24 @@ impl Store {
         })
     }
 
+    /// All complete snapshots, in no order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
+        let found = self.all_in(|state| state == State::Ready)?;
+        Ok(found.into_iter().map(|(_, snapshot)| snapshot).collect())
+    }
+
     /// The ids of all complete snapshots by VM, oldest first.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn snapshot_ids(&self) -> Result<HashMap<VmId, Vec<SnapshotId>>, StoreError> {
         let mut ids: HashMap<VmId, Vec<SnapshotId>> = HashMap::new();
-        let mut snapshots = self.all_in(|state| state == State::Ready)?;
-        snapshots.sort_by_key(|(_, snapshot)| snapshot.sequence);
-        for (_, snapshot) in snapshots {
+        let mut snapshots = self.snapshots()?;
+        snapshots.sort_by_key(|snapshot| snapshot.sequence);
+        for snapshot in snapshots {
             ids.entry(snapshot.vm).or_default().push(snapshot.id);
         }
         Ok(ids)

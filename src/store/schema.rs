@@ -8,11 +8,13 @@ use super::StoreError;
 mod m0001_initial;
 #[path = "../../migrations/0002_hooks.rs"]
 mod m0002_hooks;
+#[path = "../../migrations/0003_policy.rs"]
+mod m0003_policy;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Migration `i` makes schema `i + 1` of schema `i`.
-const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run];
+const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run];
 
 pub(super) const TODAY: u64 = MIGRATIONS.len() as u64;
 

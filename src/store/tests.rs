@@ -1,11 +1,12 @@
 use super::*;
+use crate::model::retention::Terms;
 use crate::model::{
     Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, SnapshotDisk, Taken,
 };
 
-const VM: &str = "0004fb00000600000000000000000001";
+pub(super) const VM: &str = "0004fb00000600000000000000000001";
 
-fn snapshot(number: u128) -> Snapshot {
+pub(super) fn snapshot(number: u128) -> Snapshot {
     Snapshot {
         id: SnapshotId::from_u128(number),
         vm: VM.parse().unwrap(),
@@ -50,11 +51,11 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
     store.begin(&mut first, None).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
-    store.commit(&first).unwrap();
+    store.commit(&first, &Order::default()).unwrap();
 
     let mut second = snapshot(1);
     store.begin(&mut second, None).unwrap();
-    store.commit(&second).unwrap();
+    store.commit(&second, &Order::default()).unwrap();
     drop(store);
 
     // Another process, later: order is that of creation, not of ids or clocks.
@@ -152,6 +153,47 @@ fn the_database_of_schema_2_is_opened() {
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
 }
 
+/// With terms, hooks, and hooks that are owed.
+#[test]
+fn the_database_of_schema_3_is_opened() {
+    let (_dir, store) = golden(3);
+    let (mut plain, mut quiesced, mut creating) = (snapshot(7), hooked(8), snapshot(9));
+    plain.sequence = FIRST_SEQUENCE;
+    quiesced.sequence = FIRST_SEQUENCE + 1;
+    creating.sequence = FIRST_SEQUENCE + 2;
+    assert_eq!(store.terms(plain.id).unwrap(), golden_terms());
+    assert_eq!(store.terms(quiesced.id).unwrap(), Terms::default());
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
+    assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
+    assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+}
+
+/// What came with a later schema is there, and empty.
+#[test]
+fn an_old_database_takes_what_is_new() {
+    for schema in 1..schema::TODAY {
+        let (_dir, store) = golden(schema);
+        let ready = snapshot(7);
+        assert_eq!(store.terms(ready.id).unwrap(), Terms::default(), "{schema}");
+        assert!(store.lease(ready.id, "somebody", golden_terms().leased_until.unwrap()).unwrap());
+        let mut next = snapshot(10);
+        store.begin(&mut next, Some(b"owed")).unwrap();
+        store.commit(&next, &golden_order()).unwrap();
+        assert_eq!(store.terms(next.id).unwrap().expires_at, golden_terms().expires_at, "{schema}");
+        store.settle(next.id).unwrap();
+    }
+}
+
+fn golden_order() -> Order {
+    let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
+    Order { expires_at: golden_terms().expires_at, key: Some(key) }
+}
+
+fn golden_terms() -> Terms {
+    let at = |text: &str| Some(text.parse().unwrap());
+    Terms { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
+}
+
 /// Writes the golden file of today's schema; run by hand when a schema is new:
 /// `cargo test --lib -- --ignored write_the_golden_database`.
 #[test]
@@ -161,10 +203,11 @@ fn write_the_golden_database() {
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
     let (mut plain, mut quiesced, mut creating) = (snapshot(7), hooked(8), snapshot(9));
-    for snapshot in [&mut plain, &mut quiesced] {
-        store.begin(snapshot, None).unwrap();
-        store.commit(snapshot).unwrap();
-    }
+    store.begin(&mut plain, None).unwrap();
+    store.commit(&plain, &golden_order()).unwrap();
+    assert!(store.lease(plain.id, "admin", golden_terms().leased_until.unwrap()).unwrap());
+    store.begin(&mut quiesced, None).unwrap();
+    store.commit(&quiesced, &Order::default()).unwrap();
     store.begin(&mut creating, Some(b"{}")).unwrap();
 }
 
@@ -176,7 +219,7 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
     let (mut first, mut second) = (hooked(1), snapshot(2));
     store.begin(&mut first, Some(b"first")).unwrap();
     store.begin(&mut second, None).unwrap();
-    store.commit(&first).unwrap();
+    store.commit(&first, &Order::default()).unwrap();
     store.owe(second.id, b"second").unwrap();
     drop(store);
 
@@ -242,7 +285,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let store = Store::open(&dir.path().join("db")).unwrap();
     let mut made = snapshot(1);
     store.begin(&mut made, None).unwrap();
-    store.commit(&made).unwrap();
+    store.commit(&made, &Order::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     assert!(store.adopt(&adopted).unwrap());

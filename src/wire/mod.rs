@@ -1,8 +1,20 @@
 //! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
 
+mod request;
+mod status;
+
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Chunk, ChunkKind};
+
+pub use request::{CreateSnapshot, Lease, TakeLease};
+pub use status::{Create, Export, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+
+/// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
+/// digits.
+pub fn time(at: jiff::Timestamp) -> String {
+    format!("{at:.3}")
+}
 
 /// Body of `POST /auth/login`.
 #[derive(Deserialize)]
@@ -132,6 +144,12 @@ pub struct Snapshot {
     /// Id of the snapshot that it is compared to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
+    /// When it may be swept, unless it is leased: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// Until when somebody needs it all the same: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leased_until: Option<String>,
 }
 
 /// A call of a hook.

@@ -42,6 +42,8 @@ pub struct Settings {
     pub tls: String,
     /// Sections after all others.
     pub sections: String,
+    /// Lines of `[policy]`.
+    pub policy: String,
     /// The program.
     pub binary: PathBuf,
     /// What starts it, with arguments; nothing: it is started outright.
@@ -66,6 +68,7 @@ impl Settings {
             tls: String::new(),
             sections: String::new(),
             top: String::new(),
+            policy: String::new(),
             binary: env!("CARGO_BIN_EXE_coriolis-ovm-exporter").into(),
             launcher: Vec::new(),
             environment: Vec::new(),
@@ -80,6 +83,7 @@ impl Settings {
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
+        writeln!(text, "[policy]\n{}", self.policy).unwrap();
         text += &self.sections;
         text
     }
