@@ -30,16 +30,16 @@ use crate::store::{Order, State};
 struct Plan {
     snapshot: Snapshot,
     sources: Vec<Source>,
-    event: Event,
     order: Order,
+    event: Event,
 }
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
     snapshot: Snapshot,
     clones: Clones,
-    event: Event,
     order: Order,
+    event: Event,
 }
 
 impl App {
@@ -72,7 +72,7 @@ impl App {
         let app = Arc::clone(self);
         self.detached(async move {
             let _held = held;
-            let outcome = app.create(vm.clone(), actor.clone(), request).await;
+            let outcome = app.create(&vm, &actor, &request).await;
             let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
             actor.did("create", format_args!("{vm}/{id}"), &outcome);
             outcome
@@ -80,12 +80,12 @@ impl App {
         .await
     }
 
-    async fn create(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
-        let (of, by, same) = (vm.clone(), actor.clone(), request.clone());
-        if let Some(made) = self.blocking(move |app| app.made_before(&by, &of, &same)).await? {
+    async fn create(self: &Arc<Self>, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Snapshot, Error> {
+        let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
+        if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
-        let made = self.make(vm, actor, request).await;
+        let made = self.make(vm.clone(), actor.clone(), request.clone()).await;
         match &made {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
@@ -96,12 +96,13 @@ impl App {
     }
 
     async fn make(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
-        let ready = self.blocking(move |app| {
+        let plan = self.blocking(move |app| {
             let plan = app.plan(&vm, &actor, &request)?;
             app.check_policy(&plan.snapshot, &plan.sources)?;
-            app.make_ready(plan)
+            Ok(plan)
         });
-        let Ready { snapshot, clones, event, order } = ready.await?;
+        let plan = plan.await?;
+        let Ready { snapshot, clones, order, event } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let clone = move |_: &Self| clones.make().map_err(|(index, error)| of_clone(&names[index], error));
         let (cloned, around) = self.within_hooks(snapshot.id, event, clone).await;
@@ -168,16 +169,16 @@ impl App {
         };
         let order = Order { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key: request_key(actor, request) };
         let event = self.event(Operation::SnapshotCreate, &snapshot, Some(&definition));
-        Ok(Plan { snapshot, sources, event, order })
+        Ok(Plan { snapshot, sources, order, event })
     }
 
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
-        let Plan { mut snapshot, sources, event, order } = plan;
+        let Plan { mut snapshot, sources, order, event } = plan;
         let owed = self.hooks.concern(&event).then(|| event.to_bytes());
         self.store.begin(&mut snapshot, owed.as_deref())?;
         match self.prepare(&snapshot, sources) {
-            Ok(clones) => Ok(Ready { snapshot, clones, event, order }),
+            Ok(clones) => Ok(Ready { snapshot, clones, order, event }),
             Err(error) => {
                 self.undo(&snapshot);
                 if owed.is_some() {

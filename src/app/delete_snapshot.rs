@@ -74,12 +74,29 @@ impl App {
         Ok(snapshot.vm)
     }
 
-    /// Deletes one snapshot, with hooks around it where it is still there.
+    /// Deletes one snapshot.
     async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
         let user = user.to_owned();
-        match self.blocking(move |app| app.announce_deletion(id)).await? {
-            Some(event) => self.within_hooks(id, event, move |app| app.delete(id, &user)).await.0,
-            None => self.blocking(move |app| app.delete(id, &user)).await,
+        self.within_deletion_hooks(id, move |app| app.delete(id, &user)).await
+    }
+
+    /// Does `work`, which deletes the snapshot `id`, with hooks around it where it is still there.
+    pub(super) async fn within_deletion_hooks(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let event = self.blocking(move |app| {
+            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
+            let event = app.deletion(&snapshot);
+            if app.hooks.concern(&event) {
+                app.store.owe(id, &event.to_bytes())?;
+            }
+            Ok(Some(event))
+        });
+        match event.await? {
+            Some(event) => self.within_hooks(id, event, work).await.0,
+            None => self.blocking(work).await,
         }
     }
 

@@ -166,8 +166,8 @@ impl Error {
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
             | Self::Unsettled { .. }
-            | Self::HookFailed { .. }
             | Self::ManagerUnavailable(_)
+            | Self::HookFailed { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }
             | Self::Io { .. }

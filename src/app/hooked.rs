@@ -136,17 +136,10 @@ impl App {
         }
     }
 
-    /// What hooks are told of the deletion of the snapshot `id`, which they are owed from now on.
-    /// Nothing where there is none, or where it is half gone already.
-    pub(super) fn announce_deletion(&self, id: SnapshotId) -> Result<Option<Event>, Error> {
-        let Some(snapshot) = self.store.snapshot(id)? else { return Ok(None) };
-        // A VM that has left the inventory is told by its id.
+    /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
+    pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
         let vm = self.find_vm(&snapshot.vm).ok();
-        let event = self.event(Operation::SnapshotDelete, &snapshot, vm.as_ref());
-        if self.hooks.concern(&event) {
-            self.store.owe(id, &event.to_bytes())?;
-        }
-        Ok(Some(event))
+        self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
     }
 }
 

@@ -61,7 +61,6 @@ impl ExportPlace {
     /// Counts bytes that were handed to the connection.
     pub fn sent(&self, bytes: u64) {
         self.place.what().done.fetch_add(bytes, Ordering::Relaxed);
-        self.app.metrics.bytes_served(bytes);
     }
 }
 

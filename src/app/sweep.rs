@@ -90,14 +90,11 @@ impl App {
         let (app, of) = (Arc::clone(self), vm.clone());
         let swept = self.detached(async move {
             let _turn = turn;
-            let due = of.clone();
-            let event = app.blocking(move |app| match app.due_of(&due)?.contains(&id) {
-                true => app.announce_deletion(id),
-                false => Ok(None),
-            });
-            match event.await? {
-                Some(event) => app.within_hooks(id, event, move |app| app.sweep_now(&of, id)).await.0,
-                None => Ok(()),
+            let vm = of.clone();
+            if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
+                app.within_deletion_hooks(id, move |app| app.sweep_now(&of, id)).await
+            } else {
+                Ok(())
             }
         });
         if let Err(error) = swept.await {

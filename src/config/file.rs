@@ -19,9 +19,9 @@ pub struct File {
     pub(super) api: Api,
     pub(super) manager: Manager,
     pub(super) repositories: Repositories,
+    pub(super) policy: policy::Keys,
     pub(super) hooks: Hooks,
     pub(super) metrics: Metrics,
-    pub(super) policy: policy::Keys,
 }
 
 impl Default for File {
@@ -35,9 +35,9 @@ impl Default for File {
             api: Api::default(),
             manager: Manager::default(),
             repositories: Repositories::default(),
+            policy: policy::Keys::default(),
             hooks: Hooks::default(),
             metrics: Metrics::default(),
-            policy: policy::Keys::default(),
         }
     }
 }

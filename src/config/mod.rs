@@ -39,12 +39,12 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[policy]`.
+    pub policy: Policy,
     /// `[hooks]`.
     pub hooks: Hooks,
     /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
     pub metrics: bool,
-    /// `[policy]`.
-    pub policy: Policy,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -85,9 +85,9 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        policy: check.policy(&file.policy),
         hooks: check.hooks(&file.hooks),
         metrics: file.metrics.enabled,
-        policy: check.policy(&file.policy),
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }

@@ -23,6 +23,7 @@ use super::failure::Failure;
 use crate::app::Error;
 use crate::app::read_disk::OpenDisk;
 use crate::app::reads::ExportPlace;
+use crate::metrics::Counter;
 
 const OCTETS: &str = "application/octet-stream";
 
@@ -30,6 +31,7 @@ pub(super) async fn respond(
     method: &Method,
     headers: &HeaderMap,
     disk: OpenDisk,
+    served: Counter,
     place: impl AsyncFnOnce(&OpenDisk, u64) -> Result<ExportPlace, Error>,
 ) -> Result<Response, Failure> {
     let size = disk.file.size();
@@ -65,7 +67,7 @@ pub(super) async fn respond(
         Body::empty()
     } else {
         let place = place(&disk, length).await?;
-        Body::new(DiskBody::start(Arc::new(disk.file), parts, place).map_err(|_| Failure::TooBusy)?)
+        Body::new(DiskBody::start(Arc::new(disk.file), parts, place, served).map_err(|_| Failure::TooBusy)?)
     };
     with_headers(status, body, out)
 }

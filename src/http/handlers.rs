@@ -17,6 +17,7 @@ use super::extract::{
 use super::failure::Failure;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
+use crate::app::read_disk::OpenDisk;
 use crate::auth::Credentials;
 use crate::metrics;
 use crate::wire;
@@ -174,8 +175,9 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk, async |disk, length| app.export_place(&session, disk, length).await)
-        .await
+    let served = app.metrics().bytes_served();
+    let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
+    disk_response::respond(&method, &headers, disk, served, place).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
-use prometheus_client::metrics::counter::Counter;
+pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
@@ -65,9 +65,9 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// Counts bytes of disks that were sent.
-    pub fn bytes_served(&self, bytes: u64) {
-        self.bytes_served.inc_by(bytes);
+    /// The counter of bytes of disks that were sent.
+    pub fn bytes_served(&self) -> Counter {
+        self.bytes_served.clone()
     }
 
     /// Counts a snapshot that was made, for which the guest was held up no longer than `freeze`.
@@ -113,7 +113,7 @@ mod tests {
         assert!(metrics.text().contains("ovm_exporter_snapshots_total{outcome=\"failed\"} 0\n"), "{}", metrics.text());
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
-        metrics.bytes_served(1 << 40);
+        metrics.bytes_served().inc_by(1 << 40);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed();
         let text = metrics.text();

@@ -40,10 +40,10 @@ pub struct Settings {
     pub jwt: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
-    /// Sections after all others.
-    pub sections: String,
     /// Lines of `[policy]`.
     pub policy: String,
+    /// Sections after all others.
+    pub sections: String,
     /// The program.
     pub binary: PathBuf,
     /// What starts it, with arguments; nothing: it is started outright.
