@@ -70,7 +70,11 @@ impl<'a> Connection<'a> {
         };
         let head = String::from_utf8_lossy(&self.buffer[..body]);
         assert!(head.starts_with("HTTP/1.1 206 "), "{}: {head}", self.peer.name);
-        assert!(head.to_lowercase().contains(&format!("\r\ncontent-length: {length}\r\n")), "{}: {head}", self.peer.name);
+        assert!(
+            head.to_lowercase().contains(&format!("\r\ncontent-length: {length}\r\n")),
+            "{}: {head}",
+            self.peer.name
+        );
         let mut left = length - (filled - body) as u64;
         while left > 0 {
             let came = self.stream.read(&mut self.buffer).unwrap();

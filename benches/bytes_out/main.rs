@@ -28,19 +28,17 @@ fn main() {
     let (gib, rounds) = (number("BENCH_GIB", 4), number("BENCH_ROUNDS", 5));
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
 
-    let mut peers = Vec::new();
-    // Another build beside it, to see what a change does.
-    let binaries = [("exporter", "EXPORTER_RELEASE"), ("other", "EXPORTER_OTHER")];
-    let mut worlds = Vec::new();
-    for (name, variable) in binaries {
-        let Some(binary) = std::env::var_os(variable) else { continue };
-        let world = World::with(16 << 10, |settings| settings.binary = binary.into());
-        let input = input(&world, gib << 30);
-        peers.push((Peer::exporter(name, &world, &input.snapshot), input));
-        worlds.push(world);
+    // Several builds beside each other show what a change does.
+    let binaries = std::env::var("EXPORTERS").unwrap_or_else(|_| "target/release/coriolis-ovm-exporter".to_owned());
+    let worlds: Vec<World> = binaries.split(':').map(world).collect();
+    let mut peers: Vec<(Peer, Input)> = Vec::new();
+    for (world, binary) in worlds.iter().zip(binaries.split(':')) {
+        let input = input(world, gib << 30);
+        let name = binary.rsplit('/').next().unwrap();
+        peers.push((Peer::exporter(name.to_owned(), world, &input.snapshot), input));
     }
-    let (world, input) = (&worlds[0], peers[0].1.clone());
-    peers.push((Peer::nginx(world, &input.folder), input));
+    let input = peers[0].1.clone();
+    peers.push((Peer::nginx(&worlds[0], &input.folder), input));
 
     let mut table = Table::default();
     for round in 0..rounds {
@@ -53,13 +51,20 @@ fn main() {
             let turn = usize::try_from(round).unwrap() % peers.len();
             for (peer, input) in peers[turn..].iter().chain(&peers[..turn]) {
                 for (measure, value) in load(peer, input) {
-                    table.add(name, measure, peer.name, value);
+                    table.add(name, measure, &peer.name, value);
                 }
             }
         }
     }
-    let names: Vec<&str> = peers.iter().map(|(peer, _)| peer.name).collect();
+    let names: Vec<&str> = peers.iter().map(|(peer, _)| peer.name.as_str()).collect();
     println!("{}", table.markdown(&names));
+}
+
+fn world(binary: &str) -> World {
+    World::with(16 << 10, |settings| {
+        settings.binary = binary.into();
+        settings.environment.push(("RUST_LOG".to_owned(), "info".to_owned()));
+    })
 }
 
 /// A VM with a full disk, an empty one, and one of 1 TiB with 1 GiB in it; its snapshot.

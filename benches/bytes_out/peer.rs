@@ -12,7 +12,7 @@ use crate::harness::{VM, World, run};
 
 /// A server that serves the files of one snapshot.
 pub struct Peer {
-    pub name: &'static str,
+    pub name: String,
     pub port: u16,
     /// Before a file's name.
     pub prefix: String,
@@ -25,7 +25,7 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub fn exporter(name: &'static str, world: &World, snapshot: &str) -> Self {
+    pub fn exporter(name: String, world: &World, snapshot: &str) -> Self {
         Self {
             name,
             port: world.exporter.port,
@@ -80,7 +80,7 @@ impl Peer {
         }
         let ca = world.certificates.ca().display().to_string();
         let (prefix, authorization) = ("/".to_owned(), String::new());
-        Self { name: "nginx", port, prefix, authorization, ca, pids, _process: Some(process) }
+        Self { name: "nginx".to_owned(), port, prefix, authorization, ca, pids, _process: Some(process) }
     }
 
     /// CPU time of all its threads so far, seconds.
