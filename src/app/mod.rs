@@ -35,6 +35,7 @@ mod vm_disks;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -142,11 +143,15 @@ impl App {
         self.detached.wait().await;
     }
 
-    /// Runs `work`, which blocks, where it holds up nobody. The one crossing from async code.
+    /// Runs `work`, which blocks, where it holds up nobody: on a runtime of one thread, which is a
+    /// connection's own, at once. The one crossing from async code.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
+        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
+            return work(self);
+        }
         let app = Arc::clone(self);
         let span = tracing::Span::current();
         let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;

@@ -21,6 +21,16 @@ pub struct OpenDisk {
     pub taken_at: jiff::Timestamp,
 }
 
+impl OpenDisk {
+    /// The error of a disk called `name` whose file cannot be read after all.
+    pub fn unreadable(name: &DiskName, cause: &OpenError) -> Error {
+        match cause {
+            OpenError::Io(error) => Error::Io { step: format!("reading {name}"), cause: error.to_string() },
+            other => Error::SnapshotLost { disk: name.to_string(), cause: other.to_string() },
+        }
+    }
+}
+
 impl App {
     /// Opens the disk `name` of the snapshot `id` of the VM that `called` names.
     ///

@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio_util::sync::CancellationToken;
+
 use super::line::{Line, Place};
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
@@ -15,6 +17,9 @@ use crate::model::{DiskName, SnapshotId, VmId};
 
 /// How long after a read a snapshot counts as being read: a client works on what it has.
 const RECENT: Duration = Duration::from_secs(10 * 60);
+
+/// How long a read may take before its export loses its place.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
@@ -49,6 +54,8 @@ pub(super) struct Export {
     pub address: Option<IpAddr>,
     pub total: u64,
     pub done: AtomicU64,
+    /// Since when it waits for the file system.
+    reading: Mutex<Option<Instant>>,
 }
 
 /// A body's place among those that are sent at a time, free again when this is dropped.
@@ -58,6 +65,16 @@ pub struct ExportPlace {
 }
 
 impl ExportPlace {
+    /// Reads the disk. Where that takes very long, the place goes to another meanwhile: a repository that
+    /// hangs must not keep the bytes of others in.
+    pub fn during<T>(&self, read: impl FnOnce() -> T) -> T {
+        let note = |since| *self.place.what().reading.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        note(Some(Instant::now()));
+        let done = read();
+        note(None);
+        done
+    }
+
     /// Counts bytes that were handed to the connection.
     pub fn sent(&self, bytes: u64) {
         self.place.what().done.fetch_add(bytes, Ordering::Relaxed);
@@ -83,9 +100,25 @@ impl App {
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
-        let export = Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0) };
+        let export =
+            Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0), reading: Mutex::default() };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
         Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
+    }
+
+    /// Takes their places from exports whose repository hangs, now and then, until `stop`.
+    pub async fn free_places_until(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(PATIENCE / 4)).await.is_some() {
+            self.exports.free(|export| {
+                let since = *export.reading.lock().unwrap_or_else(PoisonError::into_inner);
+                let stuck = since.is_some_and(|since| since.elapsed() > PATIENCE);
+                if stuck {
+                    let Export { vm, snapshot, disk, .. } = export;
+                    tracing::warn!(%vm, %snapshot, %disk, "a repository does not answer: another export takes the place");
+                }
+                stuck
+            });
+        }
     }
 
     /// Whether somebody reads the snapshot, or did a short time ago.

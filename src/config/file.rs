@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::policy;
+use super::{export, policy};
 
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
@@ -20,6 +20,7 @@ pub struct File {
     pub(super) manager: Manager,
     pub(super) repositories: Repositories,
     pub(super) policy: policy::Keys,
+    pub(super) export: export::Keys,
     pub(super) hooks: Hooks,
     pub(super) metrics: Metrics,
 }
@@ -36,6 +37,7 @@ impl Default for File {
             manager: Manager::default(),
             repositories: Repositories::default(),
             policy: policy::Keys::default(),
+            export: export::Keys::default(),
             hooks: Hooks::default(),
             metrics: Metrics::default(),
         }

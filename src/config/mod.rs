@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod api;
+mod export;
 mod file;
 mod hooks;
 mod jwt;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use api::Api;
+pub use export::Export;
 pub use file::File;
 pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
@@ -41,6 +43,8 @@ pub struct Config {
     pub repositories: Repositories,
     /// `[policy]`.
     pub policy: Policy,
+    /// `[export]`.
+    pub export: Export,
     /// `[hooks]`.
     pub hooks: Hooks,
     /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
@@ -86,6 +90,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
         policy: check.policy(&file.policy),
+        export: check.export(&file.export),
         hooks: check.hooks(&file.hooks),
         metrics: file.metrics.enabled,
     };

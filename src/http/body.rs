@@ -1,30 +1,27 @@
-//! Bytes out: a thread reads the disk ahead of the client, into buffers that are used again.
+//! Bytes out: read as the client takes them, into buffers that are used again.
 //!
-//! Memory is constant: at most [`AHEAD`] pieces wait, and a client that takes nothing holds up its
-//! own thread and nobody else. Holes are neither read nor copied. When anything is wrong (the file
+//! Memory is constant: what the connection has not sent yet is all that there is of a body. Holes are neither read nor copied. When anything is wrong (the file
 //! is short, or changed, or cannot be read) the body ends in an error, the connection is cut before
 //! the promised length, and so the client notices: nothing is ever padded.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::mpsc as pool;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::pace::Paces;
 use crate::app::reads::ExportPlace;
 use crate::metrics::Counter;
-use crate::repository::DiskFile;
+use crate::repository::{DiskFile, Footprint, OpenError, Run};
 
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
-
-/// Pieces that wait for the client.
-const AHEAD: usize = 2;
 
 /// What a hole is sent as.
 static ZEROS: [u8; PIECE] = [0; PIECE];
@@ -48,49 +45,79 @@ impl Part {
     }
 }
 
-/// A body of known length that a thread produces.
+/// A body of known length, read as the client takes it.
+///
+/// Polling it blocks while the disk is read: it is for a connection that has its thread for itself.
 pub(super) struct DiskBody {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    reader: Reader,
+    /// A piece that was read.
+    held: Option<Bytes>,
+    /// Until it may be sent.
+    pause: Option<Pin<Box<Sleep>>>,
     remaining: u64,
     place: ExportPlace,
+    paces: Paces,
     /// Bytes of all bodies.
     served: Counter,
+    span: tracing::Span,
 }
 
 impl DiskBody {
-    /// Starts to read `parts` of `file`; counts in `served` what is taken. The place is held until the
-    /// body is gone.
+    /// A body of `parts` of `file`, the first piece of which is read; sent no faster than `paces` lets it.
+    /// Counts in `served` what is taken. The place is held until the body is gone.
     ///
     /// # Errors
-    /// Where the system has no thread left.
+    /// Where the first piece cannot be read: later, nobody can be told.
     pub(super) fn start(
-        file: Arc<DiskFile>,
+        file: DiskFile,
         parts: Vec<Part>,
         place: ExportPlace,
+        paces: Paces,
         served: Counter,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, OpenError> {
         let remaining = parts.iter().map(Part::len).sum();
-        let (sender, pieces) = mpsc::channel(AHEAD);
+        let reader =
+            Reader { file, parts: parts.into(), run: None, footprint: Footprint::default(), buffers: pool::channel() };
         let span = tracing::Span::current();
-        let reader = Reader { file, pieces: sender, buffers: pool::channel() };
-        std::thread::Builder::new().name("disk-reader".to_owned()).stack_size(256 << 10).spawn(move || {
-            let _in_span = span.entered();
-            reader.run(parts);
-        })?;
-        Ok(Self { pieces, remaining, place, served })
+        let mut body = Self { reader, held: None, pause: None, remaining, place, paces, served, span };
+        body.read()?;
+        Ok(body)
+    }
+
+    /// Reads the next piece, and asks when it may be sent.
+    fn read(&mut self) -> Result<(), OpenError> {
+        let piece = self.place.during(|| self.reader.next())?;
+        let now = Instant::now();
+        let at = self.paces.take(piece.len() as u64, now);
+        self.pause = (at > now).then(|| Box::pin(sleep_until(at)));
+        self.held = Some(piece);
+        Ok(())
     }
 }
 
 impl http_body::Body for DiskBody {
     type Data = Bytes;
-    type Error = io::Error;
+    type Error = OpenError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, OpenError>>> {
         if self.remaining == 0 {
             return Poll::Ready(None);
         }
-        let piece = ready!(self.pieces.poll_recv(context));
-        let piece = piece.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
+        if self.held.is_none()
+            && let Err(error) = self.read()
+        {
+            self.remaining = 0;
+            self.span.in_scope(|| tracing::error!(%error, "the disk cannot be read: the connection is cut"));
+            return Poll::Ready(Some(Err(error)));
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let piece = self.held.take().unwrap_or_default();
         self.remaining = self.remaining.saturating_sub(piece.len() as u64);
         self.place.sent(piece.len() as u64);
         self.served.inc_by(piece.len() as u64);
@@ -103,6 +130,14 @@ impl http_body::Body for DiskBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining)
+    }
+}
+
+impl Drop for DiskBody {
+    fn drop(&mut self) {
+        if self.remaining > 0 {
+            self.span.in_scope(|| tracing::info!("the client went away before the end"));
+        }
     }
 }
 
@@ -125,77 +160,60 @@ impl Drop for Pooled {
     }
 }
 
-/// Why a reader stops before its end.
-enum Stop {
-    /// The client is gone, or was cut off.
-    NobodyTakes,
-    /// The disk cannot be read, or is not what it was.
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
+/// The pieces of a body, in order.
 struct Reader {
-    file: Arc<DiskFile>,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    file: DiskFile,
+    /// What is still to come.
+    parts: VecDeque<Part>,
+    /// What is known about the bytes that come next.
+    run: Option<Run>,
+    footprint: Footprint,
     buffers: (pool::Sender<Vec<u8>>, pool::Receiver<Vec<u8>>),
 }
 
 impl Reader {
-    fn run(&self, parts: Vec<Part>) {
-        match self.send_all(parts) {
-            Ok(()) => {}
-            Err(Stop::NobodyTakes) => tracing::info!("the client went away before the end"),
-            Err(Stop::Failed(error)) => {
-                tracing::error!(%error, "the disk cannot be read: the connection is cut");
-                let _ = self.pieces.blocking_send(Err(error));
-            }
+    fn next(&mut self) -> Result<Bytes, OpenError> {
+        match self.parts.pop_front() {
+            Some(Part::Text(text)) => Ok(text),
+            Some(Part::Disk(range)) => self.next_of(range),
+            None => Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
         }
     }
 
-    fn send_all(&self, parts: Vec<Part>) -> Result<(), Stop> {
-        let last_disk_part = parts.iter().rposition(|part| matches!(part, Part::Disk(_)));
-        for (index, part) in parts.into_iter().enumerate() {
-            match part {
-                Part::Text(text) => self.send(text)?,
-                Part::Disk(range) => self.send_range(range, Some(index) == last_disk_part)?,
-            }
+    fn next_of(&mut self, range: Range<u64>) -> Result<Bytes, OpenError> {
+        let at = range.start;
+        let run = match self.run.take() {
+            Some(run) => run,
+            None => self.file.run_at(at, range.end)?,
+        };
+        let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
+        let end = at + length as u64;
+        let piece = if run.is_data { self.read(at, length, run.end)? } else { Bytes::from_static(&ZEROS[..length]) };
+        self.run = (end < run.end).then_some(run);
+        if end < range.end {
+            self.parts.push_front(Part::Disk(end..range.end));
         }
-        Ok(())
+        let is_last = !self.parts.iter().any(|part| matches!(part, Part::Disk(_)));
+        if !run.is_data || is_last {
+            // Before the client has it all: that it is still what was snapshotted. And what
+            // lies past the end of a file that was cut looks like a hole, and is none.
+            self.file.verify_content()?;
+        }
+        Ok(piece)
     }
 
-    fn send_range(&self, range: Range<u64>, is_last: bool) -> Result<(), Stop> {
-        let mut at = range.start;
-        while at < range.end {
-            let run = self.file.run_at(at, range.end)?;
-            while at < run.end {
-                let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
-                let piece = if run.is_data { self.read(at, length)? } else { Bytes::from_static(&ZEROS[..length]) };
-                at += length as u64;
-                if !run.is_data || (is_last && at == range.end) {
-                    // Before the client has it all: that it is still what was snapshotted. And what
-                    // lies past the end of a file that was cut looks like a hole, and is none.
-                    self.file.verify_content().map_err(io::Error::other)?;
-                }
-                self.send(piece)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn read(&self, at: u64, length: usize) -> io::Result<Bytes> {
+    fn read(&mut self, at: u64, length: usize, run_end: u64) -> io::Result<Bytes> {
+        self.footprint.reach(&self.file, at, run_end);
         let (home, returned) = &self.buffers;
         let mut buffer = returned.try_recv().unwrap_or_default();
         buffer.resize(length, 0);
         self.file.read_exact_at(&mut buffer, at)?;
         Ok(Bytes::from_owner(Pooled { buffer, home: home.clone() }))
     }
+}
 
-    fn send(&self, piece: Bytes) -> Result<(), Stop> {
-        self.pieces.blocking_send(Ok(piece)).map_err(|_| Stop::NobodyTakes)
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.footprint.let_go(&self.file, u64::MAX);
     }
 }

@@ -4,10 +4,9 @@
 //! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
 //! 3. the parts of the body, whose sum is the Content-Length;
 //! 4. a place among the bodies that are sent at a time, which `place` waits for;
-//! 5. the body, which a thread reads as the client takes it.
+//! 5. the body, the first piece of which is read at once, and the others as the client takes them.
 
 use std::ops::Range;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use axum::body::Body;
@@ -20,6 +19,7 @@ use super::body::{DiskBody, Part};
 use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::failure::Failure;
+use super::pace::Paces;
 use crate::app::Error;
 use crate::app::read_disk::OpenDisk;
 use crate::app::reads::ExportPlace;
@@ -32,6 +32,7 @@ pub(super) async fn respond(
     headers: &HeaderMap,
     disk: OpenDisk,
     served: Counter,
+    paces: Paces,
     place: impl AsyncFnOnce(&OpenDisk, u64) -> Result<ExportPlace, Error>,
 ) -> Result<Response, Failure> {
     let size = disk.file.size();
@@ -67,7 +68,8 @@ pub(super) async fn respond(
         Body::empty()
     } else {
         let place = place(&disk, length).await?;
-        Body::new(DiskBody::start(Arc::new(disk.file), parts, place, served).map_err(|_| Failure::TooBusy)?)
+        let body = DiskBody::start(disk.file, parts, place, paces, served);
+        Body::new(body.map_err(|cause| OpenDisk::unreadable(&disk.name, &cause))?)
     };
     with_headers(status, body, out)
 }

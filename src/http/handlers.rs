@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use super::create_body::CreateBody;
 use super::disk_response;
@@ -15,6 +15,7 @@ use super::extract::{
     VmPath,
 };
 use super::failure::Failure;
+use super::pace::Paces;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::app::read_disk::OpenDisk;
@@ -171,13 +172,14 @@ pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
+    Extension(paces): Extension<Paces>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
     let served = app.metrics().bytes_served();
     let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
-    disk_response::respond(&method, &headers, disk, served, place).await
+    disk_response::respond(&method, &headers, disk, served, paces, place).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {

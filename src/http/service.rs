@@ -12,6 +12,8 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::pace::Limits;
+use super::server::Manners;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
@@ -43,9 +45,12 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), stop.clone());
+    let manners = Manners { limits: Limits::new(&config.export), is_idle: config.export.is_idle };
+    let serving =
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), manners, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
         notify::reloading();

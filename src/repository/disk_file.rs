@@ -2,12 +2,15 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 
 use nix::errno::Errno;
 
 use super::{Repository, SnapshotDir};
 use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
+use crate::sys::{page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -114,13 +117,23 @@ impl DiskFile {
         self.file.read_exact_at(buffer, offset)
     }
 
+    /// Whether the page cache holds the bytes around `offset`. Where that cannot be known, it does.
+    pub(super) fn is_cached(&self, offset: u64) -> bool {
+        page_cache::holds(self.file.as_fd(), offset).unwrap_or(true)
+    }
+
+    /// Has the page cache let go of `range`.
+    pub(super) fn forget(&self, range: &Range<u64>) {
+        // Where it does not, reading is no less right.
+        let _ = page_cache::forget(&self.file, range);
+    }
+
     /// Where the run that starts at `offset` ends, and whether it holds data. The end is never
     /// past `limit`, which is within the file and past `offset`.
     ///
     /// # Errors
     /// The errno of lseek(2).
     pub fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
-        use crate::sys::sparse;
         let data = sparse::next_data(&self.file, offset)?;
         match data {
             None => Ok(Run { end: limit, is_data: false }),

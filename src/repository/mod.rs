@@ -6,6 +6,7 @@
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
+pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
@@ -23,7 +24,8 @@ use crate::model::RepositoryId;
 use crate::sys::fsinfo::{self, Space};
 
 pub use clone_support::{CloneSupport, Unclonable};
-pub use disk_file::{DiskFile, OpenError};
+pub use disk_file::{DiskFile, OpenError, Run};
+pub use footprint::Footprint;
 pub use locate::{LocatedDisk, Misplaced};
 pub use map::{CompareError, MapError};
 pub use patience::Silent;

@@ -51,7 +51,13 @@ impl Guest {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        runtime.spawn(http::server::serve(listener, tls, router, CancellationToken::new()));
+        runtime.spawn(http::server::serve(
+            listener,
+            tls,
+            router,
+            http::server::Manners::default(),
+            CancellationToken::new(),
+        ));
         Self { port, shared, _runtime: runtime }
     }
 

@@ -69,7 +69,13 @@ impl Manager {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        runtime.spawn(http::server::serve(listener, tls, router, CancellationToken::new()));
+        runtime.spawn(http::server::serve(
+            listener,
+            tls,
+            router,
+            http::server::Manners::default(),
+            CancellationToken::new(),
+        ));
         Self { port, shared, _runtime: runtime }
     }
 
