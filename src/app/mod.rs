@@ -4,6 +4,7 @@
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
 pub mod adopt;
+pub mod changes;
 pub mod check_config;
 pub mod error;
 pub mod health;

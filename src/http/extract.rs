@@ -1,6 +1,7 @@
 //! What requests say, parsed before a handler sees it.
 
 use std::future::poll_fn;
+use std::num::NonZero;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -137,7 +138,18 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
             squash: query.bool_or("squashChunks", true)?,
             chunks: query.bool_or("chunks", true)?,
             zeros,
+            summary: query.bool_or("summary", false)?,
+            refine: given("refine").map(block_size).transpose()?.flatten(),
         }))
+    }
+}
+
+/// A block size to compare contents by; nothing for `0`, which is not to compare them.
+fn block_size(text: &str) -> Result<Option<NonZero<u64>>, Failure> {
+    match text.parse::<u64>() {
+        Ok(0) => Ok(None),
+        Ok(block) if block.is_power_of_two() && (512..=1 << 20).contains(&block) => Ok(NonZero::new(block)),
+        _ => Err(Error::BadRequest(format!("refine={text:?}: write a power of two from 512 to 1048576")).into()),
     }
 }
 

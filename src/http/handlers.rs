@@ -12,7 +12,9 @@ use super::extract::{
     AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath,
 };
 use super::failure::Failure;
+use super::json_stream;
 use crate::app::App;
+use crate::app::changes::Stop;
 use crate::auth::Credentials;
 use crate::wire;
 
@@ -84,8 +86,9 @@ pub(super) async fn snapshots(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
     SnapshotQuery(view): SnapshotQuery,
-) -> Result<Json<Vec<wire::Snapshot>>, Failure> {
-    Ok(Json(app.snapshots(&session, vm, view).await?))
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    json_stream::document(app.snapshots(&session, vm, view, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn create_snapshot(
@@ -93,9 +96,10 @@ pub(super) async fn create_snapshot(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
     _body: SmallBody,
-) -> Result<Json<wire::Snapshot>, Failure> {
+) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm).await?;
-    Ok(Json(app.describe_new(&session, snapshot).await?))
+    let stop = Stop::default();
+    json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -112,8 +116,9 @@ pub(super) async fn snapshot(
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
     SnapshotQuery(view): SnapshotQuery,
-) -> Result<Json<wire::Snapshot>, Failure> {
-    Ok(Json(app.snapshot(&session, vm, snapshot, view).await?))
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    json_stream::document(app.snapshot(&session, vm, snapshot, view, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn delete_snapshot(

@@ -13,6 +13,7 @@ mod extract;
 mod failure;
 mod first_line;
 mod handlers;
+mod json_stream;
 mod notify;
 mod routes;
 
