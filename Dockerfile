@@ -1,8 +1,10 @@
 # A static binary in an empty image.
 #
 #   docker build -t coriolis-ovm-exporter .
-#   docker run --privileged -p 5544:5544 -v /OVS:/OVS -v /etc/coriolis-ovm-exporter:/etc/coriolis-ovm-exporter \
-#       coriolis-ovm-exporter
+#   docker run --privileged -p 5544:5544 -v /OVS:/OVS:rslave -v /etc/ovs-agent/db:/etc/ovs-agent/db:ro \
+#       -v /etc/coriolis-ovm-exporter:/etc/coriolis-ovm-exporter coriolis-ovm-exporter
+#
+# An empty image trusts no authority: name the manager's certificate in [manager].
 
 FROM debian:12 AS builder
 # What `make release` would install, in a layer of its own. Debian keeps no old versions to name.

@@ -5,15 +5,16 @@
 //! by its files' times. What cannot be placed is listed and left as it is; nothing is ever deleted.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 use std::sync::Arc;
 
-use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
+use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::survey::{self, Folder};
-use crate::repository::{DiskFile, Repository, SnapshotDir};
-use crate::store::FIRST_SEQUENCE;
+use crate::repository::{DiskFile, Repository, SnapshotDir, locate};
+use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 use crate::wire;
 
 /// What is asked for.
@@ -33,6 +34,9 @@ type Parts = Vec<(Repository, Folder)>;
 
 /// The disks of the inventory: by repository and file name, whose it is.
 type Owners = HashMap<(RepositoryId, String), HashSet<(VmId, DiskSource)>>;
+
+/// VMs of which not all disks can be seen, and why.
+type Partial = HashMap<VmId, String>;
 
 /// A snapshot that was placed, before it is taken.
 struct Candidate {
@@ -68,11 +72,11 @@ impl App {
         user: &str,
     ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, wire::Adoption), Error> {
         let mut report = wire::Adoption { dry_run: what.dry_run, adopted: Vec::new(), left: Vec::new() };
-        let mut left = |path: &std::path::Path, reason: String| {
+        let mut left = |path: &Path, reason: String| {
             report.left.push(wire::LeftFolder { path: path.display().to_string(), reason });
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
-        for repository in self.repositories.found().usable() {
+        for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
             match survey::survey(repository) {
                 Ok((folders, odd)) => {
                     for folder in folders {
@@ -83,14 +87,26 @@ impl App {
                 Err(error) => left(repository.mount_point(), format!("cannot be looked through: {error}")),
             }
         }
-        let owners = self.owners_of_disks()?;
+        let found = self.repositories.found();
+        for (repository, absent) in found.away() {
+            left(repository.mount_point(), format!("{absent}: what lies in it is not looked through"));
+        }
+        let (owners, partial) = self.owners_of_disks()?;
         let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
             // Known already, perhaps as one that is being made or removed.
-            if self.store.record(SnapshotId::from_u128(id))?.is_some() {
+            if let Some((_, known)) = self.store.record(SnapshotId::from_u128(id))? {
+                let strange = parts.iter().filter(|(repository, _)| !known.repositories().contains(&repository.id()));
+                strange.for_each(|(_, folder)| left(&folder.path, "is no part of the snapshot of this id".to_owned()));
                 continue;
             }
-            match place(&parts, &owners, what, user) {
+            let placed_as = place(&parts, &owners, what, user);
+            let placed_as = placed_as.and_then(|snapshot| match partial.get(&snapshot.vm) {
+                // A part of it would be taken for the whole, and the rest never be found again.
+                Some(reason) => Err(reason.clone()),
+                None => Ok(snapshot),
+            });
+            match placed_as {
                 Ok(snapshot) => placed.entry(snapshot.vm.clone()).or_default().push(Candidate { snapshot, parts }),
                 Err(reason) => parts.iter().for_each(|(_, folder)| left(&folder.path, reason.clone())),
             }
@@ -101,19 +117,29 @@ impl App {
         Ok((placed, report))
     }
 
-    fn owners_of_disks(&self) -> Result<Owners, Error> {
-        let mut owners = Owners::new();
-        let mut examiner = Examiner::new(self);
+    fn owners_of_disks(&self) -> Result<(Owners, Partial), Error> {
+        let (mut owners, mut partial) = (Owners::new(), Partial::new());
+        let found = self.repositories.found();
+        let away: Vec<_> = found.away().map(|(repository, _)| repository.mount_point()).collect();
+        let repositories: Vec<_> = found.usable().cloned().collect();
         for vm in self.inventory()? {
             let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
             for line in &lines {
-                let Verdict::Taken(disk) = examiner.examine(line).verdict else { continue };
+                if let vm_cfg::DiskSource::File(path) = &line.source
+                    && let Some(missing) = away.iter().find(|mount_point| Path::new(path).starts_with(mount_point))
+                {
+                    let reason = format!("its VM has a disk in {}, where nothing is mounted", missing.display());
+                    partial.insert(id.clone(), reason);
+                }
+                let vm_cfg::DiskSource::File(path) = &line.source else { continue };
+                // Whether or not it could be snapshotted today.
+                let Ok(disk) = locate::open(&repositories, Path::new(path)) else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
                 owners.entry((disk.source.repository, name)).or_default().insert(owner);
             }
         }
-        Ok(owners)
+        Ok((owners, partial))
     }
 
     /// Takes over snapshots of one VM, whose turn it is.
@@ -159,7 +185,9 @@ impl App {
             }
         }
         // First the record: a manifest without one would keep the next try from taking it.
-        self.store.adopt(snapshot).map_err(|error| error.to_string())?;
+        if !self.store.adopt(snapshot).map_err(|error| error.to_string())? {
+            return Err("is known already: somebody else has just adopted it".to_owned());
+        }
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
@@ -225,7 +253,7 @@ fn owner_of<'a>(
     match (owners.next(), owners.next()) {
         (Some((vm, source)), None) => Ok((vm, source)),
         (Some(_), Some(_)) => Err(format!("{name} may be of more than one disk of the inventory")),
-        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository")),
+        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository, as far as can be read")),
     }
 }
 
@@ -235,17 +263,23 @@ fn owner_of<'a>(
 /// # Errors
 /// Where that would not be the order of their times.
 fn give_place(snapshot: &mut Snapshot, there: &[Snapshot]) -> Result<(), String> {
-    if snapshot.sequence == 0 {
+    let is_in_order = |sequence: u64| {
+        there.iter().all(|other| {
+            other.sequence != sequence && (other.sequence < sequence) == (other.created_at <= snapshot.created_at)
+        })
+    };
+    // That of a manifest may have been given anew since its database was lost.
+    if snapshot.sequence == 0 || snapshot.sequence > LAST_SEQUENCE || !is_in_order(snapshot.sequence) {
         let second = u64::try_from(snapshot.created_at.as_second()).unwrap_or_default();
         let older = there.iter().filter(|other| other.created_at <= snapshot.created_at);
         let after = older.map(|other| other.sequence + 1).filter(|after| *after < FIRST_SEQUENCE).max();
-        snapshot.sequence = second.max(after.unwrap_or_default());
+        let sequence = second.max(after.unwrap_or_default());
+        if !is_in_order(sequence) {
+            return Err("is not older than snapshots that this service has made of the VM".to_owned());
+        }
+        snapshot.sequence = sequence;
     }
-    let in_order = there.iter().all(|other| {
-        other.sequence != snapshot.sequence
-            && (other.sequence < snapshot.sequence) == (other.created_at <= snapshot.created_at)
-    });
-    if in_order { Ok(()) } else { Err("is not older than snapshots that this service has made of the VM".to_owned()) }
+    Ok(())
 }
 
 #[cfg(test)]
@@ -279,8 +313,10 @@ mod tests {
         assert!(place(6000, 0, std::slice::from_ref(&made)).is_err());
         // With a place of its own.
         assert_eq!(place(4000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)), Ok(FIRST_SEQUENCE + 3));
-        for (second, sequence) in [(4000, FIRST_SEQUENCE + 7), (4000, FIRST_SEQUENCE + 8), (6000, FIRST_SEQUENCE + 3)] {
-            assert!(place(second, sequence, std::slice::from_ref(&made)).is_err(), "{second} {sequence}");
+        // Given anew since, or damaged: the place of its time.
+        for taken in [FIRST_SEQUENCE + 7, FIRST_SEQUENCE + 8, u64::MAX] {
+            assert_eq!(place(4000, taken, std::slice::from_ref(&made)), Ok(4000));
         }
+        assert!(place(6000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)).is_err());
     }
 }

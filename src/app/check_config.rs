@@ -14,7 +14,7 @@ use super::login::ManagerAddress;
 use super::repositories::Repositories;
 use crate::auth::Manager;
 use crate::config::{self, Api, Config};
-use crate::repository::{CloneSupport, Repository};
+use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, Found, StoreError};
 
 /// How a finding is to be taken.
@@ -52,7 +52,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
         Ok(config) => config,
         Err(error) => {
             let lines = error.to_string();
-            lines.lines().for_each(|line| findings.bad("config", line, "mend that line"));
+            lines.lines().for_each(|line| findings.bad("config", line, "mend what the line says"));
             return findings.0;
         }
     };
@@ -185,7 +185,8 @@ impl Findings {
     fn log_file(&mut self, path: &Path) {
         let (what, shown) = ("log_file", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let usable = match fs::metadata(path) {
+        // The service follows no link there.
+        let usable = match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
             Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(|error| error.to_string()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
@@ -240,8 +241,12 @@ impl Findings {
             let what = format!("repository {}", known.name);
             match &known.repository {
                 Ok(repository) => self.repository(&what, repository, &support),
-                Err(problem) => self.bad(&what, problem, "look at its entry in the manager"),
+                Err(problem) => self.doubtful(&what, problem, "look at its entry in the manager"),
             }
+        }
+        if found.usable().count() > 0 && found.usable().all(|repository| support.of(repository.mount_point()).is_err())
+        {
+            self.bad("repositories", "no snapshot can be made in any of them", "see the lines above");
         }
     }
 
@@ -249,10 +254,19 @@ impl Findings {
         let shown = repository.mount_point().display();
         let mounted = match repository.mounted() {
             Ok(mounted) => mounted,
-            Err(absent) => return self.bad(what, format!("{shown} {absent}"), "mount it, or take it from the config"),
+            Err(absent) => {
+                let remedy = "mount it; until then its VMs and snapshots are not there";
+                return self.doubtful(what, format!("{shown} {absent}"), remedy);
+            }
         };
         match support.of(repository.mount_point()) {
-            Err(reason) => self.bad(what, format!("{shown}: {reason}"), "snapshots of disks there are not possible"),
+            Err(reason @ Unclonable::NotNow(_)) => {
+                self.bad(what, format!("{shown}: {reason}"), "make space, or look at the host's log and mount it anew");
+            }
+            Err(reason) => {
+                let remedy = "move disks that are to be backed up to a repository that can";
+                self.doubtful(what, format!("{shown}: {reason}"), remedy);
+            }
             Ok(()) => {
                 let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
                 let (free, total) = (mounted.space.free, mounted.space.total);

@@ -23,6 +23,12 @@ pub enum Error {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
+    /// No VM of the inventory is called so.
+    #[error("no such VM{}", hint(away))]
+    NoVm {
+        /// Ids of the repositories that are not mounted: it may be defined there.
+        away: Vec<String>,
+    },
     /// The snapshot is there, and is another VM's.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
@@ -106,6 +112,13 @@ pub enum Error {
     /// A fault of ours.
     #[error("an internal error; the service's log says more")]
     Internal(String),
+}
+
+fn hint(away: &[String]) -> String {
+    if away.is_empty() {
+        return String::new();
+    }
+    format!("; it may be one of a repository that is not mounted: {}", away.join(", "))
 }
 
 impl Error {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::repositories::Known;
 use super::{App, Error};
 use crate::auth::Session;
-use crate::repository::{Mounted, Repository};
+use crate::repository::{Mounted, Repository, Unclonable};
 use crate::wire;
 
 impl App {
@@ -68,7 +68,8 @@ impl App {
         let otherwise = otherwise.map(|claimed| {
             format!("ovs-agent's database says {claimed}, and what is mounted there is {}", mounted.file_system)
         });
-        listed.status = if otherwise.is_none() { wire::Status::Ok } else { wire::Status::Error };
+        let is_good = otherwise.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
+        listed.status = if is_good { wire::Status::Ok } else { wire::Status::Error };
         listed.reason = otherwise.or_else(|| support.err().map(|reason| reason.to_string()));
         listed.filesystem = Some(mounted.file_system);
         listed.total_bytes = Some(mounted.space.total);

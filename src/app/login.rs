@@ -1,9 +1,10 @@
 //! The journey from a user's name and password to a token.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use super::remembered::Remembered;
 use super::{App, Error};
 use crate::auth::Credentials;
 use crate::config;
@@ -38,7 +39,7 @@ pub(super) enum ManagerAddress {
     /// Where the config says.
     Named(String),
     /// Where ovs-agent's database in this folder says, at the time.
-    AgentDb(PathBuf),
+    AgentDb(PathBuf, Remembered<Result<String, String>>),
 }
 
 /// The port of Oracle VM Manager's REST endpoint.
@@ -52,7 +53,7 @@ impl ManagerAddress {
     pub(super) fn new(config: &config::Config) -> anyhow::Result<Self> {
         let address = match (&config.manager.endpoint, &config.repositories.agent_db) {
             (Some(endpoint), _) => Self::Named(endpoint.clone()),
-            (None, Some(folder)) => Self::AgentDb(folder.clone()),
+            (None, Some(folder)) => Self::AgentDb(folder.clone(), Remembered::new()),
             (None, None) => anyhow::bail!("ovm_endpoint: is empty; name the manager"),
         };
         let found = address.now().map_err(|problem| anyhow::anyhow!("ovm_endpoint: is empty, and {problem}"))?;
@@ -60,18 +61,30 @@ impl ManagerAddress {
         Ok(address)
     }
 
+    /// Where it is now.
+    ///
+    /// # Errors
+    /// Why nobody knows, in words for an operator.
     pub(super) fn now(&self) -> Result<String, String> {
         match self {
             Self::Named(endpoint) => Ok(endpoint.clone()),
-            Self::AgentDb(folder) => match ovs_agent::manager_address(folder) {
-                Ok(Some(host)) if host.contains(':') => Ok(format!("https://[{host}]:{PORT}")),
-                Ok(Some(host)) => Ok(format!("https://{host}:{PORT}")),
-                Ok(None) => Err(format!(
-                    "{} names no manager; is this server owned by one?",
-                    folder.join(ovs_agent::SERVER).display()
-                )),
-                Err(error) => Err(error.to_string()),
-            },
+            Self::AgentDb(folder, remembered) => remembered.get(&folder.join(ovs_agent::SERVER), |_| {
+                let address = address_from(folder);
+                let is_good = address.is_ok();
+                (address, is_good)
+            }),
         }
+    }
+}
+
+fn address_from(folder: &Path) -> Result<String, String> {
+    match ovs_agent::manager_address(folder) {
+        Ok(Some(host)) if host.contains(':') => Ok(format!("https://[{host}]:{PORT}")),
+        Ok(Some(host)) => Ok(format!("https://{host}:{PORT}")),
+        Ok(None) => {
+            let file = folder.join(ovs_agent::SERVER);
+            Err(format!("{} names no manager; is this server owned by one?", file.display()))
+        }
+        Err(error) => Err(error.to_string()),
     }
 }

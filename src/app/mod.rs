@@ -17,11 +17,11 @@ pub mod snapshots;
 mod create_snapshot;
 mod delete_snapshot;
 mod recover;
+mod remembered;
 mod repositories;
 mod turns;
 mod vm_disks;
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ use crate::auth::{Manager, Tokens};
 use crate::config::Config;
 use crate::inventory;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository};
+use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
 pub use error::Error;
@@ -121,8 +121,16 @@ impl App {
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
             return Err(Error::AgentDb(problem.clone()));
         }
-        let folders: Vec<PathBuf> = found.usable().map(Repository::virtual_machines).collect();
-        inventory::load(&folders).map_err(|source| Error::Inventory { source })
+        let mut vms = Vec::new();
+        for repository in found.usable() {
+            let folder = repository.virtual_machines();
+            // One that hangs must not take the others with it.
+            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
+                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
+                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
+            }
+        }
+        Ok(inventory::put_together(vms))
     }
 
     /// The VM that `called` names: by its name one of the inventory, or one that has left it and
@@ -139,7 +147,7 @@ impl App {
         }
         let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
         match (named.next(), named.next()) {
-            (None, _) => Err(Error::NotFound("no such VM")),
+            (None, _) => Err(self.no_such_vm()),
             (Some(id), None) => Ok(id.clone()),
             (Some(one), Some(other)) => Err(Error::BadRequest(format!(
                 "the VMs {one} and {other} both have this uuid; name the one that is meant"
@@ -152,7 +160,12 @@ impl App {
         let vms = self.inventory()?;
         let id = self.resolve_among(&vms, called)?;
         let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
-        found.ok_or(Error::NotFound("the VM is not in the inventory any more"))
+        found.ok_or_else(|| self.no_such_vm())
+    }
+
+    fn no_such_vm(&self) -> Error {
+        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
+        Error::NoVm { away }
     }
 
     /// The complete snapshot `id` of the VM that `called` names.

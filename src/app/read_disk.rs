@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::{DiskFile, MapError, OpenError, Repository};
+use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -44,7 +44,10 @@ impl App {
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
         let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
-        DiskFile::open(&repository, snapshot.id, disk)
+        DiskFile::open(&repository, snapshot.id, disk).inspect_err(|error| {
+            let file = SnapshotDir::new(&repository, snapshot.id).disk(&disk.name);
+            tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
+        })
     }
 }
 
@@ -60,7 +63,7 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
     let disk = &disk.name;
     match cause {
         MapError::File(OpenError::RepositoryAway(cause)) => {
-            Some(Error::RepositoryAway { disk: disk.to_string(), cause: cause.clone() })
+            Some(Error::RepositoryAway { disk: disk.to_string(), cause: format!("the repository {cause}") })
         }
         MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })

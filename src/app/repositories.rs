@@ -1,15 +1,15 @@
 //! Which repositories there are: those that the config names, and those that ovs-agent knows.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::Arc;
 
+use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::Repository;
+use crate::repository::{Absent, Repository, patience};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -37,6 +37,11 @@ impl Found {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
     }
 
+    /// Those that are not mounted, each with what is wrong.
+    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, Absent)> {
+        self.usable().filter_map(|repository| Some((repository, repository.mounted().err()?)))
+    }
+
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
         self.usable().find(|repository| repository.id() == id)
     }
@@ -45,15 +50,11 @@ impl Found {
 /// Keeps the list. ovs-agent's database is read anew when its file has changed.
 pub(super) struct Repositories {
     named: Vec<Repository>,
+    /// The list where there is no ovs-agent.
+    alone: Arc<Found>,
     agent_db: Option<PathBuf>,
-    last: Mutex<(Option<Stamp>, Arc<Found>)>,
+    read: Remembered<Arc<Found>>,
 }
-
-/// What changes when a file is written or replaced: device, inode, size, time of change.
-type Stamp = (u64, u64, u64, SystemTime);
-
-/// A file that was changed this short a time ago may change again within one tick of its clock.
-const CLOCK_TICK: Duration = Duration::from_secs(2);
 
 impl Repositories {
     /// The repositories of `config`.
@@ -69,7 +70,8 @@ impl Repositories {
         }
         // Where the config names repositories, a host without ovs-agent is nothing to talk about.
         let agent_db = config.agent_db.clone().filter(|folder| named.is_empty() || folder.is_dir());
-        let repositories = Self { named, agent_db, last: Mutex::default() };
+        let alone = Arc::new(merge(&named, Vec::new()));
+        let repositories = Self { named, alone, agent_db, read: Remembered::new() };
         let found = repositories.found();
         if let Some(problem) = &found.problem
             && repositories.named.is_empty()
@@ -90,41 +92,31 @@ impl Repositories {
         self.found().get(id).cloned()
     }
 
+    /// Those that can be used, without those that hang.
+    pub(super) fn answering(&self) -> Vec<Repository> {
+        let found = self.found();
+        found.usable().filter(|repository| !patience::is_silent(repository.mount_point())).cloned().collect()
+    }
+
     /// All of them, as of now.
     pub(super) fn found(&self) -> Arc<Found> {
-        let stamp = self.agent_db.as_deref().and_then(stamp);
-        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        {
-            let (last_stamp, found) = &*last();
-            if stamp.is_some() && stamp == *last_stamp {
-                return Arc::clone(found);
-            }
-        }
-        let entries = match &self.agent_db {
-            Some(folder) => ovs_agent::repositories(folder).map_err(|error| error.to_string()),
-            None => Ok(Vec::new()),
-        };
-        let mut last = last();
-        match entries {
-            Ok(entries) => *last = (stamp.filter(|stamp| is_settled(*stamp)), Arc::new(merge(&self.named, entries))),
-            Err(problem) => {
-                tracing::error!(problem, "ovs-agent's repositories cannot be read: the last ones read stay");
-                let kept = last.1.known.iter().filter_map(|known| known.entry.clone()).collect();
-                let problem = Some(problem);
-                *last = (None, Arc::new(Found { problem, ..merge(&self.named, kept) }));
-            }
-        }
-        Arc::clone(&last.1)
+        let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };
+        self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
+            let found = match ovs_agent::repositories(folder) {
+                Ok(entries) => merge(&self.named, entries),
+                Err(error) => {
+                    let (problem, last) = (error.to_string(), last.unwrap_or_default());
+                    if last.problem.as_ref() != Some(&problem) {
+                        tracing::error!(problem, "ovs-agent's repositories cannot be read: those that are known stay");
+                    }
+                    let kept = last.known.iter().filter_map(|known| known.entry.clone()).collect();
+                    Found { problem: Some(problem), ..merge(&self.named, kept) }
+                }
+            };
+            let is_good = found.problem.is_none();
+            (Arc::new(found), is_good)
+        })
     }
-}
-
-fn stamp(folder: &Path) -> Option<Stamp> {
-    let metadata = fs::metadata(folder.join(ovs_agent::REPOSITORIES)).ok()?;
-    Some((metadata.dev(), metadata.ino(), metadata.size(), metadata.modified().ok()?))
-}
-
-fn is_settled((.., changed): Stamp) -> bool {
-    SystemTime::now().duration_since(changed).is_ok_and(|age| age > CLOCK_TICK)
 }
 
 /// Both lists in one. What the config names goes before what ovs-agent says of the same id.
@@ -141,8 +133,24 @@ fn merge(named: &[Repository], entries: Vec<RepositoryEntry>) -> Found {
             known.push(Known { name: entry.id.clone(), repository: usable(&entry), entry: Some(entry) });
         }
     }
+    refuse_doubles(&mut known);
     known.sort_by(|a, b| a.name.cmp(&b.name));
     Found { known, problem: None }
+}
+
+/// One folder is one repository: under two ids, each VM in it would be defined twice.
+fn refuse_doubles(known: &mut [Known]) {
+    let mut seen: HashMap<PathBuf, String> = HashMap::new();
+    for known in known {
+        let Ok(repository) = &known.repository else { continue };
+        // Links followed, as far as they can be now.
+        let path = repository.mount_point();
+        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        match seen.entry(path) {
+            Entry::Vacant(vacant) => drop(vacant.insert(known.name.clone())),
+            Entry::Occupied(first) => known.repository = Err(format!("is the same folder as {}", first.get())),
+        }
+    }
 }
 
 fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
@@ -158,6 +166,7 @@ fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     fn entry(id: &str, mount_point: Option<&str>) -> RepositoryEntry {
         RepositoryEntry {
@@ -184,6 +193,17 @@ mod tests {
         assert_eq!(seen, [("a", Some(a)), ("b", Some(b)), ("c", None)]);
         assert!(found.known.iter().all(|known| known.entry.is_some()));
         assert_eq!(found.usable().count(), 2);
+    }
+
+    #[test]
+    fn one_folder_is_one_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let named = [Repository::new("b".parse().unwrap(), dir.path().join("link"))];
+        let found = merge(&named, vec![entry("a", dir.path().to_str()), entry("c", Some("/agent/c"))]);
+        let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
+        assert_eq!(usable, ["b", "c"]);
+        assert_eq!(found.known[0].repository.as_ref().unwrap_err(), "is the same folder as b");
     }
 
     #[test]

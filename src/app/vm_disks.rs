@@ -9,7 +9,7 @@ use crate::inventory::load_ovsmeta;
 use crate::inventory::ovsmeta::OvsMeta;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
 use crate::model::RepositoryId;
-use crate::repository::{LocatedDisk, Repository, clone_support, locate};
+use crate::repository::{LocatedDisk, Repository, Unclonable, clone_support, locate};
 
 /// What a snapshot does with a disk.
 pub(super) enum Verdict {
@@ -39,7 +39,7 @@ pub(super) struct Examiner<'a> {
 
 impl<'a> Examiner<'a> {
     pub(super) fn new(app: &'a App) -> Self {
-        Self { app, repositories: app.repositories.found().usable().cloned().collect(), notes: HashMap::new() }
+        Self { app, repositories: app.repositories.answering(), notes: HashMap::new() }
     }
 
     pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {
@@ -91,7 +91,11 @@ impl<'a> Examiner<'a> {
                 Some("lies on another file system, mounted inside the repository".to_owned())
             }
             _ => {
-                let possible = self.app.clone_support.of(root);
+                let possible = match self.app.clone_support.of(root) {
+                    // A snapshot will fail for what it is.
+                    Err(Unclonable::NotNow(_)) => Ok(()),
+                    possible => possible,
+                };
                 let possible = possible.and_then(|()| clone_support::of_disk(&located.file, &located.path));
                 possible.err().map(|reason| reason.to_string())
             }

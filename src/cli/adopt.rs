@@ -28,7 +28,13 @@ pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Res
         .no_proxy()
         .build()?;
     let answer = client.post(&url).bearer_auth(token).send().await;
-    let answer = answer.with_context(|| format!("the service does not answer at {url}; is it running?"))?;
+    let answer = answer.with_context(|| match config.api.client_ca {
+        None => format!("the service does not answer at {url}; is it running?"),
+        Some(_) => format!(
+            "the service does not answer at {url}: as it asks for certificates (api.tls.client_auth), use curl with \
+             --cert and --key, and a token"
+        ),
+    })?;
     let status = answer.status();
     let body = answer.bytes().await?;
     if !status.is_success() {

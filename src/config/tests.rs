@@ -1,3 +1,5 @@
+use super::log::parse_size;
+use super::manager::parse_fingerprint;
 use super::*;
 
 const GOOD: &str = r#"
@@ -111,6 +113,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "log_file = \"/x\"\ndb_file = \"/x\"\n[jwt]"), "log_file: is db_file"),
         (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
         (with("[jwt]", "[jwt"), "line 3: "),
+        (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: port: invalid value: integer `70000`"),
     ];
     for (message, expected) in cases {
         assert!(message.contains(expected), "{message:?} lacks {expected:?}");

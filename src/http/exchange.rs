@@ -34,15 +34,16 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
         let status = response.status();
         // What has a JSON body already says itself what is wrong: /readyz.
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+        let mut code = "-";
         if (status.is_client_error() || status.is_server_error()) && !is_json {
-            response = explain(response, &id);
+            (response, code) = explain(response, &id);
         }
         if let Ok(value) = HeaderValue::try_from(&id) {
             response.headers_mut().insert(REQUEST_ID, value);
         }
         let bytes = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
         tracing::info!(
-            %method, ?path, %peer, status = status.as_u16(), %bytes,
+            %method, ?path, %peer, status = status.as_u16(), code, %bytes,
             ms = %format_args!("{:.1}", started.elapsed().as_secs_f64() * 1e3), "answered"
         );
         response
@@ -51,15 +52,15 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     .await
 }
 
-/// Gives an error its JSON body. Its status and headers stay.
-fn explain(mut response: Response, request_id: &str) -> Response {
+/// Gives an error its JSON body, and tells its code. Its status and headers stay.
+fn explain(mut response: Response, request_id: &str) -> (Response, &'static str) {
     let status = response.status();
     let Explanation { code, details, hidden_cause } =
         response.extensions_mut().remove().unwrap_or_else(|| Explanation::of_status(status));
     if status.is_server_error() {
         tracing::error!(code, details, cause = hidden_cause.unwrap_or_default(), "failed");
     } else {
-        tracing::debug!(code, details, "refused");
+        tracing::info!(code, ?details, "refused");
     }
     // The original's text, which its clients look for.
     let error = match status {
@@ -73,5 +74,5 @@ fn explain(mut response: Response, request_id: &str) -> Response {
             explained.headers_mut().append(name, value.clone());
         }
     }
-    explained
+    (explained, code)
 }

@@ -114,6 +114,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state).await?;
+        // Elsewhere what is unknown is ignored. Here a slip would do what was only to be tried.
+        if let Some((name, _)) = query.0.iter().find(|(name, _)| !["dryRun", "manifests"].contains(&name.as_str())) {
+            return Err(Error::BadRequest(format!("{name:?} is no parameter; there are dryRun and manifests")).into());
+        }
         Ok(Self(Adoption { dry_run: query.bool_or("dryRun", false)?, manifests: query.bool_or("manifests", false)? }))
     }
 }

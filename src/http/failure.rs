@@ -101,7 +101,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
         Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::NotFound(_) => (StatusCode::NOT_FOUND, "not_found"),
+        Error::NotFound(_) | Error::NoVm { .. } => (StatusCode::NOT_FOUND, "not_found"),
         Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),

@@ -33,6 +33,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
     Json(wire::Capabilities {
         version: env!("CARGO_PKG_VERSION"),
         features: &[
+            "adopt",
             "repositories",
             "compare",
             "zero-chunks",

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::PrivateKeyDer;
-use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::pem::{self, PemObject};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
@@ -24,7 +24,10 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     };
     let chain =
         read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| problem("key", &api.key, &error))?;
+    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| match error {
+        pem::Error::NoItemsFound => problem("key", &api.key, &"holds no private key in PEM"),
+        error => problem("key", &api.key, &error),
+    })?;
     let provider = Arc::new(provider());
     let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
         .with_safe_default_protocol_versions()

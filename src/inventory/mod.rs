@@ -48,23 +48,22 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// the pool may have written it, with a clock of its own.
 const UNSETTLED: Duration = Duration::from_secs(60);
 
-/// All VMs that are defined below `virtual_machines`, the repositories' folders of that name,
-/// sorted by name.
+/// The VMs that are defined below `virtual_machines`, a repository's folder of that name, each with
+/// its own folder.
 ///
 /// # Errors
-/// Where such a folder is there but cannot be listed. One that is not mounted defines none.
-pub fn load(virtual_machines: &[PathBuf]) -> io::Result<Vec<Vm>> {
-    let mut found: Vec<(PathBuf, Vm)> = Vec::new();
-    for folder in virtual_machines {
-        for folder in definition_folders(folder)? {
-            let vm = load_one(&folder);
-            found.push((folder, vm));
-        }
-    }
+/// Where the folder is there but cannot be listed. One that is not mounted defines none.
+pub fn read(virtual_machines: &Path) -> io::Result<Vec<(PathBuf, Vm)>> {
+    let folders = definition_folders(virtual_machines)?;
+    Ok(folders.into_iter().map(|folder| (folder.clone(), load_one(&folder))).collect())
+}
+
+/// The VMs of all repositories in one list, sorted by name.
+pub fn put_together(mut found: Vec<(PathBuf, Vm)>) -> Vec<Vm> {
     refuse_doubles(&mut found);
     let mut vms: Vec<Vm> = found.into_iter().map(|(_, vm)| vm).collect();
     vms.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(vms)
+    vms
 }
 
 fn definition_folders(virtual_machines: &Path) -> io::Result<Vec<PathBuf>> {
@@ -177,7 +176,7 @@ mod tests {
     }
 
     fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Vm> {
-        load(&folders.iter().map(|dir| dir.path().to_owned()).collect::<Vec<_>>()).unwrap()
+        put_together(folders.iter().flat_map(|dir| read(dir.path()).unwrap()).collect())
     }
 
     const A: &str = "0004fb0000060000000000000000000a";
@@ -212,6 +211,6 @@ mod tests {
 
     #[test]
     fn an_unmounted_repository_has_no_machines() {
-        assert!(load(&["/nonexistent/repo/VirtualMachines".into()]).unwrap().is_empty());
+        assert!(read(Path::new("/nonexistent/repo/VirtualMachines")).unwrap().is_empty());
     }
 }

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use nix::errno::Errno;
 
 use super::clone::{self, Source};
+use super::patience::{self, Silent};
 use crate::sys::{fiemap, fsinfo};
 
 /// Why disks in a folder cannot be snapshotted.
@@ -25,8 +26,8 @@ pub enum Unclonable {
     NoReflinks(String),
     /// There is no space for a trial, or nothing can be written at the moment. That is no reason to
     /// call a VM unfit: a snapshot will fail for what it is.
-    #[error("no trial was possible")]
-    NotNow,
+    #[error("nothing can be written there now: {0}")]
+    NotNow(String),
     /// A disk that OCFS2 would clone wrongly.
     #[error(
         "space is reserved past the end of {path}, which OCFS2 counts to its clone and does not clone: to delete \
@@ -38,6 +39,9 @@ pub enum Unclonable {
         /// Its size, bytes.
         size: u64,
     },
+    /// It hangs.
+    #[error(transparent)]
+    Silent(#[from] Silent),
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -77,8 +81,13 @@ impl CloneSupport {
     /// [`Unclonable`] with the reason, in words for an operator.
     pub fn of(&self, folder: &Path) -> Result<(), Unclonable> {
         let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
-        let folder_file = File::open(folder).map_err(failed)?;
-        let metadata = folder_file.metadata().map_err(failed)?;
+        let asked = folder.to_owned();
+        let opened = patience::ask(folder, move || {
+            let file = File::open(asked)?;
+            let metadata = file.metadata()?;
+            Ok((file, metadata))
+        })?;
+        let (folder_file, metadata) = opened.map_err(failed)?;
         let key = (metadata.dev(), metadata.ino());
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((asked, answer)) = known().get(&key)
@@ -86,11 +95,11 @@ impl CloneSupport {
         {
             return answer.clone();
         }
-        let answer = probe(&folder_file, folder);
+        let asked = folder.to_owned();
+        let answer = patience::ask(folder, move || probe(&folder_file, &asked))?;
         match &answer {
             // By accident, for now: the next one may go better.
-            Err(Unclonable::TrialFailed(_)) => {}
-            Err(Unclonable::NotNow) => return Ok(()),
+            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Silent(_)) => {}
             _ => {
                 known().insert(key, (Instant::now(), answer.clone()));
             }
@@ -132,7 +141,7 @@ fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
     let trial = Trial::new(folder);
     trial.run().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
-        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow,
+        Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow(error.to_string()),
         _ => failed(error),
     })
 }

@@ -10,6 +10,7 @@ pub mod disk_file;
 pub mod locate;
 pub mod manifest;
 pub mod map;
+pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
@@ -26,6 +27,8 @@ pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError};
 pub use locate::{LocatedDisk, Misplaced};
+pub use map::{CompareError, MapError};
+pub use patience::Silent;
 pub use map::MapError;
 pub use snapshot_dir::{Removal, SnapshotDir};
 
@@ -57,6 +60,9 @@ pub enum Absent {
     /// Nothing is in it, and nothing mounted on it.
     #[error("is empty: nothing is mounted there")]
     Empty,
+    /// It hangs.
+    #[error(transparent)]
+    Silent(#[from] Silent),
 }
 
 impl Repository {
@@ -80,6 +86,11 @@ impl Repository {
     /// # Errors
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
+        let repository = self.clone();
+        patience::ask(&self.mount_point, move || repository.mounted_now())?
+    }
+
+    fn mounted_now(&self) -> Result<Mounted, Absent> {
         let folder = File::open(&self.mount_point)?;
         let metadata = folder.metadata()?;
         if !metadata.is_dir() {

@@ -85,7 +85,8 @@ impl SnapshotDir {
     /// # Errors
     /// The first error met; all the rest has been tried all the same.
     pub fn remove<'a>(&self, disks: impl Iterator<Item = &'a DiskName>) -> io::Result<Removal> {
-        if !self.repository.snapshots().is_dir() {
+        // A link there would lead out of the repository, where nothing is ours to remove.
+        if !fs::symlink_metadata(self.repository.snapshots()).is_ok_and(|metadata| metadata.is_dir()) {
             // Removed by hand, or not mounted? What a repository always has tells.
             let is_there = self.repository.virtual_machines().is_dir() || self.repository.virtual_disks().is_dir();
             return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });

@@ -1,8 +1,8 @@
 //! What lies in a repository's folder of snapshots, whoever made it.
 
-use std::fs::{self, File, Metadata};
-use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::manifest;
@@ -41,11 +41,16 @@ pub struct Odd {
 /// Where it cannot be listed. A repository without one has no snapshots.
 pub fn survey(repository: &Repository) -> io::Result<(Vec<Folder>, Vec<Odd>)> {
     let (mut folders, mut odd) = (Vec::new(), Vec::new());
-    let entries = match fs::read_dir(repository.snapshots()) {
+    let path = repository.snapshots();
+    match fs::symlink_metadata(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((folders, odd)),
-        entries => entries?,
-    };
-    for entry in entries {
+        metadata => {
+            if !metadata?.is_dir() {
+                return Err(io::Error::other(format!("{} is no folder", path.display())));
+            }
+        }
+    }
+    for entry in fs::read_dir(path)? {
         let path = entry?.path();
         match look_into(&path) {
             Ok(folder) => folders.push(folder),
@@ -71,7 +76,7 @@ fn look_into(path: &Path) -> Result<Folder, String> {
     for entry in fs::read_dir(path).map_err(|error| error.to_string())? {
         let entry = entry.map_err(|error| error.to_string())?;
         if entry.file_name() == manifest::FILE_NAME {
-            let read = fs::read(entry.path()).map_err(|error| error.to_string());
+            let read = read_manifest(&entry.path()).map_err(|error| error.to_string());
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
             continue;
         }
@@ -83,6 +88,9 @@ fn look_into(path: &Path) -> Result<Folder, String> {
         if metadata.nlink() != 1 {
             return Err(format!("{name} in it has another name elsewhere, under which it can be written to"));
         }
+        if metadata.len() == 0 {
+            return Err(format!("{name} in it is empty, as a clone that failed leaves it"));
+        }
         made_at = made_at.min(changed(&metadata));
         touched_at = touched_at.max(changed(&metadata));
         files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
@@ -92,6 +100,27 @@ fn look_into(path: &Path) -> Result<Folder, String> {
     }
     files.sort();
     Ok(Folder { id, path: path.to_owned(), files, manifest, made_at, touched_at })
+}
+
+/// Opens a file that anybody may have put there: a regular one, under its only name.
+fn open_found(path: &Path) -> io::Result<File> {
+    // Non-blocking: opening a pipe must not hang.
+    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
+    let metadata = file.metadata()?;
+    if metadata.is_file() && metadata.nlink() == 1 {
+        Ok(file)
+    } else {
+        Err(io::Error::other("is no regular file under its only name"))
+    }
+}
+
+fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+    /// Bytes; a manifest has a few hundred a disk.
+    const LIMIT: u64 = 1 << 20;
+    let mut text = Vec::new();
+    open_found(path)?.take(LIMIT).read_to_end(&mut text)?;
+    Ok(text)
 }
 
 fn timestamp(seconds: i64, nanoseconds: i64) -> jiff::Timestamp {
@@ -112,7 +141,7 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 /// # Errors
 /// The errno of open(2), fsync(2) or fstat(2).
 pub fn seal_found(folder: &SnapshotDir, name: &DiskName) -> io::Result<FileIdentity> {
-    SnapshotDir::seal_disk(&File::open(folder.disk(name))?)
+    SnapshotDir::seal_disk(&open_found(&folder.disk(name))?)
 }
 
 #[cfg(test)]
@@ -130,9 +159,10 @@ mod tests {
 
         let snapshots = dir.path().join("CoriolisSnapshots");
         let folder = |number: usize| snapshots.join(format!("{number}{}", &ID[1..]));
-        for number in 0..6 {
+        for number in [0, 1, 2, 3, 4, 5, 7] {
             fs::create_dir_all(folder(number)).unwrap();
         }
+        fs::write(folder(7).join("a.img"), "").unwrap();
         for number in [0, 1, 3, 4, 5] {
             fs::write(folder(number).join("a.img"), "x").unwrap();
         }
@@ -146,6 +176,14 @@ mod tests {
         let (folders, odd) = survey(&repository).unwrap();
         let names: Vec<_> = folders.iter().map(|folder| folder.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, [folder(0).file_name().unwrap(), folder(1).file_name().unwrap()]);
+        // Nothing blocks, and nothing leads elsewhere.
+        let pipe = folder(0).join(".manifest.json");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert!(look_into(&folder(0)).unwrap().manifest.unwrap().is_err());
+        let linked = Repository::new("linked".parse().unwrap(), dir.path().join("linked"));
+        fs::create_dir(linked.mount_point()).unwrap();
+        symlink(&snapshots, linked.snapshots()).unwrap();
+        assert!(survey(&linked).is_err());
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();
@@ -157,6 +195,7 @@ mod tests {
                 "b.img in it is no regular file",
                 "a.img in it has another name elsewhere, under which it can be written to",
                 "is not a folder",
+                "a.img in it is empty, as a clone that failed leaves it",
                 "its name is no snapshot's id",
             ]
         );

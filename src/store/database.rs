@@ -95,7 +95,11 @@ pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
     }
     let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
         Err(DatabaseError::RepairAborted) => Ok(Found::Unclean),
-        opened => schema::check(&opened?.begin_read()?).map(|()| Found::Good),
+        opened => {
+            let transaction = opened?.begin_read()?;
+            schema::check(&transaction)?;
+            super::read_all(&transaction).map(|()| Found::Good)
+        }
     });
     looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }

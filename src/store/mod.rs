@@ -10,7 +10,7 @@ mod schema;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use redb::{ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::model::{Snapshot, SnapshotId, VmId};
 
@@ -93,6 +93,9 @@ const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition:
 /// adopted, by the second of their creation.
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
 
+/// The last place that an adopted snapshot may name: a damaged manifest must not use up the order.
+pub const LAST_SEQUENCE: u64 = 1 << 48;
+
 /// The database. Its calls block; each write is on stable storage when it returns.
 pub struct Store {
     handle: database::Handle,
@@ -158,21 +161,26 @@ impl Store {
         })
     }
 
-    /// Writes down a complete `snapshot` that the database did not know, at the place in the order
-    /// that it names.
+    /// Writes down a complete `snapshot` that the database does not know, at the place in the order
+    /// that it names. Says whether it did: not where it is known by now, or its place is taken.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn adopt(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+    pub fn adopt(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
-            put(transaction, State::Ready, snapshot)?;
+            let place = (snapshot.vm.as_str(), snapshot.sequence);
             let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
-            by_vm.insert((snapshot.vm.as_str(), snapshot.sequence), snapshot.id.as_u128())?;
+            let is_known = transaction.open_table(SNAPSHOTS)?.get(snapshot.id.as_u128())?.is_some();
+            if is_known || snapshot.sequence > LAST_SEQUENCE || by_vm.get(place)?.is_some() {
+                return Ok(false);
+            }
+            put(transaction, State::Ready, snapshot)?;
+            by_vm.insert(place, snapshot.id.as_u128())?;
             // What is made from now on is newer.
             let mut counters = transaction.open_table(schema::COUNTERS)?;
             let last = counters.get("sequence")?.map_or(0, |value| value.value());
             counters.insert("sequence", last.max(snapshot.sequence))?;
-            Ok(())
+            Ok(true)
         })
     }
 
@@ -291,6 +299,22 @@ impl Store {
             Ok(found)
         })
     }
+}
+
+/// Reads every record, and so every page that holds one.
+fn read_all(transaction: &ReadTransaction) -> Result<(), StoreError> {
+    let records = match transaction.open_table(SNAPSHOTS) {
+        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
+        records => records?,
+    };
+    for entry in records.iter()? {
+        let (id, bytes) = entry?;
+        record::decode(id.value(), bytes.value())?;
+    }
+    for entry in transaction.open_table(SNAPSHOTS_BY_VM)?.iter()? {
+        entry?;
+    }
+    Ok(())
 }
 
 fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Result<(), StoreError> {

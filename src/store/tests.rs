@@ -181,12 +181,19 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     store.commit(&made).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
-    store.adopt(&adopted).unwrap();
+    assert!(store.adopt(&adopted).unwrap());
+    // What is known is not written down again, nor what would take the place of another.
+    let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
+    let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
+    let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
+    for refused in [elsewhere, taken, beyond] {
+        assert!(!store.adopt(&refused).unwrap());
+    }
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
     // One that had its place from a database that is lost: what is made now is newer.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
-    store.adopt(&rebuilt).unwrap();
+    assert!(store.adopt(&rebuilt).unwrap());
     let mut next = snapshot(4);
     store.begin(&mut next).unwrap();
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);

@@ -81,6 +81,14 @@ fn snapshots_of_the_original_are_taken_over() {
     );
     set_clock_ahead(&mut world, &dir, 3600);
 
+    // Half of a snapshot is not taken for the whole.
+    let away = second.with_extension("away");
+    fs::rename(&second, &away).unwrap();
+    let report = world.exporter.command(&["adopt"]);
+    assert!(report.1.contains("0 adopted") && report.1.contains("its VM has a disk in"), "{report:?}");
+    assert!(report.1.contains(&format!("left  {}: ", second.display())), "{report:?}");
+    fs::rename(&away, &second).unwrap();
+
     let report = world.exporter.command(&["adopt", "--dry-run"]);
     assert!(ends(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
     let client = world.client();
@@ -130,6 +138,16 @@ fn snapshots_of_the_original_are_taken_over() {
     assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
     let next = text(&client.take_snapshot()["id"]);
     assert_eq!(listed(&client), [id(0xa), made, next]);
+}
+
+#[test]
+fn a_slip_adopts_nothing() {
+    needs_root!();
+    let world = World::new(512);
+    let client = world.client();
+    for query in ["dryrun=true", "dryRun=yes", "dryRun=true&force=1"] {
+        assert_eq!(client.post(&format!("/adopt?{query}")).error(400), "bad_request", "{query}");
+    }
 }
 
 #[test]

@@ -2,10 +2,11 @@
 
 use std::io::Read;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 
-use crate::harness::{VM, World, run, text, write_at};
+use crate::harness::{VM, World, define_vm, make_disk, run, text, write_at};
 use crate::needs_root;
 
 const SIZE: usize = 64 << 20;
@@ -41,7 +42,9 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
         assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
     }
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok()[0]["disks"][0]["status"], "error");
-    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(404), "not_found");
+    let refused = client.post(&format!("/vms/{VM}/snapshots"));
+    assert_eq!(refused.error(404), "not_found");
+    assert!(text(&refused.json()["details"]).contains("not mounted"), "{}", refused.json());
     let listed = client.get("/repositories").ok();
     assert_eq!(listed[0]["status"], "error", "{listed}");
     assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 503);
@@ -68,4 +71,50 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
     world.volume.unmount();
     world.volume.mount();
     assert!(client.disk(&id, "a.img") == expected, "the disk differs after the failure");
+}
+
+#[test]
+fn a_repository_that_hangs_takes_no_other_with_it() {
+    needs_root!();
+    let (volume, second, world) = World::with_two_repositories(512);
+    let good = world.define_vm(&[("a.img", 1 << 20)]).remove(0);
+    let other = "0004fb00000600000000000000000002";
+    define_vm(&second, other, &[make_disk(&second, "b.img", 1 << 20)]);
+    let client = world.client();
+    {
+        // What writes waits; who asks does not wait with it.
+        let _frozen = volume.freeze();
+        let listed = client.get("/repositories").ok();
+        let entry = listed.as_array().unwrap().iter().find(|entry| entry["reflink"] == false).unwrap();
+        assert!(text(&entry["reason"]).contains("does not answer"), "{listed}");
+        assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
+        let id = text(&client.take_snapshot()["id"]);
+        assert!(client.disk(&id, "a.img") == std::fs::read(&good).unwrap());
+        // Its own VM cannot be snapshotted, and says so.
+        assert_ne!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
+    }
+    // It answers again.
+    let end = Instant::now() + Duration::from_secs(60);
+    while client.get(&format!("/vms/{other}")).json()["snapshot_compatible"] != true {
+        assert!(Instant::now() < end, "it stays silent");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    assert_eq!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
+}
+
+#[test]
+fn a_read_only_repository_is_not_called_good() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", 1 << 20)]);
+    let client = world.client();
+    world.volume.remount("ro");
+    let listed = client.get("/repositories").ok();
+    assert_eq!((&listed[0]["status"], &listed[0]["reflink"]), (&"error".into(), &false.into()), "{listed}");
+    assert!(text(&listed[0]["reason"]).contains("Read-only"), "{listed}");
+    let (status, table) = world.exporter.command(&["check-config"]);
+    assert!(status == Some(1) && table.contains("Read-only"), "{table}");
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(503), "read_only");
+    world.volume.remount("rw");
+    client.take_snapshot();
 }

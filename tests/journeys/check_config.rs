@@ -87,12 +87,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
             }),
         ),
         ("ovm_endpoint", "404", Box::new(|settings| settings.manager += "path = \"/elsewhere\"\n")),
-        (
-            "repository nowhere",
-            "is it mounted",
-            Box::new(|settings| settings.paths.push("/nonexistent/nowhere".into())),
-        ),
-        ("repository 0004fb", "without reflinks", Box::new(|_| {})),
+        ("repositories", "no snapshot can be made", Box::new(|_| {})),
     ];
     for (what, told, change) in cases {
         let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
@@ -104,6 +99,14 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         assert_eq!(status, Some(1), "{table}");
     }
     assert_eq!(fs::read(&bolt).unwrap(), page, "the original's database was touched");
+    // What holds up one repository alone is a warning.
+    let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
+    settings.paths.push("/nonexistent/nowhere".into());
+    let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
+    for (what, told) in [("repository nowhere", "is it mounted"), ("repository 0004fb", "without reflinks")] {
+        let (found, remedy) = line(&table, what);
+        assert!(found.starts_with("warn") && found.contains(told) && remedy.is_some(), "{table}");
+    }
     // A page that everybody may see would let in everybody.
     manager.behave(Behaviour::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);

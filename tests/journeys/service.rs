@@ -86,7 +86,7 @@ fn the_units_capabilities_are_enough() {
         settings.launcher = ["setpriv", &set, "--inh-caps=-all", "--no-new-privs"].map(str::to_owned).to_vec();
     });
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
-    assert!(status.contains("CapEff:\t000000000000000f") && status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.contains("CapEff:\t000000000000000e") && status.contains("NoNewPrivs:\t1"), "{status}");
     // A disk that is anybody's, and closed to everybody else.
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 4096]);

@@ -152,7 +152,7 @@ impl Reader<'_> {
             3..=6 | 12 => return Ok(()),
             _ => return Err(page.bad("is of a type that hash files have not")),
         }
-        page.check_number()?;
+        page.check()?;
         for pair in page.items()?.chunks_exact(2) {
             pairs.push((self.item(&page, pair[0])?, self.item(&page, pair[1])?));
         }
@@ -179,7 +179,7 @@ impl Reader<'_> {
             if page.page_type() != PAGE_OVERFLOW {
                 return Err(page.bad("is no overflow page, but an item goes on there"));
             }
-            page.check_number()?;
+            page.check()?;
             match self.taken.get_mut(next as usize) {
                 Some(taken) if !*taken => *taken = true,
                 _ => return Err(page.bad("is a part of two items, or twice of one")),

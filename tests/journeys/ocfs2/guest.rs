@@ -65,6 +65,12 @@ fn faults_of_the_kernel(device: &str) -> usize {
     log.lines().filter(|line| line.contains(&device) && line.contains("has empty extent block")).count()
 }
 
+/// Whether the law was found broken, which names its seed; anything else is a step that failed, as on a
+/// volume that turned read-only.
+fn is_of_the_law(panic: &Box<dyn std::any::Any + Send>) -> bool {
+    panic.downcast_ref::<String>().is_some_and(|text| text.contains("LAW_SEED="))
+}
+
 /// A journey, then the law for some seeds. Where the kernel breaks the volume, the next seed goes on
 /// with a new one; some have to go to their end.
 fn journey_and_law(cluster: u64) {
@@ -91,7 +97,7 @@ fn journey_and_law(cluster: u64) {
                 (listed, compared, done) = (listed + of_seed.0, compared + of_seed.1, done + 1);
                 println!("seed {seed}: {:.1} s", started.elapsed().as_secs_f32());
             }
-            Err(_) if faults_of_the_kernel(&world.volume.device()) > faults => {
+            Err(panic) if !is_of_the_law(&panic) && faults_of_the_kernel(&world.volume.device()) > faults => {
                 println!("seed {seed}: the kernel broke the volume, as it is known to");
                 (world, client, faults) = new();
             }
@@ -101,7 +107,7 @@ fn journey_and_law(cluster: u64) {
             break;
         }
     }
-    assert!(done > 0, "the kernel broke every volume");
+    assert!(done >= WANTED.div_ceil(2), "the kernel broke too many volumes");
     assert!(listed > 0 && listed < compared, "{listed} bytes listed of {compared}");
     println!("clusters of {cluster} bytes: {done} histories, {listed} bytes listed of {compared}");
 }

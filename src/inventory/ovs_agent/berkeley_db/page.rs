@@ -12,6 +12,7 @@ mod meta {
     pub const LAST_PAGE: usize = 32;
     pub const METHOD_FLAGS: usize = 48;
     pub const ELEMENTS: usize = 88;
+    pub const CHECKSUM: usize = 492;
     /// The smallest page, which is also what the meta page uses.
     pub const LEN: usize = 512;
 }
@@ -26,6 +27,7 @@ pub(super) mod field {
     pub const TYPE: usize = 25;
     pub const HEADER: usize = 26;
     /// With a checksum, which is padded.
+    pub const CHECKSUM: usize = 28;
     pub const HEADER_CHECKSUM: usize = 32;
 }
 
@@ -111,11 +113,15 @@ impl<'a> Layout<'a> {
         if (len as u64) < expected {
             return Err(BadDatabase::Truncated { len, expected });
         }
+        let has_checksums = flags & FLAG_CHECKSUM != 0;
+        if has_checksums && field(meta::CHECKSUM)? != checksum(&file[..meta::LEN], meta::CHECKSUM) {
+            return Err(BadDatabase::Page { page: 0, reason: "has another checksum than it says" });
+        }
         Ok(Self {
             file,
             order,
             page_size: size as usize,
-            header: if flags & FLAG_CHECKSUM != 0 { field::HEADER_CHECKSUM } else { field::HEADER },
+            header: if has_checksums { field::HEADER_CHECKSUM } else { field::HEADER },
             last_page,
             elements: field(meta::ELEMENTS)?,
         })
@@ -154,6 +160,14 @@ fn byte_order(file: &[u8]) -> Result<ByteOrder, BadDatabase> {
     }
 }
 
+/// libdb's checksum (`__ham_func4`) of `bytes`, in which that at `at` counts as zeros.
+fn checksum(bytes: &[u8], at: usize) -> u32 {
+    bytes.iter().enumerate().fold(0_u32, |sum, (index, byte)| {
+        let byte = if (at..at + 4).contains(&index) { 0 } else { *byte };
+        sum.wrapping_mul(33).wrapping_add(byte.into())
+    })
+}
+
 /// One page; all its fields are there, for the smallest page has 512 bytes.
 pub(super) struct Page<'a> {
     pub(super) number: u32,
@@ -184,8 +198,16 @@ impl<'a> Page<'a> {
         self.bytes.get(field::TYPE).copied().unwrap_or(super::PAGE_FREE)
     }
 
-    pub(super) fn check_number(&self) -> Result<(), BadDatabase> {
-        if self.u32(field::NUMBER)? == self.number { Ok(()) } else { Err(self.bad("has the number of another page")) }
+    /// Checks that this is the page that was meant, and that it is as it was written.
+    pub(super) fn check(&self) -> Result<(), BadDatabase> {
+        if self.u32(field::NUMBER)? != self.number {
+            return Err(self.bad("has the number of another page"));
+        }
+        let has_checksum = self.header == field::HEADER_CHECKSUM;
+        if has_checksum && self.u32(field::CHECKSUM)? != checksum(self.bytes, field::CHECKSUM) {
+            return Err(self.bad("has another checksum than it says"));
+        }
+        Ok(())
     }
 
     /// The items of a hash page: key, value, key, value, …

@@ -51,6 +51,19 @@ fn both_byte_orders_and_checksums_give_the_same_pairs() {
 }
 
 #[test]
+fn a_byte_that_was_flipped_under_a_checksum_is_found() {
+    for name in ["checksums", "big-endian-checksums"] {
+        let file = fixture(name);
+        // On page 0 the rest of what is checked, on the others a byte of the content.
+        for at in [100, 512 + 500, 2 * 512 + 500, 3 * 512 + 40] {
+            let mut damaged = file.clone();
+            damaged[at] ^= 1;
+            assert!(problem(&damaged).contains("checksum"), "{name}: byte {at}");
+        }
+    }
+}
+
+#[test]
 fn the_count_is_kept_only_without_locks() {
     for (name, counted, there) in [("py2str-p0", 3, 3), ("deleted", 5, 5), ("locking", 0, 3), ("empty", 0, 0)] {
         let file = fixture(name);
