@@ -28,6 +28,11 @@ impl Stop {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
+    /// The same; there is one wherever a stream broke.
+    pub(super) fn cause_or_internal(&self) -> Error {
+        self.cause().unwrap_or_else(|| Error::Internal("a stream broke, and nobody knows why".to_owned()))
+    }
+
     fn broke(&self, error: Error) -> Broken {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         Broken
@@ -68,7 +73,7 @@ impl Found {
         let stream = sums.of(stream);
         let chunks = if view.summary {
             for chunk in stream {
-                chunk.map_err(|Broken| stop.cause().unwrap_or_else(|| Error::Internal("no cause".to_owned())))?;
+                chunk.map_err(|Broken| stop.cause_or_internal())?;
             }
             None
         } else {

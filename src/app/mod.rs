@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod changes;
 pub mod check_config;
+pub mod chunks;
 pub mod error;
 pub mod health;
 pub mod list_repositories;

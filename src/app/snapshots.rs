@@ -56,10 +56,7 @@ impl App {
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
             let snapshot = app.snapshot_of(&called, id)?;
-            let base = match view.compare_to {
-                Some(base) => Some(app.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot"))?),
-                None => None,
-            };
+            let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             app.describe(&snapshot, pair.as_ref(), view, &stop)
         })
@@ -102,6 +99,12 @@ impl App {
         let app = Arc::clone(self);
         let documents = snapshots.into_iter().map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
         Ok(Array::new(documents))
+    }
+
+    /// The snapshot to compare to.
+    pub(super) fn base_of(&self, view: View) -> Result<Option<Snapshot>, Error> {
+        let Some(base) = view.compare_to else { return Ok(None) };
+        self.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot")).map(Some)
     }
 
     fn describe(

@@ -9,7 +9,8 @@ use axum::response::{IntoResponse, Response};
 
 use super::disk_response;
 use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, SmallBody, SnapshotPath, SnapshotQuery, VmPath,
+    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, SmallBody, SnapshotPath,
+    SnapshotQuery, VmPath,
 };
 use super::failure::Failure;
 use super::json_stream;
@@ -34,7 +35,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
         version: env!("CARGO_PKG_VERSION"),
         features: &[
             "adopt",
+            "chunk-pages",
+            "chunk-stream",
+            "refine",
             "repositories",
+            "summary",
             "compare",
             "zero-chunks",
             "squash",
@@ -140,6 +145,27 @@ pub(super) async fn disk(
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
     disk_response::respond(&method, &headers, disk)
+}
+
+pub(super) async fn chunks(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    ChunksQuery(wanted, form): ChunksQuery,
+) -> Result<Response, Failure> {
+    let (stop, place) = (Stop::default(), (vm, snapshot, disk));
+    match form {
+        Form::Page => {
+            // Whoever drops this future, such as a connection that ends, ends the work too.
+            let _guard = stop.cancel.clone().drop_guard();
+            Ok(Json(app.chunk_page(&session, place, wanted, stop).await?).into_response())
+        }
+        Form::Lines => {
+            let found = app.chunks(&session, place, wanted, stop.clone()).await?;
+            let lines = found.chunks.take(wanted.at_most).map(wire::WireChunk);
+            json_stream::lines(lines, stop).await
+        }
+    }
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

@@ -27,9 +27,8 @@ pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError};
 pub use locate::{LocatedDisk, Misplaced};
-pub use map::{CompareError, MapError};
-pub use patience::Silent;
 pub use map::MapError;
+pub use patience::Silent;
 pub use snapshot_dir::{Removal, SnapshotDir};
 
 /// A repository: a folder on a mounted file system.

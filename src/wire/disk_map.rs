@@ -69,6 +69,22 @@ impl Serialize for DiskMap {
     }
 }
 
+/// A page of the chunks of a disk.
+#[derive(Debug, Serialize)]
+pub struct ChunkPage {
+    /// Size of the disk, bytes.
+    pub size: u64,
+    /// Whether the chunks patch the base, or make the disk from nothing.
+    pub mode: Mode,
+    /// Why a full listing was given where an incremental one was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<&'static str>,
+    /// The chunks, in order, disjoint.
+    pub chunks: Vec<WireChunk>,
+    /// Where the next page starts; nothing where there is none.
+    pub next_offset: Option<u64>,
+}
+
 /// What `chunks` are to be applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,7 @@ mod disk_map;
 use serde::{Deserialize, Serialize};
 
 pub use array::Array;
-pub use disk_map::{Broken, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
+pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 /// Body of `POST /auth/login`.
 #[derive(Deserialize)]
