@@ -18,6 +18,7 @@ pub mod snapshots;
 mod create_snapshot;
 mod delete_snapshot;
 mod recover;
+mod refined_cache;
 mod remembered;
 mod repositories;
 mod turns;
@@ -29,7 +30,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Manager, Tokens};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::inventory;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
@@ -37,6 +38,7 @@ use crate::store::Store;
 
 pub use error::Error;
 use login::ManagerAddress;
+use refined_cache::RefinedCache;
 use repositories::Repositories;
 use turns::Turns;
 
@@ -50,6 +52,8 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    compare: config::Compare,
+    refined_cache: RefinedCache,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -70,6 +74,8 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            compare: config.compare,
+            refined_cache: RefinedCache::default(),
             detached: TaskTracker::new(),
         };
         app.recover()?;
