@@ -9,6 +9,10 @@ use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
+    /// The snapshot, and the VM whose it is.
+    pub snapshot: (VmId, SnapshotId),
+    /// Its name there.
+    pub name: DiskName,
     /// The file, proven to be the one that was snapshotted.
     pub file: DiskFile,
     /// A text that no other content has.
@@ -35,7 +39,8 @@ impl App {
             let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            Ok(OpenDisk { file, version, taken_at: snapshot.created_at })
+            app.reads.note(id);
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), name, file, version, taken_at: snapshot.created_at })
         })
         .await
     }

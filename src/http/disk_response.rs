@@ -3,7 +3,8 @@
 //! 1. the conditions (RFC 9110, 13): 304 or 412;
 //! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
 //! 3. the parts of the body, whose sum is the Content-Length;
-//! 4. the body, which a thread reads as the client takes it.
+//! 4. a place among the bodies that are sent at a time, which `place` waits for;
+//! 5. the body, which a thread reads as the client takes it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,10 +22,18 @@ use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::failure::Failure;
 use crate::app::Error;
 use crate::app::read_disk::OpenDisk;
+use crate::app::reads::ExportPlace;
+use crate::metrics::Counter;
 
 const OCTETS: &str = "application/octet-stream";
 
-pub(super) fn respond(method: &Method, headers: &HeaderMap, disk: OpenDisk) -> Result<Response, Failure> {
+pub(super) async fn respond(
+    method: &Method,
+    headers: &HeaderMap,
+    disk: OpenDisk,
+    served: Counter,
+    place: impl AsyncFnOnce(&OpenDisk, u64) -> Result<ExportPlace, Error>,
+) -> Result<Response, Failure> {
     let size = disk.file.size();
     let validators = Validators { etag: StrongTag::new(&disk.version), last_modified: SystemTime::from(disk.taken_at) };
     let range_counts = match conditional::evaluate(method, headers, &validators) {
@@ -57,7 +66,8 @@ pub(super) fn respond(method: &Method, headers: &HeaderMap, disk: OpenDisk) -> R
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        Body::new(DiskBody::start(Arc::new(disk.file), parts).map_err(|_| Failure::TooBusy)?)
+        let place = place(&disk, length).await?;
+        Body::new(DiskBody::start(Arc::new(disk.file), parts, place, served).map_err(|_| Failure::TooBusy)?)
     };
     with_headers(status, body, out)
 }

@@ -4,29 +4,35 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::create_body::CreateBody;
 use super::disk_response;
 use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, SmallBody, SnapshotPath,
+    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
     SnapshotQuery, VmPath,
 };
 use super::failure::Failure;
 use super::json_stream;
+use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::app::changes::Stop;
+use crate::app::read_disk::OpenDisk;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
 
 pub(super) async fn login(
     State(app): AppState,
+    PeerAddress(address): PeerAddress,
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.login(credentials).await?;
+    let token = app.login(credentials, address).await?;
     Ok(Json(wire::Token { token }))
 }
 
@@ -47,6 +53,12 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "range",
             "multirange",
             "conditional-requests",
+            "hooks",
+            "choose-disks",
+            "expiry",
+            "leases",
+            "idempotency-key",
+            "status",
         ],
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
@@ -101,9 +113,9 @@ pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    _body: SmallBody,
+    CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.create_snapshot(&session, vm).await?;
+    let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
     json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
 }
@@ -136,6 +148,34 @@ pub(super) async fn delete_snapshot(
     Ok(StatusCode::OK)
 }
 
+pub(super) async fn take_lease(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+    JsonBody(body): JsonBody<wire::TakeLease>,
+) -> Result<Json<wire::Lease>, Failure> {
+    Ok(Json(app.take_lease(&session, vm, snapshot, body).await?))
+}
+
+pub(super) async fn give_lease_back(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+) -> Result<StatusCode, Failure> {
+    app.give_lease_back(&session, vm, snapshot).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn status(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    StatusParameters(query): StatusParameters,
+    WantsText(text): WantsText,
+) -> Result<Response, Failure> {
+    let status = app.status(&session, query).await?;
+    Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
+}
+
 pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
@@ -144,7 +184,13 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk)
+    let served = app.metrics().bytes_served();
+    let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
+    disk_response::respond(&method, &headers, disk, served, place).await
+}
+
+pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
 }
 
 pub(super) async fn chunks(

@@ -7,6 +7,7 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod create_body;
 mod disk_response;
 mod exchange;
 mod extract;
@@ -16,6 +17,7 @@ mod handlers;
 mod json_stream;
 mod notify;
 mod routes;
+mod status_page;
 
 use std::net::SocketAddr;
 

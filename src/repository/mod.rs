@@ -14,6 +14,7 @@ pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
+pub mod usage;
 
 use std::fs::File;
 use std::io;
