@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Clock, SECRET, VM, World, connect, define_vm, make_disk, text, write_at};
+use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, connect, define_vm, make_disk, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -176,4 +176,28 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     assert_eq!(client_two.delete(&format!("{SNAPSHOTS}/{other}")).status, 200);
     assert!(world.exporter.log().contains("somebody holds a lease on what is deleted"));
     assert_eq!(list(&world), [id]);
+}
+
+#[test]
+fn hooks_stand_around_what_is_swept() {
+    needs_root!();
+    let (clock, mut world) = world("");
+    let shelf = Shelf::new();
+    shelf.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
+    world.exporter.settings().sections = shelf.section("");
+    world.exporter.restart();
+    let ours = client(&world);
+    let (short, newest) = (take(&ours, "1h"), take(&ours, "1h"));
+    std::fs::write(shelf.at("refuse"), "").unwrap();
+    shelf.take("calls");
+    clock.rounds(&world, 1);
+    clock.pass(2);
+    clock.rounds(&world, 1);
+    assert_eq!(list(&world), [short.clone(), newest.clone()], "a hook has refused");
+    assert!(shelf.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
+    std::fs::remove_file(shelf.at("refuse")).unwrap();
+    clock.rounds(&world, 1);
+    assert_eq!(list(&world), [newest]);
+    let calls = shelf.read("calls");
+    assert!(calls.ends_with(&format!("snapshot-delete pre {short}\nsnapshot-delete post {short}\n")), "{calls}");
 }
