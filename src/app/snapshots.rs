@@ -47,14 +47,13 @@ impl App {
         view: View,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on they are not swept.
+            [Some(id), view.compare_to].into_iter().flatten().for_each(|id| app.reads.note(id));
             let snapshot = app.snapshot_of(&called, id)?;
             let base = match view.compare_to {
                 Some(base) => Some(app.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot"))?),
                 None => None,
             };
-            for read in base.iter().chain([&snapshot]) {
-                app.reads.note(read.id);
-            }
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             app.describe(&snapshot, pair.as_ref(), view)
         })
