@@ -34,12 +34,13 @@ impl App {
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on it is not swept.
+            app.reads.note(id);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            app.reads.note(id);
             Ok(OpenDisk { snapshot: (snapshot.vm, id), name, file, version, taken_at: snapshot.created_at })
         })
         .await

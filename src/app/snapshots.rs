@@ -59,11 +59,10 @@ impl App {
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on they are not swept.
+            [Some(id), view.compare_to].into_iter().flatten().for_each(|id| app.reads.note(id));
             let snapshot = app.snapshot_of(&called, id)?;
             let base = app.base_of(view)?;
-            for read in base.iter().chain([&snapshot]) {
-                app.reads.note(read.id);
-            }
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             app.describe(&snapshot, pair.as_ref(), view, &stop)
         })
