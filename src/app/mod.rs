@@ -6,6 +6,7 @@
 pub mod adopt;
 pub mod changes;
 pub mod check_config;
+pub mod checksum;
 pub mod chunks;
 pub mod error;
 pub mod health;
@@ -35,6 +36,7 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
+use checksum::Sums;
 pub use error::Error;
 use login::ManagerAddress;
 use repositories::Repositories;
@@ -50,6 +52,7 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    sums: Sums,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -70,6 +73,7 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            sums: Sums::default(),
             detached: TaskTracker::new(),
         };
         app.recover()?;

@@ -10,7 +10,9 @@ use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
     /// The file, proven to be the one that was snapshotted.
-    pub file: DiskFile,
+    pub file: Arc<DiskFile>,
+    /// The disk, as it was recorded.
+    pub disk: SnapshotDisk,
     /// A text that no other content has.
     pub version: String,
     /// When the snapshot was taken.
@@ -32,10 +34,10 @@ impl App {
         self.blocking(move |app| {
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
+            let file = Arc::new(app.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            Ok(OpenDisk { file, version, taken_at: snapshot.created_at })
+            Ok(OpenDisk { file, disk: disk.clone(), version, taken_at: snapshot.created_at })
         })
         .await
     }

@@ -90,10 +90,10 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
 }
 
 /// The parameters of a query, as far as they are known.
-struct Parameters(Vec<(String, String)>);
+pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    async fn of<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+    pub(super) async fn of<S: Send + Sync>(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Query::from_request_parts(parts, state).await;
         query.map(|Query(pairs)| Self(pairs)).map_err(|error| Error::BadRequest(error.body_text()).into())
     }
@@ -103,11 +103,11 @@ impl Parameters {
     }
 
     /// The value, if there is one that is not empty.
-    fn given(&self, name: &str) -> Option<&str> {
+    pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.value(name).filter(|value| !value.is_empty())
     }
 
-    fn number(&self, name: &str, limit: u64) -> Result<Option<u64>, Failure> {
+    pub(super) fn number(&self, name: &str, limit: u64) -> Result<Option<u64>, Failure> {
         let Some(text) = self.given(name) else { return Ok(None) };
         match text.parse() {
             Ok(number) if number <= limit => Ok(Some(number)),
@@ -133,7 +133,7 @@ impl Parameters {
         })
     }
 
-    fn bool_or(&self, name: &str, default: bool) -> Result<bool, Failure> {
+    pub(super) fn bool_or(&self, name: &str, default: bool) -> Result<bool, Failure> {
         self.value(name).map_or(Ok(default), |text| parse_bool(name, text))
     }
 }

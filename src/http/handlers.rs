@@ -7,6 +7,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::digest::ChecksumQuery;
 use super::disk_response;
 use super::extract::{
     AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, SmallBody, SnapshotPath,
@@ -17,6 +18,7 @@ use super::json_stream;
 use crate::app::App;
 use crate::app::changes::Stop;
 use crate::auth::Credentials;
+use crate::repository::checksum::Algorithm;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
@@ -47,7 +49,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "range",
             "multirange",
             "conditional-requests",
+            "checksum",
+            "repr-digest",
+            "content-digest",
         ],
+        checksum_algorithms: Algorithm::ALL.map(Algorithm::name).to_vec(),
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
@@ -144,7 +150,7 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&method, &headers, disk)
+    disk_response::respond(&app, &method, &headers, disk).await
 }
 
 pub(super) async fn chunks(
@@ -166,6 +172,20 @@ pub(super) async fn chunks(
             json_stream::lines(lines, stop).await
         }
     }
+}
+
+pub(super) async fn checksum(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    ChecksumQuery(wanted): ChecksumQuery,
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    // Whoever drops this future, such as a connection that ends, ends the work too.
+    let guard = stop.cancel.clone().drop_guard();
+    let checksum = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone()).await?;
+    guard.disarm();
+    json_stream::document(checksum, stop).await
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

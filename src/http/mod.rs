@@ -7,6 +7,7 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod digest;
 mod disk_response;
 mod exchange;
 mod extract;

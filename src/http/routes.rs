@@ -15,7 +15,7 @@ use crate::app::App;
 pub fn router(app: Arc<App>) -> Router {
     let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
     let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
-    let table: [(&str, MethodRouter<Arc<App>>); 12] = [
+    let table: [(&str, MethodRouter<Arc<App>>); 13] = [
         ("/api/v1/auth/login", post(handlers::login)),
         ("/api/v1/capabilities", get(handlers::capabilities)),
         ("/api/v1/adopt", post(handlers::adopt)),
@@ -26,6 +26,7 @@ pub fn router(app: Arc<App>) -> Router {
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}", get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
         ("/healthz", get(handlers::healthz)),
         ("/readyz", get(handlers::readyz)),
     ];

@@ -1,11 +1,13 @@
 //! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
 
 mod array;
+mod checksum;
 mod disk_map;
 
 use serde::{Deserialize, Serialize};
 
 pub use array::Array;
+pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 /// Body of `POST /auth/login`.
@@ -215,6 +217,8 @@ pub struct Capabilities {
     pub version: &'static str,
     /// What the API can do.
     pub features: &'static [&'static str],
+    /// How checksums can be made.
+    pub checksum_algorithms: Vec<&'static str>,
     /// What it does not go beyond.
     pub limits: Limits,
 }

@@ -9,6 +9,7 @@ mod away;
 mod bad_input;
 mod bytes;
 mod check_config;
+mod checksum;
 mod compare;
 mod crash;
 mod disk_full;
