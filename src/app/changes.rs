@@ -7,10 +7,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::refined_cache::{Key, RefinedCache, Refinement};
 use super::snapshots::View;
 use crate::model::chunk::{is_one_kind, joined};
 use crate::model::{ByteRange, Chunk, ChunkKind};
-use crate::repository::refine::{Held, Refined};
+use crate::repository::refine::{self, Held, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 use crate::wire::{Array, Broken, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
@@ -58,6 +59,10 @@ pub(super) struct Found {
     pub reason: Option<&'static str>,
     /// Block size to compare contents by.
     pub refine: Option<NonZero<u64>>,
+    /// Where what that finds is kept.
+    pub cache: Option<(RefinedCache, Key)>,
+    /// From where on.
+    pub from: u64,
     /// What a caller is told where the files cannot be compared.
     pub error: Box<dyn Fn(CompareError) -> Error + Send>,
 }
@@ -90,22 +95,79 @@ impl Found {
 
     /// The chunks, joined where they are one run on the device.
     pub(super) fn stream(self, totals: Arc<Totals>, stop: Stop) -> Result<ChunkStream, Error> {
-        let candidates = Candidates { changes: self.changes, totals };
-        let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match self.refine {
-            None => Box::new(candidates),
-            Some(block) => Box::new(
-                Refined::new(candidates, self.held, self.target, block)
-                    .map_err(|error| Error::of_step("comparing contents", error))?,
-            ),
+        let Self { changes, held, target, refine, cache, from, error, .. } = self;
+        let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
+            (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::runs_on_in)),
+            (Some(block), cache) => {
+                if let Some(known) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
+                    Box::new(again(&known, from, &totals, held, target))
+                } else {
+                    let (cancel, sums) = (stop.cancel.clone(), Arc::clone(&totals));
+                    let candidates = Candidates { changes, totals };
+                    let refined = Refined::new(candidates, held, target, block, move || cancel.is_cancelled());
+                    let refined = refined.map_err(|error| Error::of_step("comparing contents", error))?;
+                    let refined = joined(refined, Chunk::runs_on_in);
+                    match cache.filter(|_| from == 0) {
+                        Some((cache, key)) => Box::new(remembering(refined, sums, cache, key)),
+                        None => Box::new(refined),
+                    }
+                }
+            }
         };
-        let error = self.error;
-        Ok(Box::new(joined(chunks, Chunk::runs_on_in).map(move |chunk| {
+        Ok(Box::new(chunks.map(move |chunk| {
             if stop.cancel.is_cancelled() {
-                return Err(stop.broke(Error::Internal("the client is gone".to_owned())));
+                return Err(stop.broke(error(CompareError::Abandoned)));
             }
             chunk.map_err(|cause| stop.broke(error(cause)))
         })))
     }
+}
+
+/// What a comparison found, once more, from an offset on; and at the end that the files still are what
+/// they were.
+fn again(
+    known: &Refinement,
+    from: u64,
+    totals: &Totals,
+    held: Held,
+    target: Arc<DiskFile>,
+) -> impl Iterator<Item = Result<Chunk, CompareError>> + use<> {
+    add(&totals.candidate, known.candidate_bytes);
+    let rest = ByteRange::new(from, u64::MAX);
+    let chunks: Vec<_> = known.chunks.iter().filter_map(|chunk| chunk.within(rest?)).map(Ok).collect();
+    chunks.into_iter().chain(
+        std::iter::once_with(move || refine::verify(&held, &target)).filter_map(|verified| verified.err().map(Err)),
+    )
+}
+
+/// Passes `chunks` on, and keeps them when all have been found.
+fn remembering(
+    chunks: impl Iterator<Item = Result<Chunk, CompareError>>,
+    totals: Arc<Totals>,
+    cache: RefinedCache,
+    key: Key,
+) -> impl Iterator<Item = Result<Chunk, CompareError>> {
+    let (mut chunks, mut kept, mut key) = (chunks, Vec::new(), Some(key));
+    std::iter::from_fn(move || {
+        let next = chunks.next();
+        match &next {
+            Some(Ok(chunk)) if key.is_some() && RefinedCache::has_room_for(kept.len() + 1) => kept.push(*chunk),
+            Some(_) => {
+                key = None;
+                kept = Vec::new();
+            }
+            None => {
+                let candidate_bytes = totals.candidate.load(Ordering::Relaxed);
+                let found = Refinement { chunks: std::mem::take(&mut kept), candidate_bytes };
+                // What could not be trusted today may be another day.
+                let is_sure = totals.widened.load(Ordering::Relaxed) == 0;
+                if let Some(key) = key.take().filter(|_| is_sure) {
+                    cache.put(key, found);
+                }
+            }
+        }
+        next
+    })
 }
 
 /// Candidates, counted.

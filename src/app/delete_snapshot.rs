@@ -69,6 +69,7 @@ impl App {
             self.store.begin_deletion(&snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }
+        self.refined_cache.forget(id);
         self.remove(&snapshot)
     }
 

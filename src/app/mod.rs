@@ -19,6 +19,7 @@ pub mod snapshots;
 mod create_snapshot;
 mod delete_snapshot;
 mod recover;
+mod refined_cache;
 mod remembered;
 mod repositories;
 mod turns;
@@ -30,7 +31,7 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{Manager, Tokens};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::inventory;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
@@ -39,6 +40,7 @@ use crate::store::Store;
 use checksum::Sums;
 pub use error::Error;
 use login::ManagerAddress;
+use refined_cache::RefinedCache;
 use repositories::Repositories;
 use turns::Turns;
 
@@ -53,6 +55,8 @@ pub struct App {
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
+    compare: config::Compare,
+    refined_cache: RefinedCache,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -74,6 +78,8 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
+            compare: config.compare,
+            refined_cache: RefinedCache::default(),
             detached: TaskTracker::new(),
         };
         app.recover()?;

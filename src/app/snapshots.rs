@@ -7,6 +7,7 @@ use super::changes::{Found, Stop};
 use super::read_disk::{lost, passing};
 use super::{App, Error};
 use crate::auth::Session;
+use crate::config::Refine;
 use crate::model::{ByteRange, Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
 use crate::repository::refine::Held;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, SnapshotDir};
@@ -25,8 +26,8 @@ pub struct View {
     pub zeros: Option<bool>,
     /// Whether only the sums of the chunks are wanted.
     pub summary: bool,
-    /// Block size to compare contents by, where a base is named.
-    pub refine: Option<NonZero<u64>>,
+    /// Whether contents are compared, where a base is named; by default as the config says.
+    pub refine: Option<Refine>,
 }
 
 impl View {
@@ -168,7 +169,11 @@ impl App {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
             // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
             let found = full(disk, target, ExtentMap::unknown(), Some(reason), from)?;
-            Ok(Found { refine: view.refine, ..found })
+            let refine = match view.refine {
+                Some(Refine::By(block)) => Some(block),
+                _ => None,
+            };
+            Ok(Found { refine, ..found })
         };
         let Some(base_disk) = pair.base().disk(&disk.name) else {
             return not_incremental(target, "the base has no such disk");
@@ -183,9 +188,41 @@ impl App {
         let Some(changes) = changes else {
             return not_incremental(target, "the base lies on another file system");
         };
-        let error = Box::new(error);
-        let (held, mode, refine) = (Held::File(base), Mode::Incremental, view.refine);
-        Ok(Found { changes, held, target, mode, reason: None, refine, error })
+        let refine = self.block_to_refine_by(view, &base, &target).map_err(&error)?;
+        let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block);
+        let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));
+        let (held, mode, error) = (Held::File(base), Mode::Incremental, Box::new(error));
+        Ok(Found { changes, held, target, mode, reason: None, refine, cache, from, error })
+    }
+
+    /// What contents are compared by: as `view` asks, or else as the config says.
+    fn block_to_refine_by(
+        &self,
+        view: View,
+        base: &Arc<DiskFile>,
+        target: &Arc<DiskFile>,
+    ) -> Result<Option<NonZero<u64>>, CompareError> {
+        let usual = match (view.refine, self.compare.refine) {
+            (Some(Refine::By(block)), _) => return Ok(Some(block)),
+            (Some(Refine::Never), _) | (_, Refine::Never) => None,
+            (_, Refine::By(block)) => Some(block),
+            (_, Refine::Auto) if target.copies_more_than_was_written() => NonZero::new(4096),
+            (_, Refine::Auto) => None,
+        };
+        let Some(block) = usual.filter(|_| view.maps()) else { return Ok(None) };
+        // Who did not ask waits no longer than the limit allows.
+        let mut candidates = 0;
+        for chunk in Changes::incremental(Arc::clone(base), Arc::clone(target), 0)?.into_iter().flatten() {
+            let chunk = chunk?;
+            if chunk.kind == ChunkKind::Data {
+                candidates += chunk.range.len();
+            }
+            if candidates > self.compare.refine_limit {
+                tracing::info!(limit = self.compare.refine_limit, "too much to compare by content unless asked to");
+                return Ok(None);
+            }
+        }
+        Ok(Some(block))
     }
 
     /// A snapshot's document, without maps.
@@ -239,7 +276,7 @@ fn full(
     let error = compare_error(disk, disk);
     let changes = Changes::full(held, Arc::clone(&target), from).map_err(&error)?;
     let (held, mode, error) = (Held::Unknown, Mode::Full, Box::new(error));
-    Ok(Found { changes, held, target, mode, reason, refine: None, error })
+    Ok(Found { changes, held, target, mode, reason, refine: None, cache: None, from, error })
 }
 
 /// What a caller is told of a comparison of `disk` with `base` that failed.
@@ -253,6 +290,7 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
             passing(&base, &cause).unwrap_or_else(|| base_lost(&cause))
         }
         CompareError::Unsettled => Error::Unsettled { disk: disk.name.to_string() },
+        CompareError::Abandoned => Error::Internal("the client is gone".to_owned()),
     }
 }
 

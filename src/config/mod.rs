@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod api;
+mod compare;
 mod file;
 mod jwt;
 mod log;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use api::Api;
+pub use compare::{Compare, Refine, block_size};
 pub use file::File;
 pub use jwt::Jwt;
 pub use log::Log;
@@ -35,6 +37,8 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[compare]`.
+    pub compare: Compare,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -75,6 +79,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        compare: check.compare(&file.compare),
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }

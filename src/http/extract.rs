@@ -1,7 +1,6 @@
 //! What requests say, parsed before a handler sees it.
 
 use std::future::poll_fn;
-use std::num::NonZero;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,6 +20,7 @@ use crate::app::chunks::Wanted;
 use crate::app::snapshots::View;
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
+use crate::config::{Refine, block_size};
 use crate::model::{ChunkKind, DiskName, SnapshotId, VmId};
 
 /// Whoever sent a good token.
@@ -129,7 +129,7 @@ impl Parameters {
             chunks: self.bool_or("chunks", true)?,
             zeros,
             summary: self.bool_or("summary", false)?,
-            refine: self.given("refine").map(block_size).transpose()?.flatten(),
+            refine: self.given("refine").map(refine).transpose()?,
         })
     }
 
@@ -199,6 +199,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
             Some(other) => return Err(Error::BadRequest(format!("type={other:?}: write data or zero")).into()),
         };
         let mut view = query.view()?;
+        // To refine by default, all of the disk would have to be looked at for each page.
+        view.refine = view.refine.or(Some(Refine::Never));
         if kind == Some(ChunkKind::Zero) {
             view.zeros = Some(true);
         }
@@ -213,12 +215,14 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
     }
 }
 
-/// A block size to compare contents by; nothing for `0`, which is not to compare them.
-fn block_size(text: &str) -> Result<Option<NonZero<u64>>, Failure> {
-    match text.parse::<u64>() {
-        Ok(0) => Ok(None),
-        Ok(block) if block.is_power_of_two() && (512..=1 << 20).contains(&block) => Ok(NonZero::new(block)),
-        _ => Err(Error::BadRequest(format!("refine={text:?}: write a power of two from 512 to 1048576")).into()),
+fn refine(text: &str) -> Result<Refine, Failure> {
+    match text.parse::<u64>().ok().map(|bytes| (bytes, block_size(bytes))) {
+        Some((0, _)) => Ok(Refine::Never),
+        Some((_, Some(block))) => Ok(Refine::By(block)),
+        _ => {
+            let text = format!("refine={text:?}: write a power of two from 512 to 1048576, or 0 for none");
+            Err(Error::BadRequest(text).into())
+        }
     }
 }
 

@@ -24,6 +24,9 @@ pub enum CompareError {
     /// Blocks of the base are being moved.
     #[error("the blocks of the base keep moving; is a defragmenter running?")]
     Unsettled,
+    /// Nobody waits for the answer any more.
+    #[error("nobody waits for the answer any more")]
+    Abandoned,
 }
 
 /// What a target is compared with.

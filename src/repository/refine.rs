@@ -47,8 +47,8 @@ pub struct Refined<C> {
     jobs: SyncSender<Job>,
     room: usize,
     failed: Option<CompareError>,
-    candidate_bytes: u64,
     is_done: bool,
+    is_abandoned: Box<dyn Fn() -> bool + Send>,
 }
 
 /// What comes next, in order.
@@ -66,11 +66,17 @@ struct Job {
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
-    /// is a power of two and not more than 1 MiB.
+    /// is a power of two and not more than 1 MiB. Stops where `is_abandoned` says so.
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub fn new(candidates: C, held: Held, target: Arc<DiskFile>, block: NonZero<u64>) -> io::Result<Self> {
+    pub fn new(
+        candidates: C,
+        held: Held,
+        target: Arc<DiskFile>,
+        block: NonZero<u64>,
+        is_abandoned: impl Fn() -> bool + Send + 'static,
+    ) -> io::Result<Self> {
         let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
         let room = threads * AHEAD;
         let (jobs, queue) = sync_channel::<Job>(room);
@@ -94,19 +100,18 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             jobs,
             room,
             failed: None,
-            candidate_bytes: 0,
             is_done: false,
+            is_abandoned: Box::new(is_abandoned),
         })
-    }
-
-    /// Bytes of the candidates of data so far.
-    pub fn candidate_bytes(&self) -> u64 {
-        self.candidate_bytes
     }
 
     /// Gives the threads as much as there is room for.
     fn feed(&mut self) {
         while self.waiting.len() < self.room && self.failed.is_none() {
+            if (self.is_abandoned)() {
+                self.failed = Some(CompareError::Abandoned);
+                return;
+            }
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
@@ -127,7 +132,6 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             let part = |start, end| ByteRange::new(start, end).and_then(|range| candidate.within(range));
             self.rest = part(cut, range.end());
             let Some(candidate) = part(range.start(), cut) else { continue };
-            self.candidate_bytes += candidate.range.len();
             let (answer, window) = sync_channel(1);
             // The threads live as long as `jobs`, and there is room for this many.
             if self.jobs.send(Job { candidate, answer }).is_err() {
@@ -136,14 +140,17 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             self.waiting.push_back(Waiting::Window(window));
         }
     }
+}
 
-    /// Checks that the bytes that were compared are those of the snapshots.
-    fn verify(&self) -> Result<(), CompareError> {
-        if let Held::File(base) = &self.held {
-            base.verify().map_err(|error| CompareError::Base(error.into()))?;
-        }
-        self.target.verify().map_err(|error| CompareError::Target(error.into()))
+/// Checks that the bytes of both are still those of the snapshots.
+///
+/// # Errors
+/// [`CompareError::Base`], [`CompareError::Target`].
+pub fn verify(held: &Held, target: &DiskFile) -> Result<(), CompareError> {
+    if let Held::File(base) = held {
+        base.verify().map_err(|error| CompareError::Base(error.into()))?;
     }
+    target.verify().map_err(|error| CompareError::Target(error.into()))
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
@@ -170,7 +177,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
                 },
                 None => {
                     self.is_done = true;
-                    let outcome = self.failed.take().map_or_else(|| self.verify(), Err);
+                    let outcome = self.failed.take().map_or_else(|| verify(&self.held, &self.target), Err);
                     return outcome.err().map(Err);
                 }
             }

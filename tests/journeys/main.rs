@@ -21,6 +21,7 @@ mod logs;
 mod ocfs2;
 mod python_client;
 mod readme;
+mod refine;
 mod service;
 mod snapshots;
 mod static_binary;
