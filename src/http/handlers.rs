@@ -23,6 +23,14 @@ use crate::wire;
 
 type AppState = State<Arc<App>>;
 
+/// Does `journey`. Whoever drops this future, such as a connection that ends, ends its work too.
+async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
+    let guard = stop.cancel.clone().drop_guard();
+    let done = journey.await;
+    guard.disarm();
+    done
+}
+
 pub(super) async fn login(
     State(app): AppState,
     JsonBody(body): JsonBody<wire::Login>,
@@ -130,7 +138,8 @@ pub(super) async fn snapshot(
     SnapshotQuery(view): SnapshotQuery,
 ) -> Result<Response, Failure> {
     let stop = Stop::default();
-    json_stream::document(app.snapshot(&session, vm, snapshot, view, stop.clone()).await?, stop).await
+    let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_snapshot(
@@ -162,9 +171,8 @@ pub(super) async fn chunks(
     let (stop, place) = (Stop::default(), (vm, snapshot, disk));
     match form {
         Form::Page => {
-            // Whoever drops this future, such as a connection that ends, ends the work too.
-            let _guard = stop.cancel.clone().drop_guard();
-            Ok(Json(app.chunk_page(&session, place, wanted, stop).await?).into_response())
+            let journey = app.chunk_page(&session, place, wanted, stop.clone());
+            Ok(Json(while_wanted(&stop, journey).await?).into_response())
         }
         Form::Lines => {
             let found = app.chunks(&session, place, wanted, stop.clone()).await?;
@@ -181,11 +189,8 @@ pub(super) async fn checksum(
     ChecksumQuery(wanted): ChecksumQuery,
 ) -> Result<Response, Failure> {
     let stop = Stop::default();
-    // Whoever drops this future, such as a connection that ends, ends the work too.
-    let guard = stop.cancel.clone().drop_guard();
-    let checksum = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone()).await?;
-    guard.disarm();
-    json_stream::document(checksum, stop).await
+    let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

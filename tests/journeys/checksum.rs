@@ -4,12 +4,11 @@ use std::fs;
 use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Random, VM, World, connect, output, text, write_at, xfs_io};
+use crate::harness::{Answer, Client, Random, VM, Work, World, connect, output, text, write_at, xfs_io};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -155,43 +154,6 @@ fn snapshot_file(client: &Client, id: &str) -> std::path::PathBuf {
     text(&document["disks"][0]["path"]).into()
 }
 
-/// Bytes that the service has read with read(2) and its like.
-fn bytes_read(world: &World) -> u64 {
-    let io = fs::read_to_string(format!("/proc/{}/io", world.exporter.pid())).unwrap();
-    io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
-}
-
-/// Processor time of the service, clock ticks.
-fn ticks(world: &World) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", world.exporter.pid())).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-}
-
-/// Waits for `so`, which has to come in time.
-fn wait_until(what: &str, mut so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !so() {
-        assert!(Instant::now() < end, "{what}: not within two minutes");
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// Waits until the service is at work on what was asked.
-fn wait_for_work(world: &World) {
-    let before = ticks(world);
-    wait_until("nothing is done", || ticks(world) > before + 10);
-}
-
-/// Waits until the service does nothing any more.
-fn wait_for_rest(world: &World) {
-    wait_until("the work goes on", || {
-        let before = ticks(world);
-        std::thread::sleep(Duration::from_millis(300));
-        ticks(world) <= before + 1
-    });
-}
-
 #[test]
 fn holes_are_not_read() {
     needs_root!();
@@ -201,13 +163,13 @@ fn holes_are_not_read() {
     let client = world.client();
     let id = take(&client);
     let expected = of_tool("sha256sum", path);
-    let before = bytes_read(&world);
+    let before = Work::of(&world.exporter).bytes_read();
     assert_eq!(ask(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
     let answer = ask(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
     let blocks = answer["blocks"].as_array().unwrap();
     let odd: Vec<usize> = (0..64).filter(|i| blocks[*i] != blocks[0]).collect();
     assert_eq!((blocks.len(), odd), (64, vec![32]));
-    let read = bytes_read(&world) - before;
+    let read = Work::of(&world.exporter).bytes_read() - before;
     assert!(read < MB, "{read} bytes were read");
 }
 
@@ -232,9 +194,9 @@ fn work_ends_with_the_client() {
                 stream
             })
             .collect();
-        wait_for_work(&world);
+        Work::of(&world.exporter).wait_for_some();
         drop(waiting);
-        wait_for_rest(&world);
+        Work::of(&world.exporter).wait_for_rest();
         // There is room again.
         let small = client.get(&format!("{SNAPSHOTS}/{id}/disks/b.img/checksum")).ok();
         assert_eq!(small["length"], MB, "{query}");
@@ -252,7 +214,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
         let file = snapshot_file(&client, &id);
         let answer = std::thread::scope(|scope| {
             let asked = scope.spawn(|| ask(&client, &id, query));
-            wait_for_work(&world);
+            Work::of(&world.exporter).wait_for_some();
             write_at(&file, 0, &[1]);
             asked.join().unwrap()
         });
@@ -270,7 +232,8 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
     assert!(rest.is_err(), "the answer came to an end: {rest:?}");
-    wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
+    Work::of(&world.exporter)
+        .wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
     assert!(world.exporter.log().contains("or was changed since"));
 }
 
@@ -293,7 +256,7 @@ fn digests_of_the_representation_and_of_the_content() {
     };
     let whole = of(0, size);
     let wanted = ("Want-Repr-Digest", "sha-512=9, sha-256=3");
-    let before = bytes_read(&world);
+    let before = Work::of(&world.exporter).bytes_read();
     // All at once, and it is made once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -306,7 +269,7 @@ fn digests_of_the_representation_and_of_the_content() {
             });
         }
     });
-    let read = bytes_read(&world) - before;
+    let read = Work::of(&world.exporter).bytes_read() - before;
     assert!((3 * MB..8 * MB).contains(&read), "{read} bytes were read of the 3.5 MiB");
     let get = ask(Method::GET, &[wanted]);
     assert_eq!((get.status, get.header("repr-digest"), get.header("content-digest")), (200, &*whole, ""));
