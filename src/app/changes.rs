@@ -34,7 +34,13 @@ impl Stop {
         self.cause().unwrap_or_else(|| Error::Internal("a stream broke, and nobody knows why".to_owned()))
     }
 
-    fn broke(&self, error: Error) -> Broken {
+    /// Asks whether anybody still waits.
+    pub(super) fn go_on(&self) -> Box<dyn Fn() -> bool + Send> {
+        let cancel = self.cancel.clone();
+        Box::new(move || !cancel.is_cancelled())
+    }
+
+    pub(super) fn broke(&self, error: Error) -> Broken {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         Broken
     }

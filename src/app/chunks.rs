@@ -6,7 +6,8 @@ use super::changes::{Stop, as_asked};
 use super::snapshots::View;
 use super::{App, Error};
 use crate::auth::Session;
-use crate::model::{Chunk, ChunkKind, DiskName, SnapshotId, SnapshotPair, VmId};
+use crate::config::Refine;
+use crate::model::{ByteRange, Chunk, ChunkKind, DiskName, SnapshotId, SnapshotPair, VmId};
 use crate::wire::{self, Broken, ChunkStream, Mode, Totals};
 
 /// Which chunks of a disk are wanted.
@@ -78,14 +79,22 @@ impl App {
             let text = format!("startingOffset={} is past the end of the disk, which is at {size}", wanted.from);
             return Err(Error::BadRequest(text));
         }
+        // Blocks are compared whole, so that they are listed the same from anywhere.
+        let start = match wanted.view.refine {
+            Some(Refine::By(block)) => wanted.from - wanted.from % block,
+            _ => wanted.from,
+        };
         let base = self.base_of(wanted.view)?;
         let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
         let found = match &pair {
-            Some(pair) => self.compared(pair, disk, wanted.view, wanted.from)?,
-            None => self.whole(&snapshot, disk, wanted.view, wanted.from)?,
+            Some(pair) => self.compared(pair, disk, wanted.view, start)?,
+            None => self.whole(&snapshot, disk, wanted.view, start)?,
         };
         let (mode, reason) = (found.mode, found.reason);
-        let chunks = as_asked(found.stream(Arc::<Totals>::default(), stop)?, wanted.view);
+        let chunks = found.stream(Arc::<Totals>::default(), stop)?;
+        let rest = ByteRange::new(wanted.from, u64::MAX);
+        let chunks = chunks.filter_map(move |chunk| chunk.map(|chunk| chunk.within(rest?)).transpose());
+        let chunks = as_asked(Box::new(chunks), wanted.view);
         let is_wanted = move |chunk: &Result<Chunk, Broken>| match (chunk, wanted.kind) {
             (Ok(chunk), Some(kind)) => chunk.kind == kind,
             _ => true,

@@ -7,6 +7,7 @@ pub mod adopt;
 pub mod audit;
 pub mod changes;
 pub mod check_config;
+pub mod checksum;
 pub mod chunks;
 pub mod create_request;
 pub mod error;
@@ -51,6 +52,7 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
+use checksum::Sums;
 pub use error::Error;
 use line::Line;
 use login::ManagerAddress;
@@ -72,6 +74,7 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    sums: Sums,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
@@ -105,6 +108,7 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            sums: Sums::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,

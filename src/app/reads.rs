@@ -85,7 +85,7 @@ impl App {
         of: &OpenDisk,
         total: u64,
     ) -> Result<ExportPlace, Error> {
-        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.name.clone());
+        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
         let export = Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0) };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;

@@ -131,11 +131,11 @@ impl Parameters {
     }
 
     /// The value, if there is one that is not empty.
-    fn given(&self, name: &str) -> Option<&str> {
+    pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.value(name).filter(|value| !value.is_empty())
     }
 
-    fn number(&self, name: &str, limit: u64) -> Result<Option<u64>, Failure> {
+    pub(super) fn number(&self, name: &str, limit: u64) -> Result<Option<u64>, Failure> {
         let Some(text) = self.given(name) else { return Ok(None) };
         match text.parse() {
             Ok(number) if number <= limit => Ok(Some(number)),

@@ -9,6 +9,7 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::create_body::CreateBody;
+use super::digest::ChecksumQuery;
 use super::disk_response;
 use super::extract::{
     AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
@@ -19,12 +20,20 @@ use super::json_stream;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::app::changes::Stop;
-use crate::app::read_disk::OpenDisk;
 use crate::auth::Credentials;
 use crate::metrics;
+use crate::repository::checksum::Algorithm;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
+
+/// Does `journey`. Whoever drops this future, such as a connection that ends, ends its work too.
+async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
+    let guard = stop.cancel.clone().drop_guard();
+    let done = journey.await;
+    guard.disarm();
+    done
+}
 
 pub(super) async fn login(
     State(app): AppState,
@@ -59,7 +68,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "leases",
             "idempotency-key",
             "status",
+            "checksum",
+            "repr-digest",
+            "content-digest",
         ],
+        checksum_algorithms: Algorithm::ALL.map(Algorithm::name).to_vec(),
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
@@ -136,7 +149,8 @@ pub(super) async fn snapshot(
     SnapshotQuery(view): SnapshotQuery,
 ) -> Result<Response, Failure> {
     let stop = Stop::default();
-    json_stream::document(app.snapshot(&session, vm, snapshot, view, stop.clone()).await?, stop).await
+    let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_snapshot(
@@ -184,9 +198,7 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    let served = app.metrics().bytes_served();
-    let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
-    disk_response::respond(&method, &headers, disk, served, place).await
+    disk_response::respond(&app, &session, &method, &headers, disk).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
@@ -202,9 +214,8 @@ pub(super) async fn chunks(
     let (stop, place) = (Stop::default(), (vm, snapshot, disk));
     match form {
         Form::Page => {
-            // Whoever drops this future, such as a connection that ends, ends the work too.
-            let _guard = stop.cancel.clone().drop_guard();
-            Ok(Json(app.chunk_page(&session, place, wanted, stop).await?).into_response())
+            let journey = app.chunk_page(&session, place, wanted, stop.clone());
+            Ok(Json(while_wanted(&stop, journey).await?).into_response())
         }
         Form::Lines => {
             let found = app.chunks(&session, place, wanted, stop.clone()).await?;
@@ -212,6 +223,17 @@ pub(super) async fn chunks(
             json_stream::lines(lines, stop).await
         }
     }
+}
+
+pub(super) async fn checksum(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    ChecksumQuery(wanted): ChecksumQuery,
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

@@ -8,6 +8,7 @@ pub mod tls;
 
 mod body;
 mod create_body;
+mod digest;
 mod disk_response;
 mod exchange;
 mod extract;

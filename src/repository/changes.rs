@@ -133,6 +133,8 @@ impl<S: Source> Windows<S> {
         while self.found.is_empty() && self.at < self.target.size() {
             if let Err(error) = self.advance() {
                 self.at = u64::MAX;
+                // Found before the files were known to be good, and nothing may follow the error.
+                self.found.clear();
                 return Some(Err(error));
             }
         }
@@ -157,3 +159,7 @@ fn settled<S: Source>(base: &mut Pieces<S>, target: &mut Pieces<S>, at: u64) -> 
     }
     Err(CompareError::Unsettled)
 }
+
+#[cfg(test)]
+#[path = "changes/tests.rs"]
+mod tests;

@@ -4,6 +4,7 @@
 //! `<repository>/CoriolisSnapshots/<snapshot id>/<disk name>`.
 
 pub mod changes;
+pub mod checksum;
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;

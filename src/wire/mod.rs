@@ -1,6 +1,7 @@
 //! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
 
 mod array;
+mod checksum;
 mod disk_map;
 mod request;
 mod status;
@@ -8,6 +9,7 @@ mod status;
 use serde::{Deserialize, Serialize};
 
 pub use array::Array;
+pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
@@ -252,6 +254,8 @@ pub struct Capabilities {
     pub version: &'static str,
     /// What the API can do.
     pub features: &'static [&'static str],
+    /// How checksums can be made.
+    pub checksum_algorithms: Vec<&'static str>,
     /// What it does not go beyond.
     pub limits: Limits,
 }
