@@ -136,7 +136,7 @@ fuzz: rust
 	done
 
 bench: rust
-	cargo bench --locked --bench compare --bench refine $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+	cargo bench --locked --bench compare --bench refine --bench scale $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 clean:
 	cargo clean

@@ -161,5 +161,8 @@ fn settled<S: Source>(base: &mut Pieces<S>, target: &mut Pieces<S>, at: u64) -> 
 }
 
 #[cfg(test)]
+#[path = "changes/script.rs"]
+mod script;
+#[cfg(test)]
 #[path = "changes/tests.rs"]
 mod tests;
