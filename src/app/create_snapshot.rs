@@ -7,6 +7,7 @@
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -25,6 +26,9 @@ use crate::model::{
 use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::{Order, State};
+
+/// How long a creation holds its place among those of other VMs.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
@@ -61,7 +65,11 @@ impl App {
         let name = called.clone();
         let admitted = self.admit(&actor, called, &request).await;
         let Admitted { vm, held } = match admitted {
-            Ok(Admission::MadeBefore(snapshot)) => return Ok(snapshot),
+            Ok(Admission::MadeBefore(snapshot)) => {
+                let outcome = Ok(snapshot);
+                actor.did("create-again", name, &outcome);
+                return outcome;
+            }
             Ok(Admission::Now(admitted)) => admitted,
             Err(error) => {
                 let outcome = Err(error);
@@ -71,8 +79,19 @@ impl App {
         };
         let app = Arc::clone(self);
         self.detached(async move {
-            let _held = held;
-            let outcome = app.create(&vm, &actor, &request).await;
+            let (mut place, _turn) = held;
+            let outcome = {
+                let mut creation = pin!(app.create(&vm, &actor, &request));
+                match tokio::time::timeout(LONG, &mut creation).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
+                        tracing::warn!(%vm, "its snapshot takes long: its place goes to somebody else");
+                        place.give_up();
+                        creation.await
+                    }
+                }
+            };
             let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
             actor.did("create", format_args!("{vm}/{id}"), &outcome);
             outcome

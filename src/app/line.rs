@@ -106,6 +106,12 @@ impl<T> Drop for Ticket<T> {
 }
 
 impl<T> Place<T> {
+    /// Lets somebody else work: this work hangs. It still is seen at work.
+    pub(super) fn give_up(&mut self) {
+        let permit = lock(&self.0.entries).get_mut(&self.0.number).and_then(|entry| entry.permit.take());
+        drop(permit);
+    }
+
     pub(super) fn what(&self) -> &T {
         &self.0.what
     }
@@ -134,13 +140,18 @@ mod tests {
         drop(first);
         let third = third.place().await;
         assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
-        // Who is stuck keeps its stand, and another works.
+        // Who is stuck, and who gives up, keeps its stand, and another works.
+        let mut third = third;
         line.free(|what| *what == 3);
         let fourth = fourth.place().await;
         assert_eq!(standing(&line), [(3, true), (4, true)]);
-        line.free(|what| *what == 3);
+        third.give_up();
+        assert_eq!(line.places.available_permits(), 0);
         drop(third);
         assert_eq!(line.places.available_permits(), 0);
+        let mut fourth = fourth;
+        fourth.give_up();
+        assert_eq!((line.places.available_permits(), standing(&line)), (1, vec![(4, true)]));
         drop(fourth);
         assert_eq!(line.places.available_permits(), 1);
         assert_eq!(standing(&line), []);

@@ -5,7 +5,10 @@
 
 pub mod adopt;
 pub mod audit;
+pub mod changes;
 pub mod check_config;
+pub mod checksum;
+pub mod chunks;
 pub mod create_request;
 pub mod error;
 pub mod health;
@@ -26,6 +29,7 @@ mod delete_snapshot;
 mod hooked;
 mod line;
 mod recover;
+mod refined_cache;
 mod remembered;
 mod repositories;
 mod sweep;
@@ -40,7 +44,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
-use crate::config::{Config, Policy};
+use crate::config::{self, Config, Policy};
 use crate::hooks::Hooks;
 use crate::inventory;
 use crate::metrics::Metrics;
@@ -49,10 +53,12 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
+use checksum::Sums;
 pub use error::Error;
 use line::Line;
 use login::ManagerAddress;
 use reads::{Export, Reads};
+use refined_cache::RefinedCache;
 use repositories::Repositories;
 use status::Creation;
 use turns::Turns;
@@ -69,6 +75,9 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    sums: Sums,
+    compare: config::Compare,
+    refined_cache: RefinedCache,
     policy: Policy,
     creations: Line<Creation>,
     exports: Line<Export>,
@@ -80,6 +89,8 @@ pub struct App {
     started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
+    /// What they run in: connections have runtimes of their own, which end with them.
+    runtime: Handle,
 }
 
 impl App {
@@ -100,6 +111,9 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            sums: Sums::default(),
+            compare: config.compare,
+            refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
@@ -108,6 +122,7 @@ impl App {
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
+            runtime: Handle::current(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
@@ -143,19 +158,28 @@ impl App {
         self.detached.wait().await;
     }
 
-    /// Runs `work`, which blocks, where it holds up nobody: on a runtime of one thread, which is a
-    /// connection's own, at once. The one crossing from async code.
+    /// Runs `work`, which blocks, where it holds up nobody. The one crossing from async code, but for the
+    /// next.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        if Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread {
-            return work(self);
-        }
         let app = Arc::clone(self);
         let span = tracing::Span::current();
-        let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;
+        let done = self.runtime.spawn_blocking(move || span.in_scope(|| work(&app))).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    /// The same, and at once where the caller is a connection with a thread of its own: work that is short,
+    /// or that nobody but that connection waits for.
+    async fn blocking_own<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => work(self),
+            _ => self.blocking(work).await,
+        }
     }
 
     /// The same on a thread of its own, for what must not wait until another's work is done: while a
@@ -179,7 +203,7 @@ impl App {
         journey: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         use tracing::Instrument;
-        let done = self.detached.spawn(journey.in_current_span()).await;
+        let done = self.detached.spawn_on(journey.in_current_span(), &self.runtime).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
     }
 

@@ -11,24 +11,14 @@ use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 pub struct OpenDisk {
     /// The snapshot, and the VM whose it is.
     pub snapshot: (VmId, SnapshotId),
-    /// Its name there.
-    pub name: DiskName,
     /// The file, proven to be the one that was snapshotted.
-    pub file: DiskFile,
+    pub file: Arc<DiskFile>,
+    /// The disk, as it was recorded.
+    pub disk: SnapshotDisk,
     /// A text that no other content has.
     pub version: String,
     /// When the snapshot was taken.
     pub taken_at: jiff::Timestamp,
-}
-
-impl OpenDisk {
-    /// The error of a disk called `name` whose file cannot be read after all.
-    pub fn unreadable(name: &DiskName, cause: &OpenError) -> Error {
-        match cause {
-            OpenError::Io(error) => Error::Io { step: format!("reading {name}"), cause: error.to_string() },
-            other => Error::SnapshotLost { disk: name.to_string(), cause: other.to_string() },
-        }
-    }
 }
 
 impl App {
@@ -43,14 +33,16 @@ impl App {
         id: SnapshotId,
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
-        self.blocking(move |app| {
+        self.blocking_own(move |app| {
+            // Before anything is looked at: from here on it is not swept.
+            app.reads.note(id);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
+            let file = Arc::new(app.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            app.reads.note(id);
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), name, file, version, taken_at: snapshot.created_at })
+            let disk = disk.clone();
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
         })
         .await
     }
@@ -67,7 +59,7 @@ impl App {
 }
 
 /// The error of a snapshot whose disk cannot be used.
-pub(super) fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
+pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
     let cause = cause.into();
     passing(disk, &cause)
         .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::audit;
 use super::line::{Line, Place};
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
@@ -83,7 +84,10 @@ impl ExportPlace {
 
 impl Drop for ExportPlace {
     fn drop(&mut self) {
-        self.app.reads.note(self.place.what().snapshot);
+        let Export { vm, snapshot, disk, user, address, total, done, .. } = self.place.what();
+        self.app.reads.note(*snapshot);
+        let done = done.load(Ordering::Relaxed);
+        audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
     }
 }
 
@@ -98,7 +102,7 @@ impl App {
         of: &OpenDisk,
         total: u64,
     ) -> Result<ExportPlace, Error> {
-        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.name.clone());
+        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
         let export =
             Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0), reading: Mutex::default() };

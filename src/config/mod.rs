@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod api;
+mod compare;
 mod export;
 mod file;
 mod hooks;
@@ -14,6 +15,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use api::Api;
+pub use compare::{Compare, Refine, block_size};
 pub use export::Export;
 pub use file::File;
 pub use hooks::{Hooks, OnFailure, Sync, sync_url};
@@ -41,6 +43,8 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[compare]`.
+    pub compare: Compare,
     /// `[policy]`.
     pub policy: Policy,
     /// `[export]`.
@@ -89,6 +93,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        compare: check.compare(&file.compare),
         policy: check.policy(&file.policy),
         export: check.export(&file.export),
         hooks: check.hooks(&file.hooks),

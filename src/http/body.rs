@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::mpsc as pool;
 use std::task::{Context, Poll, ready};
 
@@ -69,7 +70,7 @@ impl DiskBody {
     /// # Errors
     /// Where the first piece cannot be read: later, nobody can be told.
     pub(super) fn start(
-        file: DiskFile,
+        file: Arc<DiskFile>,
         parts: Vec<Part>,
         place: ExportPlace,
         paces: Paces,
@@ -162,7 +163,7 @@ impl Drop for Pooled {
 
 /// The pieces of a body, in order.
 struct Reader {
-    file: DiskFile,
+    file: Arc<DiskFile>,
     /// What is still to come.
     parts: VecDeque<Part>,
     /// What is known about the bytes that come next.
