@@ -1,5 +1,6 @@
 //! What reading a file leaves in the page cache: nothing that was not there, so that a backup does not
-//! push out what the guests use.
+//! push out what the guests use. But for one thing: what the kernel reads past the end of a range, a few
+//! MiB, stays for the range that comes next, and is taken for somebody else's then.
 
 use std::collections::VecDeque;
 use std::ops::Range;

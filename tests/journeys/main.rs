@@ -13,6 +13,7 @@ mod checksum;
 mod compare;
 mod crash;
 mod disk_full;
+mod export;
 mod health;
 mod hook_examples;
 mod hooks;
