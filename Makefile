@@ -2,7 +2,7 @@
 # make test    everything a change needs: unit, property and integration tests
 # make check   formatting, lints, documents, licences
 # make fuzz    the parsers of foreign files against bytes that are made up, FUZZ_SECONDS each
-# make bench   what a comparison costs, beside what reading the maps costs
+# make bench   what comparisons and bytes cost, beside reading the maps, cmp, qemu-nbd and nginx; QUICK=1: in less time
 # make build   the release binary, one static file: target/release/coriolis-ovm-exporter (make release is the same)
 #
 # Each target installs what it lacks from Debian's packages; mounting needs root, or sudo.
@@ -135,8 +135,15 @@ fuzz: rust
 			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
 	done
 
-bench: rust
-	cargo bench --locked --bench compare --bench refine --bench scale $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+# Bytes out are those of the release, and their table goes into docs/benchmarks.md.
+PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin
+BENCH_RUNNER := $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+
+bench: build deps
+	@$(call install,$(PROGRAMS_BENCH) fincore:util-linux-extra)
+	cargo bench --locked --bench compare --bench refine --bench scale $(BENCH_RUNNER)
+	EXPORTERS="target/$$(rustc -vV | sed -n 's/^host: //p')/release/coriolis-ovm-exporter" \
+	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
 
 clean:
 	cargo clean

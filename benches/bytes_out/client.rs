@@ -47,39 +47,38 @@ impl<'a> Connection<'a> {
 
     /// Fetches `range` of `file` and forgets it.
     pub fn fetch(&mut self, file: &str, range: Range<u64>) {
-        let length = range.end - range.start;
-        let authorization = match self.peer.authorization.as_str() {
+        let length = self.request(file, &format!("{}-{}", range.start, range.end - 1));
+        assert_eq!(length, range.end - range.start, "{}", self.peer.name);
+    }
+
+    /// Fetches `ranges` of `file`, as the header has them; returns the length of what came.
+    pub fn request(&mut self, file: &str, ranges: &str) -> u64 {
+        let Peer { name, prefix, authorization, .. } = self.peer;
+        let authorization = match authorization.as_str() {
             "" => String::new(),
             value => format!("Authorization: {value}\r\n"),
         };
-        let request = format!(
-            "GET {}{file} HTTP/1.1\r\nHost: localhost\r\n{authorization}Range: bytes={}-{}\r\n\r\n",
-            self.peer.prefix,
-            range.start,
-            range.end - 1
-        );
+        let request =
+            format!("GET {prefix}{file} HTTP/1.1\r\nHost: localhost\r\n{authorization}Range: bytes={ranges}\r\n\r\n");
         self.stream.write_all(request.as_bytes()).unwrap();
         let mut filled = 0;
         let body = loop {
             let came = self.stream.read(&mut self.buffer[filled..]).unwrap();
-            assert!(came > 0, "{}: the connection ended", self.peer.name);
+            assert!(came > 0, "{name}: the connection ended");
             filled += came;
             if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
             }
         };
-        let head = String::from_utf8_lossy(&self.buffer[..body]);
-        assert!(head.starts_with("HTTP/1.1 206 "), "{}: {head}", self.peer.name);
-        assert!(
-            head.to_lowercase().contains(&format!("\r\ncontent-length: {length}\r\n")),
-            "{}: {head}",
-            self.peer.name
-        );
-        let mut left = length - (filled - body) as u64;
+        let head = String::from_utf8_lossy(&self.buffer[..body]).to_lowercase();
+        assert!(head.starts_with("http/1.1 206 "), "{name}: {head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
+        let mut left: u64 = length - (filled - body) as u64;
         while left > 0 {
             let came = self.stream.read(&mut self.buffer).unwrap();
-            assert!(came > 0, "{}: the body ended early", self.peer.name);
+            assert!(came > 0, "{name}: the body ended early");
             left -= came as u64;
         }
+        length
     }
 }

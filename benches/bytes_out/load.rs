@@ -57,6 +57,11 @@ const THROUGHPUT: &str = "MiB/s";
 const CPU: &str = "CPU s/GiB";
 const MEMORY: &str = "memory over idle, MiB";
 
+/// Whether a peer can be asked for it.
+pub fn fits(name: &str, peer: &Peer) -> bool {
+    !peer.is_nbd || name.starts_with("one stream")
+}
+
 pub const LOADS: &[(&str, Load)] = &[
     ("one stream", |peer, input| {
         input.warm("full.img");
@@ -80,6 +85,28 @@ pub const LOADS: &[(&str, Load)] = &[
     ("ranges of 1 MiB, one connection", |peer, input| {
         input.warm("full.img");
         ranges(peer, 1 << 20, input.size, 2_000)
+    }),
+    ("64 ranges of 4 KiB in each request", |peer, input| {
+        const COUNT: u64 = 500;
+        input.warm("full.img");
+        let mut random = Random(64);
+        let config = config(peer);
+        let mut connection = Connection::open(peer, &config);
+        let (cpu, started) = (peer.cpu(), Instant::now());
+        for _ in 0..COUNT {
+            // In order, as a list of changes is.
+            let mut starts: Vec<u64> = (0..64).map(|_| random.below(input.size >> 12) << 12).collect();
+            starts.sort_unstable();
+            starts.dedup();
+            let ranges: Vec<String> = starts.iter().map(|start| format!("{start}-{}", start + 4095)).collect();
+            let length = connection.request("full.img", &ranges.join(","));
+            assert!(length > starts.len() as u64 * 4096, "{}: {length} bytes came", peer.name);
+        }
+        let ranges = (COUNT * 64) as f64;
+        vec![
+            ("ranges/s", ranges / started.elapsed().as_secs_f64()),
+            ("CPU µs a range", (peer.cpu() - cpu) / ranges * 1e6),
+        ]
     }),
     ("1 GiB of data in a disk of 1 TiB", |peer, input| {
         input.warm_sparse();
@@ -130,16 +157,16 @@ impl Input {
     }
 }
 
-/// `file` by `count` clients (curl), a part each.
+/// `file` by `count` clients (curl, or nbdcopy), a part each.
 fn streams(peer: &Peer, file: &str, size: u64, count: u64) -> Measured {
     let idle = peer.memory("VmRSS");
     peer.forget_peak();
     let (cpu, started) = (peer.cpu(), Instant::now());
     let part = size / count;
-    let clients: Vec<Child> = (0..count).map(|n| curl(peer, file, n * part, (n + 1) * part)).collect();
+    let clients: Vec<Child> = (0..count).map(|n| client(peer, file, n * part, (n + 1) * part)).collect();
     for mut client in clients {
         let status = client.wait().unwrap();
-        assert!(status.success(), "{}: curl: {status}", peer.name);
+        assert!(status.success(), "{}: its client: {status}", peer.name);
     }
     let seconds = started.elapsed().as_secs_f64();
     let cpu = peer.cpu() - cpu;
@@ -147,7 +174,11 @@ fn streams(peer: &Peer, file: &str, size: u64, count: u64) -> Measured {
     vec![(THROUGHPUT, size as f64 / MIB / seconds), (CPU, cpu / (size as f64 / GIB)), (MEMORY, memory as f64 / 1024.0)]
 }
 
-fn curl(peer: &Peer, file: &str, start: u64, end: u64) -> Child {
+fn client(peer: &Peer, file: &str, start: u64, end: u64) -> Child {
+    if peer.is_nbd {
+        let uri = format!("nbds://localhost:{}/{file}?tls-certificates={}", peer.port, peer.ca);
+        return Command::new("nbdcopy").args(["--connections=1", &uri, "null:"]).spawn().unwrap();
+    }
     let mut command = Command::new("curl");
     command.args(["--silent", "--show-error", "--fail", "--http1.1", "--noproxy", "*", "--cacert", &peer.ca]);
     command.args(["--output", "/dev/null", "--range", &format!("{start}-{}", end - 1)]);

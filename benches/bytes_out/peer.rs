@@ -19,6 +19,8 @@ pub struct Peer {
     /// Empty, or the value of `Authorization`.
     pub authorization: String,
     pub ca: String,
+    /// Speaks NBD, and has `full.img` alone.
+    pub is_nbd: bool,
     /// The processes that do the work.
     pids: Vec<u32>,
     _process: Option<Process>,
@@ -32,6 +34,7 @@ impl Peer {
             prefix: format!("/api/v1/vms/{VM}/snapshots/{snapshot}/disks/"),
             authorization: format!("Bearer {}", world.client().token),
             ca: world.certificates.ca().display().to_string(),
+            is_nbd: false,
             pids: vec![world.exporter.pid()],
             _process: None,
         }
@@ -80,7 +83,40 @@ impl Peer {
         }
         let ca = world.certificates.ca().display().to_string();
         let (prefix, authorization) = ("/".to_owned(), String::new());
-        Self { name: "nginx".to_owned(), port, prefix, authorization, ca, pids, _process: Some(process) }
+        Self { name: "nginx".to_owned(), port, prefix, authorization, ca, is_nbd: false, pids, _process: Some(process) }
+    }
+
+    /// qemu-nbd, as it serves a disk over TLS to nbdcopy.
+    pub fn nbd(world: &World, folder: &Path) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        for (from, to) in
+            [("ca.pem", "ca-cert.pem"), ("server.pem", "server-cert.pem"), ("server.key", "server-key.pem")]
+        {
+            fs::copy(world.certificates.path(from), dir.path().join(to)).unwrap();
+        }
+        let path = dir.path().display().to_string();
+        let mut command = Command::new("qemu-nbd");
+        command.args(["--read-only", "--persistent", "--shared=8", "--format=raw", "--bind=127.0.0.1"]);
+        command.args(["--export-name=full.img", "--tls-creds=tls", "--object"]);
+        command.arg(format!("tls-creds-x509,id=tls,endpoint=server,verify-peer=no,dir={path}"));
+        command.arg(format!("--port={port}")).arg(folder.join("full.img"));
+        let process = Process { child: command.spawn().unwrap(), dir };
+        let end = Instant::now() + Duration::from_secs(30);
+        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+            assert!(Instant::now() < end, "qemu-nbd does not start");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Self {
+            name: "qemu-nbd".to_owned(),
+            port,
+            prefix: String::new(),
+            authorization: String::new(),
+            ca: path,
+            is_nbd: true,
+            pids: vec![process.child.id()],
+            _process: Some(process),
+        }
     }
 
     /// CPU time of all its threads so far, seconds.

@@ -29,14 +29,18 @@ impl Table {
         let mut text = format!("| | | {} |{ratios}\n", peers.join(" | "));
         writeln!(text, "|---|---|{}", "--:|".repeat(peers.len() + others.len())).unwrap();
         for row in &self.rows {
-            let of = |peer: &str| self.values[&(*row, peer.to_owned())].clone();
+            let of = |peer: &str| self.values.get(&(*row, peer.to_owned()));
             write!(text, "| {} | {} |", row.0, row.1).unwrap();
             for peer in peers {
-                write!(text, " {} |", figure(median(of(peer)))).unwrap();
+                write!(text, " {} |", of(peer).map_or_else(String::new, |values| figure(median(values)))).unwrap();
             }
             for peer in others {
-                let ratios = of(peer).iter().zip(of(last)).map(|(ours, theirs)| ours / theirs).collect();
-                write!(text, " {:.2} |", median(ratios)).unwrap();
+                let ratios = of(peer).zip(of(last)).map(|(ours, theirs)| {
+                    let each: Vec<f64> = ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
+                    median(&each)
+                });
+                let ratio = ratios.filter(|ratio| ratio.is_finite()).map(|ratio| format!("{ratio:.2}"));
+                write!(text, " {} |", ratio.unwrap_or_default()).unwrap();
             }
             text.push('\n');
         }
@@ -48,7 +52,8 @@ fn figure(value: f64) -> String {
     if value >= 100.0 { format!("{value:.0}") } else { format!("{value:.2}") }
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+fn median(values: &[f64]) -> f64 {
+    let mut values = values.to_vec();
     values.sort_by(f64::total_cmp);
     values[values.len() / 2]
 }

@@ -24,6 +24,9 @@ use crate::repository::{DiskFile, Footprint, OpenError, Run};
 /// Bytes read at a time.
 const PIECE: usize = 256 << 10;
 
+/// Shorter ranges are not looked at for holes.
+const SHORT: u64 = 64 << 10;
+
 /// What a hole is sent as.
 static ZEROS: [u8; PIECE] = [0; PIECE];
 
@@ -185,6 +188,8 @@ impl Reader {
         let at = range.start;
         let run = match self.run.take() {
             Some(run) => run,
+            // Cheaper read, hole or not, than asked about.
+            None if range.end - at <= SHORT => Run { end: range.end, is_data: true },
             None => self.file.run_at(at, range.end)?,
         };
         let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
