@@ -213,7 +213,7 @@ impl Hooks {
                 return begun.runs.push(run);
             }
         };
-        for Program { name, problem } in found {
+        for Program { name, path, problem } in found {
             let shown = name.to_string_lossy().into_owned();
             let late = (Instant::now() >= deadline).then(|| "no time was left for it".to_owned());
             if let Some(problem) = problem.or(late) {
@@ -221,7 +221,7 @@ impl Hooks {
                 continue;
             }
             begun.since.get_or_insert_with(Instant::now);
-            let (run, quiesced) = call(directory, &name, event, None, deadline, &self.hurry).await;
+            let (run, quiesced) = call(&path, event, None, deadline, &self.hurry).await;
             begun.runs.push(run.clone());
             begun.quiesced |= quiesced && !run.has_failed();
             if let Owed::These { programs, .. } = &mut begun.owed {
@@ -248,14 +248,14 @@ impl Hooks {
             Err(unusable) => return runs.push(unusable_run(event, directory, HookStage::Post, &unusable)),
         };
         let never = CancellationToken::new();
-        for Program { name, problem } in found.into_iter().filter(|program| wanted(&program.name)) {
+        for Program { name, path, problem } in found.into_iter().filter(|program| wanted(&program.name)) {
             runs.push(match problem {
                 Some(problem) => {
                     skipped(event, &name.to_string_lossy(), HookKind::Directory, HookStage::Post, &problem)
                 }
                 None => {
                     let deadline = Instant::now() + self.config.timeout;
-                    call(directory, &name, event, Some(done), deadline, &never).await.0
+                    call(&path, event, Some(done), deadline, &never).await.0
                 }
             });
         }
@@ -264,8 +264,7 @@ impl Hooks {
 
 /// Calls one program: before the operation, or after it, which then is `done` or has failed.
 async fn call(
-    directory: &Path,
-    name: &OsStr,
+    program: &Path,
     event: &Event,
     done: Option<bool>,
     deadline: Instant,
@@ -273,9 +272,9 @@ async fn call(
 ) -> (HookRun, bool) {
     let stage = if done.is_none() { HookStage::Pre } else { HookStage::Post };
     let started = Instant::now();
-    let path = directory::path_of(directory, name);
-    let ended = program::call(&path, event, stage, event.message(stage, done), deadline, hurry).await;
-    let run = run(name.to_string_lossy().into_owned(), HookKind::Directory, stage, started);
+    let ended = program::call(program, event, stage, event.message(stage, done), deadline, hurry).await;
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let run = run(name, HookKind::Directory, stage, started);
     (told(event, HookRun { outcome: ended.outcome, detail: ended.detail, ..run }), ended.quiesced)
 }
 

@@ -31,7 +31,7 @@ impl Findings {
             }
         };
         self.good(what, format!("{shown}: {} hooks", found.iter().filter(|one| one.problem.is_none()).count()));
-        for Program { name, problem } in found {
+        for Program { name, problem, .. } in found {
             let what = format!("hook {}", name.to_string_lossy());
             match problem {
                 None => self.good(&what, "is run"),
