@@ -25,6 +25,7 @@ mod create_snapshot;
 mod delete_snapshot;
 mod hooked;
 mod line;
+mod owed;
 mod recover;
 mod remembered;
 mod repositories;
@@ -79,6 +80,8 @@ pub struct App {
     started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
+    /// What hooks may hold: between a `pre` and the end of its `post`.
+    held: TaskTracker,
 }
 
 impl App {
@@ -107,6 +110,7 @@ impl App {
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
+            held: TaskTracker::new(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
