@@ -16,6 +16,10 @@ use crate::model::HookStage;
 /// How long they are waited for. One that hangs in the kernel dies when what it hangs on is thawed.
 pub(super) const DEATH: Duration = Duration::from_secs(3);
 
+/// Looks that have to find nothing, one after the other: a process that is being started has no environment
+/// for a moment.
+const QUIET: u32 = 3;
+
 /// [`end`], on a thread of its own: those of a pool may all be waited for, and something is frozen.
 pub(super) async fn end_on_a_thread(id: String, stage: Option<HookStage>) {
     let (done, ended) = tokio::sync::oneshot::channel::<()>();
@@ -37,14 +41,15 @@ pub(super) async fn end_on_a_thread(id: String, stage: Option<HookStage>) {
 /// Says how many there were.
 fn end(id: &str, stage: Option<HookStage>) -> usize {
     let until = Instant::now() + DEATH;
-    let mut killed = HashSet::new();
+    let (mut killed, mut quiet) = (HashSet::new(), 0);
     loop {
         let left = find(id, stage);
         for pid in &left {
             let _ = kill(*pid, Signal::SIGKILL);
         }
         killed.extend(left.iter().copied());
-        if left.is_empty() || Instant::now() > until {
+        quiet = if left.is_empty() { quiet + 1 } else { 0 };
+        if quiet == QUIET || Instant::now() > until {
             return killed.len();
         }
         std::thread::sleep(Duration::from_millis(20));

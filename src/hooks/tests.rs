@@ -254,17 +254,16 @@ async fn a_service_that_stops_waits_for_no_pre_hook() {
 async fn a_hook_that_is_ended_freezes_nothing_later_in_a_group_of_its_own() {
     let shelf = Shelf::new();
     // timeout(1) makes a process group of its own, and so does setsid(1).
-    let later = "trap \"\" TERM; sleep 3; touch $OUT/frozen";
+    let later = "trap \"\" TERM; sleep 8; touch $OUT/frozen";
     shelf.put(
         "1-freeze",
         &format!("export OUT; [ $2 = post ] && exit\nsetsid sh -c '{later}' & timeout 600 sh -c '{later}'"),
     );
-    let (hooks, event) = (shelf.hooks("timeout = \"500ms\"\npost_on_failure = true"), event());
+    let (hooks, event) = (shelf.hooks("timeout = \"2s\"\npost_on_failure = true"), event());
     let begun = begin(&hooks, &event).await;
     assert_eq!(told(begun.calls.runs()), ["1-freeze pre timeout"]);
     assert_eq!(told(&after(&hooks, &event, &begun, false).await), ["1-freeze post ok"]);
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    assert_eq!(shelf.read("frozen"), "");
+    tokio::time::sleep(Duration::from_secs(9)).await;
     assert!(!shelf.dir.path().join("frozen").exists(), "it was frozen after its thaw");
 }
 
@@ -328,4 +327,20 @@ async fn a_post_that_cannot_be_called_or_fails_stays_owed() {
     fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     assert_eq!(told(&hooks.again(&written).await.runs).len(), names.len());
     assert_eq!(told(&hooks.again(&Debt { owed: None, ..written }).await.runs).len(), names.len() + 1);
+}
+
+#[tokio::test]
+async fn what_an_earlier_try_owes_is_called_with_this_one() {
+    let shelf = Shelf::new();
+    shelf.put("1-refuses", "[ $2 = post ]");
+    shelf.put("2-owes", NOTE);
+    let (hooks, event) = (shelf.hooks(""), event());
+    let nothing: Refresh = Arc::new(|| ());
+    let debt = Debt { earlier: vec!["2-owes".into()], ..debt(&hooks, &event) };
+    let begun = hooks.before(&debt, &nothing).await;
+    assert_eq!(told(begun.calls.runs()), ["1-refuses pre failed"]);
+    assert_eq!(told(&after(&hooks, &event, &begun, false).await), ["2-owes post ok"]);
+    // Where it fails once more, it is owed once more.
+    fs::remove_file(shelf.dir.path().join("hooks/2-owes")).unwrap();
+    assert_eq!(hooks.after(&event, begun, false).await.left.unwrap().programs, ["2-owes"]);
 }
