@@ -22,13 +22,16 @@ pub(super) struct Around {
     pub held: Option<Duration>,
 }
 
+/// What blocks.
+type Step<T> = Box<dyn FnOnce(&App) -> T + Send>;
+
 /// What is done between the two halves.
 pub(super) struct Between<T> {
-    pub work: Box<dyn FnOnce(&App) -> Result<T, Error> + Send>,
+    pub work: Step<Result<T, Error>>,
     /// What is done once more before another attempt to quiesce.
     pub refresh: Refresh,
     /// What is done when the work ends after it was given up; nothing: it is waited for.
-    pub late: Option<Box<dyn FnOnce(&App) + Send>>,
+    pub late: Option<Step<()>>,
 }
 
 impl App {
@@ -194,10 +197,7 @@ mod tests {
         (dir, app, id, debt)
     }
 
-    fn between(
-        work: impl FnOnce(&App) -> Result<(), Error> + Send + 'static,
-        late: Option<Box<dyn FnOnce(&App) + Send>>,
-    ) -> Between<()> {
+    fn between(work: impl FnOnce(&App) -> Result<(), Error> + Send + 'static, late: Option<Step<()>>) -> Between<()> {
         Between { work: Box::new(work), refresh: Arc::new(|| ()), late }
     }
 

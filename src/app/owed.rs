@@ -139,7 +139,7 @@ impl App {
             Err(error) => return tracing::error!(%error, "post hooks that failed are not called again"),
         };
         for (key, debt) in debts {
-            let due = debt.attempts > 0 && (debt.attempts <= OFTEN || round % SELDOM == 0);
+            let due = debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
             let turn = debt.event.vm.name.parse::<VmId>().ok().and_then(|vm| self.turns.try_take(&vm));
             let (true, Some(turn)) = (due, turn) else { continue };
             let app = Arc::clone(self);
