@@ -9,12 +9,12 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::model::diff::changed;
 use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
 use coriolis_ovm_exporter::repository::clone::{Clones, Source};
-use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir, map};
+use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
 
 #[allow(dead_code)] // the tests need more of it
@@ -48,12 +48,12 @@ fn row(mount_point: &Path, extents: u64) {
         file.write_all_at(&[1; BLOCK as usize], extent * 2 * BLOCK).unwrap();
     }
     file.sync_all().unwrap();
-    let base = snapshot(&repository, &file, 1 + u128::from(extents));
+    let base = Arc::new(snapshot(&repository, &file, 1 + u128::from(extents)));
     for extent in (0..extents).step_by(100) {
         file.write_all_at(&[2; BLOCK as usize], extent * 2 * BLOCK).unwrap();
     }
     file.sync_all().unwrap();
-    let target = snapshot(&repository, &file, 2 + u128::from(extents));
+    let target = Arc::new(snapshot(&repository, &file, 2 + u128::from(extents)));
     let paths = [1, 2].map(|n| {
         SnapshotDir::new(&repository, SnapshotId::from_u128(n + u128::from(extents))).disk(&"disk".parse().unwrap())
     });
@@ -63,8 +63,8 @@ fn row(mount_point: &Path, extents: u64) {
     for _ in 0..ROUNDS {
         raw.push(timed(|| files.iter().for_each(|file| assert!(count_extents(file) >= extents))));
         compared.push(timed(|| {
-            let maps = map::read_both(&base, &target).unwrap().unwrap();
-            assert_eq!(changed(&maps.base, &maps.target).len() as u64, extents.div_ceil(100));
+            let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), 0).unwrap().unwrap();
+            assert_eq!(changes.map(Result::unwrap).count() as u64, extents.div_ceil(100));
         }));
         filefrag.push(timed(|| {
             let status = Command::new("filefrag").args(&paths).stdout(Stdio::null()).status().unwrap();

@@ -47,9 +47,20 @@ pub(super) fn login<T>(user: &str, address: Option<IpAddr>, outcome: &Result<T, 
     line("log-in", outcome.is_ok().then_some(user), address, "", outcome);
 }
 
+/// Writes down that a body of a disk ended, and how much of it was sent.
+pub(super) fn export(user: &str, address: Option<IpAddr>, what: impl Display, sent: u64, of: u64) {
+    let (what, address) = (what.to_string(), shown(address));
+    let outcome = if sent == of { "done" } else { "cut" };
+    tracing::info!(target: TARGET, action = "export", ?user, %address, ?what, outcome, sent, of, "audit");
+}
+
 /// Writes down that a request came without a good token.
 pub fn stranger(address: Option<IpAddr>, path: String) {
     line::<()>("request", None, address, path, &Err(crate::auth::BadToken.into()));
+}
+
+fn shown(address: Option<IpAddr>) -> String {
+    address.map_or_else(|| "-".to_owned(), |address| address.to_string())
 }
 
 fn line<T>(
@@ -61,7 +72,7 @@ fn line<T>(
 ) {
     // Quoted, so that a name of several lines is one.
     let what = what.to_string();
-    let (user, address) = (user.unwrap_or("-"), address.map_or_else(|| "-".to_owned(), |address| address.to_string()));
+    let (user, address) = (user.unwrap_or("-"), shown(address));
     match outcome {
         Ok(_) => tracing::info!(target: TARGET, action, ?user, %address, ?what, outcome = "done", "audit"),
         Err(error) => {

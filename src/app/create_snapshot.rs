@@ -8,6 +8,7 @@ use std::any::Any;
 use std::collections::HashSet;
 use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,9 @@ use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
+/// How long a creation holds its place among those of other VMs.
+const LONG: Duration = Duration::from_secs(60);
+
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
     snapshot: Snapshot,
@@ -42,7 +46,7 @@ struct Terms {
 }
 
 /// What keeps others from changing the VM's snapshots meanwhile.
-type Held = Arc<dyn Any + Send + Sync>;
+type Turn = Arc<dyn Any + Send + Sync>;
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
@@ -71,7 +75,11 @@ impl App {
         let name = called.clone();
         let admitted = self.admit(&actor, called, &request).await;
         let Admitted { vm, held } = match admitted {
-            Ok(Admission::MadeBefore(snapshot)) => return Ok(snapshot),
+            Ok(Admission::MadeBefore(snapshot)) => {
+                let outcome = Ok(snapshot);
+                actor.did("create-again", name, &outcome);
+                return outcome;
+            }
             Ok(Admission::Now(admitted)) => admitted,
             Err(error) => {
                 let outcome = Err(error);
@@ -81,8 +89,20 @@ impl App {
         };
         let app = Arc::clone(self);
         self.detached(async move {
-            let held: Held = Arc::new(held);
-            let outcome = app.create(&vm, &actor, &request, &held).await;
+            let (mut place, turn) = held;
+            let turn: Turn = Arc::new(turn);
+            let outcome = {
+                let mut creation = pin!(app.create(&vm, &actor, &request, &turn));
+                match tokio::time::timeout(LONG, &mut creation).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
+                        tracing::warn!(%vm, "its snapshot takes long: its place goes to somebody else");
+                        place.give_up();
+                        creation.await
+                    }
+                }
+            };
             let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
             actor.did("create", format_args!("{vm}/{id}"), &outcome);
             outcome
@@ -95,14 +115,14 @@ impl App {
         vm: &VmId,
         actor: &Actor,
         request: &CreateRequest,
-        held: &Held,
+        turn: &Turn,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
         if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
         let mut freeze = None;
-        let made = self.make(vm.clone(), actor.clone(), request.clone(), held, &mut freeze).await;
+        let made = self.make(vm.clone(), actor.clone(), request.clone(), turn, &mut freeze).await;
         match &made {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
@@ -123,7 +143,7 @@ impl App {
         vm: VmId,
         actor: Actor,
         request: CreateRequest,
-        held: &Held,
+        turn: &Turn,
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
         let plan = self.blocking(move |app| {
@@ -136,10 +156,10 @@ impl App {
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let late = {
-            let (snapshot, held) = (snapshot.clone(), Arc::clone(held));
+            let (snapshot, turn) = (snapshot.clone(), Arc::clone(turn));
             move |app: &Self| {
                 // Until now nobody else could change the VM's snapshots.
-                let _held = held;
+                let _turn = turn;
                 tracing::warn!(snapshot = %snapshot.id, vm = %snapshot.vm, "its clones have ended late: they are removed");
                 app.undo(&snapshot);
             }

@@ -117,6 +117,7 @@ impl App {
     /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
     /// stays, unseen, until the repository is back.
     pub(super) fn remove(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.refined_cache.forget(snapshot.id);
         let mut all_gone = true;
         let mut first_error = None;
         for id in snapshot.repositories() {

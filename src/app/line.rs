@@ -42,7 +42,7 @@ pub(super) struct Ticket<T> {
 /// A place to work, which is free again when this is dropped.
 pub(super) struct Place<T> {
     ticket: Ticket<T>,
-    _permit: Option<OwnedSemaphorePermit>,
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 fn lock<T>(entries: &Entries<T>) -> MutexGuard<'_, BTreeMap<u64, Entry<T>>> {
@@ -87,7 +87,7 @@ impl<T> Ticket<T> {
         if let Some(entry) = lock(&self.entries).get_mut(&self.number) {
             (entry.since, entry.works) = (Instant::now(), true);
         }
-        Place { ticket: self, _permit: permit }
+        Place { ticket: self, permit }
     }
 }
 
@@ -98,6 +98,11 @@ impl<T> Drop for Ticket<T> {
 }
 
 impl<T> Place<T> {
+    /// Lets somebody else work: this work hangs. It still is seen at work.
+    pub(super) fn give_up(&mut self) {
+        self.permit = None;
+    }
+
     pub(super) fn what(&self) -> &T {
         &self.ticket.what
     }
@@ -126,6 +131,11 @@ mod tests {
         drop(first);
         let third = third.place().await;
         assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
+        // Who hangs holds up nobody.
+        let mut third = third;
+        third.give_up();
+        let fourth = fourth.place().await;
+        assert_eq!(standing(&line), [(3, true), (4, true)]);
         drop((third, fourth));
         assert_eq!(standing(&line), []);
         // A burst on an idle line: those who will work at once are no queue.

@@ -5,7 +5,10 @@
 
 pub mod adopt;
 pub mod audit;
+pub mod changes;
 pub mod check_config;
+pub mod checksum;
+pub mod chunks;
 pub mod create_request;
 pub mod error;
 pub mod health;
@@ -27,6 +30,7 @@ mod hooked;
 mod line;
 mod owed;
 mod recover;
+mod refined_cache;
 mod remembered;
 mod repositories;
 mod sweep;
@@ -40,7 +44,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
-use crate::config::{Config, Policy};
+use crate::config::{self, Config, Policy};
 use crate::hooks::Hooks;
 use crate::inventory;
 use crate::metrics::Metrics;
@@ -49,10 +53,12 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
+use checksum::Sums;
 pub use error::Error;
 use line::Line;
 use login::ManagerAddress;
 use reads::{Export, Reads};
+use refined_cache::RefinedCache;
 use repositories::Repositories;
 use status::Creation;
 use turns::Turns;
@@ -69,6 +75,9 @@ pub struct App {
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
+    sums: Sums,
+    compare: config::Compare,
+    refined_cache: RefinedCache,
     policy: Policy,
     creations: Line<Creation>,
     exports: Line<Export>,
@@ -102,6 +111,9 @@ impl App {
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
+            sums: Sums::default(),
+            compare: config.compare,
+            refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),

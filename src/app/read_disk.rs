@@ -11,10 +11,10 @@ use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 pub struct OpenDisk {
     /// The snapshot, and the VM whose it is.
     pub snapshot: (VmId, SnapshotId),
-    /// Its name there.
-    pub name: DiskName,
     /// The file, proven to be the one that was snapshotted.
-    pub file: DiskFile,
+    pub file: Arc<DiskFile>,
+    /// The disk, as it was recorded.
+    pub disk: SnapshotDisk,
     /// A text that no other content has.
     pub version: String,
     /// When the snapshot was taken.
@@ -34,13 +34,15 @@ impl App {
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on it is not swept.
+            app.reads.note(id);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = app.open(&snapshot, disk).map_err(|error| lost(disk, error))?;
+            let file = Arc::new(app.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            app.reads.note(id);
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), name, file, version, taken_at: snapshot.created_at })
+            let disk = disk.clone();
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
         })
         .await
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::audit;
 use super::line::{Line, Place};
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
@@ -66,7 +67,10 @@ impl ExportPlace {
 
 impl Drop for ExportPlace {
     fn drop(&mut self) {
-        self.app.reads.note(self.place.what().snapshot);
+        let Export { vm, snapshot, disk, user, address, total, done } = self.place.what();
+        self.app.reads.note(*snapshot);
+        let done = done.load(Ordering::Relaxed);
+        audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
     }
 }
 
@@ -81,7 +85,7 @@ impl App {
         of: &OpenDisk,
         total: u64,
     ) -> Result<ExportPlace, Error> {
-        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.name.clone());
+        let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
         let export = Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0) };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;

@@ -1,19 +1,20 @@
 //! The journeys to a snapshot's document: alone, in a list, compared to an older one.
 
+use std::num::NonZero;
 use std::sync::Arc;
 
+use super::changes::{Found, Stop};
 use super::read_disk::{lost, passing};
 use super::{App, Error};
 use crate::auth::Session;
-use crate::model::chunk::squash;
-use crate::model::diff::changed;
+use crate::config::Refine;
 use crate::model::retention::Terms;
 use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
-use crate::repository::SnapshotDir;
-use crate::repository::map::{self, CompareError};
-use crate::wire::{self, DiskMap, Mode, Status, WireChunk};
+use crate::repository::refine::Held;
+use crate::repository::{Changes, CompareError, DiskFile, MapError, SnapshotDir};
+use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 /// What of a snapshot a client wants to see.
 #[derive(Clone, Copy, Debug)]
@@ -26,11 +27,21 @@ pub struct View {
     pub squash: bool,
     /// Whether `zero` chunks are listed; by default where there is something to compare to.
     pub zeros: Option<bool>,
+    /// Whether only the sums of the chunks are wanted.
+    pub summary: bool,
+    /// Whether contents are compared, where a base is named; by default as the config says.
+    pub refine: Option<Refine>,
 }
 
 impl View {
+    /// Whether anything of the maps is wanted.
+    fn maps(self) -> bool {
+        self.chunks || self.summary
+    }
+
     /// A new snapshot, as its creation answers.
-    pub const NEW: Self = Self { compare_to: None, chunks: true, squash: false, zeros: None };
+    pub const NEW: Self =
+        Self { compare_to: None, chunks: true, squash: false, zeros: None, summary: false, refine: None };
 }
 
 impl App {
@@ -45,18 +56,15 @@ impl App {
         called: VmId,
         id: SnapshotId,
         view: View,
+        stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on they are not swept.
+            [Some(id), view.compare_to].into_iter().flatten().for_each(|id| app.reads.note(id));
             let snapshot = app.snapshot_of(&called, id)?;
-            let base = match view.compare_to {
-                Some(base) => Some(app.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot"))?),
-                None => None,
-            };
-            for read in base.iter().chain([&snapshot]) {
-                app.reads.note(read.id);
-            }
+            let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-            app.describe(&snapshot, pair.as_ref(), view)
+            app.describe(&snapshot, pair.as_ref(), view, &stop)
         })
         .await
     }
@@ -70,8 +78,9 @@ impl App {
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
+        stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
-        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW))).await
+        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW, &stop))).await
     }
 
     /// The documents of all snapshots of the VM that `called` names, oldest first. One that is lost
@@ -84,13 +93,24 @@ impl App {
         _session: &Session,
         called: VmId,
         view: View,
-    ) -> Result<Vec<wire::Snapshot>, Error> {
-        self.blocking(move |app| {
-            let vm = app.resolve_vm(&called)?;
-            let snapshots = app.store.snapshots_of(&vm)?;
-            Ok(snapshots.iter().map(|snapshot| app.describe_anyway(snapshot, view)).collect())
-        })
-        .await
+        stop: Stop,
+    ) -> Result<Array<wire::Snapshot>, Error> {
+        let snapshots = self
+            .blocking(move |app| {
+                let vm = app.resolve_vm(&called)?;
+                Ok(app.store.snapshots_of(&vm)?)
+            })
+            .await?;
+        // Each when it is its turn: so many files are not open at once.
+        let app = Arc::clone(self);
+        let documents = snapshots.into_iter().map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
+        Ok(Array::new(documents))
+    }
+
+    /// The snapshot to compare to.
+    pub(super) fn base_of(&self, view: View) -> Result<Option<Snapshot>, Error> {
+        let Some(base) = view.compare_to else { return Ok(None) };
+        self.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot")).map(Some)
     }
 
     fn describe(
@@ -98,78 +118,116 @@ impl App {
         snapshot: &Snapshot,
         pair: Option<&SnapshotPair<'_>>,
         view: View,
+        stop: &Stop,
     ) -> Result<wire::Snapshot, Error> {
         let mut document = self.document(snapshot);
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let change = match pair {
-                Some(pair) => self.compare(pair, disk)?,
-                None => self.whole(snapshot, disk, view)?,
+            let found = match pair {
+                Some(pair) => self.compared(pair, disk, view, 0)?,
+                None => self.whole(snapshot, disk, view, 0)?,
             };
-            entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
+            entry.map = view.maps().then(|| found.into_map(view, stop, None)).transpose()?;
         }
         Ok(document)
     }
 
-    /// As [`App::describe`], without a comparison, and for lists: a disk that is lost is listed as
-    /// data from end to end. Who knows no `status` then asks for its bytes, and is told.
-    fn describe_anyway(&self, snapshot: &Snapshot, view: View) -> wire::Snapshot {
+    /// As [`App::describe`], without a comparison, and for lists: what is lost of a disk is listed as
+    /// data to its end. Who knows no `status` then asks for its bytes, and is told.
+    fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> wire::Snapshot {
         let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let change = self.whole(snapshot, disk, view).unwrap_or_else(|error| {
-                entry.status = Status::Error;
-                entry.status_reason = Some(error.to_string());
-                let everything = ByteRange::new(0, disk.identity.size);
-                let everything = everything.map(|range| Chunk { range, kind: ChunkKind::Data, address: None });
-                Change::full(everything.into_iter().collect())
+            let map =
+                self.whole(snapshot, disk, view, 0).and_then(|found| found.into_map(view, stop, Some(&entry.state)));
+            let map = map.unwrap_or_else(|error| {
+                entry.state.fail(error.to_string());
+                everything(disk.identity.size)
             });
-            entry.map = view.chunks.then(|| change.into_wire(disk.identity.size, view));
+            entry.map = view.maps().then_some(map);
         }
         document
     }
 
-    /// All of a disk, for a client that holds nothing of it. Without maps, that it is there.
-    fn whole(&self, snapshot: &Snapshot, disk: &SnapshotDisk, view: View) -> Result<Change, Error> {
-        let file = self.open(snapshot, disk).map_err(|error| lost(disk, error))?;
-        if !view.chunks {
-            return Ok(Change::full(Vec::new()));
-        }
-        let map = map::read(&file).map_err(|error| lost(disk, error))?;
+    /// All of a disk, for a client that holds nothing of it.
+    pub(super) fn whole(
+        &self,
+        snapshot: &Snapshot,
+        disk: &SnapshotDisk,
+        view: View,
+        from: u64,
+    ) -> Result<Found, Error> {
+        let target = self.open(snapshot, disk).map_err(|error| lost(disk, error))?;
         let held = if view.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
-        Ok(Change::full(changed(&held, &map)))
+        full(disk, Arc::new(target), held, None, from)
     }
 
     /// What changed on a disk since the base.
-    fn compare(&self, pair: &SnapshotPair<'_>, disk: &SnapshotDisk) -> Result<Change, Error> {
-        let base_lost = |cause: String| Error::BaseLost { disk: disk.name.to_string(), cause };
-        let target_file = self.open(pair.target(), disk).map_err(|error| lost(disk, error))?;
-        let full = |held: ExtentMap, reason: &'static str| {
-            let map = map::read(&target_file).map_err(|error| lost(disk, error))?;
+    pub(super) fn compared(
+        &self,
+        pair: &SnapshotPair<'_>,
+        disk: &SnapshotDisk,
+        view: View,
+        from: u64,
+    ) -> Result<Found, Error> {
+        let target = Arc::new(self.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
+        let not_incremental = |target, reason: &'static str| {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
-            Ok(Change { chunks: changed(&held, &map), mode: Mode::Full, reason: Some(reason) })
+            // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
+            let found = full(disk, target, ExtentMap::unknown(), Some(reason), from)?;
+            let refine = match view.refine {
+                Some(Refine::By(block)) => Some(block),
+                _ => None,
+            };
+            Ok(Found { refine, ..found })
         };
-        // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
         let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return full(ExtentMap::unknown(), "the base has no such disk");
+            return not_incremental(target, "the base has no such disk");
         };
         if base_disk.source != disk.source {
-            return full(ExtentMap::unknown(), "the base's disk of this name is another disk");
+            return not_incremental(target, "the base's disk of this name is another disk");
         }
-        let base_file = self.open(pair.base(), base_disk).map_err(|error| {
-            let error = error.into();
-            passing(base_disk, &error).unwrap_or_else(|| base_lost(error.to_string()))
-        })?;
-        match map::read_both(&base_file, &target_file) {
-            Ok(Some(maps)) => {
-                Ok(Change { chunks: changed(&maps.base, &maps.target), mode: Mode::Incremental, reason: None })
+        let error = compare_error(disk, base_disk);
+        let base = self.open(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())))?;
+        let base = Arc::new(base);
+        let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from).map_err(&error)?;
+        let Some(changes) = changes else {
+            return not_incremental(target, "the base lies on another file system");
+        };
+        let refine = self.block_to_refine_by(view, &base, &target).map_err(&error)?;
+        let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block);
+        let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));
+        let (held, mode, error) = (Held::File(base), Mode::Incremental, Box::new(error));
+        Ok(Found { changes, held, target, mode, reason: None, refine, cache, from, error })
+    }
+
+    /// What contents are compared by: as `view` asks, or else as the config says.
+    fn block_to_refine_by(
+        &self,
+        view: View,
+        base: &Arc<DiskFile>,
+        target: &Arc<DiskFile>,
+    ) -> Result<Option<NonZero<u64>>, CompareError> {
+        let usual = match (view.refine, self.compare.refine) {
+            (Some(Refine::By(block)), _) => return Ok(Some(block)),
+            (Some(Refine::Never), _) | (_, Refine::Never) => None,
+            (_, Refine::By(block)) => Some(block),
+            (_, Refine::Auto) if target.copies_more_than_was_written() => NonZero::new(4096),
+            (_, Refine::Auto) => None,
+        };
+        let Some(block) = usual.filter(|_| view.maps()) else { return Ok(None) };
+        // Who did not ask waits no longer than the limit allows.
+        let mut candidates = 0;
+        for chunk in Changes::incremental(Arc::clone(base), Arc::clone(target), 0)?.into_iter().flatten() {
+            let chunk = chunk?;
+            if chunk.kind == ChunkKind::Data {
+                candidates += chunk.range.len();
             }
-            Ok(None) => full(ExtentMap::unknown(), "the base lies on another file system"),
-            Err(CompareError::Target(error)) => Err(lost(disk, error)),
-            Err(CompareError::Base(error)) => {
-                Err(passing(base_disk, &error).unwrap_or_else(|| base_lost(error.to_string())))
+            if candidates > self.compare.refine_limit {
+                tracing::info!(limit = self.compare.refine_limit, "too much to compare by content unless asked to");
+                return Ok(None);
             }
-            Err(CompareError::Unsettled) => Err(Error::Unsettled { disk: disk.name.to_string() }),
         }
+        Ok(Some(block))
     }
 
     /// A snapshot's document, without maps.
@@ -215,8 +273,7 @@ impl App {
             repo_mountpoint: mount_point.display().to_string(),
             size: disk.identity.size,
             map: None,
-            status: Status::Ok,
-            status_reason: None,
+            state: DiskState::default(),
         }
     }
 }
@@ -232,33 +289,39 @@ fn hook_document(run: &HookRun) -> wire::HookRun {
     }
 }
 
-/// What a client has to do with a disk, before it is put as it asked.
-struct Change {
-    chunks: Vec<Chunk>,
-    mode: Mode,
+fn full(
+    disk: &SnapshotDisk,
+    target: Arc<DiskFile>,
+    held: ExtentMap,
     reason: Option<&'static str>,
+    from: u64,
+) -> Result<Found, Error> {
+    let error = compare_error(disk, disk);
+    let changes = Changes::full(held, Arc::clone(&target), from).map_err(&error)?;
+    let (held, mode, error) = (Held::Unknown, Mode::Full, Box::new(error));
+    Ok(Found { changes, held, target, mode, reason, refine: None, cache: None, from, error })
 }
 
-impl Change {
-    fn full(chunks: Vec<Chunk>) -> Self {
-        Self { chunks, mode: Mode::Full, reason: None }
-    }
-
-    fn into_wire(self, size: u64, view: View) -> DiskMap {
-        let sum = |kind| self.chunks.iter().filter(|chunk| chunk.kind == kind).map(|chunk| chunk.range.len()).sum();
-        let data_bytes: u64 = sum(ChunkKind::Data);
-        let zero_bytes = match self.mode {
-            Mode::Incremental => sum(ChunkKind::Zero),
-            // What is not data is zeros, whether or not it was listed.
-            Mode::Full => size - data_bytes,
-        };
-        let zeros = view.zeros.unwrap_or(view.compare_to.is_some());
-        let mut chunks = self.chunks;
-        chunks.retain(|chunk| zeros || chunk.kind == ChunkKind::Data);
-        if view.squash {
-            chunks = squash(chunks);
+/// What a caller is told of a comparison of `disk` with `base` that failed.
+fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareError) -> Error + Send + 'static {
+    let (disk, base) = (disk.clone(), base.clone());
+    move |error| match error {
+        CompareError::Target(cause) => lost(&disk, cause),
+        CompareError::Base(cause) => {
+            let base_lost =
+                |cause: &MapError| Error::BaseLost { disk: base.name.to_string(), cause: cause.to_string() };
+            passing(&base, &cause).unwrap_or_else(|| base_lost(&cause))
         }
-        let chunks = chunks.into_iter().map(WireChunk).collect();
-        DiskMap { chunks, data_bytes, zero_bytes, mode: self.mode, reason: self.reason }
+        CompareError::Unsettled => Error::Unsettled { disk: disk.name.to_string() },
+        CompareError::Abandoned => Error::Internal("the client is gone".to_owned()),
     }
+}
+
+/// The map of a disk of which nothing is known but its size.
+fn everything(size: u64) -> DiskMap {
+    let range =
+        ByteRange::new(0, size).map(|range| WireChunk(Ok(Chunk { range, kind: ChunkKind::Data, address: None })));
+    let totals = Totals { data: size.into(), ..Totals::default() };
+    let chunks = Some(Array::new(range.into_iter()));
+    DiskMap { mode: Mode::Full, reason: None, refine: None, chunks, totals: Arc::new(totals) }
 }

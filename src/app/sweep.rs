@@ -11,6 +11,9 @@ use super::{App, Error};
 use crate::model::retention::{Candidate, Moment, Terms};
 use crate::model::{Snapshot, SnapshotId, VmId};
 
+/// Before what could not be swept is tried again.
+const PAUSE: Duration = Duration::from_secs(10 * 60);
+
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
 
@@ -94,25 +97,36 @@ impl App {
             if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
                 app.within_deletion_hooks(id, move |app| app.sweep_now(&of, id)).await
             } else {
-                Ok(())
+                Err(Error::NotFound("it is needed again"))
             }
         });
-        if let Err(error) = swept.await {
-            tracing::error!(%vm, snapshot = %id, %error, "not swept; what is left of it goes at the next start");
+        let outcome = swept.await;
+        if matches!(outcome, Err(Error::NotFound(_))) {
+            return; // somebody needs it again
+        }
+        Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
+        if let Err(error) = outcome {
+            tracing::error!(%vm, snapshot = %id, %error, "not swept, or not all of it; it is tried again later");
+            // A hook that refuses is not asked every minute.
+            let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+            watch.postpone(self.moment(), id, PAUSE);
         }
     }
 
+    /// Deletes one that still is due.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where it is gone, or is needed again.
     fn sweep_now(&self, vm: &VmId, id: SnapshotId) -> Result<(), Error> {
+        const NEEDED: Error = Error::NotFound("it is gone, or is needed again");
         if !self.due_of(vm)?.contains(&id) {
-            return Ok(());
+            return Err(NEEDED);
         }
-        let Some(snapshot) = self.store.snapshot(id)? else { return Ok(()) };
+        let snapshot = self.store.snapshot(id)?.ok_or(NEEDED)?;
         if !self.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
-            return Ok(());
+            return Err(NEEDED);
         }
         tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");
-        let outcome = self.remove(&snapshot);
-        Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
-        outcome
+        self.remove(&snapshot)
     }
 }

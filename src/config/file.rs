@@ -19,6 +19,7 @@ pub struct File {
     pub(super) api: Api,
     pub(super) manager: Manager,
     pub(super) repositories: Repositories,
+    pub(super) compare: Compare,
     pub(super) policy: policy::Keys,
     pub(super) hooks: Hooks,
     pub(super) metrics: Metrics,
@@ -35,10 +36,26 @@ impl Default for File {
             api: Api::default(),
             manager: Manager::default(),
             repositories: Repositories::default(),
+            compare: Compare::default(),
             policy: policy::Keys::default(),
             hooks: Hooks::default(),
             metrics: Metrics::default(),
         }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Compare {
+    /// A number of bytes, or "auto".
+    pub(super) refine: toml::Value,
+    /// A number of bytes, or text with a unit.
+    pub(super) refine_limit: toml::Value,
+}
+
+impl Default for Compare {
+    fn default() -> Self {
+        Self { refine: "auto".into(), refine_limit: "1GiB".into() }
     }
 }
 

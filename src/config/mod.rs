@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod api;
+mod compare;
 mod file;
 mod hooks;
 mod jwt;
@@ -13,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 pub use api::Api;
+pub use compare::{Compare, Refine, block_size};
 pub use file::File;
 pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
@@ -39,6 +41,8 @@ pub struct Config {
     pub manager: Manager,
     /// `[repositories]`.
     pub repositories: Repositories,
+    /// `[compare]`.
+    pub compare: Compare,
     /// `[policy]`.
     pub policy: Policy,
     /// `[hooks]`.
@@ -85,6 +89,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         api: check.api(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
+        compare: check.compare(&file.compare),
         policy: check.policy(&file.policy),
         hooks: check.hooks(&file.hooks),
         metrics: file.metrics.enabled,

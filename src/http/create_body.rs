@@ -27,6 +27,8 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
             Error::BadRequest(format!("the body cannot be understood: {problem}; {keys}"))
         };
         let body: wire::CreateSnapshot = match bytes.trim_ascii().first() {
+            // What some libraries send for nothing.
+            Some(_) if bytes.trim_ascii() == b"null" => wire::CreateSnapshot::default(),
             None => wire::CreateSnapshot::default(),
             // The parser takes an array for an object without names.
             Some(b'[') => return Err(cannot(&"it is an array").into()),

@@ -3,8 +3,9 @@
 //! 1. the conditions (RFC 9110, 13): 304 or 412;
 //! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
 //! 3. the parts of the body, whose sum is the Content-Length;
-//! 4. a place among the bodies that are sent at a time, which `place` waits for;
-//! 5. the body, which a thread reads as the client takes it.
+//! 4. the digests that are wanted (RFC 9530);
+//! 5. a place among the bodies that are sent at a time;
+//! 6. the body, which a thread reads as the client takes it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -19,20 +20,25 @@ use bytes::Bytes;
 use super::body::{DiskBody, Part};
 use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
+use super::digest;
 use super::failure::Failure;
-use crate::app::Error;
+use crate::app::changes::Stop;
 use crate::app::read_disk::OpenDisk;
-use crate::app::reads::ExportPlace;
-use crate::metrics::Counter;
+use crate::app::{App, Error};
+use crate::auth::Session;
+use crate::repository::checksum::Algorithm;
 
 const OCTETS: &str = "application/octet-stream";
 
+/// Bytes of content that a `Content-Digest` is made of, at most: they are read twice.
+const DIGESTED: u64 = 16 << 20;
+
 pub(super) async fn respond(
+    app: &Arc<App>,
+    session: &Session,
     method: &Method,
     headers: &HeaderMap,
     disk: OpenDisk,
-    served: Counter,
-    place: impl AsyncFnOnce(&OpenDisk, u64) -> Result<ExportPlace, Error>,
 ) -> Result<Response, Failure> {
     let size = disk.file.size();
     let validators = Validators { etag: StrongTag::new(&disk.version), last_modified: SystemTime::from(disk.taken_at) };
@@ -48,6 +54,7 @@ pub(super) async fn respond(
 
     let mut out = validator_headers(&validators);
     out.push((ACCEPT_RANGES, "bytes".to_owned()));
+    digests(app, method, headers, &disk, &selection, &mut out).await?;
     let (status, content_type, parts) = match selection {
         Selection::Whole => (StatusCode::OK, OCTETS.to_owned(), vec![Part::Disk(0..size)]),
         Selection::One(range) => {
@@ -66,10 +73,42 @@ pub(super) async fn respond(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        let place = place(&disk, length).await?;
-        Body::new(DiskBody::start(Arc::new(disk.file), parts, place, served).map_err(|_| Failure::TooBusy)?)
+        let place = app.export_place(session, &disk, length).await?;
+        let served = app.metrics().bytes_served();
+        Body::new(DiskBody::start(disk.file, parts, place, served).map_err(|_| Failure::TooBusy)?)
     };
     with_headers(status, body, out)
+}
+
+/// Adds the digests that the request wants. It waits for them: the answer begins with its headers.
+async fn digests(
+    app: &Arc<App>,
+    method: &Method,
+    headers: &HeaderMap,
+    disk: &OpenDisk,
+    selection: &Selection,
+    out: &mut Vec<(HeaderName, String)>,
+) -> Result<(), Failure> {
+    let stop = Stop::default();
+    let _guard = stop.cancel.clone().drop_guard();
+    if digest::wants_sha_256(headers, digest::WANT_REPR_DIGEST) {
+        let sum = app.sum_of_disk(disk, Algorithm::Sha256, &stop).await?;
+        out.push((digest::REPR_DIGEST, digest::field(sum)));
+    }
+    // HEAD has no content.
+    let content = match selection {
+        Selection::Whole => Some(0..disk.file.size()),
+        Selection::One(range) => Some(range.clone()),
+        Selection::Many(_) => None,
+    };
+    let content = content.filter(|range| *method != Method::HEAD && range.end - range.start <= DIGESTED);
+    if let Some(range) = content
+        && digest::wants_sha_256(headers, digest::WANT_CONTENT_DIGEST)
+    {
+        let sum = app.sum(disk, range, Algorithm::Sha256, &stop).await?;
+        out.push((digest::CONTENT_DIGEST, digest::field(sum)));
+    }
+    Ok(())
 }
 
 fn validator_headers(validators: &Validators) -> Vec<(HeaderName, String)> {

@@ -9,20 +9,31 @@ use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::create_body::CreateBody;
+use super::digest::ChecksumQuery;
 use super::disk_response;
 use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, DiskPath, JsonBody, PeerAddress, SmallBody, SnapshotPath, SnapshotQuery,
-    VmPath,
+    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
+    SnapshotQuery, VmPath,
 };
 use super::failure::Failure;
+use super::json_stream;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
-use crate::app::read_disk::OpenDisk;
+use crate::app::changes::Stop;
 use crate::auth::Credentials;
 use crate::metrics;
+use crate::repository::checksum::Algorithm;
 use crate::wire;
 
 type AppState = State<Arc<App>>;
+
+/// Does `journey`. Whoever drops this future, such as a connection that ends, ends its work too.
+async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
+    let guard = stop.cancel.clone().drop_guard();
+    let done = journey.await;
+    guard.disarm();
+    done
+}
 
 pub(super) async fn login(
     State(app): AppState,
@@ -39,7 +50,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
         version: env!("CARGO_PKG_VERSION"),
         features: &[
             "adopt",
+            "chunk-pages",
+            "chunk-stream",
+            "refine",
             "repositories",
+            "summary",
             "compare",
             "zero-chunks",
             "squash",
@@ -53,7 +68,11 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "leases",
             "idempotency-key",
             "status",
+            "checksum",
+            "repr-digest",
+            "content-digest",
         ],
+        checksum_algorithms: Algorithm::ALL.map(Algorithm::name).to_vec(),
         limits: wire::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
@@ -98,8 +117,9 @@ pub(super) async fn snapshots(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
     SnapshotQuery(view): SnapshotQuery,
-) -> Result<Json<Vec<wire::Snapshot>>, Failure> {
-    Ok(Json(app.snapshots(&session, vm, view).await?))
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    json_stream::document(app.snapshots(&session, vm, view, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn create_snapshot(
@@ -107,9 +127,10 @@ pub(super) async fn create_snapshot(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
     CreateBody(request): CreateBody,
-) -> Result<Json<wire::Snapshot>, Failure> {
+) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
-    Ok(Json(app.describe_new(&session, snapshot).await?))
+    let stop = Stop::default();
+    json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -126,8 +147,10 @@ pub(super) async fn snapshot(
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
     SnapshotQuery(view): SnapshotQuery,
-) -> Result<Json<wire::Snapshot>, Failure> {
-    Ok(Json(app.snapshot(&session, vm, snapshot, view).await?))
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_snapshot(
@@ -175,13 +198,42 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    let served = app.metrics().bytes_served();
-    let place = async |disk: &OpenDisk, length| app.export_place(&session, disk, length).await;
-    disk_response::respond(&method, &headers, disk, served, place).await
+    disk_response::respond(&app, &session, &method, &headers, disk).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
+}
+
+pub(super) async fn chunks(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    ChunksQuery(wanted, form): ChunksQuery,
+) -> Result<Response, Failure> {
+    let (stop, place) = (Stop::default(), (vm, snapshot, disk));
+    match form {
+        Form::Page => {
+            let journey = app.chunk_page(&session, place, wanted, stop.clone());
+            Ok(Json(while_wanted(&stop, journey).await?).into_response())
+        }
+        Form::Lines => {
+            let found = app.chunks(&session, place, wanted, stop.clone()).await?;
+            let lines = found.chunks.take(wanted.at_most).map(wire::WireChunk);
+            json_stream::lines(lines, stop).await
+        }
+    }
+}
+
+pub(super) async fn checksum(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    DiskPath(vm, snapshot, disk): DiskPath,
+    ChecksumQuery(wanted): ChecksumQuery,
+) -> Result<Response, Failure> {
+    let stop = Stop::default();
+    let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

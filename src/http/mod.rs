@@ -8,12 +8,14 @@ pub mod tls;
 
 mod body;
 mod create_body;
+mod digest;
 mod disk_response;
 mod exchange;
 mod extract;
 mod failure;
 mod first_line;
 mod handlers;
+mod json_stream;
 mod notify;
 mod routes;
 mod status_page;

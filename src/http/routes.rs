@@ -18,7 +18,7 @@ const METRICS: &str = "/metrics";
 pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
     let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
-    let table: [(&str, MethodRouter<Arc<App>>); 14] = [
+    let table: [(&str, MethodRouter<Arc<App>>); 16] = [
         ("/api/v1/auth/login", post(handlers::login)),
         ("/api/v1/capabilities", get(handlers::capabilities)),
         ("/api/v1/adopt", post(handlers::adopt)),
@@ -30,6 +30,8 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::give_lease_back)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}", get(handlers::disk)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
         ("/healthz", get(handlers::healthz)),
         ("/readyz", get(handlers::readyz)),
         (METRICS, get(handlers::metrics)),

@@ -34,8 +34,16 @@ impl Chunk {
         Self { range, kind, address }
     }
 
+    /// The part of this chunk that lies in `range`, if any does.
+    pub fn within(&self, range: ByteRange) -> Option<Self> {
+        let start = self.range.start().max(range.start());
+        let range = ByteRange::new(start, self.range.end().min(range.end()))?;
+        let skipped = start - self.range.start();
+        Some(Self { range, address: self.address.map(|address| address.advanced(skipped)), ..*self })
+    }
+
     /// Whether `next` only goes on where this one stops, in the file and on the device.
-    fn runs_on_in(&self, next: &Chunk) -> bool {
+    pub fn runs_on_in(&self, next: &Chunk) -> bool {
         match (self.kind, next.kind) {
             (ChunkKind::Zero, ChunkKind::Zero) => true,
             (ChunkKind::Data, ChunkKind::Data) => {
@@ -57,17 +65,56 @@ fn append(chunks: &mut Vec<Chunk>, next: Chunk, joins: impl Fn(&Chunk, &Chunk) -
 }
 
 /// Adds `next`, joined to the last chunk where both are one run on the device.
-pub(super) fn append_run(chunks: &mut Vec<Chunk>, next: Chunk) {
+pub fn append_run(chunks: &mut Vec<Chunk>, next: Chunk) {
     append(chunks, next, Chunk::runs_on_in);
 }
 
-/// Joins chunks of one kind that touch. Fills no gap; the address is then the first one's.
+/// Whether two chunks that touch are one where the address does not count. It is then the first one's.
+pub fn is_one_kind(chunk: &Chunk, next: &Chunk) -> bool {
+    chunk.kind == next.kind
+}
+
+/// Joins chunks of one kind that touch. Fills no gap.
 pub fn squash(chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut joined = Vec::with_capacity(chunks.len());
     for chunk in chunks {
-        append(&mut joined, chunk, |a, b| a.kind == b.kind);
+        append(&mut joined, chunk, is_one_kind);
     }
     joined
+}
+
+/// Joins chunks, as they come, that touch and that `joins` agrees to.
+pub fn joined<E>(
+    chunks: impl Iterator<Item = Result<Chunk, E>>,
+    joins: fn(&Chunk, &Chunk) -> bool,
+) -> impl Iterator<Item = Result<Chunk, E>> {
+    let mut chunks = chunks.fuse();
+    let mut held: Option<Chunk> = None;
+    let mut failed = None;
+    std::iter::from_fn(move || {
+        if let Some(error) = failed.take() {
+            return Some(Err(error));
+        }
+        loop {
+            match (chunks.next(), held.take()) {
+                (None, None) => return None,
+                (None, Some(last)) => return Some(Ok(last)),
+                (Some(Err(error)), None) => return Some(Err(error)),
+                (Some(Err(error)), Some(last)) => {
+                    failed = Some(error);
+                    return Some(Ok(last));
+                }
+                (Some(Ok(next)), None) => held = Some(next),
+                (Some(Ok(next)), Some(last)) if last.range.end() == next.range.start() && joins(&last, &next) => {
+                    held = Some(Chunk { range: last.range.joined(next.range), ..last });
+                }
+                (Some(Ok(next)), Some(last)) => {
+                    held = Some(next);
+                    return Some(Ok(last));
+                }
+            }
+        }
+    })
 }
 
 #[cfg(test)]

@@ -14,13 +14,18 @@ use super::range::ByteRange;
 ///
 /// One pass over both maps: O(n + m).
 pub fn changed(base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
+    ByteRange::new(0, target.size()).map(|all| changed_within(all, base, target)).unwrap_or_default()
+}
+
+/// As [`changed`], for one window of the target, which is all that the maps have to know.
+pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let (mut base_cursor, mut target_cursor) = (base.cursor(), target.cursor());
-    let mut at = 0;
-    while at < target.size() {
+    let mut at = window.start();
+    while at < window.end() {
         let (was, was_end) = base_cursor.backing_at(at);
         let (now, now_end) = target_cursor.backing_at(at);
-        let end = was_end.min(now_end).min(target.size());
+        let end = was_end.min(now_end).min(window.end());
         if let Some(range) = ByteRange::new(at, end)
             && !was.surely_same_as(now)
         {
@@ -34,7 +39,7 @@ pub fn changed(base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::chunk::{ChunkKind, squash};
+    use crate::model::chunk::{ChunkKind, joined, squash};
     use crate::model::extent_map::{Backing, Extent};
     use crate::model::range::PhysAddr;
     use proptest::prelude::*;
@@ -191,6 +196,13 @@ mod tests {
                 for target in &snapshots[i..] {
                     let chunks = changed(&base.map(), &target.map());
                     let squashed = squash(chunks.clone());
+                    // Window by window it is the same.
+                    let at = target.size / 3;
+                    let windows = [ByteRange::new(0, at), ByteRange::new(at, target.size)];
+                    let parts = windows.into_iter().flatten();
+                    let parts = parts.flat_map(|window| changed_within(window, &base.map(), &target.map()));
+                    let rejoined: Vec<_> = joined(parts.map(Ok::<_, ()>), Chunk::runs_on_in).map(Result::unwrap).collect();
+                    prop_assert_eq!(&rejoined, &chunks);
                     for listed in [&chunks, &squashed] {
                         prop_assert!(is_sorted_and_disjoint(listed));
                         prop_assert!(listed.iter().all(|chunk| chunk.range.end() <= target.size));

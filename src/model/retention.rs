@@ -73,11 +73,28 @@ impl Watch {
             self.seen.remove(&id);
             return;
         };
-        if self.seen.get(&id).is_some_and(|seen| seen.kept_until == kept_until) {
-            return;
+        let due = match self.seen.get(&id) {
+            Some(seen) if seen.kept_until == kept_until => return,
+            // New terms move the end by as much, whatever the wall clock says now.
+            Some(seen) => {
+                let longer = Duration::try_from(kept_until.duration_since(seen.kept_until)).unwrap_or_default();
+                let shorter = Duration::try_from(seen.kept_until.duration_since(kept_until)).unwrap_or_default();
+                let due = seen.due.saturating_add(longer).saturating_sub(shorter);
+                due.max(now.monotonic.saturating_add(SETTLE))
+            }
+            None => {
+                let left = Duration::try_from(kept_until.duration_since(now.wall)).unwrap_or_default();
+                now.monotonic.saturating_add(left.max(SETTLE))
+            }
+        };
+        self.seen.insert(id, Seen { kept_until, due });
+    }
+
+    /// Leaves a snapshot alone for `pause`: what was tried with it failed.
+    pub fn postpone(&mut self, now: Moment, id: SnapshotId, pause: Duration) {
+        if let Some(seen) = self.seen.get_mut(&id) {
+            seen.due = now.monotonic.saturating_add(pause);
         }
-        let left = Duration::try_from(kept_until.duration_since(now.wall)).unwrap_or_default();
-        self.seen.insert(id, Seen { kept_until, due: now.monotonic.saturating_add(left.max(SETTLE)) });
     }
 
     /// The snapshots of one VM that may be swept now; `snapshots` are all it has, oldest first. The
@@ -168,6 +185,21 @@ mod tests {
         // Back again: later, never earlier.
         assert_eq!(watch.sweepable(at(1, 3), &all), []);
         assert_eq!(watch.sweepable(at(2, 4), &all), [id(1)]);
+    }
+
+    #[test]
+    fn new_terms_count_on_from_the_old_ones() {
+        let newest = candidate(9, None, None);
+        let mut watch = Watch::default();
+        assert_eq!(watch.sweepable(at(0, 0), &[candidate(1, Some(5), Some(20)), newest]), []);
+        // The clock is a year ahead when the lease is given back: the expiry is five hours after the start.
+        let given_back = [candidate(1, Some(5), None), newest];
+        assert_eq!(watch.sweepable(at(8760, 1), &given_back), []);
+        assert_eq!(watch.sweepable(at(8763, 4), &given_back), []);
+        assert_eq!(watch.sweepable(at(8764, 5), &given_back), [id(1)]);
+        watch.postpone(at(8764, 5), id(1), Duration::from_secs(2 * HOUR));
+        assert_eq!(watch.sweepable(at(8765, 6), &given_back), []);
+        assert_eq!(watch.sweepable(at(8766, 7), &given_back), [id(1)]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use nix::errno::Errno;
 
 use super::{Repository, SnapshotDir};
 use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
+use crate::sys::fsinfo;
 
 /// Why a snapshot's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -75,6 +76,12 @@ impl DiskFile {
     /// Size of the disk, bytes.
     pub fn size(&self) -> u64 {
         self.recorded.size
+    }
+
+    /// Whether its file system copies much more than is written, so that maps list too much: OCFS2
+    /// copies about 1 MiB for a write of 4 KiB.
+    pub fn copies_more_than_was_written(&self) -> bool {
+        fsinfo::name_of(&self.file).is_ok_and(|name| name == "ocfs2")
     }
 
     /// The open file.

@@ -2,10 +2,13 @@
 //!
 //! A map that was stored goes stale: a defragmenter moves blocks, a freed address is given to
 //! somebody else, and "same address" would no longer mean "same bytes".
+//!
+//! They are read piece by piece, so that memory does not grow with the extents.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use super::disk_file::{DiskFile, OpenError};
 use crate::model::{Backing, ByteRange, Extent, ExtentMap, PhysAddr};
@@ -25,98 +28,200 @@ pub enum MapError {
     File(#[from] OpenError),
 }
 
-/// Why two files cannot be compared.
-#[derive(Debug, thiserror::Error)]
-pub enum CompareError {
-    /// The base is not what was snapshotted.
-    #[error("the base cannot be trusted: {0}")]
-    Base(MapError),
-    /// The target is not what was snapshotted.
-    #[error("the target cannot be trusted: {0}")]
-    Target(MapError),
-    /// Blocks of the base are being moved.
-    #[error("the blocks of the base keep moving; is a defragmenter running?")]
-    Unsettled,
-}
-
-/// The two maps of a comparison.
-#[derive(Debug)]
-pub struct Maps {
-    /// The older file's.
-    pub base: ExtentMap,
-    /// The newer file's.
-    pub target: ExtentMap,
-}
-
 /// How often a map is read anew where it moves under our hands.
-const ATTEMPTS: usize = 4;
+pub(super) const ATTEMPTS: usize = 4;
 
-/// Reads the maps of two files so that equal addresses mean equal bytes, or fails.
-///
-/// The base is read before and after the target: only where both readings agree did each address
-/// of it belong to it while the target was read. Nothing is returned where the files lie on two
-/// devices, whose addresses have nothing to do with each other.
-///
-/// # Errors
-/// [`CompareError`].
-pub fn read_both(base: &DiskFile, target: &DiskFile) -> Result<Option<Maps>, CompareError> {
-    let device = |file: &DiskFile| file.device().map_err(MapError::from);
-    if device(base).map_err(CompareError::Base)? != device(target).map_err(CompareError::Target)? {
-        return Ok(None);
+/// What is asked of a file to make its map.
+pub(super) trait Source {
+    /// Adds to `page` the next extents that reach past `start`.
+    fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()>;
+    /// [`sparse::next_data`].
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>>;
+    /// [`sparse::next_hole`].
+    fn next_hole(&self, from: u64) -> io::Result<Option<u64>>;
+    /// Whether FIEMAP and `SEEK_DATA` are known to answer from one and the same place, so that only
+    /// the end of a map has to be checked.
+    fn holes_are_sure(&self) -> bool;
+    /// Checks that the file is still the one that was opened.
+    fn verify(&self) -> Result<(), OpenError>;
+}
+
+/// A part of a file's map.
+#[derive(Debug)]
+pub(super) struct Piece {
+    /// What stands from where it was asked for to `end`, and perhaps further.
+    pub map: ExtentMap,
+    /// Up to where the map is known.
+    pub end: u64,
+    /// Bytes of data that FIEMAP did not list, and `SEEK_DATA` did.
+    pub unlisted: u64,
+}
+
+/// Reads the map of one file, from any offset on.
+pub(super) struct Pieces<S> {
+    source: S,
+    size: u64,
+    page: Vec<fiemap::RawExtent>,
+    /// Where the last extent of the last page ended.
+    boundary: u64,
+}
+
+impl Pieces<FileSource> {
+    pub(super) fn of_file(file: Arc<DiskFile>) -> Result<Self, MapError> {
+        let size = file.size();
+        Ok(Self::new(FileSource::new(file)?, size))
     }
-    let mut before = read(base).map_err(CompareError::Base)?;
-    for _ in 0..ATTEMPTS {
-        let target = read(target).map_err(CompareError::Target)?;
-        let after = read(base).map_err(CompareError::Base)?;
-        if before == after {
-            return Ok(Some(Maps { base: after, target }));
+}
+
+impl<S: Source> Pieces<S> {
+    pub(super) fn new(source: S, size: u64) -> Self {
+        Self { source, size, page: Vec::new(), boundary: 0 }
+    }
+
+    /// The map from `start`, which is within the size, up to where one page of answers goes.
+    ///
+    /// What FIEMAP calls a hole is checked against `SEEK_DATA`: data there is taken as
+    /// [`Backing::Opaque`], which is never "unchanged".
+    pub(super) fn from(&mut self, start: u64) -> Result<Piece, MapError> {
+        // Blocks that are moved between two answers make no sense together.
+        for _ in 1..ATTEMPTS {
+            match self.read_from(start) {
+                Err(MapError::Nonsense(problem)) => tracing::warn!(problem, "a map that makes no sense is read again"),
+                read => return read,
+            }
         }
-        before = after;
+        self.read_from(start)
     }
-    Err(CompareError::Unsettled)
-}
 
-/// Reads the map of a snapshot's file.
-///
-/// # Errors
-/// [`MapError`]; also where the file was touched meanwhile.
-pub fn read(disk: &DiskFile) -> Result<ExtentMap, MapError> {
-    // Blocks that are moved between two pages of answers make no sense together.
-    for _ in 1..ATTEMPTS {
-        match read_once(disk) {
-            Err(MapError::Nonsense(problem)) => tracing::warn!(problem, "a map that makes no sense is read again"),
-            read => return read,
+    /// Size of the file, bytes.
+    pub(super) fn size(&self) -> u64 {
+        self.size
+    }
+
+    /// Checks that the file is still the one that was opened.
+    pub(super) fn verify(&self) -> Result<(), MapError> {
+        Ok(self.source.verify()?)
+    }
+
+    fn read_from(&mut self, start: u64) -> Result<Piece, MapError> {
+        let mut page = std::mem::take(&mut self.page);
+        page.clear();
+        self.source.page(start, &mut page)?;
+        let piece = self.put_together(start, &page);
+        self.page = page;
+        piece
+    }
+
+    fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<Piece, MapError> {
+        let mut extents = Vec::with_capacity(page.len());
+        let (mut covered, mut unlisted, mut last_seen) = (start, 0, page.is_empty());
+        for raw in page {
+            if last_seen {
+                return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
+            }
+            let end = raw.logical.checked_add(raw.length);
+            let Some(range) = end.and_then(|end| ByteRange::new(raw.logical, end)) else {
+                return Err(MapError::Nonsense(format!("{} bytes at {}", raw.length, raw.logical)));
+            };
+            // The first one may have begun before what was asked for, unless an extent ended there.
+            let may_be_cut = extents.is_empty() && start != self.boundary && range.end() > start;
+            if range.start() < covered && !may_be_cut {
+                let text = format!("an extent at {} inside of one that ends at {covered}", range.start());
+                return Err(MapError::Nonsense(text));
+            }
+            if !self.source.holes_are_sure() {
+                unlisted += self.unlisted(covered, range.start().min(self.size), &mut extents)?;
+            }
+            let skipped = start.saturating_sub(range.start());
+            let rest = ByteRange::new(range.start() + skipped, range.end());
+            extents.extend(rest.map(|range| Extent { range, backing: backing(raw).advanced(skipped) }));
+            covered = range.end();
+            last_seen = raw.flags & fiemap::LAST != 0;
         }
+        self.boundary = covered;
+        if last_seen {
+            unlisted += self.unlisted(covered, self.size, &mut extents)?;
+            covered = self.size;
+        }
+        let map = ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))?;
+        Ok(Piece { map, end: covered.min(self.size), unlisted })
     }
-    read_once(disk)
+
+    /// Adds to `extents` the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP
+    /// knows of none; bytes.
+    fn unlisted(&self, from: u64, to: u64, extents: &mut Vec<Extent>) -> io::Result<u64> {
+        let (mut at, mut bytes) = (from, 0);
+        while at < to {
+            let Some(start) = self.source.next_data(at)?.filter(|start| *start < to) else { break };
+            let end = self.source.next_hole(start)?.unwrap_or(to).clamp(start + 1, to);
+            tracing::warn!(start, end, "data that FIEMAP does not list: taken as changed");
+            extents.extend(ByteRange::new(start, end).map(|range| Extent { range, backing: Backing::Opaque }));
+            bytes += end - start;
+            at = end;
+        }
+        Ok(bytes)
+    }
 }
 
-fn read_once(disk: &DiskFile) -> Result<ExtentMap, MapError> {
-    let mut reader = fiemap::Reader::new(room(disk.file())?);
-    let map = collect(
-        disk.size(),
-        |start, page| {
-            page.extend_from_slice(reader.read(disk.file().as_fd(), start)?);
-            Ok(())
-        },
-        |from| sparse::next_data(disk.file(), from),
-        |from| sparse::next_hole(disk.file(), from),
-    )?;
-    disk.verify()?;
-    Ok(map)
+/// Extents that are asked for at once where a map is read in one request, at most: 14 MiB of room.
+const WHOLE: u32 = 1 << 18;
+
+/// A snapshot's file as a source of its map.
+pub(super) struct FileSource {
+    file: Arc<DiskFile>,
+    reader: fiemap::Reader,
+    /// Whether every request is for the whole map. Older OCFS2 can lose extents where a request
+    /// starts above 0. Where a map is larger than [`WHOLE`], what is lost is found by `SEEK_DATA`.
+    whole: bool,
+    holes_are_sure: bool,
 }
 
-/// Extents to ask for at a time.
+impl FileSource {
+    fn new(file: Arc<DiskFile>) -> io::Result<Self> {
+        let file_system = fsinfo::name_of(file.file())?;
+        let (room, whole) = room(file.file())?;
+        let holes_are_sure = file_system == "xfs";
+        Ok(Self { file, reader: fiemap::Reader::new(room), whole, holes_are_sure })
+    }
+}
+
+/// Extents to ask for at a time, and whether each request is to be for the whole map.
 ///
-/// Older OCFS2 can lose extents where a request starts above 0. So the whole map is asked for at
-/// once there, up to a bound of 14 MiB; past that, what is lost is found by [`collect`].
-pub(super) fn room(file: &File) -> io::Result<u32> {
-    const BOUND: u32 = 1 << 18;
+/// Older OCFS2 can lose extents where a request starts above 0, so there the whole map is asked for at
+/// once, up to [`WHOLE`].
+pub(super) fn room(file: &File) -> io::Result<(u32, bool)> {
     if fsinfo::name_of(file)? != "ocfs2" {
-        return Ok(fiemap::PAGE);
+        return Ok((fiemap::PAGE, false));
     }
     // One more, as a sign that there were no more.
-    Ok(fiemap::Reader::count(file.as_fd())?.saturating_add(1).clamp(fiemap::PAGE, BOUND))
+    let count = fiemap::Reader::count(file.as_fd())?.saturating_add(1);
+    Ok((count.clamp(fiemap::PAGE, WHOLE), count <= WHOLE))
+}
+
+impl Source for FileSource {
+    fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()> {
+        let from = if self.whole { 0 } else { start };
+        let extents = self.reader.read(self.file.file().as_fd(), from)?;
+        let passed = extents.partition_point(|raw| raw.logical.saturating_add(raw.length) <= start);
+        page.extend_from_slice(if self.whole { &extents[passed..] } else { extents });
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        sparse::next_data(self.file.file(), from)
+    }
+
+    fn next_hole(&self, from: u64) -> io::Result<Option<u64>> {
+        sparse::next_hole(self.file.file(), from)
+    }
+
+    fn holes_are_sure(&self) -> bool {
+        self.holes_are_sure
+    }
+
+    fn verify(&self) -> Result<(), OpenError> {
+        self.file.verify()
+    }
 }
 
 /// The flags under which an address still stands for its content. Any other, also one that a later
@@ -134,63 +239,6 @@ fn backing(raw: &fiemap::RawExtent) -> Backing {
     } else {
         Backing::Stored(PhysAddr(raw.physical))
     }
-}
-
-/// Puts a map together from what the kernel answers.
-///
-/// `page(start, out)` adds to `out` the next extents that reach past `start`; `next_data` and
-/// `next_hole` are [`sparse`]'s. What FIEMAP calls a hole is checked against `SEEK_DATA`: data
-/// there is taken as [`Backing::Opaque`], which is never "unchanged".
-fn collect(
-    size: u64,
-    mut page: impl FnMut(u64, &mut Vec<fiemap::RawExtent>) -> io::Result<()>,
-    next_data: impl Fn(u64) -> io::Result<Option<u64>>,
-    next_hole: impl Fn(u64) -> io::Result<Option<u64>>,
-) -> Result<ExtentMap, MapError> {
-    let mut extents: Vec<Extent> = Vec::new();
-    let mut raws = Vec::new();
-    let mut covered = 0;
-    // Data that SEEK_DATA knows of between `from` and `to`, where FIEMAP knows of none.
-    let unmapped = |from: u64, to: u64, extents: &mut Vec<Extent>| -> io::Result<()> {
-        let mut at = from;
-        while at < to {
-            let Some(start) = next_data(at)?.filter(|start| *start < to) else { break };
-            let end = next_hole(start)?.unwrap_or(to).clamp(start + 1, to);
-            tracing::warn!(start, end, "data that FIEMAP does not list: taken as changed");
-            extents.extend(ByteRange::new(start, end).map(|range| Extent { range, backing: Backing::Opaque }));
-            at = end;
-        }
-        Ok(())
-    };
-    let mut last_seen = false;
-    while !last_seen && covered < size {
-        raws.clear();
-        page(covered, &mut raws)?;
-        if raws.is_empty() {
-            break;
-        }
-        for raw in &raws {
-            if last_seen {
-                return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
-            }
-            let end = raw.logical.checked_add(raw.length);
-            let Some(range) = end.and_then(|end| ByteRange::new(raw.logical, end)) else {
-                return Err(MapError::Nonsense(format!("{} bytes at {}", raw.length, raw.logical)));
-            };
-            if range.start() < covered {
-                return Err(MapError::Nonsense(format!(
-                    "an extent at {} inside of one that ends at {covered}",
-                    range.start()
-                )));
-            }
-            unmapped(covered, range.start().min(size), &mut extents)?;
-            covered = range.end();
-            last_seen = raw.flags & fiemap::LAST != 0;
-            extents.push(Extent { range, backing: backing(raw) });
-        }
-    }
-    unmapped(covered, size, &mut extents)?;
-    ExtentMap::new(size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))
 }
 
 #[cfg(test)]

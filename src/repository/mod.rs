@@ -3,6 +3,8 @@
 //! A repository is a mounted file system with the folders of Oracle VM. Snapshots lie at
 //! `<repository>/CoriolisSnapshots/<snapshot id>/<disk name>`.
 
+pub mod changes;
+pub mod checksum;
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
@@ -10,6 +12,7 @@ pub mod locate;
 pub mod manifest;
 pub mod map;
 pub mod patience;
+pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;
@@ -22,10 +25,11 @@ use std::path::{Path, PathBuf};
 use crate::model::RepositoryId;
 use crate::sys::fsinfo::{self, Space};
 
+pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError};
 pub use locate::{LocatedDisk, Misplaced};
-pub use map::{CompareError, MapError};
+pub use map::MapError;
 pub use patience::Silent;
 pub use snapshot_dir::{Removal, SnapshotDir};
 

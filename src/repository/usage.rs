@@ -69,7 +69,7 @@ impl<'a> Usage<'a> {
     fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
         // XFS tells of each run whether it is shared. OCFS2 goes on saying so when it no longer is.
         let sharing_is_exact = fsinfo::name_of(file)? == "xfs";
-        let mut reader = fiemap::Reader::new(map::room(file)?);
+        let mut reader = fiemap::Reader::new(map::room(file)?.0);
         let (mut at, mut unknown, mut last_seen) = (0, 0, false);
         while !last_seen {
             if self.stop.load(Ordering::Relaxed) {

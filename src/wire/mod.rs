@@ -1,11 +1,16 @@
 //! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
 
+mod array;
+mod checksum;
+mod disk_map;
 mod request;
 mod status;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Chunk, ChunkKind};
+pub use array::Array;
+pub use checksum::{BlockSum, Checksum, Late};
+pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
 pub use status::{Create, Export, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
@@ -190,61 +195,10 @@ pub struct SnapshotDisk {
     /// What a client has to fetch or make zeros. Left out with `chunks=false`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub map: Option<DiskMap>,
-    /// Whether its file is there and is the one that was taken.
-    pub status: Status,
-    /// Why not.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub status_reason: Option<String>,
-}
-
-/// What a client has to do with a disk.
-#[derive(Debug, Serialize)]
-pub struct DiskMap {
-    /// The ranges, in order, disjoint.
-    pub chunks: Vec<WireChunk>,
-    /// Bytes to fetch: the sum of the `data` ranges.
-    pub data_bytes: u64,
-    /// Bytes to make zeros: the sum of the `zero` ranges, listed or not.
-    pub zero_bytes: u64,
-    /// Whether `chunks` patch the base, or make the disk from nothing.
-    pub mode: Mode,
-    /// Why a full listing was given where an incremental one was asked for.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<&'static str>,
-}
-
-/// What `chunks` are to be applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Mode {
-    /// Nothing, or whatever is there.
-    Full,
-    /// The disk of the snapshot compared to.
-    Incremental,
-}
-
-/// A range of a disk.
-#[derive(Debug, PartialEq, Eq)]
-pub struct WireChunk(pub Chunk);
-
-impl Serialize for WireChunk {
-    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        use serde::ser::SerializeStruct;
-        let Self(Chunk { range, kind, address }) = self;
-        let mut chunk = serializer.serialize_struct("Chunk", 4)?;
-        chunk.serialize_field("start", &range.start())?;
-        chunk.serialize_field("length", &range.len())?;
-        // Clients of the original read a number here; what has no address says 0.
-        chunk.serialize_field("physical_start", &address.map_or(0, |address| address.0))?;
-        chunk.serialize_field(
-            "type",
-            match kind {
-                ChunkKind::Data => "data",
-                ChunkKind::Zero => "zero",
-            },
-        )?;
-        chunk.end()
-    }
+    /// Whether its file is there and is the one that was taken: what came to light while the map
+    /// was written out, which is why it stands behind it.
+    #[serde(flatten)]
+    pub state: DiskState,
 }
 
 /// Answer to `POST /adopt`.
@@ -300,6 +254,8 @@ pub struct Capabilities {
     pub version: &'static str,
     /// What the API can do.
     pub features: &'static [&'static str],
+    /// How checksums can be made.
+    pub checksum_algorithms: Vec<&'static str>,
     /// What it does not go beyond.
     pub limits: Limits,
 }

@@ -196,6 +196,10 @@ fn hooks_stand_around_what_is_swept() {
     assert_eq!(list(&world), [short.clone(), newest.clone()], "a hook has refused");
     assert!(shelf.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
     std::fs::remove_file(shelf.at("refuse")).unwrap();
+    shelf.take("calls");
+    clock.rounds(&world, 1);
+    assert_eq!(shelf.read("calls"), "", "a hook that refuses is not asked every minute");
+    clock.pass(1);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [newest]);
     let calls = shelf.read("calls");

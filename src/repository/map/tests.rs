@@ -6,23 +6,52 @@ use crate::sys::fiemap::{LAST, RawExtent, UNWRITTEN};
 const K: u64 = 1 << 10;
 
 /// Answers call after call from `pages`; `data` is what SEEK_DATA and SEEK_HOLE know.
+struct Script<'a> {
+    pages: std::slice::Iter<'a, &'a [RawExtent]>,
+    data: &'a [(u64, u64)],
+    size: u64,
+}
+
+impl Source for Script<'_> {
+    fn page(&mut self, _: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
+        page.extend_from_slice(self.pages.next().copied().unwrap_or_default());
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        let after = self.data.iter().find(|(_, end)| *end > from);
+        Ok(after.map(|(start, _)| (*start).max(from)).filter(|at| *at < self.size))
+    }
+
+    fn next_hole(&self, from: u64) -> io::Result<Option<u64>> {
+        Ok(Some(self.data.iter().find(|(start, end)| *start <= from && from < *end).map_or(from, |(_, end)| *end)))
+    }
+
+    fn holes_are_sure(&self) -> bool {
+        false
+    }
+
+    fn verify(&self) -> Result<(), OpenError> {
+        Ok(())
+    }
+}
+
+/// Reads a whole map piece by piece.
+fn whole(source: impl Source, size: u64) -> Result<ExtentMap, MapError> {
+    let mut pieces = Pieces::new(source, size);
+    let (mut at, mut extents) = (0, Vec::new());
+    while at < size {
+        let piece = pieces.read_from(at)?;
+        assert!(piece.end > at, "no progress at {at}");
+        let within = |extent: &&Extent| extent.range.start() < piece.end;
+        extents.extend(piece.map.extents().iter().filter(within).copied());
+        at = piece.end;
+    }
+    Ok(ExtentMap::new(size, extents).unwrap())
+}
+
 fn collect_from(size: u64, pages: &[&[RawExtent]], data: &[(u64, u64)]) -> Result<ExtentMap, MapError> {
-    let mut pages = pages.iter();
-    let next_data = |from: u64| {
-        Ok(data.iter().find(|(_, end)| *end > from).map(|(start, _)| (*start).max(from)).filter(|at| *at < size))
-    };
-    let next_hole = |from: u64| {
-        Ok(Some(data.iter().find(|(start, end)| *start <= from && from < *end).map_or(from, |(_, end)| *end)))
-    };
-    collect(
-        size,
-        |_, out| {
-            out.extend_from_slice(pages.next().copied().unwrap_or_default());
-            Ok(())
-        },
-        next_data,
-        next_hole,
-    )
+    whole(Script { pages: pages.iter(), data, size }, size)
 }
 
 fn listed(map: &ExtentMap) -> Vec<(u64, u64, Backing)> {
@@ -79,42 +108,79 @@ fn a_map_that_ends_early_is_found_out() {
     assert_eq!(listed(&collect_from(32 * K, &[&silent, &[]], &data).unwrap()), expected);
 }
 
-/// An older OCFS2: a request that starts above 0 ends after `early` extents, and calls that the end.
+/// An older OCFS2: a request that starts above 0 ends after `early` extents, and may call that the end.
+struct OldOcfs2<'a> {
+    raws: &'a [RawExtent],
+    room: usize,
+    early: usize,
+    flag: u32,
+}
+
+impl Source for OldOcfs2<'_> {
+    fn page(&mut self, start: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
+        let rest = self.raws.iter().filter(|raw| raw.logical + raw.length > start);
+        page.extend(rest.take(if start == 0 { self.room } else { self.early.min(self.room) }));
+        if start > 0
+            && let Some(last) = page.last_mut()
+        {
+            last.flags |= self.flag;
+        }
+        Ok(())
+    }
+
+    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
+        let is_data = from % (8 * K) < 4 * K;
+        Ok(Some(if is_data { from } else { from.next_multiple_of(8 * K) }).filter(|at| *at < 800 * K))
+    }
+
+    fn next_hole(&self, from: u64) -> io::Result<Option<u64>> {
+        Ok(Some(if from % (8 * K) < 4 * K { from - from % (8 * K) + 4 * K } else { from }))
+    }
+
+    fn holes_are_sure(&self) -> bool {
+        false
+    }
+
+    fn verify(&self) -> Result<(), OpenError> {
+        Ok(())
+    }
+}
+
 #[test]
 fn extents_that_older_ocfs2_loses_are_found_out() {
     let raws: Vec<_> = (0..100)
         .map(|i| RawExtent::new(i * 8 * K, (1000 + i * 16) * K, 4 * K, if i == 99 { LAST } else { 0 }))
         .collect();
-    let size = 800 * K;
-    let is_data = |at: u64| at % (8 * K) < 4 * K;
-    let collect_with = |room: usize, early: usize, flag: u32| {
-        collect(
-            size,
-            |start, out| {
-                let rest = raws.iter().filter(|raw| raw.logical + raw.length > start);
-                out.extend(rest.take(if start == 0 { room } else { early.min(room) }));
-                if start > 0
-                    && let Some(last) = out.last_mut()
-                {
-                    last.flags |= flag;
-                }
-                Ok(())
-            },
-            |from| Ok(Some(if is_data(from) { from } else { from.next_multiple_of(8 * K) }).filter(|at| *at < size)),
-            |from| Ok(Some(if is_data(from) { from - from % (8 * K) + 4 * K } else { from })),
-        )
-        .unwrap()
-    };
-    let whole = listed(&collect_with(101, 0, 0));
-    assert_eq!(whole, raws.iter().map(|raw| (raw.logical, raw.logical + 4 * K, at(raw.physical))).collect::<Vec<_>>());
+    let read = |room, early, flag| listed(&whole(OldOcfs2 { raws: &raws, room, early, flag }, 800 * K).unwrap());
+    let all = read(101, 0, 0);
+    assert_eq!(all, raws.iter().map(|raw| (raw.logical, raw.logical + 4 * K, at(raw.physical))).collect::<Vec<_>>());
     // Read in pages, all that was lost is listed, as something that cannot be trusted.
     for (early, flag) in [(0, 0), (1, LAST), (3, LAST)] {
-        let paged = listed(&collect_with(10, early, flag));
+        let paged = read(10, early, flag);
         assert_eq!(paged.len(), 100);
-        for (i, (found, told)) in paged.iter().zip(&whole).enumerate() {
+        for (i, (found, told)) in paged.iter().zip(&all).enumerate() {
             let backing = if i < 10 + early { told.2 } else { Backing::Opaque };
             assert_eq!(*found, (told.0, told.1, backing), "extent {i} of a map that ends {early} after the tenth");
         }
+    }
+}
+
+/// From any offset on, a map is the rest of the whole one.
+#[test]
+fn a_map_can_be_read_from_anywhere() {
+    let raws = [RawExtent::new(0, 100 * K, 8 * K, 0), RawExtent::new(16 * K, 200 * K, 8 * K, LAST)];
+    for (start, expected) in [
+        (0, vec![(0, 8 * K, at(100 * K)), (16 * K, 24 * K, at(200 * K))]),
+        (5000, vec![(5000, 8 * K, at(100 * K + 5000)), (16 * K, 24 * K, at(200 * K))]),
+        (8 * K, vec![(16 * K, 24 * K, at(200 * K))]),
+        (20 * K, vec![(20 * K, 24 * K, at(204 * K))]),
+    ] {
+        let rest: Vec<_> = raws.iter().filter(|raw| raw.logical + raw.length > start).copied().collect();
+        let data = [(0, 8 * K), (16 * K, 24 * K)];
+        let page = [&rest[..]];
+        let mut pieces = Pieces::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
+        let piece = pieces.read_from(start).unwrap();
+        assert_eq!((listed(&piece.map), piece.end), (expected, 24 * K), "from {start}");
     }
 }
 
@@ -143,8 +209,33 @@ fn nonsense_is_an_error_not_a_map() {
     assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Nonsense(_))));
 }
 
+/// What only fails.
+struct Broken;
+
+impl Source for Broken {
+    fn page(&mut self, _: u64, _: &mut Vec<RawExtent>) -> io::Result<()> {
+        Err(io::Error::from_raw_os_error(nix::libc::EIO))
+    }
+
+    fn next_data(&self, _: u64) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn next_hole(&self, _: u64) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    fn holes_are_sure(&self) -> bool {
+        true
+    }
+
+    fn verify(&self) -> Result<(), OpenError> {
+        Ok(())
+    }
+}
+
 #[test]
 fn an_error_of_the_kernel_is_passed_on() {
-    let refused = collect(K, |_, _| Err(io::Error::from_raw_os_error(nix::libc::EIO)), |_| Ok(None), |_| Ok(None));
+    let refused = whole(Broken, K);
     assert!(matches!(refused, Err(MapError::Io(error)) if error.raw_os_error() == Some(nix::libc::EIO)));
 }

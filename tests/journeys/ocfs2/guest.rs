@@ -91,7 +91,7 @@ fn journey_and_law(cluster: u64) {
     const WANTED: usize = 5;
     let largest = (4 * cluster).max(3 * MB / 2);
     let reach = (cluster * 3 / 2).max(96 << 10);
-    let scale = Scale { chain: 3, largest, reach, zero_range: false, past_end: false };
+    let scale = Scale { chain: 3, largest, reach, zero_range: false, past_end: false, all_views: false };
     let new = || {
         let world = World::on(Volume::ocfs2(512, cluster, FEATURES), |_| {});
         let client = world.client();
@@ -142,6 +142,47 @@ fn clusters_of_64_kib() {
 #[ignore = "runs in the guest of tests/ocfs2"]
 fn clusters_of_1_mib() {
     journey_and_law(1 << 20);
+}
+
+#[test]
+#[ignore = "runs in the guest of tests/ocfs2"]
+fn a_hundred_small_writes_are_listed_as_such() {
+    const SIZE: u64 = 64 * MB;
+    for cluster in [4 << 10, 1 << 20] {
+        let world = World::on(Volume::ocfs2(512, cluster, FEATURES), |_| {});
+        let disk = &world.define_vm(&[("a.img", SIZE)])[0];
+        write_at(disk, 0, &vec![0xa5; usize::try_from(SIZE).unwrap()]);
+        let client = world.client();
+        let base = text(&client.take_snapshot()["id"]);
+        let mut random = Random(cluster);
+        let mut written: Vec<u64> = (0..100).map(|_| random.below(SIZE / 4096) * 4096).collect();
+        written.iter().zip(1..).for_each(|(at, byte)| write_at(disk, *at, &[byte; 4096]));
+        written.sort_unstable();
+        written.dedup();
+        let target = text(&client.take_snapshot()["id"]);
+        let part = |query: &str| {
+            let path = format!("{SNAPSHOTS}/{target}?compareTo={base}{query}");
+            client.get(&path).ok()["disks"][0].clone()
+        };
+        let plain = part("&refine=0");
+        // On OCFS2 it is refined without being asked.
+        for refined in [part("&refine=4096"), part("")] {
+            let listed = chunks(&refined);
+            assert!(listed.iter().all(|chunk| !chunk.zero), "{refined}");
+            let blocks: Vec<u64> = listed
+                .iter()
+                .flat_map(|chunk| (0..chunk.length / 4096).map(|block| chunk.start + block * 4096))
+                .collect();
+            assert_eq!(blocks, written);
+            assert_eq!(refined["data_bytes"], json!(4096 * written.len()), "at most 409,600");
+            assert_eq!(refined["candidate_bytes"], plain["data_bytes"]);
+        }
+        println!(
+            "clusters of {cluster} bytes: {} bytes by the map, {} refined",
+            plain["data_bytes"],
+            written.len() * 4096
+        );
+    }
 }
 
 /// Says which requests of ioctl(2) the service makes while `work` runs, as numbers.

@@ -1,0 +1,117 @@
+//! What a comparison by content costs beside `cmp` of the same bytes: ratios from one run.
+//!
+//! `make bench`, as root: a loop-mounted XFS with two snapshots of one disk, between which all of it was
+//! written again with the same bytes. So all of it is a candidate, and nothing is left of it.
+
+#![allow(clippy::unwrap_used)] // a bench that cannot run may panic
+
+use std::fs::{self, File};
+use std::num::NonZero;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
+use coriolis_ovm_exporter::repository::clone::{Clones, Source};
+use coriolis_ovm_exporter::repository::refine::{Held, Refined};
+use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository, SnapshotDir};
+
+#[allow(dead_code)] // the tests need more of it
+#[path = "../tests/journeys/harness/volume.rs"]
+mod volume;
+
+const SIZE: u64 = 1 << 30;
+const PIECE: u64 = 1 << 20;
+const ROUNDS: usize = 7;
+
+fn main() {
+    if !nix::unistd::geteuid().is_root() {
+        eprintln!("this bench mounts XFS: run it as root");
+        return;
+    }
+    let volume = volume::Volume::xfs(4 << 10);
+    let repository = Repository::new("bench".parse().unwrap(), volume.mount_point.clone());
+    let live = File::options().read(true).write(true).create_new(true).open(volume.mount_point.join("live")).unwrap();
+    let mut number = 0_u64;
+    let mut fill = || {
+        number = 0;
+        for at in (0..SIZE).step_by(PIECE as usize) {
+            let piece: Vec<u8> = (0..PIECE / 8)
+                .flat_map(|_| {
+                    number += 1;
+                    number.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()
+                })
+                .collect();
+            live.write_all_at(&piece, at).unwrap();
+        }
+        live.sync_all().unwrap();
+    };
+    fill();
+    let (base, base_path) = snapshot(&repository, &live, 1);
+    fill();
+    let (target, target_path) = snapshot(&repository, &live, 2);
+
+    println!("{} MiB, all of them written again with the same bytes; medians of {ROUNDS} rounds, ms\n", SIZE >> 20);
+    println!("| page cache | cmp | refine=4096 | ratio |\n|---|---:|---:|---:|");
+    for is_warm in [true, false] {
+        let (mut cmp, mut refined) = (Vec::new(), Vec::new());
+        for _ in 0..ROUNDS {
+            prepare(is_warm, &base_path, &target_path);
+            cmp.push(timed(|| {
+                assert!(Command::new("cmp").args([&base_path, &target_path]).status().unwrap().success());
+            }));
+            prepare(is_warm, &base_path, &target_path);
+            refined.push(timed(|| assert_eq!(refine(&base, &target), 0)));
+        }
+        let (cmp, refined) = (median_ms(cmp), median_ms(refined));
+        let cache = if is_warm { "warm" } else { "cold" };
+        println!("| {cache} | {cmp:.0} | {refined:.0} | {:.2} |", refined / cmp);
+    }
+}
+
+/// Chunks that are left of the changes.
+fn refine(base: &Arc<DiskFile>, target: &Arc<DiskFile>) -> usize {
+    let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0).unwrap().unwrap();
+    let block = NonZero::new(4096).unwrap();
+    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, || false).unwrap();
+    refined.map(Result::unwrap).count()
+}
+
+fn prepare(is_warm: bool, base: &Path, target: &Path) {
+    if is_warm {
+        for path in [base, target] {
+            std::io::copy(&mut File::open(path).unwrap(), &mut std::io::sink()).unwrap();
+        }
+    } else {
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+    }
+}
+
+fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
+    let id = SnapshotId::from_u128(number);
+    let folder = SnapshotDir::new(repository, id);
+    folder.create().unwrap();
+    let name = "disk".parse().unwrap();
+    let path = folder.disk(&name);
+    let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
+    let clones = Clones::prepare(vec![(source, path.clone())]).unwrap();
+    clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
+    let metadata = fs::metadata(&path).unwrap();
+    let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
+    let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
+    let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
+    (Arc::new(DiskFile::open(repository, id, &SnapshotDisk { name, source, identity }).unwrap()), path)
+}
+
+fn timed(work: impl FnOnce()) -> Duration {
+    let started = Instant::now();
+    work();
+    started.elapsed()
+}
+
+fn median_ms(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1e3
+}

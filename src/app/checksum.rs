@@ -1,0 +1,227 @@
+//! The journey to checksums: of a disk, of a part of it, of its blocks.
+
+use std::collections::VecDeque;
+use std::num::NonZero;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
+
+use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+
+use super::changes::Stop;
+use super::chunks::Place;
+use super::read_disk::{OpenDisk, lost};
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::SnapshotDisk;
+use crate::repository::checksum::{self, Algorithm, BlockSums, Digest, SumError};
+use crate::wire::{self, Array, Broken};
+
+/// Which checksum is wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// How it is made.
+    pub algorithm: Algorithm,
+    /// Where it starts, bytes.
+    pub start: u64,
+    /// Bytes from there; nothing: to the end.
+    pub length: Option<u64>,
+    /// Bytes of a block, where it is to be the checksum of the blocks' checksums.
+    pub block: Option<NonZero<u64>>,
+    /// Whether the blocks' checksums are wanted too.
+    pub list: bool,
+}
+
+/// Checksums that are made at once, at most: the host's processors belong to its guests.
+const AT_ONCE: usize = 4;
+
+/// Checksums of whole disks that are remembered, at most.
+const REMEMBERED: usize = 1024;
+
+/// The file, which an [`OpenDisk::version`] tells from any other, and the algorithm.
+type Key = (String, Algorithm);
+
+/// Checksums of whole disks: made once, whoever asks.
+pub(super) struct Sums {
+    /// Those asked for last are last.
+    known: Mutex<VecDeque<(Key, Arc<OnceCell<Digest>>)>>,
+    places: Arc<Semaphore>,
+}
+
+impl Default for Sums {
+    fn default() -> Self {
+        let places = thread::available_parallelism().map_or(1, NonZero::get).min(AT_ONCE);
+        Self { known: Mutex::default(), places: Arc::new(Semaphore::new(places)) }
+    }
+}
+
+impl Sums {
+    fn of(&self, key: Key) -> Arc<OnceCell<Digest>> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = known.iter().position(|(other, _)| *other == key);
+        let entry = index.and_then(|index| known.remove(index)).unwrap_or_else(|| (key, Arc::default()));
+        let cell = Arc::clone(&entry.1);
+        known.push_back(entry);
+        if known.len() > REMEMBERED {
+            known.pop_front();
+        }
+        cell
+    }
+
+    /// Waits until there is room for one more.
+    async fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
+        Arc::clone(&self.places).acquire_owned().await.map_err(|closed| Error::Internal(closed.to_string()))
+    }
+}
+
+impl App {
+    /// The checksum that is `wanted` of a disk. Where the blocks are listed it is made while it is
+    /// written out; `stop` ends it.
+    ///
+    /// # Errors
+    /// Those of [`App::open_disk`]; [`Error::BadRequest`] for a range that the disk does not have.
+    pub async fn checksum(
+        self: &Arc<Self>,
+        session: &Session,
+        (vm, snapshot, name): Place,
+        wanted: Wanted,
+        stop: Stop,
+    ) -> Result<wire::Checksum, Error> {
+        let disk = self.open_disk(session, vm, snapshot, name).await?;
+        let Wanted { algorithm, start, length, block, list } = wanted;
+        let size = disk.file.size();
+        let end = length.map_or(Some(size), |length| start.checked_add(length));
+        let range = end.filter(|end| start <= *end && *end <= size).map(|end| start..end).ok_or_else(|| {
+            let length = length.map_or_else(String::new, |length| format!(" and length={length}"));
+            Error::BadRequest(format!("start={start}{length} is past the end of the disk, which is at {size}"))
+        })?;
+        let (digest, blocks) = match block {
+            None if range == (0..size) => (self.sum_of_disk(&disk, algorithm, &stop).await?.into(), None),
+            None => (self.sum(&disk, range.clone(), algorithm, &stop).await?.into(), None),
+            Some(block) => {
+                let place = self.sums.place().await?;
+                let go_on = stop.go_on();
+                let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, go_on);
+                let checksum = wire::Late::default();
+                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, place };
+                if list {
+                    (checksum, Some(Array::new(blocks)))
+                } else {
+                    self.blocking(move |_| blocks.run()).await?;
+                    (checksum, None)
+                }
+            }
+        };
+        Ok(wire::Checksum {
+            algorithm: algorithm.name(),
+            block_size: block.map(NonZero::get),
+            start,
+            length: range.end - range.start,
+            blocks,
+            checksum: digest,
+        })
+    }
+
+    /// The checksum of all of an open disk. It is remembered, and one makes it for all who ask
+    /// meanwhile.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotLost`], [`Error::Io`].
+    pub async fn sum_of_disk(
+        self: &Arc<Self>,
+        disk: &OpenDisk,
+        algorithm: Algorithm,
+        stop: &Stop,
+    ) -> Result<Digest, Error> {
+        let known = self.sums.of((disk.version.clone(), algorithm));
+        known.get_or_try_init(|| self.sum(disk, 0..disk.file.size(), algorithm, stop)).await.copied()
+    }
+
+    /// The checksum of a part of an open disk.
+    ///
+    /// # Errors
+    /// As [`App::sum_of_disk`].
+    pub async fn sum(
+        self: &Arc<Self>,
+        disk: &OpenDisk,
+        range: Range<u64>,
+        algorithm: Algorithm,
+        stop: &Stop,
+    ) -> Result<Digest, Error> {
+        let place = self.sums.place().await?;
+        let (file, of, stop) = (Arc::clone(&disk.file), disk.disk.clone(), stop.clone());
+        self.blocking(move |_| {
+            let _place = place;
+            checksum::sum(file, range, algorithm, stop.go_on()).map_err(|error| sum_error(&of, error))
+        })
+        .await
+    }
+}
+
+/// The checksums of blocks as they are written out, and then the one of them all.
+struct Blocks {
+    sums: Option<BlockSums>,
+    checksum: wire::Late,
+    disk: SnapshotDisk,
+    stop: Stop,
+    #[expect(dead_code, reason = "held until the last block")]
+    place: OwnedSemaphorePermit,
+}
+
+impl Blocks {
+    fn run(&mut self) -> Result<(), Error> {
+        self.by_ref().try_for_each(|block| block.0.map(drop)).map_err(|Broken| self.stop.cause_or_internal())
+    }
+
+    fn advance(&mut self) -> Result<Option<String>, SumError> {
+        let Some(sums) = &mut self.sums else { return Ok(None) };
+        if let Some(digest) = sums.next_block()? {
+            return Ok(Some(digest.to_string()));
+        }
+        if let Some(sums) = self.sums.take() {
+            self.checksum.set(sums.finish()?.to_string());
+        }
+        Ok(None)
+    }
+}
+
+impl Iterator for Blocks {
+    type Item = wire::BlockSum;
+
+    fn next(&mut self) -> Option<wire::BlockSum> {
+        let block = self.advance().map_err(|error| {
+            self.sums = None;
+            self.stop.broke(sum_error(&self.disk, error))
+        });
+        block.transpose().map(wire::BlockSum)
+    }
+}
+
+fn sum_error(disk: &SnapshotDisk, error: SumError) -> Error {
+    match error {
+        SumError::Stopped => Error::Internal("the client is gone".to_owned()),
+        SumError::File(cause) => lost(disk, cause),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_checksums_of_the_files_asked_for_last_are_remembered() {
+        let sums = Sums::default();
+        let key = |n: usize| (n.to_string(), Algorithm::Sha256);
+        sums.of(key(0)).set(Digest([7; 32])).unwrap();
+        sums.of(key(1)).set(Digest([8; 32])).unwrap();
+        for n in 2..=REMEMBERED {
+            // What is asked for again and again stays.
+            assert_eq!(sums.of(key(0)).get(), Some(&Digest([7; 32])));
+            sums.of(key(n));
+        }
+        assert_eq!(sums.known.lock().unwrap().len(), REMEMBERED);
+        assert_eq!(sums.of(key(0)).get(), Some(&Digest([7; 32])));
+        assert_eq!(sums.of(key(1)).get(), None, "the bound is kept");
+        assert_eq!(sums.of((0.to_string(), Algorithm::Blake3)).get(), None, "another algorithm");
+    }
+}

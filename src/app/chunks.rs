@@ -1,0 +1,115 @@
+//! The journey to the chunks of one disk: a page of them, or all, as they are found.
+
+use std::sync::Arc;
+
+use super::changes::{Stop, as_asked};
+use super::snapshots::View;
+use super::{App, Error};
+use crate::auth::Session;
+use crate::config::Refine;
+use crate::model::{ByteRange, Chunk, ChunkKind, DiskName, SnapshotId, SnapshotPair, VmId};
+use crate::wire::{self, Broken, ChunkStream, Mode, Totals};
+
+/// Which chunks of a disk are wanted.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// How they are put. Zeros are listed as it says.
+    pub view: View,
+    /// Only those of one kind.
+    pub kind: Option<ChunkKind>,
+    /// From where on: an offset, bytes.
+    pub from: u64,
+    /// How many at a time.
+    pub at_most: usize,
+}
+
+/// The chunks of a disk, not yet found.
+pub struct DiskChunks {
+    /// The chunks, from where they were asked for.
+    pub chunks: ChunkStream,
+    /// Whether they patch the base, or make the disk from nothing.
+    pub mode: Mode,
+    /// Why they are not from the base that was named.
+    pub reason: Option<&'static str>,
+    /// Size of the disk, bytes.
+    pub size: u64,
+}
+
+/// Of which disk: VM, snapshot, disk.
+pub type Place = (VmId, SnapshotId, DiskName);
+
+impl App {
+    /// The chunks of a disk as they are found, in order.
+    ///
+    /// # Errors
+    /// Those of [`App::snapshot`]; [`Error::BadRequest`] for an offset past the end.
+    pub async fn chunks(
+        self: &Arc<Self>,
+        _session: &Session,
+        place: Place,
+        wanted: Wanted,
+        stop: Stop,
+    ) -> Result<DiskChunks, Error> {
+        self.blocking(move |app| app.find_chunks(&place, wanted, stop)).await
+    }
+
+    /// One page of the chunks of a disk.
+    ///
+    /// # Errors
+    /// As [`App::chunks`].
+    pub async fn chunk_page(
+        self: &Arc<Self>,
+        _session: &Session,
+        place: Place,
+        wanted: Wanted,
+        stop: Stop,
+    ) -> Result<wire::ChunkPage, Error> {
+        self.blocking(move |app| {
+            let found = app.find_chunks(&place, wanted, stop.clone())?;
+            found.page(wanted.at_most).map_err(|Broken| stop.cause_or_internal())
+        })
+        .await
+    }
+
+    fn find_chunks(&self, (called, id, name): &Place, wanted: Wanted, stop: Stop) -> Result<DiskChunks, Error> {
+        let snapshot = self.snapshot_of(called, *id)?;
+        let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
+        let size = disk.identity.size;
+        if wanted.from > size {
+            let text = format!("startingOffset={} is past the end of the disk, which is at {size}", wanted.from);
+            return Err(Error::BadRequest(text));
+        }
+        // Blocks are compared whole, so that they are listed the same from anywhere.
+        let start = match wanted.view.refine {
+            Some(Refine::By(block)) => wanted.from - wanted.from % block,
+            _ => wanted.from,
+        };
+        let base = self.base_of(wanted.view)?;
+        let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
+        let found = match &pair {
+            Some(pair) => self.compared(pair, disk, wanted.view, start)?,
+            None => self.whole(&snapshot, disk, wanted.view, start)?,
+        };
+        let (mode, reason) = (found.mode, found.reason);
+        let chunks = found.stream(Arc::<Totals>::default(), stop)?;
+        let rest = ByteRange::new(wanted.from, u64::MAX);
+        let chunks = chunks.filter_map(move |chunk| chunk.map(|chunk| chunk.within(rest?)).transpose());
+        let chunks = as_asked(Box::new(chunks), wanted.view);
+        let is_wanted = move |chunk: &Result<Chunk, Broken>| match (chunk, wanted.kind) {
+            (Ok(chunk), Some(kind)) => chunk.kind == kind,
+            _ => true,
+        };
+        Ok(DiskChunks { chunks: Box::new(chunks.filter(is_wanted)), mode, reason, size })
+    }
+}
+
+impl DiskChunks {
+    fn page(mut self, at_most: usize) -> Result<wire::ChunkPage, Broken> {
+        let chunks: Result<Vec<Chunk>, Broken> = self.chunks.by_ref().take(at_most).collect();
+        let chunks = chunks?.into_iter().map(|chunk| wire::WireChunk(Ok(chunk))).collect();
+        // The next page finds this one anew.
+        let next = self.chunks.next().transpose()?;
+        let next_offset = next.map(|chunk| chunk.range.start());
+        Ok(wire::ChunkPage { size: self.size, mode: self.mode, reason: self.reason, chunks, next_offset })
+    }
+}

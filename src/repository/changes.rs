@@ -1,0 +1,168 @@
+//! What changed between two files, found window by window.
+//!
+//! In each window the base's map is read, then the target's, then the base's again: only where both
+//! readings of the base agree did each of its addresses belong to it while the target was read, so
+//! that equal addresses mean equal bytes. Memory is that of a window, whatever the number of extents.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use super::disk_file::DiskFile;
+use super::map::{ATTEMPTS, FileSource, MapError, Piece, Pieces, Source};
+use crate::model::diff::changed_within;
+use crate::model::{ByteRange, Chunk, ExtentMap};
+
+/// Why two files cannot be compared.
+#[derive(Debug, thiserror::Error)]
+pub enum CompareError {
+    /// The base is not what was snapshotted.
+    #[error("the base cannot be trusted: {0}")]
+    Base(MapError),
+    /// The target is not what was snapshotted.
+    #[error("the target cannot be trusted: {0}")]
+    Target(MapError),
+    /// Blocks of the base are being moved.
+    #[error("the blocks of the base keep moving; is a defragmenter running?")]
+    Unsettled,
+    /// Nobody waits for the answer any more.
+    #[error("nobody waits for the answer any more")]
+    Abandoned,
+}
+
+/// What a target is compared with.
+enum Base<S> {
+    /// A file on the same device.
+    File(Pieces<S>),
+    /// A map that is known without being read.
+    Known(ExtentMap),
+}
+
+/// The changes from a base to a target, in order and disjoint. A run of them may be cut where a
+/// window ends.
+pub struct Changes(Windows<FileSource>);
+
+impl Changes {
+    /// What changed from the file `base` to the file `target`, at `from` and after. Nothing where
+    /// they lie on two devices, whose addresses have nothing to do with each other.
+    ///
+    /// # Errors
+    /// [`CompareError`].
+    pub fn incremental(base: Arc<DiskFile>, target: Arc<DiskFile>, from: u64) -> Result<Option<Self>, CompareError> {
+        let device = |file: &DiskFile| file.device().map_err(MapError::from);
+        if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
+            return Ok(None);
+        }
+        let base = Pieces::of_file(base).map_err(CompareError::Base)?;
+        Self::new(Base::File(base), target, from).map(Some)
+    }
+
+    /// What changed for a client that holds `held`, such as [`ExtentMap::empty`], to the file
+    /// `target`, at `from` and after.
+    ///
+    /// # Errors
+    /// [`CompareError::Target`].
+    pub fn full(held: ExtentMap, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
+        Self::new(Base::Known(held), target, from)
+    }
+
+    fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
+        let target = Pieces::of_file(target).map_err(CompareError::Target)?;
+        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0 }))
+    }
+
+    /// Bytes that are listed only because the file system's answers about them cannot be trusted.
+    pub fn unlisted(&self) -> u64 {
+        self.0.unlisted
+    }
+}
+
+impl Iterator for Changes {
+    type Item = Result<Chunk, CompareError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.0.next()
+    }
+}
+
+struct Windows<S> {
+    base: Base<S>,
+    target: Pieces<S>,
+    /// Up to where the changes are found.
+    at: u64,
+    found: VecDeque<Chunk>,
+    unlisted: u64,
+}
+
+impl<S: Source> Windows<S> {
+    /// Finds the changes of the next window.
+    fn advance(&mut self) -> Result<(), CompareError> {
+        let size = self.target.size();
+        let (end, unlisted) = match &mut self.base {
+            Base::Known(held) => {
+                let now = self.target.from(self.at).map_err(CompareError::Target)?;
+                self.found.extend(changes_in(self.at, now.end, held, &now));
+                (now.end, now.unlisted)
+            }
+            // Past its end a base is zeros.
+            Base::File(base) if self.at >= base.size() => {
+                let now = self.target.from(self.at).map_err(CompareError::Target)?;
+                self.found.extend(changes_in(self.at, now.end, &ExtentMap::empty(), &now));
+                (now.end, now.unlisted)
+            }
+            Base::File(base) => {
+                let (was, now) = settled(base, &mut self.target, self.at)?;
+                // A base that is known to its end is zeros from there on, which its map says.
+                let known = if was.end == base.size() { size } else { was.end };
+                let end = known.min(now.end);
+                self.found.extend(changes_in(self.at, end, &was.map, &now));
+                base.verify().map_err(CompareError::Base)?;
+                (end, was.unlisted + now.unlisted)
+            }
+        };
+        self.target.verify().map_err(CompareError::Target)?;
+        if end <= self.at {
+            let stuck = format!("nothing is known past {}", self.at);
+            return Err(CompareError::Target(MapError::Nonsense(stuck)));
+        }
+        self.unlisted += unlisted;
+        self.at = end;
+        Ok(())
+    }
+
+    fn next(&mut self) -> Option<Result<Chunk, CompareError>> {
+        while self.found.is_empty() && self.at < self.target.size() {
+            if let Err(error) = self.advance() {
+                self.at = u64::MAX;
+                // Found before the files were known to be good, and nothing may follow the error.
+                self.found.clear();
+                return Some(Err(error));
+            }
+        }
+        self.found.pop_front().map(Ok)
+    }
+}
+
+fn changes_in(start: u64, end: u64, was: &ExtentMap, now: &Piece) -> Vec<Chunk> {
+    ByteRange::new(start, end).map(|window| changed_within(window, was, &now.map)).unwrap_or_default()
+}
+
+/// A piece of the base's map that was the same before and after the target's was read.
+fn settled<S: Source>(base: &mut Pieces<S>, target: &mut Pieces<S>, at: u64) -> Result<(Piece, Piece), CompareError> {
+    let mut before = base.from(at).map_err(CompareError::Base)?;
+    for _ in 0..ATTEMPTS {
+        let now = target.from(at).map_err(CompareError::Target)?;
+        let after = base.from(at).map_err(CompareError::Base)?;
+        if before.map == after.map && before.end == after.end {
+            return Ok((after, now));
+        }
+        before = after;
+    }
+    Err(CompareError::Unsettled)
+}
+
+#[cfg(test)]
+#[path = "changes/script.rs"]
+mod script;
+#[cfg(test)]
+#[path = "changes/tests.rs"]
+mod tests;

@@ -1,0 +1,255 @@
+//! Checksums of a snapshot's bytes. Holes are not read; their zeros count all the same.
+
+use std::io;
+use std::num::NonZero;
+use std::ops::Range;
+use std::sync::Arc;
+
+use aws_lc_rs::digest::{self, SHA256};
+
+use super::disk_file::{DiskFile, OpenError};
+use super::map::MapError;
+
+/// Bytes read, or zeros counted, at a time.
+const PIECE: usize = 256 << 10;
+
+/// What a hole counts as.
+static ZEROS: [u8; PIECE] = [0; PIECE];
+
+/// How a checksum is made. Each gives 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Algorithm {
+    /// BLAKE3.
+    Blake3,
+    /// SHA-256 (FIPS 180-4).
+    Sha256,
+    /// BLAKE2b with 32 bytes of digest (RFC 7693): oVirt imageio's own.
+    Blake2b256,
+}
+
+impl Algorithm {
+    /// All that there are.
+    pub const ALL: [Self; 3] = [Self::Blake3, Self::Sha256, Self::Blake2b256];
+
+    /// What it is called in requests and answers.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Blake3 => "blake3",
+            Self::Sha256 => "sha256",
+            Self::Blake2b256 => "blake2b-256",
+        }
+    }
+
+    /// The one that is called so.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
+    }
+}
+
+/// A checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Digest(pub [u8; 32]);
+
+impl std::fmt::Display for Digest {
+    /// Lower-case hexadecimal digits, as `sha256sum` prints them.
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(formatter, "{byte:02x}"))
+    }
+}
+
+/// Why there is no checksum.
+#[derive(Debug, thiserror::Error)]
+pub enum SumError {
+    /// Nobody waits for it any more.
+    #[error("stopped before the end")]
+    Stopped,
+    /// The file cannot be read, or is not what was snapshotted.
+    #[error(transparent)]
+    File(#[from] MapError),
+}
+
+impl From<io::Error> for SumError {
+    fn from(error: io::Error) -> Self {
+        Self::File(error.into())
+    }
+}
+
+impl From<OpenError> for SumError {
+    fn from(error: OpenError) -> Self {
+        Self::File(error.into())
+    }
+}
+
+/// Asked between pieces: whether to go on.
+pub type GoOn = Box<dyn Fn() -> bool + Send>;
+
+/// The checksum of `range` of `file`, which is within its size.
+///
+/// # Errors
+/// [`SumError`]; also where the file was changed meanwhile.
+pub fn sum(file: Arc<DiskFile>, range: Range<u64>, algorithm: Algorithm, go_on: GoOn) -> Result<Digest, SumError> {
+    let mut reader = Reader::new(file, range.clone(), go_on);
+    let mut hasher = Hasher::new(algorithm);
+    reader.feed(&mut hasher, range.end)?;
+    reader.file.verify_content()?;
+    Ok(hasher.finish())
+}
+
+/// The checksums of the blocks of a range, in order, and of them the checksum of the whole:
+/// H(H(block 1) ‖ H(block 2) ‖ …), as oVirt imageio and blksum make it.
+pub struct BlockSums {
+    reader: Reader,
+    end: u64,
+    algorithm: Algorithm,
+    block: u64,
+    /// Of a block of zeros: made once.
+    of_zeros: Option<Digest>,
+    whole: Hasher,
+}
+
+impl BlockSums {
+    /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
+    /// counted from the start of the range; the last one may be shorter.
+    pub fn new(file: Arc<DiskFile>, range: Range<u64>, algorithm: Algorithm, block: NonZero<u64>, go_on: GoOn) -> Self {
+        let end = range.end;
+        let whole = Hasher::new(algorithm);
+        Self { reader: Reader::new(file, range, go_on), end, algorithm, block: block.get(), of_zeros: None, whole }
+    }
+
+    /// The checksum of the next block; nothing after the last.
+    ///
+    /// # Errors
+    /// [`SumError`].
+    pub fn next_block(&mut self) -> Result<Option<Digest>, SumError> {
+        let start = self.reader.at;
+        if start >= self.end {
+            return Ok(None);
+        }
+        let end = start.saturating_add(self.block).min(self.end);
+        let is_whole = end - start == self.block;
+        let digest = match self.of_zeros {
+            Some(zeros) if is_whole && self.reader.skip_hole(end)? => zeros,
+            _ => {
+                let mut hasher = Hasher::new(self.algorithm);
+                let is_zero = self.reader.feed(&mut hasher, end)?;
+                let digest = hasher.finish();
+                if is_whole && is_zero {
+                    self.of_zeros = Some(digest);
+                }
+                digest
+            }
+        };
+        self.whole.add(&digest.0);
+        Ok(Some(digest))
+    }
+
+    /// The checksum of the blocks' checksums, after the last.
+    ///
+    /// # Errors
+    /// [`SumError::File`] where the file was changed meanwhile.
+    pub fn finish(self) -> Result<Digest, SumError> {
+        self.reader.file.verify_content()?;
+        Ok(self.whole.finish())
+    }
+}
+
+enum Hasher {
+    Blake3(Box<blake3::Hasher>),
+    Sha256(digest::Context),
+    Blake2b256(blake2b_simd::State),
+}
+
+impl Hasher {
+    fn new(algorithm: Algorithm) -> Self {
+        match algorithm {
+            Algorithm::Blake3 => Self::Blake3(Box::default()),
+            Algorithm::Sha256 => Self::Sha256(digest::Context::new(&SHA256)),
+            Algorithm::Blake2b256 => Self::Blake2b256(blake2b_simd::Params::new().hash_length(32).to_state()),
+        }
+    }
+
+    fn add(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Blake3(hasher) => drop(hasher.update(bytes)),
+            Self::Sha256(context) => context.update(bytes),
+            Self::Blake2b256(state) => drop(state.update(bytes)),
+        }
+    }
+
+    fn finish(self) -> Digest {
+        let mut digest = [0; 32];
+        match self {
+            Self::Blake3(hasher) => digest = hasher.finalize().into(),
+            Self::Sha256(context) => digest.copy_from_slice(context.finish().as_ref()),
+            Self::Blake2b256(state) => digest.copy_from_slice(state.finalize().as_bytes()),
+        }
+        Digest(digest)
+    }
+}
+
+/// Reads a file from front to back.
+struct Reader {
+    file: Arc<DiskFile>,
+    go_on: GoOn,
+    /// Up to where it was read.
+    at: u64,
+    /// Where all ends.
+    limit: u64,
+    /// End of the run that `at` is in, and whether it holds data.
+    run: (u64, bool),
+    buffer: Vec<u8>,
+}
+
+impl Reader {
+    fn new(file: Arc<DiskFile>, range: Range<u64>, go_on: GoOn) -> Self {
+        Self { file, go_on, at: range.start, limit: range.end, run: (range.start, false), buffer: Vec::new() }
+    }
+
+    /// The end of the run that goes on here, and whether it holds data.
+    fn run(&mut self) -> io::Result<(u64, bool)> {
+        if self.run.0 <= self.at {
+            let run = self.file.run_at(self.at, self.limit)?;
+            self.run = (run.end, run.is_data);
+        }
+        Ok(self.run)
+    }
+
+    /// Goes on to `end` without reading, where there is a hole up to there.
+    fn skip_hole(&mut self, end: u64) -> Result<bool, SumError> {
+        self.may_go_on()?;
+        let (run_end, is_data) = self.run()?;
+        let is_hole = !is_data && run_end >= end;
+        if is_hole {
+            self.at = end;
+        }
+        Ok(is_hole)
+    }
+
+    /// Gives `hasher` all up to `end`; whether there were only holes.
+    fn feed(&mut self, hasher: &mut Hasher, end: u64) -> Result<bool, SumError> {
+        let mut only_holes = true;
+        while self.at < end {
+            self.may_go_on()?;
+            let (run_end, is_data) = self.run()?;
+            let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(PIECE).min(PIECE);
+            if is_data {
+                self.buffer.resize(PIECE, 0);
+                self.file.read_exact_at(&mut self.buffer[..length], self.at)?;
+                hasher.add(&self.buffer[..length]);
+                only_holes = false;
+            } else {
+                hasher.add(&ZEROS[..length]);
+            }
+            self.at += length as u64;
+        }
+        Ok(only_holes)
+    }
+
+    fn may_go_on(&self) -> Result<(), SumError> {
+        if !(self.go_on)() {
+            return Err(SumError::Stopped);
+        }
+        // Also at the end, which may be hours away.
+        Ok(self.file.verify_content()?)
+    }
+}

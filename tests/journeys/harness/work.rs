@@ -1,0 +1,63 @@
+//! What the service is doing, as the kernel counts it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::Exporter;
+
+pub struct Work {
+    /// `/proc/<pid>` of the service.
+    process: PathBuf,
+}
+
+impl Work {
+    pub fn of(exporter: &Exporter) -> Self {
+        Self { process: format!("/proc/{}", exporter.pid()).into() }
+    }
+
+    /// Bytes that it has read with read(2) and its like.
+    pub fn bytes_read(&self) -> u64 {
+        let io = fs::read_to_string(self.process.join("io")).unwrap();
+        io.lines().find_map(|line| line.strip_prefix("rchar: ")).unwrap().parse().unwrap()
+    }
+
+    /// Processor time, clock ticks.
+    fn ticks(&self) -> u64 {
+        let stat = fs::read_to_string(self.process.join("stat")).unwrap();
+        let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    }
+
+    /// Threads of this name.
+    pub fn threads(&self, name: &str) -> usize {
+        let tasks = fs::read_dir(self.process.join("task")).unwrap();
+        let names = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("comm")).ok());
+        names.filter(|found| found.trim() == name).count()
+    }
+
+    /// Waits for `so`, which has to come within two minutes.
+    pub fn wait_until(&self, what: &str, mut so: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(120);
+        while !so() {
+            assert!(Instant::now() < end, "{what}: for two minutes");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it is at work on what was asked.
+    pub fn wait_for_some(&self) {
+        let before = self.ticks();
+        self.wait_until("nothing is done", || self.ticks() > before + 10);
+    }
+
+    /// Waits until it does nothing any more.
+    pub fn wait_for_rest(&self) {
+        self.wait_until("the work goes on", || {
+            let before = (self.ticks(), self.bytes_read());
+            std::thread::sleep(Duration::from_millis(300));
+            let now = (self.ticks(), self.bytes_read());
+            now.0 <= before.0 + 1 && now.1 <= before.1 + 1000
+        });
+    }
+}

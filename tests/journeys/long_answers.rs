@@ -1,0 +1,145 @@
+//! Comparisons that take long: a client that goes away, and files that are touched meanwhile.
+
+use std::fs;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::harness::{Client, Work, World, connect, text, write_at, xfs_io};
+use crate::needs_root;
+
+const GB: u64 = 1 << 30;
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+fn take(client: &Client) -> String {
+    text(&client.take_snapshot()["id"])
+}
+
+/// A world of two snapshots between which all of a disk was written again, 8 GiB of it: its extents
+/// lie one behind the other, and are few. The bytes are the same but for the first MiB, where every
+/// second block differs.
+fn with_much_to_compare() -> (World, Client, String, String) {
+    let world = World::new(40 << 10);
+    let disk = &world.define_vm(&[("a.img", 8 * GB)])[0];
+    let fill = |pattern: &str| xfs_io(disk, &[&format!("pwrite -q -b 16m -S {pattern} 0 {}", 64 * MB)]);
+    fill("0x11");
+    // The same 64 MiB over and over: there is little to store.
+    let copies = |disk: &Path| {
+        for at in 1..8 * GB / (64 * MB) {
+            xfs_io(disk, &[&format!("reflink {} 0 {} {}", disk.display(), at * 64 * MB, 64 * MB)]);
+        }
+    };
+    copies(disk);
+    let client = world.client();
+    let base = take(&client);
+    fill("0x11");
+    for block in (0..256).step_by(2) {
+        write_at(disk, block * 4096, &[0x22; 4096]);
+    }
+    copies(disk);
+    let target = take(&client);
+    (world, client, base, target)
+}
+
+#[test]
+fn a_refinement_ends_with_its_client() {
+    needs_root!();
+    let (world, client, base, target) = with_much_to_compare();
+    let work = Work::of(&world.exporter);
+    let document = format!("/api/v1{SNAPSHOTS}/{target}?compareTo={base}");
+    let chunks = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
+    for (path, accept) in [
+        (format!("{document}&refine=4096"), "*/*"),
+        (format!("{document}&refine=4096&summary=true"), "*/*"),
+        (format!("{chunks}&refine=4096&startingOffset={MB}"), "*/*"),
+        (format!("{chunks}&refine=4096"), "application/x-ndjson"),
+    ] {
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nAuthorization: Bearer {}\r\n\r\n",
+            client.token
+        );
+        let mut stream = connect(&world.exporter, &world.certificates);
+        stream.write_all(head.as_bytes()).unwrap();
+        let before = work.bytes_read();
+        work.wait_until("nothing is read", || work.bytes_read() > before + 64 * MB);
+        drop(stream);
+        work.wait_for_rest();
+        let read = work.bytes_read() - before;
+        assert!(read < 8 * GB, "{path}: {read} bytes were read of 16 GiB for nobody");
+        assert_eq!(work.threads("refine"), 0, "{path}: threads are left");
+    }
+}
+
+fn file_of(client: &Client, id: &str) -> PathBuf {
+    let document = client.get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
+    text(&document["disks"][0]["path"]).into()
+}
+
+/// Extents of a disk whose comparison is longer than any buffer on the way.
+const EXTENTS: u64 = 160_000;
+
+/// A world of snapshots of an empty disk, as many as wanted, and one of the same with many extents.
+fn with_many_chunks<const N: usize>() -> (World, Client, [String; N], String) {
+    let world = World::new(8 << 10);
+    let disk = &world.define_vm(&[("a.img", EXTENTS * 8192)])[0];
+    let client = world.client();
+    let bases = std::array::from_fn(|_| take(&client));
+    let file = fs::File::options().write(true).open(disk).unwrap();
+    (0..EXTENTS).for_each(|extent| file.write_all_at(&[1; 4096], extent * 8192).unwrap());
+    let target = take(&client);
+    (world, client, bases, target)
+}
+
+/// Changes nothing of a file but when it was changed.
+fn touch(path: &Path) {
+    let file = fs::File::options().write(true).open(path).unwrap();
+    file.set_modified(file.metadata().unwrap().modified().unwrap()).unwrap();
+}
+
+#[test]
+fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() {
+    needs_root!();
+    let (world, client, [base], target) = with_many_chunks();
+    let work = Work::of(&world.exporter);
+    let lines = |query: &str| {
+        let path = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}{query}");
+        let answer = client.request(Method::GET, &path).header("Accept", "application/x-ndjson").send().unwrap();
+        assert_eq!(answer.status(), 200);
+        BufReader::new(answer)
+    };
+    assert_eq!(lines("").lines().map(Result::unwrap).count() as u64, EXTENTS);
+
+    // The client takes some lines and no more for now: so the service waits, too.
+    let mut answer = lines("");
+    let some: Vec<String> = answer.by_ref().lines().take(10).map(Result::unwrap).collect();
+    let last: Value = serde_json::from_str(&some[9]).unwrap();
+    assert_eq!(last["start"], 9 * 8192);
+    work.wait_for_rest();
+    touch(&file_of(&client, &target));
+    assert!(answer.read_to_end(&mut Vec::new()).is_err(), "the lines came to an end");
+    work.wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
+    assert!(world.exporter.log().contains("the snapshot is lost"), "why");
+}
+
+#[test]
+fn a_document_is_cut_where_its_base_is_touched() {
+    needs_root!();
+    let (world, client, bases, target) = with_many_chunks::<2>();
+    let work = Work::of(&world.exporter);
+    for (base, query) in bases.iter().zip(["refine=0", "refine=4096"]) {
+        let path = format!("{SNAPSHOTS}/{target}?compareTo={base}&{query}");
+        let mut answer = client.request(Method::GET, &format!("/api/v1{path}")).send().unwrap();
+        assert_eq!(answer.status(), 200);
+        answer.read_exact(&mut [0; 1000]).unwrap();
+        work.wait_for_rest();
+        touch(&file_of(&client, base));
+        assert!(answer.read_to_end(&mut Vec::new()).is_err(), "{query}: the document came to an end");
+        let cuts = || world.exporter.log().matches("the connection is cut").count();
+        work.wait_until("the log says nothing", || cuts() > usize::from(query != "refine=0"));
+        assert_eq!(client.get(&path).error(409), "base_lost");
+    }
+}
