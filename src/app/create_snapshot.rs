@@ -7,7 +7,6 @@
 use std::any::Any;
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,15 +14,14 @@ use std::time::Duration;
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
+use super::disk_names::names_for;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
-use crate::model::{
-    Consistency, DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
-};
+use crate::model::{Consistency, DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
@@ -349,44 +347,4 @@ fn ms(duration: Duration) -> String {
 
 fn of_clone(disk: &DiskName, error: io::Error) -> Error {
     Error::of_step(format!("cloning {disk}"), error)
-}
-
-/// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one
-/// file name, all but the first get their repository's id before it.
-fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, InvalidId> {
-    let mut names: Vec<DiskName> = Vec::new();
-    for source in sources {
-        let file_name = Path::new(&source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let qualified = format!("{}-{file_name}", source.repository);
-        let mut candidates = [file_name.to_owned(), qualified.clone()]
-            .into_iter()
-            .chain((2..).map(|number| format!("{qualified}-{number}")));
-        // Every name before the last is taken, so one of them is free.
-        let free = candidates.find(|candidate| names.iter().all(|name| name.as_str() != candidate));
-        names.push(free.unwrap_or_default().parse()?);
-    }
-    Ok(names)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_of_one_file_name_are_told_apart() {
-        let source = |repository: &str, path: &str| DiskSource {
-            repository: repository.parse().unwrap(),
-            path: path.to_owned(),
-        };
-        let sources = [
-            source("r1", "VirtualDisks/a.img"),
-            source("r2", "VirtualDisks/a.img"),
-            source("r2", "Templates/a.img"),
-            source("r2", "VirtualDisks/b.img"),
-        ];
-        let names = names_for(&sources.iter().collect::<Vec<_>>()).unwrap();
-        let names: Vec<_> = names.iter().map(DiskName::as_str).collect();
-        assert_eq!(names, ["a.img", "r2-a.img", "r2-a.img-2", "b.img"]);
-        assert_eq!(names_for(&[&source("r1", "VirtualDisks/.hidden")]), Err(InvalidId::Disk));
-    }
 }

@@ -26,6 +26,7 @@ mod admission;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_names;
 mod hooked;
 mod line;
 mod owed;
