@@ -44,8 +44,11 @@ fn end(id: &str, stage: Option<HookStage>) -> usize {
     let (mut killed, mut quiet) = (HashSet::new(), 0);
     loop {
         let left = find(id, stage);
-        for pid in &left {
-            let _ = kill(*pid, Signal::SIGKILL);
+        // First all are stopped: a shell whose child is killed before it would go on to the next line.
+        for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
+            for pid in &left {
+                let _ = kill(*pid, signal);
+            }
         }
         killed.extend(left.iter().copied());
         quiet = if left.is_empty() { quiet + 1 } else { 0 };
