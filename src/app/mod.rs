@@ -26,8 +26,10 @@ mod admission;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_names;
 mod hooked;
 mod line;
+mod owed;
 mod recover;
 mod refined_cache;
 mod remembered;
@@ -91,6 +93,8 @@ pub struct App {
     detached: TaskTracker,
     /// What they run in: connections have runtimes of their own, which end with them.
     runtime: Handle,
+    /// What hooks may hold: between a `pre` and the end of its `post`.
+    held: TaskTracker,
 }
 
 impl App {
@@ -123,6 +127,7 @@ impl App {
             started: Instant::now(),
             detached: TaskTracker::new(),
             runtime: Handle::current(),
+            held: TaskTracker::new(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
