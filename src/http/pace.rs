@@ -57,7 +57,7 @@ pub(super) struct Paces(Arc<[Arc<Pace>]>);
 impl Paces {
     /// When `bytes` may be sent, asked at `now`.
     pub(super) fn take(&self, bytes: u64, now: Instant) -> Instant {
-        self.0.iter().map(|pace| pace.take(bytes, now)).max().unwrap_or(now)
+        self.0.iter().fold(now, |at, pace| pace.take(bytes, at))
     }
 }
 

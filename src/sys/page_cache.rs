@@ -62,10 +62,10 @@ mod tests {
         file.sync_all().unwrap();
         let held = || [0, MIB, 2 * MIB, 3 * MIB].map(|offset| holds(file.as_fd(), offset + 5).unwrap());
         assert_eq!(held(), [true; 4]);
-        forget(&file, &(MIB..2 * MIB)).unwrap();
-        assert_eq!(held(), [true, false, true, true]);
+        forget(&file, &(0..4 * MIB)).unwrap();
+        assert_eq!(held(), [false; 4]);
         file.read_exact_at(&mut [0], MIB).unwrap();
-        assert_eq!(held(), [true; 4]);
+        assert!(held()[1]);
         assert!(!holds(file.as_fd(), 64 * MIB).unwrap(), "past its end");
     }
 }
