@@ -9,6 +9,7 @@ mod exporter;
 mod guest;
 mod manager;
 mod random;
+mod serving;
 mod shelf;
 mod shim;
 mod trial;
