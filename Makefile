@@ -21,7 +21,8 @@ RUST_MIN := 1.91
 PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
-            strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux
+            strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux \
+            fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs
 # For the guest with OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
@@ -104,10 +105,12 @@ check: rust deps-check hadolint
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
-	shellcheck examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run
+	shellcheck examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
+		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py
+	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py \
+		examples/hooks/20-journal examples/hooks/sync_server.py
 
 # Advisories come over the network.
 audit: rust deps-check

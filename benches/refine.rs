@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
-use coriolis_ovm_exporter::repository::clone::{Source, clone_all};
+use coriolis_ovm_exporter::repository::clone::{Clones, Source};
 use coriolis_ovm_exporter::repository::refine::{Held, Refined};
 use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository, SnapshotDir};
 
@@ -96,7 +96,8 @@ fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile
     let name = "disk".parse().unwrap();
     let path = folder.disk(&name);
     let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
-    clone_all(&[(source, path.clone())]).unwrap().files[0].sync_all().unwrap();
+    let clones = Clones::prepare(vec![(source, path.clone())]).unwrap();
+    clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
     let metadata = fs::metadata(&path).unwrap();
     let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };

@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 /// The rooms of `src/` by floor, from the ground up. A room imports from the floors below it.
 const FLOORS: &[&[&str]] = &[
     &["model"],
-    &["config", "sys", "wire"],
-    &["auth", "inventory", "repository", "store"],
+    &["config", "metrics", "sys", "wire"],
+    &["auth", "hooks", "inventory", "repository", "store"],
     &["app"],
     &["cli", "http"],
 ];

@@ -8,10 +8,11 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
-use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::survey::{self, Folder};
 use crate::repository::{DiskFile, Repository, SnapshotDir, locate};
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
@@ -51,8 +52,8 @@ impl App {
     /// [`Error::Inventory`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
     /// is told beside it.
     pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<wire::Adoption, Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
-        self.detached(async move {
+        let (app, user, actor) = (Arc::clone(self), session.user().to_owned(), Actor::from(session));
+        let outcome = self.detached(async move {
             let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
             for (vm, candidates) in candidates {
                 let _turn = app.turns.take(&vm).await;
@@ -61,8 +62,12 @@ impl App {
                 report.left.extend(taken.left);
             }
             Ok(report)
-        })
-        .await
+        });
+        let outcome = outcome.await;
+        if !what.dry_run {
+            actor.did("adopt", "", &outcome);
+        }
+        outcome
     }
 
     /// What can be placed, by VM and oldest first, and what cannot.
@@ -240,6 +245,7 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
         created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
         created_by: user.to_owned(),
         disks,
+        taken: Taken::PLAINLY,
     })
 }
 
@@ -294,6 +300,7 @@ mod tests {
             created_at: jiff::Timestamp::from_second(second).unwrap(),
             created_by: "admin".to_owned(),
             disks: Vec::new(),
+            taken: Taken::PLAINLY,
         }
     }
 

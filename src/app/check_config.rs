@@ -1,5 +1,7 @@
 //! Whether all that the service needs is there: looked at as the service would, and left as it is.
 
+mod hooks;
+
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
@@ -68,6 +70,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
     }
     findings.manager(&config).await;
     findings.repositories(&config.repositories);
+    findings.hooks(&config.hooks);
     findings.0
 }
 

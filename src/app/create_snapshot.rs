@@ -1,55 +1,157 @@
 //! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
 //!
 //! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `recover` undoes it; a failure undoes itself.
+//! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
+//! what can be done before or after them is.
 
 use std::collections::HashSet;
+use std::io;
 use std::path::Path;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
+use super::admission::{Admission, Admitted, request_key};
+use super::audit::Actor;
+use super::create_request::{CreateRequest, Keep, Wish};
+use super::hooked::Around;
+use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
-use crate::model::{DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::clone::{self, Cloned, Source};
+use crate::hooks::{Event, Operation, milliseconds};
+use crate::model::{
+    Consistency, DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
+};
+use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
-use crate::store::State;
+use crate::store::{Order, State};
+
+/// How long a creation holds its place among those of other VMs.
+const LONG: Duration = Duration::from_secs(60);
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
     snapshot: Snapshot,
     sources: Vec<Source>,
+    order: Order,
+    event: Event,
+}
+
+/// A snapshot whose intent is written down: nothing is left to do but to clone.
+struct Ready {
+    snapshot: Snapshot,
+    clones: Clones,
+    order: Order,
+    event: Event,
 }
 
 impl App {
-    /// Makes a snapshot of the VM that `called` names: of all its disks, or of none.
+    /// Makes a snapshot of the VM that `called` names, of all disks that `request` wants or of none; or
+    /// finds the one that the same request has made before.
+    ///
+    /// Who goes away while the request waits is not served: nothing was begun.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NotSnapshottable`], [`Error::NoSpace`], [`Error::ReadOnly`],
-    /// [`Error::Io`], [`Error::Store`]; nothing is left then.
-    pub async fn create_snapshot(self: &Arc<Self>, session: &Session, called: VmId) -> Result<Snapshot, Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+    /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
+    /// [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
+    pub async fn create_snapshot(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        request: CreateRequest,
+    ) -> Result<Snapshot, Error> {
+        let actor = Actor::from(session);
+        let name = called.clone();
+        let admitted = self.admit(&actor, called, &request).await;
+        let Admitted { vm, held } = match admitted {
+            Ok(Admission::MadeBefore(snapshot)) => {
+                let outcome = Ok(snapshot);
+                actor.did("create-again", name, &outcome);
+                return outcome;
+            }
+            Ok(Admission::Now(admitted)) => admitted,
+            Err(error) => {
+                let outcome = Err(error);
+                actor.did("create", name, &outcome);
+                return outcome;
+            }
+        };
+        let app = Arc::clone(self);
         self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| {
-                let mut plan = app.plan(&vm, user)?;
-                app.store.begin(&mut plan.snapshot)?;
-                app.make(plan)
-            })
-            .await
+            let (mut place, _turn) = held;
+            let outcome = {
+                let mut creation = pin!(app.create(&vm, &actor, &request));
+                match tokio::time::timeout(LONG, &mut creation).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => {
+                        // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
+                        tracing::warn!(%vm, "its snapshot takes long: its place goes to somebody else");
+                        place.give_up();
+                        creation.await
+                    }
+                }
+            };
+            let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
+            actor.did("create", format_args!("{vm}/{id}"), &outcome);
+            outcome
+        })
+        .await
+    }
+
+    async fn create(self: &Arc<Self>, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Snapshot, Error> {
+        let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
+        if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
+            return Ok(made);
+        }
+        let made = self.make(vm.clone(), actor.clone(), request.clone()).await;
+        match &made {
+            Ok(snapshot) => {
+                self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
+            }
+            Err(_) => self.metrics.snapshot_failed(),
+        }
+        made
+    }
+
+    async fn make(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
+        let plan = self.blocking(move |app| {
+            let plan = app.plan(&vm, &actor, &request)?;
+            app.check_policy(&plan.snapshot, &plan.sources)?;
+            Ok(plan)
+        });
+        let plan = plan.await?;
+        let Ready { snapshot, clones, order, event } = self.blocking(move |app| app.make_ready(plan)).await?;
+        let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
+        let clone = move |_: &Self| clones.make().map_err(|(index, error)| of_clone(&names[index], error));
+        let (cloned, around) = self.within_hooks(snapshot.id, event, clone).await;
+        self.blocking(move |app| {
+            let snapshot = app.complete(snapshot, &order, cloned, around)?;
+            if let Err(error) = app.watch(&snapshot) {
+                // It is made; the sweeper looks at it soon enough.
+                tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
+            }
+            Ok(snapshot)
         })
         .await
     }
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
-    fn plan(&self, vm: &VmId, user: String) -> Result<Plan, Error> {
+    fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let definition = self.find_vm(vm)?;
-        let lines = definition.disks.map_err(Error::NotSnapshottable)?;
+        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();
-        for line in &lines {
-            match examiner.examine(line).verdict {
+        for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
+            let verdict = match wish {
+                Wish::LeftOut => continue,
+                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
+                Wish::Named => examiner.examine(line).verdict,
+            };
+            match verdict {
+                Verdict::LeftOut(reason) if wish == Wish::Named => {
+                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
+                }
                 // One file that the definition names twice is one disk.
                 Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
                 Verdict::Taken(disk) => located.push(disk),
@@ -75,20 +177,61 @@ impl App {
             vm: vm.clone(),
             sequence: 0,
             created_at: jiff::Timestamp::now(),
-            created_by: user,
+            created_by: actor.user().to_owned(),
             disks,
+            taken: Taken::PLAINLY,
         };
-        Ok(Plan { snapshot, sources })
+        let ttl = match request.keep {
+            Keep::Default => self.policy.default_ttl,
+            Keep::UntilDeleted => None,
+            Keep::For(ttl) => Some(ttl),
+        };
+        let order = Order { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key: request_key(actor, request) };
+        let event = self.event(Operation::SnapshotCreate, &snapshot, Some(&definition));
+        Ok(Plan { snapshot, sources, order, event })
     }
 
-    /// Makes what the intent says, and commits or undoes it.
-    fn make(&self, plan: Plan) -> Result<Snapshot, Error> {
-        let Plan { mut snapshot, sources } = plan;
-        if let Err(error) = self.clone_and_seal(&mut snapshot, sources) {
+    /// Writes down the intent, and makes all that can be made before the disks are cloned.
+    fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
+        let Plan { mut snapshot, sources, order, event } = plan;
+        let owed = self.hooks.concern(&event).then(|| event.to_bytes());
+        self.store.begin(&mut snapshot, owed.as_deref())?;
+        match self.prepare(&snapshot, sources) {
+            Ok(clones) => Ok(Ready { snapshot, clones, order, event }),
+            Err(error) => {
+                self.undo(&snapshot);
+                if owed.is_some() {
+                    self.settle(snapshot.id);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn prepare(&self, snapshot: &Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        for folder in self.folders_of(snapshot)? {
+            folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+        }
+        let mut disks = Vec::new();
+        for (disk, source) in snapshot.disks.iter().zip(sources) {
+            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
+        }
+        Clones::prepare(disks).map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))
+    }
+
+    /// Makes a snapshot of the clones and commits it, or undoes it.
+    fn complete(
+        &self,
+        mut snapshot: Snapshot,
+        order: &Order,
+        cloned: Result<Cloned, Error>,
+        around: Around,
+    ) -> Result<Snapshot, Error> {
+        if let Err(error) = cloned.and_then(|cloned| self.seal(&mut snapshot, cloned, around)) {
             self.undo(&snapshot);
             return Err(error);
         }
-        if let Err(error) = self.store.commit(&snapshot) {
+        if let Err(error) = self.store.commit(&snapshot, order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
             match self.store.record(snapshot.id) {
@@ -103,27 +246,23 @@ impl App {
         Ok(snapshot)
     }
 
-    fn clone_and_seal(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<(), Error> {
-        let folders = self.folders_of(snapshot)?;
-        for folder in &folders {
-            folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
-        }
-        let mut disks = Vec::new();
-        for (disk, source) in snapshot.disks.iter().zip(sources) {
-            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
-        }
-        let Cloned { files, window } = clone::clone_all(&disks)
-            .map_err(|(index, error)| Error::of_step(format!("cloning {}", snapshot.disks[index].name), error))?;
+    fn seal(&self, snapshot: &mut Snapshot, cloned: Cloned, around: Around) -> Result<(), Error> {
+        let window = cloned.window;
+        let freeze = around.held.unwrap_or(window);
+        let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
+        snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
+        let files = cloned.finish().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
         for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
             disk.identity = SnapshotDir::seal_disk(file)
                 .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
         }
-        for folder in &folders {
+        for folder in &self.folders_of(snapshot)? {
             folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
+        let ms = |duration: Duration| format!("{:.3}", duration.as_secs_f64() * 1e3);
         tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by,
-            disks = files.len(), clone_ms = %format_args!("{:.3}", window.as_secs_f64() * 1e3), "snapshot made"
+            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
+            clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
         Ok(())
     }
@@ -148,6 +287,10 @@ impl App {
             tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
         }
     }
+}
+
+fn of_clone(disk: &DiskName, error: io::Error) -> Error {
+    Error::of_step(format!("cloning {disk}"), error)
 }
 
 /// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::audit::Actor;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{Snapshot, SnapshotId, VmId};
@@ -13,7 +14,8 @@ impl App {
     /// error, nor is one whose files are.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::Io`] where a file
+    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
+    /// snapshot stays; [`Error::Io`] where a file
     /// cannot be removed: the snapshot is gone all the same, and the next start tries again.
     pub async fn delete_snapshot(
         self: &Arc<Self>,
@@ -21,12 +23,18 @@ impl App {
         called: VmId,
         id: SnapshotId,
     ) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            // First whose it is, so that a retry can wait for its turn behind the first try.
-            let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| app.delete(id, &user)).await
+            let what = format!("{called}/{id}");
+            let deletion = async {
+                // First whose it is, so that a retry can wait for its turn behind the first try.
+                let vm = app.blocking(move |app| app.owner(&called, id)).await?;
+                let _turn = app.turns.take(&vm).await;
+                app.delete_one(id, actor.user()).await
+            };
+            let outcome = deletion.await;
+            actor.did("delete", what, &outcome);
+            outcome
         })
         .await
     }
@@ -37,19 +45,22 @@ impl App {
     /// [`Error::NotFound`] where there is no such VM; otherwise the first one met, after all of
     /// them have been tried.
     pub async fn delete_all_snapshots(self: &Arc<Self>, session: &Session, called: VmId) -> Result<(), Error> {
-        let (app, user) = (Arc::clone(self), session.user().to_owned());
+        let (app, actor) = (Arc::clone(self), Actor::from(session));
         self.detached(async move {
-            let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-            let _turn = app.turns.take(&vm).await;
-            app.blocking(move |app| {
+            let what = called.clone();
+            let deletion = async {
+                let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
+                let _turn = app.turns.take(&vm).await;
                 let mut outcome = Ok(());
                 // Also what an earlier try left half gone.
-                for (_, snapshot) in app.store.records_of(&vm)? {
-                    outcome = outcome.and(app.delete(snapshot.id, &user));
+                for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
+                    outcome = outcome.and(app.delete_one(snapshot.id, actor.user()).await);
                 }
                 outcome
-            })
-            .await
+            };
+            let outcome = deletion.await;
+            actor.did("delete-all", what, &outcome);
+            outcome
         })
         .await
     }
@@ -63,19 +74,48 @@ impl App {
         Ok(snapshot.vm)
     }
 
+    /// Deletes one snapshot.
+    async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
+        let user = user.to_owned();
+        self.within_deletion_hooks(id, move |app| app.delete(id, &user)).await
+    }
+
+    /// Does `work`, which deletes the snapshot `id`, with hooks around it where it is still there.
+    pub(super) async fn within_deletion_hooks(
+        self: &Arc<Self>,
+        id: SnapshotId,
+        work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
+    ) -> Result<(), Error> {
+        let event = self.blocking(move |app| {
+            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
+            let event = app.deletion(&snapshot);
+            if app.hooks.concern(&event) {
+                app.store.owe(id, &event.to_bytes())?;
+            }
+            Ok(Some(event))
+        });
+        match event.await? {
+            Some(event) => self.within_hooks(id, event, work).await.0,
+            None => self.blocking(work).await,
+        }
+    }
+
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {
         let Some((state, snapshot)) = self.store.record(id)? else { return Ok(()) };
         if state == State::Ready {
+            if self.store.terms(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
+                tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
+            }
             self.store.begin_deletion(&snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }
-        self.refined_cache.forget(id);
         self.remove(&snapshot)
     }
 
     /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
     /// stays, unseen, until the repository is back.
     pub(super) fn remove(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.refined_cache.forget(snapshot.id);
         let mut all_gone = true;
         let mut first_error = None;
         for id in snapshot.repositories() {

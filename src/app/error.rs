@@ -4,6 +4,7 @@ use std::io;
 
 use nix::errno::Errno;
 
+use super::policy::Refusal;
 use crate::auth::{BadToken, ManagerError};
 use crate::model::{SnapshotId, UnfitPair};
 use crate::store::StoreError;
@@ -35,6 +36,9 @@ pub enum Error {
     /// The snapshot to compare to is not older.
     #[error("{0}")]
     NotOlder(UnfitPair),
+    /// The policy says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
     /// No snapshot can be made of this VM.
     #[error("the VM cannot be snapshotted: {0}")]
     NotSnapshottable(String),
@@ -70,6 +74,19 @@ pub enum Error {
         disk: String,
         /// What is wrong with it.
         cause: String,
+    },
+    /// A hook before an operation failed, and so the operation was not done.
+    #[error(
+        "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
+         hook has printed"
+    )]
+    HookFailed {
+        /// Name of the hook.
+        hook: String,
+        /// What was not done.
+        operation: &'static str,
+        /// How it ended.
+        how: String,
     },
     /// The manager cannot be asked.
     #[error("the manager cannot be reached or does not answer as it should; the service's log says why")]
@@ -129,6 +146,35 @@ impl Error {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
             Some(Errno::EROFS) => Self::ReadOnly { step },
             _ => Self::Io { step, cause: source.to_string() },
+        }
+    }
+
+    /// Whether the request is at fault, or the policy against it; not the host, the manager or we.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::BadRequest(_)
+            | Self::BadCredentials
+            | Self::NoSession(_)
+            | Self::NotFound(_)
+            | Self::NoVm { .. }
+            | Self::OtherVm(_)
+            | Self::NotOlder(_)
+            | Self::Refused(_)
+            | Self::NotSnapshottable(_)
+            | Self::BaseLost { .. }
+            | Self::SnapshotLost { .. }
+            | Self::Throttled => true,
+            Self::RepositoryAway { .. }
+            | Self::Unsettled { .. }
+            | Self::ManagerUnavailable(_)
+            | Self::HookFailed { .. }
+            | Self::NoSpace { .. }
+            | Self::ReadOnly { .. }
+            | Self::Io { .. }
+            | Self::AgentDb(_)
+            | Self::Inventory { .. }
+            | Self::Store(_)
+            | Self::Internal(_) => false,
         }
     }
 

@@ -54,7 +54,7 @@ impl App {
 fn to_wire(vm: inventory::Vm, snapshots: &[SnapshotId], examiner: &mut Examiner<'_>) -> wire::Vm {
     let uuid = vm.uuid.unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default());
     let lines = vm.disks.as_deref().unwrap_or_default();
-    let examined: Vec<_> = lines.iter().map(|line| (line, examiner.examine(line))).collect();
+    let examined: Vec<_> = lines.iter().map(|line| (line, examiner.examine(line).heeding_its_name())).collect();
     let prevented = examined.iter().find_map(|(line, disk)| match &disk.verdict {
         Verdict::Prevents(reason) => Some(format!("{}: {reason}", line.device)),
         Verdict::Taken(_) | Verdict::LeftOut(_) => None,

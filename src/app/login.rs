@@ -1,21 +1,29 @@
 //! The journey from a user's name and password to a token.
 
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::remembered::Remembered;
-use super::{App, Error};
+use super::{App, Error, audit};
 use crate::auth::Credentials;
 use crate::config;
 use crate::inventory::ovs_agent;
 
 impl App {
-    /// A token for the user, if the manager takes the credentials as good.
+    /// A token for the user, who was seen at `address`, if the manager takes the credentials as good.
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(self: &Arc<Self>, credentials: Credentials) -> Result<String, Error> {
+    pub async fn login(self: &Arc<Self>, credentials: Credentials, address: Option<IpAddr>) -> Result<String, Error> {
+        let user = credentials.username.clone();
+        let outcome = self.token_for(credentials).await;
+        audit::login(&user, address, &outcome);
+        outcome
+    }
+
+    async fn token_for(self: &Arc<Self>, credentials: Credentials) -> Result<String, Error> {
         let address = self.blocking(|app| app.manager_address.now().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
         match self.manager.verify(&address, &credentials).await {

@@ -4,44 +4,62 @@
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
 pub mod adopt;
+pub mod audit;
 pub mod changes;
 pub mod check_config;
 pub mod checksum;
 pub mod chunks;
+pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
 pub mod login;
+pub mod policy;
 pub mod read_disk;
+pub mod reads;
 pub mod snapshots;
+pub mod status;
 
+mod admission;
+mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod hooked;
+mod line;
 mod recover;
 mod refined_cache;
 mod remembered;
 mod repositories;
+mod sweep;
 mod turns;
 mod vm_disks;
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{Manager, Tokens};
-use crate::config::{self, Config};
+use crate::auth::{self, Manager, Tokens};
+use crate::config::{self, Config, Policy};
+use crate::hooks::Hooks;
 use crate::inventory;
+use crate::metrics::Metrics;
+use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository, patience};
 use crate::store::Store;
 
 use checksum::Sums;
 pub use error::Error;
+use line::Line;
 use login::ManagerAddress;
+use reads::{Export, Reads};
 use refined_cache::RefinedCache;
 use repositories::Repositories;
+use status::Creation;
 use turns::Turns;
 
 /// The service without its network side.
@@ -51,12 +69,23 @@ pub struct App {
     store: Store,
     manager: Manager,
     manager_address: ManagerAddress,
+    hooks: Hooks,
+    metrics: Metrics,
     tokens: Tokens,
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
     compare: config::Compare,
     refined_cache: RefinedCache,
+    policy: Policy,
+    creations: Line<Creation>,
+    exports: Line<Export>,
+    reads: Reads,
+    /// What expires when.
+    watch: Mutex<Watch>,
+    /// For one at a time who asks what snapshots cost.
+    costing: Arc<Semaphore>,
+    started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
 }
@@ -66,7 +95,7 @@ impl App {
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
@@ -74,16 +103,28 @@ impl App {
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
             manager_address: ManagerAddress::new(config)?,
+            hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
+            metrics: Metrics::default(),
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
+            policy: config.policy,
+            creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
+            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            reads: Reads::default(),
+            watch: Mutex::default(),
+            costing: Arc::new(Semaphore::new(1)),
+            started: Instant::now(),
             detached: TaskTracker::new(),
         };
+        let app = Arc::new(app);
+        // First of all: something may be frozen.
+        app.call_owed_hooks().await?;
         app.recover()?;
-        Ok(Arc::new(app))
+        Ok(app)
     }
 
     /// The maker and checker of tokens.
@@ -94,6 +135,17 @@ impl App {
     /// How long a token is good for.
     pub fn token_lifetime(&self) -> Duration {
         self.token_lifetime
+    }
+
+    /// What is counted.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// Lets hooks hold up the service's end no longer: what they were to come before is refused, or
+    /// done without them, as the config has it.
+    pub fn hurry(&self) {
+        self.hooks.hurry();
     }
 
     /// Waits for the journeys that outlive their clients.
@@ -111,6 +163,21 @@ impl App {
         let span = tracing::Span::current();
         let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    /// The same on a thread of its own, for what must not wait until another's work is done: while a
+    /// guest is frozen.
+    async fn at_once<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        let (app, span) = (Arc::clone(self), tracing::Span::current());
+        let (done, ended) = tokio::sync::oneshot::channel();
+        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
+            let _ = done.send(span.in_scope(|| work(&app)));
+        });
+        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
+        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
     }
 
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.

@@ -9,6 +9,8 @@ use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
+    /// The snapshot, and the VM whose it is.
+    pub snapshot: (VmId, SnapshotId),
     /// The file, proven to be the one that was snapshotted.
     pub file: Arc<DiskFile>,
     /// The disk, as it was recorded.
@@ -32,12 +34,15 @@ impl App {
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on it is not swept.
+            app.reads.note(id);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let file = Arc::new(app.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
-            Ok(OpenDisk { file, disk: disk.clone(), version, taken_at: snapshot.created_at })
+            let disk = disk.clone();
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
         })
         .await
     }

@@ -1,5 +1,6 @@
 //! At start: what a crash left half made is undone, what it left half removed is removed.
 
+use super::audit::Actor;
 use super::{App, Error};
 
 impl App {
@@ -11,7 +12,9 @@ impl App {
     pub(super) fn recover(&self) -> Result<(), Error> {
         for (state, snapshot) in self.store.unfinished()? {
             tracing::warn!(snapshot = %snapshot.id, vm = %snapshot.vm, ?state, "left unfinished: its files are removed");
-            if let Err(error) = self.remove(&snapshot) {
+            let outcome = self.remove(&snapshot);
+            Actor::service("recovery").did("delete", format_args!("{}/{}", snapshot.vm, snapshot.id), &outcome);
+            if let Err(error) = outcome {
                 tracing::error!(snapshot = %snapshot.id, %error, "not removed; the next start will try again");
             }
         }

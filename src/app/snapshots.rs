@@ -8,7 +8,10 @@ use super::read_disk::{lost, passing};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::config::Refine;
-use crate::model::{ByteRange, Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
+use crate::model::retention::Terms;
+use crate::model::{
+    ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
+};
 use crate::repository::refine::Held;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, SnapshotDir};
 use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
@@ -56,6 +59,8 @@ impl App {
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
+            // Before anything is looked at: from here on they are not swept.
+            [Some(id), view.compare_to].into_iter().flatten().for_each(|id| app.reads.note(id));
             let snapshot = app.snapshot_of(&called, id)?;
             let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
@@ -227,6 +232,11 @@ impl App {
 
     /// A snapshot's document, without maps.
     fn document(&self, snapshot: &Snapshot) -> wire::Snapshot {
+        let terms = self.store.terms(snapshot.id).unwrap_or_else(|error| {
+            tracing::error!(snapshot = %snapshot.id, %error, "it is not known how long it is kept");
+            Terms::default()
+        });
+        let leased_until = terms.leased_until.filter(|until| *until > jiff::Timestamp::now());
         let id = snapshot.id.to_string();
         let vm = snapshot.vm.to_string();
         wire::Snapshot {
@@ -234,12 +244,14 @@ impl App {
             vm_id: vm.clone(),
             vm_id_too: vm,
             disks: snapshot.disks.iter().map(|disk| self.disk_document(&id, snapshot, disk)).collect(),
-            // Milliseconds: not every parser of RFC 3339 takes more than six digits.
-            created_at: format!("{:.3}", snapshot.created_at),
+            created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
-            consistency: "crash",
-            hooks: Vec::new(),
+            consistency: snapshot.taken.consistency.as_str(),
+            freeze_ms: snapshot.taken.freeze_ms,
+            hooks: snapshot.taken.hooks.iter().map(hook_document).collect(),
             compare_to: None,
+            expires_at: terms.expires_at.map(wire::time),
+            leased_until: leased_until.map(wire::time),
         }
     }
 
@@ -263,6 +275,17 @@ impl App {
             map: None,
             state: DiskState::default(),
         }
+    }
+}
+
+fn hook_document(run: &HookRun) -> wire::HookRun {
+    wire::HookRun {
+        name: run.name.clone(),
+        kind: run.kind.as_str(),
+        stage: run.stage.as_str(),
+        outcome: run.outcome.as_str(),
+        duration_ms: run.duration_ms,
+        detail: run.detail.clone(),
     }
 }
 

@@ -16,14 +16,30 @@ pub(super) struct Turns {
 impl Turns {
     /// Waits until nobody else changes the snapshots of `vm`; first come, first served.
     pub(super) async fn take(&self, vm: &VmId) -> OwnedMutexGuard<()> {
-        let turn = {
-            let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-            taken.retain(|_, turn| turn.strong_count() > 0);
-            let turn = taken.get(vm).and_then(Weak::upgrade).unwrap_or_default();
-            taken.insert(vm.clone(), Arc::downgrade(&turn));
-            turn
-        };
-        turn.lock_owned().await
+        self.turn(vm).lock_owned().await
+    }
+
+    /// The same, unless `most` others are at it or wait already.
+    pub(super) async fn take_behind(&self, vm: &VmId, most: usize) -> Option<OwnedMutexGuard<()>> {
+        let turn = self.turn(vm);
+        // One count for each who holds the turn or waits for it; one is ours.
+        if Arc::strong_count(&turn) > most {
+            return None;
+        }
+        Some(turn.lock_owned().await)
+    }
+
+    /// The turn, where nobody has it.
+    pub(super) fn try_take(&self, vm: &VmId) -> Option<OwnedMutexGuard<()>> {
+        self.turn(vm).try_lock_owned().ok()
+    }
+
+    fn turn(&self, vm: &VmId) -> Arc<AsyncMutex<()>> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.retain(|_, turn| turn.strong_count() > 0);
+        let turn = taken.get(vm).and_then(Weak::upgrade).unwrap_or_default();
+        taken.insert(vm.clone(), Arc::downgrade(&turn));
+        turn
     }
 }
 
@@ -45,6 +61,24 @@ mod tests {
         drop(other);
         drop(turns.take(&b).await);
         assert_eq!(turns.taken.lock().unwrap().len(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_line_before_one_vm_has_an_end() {
+        let turns = Turns::default();
+        let vm: VmId = "0004fb0000060000000000000000000a".parse().unwrap();
+        let first = turns.take_behind(&vm, 2).await.unwrap();
+        assert!(turns.try_take(&vm).is_none());
+        let mut second = Box::pin(turns.take_behind(&vm, 2));
+        assert!(futures_poll(&mut second).await.is_none(), "the turn was not free");
+        assert!(turns.take_behind(&vm, 2).await.is_none(), "a third waits");
+        // Who goes away leaves room.
+        drop(second);
+        let mut third = Box::pin(turns.take_behind(&vm, 2));
+        assert!(futures_poll(&mut third).await.is_none(), "the turn was not free");
+        drop(first);
+        assert!(third.await.is_some());
+        assert!(turns.try_take(&vm).is_some());
     }
 
     /// Polls once.

@@ -30,6 +30,20 @@ pub(super) struct Examined {
     pub verdict: Verdict,
 }
 
+/// What a disk's friendly name starts with that no backup takes.
+const NO_BACKUP: &str = "[NOBAK]";
+
+impl Examined {
+    /// The same, left out where the disk's name says so: for all who do not ask for it.
+    pub(super) fn heeding_its_name(mut self) -> Self {
+        let says_no = self.friendly_name.as_ref().is_some_and(|name| name.starts_with(NO_BACKUP));
+        if says_no && !matches!(self.verdict, Verdict::LeftOut(_)) {
+            self.verdict = Verdict::LeftOut(format!("its name starts with {NO_BACKUP}"));
+        }
+        self
+    }
+}
+
 /// Looks at disks, reading what repositories say about their files once.
 pub(super) struct Examiner<'a> {
     app: &'a App,

@@ -1,5 +1,6 @@
 //! JSON Web Tokens (RFC 7519), signed with HMAC-SHA-256.
 
+use std::net::IpAddr;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
@@ -27,12 +28,23 @@ struct Claims {
 #[derive(Clone, Debug)]
 pub struct Session {
     user: String,
+    address: Option<IpAddr>,
 }
 
 impl Session {
     /// The user's name, as the manager knows it.
     pub fn user(&self) -> &str {
         &self.user
+    }
+
+    /// The address that the user was seen at, where there is one.
+    pub fn address(&self) -> Option<IpAddr> {
+        self.address
+    }
+
+    /// The session of a user who was seen at `address`.
+    pub fn seen_at(self, address: Option<IpAddr>) -> Self {
+        Self { address, ..self }
     }
 }
 
@@ -77,7 +89,7 @@ impl Tokens {
     /// [`BadToken`].
     pub fn check(&self, token: &str) -> Result<Session, BadToken> {
         let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation);
-        decoded.map(|token| Session { user: token.claims.user }).map_err(|_| BadToken)
+        decoded.map(|token| Session { user: token.claims.user, address: None }).map_err(|_| BadToken)
     }
 }
 

@@ -48,7 +48,7 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(found.certs);
             if roots.is_empty() {
-                let problem = "the host has no list of authorities; name the manager's with manager.ca_certificate";
+                let problem = "the host has no list of authorities; name one with ca_certificate";
                 return Err(io::Error::other(problem));
             }
             built_on(roots)?

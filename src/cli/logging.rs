@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::app::audit;
 use crate::cli::log_file::LogFile;
 use crate::config;
 
@@ -12,7 +13,8 @@ use crate::config;
 #[derive(Debug)]
 pub struct Log(Option<Arc<LogFile>>);
 
-/// Starts the log. `RUST_LOG` chooses what goes into it; by default all from `info` up.
+/// Starts the log. `RUST_LOG` chooses what goes into it; by default all from `info` up. Who did what
+/// always does.
 ///
 /// # Errors
 /// Where `log_file` cannot be opened.
@@ -20,6 +22,7 @@ pub fn start(config: &config::Log) -> io::Result<Log> {
     // hyper tells of every client that dawdles, at a level of its own.
     let default = "info,hyper=error";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    let filter = filter.add_directive(format!("{}=info", audit::TARGET).parse().map_err(io::Error::other)?);
     // Told of a line that it cannot write, the library panics where standard error is on a full disk.
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
     let open = |path| LogFile::open(path, config.max_size, config.max_files).map(Arc::new);

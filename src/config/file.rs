@@ -1,7 +1,11 @@
 //! The keys of the config file and their defaults. An empty text means "not given".
 
+use std::collections::BTreeMap;
+
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
+
+use super::policy;
 
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
@@ -16,6 +20,9 @@ pub struct File {
     pub(super) manager: Manager,
     pub(super) repositories: Repositories,
     pub(super) compare: Compare,
+    pub(super) policy: policy::Keys,
+    pub(super) hooks: Hooks,
+    pub(super) metrics: Metrics,
 }
 
 impl Default for File {
@@ -30,6 +37,9 @@ impl Default for File {
             manager: Manager::default(),
             repositories: Repositories::default(),
             compare: Compare::default(),
+            policy: policy::Keys::default(),
+            hooks: Hooks::default(),
+            metrics: Metrics::default(),
         }
     }
 }
@@ -71,7 +81,7 @@ pub(super) struct Jwt {
     pub(super) time_to_live: String,
 }
 
-/// Only a test writes the defaults out, in which the secret is empty.
+/// Only a test writes the defaults out, in which secrets are empty.
 fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(secret.expose_secret())
 }
@@ -149,4 +159,65 @@ impl Default for Repositories {
     fn default() -> Self {
         Self { ovs_agent_db: "/etc/ovs-agent/db".to_owned(), paths: Vec::new() }
     }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Hooks {
+    pub(super) directory: String,
+    pub(super) timeout: String,
+    pub(super) on_failure: String,
+    pub(super) post_on_failure: bool,
+    pub(super) sync: HooksSync,
+}
+
+impl Default for Hooks {
+    fn default() -> Self {
+        Self {
+            directory: String::new(),
+            timeout: "1m".to_owned(),
+            on_failure: "abort".to_owned(),
+            post_on_failure: false,
+            sync: HooksSync::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct HooksSync {
+    #[serde(serialize_with = "expose")]
+    pub(super) secret: SecretString,
+    pub(super) port: u16,
+    pub(super) timeout: String,
+    pub(super) on_failure: String,
+    pub(super) post_on_failure: bool,
+    pub(super) ca_certificate: String,
+    pub(super) insecure_skip_verify: bool,
+    pub(super) retries: u32,
+    pub(super) retry_delay: String,
+    pub(super) urls: BTreeMap<String, String>,
+}
+
+impl Default for HooksSync {
+    fn default() -> Self {
+        Self {
+            secret: SecretString::default(),
+            port: 1727,
+            timeout: "1m".to_owned(),
+            on_failure: "continue".to_owned(),
+            post_on_failure: true,
+            ca_certificate: String::new(),
+            insecure_skip_verify: false,
+            retries: 0,
+            retry_delay: "1m".to_owned(),
+            urls: BTreeMap::new(),
+        }
+    }
+}
+
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Metrics {
+    pub(super) enabled: bool,
 }

@@ -18,16 +18,16 @@ pub struct Manager {
     pub timeout: Duration,
 }
 
-/// How the manager's certificate is checked.
+/// How the certificate of a server that we ask is checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Trust {
     /// Against the host's own list of authorities.
     System,
-    /// Against `manager.ca_certificate`, or as being one of the certificates in it.
+    /// Against the authorities in this file (`ca_certificate`), or as being one of the certificates in it.
     CaFile(PathBuf),
     /// As the one certificate with this SHA-256 (`manager.fingerprint`).
     Fingerprint([u8; 32]),
-    /// Not at all (`manager.insecure_skip_verify`).
+    /// Not at all (`insecure_skip_verify`).
     Nothing,
 }
 

@@ -3,9 +3,11 @@
 mod api;
 mod compare;
 mod file;
+mod hooks;
 mod jwt;
 mod log;
 mod manager;
+mod policy;
 mod repositories;
 
 use std::path::{Path, PathBuf};
@@ -14,9 +16,11 @@ use std::time::Duration;
 pub use api::Api;
 pub use compare::{Compare, Refine, block_size};
 pub use file::File;
+pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
+pub use policy::{LONGEST, Policy, SpaceFloor};
 pub use repositories::Repositories;
 
 /// Where the config is looked for when no other place is named.
@@ -39,6 +43,12 @@ pub struct Config {
     pub repositories: Repositories,
     /// `[compare]`.
     pub compare: Compare,
+    /// `[policy]`.
+    pub policy: Policy,
+    /// `[hooks]`.
+    pub hooks: Hooks,
+    /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
+    pub metrics: bool,
 }
 
 /// All that is wrong with a config file, one line each.
@@ -80,6 +90,9 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
         compare: check.compare(&file.compare),
+        policy: check.policy(&file.policy),
+        hooks: check.hooks(&file.hooks),
+        metrics: file.metrics.enabled,
     };
     if check.problems.is_empty() { Ok(config) } else { Err(ConfigError(check.problems)) }
 }

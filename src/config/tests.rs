@@ -114,6 +114,17 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[compare]\nrefine = 3000\n[jwt]"), "compare.refine: 3000 is no block size"),
         (with("[jwt]", "[compare]\nrefine = \"always\"\n[jwt]"), "compare.refine: \"always\" is no block size"),
         (with("[jwt]", "[compare]\nrefine_limit = -1\n[jwt]"), "compare.refine_limit: -1 is no size"),
+        (with("[jwt]", "[hooks]\ndirectory = \"hooks.d\"\n[jwt]"), "hooks.directory: \"hooks.d\" is no absolute path"),
+        (with("[jwt]", "[hooks]\non_failure = \"stop\"\n[jwt]"), "hooks.on_failure: \"stop\" is neither"),
+        (with("[jwt]", "[hooks]\ntimeout = \"0s\"\n[jwt]"), "hooks.timeout: \"0s\" is no duration"),
+        (with("[jwt]", "[hooks.sync]\nport = 0\n[jwt]"), "hooks.sync.port: 0 is no port"),
+        (with("[jwt]", "[hooks.sync]\nretries = 11\n[jwt]"), "hooks.sync.retries: is over 10"),
+        (
+            with("[jwt]", "[hooks.sync]\nca_certificate = \"x\"\ninsecure_skip_verify = true\n[jwt]"),
+            "hooks.sync: has both",
+        ),
+        (with("[jwt]", "[hooks.sync.urls]\nweb = \"https://a\"\n[jwt]"), "hooks.sync.urls.web: a VM is named by"),
+        (with("[jwt]", "[hooks]\nsync.urls.0004fb00000600000000000000000001 = \"a\"\n[jwt]"), "is no URL; write"),
         (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
         (with("[jwt]", "[jwt"), "line 3: "),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: port: invalid value: integer `70000`"),
@@ -153,4 +164,46 @@ fn on_a_host_of_oracle_vm_the_agent_knows_manager_and_repositories() {
     assert_eq!(config.manager.endpoint, None);
     assert!(config.repositories.paths.is_empty());
     assert_eq!(config.repositories.agent_db.as_deref(), Some(Path::new("/etc/ovs-agent/db")));
+}
+
+#[test]
+fn hooks_have_the_defaults_that_are_told() {
+    let hooks = parse(GOOD).unwrap().hooks;
+    assert_eq!((hooks.directory, hooks.timeout), (None, Duration::from_secs(60)));
+    assert_eq!((hooks.on_failure, hooks.post_on_failure), (OnFailure::Abort, false));
+    assert!(hooks.sync.is_none(), "without a secret nobody is asked");
+    let text = GOOD.replace(
+        "[jwt]",
+        "[hooks.sync]\nsecret = \"hush\"\n\
+         urls.0004fb00-0006-0000-0000-000000000001 = \"https://10.0.0.5:1727/\"\n[jwt]",
+    );
+    let config = parse(&text).unwrap();
+    assert!(!format!("{config:?}").contains("hush"));
+    let sync = config.hooks.sync.unwrap();
+    assert_eq!((sync.port, sync.timeout, sync.retries), (1727, Duration::from_secs(60), 0));
+    assert_eq!((sync.on_failure, sync.post_on_failure), (OnFailure::Continue, true));
+    assert_eq!((sync.trust, sync.retry_delay), (Trust::System, Duration::from_secs(60)));
+    let vm = "0004fb00000600000000000000000001".parse().unwrap();
+    assert_eq!(sync.urls.get(&vm).map(String::as_str), Some("https://10.0.0.5:1727"));
+}
+
+#[test]
+fn the_secret_of_hooks_goes_nowhere_else() {
+    for (url, expected) in [
+        ("https://guest", Ok("https://guest")),
+        ("https://guest:99/a/", Ok("https://guest:99/a")),
+        ("https://[::1]:1727", Ok("https://[::1]:1727")),
+        ("http://guest", Err("would send the secret in the clear")),
+        ("ftp://guest", Err("is no URL")),
+        ("guest:1727", Err("is no URL")),
+        ("/sync", Err("is no URL")),
+        ("https://", Err("is no URL")),
+        ("https://me:pass@guest", Err("holds a user's name")),
+        ("https://guest/?a=b", Err("holds a query, to which no path can be added")),
+        ("https://guest/#b", Err("holds a query, to which no path can be added")),
+        ("", Err("is no URL")),
+    ] {
+        assert_eq!(sync_url(url, &Trust::System), expected.map(str::to_owned), "{url:?}");
+    }
+    assert!(sync_url("http://guest", &Trust::Nothing).is_ok());
 }

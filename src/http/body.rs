@@ -16,6 +16,8 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::sync::mpsc;
 
+use crate::app::reads::ExportPlace;
+use crate::metrics::Counter;
 use crate::repository::DiskFile;
 
 /// Bytes read at a time.
@@ -50,14 +52,23 @@ impl Part {
 pub(super) struct DiskBody {
     pieces: mpsc::Receiver<io::Result<Bytes>>,
     remaining: u64,
+    place: ExportPlace,
+    /// Bytes of all bodies.
+    served: Counter,
 }
 
 impl DiskBody {
-    /// Starts to read `parts` of `file`.
+    /// Starts to read `parts` of `file`; counts in `served` what is taken. The place is held until the
+    /// body is gone.
     ///
     /// # Errors
     /// Where the system has no thread left.
-    pub(super) fn start(file: Arc<DiskFile>, parts: Vec<Part>) -> io::Result<Self> {
+    pub(super) fn start(
+        file: Arc<DiskFile>,
+        parts: Vec<Part>,
+        place: ExportPlace,
+        served: Counter,
+    ) -> io::Result<Self> {
         let remaining = parts.iter().map(Part::len).sum();
         let (sender, pieces) = mpsc::channel(AHEAD);
         let span = tracing::Span::current();
@@ -66,7 +77,7 @@ impl DiskBody {
             let _in_span = span.entered();
             reader.run(parts);
         })?;
-        Ok(Self { pieces, remaining })
+        Ok(Self { pieces, remaining, place, served })
     }
 }
 
@@ -81,6 +92,8 @@ impl http_body::Body for DiskBody {
         let piece = ready!(self.pieces.poll_recv(context));
         let piece = piece.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
         self.remaining = self.remaining.saturating_sub(piece.len() as u64);
+        self.place.sent(piece.len() as u64);
+        self.served.inc_by(piece.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 

@@ -4,7 +4,8 @@
 //! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
 //! 3. the parts of the body, whose sum is the Content-Length;
 //! 4. the digests that are wanted (RFC 9530);
-//! 5. the body, which a thread reads as the client takes it.
+//! 5. a place among the bodies that are sent at a time;
+//! 6. the body, which a thread reads as the client takes it.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -24,6 +25,7 @@ use super::failure::Failure;
 use crate::app::changes::Stop;
 use crate::app::read_disk::OpenDisk;
 use crate::app::{App, Error};
+use crate::auth::Session;
 use crate::repository::checksum::Algorithm;
 
 const OCTETS: &str = "application/octet-stream";
@@ -33,6 +35,7 @@ const DIGESTED: u64 = 16 << 20;
 
 pub(super) async fn respond(
     app: &Arc<App>,
+    session: &Session,
     method: &Method,
     headers: &HeaderMap,
     disk: OpenDisk,
@@ -70,7 +73,9 @@ pub(super) async fn respond(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        Body::new(DiskBody::start(disk.file, parts).map_err(|_| Failure::TooBusy)?)
+        let place = app.export_place(session, &disk, length).await?;
+        let served = app.metrics().bytes_served();
+        Body::new(DiskBody::start(disk.file, parts, place, served).map_err(|_| Failure::TooBusy)?)
     };
     with_headers(status, body, out)
 }

@@ -1,17 +1,19 @@
 //! What goes around every request: its id, its line in the log, the JSON body of its error.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use axum::Json;
-use axum::extract::Request;
+use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
-use axum::http::{HeaderValue, StatusCode};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
 
 use super::Peer;
 use super::failure::Explanation;
+use crate::app::App;
 use crate::wire;
 
 /// The response header with the id under which the log tells of a request.
@@ -20,18 +22,25 @@ const REQUEST_ID: &str = "x-request-id";
 /// Characters of a path that go into the log.
 const LOGGED_PATH: usize = 300;
 
+/// The path as it goes into the log: without the query, where a token may be by mistake.
+pub(super) fn logged_path(uri: &Uri) -> String {
+    uri.path().chars().take(LOGGED_PATH).collect()
+}
+
 /// Answers a request through `next`.
-pub(super) async fn answer(request: Request, next: Next) -> Response {
+pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = uuid::Uuid::new_v4().to_string();
     let method = request.method().clone();
-    // Without the query: who puts a token there by mistake does not find it in the log.
-    let path: String = request.uri().path().chars().take(LOGGED_PATH).collect();
+    let path = logged_path(request.uri());
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", %id);
     async {
         let mut response = next.run(request).await;
         let status = response.status();
+        let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
+        app.metrics().request(known_method(&method), route, status.as_u16());
         // What has a JSON body already says itself what is wrong: /readyz.
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
         let mut code = "-";
@@ -50,6 +59,14 @@ pub(super) async fn answer(request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
+}
+
+/// The method, as far as it is one of those that the API has: anybody can make up more.
+fn known_method(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::DELETE => method.as_str(),
+        _ => "other",
+    }
 }
 
 /// Gives an error its JSON body, and tells its code. Its status and headers stay.

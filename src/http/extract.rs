@@ -1,6 +1,8 @@
 //! What requests say, parsed before a handler sees it.
 
+use std::convert::Infallible;
 use std::future::poll_fn;
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -14,11 +16,13 @@ use bytes::BytesMut;
 use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
+use super::Peer;
+use super::exchange::logged_path;
 use super::failure::Failure;
 use crate::app::adopt::Adoption;
 use crate::app::chunks::Wanted;
 use crate::app::snapshots::View;
-use crate::app::{App, Error};
+use crate::app::{App, Error, audit};
 use crate::auth::{BadToken, Session};
 use crate::config::{Refine, block_size};
 use crate::model::{ChunkKind, DiskName, SnapshotId, VmId};
@@ -33,10 +37,34 @@ impl FromRequestParts<Arc<App>> for Authenticated {
         let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
         // RFC 9110, 11.1: the scheme is case-insensitive.
         let token = match header.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => token.trim(),
-            _ => return Err(BadToken.into()),
+            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
+            _ => None,
         };
-        Ok(Self(app.tokens().check(token)?))
+        let session = token.ok_or(BadToken).and_then(|token| app.tokens().check(token));
+        let address = address(parts);
+        match session {
+            Ok(session) => Ok(Self(session.seen_at(address))),
+            Err(bad) => {
+                audit::stranger(address, logged_path(&parts.uri));
+                Err(bad.into())
+            }
+        }
+    }
+}
+
+/// The address that the request came from, where it is known.
+fn address(parts: &Parts) -> Option<IpAddr> {
+    parts.extensions.get::<Peer>().map(|Peer(address)| address.ip())
+}
+
+/// The same for a handler.
+pub(super) struct PeerAddress(pub Option<IpAddr>);
+
+impl<S: Send + Sync> FromRequestParts<S> for PeerAddress {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self(address(parts)))
     }
 }
 
@@ -98,7 +126,7 @@ impl Parameters {
         query.map(|Query(pairs)| Self(pairs)).map_err(|error| Error::BadRequest(error.body_text()).into())
     }
 
-    fn value(&self, name: &str) -> Option<&str> {
+    pub(super) fn value(&self, name: &str) -> Option<&str> {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 

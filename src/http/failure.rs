@@ -6,6 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::byte_range;
 use crate::app::Error;
+use crate::app::policy::Refusal;
 
 /// Why a request is refused.
 #[derive(Debug)]
@@ -86,6 +87,7 @@ impl Failure {
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+            Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
             Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
             Self::App(Error::Throttled) | Self::TooBusy => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
@@ -105,8 +107,10 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
+        Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
@@ -117,6 +121,21 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
         Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+    }
+}
+
+fn refusal_status(refusal: &Refusal) -> (StatusCode, &'static str) {
+    match refusal {
+        Refusal::UnknownDisk { .. } => (StatusCode::BAD_REQUEST, "unknown_disk"),
+        Refusal::AmbiguousDisk { .. } => (StatusCode::BAD_REQUEST, "ambiguous_disk"),
+        Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, "unfit_disk"),
+        Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, "no_disk_left"),
+        Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, "too_many_snapshots"),
+        Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, "too_many_extents"),
+        Refusal::SpaceFloor { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
+        Refusal::TooLongALine(_) => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
+        Refusal::KeySnapshotGone(_) => (StatusCode::GONE, "idempotency_key_spent"),
     }
 }
 

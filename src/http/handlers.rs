@@ -4,20 +4,24 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::State;
+use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 
+use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
 use super::disk_response;
 use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, SmallBody, SnapshotPath,
+    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
     SnapshotQuery, VmPath,
 };
 use super::failure::Failure;
 use super::json_stream;
+use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::app::changes::Stop;
 use crate::auth::Credentials;
+use crate::metrics;
 use crate::repository::checksum::Algorithm;
 use crate::wire;
 
@@ -33,10 +37,11 @@ async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
 
 pub(super) async fn login(
     State(app): AppState,
+    PeerAddress(address): PeerAddress,
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.login(credentials).await?;
+    let token = app.login(credentials, address).await?;
     Ok(Json(wire::Token { token }))
 }
 
@@ -57,6 +62,12 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "range",
             "multirange",
             "conditional-requests",
+            "hooks",
+            "choose-disks",
+            "expiry",
+            "leases",
+            "idempotency-key",
+            "status",
             "checksum",
             "repr-digest",
             "content-digest",
@@ -115,9 +126,9 @@ pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    _body: SmallBody,
+    CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.create_snapshot(&session, vm).await?;
+    let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
     json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
 }
@@ -151,6 +162,34 @@ pub(super) async fn delete_snapshot(
     Ok(StatusCode::OK)
 }
 
+pub(super) async fn take_lease(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+    JsonBody(body): JsonBody<wire::TakeLease>,
+) -> Result<Json<wire::Lease>, Failure> {
+    Ok(Json(app.take_lease(&session, vm, snapshot, body).await?))
+}
+
+pub(super) async fn give_lease_back(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    SnapshotPath(vm, snapshot): SnapshotPath,
+) -> Result<StatusCode, Failure> {
+    app.give_lease_back(&session, vm, snapshot).await?;
+    Ok(StatusCode::OK)
+}
+
+pub(super) async fn status(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    StatusParameters(query): StatusParameters,
+    WantsText(text): WantsText,
+) -> Result<Response, Failure> {
+    let status = app.status(&session, query).await?;
+    Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
+}
+
 pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
@@ -159,7 +198,11 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&app, &method, &headers, disk).await
+    disk_response::respond(&app, &session, &method, &headers, disk).await
+}
+
+pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
 }
 
 pub(super) async fn chunks(

@@ -7,6 +7,7 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod create_body;
 mod digest;
 mod disk_response;
 mod exchange;
@@ -17,6 +18,7 @@ mod handlers;
 mod json_stream;
 mod notify;
 mod routes;
+mod status_page;
 
 use std::net::SocketAddr;
 

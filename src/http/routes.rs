@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn;
+use axum::middleware::from_fn_with_state;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, http::StatusCode};
 use tower_http::catch_panic::CatchPanicLayer;
@@ -11,34 +11,40 @@ use super::failure::Failure;
 use super::{exchange, handlers};
 use crate::app::App;
 
-/// The whole API over `app`. Every route answers with and without a trailing slash.
-pub fn router(app: Arc<App>) -> Router {
+/// Where the counters are, for whoever asks.
+const METRICS: &str = "/metrics";
+
+/// The whole API over `app`, and `GET /metrics` where it is wanted. Every route answers with and without a trailing slash.
+pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
     let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
-    let table: [(&str, MethodRouter<Arc<App>>); 13] = [
+    let table: [(&str, MethodRouter<Arc<App>>); 16] = [
         ("/api/v1/auth/login", post(handlers::login)),
         ("/api/v1/capabilities", get(handlers::capabilities)),
         ("/api/v1/adopt", post(handlers::adopt)),
         ("/api/v1/repositories", get(handlers::repositories)),
+        ("/api/v1/status", get(handlers::status)),
         ("/api/v1/vms", get(handlers::vms)),
         ("/api/v1/vms/{vm}", get(handlers::vm)),
         ("/api/v1/vms/{vm}/snapshots", snapshots),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::give_lease_back)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}", get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
         ("/healthz", get(handlers::healthz)),
         ("/readyz", get(handlers::readyz)),
+        (METRICS, get(handlers::metrics)),
     ];
     let mut router = Router::new();
-    for (path, methods) in table {
+    for (path, methods) in table.into_iter().filter(|(path, _)| with_metrics || *path != METRICS) {
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
     router
         .fallback(|| async { Failure::NoRoute })
         // A bug in one handler is one failed request; what it panicked with is in the log.
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
-        .layer(from_fn(exchange::answer))
+        .layer(from_fn_with_state(Arc::clone(&app), exchange::answer))
         .with_state(app)
 }
 

@@ -17,7 +17,8 @@ use crate::app::App;
 use crate::config::{Api, Config};
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
-/// its client goes on from where it was, with a Range.
+/// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
+/// those after it have the other half.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
@@ -36,14 +37,15 @@ pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
 async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
     let address = SocketAddr::from((config.api.bind, config.api.port));
-    let app = App::start(config)?;
+    let app = App::start(config).await?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app)), stop.clone());
+    let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), stop.clone());
     let serving = tokio::spawn(serving);
+    let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
         notify::reloading();
@@ -58,7 +60,19 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     stop.cancel();
     let finish = async {
         let _ = serving.await;
+        let _ = sweeping.await;
         app.finish().await;
+    };
+    let hurry = async {
+        tokio::time::sleep(DRAIN_DEADLINE / 2).await;
+        app.hurry();
+        std::future::pending::<()>().await;
+    };
+    let finish = async {
+        tokio::select! {
+            () = finish => {}
+            () = hurry => {}
+        }
     };
     match tokio::time::timeout(DRAIN_DEADLINE, finish).await {
         Ok(()) => tracing::info!("stopped"),

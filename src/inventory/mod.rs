@@ -30,6 +30,10 @@ pub struct Vm {
     pub uuid: Option<String>,
     /// The name that people gave it.
     pub friendly_name: String,
+    /// What people noted about it.
+    pub description: String,
+    /// Its first address, where the definition names one.
+    pub address: Option<String>,
     /// Its disks in the order of the definition, or why the definition cannot be used.
     pub disks: Result<Vec<DiskLine>, String>,
 }
@@ -94,13 +98,23 @@ fn load_one(folder: &Path) -> Vm {
                 Some(_) => Ok(config.disks.unwrap_or_default()),
                 None => Err(format!("the name {name:?} is not 32 hexadecimal digits")),
             };
-            Vm { id, uuid: config.uuid, friendly_name: config.friendly_name.unwrap_or_default(), disks, name }
+            Vm {
+                id,
+                uuid: config.uuid,
+                friendly_name: config.friendly_name.unwrap_or_default(),
+                description: config.description.unwrap_or_default(),
+                address: config.address,
+                disks,
+                name,
+            }
         }
         Err(problem) => Vm {
             id: folder_name.parse().ok(),
             name: folder_name,
             uuid: None,
             friendly_name: String::new(),
+            description: String::new(),
+            address: None,
             disks: Err(problem),
         },
     }

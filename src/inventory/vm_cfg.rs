@@ -22,6 +22,8 @@ pub struct VmConfig {
     pub friendly_name: Option<String>,
     /// `OVM_description`
     pub description: Option<String>,
+    /// The first `ip=` of `vif`, which the manager does not write, and people may.
+    pub address: Option<String>,
     /// `disk`, in the order of the file; `None` where it is not assigned at all, which is no diskless
     /// machine but a file that is cut or is not a machine's.
     pub disks: Option<Vec<DiskLine>>,
@@ -110,6 +112,7 @@ pub fn parse(source: &str) -> Result<VmConfig, VmConfigError> {
         uuid: label(&assignments, "uuid"),
         friendly_name: label(&assignments, "OVM_simple_name"),
         description: label(&assignments, "OVM_description"),
+        address: address(&assignments),
         disks: disks(&assignments)?,
     })
 }
@@ -130,6 +133,15 @@ fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
         Value::Float(number) => Some(format!("{number:?}")),
         Value::Bool(_) | Value::None | Value::List(_) | Value::Tuple(_) | Value::Dict(_) => None,
     }
+}
+
+fn address(assignments: &BTreeMap<String, Value>) -> Option<String> {
+    let interfaces = assignments.get("vif")?.as_sequence()?.iter().filter_map(Value::as_str);
+    let mut options = interfaces.flat_map(|interface| interface.split(',')).map(str::trim);
+    let addresses = options.find_map(|option| option.strip_prefix("ip="))?;
+    // One interface may have several.
+    let first = addresses.split_whitespace().next()?;
+    first.parse::<std::net::IpAddr>().ok().map(|address| address.to_string())
 }
 
 fn disks(assignments: &BTreeMap<String, Value>) -> Result<Option<Vec<DiskLine>>, VmConfigError> {

@@ -2,13 +2,17 @@
 
 pub mod chunk;
 pub mod diff;
+pub mod exclusive;
 pub mod extent_map;
+pub mod hook;
 pub mod id;
 pub mod range;
+pub mod retention;
 pub mod snapshot;
 
 pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
+pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
 pub use range::{ByteRange, PhysAddr};
-pub use snapshot::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair};
+pub use snapshot::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair};

@@ -1,5 +1,6 @@
 //! A snapshot as it was taken.
 
+use super::hook::{Consistency, HookRun};
 use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
 
 /// A complete snapshot of a virtual machine's disks.
@@ -17,6 +18,8 @@ pub struct Snapshot {
     pub created_by: String,
     /// Its disks, in the order of the VM's definition.
     pub disks: Vec<SnapshotDisk>,
+    /// How it was taken.
+    pub taken: Taken,
 }
 
 impl Snapshot {
@@ -32,6 +35,23 @@ impl Snapshot {
         ids.dedup();
         ids
     }
+}
+
+/// How a snapshot was taken: what ran around it, and what came of that.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Taken {
+    /// What its disks are like when they are restored.
+    pub consistency: Consistency,
+    /// The longest that the guest can have been held up for it, milliseconds, rounded up. Nothing:
+    /// nobody has measured it.
+    pub freeze_ms: Option<u64>,
+    /// The hooks that ran, in their order.
+    pub hooks: Vec<HookRun>,
+}
+
+impl Taken {
+    /// By a clone of the disks, and nothing around it that is known of.
+    pub const PLAINLY: Self = Self { consistency: Consistency::Crash, freeze_ms: None, hooks: Vec::new() };
 }
 
 /// A disk of a snapshot.

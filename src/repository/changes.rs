@@ -191,5 +191,8 @@ fn settled<S: Source>(
 }
 
 #[cfg(test)]
+#[path = "changes/script.rs"]
+mod script;
+#[cfg(test)]
 #[path = "changes/tests.rs"]
 mod tests;

@@ -27,62 +27,82 @@ pub struct Source {
     pub path: PathBuf,
 }
 
-/// What became of the disks.
-#[derive(Debug)]
+/// The clones of a VM's disks, ready to be made.
+pub struct Clones(Vec<Clone>);
+
+/// The clones of a VM's disks, made.
 pub struct Cloned {
-    /// The new files, in the order of the disks.
-    pub files: Vec<File>,
+    clones: Vec<Clone>,
     /// From the first start to the last end.
     pub window: Duration,
 }
 
+/// What failed: the index of the disk, and its errno with what it means for an operator. Files may
+/// have been made: the caller undoes.
+pub type CloneError = (usize, io::Error);
+
 /// A clone that is ready to be made.
-enum Clone<'a> {
+enum Clone {
     /// By FICLONE, into an empty file.
-    Ficlone { source: &'a Source, target: File },
+    Ficlone { source: Source, target: File },
     /// By OCFS2's own call, which makes the file. There FICLONE is younger than the hosts' kernels,
     /// and leaves an empty file behind where it fails.
-    Ocfs2 { source: &'a Source, source_path: CString, target: PathBuf, target_path: CString },
+    Ocfs2 { source: Source, source_path: CString, target: PathBuf, target_path: CString },
 }
 
-/// Clones each disk to the new file named beside it, one thread each, started together. Nothing else
-/// happens inside the window.
-///
-/// What a guest has left in the page cache is written out before: the clone would do it inside the
-/// window, and hold off the guest's writes meanwhile.
-///
-/// # Errors
-/// The index of a disk that failed, and its errno with what it means for an operator. Files may have
-/// been made: the caller undoes.
-pub fn clone_all(disks: &[(Source, PathBuf)]) -> Result<Cloned, (usize, io::Error)> {
-    let mut clones = Vec::with_capacity(disks.len());
-    for (index, (source, target)) in disks.iter().enumerate() {
-        let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, target));
-        clones.push(ready.map_err(|error| (index, explained(error)))?);
+impl Clones {
+    /// Makes ready to clone each disk to the new file named beside it.
+    ///
+    /// What a guest has left in the page cache is written out here: the clone would do it inside the
+    /// window, and hold off the guest's writes meanwhile.
+    ///
+    /// # Errors
+    /// [`CloneError`].
+    pub fn prepare(disks: Vec<(Source, PathBuf)>) -> Result<Self, CloneError> {
+        let mut clones = Vec::with_capacity(disks.len());
+        for (index, (source, target)) in disks.into_iter().enumerate() {
+            let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, &target));
+            clones.push(ready.map_err(|error| (index, explained(error)))?);
+        }
+        Ok(Self(clones))
     }
-    let window = all_at_once(&clones).map_err(|(index, error)| (index, explained(error)))?;
-    let mut files = Vec::with_capacity(clones.len());
-    for (index, clone) in clones.into_iter().enumerate() {
-        files.push(clone.finish().map_err(|error| (index, explained(error)))?);
+
+    /// Makes the clones, one thread each, started together. Nothing else happens here.
+    ///
+    /// # Errors
+    /// [`CloneError`].
+    pub fn make(self) -> Result<Cloned, CloneError> {
+        let window = all_at_once(&self.0).map_err(|(index, error)| (index, explained(error)))?;
+        Ok(Cloned { clones: self.0, window })
     }
-    Ok(Cloned { files, window })
+}
+
+impl Cloned {
+    /// The new files, in the order of the disks.
+    ///
+    /// # Errors
+    /// [`CloneError`].
+    pub fn finish(self) -> Result<Vec<File>, CloneError> {
+        let finish = |(index, clone): (usize, Clone)| clone.finish().map_err(|error| (index, explained(error)));
+        self.clones.into_iter().enumerate().map(finish).collect()
+    }
 }
 
 /// Clones one file: for a trial.
 ///
 /// # Errors
 /// The errno, as it is.
-pub(super) fn clone_one(source: &Source, target: &Path) -> io::Result<File> {
+pub(super) fn clone_one(source: Source, target: &Path) -> io::Result<File> {
     let clone = Clone::prepare(source, target)?;
     clone.make()?;
     clone.finish()
 }
 
-fn all_at_once(clones: &[Clone<'_>]) -> Result<Duration, (usize, io::Error)> {
+fn all_at_once(clones: &[Clone]) -> Result<Duration, CloneError> {
     // Whether all threads are there. Without them all nobody may wait for the others.
     let complete: OnceLock<bool> = OnceLock::new();
     let barrier = Barrier::new(clones.len());
-    let make = |clone: &Clone<'_>| {
+    let make = |clone: &Clone| {
         if !*complete.wait() {
             return Err(io::Error::other("another disk's thread could not be started"));
         }
@@ -116,13 +136,12 @@ fn all_at_once(clones: &[Clone<'_>]) -> Result<Duration, (usize, io::Error)> {
     })
 }
 
-impl<'a> Clone<'a> {
-    fn prepare(source: &'a Source, target: &Path) -> io::Result<Self> {
+impl Clone {
+    fn prepare(source: Source, target: &Path) -> io::Result<Self> {
         if fsinfo::name_of(&source.file)? == "ocfs2" {
             let (source_path, target_path) = (c_string(&source.path)?, c_string(target)?);
-            let clone = Self::Ocfs2 { source, source_path, target: target.to_owned(), target_path };
             source.still_there()?;
-            return Ok(clone);
+            return Ok(Self::Ocfs2 { source, source_path, target: target.to_owned(), target_path });
         }
         let target = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(target)?;
         Ok(Self::Ficlone { source, target })

@@ -164,7 +164,7 @@ impl Trial {
     fn run(&self) -> io::Result<()> {
         let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.source)?;
         file.write_all(&[1; 4096])?;
-        let clone = clone::clone_one(&Source { file, path: self.source.clone() }, &self.target)?;
+        let clone = clone::clone_one(Source { file, path: self.source.clone() }, &self.target)?;
         fiemap::Reader::new(1).read(clone.as_fd(), 0)?;
         Ok(())
     }

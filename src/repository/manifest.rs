@@ -1,13 +1,14 @@
 //! `.manifest.json` in each snapshot folder: enough to rebuild the database's entry from.
 //!
 //! Version 1. Every repository that a snapshot touches gets the whole of it. Times are RFC 3339
-//! texts with nanoseconds, as numbers of that size do not survive every JSON reader.
+//! texts with nanoseconds, as numbers of that size do not survive every JSON reader. Fields can be
+//! added: who does not know them passes over them, and what lacks them is as before there were any.
 
 use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DiskSource, FileIdentity, Snapshot, SnapshotDisk};
+use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, Taken};
 
 /// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -37,6 +38,16 @@ struct Manifest {
     created_at: jiff::Timestamp,
     created_by: String,
     disks: Vec<ManifestDisk>,
+    #[serde(default = "crash")]
+    consistency: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    freeze_ms: Option<u64>,
+    #[serde(default)]
+    hooks: Vec<ManifestHook>,
+}
+
+fn crash() -> String {
+    Taken::PLAINLY.consistency.as_str().to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -47,6 +58,16 @@ struct ManifestDisk {
     size: u64,
     inode: u64,
     changed_at: jiff::Timestamp,
+}
+
+#[derive(Serialize, Deserialize)]
+struct ManifestHook {
+    name: String,
+    kind: String,
+    stage: String,
+    outcome: String,
+    duration_ms: u64,
+    detail: String,
 }
 
 /// The manifest of `snapshot`.
@@ -71,6 +92,21 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
                 size: disk.identity.size,
                 inode: disk.identity.inode,
                 changed_at: jiff::Timestamp::from_nanosecond(disk.identity.changed_ns).unwrap_or_default(),
+            })
+            .collect(),
+        consistency: snapshot.taken.consistency.as_str().to_owned(),
+        freeze_ms: snapshot.taken.freeze_ms,
+        hooks: snapshot
+            .taken
+            .hooks
+            .iter()
+            .map(|run| ManifestHook {
+                name: run.name.clone(),
+                kind: run.kind.as_str().to_owned(),
+                stage: run.stage.as_str().to_owned(),
+                outcome: run.outcome.as_str().to_owned(),
+                duration_ms: run.duration_ms,
+                detail: run.detail.clone(),
             })
             .collect(),
     };
@@ -103,6 +139,16 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_at.as_nanosecond() },
         })
     };
+    let hook = |run: ManifestHook| {
+        Ok(HookRun {
+            name: run.name,
+            kind: run.kind.parse().map_err(|_| ManifestError::Field("a hook's kind"))?,
+            stage: run.stage.parse().map_err(|_| ManifestError::Field("a hook's stage"))?,
+            outcome: run.outcome.parse().map_err(|_| ManifestError::Field("a hook's outcome"))?,
+            duration_ms: run.duration_ms,
+            detail: run.detail,
+        })
+    };
     Ok(Snapshot {
         id: manifest.snapshot_id.parse().map_err(|_| ManifestError::Field("snapshot_id"))?,
         vm: manifest.vm_id.parse().map_err(|_| ManifestError::Field("vm_id"))?,
@@ -110,13 +156,18 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
         created_at: manifest.created_at,
         created_by: manifest.created_by,
         disks: manifest.disks.into_iter().map(disk).collect::<Result<_, ManifestError>>()?,
+        taken: Taken {
+            consistency: manifest.consistency.parse().map_err(|_| ManifestError::Field("consistency"))?,
+            freeze_ms: manifest.freeze_ms,
+            hooks: manifest.hooks.into_iter().map(hook).collect::<Result<_, ManifestError>>()?,
+        },
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::SnapshotId;
+    use crate::model::{Consistency, HookKind, HookOutcome, HookStage, SnapshotId};
 
     #[test]
     fn what_is_written_is_read() {
@@ -134,6 +185,18 @@ mod tests {
                 },
                 identity: FileIdentity { inode: 131, size: 1 << 40, changed_ns: 1_714_558_830_123_456_789 },
             }],
+            taken: Taken {
+                consistency: Consistency::Quiesced,
+                freeze_ms: Some(17),
+                hooks: vec![HookRun {
+                    name: "https://10.0.0.5:1727".to_owned(),
+                    kind: HookKind::Sync,
+                    stage: HookStage::Pre,
+                    outcome: HookOutcome::Ok,
+                    duration_ms: 12,
+                    detail: "200 OK".to_owned(),
+                }],
+            },
         };
         let text = encode(&snapshot).unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
@@ -141,5 +204,13 @@ mod tests {
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
         assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json(_))));
+    }
+
+    #[test]
+    fn a_manifest_from_before_there_were_hooks_is_read() {
+        let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
+            "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
+            "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
+        assert_eq!(decode(text).unwrap().taken, Taken::PLAINLY);
     }
 }

@@ -5,6 +5,7 @@
 //!
 //! They are read piece by piece, so that memory does not grow with the extents.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -195,17 +196,23 @@ pub(super) struct FileSource {
 impl FileSource {
     fn new(file: Arc<DiskFile>) -> io::Result<Self> {
         let file_system = fsinfo::name_of(file.file())?;
-        let mut room = fiemap::PAGE;
-        let mut whole = false;
-        if file_system == "ocfs2" {
-            // One more, as a sign that there were no more.
-            let count = fiemap::Reader::count(file.file().as_fd())?.saturating_add(1);
-            whole = count <= WHOLE;
-            room = count.clamp(fiemap::PAGE, WHOLE);
-        }
+        let (room, whole) = room(file.file())?;
         let holes_are_sure = file_system == "xfs";
         Ok(Self { file, reader: fiemap::Reader::new(room), whole, holes_are_sure })
     }
+}
+
+/// Extents to ask for at a time, and whether each request is to be for the whole map.
+///
+/// Older OCFS2 can lose extents where a request starts above 0, so there the whole map is asked for at
+/// once, up to [`WHOLE`].
+pub(super) fn room(file: &File) -> io::Result<(u32, bool)> {
+    if fsinfo::name_of(file)? != "ocfs2" {
+        return Ok((fiemap::PAGE, false));
+    }
+    // One more, as a sign that there were no more.
+    let count = fiemap::Reader::count(file.as_fd())?.saturating_add(1);
+    Ok((count.clamp(fiemap::PAGE, WHOLE), count <= WHOLE))
 }
 
 impl Source for FileSource {
@@ -236,7 +243,7 @@ impl Source for FileSource {
 
 /// The flags under which an address still stands for its content. Any other, also one that a later
 /// kernel invents, says compressed, inline, not yet placed, or something that we do not know.
-const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
+pub(super) const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
 
 fn backing(raw: &fiemap::RawExtent) -> Backing {
     if raw.flags & !TRUSTED != 0 {

@@ -15,6 +15,7 @@ pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
+pub mod usage;
 
 use std::fs::File;
 use std::io;

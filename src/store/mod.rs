@@ -6,6 +6,7 @@
 mod database;
 mod record;
 mod schema;
+mod terms;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use crate::model::{Snapshot, SnapshotId, VmId};
 
 pub use record::State;
+pub use terms::{KEY_LIFETIME, KeyUse, Order, RequestKey};
 
 /// Why the database did not answer.
 #[derive(Debug, thiserror::Error)]
@@ -89,6 +91,9 @@ const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapsh
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
+/// Snapshot id → the operation (JSON) whose `post` hooks have not run yet.
+const OWED_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
+
 /// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
 /// adopted, by the second of their creation.
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
@@ -140,11 +145,12 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is about to be made, and gives it its place in the order.
+    /// Writes down that `snapshot` is about to be made, and gives it its place in the order. With
+    /// hooks around it, they are `owed` from now on: see [`Store::owe`].
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn begin(&self, snapshot: &mut Snapshot) -> Result<(), StoreError> {
+    pub fn begin(&self, snapshot: &mut Snapshot, owed: Option<&[u8]>) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             let sequence = {
                 let mut counters = transaction.open_table(schema::COUNTERS)?;
@@ -157,7 +163,48 @@ impl Store {
             put(transaction, State::Creating, snapshot)?;
             let vm = snapshot.vm.as_str();
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm, sequence), snapshot.id.as_u128())?;
+            if let Some(owed) = owed {
+                transaction.open_table(OWED_HOOKS)?.insert(snapshot.id.as_u128(), owed)?;
+            }
             Ok(())
+        })
+    }
+
+    /// Writes down that hooks are about to be called around an operation on the snapshot `id`, of
+    /// which `operation` tells enough to call the second half of them later.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn owe(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), operation)?;
+            Ok(())
+        })
+    }
+
+    /// Forgets what was owed for the snapshot `id`: the hooks have been called.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn settle(&self, id: SnapshotId) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            transaction.open_table(OWED_HOOKS)?.remove(id.as_u128())?;
+            Ok(())
+        })
+    }
+
+    /// The operations whose hooks were called by half when the service stopped.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn owed(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
+        self.handle.read(|transaction| {
+            let mut owed = Vec::new();
+            for entry in transaction.open_table(OWED_HOOKS)?.iter()? {
+                let (id, operation) = entry?;
+                owed.push((SnapshotId::from_u128(id.value()), operation.value().to_vec()));
+            }
+            Ok(owed)
         })
     }
 
@@ -184,14 +231,6 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is complete: from now on it is there.
-    ///
-    /// # Errors
-    /// [`StoreError`]. It may have been written all the same: ask [`Store::record`].
-    pub fn commit(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.handle.write(|transaction| put(transaction, State::Ready, snapshot))
-    }
-
     /// Writes down that `snapshot` is about to be removed: from now on it is gone.
     ///
     /// # Errors
@@ -208,7 +247,7 @@ impl Store {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.remove((snapshot.vm.as_str(), snapshot.sequence))?;
-            Ok(())
+            terms::forget(transaction, snapshot.id)
         })
     }
 
@@ -262,15 +301,24 @@ impl Store {
         })
     }
 
+    /// All complete snapshots, in no order.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
+        let found = self.all_in(|state| state == State::Ready)?;
+        Ok(found.into_iter().map(|(_, snapshot)| snapshot).collect())
+    }
+
     /// The ids of all complete snapshots by VM, oldest first.
     ///
     /// # Errors
     /// [`StoreError`].
     pub fn snapshot_ids(&self) -> Result<HashMap<VmId, Vec<SnapshotId>>, StoreError> {
         let mut ids: HashMap<VmId, Vec<SnapshotId>> = HashMap::new();
-        let mut snapshots = self.all_in(|state| state == State::Ready)?;
-        snapshots.sort_by_key(|(_, snapshot)| snapshot.sequence);
-        for (_, snapshot) in snapshots {
+        let mut snapshots = self.snapshots()?;
+        snapshots.sort_by_key(|snapshot| snapshot.sequence);
+        for snapshot in snapshots {
             ids.entry(snapshot.vm).or_default().push(snapshot.id);
         }
         Ok(ids)

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::model::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, SnapshotId, Taken};
 
 /// How far a snapshot has come. Only ready ones are shown to anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +24,9 @@ struct Record {
     created_at_ns: i128,
     created_by: String,
     disks: Vec<RecordDisk>,
+    consistency: String,
+    freeze_ms: Option<u64>,
+    hooks: Vec<RecordHook>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -34,6 +37,16 @@ struct RecordDisk {
     size: u64,
     inode: u64,
     changed_ns: i128,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordHook {
+    name: String,
+    kind: String,
+    stage: String,
+    outcome: String,
+    duration_ms: u64,
+    detail: String,
 }
 
 pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
@@ -53,6 +66,21 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
                 size: disk.identity.size,
                 inode: disk.identity.inode,
                 changed_ns: disk.identity.changed_ns,
+            })
+            .collect(),
+        consistency: snapshot.taken.consistency.as_str().to_owned(),
+        freeze_ms: snapshot.taken.freeze_ms,
+        hooks: snapshot
+            .taken
+            .hooks
+            .iter()
+            .map(|run| RecordHook {
+                name: run.name.clone(),
+                kind: run.kind.as_str().to_owned(),
+                stage: run.stage.as_str().to_owned(),
+                outcome: run.outcome.as_str().to_owned(),
+                duration_ms: run.duration_ms,
+                detail: run.detail.clone(),
             })
             .collect(),
     };
@@ -76,6 +104,21 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_ns },
         })
     };
+    let hook = |run: RecordHook| {
+        Ok(HookRun {
+            name: run.name,
+            kind: run.kind.parse().map_err(damaged)?,
+            stage: run.stage.parse().map_err(damaged)?,
+            outcome: run.outcome.parse().map_err(damaged)?,
+            duration_ms: run.duration_ms,
+            detail: run.detail,
+        })
+    };
+    let taken = Taken {
+        consistency: record.consistency.parse().map_err(damaged)?,
+        freeze_ms: record.freeze_ms,
+        hooks: record.hooks.into_iter().map(hook).collect::<Result<_, String>>()?,
+    };
     let snapshot = Snapshot {
         id,
         vm: record.vm.parse().map_err(damaged)?,
@@ -83,6 +126,7 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
         created_at: jiff::Timestamp::from_nanosecond(record.created_at_ns).map_err(damaged)?,
         created_by: record.created_by,
         disks: record.disks.into_iter().map(disk).collect::<Result<_, String>>()?,
+        taken,
     };
     Ok((record.state, snapshot))
 }

@@ -6,13 +6,17 @@ use super::StoreError;
 
 #[path = "../../migrations/0001_initial.rs"]
 mod m0001_initial;
+#[path = "../../migrations/0002_hooks.rs"]
+mod m0002_hooks;
+#[path = "../../migrations/0003_policy.rs"]
+mod m0003_policy;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Migration `i` makes schema `i + 1` of schema `i`.
-const MIGRATIONS: &[Migration] = &[m0001_initial::run];
+const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run];
 
-const TODAY: u64 = MIGRATIONS.len() as u64;
+pub(super) const TODAY: u64 = MIGRATIONS.len() as u64;
 
 /// Name → number: `schema`, and `sequence`, the last one given to a snapshot.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");

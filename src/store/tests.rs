@@ -1,9 +1,12 @@
 use super::*;
-use crate::model::{DiskSource, FileIdentity, SnapshotDisk};
+use crate::model::retention::Terms;
+use crate::model::{
+    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, SnapshotDisk, Taken,
+};
 
-const VM: &str = "0004fb00000600000000000000000001";
+pub(super) const VM: &str = "0004fb00000600000000000000000001";
 
-fn snapshot(number: u128) -> Snapshot {
+pub(super) fn snapshot(number: u128) -> Snapshot {
     Snapshot {
         id: SnapshotId::from_u128(number),
         vm: VM.parse().unwrap(),
@@ -18,7 +21,25 @@ fn snapshot(number: u128) -> Snapshot {
             },
             identity: FileIdentity { inode: 131, size: 1 << 30, changed_ns: 1_714_558_830_123_456_789 },
         }],
+        taken: Taken::PLAINLY,
     }
+}
+
+/// The same, with hooks around it.
+fn hooked(number: u128) -> Snapshot {
+    let run = |stage, outcome, detail: &str| HookRun {
+        name: "10-freeze".to_owned(),
+        kind: HookKind::Directory,
+        stage,
+        outcome,
+        duration_ms: 1234,
+        detail: detail.to_owned(),
+    };
+    let hooks = vec![
+        run(HookStage::Pre, HookOutcome::Ok, "exit status 0"),
+        run(HookStage::Post, HookOutcome::Timeout, "killed after 60 s"),
+    ];
+    Snapshot { taken: Taken { consistency: Consistency::Quiesced, freeze_ms: Some(1300), hooks }, ..snapshot(number) }
 }
 
 #[test]
@@ -27,14 +48,14 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
     let mut first = snapshot(2);
-    store.begin(&mut first).unwrap();
+    store.begin(&mut first, None).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
-    store.commit(&first).unwrap();
+    store.commit(&first, &Order::default()).unwrap();
 
     let mut second = snapshot(1);
-    store.begin(&mut second).unwrap();
-    store.commit(&second).unwrap();
+    store.begin(&mut second, None).unwrap();
+    store.commit(&second, &Order::default()).unwrap();
     drop(store);
 
     // Another process, later: order is that of creation, not of ids or clocks.
@@ -91,24 +112,75 @@ fn a_newer_schema_is_refused_in_plain_words() {
     assert!(error.contains("schema 99") && error.contains("newer version"), "{error}");
 }
 
-/// The database that each schema's program wrote, as it is in the field.
-#[test]
-fn the_database_of_every_schema_is_opened() {
+/// A copy of the database that the program of a schema wrote, as it is in the field.
+fn golden(schema: u64) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
-    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
-    std::fs::copy(golden, &path).unwrap();
+    std::fs::copy(golden_path(schema), &path).unwrap();
     let store = Store::open(&path).unwrap();
+    (dir, store)
+}
+
+fn golden_path(schema: u64) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
+}
+
+fn golden_order() -> Order {
+    let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
+    Order { expires_at: golden_terms().expires_at, key: Some(key) }
+}
+
+fn golden_terms() -> Terms {
+    let at = |text: &str| Some(text.parse().unwrap());
+    Terms { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
+}
+
+#[test]
+fn the_database_of_schema_1_is_opened() {
+    let (_dir, store) = golden(1);
     let mut ready = snapshot(7);
     ready.sequence = 1;
+    assert_eq!(store.terms(ready.id).unwrap(), Terms::default());
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
     let mut creating = snapshot(8);
     creating.sequence = 2;
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+    assert_eq!(store.owed().unwrap(), []);
     // The order goes on, past the places of snapshots that are adopted.
     let mut next = snapshot(9);
-    store.begin(&mut next).unwrap();
+    store.begin(&mut next, None).unwrap();
     assert_eq!(next.sequence, FIRST_SEQUENCE);
+    store.commit(&next, &golden_order()).unwrap();
+}
+
+/// The terms of snapshots came with schema 3.
+#[test]
+fn the_databases_of_schema_2_and_3_are_opened() {
+    for schema in [2, 3] {
+        let (_dir, store) = golden(schema);
+        let (mut plain, mut quiesced, mut creating) = (snapshot(7), hooked(8), snapshot(9));
+        plain.sequence = FIRST_SEQUENCE;
+        quiesced.sequence = FIRST_SEQUENCE + 1;
+        creating.sequence = FIRST_SEQUENCE + 2;
+        let terms = if schema < 3 { Terms::default() } else { golden_terms() };
+        assert_eq!(store.terms(plain.id).unwrap(), terms);
+        assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
+        assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
+        assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
+        assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+    }
+}
+
+#[test]
+fn the_database_of_schema_2_is_opened() {
+    let (_dir, store) = golden(2);
+    let (mut plain, mut quiesced, mut creating) = (snapshot(7), hooked(8), snapshot(9));
+    plain.sequence = FIRST_SEQUENCE;
+    quiesced.sequence = FIRST_SEQUENCE + 1;
+    creating.sequence = FIRST_SEQUENCE + 2;
+    assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
+    assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
+    assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
 }
 
 /// Writes the golden file of today's schema; run by hand when a schema is new:
@@ -116,13 +188,37 @@ fn the_database_of_every_schema_is_opened() {
 #[test]
 #[ignore = "writes tests/golden, by hand"]
 fn write_the_golden_database() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/schema-1.redb");
+    let path = golden_path(schema::TODAY);
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
-    let (mut ready, mut creating) = (snapshot(7), snapshot(8));
-    store.begin(&mut ready).unwrap();
-    store.commit(&ready).unwrap();
-    store.begin(&mut creating).unwrap();
+    let (mut plain, mut quiesced, mut creating) = (snapshot(7), hooked(8), snapshot(9));
+    for snapshot in [&mut plain, &mut quiesced] {
+        store.begin(snapshot, None).unwrap();
+        store.commit(snapshot, &golden_order()).unwrap();
+    }
+    assert!(store.lease(plain.id, "admin", golden_terms().leased_until.unwrap()).unwrap());
+    store.begin(&mut creating, Some(b"{}")).unwrap();
+}
+
+#[test]
+fn what_hooks_are_owed_is_kept_until_it_is_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    let (mut first, mut second) = (hooked(1), snapshot(2));
+    store.begin(&mut first, Some(b"first")).unwrap();
+    store.begin(&mut second, None).unwrap();
+    store.commit(&first, &Order::default()).unwrap();
+    store.owe(second.id, b"second").unwrap();
+    drop(store);
+
+    let store = Store::open(&path).unwrap();
+    assert_eq!(store.owed().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
+    store.settle(first.id).unwrap();
+    // What is settled already is no error.
+    store.settle(first.id).unwrap();
+    assert_eq!(store.owed().unwrap(), [(second.id, b"second".to_vec())]);
+    assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 
 #[test]
@@ -132,7 +228,7 @@ fn a_damaged_database_is_an_error_and_stays() {
     let store = Store::open(&path).unwrap();
     for number in 0..300 {
         let mut snapshot = snapshot(number);
-        store.begin(&mut snapshot).unwrap();
+        store.begin(&mut snapshot, None).unwrap();
     }
     drop(store);
     // Zeros over the middle of the file, where the tables are.
@@ -149,7 +245,7 @@ fn one_bad_record_hides_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let mut snapshots = [snapshot(1), snapshot(2)];
-    snapshots.iter_mut().for_each(|snapshot| store.begin(snapshot).unwrap());
+    snapshots.iter_mut().for_each(|snapshot| store.begin(snapshot, None).unwrap());
     let spoil = |transaction: &WriteTransaction| {
         transaction.open_table(SNAPSHOTS)?.insert(1, [0xff; 3].as_slice())?;
         Ok(())
@@ -177,8 +273,8 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let mut made = snapshot(1);
-    store.begin(&mut made).unwrap();
-    store.commit(&made).unwrap();
+    store.begin(&mut made, None).unwrap();
+    store.commit(&made, &Order::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     assert!(store.adopt(&adopted).unwrap());
@@ -195,6 +291,6 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     rebuilt.sequence = FIRST_SEQUENCE + 100;
     assert!(store.adopt(&rebuilt).unwrap());
     let mut next = snapshot(4);
-    store.begin(&mut next).unwrap();
+    store.begin(&mut next, None).unwrap();
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }

@@ -3,12 +3,23 @@
 mod array;
 mod checksum;
 mod disk_map;
+mod request;
+mod status;
 
 use serde::{Deserialize, Serialize};
 
 pub use array::Array;
 pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
+
+pub use request::{CreateSnapshot, Lease, TakeLease};
+pub use status::{Create, Export, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+
+/// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
+/// digits.
+pub fn time(at: jiff::Timestamp) -> String {
+    format!("{at:.3}")
+}
 
 /// Body of `POST /auth/login`.
 #[derive(Deserialize)]
@@ -128,13 +139,39 @@ pub struct Snapshot {
     pub created_at: String,
     /// Who asked for it.
     pub created_by: String,
-    /// What a restored disk is like: `crash`, as after a power cut.
+    /// What a restored disk is like: `crash`, as after a power cut, or `quiesced`.
     pub consistency: &'static str,
-    /// What ran around it.
-    pub hooks: Vec<()>,
+    /// The longest that the guest can have been held up for it, milliseconds, where that is known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub freeze_ms: Option<u64>,
+    /// What ran around it, in its order.
+    pub hooks: Vec<HookRun>,
     /// Id of the snapshot that it is compared to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
+    /// When it may be swept, unless it is leased: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<String>,
+    /// Until when somebody needs it all the same: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub leased_until: Option<String>,
+}
+
+/// A call of a hook.
+#[derive(Debug, Serialize)]
+pub struct HookRun {
+    /// The program's file name, or the server's URL.
+    pub name: String,
+    /// `directory` or `sync`.
+    pub kind: &'static str,
+    /// `pre` or `post`.
+    pub stage: &'static str,
+    /// `ok`, `failed`, `timeout` or `skipped`.
+    pub outcome: &'static str,
+    /// How long it ran, milliseconds.
+    pub duration_ms: u64,
+    /// What there is to say about its end, for people.
+    pub detail: String,
 }
 
 /// A disk of a snapshot.

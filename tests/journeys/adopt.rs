@@ -4,9 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use tempfile::TempDir;
-
-use crate::harness::{Client, VM, World, define_vm, make_disk, run, text, write_at};
+use crate::harness::{Client, Clock, VM, World, define_vm, make_disk, run, text, write_at};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -26,15 +24,6 @@ fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
     folder
 }
 
-fn set_clock_ahead(world: &mut World, dir: &TempDir, seconds: u32) {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/clock_shim.c");
-    let library = dir.path().join("clock_shim.so");
-    run(Command::new("cc").args(["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(&library).arg(source));
-    world.exporter.settings().environment =
-        vec![("LD_PRELOAD".to_owned(), library.display().to_string()), ("CLOCK_AHEAD".to_owned(), seconds.to_string())];
-    world.exporter.restart();
-}
-
 fn listed(client: &Client) -> Vec<String> {
     let list = client.get(&format!("{SNAPSHOTS}?chunks=false")).ok();
     list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
@@ -49,7 +38,7 @@ fn ends(report: &(Option<i32>, String), last: &str) -> bool {
 fn snapshots_of_the_original_are_taken_over() {
     needs_root!();
     let (_volume, second, mut world) = World::with_two_repositories(512);
-    let dir = tempfile::tempdir().unwrap();
+    let clock = Clock::new();
     let repository = world.repository.clone();
     let (a, b) = (make_disk(&repository, "a.img", 1 << 20), make_disk(&second, "b.img", 1 << 20));
     define_vm(&repository, VM, &[a.clone(), b.clone()]);
@@ -79,7 +68,9 @@ fn snapshots_of_the_original_are_taken_over() {
         ends(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
         "{report:?}"
     );
-    set_clock_ahead(&mut world, &dir, 3600);
+    clock.load_into(world.exporter.settings());
+    clock.leap(1);
+    world.exporter.restart();
 
     // Half of a snapshot is not taken for the whole.
     let away = second.with_extension("away");
@@ -127,7 +118,8 @@ fn snapshots_of_the_original_are_taken_over() {
     world.exporter.restart();
     assert_eq!(listed(&client), Vec::<String>::new());
     // The last was made an hour ahead, so it is young to a clock that is.
-    set_clock_ahead(&mut world, &dir, 7200 + 3600);
+    clock.leap(2);
+    world.exporter.restart();
     let client = world.client();
     let report = world.exporter.command(&["adopt"]);
     assert!(ends(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");

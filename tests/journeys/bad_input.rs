@@ -228,9 +228,13 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         std::thread::sleep(Duration::from_millis(50));
     }
 
-    // The routes that change something, with a trailing slash; a body that nobody asked for.
-    let made = client.request(Method::POST, &format!("{vm}/snapshots/")).body("neither JSON nor asked for");
-    let third = text(&client.send(made).ok()["id"]);
+    // A body that is no wish for a snapshot; the routes that change something, with a trailing slash.
+    let post =
+        |body: &str| client.send(client.request(Method::POST, &format!("{vm}/snapshots/")).body(body.to_owned()));
+    for wrong in ["neither JSON nor asked for", "[]", "1", "{\"disks\": \"xvda\"}", "{\"ttl\": 5}", "{} {}", "{"] {
+        assert_eq!(post(wrong).error(400), "bad_request", "{wrong}");
+    }
+    let third = text(&post(" ").ok()["id"]);
     for gone in [format!("/{third}/"), "/".to_owned()] {
         let answer = client.delete(&format!("/vms/{VM}/snapshots{gone}"));
         assert_eq!((answer.status, answer.body.len()), (200, 0), "{gone}");

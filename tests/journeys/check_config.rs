@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::{Behaviour, Certificates, Exporter, Manager, Settings, Volume, World, make_repository};
+use crate::harness::{Behaviour, Certificates, Exporter, Manager, Settings, Shelf, Volume, World, make_repository};
 use crate::needs_root;
 
 /// The line of the table about `what`, and the remedy below it.
@@ -117,4 +117,45 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         &["check-config", "--config", "/nonexistent.toml"],
     );
     assert_ne!(status, Some(0), "{told}");
+}
+
+#[test]
+fn hooks_that_would_not_run_are_listed_with_the_reason() {
+    needs_root!();
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let shelf = Shelf::new();
+    shelf.put("10-good", "touch $OUT/called");
+    shelf.put("20-writable", "");
+    fs::set_permissions(shelf.hooks().join("20-writable"), fs::Permissions::from_mode(0o775)).unwrap();
+    let settings = |sync: &str| {
+        let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
+        settings.sections = shelf.section("") + sync;
+        settings
+    };
+    let check = |sync: &str| Exporter::command_alone(&settings(sync), &["check-config"]).1;
+    let table = check("");
+    for (what, found, remedy) in [
+        ("hooks.directory", "ok", false),
+        ("hook 10-good", "is run", false),
+        ("hook 20-writable", "is not run: it can be written by others", true),
+    ] {
+        let (line, told) = line(&table, what);
+        assert!(line.contains(found) && told.is_some() == remedy, "{what}:\n{table}");
+    }
+    assert!(!shelf.at("called").exists(), "a check calls nothing");
+
+    let table = check(&format!("[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\n", certificates.ca()));
+    assert!(line(&table, "hooks.sync").0.starts_with("ok"), "{table}");
+    let table = check("[hooks.sync]\nsecret = \"hush\"\nca_certificate = \"/nonexistent\"\n");
+    assert!(line(&table, "hooks.sync").0.starts_with("FAIL"), "{table}");
+    let table = check("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\n");
+    assert!(line(&table, "hooks.sync.insecure_skip_verify").0.starts_with("warn"), "{table}");
+    assert!(!table.contains("hush"));
+    fs::set_permissions(shelf.hooks(), fs::Permissions::from_mode(0o777)).unwrap();
+    let table = check("");
+    assert!(line(&table, "hooks.directory").0.contains("none of its hooks is run"), "{table}");
+    fs::remove_dir_all(shelf.hooks()).unwrap();
+    let table = check("");
+    assert!(line(&table, "hooks.directory").0.contains("No such file"), "{table}");
 }

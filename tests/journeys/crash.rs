@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Harm, Trial, text};
+use crate::harness::{Harm, Shelf, Trial, text};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -111,6 +111,36 @@ fn killed_at_every_step_of_a_start() {
         }
     }
     trial.take();
+    assert_eq!(trial.check("after all", None), None);
+}
+
+#[test]
+fn killed_at_every_step_nothing_stays_frozen() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let mut trial = Trial::new(|settings| settings.sections = shelf.section(""));
+    shelf.put("freeze", "[ $2 = pre ] && touch $OUT/frozen $OUT/was-frozen || rm -f $OUT/frozen");
+    let mut found_frozen = 0;
+    for n in 1.. {
+        let what = format!("creation with hooks, step {n}");
+        let now = trial.now();
+        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
+            trial.answered.insert(text(&answer.ok()["id"]), now);
+            break;
+        }
+        found_frozen += u32::from(shelf.at("frozen").exists());
+        trial.restart(Harm::KillBefore);
+        assert!(!shelf.at("frozen").exists(), "{what}");
+        if let Some(id) = trial.check(&what, Some(&now)) {
+            trial.delete(&id);
+        }
+    }
+    assert!(found_frozen > 1, "{found_frozen} kills met something frozen: the clones are two steps");
+    // What is owed is called once.
+    fs::remove_file(shelf.at("was-frozen")).unwrap();
+    fs::write(shelf.at("frozen"), "").unwrap();
+    trial.restart(Harm::KillBefore);
+    assert!(shelf.at("frozen").exists() && !shelf.at("was-frozen").exists());
     assert_eq!(trial.check("after all", None), None);
 }
 

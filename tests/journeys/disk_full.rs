@@ -43,7 +43,8 @@ fn clear(folder: &Path) {
 #[test]
 fn a_full_repository() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
+    // Without a floor: what is left is to be used up.
+    let mut trial = Trial::new(|settings| settings.policy = "min_free_space = 0".to_owned());
     let mount_point = trial.world.volume.mount_point.clone();
     let deleted = trial.take();
     fill(&mount_point);

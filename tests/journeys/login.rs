@@ -333,7 +333,7 @@ fn a_start_that_cannot_go_well_says_what_to_do() {
         ("ovm_endpoint", &|settings| settings.ovm_endpoint = "http://127.0.0.1:1".to_owned()),
         ("missing.pem", &|settings| settings.manager = format!("ca_certificate = {missing:?}")),
         ("manager.fingerprint", &|settings| settings.manager = "fingerprint = \"sha256:00\"".to_owned()),
-        ("manager.ca_certificate", &|settings| {
+        ("manager: the host has no list of authorities; name one with ca_certificate", &|settings| {
             settings.manager.clear();
             settings.environment = nowhere.map(|(name, value)| (name.to_owned(), value.to_owned())).to_vec();
         }),

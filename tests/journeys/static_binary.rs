@@ -8,7 +8,7 @@ use std::process::Command;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::harness::{Client, Exporter, Manager, Settings, VM, World, chunks, data, text, write_at};
+use crate::harness::{Client, Exporter, Manager, Settings, Shelf, VM, World, chunks, data, text, write_at};
 use crate::needs_root;
 
 /// What `make build` made (`EXPORTER_RELEASE` names another). Without one the test is skipped,
@@ -63,8 +63,11 @@ fn the_whole_journey_on_the_oldest_kernel() {
     needs_root!();
     let Some(release) = release() else { return };
     let (_dir, launcher) = old_kernel();
+    let shelf = Shelf::new();
+    shelf.put("10-hook", "[ $2 = post ] || echo quiesced");
     let mut world = World::with(512, |settings| {
         settings.binary = release;
+        settings.sections = shelf.section("timeout = \"5s\"");
         settings.launcher = vec![launcher.display().to_string()];
     });
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
@@ -75,7 +78,13 @@ fn the_whole_journey_on_the_oldest_kernel() {
     let client = world.client();
     let listed = client.get("/vms").ok();
     assert_eq!(listed[0]["snapshot_compatible"], true, "{listed}");
-    let first = text(&client.take_snapshot()["id"]);
+    let made = client.take_snapshot();
+    assert_eq!(made["consistency"], "quiesced", "{made}");
+    // A hook that hangs, and all that it has started, can be ended there as well.
+    shelf.put("20-hangs", "trap '' TERM; sleep 600 & wait; wait");
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
+    shelf.remove("20-hangs");
+    let first = text(&made["id"]);
     let full = client.disk(&first, "a.img");
     write_at(disk, 8 << 20, &[2; 65536]);
     let second = text(&client.take_snapshot()["id"]);

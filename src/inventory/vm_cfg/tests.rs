@@ -37,6 +37,7 @@ fn a_file_from_the_field() {
         uuid: Some("0004fb00-0006-0000-0000-000000000001".to_owned()),
         friendly_name: Some("web-1".to_owned()),
         description: Some("café, \"quoted\"".to_owned()),
+        address: None,
         disks: Some(vec![
             line(file("/OVS/Repositories/0004fb/VirtualDisks/a.img"), "xvda", false, "w"),
             line(file("/OVS/Repositories/0004fb/ISOs/b.iso"), "xvdb", true, "r"),
@@ -121,7 +122,8 @@ fn a_disk_is_never_left_out() {
 
 #[test]
 fn keys_that_are_missing_or_of_another_type() {
-    let nothing = VmConfig { name: None, uuid: None, friendly_name: None, description: None, disks: None };
+    let nothing =
+        VmConfig { name: None, uuid: None, friendly_name: None, description: None, address: None, disks: None };
     assert_eq!(parse(""), Ok(nothing.clone()));
     assert_eq!(parse("disk = []").unwrap().disks, Some(vec![]));
     assert_eq!(parse("disk = ('file:/a,xvda,w',)").unwrap().disks.map(|disks| disks.len()), Some(1));
@@ -145,5 +147,22 @@ proptest! {
     fn any_path_comes_back(path in "/[a-z][a-z0-9,:/. -]*[a-z]", scheme in "(file:|tap:aio:|tap2:aio:)?") {
         let config = parse(&format!("disk = ['{scheme}{path},xvda,w']")).unwrap();
         prop_assert_eq!(config.disks, Some(vec![line(file(&path), "xvda", false, "w")]));
+    }
+}
+
+#[test]
+fn the_address_is_the_first_that_an_interface_names() {
+    for (vif, expected) in [
+        ("['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']", None),
+        ("['mac=00:21:f6:aa:bb:cc', 'ip=10.0.0.5, bridge=b', 'ip=10.0.0.6']", Some("10.0.0.5")),
+        ("['bridge=b,ip=10.0.0.5 10.0.0.6']", Some("10.0.0.5")),
+        ("['ip=fd00::0005']", Some("fd00::5")),
+        ("['ip=evil.example/']", None),
+        ("['ip=']", None),
+        ("[1, None]", None),
+        ("'ip=10.0.0.5'", None),
+    ] {
+        let config = parse(&format!("vif = {vif}\nname = 'a'\n")).unwrap();
+        assert_eq!(config.address.as_deref(), expected, "{vif}");
     }
 }

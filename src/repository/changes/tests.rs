@@ -1,163 +1,17 @@
-//! Windows over a scripted FIEMAP: files that move, lie and break between two answers.
+//! Windows over a scripted FIEMAP.
 
-use std::cell::{Cell, RefCell};
 use std::io;
 use std::rc::Rc;
 
 use proptest::prelude::*;
 
+use super::script::Block::{At, Hole, Opaque, Unwritten};
+use super::script::{Asked, BLOCK, Block, File};
 use super::*;
 use crate::model::chunk::joined;
 use crate::model::diff::changed;
-use crate::model::{Backing, Extent, PhysAddr};
 use crate::repository::disk_file::OpenError;
-use crate::sys::fiemap::{LAST, RawExtent, UNWRITTEN};
-
-const K: u64 = 1 << 10;
-const BLOCK: u64 = 4 * K;
-
-/// `FIEMAP_EXTENT_UNKNOWN`.
-const UNKNOWN: u32 = 0x0002;
-
-/// What stands behind a block of a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Block {
-    Hole,
-    Unwritten,
-    At(u64),
-    Opaque,
-}
-
-use Block::{At, Hole, Opaque, Unwritten};
-
-/// A file, block by block.
-#[derive(Clone, Debug)]
-struct File {
-    size: u64,
-    blocks: Vec<Block>,
-}
-
-impl File {
-    fn of(blocks: &[Block]) -> Self {
-        Self { size: blocks.len() as u64 * BLOCK, blocks: blocks.to_vec() }
-    }
-
-    /// As FIEMAP tells it: merged where they run on.
-    fn raws(&self) -> Vec<RawExtent> {
-        let mut raws: Vec<RawExtent> = Vec::new();
-        for (block, start) in self.blocks.iter().zip((0..).step_by(BLOCK as usize)) {
-            let (physical, flags) = match block {
-                Hole => continue,
-                Unwritten => (1 << 50, UNWRITTEN),
-                At(address) => (address * BLOCK, 0),
-                Opaque => (0, UNKNOWN),
-            };
-            match raws.last_mut() {
-                Some(last)
-                    if last.flags == flags
-                        && last.logical + last.length == start
-                        && (flags != 0 || last.physical + last.length == physical) =>
-                {
-                    last.length += BLOCK;
-                }
-                _ => raws.push(RawExtent::new(start, physical, BLOCK, flags)),
-            }
-        }
-        if let Some(last) = raws.last_mut() {
-            last.flags |= LAST;
-        }
-        raws
-    }
-
-    fn map(&self) -> ExtentMap {
-        let extent = |raw: &RawExtent| Extent {
-            range: ByteRange::new(raw.logical, raw.logical + raw.length).unwrap(),
-            backing: match raw.flags & !LAST {
-                0 => Backing::Stored(PhysAddr(raw.physical)),
-                UNWRITTEN => Backing::Zero,
-                _ => Backing::Opaque,
-            },
-        };
-        ExtentMap::new(self.size, self.raws().iter().map(extent).collect()).unwrap()
-    }
-
-    /// Whether there is data at `at`.
-    fn has_data(&self, at: u64) -> bool {
-        matches!(self.blocks.get((at / BLOCK) as usize), Some(At(_) | Opaque)) && at < self.size
-    }
-
-    fn next(&self, from: u64, data: bool) -> Option<u64> {
-        let blocks = std::iter::once(from).chain((from / BLOCK + 1..=self.size / BLOCK).map(|block| block * BLOCK));
-        let mut places = blocks.filter(|at| *at < self.size);
-        places.find(|at| self.has_data(*at) == data).or((!data).then_some(self.size))
-    }
-}
-
-/// What a fault does to an answer: number of the request from 1 on, where it starts, the answer.
-type Fault = Box<dyn FnMut(u32, u64, Vec<RawExtent>) -> io::Result<Vec<RawExtent>>>;
-
-/// A file that is asked for its map.
-struct Asked {
-    file: Rc<RefCell<File>>,
-    /// Extents in one answer.
-    room: usize,
-    requests: Rc<Cell<u32>>,
-    fault: Fault,
-    holes_are_sure: bool,
-    is_replaced: Rc<Cell<bool>>,
-}
-
-impl Asked {
-    fn new(file: &File, room: usize) -> Self {
-        Self {
-            file: Rc::new(RefCell::new(file.clone())),
-            room,
-            requests: Rc::default(),
-            fault: Box::new(|_, _, page| Ok(page)),
-            holes_are_sure: false,
-            is_replaced: Rc::default(),
-        }
-    }
-
-    fn with_fault(
-        mut self,
-        fault: impl FnMut(u32, u64, Vec<RawExtent>) -> io::Result<Vec<RawExtent>> + 'static,
-    ) -> Self {
-        self.fault = Box::new(fault);
-        self
-    }
-
-    fn pieces(self) -> Pieces<Self> {
-        let size = self.file.borrow().size;
-        Pieces::new(self, size)
-    }
-}
-
-impl Source for Asked {
-    fn page(&mut self, start: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
-        self.requests.set(self.requests.get() + 1);
-        let raws = self.file.borrow().raws();
-        let rest = raws.into_iter().filter(|raw| raw.logical + raw.length > start).take(self.room).collect();
-        page.extend((self.fault)(self.requests.get(), start, rest)?);
-        Ok(())
-    }
-
-    fn next_data(&self, from: u64) -> io::Result<Option<u64>> {
-        Ok(self.file.borrow().next(from, true))
-    }
-
-    fn next_hole(&self, from: u64) -> io::Result<Option<u64>> {
-        Ok(self.file.borrow().next(from, false))
-    }
-
-    fn holes_are_sure(&self) -> bool {
-        self.holes_are_sure
-    }
-
-    fn verify(&self) -> Result<(), OpenError> {
-        if self.is_replaced.get() { Err(OpenError::Replaced) } else { Ok(()) }
-    }
-}
+use crate::sys::fiemap::{LAST, RawExtent};
 
 fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
     let base = Base::File(BaseFile { pieces: base.pieces(), before: None });

@@ -40,6 +40,10 @@ pub struct Settings {
     pub jwt: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
+    /// Lines of `[policy]`.
+    pub policy: String,
+    /// Sections after all others.
+    pub sections: String,
     /// The program.
     pub binary: PathBuf,
     /// What starts it, with arguments; nothing: it is started outright.
@@ -62,7 +66,9 @@ impl Settings {
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
             tls: String::new(),
+            sections: String::new(),
             top: String::new(),
+            policy: String::new(),
             binary: env!("CARGO_BIN_EXE_coriolis-ovm-exporter").into(),
             launcher: Vec::new(),
             environment: Vec::new(),
@@ -77,6 +83,8 @@ impl Settings {
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
+        writeln!(text, "[policy]\n{}", self.policy).unwrap();
+        text += &self.sections;
         text
     }
 }

@@ -4,9 +4,12 @@ mod agent_db;
 mod certificates;
 mod chunks;
 mod client;
+mod clock;
 mod exporter;
+mod guest;
 mod manager;
 mod random;
+mod shelf;
 mod shim;
 mod trial;
 mod volume;
@@ -21,9 +24,12 @@ pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, connect, text};
+pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
+pub use guest::{Guest, Manners};
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
+pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
@@ -164,6 +170,12 @@ pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
         disk_entries.join(",\n        ")
     );
     fs::write(folder.join("vm.cfg"), text).unwrap();
+}
+
+/// Bytes that can still be written to the file system that `folder` lies on.
+pub fn volume_space(folder: &Path) -> u64 {
+    let found = nix::sys::statvfs::statvfs(folder).unwrap();
+    found.blocks_available() * found.fragment_size()
 }
 
 /// Writes `bytes` at `offset`, as a guest would.

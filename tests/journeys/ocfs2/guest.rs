@@ -2,10 +2,11 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -14,7 +15,7 @@ use serde_json::json;
 
 use crate::harness::{
     Client, Harm, Random, Trial, VM, Volume, World, chunks, define_vm, make_disk, make_repository, output, text,
-    write_at, xfs_io,
+    volume_space, write_at, xfs_io,
 };
 use crate::law::{self, Scale};
 
@@ -51,7 +52,20 @@ fn a_journey(world: &World, client: &Client) {
     assert!(chunks(&change).iter().any(|chunk| chunk.zero), "{change}");
     assert!(client.disk(&first, "a.img") == before, "the first is as it was");
 
+    // What its deletion is said to free is freed, once OCFS2 has emptied its log of truncations.
+    let costs = client.get("/status?cost=true").ok()["snapshots"].clone();
+    let (cost, free) = (costs[0]["exclusive_bytes"].as_u64().unwrap(), || volume_space(&world.repository));
+    assert!(costs[0]["id"] == first && cost > MB / 2, "{costs}");
+    let before = free();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
+    let end = Instant::now() + Duration::from_secs(60);
+    while free() < before + cost {
+        assert!(Instant::now() < end, "{cost} were to be freed: {before} free before, {} after", free());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    // Beside it the folder and the manifest, a cluster each.
+    let beside = 2 * fs::metadata(disk).unwrap().blksize() + MB / 4;
+    assert!(free() <= before + cost + beside, "{cost} were to be freed: {before} free before, {} after", free());
     assert!(client.disk(&second, "a.img") == after, "without the first");
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());

@@ -1,0 +1,59 @@
+//! Which hooks would run, and why not the others.
+
+use std::path::Path;
+
+use super::Findings;
+use crate::auth;
+use crate::config::{self, Trust};
+use crate::hooks::directory::programs;
+use crate::hooks::{Hooks, Program, Unusable};
+
+impl Findings {
+    pub(super) fn hooks(&mut self, hooks: &config::Hooks) {
+        if let Some(directory) = &hooks.directory {
+            self.directory(directory);
+        }
+        if let Some(sync) = &hooks.sync {
+            self.sync(hooks, sync);
+        }
+    }
+
+    fn directory(&mut self, directory: &Path) {
+        let (what, shown) = ("hooks.directory", directory.display());
+        let found = match programs(directory) {
+            Ok(found) => found,
+            Err(Unusable::Unreadable(error)) => {
+                return self.bad(what, format!("{shown}: {error}"), "make the folder, or set hooks.directory to \"\"");
+            }
+            Err(Unusable::Untrusted(problem)) => {
+                let remedy = "hooks run as the service: nobody else may be able to put one there";
+                return self.bad(what, format!("none of its hooks is run: {problem}"), remedy);
+            }
+        };
+        self.good(what, format!("{shown}: {} hooks", found.iter().filter(|one| one.problem.is_none()).count()));
+        for Program { name, problem } in found {
+            let what = format!("hook {}", name.to_string_lossy());
+            match problem {
+                None => self.good(&what, "is run"),
+                Some(problem) => {
+                    self.doubtful(&what, format!("is not run: it {problem}"), "mend that, or take it from the folder");
+                }
+            }
+        }
+    }
+
+    fn sync(&mut self, hooks: &config::Hooks, sync: &config::Sync) {
+        let what = "hooks.sync";
+        if let Err(error) = Hooks::new(hooks.clone(), auth::client_config) {
+            return self.bad(what, error, "name a certificate that can be read in hooks.sync.ca_certificate");
+        }
+        self.good(what, format!("VMs that ask for it are told, and {} that the config names", sync.urls.len()));
+        if sync.trust == Trust::Nothing {
+            self.doubtful(
+                "hooks.sync.insecure_skip_verify",
+                "the guests' secret goes to whoever answers in their place",
+                "name the guests' authority with hooks.sync.ca_certificate",
+            );
+        }
+    }
+}

@@ -1,0 +1,81 @@
+//! The journey of a lease: a client says until when it needs a snapshot.
+//!
+//! A lease holds off the sweeper, and nobody else: who deletes a snapshot outright means it, and may
+//! be a client that knows no leases.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::audit::Actor;
+use super::create_request::parse_duration;
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::{SnapshotId, VmId};
+use crate::wire;
+
+/// The longest lease: a client that needs more takes it anew, as long as it lives.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl App {
+    /// Keeps the snapshot `id` of the VM that `called` names from being swept, for the time that
+    /// `asked` says from now on. The user's earlier lease of it is replaced.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`], [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
+    pub async fn take_lease(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        id: SnapshotId,
+        asked: wire::TakeLease,
+    ) -> Result<wire::Lease, Error> {
+        let actor = Actor::from(session);
+        self.blocking(move |app| {
+            let outcome = app.lease_until(&actor, &called, id, &asked);
+            actor.did("lease", format_args!("{called}/{id}"), &outcome);
+            outcome
+        })
+        .await
+    }
+
+    fn lease_until(
+        &self,
+        actor: &Actor,
+        called: &VmId,
+        id: SnapshotId,
+        asked: &wire::TakeLease,
+    ) -> Result<wire::Lease, Error> {
+        let duration = parse_duration("ttl", &asked.ttl, LONGEST_LEASE)?;
+        let snapshot = self.snapshot_of(called, id)?;
+        let now = jiff::Timestamp::now();
+        if now < snapshot.created_at {
+            let problem = "the host's clock is behind the snapshot's own creation: a lease would end at no known time";
+            return Err(Error::Internal(problem.to_owned()));
+        }
+        let until = now + duration;
+        if !self.store.lease(id, actor.user(), until)? {
+            return Err(Error::NotFound("the VM has no such snapshot"));
+        }
+        self.watch(&snapshot)?;
+        Ok(wire::Lease { expires_at: wire::time(until) })
+    }
+
+    /// Gives the user's lease of the snapshot back. Where there is none, there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
+    pub async fn give_lease_back(
+        self: &Arc<Self>,
+        session: &Session,
+        called: VmId,
+        id: SnapshotId,
+    ) -> Result<(), Error> {
+        let actor = Actor::from(session);
+        self.blocking(move |app| {
+            let outcome = app.snapshot_of(&called, id).and_then(|_| Ok(app.store.release(id, actor.user())?));
+            actor.did("lease-end", format_args!("{called}/{id}"), &outcome);
+            outcome
+        })
+        .await
+    }
+}

@@ -1,0 +1,107 @@
+//! What is running, what waits, how full it is: for people, and for those who watch.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::line::{Entry, Line};
+use super::reads::Export;
+use super::repositories::Known;
+use super::{App, Error};
+use crate::auth::Session;
+use crate::model::{Snapshot, VmId};
+use crate::wire;
+
+/// What of the status is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusQuery {
+    /// What each snapshot costs as well.
+    pub cost: bool,
+    /// Of this VM alone.
+    pub vm: Option<VmId>,
+}
+
+/// A snapshot that is being made, or is to be.
+pub(super) struct Creation {
+    pub vm: VmId,
+    pub user: String,
+}
+
+impl App {
+    /// The status, as of now.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
+    pub async fn status(
+        self: &Arc<Self>,
+        _session: &Session,
+        query: StatusQuery,
+    ) -> Result<wire::ServiceStatus, Error> {
+        let snapshots = if query.cost { Some(self.costs(query.vm).await?) } else { None };
+        let repositories = self.blocking(|app| {
+            let (snapshots, found) = (app.store.snapshots()?, app.repositories.found());
+            Ok(found.known.iter().map(|known| app.repository_status(known, &snapshots)).collect())
+        });
+        let repositories = repositories.await?;
+        Ok(wire::ServiceStatus {
+            version: env!("CARGO_PKG_VERSION"),
+            at: wire::time(jiff::Timestamp::now()),
+            creates: queue(&self.creations, |creation, waited| wire::Create {
+                vm_id: creation.vm.to_string(),
+                user: creation.user.clone(),
+                seconds: waited.as_secs_f64(),
+            }),
+            exports: queue(&self.exports, export),
+            repositories,
+            snapshots,
+        })
+    }
+
+    /// Nothing is tried out here, as in the list of repositories: this has to answer also while one of
+    /// them hangs.
+    fn repository_status(&self, known: &Known, snapshots: &[Snapshot]) -> wire::RepositoryStatus {
+        let in_it = |snapshot: &&Snapshot| snapshot.repositories().iter().any(|id| id.as_str() == known.name);
+        let entry = known.entry.as_ref();
+        let mounted = known.repository.as_ref().map_err(Clone::clone);
+        let mounted = mounted.and_then(|repository| repository.mounted().map_err(|absent| absent.to_string()));
+        let space = mounted.as_ref().ok().map(|mounted| mounted.space);
+        let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        wire::RepositoryStatus {
+            id: known.name.clone(),
+            alias: entry.and_then(|entry| entry.alias.clone()),
+            mount_point: mount_point.map(|path| path.display().to_string()),
+            total_bytes: space.map(|space| space.total),
+            free_bytes: space.map(|space| space.free),
+            min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
+            snapshots: snapshots.iter().filter(in_it).count(),
+            status: if mounted.is_ok() { wire::Status::Ok } else { wire::Status::Error },
+            reason: mounted.err(),
+        }
+    }
+}
+
+fn queue<T, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
+    let mut queue = wire::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
+    line.each(|Entry { what, since, works }| {
+        let one = told(what, since.elapsed());
+        if *works { queue.running.push(one) } else { queue.waiting.push(one) }
+    });
+    queue
+}
+
+fn export(export: &Export, since: Duration) -> wire::Export {
+    let done = export.done.load(Ordering::Relaxed);
+    let rate = done as f64 / since.as_secs_f64().max(0.001);
+    wire::Export {
+        vm_id: export.vm.to_string(),
+        snapshot_id: export.snapshot.to_string(),
+        disk: export.disk.to_string(),
+        user: export.user.clone(),
+        address: export.address.map(|address| address.to_string()),
+        seconds: since.as_secs_f64(),
+        bytes_total: export.total,
+        bytes_done: done,
+        bytes_per_second: rate as u64,
+        seconds_left: (done > 0).then(|| ((export.total.saturating_sub(done)) as f64 / rate).ceil() as u64),
+    }
+}

@@ -1,0 +1,117 @@
+//! What a program prints: read to the end, kept and logged as far as a bound.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::io::{AsyncRead, AsyncReadExt};
+
+/// Bytes of one stream that go into the log. What comes after them is read and thrown away.
+const KEPT: usize = 16 << 10;
+
+/// The line by which a program says that it has put the guest's disks in order.
+const QUIESCED: &[u8] = b"quiesced";
+
+/// Bytes of a line that are looked at.
+const LINE: usize = 64;
+
+/// One stream of a program. Clones are the same.
+#[derive(Clone, Default)]
+pub(super) struct Output(Arc<Mutex<State>>);
+
+#[derive(Default)]
+struct State {
+    kept: Vec<u8>,
+    total: usize,
+    /// The line that is not ended yet, as far as it is looked at.
+    line: Vec<u8>,
+    quiesced: bool,
+}
+
+impl Output {
+    /// Reads `stream` to its end.
+    pub(super) async fn read(self, mut stream: impl AsyncRead + Unpin) {
+        let mut piece = vec![0; 64 << 10];
+        while let Ok(length @ 1..) = stream.read(&mut piece).await {
+            self.state().take(&piece[..length]);
+        }
+        self.state().end_line();
+    }
+
+    /// Whether a line of it is `quiesced`.
+    pub(super) fn says_quiesced(&self) -> bool {
+        self.state().quiesced
+    }
+
+    /// Writes it into the log, line by line.
+    pub(super) fn log(&self, hook: &str, stage: &'static str, stream: &'static str) {
+        let state = self.state();
+        // Escaped: whoever reads the log in a terminal reads no commands to it.
+        for line in String::from_utf8_lossy(&state.kept).lines() {
+            tracing::info!(hook, stage, stream, ?line, "said");
+        }
+        let left_out = state.total - state.kept.len();
+        if left_out > 0 {
+            tracing::warn!(hook, stage, stream, bytes = left_out, "said more than is kept");
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn take(&mut self, piece: &[u8]) {
+        let room = KEPT - self.kept.len();
+        self.kept.extend_from_slice(&piece[..piece.len().min(room)]);
+        self.total += piece.len();
+        for part in piece.split_inclusive(|byte| *byte == b'\n') {
+            let room = LINE - self.line.len();
+            self.line.extend_from_slice(&part[..part.len().min(room)]);
+            if part.ends_with(b"\n") {
+                self.end_line();
+            }
+        }
+    }
+
+    fn end_line(&mut self) {
+        self.quiesced |= self.line.trim_ascii() == QUIESCED;
+        self.line.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn quiesced_is_a_line_of_its_own() {
+        let says = |pieces: &[&str]| {
+            let mut state = State::default();
+            pieces.iter().for_each(|piece| state.take(piece.as_bytes()));
+            state.end_line();
+            state.quiesced
+        };
+        let (long, noise) = ("x".repeat(1 << 20) + "\n", "noise\n".repeat(100_000));
+        for good in
+            [&["quiesced"][..], &["quiesced\n"], &["quie", "sced", "\r\n"], &[&long, &noise, " quiesced \n", "x"]]
+        {
+            assert!(says(good), "{} pieces", good.len());
+        }
+        let padded = " ".repeat(LINE) + "quiesced\n";
+        for other in
+            [&["not quiesced\n"][..], &["quiesced: no\n"], &["quiesced", "x\n"], &[&padded], &[], &["Quiesced"]]
+        {
+            assert!(!says(other), "{other:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_kept_is_bounded() {
+        let output = Output::default();
+        let bytes = vec![b'y'; 3 << 20];
+        output.clone().read(bytes.as_slice()).await;
+        let state = output.state();
+        assert_eq!((state.kept.len(), state.total), (KEPT, 3 << 20));
+        assert!(state.line.capacity() <= 2 * LINE);
+    }
+}

@@ -1,0 +1,161 @@
+//! One program of the directory, called: arguments, standard input, a deadline, an end.
+
+use std::io;
+use std::path::Path;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::signal::{Signal, killpg};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
+use nix::unistd::Pid;
+use tokio::io::AsyncWriteExt;
+use tokio::process::{Child, Command};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::event::Event;
+use super::output::Output;
+use crate::model::{HookOutcome, HookStage};
+
+/// By which a process can be told to be of a hook: the snapshot's id, which nobody else has.
+pub(super) const MARK: &str = "EXPORTER_SNAPSHOT";
+
+/// From SIGTERM to SIGKILL.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// How long a killed program is waited for. One that hangs in the kernel, on a file system that it
+/// has frozen itself, dies when that is thawed.
+const DEATH: Duration = Duration::from_secs(3);
+
+/// How long the rest of what an ended program has printed is waited for: a process that it left
+/// behind may hold its streams open for ever.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
+/// A file that is open for writing cannot be run (`ETXTBSY`): how often it is tried, and the pause.
+const ATTEMPTS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How a call ended.
+pub(super) struct Ended {
+    pub outcome: HookOutcome,
+    pub detail: String,
+    /// Whether it printed a line `quiesced`.
+    pub quiesced: bool,
+}
+
+/// Calls `program` for one half of `event`, with `message` on its standard input. It is killed, with
+/// its whole process group, at the `deadline`, or when there is a `hurry`.
+pub(super) async fn call(
+    program: &Path,
+    event: &Event,
+    stage: HookStage,
+    message: Vec<u8>,
+    deadline: Instant,
+    hurry: &CancellationToken,
+) -> Ended {
+    let mut child = match spawn(program, event, stage).await {
+        Ok(child) => child,
+        Err(error) => {
+            let detail = format!("cannot be started: {}", explained(&error));
+            return Ended { outcome: HookOutcome::Failed, detail, quiesced: false };
+        }
+    };
+    let (out, err) = (Output::default(), Output::default());
+    let mut talk = JoinSet::new();
+    if let Some(mut stdin) = child.stdin.take() {
+        // Who does not read it is none the worse for it: the error is no news.
+        talk.spawn(async move { drop(stdin.write_all(&message).await) });
+    }
+    if let Some(stdout) = child.stdout.take() {
+        talk.spawn(out.clone().read(stdout));
+    }
+    if let Some(stderr) = child.stderr.take() {
+        talk.spawn(err.clone().read(stderr));
+    }
+    let (outcome, detail) = tokio::select! {
+        status = child.wait() => ended(status),
+        () = sleep_until(deadline) => {
+            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child).await))
+        }
+        () = hurry.cancelled() => {
+            (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child).await))
+        }
+    };
+    let _ = timeout(LAST_WORDS, async { while talk.join_next().await.is_some() {} }).await;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    out.log(&name, stage.as_str(), "stdout");
+    err.log(&name, stage.as_str(), "stderr");
+    Ended { outcome, detail, quiesced: out.says_quiesced() }
+}
+
+async fn spawn(program: &Path, event: &Event, stage: HookStage) -> io::Result<Child> {
+    let mut command = Command::new(program);
+    command
+        .args([event.operation.as_str(), stage.as_str()])
+        .env_clear()
+        .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
+        .env("LANG", "C.UTF-8")
+        .env("EXPORTER_OPERATION", event.operation.as_str())
+        .env("EXPORTER_STAGE", stage.as_str())
+        .env("EXPORTER_VM", &event.vm.name)
+        .env(MARK, &event.snapshot_id)
+        .current_dir("/")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0);
+    let mut attempt = 1;
+    loop {
+        match command.spawn() {
+            Err(error) if error.raw_os_error() == Some(Errno::ETXTBSY as i32) && attempt < ATTEMPTS => {
+                attempt += 1;
+                sleep(PAUSE).await;
+            }
+            spawned => return spawned,
+        }
+    }
+}
+
+fn explained(error: &io::Error) -> String {
+    let remedy = match error.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::ENOEXEC) => "it is no program; a script starts with #! and its interpreter",
+        Some(Errno::ENOENT) => "the interpreter that its first line names is not there",
+        Some(Errno::EACCES) => "the service may not run it; is its file system mounted noexec?",
+        _ => return error.to_string(),
+    };
+    format!("{error}: {remedy}")
+}
+
+fn ended(status: io::Result<ExitStatus>) -> (HookOutcome, String) {
+    match status {
+        // "exit status: 3", "signal: 9 (SIGKILL)"
+        Ok(status) if status.success() => (HookOutcome::Ok, String::new()),
+        Ok(status) => (HookOutcome::Failed, status.to_string()),
+        Err(error) => (HookOutcome::Failed, format!("cannot be waited for: {error}")),
+    }
+}
+
+/// Ends `child` and all that it has started in its process group; says how.
+async fn kill(child: &mut Child) -> &'static str {
+    let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else {
+        return "was ended";
+    };
+    let _ = killpg(pid, Signal::SIGTERM);
+    let end = Instant::now() + GRACE;
+    // Looked at and not collected: until it is, its number is nobody else's.
+    while Instant::now() < end && !has_ended(pid) {
+        sleep(Duration::from_millis(10)).await;
+    }
+    let _ = killpg(pid, Signal::SIGKILL);
+    match timeout(DEATH, child.wait()).await {
+        Ok(_) => "was killed",
+        Err(_) => "does not die of SIGKILL: it hangs in the kernel",
+    }
+}
+
+fn has_ended(pid: Pid) -> bool {
+    let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+    !matches!(waitid(Id::Pid(pid), flags), Ok(WaitStatus::StillAlive))
+}

@@ -1,0 +1,204 @@
+//! Servers in the guests: asked to put their disks in order before a snapshot, and told its end.
+
+use std::time::Duration;
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::redirect::Policy;
+use rustls::ClientConfig;
+use secrecy::{ExposeSecret, SecretString};
+
+use super::event::SyncTarget;
+use crate::config::{self, Trust, sync_url};
+use crate::model::{HookOutcome, VmId};
+
+/// The tag by which a VM asks for it.
+const TAG: &str = "xo:notify-on-snapshot";
+
+/// How long a guest may take to accept the connection. One that is off takes none at all.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Bytes of an answer that are read.
+const ANSWER: usize = 64 << 10;
+
+/// What a guest is asked.
+#[derive(Clone, Copy)]
+pub(super) enum Request {
+    /// To put its disks in order, and to keep them so.
+    Sync,
+    /// To go on.
+    PostSync,
+}
+
+/// How a request ended.
+pub(super) struct Answer {
+    pub outcome: HookOutcome,
+    pub detail: String,
+    /// Whether the guest may have done something.
+    pub reached: bool,
+}
+
+/// The client of all the servers.
+pub(super) struct Client {
+    http: reqwest::Client,
+    bearer: SecretString,
+}
+
+impl Client {
+    /// A client as `config` has it, which believes what `tls` believes.
+    ///
+    /// # Errors
+    /// Where no client can be made.
+    pub(super) fn new(config: &config::Sync, tls: ClientConfig) -> std::io::Result<Self> {
+        let http = reqwest::Client::builder()
+            .tls_backend_preconfigured(tls)
+            .connect_timeout(CONNECT.min(config.timeout))
+            .timeout(config.timeout)
+            // A redirection could carry the secret to anybody.
+            .redirect(Policy::none())
+            // A connection that the guest has closed meanwhile would look like a failure.
+            .pool_max_idle_per_host(0)
+            .no_proxy()
+            .build()
+            .map_err(|error| std::io::Error::other(chain(&error)))?;
+        let bearer = SecretString::from(STANDARD.encode(config.secret.expose_secret()));
+        Ok(Self { http, bearer })
+    }
+
+    /// Sends `request` to the server at `url`, and waits for its whole answer.
+    pub(super) async fn ask(&self, url: &str, request: Request) -> Answer {
+        let path = match request {
+            Request::Sync => "sync",
+            Request::PostSync => "post-sync",
+        };
+        let request = self.http.get(format!("{url}/{path}")).bearer_auth(self.bearer.expose_secret());
+        match read(request).await {
+            Ok(answer) => answer,
+            Err(error) => {
+                let outcome = if error.is_timeout() { HookOutcome::Timeout } else { HookOutcome::Failed };
+                let reached = !error.is_connect();
+                Answer { outcome, detail: described(&error.without_url()), reached }
+            }
+        }
+    }
+}
+
+async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
+    let mut answer = request.send().await?;
+    let status = answer.status();
+    let mut length = 0;
+    while let Some(piece) = answer.chunk().await? {
+        length += piece.len();
+        if length > ANSWER {
+            let detail = format!("answers {status} with more than {ANSWER} bytes: is that a sync server?");
+            return Ok(Answer { outcome: HookOutcome::Failed, detail, reached: true });
+        }
+    }
+    let outcome = if status.is_success() { HookOutcome::Ok } else { HookOutcome::Failed };
+    let detail = if status.is_redirection() {
+        format!("answers {status}, which is not followed: the secret would go along")
+    } else {
+        format!("answers {status}")
+    };
+    Ok(Answer { outcome, detail, reached: true })
+}
+
+fn described(error: &reqwest::Error) -> String {
+    let text = chain(error);
+    let remedy = if text.contains("invalid peer certificate") {
+        " (name its authority, or itself, with hooks.sync.ca_certificate)"
+    } else if error.is_connect() {
+        " (does the VM run, and its sync server?)"
+    } else {
+        ""
+    };
+    text + remedy
+}
+
+/// An error with all its causes.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+/// Where the sync server of `vm` is, if it is to be asked: at the URL that the config names, or else
+/// as the tag in one of its `labels` says. `address` is the guest's, where that is known.
+pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address: Option<&str>) -> Option<SyncTarget> {
+    if let Some(url) = config.urls.get(vm) {
+        return Some(SyncTarget::Url(url.clone()));
+    }
+    let tag = labels.iter().find_map(|label| tag_in(label))?;
+    let target = match (tag, address) {
+        ("", None) => Err(format!(
+            "the tag {TAG} names no URL, and the VM's definition no address; name a URL in hooks.sync.urls"
+        )),
+        ("", Some(address)) => checked(&host_url(address, config.port), &config.trust),
+        (url, _) => checked(url, &config.trust),
+    };
+    Some(target.map_or_else(SyncTarget::Unknown, SyncTarget::Url))
+}
+
+/// Characters of a wrong URL that are told.
+const TOLD: usize = 200;
+
+fn checked(url: &str, trust: &Trust) -> Result<String, String> {
+    let told = || url.chars().take(TOLD).collect::<String>();
+    sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", told()))
+}
+
+fn host_url(address: &str, port: u16) -> String {
+    if address.contains(':') { format!("https://[{address}]:{port}") } else { format!("https://{address}:{port}") }
+}
+
+/// What the tag in `label` names: a URL, or nothing.
+fn tag_in(label: &str) -> Option<&str> {
+    let words = label.split(|c: char| c.is_whitespace() || matches!(c, ',' | ';'));
+    words.filter_map(|word| word.strip_prefix(TAG)).find_map(|rest| match rest.strip_prefix('=') {
+        Some(url) => Some(url),
+        None => rest.is_empty().then_some(""),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const VM: &str = "0004fb00000600000000000000000001";
+
+    fn config() -> config::Sync {
+        let text = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[hooks.sync]\nsecret = \"hush\"\n\
+                    urls.0004fb00000600000000000000000002 = \"https://named:1\"\n";
+        config::parse(text).unwrap().hooks.sync.unwrap()
+    }
+
+    #[test]
+    fn a_vm_asks_for_it_by_a_tag_or_is_named_in_the_config() {
+        let (config, vm, named) = (config(), VM.parse().unwrap(), "0004fb00000600000000000000000002".parse().unwrap());
+        let url = |labels: &[&str], address| match target(&config, &vm, labels, address) {
+            None => "none".to_owned(),
+            Some(SyncTarget::Url(url)) => url,
+            Some(SyncTarget::Unknown(reason)) => format!("unknown: {reason}"),
+        };
+        for label in ["", "xo:notify-on-snapshots", "notify-on-snapshot", "axo:notify-on-snapshot", "xo:synced"] {
+            assert_eq!(url(&[label, label], Some("10.0.0.5")), "none", "{label:?}");
+        }
+        for label in ["xo:notify-on-snapshot", "web, xo:notify-on-snapshot;db", "a\nxo:notify-on-snapshot\nb"] {
+            assert_eq!(url(&[label, ""], Some("10.0.0.5")), "https://10.0.0.5:1727", "{label:?}");
+            assert_eq!(url(&["", label], Some("fd00::5")), "https://[fd00::5]:1727", "{label:?}");
+            assert!(url(&[label, ""], None).contains("unknown: the tag"), "{label:?}");
+        }
+        let tagged = |rest: &str| url(&[&format!("xo:notify-on-snapshot={rest}")], Some("10.0.0.5"));
+        assert_eq!(tagged("https://guest:99/x/"), "https://guest:99/x");
+        assert_eq!(tagged(""), "https://10.0.0.5:1727");
+        assert!(tagged("http://guest").contains("in the clear"));
+        assert!(tagged("guest").contains("is no URL"));
+        // The config goes before the tag.
+        let target = target(&config, &named, &["xo:notify-on-snapshot=https://other"], None);
+        assert_eq!(target, Some(SyncTarget::Url("https://named:1".to_owned())));
+    }
+}

@@ -1,0 +1,135 @@
+//! `GET /status`: what is asked for, and the answer as a page of text.
+
+use std::convert::Infallible;
+use std::fmt::Write;
+
+use axum::extract::FromRequestParts;
+use axum::http::header::ACCEPT;
+use axum::http::request::Parts;
+
+use super::extract::Parameters;
+use super::failure::Failure;
+use crate::app::Error;
+use crate::app::status::StatusQuery;
+use crate::wire::{Queue, ServiceStatus, Status};
+
+/// `cost` and `vm` of a query.
+pub(super) struct StatusParameters(pub StatusQuery);
+
+impl<S: Send + Sync> FromRequestParts<S> for StatusParameters {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Parameters::of(parts, state).await?;
+        let vm = query.value("vm").filter(|text| !text.is_empty()).map(str::parse).transpose();
+        let vm = vm.map_err(|error| Error::BadRequest(format!("vm: {error}")))?;
+        Ok(Self(StatusQuery { cost: query.bool_or("cost", false)?, vm }))
+    }
+}
+
+/// Whether the client asks for text, and not for JSON.
+pub(super) struct WantsText(pub bool);
+
+impl<S: Send + Sync> FromRequestParts<S> for WantsText {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        let accepts = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let kinds: Vec<&str> =
+            accepts.flat_map(|value| value.split(',')).filter_map(|one| one.split(';').next()).collect();
+        let named = |kind: &str| kinds.iter().any(|one| one.trim().eq_ignore_ascii_case(kind));
+        Ok(Self(named("text/plain") && !named("application/json")))
+    }
+}
+
+/// The status for people.
+pub(super) fn render(status: &ServiceStatus) -> String {
+    let mut page = format!("coriolis-ovm-exporter {}, {}\n", status.version, status.at);
+    heading(&mut page, "snapshots being made", &status.creates);
+    for (create, state) in each(&status.creates) {
+        let _ = writeln!(page, "  {state} {} by {:?} for {:.0} s", create.vm_id, create.user, create.seconds);
+    }
+    heading(&mut page, "exports", &status.exports);
+    for (export, state) in each(&status.exports) {
+        let left = export.seconds_left.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds} s"));
+        let _ = writeln!(
+            page,
+            "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            export.snapshot_id,
+            export.disk,
+            export.address.as_deref().unwrap_or("-"),
+            export.user,
+            size(export.bytes_done),
+            size(export.bytes_total),
+            size(export.bytes_per_second),
+        );
+    }
+    page += "\nrepositories\n";
+    for entry in &status.repositories {
+        let room = match (entry.free_bytes, entry.total_bytes, entry.min_free_bytes) {
+            (Some(free), Some(total), Some(floor)) => {
+                let low = if free < floor { ", TOO LITTLE" } else { "" };
+                format!("{} free of {} (floor {}{low})", size(free), size(total), size(floor))
+            }
+            _ => "size not known".to_owned(),
+        };
+        let problem = match entry.status {
+            Status::Ok => String::new(),
+            Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
+        };
+        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", entry.id, entry.snapshots);
+    }
+    if let Some(snapshots) = &status.snapshots {
+        page += "\nsnapshots, and what deleting one would free\n";
+        for snapshot in snapshots {
+            let cost = match (snapshot.exclusive_bytes, &snapshot.reason) {
+                (Some(bytes), _) => size(bytes),
+                (None, reason) => format!("not known: {}", reason.as_deref().unwrap_or("no reason")),
+            };
+            let _ = writeln!(page, "  {} {} of {}: {cost}", snapshot.id, snapshot.created_at, snapshot.vm_id);
+        }
+    }
+    page
+}
+
+fn heading<T>(page: &mut String, what: &str, queue: &Queue<T>) {
+    let (running, waiting) = (queue.running.len(), queue.waiting.len());
+    let _ = writeln!(page, "\n{what}: {running} of {} at a time, {waiting} waiting", queue.limit);
+}
+
+fn each<T>(queue: &Queue<T>) -> impl Iterator<Item = (&T, &'static str)> {
+    let running = queue.running.iter().map(|one| (one, "running"));
+    running.chain(queue.waiting.iter().map(|one| (one, "waiting")))
+}
+
+/// A number of bytes, three digits of it.
+fn size(bytes: u64) -> String {
+    let mut value = bytes as f64;
+    let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
+    let mut unit = units.next().unwrap_or_default();
+    while value >= 1024.0
+        && let Some(next) = units.next()
+    {
+        (value, unit) = (value / 1024.0, next);
+    }
+    if value < 10.0 && unit != "B" { format!("{value:.1} {unit}") } else { format!("{value:.0} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_for_people() {
+        for (bytes, text) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.0 KiB"),
+            (15 << 20, "15 MiB"),
+            ((5 << 30) / 2, "2.5 GiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
+            assert_eq!(size(bytes), text);
+        }
+    }
+}

@@ -1,0 +1,134 @@
+//! What the service counts, in the text that Prometheus reads.
+//!
+//! The registry is one's own, not the process's: who counts is handed it. Labels have few values:
+//! never a name or an id.
+
+use std::time::Duration;
+
+use prometheus_client::encoding::text::encode;
+pub use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::model::HookRun;
+
+/// The media type of [`Metrics::text`].
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// Upper bounds of the freeze windows that are told apart, seconds: from a bare clone to hooks that
+/// took all their time.
+const FREEZE_BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
+
+/// Names of labels, with their values.
+type Labels<const N: usize> = [(&'static str, String); N];
+
+/// All that is counted.
+pub struct Metrics {
+    registry: Registry,
+    requests: Family<Labels<3>, Counter>,
+    bytes_served: Counter,
+    snapshots: Family<Labels<1>, Counter>,
+    freeze: Histogram,
+    hook_runs: Family<Labels<4>, Counter>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut metrics = Self {
+            registry: Registry::with_prefix("ovm_exporter"),
+            requests: Family::default(),
+            bytes_served: Counter::default(),
+            snapshots: Family::default(),
+            freeze: Histogram::new(FREEZE_BUCKETS),
+            hook_runs: Family::default(),
+        };
+        let Self { registry, requests, bytes_served, snapshots, freeze, hook_runs } = &mut metrics;
+        registry.register("http_requests", "Requests answered, by route and status", requests.clone());
+        registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
+        registry.register("snapshots", "Snapshots asked for, by how that ended", snapshots.clone());
+        let help = "How long a guest was held up for a snapshot, at most";
+        registry.register_with_unit("freeze", help, Unit::Seconds, freeze.clone());
+        registry.register("hook_runs", "Calls of hooks, by kind, stage and outcome", hook_runs.clone());
+        // What can be there is there from the start: a rate needs a first value.
+        for outcome in ["made", "failed"] {
+            snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
+        }
+        metrics
+    }
+}
+
+impl Metrics {
+    /// Counts an answered request. `route` is its pattern, not its path.
+    pub fn request(&self, method: &str, route: &str, status: u16) {
+        let labels = [("method", method.to_owned()), ("route", route.to_owned()), ("status", status.to_string())];
+        self.requests.get_or_create(&labels).inc();
+    }
+
+    /// The counter of bytes of disks that were sent.
+    pub fn bytes_served(&self) -> Counter {
+        self.bytes_served.clone()
+    }
+
+    /// Counts a snapshot that was made, for which the guest was held up no longer than `freeze`.
+    pub fn snapshot_made(&self, freeze: Duration) {
+        self.snapshots.get_or_create(&[("outcome", "made".to_owned())]).inc();
+        self.freeze.observe(freeze.as_secs_f64());
+    }
+
+    /// Counts a snapshot that could not be made.
+    pub fn snapshot_failed(&self) {
+        self.snapshots.get_or_create(&[("outcome", "failed".to_owned())]).inc();
+    }
+
+    /// Counts calls of hooks around an `operation`.
+    pub fn hooks(&self, operation: &str, runs: &[HookRun]) {
+        for run in runs {
+            let labels = [
+                ("operation", operation.to_owned()),
+                ("kind", run.kind.as_str().to_owned()),
+                ("stage", run.stage.as_str().to_owned()),
+                ("outcome", run.outcome.as_str().to_owned()),
+            ];
+            self.hook_runs.get_or_create(&labels).inc();
+        }
+    }
+
+    /// All of it as text, of the type [`CONTENT_TYPE`].
+    pub fn text(&self) -> String {
+        let mut text = String::new();
+        // Only a writer that fails makes this fail, and a text does not.
+        let _ = encode(&mut text, &self.registry);
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_told() {
+        let metrics = Metrics::default();
+        assert!(metrics.text().contains("ovm_exporter_snapshots_total{outcome=\"failed\"} 0\n"), "{}", metrics.text());
+        metrics.request("GET", "/api/v1/vms/{vm}", 404);
+        metrics.request("GET", "/api/v1/vms/{vm}", 404);
+        metrics.bytes_served().inc_by(1 << 40);
+        metrics.snapshot_made(Duration::from_millis(70));
+        metrics.snapshot_failed();
+        let text = metrics.text();
+        for line in [
+            "# TYPE ovm_exporter_http_requests counter",
+            "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
+            "ovm_exporter_served_bytes_total 1099511627776",
+            "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
+            "ovm_exporter_snapshots_total{outcome=\"failed\"} 1",
+            "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",
+            "ovm_exporter_freeze_seconds_bucket{le=\"0.1\"} 1",
+            "ovm_exporter_freeze_seconds_count 1",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+}

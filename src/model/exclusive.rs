@@ -1,0 +1,99 @@
+//! Which blocks only one owner references: what its deletion would free.
+
+use std::collections::BTreeMap;
+
+/// A run of blocks that a file of an owner references, from its first address to after its last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reference {
+    /// Address of the first byte on the device.
+    pub start: u64,
+    /// Address after the last byte.
+    pub end: u64,
+    /// Whose it is: a number below the count of owners.
+    pub owner: usize,
+    /// Whether it is certain that another reference exists, of whomever.
+    pub shared: bool,
+}
+
+/// For each of the owners, the bytes that nobody else references.
+///
+/// A run that is certainly shared, and of which `references` holds one reference alone, is somebody's
+/// who is not among the owners: it is nobody's here.
+pub fn exclusive(references: &[Reference], owners: usize) -> Vec<u64> {
+    let mut bytes = vec![0; owners];
+    // Address, and the reference that starts or ends there.
+    let mut edges: Vec<(u64, usize, bool)> = Vec::with_capacity(references.len() * 2);
+    for (index, reference) in references.iter().enumerate().filter(|(_, one)| one.start < one.end) {
+        edges.push((reference.start, index, true));
+        edges.push((reference.end, index, false));
+    }
+    edges.sort_unstable();
+    let mut active: BTreeMap<usize, usize> = BTreeMap::new();
+    let (mut count, mut certainly_shared) = (0_usize, 0_usize);
+    let mut at = 0;
+    for (edge, index, is_start) in edges {
+        if let (1, Some(owner)) = (active.len(), active.keys().next())
+            && (count > 1 || certainly_shared == 0)
+        {
+            bytes[*owner] += edge - at;
+        }
+        at = edge;
+        let Reference { owner, shared, .. } = references[index];
+        if is_start {
+            *active.entry(owner).or_default() += 1;
+            count += 1;
+            certainly_shared += usize::from(shared);
+        } else {
+            let of_owner = active.entry(owner).or_insert(1);
+            *of_owner -= 1;
+            if *of_owner == 0 {
+                active.remove(&owner);
+            }
+            count -= 1;
+            certainly_shared -= usize::from(shared);
+        }
+    }
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn reference(start: u64, end: u64, owner: usize, shared: bool) -> Reference {
+        Reference { start, end, owner, shared }
+    }
+
+    #[test]
+    fn what_one_alone_references_is_its_own() {
+        let all = [reference(0, 100, 0, true), reference(40, 60, 1, true), reference(200, 250, 1, false)];
+        assert_eq!(exclusive(&all, 3), [0, 50, 0], "what is shared with a stranger is nobody's");
+        let all = all.map(|one| Reference { shared: false, ..one });
+        assert_eq!(exclusive(&all, 3), [80, 50, 0]);
+        // Twice in one file: still one owner, and both references are known.
+        let twice = [reference(0, 10, 0, true), reference(0, 10, 0, true)];
+        assert_eq!(exclusive(&twice, 1), [10]);
+        assert_eq!(exclusive(&[], 2), [0, 0]);
+    }
+
+    proptest! {
+        #[test]
+        fn as_counted_byte_by_byte(runs in prop::collection::vec((0_u64..40, 1_u64..12, 0_usize..4, any::<bool>()), 0..14)) {
+            let references: Vec<_> =
+                runs.iter().map(|(start, length, owner, shared)| reference(*start, start + length, *owner, *shared)).collect();
+            let mut expected = vec![0; 4];
+            for byte in 0..60 {
+                let here: Vec<_> = references.iter().filter(|one| (one.start..one.end).contains(&byte)).collect();
+                if let [first, rest @ ..] = here.as_slice()
+                    && rest.iter().all(|one| one.owner == first.owner)
+                    && (!rest.is_empty() || !first.shared)
+                {
+                    expected[first.owner] += 1;
+                }
+            }
+            prop_assert_eq!(exclusive(&references, 4), expected);
+        }
+    }
+}

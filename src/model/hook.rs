@@ -1,0 +1,107 @@
+//! What ran around a snapshot, and what that makes of it.
+
+use std::str::FromStr;
+
+/// A value that is told as one stable word.
+macro_rules! words {
+    ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $name {
+            $($(#[$variant_doc])* $variant,)+
+        }
+
+        impl $name {
+            /// The word for it.
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = UnknownWord;
+
+            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+                match word {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(UnknownWord),
+                }
+            }
+        }
+    };
+}
+
+/// A word that stands for nothing.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("is no word that this version knows")]
+pub struct UnknownWord;
+
+words! {
+    /// What a disk of a snapshot is like when it is restored.
+    Consistency {
+        /// As after a power cut.
+        Crash = "crash",
+        /// As something inside the guest, or around it, has put it in order for the snapshot.
+        Quiesced = "quiesced",
+    }
+}
+
+words! {
+    /// By which way a hook is called.
+    HookKind {
+        /// A program in the directory of hooks.
+        Directory = "directory",
+        /// A request to a server in the guest.
+        Sync = "sync",
+    }
+}
+
+words! {
+    /// When a hook is called.
+    HookStage {
+        /// Before the operation.
+        Pre = "pre",
+        /// After it.
+        Post = "post",
+    }
+}
+
+words! {
+    /// How a hook ended.
+    HookOutcome {
+        /// It did what it should.
+        Ok = "ok",
+        /// It did not, or could not be called.
+        Failed = "failed",
+        /// It took too long, and was ended.
+        Timeout = "timeout",
+        /// It was not called.
+        Skipped = "skipped",
+    }
+}
+
+/// One call of a hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookRun {
+    /// The program's file name, or the server's URL.
+    pub name: String,
+    /// By which way it was called.
+    pub kind: HookKind,
+    /// When.
+    pub stage: HookStage,
+    /// How it ended.
+    pub outcome: HookOutcome,
+    /// How long it ran, milliseconds.
+    pub duration_ms: u64,
+    /// What there is to say about its end, for people.
+    pub detail: String,
+}
+
+impl HookRun {
+    /// Whether it was called and did not do what it should.
+    pub fn has_failed(&self) -> bool {
+        matches!(self.outcome, HookOutcome::Failed | HookOutcome::Timeout)
+    }
+}

@@ -1,0 +1,100 @@
+//! Which blocks files reference, so that it can be told what a deletion would free.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::map::{self, TRUSTED};
+use super::{DiskFile, Repository};
+use crate::model::DiskSource;
+use crate::model::exclusive::Reference;
+use crate::sys::{fiemap, fsinfo};
+
+/// Why there is no figure.
+#[derive(Debug, thiserror::Error)]
+pub enum UsageError {
+    /// The file system's own error.
+    #[error("reading a map of extents failed: {0}")]
+    Io(#[from] io::Error),
+    /// There is more than is worth the memory.
+    #[error("the files are in more than {0} pieces")]
+    TooMany(usize),
+    /// Nobody waits for the answer any more.
+    #[error("nobody waits for it any more")]
+    Stopped,
+}
+
+/// Extents of all files of one disk that are looked at: 80 bytes each, all told.
+const EXTENTS: usize = 1 << 20;
+
+/// The blocks of a disk's states, as they are added.
+#[derive(Debug)]
+pub struct Usage<'a> {
+    stop: &'a AtomicBool,
+    references: Vec<Reference>,
+}
+
+impl<'a> Usage<'a> {
+    /// None yet. `stop` ends it early.
+    pub fn new(stop: &'a AtomicBool) -> Self {
+        Self { stop, references: Vec::new() }
+    }
+
+    /// Adds a snapshot's file as `owner`'s; returns the bytes of it whose place is not known.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn add_snapshot(&mut self, disk: &DiskFile, owner: usize) -> Result<u64, UsageError> {
+        self.add(disk.file(), owner)
+    }
+
+    /// Adds the VM's own disk as `owner`'s, where it is there.
+    ///
+    /// # Errors
+    /// [`UsageError`].
+    pub fn add_live(&mut self, repository: &Repository, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
+        match File::open(repository.mount_point().join(&source.path)) {
+            Ok(file) => self.add(&file, owner).map(drop),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// All of them.
+    pub fn references(&self) -> &[Reference] {
+        &self.references
+    }
+
+    fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
+        // XFS tells of each run whether it is shared. OCFS2 goes on saying so when it no longer is.
+        let sharing_is_exact = fsinfo::name_of(file)? == "xfs";
+        let mut reader = fiemap::Reader::new(map::room(file)?.0);
+        let (mut at, mut unknown, mut last_seen) = (0, 0, false);
+        while !last_seen {
+            if self.stop.load(Ordering::Relaxed) {
+                return Err(UsageError::Stopped);
+            }
+            let extents = reader.read(file.as_fd(), at)?;
+            if extents.is_empty() {
+                break;
+            }
+            if self.references.len() + extents.len() > EXTENTS {
+                return Err(UsageError::TooMany(EXTENTS));
+            }
+            for extent in extents {
+                at = extent.logical.saturating_add(extent.length).max(at + 1);
+                last_seen = extent.flags & fiemap::LAST != 0;
+                // Space that is reserved and not written is taken all the same.
+                if extent.flags & !TRUSTED != 0 || extent.physical == 0 {
+                    unknown += extent.length;
+                    continue;
+                }
+                let (start, end) = (extent.physical, extent.physical.saturating_add(extent.length));
+                let shared = sharing_is_exact && extent.flags & fiemap::SHARED != 0;
+                self.references.push(Reference { start, end, owner, shared });
+            }
+        }
+        Ok(unknown)
+    }
+}

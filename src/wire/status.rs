@@ -1,0 +1,112 @@
+//! Body of `GET /status`: what is running, what waits, how full it is.
+
+use serde::Serialize;
+
+use super::Status;
+
+/// The whole answer.
+#[derive(Debug, Serialize)]
+pub struct ServiceStatus {
+    /// The program's version.
+    pub version: &'static str,
+    /// When this was so: RFC 3339, UTC.
+    pub at: String,
+    /// Snapshots that are being made.
+    pub creates: Queue<Create>,
+    /// Bodies of disks that are being sent.
+    pub exports: Queue<Export>,
+    /// The repositories.
+    pub repositories: Vec<RepositoryStatus>,
+    /// What deleting each snapshot would free; only where it was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Vec<SnapshotCost>>,
+}
+
+/// Work of one kind.
+#[derive(Debug, Serialize)]
+pub struct Queue<T> {
+    /// How much of it is done at a time.
+    pub limit: usize,
+    /// What is being done, oldest first.
+    pub running: Vec<T>,
+    /// What waits, oldest first.
+    pub waiting: Vec<T>,
+}
+
+/// A snapshot that is being made, or is to be.
+#[derive(Debug, Serialize)]
+pub struct Create {
+    /// Name of its VM.
+    pub vm_id: String,
+    /// Who asked for it.
+    pub user: String,
+    /// Seconds since it was asked for, or begun.
+    pub seconds: f64,
+}
+
+/// A body that is being sent, or is to be.
+#[derive(Debug, Serialize)]
+pub struct Export {
+    /// Name of the VM.
+    pub vm_id: String,
+    /// Id of the snapshot.
+    pub snapshot_id: String,
+    /// Name of the disk.
+    pub disk: String,
+    /// Who asked for it.
+    pub user: String,
+    /// From which address.
+    pub address: Option<String>,
+    /// Seconds since it was asked for, or begun.
+    pub seconds: f64,
+    /// Bytes of this body.
+    pub bytes_total: u64,
+    /// Bytes of it that were handed to the connection.
+    pub bytes_done: u64,
+    /// The mean since it was begun.
+    pub bytes_per_second: u64,
+    /// What is left, at that rate; nothing while there is none.
+    pub seconds_left: Option<u64>,
+}
+
+/// A repository, and what the policy says of it.
+#[derive(Debug, Serialize)]
+pub struct RepositoryStatus {
+    /// Its id.
+    pub id: String,
+    /// The name that people gave it, where ovs-agent knows it.
+    pub alias: Option<String>,
+    /// Where it is mounted.
+    pub mount_point: Option<String>,
+    /// Size of the file system, bytes.
+    pub total_bytes: Option<u64>,
+    /// Bytes that can still be written.
+    pub free_bytes: Option<u64>,
+    /// With less than this free, no snapshot is made; bytes.
+    pub min_free_bytes: Option<u64>,
+    /// Snapshots that have a disk there.
+    pub snapshots: usize,
+    /// Whether it is there.
+    pub status: Status,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// What a snapshot costs.
+#[derive(Debug, Serialize)]
+pub struct SnapshotCost {
+    /// Its id.
+    pub id: String,
+    /// Name of its VM.
+    pub vm_id: String,
+    /// When it was asked for: RFC 3339, UTC.
+    pub created_at: String,
+    /// Bytes that only it references: what its deletion frees. Nothing where that cannot be told.
+    pub exclusive_bytes: Option<u64>,
+    /// Bytes of it of which nobody can say who else references them.
+    pub unknown_bytes: u64,
+    /// Why there is no figure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}

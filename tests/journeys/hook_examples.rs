@@ -1,0 +1,311 @@
+//! The examples of hooks, as they are installed: only names of places change.
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Certificates, Client, Shelf, VM, World, output, run, text};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+
+/// Installs an example, with one of its names of places changed.
+fn install(shelf: &Shelf, name: &str, from: &str, to: &Path) {
+    let text = fs::read_to_string(example(name)).unwrap();
+    assert!(text.contains(from), "{name} does not say {from:?} any more");
+    shelf.put_program(name, &text.replace(from, &to.display().to_string()));
+}
+
+fn example(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/hooks").join(name)
+}
+
+/// A guest's file system, on a disk of its own, as the guest sees it.
+struct Mounted {
+    dir: TempDir,
+}
+
+impl Mounted {
+    fn new(disk: &Path) -> Self {
+        run(Command::new("mkfs.ext4").arg("-q").arg("-F").arg(disk));
+        Self::mount(disk, "loop")
+    }
+
+    fn mount(disk: &Path, options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        run(Command::new("mount").args(["-o", options]).arg(disk).arg(dir.path()));
+        Self { dir }
+    }
+
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        // A failed test may leave it frozen.
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.path()).stderr(Stdio::null()).status();
+        let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
+    }
+}
+
+/// The disk of a snapshot, restored to a file.
+fn restore(client: &Client, snapshot: &Value, dir: &TempDir) -> PathBuf {
+    let (id, path) = (text(&snapshot["id"]), dir.path().join("restored.img"));
+    fs::write(&path, client.disk(&id, "a.img")).unwrap();
+    path
+}
+
+/// Whether an ext4 has to be recovered before it can be used.
+fn needs_recovery(disk: &Path) -> bool {
+    output(Command::new("dumpe2fs").arg("-h").arg(disk)).contains("needs_recovery")
+}
+
+#[test]
+fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
+    let guest = Mounted::new(disk);
+    let restored = tempfile::tempdir().unwrap();
+    let client = world.client();
+    fs::write(guest.path().join("first"), vec![1; 5 << 20]).unwrap();
+    let plain = client.take_snapshot();
+    assert_eq!(plain["consistency"], "crash");
+    assert!(needs_recovery(&restore(&client, &plain, &restored)), "it would have been clean without the hook");
+
+    let mounts = shelf.at("fsfreeze.conf");
+    fs::write(&mounts, format!("00000000000000000000000000000000 /nonexistent\n{VM} {}\n", guest.path().display()))
+        .unwrap();
+    install(&shelf, "10-fsfreeze", "/etc/coriolis-ovm-exporter/fsfreeze.conf", &mounts);
+    // Not written out, while others write.
+    fs::write(guest.path().join("second"), vec![2; 5 << 20]).unwrap();
+    let busy = Busy::start(guest.path());
+    let made = client.take_snapshot();
+    assert_eq!(made["consistency"], "quiesced", "{made}");
+    let before = busy.written();
+    let end = Instant::now() + Duration::from_secs(60);
+    while busy.written() == before {
+        assert!(Instant::now() < end, "the guest is still frozen");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    drop(busy);
+
+    let disk = restore(&client, &made, &restored);
+    assert!(!needs_recovery(&disk));
+    run(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
+    // Without recovery, as it is.
+    let copy = Mounted::mount(&disk, "loop,ro,noload");
+    for (name, byte) in [("first", 1), ("second", 2)] {
+        assert_eq!(fs::read(copy.path().join(name)).unwrap(), vec![byte; 5 << 20], "{name}");
+    }
+    drop(copy);
+
+    // One that cannot be frozen stops the snapshot, and nothing stays frozen.
+    fs::write(&mounts, format!("{VM} {}\n{VM} /nonexistent\n", guest.path().display())).unwrap();
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
+    fs::write(guest.path().join("third"), "thawed").unwrap();
+    // A deletion freezes nothing.
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"]))).status, 200);
+}
+
+/// Somebody who writes small files all the time.
+struct Busy {
+    child: Child,
+    folder: PathBuf,
+}
+
+impl Busy {
+    fn start(folder: &Path) -> Self {
+        let script =
+            "cd \"$0\" && i=0; while :; do i=$((i+1)); echo $i > busy.$((i%100)); echo $i > count; sleep 0.01; done";
+        let child = Command::new("sh").args(["-c", script]).arg(folder).spawn().unwrap();
+        Self { child, folder: folder.to_owned() }
+    }
+
+    fn written(&self) -> String {
+        fs::read_to_string(self.folder.join("count")).unwrap_or_default()
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn each_call_is_a_line_in_the_journal() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let disks = world.define_vm(&[("a.img", MB), ("b.img", 2 * MB)]);
+    let journal = shelf.at("journal");
+    install(&shelf, "20-journal", "/var/log/coriolis-ovm-exporter/hooks.jsonl", &journal);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
+    let journal = fs::read_to_string(journal).unwrap();
+    let mut lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    for line in &mut lines {
+        let time = line.as_object_mut().unwrap().remove("time").unwrap();
+        text(&time).parse::<jiff::Timestamp>().unwrap();
+    }
+    let line = |action: &str, stage: &str| {
+        let mut line = json!({
+            "action": action, "stage": stage, "vm": VM, "friendly_name": "web-1", "snapshot": id,
+            "disks": disks, "bytes": 3 * MB,
+        });
+        if stage == "post" {
+            line["outcome"] = json!("ok");
+        }
+        line
+    };
+    let expected = [("create", "pre"), ("create", "post"), ("delete", "pre"), ("delete", "post")];
+    assert_eq!(lines, expected.map(|(action, stage)| line(&format!("snapshot-{action}"), stage)));
+}
+
+#[test]
+fn a_clock_that_went_back_stops_snapshots() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    world.define_vm(&[("a.img", MB)]);
+    let state = shelf.at("state/clock");
+    install(&shelf, "05-clock-check", "/var/lib/coriolis-ovm-exporter/clock", &state);
+    let client = world.client();
+    client.take_snapshot();
+    let seen: i64 = fs::read_to_string(&state).unwrap().trim().parse().unwrap();
+    let now = jiff::Timestamp::now().as_second();
+    assert!((now - 600..=now).contains(&seen));
+
+    fs::write(&state, format!("{}\n", now + 86_400)).unwrap();
+    let answer = client.post(&format!("/vms/{VM}/snapshots"));
+    assert_eq!(answer.error(502), "hook_failed");
+    assert!(text(&answer.json()["details"]).contains("05-clock-check"), "{answer:?}");
+    assert!(world.exporter.log().contains("seconds behind what it was"));
+    let listed = client.get(&format!("/vms/{VM}/snapshots")).ok();
+    assert_eq!(listed.as_array().unwrap().len(), 1);
+    // Deleting is possible at any time, and so are snapshots once the clock is right.
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots")).status, 200);
+    fs::write(&state, format!("{}\n", now - 10)).unwrap();
+    client.take_snapshot();
+}
+
+/// The example server, in a guest.
+struct SyncServer {
+    child: Child,
+    url: String,
+}
+
+impl SyncServer {
+    fn start(certificates: &Certificates, database: &Path) -> Self {
+        fs::write(certificates.path("secret"), "the guests' secret\n").unwrap();
+        let mut child = Command::new("python3")
+            .arg(example("sync_server.py"))
+            .args(["--bind", "127.0.0.1", "--port", "0", "--database"])
+            .arg(database)
+            .arg("--certificate")
+            .arg(certificates.path("server.pem"))
+            .arg("--key")
+            .arg(certificates.path("server.key"))
+            .arg("--secret-file")
+            .arg(certificates.path("secret"))
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut said = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
+        let port = said.trim().strip_prefix("listening on port ").unwrap_or_else(|| panic!("{said:?}"));
+        Self { child, url: format!("https://127.0.0.1:{port}") }
+    }
+}
+
+impl Drop for SyncServer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// An application that loses what it has not been told to write out, and writes all the time. It says how
+/// many rows it has committed.
+const APPLICATION: &str = r#"
+import sqlite3, sys
+database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
+database.execute("PRAGMA journal_mode=WAL")
+database.execute("PRAGMA synchronous=OFF")
+database.execute("CREATE TABLE debit (id INTEGER PRIMARY KEY, what BLOB)")
+database.execute("CREATE TABLE credit (id INTEGER PRIMARY KEY, what BLOB)")
+for number in range(10**9):
+    database.execute("BEGIN IMMEDIATE")
+    for table in "debit", "credit":
+        database.execute(f"INSERT INTO {table} VALUES (?, randomblob(2000))", (number,))
+    database.execute("COMMIT")
+    print(number + 1, flush=True)
+"#;
+
+/// Asks a database that nobody uses.
+fn ask_database(path: &Path, question: &str) -> String {
+    output(Command::new("sqlite3").arg(path).arg(question)).trim().to_owned()
+}
+
+#[test]
+fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
+    needs_root!();
+    let certificates = Certificates::new();
+    let mut world = World::new(1024);
+    let disk = &world.define_vm(&[("a.img", 128 * MB)])[0];
+    let guest = Mounted::new(disk);
+    let database = guest.path().join("app.db");
+    let mut application =
+        Command::new("python3").args(["-c", APPLICATION]).arg(&database).stdout(Stdio::piped()).spawn().unwrap();
+    let mut committed = BufReader::new(application.stdout.take().unwrap()).lines();
+    let mut until = |rows: u64| {
+        let found = committed.find_map(|line| line.unwrap().parse::<u64>().ok().filter(|number| *number >= rows));
+        found.unwrap()
+    };
+    until(1);
+    let server = SyncServer::start(&certificates, &database);
+    world.exporter.settings().sections = format!(
+        "[hooks.sync]\nsecret = \"the guests' secret\"\nca_certificate = {:?}\n[hooks.sync.urls]\n{VM} = {:?}\n",
+        certificates.ca(),
+        server.url
+    );
+    world.exporter.restart();
+    let client = world.client();
+    let before = until(500);
+    let made = client.take_snapshot();
+    assert_eq!(made["consistency"], "quiesced", "{made}");
+    // It goes on.
+    until(before + 2000);
+    application.kill().unwrap();
+    application.wait().unwrap();
+
+    let restored = tempfile::tempdir().unwrap();
+    let disk = restore(&client, &made, &restored);
+    let copy = Mounted::mount(&disk, "loop");
+    let database = copy.path().join("app.db");
+    assert_eq!(ask_database(&database, "PRAGMA integrity_check"), "ok");
+    let count = |table: &str| ask_database(&database, &format!("SELECT count(*) FROM {table}")).parse::<u64>().unwrap();
+    let (debit, credit) = (count("debit"), count("credit"));
+    assert!(debit >= before, "{debit} of {before} rows that were committed before the snapshot");
+    assert_eq!(debit, credit, "a transaction was torn");
+
+    // With another secret the guest does nothing, and the snapshot goes ahead.
+    world.exporter.settings().sections = world.exporter.settings().sections.replace("guests' secret", "wrong secret");
+    world.exporter.restart();
+    let made = world.client().take_snapshot();
+    assert_eq!(
+        (&made["consistency"], &made["hooks"][0]["detail"]),
+        (&json!("crash"), &json!("answers 401 Unauthorized"))
+    );
+}

@@ -1,0 +1,169 @@
+//! What people see of the service: what each snapshot costs, and who did what.
+
+use std::fs::File;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::volume_space;
+use crate::harness::{Client, PASSWORD, USER, VM, World, run, text, write_at};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+fn costs(client: &Client) -> Vec<(String, Option<u64>)> {
+    let status = client.get("/status?cost=true").ok();
+    let snapshots = status["snapshots"].as_array().unwrap().iter();
+    snapshots.map(|snapshot| (text(&snapshot["id"]), snapshot["exclusive_bytes"].as_u64())).collect()
+}
+
+#[test]
+fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
+    needs_root!();
+    let world = World::new(512);
+    let disk = &world.define_vm(&[("a.img", 32 * MB)])[0];
+    let write = |at: u64, megabytes: u64| {
+        write_at(disk, at * MB, &vec![7; usize::try_from(megabytes * MB).unwrap()]);
+        File::open(disk).unwrap().sync_all().unwrap();
+    };
+    write(0, 20);
+    let client = world.client();
+    let take = || text(&client.take_snapshot()["id"]);
+    let first = take();
+    assert_eq!(costs(&client), [(first.clone(), Some(0))], "all of it is shared");
+    write(0, 3); // was in the first alone
+    let second = take();
+    write(2, 4); // one of them is in the second alone, three are in both
+    let third = take();
+    write(10, 1); // in all three
+    let expected = [(first.clone(), Some(3 * MB)), (second.clone(), Some(MB)), (third.clone(), Some(0))];
+    assert_eq!(costs(&client), expected);
+
+    let free = || {
+        run(Command::new("sync").arg("--file-system").arg(&world.repository));
+        volume_space(&world.repository)
+    };
+    let before = free();
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
+    // XFS gives blocks back behind the deletion.
+    let end = Instant::now() + Duration::from_secs(60);
+    while free() < before + 3 * MB {
+        assert!(Instant::now() < end, "{} freed", free() - before);
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert!(free() < before + 3 * MB + MB / 4, "{} freed", free() - before);
+    // What was shared by both is the second's alone now.
+    assert_eq!(costs(&client), [(second.clone(), Some(4 * MB)), (third.clone(), Some(0))]);
+    // A copy that nobody knows of shares it.
+    let file = world.repository.join("CoriolisSnapshots").join(&second).join("a.img");
+    run(Command::new("cp").arg("--reflink=always").arg(&file).arg(world.repository.join("copy")));
+    assert_eq!(costs(&client)[0], (second.clone(), Some(0)));
+    // One that is lost makes the others' figures unknown too: what it shares cannot be told.
+    std::fs::remove_file(&file).unwrap();
+    let status = client.get("/status?cost=true").ok();
+    for snapshot in status["snapshots"].as_array().unwrap() {
+        assert_eq!(snapshot["exclusive_bytes"], Value::Null);
+        assert!(text(&snapshot["reason"]).contains("missing"), "{snapshot}");
+    }
+}
+
+#[test]
+fn the_status_is_json_or_text() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    let status = client.get("/status").ok();
+    assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(status["creates"], json!({"limit": 2, "running": [], "waiting": []}));
+    assert_eq!(status["exports"], json!({"limit": 12, "running": [], "waiting": []}));
+    assert_eq!(status["snapshots"], Value::Null, "maps are read only where costs are asked for");
+    let repository = &status["repositories"][0];
+    assert_eq!((&repository["snapshots"], &repository["status"]), (&json!(1), &json!("ok")));
+    let total = repository["total_bytes"].as_u64().unwrap();
+    assert_eq!(repository["min_free_bytes"], json!(total / 20));
+
+    let page = |accept: &str, query: &str| {
+        let request = client.request(Method::GET, &format!("/api/v1/status{query}"));
+        client.send(request.header("Accept", accept))
+    };
+    for json in ["*/*", "application/json", "application/json, text/plain;q=0.5", "text/html"] {
+        assert_eq!(page(json, "").header("content-type"), "application/json", "{json}");
+    }
+    let text_page = page("text/plain", "?cost=1");
+    assert_eq!(text_page.header("content-type"), "text/plain; charset=utf-8");
+    let text_page = String::from_utf8(text_page.body).unwrap();
+    let cost = format!("{id} ");
+    for told in ["snapshots being made: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
+        assert!(text_page.contains(told), "{text_page} lacks {told:?}");
+    }
+    let of_vm = client.get(&format!("/status?cost=true&vm={VM}")).ok();
+    assert_eq!(of_vm["snapshots"].as_array().unwrap().len(), 1);
+    assert_eq!(client.get(&format!("/status?cost=true&vm={}", "f".repeat(32))).error(404), "not_found");
+    for wrong in ["?cost=perhaps", "?vm=web-1&cost=true"] {
+        assert_eq!(client.get(&format!("/status{wrong}")).error(400), "bad_request");
+    }
+    assert_eq!(Client::new(&world.exporter, &world.certificates).get("/status").error(401), "unauthorized");
+    // It answers also when the repository is away.
+    world.volume.unmount();
+    let status = client.get("/status").ok();
+    assert_eq!(status["repositories"][0]["status"], "error");
+    world.volume.mount();
+}
+
+#[test]
+fn the_log_says_who_did_what_from_where_with_what_outcome() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.environment.push(("RUST_LOG".to_owned(), "off".to_owned()));
+        settings.policy = "max_snapshots_per_vm = 1".to_owned();
+    });
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    assert_eq!(client.post(SNAPSHOTS).status, 409);
+    let lease = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
+    client.send(lease.body(r#"{"ttl": "1h"}"#)).ok();
+    client.delete(&format!("{SNAPSHOTS}/{id}/lease"));
+    assert_eq!(client.post("/adopt").status, 200);
+    client.delete(&format!("{SNAPSHOTS}/{id}"));
+    client.delete(SNAPSHOTS);
+    let stranger = Client::new(&world.exporter, &world.certificates);
+    assert_eq!(stranger.get("/vms").status, 401);
+    let wrong = json!({"username": "not-a-name-but-a-password", "password": "x"}).to_string();
+    let login = stranger.request(Method::POST, "/api/v1/auth/login").body(wrong);
+    assert_eq!(stranger.send(login).status, 401);
+
+    let log = world.exporter.log();
+    let lines: Vec<&str> = log.lines().filter(|line| line.contains(" audit ")).collect();
+    let expected = [
+        ("log-in", USER, "".to_owned(), "done"),
+        ("create", USER, format!("{VM}/{id}"), "done"),
+        ("create", USER, format!("{VM}/-"), "refused"),
+        ("lease", USER, format!("{VM}/{id}"), "done"),
+        ("lease-end", USER, format!("{VM}/{id}"), "done"),
+        ("adopt", USER, "".to_owned(), "done"),
+        ("delete", USER, format!("{VM}/{id}"), "done"),
+        ("delete-all", USER, VM.to_owned(), "done"),
+        ("request", "-", "/api/v1/vms".to_owned(), "refused"),
+        ("log-in", "-", "".to_owned(), "refused"),
+    ];
+    assert_eq!(lines.len(), expected.len(), "{log}");
+    for (line, (action, user, what, outcome)) in lines.iter().zip(expected) {
+        for part in [
+            format!("action=\"{action}\""),
+            format!("user=\"{user}\""),
+            "address=127.0.0.1".to_owned(),
+            format!("what=\"{what}\""),
+            format!("outcome=\"{outcome}\""),
+        ] {
+            assert!(line.contains(&part), "{line} lacks {part}");
+        }
+    }
+    assert!(lines[2].contains("max_snapshots_per_vm"), "{}", lines[2]);
+    assert!(!log.contains("not-a-name") && !log.contains(PASSWORD), "{log}");
+}

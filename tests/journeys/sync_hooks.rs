@@ -1,0 +1,222 @@
+//! Servers in the guests: asked before a snapshot, told its end, and never waited for in vain.
+
+use std::fs;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Certificates, Guest, Manners, Shelf, VM, World, text};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+const SECRET: &str = "a secret of guests, never to be seen in a log";
+/// base64 of it
+const BEARER: &str = "Bearer YSBzZWNyZXQgb2YgZ3Vlc3RzLCBuZXZlciB0byBiZSBzZWVuIGluIGEgbG9n";
+
+/// A guest with a sync server, a world, and hooks in a directory.
+struct Scene {
+    guest: Guest,
+    world: World,
+    shelf: Shelf,
+    _certificates: Certificates,
+}
+
+impl Scene {
+    /// With these lines of `[hooks.sync]`.
+    fn new(lines: &str) -> Self {
+        let shelf = Shelf::new();
+        let certificates = Certificates::new();
+        let guest = Guest::start(&certificates, "server");
+        let world = World::with(512, |settings| {
+            settings.sections = format!(
+                "{}[hooks.sync]\nsecret = {SECRET:?}\nca_certificate = {:?}\n{lines}\n",
+                shelf.section(""),
+                certificates.ca(),
+            );
+        });
+        world.define_vm(&[("a.img", MB)]);
+        Self { guest, world, shelf, _certificates: certificates }
+    }
+
+    /// Writes the VM's definition with these lines besides.
+    fn tag(&self, lines: &str) {
+        self.world.define_vm(&[("a.img", MB)]);
+        let definition = self.world.repository.join("VirtualMachines").join(VM).join("vm.cfg");
+        let text = fs::read_to_string(&definition).unwrap();
+        fs::write(definition, text + lines + "\n").unwrap();
+    }
+
+    fn description(&self) -> String {
+        format!("OVM_description = 'the database xo:notify-on-snapshot={}'", self.guest.url())
+    }
+
+    /// What the guest was asked, by its paths; each with the secret.
+    fn asked(&self) -> Vec<String> {
+        let asked = self.guest.asked();
+        asked
+            .iter()
+            .map(|asked| {
+                let path = asked.strip_prefix("GET ").and_then(|rest| rest.strip_suffix(BEARER));
+                path.unwrap_or_else(|| panic!("{asked}")).trim().to_owned()
+            })
+            .collect()
+    }
+}
+
+/// The calls of a document: kind, stage and outcome.
+fn runs(document: &Value) -> Vec<String> {
+    let run = |run: &Value| format!("{} {} {}", text(&run["kind"]), text(&run["stage"]), text(&run["outcome"]));
+    document["hooks"].as_array().unwrap().iter().map(run).collect()
+}
+
+#[test]
+fn a_guest_that_asks_for_it_is_told_before_and_after() {
+    needs_root!();
+    let scene = Scene::new("");
+    let client = scene.world.client();
+    // Nobody asks for it.
+    let plain = client.take_snapshot();
+    assert_eq!((&plain["consistency"], runs(&plain), scene.asked()), (&json!("crash"), vec![], vec![]));
+
+    let port = scene.guest.port;
+    for tag in [scene.description(), format!("OVM_simple_name = 'web-1 xo:notify-on-snapshot={}/'", scene.guest.url())]
+    {
+        scene.tag(&tag);
+        let made = client.take_snapshot();
+        assert_eq!(scene.asked(), ["/sync", "/post-sync"], "{tag}");
+        assert_eq!(runs(&made), ["sync pre ok", "sync post ok"], "{tag}");
+        assert_eq!((&made["consistency"], &made["hooks"][0]["name"]), (&json!("quiesced"), &json!(scene.guest.url())));
+        assert_eq!(made["hooks"][0]["detail"], "answers 200 OK");
+    }
+    // The tag alone: nobody knows where, and the snapshot goes ahead and says so.
+    scene.tag("OVM_description = 'xo:notify-on-snapshot'");
+    let made = client.take_snapshot();
+    assert_eq!((runs(&made), &made["consistency"]), (vec!["sync pre skipped".to_owned()], &json!("crash")));
+    assert!(text(&made["hooks"][0]["detail"]).contains("hooks.sync.urls"), "{made}");
+    // A deletion is no guest's business.
+    client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"])));
+    assert_eq!(scene.asked(), Vec::<String>::new());
+
+    // The first address of the definition and the port of the config; then a URL of the config.
+    let mut scene = scene;
+    scene.world.exporter.settings().sections += &format!("port = {port}\n");
+    scene.world.exporter.restart();
+    scene.tag("OVM_description = 'xo:notify-on-snapshot'\nvif = ['mac=00:21:f6:aa:bb:cc,ip=127.0.0.1,bridge=b']");
+    assert_eq!(scene.world.client().take_snapshot()["consistency"], "quiesced");
+    assert_eq!(scene.asked(), ["/sync", "/post-sync"]);
+    scene.world.exporter.settings().sections += &format!("[hooks.sync.urls]\n{VM} = \"{}/base\"\n", scene.guest.url());
+    scene.world.exporter.restart();
+    scene.tag("");
+    assert_eq!(scene.world.client().take_snapshot()["consistency"], "quiesced");
+    assert_eq!(scene.asked(), ["/base/sync", "/base/post-sync"]);
+    let log = scene.world.exporter.log();
+    assert!(!log.contains(SECRET) && !log.contains(&BEARER[7..]), "the secret is in the log");
+}
+
+#[test]
+fn a_guest_that_fails_fails_no_snapshot() {
+    needs_root!();
+    let scene = Scene::new("timeout = \"1s\"");
+    scene.tag(&scene.description());
+    let client = scene.world.client();
+    for (manners, outcome, detail) in [
+        (Manners::ServerError, "failed", "answers 500 Internal Server Error"),
+        (Manners::Redirects, "failed", "answers 302 Found, which is not followed"),
+        (Manners::Slow, "timeout", "timed out"),
+        (Manners::Dawdles, "timeout", "timed out"),
+        (Manners::Huge, "failed", "more than 65536 bytes"),
+    ] {
+        scene.guest.behave(&[manners]);
+        let made = client.take_snapshot();
+        assert_eq!(made["consistency"], "crash", "{manners:?}");
+        // What it may have frozen is thawed before the disks are cloned.
+        assert_eq!(runs(&made), [&format!("sync pre {outcome}"), "sync post ok"], "{manners:?}");
+        assert!(text(&made["hooks"][0]["detail"]).contains(detail), "{made}");
+        assert_eq!(scene.asked(), ["/sync", "/post-sync"], "{manners:?}");
+    }
+    // One that nobody can vouch for, or that is not there, has seen no secret and has nothing to thaw.
+    let others = Certificates::new();
+    let stranger = Guest::start(&others, "server");
+    let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    for (url, detail) in
+        [(stranger.url(), "hooks.sync.ca_certificate"), (format!("https://{closed}"), "does the VM run")]
+    {
+        scene.tag(&format!("OVM_description = 'xo:notify-on-snapshot={url}'"));
+        let made = client.take_snapshot();
+        assert_eq!((runs(&made), &made["consistency"]), (vec!["sync pre failed".to_owned()], &json!("crash")), "{url}");
+        assert!(text(&made["hooks"][0]["detail"]).contains(detail), "{made}");
+    }
+    assert_eq!(stranger.asked(), Vec::<String>::new());
+    scene.tag(&format!("OVM_description = 'xo:notify-on-snapshot=http://127.0.0.1:{}'", scene.guest.port));
+    let made = client.take_snapshot();
+    assert!(text(&made["hooks"][0]["detail"]).contains("in the clear"), "{made}");
+    assert_eq!((runs(&made), scene.asked()), (vec!["sync pre skipped".to_owned()], vec![]));
+}
+
+#[test]
+fn a_guest_is_asked_again_and_holds_nothing_meanwhile() {
+    needs_root!();
+    let scene = Scene::new("retries = 2\nretry_delay = \"1s\"");
+    scene.tag(&scene.description());
+    scene.shelf.put("freeze", "touch $OUT/$2");
+    let client = scene.world.client();
+    scene.guest.behave(&[Manners::ServerError, Manners::ServerError, Manners::Good]);
+    let made = client.take_snapshot();
+    let expected = [
+        "sync pre failed",
+        "sync post ok",
+        "sync pre failed",
+        "sync post ok",
+        "sync pre ok",
+        // The guest writes out, then the host freezes, and the other way round.
+        "directory pre ok",
+        "directory post ok",
+        "sync post ok",
+    ];
+    assert_eq!((runs(&made), &made["consistency"]), (expected.map(str::to_owned).to_vec(), &json!("quiesced")));
+    let sum: u64 = made["hooks"].as_array().unwrap().iter().map(|run| run["duration_ms"].as_u64().unwrap()).sum();
+    assert!(made["freeze_ms"].as_u64().unwrap() < sum + 1000, "the pauses are no part of it: {made}");
+    scene.asked();
+    // In vain: a plain one.
+    scene.guest.behave(&[Manners::ServerError]);
+    let made = client.take_snapshot();
+    assert_eq!(scene.asked(), ["/sync", "/post-sync", "/sync", "/post-sync", "/sync", "/post-sync"]);
+    assert_eq!((made["hooks"].as_array().unwrap().len(), &made["consistency"]), (8, &json!("crash")));
+}
+
+#[test]
+fn a_snapshot_that_is_to_be_quiesced_or_not_at_all() {
+    needs_root!();
+    let scene = Scene::new("on_failure = \"abort\"");
+    scene.tag(&scene.description());
+    scene.shelf.put("note", "echo $2 >> $OUT/calls");
+    let client = scene.world.client();
+    scene.guest.behave(&[Manners::ServerError, Manners::Good]);
+    let answer = client.post(&format!("/vms/{VM}/snapshots"));
+    assert_eq!(answer.error(502), "hook_failed");
+    let details = text(&answer.json()["details"]);
+    assert!(details.contains(&scene.guest.url()) && details.contains("500"), "{details}");
+    assert_eq!((scene.asked(), scene.shelf.read("calls")), (vec!["/sync".into(), "/post-sync".into()], String::new()));
+    // A program that refuses: the guest is told all the same.
+    scene.shelf.put("refuse", "[ $2 = post ]");
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
+    assert_eq!(scene.asked(), ["/sync", "/post-sync"]);
+    assert_eq!(scene.world.snapshot_files(), Vec::<std::path::PathBuf>::new());
+}
+
+#[test]
+fn a_guest_is_told_the_end_also_after_a_crash() {
+    needs_root!();
+    let mut scene = Scene::new("");
+    scene.tag(&scene.description());
+    scene.shelf.put("hang", "touch $OUT/$2; [ $2 = post ] || sleep 600");
+    let client = scene.world.client();
+    let path = format!("/api/v1/vms/{VM}/snapshots");
+    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
+    scene.shelf.wait_for("pre");
+    scene.world.exporter.kill();
+    asking.join().unwrap();
+    assert_eq!(scene.asked(), ["/sync"]);
+    scene.world.exporter.restart();
+    assert_eq!(scene.asked(), ["/post-sync"]);
+    assert!(scene.shelf.at("post").exists());
+}
