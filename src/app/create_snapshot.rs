@@ -4,9 +4,9 @@
 //! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::io;
-use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,18 +14,17 @@ use std::time::Duration;
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
-use super::hooked::Around;
+use super::disk_names::names_for;
+use super::hooked::{Around, Between};
 use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
-use crate::hooks::{Event, Operation, milliseconds};
-use crate::model::{
-    Consistency, DiskName, DiskSource, FileIdentity, InvalidId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
-};
+use crate::hooks::{Debt, Event, Operation, milliseconds};
+use crate::model::{Consistency, DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
 use crate::repository::clone::{Cloned, Clones, Source};
 use crate::repository::{LocatedDisk, SnapshotDir};
-use crate::store::{Order, State};
+use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
 const LONG: Duration = Duration::from_secs(60);
@@ -34,16 +33,25 @@ const LONG: Duration = Duration::from_secs(60);
 struct Plan {
     snapshot: Snapshot,
     sources: Vec<Source>,
-    order: Order,
+    terms: Terms,
     event: Event,
 }
+
+/// What goes into the commit besides the snapshot.
+struct Terms {
+    ttl: Option<Duration>,
+    key: Option<RequestKey>,
+}
+
+/// What keeps others from changing the VM's snapshots meanwhile.
+type Turn = Arc<dyn Any + Send + Sync>;
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
     snapshot: Snapshot,
     clones: Clones,
-    order: Order,
-    event: Event,
+    terms: Terms,
+    debt: Option<Debt>,
 }
 
 impl App {
@@ -54,7 +62,7 @@ impl App {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
-    /// [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
+    /// [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
     pub async fn create_snapshot(
         self: &Arc<Self>,
         session: &Session,
@@ -79,9 +87,10 @@ impl App {
         };
         let app = Arc::clone(self);
         self.detached(async move {
-            let (mut place, _turn) = held;
+            let (mut place, turn) = held;
+            let turn: Turn = Arc::new(turn);
             let outcome = {
-                let mut creation = pin!(app.create(&vm, &actor, &request));
+                let mut creation = pin!(app.create(&vm, &actor, &request, &turn));
                 match tokio::time::timeout(LONG, &mut creation).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
@@ -99,34 +108,72 @@ impl App {
         .await
     }
 
-    async fn create(self: &Arc<Self>, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Snapshot, Error> {
+    async fn create(
+        self: &Arc<Self>,
+        vm: &VmId,
+        actor: &Actor,
+        request: &CreateRequest,
+        turn: &Turn,
+    ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
         if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
-        let made = self.make(vm.clone(), actor.clone(), request.clone()).await;
+        let mut freeze = None;
+        let made = self.make(vm.clone(), actor.clone(), request.clone(), turn, &mut freeze).await;
         match &made {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
             }
-            Err(_) => self.metrics.snapshot_failed(),
+            Err(_) => {
+                self.metrics.snapshot_failed(freeze);
+                if let Some(freeze) = freeze {
+                    tracing::warn!(%vm, freeze_ms = %ms(freeze), "no snapshot was made, and the guest was held up for it");
+                }
+            }
         }
         made
     }
 
-    async fn make(self: &Arc<Self>, vm: VmId, actor: Actor, request: CreateRequest) -> Result<Snapshot, Error> {
+    /// Says in `freeze` how long hooks have held up the guest, also where that was in vain.
+    async fn make(
+        self: &Arc<Self>,
+        vm: VmId,
+        actor: Actor,
+        request: CreateRequest,
+        turn: &Turn,
+        freeze: &mut Option<Duration>,
+    ) -> Result<Snapshot, Error> {
         let plan = self.blocking(move |app| {
             let plan = app.plan(&vm, &actor, &request)?;
             app.check_policy(&plan.snapshot, &plan.sources)?;
             Ok(plan)
         });
         let plan = plan.await?;
-        let Ready { snapshot, clones, order, event } = self.blocking(move |app| app.make_ready(plan)).await?;
+        let Ready { snapshot, clones, terms, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
-        let clone = move |_: &Self| clones.make().map_err(|(index, error)| of_clone(&names[index], error));
-        let (cloned, around) = self.within_hooks(snapshot.id, event, clone).await;
+        let refresh = clones.refresh();
+        let late = {
+            let (snapshot, turn) = (snapshot.clone(), Arc::clone(turn));
+            move |app: &Self| {
+                // Until now nobody else could change the VM's snapshots.
+                let _turn = turn;
+                tracing::warn!(snapshot = %snapshot.id, vm = %snapshot.vm, "its clones have ended late: they are removed");
+                app.undo(&snapshot);
+            }
+        };
+        let clone = move |_: &Self| {
+            let cloned = clones.make().map_err(|(index, error)| of_clone(&names[index], error))?;
+            Ok((cloned, jiff::Timestamp::now()))
+        };
+        let between = Between { work: Box::new(clone), refresh: Arc::new(refresh), late: Some(Box::new(late)) };
+        let (cloned, around) = self.within_hooks(snapshot.id, debt, between).await;
+        *freeze = around.held;
+        if let Err(error @ Error::CloneTimeout { .. }) = cloned {
+            return Err(error);
+        }
         self.blocking(move |app| {
-            let snapshot = app.complete(snapshot, &order, cloned, around)?;
+            let snapshot = app.complete(snapshot, terms, cloned, around)?;
             if let Err(error) = app.watch(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
@@ -186,21 +233,21 @@ impl App {
             Keep::UntilDeleted => None,
             Keep::For(ttl) => Some(ttl),
         };
-        let order = Order { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key: request_key(actor, request) };
+        let terms = Terms { ttl, key: request_key(actor, request) };
         let event = self.event(Operation::SnapshotCreate, &snapshot, Some(&definition));
-        Ok(Plan { snapshot, sources, order, event })
+        Ok(Plan { snapshot, sources, terms, event })
     }
 
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
-        let Plan { mut snapshot, sources, order, event } = plan;
-        let owed = self.hooks.concern(&event).then(|| event.to_bytes());
-        self.store.begin(&mut snapshot, owed.as_deref())?;
+        let Plan { mut snapshot, sources, terms, event } = plan;
+        let debt = self.hooks.debt(event);
+        self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
         match self.prepare(&snapshot, sources) {
-            Ok(clones) => Ok(Ready { snapshot, clones, order, event }),
+            Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
-                if owed.is_some() {
+                if debt.is_some() {
                     self.settle(snapshot.id);
                 }
                 Err(error)
@@ -223,15 +270,21 @@ impl App {
     fn complete(
         &self,
         mut snapshot: Snapshot,
-        order: &Order,
-        cloned: Result<Cloned, Error>,
+        terms: Terms,
+        cloned: Result<(Cloned, jiff::Timestamp), Error>,
         around: Around,
     ) -> Result<Snapshot, Error> {
-        if let Err(error) = cloned.and_then(|cloned| self.seal(&mut snapshot, cloned, around)) {
+        let sealed = cloned.and_then(|(cloned, at)| {
+            // What the hooks took is not in it: it is as old as its bytes.
+            snapshot.created_at = at;
+            self.seal(&mut snapshot, cloned, around)
+        });
+        if let Err(error) = sealed {
             self.undo(&snapshot);
             return Err(error);
         }
-        if let Err(error) = self.store.commit(&snapshot, order) {
+        let order = Order { expires_at: terms.ttl.map(|ttl| snapshot.created_at + ttl), key: terms.key };
+        if let Err(error) = self.store.commit(&snapshot, &order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
             match self.store.record(snapshot.id) {
@@ -259,7 +312,6 @@ impl App {
         for folder in &self.folders_of(snapshot)? {
             folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
-        let ms = |duration: Duration| format!("{:.3}", duration.as_secs_f64() * 1e3);
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
@@ -289,46 +341,10 @@ impl App {
     }
 }
 
+fn ms(duration: Duration) -> String {
+    format!("{:.3}", duration.as_secs_f64() * 1e3)
+}
+
 fn of_clone(disk: &DiskName, error: io::Error) -> Error {
     Error::of_step(format!("cloning {disk}"), error)
-}
-
-/// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one
-/// file name, all but the first get their repository's id before it.
-fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, InvalidId> {
-    let mut names: Vec<DiskName> = Vec::new();
-    for source in sources {
-        let file_name = Path::new(&source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let qualified = format!("{}-{file_name}", source.repository);
-        let mut candidates = [file_name.to_owned(), qualified.clone()]
-            .into_iter()
-            .chain((2..).map(|number| format!("{qualified}-{number}")));
-        // Every name before the last is taken, so one of them is free.
-        let free = candidates.find(|candidate| names.iter().all(|name| name.as_str() != candidate));
-        names.push(free.unwrap_or_default().parse()?);
-    }
-    Ok(names)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn disks_of_one_file_name_are_told_apart() {
-        let source = |repository: &str, path: &str| DiskSource {
-            repository: repository.parse().unwrap(),
-            path: path.to_owned(),
-        };
-        let sources = [
-            source("r1", "VirtualDisks/a.img"),
-            source("r2", "VirtualDisks/a.img"),
-            source("r2", "Templates/a.img"),
-            source("r2", "VirtualDisks/b.img"),
-        ];
-        let names = names_for(&sources.iter().collect::<Vec<_>>()).unwrap();
-        let names: Vec<_> = names.iter().map(DiskName::as_str).collect();
-        assert_eq!(names, ["a.img", "r2-a.img", "r2-a.img-2", "b.img"]);
-        assert_eq!(names_for(&[&source("r1", "VirtualDisks/.hidden")]), Err(InvalidId::Disk));
-    }
 }

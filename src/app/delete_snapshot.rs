@@ -3,8 +3,11 @@
 use std::sync::Arc;
 
 use super::audit::Actor;
+use super::hooked::Between;
+use super::owed;
 use super::{App, Error};
 use crate::auth::Session;
+use crate::hooks::Operation;
 use crate::model::{Snapshot, SnapshotId, VmId};
 use crate::repository::{Removal, SnapshotDir};
 use crate::store::State;
@@ -86,18 +89,17 @@ impl App {
         id: SnapshotId,
         work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let event = self.blocking(move |app| {
+        let key = owed::key(Operation::SnapshotDelete, id);
+        let debt = self.blocking(move |app| {
             let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
-            let event = app.deletion(&snapshot);
-            if app.hooks.concern(&event) {
-                app.store.owe(id, &event.to_bytes())?;
-            }
-            Ok(Some(event))
+            let Some(mut debt) = app.hooks.debt(app.deletion(&snapshot)) else { return Ok(None) };
+            debt.earlier = app.owed_earlier(key)?;
+            app.store.owe(key, &debt.to_bytes())?;
+            Ok(Some(debt))
         });
-        match event.await? {
-            Some(event) => self.within_hooks(id, event, work).await.0,
-            None => self.blocking(work).await,
-        }
+        // Removing files takes as long as it takes, and freezes nobody: it is waited for.
+        let between = Between { work: Box::new(work), refresh: Arc::new(|| ()), late: None };
+        self.within_hooks(key, debt.await?, between).await.0
     }
 
     fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {

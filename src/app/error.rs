@@ -88,6 +88,15 @@ pub enum Error {
         /// How it ended.
         how: String,
     },
+    /// The disks were not cloned in the time that a guest may be held for it.
+    #[error(
+        "the disks were not cloned within {seconds} s (hooks.timeout), so the guest was let go and the snapshot given \
+         up; look at the storage, and at the kernel's log of the host"
+    )]
+    CloneTimeout {
+        /// The time, seconds.
+        seconds: f64,
+    },
     /// The manager cannot be asked.
     #[error("the manager cannot be reached or does not answer as it should; the service's log says why")]
     ManagerUnavailable(String),
@@ -168,6 +177,7 @@ impl Error {
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
             | Self::HookFailed { .. }
+            | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }
             | Self::Io { .. }

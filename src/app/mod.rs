@@ -26,8 +26,10 @@ mod admission;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_names;
 mod hooked;
 mod line;
+mod owed;
 mod recover;
 mod refined_cache;
 mod remembered;
@@ -88,6 +90,8 @@ pub struct App {
     started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
+    /// What hooks may hold: between a `pre` and the end of its `post`.
+    held: TaskTracker,
 }
 
 impl App {
@@ -119,6 +123,7 @@ impl App {
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
+            held: TaskTracker::new(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.

@@ -196,6 +196,7 @@ pub(super) struct HooksSync {
     pub(super) insecure_skip_verify: bool,
     pub(super) retries: u32,
     pub(super) retry_delay: String,
+    pub(super) hosts: Vec<String>,
     pub(super) urls: BTreeMap<String, String>,
 }
 
@@ -211,6 +212,7 @@ impl Default for HooksSync {
             insecure_skip_verify: false,
             retries: 0,
             retry_delay: "1m".to_owned(),
+            hosts: Vec::new(),
             urls: BTreeMap::new(),
         }
     }

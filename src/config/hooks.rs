@@ -1,6 +1,7 @@
 //! `[hooks]` and `[hooks.sync]`.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -43,8 +44,27 @@ pub struct Sync {
     pub retries: u32,
     /// `retry_delay`: the pause before each of them.
     pub retry_delay: Duration,
+    /// `hosts`: to which a VM's tag may lead: names, addresses, ends of names with their dot, or `*`.
+    pub hosts: Vec<String>,
     /// `urls`, checked, by VM.
     pub urls: BTreeMap<VmId, String>,
+}
+
+impl Sync {
+    /// Whether the secret may go to `host` because a VM's tag says so: whoever may edit a VM's description can
+    /// name any. Where no hosts are named, only a guests' authority of one's own vouches for them.
+    pub fn may_be_named(&self, host: &str) -> bool {
+        let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
+        let address = host.parse::<IpAddr>().ok();
+        let is = |named: &String| {
+            let named = named.to_ascii_lowercase();
+            named == "*"
+                || named == host
+                || named.starts_with('.') && address.is_none() && host.ends_with(&named)
+                || address.is_some() && named.parse().ok() == address
+        };
+        if self.hosts.is_empty() { matches!(self.trust, Trust::CaFile(_)) } else { self.hosts.iter().any(is) }
+    }
 }
 
 /// What becomes of an operation when a hook before it fails.
@@ -100,6 +120,12 @@ impl Check {
             Some(path) => Trust::CaFile(path.into()),
             None => Trust::System,
         };
+        for host in &sync.hosts {
+            if host.is_empty() || host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@' | '[')) {
+                let remedy = "write guest.example, .example for all below it, 10.0.0.5, fd00::5, or *";
+                self.problem("hooks.sync.hosts", format_args!("{host:?} is no host; {remedy}"));
+            }
+        }
         let mut urls = BTreeMap::new();
         for (vm, url) in &sync.urls {
             let key = format!("hooks.sync.urls.{vm}");
@@ -120,6 +146,7 @@ impl Check {
             trust,
             retries: sync.retries,
             retry_delay: self.duration("hooks.sync.retry_delay", &sync.retry_delay),
+            hosts: sync.hosts.clone(),
             urls,
         };
         (!sync.secret.expose_secret().is_empty()).then_some(checked)

@@ -118,6 +118,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[hooks]\non_failure = \"stop\"\n[jwt]"), "hooks.on_failure: \"stop\" is neither"),
         (with("[jwt]", "[hooks]\ntimeout = \"0s\"\n[jwt]"), "hooks.timeout: \"0s\" is no duration"),
         (with("[jwt]", "[hooks.sync]\nport = 0\n[jwt]"), "hooks.sync.port: 0 is no port"),
+        (with("[jwt]", "[hooks.sync]\nhosts = [\"https://a\"]\n[jwt]"), "hooks.sync.hosts: \"https://a\" is no host"),
         (with("[jwt]", "[hooks.sync]\nretries = 11\n[jwt]"), "hooks.sync.retries: is over 10"),
         (
             with("[jwt]", "[hooks.sync]\nca_certificate = \"x\"\ninsecure_skip_verify = true\n[jwt]"),

@@ -2,24 +2,32 @@
 //!
 //! What runs here runs as the service, which is root. So nobody else may be able to put it there.
 
+use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::fs::{File, Metadata};
+use std::fs::{self, Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
+use nix::errno::Errno;
 use nix::fcntl::AtFlags;
+use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 use nix::unistd::geteuid;
+
+/// Links that are followed, as many as the kernel follows.
+const LINKS: u32 = 40;
 
 /// Something in the directory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Program {
     /// Its file name.
     pub name: OsString,
+    /// Where it lies, with no link in the way: what is run.
+    pub path: PathBuf,
     /// Why it is not run, where it is not.
     pub problem: Option<String>,
 }
@@ -41,19 +49,10 @@ pub enum Unusable {
 /// # Errors
 /// [`Unusable`].
 pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
-    // Links in the way are followed once; what counts is where they lead.
-    let path = path.canonicalize()?;
-    for ancestor in path.ancestors().skip(1) {
-        // In a folder with the sticky bit nobody moves what is another's: /tmp.
-        let metadata = ancestor.metadata()?;
-        let sticky = metadata.mode() & SFlag::S_IFMT.bits() == SFlag::S_IFDIR.bits() && metadata.mode() & 0o1000 != 0;
-        refuse(ancestor, trust(metadata.uid(), if sticky { 0 } else { metadata.mode() }))?;
-    }
-    let folder = File::open(&path)?;
+    let path = settled(path)?;
+    let folder = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(&path)?;
     let metadata: Metadata = folder.metadata()?;
-    if !metadata.is_dir() {
-        return Err(io::Error::from(io::ErrorKind::NotADirectory).into());
-    }
+    // Also with the sticky bit: it keeps nobody from putting something new there.
     refuse(&path, trust(metadata.uid(), metadata.mode()))?;
     // From here on by the open folder: it is the one that was looked at.
     let mut names: Vec<CString> = Vec::new();
@@ -62,7 +61,43 @@ pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
     }
     names.retain(|name| !name.to_bytes().starts_with(b"."));
     names.sort();
-    Ok(names.iter().map(|name| Program { name: os(name), problem: problem_of(&folder, name) }).collect())
+    let program =
+        |name: &CString| Program { name: os(name), path: path.join(os(name)), problem: problem_of(&folder, name) };
+    Ok(names.iter().map(program).collect())
+}
+
+/// Where `path`, which is absolute, leads to. Each folder on the way, each link, and each folder in which
+/// a link lies, is root's or the service's own: so nobody else can make it lead elsewhere later.
+fn settled(path: &Path) -> Result<PathBuf, Unusable> {
+    let mut ahead: VecDeque<OsString> = path.iter().map(OsStr::to_owned).collect();
+    let (mut at, mut links) = (PathBuf::from("/"), 0);
+    while let Some(step) = ahead.pop_front() {
+        // The root's own, or "..", too.
+        let next = at.join(&step);
+        let metadata = fs::symlink_metadata(&next)?;
+        if metadata.is_symlink() {
+            links += 1;
+            if links > LINKS {
+                return Err(io::Error::from(Errno::ELOOP).into());
+            }
+            // A link has no mode of its own.
+            refuse(&next, trust(metadata.uid(), 0))?;
+            let target = fs::read_link(&next)?;
+            target.iter().rev().for_each(|step| ahead.push_front(step.to_owned()));
+            continue;
+        }
+        if step == ".." {
+            at.pop();
+            continue;
+        }
+        if !ahead.is_empty() {
+            // In a folder with the sticky bit nobody moves what is another's: /tmp.
+            let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
+            refuse(&next, trust(metadata.uid(), if sticky { 0 } else { metadata.mode() }))?;
+        }
+        at = next;
+    }
+    Ok(at)
 }
 
 fn os(name: &CStr) -> OsString {
@@ -107,11 +142,6 @@ fn trust(owner: u32, mode: u32) -> Result<(), String> {
     Ok(())
 }
 
-/// Where a program of the directory lies.
-pub(super) fn path_of(directory: &Path, name: &OsStr) -> PathBuf {
-    directory.join(name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -153,8 +183,8 @@ mod tests {
         }
         let found = programs(dir.path()).unwrap();
         assert_eq!(found.len(), expected.len(), "{found:?}");
-        for (Program { name, problem }, (expected_name, expected)) in found.iter().zip(expected) {
-            assert_eq!(name, expected_name);
+        for (Program { name, path, problem }, (expected_name, expected)) in found.iter().zip(expected) {
+            assert_eq!((name.as_os_str(), path), (OsStr::new(expected_name), &at(expected_name)));
             match (problem, expected) {
                 (None, None) => {}
                 (Some(problem), Some(expected)) => assert!(problem.contains(expected), "{problem}"),
@@ -186,5 +216,48 @@ mod tests {
         assert!(matches!(programs(&dir.path().join("none")), Err(Unusable::Unreadable(_))));
         put(&dir.path().join("file"), 0o755);
         assert!(matches!(programs(&dir.path().join("file")), Err(Unusable::Unreadable(_))));
+    }
+
+    #[test]
+    fn nobody_elses_link_leads_to_a_hook() {
+        if !geteuid().is_root() {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["ours", "ours/hooks", "stranger"] {
+            fs::create_dir(at(folder)).unwrap();
+        }
+        put(&at("ours/hooks/one"), 0o755);
+        let chowned = |path: &Path| std::os::unix::fs::lchown(path, Some(1234), None).unwrap();
+        chowned(&at("stranger"));
+        let link = |target: &str, name: &str| symlink(at(target), at(name)).unwrap();
+        let refusal = |name: &str| match programs(&at(name)) {
+            Err(Unusable::Untrusted(problem)) => problem,
+            other => panic!("{name}: {other:?}"),
+        };
+        // What it leads to is ours, and where it leads is the stranger's to say.
+        link("ours", "stranger/link");
+        assert!(refusal("stranger/link/hooks").contains("stranger belongs to the user 1234"));
+        // Also behind a link of ours.
+        link("stranger/link/hooks", "through");
+        assert!(refusal("through").contains("stranger belongs to the user 1234"));
+        link("stranger/link/../hooks", "up");
+        assert!(refusal("up").contains("stranger belongs to the user 1234"));
+        // A link of theirs in a folder with the sticky bit.
+        fs::create_dir(at("tmp")).unwrap();
+        fs::set_permissions(at("tmp"), Permissions::from_mode(0o1777)).unwrap();
+        link("ours/hooks", "tmp/theirs");
+        chowned(&at("tmp/theirs"));
+        assert!(refusal("tmp/theirs").contains("tmp/theirs belongs to the user 1234"));
+        // A link of ours, a relative one, and ".." are followed; what is run has none of them in its way.
+        link("ours/hooks", "tmp/mine");
+        symlink("../ours/../ours/hooks", at("tmp/relative")).unwrap();
+        for name in ["tmp/mine", "tmp/relative", "tmp/../ours/hooks", "ours/hooks/"] {
+            let found = programs(&at(name)).unwrap();
+            assert_eq!(found[0].path, at("ours/hooks/one"), "{name}");
+        }
+        link("tmp/round", "tmp/round");
+        assert!(matches!(programs(&at("tmp/round")), Err(Unusable::Unreadable(_))));
     }
 }

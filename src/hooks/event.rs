@@ -24,8 +24,7 @@ impl Operation {
     }
 }
 
-/// One operation that hooks are called around. It can be written down, so that the second half is
-/// called after a crash between the two.
+/// One operation that hooks are called around.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
     /// What is done.
@@ -102,19 +101,6 @@ impl Event {
         text.push(b'\n');
         text
     }
-
-    /// The event as it is written down.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
-    }
-
-    /// The event that was written down.
-    ///
-    /// # Errors
-    /// Where it was not written by [`Event::to_bytes`].
-    pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
-        serde_json::from_slice(bytes)
-    }
 }
 
 #[cfg(test)]
@@ -157,12 +143,5 @@ mod tests {
             let post: Value = serde_json::from_slice(&event.message(HookStage::Post, Some(done))).unwrap();
             assert_eq!((&post["stage"], &post["data"]["outcome"]), (&json!("post"), &json!(outcome)));
         }
-    }
-
-    #[test]
-    fn an_event_is_read_as_it_was_written_down() {
-        let event = example();
-        assert_eq!(Event::from_bytes(&event.to_bytes()).unwrap(), event);
-        assert!(Event::from_bytes(b"{}").is_err());
     }
 }

@@ -6,6 +6,8 @@
 pub mod directory;
 pub mod event;
 
+mod calls;
+mod debt;
 mod orphans;
 mod output;
 mod program;
@@ -13,18 +15,22 @@ mod sync;
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::ClientConfig;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use calls::milliseconds;
+pub use debt::{Debt, Owed};
 pub use directory::{Program, Unusable};
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 
 use crate::config::{self, OnFailure};
 use crate::model::{HookKind, HookOutcome, HookRun, HookStage, VmId};
+use calls::{Call, Calls, not_made};
 
 /// All hooks of the service.
 pub struct Hooks {
@@ -34,39 +40,32 @@ pub struct Hooks {
     hurry: CancellationToken,
 }
 
+/// What is done once more before another attempt, since time has passed. It may block.
+pub type Refresh = Arc<dyn Fn() + Send + Sync>;
+
 /// What the first half of an event has come to.
-#[derive(Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Begun {
-    /// What was called, in its order.
-    pub runs: Vec<HookRun>,
+    calls: Calls,
     /// The call for whose failure the operation must not be done.
     pub refusal: Option<HookRun>,
     /// Whether something has put the guest's disks in order.
     pub quiesced: bool,
     /// From when on the guest may have been held up.
     pub since: Option<Instant>,
-    owed: Owed,
+    /// The programs that were called, each with whether its second half is owed in any case.
+    programs: Vec<(OsString, bool)>,
+    /// Whether the server was asked.
+    server: bool,
 }
 
-/// What has to be called after the operation.
+/// What the second half of an event has come to.
 #[derive(Debug)]
-enum Owed {
-    /// Whatever there is: nobody knows how far the first half came.
-    All,
-    /// What the first half called: programs, each with whether it quiesced; and the server.
-    These { programs: Vec<(OsString, bool)>, server: bool },
-}
-
-impl Begun {
-    fn nothing() -> Self {
-        let owed = Owed::These { programs: Vec::new(), server: false };
-        Self { runs: Vec::new(), refusal: None, quiesced: false, since: None, owed }
-    }
-
-    /// What is left of a first half that nobody saw the end of: everything is owed.
-    pub fn unknown() -> Self {
-        Self { owed: Owed::All, ..Self::nothing() }
-    }
+pub struct Ended {
+    /// What was called, in its order; after a first half, also that.
+    pub runs: Vec<HookRun>,
+    /// What did not do what it should, and has to be called again; nothing where that cannot be told.
+    pub left: Option<Owed>,
 }
 
 impl Hooks {
@@ -96,9 +95,36 @@ impl Hooks {
         sync::target(self.config.sync.as_ref()?, vm, labels, address)
     }
 
-    /// Whether anything is called around `event`.
-    pub fn concern(&self, event: &Event) -> bool {
-        self.config.directory.is_some() || event.sync.is_some()
+    /// What is to be written down before `event`, where anything is called around it. This reads the
+    /// directory.
+    pub fn debt(&self, event: Event) -> Option<Debt> {
+        if self.config.directory.is_none() && event.sync.is_none() {
+            return None;
+        }
+        let owed = self.all(&event);
+        Some(Debt { event, owed, earlier: Vec::new(), done: false, attempts: 0 })
+    }
+
+    /// All that may be called around `event`; nothing where the directory cannot be looked into.
+    fn all(&self, event: &Event) -> Option<Owed> {
+        let mut programs = Vec::new();
+        if let Some(directory) = &self.config.directory {
+            let found = directory::programs(directory).ok()?.into_iter();
+            programs.extend(found.filter(|program| program.problem.is_none()).map(|program| program.name));
+        }
+        Some(Owed { programs, server: matches!(event.sync, Some(SyncTarget::Url(_))) })
+    }
+
+    /// How long what stands between the two halves may take while something is held.
+    pub fn patience(&self) -> Duration {
+        self.config.timeout
+    }
+
+    /// How long it may take from a `pre` that is ended until all is let go: the operation, a `post` of each
+    /// kind, and the ends of what hangs.
+    pub fn longest_end(&self) -> Duration {
+        let server = self.config.sync.as_ref().map_or(Duration::ZERO, |sync| sync.timeout);
+        2 * self.config.timeout + server + 3 * program::LONGEST_END
     }
 
     /// Lets no `pre` hook hold up the service's end any longer.
@@ -111,121 +137,145 @@ impl Hooks {
     ///
     /// The server goes first: what it writes out has to go through what a program may freeze; and no
     /// program holds anything while another attempt is waited for.
-    pub async fn before(&self, event: &Event) -> Begun {
-        let mut begun = Begun::nothing();
-        self.ask_server(event, &mut begun).await;
+    pub async fn before(&self, debt: &Debt, refresh: &Refresh) -> Begun {
+        let mut begun =
+            Begun { programs: debt.earlier.iter().map(|name| (name.clone(), true)).collect(), ..Begun::default() };
+        self.ask_server(&debt.event, &mut begun, refresh).await;
         if begun.refusal.is_none() {
-            self.call_programs(event, &mut begun).await;
+            self.call_programs(debt, &mut begun).await;
         }
         begun
     }
 
     /// Calls the second half, as far as it is owed: the programs, and then the guest's server. `done`
     /// is whether the operation was.
-    pub async fn after(&self, event: &Event, begun: &Begun, done: bool) -> Vec<HookRun> {
-        let mut runs = Vec::new();
-        if let Some(directory) = &self.config.directory {
-            let wanted = |name: &OsStr| match &begun.owed {
-                Owed::All => true,
-                Owed::These { programs, .. } => programs
-                    .iter()
-                    .any(|(program, quiesced)| program == name && (done || *quiesced || self.config.post_on_failure)),
-            };
-            let nothing_owed = matches!(&begun.owed, Owed::These { programs, .. } if programs.is_empty());
-            if !nothing_owed {
-                self.call_programs_after(directory, event, done, wanted, &mut runs).await;
-            }
-        }
-        let server = match &begun.owed {
-            Owed::All => true,
-            Owed::These { server, .. } => *server && (done || self.posts_to_servers()),
-        };
-        if let (true, Some(client), Some(SyncTarget::Url(url))) = (server, &self.sync, &event.sync) {
-            let (run, _) = ask(client, event, url, HookStage::Post).await;
-            runs.push(run);
-        }
-        runs
+    pub async fn after(&self, event: &Event, mut begun: Begun, done: bool) -> Ended {
+        let anyway = done || self.config.post_on_failure;
+        let programs = begun.programs.into_iter().filter(|(_, owed)| anyway || *owed).map(|(name, _)| name);
+        let owed = Owed { programs: programs.collect(), server: begun.server && (done || self.posts_to_servers()) };
+        let left = self.call_owed(event, &owed, done, &mut begun.calls).await;
+        begun.calls.tell(event);
+        Ended { runs: begun.calls.runs().to_vec(), left: Some(left) }
     }
 
-    /// Calls the second half of an event of an earlier life of the service, of which nobody knows how
-    /// far it came.
-    pub async fn after_crash(&self, event: &Event) -> Vec<HookRun> {
-        let id = event.snapshot_id.clone();
-        let _ = tokio::task::spawn_blocking(move || orphans::end(&id)).await;
-        self.after(event, &Begun::unknown(), false).await
+    /// Calls the second half of an event of which nobody knows how far it came, or what failed of it before.
+    /// What is left of its hooks is ended first: it may freeze something yet.
+    pub async fn again(&self, debt: &Debt) -> Ended {
+        let (id, mut calls) = (debt.event.snapshot_id.clone(), Calls::default());
+        orphans::end_on_a_thread(id, None).await;
+        let known = debt.owed.clone().or_else(|| self.all(&debt.event));
+        let mut owed = known.clone().unwrap_or(Owed { programs: Vec::new(), server: true });
+        for name in &debt.earlier {
+            if !owed.programs.contains(name) {
+                owed.programs.push(name.clone());
+            }
+        }
+        let mut left = Some(self.call_owed(&debt.event, &owed, debt.done, &mut calls).await);
+        if let (None, Some(directory)) = (known, &self.config.directory) {
+            let reason = "cannot be looked into, so nobody knows what is owed";
+            let (name, kind) = (directory.display().to_string(), HookKind::Directory);
+            calls.push(not_made(name, kind, HookStage::Post, HookOutcome::Failed, reason));
+            left = None;
+        }
+        calls.tell(&debt.event);
+        Ended { runs: calls.runs().to_vec(), left }
     }
 
     fn posts_to_servers(&self) -> bool {
         self.config.sync.as_ref().is_some_and(|sync| sync.post_on_failure)
     }
 
-    async fn ask_server(&self, event: &Event, begun: &mut Begun) {
+    async fn ask_server(&self, event: &Event, begun: &mut Begun, refresh: &Refresh) {
         let (Some(client), Some(config)) = (&self.sync, &self.config.sync) else { return };
         let url = match &event.sync {
             None => return,
             Some(SyncTarget::Url(url)) => url,
             Some(SyncTarget::Unknown(reason)) => {
-                return begun.runs.push(skipped(event, "sync", HookKind::Sync, HookStage::Pre, reason));
+                return begun.calls.push(not_made(
+                    "sync",
+                    HookKind::Sync,
+                    HookStage::Pre,
+                    HookOutcome::Skipped,
+                    reason,
+                ));
             }
         };
         let mut attempts_left = config.retries;
         loop {
             let started = Instant::now();
-            let (run, reached) = tokio::select! {
-                asked = ask(client, event, url, HookStage::Pre) => asked,
+            let (call, reached) = tokio::select! {
+                asked = ask(client, url, HookStage::Pre) => asked,
                 () = self.hurry.cancelled() => {
-                    let run = run(url.clone(), HookKind::Sync, HookStage::Pre, started);
-                    (told(event, HookRun { detail: "the service stops".to_owned(), ..run }), true)
+                    let run = calls::run(url.clone(), HookKind::Sync, HookStage::Pre, started);
+                    (Call { run: HookRun { detail: "the service stops".to_owned(), ..run }, said: Vec::new() }, true)
                 }
             };
-            begun.runs.push(run.clone());
+            let run = call.run.clone();
+            begun.calls.push(call);
             if run.outcome == HookOutcome::Ok {
                 begun.quiesced = true;
                 begun.since = Some(started);
-                begun.owed = Owed::These { programs: Vec::new(), server: true };
+                begun.server = true;
                 return;
             }
             // Whatever it has done, it need not keep it up until the next attempt.
             if reached && config.post_on_failure {
-                begun.runs.push(ask(client, event, url, HookStage::Post).await.0);
+                let (call, _) = ask(client, url, HookStage::Post).await;
+                // One that did not hear it is told again at the end.
+                begun.server = call.run.has_failed();
+                begun.calls.push(call);
             }
             if attempts_left == 0 || self.hurry.is_cancelled() {
                 begun.refusal = (config.on_failure == OnFailure::Abort).then_some(run);
                 return;
             }
             attempts_left -= 1;
+            // Nothing is held.
+            begun.calls.tell(event);
             tokio::select! {
                 () = tokio::time::sleep(config.retry_delay) => {}
                 () = self.hurry.cancelled() => {}
             }
+            let refresh = Arc::clone(refresh);
+            drop(tokio::task::spawn_blocking(move || refresh()).await);
         }
     }
 
-    async fn call_programs(&self, event: &Event, begun: &mut Begun) {
+    async fn call_programs(&self, debt: &Debt, begun: &mut Begun) {
         let Some(directory) = &self.config.directory else { return };
         let deadline = Instant::now() + self.config.timeout;
         // At once: a thread to do it on would have to be waited for, perhaps with the guest frozen.
         let found = match directory::programs(directory) {
             Ok(found) => found,
             Err(unusable) => {
-                let run = unusable_run(event, directory, HookStage::Pre, &unusable);
-                begun.refusal = (run.has_failed() && self.config.on_failure == OnFailure::Abort).then(|| run.clone());
-                return begun.runs.push(run);
+                // One that is not there has failed; one that must not be used is passed over, as a program is.
+                let outcome = match unusable {
+                    Unusable::Unreadable(_) => HookOutcome::Failed,
+                    Unusable::Untrusted(_) => HookOutcome::Skipped,
+                };
+                let name = directory.display().to_string();
+                let call = not_made(name, HookKind::Directory, HookStage::Pre, outcome, &unusable);
+                let refuses = call.run.has_failed() && self.config.on_failure == OnFailure::Abort;
+                begun.refusal = refuses.then(|| call.run.clone());
+                return begun.calls.push(call);
             }
         };
-        for Program { name, problem } in found {
-            let shown = name.to_string_lossy().into_owned();
+        for Program { name, path, problem } in found {
             let late = (Instant::now() >= deadline).then(|| "no time was left for it".to_owned());
-            if let Some(problem) = problem.or(late) {
-                begun.runs.push(skipped(event, &shown, HookKind::Directory, HookStage::Pre, &problem));
+            let new = (!debt.knows(&name)).then(|| "came when the operation had begun: it is for the next".to_owned());
+            if let Some(problem) = problem.or(new).or(late) {
+                let shown = name.to_string_lossy();
+                begun.calls.push(not_made(shown, HookKind::Directory, HookStage::Pre, HookOutcome::Skipped, problem));
                 continue;
             }
             begun.since.get_or_insert_with(Instant::now);
-            let (run, quiesced) = call(directory, &name, event, None, deadline, &self.hurry).await;
-            begun.runs.push(run.clone());
+            let (call, quiesced) = call(&path, &debt.event, None, deadline, &self.hurry).await;
+            let run = call.run.clone();
+            begun.calls.push(call);
             begun.quiesced |= quiesced && !run.has_failed();
-            if let Owed::These { programs, .. } = &mut begun.owed {
-                programs.push((name, quiesced));
+            match begun.programs.iter_mut().find(|(known, _)| *known == name) {
+                Some((_, owed)) => *owed |= quiesced,
+                None => begun.programs.push((name, quiesced)),
             }
             if run.has_failed() && self.config.on_failure == OnFailure::Abort {
                 begun.refusal = Some(run);
@@ -234,102 +284,78 @@ impl Hooks {
         }
     }
 
-    /// Each of them with all its time: thawing is not cut short by another's hanging.
-    async fn call_programs_after(
-        &self,
-        directory: &Path,
-        event: &Event,
-        done: bool,
-        wanted: impl Fn(&OsStr) -> bool,
-        runs: &mut Vec<HookRun>,
-    ) {
-        let found = match directory::programs(directory) {
-            Ok(found) => found,
-            Err(unusable) => return runs.push(unusable_run(event, directory, HookStage::Post, &unusable)),
-        };
-        let never = CancellationToken::new();
-        for Program { name, problem } in found.into_iter().filter(|program| wanted(&program.name)) {
-            runs.push(match problem {
-                Some(problem) => {
-                    skipped(event, &name.to_string_lossy(), HookKind::Directory, HookStage::Post, &problem)
-                }
-                None => {
+    /// Calls all that is `owed`; says what of it has to be called again. Each has all its time: thawing is
+    /// not cut short by another's hanging.
+    async fn call_owed(&self, event: &Event, owed: &Owed, done: bool, calls: &mut Calls) -> Owed {
+        let mut left = Owed::default();
+        let failed =
+            |name: &str, kind, reason: String| not_made(name, kind, HookStage::Post, HookOutcome::Failed, reason);
+        for name in &owed.programs {
+            // Looked for anew: another may have been slow.
+            let call = match self.callable(name) {
+                Ok(path) => {
                     let deadline = Instant::now() + self.config.timeout;
-                    call(directory, &name, event, Some(done), deadline, &never).await.0
+                    call(&path, event, Some(done), deadline, &CancellationToken::new()).await.0
                 }
-            });
+                Err(problem) => failed(&name.to_string_lossy(), HookKind::Directory, problem),
+            };
+            if call.run.has_failed() {
+                left.programs.push(name.clone());
+            }
+            calls.push(call);
         }
+        if let (true, Some(SyncTarget::Url(url))) = (owed.server, &event.sync) {
+            let call = match &self.sync {
+                Some(client) => ask(client, url, HookStage::Post).await.0,
+                None => failed(url, HookKind::Sync, "hooks.sync.secret is not set any more".to_owned()),
+            };
+            left.server = call.run.has_failed();
+            calls.push(call);
+        }
+        left
+    }
+
+    /// Where the program `name` lies, if it may be called.
+    fn callable(&self, name: &OsStr) -> Result<PathBuf, String> {
+        let Some(directory) = &self.config.directory else {
+            return Err("hooks.directory is not set any more".to_owned());
+        };
+        let found =
+            directory::programs(directory).map_err(|unusable| format!("{}: {unusable}", directory.display()))?;
+        let program = found.into_iter().find(|program| program.name == name);
+        let program = program.ok_or_else(|| format!("is not in {} any more", directory.display()))?;
+        program.problem.map_or(Ok(program.path), Err)
     }
 }
 
-/// Calls one program: before the operation, or after it, which then is `done` or has failed.
+/// Calls one program: before the operation, or after it, which then is `done` or has failed. Says too whether
+/// it said `quiesced`.
 async fn call(
-    directory: &Path,
-    name: &OsStr,
+    program: &Path,
     event: &Event,
     done: Option<bool>,
     deadline: Instant,
     hurry: &CancellationToken,
-) -> (HookRun, bool) {
+) -> (Call, bool) {
     let stage = if done.is_none() { HookStage::Pre } else { HookStage::Post };
     let started = Instant::now();
-    let path = directory::path_of(directory, name);
-    let ended = program::call(&path, event, stage, event.message(stage, done), deadline, hurry).await;
-    let run = run(name.to_string_lossy().into_owned(), HookKind::Directory, stage, started);
-    (told(event, HookRun { outcome: ended.outcome, detail: ended.detail, ..run }), ended.quiesced)
+    let ended = program::call(program, event, stage, event.message(stage, done), deadline, hurry).await;
+    let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let run = calls::run(name, HookKind::Directory, stage, started);
+    let quiesced = ended.quiesced();
+    (Call { run: HookRun { outcome: ended.outcome, detail: ended.detail, ..run }, said: ended.said }, quiesced)
 }
 
 /// Asks one server; says too whether it may have done something.
-async fn ask(client: &sync::Client, event: &Event, url: &str, stage: HookStage) -> (HookRun, bool) {
+async fn ask(client: &sync::Client, url: &str, stage: HookStage) -> (Call, bool) {
     let request = match stage {
         HookStage::Pre => sync::Request::Sync,
         HookStage::Post => sync::Request::PostSync,
     };
     let started = Instant::now();
     let answer = client.ask(url, request).await;
-    let run = run(url.to_owned(), HookKind::Sync, stage, started);
-    (told(event, HookRun { outcome: answer.outcome, detail: answer.detail, ..run }), answer.reached)
-}
-
-fn run(name: String, kind: HookKind, stage: HookStage, started: Instant) -> HookRun {
-    let duration_ms = milliseconds(started.elapsed());
-    HookRun { name, kind, stage, outcome: HookOutcome::Failed, duration_ms, detail: String::new() }
-}
-
-fn skipped(event: &Event, name: &str, kind: HookKind, stage: HookStage, reason: &str) -> HookRun {
-    let run = run(name.to_owned(), kind, stage, Instant::now());
-    told(event, HookRun { outcome: HookOutcome::Skipped, detail: reason.to_owned(), ..run })
-}
-
-/// A directory that is not there has failed; one that must not be used is passed over, as a program is.
-fn unusable_run(event: &Event, directory: &Path, stage: HookStage, unusable: &Unusable) -> HookRun {
-    let outcome = match unusable {
-        Unusable::Unreadable(_) => HookOutcome::Failed,
-        Unusable::Untrusted(_) => HookOutcome::Skipped,
-    };
-    let run = run(directory.display().to_string(), HookKind::Directory, stage, Instant::now());
-    told(event, HookRun { outcome, detail: unusable.to_string(), ..run })
-}
-
-/// Tells the log of a call.
-fn told(event: &Event, run: HookRun) -> HookRun {
-    let HookRun { name, kind, stage, outcome, duration_ms, detail } = &run;
-    let (kind, stage, outcome) = (kind.as_str(), stage.as_str(), outcome.as_str());
-    let (operation, snapshot) = (event.operation.as_str(), &event.snapshot_id);
-    if run.stage == HookStage::Post && run.has_failed() {
-        let problem = "what it froze may be frozen still";
-        tracing::error!(operation, %snapshot, hook = name, kind, outcome, ms = duration_ms, detail, problem, "post hook");
-    } else if run.outcome == HookOutcome::Ok {
-        tracing::info!(operation, %snapshot, hook = name, kind, stage, outcome, ms = duration_ms, detail, "hook");
-    } else {
-        tracing::warn!(operation, %snapshot, hook = name, kind, stage, outcome, ms = duration_ms, detail, "hook");
-    }
-    run
-}
-
-/// Whole milliseconds, rounded up: nothing is told shorter than it was.
-pub fn milliseconds(duration: Duration) -> u64 {
-    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+    let run = calls::run(url.to_owned(), HookKind::Sync, stage, started);
+    (Call { run: HookRun { outcome: answer.outcome, detail: answer.detail, ..run }, said: Vec::new() }, answer.reached)
 }
 
 #[cfg(test)]

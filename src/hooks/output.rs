@@ -14,10 +14,10 @@ const QUIESCED: &[u8] = b"quiesced";
 const LINE: usize = 64;
 
 /// One stream of a program. Clones are the same.
-#[derive(Clone, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Output(Arc<Mutex<State>>);
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct State {
     kept: Vec<u8>,
     total: usize,

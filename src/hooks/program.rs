@@ -16,11 +16,18 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
+use super::orphans;
 use super::output::Output;
 use crate::model::{HookOutcome, HookStage};
 
 /// By which a process can be told to be of a hook: the snapshot's id, which nobody else has.
 pub(super) const MARK: &str = "EXPORTER_SNAPSHOT";
+
+/// The half of the event, likewise.
+pub(super) const STAGE: &str = "EXPORTER_STAGE";
+
+/// The stream that is looked at.
+const STDOUT: &str = "stdout";
 
 /// From SIGTERM to SIGKILL.
 const GRACE: Duration = Duration::from_secs(2);
@@ -28,6 +35,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// How long a killed program is waited for. One that hangs in the kernel, on a file system that it
 /// has frozen itself, dies when that is thawed.
 const DEATH: Duration = Duration::from_secs(3);
+
+/// All of it, with [`orphans::DEATH`].
+pub(super) const LONGEST_END: Duration = GRACE.saturating_add(DEATH).saturating_add(orphans::DEATH);
 
 /// How long the rest of what an ended program has printed is waited for: a process that it left
 /// behind may hold its streams open for ever.
@@ -41,8 +51,15 @@ const PAUSE: Duration = Duration::from_millis(50);
 pub(super) struct Ended {
     pub outcome: HookOutcome,
     pub detail: String,
+    /// What it printed, by stream.
+    pub said: Vec<(&'static str, Output)>,
+}
+
+impl Ended {
     /// Whether it printed a line `quiesced`.
-    pub quiesced: bool,
+    pub(super) fn quiesced(&self) -> bool {
+        self.said.iter().any(|(stream, output)| *stream == STDOUT && output.says_quiesced())
+    }
 }
 
 /// Calls `program` for one half of `event`, with `message` on its standard input. It is killed, with
@@ -59,7 +76,7 @@ pub(super) async fn call(
         Ok(child) => child,
         Err(error) => {
             let detail = format!("cannot be started: {}", explained(&error));
-            return Ended { outcome: HookOutcome::Failed, detail, quiesced: false };
+            return Ended { outcome: HookOutcome::Failed, detail, said: Vec::new() };
         }
     };
     let (out, err) = (Output::default(), Output::default());
@@ -77,17 +94,14 @@ pub(super) async fn call(
     let (outcome, detail) = tokio::select! {
         status = child.wait() => ended(status),
         () = sleep_until(deadline) => {
-            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child).await))
+            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, event, stage).await))
         }
         () = hurry.cancelled() => {
-            (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child).await))
+            (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child, event, stage).await))
         }
     };
     let _ = timeout(LAST_WORDS, async { while talk.join_next().await.is_some() {} }).await;
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    out.log(&name, stage.as_str(), "stdout");
-    err.log(&name, stage.as_str(), "stderr");
-    Ended { outcome, detail, quiesced: out.says_quiesced() }
+    Ended { outcome, detail, said: vec![(STDOUT, out), ("stderr", err)] }
 }
 
 async fn spawn(program: &Path, event: &Event, stage: HookStage) -> io::Result<Child> {
@@ -98,7 +112,7 @@ async fn spawn(program: &Path, event: &Event, stage: HookStage) -> io::Result<Ch
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8")
         .env("EXPORTER_OPERATION", event.operation.as_str())
-        .env("EXPORTER_STAGE", stage.as_str())
+        .env(STAGE, stage.as_str())
         .env("EXPORTER_VM", &event.vm.name)
         .env(MARK, &event.snapshot_id)
         .current_dir("/")
@@ -137,8 +151,8 @@ fn ended(status: io::Result<ExitStatus>) -> (HookOutcome, String) {
     }
 }
 
-/// Ends `child` and all that it has started in its process group; says how.
-async fn kill(child: &mut Child) -> &'static str {
+/// Ends `child`, all of its process group, and all that it has started in others; says how.
+async fn kill(child: &mut Child, event: &Event, stage: HookStage) -> &'static str {
     let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else {
         return "was ended";
     };
@@ -148,6 +162,8 @@ async fn kill(child: &mut Child) -> &'static str {
     while Instant::now() < end && !has_ended(pid) {
         sleep(Duration::from_millis(10)).await;
     }
+    // First those in groups of their own, while it can be told whose they are.
+    orphans::end_on_a_thread(event.snapshot_id.clone(), Some(stage)).await;
     let _ = killpg(pid, Signal::SIGKILL);
     match timeout(DEATH, child.wait()).await {
         Ok(_) => "was killed",

@@ -138,7 +138,7 @@ pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address:
             "the tag {TAG} names no URL, and the VM's definition no address; name a URL in hooks.sync.urls"
         )),
         ("", Some(address)) => checked(&host_url(address, config.port), &config.trust),
-        (url, _) => checked(url, &config.trust),
+        (url, _) => checked(url, &config.trust).and_then(|url| named(config, url)),
     };
     Some(target.map_or_else(SyncTarget::Unknown, SyncTarget::Url))
 }
@@ -149,6 +149,19 @@ const TOLD: usize = 200;
 fn checked(url: &str, trust: &Trust) -> Result<String, String> {
     let told = || url.chars().take(TOLD).collect::<String>();
     sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", told()))
+}
+
+/// The URL of a tag, where the secret may go there.
+fn named(config: &config::Sync, url: String) -> Result<String, String> {
+    let uri = url.parse::<http::Uri>().ok();
+    let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
+    if config.may_be_named(host) {
+        return Ok(url);
+    }
+    Err(format!(
+        "the tag's URL leads to {host}, to which the secret does not go; name it in hooks.sync.hosts, or the VM's URL in \
+         hooks.sync.urls"
+    ))
 }
 
 fn host_url(address: &str, port: u16) -> String {
@@ -171,9 +184,13 @@ mod tests {
     const VM: &str = "0004fb00000600000000000000000001";
 
     fn config() -> config::Sync {
-        let text = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[hooks.sync]\nsecret = \"hush\"\n\
+        with("hosts = [\"*\"]")
+    }
+
+    fn with(lines: &str) -> config::Sync {
+        let text = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[hooks.sync]\nsecret = \"hush\"\nLINES\n\
                     urls.0004fb00000600000000000000000002 = \"https://named:1\"\n";
-        config::parse(text).unwrap().hooks.sync.unwrap()
+        config::parse(&text.replace("LINES", lines)).unwrap().hooks.sync.unwrap()
     }
 
     #[test]
@@ -200,5 +217,38 @@ mod tests {
         // The config goes before the tag.
         let target = target(&config, &named, &["xo:notify-on-snapshot=https://other"], None);
         assert_eq!(target, Some(SyncTarget::Url("https://named:1".to_owned())));
+    }
+
+    #[test]
+    fn a_tag_leads_the_secret_to_no_host_that_nobody_vouches_for() {
+        let vm = VM.parse().unwrap();
+        let goes = |lines: &str, url: &str| {
+            let tag = format!("xo:notify-on-snapshot={url}");
+            match target(&with(lines), &vm, &[&tag], None).unwrap() {
+                SyncTarget::Url(_) => true,
+                SyncTarget::Unknown(reason) => {
+                    assert!(reason.contains("hooks.sync.hosts"), "{reason}");
+                    false
+                }
+            }
+        };
+        // Any authority of the host, or nobody at all, vouches for anybody's server.
+        assert!(!goes("", "https://attacker.example"));
+        assert!(!goes("insecure_skip_verify = true", "https://attacker.example"));
+        assert!(goes("ca_certificate = \"/guests.pem\"", "https://guest.example"));
+        let some =
+            "ca_certificate = \"/x\"\nhosts = [\"DB.example\", \".guests.example\", \"10.0.0.5\", \"fd00:0::5\"]";
+        for good in ["db.example:1", "a.GUESTS.example", "a.b.guests.example:2/x", "10.0.0.5", "[fd00::5]:1727"] {
+            assert!(goes(some, &format!("https://{good}")), "{good}");
+        }
+        for bad in
+            ["guests.example", "xguests.example", "a.guests.example.attacker.example", "db.example.x", "10.0.0.50"]
+        {
+            assert!(!goes(some, &format!("https://{bad}")), "{bad}");
+        }
+        assert!(goes("hosts = [\"*\"]", "https://anybody"));
+        // The VM's own address, and what the config names, need no list.
+        let address = target(&with(""), &vm, &["xo:notify-on-snapshot"], Some("10.0.0.5"));
+        assert_eq!(address, Some(SyncTarget::Url("https://10.0.0.5:1727".to_owned())));
     }
 }

@@ -111,6 +111,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
+        Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),

@@ -18,7 +18,7 @@ use crate::config::{Api, Config};
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
 /// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
-/// those after it have the other half.
+/// those after it have the other half. What is frozen by then is waited for longer.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
@@ -46,6 +46,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
+    let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
         notify::reloading();
@@ -61,6 +62,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let finish = async {
         let _ = serving.await;
         let _ = sweeping.await;
+        let _ = calling.await;
         app.finish().await;
     };
     let hurry = async {
@@ -75,8 +77,16 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
         }
     };
     match tokio::time::timeout(DRAIN_DEADLINE, finish).await {
-        Ok(()) => tracing::info!("stopped"),
-        Err(_) => tracing::warn!("stopped before all was answered: the deadline is over"),
+        Ok(()) => tracing::info!("all is answered"),
+        Err(_) => tracing::warn!("not all was answered: the deadline is over"),
+    }
+    match app.let_go().await {
+        Ok(0) => tracing::info!("stopped"),
+        Ok(owed) => {
+            tracing::error!(owed, "stopped while post hooks are owed: what they froze may be frozen still");
+            anyhow::bail!("stopped while the post hooks of {owed} operations are owed; the next start calls them");
+        }
+        Err(error) => anyhow::bail!("stopped, and whether post hooks are owed is not known: {error}"),
     }
     Ok(())
 }

@@ -76,8 +76,12 @@ impl Metrics {
         self.freeze.observe(freeze.as_secs_f64());
     }
 
-    /// Counts a snapshot that could not be made.
-    pub fn snapshot_failed(&self) {
+    /// Counts a snapshot that could not be made, for which the guest was held up no longer than `freeze`, if
+    /// it was.
+    pub fn snapshot_failed(&self, freeze: Option<Duration>) {
+        if let Some(freeze) = freeze {
+            self.freeze.observe(freeze.as_secs_f64());
+        }
         self.snapshots.get_or_create(&[("outcome", "failed".to_owned())]).inc();
     }
 
@@ -115,17 +119,18 @@ mod tests {
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.bytes_served().inc_by(1 << 40);
         metrics.snapshot_made(Duration::from_millis(70));
-        metrics.snapshot_failed();
+        metrics.snapshot_failed(None);
+        metrics.snapshot_failed(Some(Duration::from_secs(7)));
         let text = metrics.text();
         for line in [
             "# TYPE ovm_exporter_http_requests counter",
             "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
             "ovm_exporter_served_bytes_total 1099511627776",
             "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
-            "ovm_exporter_snapshots_total{outcome=\"failed\"} 1",
+            "ovm_exporter_snapshots_total{outcome=\"failed\"} 2",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.1\"} 1",
-            "ovm_exporter_freeze_seconds_count 1",
+            "ovm_exporter_freeze_seconds_count 2",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

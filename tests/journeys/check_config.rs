@@ -151,6 +151,9 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
     assert!(line(&table, "hooks.sync").0.starts_with("FAIL"), "{table}");
     let table = check("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\n");
     assert!(line(&table, "hooks.sync.insecure_skip_verify").0.starts_with("warn"), "{table}");
+    let table = check("[hooks.sync]\nsecret = \"hush\"\nhosts = [\"*\"]\n");
+    let (found, remedy) = line(&table, "hooks.sync.hosts");
+    assert!(found.starts_with("warn") && remedy.is_some(), "{table}");
     assert!(!table.contains("hush"));
     fs::set_permissions(shelf.hooks(), fs::Permissions::from_mode(0o777)).unwrap();
     let table = check("");

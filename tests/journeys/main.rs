@@ -37,3 +37,4 @@ mod status;
 mod sync_hooks;
 mod tls;
 mod which_vm;
+mod window;

@@ -140,7 +140,7 @@ fn the_job_says_only_what_old_upstart_knows() {
     let unit = example("systemd/coriolis-ovm-exporter.service");
     let command = "/usr/local/bin/coriolis-ovm-exporter --config /etc/coriolis-ovm-exporter/config.toml";
     assert!(job.contains(&format!("\nexec {command} ")) && unit.contains(&format!("\nExecStart={command}\n")));
-    assert!(job.contains("\nkill timeout 45\n") && unit.contains("\nTimeoutStopSec=45\n"));
+    assert!(job.contains("\nkill timeout 300\n") && unit.contains("\nTimeoutStopSec=5min\n"));
 }
 
 /// Waits until a file has a line with `what`.

@@ -31,7 +31,7 @@ impl Findings {
             }
         };
         self.good(what, format!("{shown}: {} hooks", found.iter().filter(|one| one.problem.is_none()).count()));
-        for Program { name, problem } in found {
+        for Program { name, problem, .. } in found {
             let what = format!("hook {}", name.to_string_lossy());
             match problem {
                 None => self.good(&what, "is run"),
@@ -48,6 +48,13 @@ impl Findings {
             return self.bad(what, error, "name a certificate that can be read in hooks.sync.ca_certificate");
         }
         self.good(what, format!("VMs that ask for it are told, and {} that the config names", sync.urls.len()));
+        if sync.hosts.iter().any(|host| host == "*") && !matches!(sync.trust, Trust::CaFile(_)) {
+            self.doubtful(
+                "hooks.sync.hosts",
+                "the guests' secret goes to any host that a VM's description names",
+                "name the guests' hosts, or their authority with hooks.sync.ca_certificate",
+            );
+        }
         if sync.trust == Trust::Nothing {
             self.doubtful(
                 "hooks.sync.insecure_skip_verify",

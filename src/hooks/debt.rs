@@ -1,0 +1,83 @@
+//! What is owed after an operation: written down before it, and what is left of it written down after.
+
+use std::ffi::{OsStr, OsString};
+
+use serde::{Deserialize, Serialize};
+
+use super::event::Event;
+
+/// The calls that are owed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Owed {
+    /// Programs, by their names, in their order.
+    pub programs: Vec<OsString>,
+    /// The guest's server.
+    pub server: bool,
+}
+
+impl Owed {
+    /// Whether all was called, and did what it should.
+    pub fn is_nothing(&self) -> bool {
+        self.programs.is_empty() && !self.server
+    }
+}
+
+/// An operation, with what is owed after it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Debt {
+    /// The operation.
+    #[serde(flatten)]
+    pub event: Event,
+    /// What is owed; nothing where that could not be told: then it is whatever there is.
+    #[serde(default)]
+    pub owed: Option<Owed>,
+    /// Programs that an earlier operation of this kind, on the same snapshot, still owes.
+    #[serde(default)]
+    pub earlier: Vec<OsString>,
+    /// Whether the operation was done.
+    #[serde(default)]
+    pub done: bool,
+    /// How often the second half was called in vain. None: the operation is not over yet.
+    #[serde(default)]
+    pub attempts: u32,
+}
+
+impl Debt {
+    /// Whether a program is one that was there when this was written down.
+    pub(super) fn knows(&self, program: &OsStr) -> bool {
+        self.owed.as_ref().is_none_or(|owed| owed.programs.iter().any(|known| known == program))
+    }
+
+    /// As it is written down.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// What was written down.
+    ///
+    /// # Errors
+    /// Where it was not written by [`Debt::to_bytes`].
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
+        serde_json::from_slice(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hooks::event;
+    use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn a_debt_is_read_as_it_was_written_down() {
+        let programs = vec!["10-é".into(), OsString::from_vec(vec![b'x', 0xff])];
+        let owed = Some(Owed { programs: programs.clone(), server: true });
+        let debt = Debt { event: event::example(), owed, earlier: programs, done: true, attempts: 7 };
+        assert_eq!(Debt::from_bytes(&debt.to_bytes()).unwrap(), debt);
+        assert!(Debt::from_bytes(b"{}").is_err());
+        // An event alone, as schema 2 began with: whatever there is.
+        let event = serde_json::to_vec(&event::example()).unwrap();
+        let expected = Debt { owed: None, earlier: Vec::new(), done: false, attempts: 0, ..debt };
+        assert_eq!(Debt::from_bytes(&event).unwrap(), expected);
+    }
+}

@@ -1,0 +1,184 @@
+//! What is frozen is let go: where a clone hangs, where a `post` fails or takes long, where the service stops.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{Answer, Client, Shelf, World, text, write_at};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+/// A world with hooks that have these lines in the config.
+fn with(lines: &str) -> (Shelf, World) {
+    let shelf = Shelf::new();
+    let world = World::with(512, |settings| settings.sections = shelf.section(lines) + "[metrics]\nenabled = true\n");
+    for disk in world.define_vm(&[("a.img", MB)]) {
+        write_at(&disk, 0, &[1; 8192]);
+    }
+    (shelf, world)
+}
+
+fn listed(client: &Client) -> usize {
+    client.get(SNAPSHOTS).ok().as_array().unwrap().len()
+}
+
+fn eventually(what: &str, done: impl Fn() -> bool) {
+    let end = Instant::now() + Duration::from_secs(120);
+    while !done() {
+        assert!(Instant::now() < end, "{what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Thaws the file system at its end, also that of a test that fails: nobody could unmount it.
+struct Frozen(PathBuf);
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0).status();
+    }
+}
+
+fn asking(world: &World) -> JoinHandle<()> {
+    let client = world.client();
+    let path = format!("/api/v1{SNAPSHOTS}");
+    std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))))
+}
+
+#[test]
+fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
+    needs_root!();
+    let (shelf, world) = with("timeout = \"2s\"");
+    let client = world.client();
+    // A frozen file system takes no clone, and the clone cannot be interrupted.
+    let repository = world.repository.display();
+    let frozen = Frozen(world.repository.clone());
+    shelf.put(
+        "freeze",
+        &format!("echo $2 >> $OUT/calls; [ $2 = pre ] || exit 0\necho quiesced; fsfreeze --freeze {repository}"),
+    );
+    let answer: Answer = std::thread::scope(|scope| {
+        let asked = scope.spawn(|| client.post(SNAPSHOTS));
+        // The answer comes while the clone hangs still, so nothing but the deadline has brought it.
+        eventually("the client waits for the clone", || asked.is_finished());
+        asked.join().unwrap()
+    });
+    assert_eq!(answer.error(503), "clone_timeout");
+    assert!(text(&answer.json()["details"]).contains("hooks.timeout"), "{answer:?}");
+    assert_eq!(shelf.take("calls"), "pre\npost\n");
+    assert_eq!(listed(&client), 0);
+    let counted = client.send(client.request(reqwest::Method::GET, "/metrics"));
+    let counted = String::from_utf8(counted.body).unwrap();
+    assert!(counted.contains("ovm_exporter_freeze_seconds_count 1\n"), "{counted}");
+    assert!(world.exporter.log().contains("the guest was held up for it"));
+    assert!(!world.exporter.log().contains("they are removed"), "nothing was to be removed yet");
+    // Nobody else clones the VM's disks meanwhile: the next waits for its turn.
+    shelf.put("freeze", "echo $2 >> $OUT/calls");
+    let next = asking(&world);
+    drop(frozen);
+    next.join().unwrap();
+    eventually("the next one is not made", || listed(&client) == 1);
+    assert_eq!(shelf.read("calls"), "pre\npost\n");
+    assert!(world.exporter.log().contains("its clones have ended late: they are removed"));
+    // The one that was made: a folder, a disk and a manifest, and nothing of the other.
+    assert_eq!(world.snapshot_files().len(), 3, "{:?}", world.snapshot_files());
+}
+
+#[test]
+fn a_post_that_fails_is_called_again_after_a_restart() {
+    needs_root!();
+    let (shelf, mut world) = with("");
+    shelf.put("freeze", "echo $1 $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/mended ]");
+    let made = world.client().take_snapshot();
+    assert_eq!(made["hooks"][1]["outcome"], "failed");
+    assert_eq!(shelf.read("calls"), "snapshot-create pre\nsnapshot-create post\n");
+    // Its deletion owes its own.
+    assert_eq!(world.client().delete(&format!("{SNAPSHOTS}/{}", text(&made["id"]))).status, 200);
+    shelf.take("calls");
+    // Who stops it is told.
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
+    let log = world.exporter.log();
+    assert!(log.contains("what they froze may be frozen still") && log.contains("of 2 operations"), "{log}");
+    world.exporter.restart();
+    eventually("not called again", || shelf.read("calls").lines().count() == 2);
+    fs::write(shelf.at("mended"), "").unwrap();
+    world.exporter.restart();
+    eventually("not called again", || shelf.read("calls").lines().count() >= 4);
+    let mut calls: Vec<_> = shelf.read("calls").lines().map(str::to_owned).collect();
+    calls.dedup();
+    assert!(
+        calls.iter().all(|call| call.ends_with(" post"))
+            && calls.iter().any(|call| call.starts_with("snapshot-create"))
+    );
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
+    shelf.take("calls");
+    world.exporter.restart();
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
+    assert_eq!(shelf.read("calls"), "", "what was settled was called again");
+}
+
+#[test]
+fn a_slow_post_is_waited_for_when_the_service_stops() {
+    needs_root!();
+    let (shelf, mut world) = with("");
+    // Longer than running answers may take.
+    shelf.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
+    let asked = asking(&world);
+    shelf.wait_for("post");
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(240)).code(), Some(0));
+    asked.join().unwrap();
+    assert!(shelf.at("post-done").exists(), "{}", world.exporter.log());
+    assert!(world.exporter.log().contains("its post hooks are waited for"), "{}", world.exporter.log());
+}
+
+#[test]
+fn a_snapshot_is_as_old_as_its_bytes() {
+    needs_root!();
+    let (shelf, world) = with("");
+    shelf.put(
+        "slow",
+        "[ $2 = post ] || { date +%s.%N > $OUT/asked; sleep 1.5; date +%s.%N > $OUT/frozen; }; [ $2 = pre ] || sleep 1",
+    );
+    let client = world.client();
+    let made =
+        client.send(client.request(reqwest::Method::POST, &format!("/api/v1{SNAPSHOTS}")).json(&json!({"ttl": "1h"})));
+    let made = made.ok();
+    let seconds = |value: &str| {
+        let at: jiff::Timestamp = value.parse().unwrap();
+        at.as_nanosecond() as f64 / 1e9
+    };
+    let frozen: f64 = shelf.read("frozen").trim().parse().unwrap();
+    let created = seconds(&text(&made["created_at"]));
+    // RFC 3339 of whole milliseconds or finer.
+    assert!(created >= frozen - 0.001, "created {created}, frozen {frozen}");
+    let expires = seconds(&text(&made["expires_at"]));
+    assert!((expires - created - 3600.0).abs() < 0.01, "{made}");
+}
+
+#[test]
+fn the_log_is_told_when_all_is_let_go() {
+    needs_root!();
+    let (shelf, mut world) = with("");
+    let log = shelf.at("log");
+    world.exporter.settings().top = format!("log_file = {log:?}\n");
+    world.exporter.restart();
+    let count = |what: &str| format!("grep -c '{what}' {} >> $OUT/seen-$2; exit 0", log.display());
+    shelf.put("1-freeze", "echo quiesced");
+    shelf.put("2-look", &count("1-freeze"));
+    world.client().take_snapshot();
+    assert_eq!((shelf.read("seen-pre"), shelf.read("seen-post")), ("0\n".to_owned(), "0\n".to_owned()));
+    let told = fs::read_to_string(&log).unwrap();
+    let lines: Vec<_> = told.lines().filter(|line| line.contains("1-freeze")).collect();
+    assert_eq!(lines.len(), 4, "what it said, and how it ended, twice: {lines:?}");
+}
