@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::sys::fiemap;
-use harness::{Client, VM, World, define_vm, make_disk, text};
+use harness::{VM, World, define_vm, make_disk, text};
 use reqwest::Method;
 
 #[allow(dead_code, unused_imports)] // the tests need more of it
