@@ -89,7 +89,15 @@ impl Changes {
 
     fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
         let target = Pieces::of_file(target).map_err(CompareError::Target)?;
-        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0 }))
+        let is_abandoned = Box::new(|| false);
+        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }))
+    }
+
+    /// The same, which end with [`CompareError::Abandoned`] once `is_abandoned` says so.
+    #[must_use]
+    pub fn until(mut self, is_abandoned: impl Fn() -> bool + Send + 'static) -> Self {
+        self.0.is_abandoned = Box::new(is_abandoned);
+        self
     }
 
     /// Bytes that are listed only because the file system's answers about them cannot be trusted.
@@ -113,6 +121,7 @@ struct Windows<S> {
     at: u64,
     found: VecDeque<Chunk>,
     unlisted: u64,
+    is_abandoned: Box<dyn Fn() -> bool + Send>,
 }
 
 impl<S: Source> Windows<S> {
@@ -149,7 +158,8 @@ impl<S: Source> Windows<S> {
 
     fn next(&mut self) -> Option<Result<Chunk, CompareError>> {
         while self.found.is_empty() && self.at < self.target.size() {
-            if let Err(error) = self.advance() {
+            let outcome = if (self.is_abandoned)() { Err(CompareError::Abandoned) } else { self.advance() };
+            if let Err(error) = outcome {
                 self.at = u64::MAX;
                 // Found before the files were known to be good, and nothing may follow the error.
                 self.found.clear();

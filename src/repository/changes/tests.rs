@@ -15,7 +15,8 @@ use crate::sys::fiemap::{LAST, RawExtent};
 
 fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
     let base = Base::File(BaseFile { pieces: base.pieces(), before: None });
-    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0 }
+    let is_abandoned = Box::new(|| false);
+    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }
 }
 
 /// All changes, joined as one run on the device; and why there are no more, where they break.
