@@ -75,7 +75,7 @@ fn main() {
 fn refine(base: &Arc<DiskFile>, target: &Arc<DiskFile>) -> usize {
     let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0).unwrap().unwrap();
     let block = NonZero::new(4096).unwrap();
-    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, || false).unwrap();
+    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, || false);
     refined.map(Result::unwrap).count()
 }
 

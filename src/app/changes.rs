@@ -1,7 +1,7 @@
 //! What changed on a disk, as a stream: found, refined, counted, joined, cut to what was asked for.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_util::sync::CancellationToken;
@@ -93,9 +93,17 @@ impl Found {
         Ok(DiskMap { mode, reason, refine: refine.map(NonZero::get), chunks, totals })
     }
 
+    /// What tells, when it is called, whether the files still are what they were.
+    pub(super) fn verification(&self) -> impl FnOnce() -> Result<(), CompareError> + Send + 'static + use<> {
+        let (held, target) = (self.held.clone(), Arc::clone(&self.target));
+        move || refine::verify(&held, &target)
+    }
+
     /// The chunks, joined where they are one run on the device.
     pub(super) fn stream(self, totals: Arc<Totals>, stop: Stop) -> Result<ChunkStream, Error> {
         let Self { changes, held, target, refine, cache, from, error, .. } = self;
+        let cancel = stop.cancel.clone();
+        let changes = changes.until(move || cancel.is_cancelled());
         let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
             (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::runs_on_in)),
             (Some(block), cache) => {
@@ -105,10 +113,10 @@ impl Found {
                     let (cancel, sums) = (stop.cancel.clone(), Arc::clone(&totals));
                     let candidates = Candidates { changes, totals };
                     let refined = Refined::new(candidates, held, target, block, move || cancel.is_cancelled());
-                    let refined = refined.map_err(|error| Error::of_step("comparing contents", error))?;
+                    let doubt = refined.doubt();
                     let refined = joined(refined, Chunk::runs_on_in);
                     match cache.filter(|_| from == 0) {
-                        Some((cache, key)) => Box::new(remembering(refined, sums, cache, key)),
+                        Some((cache, key)) => Box::new(remembering(refined, sums, doubt, cache, key)),
                         None => Box::new(refined),
                     }
                 }
@@ -144,6 +152,7 @@ fn again(
 fn remembering(
     chunks: impl Iterator<Item = Result<Chunk, CompareError>>,
     totals: Arc<Totals>,
+    doubt: Arc<AtomicBool>,
     cache: RefinedCache,
     key: Key,
 ) -> impl Iterator<Item = Result<Chunk, CompareError>> {
@@ -160,7 +169,7 @@ fn remembering(
                 let candidate_bytes = totals.candidate.load(Ordering::Relaxed);
                 let found = Refinement { chunks: std::mem::take(&mut kept), candidate_bytes };
                 // What could not be trusted today may be another day.
-                let is_sure = totals.widened.load(Ordering::Relaxed) == 0;
+                let is_sure = totals.widened.load(Ordering::Relaxed) == 0 && !doubt.load(Ordering::Relaxed);
                 if let Some(key) = key.take().filter(|_| is_sure) {
                     cache.put(key, found);
                 }

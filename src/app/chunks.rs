@@ -27,6 +27,8 @@ pub struct Wanted {
 pub struct DiskChunks {
     /// The chunks, from where they were asked for.
     pub chunks: ChunkStream,
+    /// Tells, when the last one was taken, whether the files still are what they were.
+    verified: Box<dyn FnOnce() -> Result<(), Broken> + Send>,
     /// Whether they patch the base, or make the disk from nothing.
     pub mode: Mode,
     /// Why they are not from the base that was named.
@@ -72,6 +74,8 @@ impl App {
     }
 
     fn find_chunks(&self, (called, id, name): &Place, wanted: Wanted, stop: Stop) -> Result<DiskChunks, Error> {
+        // Before anything is looked at: from here on they are not swept.
+        [Some(*id), wanted.view.compare_to].into_iter().flatten().for_each(|id| self.reads.note(id));
         let snapshot = self.snapshot_of(called, *id)?;
         let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
         let size = disk.identity.size;
@@ -91,6 +95,10 @@ impl App {
             None => self.whole(&snapshot, disk, wanted.view, start)?,
         };
         let (mode, reason) = (found.mode, found.reason);
+        let verify = found.verification();
+        let broken = stop.clone();
+        // What is cut off before its end is not checked by its end.
+        let verified = move || verify().map_err(|error| broken.broke(Error::Internal(error.to_string())));
         let chunks = found.stream(Arc::<Totals>::default(), stop)?;
         let rest = ByteRange::new(wanted.from, u64::MAX);
         let chunks = chunks.filter_map(move |chunk| chunk.map(|chunk| chunk.within(rest?)).transpose());
@@ -99,17 +107,25 @@ impl App {
             (Ok(chunk), Some(kind)) => chunk.kind == kind,
             _ => true,
         };
-        Ok(DiskChunks { chunks: Box::new(chunks.filter(is_wanted)), mode, reason, size })
+        let verified = Box::new(verified);
+        Ok(DiskChunks { chunks: Box::new(chunks.filter(is_wanted)), verified, mode, reason, size })
     }
 }
 
 impl DiskChunks {
+    /// The first `at_most` of them, and [`Broken`] after them where the files are not what they were.
+    pub fn first(self, at_most: usize) -> impl Iterator<Item = Result<Chunk, Broken>> + Send {
+        let verified = self.verified;
+        self.chunks.take(at_most).chain(std::iter::once_with(verified).filter_map(|verified| verified.err().map(Err)))
+    }
+
     fn page(mut self, at_most: usize) -> Result<wire::ChunkPage, Broken> {
         let chunks: Result<Vec<Chunk>, Broken> = self.chunks.by_ref().take(at_most).collect();
         let chunks = chunks?.into_iter().map(|chunk| wire::WireChunk(Ok(chunk))).collect();
         // The next page finds this one anew.
         let next = self.chunks.next().transpose()?;
         let next_offset = next.map(|chunk| chunk.range.start());
+        (self.verified)()?;
         Ok(wire::ChunkPage { size: self.size, mode: self.mode, reason: self.reason, chunks, next_offset })
     }
 }

@@ -7,13 +7,13 @@ use std::collections::VecDeque;
 use std::num::NonZero;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::model::{Chunk, DiskName, SnapshotId};
+use crate::model::{Chunk, DiskName, FileIdentity, SnapshotId};
 
 /// Chunks that are kept, of all comparisons together: 16 MiB.
 const ROOM: usize = (16 << 20) / size_of::<Chunk>();
 
-/// Which comparison: base, target, disk, block size.
-pub(super) type Key = (SnapshotId, SnapshotId, DiskName, NonZero<u64>);
+/// Which comparison: base, target, disk, block size, and which files the first two are.
+pub(super) type Key = (SnapshotId, SnapshotId, DiskName, NonZero<u64>, [FileIdentity; 2]);
 
 /// What one comparison found.
 #[derive(Debug, Default)]
@@ -73,7 +73,8 @@ mod tests {
 
     fn key(base: u128, target: u128) -> Key {
         let id = SnapshotId::from_u128;
-        (id(base), id(target), "a.img".parse().unwrap(), NonZero::new(4096).unwrap())
+        let file = FileIdentity { inode: 1, size: 1, changed_ns: 1 };
+        (id(base), id(target), "a.img".parse().unwrap(), NonZero::new(4096).unwrap(), [file; 2])
     }
 
     fn of(chunks: usize) -> Refinement {

@@ -194,7 +194,8 @@ impl App {
             return not_incremental(target, "the base lies on another file system");
         };
         let refine = self.block_to_refine_by(view, &base, &target).map_err(&error)?;
-        let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block);
+        let files = [base_disk.identity, disk.identity];
+        let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block, files);
         let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));
         let (held, mode, error) = (Held::File(base), Mode::Incremental, Box::new(error));
         Ok(Found { changes, held, target, mode, reason: None, refine, cache, from, error })

@@ -221,7 +221,7 @@ pub(super) async fn chunks(
         }
         Form::Lines => {
             let found = app.chunks(&session, place, wanted, stop.clone()).await?;
-            let lines = found.chunks.take(wanted.at_most).map(wire::WireChunk);
+            let lines = found.first(wanted.at_most).map(wire::WireChunk);
             json_stream::lines(lines, stop).await
         }
     }

@@ -5,7 +5,8 @@
 
 use std::io::{self, Write};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::http::HeaderValue;
@@ -25,6 +26,8 @@ use crate::app::changes::Stop;
 const HELD: usize = 256 << 10;
 /// Bytes sent at a time.
 const PIECE: usize = 64 << 10;
+/// How long a line waits for more to be sent with it.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// Pieces that wait for the client.
 const AHEAD: usize = 2;
 
@@ -49,7 +52,7 @@ pub(super) async fn lines<T: Serialize>(
     respond("application/x-ndjson", stop, move |writer| {
         for line in lines {
             serde_json::to_writer(&mut *writer, &line)?;
-            writer.write_all(b"\n").map_err(serde_json::Error::io)?;
+            writer.write_all(b"\n").and_then(|()| writer.send_if_due()).map_err(serde_json::Error::io)?;
         }
         Ok(())
     })
@@ -67,7 +70,7 @@ async fn respond(
     let span = tracing::Span::current();
     tokio::task::spawn_blocking(move || {
         let _in_span = span.entered();
-        let mut writer = Writer { buffer: Vec::new(), started: Some(started), pieces: None };
+        let mut writer = Writer { buffer: Vec::new(), started: Some(started), pieces: None, sent_at: None };
         let written = write(&mut writer);
         writer.finish(written, &stop);
     });
@@ -80,7 +83,7 @@ async fn respond(
             response
         }
         Start::First(first, pieces) => {
-            let body = StreamBody { first: Some(first.into()), pieces, _guard: guard };
+            let body = StreamBody { first: Some(first.into()), pieces, is_complete: false, _guard: guard };
             Body::new(body).into_response()
         }
     };
@@ -93,12 +96,14 @@ struct Writer {
     buffer: Vec<u8>,
     started: Option<oneshot::Sender<Result<Start, Error>>>,
     pieces: Option<mpsc::Sender<io::Result<Bytes>>>,
+    sent_at: Option<Instant>,
 }
 
 impl Writer {
     fn send(&mut self) -> io::Result<()> {
         let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
         let piece = std::mem::take(&mut self.buffer);
+        self.sent_at = Some(Instant::now());
         match (self.started.take(), &self.pieces) {
             (Some(started), _) => {
                 let (sender, pieces) = mpsc::channel(AHEAD);
@@ -110,13 +115,25 @@ impl Writer {
         }
     }
 
+    /// Sends what there is, where it has waited long enough: the first line at once.
+    fn send_if_due(&mut self) -> io::Result<()> {
+        let is_due = self.sent_at.is_none_or(|at| at.elapsed() > PATIENCE);
+        if is_due && !self.buffer.is_empty() { self.send() } else { Ok(()) }
+    }
+
     fn finish(mut self, written: serde_json::Result<()>, stop: &Stop) {
         let failed = written.err().map(|error| stop.cause().unwrap_or_else(|| Error::Internal(error.to_string())));
         // A client that is gone hears nothing any more.
         match (failed, self.started.take(), &self.pieces) {
             (None, Some(started), _) => drop(started.send(Ok(Start::Whole(self.buffer)))),
             (Some(error), Some(started), _) => drop(started.send(Err(error))),
-            (None, None, _) => drop(self.send()),
+            (None, None, _) => {
+                drop(self.send());
+                // Only what says so is complete: a writer that dies says nothing.
+                if let Some(pieces) = &self.pieces {
+                    drop(pieces.blocking_send(Ok(Bytes::new())));
+                }
+            }
             (Some(_), None, _) if stop.cancel.is_cancelled() => tracing::info!("the client went away before the end"),
             (Some(error), None, pieces) => {
                 let cause = error.hidden_cause().unwrap_or_default();
@@ -148,6 +165,7 @@ impl Write for Writer {
 struct StreamBody {
     first: Option<Bytes>,
     pieces: mpsc::Receiver<io::Result<Bytes>>,
+    is_complete: bool,
     _guard: DropGuard,
 }
 
@@ -159,6 +177,16 @@ impl http_body::Body for StreamBody {
         if let Some(first) = self.first.take() {
             return Poll::Ready(Some(Ok(Frame::data(first))));
         }
-        self.pieces.poll_recv(context).map(|piece| piece.map(|piece| piece.map(Frame::data)))
+        if self.is_complete {
+            return Poll::Ready(None);
+        }
+        Poll::Ready(match ready!(self.pieces.poll_recv(context)) {
+            Some(Ok(piece)) if piece.is_empty() => {
+                self.is_complete = true;
+                None
+            }
+            Some(piece) => Some(piece.map(Frame::data)),
+            None => Some(Err(io::ErrorKind::UnexpectedEof.into())),
+        })
     }
 }

@@ -111,6 +111,20 @@ impl ExtentMap {
         &self.extents
     }
 
+    /// Whether both say the same of `window`.
+    pub fn agrees_with(&self, other: &Self, window: ByteRange) -> bool {
+        let (mut ours, mut theirs) = (self.cursor(), other.cursor());
+        let mut at = window.start();
+        while at < window.end() {
+            let ((one, one_end), (another, another_end)) = (ours.backing_at(at), theirs.backing_at(at));
+            if one != another {
+                return false;
+            }
+            at = one_end.min(another_end);
+        }
+        true
+    }
+
     /// A reader of this map from its start to its end.
     pub(super) fn cursor(&self) -> Cursor<'_> {
         Cursor { ahead: &self.extents }
@@ -163,6 +177,25 @@ mod tests {
     fn disorder_is_refused() {
         let overlapping = vec![extent(0, 4096, Backing::Opaque), extent(4095, 8192, Backing::Opaque)];
         assert_eq!(ExtentMap::new(9000, overlapping), Err(Disordered { start: 4095, previous_end: 4096 }));
+    }
+
+    #[test]
+    fn maps_agree_within_a_window() {
+        let stored = |address| Backing::Stored(PhysAddr(address));
+        let one = vec![extent(0, 8192, stored(4096)), extent(12288, 16384, Backing::Opaque)];
+        // Cut elsewhere, the same; and something else from 16384 on.
+        let mut other = vec![extent(0, 4096, stored(4096)), extent(4096, 8192, stored(8192))];
+        other.extend([extent(12288, 16384, Backing::Opaque), extent(16384, 20480, stored(4096))]);
+        let (one, other) = (ExtentMap::new(20480, one).unwrap(), ExtentMap::new(20480, other).unwrap());
+        let agree = |start, end| {
+            let window = ByteRange::new(start, end).unwrap();
+            assert_eq!(one.agrees_with(&other, window), other.agrees_with(&one, window));
+            one.agrees_with(&other, window)
+        };
+        assert!(agree(0, 16384) && agree(5000, 13000) && agree(8192, 12288));
+        assert!(!agree(0, 16385) && !agree(16384, 20480));
+        let moved = ExtentMap::new(20480, vec![extent(0, 8192, stored(4097))]).unwrap();
+        assert!(!one.agrees_with(&moved, ByteRange::new(8191, 8192).unwrap()));
     }
 
     #[test]

@@ -32,9 +32,31 @@ pub enum CompareError {
 /// What a target is compared with.
 enum Base<S> {
     /// A file on the same device.
-    File(Pieces<S>),
+    File(BaseFile<S>),
     /// A map that is known without being read.
     Known(ExtentMap),
+}
+
+/// A base, read before the target and after it.
+struct BaseFile<S> {
+    pieces: Pieces<S>,
+    /// A piece that was read before whatever is read next.
+    before: Option<Piece>,
+}
+
+impl<S: Source> BaseFile<S> {
+    /// A piece that goes on past `at`, read before whatever is read next.
+    fn before(&mut self, at: u64) -> Result<Piece, MapError> {
+        match self.before.take().filter(|piece| piece.end > at) {
+            Some(piece) => Ok(piece),
+            None => self.pieces.from(at),
+        }
+    }
+
+    /// Up to where the base is known with a piece that ends at `end`: past its own end it is zeros.
+    fn known(&self, end: u64) -> u64 {
+        if end == self.pieces.size() { u64::MAX } else { end }
+    }
 }
 
 /// The changes from a base to a target, in order and disjoint. A run of them may be cut where a
@@ -52,8 +74,8 @@ impl Changes {
         if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
             return Ok(None);
         }
-        let base = Pieces::of_file(base).map_err(CompareError::Base)?;
-        Self::new(Base::File(base), target, from).map(Some)
+        let pieces = Pieces::of_file(base).map_err(CompareError::Base)?;
+        Self::new(Base::File(BaseFile { pieces, before: None }), target, from).map(Some)
     }
 
     /// What changed for a client that holds `held`, such as [`ExtentMap::empty`], to the file
@@ -67,7 +89,15 @@ impl Changes {
 
     fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
         let target = Pieces::of_file(target).map_err(CompareError::Target)?;
-        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0 }))
+        let is_abandoned = Box::new(|| false);
+        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }))
+    }
+
+    /// The same, which end with [`CompareError::Abandoned`] once `is_abandoned` says so.
+    #[must_use]
+    pub fn until(mut self, is_abandoned: impl Fn() -> bool + Send + 'static) -> Self {
+        self.0.is_abandoned = Box::new(is_abandoned);
+        self
     }
 
     /// Bytes that are listed only because the file system's answers about them cannot be trusted.
@@ -91,32 +121,29 @@ struct Windows<S> {
     at: u64,
     found: VecDeque<Chunk>,
     unlisted: u64,
+    is_abandoned: Box<dyn Fn() -> bool + Send>,
 }
 
 impl<S: Source> Windows<S> {
     /// Finds the changes of the next window.
     fn advance(&mut self) -> Result<(), CompareError> {
-        let size = self.target.size();
         let (end, unlisted) = match &mut self.base {
             Base::Known(held) => {
                 let now = self.target.from(self.at).map_err(CompareError::Target)?;
                 self.found.extend(changes_in(self.at, now.end, held, &now));
-                (now.end, now.unlisted)
+                (now.end, unlisted(&now, self.at, now.end))
             }
             // Past its end a base is zeros.
-            Base::File(base) if self.at >= base.size() => {
+            Base::File(base) if self.at >= base.pieces.size() => {
                 let now = self.target.from(self.at).map_err(CompareError::Target)?;
                 self.found.extend(changes_in(self.at, now.end, &ExtentMap::empty(), &now));
-                (now.end, now.unlisted)
+                (now.end, unlisted(&now, self.at, now.end))
             }
             Base::File(base) => {
-                let (was, now) = settled(base, &mut self.target, self.at)?;
-                // A base that is known to its end is zeros from there on, which its map says.
-                let known = if was.end == base.size() { size } else { was.end };
-                let end = known.min(now.end);
+                let (was, now, end) = settled(base, &mut self.target, self.at)?;
                 self.found.extend(changes_in(self.at, end, &was.map, &now));
-                base.verify().map_err(CompareError::Base)?;
-                (end, was.unlisted + now.unlisted)
+                base.pieces.verify().map_err(CompareError::Base)?;
+                (end, unlisted(&was, self.at, end) + unlisted(&now, self.at, end))
             }
         };
         self.target.verify().map_err(CompareError::Target)?;
@@ -131,7 +158,8 @@ impl<S: Source> Windows<S> {
 
     fn next(&mut self) -> Option<Result<Chunk, CompareError>> {
         while self.found.is_empty() && self.at < self.target.size() {
-            if let Err(error) = self.advance() {
+            let outcome = if (self.is_abandoned)() { Err(CompareError::Abandoned) } else { self.advance() };
+            if let Err(error) = outcome {
                 self.at = u64::MAX;
                 // Found before the files were known to be good, and nothing may follow the error.
                 self.found.clear();
@@ -146,14 +174,26 @@ fn changes_in(start: u64, end: u64, was: &ExtentMap, now: &Piece) -> Vec<Chunk> 
     ByteRange::new(start, end).map(|window| changed_within(window, was, &now.map)).unwrap_or_default()
 }
 
-/// A piece of the base's map that was the same before and after the target's was read.
-fn settled<S: Source>(base: &mut Pieces<S>, target: &mut Pieces<S>, at: u64) -> Result<(Piece, Piece), CompareError> {
-    let mut before = base.from(at).map_err(CompareError::Base)?;
+fn unlisted(piece: &Piece, start: u64, end: u64) -> u64 {
+    ByteRange::new(start, end).map_or(0, |window| piece.unlisted_in(window))
+}
+
+/// A piece of the base's map and one of the target's, and up to where the base's was the same before
+/// and after the target's was read.
+fn settled<S: Source>(
+    base: &mut BaseFile<S>,
+    target: &mut Pieces<S>,
+    at: u64,
+) -> Result<(Piece, Piece, u64), CompareError> {
+    let mut before = base.before(at).map_err(CompareError::Base)?;
     for _ in 0..ATTEMPTS {
         let now = target.from(at).map_err(CompareError::Target)?;
-        let after = base.from(at).map_err(CompareError::Base)?;
-        if before.map == after.map && before.end == after.end {
-            return Ok((after, now));
+        let after = base.pieces.from(at).map_err(CompareError::Base)?;
+        let end = base.known(before.end).min(base.known(after.end)).min(now.end);
+        if ByteRange::new(at, end).is_none_or(|window| before.map.agrees_with(&after.map, window)) {
+            // What of it lies further on was read before what comes next, too.
+            base.before = (after.end > end).then(|| after.clone());
+            return Ok((after, now, end));
         }
         before = after;
     }

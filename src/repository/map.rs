@@ -47,14 +47,25 @@ pub(super) trait Source {
 }
 
 /// A part of a file's map.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Piece {
     /// What stands from where it was asked for to `end`, and perhaps further.
     pub map: ExtentMap,
     /// Up to where the map is known.
     pub end: u64,
-    /// Bytes of data that FIEMAP did not list, and `SEEK_DATA` did.
-    pub unlisted: u64,
+    /// Data that FIEMAP did not list, and `SEEK_DATA` did.
+    unlisted: Vec<ByteRange>,
+}
+
+impl Piece {
+    /// Bytes of data in `window` that FIEMAP did not list.
+    pub(super) fn unlisted_in(&self, window: ByteRange) -> u64 {
+        let within = |range: &ByteRange| {
+            let start = range.start().max(window.start());
+            range.end().min(window.end()).saturating_sub(start)
+        };
+        self.unlisted.iter().map(within).sum()
+    }
 }
 
 /// Reads the map of one file, from any offset on.
@@ -114,7 +125,7 @@ impl<S: Source> Pieces<S> {
 
     fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<Piece, MapError> {
         let mut extents = Vec::with_capacity(page.len());
-        let (mut covered, mut unlisted, mut last_seen) = (start, 0, page.is_empty());
+        let (mut covered, mut unlisted, mut last_seen) = (start, Vec::new(), page.is_empty());
         for raw in page {
             if last_seen {
                 return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
@@ -130,7 +141,7 @@ impl<S: Source> Pieces<S> {
                 return Err(MapError::Nonsense(text));
             }
             if !self.source.holes_are_sure() {
-                unlisted += self.unlisted(covered, range.start().min(self.size), &mut extents)?;
+                self.find_unlisted(covered, range.start().min(self.size), &mut unlisted, &mut extents)?;
             }
             let skipped = start.saturating_sub(range.start());
             let rest = ByteRange::new(range.start() + skipped, range.end());
@@ -140,26 +151,32 @@ impl<S: Source> Pieces<S> {
         }
         self.boundary = covered;
         if last_seen {
-            unlisted += self.unlisted(covered, self.size, &mut extents)?;
+            self.find_unlisted(covered, self.size, &mut unlisted, &mut extents)?;
             covered = self.size;
         }
         let map = ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))?;
         Ok(Piece { map, end: covered.min(self.size), unlisted })
     }
 
-    /// Adds to `extents` the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP
-    /// knows of none; bytes.
-    fn unlisted(&self, from: u64, to: u64, extents: &mut Vec<Extent>) -> io::Result<u64> {
-        let (mut at, mut bytes) = (from, 0);
+    /// Adds the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP knows of none.
+    fn find_unlisted(
+        &self,
+        from: u64,
+        to: u64,
+        unlisted: &mut Vec<ByteRange>,
+        extents: &mut Vec<Extent>,
+    ) -> io::Result<()> {
+        let mut at = from;
         while at < to {
             let Some(start) = self.source.next_data(at)?.filter(|start| *start < to) else { break };
             let end = self.source.next_hole(start)?.unwrap_or(to).clamp(start + 1, to);
             tracing::warn!(start, end, "data that FIEMAP does not list: taken as changed");
-            extents.extend(ByteRange::new(start, end).map(|range| Extent { range, backing: Backing::Opaque }));
-            bytes += end - start;
+            let range = ByteRange::new(start, end);
+            unlisted.extend(range);
+            extents.extend(range.map(|range| Extent { range, backing: Backing::Opaque }));
             at = end;
         }
-        Ok(bytes)
+        Ok(())
     }
 }
 

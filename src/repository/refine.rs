@@ -4,12 +4,17 @@
 //! On OCFS2 a write of 4 KiB copies about 1 MiB, so that maps alone list far too much. Reading is
 //! cheaper than sending. What cannot be read stays listed as it was.
 
+mod places;
+
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
+
+use places::Place;
 
 use super::changes::CompareError;
 use super::disk_file::DiskFile;
@@ -44,11 +49,21 @@ pub struct Refined<C> {
     rest: Option<Chunk>,
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
-    jobs: SyncSender<Job>,
-    room: usize,
+    block: NonZero<u64>,
+    /// Started with the first window: of an answer of many disks, one is at work.
+    team: Option<Team>,
+    doubt: Arc<AtomicBool>,
     failed: Option<CompareError>,
     is_done: bool,
     is_abandoned: Box<dyn Fn() -> bool + Send>,
+}
+
+/// Threads that compare. They end when this is dropped.
+struct Team {
+    jobs: SyncSender<Job>,
+    /// Windows that may be on their way.
+    room: usize,
+    _place: Place,
 }
 
 /// What comes next, in order.
@@ -67,47 +82,61 @@ struct Job {
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
     /// is a power of two and not more than 1 MiB. Stops where `is_abandoned` says so.
-    ///
-    /// # Errors
-    /// Where the system has no thread left.
     pub fn new(
         candidates: C,
         held: Held,
         target: Arc<DiskFile>,
         block: NonZero<u64>,
         is_abandoned: impl Fn() -> bool + Send + 'static,
-    ) -> io::Result<Self> {
-        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
-        let room = threads * AHEAD;
-        let (jobs, queue) = sync_channel::<Job>(room);
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..threads {
-            let comparer = Comparer { held: held.clone(), target: Arc::clone(&target), block: block.get() };
-            let queue = Arc::clone(&queue);
-            // They end when the sender of jobs is gone, with what uses it.
-            thread::Builder::new()
-                .name("refine".to_owned())
-                .stack_size(128 << 10)
-                .spawn(move || comparer.run(&queue))?;
-        }
-        Ok(Self {
+    ) -> Self {
+        Self {
             candidates,
             held,
             target,
             rest: None,
             waiting: VecDeque::new(),
             ready: VecDeque::new(),
-            jobs,
-            room,
+            block,
+            team: None,
+            doubt: Arc::default(),
             failed: None,
             is_done: false,
             is_abandoned: Box::new(is_abandoned),
-        })
+        }
+    }
+
+    /// Set where something could not be read, and is listed for that.
+    pub fn doubt(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.doubt)
+    }
+
+    fn start(&self) -> Result<Team, CompareError> {
+        let place = Place::take(&self.is_abandoned).ok_or(CompareError::Abandoned)?;
+        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
+        let room = threads * AHEAD;
+        let (jobs, queue) = sync_channel::<Job>(room);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..threads {
+            let (held, target, doubt) = (self.held.clone(), Arc::clone(&self.target), Arc::clone(&self.doubt));
+            let comparer = Comparer { held, target, block: self.block.get(), doubt };
+            let queue = Arc::clone(&queue);
+            let builder = thread::Builder::new().name("refine".to_owned()).stack_size(128 << 10);
+            let started = builder.spawn(move || comparer.run(&queue));
+            started.map_err(|error| CompareError::Target(MapError::Io(error)))?;
+        }
+        Ok(Team { jobs, room, _place: place })
     }
 
     /// Gives the threads as much as there is room for.
     fn feed(&mut self) {
-        while self.waiting.len() < self.room && self.failed.is_none() {
+        if self.team.is_none() && self.failed.is_none() {
+            match self.start() {
+                Ok(team) => self.team = Some(team),
+                Err(error) => self.failed = Some(error),
+            }
+        }
+        let Some(team) = &self.team else { return };
+        while self.waiting.len() < team.room && self.failed.is_none() {
             if (self.is_abandoned)() {
                 self.failed = Some(CompareError::Abandoned);
                 return;
@@ -134,7 +163,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             let Some(candidate) = part(range.start(), cut) else { continue };
             let (answer, window) = sync_channel(1);
             // The threads live as long as `jobs`, and there is room for this many.
-            if self.jobs.send(Job { candidate, answer }).is_err() {
+            if team.jobs.send(Job { candidate, answer }).is_err() {
                 self.failed = Some(CompareError::Target(MapError::Io(io::Error::other("the readers are gone"))));
             }
             self.waiting.push_back(Waiting::Window(window));
@@ -177,6 +206,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
                 },
                 None => {
                     self.is_done = true;
+                    self.team = None;
                     let outcome = self.failed.take().map_or_else(|| verify(&self.held, &self.target), Err);
                     return outcome.err().map(Err);
                 }
@@ -190,6 +220,7 @@ struct Comparer {
     held: Held,
     target: Arc<DiskFile>,
     block: u64,
+    doubt: Arc<AtomicBool>,
 }
 
 impl Comparer {
@@ -200,6 +231,7 @@ impl Comparer {
             let Ok(Job { candidate, answer }) = job else { return };
             let chunks = self.compare(&candidate, &mut was, &mut now).unwrap_or_else(|error| {
                 tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
+                self.doubt.store(true, Ordering::Relaxed);
                 vec![candidate]
             });
             // Nobody waits any more where the client is gone.

@@ -14,7 +14,9 @@ use crate::repository::disk_file::OpenError;
 use crate::sys::fiemap::{LAST, RawExtent};
 
 fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
-    Windows { base: Base::File(base.pieces()), target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0 }
+    let base = Base::File(BaseFile { pieces: base.pieces(), before: None });
+    let is_abandoned = Box::new(|| false);
+    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }
 }
 
 /// All changes, joined as one run on the device; and why there are no more, where they break.
@@ -97,6 +99,18 @@ fn pages_need_not_be_of_one_density() {
         let found = whole(Asked::new(&base, base_room), Asked::new(&target, target_room));
         assert_eq!(found, changed(&base.map(), &target.map()), "{base_room} and {target_room} extents a page");
     }
+}
+
+#[test]
+fn a_reading_of_the_base_is_the_first_of_the_next_window_too() {
+    // Of the target a page goes an eighth as far.
+    let base = File::of(&scattered(64, 1000));
+    let target = Asked::new(&base, 2);
+    let (base, file) = (Asked::new(&base, 16), base);
+    let (of_base, of_target) = (Rc::clone(&base.requests), Rc::clone(&target.requests));
+    assert_eq!(whole(base, target), changed(&file.map(), &file.map()));
+    assert_eq!(of_target.get(), 16);
+    assert!(of_base.get() <= of_target.get() + 2, "{} readings of the base", of_base.get());
 }
 
 #[test]
