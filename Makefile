@@ -22,7 +22,8 @@ PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
             strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux \
-            fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs
+            fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs systemd-analyze:systemd \
+            qemu-storage-daemon:qemu-system-common
 # For the guest with OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux

@@ -84,6 +84,8 @@ pub struct App {
     creations: Line<Creation>,
     exports: Line<Export>,
     reads: Reads,
+    /// Whether disks are read when nobody else wants to.
+    reads_idly: bool,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -122,6 +124,7 @@ impl App {
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
             reads: Reads::default(),
+            reads_idly: config.export.is_idle,
             watch: Mutex::default(),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use super::read_disk::OpenDisk;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, SnapshotId, VmId};
+use crate::repository::{OpenError, patience};
+use crate::sys::io_priority;
 
 /// How long after a read a snapshot counts as being read: a client works on what it has.
 const RECENT: Duration = Duration::from_secs(10 * 60);
@@ -55,6 +58,7 @@ pub(super) struct Export {
     pub address: Option<IpAddr>,
     pub total: u64,
     pub done: AtomicU64,
+    mount_point: PathBuf,
     /// Since when it waits for the file system.
     reading: Mutex<Option<Instant>>,
 }
@@ -66,14 +70,21 @@ pub struct ExportPlace {
 }
 
 impl ExportPlace {
-    /// Reads the disk. Where that takes very long, the place goes to another meanwhile: a repository that
-    /// hangs must not keep the bytes of others in.
-    pub fn during<T>(&self, read: impl FnOnce() -> T) -> T {
-        let note = |since| *self.place.what().reading.lock().unwrap_or_else(PoisonError::into_inner) = since;
+    /// Reads the disk, letting others go first where the config has it so. Where that takes very long, the
+    /// place goes to another meanwhile: a repository that hangs must not keep the bytes of others in.
+    ///
+    /// # Errors
+    /// Those of `read`; [`OpenError::RepositoryAway`] where the repository hangs already.
+    pub fn during<T>(&self, read: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
+        let Export { reading, mount_point, .. } = self.place.what();
+        let note = |since| *reading.lock().unwrap_or_else(PoisonError::into_inner) = since;
         note(Some(Instant::now()));
-        let done = read();
+        // Where the kernel does not let us, we read as others do.
+        let idle = self.app.reads_idly.then(io_priority::let_others_go_first);
+        let done = patience::call(mount_point, read);
+        drop(idle);
         note(None);
-        done
+        done?
     }
 
     /// Counts bytes that were handed to the connection.
@@ -104,8 +115,8 @@ impl App {
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
-        let export =
-            Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0), reading: Mutex::default() };
+        let (mount_point, done, reading) = (of.file.mount_point().to_owned(), AtomicU64::new(0), Mutex::default());
+        let export = Export { vm, snapshot, disk, user, address, total, done, mount_point, reading };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
         Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
     }

@@ -1,8 +1,9 @@
 //! Bytes out: read as the client takes them, into buffers that are used again.
 //!
-//! Memory is constant: what the connection has not sent yet is all that there is of a body. Holes are neither read nor copied. When anything is wrong (the file
-//! is short, or changed, or cannot be read) the body ends in an error, the connection is cut before
-//! the promised length, and so the client notices: nothing is ever padded.
+//! Memory is constant: what the connection has not sent yet is all that there is of a body. Holes are
+//! neither read nor copied. When anything is wrong (the file is short, or changed, or cannot be read) the
+//! body ends in an error, the connection is cut before the promised length, and so the client notices:
+//! nothing is ever padded.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,19 +17,19 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::pace::Paces;
+use super::pace::{Paces, Turn};
 use crate::app::reads::ExportPlace;
 use crate::metrics::Counter;
 use crate::repository::{DiskFile, Footprint, OpenError, Run};
 
-/// Bytes read at a time.
-const PIECE: usize = 256 << 10;
+/// Bytes read at a time, at most.
+const PIECE: u64 = 256 << 10;
 
 /// Shorter ranges are not looked at for holes.
 const SHORT: u64 = 64 << 10;
 
 /// What a hole is sent as.
-static ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// A part of a response's body.
 #[derive(Clone, Debug)]
@@ -54,9 +55,9 @@ impl Part {
 /// Polling it blocks while the disk is read: it is for a connection that has its thread for itself.
 pub(super) struct DiskBody {
     reader: Reader,
-    /// A piece that was read.
-    held: Option<Bytes>,
-    /// Until it may be sent.
+    /// A piece that was read, and when it may be sent.
+    held: Option<(Bytes, Turn)>,
+    /// Until then.
     pause: Option<Pin<Box<Sleep>>>,
     remaining: u64,
     place: ExportPlace,
@@ -80,8 +81,14 @@ impl DiskBody {
         served: Counter,
     ) -> Result<Self, OpenError> {
         let remaining = parts.iter().map(Part::len).sum();
-        let reader =
-            Reader { file, parts: parts.into(), run: None, footprint: Footprint::default(), buffers: pool::channel() };
+        let reader = Reader {
+            file,
+            parts: parts.into(),
+            run: None,
+            piece: paces.piece(PIECE),
+            footprint: Footprint::default(),
+            buffers: pool::channel(),
+        };
         let span = tracing::Span::current();
         let mut body = Self { reader, held: None, pause: None, remaining, place, paces, served, span };
         body.read()?;
@@ -92,9 +99,9 @@ impl DiskBody {
     fn read(&mut self) -> Result<(), OpenError> {
         let piece = self.place.during(|| self.reader.next())?;
         let now = Instant::now();
-        let at = self.paces.take(piece.len() as u64, now);
-        self.pause = (at > now).then(|| Box::pin(sleep_until(at)));
-        self.held = Some(piece);
+        let turn = self.paces.take(piece.len() as u64, now);
+        self.pause = (turn.at > now).then(|| Box::pin(sleep_until(turn.at)));
+        self.held = Some((piece, turn));
         Ok(())
     }
 }
@@ -121,7 +128,8 @@ impl http_body::Body for DiskBody {
             ready!(pause.as_mut().poll(context));
             self.pause = None;
         }
-        let piece = self.held.take().unwrap_or_default();
+        let Some((piece, turn)) = self.held.take() else { return Poll::Ready(None) };
+        turn.was_taken();
         self.remaining = self.remaining.saturating_sub(piece.len() as u64);
         self.place.sent(piece.len() as u64);
         self.served.inc_by(piece.len() as u64);
@@ -171,6 +179,8 @@ struct Reader {
     parts: VecDeque<Part>,
     /// What is known about the bytes that come next.
     run: Option<Run>,
+    /// Bytes to read at a time, [`PIECE`] at most.
+    piece: u64,
     footprint: Footprint,
     buffers: (pool::Sender<Vec<u8>>, pool::Receiver<Vec<u8>>),
 }
@@ -192,8 +202,8 @@ impl Reader {
             None if range.end - at <= SHORT => Run { end: range.end, is_data: true },
             None => self.file.run_at(at, range.end)?,
         };
-        let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
-        let end = at + length as u64;
+        let end = run.end.min(at + self.piece);
+        let length = (end - at) as usize;
         let piece = if run.is_data { self.read(at, length, run.end)? } else { Bytes::from_static(&ZEROS[..length]) };
         self.run = (end < run.end).then_some(run);
         if end < range.end {
@@ -209,11 +219,10 @@ impl Reader {
     }
 
     fn read(&mut self, at: u64, length: usize, run_end: u64) -> io::Result<Bytes> {
-        self.footprint.reach(&self.file, at, run_end);
         let (home, returned) = &self.buffers;
         let mut buffer = returned.try_recv().unwrap_or_default();
         buffer.resize(length, 0);
-        self.file.read_exact_at(&mut buffer, at)?;
+        self.footprint.read(&self.file, &mut buffer, at, run_end)?;
         Ok(Bytes::from_owner(Pooled { buffer, home: home.clone() }))
     }
 }

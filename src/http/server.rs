@@ -27,7 +27,6 @@ use tower::ServiceExt;
 use super::Peer;
 use super::first_line::FirstLine;
 use super::pace::{Limits, Paces};
-use crate::sys::io_priority;
 
 /// From the TCP connection to the end of the TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -42,17 +41,12 @@ const STALL_DEADLINE: Duration = Duration::from_secs(60);
 /// Bytes that are sealed for one call to the socket, at most.
 const SEALED: usize = 256 << 10;
 
+/// After a connection that could not be had, for want of descriptors or threads: at once would be a busy
+/// loop.
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// Connections at a time. One more waits until another ends.
 const CONNECTIONS: usize = 512;
-
-/// What connections owe to the host's guests.
-#[derive(Clone, Debug, Default)]
-pub struct Manners {
-    /// How fast bytes of disks are sent.
-    pub limits: Limits,
-    /// Whether what connections read on their threads is read when nobody else wants to.
-    pub is_idle: bool,
-}
 
 /// Serves `router` on `listener` until `stop`, then lets the open connections finish what they are
 /// answering. Returns when the last is closed: the caller bounds the wait.
@@ -62,7 +56,7 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ArcSwap<ServerConfig>>,
     router: Router,
-    manners: Manners,
+    limits: Limits,
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
@@ -75,7 +69,7 @@ pub async fn serve(
         let Some((stream, peer, place)) = accepted else { continue };
         let acceptor = TlsAcceptor::from(tls.load_full());
         let (router, stop, stream) = (router.clone(), stop.clone(), stream.into_std());
-        let (paces, is_idle) = (manners.limits.for_connection(), manners.is_idle);
+        let paces = limits.for_connection();
         let conversation = async move {
             let _place = place;
             // It stood with the runtime that accepted it.
@@ -87,8 +81,9 @@ pub async fn serve(
                 tracing::debug!(%peer, %error, "connection ended");
             }
         });
-        if let Err(error) = run_on_a_thread(on_a_thread, is_idle) {
+        if let Err(error) = run_on_a_thread(on_a_thread) {
             tracing::warn!(%peer, %error, "a connection cannot be served");
+            sleep(PAUSE).await;
         }
     }
     // Closed before the wait, so that nobody connects to a service that will not answer.
@@ -105,24 +100,18 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, peer)) => Some((stream, peer, place)),
         Err(error) => {
-            // Out of descriptors, say: at once would be a busy loop.
             tracing::warn!(%error, "a connection cannot be accepted");
-            sleep(Duration::from_millis(100)).await;
+            sleep(PAUSE).await;
             None
         }
     }
 }
 
 /// Runs a conversation to its end, on a thread and in a runtime of its own.
-fn run_on_a_thread(conversation: impl Future<Output = ()> + Send + 'static, is_idle: bool) -> io::Result<()> {
-    let run = move || {
-        if is_idle && let Err(error) = io_priority::make_this_thread_idle() {
-            tracing::debug!(%error, "the thread's I/O class cannot be set");
-        }
-        match Builder::new_current_thread().enable_io().enable_time().max_io_events_per_tick(16).build() {
-            Ok(runtime) => runtime.block_on(conversation),
-            Err(error) => tracing::warn!(%error, "a connection cannot be served"),
-        }
+fn run_on_a_thread(conversation: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+    let run = move || match Builder::new_current_thread().enable_io().enable_time().max_io_events_per_tick(16).build() {
+        Ok(runtime) => runtime.block_on(conversation),
+        Err(error) => tracing::warn!(%error, "a connection cannot be served"),
     };
     std::thread::Builder::new().name("connection".to_owned()).spawn(run).map(drop)
 }

@@ -13,7 +13,6 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Limits;
-use super::server::Manners;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
@@ -45,9 +44,9 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let manners = Manners { limits: Limits::new(&config.export), is_idle: config.export.is_idle };
+    let limits = Limits::new(&config.export);
     let serving =
-        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), manners, stop.clone());
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
@@ -133,7 +132,7 @@ fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
     }
 }
 
-/// A descriptor for each connection and each open disk: the usual soft limit of 1024 is too low.
+/// Six descriptors for each connection and its open disk: the usual soft limit of 1024 is too low.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

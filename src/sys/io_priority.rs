@@ -2,6 +2,7 @@
 #![allow(unsafe_code)]
 
 use std::io;
+use std::marker::PhantomData;
 
 use nix::errno::Errno;
 use nix::libc;
@@ -10,15 +11,39 @@ use nix::libc;
 const WHO_PROCESS: libc::c_int = 1;
 const IDLE: libc::c_int = 3 << 13;
 
+const THIS_THREAD: libc::c_int = 0;
+
+/// A thread that lets others go first, until this is dropped.
+#[derive(Debug)]
+pub struct Idle {
+    /// Its class and priority before.
+    before: libc::c_long,
+    /// It is the thread's own.
+    _stays: PhantomData<*const ()>,
+}
+
 /// From now on the calling thread reads when nobody else wants to, where the device's scheduler tells
-/// threads apart (BFQ, CFQ, mq-deadline); elsewhere this changes nothing.
+/// threads apart (BFQ, CFQ, mq-deadline); elsewhere this changes nothing. So would any thread that it starts.
 ///
 /// # Errors
-/// The errno of ioprio_set(2).
-pub fn make_this_thread_idle() -> io::Result<()> {
-    const THIS_THREAD: libc::c_int = 0;
+/// The errno of ioprio_get(2) or ioprio_set(2).
+pub fn let_others_go_first() -> io::Result<Idle> {
+    // SAFETY: the call takes two numbers and touches no memory.
+    let before = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, THIS_THREAD) })?;
+    set(IDLE.into())?;
+    Ok(Idle { before, _stays: PhantomData })
+}
+
+impl Drop for Idle {
+    fn drop(&mut self) {
+        // What it was is allowed: nobody else has changed it.
+        let _ = set(self.before);
+    }
+}
+
+fn set(priority: libc::c_long) -> io::Result<()> {
     // SAFETY: the call takes three numbers and touches no memory.
-    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, THIS_THREAD, IDLE) })?;
+    Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, THIS_THREAD, priority) })?;
     Ok(())
 }
 
@@ -27,17 +52,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_calling_thread_is_idle() {
+    fn a_thread_is_idle_for_a_while() {
         // SAFETY: the call takes two numbers and touches no memory.
         let class = || unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) } >> 13;
         let before = class();
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                make_this_thread_idle().unwrap();
-                assert_eq!(class(), 3);
-            });
-        });
+        let idle = let_others_go_first().unwrap();
         assert_ne!(before, 3);
+        assert_eq!(class(), 3);
+        drop(idle);
         assert_eq!(class(), before);
     }
 }

@@ -1,4 +1,4 @@
-//! mincore(2) and posix_fadvise(2): what the page cache holds of a file.
+//! mincore(2), preadv2(2) and posix_fadvise(2): what the page cache holds of a file.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -37,6 +37,38 @@ pub fn holds(file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
     Ok(answer & 1 == 1)
 }
 
+/// Fills `buffer` from `offset` on, where the page cache has all of that; says whether it had. Where not,
+/// reading from the device has begun, and is not waited for.
+///
+/// # Errors
+/// The errno of preadv2(2): `EOPNOTSUPP` where the file system, `ENOSYS` where the kernel cannot tell.
+pub fn read(file: BorrowedFd<'_>, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+    // RWF_NOWAIT of linux/fs.h. The offset is handed over in two halves, the upper of which 64-bit kernels
+    // do not use.
+    const NOWAIT: libc::c_long = 8;
+    const UPPER: libc::c_long = 0;
+    const COUNT: libc::c_long = 1;
+    let start = libc::c_long::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+    let vector = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    // SAFETY: the one element of the vector is a buffer that is ours for the call, which writes no more.
+    let read =
+        unsafe { libc::syscall(libc::SYS_preadv2, file.as_raw_fd(), &raw const vector, COUNT, start, UPPER, NOWAIT) };
+    match Errno::result(read) {
+        Ok(read) => Ok(usize::try_from(read).is_ok_and(|read| read == buffer.len())),
+        Err(Errno::EAGAIN) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether reading `file` reads what comes next as well.
+///
+/// # Errors
+/// The errno of posix_fadvise(2).
+pub fn read_ahead(file: impl AsFd, yes: bool) -> io::Result<()> {
+    let advice = if yes { PosixFadviseAdvice::POSIX_FADV_NORMAL } else { PosixFadviseAdvice::POSIX_FADV_RANDOM };
+    Ok(posix_fadvise(file, 0, 0, advice)?)
+}
+
 /// Lets go of what the page cache has of `range`, but for what is not written out yet, and for pages
 /// that lie in it in part.
 ///
@@ -64,8 +96,12 @@ mod tests {
         assert_eq!(held(), [true; 4]);
         forget(&file, &(0..4 * MIB)).unwrap();
         assert_eq!(held(), [false; 4]);
-        file.read_exact_at(&mut [0], MIB).unwrap();
+        let mut byte = [0];
+        assert!(!read(file.as_fd(), &mut byte, MIB).unwrap(), "it was there");
+        file.read_exact_at(&mut byte, MIB).unwrap();
         assert!(held()[1]);
+        assert!(read(file.as_fd(), &mut byte, MIB).unwrap() && byte == [1]);
+        assert!(!read(file.as_fd(), &mut [0; 8], 4 * MIB - 4).unwrap(), "more than there is");
         assert!(!holds(file.as_fd(), 64 * MIB).unwrap(), "past its end");
     }
 }

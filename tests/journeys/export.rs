@@ -1,17 +1,16 @@
 //! What bytes on their way out do to others, and what becomes of them when the device fails.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::sys::page_cache;
 use reqwest::Method;
 
-use crate::harness::{Client, Random, VM, World, connect, output, text, write_at, xfs_io};
+use crate::harness::{Client, Random, VM, World, connect, text, write_at, xfs_io};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -89,6 +88,19 @@ fn what_was_not_in_the_page_cache_is_not_left_there() {
     assert!(client.disk_range(&id, "a.img", 5 * MB, 7 * MB) == expected[5 << 20..12 << 20]);
     // What the kernel read past its end does.
     assert_eq!(held_of(6 * MB..12 * MB), 0, "pieces were left of a range");
+    // Short ones; and the last first, further apart than the kernel reads ahead.
+    let forget = || page_cache::forget(&file, &(0..size)).unwrap();
+    forget();
+    for start in (0..32 * MB).step_by(128 << 10) {
+        assert!(client.disk_range(&id, "a.img", start, 64 << 10) == expected[start as usize..][..64 << 10]);
+    }
+    assert!(held() <= 8, "{} of 256 short ranges are left", held());
+    let backwards: Vec<String> = (0..4).rev().map(|n| format!("{}-{}", 16 * n * MB, (16 * n + 1) * MB - 1)).collect();
+    let request = client.request(Method::GET, &path(&id)).header("Range", format!("bytes={}", backwards.join(",")));
+    assert_eq!(client.send(request).status, 206);
+    let left: usize = (0..4).map(|n| held_of(16 * n * MB..(16 * n + 1) * MB)).sum();
+    assert!(left <= 4, "{left} pieces are left of ranges that go backwards");
+    forget();
     // What somebody else uses stays.
     let mut all = Vec::new();
     (&file).read_to_end(&mut all).unwrap();
@@ -127,36 +139,6 @@ fn bytes_are_sent_no_faster_than_the_config_says() {
     });
     let took = started.elapsed();
     assert!(took >= Duration::from_millis(1800), "16 MiB came in {took:?}");
-}
-
-/// The I/O classes of the service's connections.
-fn io_classes(world: &World) -> Vec<String> {
-    let pid = world.exporter.pid();
-    let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap().map(|entry| entry.unwrap());
-    let connections = threads
-        .filter(|thread| fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "connection"));
-    connections
-        .map(|thread| output(Command::new("ionice").arg("-p").arg(thread.file_name())).trim().to_owned())
-        .collect()
-}
-
-#[test]
-fn the_guests_reads_go_first() {
-    needs_root!();
-    for (class, expected) in [("idle", "idle"), ("normal", "none: prio 0")] {
-        let world = World::with(512, |settings| {
-            settings.sections = format!("[export]\nio_class = \"{class}\"\n");
-        });
-        define_full_vm(&world, MB);
-        let client = world.client();
-        let id = text(&client.take_snapshot()["id"]);
-        client.disk(&id, "a.img");
-        let classes = io_classes(&world);
-        assert!(!classes.is_empty() && classes.iter().all(|class| class == expected), "{class}: {classes:?}");
-        // What is not read for a client of bytes is read as ever.
-        let own = output(Command::new("ionice").args(["-p", &world.exporter.pid().to_string()]));
-        assert_eq!(own.trim(), "none: prio 0");
-    }
 }
 
 #[test]

@@ -14,6 +14,7 @@ mod compare;
 mod crash;
 mod disk_full;
 mod export;
+mod hanging;
 mod health;
 mod hook_examples;
 mod hooks;

@@ -1,11 +1,13 @@
-//! A server of a test's own, which is gone with all its connections when this is dropped.
+//! A server of a test's own, which takes no more connections when this is dropped, and lets go of those
+//! that it has.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use coriolis_ovm_exporter::http::server::{self, Manners};
+use coriolis_ovm_exporter::http::pace::Limits;
+use coriolis_ovm_exporter::http::server;
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -22,7 +24,7 @@ pub struct Serving {
 impl Serving {
     pub fn start(runtime: Runtime, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, router: Router) -> Self {
         let stop = CancellationToken::new();
-        let task = runtime.spawn(server::serve(listener, tls, router, Manners::default(), stop.clone()));
+        let task = runtime.spawn(server::serve(listener, tls, router, Limits::default(), stop.clone()));
         Self { runtime, task, stop }
     }
 }
