@@ -52,10 +52,13 @@ fn a_journey(world: &World, client: &Client) {
     assert!(chunks(&change).iter().any(|chunk| chunk.zero), "{change}");
     assert!(client.disk(&first, "a.img") == before, "the first is as it was");
 
-    // What its deletion is said to free is freed, once OCFS2 has emptied its log of truncations.
+    // The hole, and what the write was copied with: OCFS2 copies up to 1 MiB at once. What the deletion is
+    // said to free is freed, once OCFS2 has emptied its log of truncations; its local allocator may give
+    // back clusters of its own besides, so that the volume tells no upper bound.
+    let cluster = fs::metadata(disk).unwrap().blksize();
     let costs = client.get("/status?cost=true").ok()["snapshots"].clone();
     let (cost, free) = (costs[0]["exclusive_bytes"].as_u64().unwrap(), || volume_space(&world.repository));
-    assert!(costs[0]["id"] == first && cost > MB / 2, "{costs}");
+    assert!(costs[0]["id"] == first && (MB + cluster..=2 * MB).contains(&cost), "{costs}");
     let before = free();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     let end = Instant::now() + Duration::from_secs(60);
@@ -63,9 +66,6 @@ fn a_journey(world: &World, client: &Client) {
         assert!(Instant::now() < end, "{cost} were to be freed: {before} free before, {} after", free());
         std::thread::sleep(Duration::from_millis(100));
     }
-    // Beside it the folder and the manifest, a cluster each.
-    let beside = 2 * fs::metadata(disk).unwrap().blksize() + MB / 4;
-    assert!(free() <= before + cost + beside, "{cost} were to be freed: {before} free before, {} after", free());
     assert!(client.disk(&second, "a.img") == after, "without the first");
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
