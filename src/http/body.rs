@@ -91,8 +91,13 @@ impl DiskBody {
         };
         let span = tracing::Span::current();
         let mut body = Self { reader, held: None, pause: None, remaining, place, paces, served, span };
-        body.read()?;
-        Ok(body)
+        match body.read() {
+            Ok(()) => Ok(body),
+            Err(error) => {
+                body.remaining = 0; // nothing was promised
+                Err(error)
+            }
+        }
     }
 
     /// Reads the next piece, and asks when it may be sent.

@@ -57,7 +57,10 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
     assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
     // Nothing has been sent yet: the client is told.
     let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
+    let gone = || world.exporter.log().matches("the client went away").count();
+    let before = gone();
     assert_eq!(range(format!("bytes={}-", size - 4096)).error(500), "io_error");
+    assert_eq!(gone(), before, "who was told has not gone");
     // In several ranges, the first of which can be read.
     let both = client.request(Method::GET, &path(&id)).header("Range", format!("bytes=0-9,{}-", size - 4096));
     assert!(client.try_send(both).is_err(), "a part that cannot be read was sent");
