@@ -25,7 +25,7 @@ use crate::repository::{DiskFile, Footprint, OpenError, Run};
 /// Bytes read at a time, at most.
 const PIECE: u64 = 256 << 10;
 
-/// Shorter ranges are not looked at for holes.
+/// Ranges up to this are not looked at for holes.
 const SHORT: u64 = 64 << 10;
 
 /// What a hole is sent as.
@@ -192,43 +192,78 @@ struct Reader {
 
 impl Reader {
     fn next(&mut self) -> Result<Bytes, OpenError> {
-        match self.parts.pop_front() {
-            Some(Part::Text(text)) => Ok(text),
-            Some(Part::Disk(range)) => self.next_of(range),
-            None => Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
+        let piece = match self.parts.pop_front() {
+            None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Some(Part::Disk(range)) if self.run.is_some() || range.end - range.start > self.short() => {
+                self.next_of(range)?
+            }
+            Some(part) => self.gather(part)?,
+        };
+        if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
+            // Before the client has it all: that it is still what was snapshotted.
+            self.file.verify_content()?;
         }
+        Ok(piece)
+    }
+
+    /// Up to how many bytes a range is cheaper read, hole or not, than asked about.
+    fn short(&self) -> u64 {
+        SHORT.min(self.piece)
+    }
+
+    /// `part`, which is short, and those after it that are no more together.
+    fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
+        let mut buffer = self.buffer();
+        buffer.clear();
+        let mut next = Some(part);
+        while let Some(part) = next {
+            match part {
+                Part::Text(text) => buffer.extend_from_slice(&text),
+                Part::Disk(range) => {
+                    let filled = buffer.len();
+                    buffer.resize(filled + (range.end - range.start) as usize, 0);
+                    self.footprint.read(&self.file, &mut buffer[filled..], range.start, range.end)?;
+                }
+            }
+            let room = self.short().saturating_sub(buffer.len() as u64);
+            let goes_with_it = |part: &Part| part.len() <= room;
+            next = if self.parts.front().is_some_and(goes_with_it) { self.parts.pop_front() } else { None };
+        }
+        Ok(self.pooled(buffer))
     }
 
     fn next_of(&mut self, range: Range<u64>) -> Result<Bytes, OpenError> {
         let at = range.start;
         let run = match self.run.take() {
             Some(run) => run,
-            // Cheaper read, hole or not, than asked about.
-            None if range.end - at <= SHORT => Run { end: range.end, is_data: true },
             None => self.file.run_at(at, range.end)?,
         };
         let end = run.end.min(at + self.piece);
         let length = (end - at) as usize;
-        let piece = if run.is_data { self.read(at, length, run.end)? } else { Bytes::from_static(&ZEROS[..length]) };
+        let piece = if run.is_data {
+            let mut buffer = self.buffer();
+            buffer.resize(length, 0);
+            self.footprint.read(&self.file, &mut buffer, at, run.end)?;
+            self.pooled(buffer)
+        } else {
+            // What lies past the end of a file that was cut looks like a hole, and is none.
+            self.file.verify_content()?;
+            Bytes::from_static(&ZEROS[..length])
+        };
         self.run = (end < run.end).then_some(run);
         if end < range.end {
             self.parts.push_front(Part::Disk(end..range.end));
         }
-        let is_last = !self.parts.iter().any(|part| matches!(part, Part::Disk(_)));
-        if !run.is_data || is_last {
-            // Before the client has it all: that it is still what was snapshotted. And what
-            // lies past the end of a file that was cut looks like a hole, and is none.
-            self.file.verify_content()?;
-        }
         Ok(piece)
     }
 
-    fn read(&mut self, at: u64, length: usize, run_end: u64) -> io::Result<Bytes> {
-        let (home, returned) = &self.buffers;
-        let mut buffer = returned.try_recv().unwrap_or_default();
-        buffer.resize(length, 0);
-        self.footprint.read(&self.file, &mut buffer, at, run_end)?;
-        Ok(Bytes::from_owner(Pooled { buffer, home: home.clone() }))
+    /// A buffer that was used before, if there is one.
+    fn buffer(&self) -> Vec<u8> {
+        self.buffers.1.try_recv().unwrap_or_default()
+    }
+
+    fn pooled(&self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Pooled { buffer, home: self.buffers.0.clone() })
     }
 }
 

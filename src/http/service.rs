@@ -16,11 +16,15 @@ use super::pace::Limits;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
+use crate::sys::heap;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
 /// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
 /// those after it have the other half. What is frozen by then is waited for longer.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Freed memory that is kept: more than one connection needs for what it sends.
+const KEPT: i32 = 2 << 20;
 
 /// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
 ///
@@ -28,6 +32,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// What keeps it from starting, in words for an operator.
 pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    heap::keep(KEPT);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.

@@ -2,6 +2,7 @@
 
 pub mod fiemap;
 pub mod fsinfo;
+pub mod heap;
 pub mod io_priority;
 pub mod page_cache;
 pub mod reflink;

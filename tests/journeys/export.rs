@@ -1,6 +1,6 @@
 //! What bytes on their way out do to others, and what becomes of them when the device fails.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
@@ -61,14 +61,53 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
     let before = gone();
     assert_eq!(range(format!("bytes={}-", size - 4096)).error(500), "io_error");
     assert_eq!(gone(), before, "who was told has not gone");
-    // In several ranges, the first of which can be read.
-    let both = client.request(Method::GET, &path(&id)).header("Range", format!("bytes=0-9,{}-", size - 4096));
+    // In several ranges, the first of which can be read: short ones are read together.
+    assert_eq!(range(format!("bytes=0-9,{}-", size - 4096)).error(500), "io_error");
+    let both = client.request(Method::GET, &path(&id)).header("Range", format!("bytes=0-{MB},{}-", size - 4096));
     assert!(client.try_send(both).is_err(), "a part that cannot be read was sent");
     assert_eq!(client.disk_range(&id, "a.img", 4096, 4096), expected[4096..8192]);
 
     // What could not be read is not remembered.
     image.set_len(512 * MB).unwrap();
     assert_eq!(range(format!("bytes={}-", size - 4096)).status, 206);
+}
+
+#[test]
+fn ranges_of_all_lengths_are_what_they_were() {
+    needs_root!();
+    let world = World::new(512);
+    let size = 12 * MB + 777;
+    let disk = world.define_vm(&[("a.img", size)]).remove(0);
+    let mut random = Random(7);
+    for _ in 0..60 {
+        let length = [4096, 65_536, 131_072, 262_144, MB][random.below(5) as usize];
+        let start = random.below((size - length) >> 12) << 12;
+        write_at(&disk, start, &random.bytes(length));
+    }
+    let expected = fs::read(&disk).unwrap();
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    for _ in 0..200 {
+        let mut of_request = || {
+            let around = [1, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, MB][random.below(9) as usize];
+            let start = random.below(size - around);
+            start..start + around
+        };
+        let ranges: Vec<Range<u64>> = (0..12).map(|_| of_request()).collect();
+        let list: Vec<String> = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
+        let request = client.request(Method::GET, &path(&id)).header("Range", format!("bytes={}", list.join(",")));
+        let answer = client.send(request);
+        assert_eq!(answer.status, 206, "{list:?}");
+        let mut rest = answer.body.as_slice();
+        for range in ranges {
+            let told = format!("bytes {}-{}/{size}\r\n\r\n", range.start, range.end - 1);
+            let head = rest.windows(told.len()).position(|window| window == told.as_bytes()).expect(&told);
+            assert!(head < 200, "{told} comes late in {list:?}");
+            let (part, after) = rest[head + told.len()..].split_at((range.end - range.start) as usize);
+            assert!(part == &expected[range.start as usize..range.end as usize], "{told} differs in {list:?}");
+            rest = after;
+        }
+    }
 }
 
 #[test]
