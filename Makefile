@@ -2,7 +2,7 @@
 # make test    everything a change needs: unit, property and integration tests
 # make check   formatting, lints, documents, licences
 # make fuzz    the parsers of foreign files against bytes that are made up, FUZZ_SECONDS each
-# make bench   what a comparison costs, beside what reading the maps costs
+# make bench   what comparisons and bytes cost, beside reading the maps, cmp, qemu-nbd and nginx; QUICK=1: in less time
 # make build   the release binary, one static file: target/release/coriolis-ovm-exporter (make release is the same)
 #
 # Each target installs what it lacks from Debian's packages; mounting needs root, or sudo.
@@ -22,7 +22,8 @@ PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
             strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux \
-            fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs
+            fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs systemd-analyze:systemd \
+            qemu-storage-daemon:qemu-system-common
 # For the guest with OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
@@ -135,8 +136,15 @@ fuzz: rust
 			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
 	done
 
-bench: rust
-	cargo bench --locked --bench compare --bench refine --bench scale $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+# Bytes out are those of the release, and their table goes into docs/benchmarks.md.
+PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin
+BENCH_RUNNER := $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+
+bench: build deps
+	@$(call install,$(PROGRAMS_BENCH) fincore:util-linux-extra)
+	cargo bench --locked --bench compare --bench refine --bench scale $(BENCH_RUNNER)
+	EXPORTERS="target/$$(rustc -vV | sed -n 's/^host: //p')/release/coriolis-ovm-exporter" \
+	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
 
 clean:
 	cargo clean

@@ -25,6 +25,8 @@ pub(super) struct Entry<T> {
     /// Since when it stands there, or works.
     pub since: Instant,
     pub works: bool,
+    /// The place where it works, while it has one.
+    permit: Option<OwnedSemaphorePermit>,
 }
 
 /// The line is as long as it may be.
@@ -40,10 +42,7 @@ pub(super) struct Ticket<T> {
 }
 
 /// A place to work, which is free again when this is dropped.
-pub(super) struct Place<T> {
-    ticket: Ticket<T>,
-    permit: Option<OwnedSemaphorePermit>,
-}
+pub(super) struct Place<T>(Ticket<T>);
 
 fn lock<T>(entries: &Entries<T>) -> MutexGuard<'_, BTreeMap<u64, Entry<T>>> {
     entries.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,13 +68,22 @@ impl<T> Line<T> {
         }
         let number = entries.last_key_value().map_or(0, |(last, _)| last + 1);
         let what = Arc::new(what);
-        entries.insert(number, Entry { what: Arc::clone(&what), since: Instant::now(), works: false });
+        entries.insert(number, Entry { what: Arc::clone(&what), since: Instant::now(), works: false, permit: None });
         Ok(Ticket { number, what, places: Arc::clone(&self.places), entries: Arc::clone(&self.entries) })
     }
 
     /// Looks at all who stand in the line, in order.
     pub(super) fn each(&self, mut look: impl FnMut(&Entry<T>)) {
         lock(&self.entries).values().for_each(&mut look);
+    }
+
+    /// Gives the places of all whose work is `stuck` to others; they go on without.
+    pub(super) fn free(&self, mut stuck: impl FnMut(&T) -> bool) {
+        let mut entries = lock(&self.entries);
+        let taken = |entry: &mut Entry<T>| if stuck(&entry.what) { entry.permit.take() } else { None };
+        let permits: Vec<_> = entries.values_mut().filter(|entry| entry.permit.is_some()).filter_map(taken).collect();
+        drop(entries);
+        drop(permits);
     }
 }
 
@@ -85,9 +93,9 @@ impl<T> Ticket<T> {
         // Nobody closes it: there is always a permit.
         let permit = Arc::clone(&self.places).acquire_owned().await.ok();
         if let Some(entry) = lock(&self.entries).get_mut(&self.number) {
-            (entry.since, entry.works) = (Instant::now(), true);
+            (entry.since, entry.works, entry.permit) = (Instant::now(), true, permit);
         }
-        Place { ticket: self, permit }
+        Place(self)
     }
 }
 
@@ -100,11 +108,12 @@ impl<T> Drop for Ticket<T> {
 impl<T> Place<T> {
     /// Lets somebody else work: this work hangs. It still is seen at work.
     pub(super) fn give_up(&mut self) {
-        self.permit = None;
+        let permit = lock(&self.0.entries).get_mut(&self.0.number).and_then(|entry| entry.permit.take());
+        drop(permit);
     }
 
     pub(super) fn what(&self) -> &T {
-        &self.ticket.what
+        &self.0.what
     }
 }
 
@@ -131,12 +140,20 @@ mod tests {
         drop(first);
         let third = third.place().await;
         assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
-        // Who hangs holds up nobody.
+        // Who is stuck, and who gives up, keeps its stand, and another works.
         let mut third = third;
-        third.give_up();
+        line.free(|what| *what == 3);
         let fourth = fourth.place().await;
         assert_eq!(standing(&line), [(3, true), (4, true)]);
-        drop((third, fourth));
+        third.give_up();
+        assert_eq!(line.places.available_permits(), 0);
+        drop(third);
+        assert_eq!(line.places.available_permits(), 0);
+        let mut fourth = fourth;
+        fourth.give_up();
+        assert_eq!((line.places.available_permits(), standing(&line)), (1, vec![(4, true)]));
+        drop(fourth);
+        assert_eq!(line.places.available_permits(), 1);
         assert_eq!(standing(&line), []);
         // A burst on an idle line: those who will work at once are no queue.
         let burst: Vec<_> = (0..3).map(|n| line.join(n).unwrap()).collect();

@@ -41,6 +41,7 @@ mod vm_disks;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
@@ -83,6 +84,8 @@ pub struct App {
     creations: Line<Creation>,
     exports: Line<Export>,
     reads: Reads,
+    /// Whether disks are read when nobody else wants to.
+    reads_idly: bool,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -90,6 +93,8 @@ pub struct App {
     started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
+    /// What they run in: connections have runtimes of their own, which end with them.
+    runtime: Handle,
     /// What hooks may hold: between a `pre` and the end of its `post`.
     held: TaskTracker,
 }
@@ -119,10 +124,12 @@ impl App {
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
             reads: Reads::default(),
+            reads_idly: config.export.is_idle,
             watch: Mutex::default(),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
+            runtime: Handle::current(),
             held: TaskTracker::new(),
         };
         let app = Arc::new(app);
@@ -159,15 +166,28 @@ impl App {
         self.detached.wait().await;
     }
 
-    /// Runs `work`, which blocks, where it holds up nobody. The one crossing from async code.
+    /// Runs `work`, which blocks, where it holds up nobody. The one crossing from async code, but for the
+    /// next.
     async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         let app = Arc::clone(self);
         let span = tracing::Span::current();
-        let done = tokio::task::spawn_blocking(move || span.in_scope(|| work(&app))).await;
+        let done = self.runtime.spawn_blocking(move || span.in_scope(|| work(&app))).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
+    }
+
+    /// The same, and at once where the caller is a connection with a thread of its own: work that is short,
+    /// or that nobody but that connection waits for.
+    async fn blocking_own<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        match Handle::current().runtime_flavor() {
+            RuntimeFlavor::CurrentThread => work(self),
+            _ => self.blocking(work).await,
+        }
     }
 
     /// The same on a thread of its own, for what must not wait until another's work is done: while a
@@ -191,7 +211,7 @@ impl App {
         journey: impl Future<Output = Result<T, Error>> + Send + 'static,
     ) -> Result<T, Error> {
         use tracing::Instrument;
-        let done = self.detached.spawn(journey.in_current_span()).await;
+        let done = self.detached.spawn_on(journey.in_current_span(), &self.runtime).await;
         done.unwrap_or_else(|panic| Err(Error::Internal(panic.to_string())))
     }
 

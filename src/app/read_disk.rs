@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
+use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir, patience};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -33,7 +33,7 @@ impl App {
         id: SnapshotId,
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
-        self.blocking(move |app| {
+        self.blocking_own(move |app| {
             // Before anything is looked at: from here on it is not swept.
             app.reads.note(id);
             let snapshot = app.snapshot_of(&called, id)?;
@@ -51,7 +51,8 @@ impl App {
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
         let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
-        DiskFile::open(&repository, snapshot.id, disk).inspect_err(|error| {
+        let opened = patience::call(repository.mount_point(), || DiskFile::open(&repository, snapshot.id, disk));
+        opened.unwrap_or_else(|silent| Err(silent.into())).inspect_err(|error| {
             let file = SnapshotDir::new(&repository, snapshot.id).disk(&disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
@@ -59,7 +60,7 @@ impl App {
 }
 
 /// The error of a snapshot whose disk cannot be used.
-pub(super) fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
+pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
     let cause = cause.into();
     passing(disk, &cause)
         .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })

@@ -2,9 +2,12 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use tokio_util::sync::CancellationToken;
 
 use super::audit;
 use super::line::{Line, Place};
@@ -13,9 +16,14 @@ use super::read_disk::OpenDisk;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, SnapshotId, VmId};
+use crate::repository::{OpenError, patience};
+use crate::sys::io_priority;
 
 /// How long after a read a snapshot counts as being read: a client works on what it has.
 const RECENT: Duration = Duration::from_secs(10 * 60);
+
+/// How long a read may take before its export loses its place.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
@@ -50,6 +58,9 @@ pub(super) struct Export {
     pub address: Option<IpAddr>,
     pub total: u64,
     pub done: AtomicU64,
+    mount_point: PathBuf,
+    /// Since when it waits for the file system.
+    reading: Mutex<Option<Instant>>,
 }
 
 /// A body's place among those that are sent at a time, free again when this is dropped.
@@ -59,6 +70,23 @@ pub struct ExportPlace {
 }
 
 impl ExportPlace {
+    /// Reads the disk, letting others go first where the config has it so. Where that takes very long, the
+    /// place goes to another meanwhile: a repository that hangs must not keep the bytes of others in.
+    ///
+    /// # Errors
+    /// Those of `read`; [`OpenError::RepositoryAway`] where the repository hangs already.
+    pub fn during<T>(&self, read: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
+        let Export { reading, mount_point, .. } = self.place.what();
+        let note = |since| *reading.lock().unwrap_or_else(PoisonError::into_inner) = since;
+        note(Some(Instant::now()));
+        // Where the kernel does not let us, we read as others do.
+        let idle = self.app.reads_idly.then(io_priority::let_others_go_first);
+        let done = patience::call(mount_point, read);
+        drop(idle);
+        note(None);
+        done?
+    }
+
     /// Counts bytes that were handed to the connection.
     pub fn sent(&self, bytes: u64) {
         self.place.what().done.fetch_add(bytes, Ordering::Relaxed);
@@ -67,7 +95,7 @@ impl ExportPlace {
 
 impl Drop for ExportPlace {
     fn drop(&mut self) {
-        let Export { vm, snapshot, disk, user, address, total, done } = self.place.what();
+        let Export { vm, snapshot, disk, user, address, total, done, .. } = self.place.what();
         self.app.reads.note(*snapshot);
         let done = done.load(Ordering::Relaxed);
         audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
@@ -87,9 +115,25 @@ impl App {
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
-        let export = Export { vm, snapshot, disk, user, address, total, done: AtomicU64::new(0) };
+        let (mount_point, done, reading) = (of.file.mount_point().to_owned(), AtomicU64::new(0), Mutex::default());
+        let export = Export { vm, snapshot, disk, user, address, total, done, mount_point, reading };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
         Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
+    }
+
+    /// Takes their places from exports whose repository hangs, now and then, until `stop`.
+    pub async fn free_places_until(self: Arc<Self>, stop: CancellationToken) {
+        while stop.run_until_cancelled(tokio::time::sleep(PATIENCE / 4)).await.is_some() {
+            self.exports.free(|export| {
+                let since = *export.reading.lock().unwrap_or_else(PoisonError::into_inner);
+                let stuck = since.is_some_and(|since| since.elapsed() > PATIENCE);
+                if stuck {
+                    let Export { vm, snapshot, disk, .. } = export;
+                    tracing::warn!(%vm, %snapshot, %disk, "a repository does not answer: another export takes the place");
+                }
+                stuck
+            });
+        }
     }
 
     /// Whether somebody reads the snapshot, or did a short time ago.

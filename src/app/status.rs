@@ -82,7 +82,7 @@ impl App {
 
 fn queue<T, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
     let mut queue = wire::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
-    line.each(|Entry { what, since, works }| {
+    line.each(|Entry { what, since, works, .. }| {
         let one = told(what, since.elapsed());
         if *works { queue.running.push(one) } else { queue.waiting.push(one) }
     });

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::policy;
+use super::{export, policy};
 
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
@@ -21,6 +21,7 @@ pub struct File {
     pub(super) repositories: Repositories,
     pub(super) compare: Compare,
     pub(super) policy: policy::Keys,
+    pub(super) export: export::Keys,
     pub(super) hooks: Hooks,
     pub(super) metrics: Metrics,
 }
@@ -38,6 +39,7 @@ impl Default for File {
             repositories: Repositories::default(),
             compare: Compare::default(),
             policy: policy::Keys::default(),
+            export: export::Keys::default(),
             hooks: Hooks::default(),
             metrics: Metrics::default(),
         }

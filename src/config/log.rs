@@ -18,10 +18,9 @@ pub struct Log {
 
 impl Check {
     pub(super) fn log(&mut self, file: &File) -> Log {
-        let size = &file.log.max_size;
-        let bytes = size.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
-        let max_size = bytes.or_else(|| size.as_str().and_then(parse_size)).unwrap_or_else(|| {
-            self.problem("log.max_size", format_args!("{size} is no size; write it as 10MiB, 512KiB or 10485760"));
+        let value = &file.log.max_size;
+        let max_size = size(value).unwrap_or_else(|| {
+            self.problem("log.max_size", format_args!("{value} is no size; write it as 10MiB, 512KiB or 10485760"));
             0
         });
         if file.log.max_files == 0 {
@@ -32,6 +31,12 @@ impl Check {
         }
         Log { file: optional(&file.log_file).map(PathBuf::from), max_size, max_files: file.log.max_files }
     }
+}
+
+/// A number of bytes, or text as [`parse_size`] takes it.
+pub(super) fn size(value: &toml::Value) -> Option<u64> {
+    let bytes = value.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
+    bytes.or_else(|| value.as_str().and_then(parse_size))
 }
 
 /// A number and `B`, `KiB`, `MiB` or `GiB`; bytes.

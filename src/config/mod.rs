@@ -2,6 +2,7 @@
 
 mod api;
 mod compare;
+mod export;
 mod file;
 mod hooks;
 mod jwt;
@@ -15,6 +16,7 @@ use std::time::Duration;
 
 pub use api::Api;
 pub use compare::{Compare, Refine, block_size};
+pub use export::Export;
 pub use file::File;
 pub use hooks::{Hooks, OnFailure, Sync, sync_url};
 pub use jwt::Jwt;
@@ -45,6 +47,8 @@ pub struct Config {
     pub compare: Compare,
     /// `[policy]`.
     pub policy: Policy,
+    /// `[export]`.
+    pub export: Export,
     /// `[hooks]`.
     pub hooks: Hooks,
     /// `metrics.enabled`: whether `GET /metrics` answers, to anybody.
@@ -91,6 +95,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         repositories: check.repositories(&file.repositories),
         compare: check.compare(&file.compare),
         policy: check.policy(&file.policy),
+        export: check.export(&file.export),
         hooks: check.hooks(&file.hooks),
         metrics: file.metrics.enabled,
     };

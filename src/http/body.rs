@@ -1,10 +1,11 @@
-//! Bytes out: a thread reads the disk ahead of the client, into buffers that are used again.
+//! Bytes out: read as the client takes them, into buffers that are used again.
 //!
-//! Memory is constant: at most [`AHEAD`] pieces wait, and a client that takes nothing holds up its
-//! own thread and nobody else. Holes are neither read nor copied. When anything is wrong (the file
-//! is short, or changed, or cannot be read) the body ends in an error, the connection is cut before
-//! the promised length, and so the client notices: nothing is ever padded.
+//! Memory is constant: what the connection has not sent yet is all that there is of a body. Holes are
+//! neither read nor copied. When anything is wrong (the file is short, or changed, or cannot be read) the
+//! body ends in an error, the connection is cut before the promised length, and so the client notices:
+//! nothing is ever padded.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::pin::Pin;
@@ -14,20 +15,21 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Frame, SizeHint};
-use tokio::sync::mpsc;
+use tokio::time::{Instant, Sleep, sleep_until};
 
+use super::pace::{Paces, Turn};
 use crate::app::reads::ExportPlace;
 use crate::metrics::Counter;
-use crate::repository::DiskFile;
+use crate::repository::{DiskFile, Footprint, OpenError, Run};
 
-/// Bytes read at a time.
-const PIECE: usize = 256 << 10;
+/// Bytes read at a time, at most.
+const PIECE: u64 = 256 << 10;
 
-/// Pieces that wait for the client.
-const AHEAD: usize = 2;
+/// Ranges up to this are not looked at for holes.
+const SHORT: u64 = 64 << 10;
 
 /// What a hole is sent as.
-static ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// A part of a response's body.
 #[derive(Clone, Debug)]
@@ -48,49 +50,91 @@ impl Part {
     }
 }
 
-/// A body of known length that a thread produces.
+/// A body of known length, read as the client takes it.
+///
+/// Polling it blocks while the disk is read: it is for a connection that has its thread for itself.
 pub(super) struct DiskBody {
-    pieces: mpsc::Receiver<io::Result<Bytes>>,
+    reader: Reader,
+    /// A piece that was read, and when it may be sent.
+    held: Option<(Bytes, Turn)>,
+    /// Until then.
+    pause: Option<Pin<Box<Sleep>>>,
     remaining: u64,
     place: ExportPlace,
+    paces: Paces,
     /// Bytes of all bodies.
     served: Counter,
+    span: tracing::Span,
 }
 
 impl DiskBody {
-    /// Starts to read `parts` of `file`; counts in `served` what is taken. The place is held until the
-    /// body is gone.
+    /// A body of `parts` of `file`, the first piece of which is read; sent no faster than `paces` lets it.
+    /// Counts in `served` what is taken. The place is held until the body is gone.
     ///
     /// # Errors
-    /// Where the system has no thread left.
+    /// Where the first piece cannot be read: later, nobody can be told.
     pub(super) fn start(
         file: Arc<DiskFile>,
         parts: Vec<Part>,
         place: ExportPlace,
+        paces: Paces,
         served: Counter,
-    ) -> io::Result<Self> {
+    ) -> Result<Self, OpenError> {
         let remaining = parts.iter().map(Part::len).sum();
-        let (sender, pieces) = mpsc::channel(AHEAD);
+        let reader = Reader {
+            file,
+            parts: parts.into(),
+            run: None,
+            piece: paces.piece(PIECE),
+            footprint: Footprint::default(),
+            buffers: pool::channel(),
+        };
         let span = tracing::Span::current();
-        let reader = Reader { file, pieces: sender, buffers: pool::channel() };
-        std::thread::Builder::new().name("disk-reader".to_owned()).stack_size(256 << 10).spawn(move || {
-            let _in_span = span.entered();
-            reader.run(parts);
-        })?;
-        Ok(Self { pieces, remaining, place, served })
+        let mut body = Self { reader, held: None, pause: None, remaining, place, paces, served, span };
+        match body.read() {
+            Ok(()) => Ok(body),
+            Err(error) => {
+                body.remaining = 0; // nothing was promised
+                Err(error)
+            }
+        }
+    }
+
+    /// Reads the next piece, and asks when it may be sent.
+    fn read(&mut self) -> Result<(), OpenError> {
+        let piece = self.place.during(|| self.reader.next())?;
+        let now = Instant::now();
+        let turn = self.paces.take(piece.len() as u64, now);
+        self.pause = (turn.at > now).then(|| Box::pin(sleep_until(turn.at)));
+        self.held = Some((piece, turn));
+        Ok(())
     }
 }
 
 impl http_body::Body for DiskBody {
     type Data = Bytes;
-    type Error = io::Error;
+    type Error = OpenError;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, OpenError>>> {
         if self.remaining == 0 {
             return Poll::Ready(None);
         }
-        let piece = ready!(self.pieces.poll_recv(context));
-        let piece = piece.unwrap_or_else(|| Err(io::ErrorKind::UnexpectedEof.into()))?;
+        if self.held.is_none()
+            && let Err(error) = self.read()
+        {
+            self.remaining = 0;
+            self.span.in_scope(|| tracing::error!(%error, "the disk cannot be read: the connection is cut"));
+            return Poll::Ready(Some(Err(error)));
+        }
+        if let Some(pause) = &mut self.pause {
+            ready!(pause.as_mut().poll(context));
+            self.pause = None;
+        }
+        let Some((piece, turn)) = self.held.take() else { return Poll::Ready(None) };
+        turn.was_taken();
         self.remaining = self.remaining.saturating_sub(piece.len() as u64);
         self.place.sent(piece.len() as u64);
         self.served.inc_by(piece.len() as u64);
@@ -103,6 +147,14 @@ impl http_body::Body for DiskBody {
 
     fn size_hint(&self) -> SizeHint {
         SizeHint::with_exact(self.remaining)
+    }
+}
+
+impl Drop for DiskBody {
+    fn drop(&mut self) {
+        if self.remaining > 0 {
+            self.span.in_scope(|| tracing::info!("the client went away before the end"));
+        }
     }
 }
 
@@ -125,77 +177,98 @@ impl Drop for Pooled {
     }
 }
 
-/// Why a reader stops before its end.
-enum Stop {
-    /// The client is gone, or was cut off.
-    NobodyTakes,
-    /// The disk cannot be read, or is not what it was.
-    Failed(io::Error),
-}
-
-impl From<io::Error> for Stop {
-    fn from(error: io::Error) -> Self {
-        Self::Failed(error)
-    }
-}
-
+/// The pieces of a body, in order.
 struct Reader {
     file: Arc<DiskFile>,
-    pieces: mpsc::Sender<io::Result<Bytes>>,
+    /// What is still to come.
+    parts: VecDeque<Part>,
+    /// What is known about the bytes that come next.
+    run: Option<Run>,
+    /// Bytes to read at a time, [`PIECE`] at most.
+    piece: u64,
+    footprint: Footprint,
     buffers: (pool::Sender<Vec<u8>>, pool::Receiver<Vec<u8>>),
 }
 
 impl Reader {
-    fn run(&self, parts: Vec<Part>) {
-        match self.send_all(parts) {
-            Ok(()) => {}
-            Err(Stop::NobodyTakes) => tracing::info!("the client went away before the end"),
-            Err(Stop::Failed(error)) => {
-                tracing::error!(%error, "the disk cannot be read: the connection is cut");
-                let _ = self.pieces.blocking_send(Err(error));
+    fn next(&mut self) -> Result<Bytes, OpenError> {
+        let piece = match self.parts.pop_front() {
+            None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Some(Part::Disk(range)) if self.run.is_some() || range.end - range.start > self.short() => {
+                self.next_of(range)?
             }
+            Some(part) => self.gather(part)?,
+        };
+        if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
+            // Before the client has it all: that it is still what was snapshotted.
+            self.file.verify_content()?;
         }
+        Ok(piece)
     }
 
-    fn send_all(&self, parts: Vec<Part>) -> Result<(), Stop> {
-        let last_disk_part = parts.iter().rposition(|part| matches!(part, Part::Disk(_)));
-        for (index, part) in parts.into_iter().enumerate() {
+    /// Up to how many bytes a range is cheaper read, hole or not, than asked about.
+    fn short(&self) -> u64 {
+        SHORT.min(self.piece)
+    }
+
+    /// `part`, which is short, and those after it that are no more together.
+    fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
+        let mut buffer = self.buffer();
+        buffer.clear();
+        let mut next = Some(part);
+        while let Some(part) = next {
             match part {
-                Part::Text(text) => self.send(text)?,
-                Part::Disk(range) => self.send_range(range, Some(index) == last_disk_part)?,
-            }
-        }
-        Ok(())
-    }
-
-    fn send_range(&self, range: Range<u64>, is_last: bool) -> Result<(), Stop> {
-        let mut at = range.start;
-        while at < range.end {
-            let run = self.file.run_at(at, range.end)?;
-            while at < run.end {
-                let length = usize::try_from(run.end - at).unwrap_or(PIECE).min(PIECE);
-                let piece = if run.is_data { self.read(at, length)? } else { Bytes::from_static(&ZEROS[..length]) };
-                at += length as u64;
-                if !run.is_data || (is_last && at == range.end) {
-                    // Before the client has it all: that it is still what was snapshotted. And what
-                    // lies past the end of a file that was cut looks like a hole, and is none.
-                    self.file.verify_content().map_err(io::Error::other)?;
+                Part::Text(text) => buffer.extend_from_slice(&text),
+                Part::Disk(range) => {
+                    let filled = buffer.len();
+                    buffer.resize(filled + (range.end - range.start) as usize, 0);
+                    self.footprint.read(&self.file, &mut buffer[filled..], range.start, range.end)?;
                 }
-                self.send(piece)?;
             }
+            let room = self.short().saturating_sub(buffer.len() as u64);
+            let goes_with_it = |part: &Part| part.len() <= room;
+            next = if self.parts.front().is_some_and(goes_with_it) { self.parts.pop_front() } else { None };
         }
-        Ok(())
+        Ok(self.pooled(buffer))
     }
 
-    fn read(&self, at: u64, length: usize) -> io::Result<Bytes> {
-        let (home, returned) = &self.buffers;
-        let mut buffer = returned.try_recv().unwrap_or_default();
-        buffer.resize(length, 0);
-        self.file.read_exact_at(&mut buffer, at)?;
-        Ok(Bytes::from_owner(Pooled { buffer, home: home.clone() }))
+    fn next_of(&mut self, range: Range<u64>) -> Result<Bytes, OpenError> {
+        let at = range.start;
+        let run = match self.run.take() {
+            Some(run) => run,
+            None => self.file.run_at(at, range.end)?,
+        };
+        let end = run.end.min(at + self.piece);
+        let length = (end - at) as usize;
+        let piece = if run.is_data {
+            let mut buffer = self.buffer();
+            buffer.resize(length, 0);
+            self.footprint.read(&self.file, &mut buffer, at, run.end)?;
+            self.pooled(buffer)
+        } else {
+            // What lies past the end of a file that was cut looks like a hole, and is none.
+            self.file.verify_content()?;
+            Bytes::from_static(&ZEROS[..length])
+        };
+        self.run = (end < run.end).then_some(run);
+        if end < range.end {
+            self.parts.push_front(Part::Disk(end..range.end));
+        }
+        Ok(piece)
     }
 
-    fn send(&self, piece: Bytes) -> Result<(), Stop> {
-        self.pieces.blocking_send(Ok(piece)).map_err(|_| Stop::NobodyTakes)
+    /// A buffer that was used before, if there is one.
+    fn buffer(&self) -> Vec<u8> {
+        self.buffers.1.try_recv().unwrap_or_default()
+    }
+
+    fn pooled(&self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Pooled { buffer, home: self.buffers.0.clone() })
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.footprint.let_go(&self.file, u64::MAX);
     }
 }

@@ -5,7 +5,7 @@
 //! 3. the parts of the body, whose sum is the Content-Length;
 //! 4. the digests that are wanted (RFC 9530);
 //! 5. a place among the bodies that are sent at a time;
-//! 6. the body, which a thread reads as the client takes it.
+//! 6. the body, the first piece of which is read at once, and the others as the client takes them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -22,8 +22,9 @@ use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::digest;
 use super::failure::Failure;
+use super::pace::Paces;
 use crate::app::changes::Stop;
-use crate::app::read_disk::OpenDisk;
+use crate::app::read_disk::{OpenDisk, lost};
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::repository::checksum::Algorithm;
@@ -38,6 +39,7 @@ pub(super) async fn respond(
     session: &Session,
     method: &Method,
     headers: &HeaderMap,
+    paces: Paces,
     disk: OpenDisk,
 ) -> Result<Response, Failure> {
     let size = disk.file.size();
@@ -75,7 +77,8 @@ pub(super) async fn respond(
     } else {
         let place = app.export_place(session, &disk, length).await?;
         let served = app.metrics().bytes_served();
-        Body::new(DiskBody::start(disk.file, parts, place, served).map_err(|_| Failure::TooBusy)?)
+        let body = DiskBody::start(disk.file, parts, place, paces, served);
+        Body::new(body.map_err(|cause| lost(&disk.disk, cause))?)
     };
     with_headers(status, body, out)
 }

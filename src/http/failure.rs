@@ -23,8 +23,6 @@ pub(super) enum Failure {
     PreconditionFailed,
     /// The `Range` header asks for nothing that a disk of this size has.
     RangeNotSatisfiable { size: u64 },
-    /// The service has no room for one more export.
-    TooBusy,
 }
 
 impl<E: Into<Error>> From<E> for Failure {
@@ -66,7 +64,6 @@ impl Failure {
             Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
             Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
             Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable"),
-            Self::TooBusy => (StatusCode::SERVICE_UNAVAILABLE, "throttled"),
         }
     }
 
@@ -80,7 +77,6 @@ impl Failure {
             Self::RangeNotSatisfiable { size } => {
                 format!("the Range header asks for nothing that a disk of {size} bytes has; write bytes=<first>-<last>")
             }
-            Self::TooBusy => "no room for one more export; try again in a second".to_owned(),
         }
     }
 
@@ -89,7 +85,7 @@ impl Failure {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
             Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
-            Self::App(Error::Throttled) | Self::TooBusy => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
                 value.ok().map(|value| (CONTENT_RANGE, value))

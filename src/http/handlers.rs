@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 
 use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
@@ -17,6 +17,7 @@ use super::extract::{
 };
 use super::failure::Failure;
 use super::json_stream;
+use super::pace::Paces;
 use super::status_page::{StatusParameters, WantsText, render};
 use crate::app::App;
 use crate::app::changes::Stop;
@@ -194,11 +195,12 @@ pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
+    Extension(paces): Extension<Paces>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&app, &session, &method, &headers, disk).await
+    disk_response::respond(&app, &session, &method, &headers, paces, disk).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {

@@ -2,6 +2,7 @@
 
 pub mod byte_range;
 pub mod conditional;
+pub mod pace;
 pub mod server;
 pub mod service;
 pub mod tls;

@@ -2,14 +2,22 @@
 
 use std::sync::Arc;
 
-use axum::middleware::from_fn_with_state;
+use axum::extract::{Request, State};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::Response;
 use axum::routing::{MethodRouter, get, post};
 use axum::{Router, http::StatusCode};
+use tokio::runtime::Handle;
+use tokio_util::task::AbortOnDropHandle;
 use tower_http::catch_panic::CatchPanicLayer;
+use tracing::Instrument;
 
 use super::failure::Failure;
 use super::{exchange, handlers};
-use crate::app::App;
+use crate::app::{App, Error};
+
+/// The bytes of a disk: answered on the connection's own thread.
+const DISK: &str = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}";
 
 /// Where the counters are, for whoever asks.
 const METRICS: &str = "/metrics";
@@ -29,7 +37,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         ("/api/v1/vms/{vm}/snapshots", snapshots),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::give_lease_back)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}", get(handlers::disk)),
+        (DISK, get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
         ("/healthz", get(handlers::healthz)),
@@ -38,6 +46,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     ];
     let mut router = Router::new();
     for (path, methods) in table.into_iter().filter(|(path, _)| with_metrics || *path != METRICS) {
+        let methods = if path == DISK { methods } else { methods.layer(from_fn_with_state(Handle::current(), run_in)) };
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
     router
@@ -46,6 +55,13 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
         .layer(from_fn_with_state(Arc::clone(&app), exchange::answer))
         .with_state(app)
+}
+
+/// Answers in `runtime`, which outlives the connection, as what the answer leaves behind may have to.
+async fn run_in(State(runtime): State<Handle>, request: Request, next: Next) -> Result<Response, Failure> {
+    let answer = runtime.spawn(next.run(request).in_current_span());
+    // Who hangs up is not answered to the end.
+    Ok(AbortOnDropHandle::new(answer).await.map_err(|error| Error::Internal(error.to_string()))?)
 }
 
 fn http_status(status: StatusCode) -> axum::response::Response {

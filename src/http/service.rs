@@ -12,14 +12,19 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::pace::Limits;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
+use crate::sys::heap;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
 /// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
 /// those after it have the other half. What is frozen by then is waited for longer.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Freed memory that is kept: more than one connection needs for what it sends.
+const KEPT: i32 = 2 << 20;
 
 /// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
 ///
@@ -27,6 +32,7 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// What keeps it from starting, in words for an operator.
 pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
+    heap::keep(KEPT);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.
@@ -43,9 +49,12 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let serving = server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), stop.clone());
+    let limits = Limits::new(&config.export);
+    let serving =
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
@@ -128,7 +137,7 @@ fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
     }
 }
 
-/// A descriptor for each connection and each open disk: the usual soft limit of 1024 is too low.
+/// Six descriptors for each connection and its open disk: the usual soft limit of 1024 is too low.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

@@ -2,13 +2,16 @@
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 
-use super::{Repository, SnapshotDir};
+use super::{Repository, Silent, SnapshotDir};
 use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
-use crate::sys::fsinfo;
+use crate::sys::{fsinfo, page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -27,12 +30,19 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
+impl From<Silent> for OpenError {
+    fn from(silent: Silent) -> Self {
+        Self::RepositoryAway(silent.to_string())
+    }
+}
+
 /// An open disk of a snapshot.
 ///
 /// While it is open its blocks stay allocated, even if the snapshot is deleted.
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
+    mount_point: PathBuf,
     recorded: FileIdentity,
     /// Time of the last change of content, when it was opened.
     modified: (i64, i64),
@@ -66,7 +76,8 @@ impl DiskFile {
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        let disk_file = Self { file, recorded: disk.identity, modified };
+        let disk_file =
+            Self { file, mount_point: repository.mount_point().to_owned(), recorded: disk.identity, modified };
         if !metadata.is_file() || identity(&metadata) != disk.identity {
             return Err(OpenError::Replaced);
         }
@@ -82,6 +93,11 @@ impl DiskFile {
     /// copies about 1 MiB for a write of 4 KiB.
     pub fn copies_more_than_was_written(&self) -> bool {
         fsinfo::name_of(&self.file).is_ok_and(|name| name == "ocfs2")
+    }
+
+    /// Where its repository is mounted.
+    pub fn mount_point(&self) -> &Path {
+        &self.mount_point
     }
 
     /// The open file.
@@ -121,13 +137,37 @@ impl DiskFile {
         self.file.read_exact_at(buffer, offset)
     }
 
+    /// The same, where the page cache has all of it; says whether it had.
+    ///
+    /// # Errors
+    /// The errno of preadv2(2): `EOPNOTSUPP` and `ENOSYS` of those that cannot tell.
+    pub(super) fn read_if_cached(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
+        page_cache::read(self.file.as_fd(), buffer, offset)
+    }
+
+    /// Whether the page cache holds the bytes around `offset`. Where that cannot be known, it does.
+    pub(super) fn is_cached(&self, offset: u64) -> bool {
+        page_cache::holds(self.file.as_fd(), offset).unwrap_or(true)
+    }
+
+    /// Whether the kernel is to read more than is asked for.
+    pub(super) fn reads_ahead(&self, yes: bool) {
+        // Where it does not listen, reading is no less right.
+        let _ = page_cache::read_ahead(&self.file, yes);
+    }
+
+    /// Has the page cache let go of `range`.
+    pub(super) fn forget(&self, range: &Range<u64>) {
+        // Where it does not, reading is no less right.
+        let _ = page_cache::forget(&self.file, range);
+    }
+
     /// Where the run that starts at `offset` ends, and whether it holds data. The end is never
     /// past `limit`, which is within the file and past `offset`.
     ///
     /// # Errors
     /// The errno of lseek(2).
     pub fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
-        use crate::sys::sparse;
         let data = sparse::next_data(&self.file, offset)?;
         match data {
             None => Ok(Run { end: limit, is_data: false }),

@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
+pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
@@ -27,7 +28,8 @@ use crate::sys::fsinfo::{self, Space};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
-pub use disk_file::{DiskFile, OpenError};
+pub use disk_file::{DiskFile, OpenError, Run};
+pub use footprint::Footprint;
 pub use locate::{LocatedDisk, Misplaced};
 pub use map::MapError;
 pub use patience::Silent;

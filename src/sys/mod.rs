@@ -2,5 +2,8 @@
 
 pub mod fiemap;
 pub mod fsinfo;
+pub mod heap;
+pub mod io_priority;
+pub mod page_cache;
 pub mod reflink;
 pub mod sparse;

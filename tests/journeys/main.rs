@@ -13,6 +13,8 @@ mod checksum;
 mod compare;
 mod crash;
 mod disk_full;
+mod export;
+mod hanging;
 mod health;
 mod hook_examples;
 mod hooks;

@@ -1,5 +1,6 @@
 //! As a service of a host: what its manager is told, what its unit lets it do, and where its log goes.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::net::{TcpListener, TcpStream};
 use std::os::linux::net::SocketAddrExt;
@@ -10,8 +11,9 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
+use tempfile::TempDir;
 
-use crate::harness::{Certificates, Exporter, Manager, Settings, World, text, write_at};
+use crate::harness::{Certificates, Exporter, Manager, Settings, World, output, text, write_at};
 use crate::needs_root;
 
 /// What the service says next, within 30 seconds.
@@ -75,30 +77,93 @@ fn example(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)).unwrap()
 }
 
+/// systemd's sets of system calls.
+fn call_sets() -> BTreeMap<String, Vec<String>> {
+    let mut sets = BTreeMap::<String, Vec<String>>::new();
+    let mut current = String::new();
+    for line in output(Command::new("systemd-analyze").args(["syscall-filter", "--no-pager"])).lines() {
+        match line.trim() {
+            "" => {}
+            name if !line.starts_with(' ') => current = name.to_owned(),
+            comment if comment.starts_with('#') => {}
+            call => sets.entry(current.clone()).or_default().push(call.to_owned()),
+        }
+    }
+    sets
+}
+
+/// The launcher that lets a program make the system calls that the unit lets it make.
+fn unit_filter(unit: &str) -> (TempDir, String) {
+    let sets = call_sets();
+    let calls_of = |words: &str| {
+        let (mut calls, mut words) = (BTreeSet::new(), words.split(' ').map(str::to_owned).collect::<Vec<_>>());
+        while let Some(word) = words.pop() {
+            match sets.get(&word) {
+                Some(set) => words.extend(set.iter().cloned()),
+                None => drop(calls.insert(word)),
+            }
+        }
+        calls
+    };
+    let mut allowed = BTreeSet::new();
+    for words in unit.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        match words.strip_prefix('~') {
+            Some(words) => allowed = &allowed - &calls_of(words),
+            None => allowed.extend(calls_of(words)),
+        }
+    }
+    assert!(allowed.contains("pread64") && !allowed.contains("reboot") && !allowed.contains("mlock"), "{allowed:?}");
+    let dir = tempfile::tempdir().unwrap();
+    let numbers: String = allowed.iter().map(|call| format!("#ifdef __NR_{call}\n__NR_{call},\n#endif\n")).collect();
+    fs::write(dir.path().join("allowed.h"), numbers).unwrap();
+    let launcher = dir.path().join("syscall_filter");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/syscall_filter.c");
+    let flags = ["-std=gnu11", "-Wall", "-Werror", "-O1", "-I"];
+    output(Command::new("cc").args(flags).arg(dir.path()).arg("-o").arg(&launcher).arg(source));
+    (dir, launcher.display().to_string())
+}
+
 #[test]
-fn the_units_capabilities_are_enough() {
+fn what_the_unit_allows_is_enough() {
     needs_root!();
     let unit = example("systemd/coriolis-ovm-exporter.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
     let set = line.split(' ').map(|name| format!(",+{}", name.strip_prefix("CAP_").unwrap().to_lowercase()));
     let set = format!("--bounding-set=-all{}", set.collect::<String>());
-    let world = World::with(512, |settings| {
-        settings.launcher = ["setpriv", &set, "--inh-caps=-all", "--no-new-privs"].map(str::to_owned).to_vec();
+    let (_dir, filter) = unit_filter(&unit);
+    let mut world = World::with(512, |settings| {
+        settings.launcher = ["setpriv", &set, "--inh-caps=-all", "--no-new-privs", &filter].map(str::to_owned).to_vec();
     });
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
     assert!(status.contains("CapEff:\t000000000000000e") && status.contains("NoNewPrivs:\t1"), "{status}");
+    assert!(status.contains("Seccomp:\t2"), "{status}");
     // A disk that is anybody's, and closed to everybody else.
-    let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
-    write_at(disk, 0, &[1; 4096]);
+    let disk = &world.define_vm(&[("a.img", 4 << 20)])[0];
+    write_at(disk, 0, &vec![1; 3 << 20]);
     std::os::unix::fs::chown(disk, Some(1234), Some(1234)).unwrap();
     fs::set_permissions(disk, PermissionsExt::from_mode(0o600)).unwrap();
     let client = world.client();
     let first = text(&client.take_snapshot()["id"]);
     let second = text(&client.take_snapshot()["id"]);
     client.compare(&second, &first);
-    assert_eq!(client.disk(&second, "a.img")[..4096], [1; 4096]);
+    let path = format!("/vms/{}/snapshots/{second}", crate::harness::VM);
+    for way in [&format!("?compareTo={first}&refine=4096"), "/disks/a.img/checksum", "/disks/a.img/chunks"] {
+        assert_eq!(client.get(&format!("{path}{way}")).status, 200, "{way}");
+    }
+    // Long and short; from the device and from the page cache.
+    nix::unistd::sync();
+    for _ in 0..2 {
+        fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
+        assert_eq!(client.disk_range(&second, "a.img", 4096, 4096), [1; 4096]);
+        assert!(client.disk(&second, "a.img")[..3 << 20].iter().all(|byte| *byte == 1));
+        assert_eq!(client.get("/status?cost=true").status, 200);
+    }
     assert_eq!(client.delete(&format!("/vms/{}/snapshots", crate::harness::VM)).status, 200);
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
+    world.exporter.signal(Signal::SIGHUP);
+    client.get("/vms").ok();
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(20)).code(), Some(0));
 }
 
 #[test]

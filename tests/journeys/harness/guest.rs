@@ -8,9 +8,9 @@ use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use coriolis_ovm_exporter::{config, http};
-use tokio_util::sync::CancellationToken;
 
 use super::Certificates;
+use super::serving::Serving;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manners {
@@ -32,7 +32,7 @@ struct Shared {
 pub struct Guest {
     pub port: u16,
     shared: Arc<Shared>,
-    _runtime: tokio::runtime::Runtime,
+    _serving: Serving,
 }
 
 impl Guest {
@@ -51,8 +51,8 @@ impl Guest {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();
-        runtime.spawn(http::server::serve(listener, tls, router, CancellationToken::new()));
-        Self { port, shared, _runtime: runtime }
+        let serving = Serving::start(runtime, listener, tls, router);
+        Self { port, shared, _serving: serving }
     }
 
     pub fn url(&self) -> String {

@@ -11,9 +11,9 @@ use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use coriolis_ovm_exporter::{config, http};
-use tokio_util::sync::CancellationToken;
 
 use super::Certificates;
+use super::serving::Serving;
 
 pub const USER: &str = "admin";
 pub const PASSWORD: &str = "pa:ss wörd-7f3a";
@@ -39,7 +39,7 @@ struct Shared {
 pub struct Manager {
     pub port: u16,
     shared: Arc<Shared>,
-    _runtime: tokio::runtime::Runtime,
+    _serving: Serving,
 }
 
 impl Manager {
@@ -69,8 +69,8 @@ impl Manager {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();
-        runtime.spawn(http::server::serve(listener, tls, router, CancellationToken::new()));
-        Self { port, shared, _runtime: runtime }
+        let serving = Serving::start(runtime, listener, tls, router);
+        Self { port, shared, _serving: serving }
     }
 
     pub fn behave(&self, behaviour: Behaviour) {

@@ -9,6 +9,7 @@ mod exporter;
 mod guest;
 mod manager;
 mod random;
+mod serving;
 mod shelf;
 mod shim;
 mod trial;
@@ -95,7 +96,11 @@ impl World {
 
     /// The same with a second repository, on an XFS of its own.
     pub fn with_two_repositories(megabytes: u64) -> (Volume, PathBuf, Self) {
-        let volume = Volume::xfs(megabytes);
+        Self::with_a_second_on(Volume::xfs(megabytes), megabytes)
+    }
+
+    /// The same with the second on `volume`.
+    pub fn with_a_second_on(volume: Volume, megabytes: u64) -> (Volume, PathBuf, Self) {
         let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
         let world = Self::with(megabytes, |settings| settings.paths.push(second.clone()));
         (volume, second, world)

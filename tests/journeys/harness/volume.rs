@@ -1,8 +1,11 @@
 //! A loop-mounted file system of its own for each test.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use tempfile::TempDir;
 
 pub struct Volume {
@@ -11,6 +14,15 @@ pub struct Volume {
     options: &'static [&'static str],
     dir: TempDir,
 }
+
+/// What stands between a volume and its image, and can be made to hang.
+pub struct Device {
+    daemon: Child,
+    image: PathBuf,
+}
+
+/// A device that answers nothing, until this is dropped.
+pub struct Hanging(Pid);
 
 /// A file system on which every write waits, until this is dropped.
 pub struct Frozen<'a>(&'a Path);
@@ -53,8 +65,12 @@ impl Volume {
     }
 
     pub fn mount(&self) {
-        let image = self.dir.path().join("image");
-        run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(image).arg(&self.mount_point));
+        run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point));
+    }
+
+    /// The file that it lies in.
+    pub fn image(&self) -> PathBuf {
+        self.dir.path().join("image")
     }
 
     /// The device that it is mounted from.
@@ -81,9 +97,54 @@ impl Volume {
         self.mount();
     }
 
+    /// Puts a device between the mounted volume and its image.
+    pub fn behind_a_device(&self) -> Device {
+        self.unmount();
+        let image = self.image();
+        let is_mounted = || {
+            output(Command::new("findmnt").args(["--noheadings", "--output", "TARGET"]))
+                .contains(image.to_str().unwrap())
+        };
+        let (blocks, path) =
+            (format!("driver=file,node-name=image,locking=off,filename={}", image.display()), image.display());
+        let mut daemon = Command::new("qemu-storage-daemon");
+        daemon.args(["--blockdev", &blocks, "--export"]);
+        daemon.arg(format!("type=fuse,id=device,node-name=image,writable=on,mountpoint={path}"));
+        let daemon = daemon.spawn().unwrap();
+        let end = Instant::now() + Duration::from_secs(30);
+        while !is_mounted() {
+            assert!(Instant::now() < end, "the device does not come");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        self.mount();
+        Device { daemon, image }
+    }
+
     pub fn freeze(&self) -> Frozen<'_> {
         run(Command::new("fsfreeze").arg("--freeze").arg(&self.mount_point));
         Frozen(&self.mount_point)
+    }
+}
+
+impl Device {
+    pub fn hang(&self) -> Hanging {
+        let pid = Pid::from_raw(i32::try_from(self.daemon.id()).unwrap());
+        kill(pid, Signal::SIGSTOP).unwrap();
+        Hanging(pid)
+    }
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(&self.image).status();
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
     }
 }
 

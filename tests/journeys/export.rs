@@ -1,0 +1,209 @@
+//! What bytes on their way out do to others, and what becomes of them when the device fails.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use coriolis_ovm_exporter::sys::page_cache;
+use reqwest::Method;
+
+use crate::harness::{Client, Random, VM, World, connect, text, write_at, xfs_io};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+
+fn path(id: &str) -> String {
+    format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img")
+}
+
+fn file(world: &World, id: &str) -> PathBuf {
+    world.repository.join("CoriolisSnapshots").join(id).join("a.img")
+}
+
+/// A VM with a disk full of noise.
+fn define_full_vm(world: &World, size: u64) -> Vec<u8> {
+    let bytes = Random(size).bytes(size);
+    write_at(&world.define_vm(&[("a.img", size)])[0], 0, &bytes);
+    bytes
+}
+
+#[test]
+fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
+    needs_root!();
+    let world = World::new(512);
+    // So that the disk lies behind the file system's own log, and the device can be cut inside it.
+    let filler = world.repository.join("VirtualDisks/filler");
+    File::create(&filler).unwrap();
+    xfs_io(&filler, &["falloc 0 240m"]);
+    let size = 48 * MB;
+    let expected = define_full_vm(&world, size);
+    let client = world.client();
+    let snapshot = client.take_snapshot();
+    let (id, chunks) = (text(&snapshot["id"]), snapshot["disks"][0]["chunks"].as_array().unwrap().clone());
+    let (start, length) = (chunks[0]["physical_start"].as_u64().unwrap(), chunks[0]["length"].as_u64().unwrap());
+    assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk lies elsewhere: {chunks:?}");
+    nix::unistd::sync();
+    let image = File::options().write(true).open(world.volume.image()).unwrap();
+    image.set_len(start + size / 2).unwrap();
+
+    let mut response = client.request(Method::GET, &path(&id)).send().unwrap();
+    let mut came = Vec::new();
+    let ended = response.read_to_end(&mut came);
+    assert!(ended.is_err() && came.len() as u64 <= size / 2, "{} bytes came: {ended:?}", came.len());
+    assert!(came.len() as u64 >= size / 4 && expected.starts_with(&came), "other bytes came");
+    assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
+    // Nothing has been sent yet: the client is told.
+    let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
+    let gone = || world.exporter.log().matches("the client went away").count();
+    let before = gone();
+    assert_eq!(range(format!("bytes={}-", size - 4096)).error(500), "io_error");
+    assert_eq!(gone(), before, "who was told has not gone");
+    // In several ranges, the first of which can be read: short ones are read together.
+    assert_eq!(range(format!("bytes=0-9,{}-", size - 4096)).error(500), "io_error");
+    let both = client.request(Method::GET, &path(&id)).header("Range", format!("bytes=0-{MB},{}-", size - 4096));
+    assert!(client.try_send(both).is_err(), "a part that cannot be read was sent");
+    assert_eq!(client.disk_range(&id, "a.img", 4096, 4096), expected[4096..8192]);
+
+    // What could not be read is not remembered.
+    image.set_len(512 * MB).unwrap();
+    assert_eq!(range(format!("bytes={}-", size - 4096)).status, 206);
+}
+
+#[test]
+fn ranges_of_all_lengths_are_what_they_were() {
+    needs_root!();
+    let world = World::new(512);
+    let size = 12 * MB + 777;
+    let disk = world.define_vm(&[("a.img", size)]).remove(0);
+    let mut random = Random(7);
+    for _ in 0..60 {
+        let length = [4096, 65_536, 131_072, 262_144, MB][random.below(5) as usize];
+        let start = random.below((size - length) >> 12) << 12;
+        write_at(&disk, start, &random.bytes(length));
+    }
+    let expected = fs::read(&disk).unwrap();
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    for _ in 0..200 {
+        let mut of_request = || {
+            let around = [1, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, MB][random.below(9) as usize];
+            let start = random.below(size - around);
+            start..start + around
+        };
+        let ranges: Vec<Range<u64>> = (0..12).map(|_| of_request()).collect();
+        let list: Vec<String> = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
+        let request = client.request(Method::GET, &path(&id)).header("Range", format!("bytes={}", list.join(",")));
+        let answer = client.send(request);
+        assert_eq!(answer.status, 206, "{list:?}");
+        let mut rest = answer.body.as_slice();
+        for range in ranges {
+            let told = format!("bytes {}-{}/{size}\r\n\r\n", range.start, range.end - 1);
+            let head = rest.windows(told.len()).position(|window| window == told.as_bytes()).expect(&told);
+            assert!(head < 200, "{told} comes late in {list:?}");
+            let (part, after) = rest[head + told.len()..].split_at((range.end - range.start) as usize);
+            assert!(part == &expected[range.start as usize..range.end as usize], "{told} differs in {list:?}");
+            rest = after;
+        }
+    }
+}
+
+#[test]
+fn what_was_not_in_the_page_cache_is_not_left_there() {
+    needs_root!();
+    let world = World::new(512);
+    let size = 64 * MB + 12_345;
+    let expected = define_full_vm(&world, size);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    nix::unistd::sync();
+    let file = File::open(file(&world, &id)).unwrap();
+    let held_of =
+        |range: Range<u64>| range.step_by(64 << 10).filter(|at| page_cache::holds(file.as_fd(), *at).unwrap()).count();
+    let held = || held_of(0..size);
+    assert_eq!(held(), 0, "a new file is in the page cache");
+    assert!(client.disk(&id, "a.img") == expected, "the disk differs");
+    // The pages that are no whole number of windows may stay.
+    assert!(held() <= 2, "{} of {} pieces were left", held(), size.div_ceil(64 << 10));
+    assert!(client.disk_range(&id, "a.img", 5 * MB, 7 * MB) == expected[5 << 20..12 << 20]);
+    // What the kernel read past its end does.
+    assert_eq!(held_of(6 * MB..12 * MB), 0, "pieces were left of a range");
+    // Short ones; and the last first, further apart than the kernel reads ahead.
+    let forget = || page_cache::forget(&file, &(0..size)).unwrap();
+    forget();
+    for start in (0..32 * MB).step_by(128 << 10) {
+        assert!(client.disk_range(&id, "a.img", start, 64 << 10) == expected[start as usize..][..64 << 10]);
+    }
+    assert!(held() <= 8, "{} of 256 short ranges are left", held());
+    let backwards: Vec<String> = (0..4).rev().map(|n| format!("{}-{}", 16 * n * MB, (16 * n + 1) * MB - 1)).collect();
+    let request = client.request(Method::GET, &path(&id)).header("Range", format!("bytes={}", backwards.join(",")));
+    assert_eq!(client.send(request).status, 206);
+    let left: usize = (0..4).map(|n| held_of(16 * n * MB..(16 * n + 1) * MB)).sum();
+    assert!(left <= 4, "{left} pieces are left of ranges that go backwards");
+    forget();
+    // What somebody else uses stays.
+    let mut all = Vec::new();
+    (&file).read_to_end(&mut all).unwrap();
+    let whole = held();
+    assert!(whole as u64 > size / (64 << 10) - 2, "this kernel keeps nothing");
+    assert!(client.disk(&id, "a.img") == expected, "the disk differs");
+    assert_eq!(held(), whole);
+}
+
+#[test]
+fn bytes_are_sent_no_faster_than_the_config_says() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.sections = "[export]\nmax_rate = \"8MiB\"\nmax_rate_per_connection = \"4MiB\"\n".to_owned();
+    });
+    let expected = define_full_vm(&world, 16 * MB);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    // Small requests on one connection are no way around it: 6 MiB and a little less, at 4 MiB a second.
+    let started = Instant::now();
+    for start in (0..6 * MB).step_by(64 << 10) {
+        assert!(client.disk_range(&id, "a.img", start, 64 << 10) == expected[start as usize..][..64 << 10]);
+    }
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(1400), "6 MiB came in {took:?}");
+    // Nor are connections: four times 4 MiB, at 8 MiB a second in all.
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        for part in 0..4 {
+            let (world, id, expected) = (&world, &id, &expected);
+            scope.spawn(move || {
+                let got = world.client().disk_range(id, "a.img", part * 4 * MB, 4 * MB);
+                assert!(got == expected[(part * 4 * MB) as usize..][..4 << 20]);
+            });
+        }
+    });
+    let took = started.elapsed();
+    assert!(took >= Duration::from_millis(1800), "16 MiB came in {took:?}");
+}
+
+#[test]
+fn a_client_that_takes_nothing_is_cut_off() {
+    needs_root!();
+    let world = World::new(512);
+    let expected = define_full_vm(&world, 64 * MB);
+    let client: Client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    let mut stalled = connect(&world.exporter, &world.certificates);
+    let head = format!("GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", path(&id), client.token);
+    stalled.write_all(head.as_bytes()).unwrap();
+    let mut first = [0; 1000];
+    stalled.read_exact(&mut first).unwrap();
+    assert!(first.starts_with(b"HTTP/1.1 200 "));
+    // Others are served meanwhile, and it is not waited for for ever.
+    assert!(client.disk(&id, "a.img") == expected, "the disk differs");
+    let end = Instant::now() + Duration::from_secs(180);
+    while !world.exporter.log().contains("the client went away before the end") {
+        assert!(Instant::now() < end, "it is not cut off");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    // What it still finds is a beginning.
+    let mut rest = Vec::new();
+    assert!(stalled.read_to_end(&mut rest).is_err() && rest.len() < 32 << 20, "{} bytes came", rest.len());
+}

@@ -1,0 +1,140 @@
+//! A repository whose device hangs in the middle: what becomes of whoever reads there, and of all others.
+
+use std::fs;
+use std::io::Write;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+
+use crate::harness::{Random, VM, Volume, World, connect, define_vm, make_disk, text, write_at};
+use crate::{needs, needs_root};
+
+const MB: u64 = 1 << 20;
+const OTHER: &str = "0004fb00000600000000000000000002";
+
+/// The I/O class of each of the service's threads that has one.
+fn classes(world: &World) -> Vec<String> {
+    let threads = fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap();
+    // A thread may be gone when it is asked about.
+    let class = |thread: fs::DirEntry| {
+        let asked = Command::new("ionice").arg("-p").arg(thread.file_name()).output().unwrap();
+        String::from_utf8(asked.stdout).unwrap().trim().to_owned()
+    };
+    threads.map(|thread| class(thread.unwrap())).collect()
+}
+
+fn idle(world: &World) -> usize {
+    classes(world).iter().filter(|class| *class == "idle").count()
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + Duration::from_secs(90);
+    while !is_so() {
+        assert!(Instant::now() < end, "not {what}");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
+#[test]
+fn it_keeps_few_threads_and_no_place_for_long() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let volume = Volume::xfs(512);
+    let device = volume.behind_a_device();
+    let (volume, second, world) = World::with_a_second_on(volume, 512);
+    let good = world.define_vm(&[("a.img", MB)]).remove(0);
+    write_at(&good, 0, &Random(1).bytes(MB));
+    let disk = make_disk(&second, "b.img", 64 * MB);
+    write_at(&disk, 0, &Random(2).bytes(64 * MB));
+    define_vm(&second, OTHER, &[disk]);
+    let client = world.client();
+    let (fine, id) = (text(&client.take_snapshot()["id"]), {
+        let made = client.post(&format!("/vms/{OTHER}/snapshots")).ok();
+        text(&made["id"])
+    });
+    // Where digests are made, others are not let go first, and nothing stays behind.
+    let path = format!("/api/v1/vms/{OTHER}/snapshots/{id}/disks/b.img");
+    let digest =
+        client.request(Method::GET, &path).header("Range", "bytes=0-99").header("Want-Content-Digest", "sha-256=1");
+    assert_eq!(client.send(digest).status, 206);
+    assert_eq!(idle(&world), 0, "{:?}", classes(&world));
+    nix::unistd::sync();
+    volume.unmount();
+    volume.mount();
+    // Names and places are known by then, bytes are not.
+    let range = |from: u64| client.request(Method::GET, &path).header("Range", format!("bytes={from}-{}", from + 4095));
+    assert_eq!(client.send(range(0)).status, 206);
+
+    let threads = || fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap().count();
+    let hanging = device.hang();
+    let go_away_from = |from: u64| {
+        let mut gone = connect(&world.exporter, &world.certificates);
+        let head = format!(
+            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nRange: bytes={from}-\r\n\r\n",
+            client.token
+        );
+        gone.write_all(head.as_bytes()).unwrap();
+        gone.flush().unwrap();
+        gone
+    };
+    // They take all the places, and read when nobody else wants to.
+    let readers: Vec<_> = (1..13).map(|n| go_away_from(n * 4 * MB)).collect();
+    wait_until("read", || idle(&world) == 12);
+    drop(readers);
+    // Others get them, in time.
+    wait_until("served", || {
+        let asked = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{fine}/disks/a.img"));
+        client
+            .try_send(asked.timeout(Duration::from_secs(60)))
+            .is_ok_and(|answer| answer.body == fs::read(&good).unwrap())
+    });
+    assert!(world.exporter.log().contains("another export takes the place"), "{}", world.exporter.log());
+    // Who asks for more of it is told, and costs no thread.
+    assert_eq!(client.send(range(9 * MB).timeout(Duration::from_secs(30))).error(503), "repository_unavailable");
+    let before = threads();
+    for n in 0..100 {
+        drop(go_away_from(n % 60 * MB));
+    }
+    wait_until("gone", || threads() <= before + 10);
+    assert_eq!(client.send(client.request(Method::GET, "/healthz")).status, 200);
+    drop(hanging);
+    wait_until("back", || client.send(range(9 * MB)).status == 206);
+    wait_until("forgotten", || idle(&world) == 0);
+    assert!(client.send(client.request(Method::GET, &path)).body == Random(2).bytes(64 * MB), "the disk differs");
+}
+
+#[test]
+fn others_are_let_go_first_only_where_the_config_says_so() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let volume = Volume::xfs(512);
+    let device = volume.behind_a_device();
+    let world = World::on(volume, |settings| settings.sections = "[export]\nio_class = \"normal\"\n".to_owned());
+    write_at(&world.define_vm(&[("a.img", 16 * MB)])[0], 0, &Random(3).bytes(16 * MB));
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    nix::unistd::sync();
+    world.volume.unmount();
+    world.volume.mount();
+    assert_eq!(client.disk_range(&id, "a.img", 0, 4096).len(), 4096);
+    let hanging = device.hang();
+    let reading = std::thread::scope(|scope| {
+        scope.spawn(|| client.disk_range(&id, "a.img", 8 * MB, 4096));
+        let pid = world.exporter.pid();
+        let waits = || {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+            threads
+                .filter(|thread| {
+                    let stat = fs::read_to_string(thread.as_ref().unwrap().path().join("stat")).unwrap_or_default();
+                    stat.contains("(connection) D ")
+                })
+                .count()
+        };
+        wait_until("read", || waits() == 1);
+        let found = classes(&world);
+        drop(hanging);
+        found
+    });
+    assert!(reading.iter().all(|class| class == "none: prio 0"), "{reading:?}");
+}

@@ -1,0 +1,38 @@
+//! A server of a test's own, which takes no more connections when this is dropped, and lets go of those
+//! that it has.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use coriolis_ovm_exporter::http::pace::Limits;
+use coriolis_ovm_exporter::http::server;
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+pub struct Serving {
+    runtime: Runtime,
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Serving {
+    pub fn start(runtime: Runtime, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, router: Router) -> Self {
+        let stop = CancellationToken::new();
+        let task = runtime.spawn(server::serve(listener, tls, router, Limits::default(), stop.clone()));
+        Self { runtime, task, stop }
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        // Whoever is being answered slowly is not waited for.
+        let _ = self.runtime.block_on(async { timeout(Duration::from_secs(2), &mut self.task).await });
+    }
+}
