@@ -74,14 +74,15 @@ impl ExportPlace {
     /// place goes to another meanwhile: a repository that hangs must not keep the bytes of others in.
     ///
     /// # Errors
-    /// Those of `read`; [`OpenError::RepositoryAway`] where the repository hangs already.
+    /// Those of `read`; [`OpenError::RepositoryAway`] where nothing was sent yet, and the repository hangs.
     pub fn during<T>(&self, read: impl FnOnce() -> Result<T, OpenError>) -> Result<T, OpenError> {
-        let Export { reading, mount_point, .. } = self.place.what();
+        let Export { reading, mount_point, done: sent, .. } = self.place.what();
         let note = |since| *reading.lock().unwrap_or_else(PoisonError::into_inner) = since;
         note(Some(Instant::now()));
         // Where the kernel does not let us, we read as others do.
         let idle = self.app.reads_idly.then(io_priority::let_others_go_first);
-        let done = patience::call(mount_point, read);
+        let has_begun = sent.load(Ordering::Relaxed) > 0;
+        let done = if has_begun { Ok(patience::go_on(mount_point, read)) } else { patience::call(mount_point, read) };
         drop(idle);
         note(None);
         done?

@@ -104,7 +104,10 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        self.paces.0.iter().for_each(|pace| pace.give_back(self.bytes));
+        // One that has passed is nobody else's any more.
+        if self.bytes > 0 && self.at > Instant::now() {
+            self.paces.0.iter().for_each(|pace| pace.give_back(self.bytes));
+        }
     }
 }
 

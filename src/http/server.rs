@@ -2,7 +2,7 @@
 //! that lets running answers finish.
 //!
 //! Each connection has a thread of its own, so that bytes go from a file to the socket without changing
-//! threads. A file system that hangs holds up some of them (`repository::patience`), and nobody else.
+//! threads. A file system that hangs holds up some of them (`repository::patience`), and no others.
 
 use std::io;
 use std::net::SocketAddr;

@@ -1,5 +1,6 @@
 //! What reading a file leaves in the page cache: nothing that was not there, so that a backup does not
-//! push out what the guests use. What was there stays, as letting go of it costs more than sending it.
+//! push out what the guests use. What was there stays, as letting go of it costs much: of short runs, where
+//! all of it was.
 //!
 //! But for one thing: what the kernel reads past the end of a long range, a few MiB, stays for the range
 //! that comes next, and is taken for somebody else's then. And for a price: of several who read the same
@@ -30,7 +31,7 @@ pub struct Footprint {
     /// What is about to be read, each with whether it was in the cache before.
     windows: VecDeque<(Range<u64>, bool)>,
     /// Whether the kernel was told not to read ahead.
-    reads_no_more: bool,
+    reads_no_more_ahead: bool,
 }
 
 impl Footprint {
@@ -49,15 +50,15 @@ impl Footprint {
     }
 
     fn read_short(&mut self, file: &DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
-        if !self.reads_no_more {
+        if !self.reads_no_more_ahead {
             file.reads_ahead(false);
-            self.reads_no_more = true;
+            self.reads_no_more_ahead = true;
         }
         let was_cached = match file.read_if_cached(buffer, at) {
             Ok(true) => return Ok(()),
             Ok(false) => false,
             // Older kernels cannot tell on the way.
-            Err(_) => file.is_cached(at),
+            Err(_) => file.is_cached(at) && file.is_cached(at + buffer.len() as u64 - 1),
         };
         file.read_exact_at(buffer, at)?;
         if !was_cached {
@@ -67,9 +68,9 @@ impl Footprint {
     }
 
     fn look_ahead(&mut self, file: &DiskFile, at: u64, end: u64) {
-        if self.reads_no_more {
+        if self.reads_no_more_ahead {
             file.reads_ahead(true);
-            self.reads_no_more = false;
+            self.reads_no_more_ahead = false;
         }
         let mut next = self.windows.back().map_or(at, |(window, _)| at.max(window.end));
         while next < end.min(at + AHEAD) {

@@ -2,18 +2,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::sync_channel;
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long a file system is waited for.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// How long a [`call`] may take before there are no more. Reads that let others go first take their time.
+/// How long no [`call`] may come back before there are no more. Reads that let others go first take their
+/// time.
 const LONG: Duration = Duration::from_secs(20);
 
+/// The same where [`MANY`] are under way.
+const SHORT: Duration = Duration::from_secs(1);
+const MANY: usize = 64;
+
 /// Calls on one file system that are under way, at most: threads that are lost where it hangs.
-const CALLS: usize = 64;
+const MOST: usize = 256;
 
 /// Nothing came in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,7 +56,11 @@ fn ask_for<T: Send + 'static>(
         }
     });
     started.map_err(|_| Silent)?;
-    answered.recv_timeout(patience).map_err(|_| {
+    answered.recv_timeout(patience).map_err(|error| {
+        if error == RecvTimeoutError::Disconnected {
+            // A bug in the question, which is in the log, and no silence.
+            return Silent;
+        }
         tracing::error!(mount_point = %mount_point.display(), "does not answer");
         silent().insert(mount_point.to_owned());
         Silent
@@ -63,18 +72,43 @@ pub fn is_silent(mount_point: &Path) -> bool {
     silent().contains(mount_point)
 }
 
-/// When each call began that has not come back, by mount. Older ones have lower numbers.
-static UNDER_WAY: Mutex<BTreeMap<PathBuf, BTreeMap<u64, Instant>>> = Mutex::new(BTreeMap::new());
+/// Calls on one file system.
+#[derive(Default)]
+struct Calls {
+    /// When each began that has not come back. Older ones have lower numbers.
+    since: BTreeMap<u64, Instant>,
+    /// When the last came back.
+    back: Option<Instant>,
+}
 
-/// Does `work` on the file system at `mount_point` on the caller's own thread, which hangs where that does.
-/// It is not done where another call has hung for long, or very many are under way: so not all threads
-/// end there.
+impl Calls {
+    /// For how long calls have waited, and none has come back.
+    fn nothing_for(&self) -> Duration {
+        let oldest = self.since.first_key_value().map(|(_, since)| *since);
+        oldest.max(oldest.and(self.back)).map_or(Duration::ZERO, |since| since.elapsed())
+    }
+}
+
+static CALLS: Mutex<BTreeMap<PathBuf, Calls>> = Mutex::new(BTreeMap::new());
+
+/// Begins `work` on the file system at `mount_point` on the caller's own thread, which hangs where that
+/// does. It is not begun where calls there hang already: so not all threads end there.
 ///
 /// # Errors
 /// [`Silent`].
 pub fn call<T>(mount_point: &Path, work: impl FnOnce() -> T) -> Result<T, Silent> {
-    let _call = Call::begin(mount_point)?;
+    let _call = Call::begin(mount_point, |calls| {
+        let (count, nothing_for) = (calls.since.len(), calls.nothing_for());
+        nothing_for < LONG && (count < MANY || nothing_for < SHORT) && count < MOST
+    })
+    .ok_or(Silent)?;
     Ok(work())
+}
+
+/// Goes on with what a [`call`] began, whatever others do.
+pub fn go_on<T>(mount_point: &Path, work: impl FnOnce() -> T) -> T {
+    let _call = Call::begin(mount_point, |_| true);
+    work()
 }
 
 /// A call that is under way until this is dropped.
@@ -84,35 +118,29 @@ struct Call<'a> {
 }
 
 impl<'a> Call<'a> {
-    fn begin(mount_point: &'a Path) -> Result<Self, Silent> {
-        if is_silent(mount_point) {
-            return Err(Silent);
+    fn begin(mount_point: &'a Path, may: impl FnOnce(&Calls) -> bool) -> Option<Self> {
+        let mut all = all_calls();
+        let calls = all.entry(mount_point.to_owned()).or_default();
+        if !may(calls) {
+            return None;
         }
-        let mut all = under_way();
-        if !all.contains_key(mount_point) {
-            all.insert(mount_point.to_owned(), BTreeMap::new());
-        }
-        let calls = all.get_mut(mount_point).ok_or(Silent)?;
-        let hangs = calls.first_key_value().is_some_and(|(_, since)| since.elapsed() > LONG);
-        if hangs || calls.len() >= CALLS {
-            return Err(Silent);
-        }
-        let number = calls.last_key_value().map_or(0, |(last, _)| last + 1);
-        calls.insert(number, Instant::now());
-        Ok(Self { mount_point, number })
+        let number = calls.since.last_key_value().map_or(0, |(last, _)| last + 1);
+        calls.since.insert(number, Instant::now());
+        Some(Self { mount_point, number })
     }
 }
 
 impl Drop for Call<'_> {
     fn drop(&mut self) {
-        if let Some(calls) = under_way().get_mut(self.mount_point) {
-            calls.remove(&self.number);
+        if let Some(calls) = all_calls().get_mut(self.mount_point) {
+            calls.since.remove(&self.number);
+            calls.back = Some(Instant::now());
         }
     }
 }
 
-fn under_way() -> MutexGuard<'static, BTreeMap<PathBuf, BTreeMap<u64, Instant>>> {
-    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+fn all_calls() -> MutexGuard<'static, BTreeMap<PathBuf, Calls>> {
+    CALLS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn silent() -> MutexGuard<'static, BTreeSet<PathBuf>> {
@@ -143,28 +171,47 @@ mod tests {
     }
 
     #[test]
+    fn a_question_that_panics_is_no_silence() {
+        let mount_point = Path::new("/panicking");
+        assert_eq!(ask(mount_point, || panic!("a bug")), Err::<(), _>(Silent));
+        assert_eq!(ask(mount_point, || 7), Ok(7));
+    }
+
+    #[test]
     fn few_threads_end_where_a_file_system_hangs() {
         let mount_point = Path::new("/hanging");
+        let refused = || call(mount_point, || ()) == Err(Silent);
         let hold = Mutex::new(());
         std::thread::scope(|scope| {
             let release = hold.lock().unwrap();
-            for _ in 0..CALLS {
-                scope.spawn(|| call(mount_point, || drop(hold.lock())));
+            for _ in 0..MOST {
+                scope.spawn(|| go_on(mount_point, || drop(hold.lock())));
             }
             let end = Instant::now() + Duration::from_secs(60);
-            while under_way().get(mount_point).is_none_or(|calls| calls.len() < CALLS) {
+            while all_calls().get(mount_point).is_none_or(|calls| calls.since.len() < MOST) {
                 assert!(Instant::now() < end, "not all have begun");
                 std::thread::yield_now();
             }
-            assert_eq!(call(mount_point, || unreachable!("it is not called")), Err::<(), _>(Silent));
+            assert!(refused());
             assert_eq!(call(Path::new("/answering"), || 8), Ok(8));
             drop(release);
         });
         assert_eq!(call(mount_point, || 9), Ok(9));
-        // One alone, for long.
-        if let Some(long_ago) = Instant::now().checked_sub(2 * LONG) {
-            under_way().get_mut(mount_point).unwrap().insert(0, long_ago);
-            assert_eq!(call(mount_point, || unreachable!("it is not called")), Err::<(), _>(Silent));
-        }
+        let under_way = |count: u64, since: Duration, back: Duration| {
+            let at = |age: Duration| Instant::now().checked_sub(age).unwrap();
+            let since = (0..count).map(|number| (number, at(since))).collect();
+            all_calls().insert(mount_point.to_owned(), Calls { since, back: Some(at(back)) });
+        };
+        // One alone, for long; while others come back; what it has begun goes on.
+        under_way(1, 2 * LONG, 3 * LONG);
+        assert!(refused());
+        assert_eq!(go_on(mount_point, || 10), 10);
+        under_way(1, 2 * LONG, SHORT);
+        assert!(!refused());
+        // Many, for a while.
+        under_way(MANY as u64, 2 * SHORT, 3 * SHORT);
+        assert!(refused());
+        under_way(MANY as u64, 2 * SHORT, Duration::ZERO);
+        assert!(!refused());
     }
 }

@@ -36,9 +36,15 @@ pub fn let_others_go_first() -> io::Result<Idle> {
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        // What it was is allowed: nobody else has changed it.
-        let _ = set(self.before);
+        // Nobody else has changed it: what it was is allowed, but for capabilities that are gone.
+        let _ = set(settable(self.before));
     }
+}
+
+/// What sets the class and priority that `found` tells. Before Linux 5.14 that of a thread that has none
+/// comes with a number (`IOPRIO_NORM`), which ioprio_set(2) refuses.
+fn settable(found: libc::c_long) -> libc::c_long {
+    if found >> 13 == 0 { 0 } else { found }
 }
 
 fn set(priority: libc::c_long) -> io::Result<()> {
@@ -61,5 +67,10 @@ mod tests {
         assert_eq!(class(), 3);
         drop(idle);
         assert_eq!(class(), before);
+    }
+
+    #[test]
+    fn no_class_is_set_as_none() {
+        assert_eq!([0, 4, (2 << 13) | 4, 3 << 13].map(settable), [0, 0, (2 << 13) | 4, 3 << 13]);
     }
 }

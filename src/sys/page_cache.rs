@@ -37,8 +37,8 @@ pub fn holds(file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
     Ok(answer & 1 == 1)
 }
 
-/// Fills `buffer` from `offset` on, where the page cache has all of that; says whether it had. Where not,
-/// reading from the device has begun, and is not waited for.
+/// Fills `buffer` from `offset` on, where the page cache has all of that and nobody is in the way; says whether
+/// it did. Where not, newer kernels begin to read from the device, and nothing is waited for.
 ///
 /// # Errors
 /// The errno of preadv2(2): `EOPNOTSUPP` where the file system, `ENOSYS` where the kernel cannot tell.
@@ -97,7 +97,12 @@ mod tests {
         forget(&file, &(0..4 * MIB)).unwrap();
         assert_eq!(held(), [false; 4]);
         let mut byte = [0];
-        assert!(!read(file.as_fd(), &mut byte, MIB).unwrap(), "it was there");
+        // The device may be as fast.
+        let was_there = (0..20).all(|_| {
+            forget(&file, &(0..4 * MIB)).unwrap();
+            read(file.as_fd(), &mut byte, MIB).unwrap()
+        });
+        assert!(!was_there);
         file.read_exact_at(&mut byte, MIB).unwrap();
         assert!(held()[1]);
         assert!(read(file.as_fd(), &mut byte, MIB).unwrap() && byte == [1]);

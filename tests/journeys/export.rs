@@ -5,12 +5,13 @@ use std::io::{Read, Write};
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::sys::page_cache;
 use reqwest::Method;
 
-use crate::harness::{Client, Random, VM, World, connect, text, write_at, xfs_io};
+use crate::harness::{Client, Random, VM, World, connect, run, text, write_at, xfs_io};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -45,7 +46,7 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
     let (id, chunks) = (text(&snapshot["id"]), snapshot["disks"][0]["chunks"].as_array().unwrap().clone());
     let (start, length) = (chunks[0]["physical_start"].as_u64().unwrap(), chunks[0]["length"].as_u64().unwrap());
     assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk lies elsewhere: {chunks:?}");
-    nix::unistd::sync();
+    run(Command::new("sync").arg("--file-system").arg(&world.repository));
     let image = File::options().write(true).open(world.volume.image()).unwrap();
     image.set_len(start + size / 2).unwrap();
 
@@ -118,7 +119,7 @@ fn what_was_not_in_the_page_cache_is_not_left_there() {
     let expected = define_full_vm(&world, size);
     let client = world.client();
     let id = text(&client.take_snapshot()["id"]);
-    nix::unistd::sync();
+    run(Command::new("sync").arg("--file-system").arg(&world.repository));
     let file = File::open(file(&world, &id)).unwrap();
     let held_of =
         |range: Range<u64>| range.step_by(64 << 10).filter(|at| page_cache::holds(file.as_fd(), *at).unwrap()).count();

@@ -145,6 +145,8 @@ impl Drop for Device {
         let _ = Command::new("umount").arg("--lazy").arg(&self.image).status();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
+        // While it was mounted, the volume could not remove it.
+        let _ = std::fs::remove_dir_all(self.image.parent().unwrap());
     }
 }
 
