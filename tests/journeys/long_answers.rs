@@ -2,11 +2,12 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use serde_json::Value;
+use rustls::{ClientConnection, StreamOwned};
 
 use crate::harness::{Client, Work, World, connect, text, write_at, xfs_io};
 use crate::needs_root;
@@ -94,6 +95,26 @@ fn with_many_chunks<const N: usize>() -> (World, Client, [String; N], String) {
     (world, client, bases, target)
 }
 
+type Connection = StreamOwned<ClientConnection, TcpStream>;
+
+/// Asks for `path`, and takes the first 4 KiB of what comes.
+fn begin(world: &World, client: &Client, path: &str, accept: &str) -> (Connection, String) {
+    let mut stream = connect(&world.exporter, &world.certificates);
+    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n");
+    stream.write_all(format!("{head}Authorization: Bearer {}\r\n\r\n", client.token).as_bytes()).unwrap();
+    let mut first = vec![0; 4096];
+    stream.read_exact(&mut first).unwrap();
+    let first = String::from_utf8(first).unwrap();
+    assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
+    (stream, first)
+}
+
+/// Whether the rest of an answer is whole: its last chunk is there.
+fn comes_to_an_end(answer: &mut Connection) -> bool {
+    let mut rest = Vec::new();
+    answer.read_to_end(&mut rest).is_ok() && rest.ends_with(b"\r\n0\r\n\r\n")
+}
+
 /// Changes nothing of a file but when it was changed.
 fn touch(path: &Path) {
     let file = fs::File::options().write(true).open(path).unwrap();
@@ -105,22 +126,17 @@ fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() 
     needs_root!();
     let (world, client, [base], target) = with_many_chunks();
     let work = Work::of(&world.exporter);
-    let lines = |query: &str| {
-        let path = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}{query}");
-        let answer = client.request(Method::GET, &path).header("Accept", "application/x-ndjson").send().unwrap();
-        assert_eq!(answer.status(), 200);
-        BufReader::new(answer)
-    };
-    assert_eq!(lines("").lines().map(Result::unwrap).count() as u64, EXTENTS);
+    let path = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
+    let answer = client.request(Method::GET, &path).header("Accept", "application/x-ndjson").send().unwrap();
+    assert_eq!(answer.status(), 200);
+    assert_eq!(BufReader::new(answer).lines().map(Result::unwrap).count() as u64, EXTENTS);
 
     // The client takes some lines and no more for now: so the service waits, too.
-    let mut answer = lines("");
-    let some: Vec<String> = answer.by_ref().lines().take(10).map(Result::unwrap).collect();
-    let last: Value = serde_json::from_str(&some[9]).unwrap();
-    assert_eq!(last["start"], 9 * 8192);
+    let (mut answer, some) = begin(&world, &client, &path, "application/x-ndjson");
+    assert!(some.contains("{\"start\":73728,"), "{some}");
     work.wait_for_rest();
     touch(&file_of(&client, &target));
-    assert!(answer.read_to_end(&mut Vec::new()).is_err(), "the lines came to an end");
+    assert!(!comes_to_an_end(&mut answer), "the lines came to an end");
     work.wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
     assert!(world.exporter.log().contains("the snapshot is lost"), "why");
 }
@@ -130,14 +146,14 @@ fn a_document_is_cut_where_its_base_is_touched() {
     needs_root!();
     let (world, client, bases, target) = with_many_chunks::<2>();
     let work = Work::of(&world.exporter);
+    let untouched = format!("/api/v1{SNAPSHOTS}/{target}?compareTo={}&refine=0", bases[0]);
+    assert!(comes_to_an_end(&mut begin(&world, &client, &untouched, "*/*").0));
     for (base, query) in bases.iter().zip(["refine=0", "refine=4096"]) {
         let path = format!("{SNAPSHOTS}/{target}?compareTo={base}&{query}");
-        let mut answer = client.request(Method::GET, &format!("/api/v1{path}")).send().unwrap();
-        assert_eq!(answer.status(), 200);
-        answer.read_exact(&mut [0; 1000]).unwrap();
+        let (mut answer, _) = begin(&world, &client, &format!("/api/v1{path}"), "*/*");
         work.wait_for_rest();
         touch(&file_of(&client, base));
-        assert!(answer.read_to_end(&mut Vec::new()).is_err(), "{query}: the document came to an end");
+        assert!(!comes_to_an_end(&mut answer), "{query}: the document came to an end");
         let cuts = || world.exporter.log().matches("the connection is cut").count();
         work.wait_until("the log says nothing", || cuts() > usize::from(query != "refine=0"));
         assert_eq!(client.get(&path).error(409), "base_lost");

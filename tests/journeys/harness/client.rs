@@ -1,6 +1,6 @@
 //! A client that speaks the contract.
 
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
+use tokio::net::TcpSocket;
 
 use super::{Certificates, Exporter, PASSWORD, USER, VM};
 
@@ -138,7 +139,8 @@ impl Client {
     }
 }
 
-/// A TLS connection for what no HTTP library sends; reads and writes give up after a minute.
+/// A TLS connection for what no HTTP library sends; reads and writes give up after a minute. It takes little that
+/// is not read: else what is sent to it, some MiB, is all in buffers on the way.
 pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificates.ca()).unwrap()).unwrap();
@@ -148,7 +150,14 @@ pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<
         .with_root_certificates(roots)
         .with_no_client_auth();
     let mut session = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
-    let mut stream = TcpStream::connect(("127.0.0.1", exporter.port)).unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+    let connecting = async {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(64 << 10)?;
+        socket.connect(SocketAddr::from(([127, 0, 0, 1], exporter.port))).await?.into_std()
+    };
+    let mut stream: TcpStream = runtime.block_on(connecting).unwrap();
+    stream.set_nonblocking(false).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     while session.is_handshaking() {
