@@ -4,19 +4,16 @@
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
-use std::fs::{self, File};
-use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
-use coriolis_ovm_exporter::repository::clone::{Clones, Source};
-use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository, SnapshotDir};
-use coriolis_ovm_exporter::sys::fiemap;
+use common::{count_extents, median_ms, snapshot, timed};
+use coriolis_ovm_exporter::repository::{Changes, Repository};
 
+mod common;
 #[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
@@ -48,15 +45,13 @@ fn row(mount_point: &Path, extents: u64) {
         file.write_all_at(&[1; BLOCK as usize], extent * 2 * BLOCK).unwrap();
     }
     file.sync_all().unwrap();
-    let base = Arc::new(snapshot(&repository, &file, 1 + u128::from(extents)));
+    let (base, base_path) = snapshot(&repository, &file, 1 + u128::from(extents));
     for extent in (0..extents).step_by(100) {
         file.write_all_at(&[2; BLOCK as usize], extent * 2 * BLOCK).unwrap();
     }
     file.sync_all().unwrap();
-    let target = Arc::new(snapshot(&repository, &file, 2 + u128::from(extents)));
-    let paths = [1, 2].map(|n| {
-        SnapshotDir::new(&repository, SnapshotId::from_u128(n + u128::from(extents))).disk(&"disk".parse().unwrap())
-    });
+    let (target, target_path) = snapshot(&repository, &file, 2 + u128::from(extents));
+    let paths = [base_path, target_path];
     let files = paths.each_ref().map(|path| File::open(path).unwrap());
 
     let (mut raw, mut compared, mut filefrag) = (Vec::new(), Vec::new(), Vec::new());
@@ -73,44 +68,4 @@ fn row(mount_point: &Path, extents: u64) {
     }
     let [raw, compared, filefrag] = [raw, compared, filefrag].map(median_ms);
     println!("| {extents} | {raw:.2} | {compared:.2} | {:.2} | {filefrag:.2} |", compared / raw);
-}
-
-fn snapshot(repository: &Repository, live: &File, number: u128) -> DiskFile {
-    let id = SnapshotId::from_u128(number);
-    let folder = SnapshotDir::new(repository, id);
-    folder.create().unwrap();
-    let name = "disk".parse().unwrap();
-    let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
-    let clones = Clones::prepare(vec![(source, folder.disk(&name))]).unwrap();
-    clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
-    let metadata = fs::metadata(folder.disk(&name)).unwrap();
-    let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
-    let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
-    let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
-    DiskFile::open(repository, id, &SnapshotDisk { name, source, identity }).unwrap()
-}
-
-/// Reads a map with as few calls as our reader makes, and keeps nothing.
-fn count_extents(file: &File) -> u64 {
-    let mut reader = fiemap::Reader::new(fiemap::PAGE);
-    let (mut at, mut count) = (0, 0);
-    loop {
-        let page = reader.read(file.as_fd(), at).unwrap();
-        count += page.len() as u64;
-        match page.last() {
-            Some(last) if last.flags & fiemap::LAST == 0 => at = last.logical + last.length,
-            _ => return count,
-        }
-    }
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
-}
-
-fn median_ms(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e3
 }

@@ -7,17 +7,16 @@
 
 use std::fs::{self, File};
 use std::num::NonZero;
-use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
-use coriolis_ovm_exporter::repository::clone::{Clones, Source};
+use common::{median_ms, snapshot, timed};
 use coriolis_ovm_exporter::repository::refine::{Held, Refined};
-use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository, SnapshotDir};
+use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository};
 
+mod common;
 #[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
@@ -87,31 +86,4 @@ fn prepare(is_warm: bool, base: &Path, target: &Path) {
     } else {
         fs::write("/proc/sys/vm/drop_caches", "1").unwrap();
     }
-}
-
-fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
-    let id = SnapshotId::from_u128(number);
-    let folder = SnapshotDir::new(repository, id);
-    folder.create().unwrap();
-    let name = "disk".parse().unwrap();
-    let path = folder.disk(&name);
-    let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
-    let clones = Clones::prepare(vec![(source, path.clone())]).unwrap();
-    clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
-    let metadata = fs::metadata(&path).unwrap();
-    let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
-    let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
-    let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
-    (Arc::new(DiskFile::open(repository, id, &SnapshotDisk { name, source, identity }).unwrap()), path)
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
-}
-
-fn median_ms(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e3
 }

@@ -7,16 +7,16 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::sys::fiemap;
+use common::{count_extents, median_ms, timed};
 use harness::{VM, World, define_vm, make_disk, text};
 use reqwest::Method;
 
+mod common;
 #[allow(dead_code, unused_imports)] // the tests need more of it
 #[path = "../tests/journeys/harness/mod.rs"]
 mod harness;
@@ -151,31 +151,6 @@ fn memory(world: &World, line: &str) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
-/// Reads a map with as few calls as our reader makes, and keeps nothing.
-fn count_extents(file: &File) -> u64 {
-    let mut reader = fiemap::Reader::new(fiemap::PAGE);
-    let (mut at, mut count) = (0, 0);
-    loop {
-        let page = reader.read(file.as_fd(), at).unwrap();
-        count += page.len() as u64;
-        match page.last() {
-            Some(last) if last.flags & fiemap::LAST == 0 => at = last.logical + last.length,
-            _ => return count,
-        }
-    }
-}
-
 fn run(command: &mut Command) {
     assert!(command.stdout(Stdio::null()).status().unwrap().success());
-}
-
-fn timed(work: impl FnOnce()) -> Duration {
-    let started = Instant::now();
-    work();
-    started.elapsed()
-}
-
-fn median_ms(mut times: Vec<Duration>) -> f64 {
-    times.sort();
-    times[times.len() / 2].as_secs_f64() * 1e3
 }

@@ -4,7 +4,7 @@ use std::num::NonZero;
 
 use super::Check;
 use super::file;
-use super::log::parse_size;
+use super::log::size;
 
 /// `[compare]`: how comparisons are made that do not say it themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,8 +45,7 @@ impl Check {
             Refine::Auto
         });
         let limit = &compare.refine_limit;
-        let bytes = limit.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
-        let refine_limit = bytes.or_else(|| limit.as_str().and_then(parse_size)).unwrap_or_else(|| {
+        let refine_limit = size(limit).unwrap_or_else(|| {
             self.problem("compare.refine_limit", format_args!("{limit} is no size; write it as 4GiB or 4294967296"));
             0
         });
