@@ -5,15 +5,14 @@
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{count_extents, median_ms, timed};
-use harness::{VM, World, define_vm, make_disk, text};
+use harness::{VM, World, define_vm, make_disk, memory_kib, text};
 use reqwest::Method;
 
 mod common;
@@ -55,7 +54,7 @@ fn row(extents: u64) -> String {
     write(1, 1);
     let client = world.client();
     client.get("/capabilities").ok();
-    let idle = memory(&world, "VmRSS");
+    let idle = memory_kib(world.exporter.pid(), "VmRSS");
 
     let mut created = Vec::new();
     let take = |created: &mut Vec<Duration>| {
@@ -99,7 +98,7 @@ fn row(extents: u64) -> String {
     let places: Vec<u64> = (0..100).map(|i| extents * i / 100 * 2 * BLOCK).collect();
     let read = |at: &u64| timed(|| assert_eq!(client.disk_range(&target.0, "a.img", *at, BLOCK).len() as u64, BLOCK));
     let [_, range] = [(); 2].map(|()| places.iter().map(read).collect::<Vec<_>>());
-    let over_idle = (memory(&world, "VmHWM") - idle) >> 10;
+    let over_idle = (memory_kib(world.exporter.pid(), "VmHWM") - idle) >> 10;
     let [raw, filefrag, qemu, compared] = [raw, filefrag, qemu, compared].map(median_ms);
     println!(
         "| {extents} | {raw:.1} | {filefrag:.1} | {qemu:.1} | {compared:.1} | {:.2} | {over_idle} |",
@@ -142,13 +141,6 @@ fn listing() {
         }
     });
     println!("GET /vms/{{vm}}/snapshots, of each of them: {:.1} ms each", each.as_secs_f64() * 1e3 / VMS as f64);
-}
-
-/// KiB of a line of `/proc/<pid>/status` of the service.
-fn memory(world: &World, line: &str) -> u64 {
-    let status = fs::read_to_string(Path::new("/proc").join(world.exporter.pid().to_string()).join("status")).unwrap();
-    let line = status.lines().find(|found| found.starts_with(line)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
 }
 
 fn run(command: &mut Command) {

@@ -8,7 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use crate::harness::{VM, World, run};
+use crate::harness::work::ticks;
+use crate::harness::{VM, World, memory_kib, run};
 
 /// A server that serves the files of one snapshot.
 pub struct Peer {
@@ -121,23 +122,12 @@ impl Peer {
 
     /// CPU time of all its threads so far, seconds.
     pub fn cpu(&self) -> f64 {
-        let ticks = |pid: &u32| {
-            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-            // The name before it may hold anything.
-            let fields: Vec<&str> = stat[stat.rfind(')').unwrap() + 2..].split(' ').collect();
-            fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
-        };
-        self.pids.iter().map(ticks).sum::<u64>() as f64 / 100.0
+        self.pids.iter().map(|pid| ticks(*pid)).sum::<u64>() as f64 / 100.0
     }
 
     /// A number of /proc/<pid>/status over all its processes, KiB: `VmRSS`, `VmHWM`.
     pub fn memory(&self, what: &str) -> u64 {
-        let of = |pid: &u32| {
-            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-            let line = status.lines().find(|line| line.starts_with(what)).unwrap();
-            line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap()
-        };
-        self.pids.iter().map(of).sum()
+        self.pids.iter().map(|pid| memory_kib(*pid, what)).sum()
     }
 
     /// From now on `VmHWM` is the most since now.

@@ -74,8 +74,7 @@ impl App {
     }
 
     fn find_chunks(&self, (called, id, name): &Place, wanted: Wanted, stop: Stop) -> Result<DiskChunks, Error> {
-        // Before anything is looked at: from here on they are not swept.
-        [Some(*id), wanted.view.compare_to].into_iter().flatten().for_each(|id| self.reads.note(id));
+        self.note_reads(*id, wanted.view);
         let snapshot = self.snapshot_of(called, *id)?;
         let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
         let size = disk.identity.size;
@@ -90,10 +89,7 @@ impl App {
         };
         let base = self.base_of(wanted.view)?;
         let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-        let found = match &pair {
-            Some(pair) => self.compared(pair, disk, wanted.view, start)?,
-            None => self.whole(&snapshot, disk, wanted.view, start)?,
-        };
+        let found = self.find(&snapshot, pair.as_ref(), disk, wanted.view, start)?;
         let (mode, reason) = (found.mode, found.reason);
         let verify = found.verification();
         let broken = stop.clone();

@@ -59,8 +59,7 @@ impl App {
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
-            // Before anything is looked at: from here on they are not swept.
-            [Some(id), view.compare_to].into_iter().flatten().for_each(|id| app.reads.note(id));
+            app.note_reads(id, view);
             let snapshot = app.snapshot_of(&called, id)?;
             let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
@@ -123,10 +122,7 @@ impl App {
         let mut document = self.document(snapshot);
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let found = match pair {
-                Some(pair) => self.compared(pair, disk, view, 0)?,
-                None => self.whole(snapshot, disk, view, 0)?,
-            };
+            let found = self.find(snapshot, pair, disk, view, 0)?;
             entry.map = view.maps().then(|| found.into_map(view, stop, None)).transpose()?;
         }
         Ok(document)
@@ -148,27 +144,35 @@ impl App {
         document
     }
 
-    /// All of a disk, for a client that holds nothing of it.
-    pub(super) fn whole(
+    /// What `view` is about is read now: before anything of it is looked at, so that it is not swept.
+    pub(super) fn note_reads(&self, id: SnapshotId, view: View) {
+        [Some(id), view.compare_to].into_iter().flatten().for_each(|id| self.reads.note(id));
+    }
+
+    /// What changed on a disk since the base of the `pair`, or all of it where there is none.
+    pub(super) fn find(
         &self,
         snapshot: &Snapshot,
+        pair: Option<&SnapshotPair<'_>>,
         disk: &SnapshotDisk,
         view: View,
         from: u64,
     ) -> Result<Found, Error> {
+        match pair {
+            Some(pair) => self.compared(pair, disk, view, from),
+            None => self.whole(snapshot, disk, view, from),
+        }
+    }
+
+    /// All of a disk, for a client that holds nothing of it.
+    fn whole(&self, snapshot: &Snapshot, disk: &SnapshotDisk, view: View, from: u64) -> Result<Found, Error> {
         let target = self.open(snapshot, disk).map_err(|error| lost(disk, error))?;
         let held = if view.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
         full(disk, Arc::new(target), held, None, from)
     }
 
     /// What changed on a disk since the base.
-    pub(super) fn compared(
-        &self,
-        pair: &SnapshotPair<'_>,
-        disk: &SnapshotDisk,
-        view: View,
-        from: u64,
-    ) -> Result<Found, Error> {
+    fn compared(&self, pair: &SnapshotPair<'_>, disk: &SnapshotDisk, view: View, from: u64) -> Result<Found, Error> {
         let target = Arc::new(self.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
         let not_incremental = |target, reason: &'static str| {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, VM, World, text, write_at};
+use crate::harness::{Answer, Client, VM, World, memory_kib, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -200,13 +200,6 @@ fn count(world: &World, what: &str) -> usize {
     fs::read_dir(format!("/proc/{}/{what}", world.exporter.pid())).unwrap().count()
 }
 
-/// A number of `/proc/<pid>/status`: `VmRSS`, what is in memory now, or `VmHWM`, the most that ever was.
-fn memory_kib(world: &World, what: &str) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
-    let line = status.lines().find(|line| line.starts_with(what)).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let end = Instant::now() + Duration::from_secs(20);
     while !holds() {
@@ -227,7 +220,8 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     let id = text(&client.take_snapshot()["id"]);
     let url = path(&id, "a.img");
     drop(client.get("/vms"));
-    let (descriptors, threads, idle) = (count(&world, "fd"), count(&world, "task"), memory_kib(&world, "VmRSS"));
+    let (descriptors, threads, idle) =
+        (count(&world, "fd"), count(&world, "task"), memory_kib(world.exporter.pid(), "VmRSS"));
 
     // Eight that take nothing after their first bytes, and one that takes all.
     let stalled: Vec<_> = (0..8)
@@ -240,7 +234,7 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
         })
         .collect();
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    let grown = memory_kib(&world, "VmHWM").saturating_sub(idle);
+    let grown = memory_kib(world.exporter.pid(), "VmHWM").saturating_sub(idle);
     assert!(grown < 64 << 10, "nine downloads of 256 MiB need {grown} KiB");
     drop(stalled);
     drop(client);

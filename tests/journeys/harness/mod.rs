@@ -14,7 +14,7 @@ mod shelf;
 mod shim;
 mod trial;
 mod volume;
-mod work;
+pub mod work;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -34,7 +34,7 @@ pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
-pub use work::Work;
+pub use work::{Work, memory_kib};
 
 /// The VM that most journeys are about.
 pub const VM: &str = "0004fb00000600000000000000000001";
