@@ -320,6 +320,15 @@ impl AsFd for Folder {
     }
 }
 
+/// The path `path` with every link followed. Its parts are read as links, which asks the folders above it alone:
+/// a file system that hangs at its end does not hold this up.
+///
+/// # Errors
+/// The errno of realpath(3).
+pub fn resolve(path: &Path) -> io::Result<PathBuf> {
+    path.canonicalize()
+}
+
 /// The name, where it is one component and nothing else.
 fn plain(name: &OsStr) -> io::Result<&OsStr> {
     let mut components = Path::new(name).components();
