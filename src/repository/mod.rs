@@ -13,7 +13,6 @@ pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
-pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
@@ -26,21 +25,23 @@ use std::path::{Path, PathBuf};
 
 use crate::model::RepositoryId;
 use crate::sys::fsinfo::{self, Space};
+use executor::Kind;
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
+pub use executor::{Executor, Unresponsive};
 pub use footprint::Footprint;
 pub use locate::{LocatedDisk, Misplaced};
 pub use map::MapError;
-pub use patience::Silent;
 pub use snapshot_dir::{Removal, SnapshotDir};
 
 /// A repository: a folder on a mounted file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
+    executor: Executor,
 }
 
 /// What a repository lies on.
@@ -66,13 +67,19 @@ pub enum Absent {
     Empty,
     /// It hangs.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
 }
 
 impl Repository {
     /// The repository `id` at `mount_point`. It need not be mounted at the moment.
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
-        Self { id, mount_point }
+        let executor = Executor::of(&mount_point);
+        Self { id, mount_point, executor }
+    }
+
+    /// What does its file work.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// Its id.
@@ -91,10 +98,10 @@ impl Repository {
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
         let repository = self.clone();
-        patience::ask(&self.mount_point, move || repository.mounted_now())?
+        self.executor.run(Kind::SHORT, move |_| repository.mounted_now())?
     }
 
-    fn mounted_now(&self) -> Result<Mounted, Absent> {
+    pub(super) fn mounted_now(&self) -> Result<Mounted, Absent> {
         let folder = File::open(&self.mount_point)?;
         let metadata = folder.metadata()?;
         if !metadata.is_dir() {
