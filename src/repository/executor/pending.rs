@@ -81,11 +81,14 @@ impl<T: Send + 'static> Pending<T> {
     pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Result<T, Interrupted> {
         let waiting = self.0.as_ref().ok_or(Unresponsive)?;
         loop {
+            // Also where each step of long work is short.
+            if !is_wanted() {
+                return Err(Interrupted::Unwanted);
+            }
             match waiting.outcome.recv_timeout(LOOK) {
                 Ok(Ok(result)) => return Ok(result),
                 Ok(Err(panic)) => resume_unwind(panic),
                 Err(RecvTimeoutError::Disconnected) => return Err(Unresponsive.into()),
-                Err(RecvTimeoutError::Timeout) if !is_wanted() => return Err(Interrupted::Unwanted),
                 Err(RecvTimeoutError::Timeout) if waiting.hangs() => return Err(Unresponsive.into()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
