@@ -38,6 +38,8 @@ mod sweep;
 mod turns;
 mod vm_disks;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -224,9 +226,9 @@ impl App {
         }
         let mut vms = Vec::new();
         for repository in found.usable() {
-            let folder = repository.virtual_machines();
+            let asked = repository.clone();
             // One that hangs must not take the others with it.
-            match repository.executor().run(Kind::SHORT, move |_| inventory::read(&folder)) {
+            match repository.executor().run(Kind::SHORT, move |_| vms_in(&asked)) {
                 Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
                 Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
             }
@@ -287,4 +289,12 @@ impl App {
 /// Whether this is the thread of a connection, which has a runtime for itself.
 fn on_own_thread() -> bool {
     Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
+}
+
+/// The VMs that are defined in a repository. One that is not mounted defines none.
+fn vms_in(repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
+    match repository.open() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        root => inventory::read(&root?),
+    }
 }

@@ -6,7 +6,7 @@ use super::{App, Error, on_own_thread};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::Kind;
-use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir};
+use crate::repository::{DiskFile, MapError, OpenError, Repository};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -67,7 +67,7 @@ impl App {
             executor.run(Kind::SHORT, move |_| DiskFile::open(&repository, id, &disk))
         };
         opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
-            let file = SnapshotDir::new(&repository, snapshot.id).disk(&disk.name);
+            let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
     }
