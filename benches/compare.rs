@@ -17,6 +17,9 @@ mod common;
 #[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
+#[allow(dead_code)] // the tests need more of it
+#[path = "../tests/journeys/harness/wait.rs"]
+mod wait;
 
 const BLOCK: u64 = 4096;
 const ROUNDS: usize = 7;

@@ -20,6 +20,9 @@ mod common;
 #[allow(dead_code)] // the tests need more of it
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
+#[allow(dead_code)] // the tests need more of it
+#[path = "../tests/journeys/harness/wait.rs"]
+mod wait;
 
 const SIZE: u64 = 1 << 30;
 const PIECE: u64 = 1 << 20;
