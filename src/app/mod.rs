@@ -23,6 +23,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
@@ -30,7 +31,6 @@ mod disk_names;
 mod hooked;
 mod line;
 mod owed;
-mod recover;
 mod refined_cache;
 mod remembered;
 mod repositories;
@@ -54,11 +54,12 @@ use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::{Access, Kind};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 use checksum::Sums;
+use cleanup::Leftovers;
 pub use error::Error;
 use line::Line;
 use login::ManagerAddress;
@@ -81,6 +82,7 @@ pub struct App {
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
+    leftovers: Leftovers,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
@@ -121,6 +123,7 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
+            leftovers: Leftovers::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,
@@ -138,7 +141,7 @@ impl App {
         let app = Arc::new(app);
         // First of all: something may be frozen.
         app.call_owed_hooks().await?;
-        app.recover()?;
+        app.clean_up_after_start().await;
         Ok(app)
     }
 
@@ -228,7 +231,7 @@ impl App {
         for repository in found.usable() {
             let asked = repository.clone();
             // One that hangs must not take the others with it.
-            match repository.executor().run(Kind::SHORT, move |_| vms_in(&asked)) {
+            match repository.executor().run(Kind::SHORT, move |access| vms_in(access, &asked)) {
                 Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
                 Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
             }
@@ -292,9 +295,9 @@ fn on_own_thread() -> bool {
 }
 
 /// The VMs that are defined in a repository. One that is not mounted defines none.
-fn vms_in(repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
-    match repository.open() {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
-        root => inventory::read(&root?),
+fn vms_in(access: &Access<'_>, repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
+    match repository.open(access) {
+        Err(_) => Ok(Vec::new()),
+        Ok(root) => inventory::read(&root),
     }
 }

@@ -6,8 +6,9 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::clone_support::SUPPORTED;
 use super::disk_file::identity;
-use super::{SNAPSHOTS, manifest};
+use super::{SNAPSHOTS, manifest, place_of};
 use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, Odd, What};
 use crate::sys::fsinfo;
@@ -117,13 +118,25 @@ impl SnapshotDir {
     /// service's own where it has the inode that is recorded for it. Where none is (the service ended while it
     /// made the snapshot), see [`is_as_made`].
     ///
+    /// What is not there is gone only in the place where the snapshot was made: `made_in`, see [`place_of`]. For
+    /// a snapshot from before that was recorded, any file system that can clone will do.
+    ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
-    pub fn remove<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> Result<Removal, RemoveError> {
+    pub fn remove<'a>(
+        &self,
+        made_in: Option<&str>,
+        disks: impl IntoIterator<Item = &'a SnapshotDisk>,
+    ) -> Result<Removal, RemoveError> {
+        let is_the_place = match made_in {
+            Some(place) => place_of(&self.root)? == place,
+            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
+        };
+        if !is_the_place {
+            return Ok(Removal::RepositoryAbsent);
+        }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
-            // Removed by hand, or not mounted? What a repository always has tells.
-            let is_there = ["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok());
-            return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
+            return Ok(Removal::Done);
         };
         let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);

@@ -127,7 +127,7 @@ fn golden_path(schema: u64) -> PathBuf {
 
 fn golden_order() -> Order {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    Order { expires_at: golden_terms().expires_at, key: Some(key) }
+    Order { expires_at: golden_terms().expires_at, key: Some(key), ..Order::default() }
 }
 
 fn golden_terms() -> Terms {

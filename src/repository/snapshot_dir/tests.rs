@@ -45,7 +45,8 @@ impl Scene {
     }
 
     fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {
-        SnapshotDir::new(&Folder::open(self.dir.path()).unwrap(), id()).remove(disks)
+        let root = Folder::open(self.dir.path()).unwrap();
+        SnapshotDir::new(&root, id()).remove(Some(&place_of(&root).unwrap()), disks)
     }
 
     /// What is refused, and stays.
@@ -77,10 +78,12 @@ fn what_the_service_made_is_removed_as_far_as_it_is_there() {
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
     fs::remove_dir(scene.snapshots()).unwrap();
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
-    for folder in ["VirtualDisks", "VirtualMachines"] {
-        fs::remove_dir_all(scene.dir.path().join(folder)).unwrap();
+    // In any other place nothing is known of it: another file system, or another folder.
+    let root = Folder::open(scene.dir.path()).unwrap();
+    for place in ["xfs:00:128", &place_of(&Folder::open(Path::new("/tmp")).unwrap()).unwrap()] {
+        let removal = SnapshotDir::new(&root, id()).remove(Some(place), &disks);
+        assert_eq!(removal.unwrap(), Removal::RepositoryAbsent, "{place}");
     }
-    assert_eq!(scene.remove(&disks).unwrap(), Removal::RepositoryAbsent);
 }
 
 #[test]
