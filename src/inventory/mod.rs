@@ -97,33 +97,27 @@ fn load_one(machines: &Folder, name: &OsStr) -> Option<Vm> {
         }
         Err(error) => Err(format!("its folder cannot be opened: {error}")),
     };
-    Some(match config {
-        Ok(config) => {
-            let name = config.name.unwrap_or(folder_name);
-            let id: Option<VmId> = name.parse().ok();
-            let disks = match &id {
-                Some(_) => Ok(config.disks.unwrap_or_default()),
-                None => Err(format!("the name {name:?} is not 32 hexadecimal digits")),
-            };
-            Vm {
-                id,
-                uuid: config.uuid,
-                friendly_name: config.friendly_name.unwrap_or_default(),
-                description: config.description.unwrap_or_default(),
-                address: config.address,
-                disks,
-                name,
-            }
-        }
-        Err(problem) => Vm {
-            id: folder_name.parse().ok(),
-            name: folder_name,
-            uuid: None,
-            friendly_name: String::new(),
-            description: String::new(),
-            address: None,
-            disks: Err(problem),
-        },
+    let (config, problem) = match config {
+        Ok(config) => (config, None),
+        Err(problem) => (VmConfig::default(), Some(problem)),
+    };
+    // A name that is no id is not repeated: the file may be one that the reader must not see.
+    let bad_name = config.name.as_ref().is_some_and(|name| name.parse::<VmId>().is_err());
+    let name = config.name.filter(|_| !bad_name).unwrap_or(folder_name);
+    let id: Option<VmId> = name.parse().ok();
+    let unnamed = (bad_name || id.is_none()).then(|| "its name is not 32 hexadecimal digits".to_owned());
+    let disks = match problem.or(unnamed) {
+        Some(problem) => Err(problem),
+        None => Ok(config.disks.unwrap_or_default()),
+    };
+    Some(Vm {
+        id,
+        uuid: config.uuid,
+        friendly_name: config.friendly_name.unwrap_or_default(),
+        description: config.description.unwrap_or_default(),
+        address: config.address,
+        disks,
+        name,
     })
 }
 
@@ -214,6 +208,25 @@ mod tests {
         assert_eq!(seen, [(A, true), (B, false), ("empty", false)]);
         assert_eq!(vms[0].friendly_name, "web");
         assert!(vms[1].id.is_some() && vms[2].id.is_none());
+    }
+
+    #[test]
+    fn a_name_that_is_no_id_is_not_repeated() {
+        let vms = load_all(&[&definitions(&[(A, "name = 'a secret'\ndisk = []\n"), ("b", "disk = []")])]);
+        assert_eq!((vms[0].name.as_str(), vms[1].name.as_str()), (A, "b"));
+        assert!(vms.iter().all(|vm| vm.disks.is_err()) && !format!("{vms:?}").contains("secret"), "{vms:?}");
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_is_an_entry_with_an_error() {
+        let folder = definitions(&[(A, "")]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("vm.cfg"), format!("name = '{B}'\ndisk = []\n")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join(VIRTUAL_MACHINES).join(B)).unwrap();
+        let vms = load_all(&[&folder]);
+        assert_eq!((vms.len(), vms[1].name.as_str()), (2, B));
+        let expected = format!("its folder cannot be opened: {B:?} is a symbolic link, which is not followed");
+        assert_eq!(vms[1].disks, Err(expected));
     }
 
     #[test]
