@@ -174,7 +174,7 @@ impl App {
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
-            if let Err(error) = app.watch(&snapshot) {
+            if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }

@@ -125,7 +125,7 @@ impl App {
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
             reads: Reads::default(),
             reads_idly: config.export.is_idle,
-            watch: Mutex::default(),
+            watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),

@@ -54,6 +54,17 @@ impl App {
         Ok(())
     }
 
+    /// Watches a snapshot that was committed just now, and starts the grace of the one before it.
+    pub(super) fn watch_new(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.watch(snapshot)?;
+        let of_vm = self.store.snapshots_of(&snapshot.vm)?;
+        if let Some(former) = of_vm.iter().rev().find(|other| other.sequence < snapshot.sequence) {
+            let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+            watch.supersede(self.moment(), former.id, snapshot.id);
+        }
+        Ok(())
+    }
+
     /// What may be swept now.
     fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
         self.reads.forget_old();

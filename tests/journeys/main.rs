@@ -14,6 +14,7 @@ mod compare;
 mod crash;
 mod disk_full;
 mod export;
+mod grace;
 mod hanging;
 mod health;
 mod hook_examples;
