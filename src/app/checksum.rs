@@ -10,6 +10,7 @@ use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
 
 use super::changes::Stop;
 use super::chunks::Place;
+use super::in_use::InUse;
 use super::read_disk::{OpenDisk, lost};
 use super::{App, Error};
 use crate::auth::Session;
@@ -102,8 +103,9 @@ impl App {
                 let place = self.sums.place().await?;
                 let go_on = stop.go_on();
                 let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, go_on);
-                let checksum = wire::Late::default();
-                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, place };
+                let (checksum, held) = (wire::Late::default(), disk.held);
+                let mut blocks =
+                    Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, place, held };
                 if list {
                     (checksum, Some(Array::new(blocks)))
                 } else {
@@ -166,6 +168,8 @@ struct Blocks {
     stop: Stop,
     #[expect(dead_code, reason = "held until the last block")]
     place: OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "holds the snapshot until the last block")]
+    held: Arc<InUse>,
 }
 
 impl Blocks {

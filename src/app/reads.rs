@@ -1,6 +1,5 @@
-//! Who reads snapshots, or did a short time ago: those are not swept.
+//! Bodies of disks that are sent: which ones, and how many at a time.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::audit;
-use super::line::{Line, Place};
+use super::in_use::InUse;
+use super::line::Place;
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
 use super::{App, Error};
@@ -19,35 +19,11 @@ use crate::model::{DiskName, SnapshotId, VmId};
 use crate::repository::{OpenError, patience};
 use crate::sys::io_priority;
 
-/// How long after a read a snapshot counts as being read: a client works on what it has.
-const RECENT: Duration = Duration::from_secs(10 * 60);
-
 /// How long a read may take before its export loses its place.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
-
-/// When each snapshot was read last.
-#[derive(Default)]
-pub(super) struct Reads(Mutex<HashMap<SnapshotId, Instant>>);
-
-impl Reads {
-    pub(super) fn note(&self, id: SnapshotId) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.insert(id, Instant::now());
-    }
-
-    pub(super) fn is_recent(&self, id: SnapshotId) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.get(&id).is_some_and(|at| at.elapsed() < RECENT)
-    }
-
-    /// Forgets what counts no more.
-    pub(super) fn forget_old(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, at| at.elapsed() < RECENT);
-    }
-}
 
 /// A body of a disk that is to be sent.
 pub(super) struct Export {
@@ -61,6 +37,8 @@ pub(super) struct Export {
     mount_point: PathBuf,
     /// Since when it waits for the file system.
     reading: Mutex<Option<Instant>>,
+    #[expect(dead_code, reason = "holds the snapshot until the body is gone")]
+    held: Arc<InUse>,
 }
 
 /// A body's place among those that are sent at a time, free again when this is dropped.
@@ -97,7 +75,6 @@ impl ExportPlace {
 impl Drop for ExportPlace {
     fn drop(&mut self) {
         let Export { vm, snapshot, disk, user, address, total, done, .. } = self.place.what();
-        self.app.reads.note(*snapshot);
         let done = done.load(Ordering::Relaxed);
         audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
     }
@@ -117,7 +94,8 @@ impl App {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
         let (mount_point, done, reading) = (of.file.mount_point().to_owned(), AtomicU64::new(0), Mutex::default());
-        let export = Export { vm, snapshot, disk, user, address, total, done, mount_point, reading };
+        let held = Arc::clone(&of.held);
+        let export = Export { vm, snapshot, disk, user, address, total, done, mount_point, reading, held };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
         Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
     }
@@ -136,15 +114,4 @@ impl App {
             });
         }
     }
-
-    /// Whether somebody reads the snapshot, or did a short time ago.
-    pub(super) fn is_read(&self, id: SnapshotId) -> bool {
-        self.reads.is_recent(id) || is_exported(&self.exports, id)
-    }
-}
-
-fn is_exported(exports: &Line<Export>, id: SnapshotId) -> bool {
-    let mut found = false;
-    exports.each(|entry| found |= entry.what.snapshot == id);
-    found
 }

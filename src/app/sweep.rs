@@ -67,7 +67,7 @@ impl App {
 
     /// What may be swept now.
     fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
-        self.reads.forget_old();
+        self.uses.forget_old();
         let expiring = self.store.expiring()?;
         self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiring.contains(&id));
         if expiring.is_empty() {
@@ -90,7 +90,7 @@ impl App {
         let candidate = |snapshot: Snapshot| {
             let Snapshot { id, created_at, .. } = snapshot;
             let terms: Terms = self.store.terms(id)?;
-            Ok(Candidate { id, created_at, terms, in_use: self.is_read(id) })
+            Ok(Candidate { id, created_at, terms, in_use: self.uses.counts(id) })
         };
         let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -133,6 +133,7 @@ impl App {
         if !self.due_of(vm)?.contains(&id) {
             return Err(NEEDED);
         }
+        let _swept = self.uses.sweep(id).ok_or(NEEDED)?;
         let snapshot = self.store.snapshot(id)?.ok_or(NEEDED)?;
         if !self.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
             return Err(NEEDED);

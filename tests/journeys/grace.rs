@@ -80,8 +80,8 @@ fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
     clock.leap(-2);
     let request = client_now.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
     let lease = client_now.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
-    let [created, leased] = [&document["created_at"], &lease["expires_at"]]
-        .map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
+    let [created, leased] =
+        [&document["created_at"], &lease["expires_at"]].map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
     assert!(leased.duration_since(created).as_secs_f64() >= 3.0 * 3600.0, "{lease}");
     take(&client_now, "1h");
     clock.leap(2);

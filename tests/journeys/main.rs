@@ -17,6 +17,7 @@ mod export;
 mod grace;
 mod hanging;
 mod health;
+mod held;
 mod hook_examples;
 mod hooks;
 mod idempotency;
