@@ -10,19 +10,19 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
-use coriolis_ovm_exporter::repository::clone::{Clones, Source};
+use coriolis_ovm_exporter::repository::clone::{Clones, Source, Target};
 use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
 
 /// A snapshot of the file `live`, and where it lies.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
     let id = SnapshotId::from_u128(number);
-    let folder = SnapshotDir::new(repository, id);
-    folder.create().unwrap();
+    let root = repository.open().unwrap();
+    let folder = SnapshotDir::new(&root, id).create().unwrap();
     let name = "disk".parse().unwrap();
-    let path = folder.disk(&name);
-    let source = Source { file: live.try_clone().unwrap(), path: PathBuf::new() };
-    let clones = Clones::prepare(vec![(source, path.clone())]).unwrap();
+    let path = repository.snapshot_path(id, &name);
+    let source = Source { file: live.try_clone().unwrap(), folder: root, name: "live".into() };
+    let clones = Clones::prepare(vec![(source, Target { folder, name: name.to_string() })]).unwrap();
     clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
     let metadata = fs::metadata(&path).unwrap();
     let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());

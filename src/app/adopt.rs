@@ -13,8 +13,8 @@ use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
-use crate::repository::survey::{self, Folder};
-use crate::repository::{DiskFile, Repository, SnapshotDir, locate};
+use crate::repository::survey::{self, Found};
+use crate::repository::{DiskFile, LocatedDisk, Misplaced, Repository, SnapshotDir, assign, locate};
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 use crate::wire;
 
@@ -31,7 +31,7 @@ pub struct Adoption {
 const YOUNG: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
 
 /// The folders of one snapshot, one a repository.
-type Parts = Vec<(Repository, Folder)>;
+type Parts = Vec<(Repository, Found)>;
 
 /// The disks of the inventory: by repository and file name, whose it is.
 type Owners = HashMap<(RepositoryId, String), HashSet<(VmId, DiskSource)>>;
@@ -82,7 +82,7 @@ impl App {
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
-            match survey::survey(repository) {
+            match repository.open().and_then(|root| survey::survey(&root)) {
                 Ok((folders, odd)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
@@ -138,7 +138,7 @@ impl App {
                 }
                 let vm_cfg::DiskSource::File(path) = &line.source else { continue };
                 // Whether or not it could be snapshotted today.
-                let Ok(disk) = locate::open(&repositories, Path::new(path)) else { continue };
+                let Ok(disk) = located(&repositories, Path::new(path)) else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
                 owners.entry((disk.source.repository, name)).or_default().insert(owner);
@@ -185,7 +185,7 @@ impl App {
                 let file = DiskFile::open(&repository, snapshot.id, disk);
                 file.map_err(|error| format!("{}: {error}", disk.name))?;
             } else {
-                let sealed = survey::seal_found(&SnapshotDir::new(&repository, snapshot.id), &disk.name);
+                let sealed = repository.open().and_then(|root| survey::seal_found(&root, snapshot.id, &disk.name));
                 disk.identity = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
             }
         }
@@ -196,13 +196,19 @@ impl App {
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
-                if let Err(error) = SnapshotDir::new(repository, snapshot.id).seal(snapshot) {
+                let sealed = repository.open().and_then(|root| SnapshotDir::new(&root, snapshot.id).seal(snapshot));
+                if let Err(error) = sealed {
                     tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
                 }
             }
         }
         Ok(())
     }
+}
+
+fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Misplaced> {
+    let assigned = assign(repositories, path)?;
+    locate::open(&assigned.repository.open()?, &assigned)
 }
 
 /// The snapshot that `parts` are, its place in the order and its files' identities not yet known.

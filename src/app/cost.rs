@@ -9,7 +9,7 @@ use super::policy::Refusal;
 use super::{App, Error};
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::usage::Usage;
+use crate::repository::usage::{Usage, UsageError};
 use crate::wire;
 
 /// Stops the work when whoever waits for it goes away.
@@ -118,7 +118,9 @@ impl App {
             let added = usage.add_snapshot(&file, owner);
             unknown.push(added.map_err(|error| format!("disk {}: {error}", disk.name))?);
         }
-        usage.add_live(&repository, source, states.len()).map_err(|error| format!("{}: {error}", source.path))?;
+        let live = repository.open().map_err(UsageError::from);
+        let live = live.and_then(|root| usage.add_live(&root, source, states.len()));
+        live.map_err(|error| format!("{}: {error}", source.path))?;
         let bytes = exclusive(usage.references(), states.len() + 1);
         Ok(bytes.into_iter().zip(unknown).collect())
     }

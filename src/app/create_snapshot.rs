@@ -5,7 +5,7 @@
 //! what can be done before or after them is.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,8 +21,10 @@ use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
-use crate::model::{Consistency, DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
-use crate::repository::clone::{Cloned, Clones, Source};
+use crate::model::{
+    Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
+};
+use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::{LocatedDisk, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
@@ -217,7 +219,8 @@ impl App {
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
             disks.push(SnapshotDisk { name, source: disk.source, identity });
-            sources.push(Source { file: disk.file, path: disk.path });
+            let (folder, name) = disk.place;
+            sources.push(Source { file: disk.file, folder, name });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
@@ -243,7 +246,7 @@ impl App {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
         self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
-        match self.prepare(&snapshot, sources) {
+        match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
@@ -255,15 +258,23 @@ impl App {
         }
     }
 
-    fn prepare(&self, snapshot: &Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
-        for folder in self.folders_of(snapshot)? {
-            folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+    fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let mut folders = HashMap::new();
+        for (repository, folder) in self.folders_of(snapshot)? {
+            let made = folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+            folders.insert(repository, made);
         }
         let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
+            let folder = folders.get(&disk.source.repository).ok_or_else(|| no_repository(&disk.source.repository))?;
+            disks.push((source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
-        Clones::prepare(disks).map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))
+        let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
+        let clones = Clones::prepare(disks).map_err(failed)?;
+        let inodes = clones.inodes().map_err(|error| Error::of_step("making the snapshot's files", error))?;
+        // From now on no other file is taken for one of the snapshot, should it be undone.
+        snapshot.disks.iter_mut().zip(inodes).for_each(|(disk, inode)| disk.identity.inode = inode);
+        Ok(clones)
     }
 
     /// Makes a snapshot of the clones and commits it, or undoes it.
@@ -309,7 +320,7 @@ impl App {
             disk.identity = SnapshotDir::seal_disk(file)
                 .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
         }
-        for folder in &self.folders_of(snapshot)? {
+        for (_, folder) in self.folders_of(snapshot)? {
             folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
         tracing::info!(
@@ -320,17 +331,13 @@ impl App {
     }
 
     /// The snapshot's folder in each repository that it touches.
-    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<SnapshotDir>, Error> {
-        let mut seen = HashSet::new();
-        let firsts = snapshot.disks.iter().filter(|disk| seen.insert(&disk.source.repository));
-        firsts.map(|disk| self.folder(snapshot.id, disk)).collect()
-    }
-
-    fn folder(&self, id: SnapshotId, disk: &SnapshotDisk) -> Result<SnapshotDir, Error> {
-        let repository = self.repository(&disk.source.repository);
-        let repository =
-            repository.ok_or_else(|| Error::Internal(format!("no repository {}", disk.source.repository)))?;
-        Ok(SnapshotDir::new(&repository, id))
+    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<(RepositoryId, SnapshotDir)>, Error> {
+        let folder = |id: &RepositoryId| {
+            let root = self.repository(id).ok_or_else(|| no_repository(id))?.open();
+            let root = root.map_err(|error| Error::of_step(format!("opening the repository {id}"), error))?;
+            Ok((id.clone(), SnapshotDir::new(&root, snapshot.id)))
+        };
+        snapshot.repositories().into_iter().map(folder).collect()
     }
 
     /// Takes back what was made. What cannot be is taken back at the next start.
@@ -339,6 +346,10 @@ impl App {
             tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
         }
     }
+}
+
+fn no_repository(id: &RepositoryId) -> Error {
+    Error::Internal(format!("no repository {id}"))
 }
 
 fn ms(duration: Duration) -> String {

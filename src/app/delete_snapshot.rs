@@ -1,5 +1,6 @@
 //! The journey of a snapshot's end: written down first, then its files, then its record.
 
+use std::io;
 use std::sync::Arc;
 
 use super::audit::Actor;
@@ -9,7 +10,7 @@ use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::Operation;
 use crate::model::{Snapshot, SnapshotId, VmId};
-use crate::repository::{Removal, SnapshotDir};
+use crate::repository::{Removal, RemoveError, SnapshotDir};
 use crate::store::State;
 
 impl App {
@@ -121,10 +122,12 @@ impl App {
         let mut all_gone = true;
         let mut first_error = None;
         for id in snapshot.repositories() {
-            let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id).map(|disk| &disk.name);
-            let removal = match self.repository(id) {
-                Some(repository) => SnapshotDir::new(&repository, snapshot.id).remove(disks),
-                None => Ok(Removal::RepositoryAbsent),
+            let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
+            let root = self.repository(id).map(|repository| repository.open());
+            let removal = match root {
+                Some(Ok(root)) => SnapshotDir::new(&root, snapshot.id).remove(disks),
+                Some(Err(error)) if !is_absence(&error) => Err(error.into()),
+                Some(Err(_)) | None => Ok(Removal::RepositoryAbsent),
             };
             match removal {
                 Ok(Removal::Done) => {}
@@ -137,12 +140,21 @@ impl App {
                 }
             }
         }
-        if let Some(error) = first_error {
-            return Err(Error::of_step("removing the snapshot's files", error));
+        match first_error {
+            Some(RemoveError::Io(error)) => return Err(Error::of_step("removing the snapshot's files", error)),
+            Some(strangers @ RemoveError::NotOurs(_)) => {
+                return Err(Error::NotRemoved { snapshot: snapshot.id, left: strangers.to_string() });
+            }
+            None => {}
         }
         if all_gone {
             self.store.forget(snapshot)?;
         }
         Ok(())
     }
+}
+
+/// Whether a repository's folder cannot be opened because nothing is there.
+fn is_absence(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -75,6 +75,17 @@ pub enum Error {
         /// What is wrong with it.
         cause: String,
     },
+    /// Something stands where a snapshot's files are, or were, that the service has not made.
+    #[error(
+        "the snapshot {snapshot} is deleted, but not all of it was removed: {left}; that is not the service's and stays: \
+         move it away, and delete the snapshot again"
+    )]
+    NotRemoved {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What is left, and why.
+        left: String,
+    },
     /// A hook before an operation failed, and so the operation was not done.
     #[error(
         "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
@@ -176,6 +187,7 @@ impl Error {
             Self::RepositoryAway { .. }
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
+            | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }

@@ -39,6 +39,8 @@ mod sweep;
 mod turns;
 mod vm_disks;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -228,9 +230,9 @@ impl App {
         }
         let mut vms = Vec::new();
         for repository in found.usable() {
-            let folder = repository.virtual_machines();
+            let asked = repository.clone();
             // One that hangs must not take the others with it.
-            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
+            match patience::ask(repository.mount_point(), move || vms_in(&asked)) {
                 Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
                 Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
             }
@@ -294,5 +296,13 @@ impl App {
             return Err(Error::OtherVm(id));
         }
         Ok(snapshot)
+    }
+}
+
+/// The VMs that are defined in a repository. One that is not mounted defines none.
+fn vms_in(repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
+    match repository.open() {
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
+        root => inventory::read(&root?),
     }
 }

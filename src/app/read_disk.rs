@@ -6,7 +6,7 @@ use super::in_use::InUse;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir, patience};
+use crate::repository::{DiskFile, MapError, OpenError, Repository, patience};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -55,7 +55,7 @@ impl App {
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
         let opened = patience::call(repository.mount_point(), || DiskFile::open(&repository, snapshot.id, disk));
         opened.unwrap_or_else(|silent| Err(silent.into())).inspect_err(|error| {
-            let file = SnapshotDir::new(&repository, snapshot.id).disk(&disk.name);
+            let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
     }

@@ -143,10 +143,7 @@ fn refuse_doubles(known: &mut [Known]) {
     let mut seen: HashMap<PathBuf, String> = HashMap::new();
     for known in known {
         let Ok(repository) = &known.repository else { continue };
-        // Links followed, as far as they can be now.
-        let path = repository.mount_point();
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        match seen.entry(path) {
+        match seen.entry(repository.resolved().to_owned()) {
             Entry::Vacant(vacant) => drop(vacant.insert(known.name.clone())),
             Entry::Occupied(first) => known.repository = Err(format!("is the same folder as {}", first.get())),
         }

@@ -13,7 +13,7 @@ use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
 use crate::repository::refine::Held;
-use crate::repository::{Changes, CompareError, DiskFile, MapError, SnapshotDir};
+use crate::repository::{Changes, CompareError, DiskFile, MapError};
 use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 /// What of a snapshot a client wants to see.
@@ -277,10 +277,8 @@ impl App {
         let repository = self.repository(&disk.source.repository);
         let mount_point =
             repository.as_ref().map(|repository| repository.mount_point().to_path_buf()).unwrap_or_default();
-        let path = repository
-            .as_ref()
-            .map(|repository| SnapshotDir::new(repository, snapshot.id).disk(&disk.name))
-            .unwrap_or_default();
+        let path =
+            repository.as_ref().map(|repository| repository.snapshot_path(snapshot.id, &disk.name)).unwrap_or_default();
         wire::SnapshotDisk {
             parent_path: mount_point.join(&disk.source.path).display().to_string(),
             path: path.display().to_string(),

@@ -1,18 +1,17 @@
 //! The one moment: all disks of a VM cloned together.
 
-use std::ffi::CString;
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::ffi::{CString, OsString};
+use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
-use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::{Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use crate::sys::folder::Folder;
 use crate::sys::{fsinfo, reflink};
 
 /// Read-only to all that open it later: a snapshot does not change.
@@ -23,8 +22,19 @@ const MODE: u32 = 0o440;
 pub struct Source {
     /// The live disk.
     pub file: File,
-    /// Where it was opened, links followed.
-    pub path: PathBuf,
+    /// The folder that it was opened in.
+    pub folder: Folder,
+    /// Its name there.
+    pub name: OsString,
+}
+
+/// A file that a clone is to be.
+#[derive(Debug)]
+pub struct Target {
+    /// The folder to make it in.
+    pub folder: Folder,
+    /// Its name there.
+    pub name: String,
 }
 
 /// The clones of a VM's disks, ready to be made.
@@ -47,24 +57,36 @@ enum Clone {
     Ficlone { source: Source, target: File },
     /// By OCFS2's own call, which makes the file. There FICLONE is younger than the hosts' kernels,
     /// and leaves an empty file behind where it fails.
-    Ocfs2 { source: Source, source_path: CString, target: PathBuf, target_path: CString },
+    Ocfs2 { source: Source, source_path: CString, target: Target, target_path: CString },
 }
 
 impl Clones {
-    /// Makes ready to clone each disk to the new file named beside it.
+    /// Makes ready to clone each disk to the new file beside it.
     ///
     /// What a guest has left in the page cache is written out here: the clone would do it inside the
     /// window, and hold off the guest's writes meanwhile.
     ///
     /// # Errors
     /// [`CloneError`].
-    pub fn prepare(disks: Vec<(Source, PathBuf)>) -> Result<Self, CloneError> {
+    pub fn prepare(disks: Vec<(Source, Target)>) -> Result<Self, CloneError> {
         let mut clones = Vec::with_capacity(disks.len());
         for (index, (source, target)) in disks.into_iter().enumerate() {
-            let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, &target));
+            let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, target));
             clones.push(ready.map_err(|error| (index, explained(error)))?);
         }
         Ok(Self(clones))
+    }
+
+    /// The inodes of the new files, in the order of the disks; 0 for one that the clone itself makes.
+    ///
+    /// # Errors
+    /// The errno of fstat(2).
+    pub fn inodes(&self) -> io::Result<Vec<u64>> {
+        let inode = |clone: &Clone| match clone {
+            Clone::Ficlone { target, .. } => Ok(target.metadata()?.ino()),
+            Clone::Ocfs2 { .. } => Ok(0),
+        };
+        self.0.iter().map(inode).collect()
     }
 
     /// What writes out once more, when it is called, what guests have left in the page cache since. A disk for
@@ -99,7 +121,7 @@ impl Cloned {
 ///
 /// # Errors
 /// The errno, as it is.
-pub(super) fn clone_one(source: Source, target: &Path) -> io::Result<File> {
+pub(super) fn clone_one(source: Source, target: Target) -> io::Result<File> {
     let clone = Clone::prepare(source, target)?;
     clone.make()?;
     clone.finish()
@@ -144,13 +166,15 @@ fn all_at_once(clones: &[Clone]) -> Result<Duration, CloneError> {
 }
 
 impl Clone {
-    fn prepare(source: Source, target: &Path) -> io::Result<Self> {
+    fn prepare(source: Source, target: Target) -> io::Result<Self> {
         if fsinfo::name_of(&source.file)? == "ocfs2" {
-            let (source_path, target_path) = (c_string(&source.path)?, c_string(target)?);
+            // Through the folders that are open: nobody can put another folder in their place.
+            let source_path = source.folder.path_through(&source.name)?;
+            let target_path = target.folder.path_through(&target.name)?;
             source.still_there()?;
-            return Ok(Self::Ocfs2 { source, source_path, target: target.to_owned(), target_path });
+            return Ok(Self::Ocfs2 { source, source_path, target, target_path });
         }
-        let target = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(target)?;
+        let target = target.folder.create_file(&target.name, MODE)?;
         Ok(Self::Ficlone { source, target })
     }
 
@@ -173,9 +197,9 @@ impl Clone {
         match self {
             Self::Ficlone { target, .. } => Ok(target),
             Self::Ocfs2 { source, target, .. } => {
-                // The kernel took what was at the path: it has to be what was opened.
+                // The kernel took what had the name: it has to be what was opened.
                 source.still_there()?;
-                let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW).open(target)?;
+                let file = target.folder.open_file(&target.name)?;
                 file.set_permissions(Permissions::from_mode(MODE))?;
                 Ok(file)
             }
@@ -184,19 +208,15 @@ impl Clone {
 }
 
 impl Source {
-    /// Checks that its path still leads to it.
+    /// Checks that its name is still its own.
     fn still_there(&self) -> io::Result<()> {
-        let (open, found) = (self.file.metadata()?, fs::symlink_metadata(&self.path)?);
+        let (open, found) = (self.file.metadata()?, self.folder.stat(&self.name)?);
         if (open.dev(), open.ino()) == (found.dev(), found.ino()) {
             Ok(())
         } else {
             Err(io::Error::other("the disk was exchanged for another file meanwhile; try again"))
         }
     }
-}
-
-fn c_string(path: &Path) -> io::Result<CString> {
-    Ok(CString::new(path.as_os_str().as_bytes())?)
 }
 
 /// The error with what an operator can do about it. A full or read-only file system has its own

@@ -1,16 +1,15 @@
 //! A disk of a snapshot, open, and proven to be the file that was snapshotted.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use nix::errno::Errno;
-
-use super::{Repository, Silent, SnapshotDir};
-use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
+use super::{Absent, Repository, Silent, SnapshotDir};
+use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
+use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
@@ -57,28 +56,31 @@ pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
     }
 }
 
+fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File> {
+    SnapshotDir::new(root, id).open()?.open_file(name.as_str())
+}
+
 impl DiskFile {
     /// Opens the file of `disk` and checks that it is the one that was snapshotted.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(repository: &Repository, id: SnapshotId, disk: &SnapshotDisk) -> Result<Self, OpenError> {
-        let path = SnapshotDir::new(repository, id).disk(&disk.name);
-        let opened =
-            OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path);
-        let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR) => match repository.mounted() {
+        let root = repository.open().map_err(|error| OpenError::RepositoryAway(Absent::from(error).to_string()))?;
+        let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
+            // A link, a socket, a folder: none of which the service makes.
+            Some(_) => OpenError::Replaced,
+            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted() {
                 Ok(_) => OpenError::Missing,
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },
-            Some(Errno::ELOOP) => OpenError::Replaced, // a link, which we never make
-            _ => OpenError::Io(error),
+            None => OpenError::Io(error),
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         let disk_file =
             Self { file, mount_point: repository.mount_point().to_owned(), recorded: disk.identity, modified };
-        if !metadata.is_file() || identity(&metadata) != disk.identity {
+        if identity(&metadata) != disk.identity {
             return Err(OpenError::Replaced);
         }
         Ok(disk_file)

@@ -18,28 +18,34 @@ pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use crate::model::RepositoryId;
+use crate::model::{DiskName, RepositoryId, SnapshotId};
+use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
 pub use footprint::Footprint;
-pub use locate::{LocatedDisk, Misplaced};
+pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
 pub use map::MapError;
 pub use patience::Silent;
-pub use snapshot_dir::{Removal, SnapshotDir};
+pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
+
+/// The folder of all snapshots in a repository.
+const SNAPSHOTS: &str = "CoriolisSnapshots";
 
 /// A repository: a folder on a mounted file system.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
+    /// The mount point with every link followed, once it is known.
+    resolved: Arc<OnceLock<PathBuf>>,
 }
 
 /// What a repository lies on.
@@ -71,7 +77,9 @@ pub enum Absent {
 impl Repository {
     /// The repository `id` at `mount_point`. It need not be mounted at the moment.
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
-        Self { id, mount_point }
+        // Definitions may name the folder by either path.
+        let resolved = folder::resolve(&mount_point).map(OnceLock::from).unwrap_or_default();
+        Self { id, mount_point, resolved: Arc::new(resolved) }
     }
 
     /// Its id.
@@ -84,6 +92,35 @@ impl Repository {
         &self.mount_point
     }
 
+    /// Opens its folder, through which all else in it is reached.
+    ///
+    /// # Errors
+    /// The errno of open(2).
+    pub fn open(&self) -> io::Result<Folder> {
+        let root = Folder::open(&self.mount_point)?;
+        if self.resolved.get().is_none()
+            && let Ok(resolved) = root.resolved()
+        {
+            let _ = self.resolved.set(resolved);
+        }
+        Ok(root)
+    }
+
+    /// Where it is mounted with every link followed, as far as that is known.
+    pub fn resolved(&self) -> &Path {
+        self.resolved.get().unwrap_or(&self.mount_point)
+    }
+
+    /// The paths by which a definition may name its folder.
+    fn spellings(&self) -> impl Iterator<Item = &Path> {
+        [self.mount_point(), self.resolved()].into_iter()
+    }
+
+    /// The path of a snapshot's file: for documents and messages, and for nothing else.
+    pub fn snapshot_path(&self, id: SnapshotId, disk: &DiskName) -> PathBuf {
+        self.mount_point.join(SNAPSHOTS).join(id.to_string()).join(disk.as_str())
+    }
+
     /// What is mounted there.
     ///
     /// # Errors
@@ -94,35 +131,15 @@ impl Repository {
     }
 
     fn mounted_now(&self) -> Result<Mounted, Absent> {
-        let folder = File::open(&self.mount_point)?;
-        let metadata = folder.metadata()?;
-        if !metadata.is_dir() {
-            return Err(Absent::NotAFolder);
-        }
+        let root = self.open().map_err(|error| match error.kind() {
+            io::ErrorKind::NotADirectory => Absent::NotAFolder,
+            _ => Absent::Unreadable(error),
+        })?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
-        let parent = self.mount_point.join("..").metadata()?;
-        if parent.dev() == metadata.dev() && self.mount_point.read_dir()?.next().is_none() {
+        if root.outer_device()? == root.metadata()?.dev() && root.is_empty()? {
             return Err(Absent::Empty);
         }
-        Ok(Mounted { file_system: fsinfo::name_of(&folder)?, space: fsinfo::space(&folder)? })
-    }
-
-    /// The folder of the VM definitions, one folder a VM.
-    pub fn virtual_machines(&self) -> PathBuf {
-        self.mount_point.join("VirtualMachines")
-    }
-
-    fn virtual_disks(&self) -> PathBuf {
-        self.mount_point.join("VirtualDisks")
-    }
-
-    /// The manager's own notes on the files.
-    pub fn ovsmeta(&self) -> PathBuf {
-        self.mount_point.join(".ovsmeta")
-    }
-
-    fn snapshots(&self) -> PathBuf {
-        self.mount_point.join("CoriolisSnapshots")
+        Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
     }
 }

@@ -1,19 +1,22 @@
 //! The files of one snapshot in one repository: made, sealed, removed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
 use super::disk_file::identity;
-use super::{Repository, manifest};
-use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
+use super::{SNAPSHOTS, manifest};
+use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::fsinfo;
 
-/// The folder `<repository>/CoriolisSnapshots/<snapshot id>`.
+/// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
-    repository: Repository,
-    path: PathBuf,
+    root: Folder,
+    name: String,
 }
 
 /// How a removal ended.
@@ -25,36 +28,64 @@ pub enum Removal {
     RepositoryAbsent,
 }
 
+/// Why something of a snapshot is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The file system's own error.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Something stands there that the service has not made. It stays as it is.
+    #[error("{}", list(.0))]
+    NotOurs(Vec<Stranger>),
+}
+
+/// A file, a folder or a link that the service has not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// What tells that it is not the service's.
+    pub reason: String,
+}
+
+fn list(strangers: &[Stranger]) -> String {
+    /// Most of them that an answer names.
+    const NAMED: usize = 10;
+    let each = strangers.iter().take(NAMED).map(|Stranger { path, reason }| format!("{path:?} {reason}"));
+    let more = strangers.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    each.chain(more).collect::<Vec<_>>().join("; ")
+}
+
 impl SnapshotDir {
-    /// The folder of snapshot `id` in `repository`, which need not exist.
-    pub fn new(repository: &Repository, id: SnapshotId) -> Self {
-        Self { path: repository.snapshots().join(id.to_string()), repository: repository.clone() }
+    /// The folder of snapshot `id` in the repository `root`. It need not exist.
+    pub fn new(root: &Folder, id: SnapshotId) -> Self {
+        Self { root: root.clone(), name: id.to_string() }
     }
 
-    /// Path of the file of disk `name`.
-    pub fn disk(&self, name: &DiskName) -> PathBuf {
-        self.path.join(name.as_str())
-    }
-
-    /// Makes the folder, mode 0750.
+    /// Makes the folder, mode 0750, and opens it.
     ///
     /// # Errors
-    /// The errno of mkdir(2); `EEXIST` where the folder is there already.
-    pub fn create(&self) -> io::Result<()> {
-        let mut builder = DirBuilder::new();
-        builder.mode(0o750);
-        let parent = self.repository.snapshots();
-        match builder.create(&parent) {
+    /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
+    /// snapshots is a link.
+    pub fn create(&self) -> io::Result<Folder> {
+        match self.root.create_folder(SNAPSHOTS, 0o750) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         // Always: who made it may have died before this.
-        sync_folder(self.repository.mount_point())?;
-        // A link here would put snapshots anywhere.
-        if !fs::symlink_metadata(&parent)?.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, "CoriolisSnapshots is not a folder"));
-        }
-        builder.create(&self.path)
+        self.root.sync()?;
+        let snapshots = self.root.folder(SNAPSHOTS)?;
+        snapshots.create_folder(&self.name, 0o750)?;
+        snapshots.folder(&self.name)
+    }
+
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// The errno of openat(2); [`Odd`] where it is a link or no folder.
+    pub fn open(&self) -> io::Result<Folder> {
+        self.root.folder(SNAPSHOTS)?.folder(&self.name)
     }
 
     /// Writes a cloned disk to stable storage; from then on its identity stands.
@@ -71,62 +102,137 @@ impl SnapshotDir {
     /// # Errors
     /// Those of writing a file, and of fsync(2).
     pub fn seal(&self, snapshot: &Snapshot) -> io::Result<()> {
-        let path = self.path.join(manifest::FILE_NAME);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o440).open(path)?;
+        let snapshots = self.root.folder(SNAPSHOTS)?;
+        let folder = snapshots.folder(&self.name)?;
+        let mut file = folder.create_file(manifest::FILE_NAME, 0o440)?;
         file.write_all(&manifest::encode(snapshot)?)?;
         file.sync_all()?;
-        sync_folder(&self.path)?;
-        sync_folder(&self.repository.snapshots())
+        folder.sync()?;
+        snapshots.sync()
     }
 
-    /// Removes the snapshot's files and its folder, as far as they are there. Files that are not
-    /// of the snapshot stay, and so does the folder then.
+    /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
+    ///
+    /// What the service has not made stays, and so do the manifest and the folder then. A file is the
+    /// service's own where it has the inode that is recorded for it. Where none is (the service ended while it
+    /// made the snapshot), see [`is_as_made`].
     ///
     /// # Errors
-    /// The first error met; all the rest has been tried all the same.
-    pub fn remove<'a>(&self, disks: impl Iterator<Item = &'a DiskName>) -> io::Result<Removal> {
-        // A link there would lead out of the repository, where nothing is ours to remove.
-        if !fs::symlink_metadata(self.repository.snapshots()).is_ok_and(|metadata| metadata.is_dir()) {
+    /// [`RemoveError`]; all the rest has been tried all the same.
+    pub fn remove<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> Result<Removal, RemoveError> {
+        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
             // Removed by hand, or not mounted? What a repository always has tells.
-            let is_there = self.repository.virtual_machines().is_dir() || self.repository.virtual_disks().is_dir();
+            let is_there = ["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok());
             return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
+        };
+        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
+            return Ok(Removal::Done);
+        };
+        let mut strangers = Vec::new();
+        let mut first_error = None;
+        for disk in disks {
+            match remove_disk(&folder, disk) {
+                Ok(stranger) => strangers.extend(stranger),
+                Err(error) => {
+                    tracing::error!(folder = ?folder.path(), disk = %disk.name, %error, "a snapshot's file cannot be removed");
+                    first_error.get_or_insert(error);
+                }
+            }
+        }
+        if let Some(error) = first_error {
+            return Err(error.into());
+        }
+        strangers.extend(others(&folder, &strangers)?);
+        if !strangers.is_empty() {
+            return Err(RemoveError::NotOurs(strangers));
         }
         // The manifest goes last: what has one can still be told from litter.
-        let files = disks.map(|name| self.disk(name)).chain([self.path.join(manifest::FILE_NAME)]);
-        let mut first_error = None;
-        for file in files {
-            if let Err(error) = unless_gone(fs::remove_file(&file)) {
-                tracing::error!(file = %file.display(), %error, "a snapshot's file cannot be removed");
-                first_error.get_or_insert(error);
-            }
-        }
-        match first_error {
-            Some(error) => Err(error),
-            None => self.remove_folder(),
-        }
+        unless_gone(folder.unlink(manifest::FILE_NAME))?;
+        unless_gone(snapshots.remove_folder(&self.name))?;
+        snapshots.sync()?;
+        Ok(Removal::Done)
     }
 
-    fn remove_folder(&self) -> io::Result<Removal> {
-        match unless_gone(fs::remove_dir(&self.path)) {
-            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                tracing::warn!(folder = %self.path.display(), "left in place: it holds files that are not ours");
-                sync_folder(&self.path)?;
-            }
-            Err(error) => return Err(error),
-            Ok(()) => sync_folder(&self.repository.snapshots())?,
+    /// The folder `name`; nothing where nothing has that name.
+    fn folder_or_stranger(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
+        match parent.folder(name) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(match Odd::of(&error) {
+                Some(what) => RemoveError::NotOurs(vec![stranger(parent, name, what.to_string())]),
+                None => error.into(),
+            }),
         }
-        Ok(Removal::Done)
     }
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {
+    Stranger { path: folder.path().join(name), reason: reason.into() }
+}
+
+/// Removes the file of a disk, where it is there and is the one that the service made.
+fn remove_disk(folder: &Folder, disk: &SnapshotDisk) -> io::Result<Option<Stranger>> {
+    let name = OsStr::new(disk.name.as_str());
+    let found = match folder.stat(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    let reason = if let Some(what) = odd(&found) {
+        Some(what)
+    } else if disk.identity.inode == 0 {
+        (!is_as_made(&found, folder)?).then(|| "is no file that the service made".to_owned())
+    } else {
+        (found.ino() != disk.identity.inode).then(|| "is not the file that was snapshotted".to_owned())
+    };
+    match reason {
+        Some(reason) => Ok(Some(stranger(folder, name, reason))),
+        None => unless_gone(folder.unlink(name)).map(|()| None),
+    }
+}
+
+/// What is wrong with the kind of a file, where it is no regular one.
+fn odd(found: &Metadata) -> Option<String> {
+    let what = if found.is_symlink() { What::Link } else { What::NotAFile };
+    (!found.is_file()).then(|| what.to_string())
+}
+
+/// Whether a regular file, of a disk's name and in a snapshot's own folder, is like those that the service
+/// makes: under no other name, and not to be written to.
+///
+/// That has to do where a crash has lost the inodes of a snapshot in the making. It reaches nothing that is
+/// anybody else's: the folder was made under a name that nobody could know before, and no link leads out of
+/// it. Who puts a file there on purpose may remove that file himself.
+fn is_as_made(found: &Metadata, folder: &Folder) -> io::Result<bool> {
+    // A clone on OCFS2 has the mode of its disk until it is sealed.
+    let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";
+    Ok(found.nlink() == 1 && is_read_only)
+}
+
+/// What is in the folder besides the manifest and what is named already.
+fn others(folder: &Folder, named: &[Stranger]) -> io::Result<Vec<Stranger>> {
+    let mut names: Vec<OsString> = folder.entries()?;
+    names.sort();
+    let mut found = Vec::new();
+    for name in names {
+        let is_named = named.iter().any(|stranger| stranger.path.file_name() == Some(&name));
+        if name == manifest::FILE_NAME {
+            // Its inode is recorded nowhere, and it holds nothing that is not in the database.
+            found.extend(folder.stat(&name).ok().and_then(|what| odd(&what)).map(|what| stranger(folder, &name, what)));
+        } else if !is_named {
+            found.push(stranger(folder, &name, "is no file of the snapshot"));
+        }
+    }
+    Ok(found)
 }
 
 /// What is gone already need not be removed.
 fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
+
+#[cfg(test)]
+#[path = "snapshot_dir/tests.rs"]
+mod tests;

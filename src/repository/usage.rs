@@ -5,10 +5,11 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::DiskFile;
 use super::map::{self, TRUSTED};
-use super::{DiskFile, Repository};
 use crate::model::DiskSource;
 use crate::model::exclusive::Reference;
+use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo};
 
 /// Why there is no figure.
@@ -49,12 +50,12 @@ impl<'a> Usage<'a> {
         self.add(disk.file(), owner)
     }
 
-    /// Adds the VM's own disk as `owner`'s, where it is there.
+    /// Adds the VM's own disk in the repository `root` as `owner`'s, where it is there.
     ///
     /// # Errors
     /// [`UsageError`].
-    pub fn add_live(&mut self, repository: &Repository, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
-        match File::open(repository.mount_point().join(&source.path)) {
+    pub fn add_live(&mut self, root: &Folder, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
+        match root.open_file(&source.path) {
             Ok(file) => self.add(&file, owner).map(drop),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error.into()),

@@ -1,6 +1,7 @@
 //! Kernel calls, one a file: errno kept, nothing of ours imported, and the only `unsafe`.
 
 pub mod fiemap;
+pub mod folder;
 pub mod fsinfo;
 pub mod heap;
 pub mod io_priority;
