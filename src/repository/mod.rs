@@ -8,6 +8,7 @@ pub mod checksum;
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
+pub mod executor;
 pub mod footprint;
 pub mod locate;
 pub mod manifest;
