@@ -28,7 +28,12 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
     let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
     let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
-    (Arc::new(DiskFile::open(repository, id, &SnapshotDisk { name, source, identity }).unwrap()), path)
+    (
+        Arc::new(
+            DiskFile::open(repository, id, &SnapshotDisk { name, source, identity, volume: None, seal: None }).unwrap(),
+        ),
+        path,
+    )
 }
 
 /// Reads a map with as few calls as our reader makes, and keeps nothing.

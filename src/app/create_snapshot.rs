@@ -218,7 +218,7 @@ impl App {
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
-            disks.push(SnapshotDisk { name, source: disk.source, identity });
+            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
             let (folder, name) = disk.place;
             sources.push(Source { file: disk.file, folder, name });
         }

@@ -59,7 +59,7 @@ impl Scene {
 
 fn disk(name: &str, identity: FileIdentity) -> SnapshotDisk {
     let source = DiskSource { repository: "r".parse().unwrap(), path: format!("VirtualDisks/{name}") };
-    SnapshotDisk { name: name.parse().unwrap(), source, identity }
+    SnapshotDisk { name: name.parse().unwrap(), source, identity, volume: None, seal: None }
 }
 
 fn unknown(name: &str) -> SnapshotDisk {
