@@ -12,6 +12,7 @@ use super::refined_cache::{Key, RefinedCache, Refinement};
 use super::snapshots::View;
 use crate::model::chunk::{is_one_kind, joined};
 use crate::model::{ByteRange, Chunk, ChunkKind};
+use crate::repository::changes::IsWanted;
 use crate::repository::refine::{self, Held, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 use crate::wire::{Array, Broken, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
@@ -42,10 +43,10 @@ impl Stop {
         self.cause().unwrap_or_else(|| Error::Internal("a stream broke, and nobody knows why".to_owned()))
     }
 
-    /// Asks whether anybody still waits.
-    pub(super) fn go_on(&self) -> Box<dyn Fn() -> bool + Send> {
+    /// Tells whether anybody still waits.
+    pub(super) fn is_wanted(&self) -> IsWanted {
         let cancel = self.cancel.clone();
-        Box::new(move || !cancel.is_cancelled())
+        Arc::new(move || !cancel.is_cancelled())
     }
 
     pub(super) fn broke(&self, error: Error) -> Broken {
@@ -110,17 +111,15 @@ impl Found {
     /// The chunks, joined where they are one run on the device.
     pub(super) fn stream(self, totals: Arc<Totals>, stop: Stop) -> Result<ChunkStream, Error> {
         let Self { changes, held, target, refine, cache, from, error, .. } = self;
-        let cancel = stop.cancel.clone();
-        let changes = changes.until(move || cancel.is_cancelled());
         let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
             (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::runs_on_in)),
             (Some(block), cache) => {
                 if let Some(known) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
                     Box::new(again(&known, from, &totals, held, target))
                 } else {
-                    let (cancel, sums) = (stop.cancel.clone(), Arc::clone(&totals));
+                    let sums = Arc::clone(&totals);
                     let candidates = Candidates { changes, totals };
-                    let refined = Refined::new(candidates, held, target, block, move || cancel.is_cancelled());
+                    let refined = Refined::new(candidates, held, target, block, stop.is_wanted());
                     let doubt = refined.doubt();
                     let refined = joined(refined, Chunk::runs_on_in);
                     match cache.filter(|_| from == 0) {

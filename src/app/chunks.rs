@@ -89,7 +89,7 @@ impl App {
         };
         let base = self.base_of(wanted.view)?;
         let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-        let found = self.find(&snapshot, pair.as_ref(), disk, wanted.view, start)?;
+        let found = self.find(&snapshot, pair.as_ref(), disk, wanted.view, start, &stop)?;
         let (mode, reason) = (found.mode, found.reason);
         let verify = found.verification();
         let broken = stop.clone();

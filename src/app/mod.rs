@@ -55,7 +55,8 @@ use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository, patience};
+use crate::repository::executor::Kind;
+use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 use checksum::Sums;
@@ -188,10 +189,7 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => work(self),
-            _ => self.blocking(work).await,
-        }
+        if on_own_thread() { work(self) } else { self.blocking(work).await }
     }
 
     /// The same on a thread of its own, for what must not wait until another's work is done: while a
@@ -232,9 +230,9 @@ impl App {
         for repository in found.usable() {
             let asked = repository.clone();
             // One that hangs must not take the others with it.
-            match patience::ask(repository.mount_point(), move || vms_in(&asked)) {
+            match repository.executor().run(Kind::SHORT, move |_| vms_in(&asked)) {
                 Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
-                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
+                Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
             }
         }
         Ok(inventory::put_together(vms))
@@ -297,6 +295,11 @@ impl App {
         }
         Ok(snapshot)
     }
+}
+
+/// Whether this is the thread of a connection, which has a runtime for itself.
+fn on_own_thread() -> bool {
+    Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
 }
 
 /// The VMs that are defined in a repository. One that is not mounted defines none.

@@ -9,7 +9,7 @@ use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Absent, Repository, patience};
+use crate::repository::{Absent, Repository};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Repositories {
     /// Those that can be used, without those that hang.
     pub(super) fn answering(&self) -> Vec<Repository> {
         let found = self.found();
-        found.usable().filter(|repository| !patience::is_silent(repository.mount_point())).cloned().collect()
+        found.usable().filter(|repository| repository.executor().is_responsive()).cloned().collect()
     }
 
     /// All of them, as of now.

@@ -29,13 +29,15 @@ impl App {
             }
             match self.blocking(App::due).await {
                 Ok(due) => {
-                    tracing::debug!(due = due.len(), "looked for snapshots that have expired");
+                    let count = due.len();
                     for (vm, id) in due {
                         if stop.is_cancelled() {
                             return;
                         }
                         self.sweep(&vm, id).await;
                     }
+                    // At the end of the round: whoever reads this line may look at the result.
+                    tracing::debug!(due = count, "expired snapshots were swept");
                 }
                 Err(error) => tracing::error!(%error, "nothing is swept: what has expired is not known"),
             }

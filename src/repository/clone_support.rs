@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::SNAPSHOTS;
 use super::clone::{self, Source, Target};
-use super::patience::{self, Silent};
+use super::executor::{Executor, Kind, Unresponsive};
 use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fiemap, fsinfo};
 
@@ -46,7 +46,7 @@ pub enum Unclonable {
     NoPlace(String),
     /// It hangs.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -67,6 +67,9 @@ const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
 /// How long an answer is believed: a repository can be unmounted, changed and mounted again.
 const MEMORY: Duration = Duration::from_secs(60);
 
+/// The key of trials: one at a time, as one that hangs says what the next would.
+const TRIAL_KEY: u128 = 0;
+
 /// Device number and inode of a folder, so that another file system mounted there is asked anew.
 type Mounted = (u64, u64);
 
@@ -86,8 +89,8 @@ impl CloneSupport {
     /// [`Unclonable`] with the reason, in words for an operator.
     pub fn of(&self, folder: &Path) -> Result<(), Unclonable> {
         let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
-        let asked = folder.to_owned();
-        let opened = patience::ask(folder, move || {
+        let (asked, executor) = (folder.to_owned(), Executor::of(folder));
+        let opened = executor.run(Kind::SHORT, move |_| {
             let root = Folder::open(&asked)?;
             let metadata = root.metadata()?;
             let place = root.folder(SNAPSHOTS).map_err(|error| Odd::of(&error).map(|_| error.to_string()));
@@ -104,10 +107,10 @@ impl CloneSupport {
         {
             return answer.clone();
         }
-        let answer = patience::ask(folder, move || probe(&root))?;
+        let answer = executor.run(Kind::SHORT.after(TRIAL_KEY), move |_| probe(&root))?;
         match &answer {
             // By accident, for now: the next one may go better.
-            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Silent(_)) => {}
+            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Unresponsive(_)) => {}
             _ => {
                 known().insert(key, (Instant::now(), answer.clone()));
             }

@@ -5,9 +5,10 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use super::{Absent, Repository, Silent, SnapshotDir};
+use super::executor::{Access, Executor, Kind, Unresponsive};
+use super::{Absent, Repository, SnapshotDir};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
@@ -29,9 +30,9 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-impl From<Silent> for OpenError {
-    fn from(silent: Silent) -> Self {
-        Self::RepositoryAway(silent.to_string())
+impl From<Unresponsive> for OpenError {
+    fn from(unresponsive: Unresponsive) -> Self {
+        Self::RepositoryAway(unresponsive.to_string())
     }
 }
 
@@ -41,7 +42,7 @@ impl From<Silent> for OpenError {
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
-    mount_point: PathBuf,
+    executor: Executor,
     recorded: FileIdentity,
     /// Time of the last change of content, when it was opened.
     modified: (i64, i64),
@@ -70,7 +71,7 @@ impl DiskFile {
         let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
-            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted() {
+            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now() {
                 Ok(_) => OpenError::Missing,
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },
@@ -78,8 +79,7 @@ impl DiskFile {
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        let disk_file =
-            Self { file, mount_point: repository.mount_point().to_owned(), recorded: disk.identity, modified };
+        let disk_file = Self { file, executor: repository.executor().clone(), recorded: disk.identity, modified };
         if identity(&metadata) != disk.identity {
             return Err(OpenError::Replaced);
         }
@@ -93,13 +93,17 @@ impl DiskFile {
 
     /// Whether its file system copies much more than is written, so that maps list too much: OCFS2
     /// copies about 1 MiB for a write of 4 KiB.
-    pub fn copies_more_than_was_written(&self) -> bool {
-        fsinfo::name_of(&self.file).is_ok_and(|name| name == "ocfs2")
+    ///
+    /// # Errors
+    /// [`Unresponsive`].
+    pub fn copies_more_than_was_written(self: &Arc<Self>) -> Result<bool, Unresponsive> {
+        let file = Arc::clone(self);
+        self.executor.run(Kind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
     }
 
-    /// Where its repository is mounted.
-    pub fn mount_point(&self) -> &Path {
-        &self.mount_point
+    /// What does the work on it.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// The open file.
@@ -116,7 +120,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`OpenError::Replaced`] where it was touched in any way since it was opened.
-    pub fn verify(&self) -> Result<(), OpenError> {
+    pub(super) fn verify(&self) -> Result<(), OpenError> {
         if identity(&self.file.metadata()?) == self.recorded { Ok(()) } else { Err(OpenError::Replaced) }
     }
 
@@ -125,7 +129,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`OpenError::Replaced`] where somebody has.
-    pub fn verify_content(&self) -> Result<(), OpenError> {
+    pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
         let same = metadata.len() == self.size() && (metadata.mtime(), metadata.mtime_nsec()) == self.modified;
         if same { Ok(()) } else { Err(OpenError::Replaced) }
@@ -135,7 +139,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// The errno of pread(2); `UnexpectedEof` where the file is shorter than it was.
-    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    pub(super) fn read_exact_at(&self, _: &Access<'_>, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
 
@@ -169,7 +173,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// The errno of lseek(2).
-    pub fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
+    pub fn run_at(&self, _: &Access<'_>, offset: u64, limit: u64) -> io::Result<Run> {
         let data = sparse::next_data(&self.file, offset)?;
         match data {
             None => Ok(Run { end: limit, is_data: false }),

@@ -50,6 +50,17 @@ const IDLE: Duration = Duration::from_secs(10);
 #[error("does not answer; is it frozen, or are its servers gone?")]
 pub struct Unresponsive;
 
+/// Why a job that was waited for has no result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Interrupted {
+    /// The file system hangs.
+    #[error(transparent)]
+    Unresponsive(#[from] Unresponsive),
+    /// Nobody wants it any more.
+    #[error("nobody waits for it any more")]
+    Unwanted,
+}
+
 /// Which threads do a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
@@ -199,6 +210,24 @@ impl Executor {
         self.submit(kind, work).wait()
     }
 
+    /// One step of long work: `work` changes `state` on a thread of the repository, and so it is done in turns
+    /// with others. It is waited for as long as it moves and `is_wanted`.
+    ///
+    /// # Errors
+    /// [`Interrupted`]; the state is gone with it.
+    pub fn step<S: Send + 'static, T: Send + 'static>(
+        &self,
+        mut state: S,
+        is_wanted: impl Fn() -> bool,
+        work: impl FnOnce(&Access<'_>, &mut S) -> T + Send + 'static,
+    ) -> Result<(S, T), Interrupted> {
+        let pending = self.submit(Kind::BULK, move |access| {
+            let result = work(access, &mut state);
+            (state, result)
+        });
+        pending.wait_while(is_wanted)
+    }
+
     /// Queues `work` for a thread of the repository.
     pub fn submit<T: Send + 'static>(
         &self,
@@ -230,13 +259,13 @@ impl Executor {
                 return Err(Unresponsive);
             }
         }
-        Ok(self.lend_on(LENT, work))
+        Ok(self.lend_on(work))
     }
 
-    /// The same for what has begun, and goes on whatever other calls meet. It may stand still for `patience`.
-    pub fn lend_on<T>(&self, patience: Duration, work: impl FnOnce(&Access<'_>) -> T) -> T {
+    /// The same for what has begun, and goes on whatever other calls meet.
+    pub fn lend_on<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
         let ticket = Arc::<Ticket>::default();
-        let number = self.0.state().begin(None, Kind { patience, ..Kind::BULK }, Arc::clone(&ticket));
+        let number = self.0.state().begin(None, Kind { patience: LENT, ..Kind::BULK }, Arc::clone(&ticket));
         let _running = Running { shared: &self.0, number };
         work(&Access(&ticket))
     }

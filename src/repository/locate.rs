@@ -25,7 +25,7 @@ pub enum Misplaced {
 }
 
 /// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Assigned<'a> {
     /// The repository that it lies in.
     pub repository: &'a Repository,

@@ -13,7 +13,6 @@ pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
-pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
@@ -27,24 +26,26 @@ use std::sync::{Arc, OnceLock};
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
+use executor::Kind;
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
+pub use executor::{Executor, Unresponsive};
 pub use footprint::Footprint;
 pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
 pub use map::MapError;
-pub use patience::Silent;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
 
 /// A repository: a folder on a mounted file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
+    executor: Executor,
     /// The mount point with every link followed, once it is known.
     resolved: Arc<OnceLock<PathBuf>>,
 }
@@ -72,7 +73,7 @@ pub enum Absent {
     Empty,
     /// It hangs.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
 }
 
 impl Repository {
@@ -80,7 +81,13 @@ impl Repository {
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
         // Definitions may name the folder by either path.
         let resolved = folder::resolve(&mount_point).map(OnceLock::from).unwrap_or_default();
-        Self { id, mount_point, resolved: Arc::new(resolved) }
+        let executor = Executor::of(&mount_point);
+        Self { id, mount_point, executor, resolved: Arc::new(resolved) }
+    }
+
+    /// What does its file work.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// Its id.
@@ -128,10 +135,10 @@ impl Repository {
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
         let repository = self.clone();
-        patience::ask(&self.mount_point, move || repository.mounted_now())?
+        self.executor.run(Kind::SHORT, move |_| repository.mounted_now())?
     }
 
-    fn mounted_now(&self) -> Result<Mounted, Absent> {
+    pub(super) fn mounted_now(&self) -> Result<Mounted, Absent> {
         let root = self.open().map_err(|error| match error.kind() {
             io::ErrorKind::NotADirectory => Absent::NotAFolder,
             _ => Absent::Unreadable(error),

@@ -7,7 +7,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use super::health::Ticket;
-use super::{Access, Executor, Kind, Unresponsive};
+use super::{Access, Executor, Interrupted, Kind, Unresponsive};
 
 /// How often whoever waits looks whether the job moves.
 const LOOK: Duration = Duration::from_millis(200);
@@ -71,19 +71,25 @@ impl<T: Send + 'static> Pending<T> {
     /// # Errors
     /// [`Unresponsive`].
     pub fn wait(self) -> Result<T, Unresponsive> {
-        self.wait_while(|| true).unwrap_or(Err(Unresponsive))
+        self.wait_while(|| true).map_err(|_| Unresponsive)
     }
 
-    /// The same, as long as the result `is_wanted`; none where it no longer is.
-    pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Option<Result<T, Unresponsive>> {
-        let Some(waiting) = &self.0 else { return Some(Err(Unresponsive)) };
+    /// The same, as long as the result `is_wanted`.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Result<T, Interrupted> {
+        let waiting = self.0.as_ref().ok_or(Unresponsive)?;
         loop {
+            // Also where each step of long work is short.
+            if !is_wanted() {
+                return Err(Interrupted::Unwanted);
+            }
             match waiting.outcome.recv_timeout(LOOK) {
-                Ok(Ok(result)) => return Some(Ok(result)),
+                Ok(Ok(result)) => return Ok(result),
                 Ok(Err(panic)) => resume_unwind(panic),
-                Err(RecvTimeoutError::Disconnected) => return Some(Err(Unresponsive)),
-                Err(RecvTimeoutError::Timeout) if !is_wanted() => return None,
-                Err(RecvTimeoutError::Timeout) if waiting.hangs() => return Some(Err(Unresponsive)),
+                Err(RecvTimeoutError::Disconnected) => return Err(Unresponsive.into()),
+                Err(RecvTimeoutError::Timeout) if waiting.hangs() => return Err(Unresponsive.into()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }

@@ -54,7 +54,7 @@ fn a_file_system_that_hangs_is_refused_at_once_and_taken_again_when_it_answers()
     assert_eq!(hangs.run(Kind::SHORT, |_| unreachable!("it is not begun")), Err::<(), _>(Unresponsive));
     assert_eq!(hangs.lend(|_| unreachable!("it is not begun")), Err::<(), _>(Unresponsive));
     // What has begun goes on.
-    assert_eq!(hangs.lend_on(LENT, |_| 7), 7);
+    assert_eq!(hangs.lend_on(|_| 7), 7);
     assert_eq!(other.run(Kind::SHORT, |_| 8), Ok(8));
     drop(release);
     wait_until("answering", || hangs.calls() == 0);
@@ -83,7 +83,7 @@ fn a_call_that_hangs_alone_takes_nothing_from_the_others() {
     wait_until("begun", || executor.calls() == 1);
     thread::sleep(2 * MOMENT);
     // A call that was let through before ends later: the file system answers.
-    assert_eq!(executor.lend_on(LENT, |_| 7), 7);
+    assert_eq!(executor.lend_on(|_| 7), 7);
     assert!(executor.is_responsive());
     assert_eq!(executor.run(Kind::SHORT, |_| 8), Ok(8));
     assert_eq!(hangs.wait(), Err(Unresponsive));
@@ -119,7 +119,7 @@ fn lent_threads_that_hang_are_few() {
     thread::scope(|scope| {
         let release = hold.lock().unwrap();
         for _ in 0..LENT_LIMIT {
-            scope.spawn(|| executor.lend_on(LENT, |_| drop(hold.lock())));
+            scope.spawn(|| executor.lend_on(|_| drop(hold.lock())));
         }
         wait_until("all begun", || executor.calls() == LENT_LIMIT);
         assert_eq!(executor.lend(|_| 7), Err(Unresponsive));
@@ -155,7 +155,7 @@ fn a_key_whose_work_hangs_is_refused_at_once() {
     let kind = impatient(MOMENT).after(1);
     assert_eq!(executor.run(kind, work), Err(Unresponsive));
     // Others are answered, so that it is not the file system that hangs.
-    assert_eq!(executor.lend_on(LENT, |_| 7), 7);
+    assert_eq!(executor.lend_on(|_| 7), 7);
     assert_eq!(executor.run(kind, |_| unreachable!("it is not begun")), Err::<(), _>(Unresponsive));
     drop(release);
     wait_until("free", || executor.calls() == 0);
@@ -172,7 +172,7 @@ fn whoever_waits_can_stop_waiting_and_the_work_can_see_it() {
         }
         seen.send(()).unwrap();
     };
-    assert_eq!(executor.submit(Kind::BULK, work).wait_while(|| false), None);
+    assert_eq!(executor.submit(Kind::BULK, work).wait_while(|| false), Err(Interrupted::Unwanted));
     saw.recv_timeout(Duration::from_secs(60)).unwrap();
 }
 
