@@ -1,6 +1,6 @@
 //! The files of one snapshot in one repository: made, sealed, removed.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
@@ -113,9 +113,9 @@ impl SnapshotDir {
 
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
     ///
-    /// What the service has not made stays, and so do the manifest and the folder then. A file is the
-    /// service's own where it has the inode that is recorded for it. Where none is (the service ended while it
-    /// made the snapshot), see [`is_as_made`].
+    /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
+    /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
+    /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
@@ -142,14 +142,25 @@ impl SnapshotDir {
         if let Some(error) = first_error {
             return Err(error.into());
         }
-        strangers.extend(others(&folder, &strangers)?);
         if !strangers.is_empty() {
             return Err(RemoveError::NotOurs(strangers));
         }
-        // The manifest goes last: what has one can still be told from litter.
-        unless_gone(folder.unlink(manifest::FILE_NAME))?;
-        unless_gone(snapshots.remove_folder(&self.name))?;
-        snapshots.sync()?;
+        // The manifest goes last: what has one can still be told from litter. Its inode is recorded nowhere, and
+        // it holds nothing that is not in the database.
+        if let Some(stranger) = remove_if(&folder, OsStr::new(manifest::FILE_NAME), |_| Ok(None))? {
+            return Err(RemoveError::NotOurs(vec![stranger]));
+        }
+        match unless_gone(snapshots.remove_folder(&self.name)) {
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
+                let left = folder.entries()?;
+                tracing::warn!(folder = ?folder.path(), ?left, "left in place: it holds files that are not the service's");
+                folder.sync()?;
+            }
+            outcome => {
+                outcome?;
+                snapshots.sync()?;
+            }
+        }
         Ok(Removal::Done)
     }
 
@@ -172,28 +183,36 @@ fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Strange
 
 /// Removes the file of a disk, where it is there and is the one that the service made.
 fn remove_disk(folder: &Folder, disk: &SnapshotDisk) -> io::Result<Option<Stranger>> {
-    let name = OsStr::new(disk.name.as_str());
+    remove_if(folder, OsStr::new(disk.name.as_str()), |found| {
+        Ok(if disk.identity.inode == 0 {
+            (!is_as_made(found, folder)?).then_some("is no file that the service made")
+        } else {
+            (found.ino() != disk.identity.inode).then_some("is not the file that was snapshotted")
+        })
+    })
+}
+
+/// Removes the regular file `name`, where it is there and `refusal` says nothing against it.
+fn remove_if(
+    folder: &Folder,
+    name: &OsStr,
+    refusal: impl FnOnce(&Metadata) -> io::Result<Option<&'static str>>,
+) -> io::Result<Option<Stranger>> {
     let found = match folder.stat(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?,
     };
-    let reason = if let Some(what) = odd(&found) {
-        Some(what)
-    } else if disk.identity.inode == 0 {
-        (!is_as_made(&found, folder)?).then(|| "is no file that the service made".to_owned())
+    let reason = if found.is_symlink() {
+        Some(What::Link.to_string())
+    } else if !found.is_file() {
+        Some(What::NotAFile.to_string())
     } else {
-        (found.ino() != disk.identity.inode).then(|| "is not the file that was snapshotted".to_owned())
+        refusal(&found)?.map(str::to_owned)
     };
     match reason {
         Some(reason) => Ok(Some(stranger(folder, name, reason))),
         None => unless_gone(folder.unlink(name)).map(|()| None),
     }
-}
-
-/// What is wrong with the kind of a file, where it is no regular one.
-fn odd(found: &Metadata) -> Option<String> {
-    let what = if found.is_symlink() { What::Link } else { What::NotAFile };
-    (!found.is_file()).then(|| what.to_string())
 }
 
 /// Whether a regular file, of a disk's name and in a snapshot's own folder, is like those that the service
@@ -206,23 +225,6 @@ fn is_as_made(found: &Metadata, folder: &Folder) -> io::Result<bool> {
     // A clone on OCFS2 has the mode of its disk until it is sealed.
     let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";
     Ok(found.nlink() == 1 && is_read_only)
-}
-
-/// What is in the folder besides the manifest and what is named already.
-fn others(folder: &Folder, named: &[Stranger]) -> io::Result<Vec<Stranger>> {
-    let mut names: Vec<OsString> = folder.entries()?;
-    names.sort();
-    let mut found = Vec::new();
-    for name in names {
-        let is_named = named.iter().any(|stranger| stranger.path.file_name() == Some(&name));
-        if name == manifest::FILE_NAME {
-            // Its inode is recorded nowhere, and it holds nothing that is not in the database.
-            found.extend(folder.stat(&name).ok().and_then(|what| odd(&what)).map(|what| stranger(folder, &name, what)));
-        } else if !is_named {
-            found.push(stranger(folder, &name, "is no file of the snapshot"));
-        }
-    }
-    Ok(found)
 }
 
 /// What is gone already need not be removed.

@@ -14,6 +14,8 @@ mod compare;
 mod crash;
 mod disk_full;
 mod export;
+mod foreign_files;
+mod foreign_links;
 mod grace;
 mod hanging;
 mod health;
