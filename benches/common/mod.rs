@@ -26,7 +26,7 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     let disks = vec![(repository.clone(), source, Target { folder, name: name.to_string() })];
     let identity = Clones::prepare(disks, number).unwrap().make().unwrap().seal().unwrap()[0];
     let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
-    let disk = SnapshotDisk { name, source, identity };
+    let disk = SnapshotDisk { name, source, identity, volume: None, seal: None };
     let opened = repository.executor().lend(|access| DiskFile::open(access, repository, id, &disk));
     (Arc::new(opened.unwrap().unwrap()), path)
 }

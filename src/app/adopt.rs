@@ -246,7 +246,7 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
             if disks.iter().any(|other: &SnapshotDisk| other.name == *name) {
                 return Err(format!("has {name} in two repositories"));
             }
-            disks.push(SnapshotDisk { name: name.clone(), source: source.clone(), identity });
+            disks.push(SnapshotDisk { name: name.clone(), source: source.clone(), identity, volume: None, seal: None });
         }
     }
     let (Some(vm), Some((_, first))) = (vm, parts.first()) else { return Err("holds no disk".to_owned()) };

@@ -53,7 +53,9 @@ impl App {
             };
             let mut costs = Vec::new();
             for vm in vms {
-                costs.extend(app.costs_of(&app.store.snapshots_of(&vm)?, &stop));
+                let snapshots = app.store.snapshots_of(&vm)?;
+                let _held: Vec<_> = snapshots.iter().filter_map(|one| app.uses.hold_briefly(one.id)).collect();
+                costs.extend(app.costs_of(&snapshots, &stop));
             }
             Ok(costs)
         })

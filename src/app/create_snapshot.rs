@@ -26,7 +26,7 @@ use crate::model::{
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::Kind;
-use crate::repository::{LocatedDisk, Repository, SnapshotDir, place_of};
+use crate::repository::{LocatedDisk, Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -177,7 +177,7 @@ impl App {
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
-            if let Err(error) = app.watch(&snapshot) {
+            if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }
@@ -219,7 +219,7 @@ impl App {
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
-            disks.push(SnapshotDisk { name, source: disk.source, identity });
+            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
             let (folder, name) = disk.place;
             sources.push(Source { file: disk.file, folder, name });
         }
@@ -293,14 +293,11 @@ impl App {
             snapshot.created_at = at;
             self.seal(&mut snapshot, cloned, around)
         });
-        let places = match sealed {
-            Ok(places) => places,
-            Err(error) => {
-                self.undo(&snapshot);
-                return Err(error);
-            }
-        };
-        let order = Order { expires_at: terms.ttl.map(|ttl| snapshot.created_at + ttl), key: terms.key, places };
+        if let Err(error) = sealed {
+            self.undo(&snapshot);
+            return Err(error);
+        }
+        let order = Order { expires_at: terms.ttl.map(|ttl| snapshot.created_at + ttl), key: terms.key };
         if let Err(error) = self.store.commit(&snapshot, &order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
@@ -316,35 +313,24 @@ impl App {
         Ok(snapshot)
     }
 
-    /// Writes all to stable storage; tells in which place each repository is.
-    fn seal(
-        &self,
-        snapshot: &mut Snapshot,
-        cloned: Cloned,
-        around: Around,
-    ) -> Result<Vec<(RepositoryId, String)>, Error> {
+    fn seal(&self, snapshot: &mut Snapshot, cloned: Cloned, around: Around) -> Result<(), Error> {
         let window = cloned.window;
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
         let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
         snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
-        let mut places = Vec::new();
         for repository in self.repositories_of(snapshot)? {
             let of = snapshot.clone();
             let kind = Kind::CHANGE.after(snapshot.id.as_u128());
-            let sealed = repository.run(kind, move |_, root| {
-                SnapshotDir::new(root, of.id).seal(&of)?;
-                place_of(root)
-            });
-            let place = sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
-            places.push((repository.id().clone(), place));
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of));
+            sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
-        Ok(places)
+        Ok(())
     }
 
     /// The repositories that the snapshot touches.

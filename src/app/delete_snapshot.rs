@@ -1,6 +1,5 @@
 //! The journey of a snapshot's end: written down first, then its files, then its record.
 
-use std::io;
 use std::sync::Arc;
 
 use super::audit::Actor;
@@ -166,9 +165,7 @@ impl App {
         let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
         let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = Kind::CHANGE.after(snapshot.as_u128());
-        let place = self.store.place(snapshot, id).map_err(io::Error::other)?;
-        let removal =
-            repository.run(kind, move |_, root| Ok(SnapshotDir::new(root, snapshot).remove(place.as_deref(), &disks)));
+        let removal = repository.run(kind, move |_, root| Ok(SnapshotDir::new(root, snapshot).remove(&disks)));
         match removal {
             Err(error) if Absent::of(&error).is_some() => Ok(Removal::RepositoryAbsent),
             removal => removal?,

@@ -12,6 +12,7 @@ pub mod chunks;
 pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod in_use;
 pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
@@ -61,9 +62,10 @@ use crate::store::Store;
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
+use in_use::{InUse, Uses};
 use line::Line;
 use login::ManagerAddress;
-use reads::{Export, Reads};
+use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
 use status::Creation;
@@ -88,7 +90,7 @@ pub struct App {
     policy: Policy,
     creations: Line<Creation>,
     exports: Line<Export>,
-    reads: Reads,
+    uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
     /// What expires when.
@@ -129,9 +131,9 @@ impl App {
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
-            reads: Reads::default(),
+            uses: Uses::default(),
             reads_idly: config.export.is_idle,
-            watch: Mutex::default(),
+            watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
@@ -272,6 +274,15 @@ impl App {
     fn no_such_vm(&self) -> Error {
         let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
         Error::NoVm { away }
+    }
+
+    /// Keeps the snapshot `id` from being swept while a client works on it. To be called before its record is
+    /// looked at.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where it is being swept.
+    fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
+        self.uses.hold(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))
     }
 
     /// The complete snapshot `id` of the VM that `called` names.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::in_use::InUse;
 use super::{App, Error, on_own_thread};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
@@ -20,6 +21,8 @@ pub struct OpenDisk {
     pub version: String,
     /// When the snapshot was taken.
     pub taken_at: jiff::Timestamp,
+    /// Keeps the snapshot from being swept.
+    pub held: Arc<InUse>,
 }
 
 impl App {
@@ -36,8 +39,7 @@ impl App {
     ) -> Result<OpenDisk, Error> {
         let here = on_own_thread();
         self.blocking_own(move |app| {
-            // Before anything is looked at: from here on it is not swept.
-            app.reads.note(id);
+            let held = Arc::new(app.hold(id)?);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let opened = app.open_on(here, &snapshot, disk);
@@ -45,7 +47,7 @@ impl App {
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
             let disk = disk.clone();
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, held })
         })
         .await
     }

@@ -6,8 +6,9 @@ use std::io;
 use std::path::{Component, Path, PathBuf};
 
 use super::Repository;
-use crate::model::DiskSource;
+use crate::model::{DiskSource, VolumeId};
 use crate::sys::folder::Folder;
+use crate::sys::volume;
 
 /// Why a path is not taken as a VM's disk.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,8 @@ pub struct LocatedDisk {
     pub path: PathBuf,
     /// Its size when it was opened, bytes.
     pub size: u64,
+    /// The file system that it lies on.
+    pub volume: Option<VolumeId>,
 }
 
 /// The repository that a VM definition's `path` lies in; of repositories inside one another, the innermost.
@@ -129,6 +132,7 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
     let folder = root.folder(below.parent().unwrap_or(Path::new("")))?;
     let file = folder.open_file(name)?;
     let size = file.metadata()?.len();
+    let volume = volume::id_of(&file)?.map(VolumeId);
     Ok(LocatedDisk {
         repository: repository.clone(),
         source: DiskSource { repository: repository.id().clone(), path: text },
@@ -136,6 +140,7 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
         place: (folder, name.to_owned()),
         path: repository.mount_point().join(below),
         size,
+        volume,
     })
 }
 

@@ -59,15 +59,6 @@ pub struct Mounted {
     pub space: Space,
 }
 
-/// Which folder of which file system a repository is: the same after it was mounted anew, and another one for
-/// what is at its mount point while it is not mounted.
-///
-/// # Errors
-/// Those of asking the file system.
-pub fn place_of(root: &Folder) -> io::Result<String> {
-    Ok(format!("{}:{}", fsinfo::identity(root)?, root.metadata()?.ino()))
-}
-
 /// Why a repository is not there.
 #[derive(Debug, thiserror::Error)]
 pub enum Absent {

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 
 use super::clone_support::SUPPORTED;
 use super::disk_file::identity;
-use super::{SNAPSHOTS, manifest, place_of};
-use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+use super::{SNAPSHOTS, manifest};
+use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
-use crate::sys::fsinfo;
+use crate::sys::{fsinfo, volume};
 
 /// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
@@ -118,21 +118,21 @@ impl SnapshotDir {
     /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
-    /// What is not there is gone only in the place where the snapshot was made: `made_in`, see [`place_of`]. For
-    /// a snapshot from before that was recorded, any file system that can clone will do.
+    /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
+    /// that was recorded, any file system that can clone will do.
     ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
     pub fn remove<'a>(
         &self,
-        made_in: Option<&str>,
-        disks: impl IntoIterator<Item = &'a SnapshotDisk>,
+        disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
     ) -> Result<Removal, RemoveError> {
-        let is_the_place = match made_in {
-            Some(place) => place_of(&self.root)? == place,
+        let disks = disks.into_iter();
+        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
+            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
             None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
         };
-        if !is_the_place {
+        if !is_the_volume {
             return Ok(Removal::RepositoryAbsent);
         }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{SNAPSHOTS, State, Store, StoreError, put, record};
 use crate::model::retention::Terms;
-use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::model::{Snapshot, SnapshotId, VmId};
 
 /// Snapshot id → when it expires, milliseconds since 1970.
 const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
@@ -17,9 +17,6 @@ const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries"
 const LEASES: TableDefinition<'_, (u128, &str), i64> = TableDefinition::new("leases");
 /// (user, VM, Idempotency-Key) → what it made.
 const IDEMPOTENCY_KEYS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("idempotency_keys");
-
-/// (snapshot id, repository) → the place that the repository was in. It is made with its first entry.
-const PLACES: TableDefinition<'_, (u128, &str), &str> = TableDefinition::new("places");
 
 /// How long a key is remembered.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
@@ -45,8 +42,6 @@ pub struct Order {
     pub expires_at: Option<Timestamp>,
     /// The key of the request that made it.
     pub key: Option<RequestKey>,
-    /// In which place each of its repositories is: that is where its files are gone when they are not there.
-    pub places: Vec<(RepositoryId, String)>,
 }
 
 /// What a key was used for.
@@ -87,29 +82,10 @@ impl Store {
             if let Some(expiry) = order.expires_at {
                 transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
             }
-            for (repository, place) in &order.places {
-                let key = (snapshot.id.as_u128(), repository.as_str());
-                transaction.open_table(PLACES)?.insert(key, place.as_str())?;
-            }
             match &order.key {
                 Some(key) => remember(transaction, snapshot, key),
                 None => Ok(()),
             }
-        })
-    }
-
-    /// In which place a repository was when the snapshot `id` was made there, where that was recorded.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn place(&self, id: SnapshotId, repository: &RepositoryId) -> Result<Option<String>, StoreError> {
-        self.handle.read(|transaction| {
-            let places = match transaction.open_table(PLACES) {
-                // None was recorded yet.
-                Err(redb::TableError::TableDoesNotExist(_)) => return Ok(None),
-                places => places?,
-            };
-            Ok(places.get((id.as_u128(), repository.as_str()))?.map(|place| place.value().to_owned()))
         })
     }
 
@@ -220,9 +196,6 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
     for user in users {
         leases.remove((id, user.as_str()))?;
     }
-    let mut places = transaction.open_table(PLACES)?;
-    let of_it = places.extract_from_if((id, "")..(id.saturating_add(1), ""), |_, _| true)?;
-    of_it.map(|place| place.map(drop)).collect::<Result<(), _>>()?;
     Ok(())
 }
 

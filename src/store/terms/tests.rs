@@ -21,7 +21,7 @@ fn terms_outlive_a_start_and_end_with_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let first = made(&store, 1, &Order { expires_at: Some(ms(5000)), key: Some(key("a")), ..Order::default() });
+    let first = made(&store, 1, &Order { expires_at: Some(ms(5000)), key: Some(key("a")) });
     let other = made(&store, 2, &Order::default());
     assert!(store.lease(first.id, "admin", ms(7000)).unwrap());
     assert!(store.lease(first.id, "", ms(9000)).unwrap());
@@ -67,7 +67,7 @@ fn a_sweep_and_a_lease_do_not_pass_each_other() {
 fn a_key_is_the_users_and_the_vms_and_is_forgotten_in_time() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let made = made(&store, 1, &Order { expires_at: None, key: Some(key("a")), ..Order::default() });
+    let made = made(&store, 1, &Order { expires_at: None, key: Some(key("a")) });
     let (vm, now) = (VM.parse().unwrap(), Timestamp::now());
     let use_of = |vm: &VmId, key: &RequestKey, now| store.key_use(vm, key, now).unwrap().map(|used| used.snapshot());
     assert_eq!(use_of(&vm, &key("a"), now), Some(made.id));
@@ -98,7 +98,7 @@ fn keys_are_bounded() {
             Ok(())
         })
         .unwrap();
-    made(&store, 1, &Order { expires_at: None, key: Some(key("new")), ..Order::default() });
+    made(&store, 1, &Order { expires_at: None, key: Some(key("new")) });
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
     assert!(known("new") && known("0") && known(&format!("{}", KEYS - 2)));
     assert!(!known(&format!("{}", KEYS - 1)), "the oldest has gone");
