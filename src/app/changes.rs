@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::in_use::InUse;
 use super::refined_cache::{Key, RefinedCache, Refinement};
 use super::snapshots::View;
 use crate::model::chunk::{is_one_kind, joined};
@@ -16,15 +17,22 @@ use crate::repository::refine::{self, Held, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 use crate::wire::{Array, Broken, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
-/// Ends the streams of one answer: because nobody waits for it any more, or because one broke.
+/// Ends the streams of one answer: because nobody waits for it any more, or because one broke. Holds the
+/// snapshots that they read until the answer is complete or given up.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     /// Cancelled where the client is gone.
     pub cancel: CancellationToken,
     broken: Arc<Mutex<Option<Error>>>,
+    held: Arc<Mutex<Vec<InUse>>>,
 }
 
 impl Stop {
+    /// Holds a snapshot until the answer's end.
+    pub(super) fn hold(&self, held: InUse) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+    }
+
     /// Why a stream broke.
     pub fn cause(&self) -> Option<Error> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()

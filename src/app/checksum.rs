@@ -9,6 +9,7 @@ use tokio::sync::OnceCell;
 
 use super::changes::Stop;
 use super::chunks::Place;
+use super::in_use::InUse;
 use super::read_disk::{OpenDisk, lost};
 use super::{App, Error};
 use crate::auth::Session;
@@ -85,8 +86,8 @@ impl App {
             Some(block) => {
                 let is_wanted = stop.is_wanted();
                 let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
-                let checksum = wire::Late::default();
-                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop };
+                let (checksum, held) = (wire::Late::default(), disk.held);
+                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, held };
                 if list {
                     (checksum, Some(Array::new(blocks)))
                 } else {
@@ -143,6 +144,8 @@ struct Blocks {
     checksum: wire::Late,
     disk: SnapshotDisk,
     stop: Stop,
+    #[expect(dead_code, reason = "holds the snapshot until the last block")]
+    held: Arc<InUse>,
 }
 
 impl Blocks {

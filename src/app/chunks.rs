@@ -74,7 +74,7 @@ impl App {
     }
 
     fn find_chunks(&self, (called, id, name): &Place, wanted: Wanted, stop: Stop) -> Result<DiskChunks, Error> {
-        self.note_reads(*id, wanted.view);
+        self.hold_viewed(*id, wanted.view, &stop)?;
         let snapshot = self.snapshot_of(called, *id)?;
         let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
         let size = disk.identity.size;

@@ -1,7 +1,7 @@
 //! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
 //!
 //! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
+//! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
 use std::any::Any;
@@ -25,7 +25,8 @@ use crate::model::{
     Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
-use crate::repository::{LocatedDisk, SnapshotDir};
+use crate::repository::executor::Kind;
+use crate::repository::{LocatedDisk, Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -176,7 +177,7 @@ impl App {
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
-            if let Err(error) = app.watch(&snapshot) {
+            if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }
@@ -218,7 +219,7 @@ impl App {
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
-            disks.push(SnapshotDisk { name, source: disk.source, identity });
+            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
             let (folder, name) = disk.place;
             sources.push(Source { file: disk.file, folder, name });
         }
@@ -259,21 +260,23 @@ impl App {
     }
 
     fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let (id, key) = (snapshot.id, snapshot.id.as_u128());
         let mut folders = HashMap::new();
-        for (repository, folder) in self.folders_of(snapshot)? {
-            let made = folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
-            folders.insert(repository, made);
+        for repository in self.repositories_of(snapshot)? {
+            let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
+            let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+            folders.insert(repository.id().clone(), (repository, made));
         }
         let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            let folder = folders.get(&disk.source.repository).ok_or_else(|| no_repository(&disk.source.repository))?;
-            disks.push((source, Target { folder: folder.clone(), name: disk.name.to_string() }));
+            let made = folders.get(&disk.source.repository);
+            let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
+            disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
         let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
-        let clones = Clones::prepare(disks).map_err(failed)?;
-        let inodes = clones.inodes().map_err(|error| Error::of_step("making the snapshot's files", error))?;
+        let clones = Clones::prepare(disks, key).map_err(failed)?;
         // From now on no other file is taken for one of the snapshot, should it be undone.
-        snapshot.disks.iter_mut().zip(inodes).for_each(|(disk, inode)| disk.identity.inode = inode);
+        snapshot.disks.iter_mut().zip(clones.inodes()).for_each(|(disk, inode)| disk.identity.inode = inode);
         Ok(clones)
     }
 
@@ -315,35 +318,31 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let files = cloned.finish().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
-            disk.identity = SnapshotDir::seal_disk(file)
-                .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
-        }
-        for (_, folder) in self.folders_of(snapshot)? {
-            folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
+        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
+        for repository in self.repositories_of(snapshot)? {
+            let of = snapshot.clone();
+            let kind = Kind::CHANGE.after(snapshot.id.as_u128());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of));
+            sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
         tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
+            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
         Ok(())
     }
 
-    /// The snapshot's folder in each repository that it touches.
-    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<(RepositoryId, SnapshotDir)>, Error> {
-        let folder = |id: &RepositoryId| {
-            let root = self.repository(id).ok_or_else(|| no_repository(id))?.open();
-            let root = root.map_err(|error| Error::of_step(format!("opening the repository {id}"), error))?;
-            Ok((id.clone(), SnapshotDir::new(&root, snapshot.id)))
-        };
-        snapshot.repositories().into_iter().map(folder).collect()
+    /// The repositories that the snapshot touches.
+    fn repositories_of(&self, snapshot: &Snapshot) -> Result<Vec<Repository>, Error> {
+        let known = |id: &RepositoryId| self.repository(id).ok_or_else(|| no_repository(id));
+        snapshot.repositories().into_iter().map(known).collect()
     }
 
-    /// Takes back what was made. What cannot be is taken back at the next start.
+    /// Takes back what was made. What cannot be taken back now is tried again each minute.
     fn undo(&self, snapshot: &Snapshot) {
         if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
+            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
         }
     }
 }

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::in_use::InUse;
 use super::{App, Error, on_own_thread};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
@@ -20,6 +21,8 @@ pub struct OpenDisk {
     pub version: String,
     /// When the snapshot was taken.
     pub taken_at: jiff::Timestamp,
+    /// Keeps the snapshot from being swept.
+    pub held: Arc<InUse>,
 }
 
 impl App {
@@ -36,8 +39,7 @@ impl App {
     ) -> Result<OpenDisk, Error> {
         let here = on_own_thread();
         self.blocking_own(move |app| {
-            // Before anything is looked at: from here on it is not swept.
-            app.reads.note(id);
+            let held = Arc::new(app.hold(id)?);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let opened = app.open_on(here, &snapshot, disk);
@@ -45,7 +47,7 @@ impl App {
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
             let disk = disk.clone();
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, held })
         })
         .await
     }
@@ -60,11 +62,11 @@ impl App {
         let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
         let opened = if here {
-            repository.executor().lend(|_| DiskFile::open(&repository, snapshot.id, disk))
+            repository.executor().lend(|access| DiskFile::open(access, &repository, snapshot.id, disk))
         } else {
             let (repository, id, disk) = (repository.clone(), snapshot.id, disk.clone());
             let executor = repository.executor().clone();
-            executor.run(Kind::SHORT, move |_| DiskFile::open(&repository, id, &disk))
+            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, id, &disk))
         };
         opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);

@@ -1,15 +1,15 @@
-//! Who reads snapshots, or did a short time ago: those are not swept.
+//! Bodies of disks that are sent: which ones, and how many at a time.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::audit;
-use super::line::{Line, Place};
+use super::in_use::InUse;
+use super::line::Place;
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
 use super::{App, Error};
@@ -19,35 +19,11 @@ use crate::repository::executor::Access;
 use crate::repository::{Executor, OpenError};
 use crate::sys::io_priority;
 
-/// How long after a read a snapshot counts as being read: a client works on what it has.
-const RECENT: Duration = Duration::from_secs(10 * 60);
-
 /// How often it is looked for exports whose repository hangs.
 const INTERVAL: Duration = Duration::from_secs(5);
 
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
-
-/// When each snapshot was read last.
-#[derive(Default)]
-pub(super) struct Reads(Mutex<HashMap<SnapshotId, Instant>>);
-
-impl Reads {
-    pub(super) fn note(&self, id: SnapshotId) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.insert(id, Instant::now());
-    }
-
-    pub(super) fn is_recent(&self, id: SnapshotId) -> bool {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.get(&id).is_some_and(|at| at.elapsed() < RECENT)
-    }
-
-    /// Forgets what counts no more.
-    pub(super) fn forget_old(&self) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, at| at.elapsed() < RECENT);
-    }
-}
 
 /// A body of a disk that is to be sent.
 pub(super) struct Export {
@@ -59,6 +35,8 @@ pub(super) struct Export {
     pub total: u64,
     pub done: AtomicU64,
     executor: Executor,
+    #[expect(dead_code, reason = "holds the snapshot until the body is gone")]
+    held: Arc<InUse>,
 }
 
 /// A body's place among those that are sent at a time, free again when this is dropped.
@@ -93,7 +71,6 @@ impl ExportPlace {
 impl Drop for ExportPlace {
     fn drop(&mut self) {
         let Export { vm, snapshot, disk, user, address, total, done, .. } = self.place.what();
-        self.app.reads.note(*snapshot);
         let done = done.load(Ordering::Relaxed);
         audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
     }
@@ -112,8 +89,8 @@ impl App {
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let (user, address) = (session.user().to_owned(), session.address());
-        let (executor, done) = (of.file.executor().clone(), AtomicU64::new(0));
-        let export = Export { vm, snapshot, disk, user, address, total, done, executor };
+        let (executor, done, held) = (of.file.executor().clone(), AtomicU64::new(0), Arc::clone(&of.held));
+        let export = Export { vm, snapshot, disk, user, address, total, done, executor, held };
         let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
         Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
     }
@@ -131,15 +108,4 @@ impl App {
             });
         }
     }
-
-    /// Whether somebody reads the snapshot, or did a short time ago.
-    pub(super) fn is_read(&self, id: SnapshotId) -> bool {
-        self.reads.is_recent(id) || is_exported(&self.exports, id)
-    }
-}
-
-fn is_exported(exports: &Line<Export>, id: SnapshotId) -> bool {
-    let mut found = false;
-    exports.each(|entry| found |= entry.what.snapshot == id);
-    found
 }

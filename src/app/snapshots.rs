@@ -59,7 +59,7 @@ impl App {
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
-            app.note_reads(id, view);
+            app.hold_viewed(id, view, &stop)?;
             let snapshot = app.snapshot_of(&called, id)?;
             let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
@@ -79,7 +79,11 @@ impl App {
         snapshot: Snapshot,
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
-        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW, &stop))).await
+        self.blocking(move |app| {
+            app.uses.hold(snapshot.id).into_iter().for_each(|held| stop.hold(held));
+            Ok(app.describe_anyway(&snapshot, View::NEW, &stop))
+        })
+        .await
     }
 
     /// The documents of all snapshots of the VM that `called` names, oldest first. One that is lost
@@ -94,10 +98,15 @@ impl App {
         view: View,
         stop: Stop,
     ) -> Result<Array<wire::Snapshot>, Error> {
+        let answer = stop.clone();
         let snapshots = self
             .blocking(move |app| {
                 let vm = app.resolve_vm(&called)?;
-                Ok(app.store.snapshots_of(&vm)?)
+                let snapshots = app.store.snapshots_of(&vm)?;
+                // A client that lists often must not keep them all for ever: this is no work on them.
+                let held = snapshots.iter().filter(|_| view.maps()).filter_map(|one| app.uses.hold_briefly(one.id));
+                held.for_each(|held| answer.hold(held));
+                Ok(snapshots)
             })
             .await?;
         // Each when it is its turn: so many files are not open at once.
@@ -144,9 +153,12 @@ impl App {
         document
     }
 
-    /// What `view` is about is read now: before anything of it is looked at, so that it is not swept.
-    pub(super) fn note_reads(&self, id: SnapshotId, view: View) {
-        [Some(id), view.compare_to].into_iter().flatten().for_each(|id| self.reads.note(id));
+    /// Holds the snapshots that `view` is about until the answer's end.
+    pub(super) fn hold_viewed(&self, id: SnapshotId, view: View, answer: &Stop) -> Result<(), Error> {
+        for id in [Some(id), view.compare_to].into_iter().flatten() {
+            answer.hold(self.hold(id)?);
+        }
+        Ok(())
     }
 
     /// What changed on a disk since the base of the `pair`, or all of it where there is none.

@@ -17,4 +17,4 @@ pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
 pub use printable::printable;
 pub use range::{ByteRange, PhysAddr};
-pub use snapshot::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair};
+pub use snapshot::{DiskSource, FileIdentity, Seal, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair, VolumeId};

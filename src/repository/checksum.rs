@@ -63,6 +63,23 @@ impl std::fmt::Display for Digest {
     }
 }
 
+/// A text is no checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotADigest;
+
+impl std::str::FromStr for Digest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+        let digits = digits.ok_or(NotADigest)?;
+        let bytes: Vec<u8> =
+            digits.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect();
+        // An odd number of digits leaves one over.
+        if digits.len() != 64 { Err(NotADigest) } else { Ok(Self(bytes.try_into().map_err(|_| NotADigest)?)) }
+    }
+}
+
 /// Why there is no checksum.
 #[derive(Debug, thiserror::Error)]
 pub enum SumError {

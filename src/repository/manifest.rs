@@ -8,7 +8,8 @@ use std::io;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, Taken};
+use super::checksum::Digest;
+use crate::model::{DiskSource, FileIdentity, HookRun, Seal, Snapshot, SnapshotDisk, Taken, VolumeId};
 
 /// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -76,6 +77,14 @@ struct ManifestDisk {
     size: u64,
     inode: u64,
     changed_at: jiff::Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    modified_at: Option<jiff::Timestamp>,
+    /// Of the file system, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
+    /// BLAKE3 over the map of extents, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    map_digest: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -86,6 +95,15 @@ struct ManifestHook {
     outcome: String,
     duration_ms: u64,
     detail: String,
+}
+
+fn time(nanoseconds: i128) -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(nanoseconds).unwrap_or_default()
+}
+
+fn volume(text: &str) -> Result<VolumeId, ManifestError> {
+    let number = u128::from_str_radix(text, 16).map_err(|_| ManifestError::Field("volume"))?;
+    Ok(VolumeId(number.to_be_bytes()))
 }
 
 /// The manifest of `snapshot`.
@@ -109,7 +127,10 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
                 source: disk.source.path.clone(),
                 size: disk.identity.size,
                 inode: disk.identity.inode,
-                changed_at: jiff::Timestamp::from_nanosecond(disk.identity.changed_ns).unwrap_or_default(),
+                changed_at: time(disk.identity.changed_ns),
+                modified_at: disk.seal.map(|seal| time(seal.modified_ns)),
+                volume: disk.volume.map(|VolumeId(bytes)| format!("{:032x}", u128::from_be_bytes(bytes))),
+                map_digest: disk.seal.and_then(|seal| seal.map).map(|map| Digest(map).to_string()),
             })
             .collect(),
         consistency: snapshot.taken.consistency.as_str().to_owned(),
@@ -148,6 +169,8 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
     }
     let manifest: Manifest = serde_json::from_slice(text)?;
     let disk = |disk: ManifestDisk| {
+        let map = disk.map_digest.map(|text| text.parse::<Digest>()).transpose();
+        let map = map.map_err(|_| ManifestError::Field("map_digest"))?.map(|digest| digest.0);
         Ok(SnapshotDisk {
             name: disk.name.parse().map_err(|_| ManifestError::Field("a disk's name"))?,
             source: DiskSource {
@@ -155,6 +178,8 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
                 path: disk.source,
             },
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_at.as_nanosecond() },
+            volume: disk.volume.as_deref().map(volume).transpose()?,
+            seal: disk.modified_at.map(|at| Seal { modified_ns: at.as_nanosecond(), map }),
         })
     };
     let hook = |run: ManifestHook| {
@@ -202,6 +227,8 @@ mod tests {
                     path: "VirtualDisks/a.img".to_owned(),
                 },
                 identity: FileIdentity { inode: 131, size: 1 << 40, changed_ns: 1_714_558_830_123_456_789 },
+                volume: Some(VolumeId([0xa5; 16])),
+                seal: Some(Seal { modified_ns: 1_714_558_829_987_654_321, map: Some([0x5a; 32]) }),
             }],
             taken: Taken {
                 consistency: Consistency::Quiesced,

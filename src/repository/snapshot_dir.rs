@@ -6,11 +6,12 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::clone_support::SUPPORTED;
 use super::disk_file::identity;
 use super::{SNAPSHOTS, manifest};
-use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
-use crate::sys::fsinfo;
+use crate::sys::{fsinfo, volume};
 
 /// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
@@ -117,13 +118,25 @@ impl SnapshotDir {
     /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
+    /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
+    /// that was recorded, any file system that can clone will do.
+    ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
-    pub fn remove<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> Result<Removal, RemoveError> {
+    pub fn remove<'a>(
+        &self,
+        disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
+    ) -> Result<Removal, RemoveError> {
+        let disks = disks.into_iter();
+        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
+            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
+            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
+        };
+        if !is_the_volume {
+            return Ok(Removal::RepositoryAbsent);
+        }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
-            // Removed by hand, or not mounted? What a repository always has tells.
-            let is_there = ["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok());
-            return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
+            return Ok(Removal::Done);
         };
         let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);

@@ -8,3 +8,4 @@ pub mod io_priority;
 pub mod page_cache;
 pub mod reflink;
 pub mod sparse;
+pub mod volume;
