@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use super::vm_disks::{Examiner, Verdict};
+use super::vm_disks::{Examiner, Verdict, choose};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory;
@@ -19,8 +19,8 @@ impl App {
     pub async fn list_vms(self: &Arc<Self>, _session: &Session) -> Result<Vec<wire::Vm>, Error> {
         self.blocking(|app| {
             let mut snapshots = app.store.snapshot_ids()?;
-            let mut examiner = Examiner::new(app);
             let vms = app.inventory()?;
+            let mut examiner = Examiner::new(app, &vms);
             Ok(vms
                 .into_iter()
                 .map(|vm| {
@@ -39,13 +39,15 @@ impl App {
     /// [`Error::Store`].
     pub async fn vm(self: &Arc<Self>, _session: &Session, called: VmId) -> Result<wire::Vm, Error> {
         self.blocking(move |app| {
-            let vm = app.find_vm(&called)?;
+            let vms = app.inventory()?;
+            let mut examiner = Examiner::new(app, &vms);
+            let vm = app.find_among(vms, &called)?;
             let snapshots = match &vm.id {
                 Some(id) => app.store.snapshots_of(id)?,
                 None => Vec::new(),
             };
             let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-            Ok(to_wire(vm, &ids, &mut Examiner::new(app)))
+            Ok(to_wire(vm, &ids, &mut examiner))
         })
         .await
     }
@@ -54,15 +56,18 @@ impl App {
 fn to_wire(vm: inventory::Vm, snapshots: &[SnapshotId], examiner: &mut Examiner<'_>) -> wire::Vm {
     let uuid = vm.uuid.unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default());
     let lines = vm.disks.as_deref().unwrap_or_default();
-    let examined: Vec<_> = lines.iter().map(|line| (line, examiner.examine(line).heeding_its_name())).collect();
-    let prevented = examined.iter().find_map(|(line, disk)| match &disk.verdict {
-        Verdict::Prevents(reason) => Some(format!("{}: {reason}", line.device)),
-        Verdict::Taken(_) | Verdict::LeftOut(_) => None,
-    });
-    let takes_any = examined.iter().any(|(_, disk)| matches!(disk.verdict, Verdict::Taken(_)));
-    let reason = match &vm.disks {
-        Err(problem) => Some(problem.clone()),
-        Ok(_) => prevented.or_else(|| (!takes_any).then(|| "no disk to snapshot".to_owned())),
+    let mut examined: Vec<_> =
+        lines.iter().map(|line| (line, examiner.examine(&vm.name, line).heeding_its_name())).collect();
+    let reason = match (&vm.disks, choose(examined.iter().map(|(_, disk)| &disk.verdict))) {
+        (Err(problem), _) => Some(problem.clone()),
+        (Ok(_), Ok(_)) => None,
+        (Ok(_), Err((None, reason))) => Some(reason),
+        (Ok(_), Err((Some(index), reason))) => {
+            let (line, disk) = &mut examined[index];
+            let told = format!("{}: {reason}", line.device);
+            disk.verdict = Verdict::Prevents(reason);
+            Some(told)
+        }
     };
     wire::Vm {
         friendly_name: vm.friendly_name,

@@ -24,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod claims;
 mod cleanup;
 mod cost;
 mod create_snapshot;
@@ -265,7 +266,10 @@ impl App {
 
     /// The VM of the inventory that `called` names.
     fn find_vm(&self, called: &VmId) -> Result<inventory::Vm, Error> {
-        let vms = self.inventory()?;
+        self.find_among(self.inventory()?, called)
+    }
+
+    fn find_among(&self, vms: Vec<inventory::Vm>, called: &VmId) -> Result<inventory::Vm, Error> {
         let id = self.resolve_among(&vms, called)?;
         let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
         found.ok_or_else(|| self.no_such_vm())
