@@ -21,6 +21,7 @@ use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
+use crate::inventory::Problem;
 use crate::model::{
     Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
 };
@@ -189,7 +190,10 @@ impl App {
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let definition = self.find_vm(vm)?;
-        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
+        let lines = definition.disks.as_ref().map_err(|problem| match problem {
+            Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Unavailable(text) => Error::Unavailable(text.clone()),
+        })?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
