@@ -9,7 +9,7 @@ use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Absent, Repository};
+use crate::repository::{Absent, Mounted, Repository};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -37,9 +37,15 @@ impl Found {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
     }
 
+    /// What is mounted at each of them, or why nothing is. All are asked before any is waited for.
+    pub(super) fn mounted(&self) -> impl Iterator<Item = (&Repository, Result<Mounted, Absent>)> {
+        let asked: Vec<_> = self.usable().map(|repository| (repository, repository.ask_mounted())).collect();
+        asked.into_iter().map(|(repository, asked)| (repository, asked.wait().map_err(Absent::from).flatten()))
+    }
+
     /// Those that are not mounted, each with what is wrong.
     pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, Absent)> {
-        self.usable().filter_map(|repository| Some((repository, repository.mounted().err()?)))
+        self.mounted().filter_map(|(repository, mounted)| Some((repository, mounted.err()?)))
     }
 
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
@@ -102,7 +108,8 @@ impl Repositories {
     pub(super) fn found(&self) -> Arc<Found> {
         let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };
         self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
-            let found = match ovs_agent::repositories(folder) {
+            // What is known already need not wait for a file that is gone.
+            let found = match ovs_agent::repositories(folder, last.is_none()) {
                 Ok(entries) => merge(&self.named, entries),
                 Err(error) => {
                     let (problem, last) = (error.to_string(), last.unwrap_or_default());
