@@ -101,4 +101,18 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert_eq!(remembered.get(&path, |last| (last.unwrap(), false)), "three");
     }
+
+    #[test]
+    fn nobody_waits_for_a_reading_where_there_is_a_last_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, remembered) = (dir.path().join("file"), Remembered::new());
+        assert_eq!(remembered.get(&path, |_| ("old", true)), "old");
+        fs::write(&path, "another").unwrap();
+        let new = remembered.get(&path, |_| {
+            // While this reads.
+            assert_eq!(remembered.get(&path, |_| unreachable!("somebody reads")), "old");
+            ("new", true)
+        });
+        assert_eq!(new, "new");
+    }
 }

@@ -22,6 +22,12 @@ pub(super) struct Known {
     pub entry: Option<RepositoryEntry>,
 }
 
+impl Known {
+    fn repository(&self) -> Result<&Repository, String> {
+        self.repository.as_ref().map_err(Clone::clone)
+    }
+}
+
 /// All repositories, as they were found last.
 #[derive(Debug, Default)]
 pub(super) struct Found {
@@ -37,15 +43,23 @@ impl Found {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
     }
 
-    /// What is mounted at each of them, or why nothing is. All are asked before any is waited for.
-    pub(super) fn mounted(&self) -> impl Iterator<Item = (&Repository, Result<Mounted, Absent>)> {
-        let asked: Vec<_> = self.usable().map(|repository| (repository, repository.ask_mounted())).collect();
-        asked.into_iter().map(|(repository, asked)| (repository, asked.wait().map_err(Absent::from).flatten()))
+    /// All of them, each that can be used with what is mounted there, or why nothing is. All are asked before any
+    /// is waited for.
+    pub(super) fn looked_at(&self) -> impl Iterator<Item = (&Known, Result<(&Repository, Mounted), String>)> {
+        let ask = |known| (known, Known::repository(known).map(Repository::ask_mounted));
+        let asked: Vec<_> = self.known.iter().map(ask).collect();
+        asked.into_iter().map(|(known, asked)| {
+            let repository = known.repository.as_ref().map_err(Clone::clone);
+            let mounted = asked
+                .map_err(Clone::clone)
+                .and_then(|asked| asked.wait().map_err(Absent::from).flatten().map_err(|absent| absent.to_string()));
+            (known, repository.and_then(|repository| Ok((repository, mounted?))))
+        })
     }
 
     /// Those that are not mounted, each with what is wrong.
-    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, Absent)> {
-        self.mounted().filter_map(|(repository, mounted)| Some((repository, mounted.err()?)))
+    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, String)> {
+        self.looked_at().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
     }
 
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
