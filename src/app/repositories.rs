@@ -49,11 +49,9 @@ impl Found {
         let ask = |known| (known, Known::repository(known).map(Repository::ask_mounted));
         let asked: Vec<_> = self.known.iter().map(ask).collect();
         asked.into_iter().map(|(known, asked)| {
-            let repository = known.repository.as_ref().map_err(Clone::clone);
             let mounted = asked
-                .map_err(Clone::clone)
                 .and_then(|asked| asked.wait().map_err(Absent::from).flatten().map_err(|absent| absent.to_string()));
-            (known, repository.and_then(|repository| Ok((repository, mounted?))))
+            (known, mounted.and_then(|mounted| Ok((known.repository()?, mounted))))
         })
     }
 
