@@ -20,6 +20,7 @@ use super::vm_disks::{Examiner, Verdict, choose};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
+use crate::inventory::Problem;
 use crate::model::{
     Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
 };
@@ -187,10 +188,13 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let vms = self.inventory()?;
-        let mut examiner = Examiner::new(self, &vms);
-        let definition = self.find_among(vms, vm)?;
-        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
+        let inventory = self.inventory()?;
+        let mut examiner = Examiner::new(self, &inventory.vms);
+        let definition = self.find_in(&inventory, vm)?;
+        let lines = definition.disks.as_ref().map_err(|problem| match problem {
+            Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Unavailable(text) => Error::Unavailable(text.clone()),
+        })?;
         let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::App;
 use super::claims::{Claim, Claims};
@@ -103,9 +104,9 @@ struct Owners {
 
 impl<'a> Examiner<'a> {
     /// `vms` are all of the inventory: a disk may be another VM's.
-    pub(super) fn new<'v>(app: &'a App, vms: impl IntoIterator<Item = &'v Vm>) -> Self {
+    pub(super) fn new(app: &'a App, vms: &[Arc<Vm>]) -> Self {
         let repositories = app.repositories.answering();
-        let claims = Claims::of(vms, &repositories);
+        let claims = Claims::of(vms.iter().map(Arc::as_ref), &repositories);
         Self { app, repositories, opened: HashMap::new(), claims }
     }
 

@@ -40,6 +40,7 @@ mod refine;
 mod retention;
 mod service;
 mod snapshots;
+mod spreading;
 mod static_binary;
 mod status;
 mod sync_hooks;
