@@ -49,14 +49,17 @@ impl Examined {
     }
 }
 
+/// Why there can be no snapshot, and the disk that is in the way, where it is one.
+pub(super) type Hindrance = (Option<usize>, String);
+
 /// Which disks of a VM a snapshot takes, each with its name there, by their places in `disks`. The list of VMs and
 /// the creation of a snapshot both ask this, so that what is called compatible is snapshotted.
 ///
 /// # Errors
-/// Why there can be no snapshot, and the disk that is in the way, where it is one.
+/// [`Hindrance`].
 pub(super) fn choose<'a>(
     disks: impl Iterator<Item = &'a Verdict> + Clone,
-) -> Result<Vec<(usize, DiskName)>, (Option<usize>, String)> {
+) -> Result<Vec<(usize, DiskName)>, Hindrance> {
     let mut taken: Vec<(usize, &DiskSource)> = Vec::new();
     for (index, verdict) in disks.enumerate() {
         match verdict {
