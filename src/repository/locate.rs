@@ -151,8 +151,9 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
 /// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
 fn must_be_a_disks_place(below: &Path) -> Result<(), Misplaced> {
     let first = below.iter().next().unwrap_or_default();
-    if first == SNAPSHOTS {
-        Err(Misplaced::NoDisk("is in the folder of the snapshots, where no VM has a disk"))
+    // At any depth: another repository may lie in this one, and not be known.
+    if below.iter().any(|name| name == SNAPSHOTS) {
+        Err(Misplaced::NoDisk("is in a folder of snapshots, where no VM has a disk"))
     } else if first.as_encoded_bytes().starts_with(b".") {
         Err(Misplaced::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
     } else if below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cfg")) {

@@ -51,8 +51,8 @@ fn what_belongs_to_others_is_no_disk() {
     fs::write(repository.join(".ovsmeta"), "{}").unwrap();
     fs::write(repository.join("notes.cfg"), "a definition").unwrap();
     let cases = [
-        (snapshot.to_owned(), "is in the folder of the snapshots"),
-        (snapshot.with_file_name(".manifest.json"), "is in the folder of the snapshots"),
+        (snapshot.to_owned(), "is in a folder of snapshots"),
+        (snapshot.with_file_name(".manifest.json"), "is in a folder of snapshots"),
         (repository.join("VirtualMachines").join(VM).join("vm.cfg"), "is a definition, and no disk"),
         (repository.join("notes.cfg"), "is a definition, and no disk"),
         (repository.join(".ovsmeta"), "is hidden at the top of the repository"),

@@ -108,6 +108,7 @@ fn a_disk_has_no_place_among_snapshots_and_definitions() {
     for refused in [
         "CoriolisSnapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d/a.img",
         "CoriolisSnapshots/x",
+        "inner/CoriolisSnapshots/x",
         ".ovsmeta",
         ".ovsrepo/a.img",
         "VirtualMachines/0004fb00000600000000000000000001/vm.cfg",
