@@ -151,7 +151,7 @@ impl App {
 
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
-        let vm = self.find_vm(&snapshot.vm).ok();
+        let vm = self.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
         self.event(Operation::SnapshotDelete, snapshot, vm.as_deref())
     }
 }

@@ -30,6 +30,7 @@ mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_files;
 mod disk_names;
 mod hooked;
 mod line;
@@ -58,16 +59,18 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
-use catalog::Catalog;
+use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
 use in_use::{InUse, Uses};
 use line::Line;
+use list_vms::Listing;
 use login::ManagerAddress;
 use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
+use shared::Shared;
 use status::Creation;
 use turns::Turns;
 
@@ -75,6 +78,7 @@ use turns::Turns;
 pub struct App {
     repositories: Repositories,
     catalog: Catalog,
+    listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
@@ -117,6 +121,7 @@ impl App {
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
             catalog: Catalog::default(),
+            listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
