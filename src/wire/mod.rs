@@ -141,6 +141,9 @@ pub struct Snapshot {
     pub created_by: String,
     /// What a restored disk is like: `crash`, as after a power cut, or `quiesced`.
     pub consistency: &'static str,
+    /// Why it is `crash`, where a hook has said `quiesced`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistency_reason: Option<String>,
     /// The longest that the guest can have been held up for it, milliseconds, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,
