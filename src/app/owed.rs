@@ -50,7 +50,7 @@ pub(super) fn key(operation: Operation, id: SnapshotId) -> SnapshotId {
 pub(super) struct Unwritten(Mutex<HashMap<SnapshotId, Option<Debt>>>);
 
 impl Unwritten {
-    fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Option<Debt>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Option<Debt>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

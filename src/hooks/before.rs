@@ -129,7 +129,7 @@ impl Hooks {
                 return begun.calls.push(event, call);
             }
         };
-        for Program { name, path, problem } in found {
+        for Program { name, path, problem } in found.into_iter().filter(|program| !program.is_hidden()) {
             let late = (Instant::now() >= deadline).then(|| "no time was left for it".to_owned());
             let new = (!debt.knows(&name)).then(|| "came when the operation had begun: it is for the next".to_owned());
             if let Some(problem) = problem.or(new).or(late) {

@@ -5,7 +5,7 @@ use std::ffi::{OsStr, OsString};
 use serde::{Deserialize, Serialize};
 
 use super::calls::PastCall;
-use super::event::Event;
+use super::event::{Event, SyncTarget};
 
 /// The calls that are owed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -53,6 +53,16 @@ impl Debt {
     /// Whether a program is one that was there when this was written down.
     pub(super) fn knows(&self, program: &OsStr) -> bool {
         self.owed.as_ref().is_none_or(|owed| owed.programs.iter().any(|known| known == program))
+    }
+
+    /// The hooks that are owed, by their names, as far as they are known.
+    pub fn hooks(&self) -> Vec<String> {
+        let Some(owed) = &self.owed else { return Vec::new() };
+        let server = match &self.event.sync {
+            Some(SyncTarget::Url(url)) if owed.server => Some(url.clone()),
+            _ => None,
+        };
+        owed.programs.iter().map(|name| name.to_string_lossy().into_owned()).chain(server).collect()
     }
 
     /// As it is written down.

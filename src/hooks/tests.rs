@@ -3,7 +3,10 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::Arc;
 
 use super::*;
+use crate::model::HookOutcome;
 use tempfile::TempDir;
+
+mod rules;
 
 /// A directory of hooks, and a place where they leave their marks.
 struct Shelf {
@@ -35,6 +38,12 @@ impl Shelf {
 
     fn read(&self, name: &str) -> String {
         fs::read_to_string(self.dir.path().join(name)).unwrap_or_default()
+    }
+
+    fn take(&self, name: &str) -> String {
+        let text = self.read(name);
+        let _ = fs::remove_file(self.dir.path().join(name));
+        text
     }
 }
 
