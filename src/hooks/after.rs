@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 use super::before::{Begin, Begun};
 use super::calls::{Calls, PastCall, not_made};
 use super::debt::{Debt, Owed};
-use super::event::SyncTarget;
+use super::event::{Operation, SyncTarget};
 use super::sync::Reached;
 use super::{Hooks, ask, call, directory, orphans};
 use crate::config::PostOrder;
@@ -52,8 +52,9 @@ impl Hooks {
             HookKind::Directory => programs.iter().any(|one| one.quiesced && one.name.to_string_lossy() == run.name),
             HookKind::Sync => synced,
         };
+        let is_made = done && debt.event.operation == Operation::SnapshotCreate;
         let posts = calls.runs[first_post..].iter_mut();
-        for run in posts.filter(|run| done && run.has_failed() && said_quiesced(run)) {
+        for run in posts.filter(|run| is_made && run.has_failed() && said_quiesced(run)) {
             run.disbelieve();
             quiesced = false;
         }
