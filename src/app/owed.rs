@@ -3,7 +3,7 @@
 //! What a `pre` has frozen something must thaw. So what is owed stays written down until it was called and
 //! did what it should, or until nobody can hope for that any more.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -28,7 +28,7 @@ const SELDOM: u64 = 24 * 60;
 /// As often in vain, it is given up: a week later.
 const GIVEN_UP: u32 = OFTEN + 7;
 
-/// Operations whose hooks are called again at a time: one whose hooks hang must not hold up all others.
+/// VMs whose hooks are called again at a time: one whose hooks hang must not hold up all others.
 const AT_ONCE: usize = 8;
 
 /// How long the database may take to say what is owed, when the service stops.
@@ -85,6 +85,15 @@ pub(super) struct Debts {
     /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
     /// may have written it.
     pub unreadable: Vec<(SnapshotId, String)>,
+}
+
+/// By the names of their VMs: what is owed to one guest is called one after the other.
+fn by_vm(debts: impl Iterator<Item = (SnapshotId, Debt)>) -> BTreeMap<String, Vec<(SnapshotId, Debt)>> {
+    let mut by_vm: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (key, debt) in debts {
+        by_vm.entry(debt.event.vm.name.clone()).or_default().push((key, debt));
+    }
+    by_vm
 }
 
 impl App {
@@ -181,7 +190,7 @@ impl App {
         self.note(key, Some(debt));
     }
 
-    async fn call_again(self: Arc<Self>, key: SnapshotId, debt: Debt) {
+    async fn call_again(&self, key: SnapshotId, debt: Debt) {
         let _held = self.held.token();
         let ended = self.hooks.again(&debt).await;
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
@@ -196,11 +205,17 @@ impl App {
         let debts = self.blocking(|app| app.debts()).await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
-        for (key, debt) in debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0) {
-            let (snapshot, vm, operation) =
-                (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
-            tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
-            calls.begin(Arc::clone(self).call_again(key, debt)).await;
+        for (_, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
+            let app = Arc::clone(self);
+            let call = async move {
+                for (key, debt) in debts {
+                    let (snapshot, vm, operation) =
+                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
+                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
+                    app.call_again(key, debt).await;
+                }
+            };
+            calls.begin(call).await;
         }
         calls.end().await;
         Ok(())
@@ -243,18 +258,19 @@ impl App {
                 tracing::error!(%key, reason, "what hooks owe cannot be read: something may be frozen still");
             }
         }
+        let is_due = |debt: &Debt| debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
         let mut calls = Calls::default();
-        for (key, debt) in debts.readable {
-            let due = debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
-            let turn = debt.event.vm.name.parse::<VmId>().ok().and_then(|vm| self.turns.try_take(&vm));
-            let (true, Some(turn)) = (due, turn) else { continue };
+        for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
+            let Some(turn) = vm.parse::<VmId>().ok().and_then(|vm| self.turns.try_take(&vm)) else { continue };
             let app = Arc::clone(self);
             let call = async move {
                 let _turn = turn;
-                // It may have been settled meanwhile.
-                match app.debts() {
-                    Ok(debts) if !debts.readable.contains(&(key, debt.clone())) => {}
-                    _ => app.call_again(key, debt).await,
+                for (key, debt) in debts {
+                    // It may have been settled meanwhile.
+                    match app.debts() {
+                        Ok(debts) if !debts.readable.contains(&(key, debt.clone())) => {}
+                        _ => app.call_again(key, debt).await,
+                    }
                 }
             };
             calls.begin(call).await;

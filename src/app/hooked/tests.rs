@@ -212,3 +212,17 @@ async fn what_could_not_be_written_down_is_tried_again_and_called_again() {
     assert_eq!((calls().as_str(), app.store.owed().unwrap()), ("post\npost\n", vec![]));
     assert!(app.unwritten.lock().is_empty());
 }
+
+#[tokio::test]
+async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
+    let script = "[ $EXPORTER_VM = 0004fb00000600000000000000000002 ] && exec touch other\n\
+                  until [ -e other ]; do sleep 0.01; done; touch first";
+    let (dir, app, _, debt) = scene_with(script, "1m").await;
+    let mut other = debt.clone();
+    other.event.vm.name = "0004fb00000600000000000000000002".to_owned();
+    // After the first one, by its key.
+    app.store.owe(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
+    app.call_owed_hooks().await.unwrap();
+    assert_eq!(app.store.owed().unwrap(), []);
+    assert!(dir.path().join("first").exists());
+}
