@@ -1,12 +1,12 @@
 //! The log: lines of `key=value`, to a file or to standard error.
 
-use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
 
 use crate::app::audit;
+use crate::cli::log_fields::Escaped;
 use crate::cli::log_file::LogFile;
 use crate::cli::log_queue::LogQueue;
 use crate::config;
@@ -36,7 +36,7 @@ pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
         Some(path) => (LogQueue::start(LogFile::open(path, config.max_size, config.max_files)?, dropped)?, true),
         None => (LogQueue::start(io::stderr(), dropped)?, false),
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).fmt_fields(Escaped);
     subscriber.with_ansi(!is_file && io::stderr().is_terminal()).with_writer(queue.clone()).init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
@@ -57,17 +57,5 @@ impl Log {
     /// Waits until the log is written, but not for long.
     pub fn flush(&self) {
         self.queue.flush(LAST_LINES);
-    }
-}
-
-/// Writes the last words of the process to standard error, and does not wait long for a reader.
-pub fn say(text: String) {
-    let (done, said) = mpsc::channel();
-    let speak = move || {
-        let _ = io::stderr().write_all(text.as_bytes());
-        let _ = done.send(());
-    };
-    if std::thread::Builder::new().spawn(speak).is_ok() {
-        let _ = said.recv_timeout(LAST_LINES);
     }
 }

@@ -1,14 +1,14 @@
 //! What is run and what is not, what is said of it, and what of a hook's processes is ended.
 
 use std::fs;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Harm, Shelf, Trial, World, text, write_at};
+use crate::harness::{Client, Harm, Shelf, Trial, World, eventually, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -37,14 +37,6 @@ fn runs(document: &Value) -> Vec<String> {
 fn lives(shelf: &Shelf, name: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", shelf.read(name).trim())).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
-}
-
-fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(180);
-    while !is_so() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 #[test]
@@ -156,7 +148,7 @@ fn a_crash_ends_the_call_that_was_under_way_and_closes_the_brackets() {
         shelf.take("calls"),
         "30-hangs snapshot-create post\n20-plain snapshot-create post\n10-agent snapshot-create post\n"
     );
-    eventually("what the hook has left runs on", || !lives(&shelf, "of-hanging"));
+    eventually("what the hook has left is ended", || !lives(&shelf, "of-hanging"));
     assert!(lives(&shelf, "agent"), "a hook that had ended well has lost what it left running");
 
     // The same for a post that fails and is called again, and for a stop in the middle of a hook.
@@ -165,7 +157,7 @@ fn a_crash_ends_the_call_that_was_under_way_and_closes_the_brackets() {
     assert!(lives(&shelf, "agent") && lives(&shelf, "of-failing"));
     fs::write(shelf.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("what a failed call has left runs on", || !lives(&shelf, "of-failing"));
+    eventually("what a failed call has left is ended", || !lives(&shelf, "of-failing"));
     assert!(lives(&shelf, "agent"), "a retry has ended what another hook had left running");
     let pid = shelf.read("agent").trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
@@ -204,12 +196,12 @@ fn what_is_owed_is_never_lost_where_the_database_cannot_be_written() {
     let log = trial.world.exporter.log();
     assert!(log.contains("what hooks owe cannot be written down; it is tried again"), "{log}");
     trial.shim.disarm();
-    eventually("it is not owed", || owed(&trial.client)[0]["hooks"] == json!(["10-freeze"]));
+    eventually("it is owed", || owed(&trial.client)[0]["hooks"] == json!(["10-freeze"]));
     let calls = || shelf.read("calls").lines().filter(|call| *call == "post").count();
     let before = calls();
-    eventually("it is not called again", || calls() > before);
+    eventually("it is called again", || calls() > before);
     fs::write(shelf.at("mended"), "").unwrap();
-    eventually("it is not settled", || owed(&trial.client) == json!([]));
+    eventually("it is settled", || owed(&trial.client) == json!([]));
     trial.world.exporter.signal(Signal::SIGTERM);
     assert_eq!(trial.world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Certificates, Guest, Manners, VM, World, text};
+use crate::harness::{Certificates, Guest, Manners, VM, World, eventually, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -116,11 +116,7 @@ fn a_connection_that_was_never_made_owes_nothing() {
     guest.behave_after(Manners::Good);
     world.exporter.restart();
     let client = world.client();
-    let end = std::time::Instant::now() + Duration::from_secs(120);
-    while client.get("/status").ok()["owed_hooks"] != json!([]) {
-        assert!(std::time::Instant::now() < end, "not called again");
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually("it is told again", || client.get("/status").ok()["owed_hooks"] == json!([]));
     // A guest that is in order, and whose thaw fails: it may have let go before the clones.
     guest.behave(&[Manners::Good]);
     guest.behave_after(Manners::ServerError);

@@ -7,6 +7,7 @@ mod client;
 mod clock;
 mod exporter;
 mod guest;
+mod hung;
 mod manager;
 mod random;
 mod serving;
@@ -14,6 +15,7 @@ mod shelf;
 mod shim;
 mod trial;
 mod volume;
+mod wait;
 pub mod work;
 
 use std::fs::{self, File};
@@ -28,12 +30,14 @@ pub use client::{Answer, Client, connect, text};
 pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
 pub use guest::{Guest, Manners};
+pub use hung::HungMount;
 pub use manager::{Behaviour, Manager, PASSWORD, USER};
 pub use random::Random;
 pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
+pub use wait::{eventually, eventually_ok, eventually_some, eventually_within};
 pub use work::{Work, memory_kib};
 
 /// The VM that most journeys are about.
