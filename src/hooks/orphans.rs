@@ -209,7 +209,7 @@ mod tests {
         };
         // The first failed, the last is known to have ended well, and nothing is known of those between.
         let which = |well: &[&String], failed: &[&String]| {
-            let owned = |ids: &[&String]| ids.iter().map(|id| String::clone(id)).collect();
+            let owned = |ids: &[&String]| ids.iter().copied().cloned().collect();
             Which::Unfinished { operation: operation.clone(), well: owned(well), failed: owned(failed) }
         };
         end(&which(&[&ids[4]], &[&ids[0]]).marks());
