@@ -8,6 +8,8 @@ use super::byte_range;
 use crate::app::Error;
 use crate::app::policy::Refusal;
 
+const NO_ROUTE: &str = "there is no such route; those of the API start with /api/v1";
+
 /// Why a request is refused.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -47,7 +49,7 @@ impl Explanation {
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, details) = match status {
             StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this route has other methods; see Allow"),
-            StatusCode::NOT_FOUND => ("not_found", "there is no such route"),
+            StatusCode::NOT_FOUND => ("not_found", NO_ROUTE),
             status if status.is_client_error() => ("bad_request", "the request cannot be understood"),
             _ => ("internal", "an internal error; the service's log says more"),
         };
@@ -70,7 +72,7 @@ impl Failure {
     fn details(&self) -> String {
         match self {
             Self::App(error) => error.to_string(),
-            Self::NoRoute => "there is no such route".to_owned(),
+            Self::NoRoute => NO_ROUTE.to_owned(),
             Self::BodyTooLarge { limit } => format!("the body is larger than {limit} bytes"),
             Self::BodyTooSlow => "the body did not come in time".to_owned(),
             Self::PreconditionFailed => "the disk is not the one that the request's conditions name".to_owned(),

@@ -2,23 +2,22 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 
 use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
 use super::disk_response;
-use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
-    SnapshotQuery, VmPath,
-};
+use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, PeerAddress, SmallBody, SnapshotPath, VmPath};
 use super::failure::Failure;
+use super::json::Json;
 use super::json_stream;
 use super::pace::Paces;
-use super::status_page::{StatusParameters, WantsText, render};
+use super::query::{AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, WantsPage, WantsText};
+use super::status_page::{StatusParameters, render};
 use crate::app::App;
 use crate::app::changes::Stop;
 use crate::auth::Credentials;
@@ -127,11 +126,12 @@ pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
+    NewSnapshotQuery(view): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
-    json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
+    json_stream::document(app.describe_new(&session, snapshot, view, stop.clone()).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -236,6 +236,19 @@ pub(super) async fn checksum(
     let stop = Stop::default();
     let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
     json_stream::document(while_wanted(&stop, journey).await?, stop).await
+}
+
+/// What a person sees who opens the service in a browser.
+const WELCOME: &str = "This is coriolis-ovm-exporter: snapshots of VM disks for backup products, as a REST service.\n\
+    Its API is below /api/v1; docs/api.md in its source describes it. Start with POST /api/v1/auth/login.\n\
+    Whether it can serve is at /readyz.\n";
+
+/// Answers what no route does.
+pub(super) async fn no_route(method: Method, uri: Uri, WantsPage(page): WantsPage) -> Response {
+    if page && uri.path() == "/" && [Method::GET, Method::HEAD].contains(&method) {
+        return WELCOME.into_response();
+    }
+    Failure::NoRoute.into_response()
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

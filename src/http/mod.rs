@@ -16,8 +16,10 @@ mod extract;
 mod failure;
 mod first_line;
 mod handlers;
+mod json;
 mod json_stream;
 mod notify;
+mod query;
 mod routes;
 mod status_page;
 
