@@ -99,12 +99,22 @@ impl Default for Jwt {
 pub(super) struct Api {
     pub(super) bind: String,
     pub(super) port: u16,
+    pub(super) max_connections_per_address: usize,
+    pub(super) trusted_proxies: Vec<String>,
+    pub(super) keepalive_timeout: String,
     pub(super) tls: Tls,
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { bind: "0.0.0.0".to_owned(), port: 5544, tls: Tls::default() }
+        Self {
+            bind: "0.0.0.0".to_owned(),
+            port: 5544,
+            max_connections_per_address: 64,
+            trusted_proxies: Vec::new(),
+            keepalive_timeout: "75s".to_owned(),
+            tls: Tls::default(),
+        }
     }
 }
 

@@ -14,7 +14,7 @@ mod repositories;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use api::Api;
+pub use api::{Api, Connections};
 pub use compare::{Compare, Refine, block_size};
 pub use export::Export;
 pub use file::File;
@@ -39,6 +39,8 @@ pub struct Config {
     pub jwt: Jwt,
     /// `[api]`.
     pub api: Api,
+    /// Its keys about connections.
+    pub connections: Connections,
     /// `ovm_endpoint` and `[manager]`.
     pub manager: Manager,
     /// `[repositories]`.
@@ -91,6 +93,7 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
         log: check.log(&file),
         jwt: check.jwt(&file.jwt),
         api: check.api(&file.api),
+        connections: check.connections(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
         compare: check.compare(&file.compare),

@@ -100,6 +100,13 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[api]\nbind = \"localhost\"\n[jwt]"), "api.bind: \"localhost\" is no IP address"),
         (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: 0 is no port"),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
+        (with("[jwt]", "[api]\nmax_connections_per_address = 0\n[jwt]"), "api.max_connections_per_address: 0 would"),
+        (with("[jwt]", "[api]\ntrusted_proxies = [\"proxy\"]\n[jwt]"), "api.trusted_proxies: \"proxy\" is no address"),
+        (
+            with("[jwt]", "[api]\nkeepalive_timeout = \"never\"\n[jwt]"),
+            "api.keepalive_timeout: \"never\" is no duration",
+        ),
+        (with("[jwt]", "[api]\nkeepalive_timeout = \"2h\"\n[jwt]"), "api.keepalive_timeout: is longer than an hour"),
         (with("[jwt]", "[api.tls]\nclient_auth = true\n[jwt]"), "api.tls.ca_certificate: is needed with client_auth"),
         (with("[jwt]", "[manager]\npath = \"x\"\n[jwt]"), "manager.path: \"x\" does not start with a slash"),
         (with("[jwt]", "[manager]\nfingerprint = \"sha256:12\"\n[jwt]"), "manager.fingerprint: is not sha256:"),

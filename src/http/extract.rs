@@ -17,6 +17,7 @@ use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
 use super::Peer;
+use super::connections::Connection;
 use super::exchange::{RequestId, logged_path};
 use super::failure::Failure;
 use crate::app::{App, Error, audit};
@@ -39,7 +40,12 @@ impl FromRequestParts<Arc<App>> for Authenticated {
         let session = token.ok_or(BadToken).and_then(|token| app.tokens().check(token));
         let address = address(parts);
         match session {
-            Ok(session) => Ok(Self(session.seen_at(address, request_id(parts)))),
+            Ok(session) => {
+                if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
+                    connection.is_good();
+                }
+                Ok(Self(session.seen_at(address, request_id(parts))))
+            }
             Err(bad) => {
                 audit::stranger(address, logged_path(&parts.uri));
                 Err(bad.into())
@@ -143,7 +149,7 @@ impl<S: Send + Sync> FromRequest<S> for SmallBody {
 async fn read_small(mut body: Body) -> Result<Bytes, Failure> {
     let (mut kept, mut length) = (BytesMut::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|_| Error::BadRequest("the body was cut off".to_owned()))?;
+        let frame = frame.map_err(|_| Error::BadRequest("the body was cut off, or is malformed".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length <= BODY_LIMIT {

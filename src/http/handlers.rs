@@ -8,6 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
+use super::connections::Connection;
 use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
 use super::disk_response;
@@ -38,10 +39,13 @@ async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
 pub(super) async fn login(
     State(app): AppState,
     PeerAddress(address): PeerAddress,
+    Extension(connection): Extension<Arc<Connection>>,
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
+    let _waits = connection.log_in();
     let token = app.login(credentials, address).await?;
+    connection.is_good();
     Ok(Json(wire::Token { token }))
 }
 

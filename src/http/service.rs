@@ -8,11 +8,11 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Limits;
+use super::server::Options;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
@@ -44,14 +44,14 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config).await?;
-    let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
+    let listener = server::listen(address).with_context(|| format!("api.bind, api.port: {address}"))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let limits = Limits::new(&config.export);
+    let options = Options { limits: Limits::new(&config.export), connections: config.connections.clone() };
     let serving =
-        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
