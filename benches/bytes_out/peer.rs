@@ -4,12 +4,11 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use crate::harness::work::ticks;
-use crate::harness::{VM, World, memory_kib, run};
+use crate::harness::{VM, World, eventually_ok, memory_kib, run};
 
 /// A server that serves the files of one snapshot.
 pub struct Peer {
@@ -73,15 +72,12 @@ impl Peer {
         let process = Process { child: command.spawn().unwrap(), dir };
         let master = process.child.id();
         let workers = std::thread::available_parallelism().unwrap().get();
-        let end = Instant::now() + Duration::from_secs(30);
-        let mut pids = Vec::new();
-        while pids.len() < workers {
-            let log = fs::read_to_string(process.dir.path().join("log")).unwrap_or_default();
-            assert!(Instant::now() < end, "nginx does not start: {log}");
-            std::thread::sleep(Duration::from_millis(50));
+        let pids = eventually_ok("nginx starts", || {
             let children = fs::read_to_string(format!("/proc/{master}/task/{master}/children")).unwrap_or_default();
-            pids = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
-        }
+            let pids: Vec<u32> = children.split_whitespace().map(|pid| pid.parse().unwrap()).collect();
+            let log = || fs::read_to_string(process.dir.path().join("log")).unwrap_or_default();
+            if pids.len() < workers { Err(log()) } else { Ok(pids) }
+        });
         let ca = world.certificates.ca().display().to_string();
         let (prefix, authorization) = ("/".to_owned(), String::new());
         Self { name: "nginx".to_owned(), port, prefix, authorization, ca, is_nbd: false, pids, _process: Some(process) }
@@ -103,11 +99,7 @@ impl Peer {
         command.arg(format!("tls-creds-x509,id=tls,endpoint=server,verify-peer=no,dir={path}"));
         command.arg(format!("--port={port}")).arg(folder.join("full.img"));
         let process = Process { child: command.spawn().unwrap(), dir };
-        let end = Instant::now() + Duration::from_secs(30);
-        while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < end, "qemu-nbd does not start");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        eventually_ok("qemu-nbd listens", || std::net::TcpStream::connect(("127.0.0.1", port)));
         Self {
             name: "qemu-nbd".to_owned(),
             port,

@@ -1,11 +1,11 @@
 //! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
 //!
 //! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
+//! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -21,9 +21,12 @@ use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
-use crate::model::{Consistency, DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
-use crate::repository::clone::{Cloned, Clones, Source};
-use crate::repository::{LocatedDisk, SnapshotDir};
+use crate::model::{
+    Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
+};
+use crate::repository::clone::{Cloned, Clones, Source, Target};
+use crate::repository::executor::Kind;
+use crate::repository::{LocatedDisk, Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -174,7 +177,7 @@ impl App {
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
-            if let Err(error) = app.watch(&snapshot) {
+            if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }
@@ -216,8 +219,9 @@ impl App {
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
         for (name, disk) in names.into_iter().zip(located) {
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
-            disks.push(SnapshotDisk { name, source: disk.source, identity });
-            sources.push(Source { file: disk.file, path: disk.path });
+            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
+            let (folder, name) = disk.place;
+            sources.push(Source { file: disk.file, folder, name });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
@@ -243,7 +247,7 @@ impl App {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
         self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
-        match self.prepare(&snapshot, sources) {
+        match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
@@ -255,15 +259,25 @@ impl App {
         }
     }
 
-    fn prepare(&self, snapshot: &Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
-        for folder in self.folders_of(snapshot)? {
-            folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+    fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let (id, key) = (snapshot.id, snapshot.id.as_u128());
+        let mut folders = HashMap::new();
+        for repository in self.repositories_of(snapshot)? {
+            let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
+            let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+            folders.insert(repository.id().clone(), (repository, made));
         }
         let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
+            let made = folders.get(&disk.source.repository);
+            let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
+            disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
-        Clones::prepare(disks).map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))
+        let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
+        let clones = Clones::prepare(disks, key).map_err(failed)?;
+        // From now on no other file is taken for one of the snapshot, should it be undone.
+        snapshot.disks.iter_mut().zip(clones.inodes()).for_each(|(disk, inode)| disk.identity.inode = inode);
+        Ok(clones)
     }
 
     /// Makes a snapshot of the clones and commits it, or undoes it.
@@ -304,41 +318,37 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let files = cloned.finish().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
-            disk.identity = SnapshotDir::seal_disk(file)
-                .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
-        }
-        for folder in &self.folders_of(snapshot)? {
-            folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
+        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
+        for repository in self.repositories_of(snapshot)? {
+            let of = snapshot.clone();
+            let kind = Kind::CHANGE.after(snapshot.id.as_u128());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of));
+            sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
         tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
+            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
         Ok(())
     }
 
-    /// The snapshot's folder in each repository that it touches.
-    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<SnapshotDir>, Error> {
-        let mut seen = HashSet::new();
-        let firsts = snapshot.disks.iter().filter(|disk| seen.insert(&disk.source.repository));
-        firsts.map(|disk| self.folder(snapshot.id, disk)).collect()
+    /// The repositories that the snapshot touches.
+    fn repositories_of(&self, snapshot: &Snapshot) -> Result<Vec<Repository>, Error> {
+        let known = |id: &RepositoryId| self.repository(id).ok_or_else(|| no_repository(id));
+        snapshot.repositories().into_iter().map(known).collect()
     }
 
-    fn folder(&self, id: SnapshotId, disk: &SnapshotDisk) -> Result<SnapshotDir, Error> {
-        let repository = self.repository(&disk.source.repository);
-        let repository =
-            repository.ok_or_else(|| Error::Internal(format!("no repository {}", disk.source.repository)))?;
-        Ok(SnapshotDir::new(&repository, id))
-    }
-
-    /// Takes back what was made. What cannot be is taken back at the next start.
+    /// Takes back what was made. What cannot be taken back now is tried again each minute.
     fn undo(&self, snapshot: &Snapshot) {
         if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
+            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
         }
     }
+}
+
+fn no_repository(id: &RepositoryId) -> Error {
+    Error::Internal(format!("no repository {id}"))
 }
 
 fn ms(duration: Duration) -> String {

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::policy::Refusal;
 use crate::auth::{BadToken, ManagerError};
 use crate::model::{SnapshotId, UnfitPair};
+use crate::repository::Absent;
 use crate::store::StoreError;
 
 /// Why a journey did not reach its end.
@@ -67,6 +68,9 @@ pub enum Error {
         /// What is wrong with the repository.
         cause: String,
     },
+    /// A repository is not there, or does not answer: what lies in it is not known at the moment.
+    #[error("{0}; try again when the repository answers")]
+    Unavailable(String),
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -74,6 +78,17 @@ pub enum Error {
         disk: String,
         /// What is wrong with it.
         cause: String,
+    },
+    /// Something stands where a snapshot's files are, or were, that the service has not made.
+    #[error(
+        "the snapshot {snapshot} is deleted, but not all of it was removed: {left}; that is not the service's and stays: \
+         move it away, and delete the snapshot again"
+    )]
+    NotRemoved {
+        /// The snapshot.
+        snapshot: SnapshotId,
+        /// What is left, and why.
+        left: String,
     },
     /// A hook before an operation failed, and so the operation was not done.
     #[error(
@@ -151,6 +166,9 @@ impl Error {
     /// The error of a step on a file system.
     pub(super) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
         let step = step.into();
+        if let Some(absent) = Absent::of(&source) {
+            return Self::Unavailable(format!("{step}: the repository {absent}"));
+        }
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
             Some(Errno::EROFS) => Self::ReadOnly { step },
@@ -174,8 +192,10 @@ impl Error {
             | Self::SnapshotLost { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::Unavailable(_)
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
+            | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }

@@ -12,6 +12,7 @@ pub mod chunks;
 pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod in_use;
 pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
@@ -23,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
@@ -30,7 +32,6 @@ mod disk_names;
 mod hooked;
 mod line;
 mod owed;
-mod recover;
 mod refined_cache;
 mod remembered;
 mod repositories;
@@ -38,6 +39,8 @@ mod sweep;
 mod turns;
 mod vm_disks;
 
+use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,14 +55,17 @@ use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository, patience};
+use crate::repository::executor::{Access, Kind};
+use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 use checksum::Sums;
+use cleanup::Leftovers;
 pub use error::Error;
+use in_use::{InUse, Uses};
 use line::Line;
 use login::ManagerAddress;
-use reads::{Export, Reads};
+use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
 use status::Creation;
@@ -78,12 +84,13 @@ pub struct App {
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
+    leftovers: Leftovers,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
     creations: Line<Creation>,
     exports: Line<Export>,
-    reads: Reads,
+    uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
     /// What expires when.
@@ -118,14 +125,15 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
+            leftovers: Leftovers::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
-            reads: Reads::default(),
+            uses: Uses::default(),
             reads_idly: config.export.is_idle,
-            watch: Mutex::default(),
+            watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
@@ -135,7 +143,7 @@ impl App {
         let app = Arc::new(app);
         // First of all: something may be frozen.
         app.call_owed_hooks().await?;
-        app.recover()?;
+        app.clean_up_after_start().await;
         Ok(app)
     }
 
@@ -184,10 +192,7 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => work(self),
-            _ => self.blocking(work).await,
-        }
+        if on_own_thread() { work(self) } else { self.blocking(work).await }
     }
 
     /// The same on a thread of its own, for what must not wait until another's work is done: while a
@@ -226,11 +231,11 @@ impl App {
         }
         let mut vms = Vec::new();
         for repository in found.usable() {
-            let folder = repository.virtual_machines();
+            let asked = repository.clone();
             // One that hangs must not take the others with it.
-            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
+            match repository.executor().run(Kind::SHORT, move |access| vms_in(access, &asked)) {
                 Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
-                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
+                Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
             }
         }
         Ok(inventory::put_together(vms))
@@ -271,6 +276,15 @@ impl App {
         Error::NoVm { away }
     }
 
+    /// Keeps the snapshot `id` from being swept while a client works on it. To be called before its record is
+    /// looked at.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where it is being swept.
+    fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
+        self.uses.hold(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))
+    }
+
     /// The complete snapshot `id` of the VM that `called` names.
     fn snapshot_of(&self, called: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
         let Some(snapshot) = self.store.snapshot(id)? else {
@@ -283,5 +297,18 @@ impl App {
             return Err(Error::OtherVm(id));
         }
         Ok(snapshot)
+    }
+}
+
+/// Whether this is the thread of a connection, which has a runtime for itself.
+fn on_own_thread() -> bool {
+    Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
+}
+
+/// The VMs that are defined in a repository. One that is not mounted defines none.
+fn vms_in(access: &Access<'_>, repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
+    match repository.open(access) {
+        Err(_) => Ok(Vec::new()),
+        Ok(root) => inventory::read(&root),
     }
 }

@@ -9,7 +9,7 @@ use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Absent, Repository, patience};
+use crate::repository::{Absent, Repository};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -95,7 +95,7 @@ impl Repositories {
     /// Those that can be used, without those that hang.
     pub(super) fn answering(&self) -> Vec<Repository> {
         let found = self.found();
-        found.usable().filter(|repository| !patience::is_silent(repository.mount_point())).cloned().collect()
+        found.usable().filter(|repository| repository.executor().is_responsive()).cloned().collect()
     }
 
     /// All of them, as of now.
@@ -143,10 +143,7 @@ fn refuse_doubles(known: &mut [Known]) {
     let mut seen: HashMap<PathBuf, String> = HashMap::new();
     for known in known {
         let Ok(repository) = &known.repository else { continue };
-        // Links followed, as far as they can be now.
-        let path = repository.mount_point();
-        let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-        match seen.entry(path) {
+        match seen.entry(repository.resolved().to_owned()) {
             Entry::Vacant(vacant) => drop(vacant.insert(known.name.clone())),
             Entry::Occupied(first) => known.repository = Err(format!("is the same folder as {}", first.get())),
         }

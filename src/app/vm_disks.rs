@@ -9,7 +9,9 @@ use crate::inventory::load_ovsmeta;
 use crate::inventory::ovsmeta::OvsMeta;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
 use crate::model::RepositoryId;
-use crate::repository::{LocatedDisk, Repository, Unclonable, clone_support, locate};
+use crate::repository::executor::Kind;
+use crate::repository::{LocatedDisk, Misplaced, Repository, Unclonable, assign, clone_support, locate};
+use crate::sys::folder::Folder;
 
 /// What a snapshot does with a disk.
 pub(super) enum Verdict {
@@ -48,12 +50,19 @@ impl Examined {
 pub(super) struct Examiner<'a> {
     app: &'a App,
     repositories: Vec<Repository>,
-    notes: HashMap<RepositoryId, Option<OvsMeta>>,
+    opened: HashMap<RepositoryId, Opened>,
+}
+
+/// A repository that disks are looked at in.
+struct Opened {
+    /// Its folder, or why it cannot be opened.
+    root: Result<Folder, String>,
+    notes: Option<OvsMeta>,
 }
 
 impl<'a> Examiner<'a> {
     pub(super) fn new(app: &'a App) -> Self {
-        Self { app, repositories: app.repositories.answering(), notes: HashMap::new() }
+        Self { app, repositories: app.repositories.answering(), opened: HashMap::new() }
     }
 
     pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {
@@ -65,12 +74,12 @@ impl<'a> Examiner<'a> {
                 return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
             }
         };
-        let located = match locate::open(&self.repositories, Path::new(path)) {
+        let located = match self.locate(Path::new(path)) {
             Ok(located) => located,
-            Err(misplaced) => return nothing_found(refused(line, format!("{path} {misplaced}"))),
+            Err(problem) => return nothing_found(refused(line, format!("{path} {problem}"))),
         };
         let file_name = Path::new(&located.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let notes = self.notes_of(&located.repository);
+        let notes = self.opened.get(located.repository.id()).and_then(|opened| opened.notes.as_ref());
         let friendly_name = notes.and_then(|notes| notes.simple_name(file_name)).map(str::to_owned);
         let object_type = notes.and_then(|notes| notes.object_type(file_name)).filter(|kind| *kind != "VIRTUAL_DISK");
         let verdict_without_mount = if line.cdrom {
@@ -92,16 +101,27 @@ impl<'a> Examiner<'a> {
         }
     }
 
-    fn notes_of(&mut self, repository: &Repository) -> Option<&OvsMeta> {
-        let notes = self.notes.entry(repository.id().clone());
-        notes.or_insert_with(|| load_ovsmeta(&repository.ovsmeta())).as_ref()
+    /// Opens the disk at `path`, or says why it cannot be opened.
+    fn locate(&mut self, path: &Path) -> Result<LocatedDisk, String> {
+        let assigned = assign(&self.repositories, path).map_err(|misplaced| misplaced.to_string())?;
+        let opened = self.opened.entry(assigned.repository.id().clone()).or_insert_with(|| {
+            let opened = assigned.repository.run(Kind::SHORT, |_, root| Ok((root.clone(), load_ovsmeta(root))));
+            let (root, notes) = opened
+                .map_err(|error| Misplaced::from(error).to_string())
+                .map_or_else(|error| (Err(error), None), |(root, notes)| (Ok(root), notes));
+            Opened { root, notes }
+        });
+        let root = opened.root.clone()?;
+        let located = assigned.repository.clone().executor().run(Kind::SHORT, move |_| locate::open(&root, &assigned));
+        located.map_err(|error| error.to_string())?.map_err(|misplaced| misplaced.to_string())
     }
 
     fn unclonable(&self, located: &LocatedDisk) -> Option<String> {
+        let root = self.opened.get(located.repository.id()).and_then(|opened| opened.root.as_ref().ok());
+        let root_device = root.and_then(|root| root.metadata().ok()).map(|root| root.dev());
         let root = located.repository.mount_point();
-        let devices = (root.metadata().map(|root| root.dev()), located.file.metadata().map(|file| file.dev()));
-        match devices {
-            (Ok(root), Ok(file)) if root != file => {
+        match (root_device, located.file.metadata().map(|file| file.dev())) {
+            (Some(root), Ok(file)) if root != file => {
                 Some("lies on another file system, mounted inside the repository".to_owned())
             }
             _ => {

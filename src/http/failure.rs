@@ -87,6 +87,9 @@ impl Failure {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
             Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
+            Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
+                Some((RETRY_AFTER, HeaderValue::from_static("10")))
+            }
             Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
@@ -108,6 +111,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
@@ -116,7 +120,9 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
-        Error::RepositoryAway { .. } => (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable"),
+        Error::RepositoryAway { .. } | Error::Unavailable(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
+        }
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
         Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

@@ -15,4 +15,4 @@ pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
 pub use range::{ByteRange, PhysAddr};
-pub use snapshot::{DiskSource, FileIdentity, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair};
+pub use snapshot::{DiskSource, FileIdentity, Seal, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair, VolumeId};

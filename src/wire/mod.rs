@@ -13,7 +13,7 @@ pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
-pub use status::{Create, Export, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+pub use status::{Create, Export, Leftover, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
 
 /// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
 /// digits.

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, Clock, VM, World, define_vm, make_disk, run, text, write_at};
+use crate::harness::{Client, Clock, VM, World, define_vm, eventually, make_disk, run, text, write_at};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -49,7 +49,13 @@ fn snapshots_of_the_original_are_taken_over() {
     let placed = [original(&repository, 0xb, &[&a]), original(&second, 0xb, &[&b])];
     let base = fs::read(&a).unwrap();
     write_at(&a, 8192, &[2; 4096]);
-    std::thread::sleep(std::time::Duration::from_millis(20));
+    let (probe, last) = (tempfile::NamedTempFile::new_in(&second).unwrap(), placed[1].join("b.img"));
+    eventually("the next file is younger", || {
+        write_at(probe.path(), 0, &[1]);
+        let times = [probe.path(), &last].map(|path| fs::metadata(path).unwrap().modified().unwrap());
+        times[0] > times[1]
+    });
+    drop(probe);
     original(&repository, 0xa, &[&a]);
     let target = fs::read(&a).unwrap();
     // What cannot be placed.

@@ -2,11 +2,10 @@
 
 use std::io::Read;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 
-use crate::harness::{VM, World, define_vm, make_disk, run, text, write_at};
+use crate::harness::{VM, World, define_vm, eventually, make_disk, run, text, write_at};
 use crate::needs_root;
 
 const SIZE: usize = 64 << 20;
@@ -94,11 +93,7 @@ fn a_repository_that_hangs_takes_no_other_with_it() {
         assert_ne!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
     }
     // It answers again.
-    let end = Instant::now() + Duration::from_secs(60);
-    while client.get(&format!("/vms/{other}")).json()["snapshot_compatible"] != true {
-        assert!(Instant::now() < end, "it stays silent");
-        std::thread::sleep(Duration::from_millis(100));
-    }
+    eventually("the repository answers", || client.get(&format!("/vms/{other}")).json()["snapshot_compatible"] == true);
     assert_eq!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
 }
 

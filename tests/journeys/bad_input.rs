@@ -4,13 +4,12 @@
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{self, Answer, Client, PASSWORD, USER, VM, World, text, write_at};
+use crate::harness::{self, Answer, Client, PASSWORD, USER, VM, World, eventually_ok, text, write_at};
 use crate::needs_root;
 
 const OTHER_VM: &str = "0004fb00000600000000000000000002";
@@ -222,11 +221,10 @@ fn nothing_that_is_asked_wrongly_does_harm() {
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{UNKNOWN}")).status, 200);
 
     assert_eq!((world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok()), before);
-    let end = Instant::now() + Duration::from_secs(20);
-    while descriptors(&world) > open_before + 1 {
-        assert!(Instant::now() < end, "{} descriptors, {open_before} before", descriptors(&world));
-        std::thread::sleep(Duration::from_millis(50));
-    }
+    eventually_ok(&format!("{open_before} descriptors are open, as before"), || {
+        let now = descriptors(&world);
+        if now > open_before + 1 { Err(now) } else { Ok(()) }
+    });
 
     // A body that is no wish for a snapshot; the routes that change something, with a trailing slash.
     let post =

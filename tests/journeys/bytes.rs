@@ -4,12 +4,11 @@ use std::fs;
 use std::io::Read;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, VM, World, memory_kib, text, write_at};
+use crate::harness::{Answer, Client, VM, World, eventually, memory_kib, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -198,14 +197,6 @@ fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
 /// The service's count of something in `/proc/<pid>`.
 fn count(world: &World, what: &str) -> usize {
     fs::read_dir(format!("/proc/{}/{what}", world.exporter.pid())).unwrap().count()
-}
-
-fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !holds() {
-        assert!(Instant::now() < end, "{what}: not after 20 s");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Random, VM, Work, World, connect, output, text, write_at, xfs_io};
+use crate::harness::{Answer, Client, Random, VM, Work, World, connect, eventually, output, text, write_at, xfs_io};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -232,8 +232,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
     assert!(rest.is_err(), "the answer came to an end: {rest:?}");
-    Work::of(&world.exporter)
-        .wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
+    eventually("the log says why", || world.exporter.log().contains("the connection is cut"));
     assert!(world.exporter.log().contains("or was changed since"));
 }
 

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::net::TcpSocket;
 
-use crate::harness::{PASSWORD, USER, Work, World, connect, connect_from};
+use crate::harness::{PASSWORD, USER, Work, World, connect, connect_from, eventually};
 use crate::{needs, needs_root};
 
 /// So many that nobody else would find a place.
@@ -186,7 +186,7 @@ fn an_idle_connection_with_a_good_token_lives_longer() {
     assert!(get(&mut stranger, "/healthz", "").contains(" 200 "));
     assert!(get(&mut forger, "/api/v1/vms", "forged").contains(" 401 "));
     // Once what was sent is acknowledged.
-    Work::of(&world.exporter).wait_until("TCP keepalive is off", || timer(&known.sock) == "02");
+    eventually("TCP keepalive is on", || timer(&known.sock) == "02");
     // Both are closed, with TLS's own farewell.
     for stream in [&mut stranger, &mut forger] {
         assert_eq!(stream.read(&mut [0; 100]).unwrap(), 0);

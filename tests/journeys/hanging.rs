@@ -3,11 +3,11 @@
 use std::fs;
 use std::io::Write;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use reqwest::Method;
 
-use crate::harness::{Random, VM, Volume, World, connect, define_vm, make_disk, text, write_at};
+use crate::harness::{Random, VM, Volume, World, connect, define_vm, eventually, make_disk, text, write_at};
 use crate::{needs, needs_root};
 
 const MB: u64 = 1 << 20;
@@ -26,14 +26,6 @@ fn classes(world: &World) -> Vec<String> {
 
 fn idle(world: &World) -> usize {
     classes(world).iter().filter(|class| *class == "idle").count()
-}
-
-fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let end = Instant::now() + Duration::from_secs(90);
-    while !is_so() {
-        assert!(Instant::now() < end, "not {what}");
-        std::thread::sleep(Duration::from_millis(200));
-    }
 }
 
 #[test]
@@ -79,10 +71,10 @@ fn it_keeps_few_threads_and_no_place_for_long() {
     };
     // They take all the places, and read when nobody else wants to.
     let readers: Vec<_> = (1..13).map(|n| go_away_from(n * 4 * MB)).collect();
-    wait_until("read", || idle(&world) == 12);
+    eventually("twelve read", || idle(&world) == 12);
     drop(readers);
     // Others get them, in time.
-    wait_until("served", || {
+    eventually("others are served", || {
         let asked = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{fine}/disks/a.img"));
         client
             .try_send(asked.timeout(Duration::from_secs(60)))
@@ -95,11 +87,11 @@ fn it_keeps_few_threads_and_no_place_for_long() {
     for n in 0..100 {
         drop(go_away_from(n % 60 * MB));
     }
-    wait_until("gone", || threads() <= before + 10);
+    eventually("the threads of clients that left are gone", || threads() <= before + 10);
     assert_eq!(client.send(client.request(Method::GET, "/healthz")).status, 200);
     drop(hanging);
-    wait_until("back", || client.send(range(9 * MB)).status == 206);
-    wait_until("forgotten", || idle(&world) == 0);
+    eventually("the repository is back", || client.send(range(9 * MB)).status == 206);
+    eventually("nobody reads", || idle(&world) == 0);
     assert!(client.send(client.request(Method::GET, &path)).body == Random(2).bytes(64 * MB), "the disk differs");
 }
 
@@ -129,7 +121,7 @@ fn others_are_let_go_first_only_where_the_config_says_so() {
                 })
                 .count()
         };
-        wait_until("read", || waits() == 1);
+        eventually("one reads", || waits() == 1);
         let found = classes(&world);
         drop(hanging);
         found

@@ -4,12 +4,11 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Client, Shelf, VM, World, output, run, text};
+use crate::harness::{Certificates, Client, Shelf, VM, World, eventually, output, run, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -91,11 +90,7 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "quiesced", "{made}");
     let before = busy.written();
-    let end = Instant::now() + Duration::from_secs(60);
-    while busy.written() == before {
-        assert!(Instant::now() < end, "the guest is still frozen");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    eventually("the guest is thawed, and writes", || busy.written() != before);
     drop(busy);
 
     let disk = restore(&client, &made, &restored);

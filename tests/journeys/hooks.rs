@@ -3,13 +3,13 @@
 use std::fs::{self, Permissions};
 use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, SECRET, Shelf, VM, World, connect, text, write_at};
+use crate::harness::{Client, SECRET, Shelf, VM, World, connect, eventually, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -255,11 +255,7 @@ fn a_client_that_goes_away_leaves_nothing_frozen() {
     drop(connection);
     fs::write(shelf.at("go"), "").unwrap();
     shelf.wait_for("post");
-    let end = Instant::now() + Duration::from_secs(60);
-    while listed(&client).is_empty() {
-        assert!(Instant::now() < end, "the snapshot was not finished");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually("the snapshot is finished", || !listed(&client).is_empty());
 }
 
 /// Sends a request that nobody waits for.
@@ -275,8 +271,11 @@ fn a_service_that_is_killed_owes_the_post_and_calls_it_when_it_starts() {
     needs_root!();
     let (shelf, mut world) = with("");
     // Frozen later than it is killed, if the hook lives on: then for ever.
-    shelf
-        .put("freeze", "echo $2 >> $OUT/calls; [ $2 = post ] && rm -f $OUT/frozen && exit; sleep 2; touch $OUT/frozen");
+    shelf.put(
+        "freeze",
+        "[ $2 = post ] || echo $$ > $OUT/hook; echo $2 >> $OUT/calls; [ $2 = post ] && rm -f $OUT/frozen && exit
+         sleep 2; touch $OUT/frozen",
+    );
     let asked = ask_and_forget(&world);
     shelf.wait_for("calls");
     world.exporter.kill();
@@ -288,7 +287,8 @@ fn a_service_that_is_killed_owes_the_post_and_calls_it_when_it_starts() {
     let log = world.exporter.log();
     assert!(log.contains("stopped before its post hooks were called"), "{log}");
     assert!(log.find("stopped before").unwrap() < log.find("left unfinished").unwrap(), "{log}");
-    std::thread::sleep(Duration::from_secs(3));
+    let hook = Path::new("/proc").join(shelf.read("hook").trim());
+    eventually("the hook of the killed service ends", || !hook.exists());
     assert!(!shelf.at("frozen").exists(), "a hook of the killed service froze after the thaw");
 
     // Killed in the post: it is called again, and then no more.

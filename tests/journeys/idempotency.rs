@@ -5,7 +5,7 @@ use std::fs;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, Harm, Settings, Trial, World, text};
+use crate::harness::{Answer, Client, Harm, Settings, Trial, World, eventually, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -77,11 +77,7 @@ fn a_repeated_request_waits_for_the_first_and_one_that_failed_is_tried_anew() {
                 let creates = clients[0].get("/status").ok()["creates"].clone();
                 creates["running"].as_array().unwrap().len() + creates["waiting"].as_array().unwrap().len() == 3
             };
-            let end = std::time::Instant::now() + std::time::Duration::from_secs(60);
-            while !all_there() {
-                assert!(std::time::Instant::now() < end, "not all three came to wait");
-                std::thread::sleep(std::time::Duration::from_millis(20));
-            }
+            eventually("all three have come", all_there);
             drop(frozen);
             running.into_iter().map(|one| one.join().unwrap()).collect()
         })

@@ -57,7 +57,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         (vec![good_entry.clone(), format!("'file:{path}/../outside.img,xvdb,w'")], Some("outside of every repository")),
         (
             vec![good_entry.clone(), format!("'file:{path}/VirtualDisks/link.img,xvdb,w!'")],
-            Some("outside of every repository"),
+            Some("is a symbolic link, which is not followed"),
         ),
         (vec![good_entry.clone(), format!("'file:{path}.x/a.img,xvdb,w'")], Some("outside of every repository")),
         (vec![format!("'file:{path}/VirtualDisks,xvda,w'")], Some("not a regular file")),

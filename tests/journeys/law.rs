@@ -6,11 +6,10 @@ use std::ops::RangeInclusive;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{Client, Random, VM, World, chunks, define_vm, make_disk, text, write_at, xfs_io};
+use crate::harness::{Client, Random, VM, World, chunks, define_vm, eventually, make_disk, text, write_at, xfs_io};
 use crate::law_views::Compared;
 use crate::needs_root;
 
@@ -292,11 +291,7 @@ fn a_snapshot_under_a_writer_is_a_state_that_was() {
             let _stopped = StopOnDrop(&stop);
             let mut seen = 0;
             for _ in 0..8 {
-                let end = Instant::now() + Duration::from_secs(60);
-                while written.load(Ordering::Relaxed) <= seen {
-                    assert!(Instant::now() < end, "the writer is stuck");
-                    std::thread::yield_now();
-                }
+                eventually("the writer writes", || written.load(Ordering::Relaxed) > seen);
                 let before = written.load(Ordering::Relaxed);
                 let id = text(&client.take_snapshot()["id"]);
                 let after = written.load(Ordering::Relaxed);

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use reqwest::Method;
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::harness::{Client, Work, World, connect, text, write_at, xfs_io};
+use crate::harness::{Client, Work, World, connect, eventually, text, write_at, xfs_io};
 use crate::needs_root;
 
 const GB: u64 = 1 << 30;
@@ -66,7 +66,7 @@ fn a_refinement_ends_with_its_client() {
         let mut stream = connect(&world.exporter, &world.certificates);
         stream.write_all(head.as_bytes()).unwrap();
         let before = work.bytes_read();
-        work.wait_until("nothing is read", || work.bytes_read() > before + 64 * MB);
+        eventually("the file is read", || work.bytes_read() > before + 64 * MB);
         drop(stream);
         work.wait_for_rest();
         let read = work.bytes_read() - before;
@@ -137,7 +137,7 @@ fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() 
     work.wait_for_rest();
     touch(&file_of(&client, &target));
     assert!(!comes_to_an_end(&mut answer), "the lines came to an end");
-    work.wait_until("the log says nothing", || world.exporter.log().contains("the connection is cut"));
+    eventually("the log says it", || world.exporter.log().contains("the connection is cut"));
     assert!(world.exporter.log().contains("the snapshot is lost"), "why");
 }
 
@@ -155,7 +155,7 @@ fn a_document_is_cut_where_its_base_is_touched() {
         touch(&file_of(&client, base));
         assert!(!comes_to_an_end(&mut answer), "{query}: the document came to an end");
         let cuts = || world.exporter.log().matches("the connection is cut").count();
-        work.wait_until("the log says nothing", || cuts() > usize::from(query != "refine=0"));
+        eventually("the log says it", || cuts() > usize::from(query != "refine=0"));
         assert_eq!(client.get(&path).error(409), "base_lost");
     }
 }

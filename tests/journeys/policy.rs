@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, VM, World, chunks, data, define_vm, define_vm_with, make_disk, make_repository, text, write_at,
-    zero,
+    Answer, Client, VM, World, chunks, data, define_vm, define_vm_with, eventually, make_disk, make_repository, text,
+    write_at, zero,
 };
 use crate::harness::{Volume, connect};
 use crate::needs_root;
@@ -25,14 +24,6 @@ fn create(client: &Client, body: &str) -> Answer {
 
 fn names(snapshot: &Value) -> Vec<String> {
     snapshot["disks"].as_array().unwrap().iter().map(|disk| text(&disk["name"])).collect()
-}
-
-fn eventually(what: &str, holds: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(60);
-    while !holds() {
-        assert!(Instant::now() < end, "not within a minute: {what}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
 }
 
 /// How many make snapshots or export, and how many wait.

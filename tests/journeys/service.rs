@@ -8,12 +8,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Exporter, Manager, Settings, World, output, text, write_at};
+use crate::harness::{Certificates, Exporter, Manager, Settings, World, eventually, output, text, write_at};
 use crate::needs_root;
 
 /// What the service says next, within 30 seconds.
@@ -210,11 +210,9 @@ fn the_job_says_only_what_old_upstart_knows() {
 
 /// Waits until a file has a line with `what`.
 fn wait_for_line(path: &Path, what: &str) {
-    let end = Instant::now() + Duration::from_secs(20);
-    while !fs::read_to_string(path).unwrap_or_default().lines().any(|line| line.contains(what)) {
-        assert!(Instant::now() < end, "{} does not say {what:?}", path.display());
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    eventually(&format!("{} says {what:?}", path.display()), || {
+        fs::read_to_string(path).unwrap_or_default().lines().any(|line| line.contains(what))
+    });
 }
 
 #[test]
@@ -271,11 +269,10 @@ fn a_log_that_cannot_be_written_takes_nothing_down() {
         settings.launcher = small.to_vec();
     });
     let client = world.client();
-    let end = Instant::now() + Duration::from_secs(60);
-    while !world.exporter.log().contains("/api/v1/vms") {
+    eventually("lines go to standard error", || {
         client.get("/vms").ok();
-        assert!(Instant::now() < end, "no line goes to standard error");
-    }
+        world.exporter.log().contains("/api/v1/vms")
+    });
     let seen = PathBuf::from(format!("/proc/{}/root{}", world.exporter.pid(), dir.path().display()));
     // With space again, the next line is a line of its own, and the gap is told.
     fs::remove_file(seen.join("exporter.log.1")).unwrap();

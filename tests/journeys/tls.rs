@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Certificates, Client, VM, World, connect, text, write_at};
+use crate::harness::{Certificates, Client, VM, World, connect, eventually, text, write_at};
 use crate::needs_root;
 
 /// Runs curl against `/healthz`; whether it was answered.
@@ -35,13 +35,7 @@ fn served_certificate(world: &World) -> String {
 }
 
 fn wait_for_log(world: &World, what: &str) {
-    for _ in 0..200 {
-        if world.exporter.log().contains(what) {
-            return;
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    panic!("the log does not say {what:?}");
+    eventually(&format!("the log says {what:?}"), || world.exporter.log().contains(what));
 }
 
 #[test]

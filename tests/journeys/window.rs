@@ -4,12 +4,12 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, Shelf, World, text, write_at};
+use crate::harness::{Answer, Client, Shelf, World, eventually, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -27,14 +27,6 @@ fn with(lines: &str) -> (Shelf, World) {
 
 fn listed(client: &Client) -> usize {
     client.get(SNAPSHOTS).ok().as_array().unwrap().len()
-}
-
-fn eventually(what: &str, done: impl Fn() -> bool) {
-    let end = Instant::now() + Duration::from_secs(120);
-    while !done() {
-        assert!(Instant::now() < end, "{what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// Thaws the file system at its end, also that of a test that fails: nobody could unmount it.
@@ -67,7 +59,7 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
     let answer: Answer = std::thread::scope(|scope| {
         let asked = scope.spawn(|| client.post(SNAPSHOTS));
         // The answer comes while the clone hangs still, so nothing but the deadline has brought it.
-        eventually("the client waits for the clone", || asked.is_finished());
+        eventually("the client is answered", || asked.is_finished());
         asked.join().unwrap()
     });
     assert_eq!(answer.error(503), "clone_timeout");
@@ -84,7 +76,7 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
     let next = asking(&world);
     drop(frozen);
     next.join().unwrap();
-    eventually("the next one is not made", || listed(&client) == 1);
+    eventually("the next one is made", || listed(&client) == 1);
     assert_eq!(shelf.read("calls"), "pre\npost\n");
     assert!(world.exporter.log().contains("its clones have ended late: they are removed"));
     // The one that was made: a folder, a disk and a manifest, and nothing of the other.
@@ -108,10 +100,10 @@ fn a_post_that_fails_is_called_again_after_a_restart() {
     let log = world.exporter.log();
     assert!(log.contains("what they froze may be frozen still") && log.contains("of 2 operations"), "{log}");
     world.exporter.restart();
-    eventually("not called again", || shelf.read("calls").lines().count() == 2);
+    eventually("it is called again", || shelf.read("calls").lines().count() == 2);
     fs::write(shelf.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("not called again", || shelf.read("calls").lines().count() >= 4);
+    eventually("it is called again", || shelf.read("calls").lines().count() >= 4);
     let mut calls: Vec<_> = shelf.read("calls").lines().map(str::to_owned).collect();
     calls.dedup();
     assert!(

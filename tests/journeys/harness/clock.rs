@@ -5,12 +5,11 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
 use super::volume::run;
-use super::{Client, Settings, World};
+use super::{Client, Settings, World, eventually};
 
 const HOUR: i64 = 3600;
 
@@ -58,23 +57,21 @@ impl Clock {
         self.file.write_all_at(&monotonic.to_ne_bytes(), 8).unwrap();
     }
 
-    /// Lets the sweeper look `count` times, a minute between; what it finds is deleted when this
+    /// Lets the sweeper run `count` times, a minute between; what it finds is deleted when this
     /// returns. The service's log has to be at `debug`.
     pub fn rounds(&self, world: &World, count: usize) {
         for _ in 0..count {
-            let looks = || world.exporter.log().matches("looked for snapshots").count();
-            let before = looks();
-            // Twice: what the first has found is deleted when the second begins.
-            for look in 1..=2 {
+            let ended = || world.exporter.log().matches("expired snapshots were swept").count();
+            let before = ended();
+            // Two rounds: the first may have begun before this call, the second has not.
+            for round in 1..=2 {
                 self.leap_minute();
-                let end = Instant::now() + Duration::from_secs(60);
-                while looks() < before + look {
-                    assert!(Instant::now() < end, "the sweeper does not look");
+                eventually("the sweeper has ended its round", || {
                     // Its sleep ends when the service wakes up for something else.
                     let client = Client::new(&world.exporter, &world.certificates);
                     client.send(client.request(reqwest::Method::GET, "/healthz"));
-                    std::thread::sleep(Duration::from_millis(10));
-                }
+                    ended() >= before + round
+                });
             }
         }
     }

@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager};
+use super::{Certificates, Manager, eventually_some, eventually_within};
 
 /// Key of the tokens in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
@@ -159,14 +159,12 @@ impl Exporter {
 
     /// Waits for the process to end; panics when it takes longer than `limit`.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        let end = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status;
-            }
-            assert!(Instant::now() < end, "still running after {limit:?}; its log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        let mut ended = None;
+        eventually_within(limit, "the service ends", || {
+            ended = self.child.try_wait().unwrap();
+            ended.is_some()
+        });
+        ended.unwrap()
     }
 
     /// Whether the process has ended, and by which signal.
@@ -196,15 +194,10 @@ impl Exporter {
 
     /// Waits until the service listens, or has ended.
     fn listens(&mut self) -> Result<(), ExitStatus> {
-        let end = Instant::now() + Duration::from_secs(30);
-        while TcpStream::connect(("127.0.0.1", self.port)).is_err() {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return Err(status);
-            }
-            assert!(Instant::now() < end, "the service does not listen; its log:\n{}", self.log());
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(())
+        eventually_some("the service listens", || match self.child.try_wait().unwrap() {
+            Some(status) => Some(Err(status)),
+            None => TcpStream::connect(("127.0.0.1", self.port)).is_ok().then_some(Ok(())),
+        })
     }
 }
 

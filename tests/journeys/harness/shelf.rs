@@ -3,9 +3,10 @@
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
+
+use super::eventually;
 
 /// The directory, and a place where hooks leave their marks.
 pub struct Shelf {
@@ -64,10 +65,6 @@ impl Shelf {
 
     /// Waits until a mark is left.
     pub fn wait_for(&self, name: &str) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !self.at(name).exists() {
-            assert!(Instant::now() < end, "no hook has left {name}");
-            std::thread::sleep(Duration::from_millis(10));
-        }
+        eventually(&format!("a hook leaves {name}"), || self.at(name).exists());
     }
 }

@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
-use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use super::wait::eventually;
 
 pub struct Volume {
     pub mount_point: PathBuf,
@@ -111,11 +112,7 @@ impl Volume {
         daemon.args(["--blockdev", &blocks, "--export"]);
         daemon.arg(format!("type=fuse,id=device,node-name=image,writable=on,mountpoint={path}"));
         let daemon = daemon.spawn().unwrap();
-        let end = Instant::now() + Duration::from_secs(30);
-        while !is_mounted() {
-            assert!(Instant::now() < end, "the device does not come");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+        eventually("the device is mounted", is_mounted);
         self.mount();
         Device { daemon, image }
     }

@@ -2,9 +2,9 @@
 
 use std::fs;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::Exporter;
+use super::{Exporter, eventually};
 
 /// Processor time of a process and all its threads, those that are gone too: clock ticks.
 pub fn ticks(pid: u32) -> u64 {
@@ -46,24 +46,15 @@ impl Work {
         names.filter(|found| found.trim() == name).count()
     }
 
-    /// Waits for `so`, which has to come within two minutes.
-    pub fn wait_until(&self, what: &str, mut so: impl FnMut() -> bool) {
-        let end = Instant::now() + Duration::from_secs(120);
-        while !so() {
-            assert!(Instant::now() < end, "{what}: for two minutes");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-    }
-
     /// Waits until it is at work on what was asked.
     pub fn wait_for_some(&self) {
         let before = ticks(self.pid);
-        self.wait_until("nothing is done", || ticks(self.pid) > before + 10);
+        eventually("the service works", || ticks(self.pid) > before + 10);
     }
 
     /// Waits until it does nothing any more.
     pub fn wait_for_rest(&self) {
-        self.wait_until("the work goes on", || {
+        eventually("the service rests", || {
             let before = (ticks(self.pid), self.bytes_read());
             std::thread::sleep(Duration::from_millis(300));
             let now = (ticks(self.pid), self.bytes_read());
