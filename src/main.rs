@@ -9,12 +9,13 @@ use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging};
 use coriolis_ovm_exporter::config;
 use coriolis_ovm_exporter::http::{service, tls};
+use coriolis_ovm_exporter::metrics::Metrics;
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
         // The whole chain, once.
-        let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
+        logging::say(format!("coriolis-ovm-exporter: {error:#}\n"));
         ExitCode::FAILURE
     })
 }
@@ -40,8 +41,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    let log = logging::start(&config.log).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    service::run(&config, || log.reopen())
+    let metrics = Metrics::default();
+    let log = logging::start(&config.log, metrics.log_lines_dropped());
+    let log = log.map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    let outcome = service::run(&config, metrics, || log.reopen());
+    log.flush();
+    outcome
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {

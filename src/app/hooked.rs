@@ -160,6 +160,7 @@ impl App {
 mod tests {
     use super::*;
     use crate::config;
+    use crate::metrics::Metrics;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::PermissionsExt;
 
@@ -178,7 +179,7 @@ mod tests {
              [hooks]\ndirectory = {hooks:?}\ntimeout = \"1s\"\n",
             dir.path().join("db")
         );
-        let app = App::start(&config::parse(&text).unwrap()).await.unwrap();
+        let app = App::start(&config::parse(&text).unwrap(), Metrics::default()).await.unwrap();
         let id = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
         let event = Event {
             operation: Operation::SnapshotCreate,

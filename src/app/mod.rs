@@ -107,11 +107,12 @@ pub struct App {
 }
 
 impl App {
-    /// The service as `config` describes it, with all that a crash left half done cleaned up.
+    /// The service as `config` describes it, with all that a crash left half done cleaned up. It counts in
+    /// `metrics`.
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
@@ -120,7 +121,7 @@ impl App {
             manager: Manager::new(&config.manager).context("manager")?,
             manager_address: ManagerAddress::new(config)?,
             hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
-            metrics: Metrics::default(),
+            metrics,
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),

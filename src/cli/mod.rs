@@ -4,4 +4,5 @@ pub mod adopt;
 pub mod args;
 pub mod check_config;
 pub mod log_file;
+pub mod log_queue;
 pub mod logging;
