@@ -24,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod audit_trail;
 mod cleanup;
 mod cost;
 mod create_snapshot;
@@ -36,10 +37,12 @@ mod refined_cache;
 mod remembered;
 mod repositories;
 mod sweep;
+mod taking;
 mod turns;
 mod vm_disks;
 
 use std::io;
+use std::num::NonZero;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -59,6 +62,7 @@ use crate::repository::executor::{Access, Kind};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
+use audit_trail::AuditTrail;
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
@@ -93,6 +97,9 @@ pub struct App {
     uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
+    /// Slower clients are cut while others wait; bytes a second.
+    min_rate: Option<NonZero<u64>>,
+    trail: AuditTrail,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -131,9 +138,11 @@ impl App {
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
-            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            exports: Line::fair(config.policy.export_concurrency, reads::QUEUE),
             uses: Uses::default(),
             reads_idly: config.export.is_idle,
+            min_rate: config.export.min_rate,
+            trail: AuditTrail::default(),
             watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),

@@ -20,7 +20,7 @@ use super::Peer;
 use super::connections::Connection;
 use super::exchange::{RequestId, logged_path};
 use super::failure::Failure;
-use crate::app::{App, Error, audit};
+use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 
@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 Ok(Self(session.seen_at(address, request_id(parts))))
             }
             Err(bad) => {
-                audit::stranger(address, logged_path(&parts.uri));
+                app.audit_stranger(address, request_id(parts), &logged_path(&parts.uri));
                 Err(bad.into())
             }
         }
@@ -60,18 +60,21 @@ fn address(parts: &Parts) -> Option<IpAddr> {
 }
 
 /// The id of the request.
-pub(super) fn request_id(parts: &Parts) -> Option<Arc<str>> {
+fn request_id(parts: &Parts) -> Option<Arc<str>> {
     parts.extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id))
 }
 
-/// The same for a handler.
-pub(super) struct PeerAddress(pub Option<IpAddr>);
+/// Where a request came from, which needs no token.
+pub(super) struct Origin {
+    pub address: Option<IpAddr>,
+    pub request_id: Option<Arc<str>>,
+}
 
-impl<S: Send + Sync> FromRequestParts<S> for PeerAddress {
+impl<S: Send + Sync> FromRequestParts<S> for Origin {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(address(parts)))
+        Ok(Self { address: address(parts), request_id: request_id(parts) })
     }
 }
 

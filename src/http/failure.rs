@@ -85,7 +85,9 @@ impl Failure {
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
+            Self::App(Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })) => {
+                Some((RETRY_AFTER, HeaderValue::from_static("10")))
+            }
             Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
             Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
                 Some((RETRY_AFTER, HeaderValue::from_static("10")))
@@ -138,7 +140,7 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, "too_many_snapshots"),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, "too_many_extents"),
         Refusal::SpaceFloor { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
-        Refusal::TooLongALine(_) => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. } => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
         Refusal::KeySnapshotGone(_) => (StatusCode::GONE, "idempotency_key_spent"),
     }

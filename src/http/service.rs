@@ -57,6 +57,8 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     let cleaning = tokio::spawn(Arc::clone(&app).clean_up_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).watch_clients_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).audit_reads_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
@@ -92,6 +94,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         Ok(()) => tracing::info!("all is answered"),
         Err(_) => tracing::warn!("not all was answered: the deadline is over"),
     }
+    app.finish_audit();
     match app.let_go().await {
         Ok(0) => tracing::info!("stopped"),
         Ok(owed) => {

@@ -37,7 +37,8 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let left = export.seconds_left.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds} s"));
         let _ = writeln!(
             page,
-            "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            "  {state} for {:.0} s {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            export.seconds,
             export.snapshot_id,
             export.disk,
             export.address.as_deref().unwrap_or("-"),
