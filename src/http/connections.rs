@@ -50,8 +50,10 @@ pub(super) struct Connection {
 struct Times {
     /// Of the last step that it made.
     step: Instant,
-    /// Of the last good token.
+    /// Of the last good token, or the end of its answer.
     good_token: Option<Instant>,
+    /// Whether the request that is being answered has a good token.
+    is_good: bool,
 }
 
 impl Connection {
@@ -59,7 +61,7 @@ impl Connection {
         Self {
             origin,
             exchange: Arc::default(),
-            times: Mutex::new(Times { step: Instant::now(), good_token: None }),
+            times: Mutex::new(Times { step: Instant::now(), good_token: None, is_good: false }),
             log_ins: AtomicUsize::new(0),
             keepalive,
             end: CancellationToken::new(),
@@ -70,14 +72,23 @@ impl Connection {
         self.times.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// It got on: the handshake is over, a request has come, or an answer has gone.
+    /// It got on: the handshake is over, or a request has come.
     pub(super) fn made_a_step(&self) {
         self.times().step = Instant::now();
     }
 
-    /// It has carried a good token, or a log-in that the manager took.
+    /// Its request has a good token, or is a log-in that the manager took.
     pub(super) fn is_good(&self) {
-        self.times().good_token = Some(Instant::now());
+        self.times().is_good = true;
+    }
+
+    /// An answer has gone, all of it.
+    pub(super) fn has_answered(&self) {
+        let (mut times, now) = (self.times(), Instant::now());
+        times.step = now;
+        if std::mem::take(&mut times.is_good) {
+            times.good_token = Some(now);
+        }
     }
 
     /// The manager is asked about a log-in: until this is dropped, it is not the connection that is idle.
@@ -87,7 +98,8 @@ impl Connection {
     }
 
     fn is_known(&self) -> bool {
-        self.times().good_token.is_some_and(|last| last.elapsed() < KNOWN_FOR)
+        let times = self.times();
+        times.is_good || times.good_token.is_some_and(|last| last.elapsed() < KNOWN_FOR.max(self.keepalive))
     }
 
     /// How long it has made no step.
@@ -277,6 +289,7 @@ mod tests {
         assert!(is_open(&other) && is_open(&newcomer));
         // Those with a good token do not count, and one that waits for the manager does not go.
         guests[2].connection.is_good();
+        guests[2].connection.has_answered();
         let log_in = guests[0].connection.log_in();
         let _more = all.try_admit(address(1)).unwrap();
         assert!(guests.iter().zip([true, false, true]).all(|(guest, open)| is_open(guest) == open));
@@ -316,6 +329,7 @@ mod tests {
             .map(|n| {
                 let guest = all.try_admit(address(2000 + n)).unwrap();
                 guest.connection.is_good();
+                guest.connection.has_answered();
                 guest
             })
             .collect();
@@ -327,5 +341,26 @@ mod tests {
         assert_eq!(all.try_admit(address(1)).err(), Some(Full::All));
         assert!(known.iter().skip(1).all(is_open));
         drop((answering, log_in));
+    }
+
+    #[test]
+    fn a_connection_stays_known_while_it_is_answered_and_for_a_while_after_that() {
+        let all = connections(&[]);
+        let guest = all.try_admit(address(1)).unwrap();
+        let connection = &guest.connection;
+        let answering = connection.exchange.begin();
+        assert!(!connection.is_known() && connection.may_go());
+        connection.is_good();
+        assert!(connection.is_known() && !connection.may_go());
+        drop(answering);
+        assert!(connection.exchange.flushed());
+        connection.has_answered();
+        assert!(connection.is_known() && connection.may_go());
+        // The next request has none.
+        connection.has_answered();
+        assert!(connection.is_known());
+        let long_ago = Instant::now().checked_sub(KNOWN_FOR).unwrap();
+        connection.times().good_token = Some(long_ago);
+        assert!(!connection.is_known());
     }
 }

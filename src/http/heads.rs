@@ -143,7 +143,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
         // hyper flushes when it has written all that it has.
         if self.connection.exchange.flushed() {
-            self.connection.made_a_step();
+            self.connection.has_answered();
             if let Some(waker) = self.waker.take() {
                 waker.wake();
             }

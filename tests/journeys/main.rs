@@ -5,6 +5,7 @@ mod harness;
 
 mod adopt;
 mod agent;
+mod audit;
 mod away;
 mod bad_input;
 mod bytes;
@@ -38,6 +39,7 @@ mod readme;
 mod refine;
 mod retention;
 mod service;
+mod sharing;
 mod snapshots;
 mod static_binary;
 mod status;
