@@ -37,6 +37,8 @@ const TOLD_EVERY: Duration = Duration::from_secs(60);
 pub(super) struct Connection {
     /// Whose it is; one IPv6 host may have many addresses.
     origin: IpAddr,
+    /// Whether many clients may be behind that.
+    is_proxy: bool,
     pub(super) exchange: Arc<Exchange>,
     times: Mutex<Times>,
     /// Log-ins whose answer the manager owes.
@@ -57,9 +59,10 @@ struct Times {
 }
 
 impl Connection {
-    pub(super) fn new(origin: IpAddr, keepalive: Duration) -> Self {
+    pub(super) fn new(origin: IpAddr, is_proxy: bool, keepalive: Duration) -> Self {
         Self {
             origin,
+            is_proxy,
             exchange: Arc::default(),
             times: Mutex::new(Times { step: Instant::now(), good_token: None, is_good: false }),
             log_ins: AtomicUsize::new(0),
@@ -207,7 +210,8 @@ impl Connections {
             let of_it = |one: &Connection| (!one.is_known() && one.origin == origin).then_some(0);
             end_one(&mut open, of_it).map_err(|()| Full::Address)?;
         } else if strangers.values().sum::<usize>() >= MOST - RESERVED {
-            let of_many = |one: &Connection| (!one.is_known()).then(|| strangers.get(&one.origin).copied()).flatten();
+            let count = |one: &Connection| strangers.get(&one.origin).copied().filter(|_| !one.is_proxy);
+            let of_many = |one: &Connection| (!one.is_known()).then(|| count(one).unwrap_or_default());
             end_one(&mut open, of_many).map_err(|()| Full::All)?;
         } else if open.by_number.len() >= MOST {
             // Of those that are known only where there are no strangers.
@@ -215,7 +219,7 @@ impl Connections {
         }
         let number = open.next;
         open.next += 1;
-        let connection = Arc::new(Connection::new(origin, self.config.keepalive));
+        let connection = Arc::new(Connection::new(origin, is_proxy, self.config.keepalive));
         open.by_number.insert(number, Arc::clone(&connection));
         Ok(Guest { number, connection, connections: Arc::clone(self) })
     }
@@ -311,17 +315,19 @@ mod tests {
 
     #[test]
     fn strangers_leave_places_for_those_that_are_known() {
-        let all = connections(&[]);
+        let all = connections(&["10.9.9.9/32"]);
         let early = all.try_admit(address(0)).unwrap();
         idle(&early, 1000);
-        let strangers: Vec<Guest> = (1..MOST - RESERVED).map(|n| all.try_admit(address(n)).unwrap()).collect();
+        // Many clients behind a proxy are not taken for one.
+        let behind_a_proxy: Vec<Guest> = (0..9).map(|_| all.try_admit([10, 9, 9, 9].into()).unwrap()).collect();
+        let strangers: Vec<Guest> = (10..MOST - RESERVED).map(|n| all.try_admit(address(n)).unwrap()).collect();
         assert!(is_open(&early) && strangers.iter().all(is_open));
-        let _second_of_one = all.try_admit(address(7)).unwrap();
+        let _second_of_one = all.try_admit(address(17)).unwrap();
         assert!(!is_open(&early), "the longest idle of all goes");
         // Now one address has two: it pays first, whoever is idle longer.
         idle(&strangers[100], 1000);
         let newcomer = all.try_admit(address(1000)).unwrap();
-        assert!(is_open(&strangers[100]) && is_open(&newcomer));
+        assert!(is_open(&strangers[100]) && is_open(&newcomer) && behind_a_proxy.iter().all(is_open));
         assert_eq!(strangers.iter().filter(|guest| !is_open(guest)).count(), 1);
 
         // Known ones take all places, and strangers go for them; then those of them that are at nothing.

@@ -193,7 +193,7 @@ mod tests {
             head("Host: y\r\n"),
             head("Host: z\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\nGET / HTTP/1.1\n",
         ];
-        let connection = || Arc::new(Connection::new([127, 0, 0, 1].into(), Duration::from_secs(75)));
+        let connection = || Arc::new(Connection::new([127, 0, 0, 1].into(), false, Duration::from_secs(75)));
         let (text, first) = (requests.concat(), connection());
         let mut heads = Heads::new(tokio::io::join(text.as_bytes(), tokio::io::sink()), Arc::clone(&first));
         let mut all = String::new();

@@ -9,7 +9,7 @@ use reqwest::Method;
 use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{Answer, Client, PASSWORD, USER, VM, World, connect, text, write_at};
+use crate::harness::{Answer, Client, PASSWORD, USER, VM, World, connect, eventually, eventually_some, text, write_at};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -98,9 +98,10 @@ fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
             assert_eq!(last.error(status), code, "{what}");
             assert!(last.body.ends_with(b"}\n"), "{what}");
             let id = text(&last.json()["request_id"]);
-            let log = world.exporter.log();
-            let line = log.lines().find(|line| line.contains(&id) && line.contains("answered"));
-            let line = line.unwrap_or_else(|| panic!("{what}: {id} is not in the log"));
+            let line = eventually_some(&format!("{what}: {id} is in the log"), || {
+                let log = world.exporter.log();
+                log.lines().find(|line| line.contains(&id) && line.contains("answered")).map(str::to_owned)
+            });
             assert!(line.contains("127.0.0.1:") && line.contains(&format!("status={status}")), "{line}");
         }
     }
@@ -235,7 +236,7 @@ fn people_and_other_protocols_get_a_sentence_that_helps() {
         assert!(told.contains("HTTP/1.1 400 Bad Request") && told.contains("this port speaks HTTPS"), "{told}");
         assert!(told.contains("https_required") && told.to_lowercase().contains("x-request-id"), "{told}");
     }
-    assert!(world.exporter.log().contains("https_required"));
+    eventually("it is in the log", || world.exporter.log().contains("https_required"));
     let mut half = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     half.write_all(b"GET / HT").unwrap();
