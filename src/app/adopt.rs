@@ -50,7 +50,7 @@ impl App {
     /// Takes over the snapshots found in the repositories that the database does not know.
     ///
     /// # Errors
-    /// [`Error::Inventory`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
+    /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
     /// is told beside it.
     pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<wire::Adoption, Error> {
         let (app, user, actor) = (Arc::clone(self), session.user().to_owned(), Actor::from(session));
@@ -128,9 +128,9 @@ impl App {
         let found = self.repositories.found();
         let away: Vec<_> = found.away().map(|(repository, _)| repository.mount_point()).collect();
         let repositories: Vec<_> = found.usable().cloned().collect();
-        for vm in self.inventory()? {
-            let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
-            for line in &lines {
+        for vm in &self.inventory()?.vms {
+            let (Some(id), Ok(lines)) = (&vm.id, &vm.disks) else { continue };
+            for line in lines {
                 if let vm_cfg::DiskSource::File(path) = &line.source
                     && let Some(missing) = away.iter().find(|mount_point| Path::new(path).starts_with(mount_point))
                 {

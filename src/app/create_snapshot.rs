@@ -14,19 +14,20 @@ use std::time::Duration;
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
-use super::disk_names::names_for;
+use super::disk_files::DiskFiles;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
-use super::vm_disks::{Examiner, Verdict};
+use super::vm_disks::{Verdict, choose, examine};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
+use crate::inventory::Problem;
 use crate::model::{
     Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::Kind;
-use crate::repository::{LocatedDisk, Repository, SnapshotDir};
+use crate::repository::{Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -188,40 +189,39 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let definition = self.find_vm(vm)?;
-        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
-        let mut examiner = Examiner::new(self);
-        let mut located: Vec<LocatedDisk> = Vec::new();
+        let (inventory, definition) = self.find_vm(vm)?;
+        let lines = definition.disks.as_ref().map_err(|problem| match problem {
+            Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Unavailable(text) => Error::Unavailable(text.clone()),
+        })?;
+        let all = inventory.vms.iter().map(Arc::as_ref);
+        let mut files = DiskFiles::look_at(self, all, [&*definition], true);
+        let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {
                 Wish::LeftOut => continue,
-                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
-                Wish::Named => examiner.examine(line).verdict,
+                Wish::Usual => examine(&files, &definition.name, line).heeding_its_name().verdict,
+                Wish::Named => examine(&files, &definition.name, line).verdict,
             };
-            match verdict {
-                Verdict::LeftOut(reason) if wish == Wish::Named => {
-                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
-                }
-                // One file that the definition names twice is one disk.
-                Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
-                Verdict::Taken(disk) => located.push(disk),
-                Verdict::LeftOut(_) => {}
-                Verdict::Prevents(reason) => {
-                    return Err(Error::NotSnapshottable(format!("{}: {reason}", line.device)));
-                }
+            if let (Verdict::LeftOut(reason), Wish::Named) = (&verdict, wish) {
+                return Err(Refusal::UnfitDisk { device: line.device.clone(), reason: reason.clone() }.into());
             }
+            examined.push((line, verdict));
         }
-        if located.is_empty() {
-            return Err(Error::NotSnapshottable("it has no disk to snapshot".to_owned()));
-        }
-        let names = names_for(&located.iter().map(|disk| &disk.source).collect::<Vec<_>>())
-            .map_err(|problem| Error::NotSnapshottable(problem.to_string()))?;
+        let chosen = choose(examined.iter().map(|(_, verdict)| verdict)).map_err(|obstacle| {
+            let device = obstacle.disk.map(|index| format!("{}: ", examined[index].0.device)).unwrap_or_default();
+            let told = format!("{device}{}", obstacle.reason);
+            if obstacle.is_passing { Error::Unavailable(told) } else { Error::NotSnapshottable(told) }
+        })?;
+        let mut names: HashMap<usize, DiskName> = chosen.into_iter().collect();
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
-        for (name, disk) in names.into_iter().zip(located) {
+        for (index, (_, verdict)) in examined.into_iter().enumerate() {
+            let (Some(name), Verdict::Taken(disk)) = (names.remove(&index), verdict) else { continue };
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
+            let opened = files.take(&disk.source).ok_or_else(|| Error::Internal(format!("{name} is not open")))?;
             disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
-            let (folder, name) = disk.place;
-            sources.push(Source { file: disk.file, folder, name });
+            let (folder, name) = opened.place;
+            sources.push(Source { file: opened.file, folder, name });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),

@@ -162,6 +162,10 @@ impl App {
     /// Removes the files that the snapshot has in one repository.
     fn remove_in(&self, id: &RepositoryId, snapshot: &Snapshot) -> Result<Removal, RemoveError> {
         let Some(repository) = self.repository(id) else { return Ok(Removal::RepositoryAbsent) };
+        // Asked first, as a removal has more patience than a question.
+        if repository.mounted().is_err() {
+            return Ok(Removal::RepositoryAbsent);
+        }
         let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
         let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = Kind::CHANGE.after(snapshot.as_u128());

@@ -26,11 +26,8 @@ pub enum Error {
     #[error("{0}")]
     NotFound(&'static str),
     /// No VM of the inventory is called so.
-    #[error("no such VM{}", hint(away))]
-    NoVm {
-        /// Ids of the repositories that are not mounted: it may be defined there.
-        away: Vec<String>,
-    },
+    #[error("no such VM")]
+    NoVm,
     /// The snapshot is there, and is another VM's.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
@@ -141,25 +138,12 @@ pub enum Error {
     /// ovs-agent's database cannot be read, and no repository is known.
     #[error("no repository is known: {0}")]
     AgentDb(String),
-    /// The repositories' definitions cannot be listed.
-    #[error("the definitions of VMs cannot be listed: {source}")]
-    Inventory {
-        /// The errno.
-        source: io::Error,
-    },
     /// The database failed.
     #[error("the service's database does not answer; its log says why")]
     Store(#[from] StoreError),
     /// A fault of ours.
     #[error("an internal error; the service's log says more")]
     Internal(String),
-}
-
-fn hint(away: &[String]) -> String {
-    if away.is_empty() {
-        return String::new();
-    }
-    format!("; it may be one of a repository that is not mounted: {}", away.join(", "))
 }
 
 impl Error {
@@ -183,7 +167,7 @@ impl Error {
             | Self::BadCredentials
             | Self::NoSession(_)
             | Self::NotFound(_)
-            | Self::NoVm { .. }
+            | Self::NoVm
             | Self::OtherVm(_)
             | Self::NotOlder(_)
             | Self::Refused(_)
@@ -202,7 +186,6 @@ impl Error {
             | Self::ReadOnly { .. }
             | Self::Io { .. }
             | Self::AgentDb(_)
-            | Self::Inventory { .. }
             | Self::Store(_)
             | Self::Internal(_) => false,
         }

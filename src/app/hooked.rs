@@ -151,8 +151,8 @@ impl App {
 
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
-        let vm = self.find_vm(&snapshot.vm).ok();
-        self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
+        let vm = self.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
+        self.event(Operation::SnapshotDelete, snapshot, vm.as_deref())
     }
 }
 

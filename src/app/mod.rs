@@ -25,10 +25,13 @@ pub mod status;
 
 mod admission;
 mod audit_trail;
+mod catalog;
+mod claims;
 mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_files;
 mod disk_names;
 mod hooked;
 mod line;
@@ -36,14 +39,13 @@ mod owed;
 mod refined_cache;
 mod remembered;
 mod repositories;
+mod shared;
 mod sweep;
 mod taking;
 mod turns;
 mod vm_disks;
 
-use std::io;
 use std::num::NonZero;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -54,30 +56,33 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{self, Manager, Tokens};
 use crate::config::{self, Config, Policy};
 use crate::hooks::Hooks;
-use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::executor::{Access, Kind};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
 use audit_trail::AuditTrail;
+use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
 use in_use::{InUse, Uses};
 use line::Line;
+use list_vms::Listing;
 use login::ManagerAddress;
 use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
+use shared::Shared;
 use status::Creation;
 use turns::Turns;
 
 /// The service without its network side.
 pub struct App {
     repositories: Repositories,
+    catalog: Catalog,
+    listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
@@ -123,6 +128,8 @@ impl App {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
+            catalog: Catalog::default(),
+            listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
@@ -234,58 +241,6 @@ impl App {
         self.repositories.get(id)
     }
 
-    fn inventory(&self) -> Result<Vec<inventory::Vm>, Error> {
-        let found = self.repositories.found();
-        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
-            return Err(Error::AgentDb(problem.clone()));
-        }
-        let mut vms = Vec::new();
-        for repository in found.usable() {
-            let asked = repository.clone();
-            // One that hangs must not take the others with it.
-            match repository.executor().run(Kind::SHORT, move |access| vms_in(access, &asked)) {
-                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
-                Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
-            }
-        }
-        Ok(inventory::put_together(vms))
-    }
-
-    /// The VM that `called` names: by its name one of the inventory, or one that has left it and
-    /// still has snapshots; else by its uuid one of the inventory.
-    fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
-        self.resolve_among(&self.inventory()?, called)
-    }
-
-    fn resolve_among(&self, vms: &[inventory::Vm], called: &VmId) -> Result<VmId, Error> {
-        let is_name = vms.iter().any(|vm| vm.id.as_ref() == Some(called));
-        // Before any uuid: what is deleted must never be another VM's than the one that was named.
-        if is_name || !self.store.records_of(called)?.is_empty() {
-            return Ok(called.clone());
-        }
-        let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
-        match (named.next(), named.next()) {
-            (None, _) => Err(self.no_such_vm()),
-            (Some(id), None) => Ok(id.clone()),
-            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
-                "the VMs {one} and {other} both have this uuid; name the one that is meant"
-            ))),
-        }
-    }
-
-    /// The VM of the inventory that `called` names.
-    fn find_vm(&self, called: &VmId) -> Result<inventory::Vm, Error> {
-        let vms = self.inventory()?;
-        let id = self.resolve_among(&vms, called)?;
-        let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
-        found.ok_or_else(|| self.no_such_vm())
-    }
-
-    fn no_such_vm(&self) -> Error {
-        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
-        Error::NoVm { away }
-    }
-
     /// Keeps the snapshot `id` from being swept while a client works on it. To be called before its record is
     /// looked at.
     ///
@@ -313,12 +268,4 @@ impl App {
 /// Whether this is the thread of a connection, which has a runtime for itself.
 fn on_own_thread() -> bool {
     Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
-}
-
-/// The VMs that are defined in a repository. One that is not mounted defines none.
-fn vms_in(access: &Access<'_>, repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
-    match repository.open(access) {
-        Err(_) => Ok(Vec::new()),
-        Ok(root) => inventory::read(&root),
-    }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::audit;
+use crate::cli::log_fields::Escaped;
 use crate::cli::log_file::LogFile;
 use crate::cli::log_queue::LogQueue;
 use crate::config;
@@ -36,7 +37,7 @@ pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
         Some(path) => (LogQueue::start(LogFile::open(path, config.max_size, config.max_files)?, dropped)?, true),
         None => (LogQueue::start(io::stderr(), dropped)?, false),
     };
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).fmt_fields(Escaped);
     subscriber.with_ansi(!is_file && io::stderr().is_terminal()).with_writer(queue.clone()).init();
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();

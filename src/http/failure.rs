@@ -106,7 +106,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
         Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::NotFound(_) | Error::NoVm { .. } => (StatusCode::NOT_FOUND, "not_found"),
+        Error::NotFound(_) | Error::NoVm => (StatusCode::NOT_FOUND, "not_found"),
         Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
@@ -120,7 +120,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
-        Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
         Error::RepositoryAway { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")

@@ -9,6 +9,7 @@ use super::failure::Failure;
 use super::query::Parameters;
 use crate::app::Error;
 use crate::app::status::StatusQuery;
+use crate::model::printable;
 use crate::wire::{Queue, ServiceStatus, Status};
 
 /// `cost` and `vm` of a query.
@@ -40,7 +41,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             "  {state} for {:.0} s {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
             export.seconds,
             export.snapshot_id,
-            export.disk,
+            printable(&export.disk),
             export.address.as_deref().unwrap_or("-"),
             export.user,
             size(export.bytes_done),
@@ -59,9 +60,9 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         };
         let problem = match entry.status {
             Status::Ok => String::new(),
-            Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
+            Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", entry.id, entry.snapshots);
+        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", printable(&entry.id), entry.snapshots);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
@@ -74,7 +75,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         for snapshot in snapshots {
             let cost = match (snapshot.exclusive_bytes, &snapshot.reason) {
                 (Some(bytes), _) => size(bytes),
-                (None, reason) => format!("not known: {}", reason.as_deref().unwrap_or("no reason")),
+                (None, reason) => format!("not known: {}", printable(reason.as_deref().unwrap_or("no reason"))),
             };
             let _ = writeln!(page, "  {} {} of {}: {cost}", snapshot.id, snapshot.created_at, snapshot.vm_id);
         }

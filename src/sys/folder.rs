@@ -200,13 +200,14 @@ impl Folder {
         self.each_entry(|_| Some(Ok(false))).unwrap_or(Ok(true))
     }
 
-    /// What is known of `name`: of the link itself, where it is one. It is not opened.
+    /// What is known of `below`: of the link itself, where it is one. It is not opened.
     ///
     /// # Errors
-    /// The errno of openat(2).
-    pub fn stat(&self, name: impl AsRef<OsStr>) -> io::Result<Metadata> {
+    /// The errno of openat(2); [`Odd`] where a part of the path is a link or is not a directory.
+    pub fn stat(&self, below: impl AsRef<Path>) -> io::Result<Metadata> {
+        let (folder, name) = self.parent_of(below.as_ref())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        File::from(openat(self, plain(name.as_ref())?, flags, Mode::empty())?).metadata()
+        File::from(openat(&folder, name, flags, Mode::empty())?).metadata()
     }
 
     /// What is known of the directory itself.

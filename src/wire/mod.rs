@@ -67,6 +67,9 @@ pub struct Vm {
     /// Why not, or why no snapshot can be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Id of the repository, where this is no VM, but stands for all those of a repository that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable_repository: Option<String>,
 }
 
 /// A disk of a virtual machine.
@@ -277,5 +280,5 @@ pub struct Health {
     /// Whether all is well.
     pub status: Status,
     /// What is not. Says no more than a stranger may know.
-    pub problems: Vec<&'static str>,
+    pub problems: Vec<String>,
 }
