@@ -25,6 +25,15 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
 
+/// The connection that a body is sent on.
+pub trait Recipient: Send + Sync {
+    /// Bytes that were sent, and that the client has not taken yet.
+    fn not_taken(&self) -> u64;
+
+    /// Ends it, in the middle of the body.
+    fn end(&self);
+}
+
 /// A body of a disk that is to be sent.
 pub(super) struct Export {
     pub vm: VmId,
@@ -40,8 +49,7 @@ pub(super) struct Export {
     /// Bytes that the audit has told of.
     pub told: AtomicU64,
     pub taking: Taking,
-    /// Ends its connection.
-    end: CancellationToken,
+    recipient: Arc<dyn Recipient>,
     was_slow: AtomicBool,
     executor: Executor,
     #[expect(dead_code, reason = "holds the snapshot until the body is gone")]
@@ -63,7 +71,12 @@ impl Export {
         let Self { vm, snapshot, disk, .. } = self;
         let (user, rate) = (self.actor.user(), rate as u64);
         tracing::warn!(%vm, %snapshot, %disk, ?user, rate, "others wait, and the client is slower than export.min_rate: its connection is cut");
-        self.end.cancel();
+        self.recipient.end();
+    }
+
+    /// Bytes that the client has taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.done.load(Ordering::Relaxed).saturating_sub(self.recipient.not_taken())
     }
 
     /// Why it ended before its end.
@@ -116,7 +129,7 @@ impl Drop for ExportPlace {
 }
 
 impl App {
-    /// Waits until a body of `total` bytes of a disk, in so many `ranges`, may be sent. `end` ends its connection.
+    /// Waits until a body of `total` bytes of a disk, in so many `ranges`, may be sent to `recipient`.
     ///
     /// # Errors
     /// [`Refusal::TooLongALine`], [`Refusal::WaitedTooLong`].
@@ -125,7 +138,7 @@ impl App {
         session: &Session,
         of: &OpenDisk,
         (total, ranges): (u64, u64),
-        end: CancellationToken,
+        recipient: Arc<dyn Recipient>,
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
         let what = format!("{vm}/{snapshot}/{disk}");
@@ -141,7 +154,7 @@ impl App {
             is_whole: total == of.file.size(),
             told: AtomicU64::new(0),
             taking: Taking::default(),
-            end,
+            recipient,
             was_slow: AtomicBool::new(false),
             executor: of.file.executor().clone(),
             held: Arc::clone(&of.held),

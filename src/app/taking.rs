@@ -110,7 +110,7 @@ impl App {
 
 impl Export {
     fn rate(&self) -> Option<f64> {
-        self.taking.rate(self.done.load(Ordering::Relaxed))
+        self.taking.rate(self.taken())
     }
 }
 

@@ -7,14 +7,13 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio_util::sync::CancellationToken;
 
-use super::exchanges::Exchange;
+use super::connection::Connection;
+use crate::app::reads::Recipient;
 use crate::config;
 
 /// Connections at a time.
@@ -23,122 +22,8 @@ const MOST: usize = 512;
 /// Those of them that are for connections with a good token.
 const RESERVED: usize = 128;
 
-/// How long a good token makes a connection known.
-const KNOWN_FOR: Duration = Duration::from_secs(600);
-
-/// How long a stranger may be idle: from the TLS handshake, or the last answer, to the end of the next head.
-const STRANGERS_IDLE: Duration = Duration::from_secs(30);
-
 /// How often the log says that connections had to go.
 const TOLD_EVERY: Duration = Duration::from_secs(60);
-
-/// An open connection, as far as others have to know.
-#[derive(Debug)]
-pub(super) struct Connection {
-    /// Whose it is; one IPv6 host may have many addresses.
-    origin: IpAddr,
-    /// Whether many clients may be behind that.
-    is_proxy: bool,
-    pub(super) exchange: Arc<Exchange>,
-    times: Mutex<Times>,
-    /// Log-ins whose answer the manager owes.
-    log_ins: AtomicUsize,
-    keepalive: Duration,
-    /// Ends it at once.
-    pub(super) end: CancellationToken,
-}
-
-#[derive(Debug)]
-struct Times {
-    /// Of the last step that it made.
-    step: Instant,
-    /// Of the last good token, or the end of its answer.
-    good_token: Option<Instant>,
-    /// Whether the request that is being answered has a good token.
-    is_good: bool,
-}
-
-impl Connection {
-    pub(super) fn new(origin: IpAddr, is_proxy: bool, keepalive: Duration) -> Self {
-        Self {
-            origin,
-            is_proxy,
-            exchange: Arc::default(),
-            times: Mutex::new(Times { step: Instant::now(), good_token: None, is_good: false }),
-            log_ins: AtomicUsize::new(0),
-            keepalive,
-            end: CancellationToken::new(),
-        }
-    }
-
-    fn times(&self) -> MutexGuard<'_, Times> {
-        self.times.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// It got on: the handshake is over, or a request has come.
-    pub(super) fn made_a_step(&self) {
-        self.times().step = Instant::now();
-    }
-
-    /// Its request has a good token, or is a log-in that the manager took.
-    pub(super) fn is_good(&self) {
-        self.times().is_good = true;
-    }
-
-    /// An answer has gone, all of it.
-    pub(super) fn has_answered(&self) {
-        let (mut times, now) = (self.times(), Instant::now());
-        times.step = now;
-        if std::mem::take(&mut times.is_good) {
-            times.good_token = Some(now);
-        }
-    }
-
-    /// The manager is asked about a log-in: until this is dropped, it is not the connection that is idle.
-    pub(super) fn log_in(self: &Arc<Self>) -> LogIn {
-        self.log_ins.fetch_add(1, Ordering::Relaxed);
-        LogIn(Arc::clone(self))
-    }
-
-    fn is_known(&self) -> bool {
-        let times = self.times();
-        times.is_good || times.good_token.is_some_and(|last| last.elapsed() < KNOWN_FOR.max(self.keepalive))
-    }
-
-    /// How long it has made no step.
-    fn idle(&self) -> Duration {
-        self.times().step.elapsed()
-    }
-
-    /// Whether it may be ended for another.
-    fn may_go(&self) -> bool {
-        let may = if self.is_known() { self.exchange.is_idle() } else { true };
-        may && self.log_ins.load(Ordering::Relaxed) == 0
-    }
-
-    /// Waits until it has been idle for too long.
-    pub(super) async fn idle_for_too_long(&self) {
-        loop {
-            let most = if self.is_known() { self.keepalive } else { STRANGERS_IDLE.min(self.keepalive) };
-            let left = if self.exchange.is_idle() { most.saturating_sub(self.idle()) } else { most };
-            if left.is_zero() {
-                return;
-            }
-            tokio::time::sleep(left).await;
-        }
-    }
-}
-
-/// A log-in that is under way.
-#[derive(Debug)]
-pub(super) struct LogIn(Arc<Connection>);
-
-impl Drop for LogIn {
-    fn drop(&mut self) {
-        self.0.log_ins.fetch_sub(1, Ordering::Relaxed);
-        self.0.made_a_step();
-    }
-}
 
 /// All open connections.
 #[derive(Debug)]
@@ -235,7 +120,7 @@ fn end_one(open: &mut Open, weight: impl Fn(&Connection) -> Option<usize>) -> Re
     let weighed = candidates.filter_map(|(number, one)| Some((weight(one)?, one.idle(), *number)));
     let (.., number) = weighed.max_by_key(|(weight, idle, _)| (*weight, *idle)).ok_or(())?;
     let connection = open.by_number.remove(&number).ok_or(())?;
-    connection.end.cancel();
+    connection.end();
     tracing::debug!(address = %connection.origin, "a connection is ended to make room for another");
     open.ended += 1;
     if open.told.is_none_or(|told| told.elapsed() >= TOLD_EVERY) {
@@ -277,7 +162,7 @@ mod tests {
     }
 
     fn is_open(guest: &Guest) -> bool {
-        !guest.connection.end.is_cancelled()
+        !guest.connection.is_told_to_end()
     }
 
     #[test]
@@ -347,26 +232,5 @@ mod tests {
         assert_eq!(all.try_admit(address(1)).err(), Some(Full::All));
         assert!(known.iter().skip(1).all(is_open));
         drop((answering, log_in));
-    }
-
-    #[test]
-    fn a_connection_stays_known_while_it_is_answered_and_for_a_while_after_that() {
-        let all = connections(&[]);
-        let guest = all.try_admit(address(1)).unwrap();
-        let connection = &guest.connection;
-        let answering = connection.exchange.begin();
-        assert!(!connection.is_known() && connection.may_go());
-        connection.is_good();
-        assert!(connection.is_known() && !connection.may_go());
-        drop(answering);
-        assert!(connection.exchange.flushed());
-        connection.has_answered();
-        assert!(connection.is_known() && connection.may_go());
-        // The next request has none.
-        connection.has_answered();
-        assert!(connection.is_known());
-        let long_ago = Instant::now().checked_sub(KNOWN_FOR).unwrap();
-        connection.times().good_token = Some(long_ago);
-        assert!(!connection.is_known());
     }
 }

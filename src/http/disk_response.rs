@@ -16,11 +16,11 @@ use axum::http::header::{ACCEPT_RANGES, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_T
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
-use tokio_util::sync::CancellationToken;
 
 use super::body::{DiskBody, Part};
 use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
+use super::connection::Connection;
 use super::digest;
 use super::failure::Failure;
 use super::pace::Paces;
@@ -39,8 +39,7 @@ const DIGESTED: u64 = 16 << 20;
 pub(super) struct Client {
     pub session: Session,
     pub paces: Paces,
-    /// Ends its connection.
-    pub end: CancellationToken,
+    pub connection: Arc<Connection>,
 }
 
 pub(super) async fn respond(
@@ -85,7 +84,8 @@ pub(super) async fn respond(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        let place = app.export_place(&client.session, &disk, (length, count), client.end.clone()).await?;
+        let recipient = Arc::clone(&client.connection);
+        let place = app.export_place(&client.session, &disk, (length, count), recipient).await?;
         let served = app.metrics().bytes_served();
         let body = DiskBody::start(disk.file, parts, place, client.paces.clone(), served);
         Body::new(body.map_err(|cause| lost(&disk.disk, cause))?)

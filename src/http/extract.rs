@@ -17,7 +17,7 @@ use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
 use super::Peer;
-use super::connections::Connection;
+use super::connection::Connection;
 use super::exchange::{RequestId, logged_path};
 use super::failure::Failure;
 use crate::app::{App, Error};

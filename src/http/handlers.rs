@@ -8,7 +8,7 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
 use super::disk_response::{self, Client};
@@ -216,7 +216,7 @@ pub(super) async fn disk(
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    let client = Client { session, paces, end: connection.end.clone() };
+    let client = Client { session, paces, connection };
     disk_response::respond(&app, &client, &method, &headers, disk).await
 }
 

@@ -15,7 +15,7 @@ use axum::http::StatusCode;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use super::connections::Connection;
+use super::connection::Connection;
 use super::exchanges::refused;
 use super::head::{Follows, Head, LINE_LIMIT};
 use super::refusal::Refusal;

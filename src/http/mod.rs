@@ -8,6 +8,7 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod connection;
 mod connections;
 mod create_body;
 mod digest;

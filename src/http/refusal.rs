@@ -16,7 +16,10 @@ use super::exchange::REQUEST_ID;
 use super::json::{self, JSON};
 use crate::wire;
 
-/// How long a client that is refused may go on sending.
+/// How long a client that is refused may take to hear of it.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long it may go on sending.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
 /// Bytes that it may go on sending.
@@ -74,8 +77,11 @@ impl Refusal {
         if !to_head {
             answer.extend(body);
         }
-        stream.write_all(&answer).await?;
-        stream.shutdown().await?;
+        let told = async {
+            stream.write_all(&answer).await?;
+            stream.shutdown().await
+        };
+        timeout(ANSWER_DEADLINE, told).await??;
         // A client that is still sending when the connection closes gets a reset, and not the answer.
         let mut rest = stream.take(DRAINED);
         let _ = timeout(DRAIN_DEADLINE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;

@@ -7,6 +7,7 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,14 +23,14 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::Peer;
-use super::connections::{Connection, Connections, Guest};
+use super::connection::Connection;
+use super::connections::{Connections, Guest};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
 use super::pace::{Limits, Paces};
@@ -47,9 +48,6 @@ const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// From the end of an answer to the end of the next head, where the connection may not be idle for longer.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
-
-/// How long a client may take nothing of what is sent to it.
-const STALL_DEADLINE: Duration = Duration::from_secs(60);
 
 /// How long an idle connection may take to hear that it is closed.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
@@ -115,7 +113,7 @@ pub async fn serve(
             let conversation = Conversation { peer, connection: Arc::clone(&guest.connection), paces, router, idle };
             tokio::select! {
                 ended = conversation.hold(stream, acceptor, stop) => ended,
-                () = guest.connection.end.cancelled() => Ok(()),
+                () = guest.connection.is_ended() => Ok(()),
             }
         };
         let on_a_thread = threads.track_future(async move {
@@ -188,9 +186,8 @@ impl Conversation {
         if first[0].is_ascii_alphabetic() {
             return Ok(answer_plain_http(stream, self.peer).await?);
         }
-        let mut stream = TimeoutStream::new(stream);
-        stream.set_write_timeout(Some(STALL_DEADLINE));
-        let handshake = acceptor.accept_with(Box::pin(stream), |tls| tls.set_buffer_limit(Some(SEALED)));
+        self.connection.has_socket(stream.as_raw_fd());
+        let handshake = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(SEALED)));
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
@@ -204,10 +201,13 @@ impl Conversation {
                 TokioIo::new(Heads::new(stream, Arc::clone(&connection))),
                 hyper::service::service_fn(move |request| self.answer(request)),
             );
+        let takes_nothing = connection.takes_nothing();
+        tokio::pin!(takes_nothing);
         let ended = tokio::select! {
             ended = &mut http => Some(ended),
             () = stop.cancelled() => None,
             () = connection.idle_for_too_long() => None,
+            () = &mut takes_nothing => return Err("the client takes nothing".into()),
         };
         let ended = match ended {
             Some(ended) => ended,
@@ -220,6 +220,7 @@ impl Conversation {
                 tokio::select! {
                     ended = &mut http => ended,
                     () = idle => return Ok(()),
+                    () = takes_nothing => return Err("the client takes nothing".into()),
                 }
             }
         };
