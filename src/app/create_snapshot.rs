@@ -171,10 +171,10 @@ impl App {
             Ok((cloned, jiff::Timestamp::now()))
         };
         let between = Between { work: Box::new(clone), refresh: Arc::new(refresh), late: Some(Box::new(late)) };
-        let (cloned, around) = self.within_hooks(snapshot.id, debt, between).await;
+        let (cloned, around) = self.within_hooks(debt.map(|debt| (snapshot.id, debt)), between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
-            return Err(error);
+            return Err(around.beside(error));
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
@@ -246,13 +246,15 @@ impl App {
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
-        self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
+        let owed = debt.as_ref().map(Debt::to_bytes).transpose();
+        let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
+        self.store.begin(&mut snapshot, owed.as_deref())?;
         match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
                 if debt.is_some() {
-                    self.settle(snapshot.id);
+                    self.note(snapshot.id, None);
                 }
                 Err(error)
             }
@@ -288,7 +290,7 @@ impl App {
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
         around: Around,
     ) -> Result<Snapshot, Error> {
-        let sealed = cloned.and_then(|(cloned, at)| {
+        let sealed = cloned.map_err(|error| around.beside(error)).and_then(|(cloned, at)| {
             // What the hooks took is not in it: it is as old as its bytes.
             snapshot.created_at = at;
             self.seal(&mut snapshot, cloned, around)

@@ -71,6 +71,7 @@ use in_use::{InUse, Uses};
 use line::Line;
 use list_vms::Listing;
 use login::ManagerAddress;
+use owed::Unwritten;
 use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
@@ -116,6 +117,8 @@ pub struct App {
     runtime: Handle,
     /// What hooks may hold: between a `pre` and the end of its `post`.
     held: TaskTracker,
+    /// What of the hooks' debts the database would not take.
+    unwritten: Unwritten,
 }
 
 impl App {
@@ -156,6 +159,7 @@ impl App {
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
+            unwritten: Unwritten::default(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
@@ -210,21 +214,6 @@ impl App {
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         if on_own_thread() { work(self) } else { self.blocking(work).await }
-    }
-
-    /// The same on a thread of its own, for what must not wait until another's work is done: while a
-    /// guest is frozen.
-    async fn at_once<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let (app, span) = (Arc::clone(self), tracing::Span::current());
-        let (done, ended) = tokio::sync::oneshot::channel();
-        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
-            let _ = done.send(span.in_scope(|| work(&app)));
-        });
-        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
-        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
     }
 
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.

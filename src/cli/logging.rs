@@ -1,7 +1,6 @@
 //! The log: lines of `key=value`, to a file or to standard error.
 
-use std::io::{self, IsTerminal, Write};
-use std::sync::mpsc;
+use std::io::{self, IsTerminal};
 use std::time::Duration;
 
 use tracing_subscriber::EnvFilter;
@@ -58,17 +57,5 @@ impl Log {
     /// Waits until the log is written, but not for long.
     pub fn flush(&self) {
         self.queue.flush(LAST_LINES);
-    }
-}
-
-/// Writes the last words of the process to standard error, and does not wait long for a reader.
-pub fn say(text: String) {
-    let (done, said) = mpsc::channel();
-    let speak = move || {
-        let _ = io::stderr().write_all(text.as_bytes());
-        let _ = done.send(());
-    };
-    if std::thread::Builder::new().spawn(speak).is_ok() {
-        let _ = said.recv_timeout(LAST_LINES);
     }
 }

@@ -70,6 +70,16 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     for leftover in &status.leftovers {
         let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
     }
+    if !status.owed_hooks.is_empty() {
+        page += "\npost hooks that have failed: something may be frozen still\n";
+    }
+    for owed in &status.owed_hooks {
+        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
+        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), owed.operation.unwrap_or("?"));
+        let hooks = if owed.hooks.is_empty() { "not known which".to_owned() } else { format!("{:?}", owed.hooks) };
+        let reason = owed.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+        let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} times{reason}", owed.attempts);
+    }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";
         for snapshot in snapshots {
