@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging, terminal};
+use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config;
 use coriolis_ovm_exporter::http::{service, tls};
 use coriolis_ovm_exporter::metrics::Metrics;
@@ -43,7 +43,14 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let log = logging::start(&config.log, metrics.log_lines_dropped());
     let log = log.map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    let outcome = service::run(&config, metrics, || log.reopen());
+    let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
+    let audit = audit.map_err(|error| anyhow::anyhow!("audit.file: {error}"))?;
+    let reopen = || {
+        log.reopen();
+        audit.reopen();
+    };
+    let outcome = service::run(&config, metrics, reopen);
+    audit.flush();
     log.flush();
     outcome
 }

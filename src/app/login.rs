@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::remembered::Remembered;
-use super::{App, Error, audit};
+use super::{App, Error};
 use crate::auth::Credentials;
 use crate::config;
 use crate::inventory::ovs_agent;
@@ -16,10 +16,15 @@ impl App {
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(self: &Arc<Self>, credentials: Credentials, address: Option<IpAddr>) -> Result<String, Error> {
+    pub async fn login(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        address: Option<IpAddr>,
+        request_id: Option<Arc<str>>,
+    ) -> Result<String, Error> {
         let user = credentials.username.clone();
         let outcome = self.token_for(credentials).await;
-        audit::login(&user, address, &outcome);
+        self.audit_log_in(&user, address, request_id, &outcome);
         outcome
     }
 

@@ -24,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod audit_trail;
 mod catalog;
 mod claims;
 mod cleanup;
@@ -40,9 +41,11 @@ mod remembered;
 mod repositories;
 mod shared;
 mod sweep;
+mod taking;
 mod turns;
 mod vm_disks;
 
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,6 +62,7 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
+use audit_trail::AuditTrail;
 use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
@@ -99,6 +103,9 @@ pub struct App {
     uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
+    /// Slower clients are cut while others wait; bytes a second.
+    min_rate: Option<NonZero<u64>>,
+    trail: AuditTrail,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -141,9 +148,11 @@ impl App {
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
-            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            exports: Line::fair(config.policy.export_concurrency, reads::QUEUE),
             uses: Uses::default(),
             reads_idly: config.export.is_idle,
+            min_rate: config.export.min_rate,
+            trail: AuditTrail::default(),
             watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),

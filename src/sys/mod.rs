@@ -7,5 +7,6 @@ pub mod heap;
 pub mod io_priority;
 pub mod page_cache;
 pub mod reflink;
+pub mod socket;
 pub mod sparse;
 pub mod volume;

@@ -38,6 +38,8 @@ pub struct Settings {
     pub manager: String,
     /// Lines of `[jwt]`, besides the secret.
     pub jwt: String,
+    /// Lines of `[api]`, besides address and port.
+    pub api: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
     /// Lines of `[policy]`.
@@ -65,6 +67,7 @@ impl Settings {
             agent_db: None,
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
+            api: String::new(),
             tls: String::new(),
             sections: String::new(),
             top: String::new(),
@@ -79,7 +82,7 @@ impl Settings {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
         text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
-        write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
+        write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n{}\n", self.api).unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();

@@ -26,7 +26,7 @@ use std::process::Command;
 pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
-pub use client::{Answer, Client, connect, text};
+pub use client::{Answer, Client, connect, connect_from, text};
 pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
 pub use guest::{Guest, Manners};
