@@ -349,7 +349,7 @@ step "The copy, mounted: e2fsck finds nothing, all $(wc -l <"$work/guest.sha256"
 
 step 'Delete a snapshot, then all that are left'
 client delete "$vm" "$snapshot"
-client purge "$vm"
+client purge --yes "$vm"
 [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
 [[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'there are snapshot files left'
 
