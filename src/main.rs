@@ -7,7 +7,7 @@ use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging};
-use coriolis_ovm_exporter::config;
+use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
 use coriolis_ovm_exporter::http::{service, tls};
 
 fn main() -> ExitCode {
@@ -15,9 +15,12 @@ fn main() -> ExitCode {
     run(&args).unwrap_or_else(|error| {
         // The whole chain, once.
         let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
-        ExitCode::FAILURE
+        if error.is::<ConfigError>() { ExitCode::from(BROKEN_CONFIG) } else { ExitCode::FAILURE }
     })
 }
+
+/// EX_CONFIG of sysexits.h: another start would fail as well, so service managers are told to try none.
+const BROKEN_CONFIG: u8 = 78;
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.command {
@@ -40,7 +43,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    let log = logging::start(&config.log).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    let log = logging::start(&config.log).map_err(|error| {
+        let remedy = "name a file in a folder that can be written to";
+        let fault = Fault::new("log_file", error.to_string(), remedy);
+        // A full disk, or one that is mounted later.
+        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.that_may_pass() }
+    })?;
     service::run(&config, || log.reopen())
 }
 

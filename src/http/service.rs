@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
@@ -15,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::pace::Limits;
 use super::{notify, router, server, tls};
 use crate::app::App;
-use crate::config::{Api, Config};
+use crate::config::{Api, Config, ConfigError, Fault};
 use crate::sys::heap;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
@@ -41,10 +40,11 @@ pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
 }
 
 async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
-    let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
+    let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
+    let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config).await?;
-    let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
+    let listener = TcpListener::bind(address).await.map_err(|error| Fault::of_listening(&config.api, &error))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 

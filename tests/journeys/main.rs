@@ -14,6 +14,7 @@ mod compare;
 mod crash;
 mod disk_full;
 mod export;
+mod first_steps;
 mod hanging;
 mod health;
 mod hook_examples;
