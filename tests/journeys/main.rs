@@ -39,5 +39,6 @@ mod static_binary;
 mod status;
 mod sync_hooks;
 mod tls;
+mod units;
 mod which_vm;
 mod window;
