@@ -12,6 +12,7 @@ mod check_config;
 mod checksum;
 mod compare;
 mod crash;
+mod demo;
 mod disk_full;
 mod export;
 mod first_steps;
