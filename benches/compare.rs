@@ -61,7 +61,8 @@ fn row(mount_point: &Path, extents: u64) {
     for _ in 0..ROUNDS {
         raw.push(timed(|| files.iter().for_each(|file| assert!(count_extents(file) >= extents))));
         compared.push(timed(|| {
-            let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), 0).unwrap().unwrap();
+            let changes =
+                Changes::incremental(Arc::clone(&base), Arc::clone(&target), 0, Arc::new(|| true)).unwrap().unwrap();
             assert_eq!(changes.map(Result::unwrap).count() as u64, extents.div_ceil(100));
         }));
         filefrag.push(timed(|| {

@@ -75,9 +75,9 @@ fn main() {
 
 /// Chunks that are left of the changes.
 fn refine(base: &Arc<DiskFile>, target: &Arc<DiskFile>) -> usize {
-    let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0).unwrap().unwrap();
+    let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0, Arc::new(|| true)).unwrap().unwrap();
     let block = NonZero::new(4096).unwrap();
-    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, || false);
+    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, Arc::new(|| true));
     refined.map(Result::unwrap).count()
 }
 

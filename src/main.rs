@@ -1,20 +1,19 @@
 //! The program: reads its arguments and its config, and does what it is asked.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging};
+use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
 use coriolis_ovm_exporter::http::{service, tls};
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
-        // The whole chain, once.
-        let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
+        terminal::complain(&error);
         if error.is::<ConfigError>() { ExitCode::from(BROKEN_CONFIG) } else { ExitCode::FAILURE }
     })
 }
@@ -27,7 +26,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => serve(args)?,
         Some(Command::CheckConfig) => {
             let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
-            io::stdout().write_all(checked::table(&findings).as_bytes())?;
+            checked::table(&findings).print()?;
             if findings.iter().any(|finding| finding.verdict == Verdict::Bad) {
                 return Ok(ExitCode::FAILURE);
             }
@@ -35,7 +34,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(Command::Adopt { dry_run, manifests }) => {
             let config = config::load(&args.config)?;
             let adoption = block_on(adopt::ask(&config, dry_run, manifests))??;
-            io::stdout().write_all(adopt::report(&adoption).as_bytes())?;
+            adopt::report(&adoption).print()?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -7,23 +7,32 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio_util::sync::CancellationToken;
 
 use super::Error;
+use super::in_use::InUse;
 use super::refined_cache::{Key, RefinedCache, Refinement};
 use super::snapshots::View;
 use crate::model::chunk::{is_one_kind, joined};
 use crate::model::{ByteRange, Chunk, ChunkKind};
+use crate::repository::changes::IsWanted;
 use crate::repository::refine::{self, Held, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 use crate::wire::{Array, Broken, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
-/// Ends the streams of one answer: because nobody waits for it any more, or because one broke.
+/// Ends the streams of one answer: because nobody waits for it any more, or because one broke. Holds the
+/// snapshots that they read until the answer is complete or given up.
 #[derive(Clone, Debug, Default)]
 pub struct Stop {
     /// Cancelled where the client is gone.
     pub cancel: CancellationToken,
     broken: Arc<Mutex<Option<Error>>>,
+    held: Arc<Mutex<Vec<InUse>>>,
 }
 
 impl Stop {
+    /// Holds a snapshot until the answer's end.
+    pub(super) fn hold(&self, held: InUse) {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
+    }
+
     /// Why a stream broke.
     pub fn cause(&self) -> Option<Error> {
         self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
@@ -34,10 +43,10 @@ impl Stop {
         self.cause().unwrap_or_else(|| Error::Internal("a stream broke, and nobody knows why".to_owned()))
     }
 
-    /// Asks whether anybody still waits.
-    pub(super) fn go_on(&self) -> Box<dyn Fn() -> bool + Send> {
+    /// Tells whether anybody still waits.
+    pub(super) fn is_wanted(&self) -> IsWanted {
         let cancel = self.cancel.clone();
-        Box::new(move || !cancel.is_cancelled())
+        Arc::new(move || !cancel.is_cancelled())
     }
 
     pub(super) fn broke(&self, error: Error) -> Broken {
@@ -102,17 +111,15 @@ impl Found {
     /// The chunks, joined where they are one run on the device.
     pub(super) fn stream(self, totals: Arc<Totals>, stop: Stop) -> Result<ChunkStream, Error> {
         let Self { changes, held, target, refine, cache, from, error, .. } = self;
-        let cancel = stop.cancel.clone();
-        let changes = changes.until(move || cancel.is_cancelled());
         let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
             (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::runs_on_in)),
             (Some(block), cache) => {
                 if let Some(known) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
                     Box::new(again(&known, from, &totals, held, target))
                 } else {
-                    let (cancel, sums) = (stop.cancel.clone(), Arc::clone(&totals));
+                    let sums = Arc::clone(&totals);
                     let candidates = Candidates { changes, totals };
-                    let refined = Refined::new(candidates, held, target, block, move || cancel.is_cancelled());
+                    let refined = Refined::new(candidates, held, target, block, stop.is_wanted());
                     let doubt = refined.doubt();
                     let refined = joined(refined, Chunk::runs_on_in);
                     match cache.filter(|_| from == 0) {

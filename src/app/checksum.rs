@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 use std::num::NonZero;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
-use tokio::sync::{OnceCell, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OnceCell;
 
 use super::changes::Stop;
 use super::chunks::Place;
+use super::in_use::InUse;
 use super::read_disk::{OpenDisk, lost};
 use super::{App, Error};
 use crate::auth::Session;
@@ -32,9 +32,6 @@ pub struct Wanted {
     pub list: bool,
 }
 
-/// Checksums that are made at once, at most: the host's processors belong to its guests.
-const AT_ONCE: usize = 4;
-
 /// Checksums of whole disks that are remembered, at most.
 const REMEMBERED: usize = 1024;
 
@@ -42,17 +39,10 @@ const REMEMBERED: usize = 1024;
 type Key = (String, Algorithm);
 
 /// Checksums of whole disks: made once, whoever asks.
+#[derive(Default)]
 pub(super) struct Sums {
     /// Those asked for last are last.
     known: Mutex<VecDeque<(Key, Arc<OnceCell<Digest>>)>>,
-    places: Arc<Semaphore>,
-}
-
-impl Default for Sums {
-    fn default() -> Self {
-        let places = thread::available_parallelism().map_or(1, NonZero::get).min(AT_ONCE);
-        Self { known: Mutex::default(), places: Arc::new(Semaphore::new(places)) }
-    }
 }
 
 impl Sums {
@@ -66,11 +56,6 @@ impl Sums {
             known.pop_front();
         }
         cell
-    }
-
-    /// Waits until there is room for one more.
-    async fn place(&self) -> Result<OwnedSemaphorePermit, Error> {
-        Arc::clone(&self.places).acquire_owned().await.map_err(|closed| Error::Internal(closed.to_string()))
     }
 }
 
@@ -99,11 +84,10 @@ impl App {
             None if range == (0..size) => (self.sum_of_disk(&disk, algorithm, &stop).await?.into(), None),
             None => (self.sum(&disk, range.clone(), algorithm, &stop).await?.into(), None),
             Some(block) => {
-                let place = self.sums.place().await?;
-                let go_on = stop.go_on();
-                let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, go_on);
-                let checksum = wire::Late::default();
-                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, place };
+                let is_wanted = stop.is_wanted();
+                let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
+                let (checksum, held) = (wire::Late::default(), disk.held);
+                let mut blocks = Blocks { sums: Some(sums), checksum: checksum.clone(), disk: disk.disk, stop, held };
                 if list {
                     (checksum, Some(Array::new(blocks)))
                 } else {
@@ -148,13 +132,9 @@ impl App {
         algorithm: Algorithm,
         stop: &Stop,
     ) -> Result<Digest, Error> {
-        let place = self.sums.place().await?;
-        let (file, of, stop) = (Arc::clone(&disk.file), disk.disk.clone(), stop.clone());
-        self.blocking(move |_| {
-            let _place = place;
-            checksum::sum(file, range, algorithm, stop.go_on()).map_err(|error| sum_error(&of, error))
-        })
-        .await
+        let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), stop.is_wanted());
+        self.blocking(move |_| checksum::sum(file, range, algorithm, &is_wanted).map_err(|error| sum_error(&of, error)))
+            .await
     }
 }
 
@@ -164,8 +144,8 @@ struct Blocks {
     checksum: wire::Late,
     disk: SnapshotDisk,
     stop: Stop,
-    #[expect(dead_code, reason = "held until the last block")]
-    place: OwnedSemaphorePermit,
+    #[expect(dead_code, reason = "holds the snapshot until the last block")]
+    held: Arc<InUse>,
 }
 
 impl Blocks {

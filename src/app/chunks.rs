@@ -74,7 +74,7 @@ impl App {
     }
 
     fn find_chunks(&self, (called, id, name): &Place, wanted: Wanted, stop: Stop) -> Result<DiskChunks, Error> {
-        self.note_reads(*id, wanted.view);
+        self.hold_viewed(*id, wanted.view, &stop)?;
         let snapshot = self.snapshot_of(called, *id)?;
         let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
         let size = disk.identity.size;
@@ -89,7 +89,7 @@ impl App {
         };
         let base = self.base_of(wanted.view)?;
         let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-        let found = self.find(&snapshot, pair.as_ref(), disk, wanted.view, start)?;
+        let found = self.find(&snapshot, pair.as_ref(), disk, wanted.view, start, &stop)?;
         let (mode, reason) = (found.mode, found.reason);
         let verify = found.verification();
         let broken = stop.clone();

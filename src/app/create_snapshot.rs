@@ -1,11 +1,11 @@
 //! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
 //!
 //! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
+//! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -14,16 +14,20 @@ use std::time::Duration;
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
-use super::disk_names::names_for;
+use super::disk_files::DiskFiles;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
-use super::vm_disks::{Examiner, Verdict};
+use super::vm_disks::{Verdict, choose, examine};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
-use crate::model::{Consistency, DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
-use crate::repository::clone::{Cloned, Clones, Source};
-use crate::repository::{LocatedDisk, SnapshotDir};
+use crate::inventory::Problem;
+use crate::model::{
+    Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
+};
+use crate::repository::clone::{Cloned, Clones, Source, Target};
+use crate::repository::executor::Kind;
+use crate::repository::{Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -174,7 +178,7 @@ impl App {
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
-            if let Err(error) = app.watch(&snapshot) {
+            if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }
@@ -185,39 +189,39 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let definition = self.find_vm(vm)?;
-        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
-        let mut examiner = Examiner::new(self);
-        let mut located: Vec<LocatedDisk> = Vec::new();
+        let (inventory, definition) = self.find_vm(vm)?;
+        let lines = definition.disks.as_ref().map_err(|problem| match problem {
+            Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Unavailable(text) => Error::Unavailable(text.clone()),
+        })?;
+        let all = inventory.vms.iter().map(Arc::as_ref);
+        let mut files = DiskFiles::look_at(self, all, [&*definition], true);
+        let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {
                 Wish::LeftOut => continue,
-                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
-                Wish::Named => examiner.examine(line).verdict,
+                Wish::Usual => examine(&files, &definition.name, line).heeding_its_name().verdict,
+                Wish::Named => examine(&files, &definition.name, line).verdict,
             };
-            match verdict {
-                Verdict::LeftOut(reason) if wish == Wish::Named => {
-                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
-                }
-                // One file that the definition names twice is one disk.
-                Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
-                Verdict::Taken(disk) => located.push(disk),
-                Verdict::LeftOut(_) => {}
-                Verdict::Prevents(reason) => {
-                    return Err(Error::NotSnapshottable(format!("{}: {reason}", line.device)));
-                }
+            if let (Verdict::LeftOut(reason), Wish::Named) = (&verdict, wish) {
+                return Err(Refusal::UnfitDisk { device: line.device.clone(), reason: reason.clone() }.into());
             }
+            examined.push((line, verdict));
         }
-        if located.is_empty() {
-            return Err(Error::NotSnapshottable("it has no disk to snapshot".to_owned()));
-        }
-        let names = names_for(&located.iter().map(|disk| &disk.source).collect::<Vec<_>>())
-            .map_err(|problem| Error::NotSnapshottable(problem.to_string()))?;
+        let chosen = choose(examined.iter().map(|(_, verdict)| verdict)).map_err(|obstacle| {
+            let device = obstacle.disk.map(|index| format!("{}: ", examined[index].0.device)).unwrap_or_default();
+            let told = format!("{device}{}", obstacle.reason);
+            if obstacle.is_passing { Error::Unavailable(told) } else { Error::NotSnapshottable(told) }
+        })?;
+        let mut names: HashMap<usize, DiskName> = chosen.into_iter().collect();
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
-        for (name, disk) in names.into_iter().zip(located) {
+        for (index, (_, verdict)) in examined.into_iter().enumerate() {
+            let (Some(name), Verdict::Taken(disk)) = (names.remove(&index), verdict) else { continue };
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
-            disks.push(SnapshotDisk { name, source: disk.source, identity });
-            sources.push(Source { file: disk.file, path: disk.path });
+            let opened = files.take(&disk.source).ok_or_else(|| Error::Internal(format!("{name} is not open")))?;
+            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
+            let (folder, name) = opened.place;
+            sources.push(Source { file: opened.file, folder, name });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
@@ -243,7 +247,7 @@ impl App {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
         self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
-        match self.prepare(&snapshot, sources) {
+        match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
@@ -255,15 +259,25 @@ impl App {
         }
     }
 
-    fn prepare(&self, snapshot: &Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
-        for folder in self.folders_of(snapshot)? {
-            folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+    fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let (id, key) = (snapshot.id, snapshot.id.as_u128());
+        let mut folders = HashMap::new();
+        for repository in self.repositories_of(snapshot)? {
+            let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
+            let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+            folders.insert(repository.id().clone(), (repository, made));
         }
         let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            disks.push((source, self.folder(snapshot.id, disk)?.disk(&disk.name)));
+            let made = folders.get(&disk.source.repository);
+            let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
+            disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
-        Clones::prepare(disks).map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))
+        let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
+        let clones = Clones::prepare(disks, key).map_err(failed)?;
+        // From now on no other file is taken for one of the snapshot, should it be undone.
+        snapshot.disks.iter_mut().zip(clones.inodes()).for_each(|(disk, inode)| disk.identity.inode = inode);
+        Ok(clones)
     }
 
     /// Makes a snapshot of the clones and commits it, or undoes it.
@@ -304,41 +318,37 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let files = cloned.finish().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
-            disk.identity = SnapshotDir::seal_disk(file)
-                .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
-        }
-        for folder in &self.folders_of(snapshot)? {
-            folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
+        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
+        for repository in self.repositories_of(snapshot)? {
+            let of = snapshot.clone();
+            let kind = Kind::CHANGE.after(snapshot.id.as_u128());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of));
+            sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
         }
         tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
+            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
         Ok(())
     }
 
-    /// The snapshot's folder in each repository that it touches.
-    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<SnapshotDir>, Error> {
-        let mut seen = HashSet::new();
-        let firsts = snapshot.disks.iter().filter(|disk| seen.insert(&disk.source.repository));
-        firsts.map(|disk| self.folder(snapshot.id, disk)).collect()
+    /// The repositories that the snapshot touches.
+    fn repositories_of(&self, snapshot: &Snapshot) -> Result<Vec<Repository>, Error> {
+        let known = |id: &RepositoryId| self.repository(id).ok_or_else(|| no_repository(id));
+        snapshot.repositories().into_iter().map(known).collect()
     }
 
-    fn folder(&self, id: SnapshotId, disk: &SnapshotDisk) -> Result<SnapshotDir, Error> {
-        let repository = self.repository(&disk.source.repository);
-        let repository =
-            repository.ok_or_else(|| Error::Internal(format!("no repository {}", disk.source.repository)))?;
-        Ok(SnapshotDir::new(&repository, id))
-    }
-
-    /// Takes back what was made. What cannot be is taken back at the next start.
+    /// Takes back what was made. What cannot be taken back now is tried again each minute.
     fn undo(&self, snapshot: &Snapshot) {
         if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
+            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
         }
     }
+}
+
+fn no_repository(id: &RepositoryId) -> Error {
+    Error::Internal(format!("no repository {id}"))
 }
 
 fn ms(duration: Duration) -> String {

@@ -6,7 +6,7 @@ use super::{App, Error};
 use crate::wire;
 
 impl App {
-    /// What keeps the service from serving, for strangers: no names, no paths.
+    /// What keeps the service from serving, for strangers: the repositories are named by their ids, and no paths are told.
     ///
     /// # Errors
     /// [`Error::Internal`].
@@ -15,14 +15,17 @@ impl App {
             let mut problems = Vec::new();
             if let Err(error) = app.store.check() {
                 tracing::error!(%error, "not ready");
-                problems.push("the database does not answer");
+                problems.push("the database does not answer".to_owned());
             }
             let found = app.repositories.found();
-            if found.known.iter().any(|known| !known.repository.as_ref().is_ok_and(|one| one.mounted().is_ok())) {
-                problems.push("a repository is not there");
+            for (repository, absent) in found.away() {
+                tracing::warn!(repository = %repository.id(), %absent, "not ready");
+                problems.push(format!("the repository {} is not there, or does not answer", repository.id()));
             }
+            let unusable = found.known.iter().filter(|known| known.repository.is_err());
+            problems.extend(unusable.map(|known| format!("the repository {} cannot be used", known.name)));
             if found.problem.is_some() {
-                problems.push("the list of repositories cannot be read");
+                problems.push("the list of repositories cannot be read".to_owned());
             }
             let status = if problems.is_empty() { wire::Status::Ok } else { wire::Status::Error };
             Ok(wire::Health { status, problems })

@@ -9,7 +9,6 @@ use super::{App, Error};
 use crate::hooks::{Debt, Event, EventDisk, EventVm, Operation, Refresh};
 use crate::inventory;
 use crate::model::{HookRun, Snapshot, SnapshotId};
-use crate::repository::SnapshotDir;
 
 /// What was called around an operation.
 #[derive(Default)]
@@ -127,7 +126,7 @@ impl App {
             Some(EventDisk {
                 name: disk.name.to_string(),
                 path: repository.mount_point().join(&disk.source.path).display().to_string(),
-                snapshot_path: SnapshotDir::new(&repository, snapshot.id).disk(&disk.name).display().to_string(),
+                snapshot_path: repository.snapshot_path(snapshot.id, &disk.name).display().to_string(),
                 size: disk.identity.size,
             })
         });
@@ -152,8 +151,8 @@ impl App {
 
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
-        let vm = self.find_vm(&snapshot.vm).ok();
-        self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
+        let vm = self.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
+        self.event(Operation::SnapshotDelete, snapshot, vm.as_deref())
     }
 }
 

@@ -12,6 +12,7 @@ pub mod chunks;
 pub mod create_request;
 pub mod error;
 pub mod health;
+pub mod in_use;
 pub mod lease;
 pub mod list_repositories;
 pub mod list_vms;
@@ -23,17 +24,21 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod catalog;
+mod claims;
+mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_files;
 mod disk_names;
 mod hooked;
 mod line;
 mod owed;
-mod recover;
 mod refined_cache;
 mod remembered;
 mod repositories;
+mod shared;
 mod start_faults;
 mod sweep;
 mod turns;
@@ -49,26 +54,32 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{self, Manager, Tokens};
 use crate::config::{self, Config, ConfigError, Policy};
 use crate::hooks::Hooks;
-use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::{CloneSupport, Repository, patience};
+use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 
+use catalog::{Catalog, Unknown};
 use checksum::Sums;
+use cleanup::Leftovers;
 pub use error::Error;
+use in_use::{InUse, Uses};
 use line::Line;
+use list_vms::Listing;
 use login::ManagerAddress;
-use reads::{Export, Reads};
+use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
+use shared::Shared;
 use status::Creation;
 use turns::Turns;
 
 /// The service without its network side.
 pub struct App {
     repositories: Repositories,
+    catalog: Catalog,
+    listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
@@ -79,12 +90,13 @@ pub struct App {
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
+    leftovers: Leftovers,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
     creations: Line<Creation>,
     exports: Line<Export>,
-    reads: Reads,
+    uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
     /// What expires when.
@@ -115,6 +127,8 @@ impl App {
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
         let app = Self {
             repositories,
+            catalog: Catalog::default(),
+            listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store,
             manager: Manager::new(&config.manager).map_err(|error| ConfigError::new(format!("manager: {error}")))?,
@@ -126,14 +140,15 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
+            leftovers: Leftovers::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
             exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
-            reads: Reads::default(),
+            uses: Uses::default(),
             reads_idly: config.export.is_idle,
-            watch: Mutex::default(),
+            watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
@@ -143,7 +158,7 @@ impl App {
         let app = Arc::new(app);
         // First of all: something may be frozen.
         app.call_owed_hooks().await?;
-        app.recover()?;
+        app.clean_up_after_start().await;
         app.prove_manager().await?;
         Ok(app)
     }
@@ -193,10 +208,7 @@ impl App {
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        match Handle::current().runtime_flavor() {
-            RuntimeFlavor::CurrentThread => work(self),
-            _ => self.blocking(work).await,
-        }
+        if on_own_thread() { work(self) } else { self.blocking(work).await }
     }
 
     /// The same on a thread of its own, for what must not wait until another's work is done: while a
@@ -228,56 +240,13 @@ impl App {
         self.repositories.get(id)
     }
 
-    fn inventory(&self) -> Result<Vec<inventory::Vm>, Error> {
-        let found = self.repositories.found();
-        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
-            return Err(Error::AgentDb(problem.clone()));
-        }
-        let mut vms = Vec::new();
-        for repository in found.usable() {
-            let folder = repository.virtual_machines();
-            // One that hangs must not take the others with it.
-            match patience::ask(repository.mount_point(), move || inventory::read(&folder)) {
-                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
-                Err(silent) => tracing::warn!(repository = %repository.id(), cause = %silent, "its VMs are not seen"),
-            }
-        }
-        Ok(inventory::put_together(vms))
-    }
-
-    /// The VM that `called` names: by its name one of the inventory, or one that has left it and
-    /// still has snapshots; else by its uuid one of the inventory.
-    fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
-        self.resolve_among(&self.inventory()?, called)
-    }
-
-    fn resolve_among(&self, vms: &[inventory::Vm], called: &VmId) -> Result<VmId, Error> {
-        let is_name = vms.iter().any(|vm| vm.id.as_ref() == Some(called));
-        // Before any uuid: what is deleted must never be another VM's than the one that was named.
-        if is_name || !self.store.records_of(called)?.is_empty() {
-            return Ok(called.clone());
-        }
-        let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
-        match (named.next(), named.next()) {
-            (None, _) => Err(self.no_such_vm()),
-            (Some(id), None) => Ok(id.clone()),
-            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
-                "the VMs {one} and {other} both have this uuid; name the one that is meant"
-            ))),
-        }
-    }
-
-    /// The VM of the inventory that `called` names.
-    fn find_vm(&self, called: &VmId) -> Result<inventory::Vm, Error> {
-        let vms = self.inventory()?;
-        let id = self.resolve_among(&vms, called)?;
-        let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
-        found.ok_or_else(|| self.no_such_vm())
-    }
-
-    fn no_such_vm(&self) -> Error {
-        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
-        Error::NoVm { away }
+    /// Keeps the snapshot `id` from being swept while a client works on it. To be called before its record is
+    /// looked at.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] where it is being swept.
+    fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
+        self.uses.hold(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))
     }
 
     /// The complete snapshot `id` of the VM that `called` names.
@@ -293,4 +262,9 @@ impl App {
         }
         Ok(snapshot)
     }
+}
+
+/// Whether this is the thread of a connection, which has a runtime for itself.
+fn on_own_thread() -> bool {
+    Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
 }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use super::{App, Error};
+use super::in_use::InUse;
+use super::{App, Error, on_own_thread};
 use crate::auth::Session;
 use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::{DiskFile, MapError, OpenError, Repository, SnapshotDir, patience};
+use crate::repository::executor::Kind;
+use crate::repository::{DiskFile, MapError, OpenError, Repository};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -19,6 +21,8 @@ pub struct OpenDisk {
     pub version: String,
     /// When the snapshot was taken.
     pub taken_at: jiff::Timestamp,
+    /// Keeps the snapshot from being swept.
+    pub held: Arc<InUse>,
 }
 
 impl App {
@@ -33,27 +37,39 @@ impl App {
         id: SnapshotId,
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
+        let here = on_own_thread();
         self.blocking_own(move |app| {
-            // Before anything is looked at: from here on it is not swept.
-            app.reads.note(id);
+            let held = Arc::new(app.hold(id)?);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = Arc::new(app.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
+            let opened = app.open_on(here, &snapshot, disk);
+            let file = Arc::new(opened.map_err(|error| lost(disk, error))?);
             let version =
                 format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
             let disk = disk.clone();
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at })
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, held })
         })
         .await
     }
 
     /// Opens a disk's file and checks that it is the one that was taken.
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
+        self.open_on(false, snapshot, disk)
+    }
+
+    /// The same, on the caller's own thread where it is a connection's: `here`.
+    fn open_on(&self, here: bool, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
         let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
-        let opened = patience::call(repository.mount_point(), || DiskFile::open(&repository, snapshot.id, disk));
-        opened.unwrap_or_else(|silent| Err(silent.into())).inspect_err(|error| {
-            let file = SnapshotDir::new(&repository, snapshot.id).disk(&disk.name);
+        let opened = if here {
+            repository.executor().lend(|access| DiskFile::open(access, &repository, snapshot.id, disk))
+        } else {
+            let (repository, id, disk) = (repository.clone(), snapshot.id, disk.clone());
+            let executor = repository.executor().clone();
+            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, id, &disk))
+        };
+        opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
+            let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
     }

@@ -13,7 +13,7 @@ use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
 use crate::repository::refine::Held;
-use crate::repository::{Changes, CompareError, DiskFile, MapError, SnapshotDir};
+use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
 use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 /// What of a snapshot a client wants to see.
@@ -59,7 +59,7 @@ impl App {
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
-            app.note_reads(id, view);
+            app.hold_viewed(id, view, &stop)?;
             let snapshot = app.snapshot_of(&called, id)?;
             let base = app.base_of(view)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
@@ -79,7 +79,11 @@ impl App {
         snapshot: Snapshot,
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
-        self.blocking(move |app| Ok(app.describe_anyway(&snapshot, View::NEW, &stop))).await
+        self.blocking(move |app| {
+            app.uses.hold(snapshot.id).into_iter().for_each(|held| stop.hold(held));
+            Ok(app.describe_anyway(&snapshot, View::NEW, &stop))
+        })
+        .await
     }
 
     /// The documents of all snapshots of the VM that `called` names, oldest first. One that is lost
@@ -94,10 +98,15 @@ impl App {
         view: View,
         stop: Stop,
     ) -> Result<Array<wire::Snapshot>, Error> {
+        let answer = stop.clone();
         let snapshots = self
             .blocking(move |app| {
                 let vm = app.resolve_vm(&called)?;
-                Ok(app.store.snapshots_of(&vm)?)
+                let snapshots = app.store.snapshots_of(&vm)?;
+                // A client that lists often must not keep them all for ever: this is no work on them.
+                let held = snapshots.iter().filter(|_| view.maps()).filter_map(|one| app.uses.hold_briefly(one.id));
+                held.for_each(|held| answer.hold(held));
+                Ok(snapshots)
             })
             .await?;
         // Each when it is its turn: so many files are not open at once.
@@ -122,7 +131,7 @@ impl App {
         let mut document = self.document(snapshot);
         document.compare_to = pair.map(|pair| pair.base().id.to_string());
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let found = self.find(snapshot, pair, disk, view, 0)?;
+            let found = self.find(snapshot, pair, disk, view, 0, stop)?;
             entry.map = view.maps().then(|| found.into_map(view, stop, None)).transpose()?;
         }
         Ok(document)
@@ -133,8 +142,8 @@ impl App {
     fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> wire::Snapshot {
         let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
-            let map =
-                self.whole(snapshot, disk, view, 0).and_then(|found| found.into_map(view, stop, Some(&entry.state)));
+            let found = self.whole(snapshot, disk, view, 0, stop);
+            let map = found.and_then(|found| found.into_map(view, stop, Some(&entry.state)));
             let map = map.unwrap_or_else(|error| {
                 entry.state.fail(error.to_string());
                 everything(disk.identity.size)
@@ -144,9 +153,12 @@ impl App {
         document
     }
 
-    /// What `view` is about is read now: before anything of it is looked at, so that it is not swept.
-    pub(super) fn note_reads(&self, id: SnapshotId, view: View) {
-        [Some(id), view.compare_to].into_iter().flatten().for_each(|id| self.reads.note(id));
+    /// Holds the snapshots that `view` is about until the answer's end.
+    pub(super) fn hold_viewed(&self, id: SnapshotId, view: View, answer: &Stop) -> Result<(), Error> {
+        for id in [Some(id), view.compare_to].into_iter().flatten() {
+            answer.hold(self.hold(id)?);
+        }
+        Ok(())
     }
 
     /// What changed on a disk since the base of the `pair`, or all of it where there is none.
@@ -157,27 +169,42 @@ impl App {
         disk: &SnapshotDisk,
         view: View,
         from: u64,
+        stop: &Stop,
     ) -> Result<Found, Error> {
         match pair {
-            Some(pair) => self.compared(pair, disk, view, from),
-            None => self.whole(snapshot, disk, view, from),
+            Some(pair) => self.compared(pair, disk, view, from, stop),
+            None => self.whole(snapshot, disk, view, from, stop),
         }
     }
 
     /// All of a disk, for a client that holds nothing of it.
-    fn whole(&self, snapshot: &Snapshot, disk: &SnapshotDisk, view: View, from: u64) -> Result<Found, Error> {
+    fn whole(
+        &self,
+        snapshot: &Snapshot,
+        disk: &SnapshotDisk,
+        view: View,
+        from: u64,
+        stop: &Stop,
+    ) -> Result<Found, Error> {
         let target = self.open(snapshot, disk).map_err(|error| lost(disk, error))?;
         let held = if view.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
-        full(disk, Arc::new(target), held, None, from)
+        full(disk, Arc::new(target), held, None, from, stop)
     }
 
     /// What changed on a disk since the base.
-    fn compared(&self, pair: &SnapshotPair<'_>, disk: &SnapshotDisk, view: View, from: u64) -> Result<Found, Error> {
+    fn compared(
+        &self,
+        pair: &SnapshotPair<'_>,
+        disk: &SnapshotDisk,
+        view: View,
+        from: u64,
+        stop: &Stop,
+    ) -> Result<Found, Error> {
         let target = Arc::new(self.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
         let not_incremental = |target, reason: &'static str| {
             tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
             // A client may hold a file of this name, from whatever snapshot: zeros are listed too.
-            let found = full(disk, target, ExtentMap::unknown(), Some(reason), from)?;
+            let found = full(disk, target, ExtentMap::unknown(), Some(reason), from, stop)?;
             let refine = match view.refine {
                 Some(Refine::By(block)) => Some(block),
                 _ => None,
@@ -193,11 +220,12 @@ impl App {
         let error = compare_error(disk, base_disk);
         let base = self.open(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())))?;
         let base = Arc::new(base);
-        let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from).map_err(&error)?;
+        let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, stop.is_wanted());
+        let changes = changes.map_err(&error)?;
         let Some(changes) = changes else {
             return not_incremental(target, "the base lies on another file system");
         };
-        let refine = self.block_to_refine_by(view, &base, &target).map_err(&error)?;
+        let refine = self.block_to_refine_by(view, &base, &target, stop).map_err(&error)?;
         let files = [base_disk.identity, disk.identity];
         let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block, files);
         let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));
@@ -211,18 +239,24 @@ impl App {
         view: View,
         base: &Arc<DiskFile>,
         target: &Arc<DiskFile>,
+        stop: &Stop,
     ) -> Result<Option<NonZero<u64>>, CompareError> {
         let usual = match (view.refine, self.compare.refine) {
             (Some(Refine::By(block)), _) => return Ok(Some(block)),
             (Some(Refine::Never), _) | (_, Refine::Never) => None,
+            _ if !view.maps() => None,
             (_, Refine::By(block)) => Some(block),
-            (_, Refine::Auto) if target.copies_more_than_was_written() => NonZero::new(4096),
-            (_, Refine::Auto) => None,
+            (_, Refine::Auto) => {
+                let copies_more = target.copies_more_than_was_written();
+                let copies_more = copies_more.map_err(|error| CompareError::Target(OpenError::from(error).into()))?;
+                NonZero::new(4096).filter(|_| copies_more)
+            }
         };
-        let Some(block) = usual.filter(|_| view.maps()) else { return Ok(None) };
+        let Some(block) = usual else { return Ok(None) };
         // Who did not ask waits no longer than the limit allows.
         let mut candidates = 0;
-        for chunk in Changes::incremental(Arc::clone(base), Arc::clone(target), 0)?.into_iter().flatten() {
+        let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0, stop.is_wanted())?;
+        for chunk in changes.into_iter().flatten() {
             let chunk = chunk?;
             if chunk.kind == ChunkKind::Data {
                 candidates += chunk.range.len();
@@ -265,10 +299,8 @@ impl App {
         let repository = self.repository(&disk.source.repository);
         let mount_point =
             repository.as_ref().map(|repository| repository.mount_point().to_path_buf()).unwrap_or_default();
-        let path = repository
-            .as_ref()
-            .map(|repository| SnapshotDir::new(repository, snapshot.id).disk(&disk.name))
-            .unwrap_or_default();
+        let path =
+            repository.as_ref().map(|repository| repository.snapshot_path(snapshot.id, &disk.name)).unwrap_or_default();
         wire::SnapshotDisk {
             parent_path: mount_point.join(&disk.source.path).display().to_string(),
             path: path.display().to_string(),
@@ -300,9 +332,10 @@ fn full(
     held: ExtentMap,
     reason: Option<&'static str>,
     from: u64,
+    stop: &Stop,
 ) -> Result<Found, Error> {
     let error = compare_error(disk, disk);
-    let changes = Changes::full(held, Arc::clone(&target), from).map_err(&error)?;
+    let changes = Changes::full(held, Arc::clone(&target), from, stop.is_wanted()).map_err(&error)?;
     let (held, mode, error) = (Held::Unknown, Mode::Full, Box::new(error));
     Ok(Found { changes, held, target, mode, reason, refine: None, cache: None, from, error })
 }

@@ -56,9 +56,20 @@ impl App {
         Ok(())
     }
 
+    /// Watches a snapshot that was committed just now, and starts the grace of the one before it.
+    pub(super) fn watch_new(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.watch(snapshot)?;
+        let of_vm = self.store.snapshots_of(&snapshot.vm)?;
+        if let Some(former) = of_vm.iter().rev().find(|other| other.sequence < snapshot.sequence) {
+            let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
+            watch.supersede(self.moment(), former.id, snapshot.id);
+        }
+        Ok(())
+    }
+
     /// What may be swept now.
     fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
-        self.reads.forget_old();
+        self.uses.forget_old();
         let expiring = self.store.expiring()?;
         self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiring.contains(&id));
         if expiring.is_empty() {
@@ -81,7 +92,7 @@ impl App {
         let candidate = |snapshot: Snapshot| {
             let Snapshot { id, created_at, .. } = snapshot;
             let terms: Terms = self.store.terms(id)?;
-            Ok(Candidate { id, created_at, terms, in_use: self.is_read(id) })
+            Ok(Candidate { id, created_at, terms, in_use: self.uses.counts(id) })
         };
         let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
@@ -124,6 +135,7 @@ impl App {
         if !self.due_of(vm)?.contains(&id) {
             return Err(NEEDED);
         }
+        let _swept = self.uses.sweep(id).ok_or(NEEDED)?;
         let snapshot = self.store.snapshot(id)?.ok_or(NEEDED)?;
         if !self.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
             return Err(NEEDED);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use tracing_subscriber::EnvFilter;
 
 use crate::app::audit;
+use crate::cli::log_fields::Escaped;
 use crate::cli::log_file::LogFile;
 use crate::config;
 
@@ -24,7 +25,8 @@ pub fn start(config: &config::Log) -> io::Result<Log> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let filter = filter.add_directive(format!("{}=info", audit::TARGET).parse().map_err(io::Error::other)?);
     // Told of a line that it cannot write, the library panics where standard error is on a full disk.
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).log_internal_errors(false);
+    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).fmt_fields(Escaped);
+    let subscriber = subscriber.log_internal_errors(false);
     let open = |path| LogFile::open(path, config.max_size, config.max_files).map(Arc::new);
     let file = config.file.as_deref().map(open).transpose()?;
     match &file {

@@ -3,5 +3,7 @@
 pub mod adopt;
 pub mod args;
 pub mod check_config;
+pub mod log_fields;
 pub mod log_file;
 pub mod logging;
+pub mod terminal;

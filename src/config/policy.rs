@@ -22,6 +22,8 @@ pub struct Policy {
     pub max_extents: Option<u32>,
     /// `default_ttl`, where snapshots expire unless something else is asked for.
     pub default_ttl: Option<Duration>,
+    /// `superseded_grace`: how long a snapshot is kept after the next one of its VM was made.
+    pub superseded_grace: Duration,
 }
 
 /// How much of a repository has to be free.
@@ -56,6 +58,7 @@ pub(super) struct Keys {
     pub(super) min_free_space: toml::Value,
     pub(super) max_extents: u32,
     pub(super) default_ttl: String,
+    pub(super) superseded_grace: String,
 }
 
 impl Default for Keys {
@@ -67,6 +70,7 @@ impl Default for Keys {
             min_free_space: "5%".into(),
             max_extents: 0,
             default_ttl: String::new(),
+            superseded_grace: "1h".to_owned(),
         }
     }
 }
@@ -93,6 +97,10 @@ impl Check {
         if default_ttl.is_some_and(|ttl| ttl > LONGEST) {
             self.problem("policy.default_ttl", "is longer than ten years; leave it empty to keep snapshots for ever");
         }
+        let superseded_grace = match keys.superseded_grace.as_str() {
+            "0" => Duration::ZERO,
+            text => self.duration("policy.superseded_grace", text),
+        };
         Policy {
             snapshot_concurrency: keys.snapshot_concurrency,
             export_concurrency: keys.export_concurrency,
@@ -100,6 +108,7 @@ impl Check {
             min_free_space,
             max_extents: Some(keys.max_extents).filter(|limit| *limit > 0),
             default_ttl,
+            superseded_grace,
         }
     }
 }
@@ -151,16 +160,21 @@ mod tests {
         assert_eq!((policy.snapshot_concurrency, policy.export_concurrency), (2, 12));
         assert_eq!((policy.max_snapshots_per_vm, policy.max_extents, policy.default_ttl), (None, None, None));
         assert_eq!(policy.min_free_space, SpaceFloor::Percent(5));
+        assert_eq!(policy.superseded_grace, Duration::from_secs(3600));
+        let off = check.policy(&Keys { superseded_grace: "0".to_owned(), ..Keys::default() });
+        assert_eq!(off.superseded_grace, Duration::ZERO);
         assert!(check.problems.is_empty());
         check.policy(&Keys {
             snapshot_concurrency: 0,
             export_concurrency: 1001,
             min_free_space: "little".into(),
             default_ttl: "1000000h".to_owned(),
+            superseded_grace: "an hour".to_owned(),
             ..Keys::default()
         });
         let named: Vec<_> = check.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
-        let expected = ["snapshot_concurrency", "export_concurrency", "min_free_space", "default_ttl"];
+        let expected =
+            ["snapshot_concurrency", "export_concurrency", "min_free_space", "default_ttl", "superseded_grace"];
         assert_eq!(named, expected.map(|key| format!("policy.{key}")));
     }
 }

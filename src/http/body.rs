@@ -20,6 +20,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::pace::{Paces, Turn};
 use crate::app::reads::ExportPlace;
 use crate::metrics::Counter;
+use crate::repository::executor::Access;
 use crate::repository::{DiskFile, Footprint, OpenError, Run};
 
 /// Bytes read at a time, at most.
@@ -102,7 +103,7 @@ impl DiskBody {
 
     /// Reads the next piece, and asks when it may be sent.
     fn read(&mut self) -> Result<(), OpenError> {
-        let piece = self.place.during(|| self.reader.next())?;
+        let piece = self.place.during(|access| self.reader.next(access))?;
         let now = Instant::now();
         let turn = self.paces.take(piece.len() as u64, now);
         self.pause = (turn.at > now).then(|| Box::pin(sleep_until(turn.at)));
@@ -191,17 +192,17 @@ struct Reader {
 }
 
 impl Reader {
-    fn next(&mut self) -> Result<Bytes, OpenError> {
+    fn next(&mut self, access: &Access<'_>) -> Result<Bytes, OpenError> {
         let piece = match self.parts.pop_front() {
             None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
             Some(Part::Disk(range)) if self.run.is_some() || range.end - range.start > self.short() => {
-                self.next_of(range)?
+                self.next_of(access, range)?
             }
-            Some(part) => self.gather(part)?,
+            Some(part) => self.gather(access, part)?,
         };
         if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
             // Before the client has it all: that it is still what was snapshotted.
-            self.file.verify_content()?;
+            self.file.verify_content(access)?;
         }
         Ok(piece)
     }
@@ -212,7 +213,7 @@ impl Reader {
     }
 
     /// `part`, which is short, and those after it that are no more together.
-    fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
+    fn gather(&mut self, access: &Access<'_>, part: Part) -> Result<Bytes, OpenError> {
         let mut buffer = self.buffer();
         buffer.clear();
         let mut next = Some(part);
@@ -222,7 +223,7 @@ impl Reader {
                 Part::Disk(range) => {
                     let filled = buffer.len();
                     buffer.resize(filled + (range.end - range.start) as usize, 0);
-                    self.footprint.read(&self.file, &mut buffer[filled..], range.start, range.end)?;
+                    self.footprint.read(access, &self.file, &mut buffer[filled..], range.start, range.end)?;
                 }
             }
             let room = self.short().saturating_sub(buffer.len() as u64);
@@ -232,22 +233,22 @@ impl Reader {
         Ok(self.pooled(buffer))
     }
 
-    fn next_of(&mut self, range: Range<u64>) -> Result<Bytes, OpenError> {
+    fn next_of(&mut self, access: &Access<'_>, range: Range<u64>) -> Result<Bytes, OpenError> {
         let at = range.start;
         let run = match self.run.take() {
             Some(run) => run,
-            None => self.file.run_at(at, range.end)?,
+            None => self.file.run_at(access, at, range.end)?,
         };
         let end = run.end.min(at + self.piece);
         let length = (end - at) as usize;
         let piece = if run.is_data {
             let mut buffer = self.buffer();
             buffer.resize(length, 0);
-            self.footprint.read(&self.file, &mut buffer, at, run.end)?;
+            self.footprint.read(access, &self.file, &mut buffer, at, run.end)?;
             self.pooled(buffer)
         } else {
             // What lies past the end of a file that was cut looks like a hole, and is none.
-            self.file.verify_content()?;
+            self.file.verify_content(access)?;
             Bytes::from_static(&ZEROS[..length])
         };
         self.run = (end < run.end).then_some(run);
@@ -269,6 +270,6 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.footprint.let_go(&self.file, u64::MAX);
+        self.file.executor().lend_on(|access| self.footprint.let_go(access, &self.file, u64::MAX));
     }
 }

@@ -11,6 +11,7 @@ use super::extract::Parameters;
 use super::failure::Failure;
 use crate::app::Error;
 use crate::app::status::StatusQuery;
+use crate::model::printable;
 use crate::wire::{Queue, ServiceStatus, Status};
 
 /// `cost` and `vm` of a query.
@@ -56,7 +57,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             page,
             "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
             export.snapshot_id,
-            export.disk,
+            printable(&export.disk),
             export.address.as_deref().unwrap_or("-"),
             export.user,
             size(export.bytes_done),
@@ -75,16 +76,22 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         };
         let problem = match entry.status {
             Status::Ok => String::new(),
-            Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
+            Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", entry.id, entry.snapshots);
+        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", printable(&entry.id), entry.snapshots);
+    }
+    if !status.leftovers.is_empty() {
+        page += "\nfiles that could not be removed yet\n";
+    }
+    for leftover in &status.leftovers {
+        let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
     }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";
         for snapshot in snapshots {
             let cost = match (snapshot.exclusive_bytes, &snapshot.reason) {
                 (Some(bytes), _) => size(bytes),
-                (None, reason) => format!("not known: {}", reason.as_deref().unwrap_or("no reason")),
+                (None, reason) => format!("not known: {}", printable(reason.as_deref().unwrap_or("no reason"))),
             };
             let _ = writeln!(page, "  {} {} of {}: {cost}", snapshot.id, snapshot.created_at, snapshot.vm_id);
         }

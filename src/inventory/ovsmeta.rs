@@ -4,8 +4,11 @@
 //! there are repositories without it or with another format: nothing in it is an error.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
-use serde_json::Value;
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, Visitor};
+use serde_json::value::RawValue;
 
 /// What is known of the files of one repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,15 +37,47 @@ impl OvsMeta {
 /// Reads an `.ovsmeta`: `None` where it is not a JSON object. An entry that is not an object, and a
 /// field that is not a string, are left out.
 pub fn parse(bytes: &[u8]) -> Option<OvsMeta> {
-    let files: BTreeMap<String, Value> = serde_json::from_slice(bytes).ok()?;
-    let files = files.into_iter().filter_map(|(name, value)| Some((name, entry(&value)?))).collect();
+    let mut source = serde_json::Deserializer::from_slice(bytes);
+    let files = source.deserialize_map(Files).ok()?;
+    source.end().ok()?;
     Some(OvsMeta { files })
 }
 
-fn entry(value: &Value) -> Option<Entry> {
-    let fields = value.as_object()?;
-    let text = |key: &str| fields.get(key).and_then(Value::as_str).map(str::to_owned);
-    Some(Entry { object_type: text("OBJECT_TYPE"), simple_name: text("SIMPLE_NAME") })
+/// Keeps of each entry what is asked for, so that a file of anybody's takes little memory.
+struct Files;
+
+impl<'de> Visitor<'de> for Files {
+    type Value = BTreeMap<String, Entry>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut source: A) -> Result<Self::Value, A::Error> {
+        let mut files = BTreeMap::new();
+        while let Some((name, value)) = source.next_entry::<String, &RawValue>()? {
+            // An array would pass for the fields in their order.
+            let object = Some(value.get()).filter(|text| text.starts_with('{'));
+            let entry = object.and_then(|text| serde_json::from_str(text).ok()).map(entry);
+            if let Some(entry) = entry.filter(|entry| entry.object_type.is_some() || entry.simple_name.is_some()) {
+                files.insert(name, entry);
+            }
+        }
+        Ok(files)
+    }
+}
+
+#[derive(Deserialize)]
+struct Fields<'a> {
+    #[serde(rename = "OBJECT_TYPE", borrow, default)]
+    object_type: Option<&'a RawValue>,
+    #[serde(rename = "SIMPLE_NAME", borrow, default)]
+    simple_name: Option<&'a RawValue>,
+}
+
+fn entry(fields: Fields<'_>) -> Entry {
+    let text = |value: Option<&RawValue>| serde_json::from_str(value?.get()).ok();
+    Entry { object_type: text(fields.object_type), simple_name: text(fields.simple_name) }
 }
 
 #[cfg(test)]

@@ -56,6 +56,19 @@ pub struct Candidate {
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: HashMap<SnapshotId, Seen>,
+    /// How long a snapshot is kept after its successor was committed: it is the base of the comparison
+    /// that the successor was made for.
+    grace: Duration,
+    superseded: HashMap<SnapshotId, Superseded>,
+}
+
+/// A snapshot that is not the newest of its VM any more.
+#[derive(Debug)]
+struct Superseded {
+    /// The next newer snapshot.
+    by: SnapshotId,
+    /// When its grace ends, on the monotonic clock.
+    grace_ends: Duration,
 }
 
 #[derive(Debug)]
@@ -66,6 +79,31 @@ struct Seen {
 }
 
 impl Watch {
+    /// Keeps each snapshot for at least `grace` after its successor was committed.
+    pub fn new(grace: Duration) -> Self {
+        Self { grace, ..Self::default() }
+    }
+
+    /// Starts the grace of the snapshot `id`: its successor `by` is committed now.
+    pub fn supersede(&mut self, now: Moment, id: SnapshotId, by: SnapshotId) {
+        let grace_ends = now.monotonic.saturating_add(self.grace);
+        self.superseded.insert(id, Superseded { by, grace_ends });
+    }
+
+    /// Whether the grace of the snapshot `id` is over, whose next newer one is `successor`.
+    ///
+    /// After a restart, or where the direct successor was deleted, the wall clock says how much of the
+    /// grace is left; as for expiries, it is not trusted with the last minutes of it.
+    fn grace_is_over(&mut self, now: Moment, id: SnapshotId, successor: &Candidate) -> bool {
+        if self.superseded.get(&id).is_none_or(|known| known.by != successor.id) {
+            let age = Duration::try_from(now.wall.duration_since(successor.created_at)).unwrap_or_default();
+            let left = self.grace.saturating_sub(age).max(self.grace.min(SETTLE));
+            let grace_ends = now.monotonic.saturating_add(left);
+            self.superseded.insert(id, Superseded { by: successor.id, grace_ends });
+        }
+        self.superseded.get(&id).is_some_and(|known| now.monotonic >= known.grace_ends)
+    }
+
     /// Looks at a snapshot of these terms: from now on the monotonic clock counts.
     pub fn look(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, terms: Terms) {
         // A clock that is behind what happened already is wrong, and says nothing.
@@ -98,14 +136,15 @@ impl Watch {
     }
 
     /// The snapshots of one VM that may be swept now; `snapshots` are all it has, oldest first. The
-    /// newest never is, nor one that is in use.
+    /// newest never is, nor one that is in use, nor one whose successor was committed a short time ago.
     pub fn sweepable(&mut self, now: Moment, snapshots: &[Candidate]) -> Vec<SnapshotId> {
-        let Some((_newest, older)) = snapshots.split_last() else { return Vec::new() };
         let mut due = Vec::new();
-        for snapshot in older {
+        for pair in snapshots.windows(2) {
+            let (snapshot, successor) = (&pair[0], &pair[1]);
             self.look(now, snapshot.id, snapshot.created_at, snapshot.terms);
+            let grace_is_over = self.grace_is_over(now, snapshot.id, successor);
             let is_due = |seen: &Seen| now.wall >= seen.kept_until && now.monotonic >= seen.due;
-            if self.seen.get(&snapshot.id).is_some_and(is_due) && !snapshot.in_use {
+            if self.seen.get(&snapshot.id).is_some_and(is_due) && grace_is_over && !snapshot.in_use {
                 due.push(snapshot.id);
             }
         }
@@ -115,6 +154,7 @@ impl Watch {
     /// Forgets all but the snapshots that are `there`.
     pub fn retain(&mut self, there: impl Fn(SnapshotId) -> bool) {
         self.seen.retain(|id, _| there(*id));
+        self.superseded.retain(|id, _| there(*id));
     }
 }
 
@@ -222,5 +262,50 @@ mod tests {
         assert_eq!(watch.sweepable(at(4, 2), &all), [id(1)]);
         watch.retain(|_| false);
         assert_eq!(watch.sweepable(at(4, 2), &all), [], "forgotten, it is looked at for the first time");
+    }
+
+    #[test]
+    fn the_former_newest_is_kept_for_a_grace_after_its_successor_was_committed() {
+        let mut watch = Watch::new(Duration::from_secs(HOUR));
+        let base = candidate(1, Some(24), None);
+        let successor =
+            |number: u128, hours: i64| Candidate { created_at: wall(hours), ..candidate(number, None, None) };
+        // It expired while it was the newest of its VM.
+        assert_eq!(watch.sweepable(at(30, 30), &[base]), []);
+        let night = [base, successor(2, 30)];
+        watch.supersede(at(30, 30), id(1), id(2));
+        let minutes = |minutes: u64| Moment {
+            monotonic: at(30, 30).monotonic + Duration::from_secs(minutes * 60),
+            // A leap ahead ends no grace.
+            wall: wall(300),
+        };
+        watch.look(at(30, 30), id(1), wall(0), base.terms);
+        assert_eq!(watch.sweepable(minutes(1), &night), []);
+        assert_eq!(watch.sweepable(minutes(59), &night), []);
+        assert_eq!(watch.sweepable(minutes(60), &night), [id(1)]);
+        // The successor is deleted, and another one is made: the grace is of the newer pair.
+        watch.supersede(minutes(70), id(1), id(3));
+        assert_eq!(watch.sweepable(minutes(71), &[base, successor(3, 31)]), []);
+        assert_eq!(watch.sweepable(minutes(130), &[base, successor(3, 31)]), [id(1)]);
+        // What is not superseded any more is the newest again.
+        assert_eq!(watch.sweepable(minutes(200), &[base]), []);
+    }
+
+    #[test]
+    fn after_a_restart_the_rest_of_the_grace_is_kept() {
+        let restarted = |grace: u64, made: i64, minutes: u64| {
+            let mut watch = Watch::new(Duration::from_secs(grace * 60));
+            let pair = [candidate(1, Some(1), None), Candidate { created_at: wall(made), ..candidate(2, None, None) }];
+            assert_eq!(watch.sweepable(at(30, 0), &pair), []);
+            let later = |minutes: u64| Moment { wall: wall(31), monotonic: Duration::from_secs(minutes * 60) };
+            assert_eq!(watch.sweepable(later(minutes - 1), &pair), []);
+            assert_eq!(watch.sweepable(later(minutes), &pair), [id(1)]);
+        };
+        // Two of three hours had passed; of one hour, all; the clock is behind; a short grace; none.
+        restarted(180, 28, 60);
+        restarted(60, 28, 10);
+        restarted(60, 35, 60);
+        restarted(5, 28, 10);
+        restarted(0, 28, 10);
     }
 }

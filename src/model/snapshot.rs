@@ -63,6 +63,10 @@ pub struct SnapshotDisk {
     pub source: DiskSource,
     /// The file, as it was when the snapshot was finished.
     pub identity: FileIdentity,
+    /// The file system that the file was made on, where that has a name of its own.
+    pub volume: Option<VolumeId>,
+    /// More of the finished file, where it was recorded.
+    pub seal: Option<Seal>,
 }
 
 /// Which disk a file is a state of: what makes two disks of two snapshots comparable.
@@ -86,6 +90,21 @@ pub struct FileIdentity {
     pub size: u64,
     /// Time of the last change of content or inode, nanoseconds since 1970.
     pub changed_ns: i128,
+}
+
+/// What tells a file system from any other, whatever host has it mounted where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VolumeId(pub [u8; 16]);
+
+/// What a file was like when its snapshot was finished, besides its identity. Where only its change time differs
+/// from the recorded one, this tells a change of the inode (its mode, owner, labels, links) from one of the
+/// content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal {
+    /// Time of the last change of content, nanoseconds since 1970.
+    pub modified_ns: i128,
+    /// Digest of its map of extents; nothing where the file system does not tell all addresses.
+    pub map: Option<[u8; 32]>,
 }
 
 /// Two snapshots of one VM, the base taken before the target.

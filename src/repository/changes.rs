@@ -7,7 +7,8 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::disk_file::DiskFile;
+use super::disk_file::{DiskFile, OpenError};
+use super::executor::{Executor, Interrupted, Kind};
 use super::map::{ATTEMPTS, FileSource, MapError, Piece, Pieces, Source};
 use crate::model::diff::changed_within;
 use crate::model::{ByteRange, Chunk, ExtentMap};
@@ -59,50 +60,103 @@ impl<S: Source> BaseFile<S> {
     }
 }
 
+/// Asked now and then: whether anybody still waits for the changes.
+pub type IsWanted = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// The changes from a base to a target, in order and disjoint. A run of them may be cut where a
 /// window ends.
-pub struct Changes(Windows<FileSource>);
+///
+/// They are found on the repository's threads, window by window, when the next one is asked for.
+pub struct Changes {
+    executor: Executor,
+    /// None after the end, and where a turn was interrupted.
+    windows: Option<Windows<FileSource>>,
+    found: VecDeque<Chunk>,
+    unlisted: u64,
+    is_wanted: IsWanted,
+}
 
 impl Changes {
-    /// What changed from the file `base` to the file `target`, at `from` and after. Nothing where
-    /// they lie on two devices, whose addresses have nothing to do with each other.
+    /// What changed from the file `base` to the file `target`, at `from` and after, while it `is_wanted`. Nothing
+    /// where they lie on two devices, whose addresses have nothing to do with each other.
     ///
     /// # Errors
     /// [`CompareError`].
-    pub fn incremental(base: Arc<DiskFile>, target: Arc<DiskFile>, from: u64) -> Result<Option<Self>, CompareError> {
-        let device = |file: &DiskFile| file.device().map_err(MapError::from);
-        if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
-            return Ok(None);
-        }
-        let pieces = Pieces::of_file(base).map_err(CompareError::Base)?;
-        Self::new(Base::File(BaseFile { pieces, before: None }), target, from).map(Some)
+    pub fn incremental(
+        base: Arc<DiskFile>,
+        target: Arc<DiskFile>,
+        from: u64,
+        is_wanted: IsWanted,
+    ) -> Result<Option<Self>, CompareError> {
+        Self::new(&Arc::clone(&target), is_wanted, move || {
+            let device = |file: &DiskFile| file.device().map_err(MapError::from);
+            if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
+                return Ok(None);
+            }
+            let pieces = Pieces::of_file(base).map_err(CompareError::Base)?;
+            Windows::new(Base::File(BaseFile { pieces, before: None }), target, from).map(Some)
+        })
     }
 
     /// What changed for a client that holds `held`, such as [`ExtentMap::empty`], to the file
-    /// `target`, at `from` and after.
+    /// `target`, at `from` and after, while it `is_wanted`.
     ///
     /// # Errors
     /// [`CompareError::Target`].
-    pub fn full(held: ExtentMap, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
-        Self::new(Base::Known(held), target, from)
+    pub fn full(held: ExtentMap, target: Arc<DiskFile>, from: u64, is_wanted: IsWanted) -> Result<Self, CompareError> {
+        let changes =
+            Self::new(&Arc::clone(&target), is_wanted, move || Windows::new(Base::Known(held), target, from).map(Some));
+        changes?.ok_or(CompareError::Abandoned)
     }
 
-    fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
-        let target = Pieces::of_file(target).map_err(CompareError::Target)?;
-        let is_abandoned = Box::new(|| false);
-        Ok(Self(Windows { base, target, at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }))
-    }
-
-    /// The same, which end with [`CompareError::Abandoned`] once `is_abandoned` says so.
-    #[must_use]
-    pub fn until(mut self, is_abandoned: impl Fn() -> bool + Send + 'static) -> Self {
-        self.0.is_abandoned = Box::new(is_abandoned);
-        self
+    fn new(
+        target: &DiskFile,
+        is_wanted: IsWanted,
+        open: impl FnOnce() -> Result<Option<Windows<FileSource>>, CompareError> + Send + 'static,
+    ) -> Result<Option<Self>, CompareError> {
+        let executor = target.executor().clone();
+        let opened = executor.submit(Kind::BULK, move |_| open()).wait_while(&*is_wanted);
+        let windows = opened??;
+        Ok(windows.map(|windows| Self {
+            executor,
+            windows: Some(windows),
+            found: VecDeque::new(),
+            unlisted: 0,
+            is_wanted,
+        }))
     }
 
     /// Bytes that are listed only because the file system's answers about them cannot be trusted.
     pub fn unlisted(&self) -> u64 {
-        self.0.unlisted
+        self.unlisted
+    }
+
+    /// Finds more; nothing after the end.
+    fn turn(&mut self) -> Option<Result<Chunk, CompareError>> {
+        let windows = self.windows.take()?;
+        let turn = self.executor.step(windows, &*self.is_wanted, |access, windows| {
+            let first = windows.next(&|| {
+                access.moved();
+                access.is_wanted()
+            });
+            (first, std::mem::take(&mut windows.found), windows.unlisted)
+        });
+        let (windows, (first, found, unlisted)) = match turn {
+            Ok(turn) => turn,
+            Err(interrupted) => return Some(Err(interrupted.into())),
+        };
+        (self.found, self.unlisted) = (found, unlisted);
+        self.windows = Some(windows).filter(|_| matches!(first, Some(Ok(_))));
+        first
+    }
+}
+
+impl From<Interrupted> for CompareError {
+    fn from(interrupted: Interrupted) -> Self {
+        match interrupted {
+            Interrupted::Unwanted => Self::Abandoned,
+            Interrupted::Unresponsive(unresponsive) => Self::Target(OpenError::from(unresponsive).into()),
+        }
     }
 }
 
@@ -110,7 +164,10 @@ impl Iterator for Changes {
     type Item = Result<Chunk, CompareError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        self.0.next()
+        match self.found.pop_front() {
+            Some(chunk) => Some(Ok(chunk)),
+            None => self.turn(),
+        }
     }
 }
 
@@ -121,7 +178,13 @@ struct Windows<S> {
     at: u64,
     found: VecDeque<Chunk>,
     unlisted: u64,
-    is_abandoned: Box<dyn Fn() -> bool + Send>,
+}
+
+impl Windows<FileSource> {
+    fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
+        let target = Pieces::of_file(target).map_err(CompareError::Target)?;
+        Ok(Self { base, target, at: from, found: VecDeque::new(), unlisted: 0 })
+    }
 }
 
 impl<S: Source> Windows<S> {
@@ -156,9 +219,9 @@ impl<S: Source> Windows<S> {
         Ok(())
     }
 
-    fn next(&mut self) -> Option<Result<Chunk, CompareError>> {
+    fn next(&mut self, is_wanted: &dyn Fn() -> bool) -> Option<Result<Chunk, CompareError>> {
         while self.found.is_empty() && self.at < self.target.size() {
-            let outcome = if (self.is_abandoned)() { Err(CompareError::Abandoned) } else { self.advance() };
+            let outcome = if is_wanted() { self.advance() } else { Err(CompareError::Abandoned) };
             if let Err(error) = outcome {
                 self.at = u64::MAX;
                 // Found before the files were known to be good, and nothing may follow the error.

@@ -1,5 +1,6 @@
 //! Checksums of a snapshot's bytes. Holes are not read; their zeros count all the same.
 
+use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
 use std::ops::Range;
@@ -7,11 +8,16 @@ use std::sync::Arc;
 
 use aws_lc_rs::digest::{self, SHA256};
 
+use super::changes::IsWanted;
 use super::disk_file::{DiskFile, OpenError};
+use super::executor::{Access, Interrupted};
 use super::map::MapError;
 
 /// Bytes read, or zeros counted, at a time.
 const PIECE: usize = 256 << 10;
+
+/// Bytes that are read on the repository's threads at a time: after that it is another's turn.
+const TURN: u64 = 4 << 20;
 
 /// What a hole counts as.
 static ZEROS: [u8; PIECE] = [0; PIECE];
@@ -57,6 +63,23 @@ impl std::fmt::Display for Digest {
     }
 }
 
+/// A text is no checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotADigest;
+
+impl std::str::FromStr for Digest {
+    type Err = NotADigest;
+
+    fn from_str(text: &str) -> Result<Self, NotADigest> {
+        let digits: Option<Vec<u32>> = text.chars().map(|c| c.to_digit(16)).collect();
+        let digits = digits.ok_or(NotADigest)?;
+        let bytes: Vec<u8> =
+            digits.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect();
+        // An odd number of digits leaves one over.
+        if digits.len() != 64 { Err(NotADigest) } else { Ok(Self(bytes.try_into().map_err(|_| NotADigest)?)) }
+    }
+}
+
 /// Why there is no checksum.
 #[derive(Debug, thiserror::Error)]
 pub enum SumError {
@@ -80,24 +103,106 @@ impl From<OpenError> for SumError {
     }
 }
 
-/// Asked between pieces: whether to go on.
-pub type GoOn = Box<dyn Fn() -> bool + Send>;
+impl From<Interrupted> for SumError {
+    fn from(interrupted: Interrupted) -> Self {
+        match interrupted {
+            Interrupted::Unwanted => Self::Stopped,
+            Interrupted::Unresponsive(unresponsive) => Self::from(OpenError::from(unresponsive)),
+        }
+    }
+}
 
-/// The checksum of `range` of `file`, which is within its size.
+/// The checksum of `range` of `file`, which is within its size. It is made on the repository's threads.
 ///
 /// # Errors
 /// [`SumError`]; also where the file was changed meanwhile.
-pub fn sum(file: Arc<DiskFile>, range: Range<u64>, algorithm: Algorithm, go_on: GoOn) -> Result<Digest, SumError> {
-    let mut reader = Reader::new(file, range.clone(), go_on);
-    let mut hasher = Hasher::new(algorithm);
-    reader.feed(&mut hasher, range.end)?;
-    reader.file.verify_content()?;
-    Ok(hasher.finish())
+pub fn sum(
+    file: Arc<DiskFile>,
+    range: Range<u64>,
+    algorithm: Algorithm,
+    is_wanted: &IsWanted,
+) -> Result<Digest, SumError> {
+    let executor = file.executor().clone();
+    let mut work = (Reader::new(file, range.start, range.end), Hasher::new(algorithm));
+    loop {
+        let (rest, done) = executor.step(work, &**is_wanted, move |access, (reader, hasher)| {
+            reader.feed(access, hasher, range.end.min(reader.at.saturating_add(TURN)))?;
+            let is_done = reader.at >= range.end;
+            if is_done {
+                reader.file.verify_content(access)?;
+            }
+            Ok::<_, SumError>(is_done)
+        })?;
+        if done? {
+            return Ok(rest.1.finish());
+        }
+        work = rest;
+    }
 }
 
 /// The checksums of the blocks of a range, in order, and of them the checksum of the whole:
 /// H(H(block 1) ‖ H(block 2) ‖ …), as oVirt imageio and blksum make it.
+///
+/// They are made on the repository's threads, some blocks at a time, when the next one is asked for.
 pub struct BlockSums {
+    file: Arc<DiskFile>,
+    is_wanted: IsWanted,
+    /// None where a turn was interrupted.
+    blocks: Option<Blocks>,
+    ready: VecDeque<Digest>,
+}
+
+impl BlockSums {
+    /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
+    /// counted from the start of the range; the last one may be shorter.
+    pub fn new(
+        file: Arc<DiskFile>,
+        range: Range<u64>,
+        algorithm: Algorithm,
+        block: NonZero<u64>,
+        is_wanted: IsWanted,
+    ) -> Self {
+        let blocks = Blocks {
+            reader: Reader::new(Arc::clone(&file), range.start, range.end),
+            end: range.end,
+            algorithm,
+            block: block.get(),
+            of_zeros: None,
+            whole: Hasher::new(algorithm),
+        };
+        Self { file, is_wanted, blocks: Some(blocks), ready: VecDeque::new() }
+    }
+
+    /// The checksum of the next block; nothing after the last.
+    ///
+    /// # Errors
+    /// [`SumError`].
+    pub fn next_block(&mut self) -> Result<Option<Digest>, SumError> {
+        if self.ready.is_empty() {
+            let blocks = self.blocks.take().ok_or(SumError::Stopped)?;
+            let turn = self.file.executor().step(blocks, &*self.is_wanted, |access, blocks| blocks.turn(access));
+            let (blocks, ready) = turn?;
+            self.blocks = Some(blocks);
+            self.ready = ready?;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    /// The checksum of the blocks' checksums, after the last.
+    ///
+    /// # Errors
+    /// [`SumError::File`] where the file was changed meanwhile.
+    pub fn finish(self) -> Result<Digest, SumError> {
+        let blocks = self.blocks.ok_or(SumError::Stopped)?;
+        let verify = |access: &Access<'_>, blocks: &mut Blocks| blocks.reader.file.verify_content(access);
+        let (blocks, verified) = self.file.executor().step(blocks, &*self.is_wanted, verify)?;
+        verified?;
+        Ok(blocks.whole.finish())
+    }
+}
+
+/// Makes the checksums of blocks.
+struct Blocks {
     reader: Reader,
     end: u64,
     algorithm: Algorithm,
@@ -107,31 +212,26 @@ pub struct BlockSums {
     whole: Hasher,
 }
 
-impl BlockSums {
-    /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
-    /// counted from the start of the range; the last one may be shorter.
-    pub fn new(file: Arc<DiskFile>, range: Range<u64>, algorithm: Algorithm, block: NonZero<u64>, go_on: GoOn) -> Self {
-        let end = range.end;
-        let whole = Hasher::new(algorithm);
-        Self { reader: Reader::new(file, range, go_on), end, algorithm, block: block.get(), of_zeros: None, whole }
+impl Blocks {
+    /// The checksums of the next blocks; none after the last.
+    fn turn(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, SumError> {
+        let limit = self.reader.at.saturating_add(TURN);
+        let mut ready = VecDeque::new();
+        while self.reader.at < limit.min(self.end) {
+            ready.push_back(self.next(access)?);
+        }
+        Ok(ready)
     }
 
-    /// The checksum of the next block; nothing after the last.
-    ///
-    /// # Errors
-    /// [`SumError`].
-    pub fn next_block(&mut self) -> Result<Option<Digest>, SumError> {
+    fn next(&mut self, access: &Access<'_>) -> Result<Digest, SumError> {
         let start = self.reader.at;
-        if start >= self.end {
-            return Ok(None);
-        }
         let end = start.saturating_add(self.block).min(self.end);
         let is_whole = end - start == self.block;
         let digest = match self.of_zeros {
-            Some(zeros) if is_whole && self.reader.skip_hole(end)? => zeros,
+            Some(zeros) if is_whole && self.reader.skip_hole(access, end)? => zeros,
             _ => {
                 let mut hasher = Hasher::new(self.algorithm);
-                let is_zero = self.reader.feed(&mut hasher, end)?;
+                let is_zero = self.reader.feed(access, &mut hasher, end)?;
                 let digest = hasher.finish();
                 if is_whole && is_zero {
                     self.of_zeros = Some(digest);
@@ -140,16 +240,7 @@ impl BlockSums {
             }
         };
         self.whole.add(&digest.0);
-        Ok(Some(digest))
-    }
-
-    /// The checksum of the blocks' checksums, after the last.
-    ///
-    /// # Errors
-    /// [`SumError::File`] where the file was changed meanwhile.
-    pub fn finish(self) -> Result<Digest, SumError> {
-        self.reader.file.verify_content()?;
-        Ok(self.whole.finish())
+        Ok(digest)
     }
 }
 
@@ -190,7 +281,6 @@ impl Hasher {
 /// Reads a file from front to back.
 struct Reader {
     file: Arc<DiskFile>,
-    go_on: GoOn,
     /// Up to where it was read.
     at: u64,
     /// Where all ends.
@@ -201,23 +291,23 @@ struct Reader {
 }
 
 impl Reader {
-    fn new(file: Arc<DiskFile>, range: Range<u64>, go_on: GoOn) -> Self {
-        Self { file, go_on, at: range.start, limit: range.end, run: (range.start, false), buffer: Vec::new() }
+    fn new(file: Arc<DiskFile>, start: u64, limit: u64) -> Self {
+        Self { file, at: start, limit, run: (start, false), buffer: Vec::new() }
     }
 
     /// The end of the run that goes on here, and whether it holds data.
-    fn run(&mut self) -> io::Result<(u64, bool)> {
+    fn run(&mut self, access: &Access<'_>) -> io::Result<(u64, bool)> {
         if self.run.0 <= self.at {
-            let run = self.file.run_at(self.at, self.limit)?;
+            let run = self.file.run_at(access, self.at, self.limit)?;
             self.run = (run.end, run.is_data);
         }
         Ok(self.run)
     }
 
     /// Goes on to `end` without reading, where there is a hole up to there.
-    fn skip_hole(&mut self, end: u64) -> Result<bool, SumError> {
-        self.may_go_on()?;
-        let (run_end, is_data) = self.run()?;
+    fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, SumError> {
+        self.may_go_on(access)?;
+        let (run_end, is_data) = self.run(access)?;
         let is_hole = !is_data && run_end >= end;
         if is_hole {
             self.at = end;
@@ -226,15 +316,15 @@ impl Reader {
     }
 
     /// Gives `hasher` all up to `end`; whether there were only holes.
-    fn feed(&mut self, hasher: &mut Hasher, end: u64) -> Result<bool, SumError> {
+    fn feed(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, SumError> {
         let mut only_holes = true;
         while self.at < end {
-            self.may_go_on()?;
-            let (run_end, is_data) = self.run()?;
+            self.may_go_on(access)?;
+            let (run_end, is_data) = self.run(access)?;
             let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(PIECE).min(PIECE);
             if is_data {
                 self.buffer.resize(PIECE, 0);
-                self.file.read_exact_at(&mut self.buffer[..length], self.at)?;
+                self.file.read_exact_at(access, &mut self.buffer[..length], self.at)?;
                 hasher.add(&self.buffer[..length]);
                 only_holes = false;
             } else {
@@ -245,11 +335,12 @@ impl Reader {
         Ok(only_holes)
     }
 
-    fn may_go_on(&self) -> Result<(), SumError> {
-        if !(self.go_on)() {
+    fn may_go_on(&self, access: &Access<'_>) -> Result<(), SumError> {
+        access.moved();
+        if !access.is_wanted() {
             return Err(SumError::Stopped);
         }
         // Also at the end, which may be hours away.
-        Ok(self.file.verify_content()?)
+        Ok(self.file.verify_content(access)?)
     }
 }

@@ -1,18 +1,20 @@
 //! Whether files of a repository can be cloned and their maps read: asked of the mount, not believed.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
-use super::clone::{self, Source};
-use super::patience::{self, Silent};
+use super::SNAPSHOTS;
+use super::clone::{self, Source, Target};
+use super::executor::{Executor, Kind, Unresponsive};
+use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fiemap, fsinfo};
 
 /// Why disks in a folder cannot be snapshotted.
@@ -39,9 +41,12 @@ pub enum Unclonable {
         /// Its size, bytes.
         size: u64,
     },
+    /// Snapshots have no place there: the name of their folder is a link's, or a file's.
+    #[error("{0}; remove it, and the service makes the folder for the snapshots")]
+    NoPlace(String),
     /// It hangs.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
     /// The trial clone failed for another reason.
     #[error("a trial clone in the repository failed: {0}")]
     TrialFailed(String),
@@ -57,10 +62,13 @@ fn remedy(file_system: &str) -> &'static str {
 }
 
 /// File systems whose maps have been proven to tell the truth, by tests on the real thing.
-const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
+pub(super) const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
 
 /// How long an answer is believed: a repository can be unmounted, changed and mounted again.
 const MEMORY: Duration = Duration::from_secs(60);
+
+/// The key of trials: one at a time, as one that hangs says what the next would.
+const TRIAL_KEY: u128 = 0;
 
 /// Device number and inode of a folder, so that another file system mounted there is asked anew.
 type Mounted = (u64, u64);
@@ -81,13 +89,17 @@ impl CloneSupport {
     /// [`Unclonable`] with the reason, in words for an operator.
     pub fn of(&self, folder: &Path) -> Result<(), Unclonable> {
         let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
-        let asked = folder.to_owned();
-        let opened = patience::ask(folder, move || {
-            let file = File::open(asked)?;
-            let metadata = file.metadata()?;
-            Ok((file, metadata))
+        let (asked, executor) = (folder.to_owned(), Executor::of(folder));
+        let opened = executor.run(Kind::SHORT, move |_| {
+            let root = Folder::open(&asked)?;
+            let metadata = root.metadata()?;
+            let place = root.folder(SNAPSHOTS).map_err(|error| Odd::of(&error).map(|_| error.to_string()));
+            Ok((root, metadata, place.err().flatten()))
         })?;
-        let (folder_file, metadata) = opened.map_err(failed)?;
+        let (root, metadata, place) = opened.map_err(failed)?;
+        if let Some(problem) = place {
+            return Err(Unclonable::NoPlace(problem));
+        }
         let key = (metadata.dev(), metadata.ino());
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((asked, answer)) = known().get(&key)
@@ -95,11 +107,10 @@ impl CloneSupport {
         {
             return answer.clone();
         }
-        let asked = folder.to_owned();
-        let answer = patience::ask(folder, move || probe(&folder_file, &asked))?;
+        let answer = executor.run(Kind::SHORT.after(TRIAL_KEY), move |_| probe(&root))?;
         match &answer {
             // By accident, for now: the next one may go better.
-            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Silent(_)) => {}
+            Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Unresponsive(_)) => {}
             _ => {
                 known().insert(key, (Instant::now(), answer.clone()));
             }
@@ -131,14 +142,14 @@ pub fn of_disk(file: &File, path: &Path) -> Result<(), Unclonable> {
 }
 
 /// Clones a small file, where the file system is one that is supported.
-fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
+fn probe(root: &Folder) -> Result<(), Unclonable> {
     let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
-    let name = fsinfo::name_of(folder_file).map_err(failed)?;
+    let name = fsinfo::name_of(root).map_err(failed)?;
     if !SUPPORTED.contains(&name.as_str()) {
         return Err(Unclonable::UnsupportedFileSystem(name));
     }
-    remove_litter(folder);
-    let trial = Trial::new(folder);
+    remove_litter(root);
+    let trial = Trial::new(root);
     trial.run().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
         Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS) => Unclonable::NotNow(error.to_string()),
@@ -150,45 +161,45 @@ fn probe(folder_file: &File, folder: &Path) -> Result<(), Unclonable> {
 const TRIAL_PREFIX: &str = ".coriolis-trial-";
 
 /// A file and its clone, which are removed when this is dropped.
-struct Trial {
-    source: PathBuf,
-    target: PathBuf,
+struct Trial<'a> {
+    root: &'a Folder,
+    source: String,
+    target: String,
 }
 
-impl Trial {
-    fn new(folder: &Path) -> Self {
-        let name = format!("{TRIAL_PREFIX}{}", uuid::Uuid::new_v4());
-        Self { source: folder.join(&name), target: folder.join(name + ".clone") }
+impl<'a> Trial<'a> {
+    fn new(root: &'a Folder) -> Self {
+        let source = format!("{TRIAL_PREFIX}{}", uuid::Uuid::new_v4());
+        Self { root, target: format!("{source}.clone"), source }
     }
 
     fn run(&self) -> io::Result<()> {
-        let mut file = OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&self.source)?;
+        let mut file = self.root.create_file(&self.source, 0o600)?;
         file.write_all(&[1; 4096])?;
-        let clone = clone::clone_one(Source { file, path: self.source.clone() }, &self.target)?;
+        let source = Source { file, folder: self.root.clone(), name: self.source.clone().into() };
+        let clone = clone::clone_one(source, Target { folder: self.root.clone(), name: self.target.clone() })?;
         fiemap::Reader::new(1).read(clone.as_fd(), 0)?;
         Ok(())
     }
 }
 
-impl Drop for Trial {
+impl Drop for Trial<'_> {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.source);
-        let _ = fs::remove_file(&self.target);
+        let _ = self.root.unlink(&self.source);
+        let _ = self.root.unlink(&self.target);
     }
 }
 
 /// Removes what trials left that were killed. Another server's may be under way: those are young.
-fn remove_litter(folder: &Path) {
+fn remove_litter(root: &Folder) {
     const OLD: Duration = Duration::from_secs(3600);
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        let old = || {
-            let changed = entry.metadata().and_then(|metadata| metadata.modified()).ok()?;
-            SystemTime::now().duration_since(changed).ok()
+    for name in root.entries().unwrap_or_default() {
+        let is_old_file = || {
+            let found = root.stat(&name).ok().filter(Metadata::is_file)?;
+            SystemTime::now().duration_since(found.modified().ok()?).ok().filter(|age| *age > OLD)
         };
-        if entry.file_name().as_encoded_bytes().starts_with(TRIAL_PREFIX.as_bytes())
-            && old().is_some_and(|age| age > OLD)
-        {
-            let _ = fs::remove_file(entry.path());
+        if name.as_encoded_bytes().starts_with(TRIAL_PREFIX.as_bytes()) && is_old_file().is_some() {
+            let _ = root.unlink(&name);
         }
     }
 }

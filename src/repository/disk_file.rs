@@ -1,16 +1,16 @@
 //! A disk of a snapshot, open, and proven to be the file that was snapshotted.
 
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::sync::Arc;
 
-use nix::errno::Errno;
-
-use super::{Repository, Silent, SnapshotDir};
-use crate::model::{FileIdentity, SnapshotDisk, SnapshotId};
+use super::executor::{Access, Executor, Kind, Unresponsive};
+use super::{Repository, SnapshotDir};
+use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
+use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
@@ -30,9 +30,9 @@ pub enum OpenError {
     Io(#[from] io::Error),
 }
 
-impl From<Silent> for OpenError {
-    fn from(silent: Silent) -> Self {
-        Self::RepositoryAway(silent.to_string())
+impl From<Unresponsive> for OpenError {
+    fn from(unresponsive: Unresponsive) -> Self {
+        Self::RepositoryAway(unresponsive.to_string())
     }
 }
 
@@ -42,7 +42,7 @@ impl From<Silent> for OpenError {
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
-    mount_point: PathBuf,
+    executor: Executor,
     recorded: FileIdentity,
     /// Time of the last change of content, when it was opened.
     modified: (i64, i64),
@@ -57,28 +57,35 @@ pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
     }
 }
 
+fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File> {
+    SnapshotDir::new(root, id).open()?.open_file(name.as_str())
+}
+
 impl DiskFile {
     /// Opens the file of `disk` and checks that it is the one that was snapshotted.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(repository: &Repository, id: SnapshotId, disk: &SnapshotDisk) -> Result<Self, OpenError> {
-        let path = SnapshotDir::new(repository, id).disk(&disk.name);
-        let opened =
-            OpenOptions::new().read(true).custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK).open(path);
-        let file = opened.map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::ENOENT | Errno::ENOTDIR) => match repository.mounted() {
+    pub fn open(
+        access: &Access<'_>,
+        repository: &Repository,
+        id: SnapshotId,
+        disk: &SnapshotDisk,
+    ) -> Result<Self, OpenError> {
+        let root = repository.open(access).map_err(|absent| OpenError::RepositoryAway(absent.to_string()))?;
+        let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
+            // A link, a socket, a folder: none of which the service makes.
+            Some(_) => OpenError::Replaced,
+            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
                 Ok(_) => OpenError::Missing,
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },
-            Some(Errno::ELOOP) => OpenError::Replaced, // a link, which we never make
-            _ => OpenError::Io(error),
+            None => OpenError::Io(error),
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        let disk_file =
-            Self { file, mount_point: repository.mount_point().to_owned(), recorded: disk.identity, modified };
-        if !metadata.is_file() || identity(&metadata) != disk.identity {
+        let disk_file = Self { file, executor: repository.executor().clone(), recorded: disk.identity, modified };
+        if identity(&metadata) != disk.identity {
             return Err(OpenError::Replaced);
         }
         Ok(disk_file)
@@ -91,13 +98,17 @@ impl DiskFile {
 
     /// Whether its file system copies much more than is written, so that maps list too much: OCFS2
     /// copies about 1 MiB for a write of 4 KiB.
-    pub fn copies_more_than_was_written(&self) -> bool {
-        fsinfo::name_of(&self.file).is_ok_and(|name| name == "ocfs2")
+    ///
+    /// # Errors
+    /// [`Unresponsive`].
+    pub fn copies_more_than_was_written(self: &Arc<Self>) -> Result<bool, Unresponsive> {
+        let file = Arc::clone(self);
+        self.executor.run(Kind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
     }
 
-    /// Where its repository is mounted.
-    pub fn mount_point(&self) -> &Path {
-        &self.mount_point
+    /// What does the work on it.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// The open file.
@@ -114,7 +125,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`OpenError::Replaced`] where it was touched in any way since it was opened.
-    pub fn verify(&self) -> Result<(), OpenError> {
+    pub(super) fn verify(&self) -> Result<(), OpenError> {
         if identity(&self.file.metadata()?) == self.recorded { Ok(()) } else { Err(OpenError::Replaced) }
     }
 
@@ -123,7 +134,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`OpenError::Replaced`] where somebody has.
-    pub fn verify_content(&self) -> Result<(), OpenError> {
+    pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
         let same = metadata.len() == self.size() && (metadata.mtime(), metadata.mtime_nsec()) == self.modified;
         if same { Ok(()) } else { Err(OpenError::Replaced) }
@@ -133,7 +144,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// The errno of pread(2); `UnexpectedEof` where the file is shorter than it was.
-    pub fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    pub(super) fn read_exact_at(&self, _: &Access<'_>, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
 
@@ -167,7 +178,7 @@ impl DiskFile {
     ///
     /// # Errors
     /// The errno of lseek(2).
-    pub fn run_at(&self, offset: u64, limit: u64) -> io::Result<Run> {
+    pub fn run_at(&self, _: &Access<'_>, offset: u64, limit: u64) -> io::Result<Run> {
         let data = sparse::next_data(&self.file, offset)?;
         match data {
             None => Ok(Run { end: limit, is_data: false }),

@@ -14,6 +14,7 @@ use std::io;
 use std::ops::Range;
 
 use super::DiskFile;
+use super::executor::Access;
 
 /// Bytes that are looked at, and let go of, together. Windows begin at multiples of it, as the largest
 /// pages do.
@@ -42,17 +43,24 @@ impl Footprint {
     ///
     /// # Errors
     /// Those of [`DiskFile::read_exact_at`].
-    pub fn read(&mut self, file: &DiskFile, buffer: &mut [u8], at: u64, end: u64) -> io::Result<()> {
+    pub fn read(
+        &mut self,
+        access: &Access<'_>,
+        file: &DiskFile,
+        buffer: &mut [u8],
+        at: u64,
+        end: u64,
+    ) -> io::Result<()> {
         let goes_back = self.windows.front().is_some_and(|(window, _)| at < window.start);
-        self.let_go(file, if goes_back { u64::MAX } else { at });
+        self.let_go(access, file, if goes_back { u64::MAX } else { at });
         if self.windows.is_empty() && end - at < SHORT {
-            return self.read_short(file, buffer, at);
+            return self.read_short(access, file, buffer, at);
         }
         self.look_ahead(file, at, end);
-        file.read_exact_at(buffer, at)
+        file.read_exact_at(access, buffer, at)
     }
 
-    fn read_short(&mut self, file: &DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    fn read_short(&mut self, access: &Access<'_>, file: &DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
         if !self.reads_no_more_ahead {
             file.reads_ahead(false);
             self.reads_no_more_ahead = true;
@@ -63,7 +71,7 @@ impl Footprint {
             // Older kernels cannot tell on the way.
             Err(_) => file.is_cached(at) && file.is_cached(at + buffer.len() as u64 - 1),
         };
-        file.read_exact_at(buffer, at)?;
+        file.read_exact_at(access, buffer, at)?;
         if !was_cached {
             file.forget(&(at / PAGE * PAGE..(at + buffer.len() as u64).next_multiple_of(PAGE)));
         }
@@ -85,7 +93,7 @@ impl Footprint {
     }
 
     /// Lets go of all windows that end at or before `at`, but for those that were in the cache.
-    pub fn let_go(&mut self, file: &DiskFile, at: u64) {
+    pub fn let_go(&mut self, _: &Access<'_>, file: &DiskFile, at: u64) {
         while let Some((window, was_cached)) = self.windows.front()
             && window.end <= at
         {

@@ -1,32 +1,41 @@
 //! From the path that a VM definition names to an open disk inside a repository.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
-use super::Repository;
-use crate::model::DiskSource;
+use super::{Repository, SNAPSHOTS};
+use crate::model::{DiskSource, VolumeId};
+use crate::sys::folder::Folder;
+use crate::sys::volume;
 
 /// Why a path is not taken as a VM's disk.
 #[derive(Debug, thiserror::Error)]
 pub enum Misplaced {
-    /// The path leads nowhere, or to what cannot be opened.
+    /// The path leads nowhere, or to what cannot be opened as a disk: a folder, a device, a link.
     #[error("cannot be opened: {0}")]
     Unreadable(#[from] io::Error),
-    /// Links followed, it lies outside all repositories.
+    /// It lies outside all repositories.
     #[error("lies outside of every repository")]
     Outside,
-    /// It is a folder, a device, a pipe.
-    #[error("is not a regular file")]
-    NotAFile,
-    /// The file was exchanged while it was opened.
-    #[error("was moved while it was opened; try again")]
-    Moved,
     /// A path that is no text.
     #[error("has a name that is not UTF-8")]
     NotText,
+    /// No disk of a VM has its place there.
+    #[error("{0}")]
+    NoDisk(&'static str),
+}
+
+/// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
+#[derive(Clone, Debug)]
+pub struct Assigned {
+    /// The repository that it lies in.
+    pub repository: Repository,
+    /// The path below the repository: plain names alone.
+    pub below: PathBuf,
+    /// The folders that the path leads into and out of again by `..`.
+    detours: Vec<PathBuf>,
 }
 
 /// A VM's disk, open for reading.
@@ -38,95 +47,122 @@ pub struct LocatedDisk {
     pub source: DiskSource,
     /// The open disk.
     pub file: File,
-    /// Its path, links followed.
+    /// The folder that it was opened in, and its name there.
+    pub place: (Folder, OsString),
+    /// Its path, for messages.
     pub path: PathBuf,
     /// Its size when it was opened, bytes.
     pub size: u64,
+    /// The file system that it lies on.
+    pub volume: Option<VolumeId>,
 }
 
-/// Opens the disk that a VM definition names `path`.
+/// The repository that a VM definition's `path` lies in; of repositories inside one another, the innermost.
 ///
-/// The definition is a file that a guest's administrator may influence. So the path must resolve,
-/// links followed, to a regular file below one of `repositories`; what was opened is checked, not
-/// only what the path said a moment before.
+/// The path alone decides: no file system is asked, so that none that hangs can hold this up.
+///
+/// # Errors
+/// [`Misplaced::Outside`], also where `..` leads out of the repository.
+pub fn assign<'a>(
+    repositories: impl IntoIterator<Item = &'a Repository, IntoIter: Clone>,
+    path: &Path,
+) -> Result<Assigned, Misplaced> {
+    let repositories = repositories.into_iter();
+    let mut outer = below_any(repositories.clone(), path).filter_map(|(_, root, below)| {
+        let (below, detours) = without_detours(below)?;
+        let detours: Vec<PathBuf> = detours.iter().map(|detour| root.join(detour)).collect();
+        Some((root.join(below), detours))
+    });
+    let (path, detours) = outer.next().ok_or(Misplaced::Outside)?;
+    let innermost = below_any(repositories, &path).min_by_key(|(.., below)| below.components().count());
+    let (repository, root, below) = innermost.ok_or(Misplaced::Outside)?;
+    // A detour that leads through another repository is not followed either.
+    let detours = detours.iter().map(|detour| detour.strip_prefix(root).map(Path::to_path_buf));
+    let detours = detours.collect::<Result<_, _>>().map_err(|_| Misplaced::Outside)?;
+    Ok(Assigned { repository: repository.clone(), below: below.to_path_buf(), detours })
+}
+
+/// The repositories that `path` lies below as it is spelled: each with that spelling of its folder, and the
+/// rest of the path, which is not empty.
+fn below_any<'a, 'p>(
+    repositories: impl Iterator<Item = &'a Repository>,
+    path: &'p Path,
+) -> impl Iterator<Item = (&'a Repository, &'a Path, &'p Path)> {
+    let spelled = repositories.flat_map(|repository| repository.spellings().map(move |root| (repository, root)));
+    // Whole components: /repo1/x is not below /repo.
+    spelled.filter_map(move |(repository, root)| {
+        let below = path.strip_prefix(root).ok()?;
+        (!below.as_os_str().is_empty()).then_some((repository, root, below))
+    })
+}
+
+/// The relative path without `..`, and the folders that it leads into and out of again; nothing where it
+/// leads out altogether.
+fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
+    let (mut plain, mut detours) = (PathBuf::new(), Vec::new());
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => plain.push(name),
+            Component::CurDir => {}
+            Component::ParentDir => {
+                detours.push(plain.clone());
+                if !plain.pop() {
+                    return None;
+                }
+            }
+            Component::RootDir | Component::Prefix(_) => return None,
+        }
+    }
+    (!plain.as_os_str().is_empty()).then_some((plain, detours))
+}
+
+/// Opens a VM's disk in the repository whose folder is `root`.
+///
+/// The definition is a file that a guest's administrator may influence. So no link is followed below the
+/// repository, and what is not a regular file is not opened.
 ///
 /// # Errors
 /// [`Misplaced`] with the reason.
-pub fn open(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Misplaced> {
-    let resolved = path.canonicalize()?;
-    let (repository, below) = innermost(repositories, &resolved).ok_or(Misplaced::Outside)?;
-    let file = OpenOptions::new()
-        .read(true)
-        // Non-blocking: opening a pipe must not hang.
-        .custom_flags(nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK)
-        .open(&resolved)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(Misplaced::NotAFile);
+pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced> {
+    let Assigned { repository, below, detours } = assigned;
+    must_be_a_disks_place(below)?;
+    // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
+    // would be another one than ours.
+    for detour in detours {
+        root.folder(detour)?;
     }
-    // A folder on the way may have become a link after the path was resolved.
-    if std::fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd()))? != resolved {
-        return Err(Misplaced::Moved);
-    }
-    let below = below.to_str().ok_or(Misplaced::NotText)?.to_owned();
-    let source = DiskSource { repository: repository.id().clone(), path: below };
-    Ok(LocatedDisk { repository: repository.clone(), source, file, path: resolved, size: metadata.len() })
+    let text = below.to_str().ok_or(Misplaced::NotText)?.to_owned();
+    let name = below.file_name().ok_or(Misplaced::Outside)?;
+    let folder = root.folder(below.parent().unwrap_or(Path::new("")))?;
+    let file = folder.open_file(name)?;
+    let size = file.metadata()?.len();
+    let volume = volume::id_of(&file)?.map(VolumeId);
+    Ok(LocatedDisk {
+        repository: repository.clone(),
+        source: DiskSource { repository: repository.id().clone(), path: text },
+        file,
+        place: (folder, name.to_owned()),
+        path: repository.mount_point().join(below),
+        size,
+        volume,
+    })
 }
 
-/// The repository that `resolved` lies in, and its path below it. Of repositories inside one
-/// another, the innermost.
-fn innermost<'a>(repositories: &'a [Repository], resolved: &Path) -> Option<(&'a Repository, PathBuf)> {
-    repositories
-        .iter()
-        .filter_map(|repository| {
-            let root = repository.mount_point().canonicalize().ok()?;
-            // Whole components: /repo1/x is not below /repo.
-            let below = resolved.strip_prefix(&root).ok()?.to_path_buf();
-            (!below.as_os_str().is_empty()).then_some((repository, below))
-        })
-        .min_by_key(|(_, below)| below.components().count())
+/// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
+fn must_be_a_disks_place(below: &Path) -> Result<(), Misplaced> {
+    let first = below.iter().next().unwrap_or_default();
+    // At any depth: another repository may lie in this one, and not be known.
+    if below.iter().any(|name| name == SNAPSHOTS) {
+        Err(Misplaced::NoDisk("is in a folder of snapshots, where no VM has a disk"))
+    } else if first.as_encoded_bytes().starts_with(b".") {
+        Err(Misplaced::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
+    } else if below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cfg")) {
+        Err(Misplaced::NoDisk("is a definition, and no disk"))
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::fs;
-    use std::os::unix::fs::symlink;
-
-    #[test]
-    fn only_files_inside_a_repository_are_opened() {
-        let dir = tempfile::tempdir().unwrap();
-        let base = dir.path().canonicalize().unwrap();
-        let repository = Repository::new("repo".parse().unwrap(), base.join("repo"));
-        for folder in ["repo/VirtualDisks", "repo2", "elsewhere"] {
-            fs::create_dir_all(base.join(folder)).unwrap();
-        }
-        for file in ["repo/VirtualDisks/a.img", "repo2/a.img", "elsewhere/secret"] {
-            fs::write(base.join(file), b"x").unwrap();
-        }
-        symlink(base.join("elsewhere/secret"), base.join("repo/VirtualDisks/link.img")).unwrap();
-        symlink(base.join("repo/VirtualDisks/a.img"), base.join("repo/VirtualDisks/inside.img")).unwrap();
-        symlink(base.join("elsewhere"), base.join("repo/folder")).unwrap();
-        nix::unistd::mkfifo(&base.join("repo/pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-
-        let open = |path: &str| open(std::slice::from_ref(&repository), &base.join(path));
-        let disk = open("repo/VirtualDisks/a.img").unwrap();
-        assert_eq!((disk.source.path.as_str(), disk.size), ("VirtualDisks/a.img", 1));
-        assert_eq!(open("repo/VirtualDisks/inside.img").unwrap().source.path, "VirtualDisks/a.img");
-        for outside in [
-            "repo2/a.img",
-            "elsewhere/secret",
-            "repo/../elsewhere/secret",
-            "repo/VirtualDisks/../../repo2/a.img",
-            "repo/VirtualDisks/link.img",
-            "repo/folder/secret",
-            "repo",
-        ] {
-            assert!(matches!(open(outside), Err(Misplaced::Outside)), "{outside}");
-        }
-        for odd in ["repo/pipe", "repo/VirtualDisks"] {
-            assert!(matches!(open(odd), Err(Misplaced::NotAFile)), "{odd}");
-        }
-        assert!(matches!(open("repo/missing"), Err(Misplaced::Unreadable(_))));
-    }
-}
+#[path = "locate/tests.rs"]
+mod tests;

@@ -5,10 +5,12 @@
 //! added: who does not know them passes over them, and what lacks them is as before there were any.
 
 use std::io;
+use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, Taken};
+use super::checksum::Digest;
+use crate::model::{DiskSource, FileIdentity, HookRun, Seal, Snapshot, SnapshotDisk, Taken, VolumeId};
 
 /// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -18,15 +20,33 @@ const VERSION: u32 = 1;
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not JSON of the shape.
-    #[error("not a manifest: {0}")]
-    Json(#[from] serde_json::Error),
+    /// It is not JSON of the shape. What stands there is not repeated: anybody may have put the file there.
+    #[error("not a manifest: line {line}, column {column}: {expected}")]
+    Json {
+        /// Where, counted from 1.
+        line: usize,
+        /// The byte in that line, counted from 1.
+        column: usize,
+        /// What was expected.
+        expected: &'static str,
+    },
     /// It is of a version that this program does not know.
     #[error("version {0}, made by a newer program")]
     Newer(u32),
     /// A field does not hold what it should.
     #[error("{0} is not what it should be")]
     Field(&'static str),
+}
+
+impl From<serde_json::Error> for ManifestError {
+    fn from(error: serde_json::Error) -> Self {
+        let expected = match error.classify() {
+            serde_json::error::Category::Data => "expected another type of value, or a field that is missing",
+            serde_json::error::Category::Eof => "expected more, found the end of the file",
+            _ => "expected JSON",
+        };
+        Self::Json { line: error.line(), column: error.column(), expected }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -58,6 +78,14 @@ struct ManifestDisk {
     size: u64,
     inode: u64,
     changed_at: jiff::Timestamp,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    modified_at: Option<jiff::Timestamp>,
+    /// Of the file system, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    volume: Option<String>,
+    /// BLAKE3 over the map of extents, hexadecimal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    map_digest: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -68,6 +96,15 @@ struct ManifestHook {
     outcome: String,
     duration_ms: u64,
     detail: String,
+}
+
+fn time(nanoseconds: i128) -> jiff::Timestamp {
+    jiff::Timestamp::from_nanosecond(nanoseconds).unwrap_or_default()
+}
+
+fn volume(text: &str) -> Result<VolumeId, ManifestError> {
+    let number = u128::from_str_radix(text, 16).map_err(|_| ManifestError::Field("volume"))?;
+    Ok(VolumeId(number.to_be_bytes()))
 }
 
 /// The manifest of `snapshot`.
@@ -91,7 +128,10 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
                 source: disk.source.path.clone(),
                 size: disk.identity.size,
                 inode: disk.identity.inode,
-                changed_at: jiff::Timestamp::from_nanosecond(disk.identity.changed_ns).unwrap_or_default(),
+                changed_at: time(disk.identity.changed_ns),
+                modified_at: disk.seal.map(|seal| time(seal.modified_ns)),
+                volume: disk.volume.map(|VolumeId(bytes)| format!("{:032x}", u128::from_be_bytes(bytes))),
+                map_digest: disk.seal.and_then(|seal| seal.map).map(|map| Digest(map).to_string()),
             })
             .collect(),
         consistency: snapshot.taken.consistency.as_str().to_owned(),
@@ -115,6 +155,12 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
+/// Whether a path stays below its repository: it is shown to clients, and handed to hooks.
+fn is_below(path: &str) -> bool {
+    let mut components = Path::new(path).components();
+    !path.is_empty() && components.all(|component| matches!(component, Component::Normal(_)))
+}
+
 /// The snapshot that a manifest tells of.
 ///
 /// # Errors
@@ -130,13 +176,17 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
     }
     let manifest: Manifest = serde_json::from_slice(text)?;
     let disk = |disk: ManifestDisk| {
+        let map = disk.map_digest.map(|text| text.parse::<Digest>()).transpose();
+        let map = map.map_err(|_| ManifestError::Field("map_digest"))?.map(|digest| digest.0);
         Ok(SnapshotDisk {
             name: disk.name.parse().map_err(|_| ManifestError::Field("a disk's name"))?,
             source: DiskSource {
                 repository: disk.repository.parse().map_err(|_| ManifestError::Field("repository"))?,
-                path: disk.source,
+                path: Some(disk.source).filter(|path| is_below(path)).ok_or(ManifestError::Field("a disk's source"))?,
             },
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_at.as_nanosecond() },
+            volume: disk.volume.as_deref().map(volume).transpose()?,
+            seal: disk.modified_at.map(|at| Seal { modified_ns: at.as_nanosecond(), map }),
         })
     };
     let hook = |run: ManifestHook| {
@@ -184,6 +234,8 @@ mod tests {
                     path: "VirtualDisks/a.img".to_owned(),
                 },
                 identity: FileIdentity { inode: 131, size: 1 << 40, changed_ns: 1_714_558_830_123_456_789 },
+                volume: Some(VolumeId([0xa5; 16])),
+                seal: Some(Seal { modified_ns: 1_714_558_829_987_654_321, map: Some([0x5a; 32]) }),
             }],
             taken: Taken {
                 consistency: Consistency::Quiesced,
@@ -201,9 +253,23 @@ mod tests {
         let text = encode(&snapshot).unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
 
+        for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
+            let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
+            assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("a disk's source"))), "{bad}");
+        }
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
-        assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json(_))));
+        assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json { .. })));
+    }
+
+    #[test]
+    fn an_error_repeats_nothing_of_the_file() {
+        for text in
+            [r#"{"version": "secret"}"#, r#"{"version": 1, "secret": 7, "vm_id": ["secret"]}"#, "secret", "\"secret"]
+        {
+            let told = decode(text.as_bytes()).unwrap_err().to_string();
+            assert!(told.starts_with("not a manifest: line 1, column ") && !told.contains("secret"), "{told}");
+        }
     }
 
     #[test]

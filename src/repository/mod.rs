@@ -8,38 +8,46 @@ pub mod checksum;
 pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
+pub mod executor;
 pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
-pub mod patience;
 pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;
 
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use crate::model::RepositoryId;
+use crate::model::{DiskName, RepositoryId, SnapshotId};
+use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
+use executor::{Access, Kind, Pending};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
+pub use executor::{Executor, Unresponsive};
 pub use footprint::Footprint;
-pub use locate::{LocatedDisk, Misplaced};
+pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
 pub use map::MapError;
-pub use patience::Silent;
-pub use snapshot_dir::{Removal, SnapshotDir};
+pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
+
+/// The folder of all snapshots in a repository.
+const SNAPSHOTS: &str = "CoriolisSnapshots";
 
 /// A repository: a folder on a mounted file system.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
+    executor: Executor,
+    /// The mount point with every link followed, once it is known.
+    resolved: Arc<OnceLock<PathBuf>>,
 }
 
 /// What a repository lies on.
@@ -65,13 +73,34 @@ pub enum Absent {
     Empty,
     /// It hangs.
     #[error(transparent)]
-    Silent(#[from] Silent),
+    Unresponsive(#[from] Unresponsive),
+}
+
+impl Absent {
+    /// What an error says of the repository itself, where it is about that.
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref::<Self>()
+    }
+}
+
+impl From<Absent> for io::Error {
+    fn from(absent: Absent) -> Self {
+        Self::new(io::ErrorKind::TimedOut, absent)
+    }
 }
 
 impl Repository {
     /// The repository `id` at `mount_point`. It need not be mounted at the moment.
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
-        Self { id, mount_point }
+        // Definitions may name the folder by either path.
+        let resolved = folder::resolve(&mount_point).map(OnceLock::from).unwrap_or_default();
+        let executor = Executor::of(&mount_point);
+        Self { id, mount_point, executor, resolved: Arc::new(resolved) }
+    }
+
+    /// What does its file work.
+    pub fn executor(&self) -> &Executor {
+        &self.executor
     }
 
     /// Its id.
@@ -84,45 +113,85 @@ impl Repository {
         &self.mount_point
     }
 
+    /// Does `work` below its folder, in its executor.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Absent`], as the error's own cause, where the repository is not there or hangs.
+    pub fn run<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.submit(kind, work).wait().map_err(Absent::from)?
+    }
+
+    /// Queues `work` below its folder; see [`Repository::run`].
+    pub fn submit<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
+    ) -> Pending<io::Result<T>> {
+        let repository = self.clone();
+        self.executor.submit(kind, move |access| work(access, &repository.open(access)?))
+    }
+
+    /// Opens its folder, through which all else in it is reached.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub fn open(&self, _: &Access<'_>) -> Result<Folder, Absent> {
+        let root = Folder::open(&self.mount_point).map_err(|error| match error.kind() {
+            io::ErrorKind::NotADirectory => Absent::NotAFolder,
+            _ => Absent::Unreadable(error),
+        })?;
+        if self.resolved.get().is_none()
+            && let Ok(resolved) = root.resolved()
+        {
+            let _ = self.resolved.set(resolved);
+        }
+        Ok(root)
+    }
+
+    /// Where it is mounted with every link followed, as far as that is known.
+    pub fn resolved(&self) -> &Path {
+        self.resolved.get().unwrap_or(&self.mount_point)
+    }
+
+    /// The paths by which a definition may name its folder.
+    fn spellings(&self) -> impl Iterator<Item = &Path> {
+        [self.mount_point(), self.resolved()].into_iter()
+    }
+
+    /// The path of a snapshot's file: for documents and messages, and for nothing else.
+    pub fn snapshot_path(&self, id: SnapshotId, disk: &DiskName) -> PathBuf {
+        self.mount_point.join(SNAPSHOTS).join(id.to_string()).join(disk.as_str())
+    }
+
     /// What is mounted there.
     ///
     /// # Errors
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
-        let repository = self.clone();
-        patience::ask(&self.mount_point, move || repository.mounted_now())?
+        self.ask_mounted().wait()?
     }
 
-    fn mounted_now(&self) -> Result<Mounted, Absent> {
-        let folder = File::open(&self.mount_point)?;
-        let metadata = folder.metadata()?;
-        if !metadata.is_dir() {
-            return Err(Absent::NotAFolder);
-        }
+    /// Begins to ask what is mounted there.
+    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Absent>> {
+        let repository = self.clone();
+        self.executor.submit(Kind::SHORT, move |access| repository.mounted_now(access))
+    }
+
+    /// The same, of whoever has access already.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub fn mounted_now(&self, access: &Access<'_>) -> Result<Mounted, Absent> {
+        let root = self.open(access)?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
-        let parent = self.mount_point.join("..").metadata()?;
-        if parent.dev() == metadata.dev() && self.mount_point.read_dir()?.next().is_none() {
+        if root.outer_device()? == root.metadata()?.dev() && root.is_empty()? {
             return Err(Absent::Empty);
         }
-        Ok(Mounted { file_system: fsinfo::name_of(&folder)?, space: fsinfo::space(&folder)? })
-    }
-
-    /// The folder of the VM definitions, one folder a VM.
-    pub fn virtual_machines(&self) -> PathBuf {
-        self.mount_point.join("VirtualMachines")
-    }
-
-    fn virtual_disks(&self) -> PathBuf {
-        self.mount_point.join("VirtualDisks")
-    }
-
-    /// The manager's own notes on the files.
-    pub fn ovsmeta(&self) -> PathBuf {
-        self.mount_point.join(".ovsmeta")
-    }
-
-    fn snapshots(&self) -> PathBuf {
-        self.mount_point.join("CoriolisSnapshots")
+        Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
     }
 }

@@ -4,32 +4,23 @@
 //! On OCFS2 a write of 4 KiB copies about 1 MiB, so that maps alone list far too much. Reading is
 //! cheaper than sending. What cannot be read stays listed as it was.
 
-mod places;
-
 use std::collections::VecDeque;
 use std::io;
 use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
 
-use places::Place;
-
-use super::changes::CompareError;
+use super::changes::{CompareError, IsWanted};
 use super::disk_file::DiskFile;
-use super::map::MapError;
+use super::executor::{Access, Interrupted, Kind, Pending};
 use crate::model::chunk::append_run;
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
 /// Bytes that are read of each file at a time; a multiple of every block size.
 const WINDOW: u64 = 1 << 20;
 
-/// Threads that read, at most: the host's processors belong to its guests.
-const THREADS: usize = 4;
-
-/// Windows that are on their way for each thread.
-const AHEAD: usize = 2;
+/// Windows of one comparison that are on their way.
+const AHEAD: usize = 8;
 
 /// Where a block's bytes were before.
 #[derive(Clone, Debug)]
@@ -40,107 +31,45 @@ pub enum Held {
     Unknown,
 }
 
-/// Refined changes, in the order of the candidates.
+/// Refined changes, in the order of the candidates. The files are read on the repository's threads.
 pub struct Refined<C> {
     candidates: C,
-    held: Held,
-    target: Arc<DiskFile>,
+    comparer: Arc<Comparer>,
     /// What is left of the candidate at hand.
     rest: Option<Chunk>,
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
-    block: NonZero<u64>,
-    /// Started with the first window: of an answer of many disks, one is at work.
-    team: Option<Team>,
-    doubt: Arc<AtomicBool>,
     failed: Option<CompareError>,
     is_done: bool,
-    is_abandoned: Box<dyn Fn() -> bool + Send>,
-}
-
-/// Threads that compare. They end when this is dropped.
-struct Team {
-    jobs: SyncSender<Job>,
-    /// Windows that may be on their way.
-    room: usize,
-    _place: Place,
+    is_wanted: IsWanted,
 }
 
 /// What comes next, in order.
 enum Waiting {
     /// Nothing to read: zeros.
     Known(Chunk),
-    /// A window that a thread compares.
-    Window(Receiver<Vec<Chunk>>),
-}
-
-struct Job {
-    candidate: Chunk,
-    answer: SyncSender<Vec<Chunk>>,
+    /// A window that is compared.
+    Window(Pending<Vec<Chunk>>),
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
-    /// is a power of two and not more than 1 MiB. Stops where `is_abandoned` says so.
-    pub fn new(
-        candidates: C,
-        held: Held,
-        target: Arc<DiskFile>,
-        block: NonZero<u64>,
-        is_abandoned: impl Fn() -> bool + Send + 'static,
-    ) -> Self {
-        Self {
-            candidates,
-            held,
-            target,
-            rest: None,
-            waiting: VecDeque::new(),
-            ready: VecDeque::new(),
-            block,
-            team: None,
-            doubt: Arc::default(),
-            failed: None,
-            is_done: false,
-            is_abandoned: Box::new(is_abandoned),
-        }
+    /// is a power of two and not more than 1 MiB, while they are wanted.
+    pub fn new(candidates: C, held: Held, target: Arc<DiskFile>, block: NonZero<u64>, is_wanted: IsWanted) -> Self {
+        let (doubt, buffers) = (Arc::default(), Mutex::default());
+        let comparer = Arc::new(Comparer { held, target, block: block.get(), doubt, buffers });
+        let (waiting, ready) = (VecDeque::new(), VecDeque::new());
+        Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
     }
 
     /// Set where something could not be read, and is listed for that.
     pub fn doubt(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.doubt)
+        Arc::clone(&self.comparer.doubt)
     }
 
-    fn start(&self) -> Result<Team, CompareError> {
-        let place = Place::take(&self.is_abandoned).ok_or(CompareError::Abandoned)?;
-        let threads = thread::available_parallelism().map_or(1, NonZero::get).min(THREADS);
-        let room = threads * AHEAD;
-        let (jobs, queue) = sync_channel::<Job>(room);
-        let queue = Arc::new(Mutex::new(queue));
-        for _ in 0..threads {
-            let (held, target, doubt) = (self.held.clone(), Arc::clone(&self.target), Arc::clone(&self.doubt));
-            let comparer = Comparer { held, target, block: self.block.get(), doubt };
-            let queue = Arc::clone(&queue);
-            let builder = thread::Builder::new().name("refine".to_owned()).stack_size(128 << 10);
-            let started = builder.spawn(move || comparer.run(&queue));
-            started.map_err(|error| CompareError::Target(MapError::Io(error)))?;
-        }
-        Ok(Team { jobs, room, _place: place })
-    }
-
-    /// Gives the threads as much as there is room for.
+    /// Queues as many windows as may be on their way.
     fn feed(&mut self) {
-        if self.team.is_none() && self.failed.is_none() {
-            match self.start() {
-                Ok(team) => self.team = Some(team),
-                Err(error) => self.failed = Some(error),
-            }
-        }
-        let Some(team) = &self.team else { return };
-        while self.waiting.len() < team.room && self.failed.is_none() {
-            if (self.is_abandoned)() {
-                self.failed = Some(CompareError::Abandoned);
-                return;
-            }
+        while self.waiting.len() < AHEAD && self.failed.is_none() {
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
@@ -161,12 +90,24 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             let part = |start, end| ByteRange::new(start, end).and_then(|range| candidate.within(range));
             self.rest = part(cut, range.end());
             let Some(candidate) = part(range.start(), cut) else { continue };
-            let (answer, window) = sync_channel(1);
-            // The threads live as long as `jobs`, and there is room for this many.
-            if team.jobs.send(Job { candidate, answer }).is_err() {
-                self.failed = Some(CompareError::Target(MapError::Io(io::Error::other("the readers are gone"))));
-            }
-            self.waiting.push_back(Waiting::Window(window));
+            let comparer = Arc::clone(&self.comparer);
+            let window = move |access: &Access<'_>| comparer.compare_or_list(access, candidate);
+            self.waiting.push_back(Waiting::Window(self.comparer.target.executor().submit(Kind::BULK, window)));
+        }
+    }
+
+    /// The chunks of the window that is next.
+    fn take(&mut self, window: Pending<Vec<Chunk>>) -> Result<(), CompareError> {
+        let chunks = window.wait_while(&*self.is_wanted)?;
+        self.ready.extend(chunks);
+        Ok(())
+    }
+
+    /// Checks at the end that the files still are what they were.
+    fn end(&mut self) -> Result<(), CompareError> {
+        match self.failed.take() {
+            Some(error) => Err(error),
+            None => verify(&self.comparer.held, &self.comparer.target),
         }
     }
 }
@@ -175,11 +116,15 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
 ///
 /// # Errors
 /// [`CompareError::Base`], [`CompareError::Target`].
-pub fn verify(held: &Held, target: &DiskFile) -> Result<(), CompareError> {
-    if let Held::File(base) = held {
-        base.verify().map_err(|error| CompareError::Base(error.into()))?;
-    }
-    target.verify().map_err(|error| CompareError::Target(error.into()))
+pub fn verify(held: &Held, target: &Arc<DiskFile>) -> Result<(), CompareError> {
+    let (held, file) = (held.clone(), Arc::clone(target));
+    let verify = move |_: &Access<'_>| {
+        if let Held::File(base) = held {
+            base.verify().map_err(|error| CompareError::Base(error.into()))?;
+        }
+        file.verify().map_err(|error| CompareError::Target(error.into()))
+    };
+    target.executor().run(Kind::SHORT, verify).map_err(|error| CompareError::from(Interrupted::from(error)))?
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
@@ -194,62 +139,66 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
                 return None;
             }
             self.feed();
-            match self.waiting.pop_front() {
+            let ended = match self.waiting.pop_front() {
                 Some(Waiting::Known(chunk)) => return Some(Ok(chunk)),
-                Some(Waiting::Window(window)) => match window.recv() {
-                    Ok(chunks) => self.ready.extend(chunks),
-                    Err(_) => {
-                        self.is_done = true;
-                        let error = io::Error::other("a reader stopped");
-                        return Some(Err(CompareError::Target(MapError::Io(error))));
-                    }
-                },
+                Some(Waiting::Window(window)) => self.take(window).err(),
                 None => {
                     self.is_done = true;
-                    self.team = None;
-                    let outcome = self.failed.take().map_or_else(|| verify(&self.held, &self.target), Err);
-                    return outcome.err().map(Err);
+                    return self.end().err().map(Err);
                 }
+            };
+            if let Some(error) = ended {
+                self.is_done = true;
+                return Some(Err(error));
             }
         }
     }
 }
 
-/// Compares windows on a thread of its own.
+/// Compares windows.
 struct Comparer {
     held: Held,
     target: Arc<DiskFile>,
     block: u64,
     doubt: Arc<AtomicBool>,
+    /// Room for a window of each file, used again.
+    buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }
 
 impl Comparer {
-    fn run(&self, queue: &Mutex<Receiver<Job>>) {
-        let (mut was, mut now) = (Vec::new(), Vec::new());
-        loop {
-            let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-            let Ok(Job { candidate, answer }) = job else { return };
-            let chunks = self.compare(&candidate, &mut was, &mut now).unwrap_or_else(|error| {
-                tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
-                self.doubt.store(true, Ordering::Relaxed);
-                vec![candidate]
-            });
-            // Nobody waits any more where the client is gone.
-            let _ = answer.send(chunks);
+    /// What changed in a window. One that cannot be read is listed as it is.
+    fn compare_or_list(&self, access: &Access<'_>, candidate: Chunk) -> Vec<Chunk> {
+        if !access.is_wanted() {
+            return Vec::new();
         }
+        let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
+        let [mut was, mut now] = buffers().pop().unwrap_or_default();
+        let chunks = self.compare(access, &candidate, &mut was, &mut now).unwrap_or_else(|error| {
+            tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
+            self.doubt.store(true, Ordering::Relaxed);
+            vec![candidate]
+        });
+        buffers().push([was, now]);
+        chunks
     }
 
-    fn compare(&self, candidate: &Chunk, was: &mut Vec<u8>, now: &mut Vec<u8>) -> io::Result<Vec<Chunk>> {
+    fn compare(
+        &self,
+        access: &Access<'_>,
+        candidate: &Chunk,
+        was: &mut Vec<u8>,
+        now: &mut Vec<u8>,
+    ) -> io::Result<Vec<Chunk>> {
         let (start, length) = (candidate.range.start(), usize::try_from(candidate.range.len()).unwrap_or(usize::MAX));
         now.resize(length, 0);
-        self.target.read_exact_at(now, start)?;
+        self.target.read_exact_at(access, now, start)?;
         let base = match &self.held {
             Held::Unknown => None,
             Held::File(base) => {
                 was.clear();
                 was.resize(length, 0);
                 let there = usize::try_from(base.size().saturating_sub(start)).unwrap_or(usize::MAX).min(length);
-                base.read_exact_at(&mut was[..there], start)?;
+                base.read_exact_at(access, &mut was[..there], start)?;
                 Some(&was[..])
             }
         };

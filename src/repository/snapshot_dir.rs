@@ -1,19 +1,23 @@
 //! The files of one snapshot in one repository: made, sealed, removed.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
+use super::clone_support::SUPPORTED;
 use super::disk_file::identity;
-use super::{Repository, manifest};
-use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
+use super::{SNAPSHOTS, manifest};
+use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
+use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::{fsinfo, volume};
 
-/// The folder `<repository>/CoriolisSnapshots/<snapshot id>`.
+/// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
-    repository: Repository,
-    path: PathBuf,
+    root: Folder,
+    name: String,
 }
 
 /// How a removal ended.
@@ -25,36 +29,64 @@ pub enum Removal {
     RepositoryAbsent,
 }
 
+/// Why something of a snapshot is still there.
+#[derive(Debug, thiserror::Error)]
+pub enum RemoveError {
+    /// The file system's own error.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// Something stands there that the service has not made. It stays as it is.
+    #[error("{}", list(.0))]
+    NotOurs(Vec<Stranger>),
+}
+
+/// A file, a folder or a link that the service has not made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stranger {
+    /// Where it stands.
+    pub path: PathBuf,
+    /// What tells that it is not the service's.
+    pub reason: String,
+}
+
+fn list(strangers: &[Stranger]) -> String {
+    /// Most of them that an answer names.
+    const NAMED: usize = 10;
+    let each = strangers.iter().take(NAMED).map(|Stranger { path, reason }| format!("{path:?} {reason}"));
+    let more = strangers.len().saturating_sub(NAMED);
+    let more = (more > 0).then(|| format!("and {more} more"));
+    each.chain(more).collect::<Vec<_>>().join("; ")
+}
+
 impl SnapshotDir {
-    /// The folder of snapshot `id` in `repository`, which need not exist.
-    pub fn new(repository: &Repository, id: SnapshotId) -> Self {
-        Self { path: repository.snapshots().join(id.to_string()), repository: repository.clone() }
+    /// The folder of snapshot `id` in the repository `root`. It need not exist.
+    pub fn new(root: &Folder, id: SnapshotId) -> Self {
+        Self { root: root.clone(), name: id.to_string() }
     }
 
-    /// Path of the file of disk `name`.
-    pub fn disk(&self, name: &DiskName) -> PathBuf {
-        self.path.join(name.as_str())
-    }
-
-    /// Makes the folder, mode 0750.
+    /// Makes the folder, mode 0750, and opens it.
     ///
     /// # Errors
-    /// The errno of mkdir(2); `EEXIST` where the folder is there already.
-    pub fn create(&self) -> io::Result<()> {
-        let mut builder = DirBuilder::new();
-        builder.mode(0o750);
-        let parent = self.repository.snapshots();
-        match builder.create(&parent) {
+    /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
+    /// snapshots is a link.
+    pub fn create(&self) -> io::Result<Folder> {
+        match self.root.create_folder(SNAPSHOTS, 0o750) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
         // Always: who made it may have died before this.
-        sync_folder(self.repository.mount_point())?;
-        // A link here would put snapshots anywhere.
-        if !fs::symlink_metadata(&parent)?.is_dir() {
-            return Err(io::Error::new(io::ErrorKind::NotADirectory, "CoriolisSnapshots is not a folder"));
-        }
-        builder.create(&self.path)
+        self.root.sync()?;
+        let snapshots = self.root.folder(SNAPSHOTS)?;
+        snapshots.create_folder(&self.name, 0o750)?;
+        snapshots.folder(&self.name)
+    }
+
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// The errno of openat(2); [`Odd`] where it is a link or no folder.
+    pub fn open(&self) -> io::Result<Folder> {
+        self.root.folder(SNAPSHOTS)?.folder(&self.name)
     }
 
     /// Writes a cloned disk to stable storage; from then on its identity stands.
@@ -71,62 +103,151 @@ impl SnapshotDir {
     /// # Errors
     /// Those of writing a file, and of fsync(2).
     pub fn seal(&self, snapshot: &Snapshot) -> io::Result<()> {
-        let path = self.path.join(manifest::FILE_NAME);
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o440).open(path)?;
+        let snapshots = self.root.folder(SNAPSHOTS)?;
+        let folder = snapshots.folder(&self.name)?;
+        let mut file = folder.create_file(manifest::FILE_NAME, 0o440)?;
         file.write_all(&manifest::encode(snapshot)?)?;
         file.sync_all()?;
-        sync_folder(&self.path)?;
-        sync_folder(&self.repository.snapshots())
+        folder.sync()?;
+        snapshots.sync()
     }
 
-    /// Removes the snapshot's files and its folder, as far as they are there. Files that are not
-    /// of the snapshot stay, and so does the folder then.
+    /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
+    ///
+    /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
+    /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
+    /// is another one, stays and is an error. Files of other names stay too, with the folder.
+    ///
+    /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
+    /// that was recorded, any file system that can clone will do.
     ///
     /// # Errors
-    /// The first error met; all the rest has been tried all the same.
-    pub fn remove<'a>(&self, disks: impl Iterator<Item = &'a DiskName>) -> io::Result<Removal> {
-        // A link there would lead out of the repository, where nothing is ours to remove.
-        if !fs::symlink_metadata(self.repository.snapshots()).is_ok_and(|metadata| metadata.is_dir()) {
-            // Removed by hand, or not mounted? What a repository always has tells.
-            let is_there = self.repository.virtual_machines().is_dir() || self.repository.virtual_disks().is_dir();
-            return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
+    /// [`RemoveError`]; all the rest has been tried all the same.
+    pub fn remove<'a>(
+        &self,
+        disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
+    ) -> Result<Removal, RemoveError> {
+        let disks = disks.into_iter();
+        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
+            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
+            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
+        };
+        if !is_the_volume {
+            return Ok(Removal::RepositoryAbsent);
         }
-        // The manifest goes last: what has one can still be told from litter.
-        let files = disks.map(|name| self.disk(name)).chain([self.path.join(manifest::FILE_NAME)]);
+        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
+            return Ok(Removal::Done);
+        };
+        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
+            return Ok(Removal::Done);
+        };
+        let mut strangers = Vec::new();
         let mut first_error = None;
-        for file in files {
-            if let Err(error) = unless_gone(fs::remove_file(&file)) {
-                tracing::error!(file = %file.display(), %error, "a snapshot's file cannot be removed");
-                first_error.get_or_insert(error);
+        for disk in disks {
+            match remove_disk(&folder, disk) {
+                Ok(stranger) => strangers.extend(stranger),
+                Err(error) => {
+                    tracing::error!(folder = ?folder.path(), disk = %disk.name, %error, "a snapshot's file cannot be removed");
+                    first_error.get_or_insert(error);
+                }
             }
         }
-        match first_error {
-            Some(error) => Err(error),
-            None => self.remove_folder(),
+        if let Some(error) = first_error {
+            return Err(error.into());
         }
-    }
-
-    fn remove_folder(&self) -> io::Result<Removal> {
-        match unless_gone(fs::remove_dir(&self.path)) {
+        if !strangers.is_empty() {
+            return Err(RemoveError::NotOurs(strangers));
+        }
+        // The manifest goes last: what has one can still be told from litter. Its inode is recorded nowhere, and
+        // it holds nothing that is not in the database.
+        if let Some(stranger) = remove_if(&folder, OsStr::new(manifest::FILE_NAME), |_| Ok(None))? {
+            return Err(RemoveError::NotOurs(vec![stranger]));
+        }
+        match unless_gone(snapshots.remove_folder(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
-                tracing::warn!(folder = %self.path.display(), "left in place: it holds files that are not ours");
-                sync_folder(&self.path)?;
+                let left = folder.entries()?;
+                tracing::warn!(folder = ?folder.path(), ?left, "left in place: it holds files that are not the service's");
+                folder.sync()?;
             }
-            Err(error) => return Err(error),
-            Ok(()) => sync_folder(&self.repository.snapshots())?,
+            outcome => {
+                outcome?;
+                snapshots.sync()?;
+            }
         }
         Ok(Removal::Done)
     }
+
+    /// The folder `name`; nothing where nothing has that name.
+    fn folder_or_stranger(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
+        match parent.folder(name) {
+            Ok(folder) => Ok(Some(folder)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(match Odd::of(&error) {
+                Some(what) => RemoveError::NotOurs(vec![stranger(parent, name, what.to_string())]),
+                None => error.into(),
+            }),
+        }
+    }
 }
 
-fn sync_folder(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {
+    Stranger { path: folder.path().join(name), reason: reason.into() }
+}
+
+/// Removes the file of a disk, where it is there and is the one that the service made.
+fn remove_disk(folder: &Folder, disk: &SnapshotDisk) -> io::Result<Option<Stranger>> {
+    remove_if(folder, OsStr::new(disk.name.as_str()), |found| {
+        Ok(if disk.identity.inode == 0 {
+            (!is_as_made(found, folder)?).then_some("is no file that the service made")
+        } else {
+            (found.ino() != disk.identity.inode).then_some("is not the file that was snapshotted")
+        })
+    })
+}
+
+/// Removes the regular file `name`, where it is there and `refusal` says nothing against it.
+fn remove_if(
+    folder: &Folder,
+    name: &OsStr,
+    refusal: impl FnOnce(&Metadata) -> io::Result<Option<&'static str>>,
+) -> io::Result<Option<Stranger>> {
+    let found = match folder.stat(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        found => found?,
+    };
+    let reason = if found.is_symlink() {
+        Some(What::Link.to_string())
+    } else if !found.is_file() {
+        Some(What::NotAFile.to_string())
+    } else {
+        refusal(&found)?.map(str::to_owned)
+    };
+    match reason {
+        Some(reason) => Ok(Some(stranger(folder, name, reason))),
+        None => unless_gone(folder.unlink(name)).map(|()| None),
+    }
+}
+
+/// Whether a regular file, of a disk's name and in a snapshot's own folder, is like those that the service
+/// makes: under no other name, and not to be written to.
+///
+/// That has to do where a crash has lost the inodes of a snapshot in the making. It reaches nothing that is
+/// anybody else's: the folder was made under a name that nobody could know before, and no link leads out of
+/// it. Who puts a file there on purpose may remove that file himself.
+fn is_as_made(found: &Metadata, folder: &Folder) -> io::Result<bool> {
+    // A clone on OCFS2 has the mode of its disk until it is sealed.
+    let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";
+    Ok(found.nlink() == 1 && is_read_only)
 }
 
 /// What is gone already need not be removed.
 fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
     }
 }
+
+#[cfg(test)]
+#[path = "snapshot_dir/tests.rs"]
+mod tests;

@@ -1,17 +1,18 @@
 //! What lies in a repository's folder of snapshots, whoever made it.
 
-use std::fs::{self, File, Metadata, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
 
-use super::manifest;
-use super::{Repository, SnapshotDir};
+use super::{SNAPSHOTS, SnapshotDir, manifest};
 use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
+use crate::sys::folder::{self, Folder};
 
 /// A folder that has a snapshot's name.
 #[derive(Debug)]
-pub struct Folder {
+pub struct Found {
     /// The snapshot that it is of.
     pub id: SnapshotId,
     /// The folder.
@@ -35,61 +36,54 @@ pub struct Odd {
     pub reason: String,
 }
 
-/// Looks through the folder of snapshots of `repository`, and changes nothing.
+/// Looks through the folder of snapshots of the repository `root`, and changes nothing.
 ///
 /// # Errors
 /// Where it cannot be listed. A repository without one has no snapshots.
-pub fn survey(repository: &Repository) -> io::Result<(Vec<Folder>, Vec<Odd>)> {
-    let (mut folders, mut odd) = (Vec::new(), Vec::new());
-    let path = repository.snapshots();
-    match fs::symlink_metadata(&path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((folders, odd)),
-        metadata => {
-            if !metadata?.is_dir() {
-                return Err(io::Error::other(format!("{} is no folder", path.display())));
-            }
+pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
+    let (mut found, mut odd) = (Vec::new(), Vec::new());
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, odd)),
+        snapshots => snapshots?,
+    };
+    for name in snapshots.entries()? {
+        match look_into(&snapshots, &name) {
+            Ok(folder) => found.push(folder),
+            Err(reason) => odd.push(Odd { path: snapshots.path().join(name), reason }),
         }
     }
-    for entry in fs::read_dir(path)? {
-        let path = entry?.path();
-        match look_into(&path) {
-            Ok(folder) => folders.push(folder),
-            Err(reason) => odd.push(Odd { path, reason }),
-        }
-    }
-    folders.sort_by_key(|folder| folder.id.as_u128());
+    found.sort_by_key(|folder| folder.id.as_u128());
     odd.sort_by(|a, b| a.path.cmp(&b.path));
-    Ok((folders, odd))
+    Ok((found, odd))
 }
 
-fn look_into(path: &Path) -> Result<Folder, String> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let id = name.parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
-    let metadata = fs::symlink_metadata(path).map_err(|error| error.to_string())?;
-    if !metadata.is_dir() {
-        return Err("is not a folder".to_owned());
-    }
+fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
+    let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
+    let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
+        Some(what) => what.to_string(),
+        None => error.to_string(),
+    })?;
+    let metadata = folder.metadata().map_err(|error| error.to_string())?;
     let (mut files, mut manifest) = (Vec::new(), None);
     // Of a file the time of its inode's change, which no program can set; a folder changes with each
     // file that is made in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
-    for entry in fs::read_dir(path).map_err(|error| error.to_string())? {
-        let entry = entry.map_err(|error| error.to_string())?;
-        if entry.file_name() == manifest::FILE_NAME {
-            let read = read_manifest(&entry.path()).map_err(|error| error.to_string());
+    for name in folder.entries().map_err(|error| error.to_string())? {
+        if name == manifest::FILE_NAME {
+            let read = read_manifest(&folder).map_err(|error| error.to_string());
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
             continue;
         }
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let metadata = entry.metadata().map_err(|error| error.to_string())?;
+        let metadata = folder.stat(&name).map_err(|error| error.to_string())?;
+        let name = name.to_string_lossy();
         if !metadata.is_file() {
-            return Err(format!("{name} in it is no regular file"));
+            return Err(format!("{name:?} in it is no regular file"));
         }
         if metadata.nlink() != 1 {
-            return Err(format!("{name} in it has another name elsewhere, under which it can be written to"));
+            return Err(format!("{name:?} in it has another name elsewhere, under which it can be written to"));
         }
         if metadata.len() == 0 {
-            return Err(format!("{name} in it is empty, as a clone that failed leaves it"));
+            return Err(format!("{name:?} in it is empty, as a clone that failed leaves it"));
         }
         made_at = made_at.min(changed(&metadata));
         touched_at = touched_at.max(changed(&metadata));
@@ -99,27 +93,24 @@ fn look_into(path: &Path) -> Result<Folder, String> {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(Folder { id, path: path.to_owned(), files, manifest, made_at, touched_at })
+    Ok(Found { id, path: folder.path().to_owned(), files, manifest, made_at, touched_at })
 }
 
-/// Opens a file that anybody may have put there: a regular one, under its only name.
-fn open_found(path: &Path) -> io::Result<File> {
-    // Non-blocking: opening a pipe must not hang.
-    let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new().read(true).custom_flags(flags).open(path)?;
-    let metadata = file.metadata()?;
-    if metadata.is_file() && metadata.nlink() == 1 {
-        Ok(file)
-    } else {
-        Err(io::Error::other("is no regular file under its only name"))
+/// Checks that a file which anybody may have put there is under its only name.
+fn only_name(file: &File) -> io::Result<()> {
+    match file.metadata()?.nlink() {
+        1 => Ok(()),
+        _ => Err(io::Error::other("has another name elsewhere")),
     }
 }
 
-fn read_manifest(path: &Path) -> io::Result<Vec<u8>> {
+fn read_manifest(folder: &Folder) -> io::Result<Vec<u8>> {
     /// Bytes; a manifest has a few hundred a disk.
     const LIMIT: u64 = 1 << 20;
+    let file = folder.open_file(manifest::FILE_NAME)?;
+    only_name(&file)?;
     let mut text = Vec::new();
-    open_found(path)?.take(LIMIT).read_to_end(&mut text)?;
+    file.take(LIMIT).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -139,14 +130,17 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 /// Writes a disk of a folder that was found to stable storage; from then on its identity stands.
 ///
 /// # Errors
-/// The errno of open(2), fsync(2) or fstat(2).
-pub fn seal_found(folder: &SnapshotDir, name: &DiskName) -> io::Result<FileIdentity> {
-    SnapshotDir::seal_disk(&open_found(&folder.disk(name))?)
+/// The errno of openat(2), fsync(2) or fstat(2).
+pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<FileIdentity> {
+    let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
+    only_name(&file)?;
+    SnapshotDir::seal_disk(&file)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
     use std::os::unix::fs::symlink;
 
     const ID: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
@@ -154,8 +148,8 @@ mod tests {
     #[test]
     fn folders_of_snapshots_are_told_from_all_else() {
         let dir = tempfile::tempdir().unwrap();
-        let repository = Repository::new("r".parse().unwrap(), dir.path().to_owned());
-        assert!(survey(&repository).unwrap().0.is_empty());
+        let root = Folder::open(dir.path()).unwrap();
+        assert!(survey(&root).unwrap().0.is_empty());
 
         let snapshots = dir.path().join("CoriolisSnapshots");
         let folder = |number: usize| snapshots.join(format!("{number}{}", &ID[1..]));
@@ -173,17 +167,19 @@ mod tests {
         fs::create_dir(snapshots.join("lost+found")).unwrap();
         fs::write(folder(6), "a file").unwrap();
 
-        let (folders, odd) = survey(&repository).unwrap();
+        let (folders, odd) = survey(&root).unwrap();
         let names: Vec<_> = folders.iter().map(|folder| folder.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, [folder(0).file_name().unwrap(), folder(1).file_name().unwrap()]);
         // Nothing blocks, and nothing leads elsewhere.
         let pipe = folder(0).join(".manifest.json");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(look_into(&folder(0)).unwrap().manifest.unwrap().is_err());
-        let linked = Repository::new("linked".parse().unwrap(), dir.path().join("linked"));
-        fs::create_dir(linked.mount_point()).unwrap();
-        symlink(&snapshots, linked.snapshots()).unwrap();
-        assert!(survey(&linked).is_err());
+        let first = folder(0).file_name().unwrap().to_owned();
+        let opened = root.folder(SNAPSHOTS).unwrap();
+        assert!(look_into(&opened, &first).unwrap().manifest.unwrap().is_err());
+        let linked = dir.path().join("linked");
+        fs::create_dir(&linked).unwrap();
+        symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
+        assert!(survey(&Folder::open(&linked).unwrap()).is_err());
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();
@@ -192,10 +188,10 @@ mod tests {
             [
                 "holds no disk",
                 "\".hidden\" in it is no name of a disk",
-                "b.img in it is no regular file",
-                "a.img in it has another name elsewhere, under which it can be written to",
+                "\"b.img\" in it is no regular file",
+                "\"a.img\" in it has another name elsewhere, under which it can be written to",
                 "is not a folder",
-                "a.img in it is empty, as a clone that failed leaves it",
+                "\"a.img\" in it is empty, as a clone that failed leaves it",
                 "its name is no snapshot's id",
             ]
         );

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::DiskFile;
+use super::executor::Access;
 use super::map::{self, TRUSTED};
-use super::{DiskFile, Repository};
 use crate::model::DiskSource;
 use crate::model::exclusive::Reference;
+use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo};
 
 /// Why there is no figure.
@@ -29,16 +31,16 @@ pub enum UsageError {
 const EXTENTS: usize = 1 << 20;
 
 /// The blocks of a disk's states, as they are added.
-#[derive(Debug)]
 pub struct Usage<'a> {
+    access: &'a Access<'a>,
     stop: &'a AtomicBool,
     references: Vec<Reference>,
 }
 
 impl<'a> Usage<'a> {
     /// None yet. `stop` ends it early.
-    pub fn new(stop: &'a AtomicBool) -> Self {
-        Self { stop, references: Vec::new() }
+    pub fn new(access: &'a Access<'a>, stop: &'a AtomicBool) -> Self {
+        Self { access, stop, references: Vec::new() }
     }
 
     /// Adds a snapshot's file as `owner`'s; returns the bytes of it whose place is not known.
@@ -49,12 +51,12 @@ impl<'a> Usage<'a> {
         self.add(disk.file(), owner)
     }
 
-    /// Adds the VM's own disk as `owner`'s, where it is there.
+    /// Adds the VM's own disk in the repository `root` as `owner`'s, where it is there.
     ///
     /// # Errors
     /// [`UsageError`].
-    pub fn add_live(&mut self, repository: &Repository, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
-        match File::open(repository.mount_point().join(&source.path)) {
+    pub fn add_live(&mut self, root: &Folder, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
+        match root.open_file(&source.path) {
             Ok(file) => self.add(&file, owner).map(drop),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error.into()),
@@ -62,8 +64,8 @@ impl<'a> Usage<'a> {
     }
 
     /// All of them.
-    pub fn references(&self) -> &[Reference] {
-        &self.references
+    pub fn into_references(self) -> Vec<Reference> {
+        self.references
     }
 
     fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
@@ -72,6 +74,7 @@ impl<'a> Usage<'a> {
         let mut reader = fiemap::Reader::new(map::room(file)?.0);
         let (mut at, mut unknown, mut last_seen) = (0, 0, false);
         while !last_seen {
+            self.access.moved();
             if self.stop.load(Ordering::Relaxed) {
                 return Err(UsageError::Stopped);
             }

@@ -1,17 +1,22 @@
 //! The redb file: opened, migrated, reopened after a failure, panics caught at its edge.
 
-use std::fs::File;
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
 
-use super::{Found, StoreError, schema};
+use super::{Found, StoreError, Trouble, schema};
+use crate::sys::fsinfo;
 
 /// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
 const CACHE: usize = 8 << 20;
+
+/// With less than this free, the next write may well fail.
+const LITTLE: u64 = 1 << 20;
 
 /// How a file is opened: made where it is not there, or not.
 type How = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
@@ -22,12 +27,17 @@ pub(super) struct Handle {
     /// Nothing after a failure: redb refuses all writes after a failed one until it is opened
     /// anew, even with space back.
     database: RwLock<Option<Database>>,
+    /// The file that was opened: another one at its path is another database.
+    opened: (u64, u64),
+    /// Why the last write failed.
+    failed: Mutex<Option<String>>,
 }
 
 impl Handle {
     pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
         let database = opened(path, Builder::create)?;
-        let handle = Self { path: path.to_owned(), database: RwLock::new(Some(database)) };
+        let (database, opened) = (RwLock::new(Some(database)), file_id(&fs::metadata(path)?));
+        let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
         handle.write(schema::migrate)?;
         // The file's own entry, so that a crash does not take the whole database away.
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
@@ -41,12 +51,34 @@ impl Handle {
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.with(|database| {
+        let written = self.with(|database| {
             let transaction = database.begin_write()?;
             let value = work(&transaction)?;
             transaction.commit()?;
             Ok(value)
-        })
+        });
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = written.as_ref().err().map(ToString::to_string);
+        written
+    }
+
+    /// What is wrong with the file or its disk. What is open goes on all the same, so it has to be looked at.
+    pub(super) fn trouble(&self) -> Option<Trouble> {
+        match fs::metadata(&self.path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Trouble::Gone),
+            Err(error) => return Some(Trouble::Unreadable(error.to_string())),
+            Ok(metadata) if file_id(&metadata) != self.opened => return Some(Trouble::Replaced),
+            Ok(metadata) if metadata.len() == 0 => return Some(Trouble::Emptied),
+            Ok(_) => {}
+        }
+        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        match File::open(folder).and_then(fsinfo::space) {
+            Err(error) => return Some(Trouble::Unreadable(error.to_string())),
+            Ok(space) if space.is_read_only => return Some(Trouble::ReadOnly),
+            Ok(space) if space.free < LITTLE => return Some(Trouble::Full),
+            Ok(_) => {}
+        }
+        let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        failed.as_ref().map(|cause| Trouble::WriteFailed(cause.clone()))
     }
 
     /// Runs `work` over one unchanging state of the database.
@@ -83,6 +115,11 @@ impl Handle {
         }
         Ok(())
     }
+}
+
+/// What tells a file from any other on this host.
+fn file_id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// Looks at the database at `path` and changes nothing.

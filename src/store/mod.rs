@@ -70,6 +70,56 @@ pub enum StoreError {
     /// It could not be opened anew after a failure.
     #[error("the database is closed after a failure")]
     Closed,
+    /// The open file is not the one at the path any more: what is written to it is lost with the service's end.
+    #[error("{0}")]
+    OutOfPlace(Trouble),
+}
+
+/// What is wrong with the database's file or its disk while the service goes on with the file that it has open.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Trouble {
+    /// Nothing is at its path.
+    #[error("the database's file was removed")]
+    Gone,
+    /// Another file is at its path.
+    #[error("the database's file was replaced by another one")]
+    Replaced,
+    /// Somebody has truncated it.
+    #[error("the database's file was emptied")]
+    Emptied,
+    /// Its path cannot be looked at.
+    #[error("the database's file cannot be looked at")]
+    Unreadable(String),
+    /// Its file system takes no writes.
+    #[error("the database is on a read-only file system")]
+    ReadOnly,
+    /// Its file system is full.
+    #[error("the database's disk is full")]
+    Full,
+    /// The last write failed.
+    #[error("the last write to the database failed")]
+    WriteFailed(String),
+}
+
+impl Trouble {
+    /// Whether a restart would not find what is written now.
+    pub fn loses_writes(&self) -> bool {
+        matches!(self, Self::Gone | Self::Replaced | Self::Emptied)
+    }
+
+    /// What an operator is to do about it.
+    pub fn remedy(&self) -> &'static str {
+        match self {
+            Self::Gone | Self::Replaced | Self::Emptied => {
+                "put the right file back, or leave it, and restart the service; snapshots that the file does not know \
+                 are taken back from their manifests with: coriolis-ovm-exporter adopt --manifests"
+            }
+            Self::Unreadable(_) => "look at the folder of db_file",
+            Self::ReadOnly => "mount it read-write; the kernel's log may say why it is not",
+            Self::Full => "make room there",
+            Self::WriteFailed(_) => "look at the disk of db_file",
+        }
+    }
 }
 
 impl StoreError {
@@ -82,7 +132,8 @@ impl StoreError {
             | Self::Bolt(_)
             | Self::NotADatabase(_)
             | Self::Record { .. }
-            | Self::Closed => false,
+            | Self::Closed
+            | Self::OutOfPlace(_) => false,
         }
     }
 }
@@ -145,6 +196,11 @@ impl Store {
         Ok(Self { handle: database::Handle::open(path)? })
     }
 
+    /// What is wrong with the database's file or its disk, though it answers.
+    pub fn trouble(&self) -> Option<Trouble> {
+        self.handle.trouble()
+    }
+
     /// Checks that the database answers.
     ///
     /// # Errors
@@ -160,8 +216,11 @@ impl Store {
     /// hooks around it, they are `owed` from now on: see [`Store::owe`].
     ///
     /// # Errors
-    /// [`StoreError`].
+    /// [`StoreError`]; [`StoreError::OutOfPlace`] where the next start would not know of it.
     pub fn begin(&self, snapshot: &mut Snapshot, owed: Option<&[u8]>) -> Result<(), StoreError> {
+        if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
+            return Err(StoreError::OutOfPlace(trouble));
+        }
         self.handle.write(|transaction| {
             let sequence = {
                 let mut counters = transaction.open_table(schema::COUNTERS)?;

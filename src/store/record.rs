@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::model::{DiskSource, FileIdentity, HookRun, Snapshot, SnapshotDisk, SnapshotId, Taken};
+use crate::model::{DiskSource, FileIdentity, HookRun, Seal, Snapshot, SnapshotDisk, SnapshotId, Taken, VolumeId};
 
 /// How far a snapshot has come. Only ready ones are shown to anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -27,6 +27,8 @@ struct Record {
     consistency: String,
     freeze_ms: Option<u64>,
     hooks: Vec<RecordHook>,
+    /// One for each disk, in their order; none where nothing was recorded.
+    files: Vec<RecordFile>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -37,6 +39,18 @@ struct RecordDisk {
     size: u64,
     inode: u64,
     changed_ns: i128,
+}
+
+#[derive(Default, Serialize, Deserialize)]
+struct RecordFile {
+    volume: Option<[u8; 16]>,
+    seal: Option<RecordSeal>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RecordSeal {
+    modified_ns: i128,
+    map: Option<[u8; 32]>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -83,6 +97,14 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
                 detail: run.detail.clone(),
             })
             .collect(),
+        files: snapshot
+            .disks
+            .iter()
+            .map(|disk| RecordFile {
+                volume: disk.volume.map(|volume| volume.0),
+                seal: disk.seal.map(|Seal { modified_ns, map }| RecordSeal { modified_ns, map }),
+            })
+            .collect(),
     };
     postcard::to_stdvec(&record).map_err(|error| StoreError::Record { id: snapshot.id, cause: error.to_string() })
 }
@@ -97,11 +119,15 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
         error.to_string()
     }
     let record: Record = postcard::from_bytes(bytes).map_err(damaged)?;
+    let mut files = record.files.into_iter();
     let disk = |disk: RecordDisk| {
+        let file = files.next().unwrap_or_default();
         Ok(SnapshotDisk {
             name: disk.name.parse().map_err(damaged)?,
             source: DiskSource { repository: disk.repository.parse().map_err(damaged)?, path: disk.source },
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_ns },
+            volume: file.volume.map(VolumeId),
+            seal: file.seal.map(|RecordSeal { modified_ns, map }| Seal { modified_ns, map }),
         })
     };
     let hook = |run: RecordHook| {

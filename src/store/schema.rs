@@ -10,11 +10,13 @@ mod m0001_initial;
 mod m0002_hooks;
 #[path = "../../migrations/0003_policy.rs"]
 mod m0003_policy;
+#[path = "../../migrations/0004_seals.rs"]
+mod m0004_seals;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Migration `i` makes schema `i + 1` of schema `i`.
-const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run];
+const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run, m0004_seals::run];
 
 pub(super) const TODAY: u64 = MIGRATIONS.len() as u64;
 

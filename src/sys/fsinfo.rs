@@ -34,6 +34,8 @@ pub struct Space {
     pub total: u64,
     /// Bytes that can still be written.
     pub free: u64,
+    /// Whether nothing can be written.
+    pub is_read_only: bool,
 }
 
 /// The space of the file system that an open file lies on.
@@ -43,5 +45,9 @@ pub struct Space {
 pub fn space(file: impl AsFd) -> io::Result<Space> {
     let found = statvfs::fstatvfs(file)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());
-    Ok(Space { total: bytes(found.blocks()), free: bytes(found.blocks_available()) })
+    Ok(Space {
+        total: bytes(found.blocks()),
+        free: bytes(found.blocks_available()),
+        is_read_only: found.flags().contains(statvfs::FsFlags::ST_RDONLY),
+    })
 }

@@ -1,9 +1,11 @@
 //! Kernel calls, one a file: errno kept, nothing of ours imported, and the only `unsafe`.
 
 pub mod fiemap;
+pub mod folder;
 pub mod fsinfo;
 pub mod heap;
 pub mod io_priority;
 pub mod page_cache;
 pub mod reflink;
 pub mod sparse;
+pub mod volume;

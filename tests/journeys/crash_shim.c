@@ -167,6 +167,11 @@ int mkdir(const char *path, mode_t mode)
 	RUN(int, 1, REAL(mkdir)(path, mode));
 }
 
+int mkdirat(int folder, const char *path, mode_t mode)
+{
+	RUN(int, 1, REAL(mkdirat)(folder, path, mode));
+}
+
 int rmdir(const char *path)
 {
 	RUN(int, 1, REAL(rmdir)(path));
@@ -185,6 +190,11 @@ int unlinkat(int folder, const char *path, int flags)
 int rename(const char *from, const char *to)
 {
 	RUN(int, 1, REAL(rename)(from, to));
+}
+
+int renameat(int from_folder, const char *from, int to_folder, const char *to)
+{
+	RUN(int, 1, REAL(renameat)(from_folder, from, to_folder, to));
 }
 
 int fsync(int fd)

@@ -15,21 +15,20 @@ use crate::sys::fiemap::{LAST, RawExtent};
 
 fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
     let base = Base::File(BaseFile { pieces: base.pieces(), before: None });
-    let is_abandoned = Box::new(|| false);
-    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0, is_abandoned }
+    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0 }
 }
 
 /// All changes, joined as one run on the device; and why there are no more, where they break.
 fn all(windows: &mut Windows<Asked>) -> (Vec<Chunk>, Option<CompareError>) {
     let (mut chunks, mut broken) = (Vec::new(), None);
-    for chunk in joined(std::iter::from_fn(|| windows.next()), Chunk::runs_on_in) {
+    for chunk in joined(std::iter::from_fn(|| windows.next(&|| true)), Chunk::runs_on_in) {
         assert!(broken.is_none(), "it went on after {broken:?} with {chunk:?}");
         match chunk {
             Ok(chunk) => chunks.push(chunk),
             Err(error) => broken = Some(error),
         }
     }
-    assert!(windows.next().is_none(), "it has ended");
+    assert!(windows.next(&|| true).is_none(), "it has ended");
     (chunks, broken)
 }
 
@@ -235,7 +234,7 @@ fn a_file_that_is_changed_in_the_middle_ends_it() {
         let (base, target) = (Asked::new(&file, 2), Asked::new(&newer, 2));
         let is_replaced = Rc::clone(if of_base { &base.is_replaced } else { &target.is_replaced });
         let mut windows = windows(base, target, 0);
-        let first = windows.next().unwrap().unwrap();
+        let first = windows.next(&|| true).unwrap().unwrap();
         assert_eq!(ranges(&[first]), [(0, 1)]);
         is_replaced.set(true);
         let (chunks, broken) = all(&mut windows);

@@ -1,0 +1,120 @@
+//! A job on its way: queued, begun, ended, or given up.
+
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use super::health::Ticket;
+use super::{Access, Executor, Interrupted, Kind, Unresponsive};
+
+/// How often whoever waits looks whether the job moves.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// Work that waits for a thread.
+pub(super) struct Job {
+    pub kind: Kind,
+    pub ticket: Arc<Ticket>,
+    work: Box<dyn FnOnce(&Access<'_>) + Send>,
+}
+
+impl std::fmt::Debug for Job {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Job").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl Job {
+    pub(super) fn run(self) {
+        (self.work)(&Access(&self.ticket));
+    }
+}
+
+/// What a job comes to, or what it panicked with.
+type Outcome<T> = Result<T, Box<dyn Any + Send>>;
+
+/// The result of a job, which may not be there yet. Dropping it gives the job up: it does not begin any more.
+pub struct Pending<T>(Option<Waiting<T>>);
+
+struct Waiting<T> {
+    executor: Executor,
+    kind: Kind,
+    ticket: Arc<Ticket>,
+    outcome: Receiver<Outcome<T>>,
+}
+
+impl<T: Send + 'static> Pending<T> {
+    pub(super) fn refused() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn of(
+        executor: Executor,
+        kind: Kind,
+        work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
+    ) -> (Job, Self) {
+        let (sender, outcome) = sync_channel(1);
+        let span = tracing::Span::current();
+        let work = move |access: &Access<'_>| {
+            let _in_span = span.entered();
+            // Where nobody waits any more, the result is dropped.
+            let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(access))));
+        };
+        let ticket = Arc::<Ticket>::default();
+        let job = Job { kind, ticket: Arc::clone(&ticket), work: Box::new(work) };
+        (job, Self(Some(Waiting { executor, kind, ticket, outcome })))
+    }
+
+    /// Waits for the result, as long as the file system moves.
+    ///
+    /// # Errors
+    /// [`Unresponsive`].
+    pub fn wait(self) -> Result<T, Unresponsive> {
+        self.wait_while(|| true).map_err(|_| Unresponsive)
+    }
+
+    /// The same, as long as the result `is_wanted`.
+    ///
+    /// # Errors
+    /// [`Interrupted`].
+    pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Result<T, Interrupted> {
+        let waiting = self.0.as_ref().ok_or(Unresponsive)?;
+        loop {
+            // Also where each step of long work is short.
+            if !is_wanted() {
+                return Err(Interrupted::Unwanted);
+            }
+            match waiting.outcome.recv_timeout(LOOK) {
+                Ok(Ok(result)) => return Ok(result),
+                Ok(Err(panic)) => resume_unwind(panic),
+                Err(RecvTimeoutError::Disconnected) => return Err(Unresponsive.into()),
+                Err(RecvTimeoutError::Timeout) if waiting.hangs() => return Err(Unresponsive.into()),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+}
+
+impl<T> Waiting<T> {
+    /// Whether the job stands still for longer than it may, or waits behind such ones.
+    fn hangs(&self) -> bool {
+        let shared = &self.executor.0;
+        let (mut state, now) = (shared.state(), Instant::now());
+        if self.ticket.has_begun() {
+            shared.notices(&mut state, now);
+            return self.ticket.still_for(now) > self.kind.patience;
+        }
+        // Threads may have been taken since it was queued.
+        self.executor.start_threads(&mut state, self.kind.lane);
+        shared.key_hangs(&state, self.kind) || !self.executor.admits(&mut state)
+    }
+}
+
+impl<T> Drop for Pending<T> {
+    fn drop(&mut self) {
+        if let Some(waiting) = &self.0 {
+            waiting.ticket.give_up();
+        }
+    }
+}

@@ -1,0 +1,191 @@
+use std::fs;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+
+use super::*;
+use crate::model::DiskSource;
+
+fn id() -> SnapshotId {
+    SnapshotId::from_u128(7)
+}
+
+/// A repository with a snapshot's folder, and a live disk beside it.
+struct Scene {
+    dir: tempfile::TempDir,
+    folder: PathBuf,
+}
+
+impl Scene {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        for folder in ["VirtualDisks", "VirtualMachines"] {
+            fs::create_dir(dir.path().join(folder)).unwrap();
+        }
+        fs::write(dir.path().join("VirtualDisks/a.img"), "live").unwrap();
+        let root = Folder::open(dir.path()).unwrap();
+        SnapshotDir::new(&root, id()).create().unwrap();
+        let folder = dir.path().join(SNAPSHOTS).join(id().to_string());
+        Self { dir, folder }
+    }
+
+    fn snapshots(&self) -> PathBuf {
+        self.dir.path().join(SNAPSHOTS)
+    }
+
+    fn live(&self) -> PathBuf {
+        self.dir.path().join("VirtualDisks/a.img")
+    }
+
+    /// A file of the snapshot, as the service makes it.
+    fn make(&self, name: &str) -> SnapshotDisk {
+        let root = Folder::open(self.dir.path()).unwrap();
+        let mut file = SnapshotDir::new(&root, id()).open().unwrap().create_file(name, 0o440).unwrap();
+        file.write_all(b"snapshot").unwrap();
+        disk(name, SnapshotDir::seal_disk(&file).unwrap())
+    }
+
+    fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {
+        let root = Folder::open(self.dir.path()).unwrap();
+        SnapshotDir::new(&root, id()).remove(disks)
+    }
+
+    /// What is refused, and stays.
+    fn refused(&self, disks: &[SnapshotDisk]) -> Vec<(PathBuf, String)> {
+        match self.remove(disks) {
+            Err(RemoveError::NotOurs(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+fn disk(name: &str, identity: FileIdentity) -> SnapshotDisk {
+    let source = DiskSource { repository: "r".parse().unwrap(), path: format!("VirtualDisks/{name}") };
+    let volume = volume::id_of(Folder::open(Path::new("/tmp")).unwrap()).unwrap().map(VolumeId);
+    SnapshotDisk { name: name.parse().unwrap(), source, identity, volume, seal: None }
+}
+
+fn unknown(name: &str) -> SnapshotDisk {
+    disk(name, FileIdentity { inode: 0, size: 8, changed_ns: 0 })
+}
+
+#[test]
+fn what_the_service_made_is_removed_as_far_as_it_is_there() {
+    let scene = Scene::new();
+    let disks = [scene.make("a.img"), scene.make("b.img")];
+    fs::write(scene.folder.join(manifest::FILE_NAME), "{}").unwrap();
+    fs::remove_file(scene.folder.join("b.img")).unwrap();
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    assert!(!scene.folder.exists());
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    fs::remove_dir(scene.snapshots()).unwrap();
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    // On any other file system nothing is known of it.
+    let mut elsewhere = disks;
+    elsewhere.iter_mut().for_each(|disk| disk.volume = Some(VolumeId([7; 16])));
+    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryAbsent);
+}
+
+#[test]
+fn nothing_is_removed_through_a_link() {
+    let live = |scene: &Scene| fs::read(scene.live()).unwrap() == b"live";
+    // The folder of the snapshot.
+    let scene = Scene::new();
+    let disks = [scene.make("a.img")];
+    fs::rename(&scene.folder, scene.folder.with_extension("away")).unwrap();
+    symlink(scene.dir.path().join("VirtualDisks"), &scene.folder).unwrap();
+    for disks in [&disks[..], &[unknown("a.img")]] {
+        let reason = "is a symbolic link, which is not followed".to_owned();
+        assert_eq!(scene.refused(disks), [(scene.folder.clone(), reason)]);
+        assert!(live(&scene) && scene.folder.is_symlink());
+    }
+    // Once the operator has removed it, nothing is left.
+    fs::remove_file(&scene.folder).unwrap();
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+
+    // The folder of all snapshots.
+    let scene = Scene::new();
+    let elsewhere = tempfile::tempdir().unwrap();
+    fs::create_dir(elsewhere.path().join(id().to_string())).unwrap();
+    let precious = elsewhere.path().join(id().to_string()).join("a.img");
+    fs::write(&precious, "x").unwrap();
+    fs::rename(scene.snapshots(), scene.snapshots().with_extension("away")).unwrap();
+    symlink(elsewhere.path(), scene.snapshots()).unwrap();
+    assert_eq!(scene.refused(&[unknown("a.img")])[0].0, scene.snapshots());
+    assert!(precious.exists());
+    let root = Folder::open(scene.dir.path()).unwrap();
+    assert!(SnapshotDir::new(&root, SnapshotId::from_u128(8)).create().is_err());
+
+    // A disk's file, and the manifest.
+    let scene = Scene::new();
+    let disks = [scene.make("a.img"), scene.make("b.img")];
+    let (file, manifest) = (scene.folder.join("a.img"), scene.folder.join(manifest::FILE_NAME));
+    symlink(scene.live(), &manifest).unwrap();
+    fs::remove_file(&file).unwrap();
+    symlink(scene.live(), &file).unwrap();
+    for link in [&file, &manifest] {
+        let refused: Vec<_> = scene.refused(&disks).into_iter().map(|(path, _)| path).collect();
+        assert_eq!(refused, std::slice::from_ref(link));
+        assert!(live(&scene) && link.is_symlink() && !scene.folder.join("b.img").exists());
+        fs::remove_file(link).unwrap();
+    }
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    assert!(live(&scene) && !scene.folder.exists());
+}
+
+#[test]
+fn only_the_recorded_file_is_removed() {
+    let scene = Scene::new();
+    let disks = [scene.make("a.img")];
+    fs::rename(scene.folder.join("a.img"), scene.folder.join("ours")).unwrap();
+    fs::copy(scene.folder.join("ours"), scene.folder.join("a.img")).unwrap();
+    let reason = "is not the file that was snapshotted".to_owned();
+    assert_eq!(scene.refused(&disks), [(scene.folder.join("a.img"), reason)]);
+    assert!(scene.folder.join("ours").exists());
+    // By its other name it stays; by the snapshot's it goes.
+    fs::rename(scene.folder.join("ours"), scene.folder.join("a.img")).unwrap();
+    fs::hard_link(scene.folder.join("a.img"), scene.dir.path().join("kept")).unwrap();
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    assert!(scene.dir.path().join("kept").exists());
+}
+
+#[test]
+fn files_of_other_names_stay_with_the_folder() {
+    let scene = Scene::new();
+    let disks = [scene.make("a.img")];
+    fs::write(scene.folder.join(manifest::FILE_NAME), "{}").unwrap();
+    fs::write(scene.folder.join("notes"), "x").unwrap();
+    assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
+    let left: Vec<_> = fs::read_dir(&scene.folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["notes"]);
+}
+
+#[test]
+fn an_answer_names_ten_files_at_most() {
+    let stranger = |number: usize| Stranger { path: format!("/r/{number}\n").into(), reason: "is odd".to_owned() };
+    let told = RemoveError::NotOurs((0..12).map(stranger).collect()).to_string();
+    assert!(told.starts_with("\"/r/0\\n\" is odd; ") && told.ends_with("; and 2 more"), "{told}");
+}
+
+#[test]
+fn of_a_snapshot_in_the_making_only_files_like_the_services_go() {
+    type Change = fn(&Path, &Path);
+    let foreign: [(&str, Change); 5] = [
+        ("a disk that can be written to", |file, live| fs::rename(live, file).unwrap()),
+        ("a hard link to the disk", |file, live| {
+            fs::set_permissions(live, fs::Permissions::from_mode(0o440)).unwrap();
+            fs::hard_link(live, file).unwrap();
+        }),
+        ("a link", |file, live| symlink(live, file).unwrap()),
+        ("a folder", |file, _| fs::create_dir(file).unwrap()),
+        ("a pipe", |file, _| nix::unistd::mkfifo(file, nix::sys::stat::Mode::S_IRWXU).unwrap()),
+    ];
+    for (what, change) in foreign {
+        let scene = Scene::new();
+        scene.make("b.img");
+        let file = scene.folder.join("a.img");
+        change(&file, &scene.live());
+        let refused = scene.refused(&[unknown("a.img"), unknown("b.img")]);
+        assert_eq!((refused.len(), &refused[0].0), (1, &file), "{what}");
+        assert!(fs::symlink_metadata(&file).is_ok() && !scene.folder.join("b.img").exists(), "{what}");
+    }
+}
