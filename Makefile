@@ -96,8 +96,8 @@ demo-possible:
 	fi
 	@$(SUDO) examples/demo/demo.sh --check
 
-# The release, where it is up to date; else the same static binary without the release's last optimizations, which
-# take more than half of the time.
+# The release, where it is up to date; else the same static binary without optimizations, which take more than half
+# of the time.
 demo-build: rust
 	@if [ -e $(RELEASE) ] && [ -z "$$(find src migrations Cargo.toml Cargo.lock -newer $(RELEASE) -print -quit)" ]; then \
 		mkdir -p target/demo && ln -f $(RELEASE) target/demo/coriolis-ovm-exporter; \
