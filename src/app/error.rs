@@ -169,7 +169,7 @@ impl Error {
     }
 
     /// The error itself, without what hooks did not do after it.
-    pub(super) fn cause(&self) -> &Self {
+    pub fn cause(&self) -> &Self {
         match self {
             Self::PostNotCalled { error, .. } => error.cause(),
             _ => self,

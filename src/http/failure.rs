@@ -84,21 +84,26 @@ impl Failure {
 
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
-            Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            Self::App(Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })) => {
-                Some((RETRY_AFTER, HeaderValue::from_static("10")))
-            }
-            Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
-            Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
-                Some((RETRY_AFTER, HeaderValue::from_static("10")))
-            }
-            Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::App(error) => app_header(error.cause()),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
                 value.ok().map(|value| (CONTENT_RANGE, value))
             }
             _ => None,
         }
+    }
+}
+
+fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
+    let retry_after = |seconds: &'static str| Some((RETRY_AFTER, HeaderValue::from_static(seconds)));
+    match error {
+        Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        Error::Throttled => retry_after("1"),
+        Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })
+        | Error::RepositoryAway { .. }
+        | Error::Unavailable(_) => retry_after("10"),
+        Error::Unsettled { .. } => retry_after("60"),
+        _ => None,
     }
 }
 
@@ -113,7 +118,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
-        Error::PostNotCalled { error, .. } => app_status(error),
+        Error::PostNotCalled { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
