@@ -196,7 +196,8 @@ impl App {
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
-                let sealed = repository.open().and_then(|root| SnapshotDir::new(&root, snapshot.id).seal(snapshot));
+                let dir = repository.open().map(|root| SnapshotDir::new(&root, snapshot.id));
+                let sealed = dir.and_then(|dir| dir.seal(snapshot, &self.exporter));
                 if let Err(error) = sealed {
                     tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
                 }
@@ -213,6 +214,9 @@ fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Misp
 
 /// The snapshot that `parts` are, its place in the order and its files' identities not yet known.
 fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<Snapshot, String> {
+    if parts.iter().any(|(_, folder)| folder.is_making) {
+        return Err("is being made, or was left half made: it carries the marker .making".to_owned());
+    }
     let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();
     if jiff::Timestamp::now().duration_since(youngest) < YOUNG {
         return Err(format!("was touched less than {} minutes ago: it may be being made", YOUNG.as_mins()));

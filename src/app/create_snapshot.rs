@@ -320,8 +320,14 @@ impl App {
             disk.identity = SnapshotDir::seal_disk(file)
                 .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
         }
-        for (_, folder) in self.folders_of(snapshot)? {
-            folder.seal(snapshot).map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
+        let folders = self.folders_of(snapshot)?;
+        let failed = |error| Error::of_step("writing the snapshot's manifest", error);
+        for (_, folder) in &folders {
+            folder.seal(snapshot, &self.exporter).map_err(failed)?;
+        }
+        // Only where all have it: a part of a snapshot must not be taken for a finished one.
+        for (_, folder) in &folders {
+            folder.finish().map_err(failed)?;
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),

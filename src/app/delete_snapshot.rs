@@ -122,10 +122,10 @@ impl App {
         let mut all_gone = true;
         let mut first_error = None;
         for id in snapshot.repositories() {
-            let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
+            let disks: Vec<_> = snapshot.disks.iter().filter(|disk| disk.source.repository == *id).collect();
             let root = self.repository(id).map(|repository| repository.open());
             let removal = match root {
-                Some(Ok(root)) => SnapshotDir::new(&root, snapshot.id).remove(disks),
+                Some(Ok(root)) => SnapshotDir::new(&root, snapshot.id).remove(&disks),
                 Some(Err(error)) if !is_absence(&error) => Err(error.into()),
                 Some(Err(_)) | None => Ok(Removal::RepositoryAbsent),
             };

@@ -58,6 +58,7 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
+use crate::sys::host;
 
 use checksum::Sums;
 pub use error::Error;
@@ -102,6 +103,8 @@ pub struct App {
     runtime: Handle,
     /// What hooks may hold: between a `pre` and the end of its `post`.
     held: TaskTracker,
+    /// What this service calls itself in manifests.
+    exporter: String,
 }
 
 impl App {
@@ -136,6 +139,7 @@ impl App {
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
+            exporter: host::service_id(&config.db_file),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.

@@ -40,6 +40,9 @@ pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
 
+/// The folder in it that the services of a pool share, and where they keep their locks.
+const POOL: &str = ".pool";
+
 /// A repository: a folder on a mounted file system.
 #[derive(Clone, Debug)]
 pub struct Repository {

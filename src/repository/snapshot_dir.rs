@@ -8,9 +8,16 @@ use std::path::PathBuf;
 
 use super::disk_file::identity;
 use super::{SNAPSHOTS, manifest};
-use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId};
+use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
-use crate::sys::fsinfo;
+use crate::sys::{fsinfo, volume};
+
+/// Marks a folder whose snapshot is not finished: it is there before the first disk, and goes when the manifest
+/// is in place in every repository of the snapshot.
+pub const MAKING: &str = ".making";
+
+/// A manifest that is being written: it gets its name when all of it is on stable storage.
+const MANIFEST_IN_THE_MAKING: &str = ".manifest.json.new";
 
 /// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
@@ -63,7 +70,7 @@ impl SnapshotDir {
         Self { root: root.clone(), name: id.to_string() }
     }
 
-    /// Makes the folder, mode 0750, and opens it.
+    /// Makes the folder, mode 0750, with the marker of a snapshot in the making, and opens it.
     ///
     /// # Errors
     /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
@@ -77,7 +84,11 @@ impl SnapshotDir {
         self.root.sync()?;
         let snapshots = self.root.folder(SNAPSHOTS)?;
         snapshots.create_folder(&self.name, 0o750)?;
-        snapshots.folder(&self.name)
+        let folder = snapshots.folder(&self.name)?;
+        folder.create_file(MAKING, 0o440)?;
+        // Before the first disk: a power cut must not leave disks without the marker.
+        folder.sync()?;
+        Ok(folder)
     }
 
     /// Opens the folder.
@@ -97,18 +108,31 @@ impl SnapshotDir {
         Ok(identity(&disk.metadata()?))
     }
 
-    /// Writes the manifest, then the folder and its entry to stable storage.
+    /// Writes the manifest, then the folder and its entry to stable storage. `exporter` says who writes it. The
+    /// marker stays: see [`SnapshotDir::finish`].
     ///
     /// # Errors
     /// Those of writing a file, and of fsync(2).
-    pub fn seal(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub fn seal(&self, snapshot: &Snapshot, exporter: &str) -> io::Result<()> {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         let folder = snapshots.folder(&self.name)?;
-        let mut file = folder.create_file(manifest::FILE_NAME, 0o440)?;
-        file.write_all(&manifest::encode(snapshot)?)?;
+        let mut file = folder.create_file(MANIFEST_IN_THE_MAKING, 0o440)?;
+        file.write_all(&manifest::encode(snapshot, exporter)?)?;
         file.sync_all()?;
+        // Whoever reads it at any time reads all of it, or none.
+        folder.rename(MANIFEST_IN_THE_MAKING, manifest::FILE_NAME)?;
         folder.sync()?;
         snapshots.sync()
+    }
+
+    /// Takes the marker away: the manifest is in place in every repository of the snapshot.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2) and fsync(2).
+    pub fn finish(&self) -> io::Result<()> {
+        let folder = self.open()?;
+        unless_gone(folder.unlink(MAKING))?;
+        folder.sync()
     }
 
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
@@ -117,20 +141,23 @@ impl SnapshotDir {
     /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
+    /// What is not there counts as removed only on the file system that is recorded: another one that is mounted
+    /// in its place, or the empty mount point, says nothing about the files.
+    ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
-    pub fn remove<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> Result<Removal, RemoveError> {
-        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
-            // Removed by hand, or not mounted? What a repository always has tells.
-            let is_there = ["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok());
-            return Ok(if is_there { Removal::Done } else { Removal::RepositoryAbsent });
+    pub fn remove(&self, disks: &[&SnapshotDisk]) -> Result<Removal, RemoveError> {
+        let snapshots = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))?;
+        let folder = match &snapshots {
+            Some(snapshots) => self.folder_or_stranger(snapshots, OsStr::new(&self.name))?,
+            None => None,
         };
-        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
-            return Ok(Removal::Done);
+        let (Some(snapshots), Some(folder)) = (snapshots, folder) else {
+            return Ok(if self.is_recorded(disks)? { Removal::Done } else { Removal::RepositoryAbsent });
         };
         let mut strangers = Vec::new();
         let mut first_error = None;
-        for disk in disks {
+        for disk in disks.iter().copied() {
             match remove_disk(&folder, disk) {
                 Ok(stranger) => strangers.extend(stranger),
                 Err(error) => {
@@ -145,10 +172,12 @@ impl SnapshotDir {
         if !strangers.is_empty() {
             return Err(RemoveError::NotOurs(strangers));
         }
-        // The manifest goes last: what has one can still be told from litter. Its inode is recorded nowhere, and
-        // it holds nothing that is not in the database.
-        if let Some(stranger) = remove_if(&folder, OsStr::new(manifest::FILE_NAME), |_| Ok(None))? {
-            return Err(RemoveError::NotOurs(vec![stranger]));
+        // The manifest goes last: what has one can still be told from litter. The inodes of these are recorded
+        // nowhere, and they hold nothing that is not in the database.
+        for name in [MANIFEST_IN_THE_MAKING, manifest::FILE_NAME, MAKING] {
+            if let Some(stranger) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
+                return Err(RemoveError::NotOurs(vec![stranger]));
+            }
         }
         match unless_gone(snapshots.remove_folder(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -162,6 +191,17 @@ impl SnapshotDir {
             }
         }
         Ok(Removal::Done)
+    }
+
+    /// Whether the repository lies on the file system that the files of `disks` were made on.
+    fn is_recorded(&self, disks: &[&SnapshotDisk]) -> io::Result<bool> {
+        let mut recorded = disks.iter().filter_map(|disk| disk.volume).peekable();
+        if recorded.peek().is_some() {
+            let found = volume::id_of(&self.root)?.map(VolumeId);
+            return Ok(recorded.all(|volume| Some(volume) == found));
+        }
+        // Nothing is recorded: what a repository always has tells.
+        Ok(["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok()))
     }
 
     /// The folder `name`; nothing where nothing has that name.

@@ -6,7 +6,8 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{SNAPSHOTS, SnapshotDir, manifest};
+use super::snapshot_dir::MAKING;
+use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
 use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
@@ -21,6 +22,8 @@ pub struct Found {
     pub files: Vec<DiskName>,
     /// What its manifest says, if it has one.
     pub manifest: Option<Result<Snapshot, String>>,
+    /// Whether it carries the marker of a snapshot that is not finished.
+    pub is_making: bool,
     /// When its files were made, as far as it can be told: the earliest time that they show.
     pub made_at: jiff::Timestamp,
     /// When anything in it was changed last.
@@ -47,6 +50,9 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
         snapshots => snapshots?,
     };
     for name in snapshots.entries()? {
+        if name == POOL {
+            continue;
+        }
         match look_into(&snapshots, &name) {
             Ok(folder) => found.push(folder),
             Err(reason) => odd.push(Odd { path: snapshots.path().join(name), reason }),
@@ -68,7 +74,10 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
     // Of a file the time of its inode's change, which no program can set; a folder changes with each
     // file that is made in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
-    for name in folder.entries().map_err(|error| error.to_string())? {
+    let names = folder.entries().map_err(|error| error.to_string())?;
+    let is_making = names.iter().any(|name| name == MAKING);
+    // What is in a folder that is not finished says nothing.
+    for name in names.into_iter().filter(|_| !is_making) {
         if name == manifest::FILE_NAME {
             let read = read_manifest(&folder).map_err(|error| error.to_string());
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
@@ -89,11 +98,11 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
         touched_at = touched_at.max(changed(&metadata));
         files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
     }
-    if files.is_empty() {
+    if files.is_empty() && !is_making {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(Found { id, path: folder.path().to_owned(), files, manifest, made_at, touched_at })
+    Ok(Found { id, path: folder.path().to_owned(), files, manifest, is_making, made_at, touched_at })
 }
 
 /// Checks that a file which anybody may have put there is under its only name.
@@ -165,6 +174,7 @@ mod tests {
         symlink("a.img", folder(4).join("b.img")).unwrap();
         fs::hard_link(folder(5).join("a.img"), dir.path().join("live.img")).unwrap();
         fs::create_dir(snapshots.join("lost+found")).unwrap();
+        fs::create_dir(snapshots.join(POOL)).unwrap();
         fs::write(folder(6), "a file").unwrap();
 
         let (folders, odd) = survey(&root).unwrap();
@@ -180,6 +190,10 @@ mod tests {
         fs::create_dir(&linked).unwrap();
         symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
         assert!(survey(&Folder::open(&linked).unwrap()).is_err());
+        fs::write(folder(0).join(MAKING), "").unwrap();
+        let half_made = look_into(&opened, &first).unwrap();
+        assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());
+        assert!(folders.iter().all(|folder| !folder.is_making));
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();

@@ -4,6 +4,7 @@ pub mod fiemap;
 pub mod folder;
 pub mod fsinfo;
 pub mod heap;
+pub mod host;
 pub mod io_priority;
 pub mod page_cache;
 pub mod reflink;

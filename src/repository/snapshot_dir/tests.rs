@@ -45,7 +45,7 @@ impl Scene {
     }
 
     fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {
-        SnapshotDir::new(&Folder::open(self.dir.path()).unwrap(), id()).remove(disks)
+        SnapshotDir::new(&Folder::open(self.dir.path()).unwrap(), id()).remove(&disks.iter().collect::<Vec<_>>())
     }
 
     /// What is refused, and stays.
