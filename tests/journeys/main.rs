@@ -42,5 +42,6 @@ mod static_binary;
 mod status;
 mod sync_hooks;
 mod tls;
+mod unfinished;
 mod which_vm;
 mod window;

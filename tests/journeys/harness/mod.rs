@@ -122,13 +122,17 @@ impl World {
         paths
     }
 
-    /// Everything below CoriolisSnapshots, sorted: what a snapshot leaves, and what nothing may.
+    /// Everything below CoriolisSnapshots but the locks, sorted: what a snapshot leaves, and what nothing may.
     pub fn snapshot_files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut folders = vec![self.repository.join("CoriolisSnapshots")];
         while let Some(folder) = folders.pop() {
             for entry in fs::read_dir(&folder).into_iter().flatten() {
                 let path = entry.unwrap().path();
+                // The locks of VMs are never removed.
+                if path.ends_with(".pool") {
+                    continue;
+                }
                 if path.is_dir() {
                     folders.push(path.clone());
                 }
