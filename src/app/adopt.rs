@@ -61,6 +61,7 @@ impl App {
                 report.adopted.extend(taken.adopted);
                 report.left.extend(taken.left);
             }
+            app.blocking(App::look_for_unknown).await?;
             Ok(report)
         });
         let outcome = outcome.await;
@@ -218,7 +219,9 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
         return Err("is being made, or was left half made: it carries the marker .making".to_owned());
     }
     let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();
-    if jiff::Timestamp::now().duration_since(youngest) < YOUNG {
+    // A manifest of this version is in place only when all else is.
+    let is_finished = parts.iter().all(|(_, folder)| folder.maker.is_some());
+    if !is_finished && jiff::Timestamp::now().duration_since(youngest) < YOUNG {
         return Err(format!("was touched less than {} minutes ago: it may be being made", YOUNG.as_mins()));
     }
     if let Some(manifest) = parts.iter().find_map(|(_, folder)| folder.manifest.as_ref()) {

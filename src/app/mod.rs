@@ -37,6 +37,7 @@ mod remembered;
 mod repositories;
 mod sweep;
 mod turns;
+mod unknown;
 mod vm_disks;
 
 use std::io;
@@ -70,6 +71,7 @@ use refined_cache::RefinedCache;
 use repositories::Repositories;
 use status::Creation;
 use turns::Turns;
+use unknown::Unknown;
 
 /// The service without its network side.
 pub struct App {
@@ -105,6 +107,7 @@ pub struct App {
     held: TaskTracker,
     /// What this service calls itself in manifests.
     exporter: String,
+    unknown: Unknown,
 }
 
 impl App {
@@ -139,6 +142,7 @@ impl App {
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
+            unknown: Unknown::default(),
             exporter: host::service_id(&config.db_file),
         };
         let app = Arc::new(app);

@@ -66,6 +66,8 @@ impl App {
         let mounted = mounted.and_then(|repository| repository.mounted().map_err(|absent| absent.to_string()));
         let space = mounted.as_ref().ok().map(|mounted| mounted.space);
         let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        let is_read_only = mounted.as_ref().is_ok_and(|mounted| mounted.space.is_read_only);
+        let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
         wire::RepositoryStatus {
             id: known.name.clone(),
             alias: entry.and_then(|entry| entry.alias.clone()),
@@ -74,8 +76,9 @@ impl App {
             free_bytes: space.map(|space| space.free),
             min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
-            status: if mounted.is_ok() { wire::Status::Ok } else { wire::Status::Error },
-            reason: mounted.err(),
+            unknown_snapshots: self.unknown.of(&known.name).map(|count| count.lost + count.others),
+            status: if reason.is_none() { wire::Status::Ok } else { wire::Status::Error },
+            reason,
         }
     }
 }

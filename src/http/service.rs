@@ -55,6 +55,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {

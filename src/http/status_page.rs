@@ -77,7 +77,11 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             Status::Ok => String::new(),
             Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", entry.id, entry.snapshots);
+        let unknown = match entry.unknown_snapshots {
+            None | Some(0) => String::new(),
+            Some(count) => format!(", and {count} that the database does not know (adopt --manifests)"),
+        };
+        let _ = writeln!(page, "  {} {room}, {} snapshots{unknown}{problem}", entry.id, entry.snapshots);
     }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";

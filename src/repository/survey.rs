@@ -22,6 +22,8 @@ pub struct Found {
     pub files: Vec<DiskName>,
     /// What its manifest says, if it has one.
     pub manifest: Option<Result<Snapshot, String>>,
+    /// The service that its manifest names. Such a manifest is written last of all.
+    pub maker: Option<String>,
     /// Whether it carries the marker of a snapshot that is not finished.
     pub is_making: bool,
     /// When its files were made, as far as it can be told: the earliest time that they show.
@@ -63,6 +65,42 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
     Ok((found, odd))
 }
 
+/// Who made a snapshot that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Its manifest names this service.
+    Service(String),
+    /// Its manifest names none, as those of older versions.
+    Unnamed,
+    /// It has no manifest that can be read.
+    Unknown,
+}
+
+/// The snapshots of which there are folders.
+///
+/// # Errors
+/// Where they cannot be listed.
+pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        snapshots => snapshots?,
+    };
+    Ok(snapshots.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
+
+/// Who made the snapshot; nothing where its folder is gone by now.
+///
+/// # Errors
+/// Where its folder cannot be opened.
+pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
+    let folder = match SnapshotDir::new(root, id).open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        folder => folder?,
+    };
+    let maker = read_manifest(&folder).ok().and_then(|text| manifest::maker(&text).ok());
+    Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
+}
+
 fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
     let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
     let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
@@ -70,7 +108,7 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
         None => error.to_string(),
     })?;
     let metadata = folder.metadata().map_err(|error| error.to_string())?;
-    let (mut files, mut manifest) = (Vec::new(), None);
+    let (mut files, mut manifest, mut maker) = (Vec::new(), None, None);
     // Of a file the time of its inode's change, which no program can set; a folder changes with each
     // file that is made in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
@@ -80,6 +118,7 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
     for name in names.into_iter().filter(|_| !is_making) {
         if name == manifest::FILE_NAME {
             let read = read_manifest(&folder).map_err(|error| error.to_string());
+            maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
             continue;
         }
@@ -102,7 +141,7 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(Found { id, path: folder.path().to_owned(), files, manifest, is_making, made_at, touched_at })
+    Ok(Found { id, path: folder.path().to_owned(), files, manifest, maker, is_making, made_at, touched_at })
 }
 
 /// Checks that a file which anybody may have put there is under its only name.

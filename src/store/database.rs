@@ -108,6 +108,9 @@ impl Handle {
         if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
             return Ok(());
         }
+        if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
+            return Err(StoreError::OutOfPlace(trouble));
+        }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
             // It was there: an empty one in its place would be a lie.

@@ -277,5 +277,5 @@ pub struct Health {
     /// Whether all is well.
     pub status: Status,
     /// What is not. Says no more than a stranger may know.
-    pub problems: Vec<&'static str>,
+    pub problems: Vec<String>,
 }

@@ -29,6 +29,7 @@ mod law_views;
 mod login;
 mod logs;
 mod long_answers;
+mod lost_database;
 mod metrics;
 mod ocfs2;
 mod policy;
