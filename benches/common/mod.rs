@@ -2,38 +2,33 @@
 
 #![allow(dead_code)] // none of them needs all of it
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::model::{DiskSource, FileIdentity, SnapshotDisk, SnapshotId};
+use coriolis_ovm_exporter::model::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
 use coriolis_ovm_exporter::repository::clone::{Clones, Source, Target};
+use coriolis_ovm_exporter::repository::executor::{Access, Kind};
 use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
+use coriolis_ovm_exporter::sys::folder::Folder;
 
 /// A snapshot of the file `live`, and where it lies.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
     let id = SnapshotId::from_u128(number);
-    let root = repository.open().unwrap();
-    let folder = SnapshotDir::new(&root, id).create().unwrap();
-    let name = "disk".parse().unwrap();
+    let make = move |_: &Access<'_>, root: &Folder| Ok((root.clone(), SnapshotDir::new(root, id).create()?));
+    let (root, folder) = repository.run(Kind::CHANGE, make).unwrap();
+    let name: DiskName = "disk".parse().unwrap();
     let path = repository.snapshot_path(id, &name);
     let source = Source { file: live.try_clone().unwrap(), folder: root, name: "live".into() };
-    let clones = Clones::prepare(vec![(source, Target { folder, name: name.to_string() })]).unwrap();
-    clones.make().unwrap().finish().unwrap()[0].sync_all().unwrap();
-    let metadata = fs::metadata(&path).unwrap();
-    let changed_ns = i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec());
-    let identity = FileIdentity { inode: metadata.ino(), size: metadata.len(), changed_ns };
+    let disks = vec![(repository.clone(), source, Target { folder, name: name.to_string() })];
+    let identity = Clones::prepare(disks, number).unwrap().make().unwrap().seal().unwrap()[0];
     let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
-    (
-        Arc::new(
-            DiskFile::open(repository, id, &SnapshotDisk { name, source, identity, volume: None, seal: None }).unwrap(),
-        ),
-        path,
-    )
+    let disk = SnapshotDisk { name, source, identity, volume: None, seal: None };
+    let opened = repository.executor().lend(|access| DiskFile::open(access, repository, id, &disk));
+    (Arc::new(opened.unwrap().unwrap()), path)
 }
 
 /// Reads a map with as few calls as our reader makes, and keeps nothing.

@@ -13,8 +13,9 @@ use super::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId};
+use crate::repository::executor::Kind;
 use crate::repository::survey::{self, Found};
-use crate::repository::{DiskFile, LocatedDisk, Misplaced, Repository, SnapshotDir, assign, locate};
+use crate::repository::{LocatedDisk, Misplaced, Repository, SnapshotDir, assign, locate};
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 use crate::wire;
 
@@ -49,7 +50,7 @@ impl App {
     /// Takes over the snapshots found in the repositories that the database does not know.
     ///
     /// # Errors
-    /// [`Error::Inventory`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
+    /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
     /// is told beside it.
     pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<wire::Adoption, Error> {
         let (app, user, actor) = (Arc::clone(self), session.user().to_owned(), Actor::from(session));
@@ -83,7 +84,7 @@ impl App {
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
-            match repository.open().and_then(|root| survey::survey(&root)) {
+            match repository.run(Kind::SHORT, |_, root| survey::survey(root)) {
                 Ok((folders, odd)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
@@ -128,9 +129,9 @@ impl App {
         let found = self.repositories.found();
         let away: Vec<_> = found.away().map(|(repository, _)| repository.mount_point()).collect();
         let repositories: Vec<_> = found.usable().cloned().collect();
-        for vm in self.inventory()? {
-            let (Some(id), Ok(lines)) = (vm.id, vm.disks) else { continue };
-            for line in &lines {
+        for vm in &self.inventory()?.vms {
+            let (Some(id), Ok(lines)) = (&vm.id, &vm.disks) else { continue };
+            for line in lines {
                 if let vm_cfg::DiskSource::File(path) = &line.source
                     && let Some(missing) = away.iter().find(|mount_point| Path::new(path).starts_with(mount_point))
                 {
@@ -180,14 +181,17 @@ impl App {
     fn take_one(&self, candidate: &mut Candidate) -> Result<(), String> {
         let Candidate { snapshot, parts } = candidate;
         let has_manifest = parts.iter().any(|(_, folder)| folder.manifest.is_some());
-        for disk in &mut snapshot.disks {
-            let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
+        let (id, kind) = (snapshot.id, Kind::CHANGE.after(snapshot.id.as_u128()));
+        for index in 0..snapshot.disks.len() {
+            let disk = &snapshot.disks[index];
             if has_manifest {
-                let file = DiskFile::open(&repository, snapshot.id, disk);
-                file.map_err(|error| format!("{}: {error}", disk.name))?;
+                self.open(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
             } else {
-                let sealed = repository.open().and_then(|root| survey::seal_found(&root, snapshot.id, &disk.name));
-                disk.identity = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
+                let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
+                let name = disk.name.clone();
+                let sealed = repository.run(kind, move |_, root| survey::seal_found(root, id, &name));
+                let sealed = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
+                snapshot.disks[index].identity = sealed;
             }
         }
         // First the record: a manifest without one would keep the next try from taking it.
@@ -197,8 +201,8 @@ impl App {
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
-                let dir = repository.open().map(|root| SnapshotDir::new(&root, snapshot.id));
-                let sealed = dir.and_then(|dir| dir.seal(snapshot, &self.exporter));
+                let (of, exporter) = (snapshot.clone(), self.exporter.clone());
+                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
                 if let Err(error) = sealed {
                     tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
                 }
@@ -210,7 +214,8 @@ impl App {
 
 fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Misplaced> {
     let assigned = assign(repositories, path)?;
-    locate::open(&assigned.repository.open()?, &assigned)
+    let repository = assigned.repository.clone();
+    repository.run(Kind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
 }
 
 /// The snapshot that `parts` are, its place in the order and its files' identities not yet known.

@@ -9,7 +9,8 @@ use super::policy::Refusal;
 use super::{App, Error};
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::usage::{Usage, UsageError};
+use crate::repository::executor::Kind;
+use crate::repository::usage::Usage;
 use crate::wire;
 
 /// Stops the work when whoever waits for it goes away.
@@ -61,7 +62,7 @@ impl App {
         .await
     }
 
-    fn costs_of(&self, snapshots: &[Snapshot], stop: &AtomicBool) -> Vec<wire::SnapshotCost> {
+    fn costs_of(&self, snapshots: &[Snapshot], stop: &Arc<AtomicBool>) -> Vec<wire::SnapshotCost> {
         let mut sums: HashMap<SnapshotId, Sum> = HashMap::new();
         let mut by_source: BTreeMap<(&str, &str), Vec<(&Snapshot, &SnapshotDisk)>> = BTreeMap::new();
         for snapshot in snapshots {
@@ -106,22 +107,35 @@ impl App {
         &self,
         source: &DiskSource,
         states: &[(&Snapshot, &SnapshotDisk)],
-        stop: &AtomicBool,
+        stop: &Arc<AtomicBool>,
     ) -> Result<Vec<(u64, u64)>, String> {
         let repository = self.repository(&source.repository);
         let repository = repository.ok_or_else(|| format!("no repository {}", source.repository))?;
-        let mut usage = Usage::new(stop);
-        let mut unknown = Vec::with_capacity(states.len());
-        for (owner, (snapshot, disk)) in states.iter().enumerate() {
+        // Opened one by one, as each is checked; read together, on the repository's threads.
+        let mut files = Vec::with_capacity(states.len());
+        for (snapshot, disk) in states {
             let file = self.open(snapshot, disk);
-            let file = file.map_err(|error| format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name))?;
-            let added = usage.add_snapshot(&file, owner);
-            unknown.push(added.map_err(|error| format!("disk {}: {error}", disk.name))?);
+            files.push(file.map_err(|error| format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name))?);
         }
-        let live = repository.open().map_err(UsageError::from);
-        let live = live.and_then(|root| usage.add_live(&root, source, states.len()));
-        live.map_err(|error| format!("{}: {error}", source.path))?;
-        let bytes = exclusive(usage.references(), states.len() + 1);
+        let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
+        let stop = Arc::clone(stop);
+        let (references, unknown) = repository
+            .run(Kind::BULK, move |access, root| {
+                let mut usage = Usage::new(access, &stop);
+                let mut unknown = Vec::with_capacity(files.len());
+                for (owner, (file, name)) in files.iter().zip(names).enumerate() {
+                    match usage.add_snapshot(file, owner) {
+                        Ok(bytes) => unknown.push(bytes),
+                        Err(error) => return Ok(Err(format!("disk {name}: {error}"))),
+                    }
+                }
+                match usage.add_live(root, &source, files.len()) {
+                    Ok(()) => Ok(Ok((usage.into_references(), unknown))),
+                    Err(error) => Ok(Err(format!("{}: {error}", source.path))),
+                }
+            })
+            .map_err(|error| error.to_string())??;
+        let bytes = exclusive(&references, states.len() + 1);
         Ok(bytes.into_iter().zip(unknown).collect())
     }
 }

@@ -1,7 +1,7 @@
 //! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
 //!
 //! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `recover` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
+//! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
 use std::any::Any;
@@ -21,11 +21,13 @@ use super::vm_disks::{Examiner, Verdict};
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
+use crate::inventory::Problem;
 use crate::model::{
     Consistency, DiskName, FileIdentity, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, Taken, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
-use crate::repository::{LocatedDisk, SnapshotDir};
+use crate::repository::executor::Kind;
+use crate::repository::{LocatedDisk, Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -188,7 +190,10 @@ impl App {
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let definition = self.find_vm(vm)?;
-        let lines = definition.disks.as_ref().map_err(|problem| Error::NotSnapshottable(problem.clone()))?;
+        let lines = definition.disks.as_ref().map_err(|problem| match problem {
+            Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Unavailable(text) => Error::Unavailable(text.clone()),
+        })?;
         let mut examiner = Examiner::new(self);
         let mut located: Vec<LocatedDisk> = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
@@ -259,21 +264,23 @@ impl App {
     }
 
     fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let (id, key) = (snapshot.id, snapshot.id.as_u128());
         let mut folders = HashMap::new();
-        for (repository, folder) in self.folders_of(snapshot)? {
-            let made = folder.create().map_err(|error| Error::of_step("making the snapshot's folder", error))?;
-            folders.insert(repository, made);
+        for repository in self.repositories_of(snapshot)? {
+            let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
+            let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
+            folders.insert(repository.id().clone(), (repository, made));
         }
         let mut disks = Vec::new();
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            let folder = folders.get(&disk.source.repository).ok_or_else(|| no_repository(&disk.source.repository))?;
-            disks.push((source, Target { folder: folder.clone(), name: disk.name.to_string() }));
+            let made = folders.get(&disk.source.repository);
+            let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
+            disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
         let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
-        let clones = Clones::prepare(disks).map_err(failed)?;
-        let inodes = clones.inodes().map_err(|error| Error::of_step("making the snapshot's files", error))?;
+        let clones = Clones::prepare(disks, key).map_err(failed)?;
         // From now on no other file is taken for one of the snapshot, should it be undone.
-        snapshot.disks.iter_mut().zip(inodes).for_each(|(disk, inode)| disk.identity.inode = inode);
+        snapshot.disks.iter_mut().zip(clones.inodes()).for_each(|(disk, inode)| disk.identity.inode = inode);
         Ok(clones)
     }
 
@@ -315,41 +322,37 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let files = cloned.finish().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        for (disk, file) in snapshot.disks.iter_mut().zip(&files) {
-            disk.identity = SnapshotDir::seal_disk(file)
-                .map_err(|error| Error::of_step(format!("writing out {}", disk.name), error))?;
-        }
-        let folders = self.folders_of(snapshot)?;
+        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
+        let (repositories, kind) = (self.repositories_of(snapshot)?, Kind::CHANGE.after(snapshot.id.as_u128()));
         let failed = |error| Error::of_step("writing the snapshot's manifest", error);
-        for (_, folder) in &folders {
-            folder.seal(snapshot, &self.exporter).map_err(failed)?;
+        for repository in &repositories {
+            let (of, exporter) = (snapshot.clone(), self.exporter.clone());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, &exporter));
+            sealed.map_err(failed)?;
         }
         // Only where all have it: a part of a snapshot must not be taken for a finished one.
-        for (_, folder) in &folders {
-            folder.finish().map_err(failed)?;
+        for repository in &repositories {
+            let id = snapshot.id;
+            repository.run(kind, move |_, root| SnapshotDir::new(root, id).finish()).map_err(failed)?;
         }
         tracing::info!(
-            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = files.len(),
+            snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
         Ok(())
     }
 
-    /// The snapshot's folder in each repository that it touches.
-    fn folders_of(&self, snapshot: &Snapshot) -> Result<Vec<(RepositoryId, SnapshotDir)>, Error> {
-        let folder = |id: &RepositoryId| {
-            let root = self.repository(id).ok_or_else(|| no_repository(id))?.open();
-            let root = root.map_err(|error| Error::of_step(format!("opening the repository {id}"), error))?;
-            Ok((id.clone(), SnapshotDir::new(&root, snapshot.id)))
-        };
-        snapshot.repositories().into_iter().map(folder).collect()
+    /// The repositories that the snapshot touches.
+    fn repositories_of(&self, snapshot: &Snapshot) -> Result<Vec<Repository>, Error> {
+        let known = |id: &RepositoryId| self.repository(id).ok_or_else(|| no_repository(id));
+        snapshot.repositories().into_iter().map(known).collect()
     }
 
-    /// Takes back what was made. What cannot be is taken back at the next start.
+    /// Takes back what was made. What cannot be taken back now is tried again each minute.
     fn undo(&self, snapshot: &Snapshot) {
         if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; the next start will try again");
+            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
         }
     }
 }

@@ -1,17 +1,24 @@
 //! The journey of a snapshot's end: written down first, then its files, then its record.
 
-use std::io;
 use std::sync::Arc;
 
 use super::audit::Actor;
 use super::hooked::Between;
 use super::owed;
+use super::policy::Refusal;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::Operation;
-use crate::model::{Snapshot, SnapshotId, VmId};
-use crate::repository::{Removal, RemoveError, SnapshotDir};
+use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::repository::executor::Kind;
+use crate::repository::{Absent, Removal, RemoveError, SnapshotDir};
 use crate::store::State;
+
+/// Deletions and creations that may be before a deletion of the same VM: each is small, and no client waits for
+/// more.
+const WAITING: usize = 64;
+
+const TOO_MANY: Refusal = Refusal::TooLongALine("changes of this VM's snapshots");
 
 impl App {
     /// Deletes the snapshot `id` of the VM that `called` names. One that is gone already is no
@@ -20,7 +27,7 @@ impl App {
     /// # Errors
     /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
     /// snapshot stays; [`Error::Io`] where a file
-    /// cannot be removed: the snapshot is gone all the same, and the next start tries again.
+    /// cannot be removed: the snapshot is gone all the same, and its files are tried again each minute.
     pub async fn delete_snapshot(
         self: &Arc<Self>,
         session: &Session,
@@ -33,7 +40,7 @@ impl App {
             let deletion = async {
                 // First whose it is, so that a retry can wait for its turn behind the first try.
                 let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-                let _turn = app.turns.take(&vm).await;
+                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
                 app.delete_one(id, actor.user()).await
             };
             let outcome = deletion.await;
@@ -54,7 +61,7 @@ impl App {
             let what = called.clone();
             let deletion = async {
                 let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-                let _turn = app.turns.take(&vm).await;
+                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
                 let mut outcome = Ok(());
                 // Also what an earlier try left half gone.
                 for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
@@ -116,45 +123,52 @@ impl App {
     }
 
     /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
-    /// stays, unseen, until the repository is back.
+    /// stays, unseen, and the files are tried again each minute.
     pub(super) fn remove(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.refined_cache.forget(snapshot.id);
-        let mut all_gone = true;
+        let mut absent = Vec::new();
         let mut first_error = None;
         for id in snapshot.repositories() {
-            let disks: Vec<_> = snapshot.disks.iter().filter(|disk| disk.source.repository == *id).collect();
-            let root = self.repository(id).map(|repository| repository.open());
-            let removal = match root {
-                Some(Ok(root)) => SnapshotDir::new(&root, snapshot.id).remove(&disks),
-                Some(Err(error)) if !is_absence(&error) => Err(error.into()),
-                Some(Err(_)) | None => Ok(Removal::RepositoryAbsent),
-            };
-            match removal {
+            match self.remove_in(id, snapshot) {
                 Ok(Removal::Done) => {}
-                Ok(Removal::RepositoryAbsent) => {
-                    all_gone = false;
-                    tracing::warn!(snapshot = %snapshot.id, repository = %id, "files stay until the repository is back");
-                }
+                Ok(Removal::RepositoryAbsent) => absent.push(id.as_str()),
                 Err(error) => {
                     first_error.get_or_insert(error);
                 }
             }
         }
-        match first_error {
-            Some(RemoveError::Io(error)) => return Err(Error::of_step("removing the snapshot's files", error)),
-            Some(strangers @ RemoveError::NotOurs(_)) => {
-                return Err(Error::NotRemoved { snapshot: snapshot.id, left: strangers.to_string() });
+        let outcome = match first_error {
+            None if absent.is_empty() => {
+                self.store.forget(snapshot)?;
+                self.leftovers.forget(snapshot.id);
+                return Ok(());
             }
-            None => {}
+            None => Ok(()),
+            Some(RemoveError::Io(error)) => Err(Error::of_step("removing the snapshot's files", error)),
+            Some(strangers @ RemoveError::NotOurs(_)) => {
+                Err(Error::NotRemoved { snapshot: snapshot.id, left: strangers.to_string() })
+            }
+        };
+        let reason = match &outcome {
+            Ok(()) => format!("not there, or not answering: {}", absent.join(", ")),
+            Err(error) => error.to_string(),
+        };
+        if self.leftovers.note(snapshot.id, reason.clone()) {
+            tracing::warn!(snapshot = %snapshot.id, reason, "files of it stay; they are tried again each minute");
         }
-        if all_gone {
-            self.store.forget(snapshot)?;
-        }
-        Ok(())
+        outcome
     }
-}
 
-/// Whether a repository's folder cannot be opened because nothing is there.
-fn is_absence(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+    /// Removes the files that the snapshot has in one repository.
+    fn remove_in(&self, id: &RepositoryId, snapshot: &Snapshot) -> Result<Removal, RemoveError> {
+        let Some(repository) = self.repository(id) else { return Ok(Removal::RepositoryAbsent) };
+        let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
+        let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
+        let kind = Kind::CHANGE.after(snapshot.as_u128());
+        let removal = repository.run(kind, move |_, root| Ok(SnapshotDir::new(root, snapshot).remove(&disks)));
+        match removal {
+            Err(error) if Absent::of(&error).is_some() => Ok(Removal::RepositoryAbsent),
+            removal => removal?,
+        }
+    }
 }

@@ -7,6 +7,7 @@ use nix::errno::Errno;
 use super::policy::Refusal;
 use crate::auth::{BadToken, ManagerError};
 use crate::model::{SnapshotId, UnfitPair};
+use crate::repository::Absent;
 use crate::store::StoreError;
 
 /// Why a journey did not reach its end.
@@ -25,11 +26,8 @@ pub enum Error {
     #[error("{0}")]
     NotFound(&'static str),
     /// No VM of the inventory is called so.
-    #[error("no such VM{}", hint(away))]
-    NoVm {
-        /// Ids of the repositories that are not mounted: it may be defined there.
-        away: Vec<String>,
-    },
+    #[error("no such VM")]
+    NoVm,
     /// The snapshot is there, and is another VM's.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
@@ -67,6 +65,9 @@ pub enum Error {
         /// What is wrong with the repository.
         cause: String,
     },
+    /// A repository is not there, or does not answer: what lies in it is not known at the moment.
+    #[error("{0}; try again when the repository answers")]
+    Unavailable(String),
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -137,12 +138,6 @@ pub enum Error {
     /// ovs-agent's database cannot be read, and no repository is known.
     #[error("no repository is known: {0}")]
     AgentDb(String),
-    /// The repositories' definitions cannot be listed.
-    #[error("the definitions of VMs cannot be listed: {source}")]
-    Inventory {
-        /// The errno.
-        source: io::Error,
-    },
     /// The database failed.
     #[error("the service's database does not answer; its log says why")]
     Store(#[from] StoreError),
@@ -151,17 +146,13 @@ pub enum Error {
     Internal(String),
 }
 
-fn hint(away: &[String]) -> String {
-    if away.is_empty() {
-        return String::new();
-    }
-    format!("; it may be one of a repository that is not mounted: {}", away.join(", "))
-}
-
 impl Error {
     /// The error of a step on a file system.
     pub(super) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
         let step = step.into();
+        if let Some(absent) = Absent::of(&source) {
+            return Self::Unavailable(format!("{step}: the repository {absent}"));
+        }
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
             Some(Errno::EROFS) => Self::ReadOnly { step },
@@ -176,7 +167,7 @@ impl Error {
             | Self::BadCredentials
             | Self::NoSession(_)
             | Self::NotFound(_)
-            | Self::NoVm { .. }
+            | Self::NoVm
             | Self::OtherVm(_)
             | Self::NotOlder(_)
             | Self::Refused(_)
@@ -185,6 +176,7 @@ impl Error {
             | Self::SnapshotLost { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::Unavailable(_)
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
@@ -194,7 +186,6 @@ impl Error {
             | Self::ReadOnly { .. }
             | Self::Io { .. }
             | Self::AgentDb(_)
-            | Self::Inventory { .. }
             | Self::Store(_)
             | Self::Internal(_) => false,
         }

@@ -152,7 +152,7 @@ impl App {
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(super) fn deletion(&self, snapshot: &Snapshot) -> Event {
         let vm = self.find_vm(&snapshot.vm).ok();
-        self.event(Operation::SnapshotDelete, snapshot, vm.as_ref())
+        self.event(Operation::SnapshotDelete, snapshot, vm.as_deref())
     }
 }
 

@@ -24,6 +24,8 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod catalog;
+mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
@@ -31,17 +33,15 @@ mod disk_names;
 mod hooked;
 mod line;
 mod owed;
-mod recover;
 mod refined_cache;
 mod remembered;
 mod repositories;
+mod shared;
 mod sweep;
 mod turns;
 mod unknown;
 mod vm_disks;
 
-use std::io;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -52,16 +52,16 @@ use tokio_util::task::TaskTracker;
 use crate::auth::{self, Manager, Tokens};
 use crate::config::{self, Config, Policy};
 use crate::hooks::Hooks;
-use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::executor::Kind;
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 use crate::sys::host;
 
+use catalog::Catalog;
 use checksum::Sums;
+use cleanup::Leftovers;
 pub use error::Error;
 use in_use::{InUse, Uses};
 use line::Line;
@@ -76,6 +76,7 @@ use unknown::Unknown;
 /// The service without its network side.
 pub struct App {
     repositories: Repositories,
+    catalog: Catalog,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
@@ -86,6 +87,7 @@ pub struct App {
     token_lifetime: Duration,
     turns: Turns,
     sums: Sums,
+    leftovers: Leftovers,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
@@ -119,6 +121,7 @@ impl App {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
+            catalog: Catalog::default(),
             clone_support: CloneSupport::default(),
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
@@ -129,6 +132,7 @@ impl App {
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
+            leftovers: Leftovers::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,
@@ -148,7 +152,7 @@ impl App {
         let app = Arc::new(app);
         // First of all: something may be frozen.
         app.call_owed_hooks().await?;
-        app.recover()?;
+        app.clean_up_after_start().await;
         Ok(app)
     }
 
@@ -229,58 +233,6 @@ impl App {
         self.repositories.get(id)
     }
 
-    fn inventory(&self) -> Result<Vec<inventory::Vm>, Error> {
-        let found = self.repositories.found();
-        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
-            return Err(Error::AgentDb(problem.clone()));
-        }
-        let mut vms = Vec::new();
-        for repository in found.usable() {
-            let asked = repository.clone();
-            // One that hangs must not take the others with it.
-            match repository.executor().run(Kind::SHORT, move |_| vms_in(&asked)) {
-                Ok(read) => vms.extend(read.map_err(|source| Error::Inventory { source })?),
-                Err(error) => tracing::warn!(repository = %repository.id(), %error, "its VMs are not seen"),
-            }
-        }
-        Ok(inventory::put_together(vms))
-    }
-
-    /// The VM that `called` names: by its name one of the inventory, or one that has left it and
-    /// still has snapshots; else by its uuid one of the inventory.
-    fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
-        self.resolve_among(&self.inventory()?, called)
-    }
-
-    fn resolve_among(&self, vms: &[inventory::Vm], called: &VmId) -> Result<VmId, Error> {
-        let is_name = vms.iter().any(|vm| vm.id.as_ref() == Some(called));
-        // Before any uuid: what is deleted must never be another VM's than the one that was named.
-        if is_name || !self.store.records_of(called)?.is_empty() {
-            return Ok(called.clone());
-        }
-        let mut named = vms.iter().filter(|vm| vm.has_uuid(called)).filter_map(|vm| vm.id.as_ref());
-        match (named.next(), named.next()) {
-            (None, _) => Err(self.no_such_vm()),
-            (Some(id), None) => Ok(id.clone()),
-            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
-                "the VMs {one} and {other} both have this uuid; name the one that is meant"
-            ))),
-        }
-    }
-
-    /// The VM of the inventory that `called` names.
-    fn find_vm(&self, called: &VmId) -> Result<inventory::Vm, Error> {
-        let vms = self.inventory()?;
-        let id = self.resolve_among(&vms, called)?;
-        let found = vms.into_iter().find(|vm| vm.id.as_ref() == Some(&id));
-        found.ok_or_else(|| self.no_such_vm())
-    }
-
-    fn no_such_vm(&self) -> Error {
-        let away = self.repositories.found().away().map(|(repository, _)| repository.id().to_string()).collect();
-        Error::NoVm { away }
-    }
-
     /// Keeps the snapshot `id` from being swept while a client works on it. To be called before its record is
     /// looked at.
     ///
@@ -308,12 +260,4 @@ impl App {
 /// Whether this is the thread of a connection, which has a runtime for itself.
 fn on_own_thread() -> bool {
     Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
-}
-
-/// The VMs that are defined in a repository. One that is not mounted defines none.
-fn vms_in(repository: &Repository) -> io::Result<Vec<(PathBuf, inventory::Vm)>> {
-    match repository.open() {
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(Vec::new()),
-        root => inventory::read(&root?),
-    }
 }

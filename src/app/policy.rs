@@ -5,6 +5,7 @@ use std::os::fd::AsFd;
 use super::{App, Error};
 use crate::model::Snapshot;
 use crate::repository::clone::Source;
+use crate::repository::executor::Kind;
 use crate::sys::fiemap;
 
 /// Why the policy refuses a request that could be carried out.
@@ -102,7 +103,7 @@ impl App {
         for id in snapshot.repositories() {
             let Some(repository) = self.repository(id) else { continue };
             let mounted = repository.mounted();
-            let space = mounted.map_err(|absent| Error::NotSnapshottable(format!("repository {id} {absent}")))?.space;
+            let space = mounted.map_err(|absent| Error::Unavailable(format!("the repository {id} {absent}")))?.space;
             let floor = self.policy.min_free_space.of(space.total);
             if space.free < floor {
                 let (free, total) = (space.free, space.total);
@@ -110,9 +111,11 @@ impl App {
             }
         }
         for (disk, source) in snapshot.disks.iter().zip(sources) {
-            let counted = fiemap::Reader::count(source.file.as_fd());
-            let extents =
-                counted.map_err(|error| Error::of_step(format!("counting the extents of {}", disk.name), error))?;
+            let Some(repository) = self.repository(&disk.source.repository) else { continue };
+            let step = || format!("counting the extents of {}", disk.name);
+            let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
+            let counted = repository.run(Kind::CHANGE, move |_, _| fiemap::Reader::count(file.as_fd()));
+            let extents = counted.map_err(|error| Error::of_step(step(), error))?;
             if let Some(limit) = self.policy.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());
             }

@@ -62,11 +62,11 @@ impl App {
         let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
         let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
         let opened = if here {
-            repository.executor().lend(|_| DiskFile::open(&repository, snapshot.id, disk))
+            repository.executor().lend(|access| DiskFile::open(access, &repository, snapshot.id, disk))
         } else {
             let (repository, id, disk) = (repository.clone(), snapshot.id, disk.clone());
             let executor = repository.executor().clone();
-            executor.run(Kind::SHORT, move |_| DiskFile::open(&repository, id, &disk))
+            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, id, &disk))
         };
         opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);

@@ -40,9 +40,10 @@ impl App {
         let snapshots = if query.cost { Some(self.costs(query.vm).await?) } else { None };
         let repositories = self.blocking(|app| {
             let (snapshots, found) = (app.store.snapshots()?, app.repositories.found());
-            Ok(found.known.iter().map(|known| app.repository_status(known, &snapshots)).collect())
+            let repositories = found.known.iter().map(|known| app.repository_status(known, &snapshots)).collect();
+            Ok((repositories, app.leftovers()?))
         });
-        let repositories = repositories.await?;
+        let (repositories, leftovers) = repositories.await?;
         Ok(wire::ServiceStatus {
             version: env!("CARGO_PKG_VERSION"),
             at: wire::time(jiff::Timestamp::now()),
@@ -53,6 +54,7 @@ impl App {
             }),
             exports: queue(&self.exports, export),
             repositories,
+            leftovers,
             snapshots,
         })
     }

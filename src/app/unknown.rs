@@ -14,6 +14,7 @@ use crate::repository::Repository;
 use crate::repository::executor::Kind;
 use crate::repository::survey::{self, Maker};
 use crate::store::Trouble;
+use crate::sys::folder::Folder;
 use crate::sys::host;
 
 /// Between two looks.
@@ -162,22 +163,13 @@ fn report(repository: &RepositoryId, Count { lost, others }: Count) {
     }
 }
 
-/// What `question` finds out in a repository; nothing where it does not answer, which the log says.
+/// What `question` finds out in a repository; nothing where it does not answer, which is said elsewhere.
 fn ask<T: Send + 'static>(
     repository: &Repository,
-    question: impl FnOnce(&crate::sys::folder::Folder) -> std::io::Result<T> + Send + 'static,
+    question: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
 ) -> Option<T> {
-    let asked = repository.clone();
-    let answer = repository.executor().run(Kind::SHORT, move |_| question(&asked.open()?));
-    match answer {
-        Ok(Ok(answer)) => Some(answer),
-        Ok(Err(error)) => {
-            tracing::debug!(repository = %repository.id(), %error, "its snapshots cannot be counted");
-            None
-        }
-        Err(error) => {
-            tracing::debug!(repository = %repository.id(), %error, "its snapshots cannot be counted");
-            None
-        }
-    }
+    let answer = repository.run(Kind::SHORT, move |_, root| question(root));
+    answer
+        .inspect_err(|error| tracing::debug!(repository = %repository.id(), %error, "its snapshots cannot be counted"))
+        .ok()
 }

@@ -9,6 +9,7 @@ use crate::inventory::load_ovsmeta;
 use crate::inventory::ovsmeta::OvsMeta;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
 use crate::model::RepositoryId;
+use crate::repository::executor::Kind;
 use crate::repository::{LocatedDisk, Misplaced, Repository, Unclonable, assign, clone_support, locate};
 use crate::sys::folder::Folder;
 
@@ -104,11 +105,15 @@ impl<'a> Examiner<'a> {
     fn locate(&mut self, path: &Path) -> Result<LocatedDisk, String> {
         let assigned = assign(&self.repositories, path).map_err(|misplaced| misplaced.to_string())?;
         let opened = self.opened.entry(assigned.repository.id().clone()).or_insert_with(|| {
-            let root = assigned.repository.open();
-            let notes = root.as_ref().ok().and_then(load_ovsmeta);
-            Opened { root: root.map_err(|error| Misplaced::from(error).to_string()), notes }
+            let opened = assigned.repository.run(Kind::SHORT, |_, root| Ok((root.clone(), load_ovsmeta(root))));
+            let (root, notes) = opened
+                .map_err(|error| Misplaced::from(error).to_string())
+                .map_or_else(|error| (Err(error), None), |(root, notes)| (Ok(root), notes));
+            Opened { root, notes }
         });
-        locate::open(opened.root.as_ref().map_err(String::clone)?, &assigned).map_err(|misplaced| misplaced.to_string())
+        let root = opened.root.clone()?;
+        let located = assigned.repository.clone().executor().run(Kind::SHORT, move |_| locate::open(&root, &assigned));
+        located.map_err(|error| error.to_string())?.map_err(|misplaced| misplaced.to_string())
     }
 
     fn unclonable(&self, located: &LocatedDisk) -> Option<String> {

@@ -85,6 +85,9 @@ impl Failure {
             Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
             Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
+            Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
+                Some((RETRY_AFTER, HeaderValue::from_static("10")))
+            }
             Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
@@ -99,7 +102,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
         Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::NotFound(_) | Error::NoVm { .. } => (StatusCode::NOT_FOUND, "not_found"),
+        Error::NotFound(_) | Error::NoVm => (StatusCode::NOT_FOUND, "not_found"),
         Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
@@ -113,9 +116,11 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
-        Error::Io { .. } | Error::Inventory { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
-        Error::RepositoryAway { .. } => (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable"),
+        Error::RepositoryAway { .. } | Error::Unavailable(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
+        }
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
         Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),

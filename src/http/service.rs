@@ -54,6 +54,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
         server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
+    let cleaning = tokio::spawn(Arc::clone(&app).clean_up_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
@@ -72,6 +73,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let finish = async {
         let _ = serving.await;
         let _ = sweeping.await;
+        let _ = cleaning.await;
         let _ = calling.await;
         app.finish().await;
     };

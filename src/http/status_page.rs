@@ -83,6 +83,12 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         };
         let _ = writeln!(page, "  {} {room}, {} snapshots{unknown}{problem}", entry.id, entry.snapshots);
     }
+    if !status.leftovers.is_empty() {
+        page += "\nfiles that could not be removed yet\n";
+    }
+    for leftover in &status.leftovers {
+        let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
+    }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";
         for snapshot in snapshots {

@@ -3,24 +3,24 @@
 //! The parsers are pure functions over text; this is the thin part that reads files. One bad file
 //! is one entry with an error, never a failed listing.
 
+pub mod definitions;
 pub mod ovs_agent;
 pub mod ovsmeta;
 pub mod python_literal;
 pub mod vm_cfg;
 
 use std::collections::HashMap;
-use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
-use std::thread::sleep;
-use std::time::Duration;
+use std::sync::Arc;
 
 use crate::model::VmId;
-use crate::sys::folder::{Folder, Odd, What};
-use vm_cfg::{DiskLine, VmConfig};
+use crate::sys::folder::Folder;
+pub use definitions::Definitions;
+use vm_cfg::DiskLine;
 
 /// A virtual machine as its definition says.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Vm {
     /// Its id; nothing where its folder and its definition name none.
     pub id: Option<VmId>,
@@ -34,8 +34,19 @@ pub struct Vm {
     pub description: String,
     /// Its first address, where the definition names one.
     pub address: Option<String>,
-    /// Its disks in the order of the definition, or why the definition cannot be used.
-    pub disks: Result<Vec<DiskLine>, String>,
+    /// Its disks in the order of the definition, or why they are not known.
+    pub disks: Result<Vec<DiskLine>, Problem>,
+}
+
+/// Why a VM's disks are not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Problem {
+    /// Its definition cannot be used.
+    #[error("{0}")]
+    Broken(String),
+    /// Its definition cannot be read now, which says nothing about the definition.
+    #[error("{0}")]
+    Unavailable(String),
 }
 
 impl Vm {
@@ -45,127 +56,37 @@ impl Vm {
     }
 }
 
-/// How often a definition is read that looks half-written, and the pause between.
-const ATTEMPTS: usize = 4;
-const PAUSE: Duration = Duration::from_millis(50);
-/// For how long after its last change a definition may be half-written. Long, as another server of
-/// the pool may have written it, with a clock of its own.
-const UNSETTLED: Duration = Duration::from_secs(60);
-
-/// The folder of the VM definitions in a repository, one folder a VM.
-const VIRTUAL_MACHINES: &str = "VirtualMachines";
-
-/// The file that defines a VM.
-const DEFINITION: &str = "vm.cfg";
-
 /// The manager's notes on the files of a repository.
 const OVSMETA: &str = ".ovsmeta";
 
 /// Bytes that are read of it.
 const MAX_OVSMETA: usize = 16 << 20;
 
-/// The VMs that are defined in the repository `root`, each with its own folder.
-///
-/// # Errors
-/// Where the folder of the definitions is there but cannot be listed. A repository without one, as where
-/// nothing is mounted, defines none.
-pub fn read(root: &Folder) -> io::Result<Vec<(PathBuf, Vm)>> {
-    let machines = match root.folder(VIRTUAL_MACHINES) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        machines => machines?,
-    };
-    let names = machines.entries()?;
-    let visible = names.iter().filter(|name| !name.as_encoded_bytes().starts_with(b"."));
-    Ok(visible.filter_map(|name| Some((machines.path().join(name), load_one(&machines, name)?))).collect())
-}
-
 /// The VMs of all repositories in one list, sorted by name.
-pub fn put_together(mut found: Vec<(PathBuf, Vm)>) -> Vec<Vm> {
+pub fn put_together(mut found: Vec<(PathBuf, Arc<Vm>)>) -> Vec<Arc<Vm>> {
     refuse_doubles(&mut found);
-    let mut vms: Vec<Vm> = found.into_iter().map(|(_, vm)| vm).collect();
+    let mut vms: Vec<Arc<Vm>> = found.into_iter().map(|(_, vm)| vm).collect();
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     vms
 }
 
-/// The VM that the folder `name` defines; nothing where that is a file, or is gone by now.
-fn load_one(machines: &Folder, name: &OsStr) -> Option<Vm> {
-    let folder_name = name.to_string_lossy().into_owned();
-    let config = match machines.folder(name) {
-        Ok(folder) => read_definition(&folder),
-        Err(error) if Odd::of(&error) == Some(What::NotAFolder) || error.kind() == io::ErrorKind::NotFound => {
-            return None;
-        }
-        Err(error) => Err(format!("its folder cannot be opened: {error}")),
-    };
-    Some(match config {
-        Ok(config) => {
-            let name = config.name.unwrap_or(folder_name);
-            let id: Option<VmId> = name.parse().ok();
-            let disks = match &id {
-                Some(_) => Ok(config.disks.unwrap_or_default()),
-                None => Err(format!("the name {name:?} is not 32 hexadecimal digits")),
-            };
-            Vm {
-                id,
-                uuid: config.uuid,
-                friendly_name: config.friendly_name.unwrap_or_default(),
-                description: config.description.unwrap_or_default(),
-                address: config.address,
-                disks,
-                name,
-            }
-        }
-        Err(problem) => Vm {
-            id: folder_name.parse().ok(),
-            name: folder_name,
-            uuid: None,
-            friendly_name: String::new(),
-            description: String::new(),
-            address: None,
-            disks: Err(problem),
-        },
-    })
-}
-
-/// Reads a definition. The manager writes it anew on every edit: one that cannot be parsed, or
-/// lacks what every definition has, is read again after a pause.
-fn read_definition(folder: &Folder) -> Result<VmConfig, String> {
-    let mut attempt = 1;
-    loop {
-        let read = folder.read_small(DEFINITION, python_literal::MAX_SOURCE);
-        let parsed = match read {
-            // Names that people gave in an old encoding must not hide a VM.
-            Ok(bytes) => vm_cfg::parse(&String::from_utf8_lossy(&bytes)).map_err(|error| format!("vm.cfg: {error}")),
-            Err(error) => Err(format!("vm.cfg cannot be read: {error}")),
-        };
-        let whole = parsed.as_ref().is_ok_and(|config| config.name.is_some() && config.disks.is_some());
-        if whole || attempt == ATTEMPTS || !was_just_written(folder) {
-            return parsed;
-        }
-        attempt += 1;
-        sleep(PAUSE);
-    }
-}
-
-/// Whether a definition is there and was changed a short time ago, or in the future.
-fn was_just_written(folder: &Folder) -> bool {
-    let modified = folder.stat(DEFINITION).and_then(|found| found.modified());
-    modified.is_ok_and(|modified| modified.elapsed().map_or(true, |age| age < UNSETTLED))
-}
-
 /// Two definitions of one name: nobody can say which disks are meant, so neither is snapshotted.
-fn refuse_doubles(found: &mut [(PathBuf, Vm)]) {
+fn refuse_doubles(found: &mut [(PathBuf, Arc<Vm>)]) {
+    let mut count: HashMap<VmId, usize> = HashMap::with_capacity(found.len());
+    for id in found.iter().filter_map(|(_, vm)| vm.id.clone()) {
+        *count.entry(id).or_default() += 1;
+    }
+    count.retain(|_, count| *count > 1);
     let mut folders: HashMap<VmId, Vec<PathBuf>> = HashMap::new();
     for (folder, vm) in &*found {
-        if let Some(id) = &vm.id {
+        if let Some(id) = vm.id.as_ref().filter(|id| count.contains_key(id)) {
             folders.entry(id.clone()).or_default().push(folder.clone());
         }
     }
     for (_, vm) in found {
         let Some(folders) = vm.id.as_ref().and_then(|id| folders.get(id)) else { continue };
-        if folders.len() > 1 {
-            vm.disks = Err(format!("defined more than once: {folders:?}; remove all but one"));
-        }
+        let problem = Problem::Broken(format!("defined more than once: {folders:?}; remove all but one"));
+        Arc::make_mut(vm).disks = Err(problem);
     }
 }
 
@@ -189,15 +110,19 @@ mod tests {
     fn definitions(texts: &[(&str, &str)]) -> tempfile::TempDir {
         let dir = tempfile::tempdir().unwrap();
         for (folder, text) in texts {
-            let folder = dir.path().join(VIRTUAL_MACHINES).join(folder);
+            let folder = dir.path().join("VirtualMachines").join(folder);
             std::fs::create_dir_all(&folder).unwrap();
             std::fs::write(folder.join("vm.cfg"), text).unwrap();
         }
         dir
     }
 
-    fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Vm> {
-        put_together(folders.iter().flat_map(|dir| read(&Folder::open(dir.path()).unwrap()).unwrap()).collect())
+    fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Arc<Vm>> {
+        let read = |dir: &&tempfile::TempDir| {
+            let root = Folder::open(dir.path()).unwrap();
+            Definitions::default().read(&root, &|| ()).unwrap().vms(dir.path()).collect::<Vec<_>>()
+        };
+        put_together(folders.iter().flat_map(read).collect())
     }
 
     const A: &str = "0004fb0000060000000000000000000a";
@@ -207,8 +132,8 @@ mod tests {
     fn one_bad_file_is_one_entry_with_an_error() {
         let good = format!("name = '{A}'\nOVM_simple_name = 'web'\ndisk = ['file:/r/a.img,xvda,w']\n");
         let folder = definitions(&[(A, &good), (B, "disk = ['file:/r/b.img"), (".hidden", "x")]);
-        std::fs::create_dir_all(folder.path().join(VIRTUAL_MACHINES).join("empty")).unwrap();
-        std::fs::write(folder.path().join(VIRTUAL_MACHINES).join("a file"), "x").unwrap();
+        std::fs::create_dir_all(folder.path().join("VirtualMachines").join("empty")).unwrap();
+        std::fs::write(folder.path().join("VirtualMachines").join("a file"), "x").unwrap();
         let vms = load_all(&[&folder]);
         let seen: Vec<_> = vms.iter().map(|vm| (vm.name.as_str(), vm.disks.is_ok())).collect();
         assert_eq!(seen, [(A, true), (B, false), ("empty", false)]);
@@ -217,10 +142,31 @@ mod tests {
     }
 
     #[test]
+    fn a_name_that_is_no_id_is_not_repeated() {
+        let vms = load_all(&[&definitions(&[(A, "name = 'a secret'\ndisk = []\n"), ("b", "disk = []")])]);
+        assert_eq!((vms[0].name.as_str(), vms[1].name.as_str()), (A, "b"));
+        assert!(vms.iter().all(|vm| vm.disks.is_err()) && !format!("{vms:?}").contains("secret"), "{vms:?}");
+    }
+
+    #[test]
+    fn a_folder_that_is_a_link_is_an_entry_with_an_error() {
+        let folder = definitions(&[(A, "")]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        std::fs::write(elsewhere.path().join("vm.cfg"), format!("name = '{B}'\ndisk = []\n")).unwrap();
+        std::os::unix::fs::symlink(elsewhere.path(), folder.path().join("VirtualMachines").join(B)).unwrap();
+        let vms = load_all(&[&folder]);
+        assert_eq!((vms.len(), vms[1].name.as_str()), (2, B));
+        let expected = format!("its folder cannot be opened: {B:?} is a symbolic link, which is not followed");
+        assert_eq!(vms[1].disks, Err(Problem::Broken(expected)));
+    }
+
+    #[test]
     fn a_name_defined_twice_is_an_error_on_both() {
         let text = format!("name = '{A}'\ndisk = []\n");
         let vms = load_all(&[&definitions(&[(A, &text)]), &definitions(&[(B, &text)])]);
-        assert!(vms.iter().all(|vm| vm.disks.as_ref().is_err_and(|problem| problem.contains("more than once"))));
+        assert!(
+            vms.iter().all(|vm| vm.disks.as_ref().is_err_and(|problem| problem.to_string().contains("more than once")))
+        );
     }
 
     #[test]
@@ -234,5 +180,50 @@ mod tests {
     #[test]
     fn an_unmounted_repository_has_no_machines() {
         assert!(load_all(&[&tempfile::tempdir().unwrap()]).is_empty());
+    }
+
+    #[test]
+    fn what_has_not_changed_is_not_read_again_and_what_has_is() {
+        let folder = definitions(&[(A, &format!("name = '{A}'\ndisk = []\n")), (B, "disk = ['file:/r/b.img")]);
+        let file = |name: &str| folder.path().join("VirtualMachines").join(name).join("vm.cfg");
+        let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
+        for name in [A, B] {
+            std::fs::File::options().write(true).open(file(name)).unwrap().set_modified(old).unwrap();
+        }
+        let root = Folder::open(folder.path()).unwrap();
+        let moved = std::cell::Cell::new(0);
+        let read = |before: &Definitions| before.read(&root, &|| moved.set(moved.get() + 1)).unwrap();
+        let vm = |of: &Definitions, name: &str| {
+            let found = of.vms(folder.path()).find(|(path, _)| path.ends_with(name));
+            found.unwrap().1
+        };
+        let first = read(&Definitions::default());
+        assert_eq!(moved.get(), 2);
+        let second = read(&first);
+        assert!(Arc::ptr_eq(&vm(&first, A), &vm(&second, A)), "it was read again");
+        // A broken one may be mended within the same tick of the clock.
+        assert!(!Arc::ptr_eq(&vm(&first, B), &vm(&second, B)) && vm(&second, B).disks.is_err());
+        std::fs::write(file(A), format!("name = '{A}'\nOVM_simple_name = 'new'\ndisk = []\n")).unwrap();
+        let third = read(&second);
+        assert_eq!(vm(&third, A).friendly_name, "new");
+        std::fs::remove_dir_all(file(A).parent().unwrap()).unwrap();
+        assert_eq!(read(&third).vms(folder.path()).count(), 1);
+    }
+
+    #[test]
+    fn many_half_written_definitions_are_waited_for_once() {
+        let texts: Vec<(String, String)> =
+            (0..200).map(|number| (format!("{number:032x}"), format!("name = '{number:032x}'\ndisk = ["))).collect();
+        let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
+        let folder = definitions(&texts);
+        let soon = std::time::SystemTime::now() + std::time::Duration::from_secs(30);
+        for (name, _) in &texts {
+            let file = folder.path().join("VirtualMachines").join(name).join("vm.cfg");
+            std::fs::File::options().write(true).open(file).unwrap().set_modified(soon).unwrap();
+        }
+        let started = std::time::Instant::now();
+        assert_eq!(load_all(&[&folder]).len(), 200);
+        // One after the other they would take 30 seconds.
+        assert!(started.elapsed() < std::time::Duration::from_secs(15));
     }
 }

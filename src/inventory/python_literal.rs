@@ -14,9 +14,6 @@ pub const MAX_SOURCE: usize = 1 << 20;
 /// How many brackets can be open at once, which also bounds the recursion of the parser.
 pub const MAX_DEPTH: usize = 64;
 
-/// How much of the source an error repeats, in characters.
-const MAX_EXCERPT: usize = 40;
-
 /// A literal of Python.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
@@ -57,13 +54,16 @@ impl Value {
     }
 }
 
-/// Why a source cannot be read.
+/// Why a source cannot be read. It repeats nothing of the source: that may be a file which its reader must not
+/// see, under the name of a definition.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("line {line}: {reason}")]
+#[error("line {line}, column {column}: {reason}")]
 pub struct SyntaxError {
     /// Where, counted from 1. What is never closed is reported where it was opened.
     pub line: usize,
-    /// What is wrong, in a few words for the operator; it may repeat a few characters of the source.
+    /// The character in that line, counted from 1.
+    pub column: usize,
+    /// What was expected, in a few words for the operator.
     pub reason: String,
 }
 
@@ -79,7 +79,7 @@ pub struct SyntaxError {
 /// crash leaves it), and past [`MAX_SOURCE`] or [`MAX_DEPTH`].
 pub fn parse_assignments(source: &str) -> Result<BTreeMap<String, Value>, SyntaxError> {
     if source.len() > MAX_SOURCE {
-        return Err(SyntaxError { line: 1, reason: format!("the file is larger than {MAX_SOURCE} bytes") });
+        return Err(SyntaxError { line: 1, column: 1, reason: format!("the file is larger than {MAX_SOURCE} bytes") });
     }
     // Python reads every line ending as `\n`, inside of strings too.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n");
@@ -97,8 +97,8 @@ struct Parser<'a> {
 
 impl<'a> Parser<'a> {
     fn assignments(mut self) -> Result<BTreeMap<String, Value>, SyntaxError> {
-        if let Some((_, after)) = self.source.split_once('\0') {
-            return Err(self.error_at(after, "NUL byte: the file is damaged"));
+        if let Some(at) = self.source.find('\0') {
+            return Err(self.error_at(&self.source[at..], "NUL byte: the file is damaged"));
         }
         let mut assignments = BTreeMap::new();
         loop {
@@ -122,7 +122,7 @@ impl<'a> Parser<'a> {
         }
         self.skip_space()?;
         if !self.eat('=') {
-            return Err(self.expected(&format!("`=` after `{}`", excerpt(name))));
+            return Err(self.expected("`=` after the name"));
         }
         Ok((name, self.value()?))
     }
@@ -194,7 +194,7 @@ impl<'a> Parser<'a> {
             "True" => Ok(Value::Bool(true)),
             "False" => Ok(Value::Bool(false)),
             "None" => Ok(Value::None),
-            name => Err(self.error_at(at, format!("`{}` is not a literal value", excerpt(name)))),
+            _ => Err(self.error_at(at, "expected a literal value, and a name is none")),
         }
     }
 
@@ -220,7 +220,7 @@ impl<'a> Parser<'a> {
         // Without a point or an exponent it is a wrong integer, or one too large to be exact as a float.
         match text.parse::<f64>() {
             Ok(number) if text.contains(['.', 'e', 'E']) => Ok(Value::Float(if negative { -number } else { number })),
-            _ => Err(self.error_at(at, format!("`{}` is not a number, or is out of range", excerpt(text)))),
+            _ => Err(self.error_at(at, "expected a number; this is none, or is out of range")),
         }
     }
 
@@ -281,17 +281,22 @@ impl<'a> Parser<'a> {
 
     fn expected(&self, wanted: &str) -> SyntaxError {
         let found = match self.rest.chars().next() {
-            None => "the end of the file".to_owned(),
-            Some('\n') => "the end of the line".to_owned(),
-            Some(c) => format!("{c:?}"),
+            None => ", found the end of the file",
+            Some('\n') => ", found the end of the line",
+            Some(_) => "",
         };
-        self.error_at(self.rest, format!("expected {wanted}, found {found}"))
+        self.error_at(self.rest, format!("expected {wanted}{found}"))
     }
 
     /// An error at the start of `rest`, a suffix of the source.
     fn error_at(&self, rest: &str, reason: impl Into<String>) -> SyntaxError {
-        let before = self.source.bytes().take(self.source.len() - rest.len());
-        SyntaxError { line: 1 + before.filter(|&byte| byte == b'\n').count(), reason: reason.into() }
+        let before = &self.source[..self.source.len() - rest.len()];
+        let line_start = before.rfind('\n').map_or(0, |end| end + 1);
+        SyntaxError {
+            line: 1 + before.matches('\n').count(),
+            column: 1 + before[line_start..].chars().count(),
+            reason: reason.into(),
+        }
     }
 }
 
@@ -306,10 +311,6 @@ fn integer(text: &str) -> Option<i128> {
         None => (10, text),
     };
     i128::from_str_radix(digits, radix).ok()
-}
-
-fn excerpt(text: &str) -> String {
-    text.chars().take(MAX_EXCERPT).collect()
 }
 
 #[cfg(test)]

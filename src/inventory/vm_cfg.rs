@@ -8,11 +8,8 @@ use std::collections::BTreeMap;
 
 use super::python_literal::{self, SyntaxError, Value};
 
-/// How much of a broken disk entry an error repeats, in characters.
-const MAX_EXCERPT: usize = 200;
-
 /// One virtual machine, as its file describes it. Nothing is checked against the file system.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct VmConfig {
     /// `name`: the id of the machine, usually 32 hexadecimal digits.
     pub name: Option<String>,
@@ -66,7 +63,7 @@ pub enum DiskSource {
     },
 }
 
-/// Why a `vm.cfg` does not describe a machine.
+/// Why a `vm.cfg` does not describe a machine. As [`SyntaxError`], it repeats nothing of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmConfigError {
     /// It is not a list of assignments of literals, or it is cut.
@@ -85,12 +82,10 @@ pub enum VmConfigError {
         key: &'static str,
     },
     /// An entry of `disk` cannot be read. Going on without it would lose that disk from the snapshots.
-    #[error("disk[{index}] {reason}: {text}")]
+    #[error("disk[{index}] {reason}")]
     Disk {
         /// Its place in the list, from 0.
         index: usize,
-        /// The start of the entry, quoted.
-        text: String,
         /// What is wrong.
         reason: &'static str,
     },
@@ -154,11 +149,8 @@ fn disks(assignments: &BTreeMap<String, Value>) -> Result<Option<Vec<DiskLine>>,
 }
 
 fn disk(index: usize, entry: &Value) -> Result<DiskLine, VmConfigError> {
-    let (quoted, line) = match entry.as_str() {
-        Some(text) => (format!("{text:?}"), disk_line(text)),
-        None => (format!("{entry:?}"), Err("is not a string")),
-    };
-    line.map_err(|reason| VmConfigError::Disk { index, text: quoted.chars().take(MAX_EXCERPT).collect(), reason })
+    let line = entry.as_str().ok_or("is not a string").and_then(disk_line);
+    line.map_err(|reason| VmConfigError::Disk { index, reason })
 }
 
 /// Reads one entry, or says what is wrong with it.

@@ -106,7 +106,7 @@ impl Changes {
     pub fn full(held: ExtentMap, target: Arc<DiskFile>, from: u64, is_wanted: IsWanted) -> Result<Self, CompareError> {
         let changes =
             Self::new(&Arc::clone(&target), is_wanted, move || Windows::new(Base::Known(held), target, from).map(Some));
-        Ok(changes?.ok_or(CompareError::Abandoned)?)
+        changes?.ok_or(CompareError::Abandoned)
     }
 
     fn new(

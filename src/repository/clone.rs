@@ -5,12 +5,16 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::sync::{Barrier, OnceLock};
+use std::sync::{Arc, Barrier, OnceLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
+use super::disk_file::identity;
+use super::executor::{Access, Executor, Kind};
+use super::{Absent, Repository};
+use crate::model::FileIdentity;
 use crate::sys::folder::Folder;
 use crate::sys::{fsinfo, reflink};
 
@@ -38,11 +42,15 @@ pub struct Target {
 }
 
 /// The clones of a VM's disks, ready to be made.
-pub struct Clones(Vec<Clone>);
+pub struct Clones {
+    clones: Vec<(Executor, Clone)>,
+    key: u128,
+}
 
 /// The clones of a VM's disks, made.
 pub struct Cloned {
-    clones: Vec<Clone>,
+    clones: Vec<(Executor, Clone)>,
+    key: u128,
     /// From the first start to the last end.
     pub window: Duration,
 }
@@ -54,46 +62,55 @@ pub type CloneError = (usize, io::Error);
 /// A clone that is ready to be made.
 enum Clone {
     /// By FICLONE, into an empty file.
-    Ficlone { source: Source, target: File },
+    Ficlone { source: Source, target: File, inode: u64 },
     /// By OCFS2's own call, which makes the file. There FICLONE is younger than the hosts' kernels,
     /// and leaves an empty file behind where it fails.
     Ocfs2 { source: Source, source_path: CString, target: Target, target_path: CString },
 }
 
 impl Clones {
-    /// Makes ready to clone each disk to the new file beside it.
+    /// Makes ready to clone each disk, in its repository, to the new file beside it. What is done to these files
+    /// from now on is done one after the other, under the `key`.
     ///
     /// What a guest has left in the page cache is written out here: the clone would do it inside the
     /// window, and hold off the guest's writes meanwhile.
     ///
     /// # Errors
     /// [`CloneError`].
-    pub fn prepare(disks: Vec<(Source, Target)>) -> Result<Self, CloneError> {
+    pub fn prepare(disks: Vec<(Repository, Source, Target)>, key: u128) -> Result<Self, CloneError> {
         let mut clones = Vec::with_capacity(disks.len());
-        for (index, (source, target)) in disks.into_iter().enumerate() {
-            let ready = source.file.sync_data().and_then(|()| Clone::prepare(source, target));
-            clones.push(ready.map_err(|error| (index, explained(error)))?);
+        for (index, (repository, source, target)) in disks.into_iter().enumerate() {
+            let executor = repository.executor().clone();
+            let ready = in_turn(&executor, key, move |_| {
+                source.file.sync_data()?;
+                Clone::prepare(source, target)
+            });
+            clones.push((executor, ready.map_err(|error| (index, explained(error)))?));
         }
-        Ok(Self(clones))
+        Ok(Self { clones, key })
     }
 
     /// The inodes of the new files, in the order of the disks; 0 for one that the clone itself makes.
-    ///
-    /// # Errors
-    /// The errno of fstat(2).
-    pub fn inodes(&self) -> io::Result<Vec<u64>> {
-        let inode = |clone: &Clone| match clone {
-            Clone::Ficlone { target, .. } => Ok(target.metadata()?.ino()),
-            Clone::Ocfs2 { .. } => Ok(0),
-        };
-        self.0.iter().map(inode).collect()
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        self.clones.iter().map(|(_, clone)| match clone {
+            Clone::Ficlone { inode, .. } => *inode,
+            Clone::Ocfs2 { .. } => 0,
+        })
     }
 
     /// What writes out once more, when it is called, what guests have left in the page cache since. A disk for
     /// which that fails is written out by its clone.
     pub fn refresh(&self) -> impl Fn() + Send + Sync + 'static {
-        let files: Vec<File> = self.0.iter().filter_map(|clone| clone.source().file.try_clone().ok()).collect();
-        move || files.iter().for_each(|file| drop(file.sync_data()))
+        let file =
+            |(executor, clone): &(Executor, Clone)| Some((executor.clone(), clone.source().file.try_clone().ok()?));
+        let files: Vec<(Executor, Arc<File>)> =
+            self.clones.iter().filter_map(file).map(|(executor, file)| (executor, Arc::new(file))).collect();
+        move || {
+            for (executor, file) in &files {
+                let file = Arc::clone(file);
+                drop(executor.run(Kind::CHANGE, move |_| file.sync_data()));
+            }
+        }
     }
 
     /// Makes the clones, one thread each, started together. Nothing else happens here.
@@ -101,20 +118,37 @@ impl Clones {
     /// # Errors
     /// [`CloneError`].
     pub fn make(self) -> Result<Cloned, CloneError> {
-        let window = all_at_once(&self.0).map_err(|(index, error)| (index, explained(error)))?;
-        Ok(Cloned { clones: self.0, window })
+        let window = all_at_once(&self.clones).map_err(|(index, error)| (index, explained(error)))?;
+        Ok(Cloned { clones: self.clones, key: self.key, window })
     }
 }
 
 impl Cloned {
-    /// The new files, in the order of the disks.
+    /// Writes the new files to stable storage, in the order of the disks; from now on their identities stand.
     ///
     /// # Errors
     /// [`CloneError`].
-    pub fn finish(self) -> Result<Vec<File>, CloneError> {
-        let finish = |(index, clone): (usize, Clone)| clone.finish().map_err(|error| (index, explained(error)));
-        self.clones.into_iter().enumerate().map(finish).collect()
+    pub fn seal(self) -> Result<Vec<FileIdentity>, CloneError> {
+        let key = self.key;
+        let seal = |(index, (executor, clone)): (usize, (Executor, Clone))| {
+            let sealed = in_turn(&executor, key, move |_| {
+                let file = clone.finish()?;
+                file.sync_all()?;
+                Ok(identity(&file.metadata()?))
+            });
+            sealed.map_err(|error| (index, explained(error)))
+        };
+        self.clones.into_iter().enumerate().map(seal).collect()
     }
+}
+
+/// Changes something of a snapshot, after what is under way on it.
+fn in_turn<T: Send + 'static>(
+    executor: &Executor,
+    key: u128,
+    work: impl FnOnce(&Access<'_>) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    executor.run(Kind::CHANGE.after(key), work).map_err(Absent::from)?
 }
 
 /// Clones one file: for a trial.
@@ -127,17 +161,18 @@ pub(super) fn clone_one(source: Source, target: Target) -> io::Result<File> {
     clone.finish()
 }
 
-fn all_at_once(clones: &[Clone]) -> Result<Duration, CloneError> {
+fn all_at_once(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> {
     // Whether all threads are there. Without them all nobody may wait for the others.
     let complete: OnceLock<bool> = OnceLock::new();
     let barrier = Barrier::new(clones.len());
-    let make = |clone: &Clone| {
+    let make = |(executor, clone): &(Executor, Clone)| {
         if !*complete.wait() {
             return Err(io::Error::other("another disk's thread could not be started"));
         }
         barrier.wait();
         let started = Instant::now();
-        clone.make()?;
+        // On this thread: nothing may stand between the start and the clone.
+        executor.lend_for(Kind::CHANGE, |_| clone.make())?;
         Ok((started, Instant::now()))
     };
     thread::scope(|scope| {
@@ -175,7 +210,8 @@ impl Clone {
             return Ok(Self::Ocfs2 { source, source_path, target, target_path });
         }
         let target = target.folder.create_file(&target.name, MODE)?;
-        Ok(Self::Ficlone { source, target })
+        let inode = target.metadata()?.ino();
+        Ok(Self::Ficlone { source, target, inode })
     }
 
     fn source(&self) -> &Source {
@@ -186,7 +222,7 @@ impl Clone {
 
     fn make(&self) -> io::Result<()> {
         match self {
-            Self::Ficlone { source, target } => reflink::ficlone(source.file.as_fd(), target.as_fd()),
+            Self::Ficlone { source, target, .. } => reflink::ficlone(source.file.as_fd(), target.as_fd()),
             Self::Ocfs2 { source, source_path, target_path, .. } => {
                 reflink::ocfs2(source.file.as_fd(), source_path, target_path)
             }

@@ -62,7 +62,7 @@ fn remedy(file_system: &str) -> &'static str {
 }
 
 /// File systems whose maps have been proven to tell the truth, by tests on the real thing.
-const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
+pub(super) const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
 
 /// How long an answer is believed: a repository can be unmounted, changed and mounted again.
 const MEMORY: Duration = Duration::from_secs(60);

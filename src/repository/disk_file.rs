@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use super::executor::{Access, Executor, Kind, Unresponsive};
-use super::{Absent, Repository, SnapshotDir};
+use super::{Repository, SnapshotDir};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
@@ -66,12 +66,17 @@ impl DiskFile {
     ///
     /// # Errors
     /// [`OpenError`].
-    pub fn open(repository: &Repository, id: SnapshotId, disk: &SnapshotDisk) -> Result<Self, OpenError> {
-        let root = repository.open().map_err(|error| OpenError::RepositoryAway(Absent::from(error).to_string()))?;
+    pub fn open(
+        access: &Access<'_>,
+        repository: &Repository,
+        id: SnapshotId,
+        disk: &SnapshotDisk,
+    ) -> Result<Self, OpenError> {
+        let root = repository.open(access).map_err(|absent| OpenError::RepositoryAway(absent.to_string()))?;
         let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
-            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now() {
+            None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
                 Ok(_) => OpenError::Missing,
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },

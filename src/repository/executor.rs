@@ -264,8 +264,13 @@ impl Executor {
 
     /// The same for what has begun, and goes on whatever other calls meet.
     pub fn lend_on<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
+        self.lend_for(Kind { patience: LENT, ..Kind::BULK }, work)
+    }
+
+    /// The same for work of another kind, which waits for nothing.
+    pub fn lend_for<T>(&self, kind: Kind, work: impl FnOnce(&Access<'_>) -> T) -> T {
         let ticket = Arc::<Ticket>::default();
-        let number = self.0.state().begin(None, Kind { patience: LENT, ..Kind::BULK }, Arc::clone(&ticket));
+        let number = self.0.state().begin(None, kind, Arc::clone(&ticket));
         let _running = Running { shared: &self.0, number };
         work(&Access(&ticket))
     }

@@ -26,9 +26,9 @@ pub enum Misplaced {
 
 /// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
 #[derive(Clone, Debug)]
-pub struct Assigned<'a> {
+pub struct Assigned {
     /// The repository that it lies in.
-    pub repository: &'a Repository,
+    pub repository: Repository,
     /// The path below the repository: plain names alone.
     pub below: PathBuf,
     /// The folders that the path leads into and out of again by `..`.
@@ -63,7 +63,7 @@ pub struct LocatedDisk {
 pub fn assign<'a>(
     repositories: impl IntoIterator<Item = &'a Repository, IntoIter: Clone>,
     path: &Path,
-) -> Result<Assigned<'a>, Misplaced> {
+) -> Result<Assigned, Misplaced> {
     let repositories = repositories.into_iter();
     let mut outer = below_any(repositories.clone(), path).filter_map(|(_, root, below)| {
         let (below, detours) = without_detours(below)?;
@@ -76,7 +76,7 @@ pub fn assign<'a>(
     // A detour that leads through another repository is not followed either.
     let detours = detours.iter().map(|detour| detour.strip_prefix(root).map(Path::to_path_buf));
     let detours = detours.collect::<Result<_, _>>().map_err(|_| Misplaced::Outside)?;
-    Ok(Assigned { repository, below: below.to_path_buf(), detours })
+    Ok(Assigned { repository: repository.clone(), below: below.to_path_buf(), detours })
 }
 
 /// The repositories that `path` lies below as it is spelled: each with that spelling of its folder, and the
@@ -120,7 +120,7 @@ fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
 ///
 /// # Errors
 /// [`Misplaced`] with the reason.
-pub fn open(root: &Folder, assigned: &Assigned<'_>) -> Result<LocatedDisk, Misplaced> {
+pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced> {
     let Assigned { repository, below, detours } = assigned;
     // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
     // would be another one than ours.
@@ -134,7 +134,7 @@ pub fn open(root: &Folder, assigned: &Assigned<'_>) -> Result<LocatedDisk, Mispl
     let size = file.metadata()?.len();
     let volume = volume::id_of(&file)?.map(VolumeId);
     Ok(LocatedDisk {
-        repository: Repository::clone(repository),
+        repository: repository.clone(),
         source: DiskSource { repository: repository.id().clone(), path: text },
         file,
         place: (folder, name.to_owned()),

@@ -19,15 +19,33 @@ const VERSION: u32 = 1;
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not JSON of the shape.
-    #[error("not a manifest: {0}")]
-    Json(#[from] serde_json::Error),
+    /// It is not JSON of the shape. What stands there is not repeated: anybody may have put the file there.
+    #[error("not a manifest: line {line}, column {column}: {expected}")]
+    Json {
+        /// Where, counted from 1.
+        line: usize,
+        /// The byte in that line, counted from 1.
+        column: usize,
+        /// What was expected.
+        expected: &'static str,
+    },
     /// It is of a version that this program does not know.
     #[error("version {0}, made by a newer program")]
     Newer(u32),
     /// A field does not hold what it should.
     #[error("{0} is not what it should be")]
     Field(&'static str),
+}
+
+impl From<serde_json::Error> for ManifestError {
+    fn from(error: serde_json::Error) -> Self {
+        let expected = match error.classify() {
+            serde_json::error::Category::Data => "expected another type of value, or a field that is missing",
+            serde_json::error::Category::Eof => "expected more, found the end of the file",
+            _ => "expected JSON",
+        };
+        Self::Json { line: error.line(), column: error.column(), expected }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -248,7 +266,17 @@ mod tests {
 
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
-        assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json(_))));
+        assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json { .. })));
+    }
+
+    #[test]
+    fn an_error_repeats_nothing_of_the_file() {
+        for text in
+            [r#"{"version": "secret"}"#, r#"{"version": 1, "secret": 7, "vm_id": ["secret"]}"#, "secret", "\"secret"]
+        {
+            let told = decode(text.as_bytes()).unwrap_err().to_string();
+            assert!(told.starts_with("not a manifest: line 1, column ") && !told.contains("secret"), "{told}");
+        }
     }
 
     #[test]

@@ -26,7 +26,7 @@ use std::sync::{Arc, OnceLock};
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
-use executor::Kind;
+use executor::{Access, Kind, Pending};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
@@ -79,6 +79,19 @@ pub enum Absent {
     Unresponsive(#[from] Unresponsive),
 }
 
+impl Absent {
+    /// What an error says of the repository itself, where it is about that.
+    pub fn of(error: &io::Error) -> Option<&Self> {
+        error.get_ref()?.downcast_ref::<Self>()
+    }
+}
+
+impl From<Absent> for io::Error {
+    fn from(absent: Absent) -> Self {
+        Self::new(io::ErrorKind::TimedOut, absent)
+    }
+}
+
 impl Repository {
     /// The repository `id` at `mount_point`. It need not be mounted at the moment.
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
@@ -103,12 +116,37 @@ impl Repository {
         &self.mount_point
     }
 
+    /// Does `work` below its folder, in its executor.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Absent`], as the error's own cause, where the repository is not there or hangs.
+    pub fn run<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
+    ) -> io::Result<T> {
+        self.submit(kind, work).wait().map_err(Absent::from)?
+    }
+
+    /// Queues `work` below its folder; see [`Repository::run`].
+    pub fn submit<T: Send + 'static>(
+        &self,
+        kind: Kind,
+        work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
+    ) -> Pending<io::Result<T>> {
+        let repository = self.clone();
+        self.executor.submit(kind, move |access| work(access, &repository.open(access)?))
+    }
+
     /// Opens its folder, through which all else in it is reached.
     ///
     /// # Errors
-    /// The errno of open(2).
-    pub fn open(&self) -> io::Result<Folder> {
-        let root = Folder::open(&self.mount_point)?;
+    /// [`Absent`].
+    pub fn open(&self, _: &Access<'_>) -> Result<Folder, Absent> {
+        let root = Folder::open(&self.mount_point).map_err(|error| match error.kind() {
+            io::ErrorKind::NotADirectory => Absent::NotAFolder,
+            _ => Absent::Unreadable(error),
+        })?;
         if self.resolved.get().is_none()
             && let Ok(resolved) = root.resolved()
         {
@@ -138,14 +176,15 @@ impl Repository {
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
         let repository = self.clone();
-        self.executor.run(Kind::SHORT, move |_| repository.mounted_now())?
+        self.executor.run(Kind::SHORT, move |access| repository.mounted_now(access))?
     }
 
-    pub(super) fn mounted_now(&self) -> Result<Mounted, Absent> {
-        let root = self.open().map_err(|error| match error.kind() {
-            io::ErrorKind::NotADirectory => Absent::NotAFolder,
-            _ => Absent::Unreadable(error),
-        })?;
+    /// The same, of whoever has access already.
+    ///
+    /// # Errors
+    /// [`Absent`].
+    pub fn mounted_now(&self, access: &Access<'_>) -> Result<Mounted, Absent> {
+        let root = self.open(access)?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
         if root.outer_device()? == root.metadata()?.dev() && root.is_empty()? {

@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::clone_support::SUPPORTED;
 use super::disk_file::identity;
 use super::{SNAPSHOTS, manifest};
 use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
@@ -141,23 +142,32 @@ impl SnapshotDir {
     /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
-    /// What is not there counts as removed only on the file system that is recorded: another one that is mounted
-    /// in its place, or the empty mount point, says nothing about the files.
+    /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
+    /// that was recorded, any file system that can clone will do.
     ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
-    pub fn remove(&self, disks: &[&SnapshotDisk]) -> Result<Removal, RemoveError> {
-        let snapshots = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))?;
-        let folder = match &snapshots {
-            Some(snapshots) => self.folder_or_stranger(snapshots, OsStr::new(&self.name))?,
-            None => None,
+    pub fn remove<'a>(
+        &self,
+        disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
+    ) -> Result<Removal, RemoveError> {
+        let disks = disks.into_iter();
+        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
+            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
+            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
         };
-        let (Some(snapshots), Some(folder)) = (snapshots, folder) else {
-            return Ok(if self.is_recorded(disks)? { Removal::Done } else { Removal::RepositoryAbsent });
+        if !is_the_volume {
+            return Ok(Removal::RepositoryAbsent);
+        }
+        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
+            return Ok(Removal::Done);
+        };
+        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
+            return Ok(Removal::Done);
         };
         let mut strangers = Vec::new();
         let mut first_error = None;
-        for disk in disks.iter().copied() {
+        for disk in disks {
             match remove_disk(&folder, disk) {
                 Ok(stranger) => strangers.extend(stranger),
                 Err(error) => {
@@ -191,17 +201,6 @@ impl SnapshotDir {
             }
         }
         Ok(Removal::Done)
-    }
-
-    /// Whether the repository lies on the file system that the files of `disks` were made on.
-    fn is_recorded(&self, disks: &[&SnapshotDisk]) -> io::Result<bool> {
-        let mut recorded = disks.iter().filter_map(|disk| disk.volume).peekable();
-        if recorded.peek().is_some() {
-            let found = volume::id_of(&self.root)?.map(VolumeId);
-            return Ok(recorded.all(|volume| Some(volume) == found));
-        }
-        // Nothing is recorded: what a repository always has tells.
-        Ok(["VirtualMachines", "VirtualDisks"].iter().any(|name| self.root.folder(name).is_ok()))
     }
 
     /// The folder `name`; nothing where nothing has that name.

@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DiskFile;
+use super::executor::Access;
 use super::map::{self, TRUSTED};
 use crate::model::DiskSource;
 use crate::model::exclusive::Reference;
@@ -30,16 +31,16 @@ pub enum UsageError {
 const EXTENTS: usize = 1 << 20;
 
 /// The blocks of a disk's states, as they are added.
-#[derive(Debug)]
 pub struct Usage<'a> {
+    access: &'a Access<'a>,
     stop: &'a AtomicBool,
     references: Vec<Reference>,
 }
 
 impl<'a> Usage<'a> {
     /// None yet. `stop` ends it early.
-    pub fn new(stop: &'a AtomicBool) -> Self {
-        Self { stop, references: Vec::new() }
+    pub fn new(access: &'a Access<'a>, stop: &'a AtomicBool) -> Self {
+        Self { access, stop, references: Vec::new() }
     }
 
     /// Adds a snapshot's file as `owner`'s; returns the bytes of it whose place is not known.
@@ -63,8 +64,8 @@ impl<'a> Usage<'a> {
     }
 
     /// All of them.
-    pub fn references(&self) -> &[Reference] {
-        &self.references
+    pub fn into_references(self) -> Vec<Reference> {
+        self.references
     }
 
     fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
@@ -73,6 +74,7 @@ impl<'a> Usage<'a> {
         let mut reader = fiemap::Reader::new(map::room(file)?.0);
         let (mut at, mut unknown, mut last_seen) = (0, 0, false);
         while !last_seen {
+            self.access.moved();
             if self.stop.load(Ordering::Relaxed) {
                 return Err(UsageError::Stopped);
             }

@@ -13,7 +13,7 @@ pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
-pub use status::{Create, Export, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+pub use status::{Create, Export, Leftover, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
 
 /// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
 /// digits.
@@ -67,6 +67,9 @@ pub struct Vm {
     /// Why not, or why no snapshot can be made.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Id of the repository, where this is no VM, but stands for all those of a repository that cannot be read.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unavailable_repository: Option<String>,
 }
 
 /// A disk of a virtual machine.

@@ -17,6 +17,8 @@ pub struct ServiceStatus {
     pub exports: Queue<Export>,
     /// The repositories.
     pub repositories: Vec<RepositoryStatus>,
+    /// Snapshots that are deleted, or were never finished, and whose files could not be removed yet.
+    pub leftovers: Vec<Leftover>,
     /// What deleting each snapshot would free; only where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
@@ -93,6 +95,19 @@ pub struct RepositoryStatus {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// A snapshot whose files are still there, though nobody sees it any more.
+#[derive(Debug, Serialize)]
+pub struct Leftover {
+    /// Its id.
+    pub id: String,
+    /// Name of its VM.
+    pub vm_id: String,
+    /// Ids of its repositories.
+    pub repositories: Vec<String>,
+    /// Why the files could not be removed.
+    pub reason: String,
 }
 
 /// What a snapshot costs.

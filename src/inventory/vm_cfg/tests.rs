@@ -99,25 +99,23 @@ fn modes_that_write() {
 
 #[test]
 fn a_disk_is_never_left_out() {
-    let no_mode = "has no mode, such as `r`, `w` or `w!`";
+    let no_mode = "disk[0] has no mode, such as `r`, `w` or `w!`";
     let cases = [
-        ("disk = ['file:/a,xvda,w', 'file:/b,xvdb']", "disk[1] is not `source,device,mode`: \"file:/b,xvdb\""),
-        ("disk = ['']", "disk[0] is not `source,device,mode`: \"\""),
-        ("disk = [7]", "disk[0] is not a string: Int(7)"),
-        ("disk = ['file:/a,,w']", "disk[0] has no device: \"file:/a,,w\""),
-        ("disk = ['file:/a,:cdrom,r']", "disk[0] has no device: \"file:/a,:cdrom,r\""),
-        ("disk = ['file:/a,xvda,']", &format!("disk[0] {no_mode}: \"file:/a,xvda,\"")),
-        ("disk = ['file:/a,xvda,w,0']", &format!("disk[0] {no_mode}: \"file:/a,xvda,w,0\"")),
-        ("disk = ['vdev=xvda,access=w,target=/a']", &format!("disk[0] {no_mode}: \"vdev=xvda,access=w,target=/a\"")),
+        ("disk = ['file:/a,xvda,w', 'file:/b,xvdb']", "disk[1] is not `source,device,mode`"),
+        ("disk = ['']", "disk[0] is not `source,device,mode`"),
+        ("disk = [7]", "disk[0] is not a string"),
+        ("disk = ['file:/a,,w']", "disk[0] has no device"),
+        ("disk = ['file:/a,:cdrom,r']", "disk[0] has no device"),
+        ("disk = ['file:/a,xvda,']", no_mode),
+        ("disk = ['file:/a,xvda,w,0']", no_mode),
+        ("disk = ['vdev=xvda,access=w,target=/a']", no_mode),
         ("disk = 'file:/a,xvda,w'", "`disk` is not a list"),
         ("disk = None", "`disk` is not a list"),
-        ("disk = ['file:/a,xvda,w'", "line 1: missing `]`: what opens here is never closed"),
+        ("disk = ['file:/a,xvda,w'", "line 1, column 8: missing `]`: what opens here is never closed"),
     ];
     for (source, expected) in cases {
         assert_eq!(parse(source).unwrap_err().to_string(), expected, "{source}");
     }
-    let long = parse(&format!("disk = ['{}']", "x".repeat(100_000))).unwrap_err();
-    assert!(long.to_string().len() < 300);
 }
 
 #[test]
@@ -141,6 +139,29 @@ proptest! {
     fn any_text_is_survived(source: String, entry in "[a-z:,/!. ]*") {
         let _ = parse(&source);
         let _ = parse(&format!("disk = ['{entry}']"));
+    }
+
+    /// A file that is no definition may be one that the reader of the error must not see.
+    #[test]
+    fn no_error_repeats_the_file(secret in "[a-z]{12}", shape in 0..12) {
+        let source = match shape {
+            0 => secret.clone(),
+            1 => format!("{secret}:x:0:0:root:/root:/bin/bash\n"),
+            2 => format!("key = {secret}\n"),
+            3 => format!("key = '{secret}\n"),
+            4 => format!("key = 0x1{secret}\n"),
+            5 => format!("disk = ['{secret}']\n"),
+            6 => format!("disk = ['file:/x,{secret}']\n"),
+            7 => format!("disk = ['file:/x,xvda,{secret}']\n"),
+            8 => format!("disk = {{'{secret}': 1}}\n"),
+            9 => format!("name = ['{secret}']\n"),
+            10 => format!("name = 'a' {secret}\n"),
+            _ => format!("name = b'{secret}\\xz'\n"),
+        };
+        let error = parse(&source).unwrap_err();
+        for text in [error.to_string(), format!("{error:?}")] {
+            prop_assert!(!text.contains(&secret), "{}", text);
+        }
     }
 
     #[test]

@@ -2,13 +2,15 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
+use crate::repository::executor::Kind;
 
 fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
     Repository::new(id.parse().unwrap(), mount_point.into())
 }
 
 fn open_at(repository: &Repository, path: &Path) -> Result<LocatedDisk, Misplaced> {
-    open(&repository.open().unwrap(), &assign([repository], path)?)
+    let assigned = assign([repository], path)?;
+    repository.run(Kind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
 }
 
 #[test]
@@ -91,7 +93,7 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
     let later = repository("r", base.join("later"));
     symlink(base.join("real"), base.join("later")).unwrap();
     assert!(assign([&later], &base.join("real/VirtualDisks/a.img")).is_err());
-    later.open().unwrap();
+    later.run(Kind::SHORT, |_, _| Ok(())).unwrap();
     for (repository, name) in [(&known, "link"), (&later, "later")] {
         for name in [name, "real"] {
             let disk = open_at(repository, &base.join(name).join("VirtualDisks/a.img")).unwrap();

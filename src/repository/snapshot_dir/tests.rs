@@ -45,7 +45,8 @@ impl Scene {
     }
 
     fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {
-        SnapshotDir::new(&Folder::open(self.dir.path()).unwrap(), id()).remove(&disks.iter().collect::<Vec<_>>())
+        let root = Folder::open(self.dir.path()).unwrap();
+        SnapshotDir::new(&root, id()).remove(disks)
     }
 
     /// What is refused, and stays.
@@ -59,7 +60,8 @@ impl Scene {
 
 fn disk(name: &str, identity: FileIdentity) -> SnapshotDisk {
     let source = DiskSource { repository: "r".parse().unwrap(), path: format!("VirtualDisks/{name}") };
-    SnapshotDisk { name: name.parse().unwrap(), source, identity, volume: None, seal: None }
+    let volume = volume::id_of(Folder::open(Path::new("/tmp")).unwrap()).unwrap().map(VolumeId);
+    SnapshotDisk { name: name.parse().unwrap(), source, identity, volume, seal: None }
 }
 
 fn unknown(name: &str) -> SnapshotDisk {
@@ -77,10 +79,10 @@ fn what_the_service_made_is_removed_as_far_as_it_is_there() {
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
     fs::remove_dir(scene.snapshots()).unwrap();
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
-    for folder in ["VirtualDisks", "VirtualMachines"] {
-        fs::remove_dir_all(scene.dir.path().join(folder)).unwrap();
-    }
-    assert_eq!(scene.remove(&disks).unwrap(), Removal::RepositoryAbsent);
+    // On any other file system nothing is known of it.
+    let mut elsewhere = disks;
+    elsewhere.iter_mut().for_each(|disk| disk.volume = Some(VolumeId([7; 16])));
+    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryAbsent);
 }
 
 #[test]

@@ -1,0 +1,173 @@
+//! Which VMs there are: the definitions of all repositories, as of now.
+//!
+//! One pass over the repositories serves all who ask at the same time. A repository that does not answer hides
+//! nothing: its VMs stay known from the last pass, and where there was none, it is said that they are not known.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::repositories::Found;
+use super::shared::Shared;
+use super::{App, Error};
+use crate::inventory::{self, Definitions, Problem, Vm};
+use crate::model::{RepositoryId, VmId};
+use crate::repository::Repository;
+use crate::repository::executor::Kind;
+
+/// The VMs of all repositories.
+#[derive(Debug, Default)]
+pub(super) struct Inventory {
+    /// Sorted by name.
+    pub vms: Vec<Arc<Vm>>,
+    /// The repositories whose definitions cannot be read now.
+    pub missing: Vec<Missing>,
+}
+
+/// A repository whose definitions cannot be read now.
+#[derive(Clone, Debug)]
+pub(super) struct Missing {
+    pub repository: RepositoryId,
+    pub reason: String,
+    /// Whether its VMs are known from an earlier time.
+    pub is_remembered: bool,
+}
+
+impl Inventory {
+    /// The VM that has this name.
+    fn named(&self, id: &VmId) -> Option<&Arc<Vm>> {
+        self.vms.iter().find(|vm| vm.id.as_ref() == Some(id))
+    }
+}
+
+/// Reads the definitions, and keeps what was read last.
+#[derive(Default)]
+pub(super) struct Catalog {
+    passes: Shared<Arc<Inventory>>,
+    known: Mutex<HashMap<RepositoryId, Arc<Definitions>>>,
+}
+
+impl Catalog {
+    fn known(&self, id: &RepositoryId) -> Option<Arc<Definitions>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    /// The VMs of the repositories that were `found`, as of now.
+    fn read(&self, found: &Found) -> Inventory {
+        // All are asked before any is waited for.
+        let asked: Vec<_> = found.usable().map(|repository| (repository, self.ask(repository))).collect();
+        let (mut vms, mut remembered, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        for (repository, asked) in asked {
+            let id = repository.id();
+            match asked() {
+                Ok(definitions) => {
+                    vms.extend(definitions.vms(repository.mount_point()));
+                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+                    known.insert(id.clone(), Arc::new(definitions));
+                }
+                Err(error) => {
+                    let reason = format!("the repository {id} {error}");
+                    let known = self.known(id);
+                    let is_remembered = known.is_some();
+                    remembered.extend(known.iter().flat_map(|known| known.vms(repository.mount_point())).map(
+                        |(folder, vm)| {
+                            let disks = Err(Problem::Unavailable(reason.clone()));
+                            (folder, Arc::new(Vm { disks, ..Vm::clone(&vm) }))
+                        },
+                    ));
+                    missing.push(Missing { repository: id.clone(), reason, is_remembered });
+                }
+            }
+        }
+        let known: HashSet<RepositoryId> = found.usable().map(|repository| repository.id().clone()).collect();
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
+        // One that was moved elsewhere meanwhile is there.
+        let there: HashSet<VmId> = vms.iter().filter_map(|(_, vm)| vm.id.clone()).collect();
+        remembered.retain(|(_, vm)| vm.id.as_ref().is_none_or(|id| !there.contains(id)));
+        vms.extend(remembered);
+        Inventory { vms: inventory::put_together(vms), missing }
+    }
+
+    /// Begins to read the definitions of a repository; returns what waits for them.
+    fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
+        let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
+        let reading = repository.submit(Kind::SHORT, move |access, root| {
+            asked.mounted_now(access)?;
+            before.read(root, &|| access.moved())
+        });
+        move || reading.wait().map_err(crate::repository::Absent::from)?
+    }
+}
+
+impl App {
+    /// The VMs of all repositories, as of now.
+    ///
+    /// # Errors
+    /// [`Error::AgentDb`] where no repository is known; [`Error::Unavailable`] where nothing is known of any VM.
+    pub(super) fn inventory(&self) -> Result<Arc<Inventory>, Error> {
+        let found = self.repositories.found();
+        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
+            return Err(Error::AgentDb(problem.clone()));
+        }
+        let inventory = self.catalog.passes.get(|| Arc::new(self.catalog.read(&found)));
+        let nothing_is_known = inventory.vms.is_empty()
+            && inventory.missing.len() == found.usable().count()
+            && !inventory.missing.is_empty();
+        if nothing_is_known {
+            return Err(not_known(&inventory));
+        }
+        Ok(inventory)
+    }
+
+    /// The VM that `called` names: by its name one of the inventory, or one that has left it and
+    /// still has snapshots; else by its uuid one of the inventory.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`]; [`Error::Unavailable`] where a repository that cannot be read now may define it.
+    pub(super) fn resolve_vm(&self, called: &VmId) -> Result<VmId, Error> {
+        // Before any uuid: what is deleted must never be another VM's than the one that was named. What has
+        // snapshots is known by that, whatever the repositories say.
+        if !self.store.records_of(called)?.is_empty() {
+            return Ok(called.clone());
+        }
+        let inventory = self.inventory()?;
+        Ok(resolve_among(&inventory, called)?.id.clone().unwrap_or_else(|| called.clone()))
+    }
+
+    /// The VM of the inventory that `called` names.
+    ///
+    /// # Errors
+    /// As [`App::resolve_vm`], also where it has left the inventory.
+    pub(super) fn find_vm(&self, called: &VmId) -> Result<Arc<Vm>, Error> {
+        let inventory = self.inventory()?;
+        if !self.store.records_of(called)?.is_empty() {
+            return inventory.named(called).cloned().ok_or_else(|| no_such_vm(&inventory));
+        }
+        resolve_among(&inventory, called).cloned()
+    }
+}
+
+fn resolve_among<'a>(inventory: &'a Inventory, called: &VmId) -> Result<&'a Arc<Vm>, Error> {
+    if let Some(vm) = inventory.named(called) {
+        return Ok(vm);
+    }
+    let mut named = inventory.vms.iter().filter(|vm| vm.id.is_some() && vm.has_uuid(called));
+    match (named.next(), named.next()) {
+        (None, _) => Err(no_such_vm(inventory)),
+        (Some(vm), None) => Ok(vm),
+        (Some(one), Some(other)) => Err(Error::BadRequest(format!(
+            "the VMs {} and {} both have this uuid; name the one that is meant",
+            one.name, other.name
+        ))),
+    }
+}
+
+/// Not knowing a VM is no proof that there is none, as long as a repository is missing.
+fn no_such_vm(inventory: &Inventory) -> Error {
+    if inventory.missing.is_empty() { Error::NoVm } else { not_known(inventory) }
+}
+
+fn not_known(inventory: &Inventory) -> Error {
+    let reasons: Vec<&str> = inventory.missing.iter().map(|missing| missing.reason.as_str()).collect();
+    Error::Unavailable(format!("whether there is such a VM is not known: {}", reasons.join("; ")))
+}

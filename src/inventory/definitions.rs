@@ -1,0 +1,171 @@
+//! The definitions of one repository, read where they have changed since they were read before.
+
+use std::collections::HashMap;
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread::sleep;
+use std::time::{Duration, SystemTime};
+
+use super::vm_cfg::{self, VmConfig};
+use super::{Problem, Vm, python_literal};
+use crate::model::VmId;
+use crate::sys::folder::{Folder, Odd, What};
+
+/// How often definitions are read that look half-written, and the pause between: one for all of them.
+const ATTEMPTS: usize = 4;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// How far from now the last change of a definition may be that is half-written. Another server of the pool may
+/// have written it, with a clock of its own.
+const UNSETTLED: Duration = Duration::from_secs(60);
+
+/// A file that was changed this short a time ago may change again within one tick of its clock.
+const CLOCK_TICK: Duration = Duration::from_secs(2);
+
+/// The folder of the VM definitions in a repository, one folder a VM.
+pub(super) const VIRTUAL_MACHINES: &str = "VirtualMachines";
+
+/// The file that defines a VM.
+const DEFINITION: &str = "vm.cfg";
+
+/// The definitions of a repository, by folder.
+#[derive(Clone, Debug, Default)]
+pub struct Definitions(HashMap<OsString, Entry>);
+
+/// A definition, and the file that it was read from.
+#[derive(Clone, Debug)]
+struct Entry {
+    stamp: Option<Stamp>,
+    vm: Arc<Vm>,
+}
+
+/// What changes when a file is written or replaced: inode, size, time of the last change of content and of the inode.
+type Stamp = (u64, u64, SystemTime, i64, i64);
+
+impl Definitions {
+    /// The definitions in the repository `root`, as of now. What has not changed since `self` was read is not read
+    /// again. Each one `moved` on.
+    ///
+    /// # Errors
+    /// Where the folder of the definitions is there but cannot be listed. A repository without one defines no VM.
+    pub fn read(&self, root: &Folder, moved: &dyn Fn()) -> io::Result<Self> {
+        let machines = match root.folder(VIRTUAL_MACHINES) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            machines => machines?,
+        };
+        let mut names = machines.entries()?;
+        names.retain(|name| !name.as_encoded_bytes().starts_with(b"."));
+        let mut found = HashMap::with_capacity(names.len());
+        for attempt in 1..=ATTEMPTS {
+            let mut half_written = Vec::new();
+            for name in names {
+                moved();
+                let (entry, is_whole) = self.read_one(&machines, &name);
+                let Some(entry) = entry else { continue };
+                if !is_whole {
+                    half_written.push(name.clone());
+                }
+                found.insert(name, entry);
+            }
+            if half_written.is_empty() {
+                break;
+            }
+            if attempt < ATTEMPTS {
+                sleep(PAUSE);
+            }
+            names = half_written;
+        }
+        Ok(Self(found))
+    }
+
+    /// The VMs, each with its folder; the repository is at `mount_point`.
+    pub fn vms(&self, mount_point: &Path) -> impl Iterator<Item = (PathBuf, Arc<Vm>)> {
+        let machines = mount_point.join(VIRTUAL_MACHINES);
+        self.0.iter().map(move |(name, entry)| (machines.join(name), Arc::clone(&entry.vm)))
+    }
+
+    /// The VM that the folder `name` defines, nothing where that is a file or is gone by now; and whether its
+    /// definition is not one that is just being written.
+    fn read_one(&self, machines: &Folder, name: &OsStr) -> (Option<Entry>, bool) {
+        let folder = match machines.folder(name) {
+            Ok(folder) => folder,
+            Err(error) if Odd::of(&error) == Some(What::NotAFolder) || error.kind() == io::ErrorKind::NotFound => {
+                return (None, true);
+            }
+            Err(error) => {
+                let problem = problem_of("its folder cannot be opened", &error);
+                let vm = vm_of(VmConfig::default(), name, Some(problem));
+                return (Some(Entry { stamp: None, vm: Arc::new(vm) }), true);
+            }
+        };
+        let stamp = folder.stat(DEFINITION).ok().and_then(|found| stamp_of(&found));
+        if let Some(known) = self.0.get(name)
+            && known.stamp.is_some()
+            && known.stamp == stamp
+        {
+            return (Some(known.clone()), true);
+        }
+        let read = read_definition(&folder);
+        let is_whole = read.as_ref().is_ok_and(|config| config.name.is_some() && config.disks.is_some());
+        let age = stamp.and_then(|(_, _, modified, ..)| distance(modified));
+        let (config, problem) = match read {
+            Ok(config) => (config, None),
+            Err(problem) => (VmConfig::default(), Some(problem)),
+        };
+        let is_settled = is_whole && age.is_some_and(|age| age > CLOCK_TICK);
+        let entry = Entry { stamp: stamp.filter(|_| is_settled), vm: Arc::new(vm_of(config, name, problem)) };
+        (Some(entry), is_whole || age.is_none_or(|age| age > UNSETTLED))
+    }
+}
+
+fn stamp_of(found: &std::fs::Metadata) -> Option<Stamp> {
+    Some((found.ino(), found.len(), found.modified().ok()?, found.ctime(), found.ctime_nsec()))
+}
+
+/// How far from now a time is.
+fn distance(time: SystemTime) -> Option<Duration> {
+    let now = SystemTime::now();
+    now.duration_since(time).or_else(|_| time.duration_since(now)).ok()
+}
+
+/// What an error of the file system says of a definition: a missing or odd file is a broken one.
+fn problem_of(step: &str, error: &io::Error) -> Problem {
+    let text = format!("{step}: {error}");
+    if error.kind() == io::ErrorKind::NotFound || Odd::of(error).is_some() {
+        Problem::Broken(text)
+    } else {
+        Problem::Unavailable(text)
+    }
+}
+
+fn read_definition(folder: &Folder) -> Result<VmConfig, Problem> {
+    let bytes = folder.read_small(DEFINITION, python_literal::MAX_SOURCE);
+    let bytes = bytes.map_err(|error| problem_of("vm.cfg cannot be read", &error))?;
+    // Names that people gave in an old encoding must not hide a VM.
+    let text = String::from_utf8_lossy(&bytes);
+    vm_cfg::parse(&text).map_err(|error| Problem::Broken(format!("vm.cfg: {error}")))
+}
+
+fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
+    // A name that is no id is not repeated: the file may be one that the reader must not see.
+    let bad_name = config.name.as_ref().is_some_and(|name| name.parse::<VmId>().is_err());
+    let name = config.name.filter(|_| !bad_name).unwrap_or_else(|| folder.to_string_lossy().into_owned());
+    let id: Option<VmId> = name.parse().ok();
+    let unnamed = || Problem::Broken("its name is not 32 hexadecimal digits".to_owned());
+    let disks = match problem.or_else(|| (bad_name || id.is_none()).then(unnamed)) {
+        Some(problem) => Err(problem),
+        None => Ok(config.disks.unwrap_or_default()),
+    };
+    Vm {
+        id,
+        uuid: config.uuid,
+        friendly_name: config.friendly_name.unwrap_or_default(),
+        description: config.description.unwrap_or_default(),
+        address: config.address,
+        disks,
+        name,
+    }
+}
