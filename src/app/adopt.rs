@@ -57,7 +57,10 @@ impl App {
         let outcome = self.detached(async move {
             let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
             for (vm, candidates) in candidates {
-                let _turn = app.turns.take(&vm).await;
+                let own = app.turns.take(&vm).await;
+                // The lock would leave a file behind.
+                let snapshots = candidates.iter().map(|candidate| &candidate.snapshot).filter(|_| !what.dry_run);
+                let _turn = app.lock_for_removal(own, &vm, snapshots).await?;
                 let taken = app.blocking(move |app| app.take_over(what, candidates)).await?;
                 report.adopted.extend(taken.adopted);
                 report.left.extend(taken.left);

@@ -4,7 +4,6 @@
 //! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
@@ -18,6 +17,7 @@ use super::disk_names::names_for;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
+use super::vm_turn::Turn;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
@@ -46,9 +46,6 @@ struct Terms {
     ttl: Option<Duration>,
     key: Option<RequestKey>,
 }
-
-/// What keeps others from changing the VM's snapshots meanwhile.
-type Turn = Arc<dyn Any + Send + Sync>;
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
@@ -92,7 +89,7 @@ impl App {
         let app = Arc::clone(self);
         self.detached(async move {
             let (mut place, turn) = held;
-            let turn: Turn = Arc::new(turn);
+            let turn = Arc::new(turn);
             let outcome = {
                 let mut creation = pin!(app.create(&vm, &actor, &request, &turn));
                 match tokio::time::timeout(LONG, &mut creation).await {
@@ -117,7 +114,7 @@ impl App {
         vm: &VmId,
         actor: &Actor,
         request: &CreateRequest,
-        turn: &Turn,
+        turn: &Arc<Turn>,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
         if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
@@ -145,7 +142,7 @@ impl App {
         vm: VmId,
         actor: Actor,
         request: CreateRequest,
-        turn: &Turn,
+        turn: &Arc<Turn>,
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
         let plan = self.blocking(move |app| {
@@ -154,6 +151,7 @@ impl App {
             Ok(plan)
         });
         let plan = plan.await?;
+        turn.covers(&plan.snapshot)?;
         let Ready { snapshot, clones, terms, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();

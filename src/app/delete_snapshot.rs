@@ -40,7 +40,9 @@ impl App {
             let deletion = async {
                 // First whose it is, so that a retry can wait for its turn behind the first try.
                 let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                let own = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                let record = app.blocking(move |app| Ok(app.store.record(id)?)).await?;
+                let _turn = app.lock_for_removal(own, &vm, record.iter().map(|(_, snapshot)| snapshot)).await?;
                 app.delete_one(id, actor.user()).await
             };
             let outcome = deletion.await;
@@ -61,10 +63,13 @@ impl App {
             let what = called.clone();
             let deletion = async {
                 let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
-                let mut outcome = Ok(());
+                let own = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                let of = vm.clone();
                 // Also what an earlier try left half gone.
-                for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
+                let records = app.blocking(move |app| Ok(app.store.records_of(&of)?)).await?;
+                let _turn = app.lock_for_removal(own, &vm, records.iter().map(|(_, snapshot)| snapshot)).await?;
+                let mut outcome = Ok(());
+                for (_, snapshot) in records {
                     outcome = outcome.and(app.delete_one(snapshot.id, actor.user()).await);
                 }
                 outcome

@@ -68,6 +68,12 @@ pub enum Error {
     /// A repository is not there, or does not answer: what lies in it is not known at the moment.
     #[error("{0}; try again when the repository answers")]
     Unavailable(String),
+    /// Another service that uses the same repository changes the snapshots of this VM.
+    #[error("the snapshots of this VM are being changed by {holder}; try again in a while")]
+    VmBusy {
+        /// What its lock file says of whom.
+        holder: String,
+    },
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -176,6 +182,7 @@ impl Error {
             | Self::SnapshotLost { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::VmBusy { .. }
             | Self::Unavailable(_)
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)

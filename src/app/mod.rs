@@ -41,6 +41,7 @@ mod sweep;
 mod turns;
 mod unknown;
 mod vm_disks;
+mod vm_turn;
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};

@@ -88,6 +88,7 @@ impl Failure {
             Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
                 Some((RETRY_AFTER, HeaderValue::from_static("10")))
             }
+            Self::App(Error::VmBusy { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("30"))),
             Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
@@ -117,6 +118,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
         Error::RepositoryAway { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")

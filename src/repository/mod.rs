@@ -17,6 +17,7 @@ pub mod refine;
 pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;
+pub mod vm_lock;
 
 use std::io;
 use std::os::unix::fs::MetadataExt;

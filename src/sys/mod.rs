@@ -6,6 +6,7 @@ pub mod fsinfo;
 pub mod heap;
 pub mod host;
 pub mod io_priority;
+pub mod mounts;
 pub mod page_cache;
 pub mod reflink;
 pub mod sparse;

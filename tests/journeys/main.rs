@@ -43,6 +43,7 @@ mod static_binary;
 mod status;
 mod sync_hooks;
 mod tls;
+mod two_services;
 mod unfinished;
 mod which_vm;
 mod window;
