@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::vm_turn::Turn;
 use super::{App, Error};
 use crate::hooks::{Debt, Operation, Owed};
 use crate::model::{SnapshotId, VmId};
@@ -24,6 +25,9 @@ const SELDOM: u64 = 24 * 60;
 
 /// As often in vain, it is given up: a week later.
 const GIVEN_UP: u32 = OFTEN + 7;
+
+/// How long the start waits for another service that has locked a VM whose hooks are owed.
+const THAW_WAIT: Duration = Duration::from_secs(20);
 
 /// How long the database may take to say what is owed, when the service stops.
 const LAST_LOOK: Duration = Duration::from_secs(5);
@@ -93,6 +97,15 @@ impl App {
         drop(entered.await);
     }
 
+    /// Locks the VM whose hooks are owed; nothing where somebody else changes its snapshots.
+    async fn lock_for_debt(self: &Arc<Self>, debt: &Debt, wait: Duration) -> Option<Turn> {
+        let vm: VmId = debt.event.vm.name.parse().ok()?;
+        let own = self.turns.try_take(&vm)?;
+        let paths: Vec<_> = debt.event.disks.iter().map(|disk| disk.path.clone().into()).collect();
+        let turn = self.lock_vm(own, &vm, self.repositories_at(&paths), wait).await;
+        turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
+    }
+
     async fn call_again(self: &Arc<Self>, key: SnapshotId, debt: Debt) {
         let _held = self.held.token();
         let ended = self.hooks.again(&debt).await;
@@ -111,6 +124,9 @@ impl App {
             let (snapshot, vm, operation) =
                 (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
             tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
+            // What this service froze before may be frozen by another one now, for a snapshot that must not see a
+            // thaw. It thaws it soon; but a guest is not left frozen for it.
+            let _turn = self.lock_for_debt(&debt, THAW_WAIT).await;
             self.call_again(key, debt).await;
         }
         Ok(())
@@ -140,8 +156,10 @@ impl App {
         };
         for (key, debt) in debts {
             let due = debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
-            let turn = debt.event.vm.name.parse::<VmId>().ok().and_then(|vm| self.turns.try_take(&vm));
-            let (true, Some(turn)) = (due, turn) else { continue };
+            if !due {
+                continue;
+            }
+            let Some(turn) = self.lock_for_debt(&debt, Duration::ZERO).await else { continue };
             let app = Arc::clone(self);
             let called = self.detached(async move {
                 let _turn = turn;

@@ -1,6 +1,7 @@
 //! The right to change the snapshots of a VM: in this service, and among all that share its repositories.
 
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -172,22 +173,26 @@ impl App {
         let definition = self.find_vm(vm)?;
         // What is wrong with it is found when the snapshot is planned.
         let Ok(lines) = &definition.disks else { return Ok(Vec::new()) };
-        let found = self.repositories.found();
-        let known: Vec<_> = found.usable().collect();
-        let mut ids = Vec::new();
+        let mut paths = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let may_be_taken = match wish {
                 Wish::LeftOut => false,
                 Wish::Usual => !line.cdrom,
                 Wish::Named => true,
             };
-            if let (true, DiskSource::File(path)) = (may_be_taken, &line.source)
-                && let Ok(assigned) = assign(known.iter().copied(), path.as_ref())
-            {
-                ids.push(assigned.repository.id().clone());
+            if let (true, DiskSource::File(path)) = (may_be_taken, &line.source) {
+                paths.push(path.into());
             }
         }
-        Ok(ids)
+        Ok(self.repositories_at(&paths))
+    }
+
+    /// The repositories that the disks at `paths` lie in. Nothing is looked at for it.
+    pub(super) fn repositories_at(&self, paths: &[PathBuf]) -> Vec<RepositoryId> {
+        let found = self.repositories.found();
+        let known: Vec<_> = found.usable().collect();
+        let assigned = paths.iter().filter_map(|path| assign(known.iter().copied(), path).ok());
+        assigned.map(|assigned| assigned.repository.id().clone()).collect()
     }
 }
 

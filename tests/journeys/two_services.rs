@@ -146,3 +146,36 @@ fn nothing_is_removed_while_another_service_holds_the_vm() {
     world.exporter.restart();
     eventually("all is removed", || world.snapshot_files().is_empty());
 }
+
+#[test]
+fn a_thaw_that_is_owed_waits_for_another_services_snapshot() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let (mut world, second) = two_services(&shelf, "timeout = \"10m\"");
+    let (first, other) = (client(&world.exporter, &world), client(&second, &world));
+    // The first service dies after it froze; the second one is busy with the VM when the first starts again.
+    let log = "echo $EXPORTER_SNAPSHOT $2 >> $OUT/calls";
+    shelf.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill -9 $PPID"));
+    assert!(first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
+    fs::write(shelf.at("second"), "").unwrap();
+    shelf.put(
+        "freeze",
+        &format!("{log}; [ $2 = post ] || {{ touch $OUT/frozen; while [ ! -e $OUT/go-on ]; do sleep 0.1; done; }}"),
+    );
+    let log_path = world.exporter.log_path();
+    let log_of_first = || fs::read_to_string(&log_path).unwrap();
+    thread::scope(|scope| {
+        let made = scope.spawn(|| other.take_snapshot());
+        shelf.wait_for("frozen");
+        let starting = scope.spawn(|| world.exporter.restart());
+        eventually("the first service knows what it owes", || log_of_first().contains("stopped before its post hooks"));
+        fs::write(shelf.at("go-on"), "").unwrap();
+        made.join().unwrap();
+        starting.join().unwrap();
+    });
+    let calls = shelf.read("calls");
+    let calls: Vec<(&str, &str)> = calls.lines().map(|line| line.split_once(' ').unwrap()).collect();
+    let [died, seconds_pre, seconds_post, owed] = calls[..] else { panic!("{calls:?}") };
+    assert_eq!((died.1, seconds_pre.1, seconds_post.1, owed.1), ("pre", "pre", "post", "post"));
+    assert_eq!((seconds_pre.0, died.0), (seconds_post.0, owed.0), "the thaw fell into the other's window: {calls:?}");
+}

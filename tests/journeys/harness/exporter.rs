@@ -147,7 +147,11 @@ impl Exporter {
     }
 
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
     }
 
     pub fn signal(&self, signal: Signal) {
