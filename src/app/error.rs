@@ -93,6 +93,17 @@ pub enum Error {
         /// What is left, and why.
         left: String,
     },
+    /// A snapshot that the database does not know, of which a repository has files that are not removed.
+    #[error(
+        "the database does not know the snapshot {id}, and its files stay: {reason}; take it over first \
+         (coriolis-ovm-exporter adopt, or adopt --manifests), or remove its folder by hand"
+    )]
+    NotAdopted {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Why they are not removed.
+        reason: String,
+    },
     /// A hook before an operation failed, and so the operation was not done.
     #[error(
         "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
@@ -180,6 +191,7 @@ impl Error {
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
             | Self::SnapshotLost { .. }
+            | Self::NotAdopted { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
             | Self::VmBusy { .. }

@@ -6,7 +6,7 @@ use super::{App, Error};
 use crate::wire;
 
 impl App {
-    /// What keeps the service from serving, for strangers: no names, no paths.
+    /// What keeps the service from serving, for strangers: the repositories are named by their ids, and no paths are told.
     ///
     /// # Errors
     /// [`Error::Internal`].
@@ -22,13 +22,19 @@ impl App {
                 }
             }
             let found = app.repositories.found();
-            let mounts = found.known.iter().map(|known| known.repository.as_ref().ok()?.mounted().ok());
-            let mounts: Vec<_> = mounts.collect();
-            if mounts.iter().any(Option::is_none) {
-                problems.push("a repository is not there".to_owned());
-            }
-            if mounts.iter().flatten().any(|mounted| mounted.space.is_read_only) {
-                problems.push("a repository is read-only".to_owned());
+            for (known, mounted) in found.looked_at() {
+                let name = &known.name;
+                match (&known.repository, mounted) {
+                    (_, Ok((_, mounted))) if mounted.space.is_read_only => {
+                        problems.push(format!("the repository {name} is read-only"));
+                    }
+                    (_, Ok(_)) => {}
+                    (Ok(_), Err(absent)) => {
+                        tracing::warn!(repository = name, absent, "not ready");
+                        problems.push(format!("the repository {name} is not there, or does not answer"));
+                    }
+                    (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
+                }
             }
             if app.has_lost_snapshots().unwrap_or_default() {
                 problems.push("snapshots in a repository are not in the database".to_owned());

@@ -18,13 +18,13 @@ impl App {
             let found = app.repositories.found();
             match &found.problem {
                 Some(problem) if found.known.is_empty() => Err(Error::AgentDb(problem.clone())),
-                _ => Ok(found.known.iter().map(|known| app.look_at(known)).collect()),
+                _ => Ok(found.looked_at().map(|(known, mounted)| app.describe_repository(known, mounted)).collect()),
             }
         })
         .await
     }
 
-    fn look_at(&self, known: &Known) -> wire::Repository {
+    fn describe_repository(&self, known: &Known, mounted: Result<(&Repository, Mounted), String>) -> wire::Repository {
         let entry = known.entry.as_ref();
         let mut listed = wire::Repository {
             id: known.name.clone(),
@@ -39,18 +39,15 @@ impl App {
             status: wire::Status::Error,
             reason: None,
         };
-        match &known.repository {
-            Ok(repository) => {
-                listed.mount_point = Some(repository.mount_point().display().to_string());
-                match repository.mounted() {
-                    Ok(mounted) => {
-                        let claimed = entry.and_then(|entry| entry.filesystem.as_deref());
-                        self.describe_mount(repository, mounted, claimed, &mut listed);
-                    }
-                    Err(absent) => listed.reason = Some(absent.to_string()),
-                }
+        if let Ok(repository) = &known.repository {
+            listed.mount_point = Some(repository.mount_point().display().to_string());
+        }
+        match mounted {
+            Ok((repository, mounted)) => {
+                let claimed = entry.and_then(|entry| entry.filesystem.as_deref());
+                self.describe_mount(repository, mounted, claimed, &mut listed);
             }
-            Err(problem) => listed.reason = Some(problem.clone()),
+            Err(reason) => listed.reason = Some(reason),
         }
         listed
     }

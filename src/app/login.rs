@@ -76,8 +76,8 @@ impl ManagerAddress {
     pub(super) fn now(&self) -> Result<String, String> {
         match self {
             Self::Named(endpoint) => Ok(endpoint.clone()),
-            Self::AgentDb(folder, remembered) => remembered.get(&folder.join(ovs_agent::SERVER), |_| {
-                let address = address_from(folder);
+            Self::AgentDb(folder, remembered) => remembered.get(&folder.join(ovs_agent::SERVER), |last| {
+                let address = address_from(folder, last.is_none());
                 let is_good = address.is_ok();
                 (address, is_good)
             }),
@@ -85,8 +85,8 @@ impl ManagerAddress {
     }
 }
 
-fn address_from(folder: &Path) -> Result<String, String> {
-    match ovs_agent::manager_address(folder) {
+fn address_from(folder: &Path, may_come: bool) -> Result<String, String> {
+    match ovs_agent::manager_address(folder, may_come) {
         Ok(Some(host)) if host.contains(':') => Ok(format!("https://[{host}]:{PORT}")),
         Ok(Some(host)) => Ok(format!("https://{host}:{PORT}")),
         Ok(None) => {

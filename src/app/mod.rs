@@ -30,6 +30,7 @@ mod cost;
 mod create_snapshot;
 mod delete_snapshot;
 mod disk_names;
+mod gone;
 mod hooked;
 mod line;
 mod owed;
@@ -64,6 +65,7 @@ use catalog::Catalog;
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
+use gone::Deleted;
 use in_use::{InUse, Uses};
 use line::Line;
 use login::ManagerAddress;
@@ -111,6 +113,7 @@ pub struct App {
     /// What this service calls itself in manifests.
     exporter: String,
     unknown: Unknown,
+    deleted: Deleted,
 }
 
 impl App {
@@ -148,6 +151,7 @@ impl App {
             runtime: Handle::current(),
             held: TaskTracker::new(),
             unknown: Unknown::default(),
+            deleted: Deleted::default(),
             exporter: host::service_id(&config.db_file),
         };
         let app = Arc::new(app);

@@ -68,16 +68,32 @@ impl App {
             let executor = repository.executor().clone();
             executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, id, &disk))
         };
-        opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
+        let opened = opened.unwrap_or_else(|unresponsive| Err(unresponsive.into()));
+        opened.map_err(|error| self.of_whole(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
+    }
+
+    /// The error for a snapshot a part of which cannot be opened: only where all of it is gone it is gone.
+    fn of_whole(&self, snapshot: &Snapshot, error: OpenError) -> OpenError {
+        match error {
+            OpenError::Gone if self.is_gone(snapshot) => {
+                self.unknown.look_soon();
+                error
+            }
+            OpenError::Gone => OpenError::Missing,
+            error => error,
+        }
     }
 }
 
 /// The error of a snapshot whose disk cannot be used.
 pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
     let cause = cause.into();
+    if matches!(cause, MapError::File(OpenError::Gone)) {
+        return Error::NotFound("the snapshot was removed by another service, or by hand");
+    }
     passing(disk, &cause)
         .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })
 }
@@ -92,6 +108,6 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
         MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
-        MapError::Nonsense(_) | MapError::File(OpenError::Missing | OpenError::Replaced) => None,
+        MapError::Nonsense(_) | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced) => None,
     }
 }

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
 /// What changes when a file is written or replaced: device, inode, size, time of change.
@@ -15,9 +15,14 @@ const CLOCK_TICK: Duration = Duration::from_secs(2);
 /// How long a reading is believed of a file that may change again, or that could not be read.
 const BELIEVED: Duration = Duration::from_secs(1);
 
-/// The last reading. One reads for all who ask meanwhile.
-pub(super) struct Remembered<T>(Mutex<Option<Last<T>>>);
+/// The last reading. One reads for all who ask meanwhile; they get the last value, where there is one.
+pub(super) struct Remembered<T> {
+    last: Mutex<Option<Last<T>>>,
+    /// Held by the one who reads.
+    reading: Mutex<()>,
+}
 
+#[derive(Clone)]
 struct Last<T> {
     read_at: Instant,
     /// The file that was read, where there was one.
@@ -30,24 +35,36 @@ struct Last<T> {
 impl<T: Clone> Remembered<T> {
     /// Nothing yet.
     pub(super) fn new() -> Self {
-        Self(Mutex::new(None))
+        Self { last: Mutex::new(None), reading: Mutex::new(()) }
     }
 
     /// What is in the file at `path`, remembered or else from `read`, which is given what was read
     /// last and says whether it was read well.
     pub(super) fn get(&self, path: &Path, read: impl FnOnce(Option<T>) -> (T, bool)) -> T {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let stamp = stamp(path);
-        if let Some(last) = &*last
-            && last.stamp == stamp
-            && (last.stands || last.read_at.elapsed() < BELIEVED)
+        let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let is_good = |last: &Last<T>, stamp| last.stamp == stamp && (last.stands || last.read_at.elapsed() < BELIEVED);
+        if let Some(last) = last()
+            && is_good(&last, stamp(path))
         {
+            return last.value;
+        }
+        let _reading = match self.reading.try_lock() {
+            Ok(reading) => reading,
+            Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => match last() {
+                Some(last) => return last.value,
+                None => self.reading.lock().unwrap_or_else(PoisonError::into_inner),
+            },
+        };
+        // Asked before the reading: what is written meanwhile makes another stamp.
+        let (stamp, before) = (stamp(path), last());
+        if let Some(last) = before.as_ref().filter(|last| is_good(last, stamp)) {
             return last.value.clone();
         }
-        // Asked before the reading: what is written meanwhile makes another stamp.
         let is_settled = stamp.is_some_and(is_settled);
-        let (value, is_good) = read(last.take().map(|last| last.value));
-        *last = Some(Last { read_at: Instant::now(), stamp, stands: is_settled && is_good, value: value.clone() });
+        let (value, is_good) = read(before.map(|last| last.value));
+        let last = Last { read_at: Instant::now(), stamp, stands: is_settled && is_good, value: value.clone() };
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some(last);
         value
     }
 }
@@ -83,5 +100,19 @@ mod tests {
         assert_eq!(remembered.get(&path, |_| unreachable!("the file is the same")), "three");
         fs::remove_file(&path).unwrap();
         assert_eq!(remembered.get(&path, |last| (last.unwrap(), false)), "three");
+    }
+
+    #[test]
+    fn nobody_waits_for_a_reading_where_there_is_a_last_value() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, remembered) = (dir.path().join("file"), Remembered::new());
+        assert_eq!(remembered.get(&path, |_| ("old", true)), "old");
+        fs::write(&path, "another").unwrap();
+        let new = remembered.get(&path, |_| {
+            // While this reads.
+            assert_eq!(remembered.get(&path, |_| unreachable!("somebody reads")), "old");
+            ("new", true)
+        });
+        assert_eq!(new, "new");
     }
 }

@@ -9,7 +9,7 @@ use super::remembered::Remembered;
 use crate::config;
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
-use crate::repository::{Absent, Repository};
+use crate::repository::{Absent, Mounted, Repository};
 
 /// A repository, and what ovs-agent says of it.
 #[derive(Debug)]
@@ -20,6 +20,12 @@ pub(super) struct Known {
     pub repository: Result<Repository, String>,
     /// ovs-agent's entry, where it has one.
     pub entry: Option<RepositoryEntry>,
+}
+
+impl Known {
+    fn repository(&self) -> Result<&Repository, String> {
+        self.repository.as_ref().map_err(Clone::clone)
+    }
 }
 
 /// All repositories, as they were found last.
@@ -37,9 +43,21 @@ impl Found {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
     }
 
+    /// All of them, each that can be used with what is mounted there, or why nothing is. All are asked before any
+    /// is waited for.
+    pub(super) fn looked_at(&self) -> impl Iterator<Item = (&Known, Result<(&Repository, Mounted), String>)> {
+        let ask = |known| (known, Known::repository(known).map(Repository::ask_mounted));
+        let asked: Vec<_> = self.known.iter().map(ask).collect();
+        asked.into_iter().map(|(known, asked)| {
+            let mounted = asked
+                .and_then(|asked| asked.wait().map_err(Absent::from).flatten().map_err(|absent| absent.to_string()));
+            (known, mounted.and_then(|mounted| Ok((known.repository()?, mounted))))
+        })
+    }
+
     /// Those that are not mounted, each with what is wrong.
-    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, Absent)> {
-        self.usable().filter_map(|repository| Some((repository, repository.mounted().err()?)))
+    pub(super) fn away(&self) -> impl Iterator<Item = (&Repository, String)> {
+        self.looked_at().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
     }
 
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
@@ -102,7 +120,8 @@ impl Repositories {
     pub(super) fn found(&self) -> Arc<Found> {
         let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };
         self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
-            let found = match ovs_agent::repositories(folder) {
+            // What is known already need not wait for a file that is gone.
+            let found = match ovs_agent::repositories(folder, last.is_none()) {
                 Ok(entries) => merge(&self.named, entries),
                 Err(error) => {
                     let (problem, last) = (error.to_string(), last.unwrap_or_default());

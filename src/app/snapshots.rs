@@ -81,7 +81,7 @@ impl App {
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
             app.uses.hold(snapshot.id).into_iter().for_each(|held| stop.hold(held));
-            Ok(app.describe_anyway(&snapshot, View::NEW, &stop))
+            app.describe_anyway(&snapshot, View::NEW, &stop).ok_or(Error::NotFound("it was deleted at once"))
         })
         .await
     }
@@ -111,7 +111,7 @@ impl App {
             .await?;
         // Each when it is its turn: so many files are not open at once.
         let app = Arc::clone(self);
-        let documents = snapshots.into_iter().map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
+        let documents = snapshots.into_iter().filter_map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
         Ok(Array::new(documents))
     }
 
@@ -138,19 +138,23 @@ impl App {
     }
 
     /// As [`App::describe`], without a comparison, and for lists: what is lost of a disk is listed as
-    /// data to its end. Who knows no `status` then asks for its bytes, and is told.
-    fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> wire::Snapshot {
+    /// data to its end. Who knows no `status` then asks for its bytes, and is told. Nothing where another service
+    /// has deleted it.
+    fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> Option<wire::Snapshot> {
         let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let found = self.whole(snapshot, disk, view, 0, stop);
             let map = found.and_then(|found| found.into_map(view, stop, Some(&entry.state)));
+            if matches!(map, Err(Error::NotFound(_))) {
+                return None;
+            }
             let map = map.unwrap_or_else(|error| {
                 entry.state.fail(error.to_string());
                 everything(disk.identity.size)
             });
             entry.map = view.maps().then_some(map);
         }
-        document
+        Some(document)
     }
 
     /// Holds the snapshots that `view` is about until the answer's end.

@@ -10,6 +10,7 @@ use super::repositories::Known;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{Snapshot, VmId};
+use crate::repository::{Mounted, Repository};
 use crate::wire;
 
 /// What of the status is wanted.
@@ -40,7 +41,8 @@ impl App {
         let snapshots = if query.cost { Some(self.costs(query.vm).await?) } else { None };
         let repositories = self.blocking(|app| {
             let (snapshots, found) = (app.store.snapshots()?, app.repositories.found());
-            let repositories = found.known.iter().map(|known| app.repository_status(known, &snapshots)).collect();
+            let repositories =
+                found.looked_at().map(|(known, mounted)| app.repository_status(known, mounted, &snapshots)).collect();
             Ok((repositories, app.leftovers()?))
         });
         let (repositories, leftovers) = repositories.await?;
@@ -61,14 +63,17 @@ impl App {
 
     /// Nothing is tried out here, as in the list of repositories: this has to answer also while one of
     /// them hangs.
-    fn repository_status(&self, known: &Known, snapshots: &[Snapshot]) -> wire::RepositoryStatus {
+    fn repository_status(
+        &self,
+        known: &Known,
+        mounted: Result<(&Repository, Mounted), String>,
+        snapshots: &[Snapshot],
+    ) -> wire::RepositoryStatus {
         let in_it = |snapshot: &&Snapshot| snapshot.repositories().iter().any(|id| id.as_str() == known.name);
         let entry = known.entry.as_ref();
-        let mounted = known.repository.as_ref().map_err(Clone::clone);
-        let mounted = mounted.and_then(|repository| repository.mounted().map_err(|absent| absent.to_string()));
-        let space = mounted.as_ref().ok().map(|mounted| mounted.space);
+        let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
         let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
-        let is_read_only = mounted.as_ref().is_ok_and(|mounted| mounted.space.is_read_only);
+        let is_read_only = mounted.as_ref().is_ok_and(|(_, mounted)| mounted.space.is_read_only);
         let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
         wire::RepositoryStatus {
             id: known.name.clone(),

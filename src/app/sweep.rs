@@ -111,7 +111,7 @@ impl App {
             let Ok(_turn) = app.try_lock_for_removal(turn, &record).await else { return Err(NEXT_ROUND) };
             let vm = of.clone();
             if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
-                app.within_deletion_hooks(id, move |app| app.sweep_now(&of, id)).await
+                app.within_deletion_hooks(record, move |app| app.sweep_now(&of, id)).await
             } else {
                 Err(Error::NotFound("it is needed again"))
             }

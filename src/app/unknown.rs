@@ -1,15 +1,16 @@
 //! Snapshots that a repository has and the database does not know: another service's, or ones that the database
 //! has lost.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Error};
-use crate::model::{RepositoryId, SnapshotId};
+use crate::model::{RepositoryId, Snapshot, SnapshotId};
 use crate::repository::Repository;
 use crate::repository::executor::Kind;
 use crate::repository::survey::{self, Maker};
@@ -34,7 +35,11 @@ pub(super) struct Count {
 
 /// What the looks have found.
 #[derive(Default)]
-pub(super) struct Unknown(Mutex<Found>);
+pub(super) struct Unknown {
+    found: Mutex<Found>,
+    /// Wakes whoever looks.
+    soon: Notify,
+}
 
 #[derive(Default)]
 struct Found {
@@ -49,7 +54,12 @@ struct Found {
 
 impl Unknown {
     fn lock(&self) -> MutexGuard<'_, Found> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has it looked as soon as that may be: something was seen to be gone.
+    pub(super) fn look_soon(&self) {
+        self.soon.notify_one();
     }
 
     /// Of a repository, as it was found last; nothing where it was not looked at.
@@ -74,13 +84,19 @@ impl App {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = rounds.tick() => {}
+                () = self.unknown.soon.notified() => {}
             }
             let looked = self.blocking(|app| {
                 app.look_for_trouble();
                 app.look_for_unknown()
             });
-            if let Err(error) = looked.await {
-                tracing::error!(%error, "it is not known whether the database knows all snapshots");
+            match looked.await {
+                Ok(missing) => {
+                    for snapshot in missing {
+                        self.forget_if_gone(snapshot).await;
+                    }
+                }
+                Err(error) => tracing::error!(%error, "it is not known whether the database knows all snapshots"),
             }
         }
     }
@@ -108,13 +124,16 @@ impl App {
         trouble
     }
 
-    /// Counts the snapshots that the database does not know, in the repositories that answer.
-    pub(super) fn look_for_unknown(&self) -> Result<(), Error> {
-        let mut counts = BTreeMap::new();
+    /// Counts the snapshots that the database does not know, in the repositories that answer. Returns those that
+    /// it knows and that may be gone.
+    pub(super) fn look_for_unknown(&self) -> Result<Vec<Snapshot>, Error> {
+        let (mut counts, mut listed, mut there) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
         let mut makers = HashMap::new();
         for repository in self.repositories.answering() {
             // What is being made or removed is in the database before and after its folder is there.
             let Some(ids) = ask(&repository, |root| survey::ids(root)) else { continue };
+            listed.insert(repository.id().clone());
+            there.extend(ids.iter().copied());
             let known = self.store.ids()?;
             let mut count = Count::default();
             for id in ids.into_iter().filter(|id| !known.contains(id)) {
@@ -139,7 +158,7 @@ impl App {
         // Without a manifest it may get one.
         makers.retain(|_, maker| *maker != Maker::Unknown);
         *self.unknown.lock() = Found { at: Some(Instant::now()), counts, makers, trouble: before.trouble };
-        Ok(())
+        self.missing(&listed, &there)
     }
 }
 

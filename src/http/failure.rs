@@ -111,6 +111,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
+        Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),

@@ -19,6 +19,9 @@ pub enum OpenError {
     /// It is not there.
     #[error("the snapshot's file is missing")]
     Missing,
+    /// All of the snapshot is gone, on the file system that it was made on.
+    #[error("the snapshot was removed by another service, or by hand")]
+    Gone,
     /// The repository is not there, and with it nothing of the snapshot: both may come back.
     #[error("the repository {0}")]
     RepositoryAway(String),
@@ -61,6 +64,19 @@ fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File
     SnapshotDir::new(root, id).open()?.open_file(name.as_str())
 }
 
+/// Why the file of a disk is not there.
+fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
+    let dir = SnapshotDir::new(root, id);
+    match (dir.is_gone([disk]), dir.open()) {
+        (Ok(true), _) => OpenError::Gone,
+        (Ok(false), Ok(_)) => OpenError::Missing,
+        (Ok(false), Err(_)) => {
+            OpenError::RepositoryAway("is another file system than the one that the snapshot was made on".to_owned())
+        }
+        (Err(error), _) => error.into(),
+    }
+}
+
 impl DiskFile {
     /// Opens the file of `disk` and checks that it is the one that was snapshotted.
     ///
@@ -77,7 +93,7 @@ impl DiskFile {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
             None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
-                Ok(_) => OpenError::Missing,
+                Ok(_) => missing(&root, id, disk),
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },
             None => OpenError::Io(error),

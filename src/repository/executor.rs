@@ -235,7 +235,7 @@ impl Executor {
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Pending<T> {
         let mut state = self.0.state();
-        if !self.0.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || self.0.key_hangs(&state, kind) {
+        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || self.0.key_hangs(&state, kind) {
             return Pending::refused();
         }
         let (job, pending) = Pending::of(self.clone(), kind, work);
@@ -255,7 +255,7 @@ impl Executor {
             let mut state = self.0.state();
             let lent = state.calls.values().filter(|call| call.lane.is_none()).count();
             let stops = lent >= LENT_MANY && state.stands_still_for(Instant::now()) >= LENT_STOP;
-            if stops || lent >= LENT_LIMIT || !self.0.admits(&mut state) {
+            if stops || lent >= LENT_LIMIT || !self.admits(&mut state) {
                 return Err(Unresponsive);
             }
         }

@@ -176,8 +176,13 @@ impl Repository {
     /// # Errors
     /// [`Absent`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Absent> {
+        self.ask_mounted().wait()?
+    }
+
+    /// Begins to ask what is mounted there.
+    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Absent>> {
         let repository = self.clone();
-        self.executor.run(Kind::SHORT, move |access| repository.mounted_now(access))?
+        self.executor.submit(Kind::SHORT, move |access| repository.mounted_now(access))
     }
 
     /// The same, of whoever has access already.

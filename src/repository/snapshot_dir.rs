@@ -136,6 +136,20 @@ impl SnapshotDir {
         folder.sync()
     }
 
+    /// Whether nothing of the snapshot is there, on the file system that the files of `disks` were made on.
+    ///
+    /// # Errors
+    /// The errno of openat(2); [`Odd`] where something else has its name.
+    pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
+        if !is_the_volume(&self.root, disks)? {
+            return Ok(false);
+        }
+        match self.open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            folder => folder.map(|_| false),
+        }
+    }
+
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
     ///
     /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
@@ -152,11 +166,7 @@ impl SnapshotDir {
         disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
     ) -> Result<Removal, RemoveError> {
         let disks = disks.into_iter();
-        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
-            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
-            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
-        };
-        if !is_the_volume {
+        if !is_the_volume(&self.root, disks.clone())? {
             return Ok(Removal::RepositoryAbsent);
         }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
@@ -214,6 +224,15 @@ impl SnapshotDir {
             }),
         }
     }
+}
+
+/// Whether a repository lies on the file system that the files of `disks` were made on. For a snapshot from before
+/// that was recorded, any file system that can clone will do.
+fn is_the_volume<'a>(root: &Folder, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
+    Ok(match disks.into_iter().find_map(|disk| disk.volume) {
+        Some(VolumeId(recorded)) => volume::id_of(root)? == Some(recorded),
+        None => SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()),
+    })
 }
 
 fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {

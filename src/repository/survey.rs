@@ -65,6 +65,22 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
     Ok((found, odd))
 }
 
+/// What there is of the snapshot `id`, or why that is not like a snapshot; nothing where nothing has its name.
+///
+/// # Errors
+/// Where the folder of snapshots cannot be opened.
+pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<Found, String>>> {
+    let name = id.to_string();
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        snapshots => snapshots?,
+    };
+    match snapshots.stat(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(|_| Some(look_into(&snapshots, OsStr::new(&name)))),
+    }
+}
+
 /// Who made a snapshot that was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Maker {

@@ -188,7 +188,12 @@ impl Store {
     pub fn forget(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
-            transaction.open_table(SNAPSHOTS_BY_VM)?.remove((snapshot.vm.as_str(), snapshot.sequence))?;
+            // One that another service has made may have the place of another.
+            let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+            let place = (snapshot.vm.as_str(), snapshot.sequence);
+            if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
+                by_vm.remove(place)?;
+            }
             terms::forget(transaction, snapshot.id)
         })
     }

@@ -42,8 +42,11 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
     }
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok()[0]["disks"][0]["status"], "error");
     let refused = client.post(&format!("/vms/{VM}/snapshots"));
-    assert_eq!(refused.error(404), "not_found");
-    assert!(text(&refused.json()["details"]).contains("not mounted"), "{}", refused.json());
+    // That the VM is not seen does not mean that there is none.
+    assert_eq!(refused.error(503), "repository_unavailable");
+    assert!(text(&refused.json()["details"]).contains("is it mounted?"), "{}", refused.json());
+    let listed = &client.get("/vms").ok()[0];
+    assert_eq!((&listed["name"], &listed["status"]), (&VM.into(), &"error".into()), "{listed}");
     let listed = client.get("/repositories").ok();
     assert_eq!(listed[0]["status"], "error", "{listed}");
     assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 503);

@@ -29,7 +29,7 @@ fn strangers_learn_whether_it_serves_and_no_more() {
     assert_eq!(capabilities["limits"], limits);
     assert!(capabilities["features"].as_array().unwrap().contains(&json!("compare")), "{capabilities}");
 
-    // Not mounted, and then with a file in its place: said without a name or a path.
+    // Not mounted, and then with a file in its place: said with the repository's id, and without a path.
     let in_its_place = world.repository.clone();
     world.volume.unmount();
     for is_a_file in [false, true] {
@@ -40,10 +40,12 @@ fn strangers_learn_whether_it_serves_and_no_more() {
         for path in ["/readyz", "/readyz/"] {
             let answer = ask(path);
             assert_eq!((answer.status, answer.header("content-type")), (503, "application/json"));
-            assert_eq!(answer.json(), json!({"status": "error", "problems": ["a repository is not there"]}));
+            let problem = "the repository 0004fb0000030000a1b2c3d4e5f60718 is not there, or does not answer";
+            assert_eq!(answer.json(), json!({"status": "error", "problems": [problem]}));
         }
     }
-    assert_eq!(world.client().get("/vms").ok(), json!([]), "a log-in and a list go on");
+    // A log-in goes on. A list of nothing would say that there is no VM, and nothing is known of any.
+    assert_eq!(world.client().get("/vms").error(503), "repository_unavailable");
     fs::remove_file(&in_its_place).unwrap();
     world.volume.mount();
     assert_eq!(ask("/readyz").ok(), json!({"status": "ok", "problems": []}));

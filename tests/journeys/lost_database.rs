@@ -138,7 +138,8 @@ fn a_read_only_repository_is_said() {
     needs_root!();
     let (world, client, _) = world();
     world.volume.remount("ro");
-    assert_eq!(problems(&client), ["a repository is read-only"]);
+    let id = world.repository.file_name().unwrap().to_str().unwrap();
+    assert_eq!(problems(&client), [format!("the repository {id} is read-only")]);
     let seen = repository(&client);
     assert_eq!((seen["status"].clone(), text(&seen["reason"])), ("error".into(), "is mounted read-only".to_owned()));
     world.volume.remount("rw");

@@ -89,12 +89,13 @@ pub enum AgentDbError {
 
 /// The repositories of the agent's database in `folder`, sorted by id.
 ///
-/// What is wrong with one entry is said in it, and costs no other.
+/// What is wrong with one entry is said in it, and costs no other. A file that is not there is waited for, for a
+/// moment, only where `may_come`.
 ///
 /// # Errors
 /// [`AgentDbError`] where `folder/`[`REPOSITORIES`] cannot be read as a whole.
-pub fn repositories(folder: &Path) -> Result<Vec<RepositoryEntry>, AgentDbError> {
-    let pairs = steady::pairs(&folder.join(REPOSITORIES))?;
+pub fn repositories(folder: &Path, may_come: bool) -> Result<Vec<RepositoryEntry>, AgentDbError> {
+    let pairs = steady::pairs(&folder.join(REPOSITORIES), may_come)?;
     Ok(pairs.iter().map(|(id, value)| entry(id, value)).collect())
 }
 
@@ -103,9 +104,9 @@ pub fn repositories(folder: &Path) -> Result<Vec<RepositoryEntry>, AgentDbError>
 ///
 /// # Errors
 /// [`AgentDbError`] where `folder/`[`SERVER`] cannot be read, or has an address that cannot be one.
-pub fn manager_address(folder: &Path) -> Result<Option<String>, AgentDbError> {
+pub fn manager_address(folder: &Path, may_come: bool) -> Result<Option<String>, AgentDbError> {
     let path = folder.join(SERVER);
-    let pairs = steady::pairs(&path)?;
+    let pairs = steady::pairs(&path, may_come)?;
     let Some((_, value)) = pairs.iter().find(|(key, _)| key == b"manager_ip") else { return Ok(None) };
     let value = match pickle::parse(value) {
         Ok(value) => value,

@@ -29,7 +29,9 @@ const SAME_BAD: usize = 4;
 /// The number of pairs that the database says it has is a reason to look again, not an error: libdb
 /// does not keep it up where it takes locks, as in files that Python 2's `bsddb.hashopen` writes.
 /// What stays the same long enough is what the agent itself would find.
-pub(super) fn pairs(path: &Path) -> Result<Vec<Pair>, AgentDbError> {
+///
+/// A file that is not there is waited for only where `may_come`.
+pub(super) fn pairs(path: &Path, may_come: bool) -> Result<Vec<Pair>, AgentDbError> {
     let mut previous = None;
     let mut same = 0;
     let mut problem = None;
@@ -44,7 +46,7 @@ pub(super) fn pairs(path: &Path) -> Result<Vec<Pair>, AgentDbError> {
                 continue;
             }
             // The agent may be about to put a new file in its place.
-            Err(_) if attempt < SAME_BAD => continue,
+            Err(error) if attempt < SAME_BAD && (may_come || error.kind() != io::ErrorKind::NotFound) => continue,
             Err(source) => return Err(AgentDbError::Read { path: path.to_owned(), source }),
         };
         same = if previous.as_ref() == Some(&bytes) { same + 1 } else { 1 };

@@ -45,10 +45,10 @@ fn every_fixture_says_what_was_written() {
         let expected: Json = serde_json::from_slice(&expected).unwrap();
         let mut repos: Vec<_> = expected["repos"].as_array().unwrap().iter().map(from_json).collect();
         repos.sort_by(|a, b| a.id.cmp(&b.id));
-        assert_eq!(repositories(&folder).unwrap(), repos, "{}", folder.display());
+        assert_eq!(repositories(&folder, true).unwrap(), repos, "{}", folder.display());
         checked += 1;
         if folder.join("server").exists() {
-            let address = manager_address(&folder).unwrap();
+            let address = manager_address(&folder, true).unwrap();
             assert_eq!(address.as_deref(), expected["server"]["manager_ip"].as_str(), "{}", folder.display());
             servers += 1;
         }
@@ -78,7 +78,7 @@ fn a_damaged_file_is_named_with_what_is_wrong() {
     ];
     for (bytes, expected) in cases {
         let folder = folder_with("repository", &bytes);
-        let message = repositories(folder.path()).unwrap_err().to_string();
+        let message = repositories(folder.path(), true).unwrap_err().to_string();
         let path = folder.path().join("repository");
         assert!(message.contains(path.to_str().unwrap()) && message.contains(expected), "{message}");
     }
@@ -87,7 +87,7 @@ fn a_damaged_file_is_named_with_what_is_wrong() {
 #[test]
 fn what_is_no_plain_file_of_some_size_is_refused() {
     let folder = tempfile::tempdir().unwrap();
-    let message = || repositories(folder.path()).unwrap_err().to_string();
+    let message = || repositories(folder.path(), true).unwrap_err().to_string();
     assert!(message().contains("No such file"), "{}", message());
     let path = folder.path().join("repository");
     nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
@@ -104,7 +104,7 @@ fn the_count_of_a_file_at_rest_decides_nothing() {
     for counted in [0u32, 2, 4, u32::MAX] {
         bytes[88..92].copy_from_slice(&counted.to_le_bytes());
         let folder = folder_with("repository", &bytes);
-        assert_eq!(repositories(folder.path()).unwrap().len(), 3);
+        assert_eq!(repositories(folder.path(), true).unwrap().len(), 3);
     }
 }
 
@@ -112,7 +112,7 @@ fn the_count_of_a_file_at_rest_decides_nothing() {
 fn a_file_that_is_replaced_is_read_as_old_or_as_new() {
     let folder = folder_with("repository", &fixture("py2str-p0"));
     let (old, new) = (fixtures().join("py2str-p0"), fixtures().join("many-200"));
-    let expected = [repositories(&old).unwrap(), repositories(&new).unwrap()];
+    let expected = [repositories(&old, true).unwrap(), repositories(&new, true).unwrap()];
     let done = AtomicBool::new(false);
     thread::scope(|scope| {
         scope.spawn(|| {
@@ -125,14 +125,14 @@ fn a_file_that_is_replaced_is_read_as_old_or_as_new() {
             }
         });
         for _ in 0..3 {
-            match repositories(folder.path()) {
+            match repositories(folder.path(), true) {
                 Ok(found) => assert!(expected.contains(&found)),
                 Err(error) => assert!(matches!(error, AgentDbError::Changing { .. }), "{error}"),
             }
         }
         done.store(true, Ordering::Relaxed);
     });
-    assert!(expected.contains(&repositories(folder.path()).unwrap()));
+    assert!(expected.contains(&repositories(folder.path(), true).unwrap()));
 }
 
 /// Written page after page, the last one first, as libdb may.
@@ -148,7 +148,7 @@ fn a_file_that_is_half_written_is_read_again() {
             thread::sleep(Duration::from_millis(60));
             fs::write(&path, &whole).unwrap();
         });
-        assert_eq!(repositories(folder.path()).unwrap().len(), 200);
+        assert_eq!(repositories(folder.path(), true).unwrap().len(), 200);
     });
 }
 
@@ -191,7 +191,7 @@ fn manager_of(replacement: &[u8]) -> Result<Option<String>, AgentDbError> {
     let old = b"S'127.0.0.1'\n";
     let at = bytes.windows(old.len()).position(|window| window == old).unwrap();
     bytes[at..at + replacement.len()].copy_from_slice(replacement);
-    manager_address(folder_with("server", &bytes).path())
+    manager_address(folder_with("server", &bytes).path(), true)
 }
 
 #[test]
@@ -204,12 +204,12 @@ fn an_address_that_can_be_none_names_its_file() {
         assert!(message.contains("/server") && message.contains(expected), "{message}");
     }
     let folder = folder_with("server", &fixture("empty"));
-    assert_eq!(manager_address(folder.path()).unwrap(), None);
+    assert_eq!(manager_address(folder.path(), true).unwrap(), None);
 }
 
 #[test]
 fn a_link_is_followed() {
     let folder = tempfile::tempdir().unwrap();
     symlink(fixtures().join("py2str-p0/repository"), folder.path().join("repository")).unwrap();
-    assert_eq!(repositories(folder.path()).unwrap().len(), 3);
+    assert_eq!(repositories(folder.path(), true).unwrap().len(), 3);
 }

@@ -2,13 +2,17 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Kind, Lane, Shared, State, THREADS};
+use super::{Executor, Kind, Lane, Shared, State};
 
-/// How often one call is let through to a file system that hangs, to see whether it answers again. What hangs
-/// on a mount that is gone may never come back, and another file system may be mounted there by then.
+/// How often a file system that hangs is looked at, to see whether it answers again. What hangs on a mount that is
+/// gone may never come back, and another file system may be mounted there by then.
 const TRIAL: Duration = Duration::from_secs(10);
+
+/// Such looks at a time, those that hang included.
+const TRIALS: usize = 4;
 
 /// What a job and whoever waits for it know of each other.
 #[derive(Debug, Default)]
@@ -77,8 +81,9 @@ pub(super) struct Health {
     ended: Option<Instant>,
     /// Whether the log says that it hangs.
     is_told: bool,
-    /// When a call was let through last although it hangs.
+    /// When it was looked at last although it hangs, and how many of these looks are under way.
     tried: Option<Instant>,
+    trials: usize,
 }
 
 impl State {
@@ -100,27 +105,43 @@ impl State {
     }
 }
 
-impl Shared {
-    /// Whether another call may begin: on a file system that hangs none may, but for a trial now and then.
+impl Executor {
+    /// Whether another call may begin. On a file system that hangs none may; it is tried now and then whether it
+    /// answers again.
     pub(super) fn admits(&self, state: &mut State) -> bool {
         let now = Instant::now();
-        if !self.notices(state, now) {
+        if !self.0.notices(state, now) {
             return true;
         }
-        let since = |tried: Instant| now.saturating_duration_since(tried);
-        let tries = state.health.tried.is_none_or(|tried| since(tried) >= TRIAL) && state.calls.len() < 2 * THREADS;
-        if tries {
-            state.health.tried = Some(now);
+        let is_due = state.health.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= TRIAL);
+        if is_due && state.health.trials < TRIALS {
+            self.try_again(state, now);
         }
-        tries
+        false
     }
 
+    /// Looks at the mount point, on a thread of its own: no caller has to wait for it.
+    fn try_again(&self, state: &mut State, now: Instant) {
+        state.health.tried = Some(now);
+        let executor = self.clone();
+        let trial = move || {
+            executor.lend_for(Kind::SHORT, |_| drop(std::fs::metadata(&executor.0.mount_point)));
+            executor.0.state().health.trials -= 1;
+        };
+        let started = thread::Builder::new().name("repository".to_owned()).stack_size(128 << 10).spawn(trial);
+        if started.is_ok() {
+            state.health.trials += 1;
+        }
+    }
+}
+
+impl Shared {
     /// Whether the file system hangs; the log says so once.
     pub(super) fn notices(&self, state: &mut State, now: Instant) -> bool {
         let hangs = state.stands_still(now);
         if hangs && !state.health.is_told {
             tracing::error!(mount_point = %self.mount_point.display(), "a repository does not answer");
-            // The call that hangs was a trial.
+            // It was looked at just now: by the call that hangs.
             (state.health.is_told, state.health.tried) = (true, Some(now));
         }
         hangs

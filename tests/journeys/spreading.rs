@@ -1,0 +1,272 @@
+//! The trouble of one repository: it is told, and it takes nothing from the others.
+
+use std::fs;
+use std::io::Write;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::harness::{Certificates, Exporter};
+use crate::harness::{
+    Client, HungMount, Manager, Random, Settings, VM, Volume, World, connect, define_vm, eventually, make_disk,
+    make_repository, run, text, write_at,
+};
+use crate::{needs, needs_root};
+
+const MB: u64 = 1 << 20;
+/// A VM that is defined in the sound repository and has a disk in the other.
+const BOTH: &str = "0004fb00000600000000000000000002";
+/// A VM of the other repository.
+const OTHER: &str = "0004fb00000600000000000000000003";
+const SECOND: &str = "0004fb00000300000000000000000002";
+
+fn entry<'a>(list: &'a Value, name: &str) -> &'a Value {
+    let found = list.as_array().unwrap().iter().find(|entry| entry["name"] == name);
+    found.unwrap_or_else(|| panic!("no {name} in {list}"))
+}
+
+fn threads(world: &World) -> usize {
+    fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap().count()
+}
+
+/// A sound repository and one beside it, with the three VMs.
+fn two_repositories() -> (Volume, PathBuf, World) {
+    let (volume, second, world) = World::with_two_repositories(512);
+    let own = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
+    write_at(&own, 0, &Random(1).bytes(MB));
+    let disks = [make_disk(&world.repository, "b.img", MB), make_disk(&second, "c.img", MB)];
+    define_vm(&world.repository, BOTH, &disks);
+    define_vm(&second, OTHER, &[make_disk(&second, "d.img", 4 * MB)]);
+    (volume, second, world)
+}
+
+/// What has to work whatever becomes of the other repository.
+fn the_sound_one_works(world: &World, client: &Client) {
+    assert_eq!(entry(&client.get("/vms").ok(), VM)["snapshot_compatible"], true);
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
+    let id = text(&client.take_snapshot()["id"]);
+    assert_eq!(client.disk(&id, "a.img").len() as u64, 4 * MB);
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
+    assert_eq!(world.client().get("/capabilities").status, 200, "a log-in");
+}
+
+#[test]
+fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let (volume, second, mut world) = two_repositories();
+    world.exporter.kill();
+    let hung = HungMount::at(&second);
+    world.exporter.restart();
+    let client = world.client();
+
+    // The VM with one disk there is listed with the reason, the VMs that are defined there are said to be unknown.
+    let listed = client.get("/vms").ok();
+    let both = entry(&listed, BOTH);
+    assert_eq!((&both["snapshot_compatible"], &both["status"]), (&false.into(), &"ok".into()), "{both}");
+    assert!(text(&both["disks"][1]["incompatible_reason"]).contains("does not answer"), "{both}");
+    let unknown = entry(&listed, SECOND);
+    assert_eq!((&unknown["status"], &unknown["unavailable_repository"]), (&"error".into(), &SECOND.into()));
+    for (method, path) in [(Method::GET, ""), (Method::POST, "/snapshots"), (Method::GET, "/snapshots")] {
+        let answer = client.send(client.request(method.clone(), &format!("/api/v1/vms/{OTHER}{path}")));
+        assert_eq!(answer.error(503), "repository_unavailable", "{method} {path}");
+        assert!(!answer.header("retry-after").is_empty());
+    }
+    assert_eq!(client.post(&format!("/vms/{BOTH}/snapshots")).error(503), "repository_unavailable");
+    let ready = client.send(client.request(Method::GET, "/readyz"));
+    assert!(ready.status == 503 && ready.json()["problems"].to_string().contains(SECOND), "{}", ready.json());
+    the_sound_one_works(&world, &client);
+
+    // Clients that leave take no threads with them.
+    let before = threads(&world);
+    for _ in 0..200 {
+        let mut gone = connect(&world.exporter, &world.certificates);
+        let head = format!("GET /api/v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
+        gone.write_all(head.as_bytes()).unwrap();
+        gone.flush().unwrap();
+    }
+    eventually("the threads end", || threads(&world) <= before + 40);
+    let started = Instant::now();
+    the_sound_one_works(&world, &client);
+    // Far below what one wait for the other would take, for each of the requests.
+    assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
+
+    // It answers again, which is noticed without a restart.
+    drop(hung);
+    eventually("it is seen", || client.get(&format!("/vms/{OTHER}")).status == 200);
+    assert_eq!(client.post(&format!("/vms/{BOTH}/snapshots")).status, 200);
+    eventually("it is ready", || client.send(client.request(Method::GET, "/readyz")).status == 200);
+    drop(volume);
+}
+
+#[test]
+fn a_repository_that_begins_to_hang_keeps_its_vms_in_the_list() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let (_volume, second, world) = two_repositories();
+    let client = world.client();
+    assert_eq!(entry(&client.get("/vms").ok(), OTHER)["status"], "ok");
+    let id = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
+    let hung = HungMount::at(&second);
+    let listed = client.get("/vms").ok();
+    let other = entry(&listed, OTHER);
+    assert_eq!((&other["status"], &other["snapshot_compatible"]), (&"error".into(), &false.into()), "{other}");
+    assert!(text(&other["reason"]).contains("does not answer"), "{other}");
+    assert_eq!(other["snapshots"], serde_json::json!([id]));
+    assert_eq!(client.post(&format!("/vms/{OTHER}/snapshots")).error(503), "repository_unavailable");
+    // Deletions do not pile up behind it.
+    let path = format!("/vms/{OTHER}/snapshots/{id}");
+    assert_eq!(client.delete(&path).status, 200);
+    assert_eq!(client.delete(&path).status, 200);
+    let status = client.get("/status").ok();
+    assert_eq!(status["leftovers"][0]["id"], id, "{status}");
+    the_sound_one_works(&world, &client);
+    drop(hung);
+    // The files go when it is there again, without a restart.
+    let folder = second.join("CoriolisSnapshots").join(&id);
+    assert!(folder.exists());
+    eventually("the files are gone", || !folder.exists());
+    eventually("nothing is left", || client.get("/status").ok()["leftovers"] == serde_json::json!([]));
+}
+
+#[test]
+fn a_start_does_not_wait_for_what_a_hung_repository_holds() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let (volume, second, mut world) = two_repositories();
+    let client = world.client();
+    let id = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
+    // Gone, and its files not yet.
+    volume.unmount();
+    assert_eq!(client.delete(&format!("/vms/{OTHER}/snapshots/{id}")).status, 200);
+    world.exporter.kill();
+    volume.mount();
+    let hung = HungMount::at(&second);
+    world.exporter.restart();
+    let client = world.client();
+    the_sound_one_works(&world, &client);
+    assert_eq!(client.get("/status").ok()["leftovers"][0]["id"], id);
+    drop(hung);
+    let folder = second.join("CoriolisSnapshots").join(&id);
+    eventually("the files are gone", || !folder.exists());
+}
+
+#[test]
+fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
+    needs_root!();
+    let (volume, _second, world) = two_repositories();
+    let client = world.client();
+    assert_eq!(client.get("/vms").ok().as_array().unwrap().len(), 3);
+    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&volume.mount_point));
+    let listed = client.get("/vms").ok();
+    for vm in [BOTH, OTHER] {
+        let entry = entry(&listed, vm);
+        assert!(entry["snapshot_compatible"] == false && !text(&entry["reason"]).is_empty(), "{entry}");
+    }
+    the_sound_one_works(&world, &client);
+    for vm in [BOTH, OTHER] {
+        let refused = client.post(&format!("/vms/{vm}/snapshots"));
+        assert_eq!(refused.error(503), "repository_unavailable", "{vm}");
+    }
+}
+
+#[test]
+fn where_nothing_is_known_of_any_vm_there_is_no_list() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let dir = tempfile::tempdir().unwrap();
+    let repository = make_repository(dir.path(), SECOND);
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let _hung = HungMount::at(&repository);
+    let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&repository]));
+    let mut client = Client::new(&exporter, &certificates);
+    client.log_in();
+    for path in ["/vms".to_owned(), format!("/vms/{VM}"), format!("/vms/{VM}/snapshots")] {
+        assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
+    }
+    assert_eq!(client.send(client.request(Method::GET, "/healthz")).status, 200);
+}
+
+#[test]
+fn half_written_definitions_hide_no_vm() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    // Forty definitions that are cut, with a time that has not come yet.
+    let later = std::time::SystemTime::now() + Duration::from_secs(30);
+    for number in 0..40 {
+        let folder = world.repository.join("VirtualMachines").join(format!("{number:032x}"));
+        fs::create_dir(&folder).unwrap();
+        let mut file = fs::File::create(folder.join("vm.cfg")).unwrap();
+        file.write_all(b"disk = ['file:/").unwrap();
+        file.set_modified(later).unwrap();
+    }
+    let client = world.client();
+    let listed = client.get("/vms").ok();
+    assert_eq!(listed.as_array().unwrap().len(), 41);
+    assert_eq!(entry(&listed, VM)["snapshot_compatible"], true);
+    assert_eq!(client.get(&format!("/vms/{VM}")).status, 200);
+    client.take_snapshot();
+}
+
+#[test]
+fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    let client = world.client();
+    let id = text(&client.take_snapshot()["id"]);
+    world.volume.unmount();
+    make_repository(world.repository.parent().unwrap(), world.repository.file_name().unwrap().to_str().unwrap());
+    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
+    let left = client.get("/status").ok()["leftovers"].clone();
+    assert_eq!(left[0]["id"], id, "{left}");
+    world.volume.mount();
+    let folder = world.repository.join("CoriolisSnapshots").join(&id);
+    assert!(folder.exists());
+    eventually("the files are gone", || !folder.exists());
+}
+
+#[test]
+fn checksums_of_a_hung_repository_keep_nobody_else_waiting() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let volume = Volume::xfs(512);
+    let device = volume.behind_a_device();
+    let (volume, second, world) = World::with_a_second_on(volume, 512);
+    let own = world.define_vm(&[("a.img", MB)]).remove(0);
+    write_at(&own, 0, &Random(1).bytes(MB));
+    let disk = make_disk(&second, "d.img", 64 * MB);
+    write_at(&disk, 0, &Random(2).bytes(64 * MB));
+    define_vm(&second, OTHER, &[disk]);
+    let client = world.client();
+    let fine = text(&client.take_snapshot()["id"]);
+    let other = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
+    volume.unmount();
+    volume.mount();
+    // Names are known by then, bytes are not.
+    let bytes = format!("/api/v1/vms/{OTHER}/snapshots/{other}/disks/d.img");
+    let first = client.request(Method::GET, &bytes).header("Range", "bytes=0-4095");
+    assert_eq!(client.send(first).status, 206);
+    let hanging = device.hang();
+    let ask = |query: &str| {
+        let mut gone = connect(&world.exporter, &world.certificates);
+        let head = format!("GET {bytes}/{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
+        gone.write_all(head.as_bytes()).unwrap();
+        gone.flush().unwrap();
+        gone
+    };
+    let asked: Vec<_> = (0..8).map(|number| ask(&format!("checksum?start={}", number * 4096))).collect();
+    let sum = || client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum"));
+    assert_eq!(sum().status, 200);
+    drop(asked);
+    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum?algorithm=sha256")).status, 200);
+    drop(hanging);
+    eventually("it answers again", || {
+        client.get(&format!("/vms/{OTHER}/snapshots/{other}/disks/d.img/checksum")).status == 200
+    });
+}
