@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::audit::Actor;
 use super::create_request::CreateRequest;
 use super::line::Place;
 use super::policy::Refusal;
 use super::status::Creation;
-use super::vm_turn::{self, Turn};
 use super::{App, Error};
 use crate::model::{Snapshot, VmId};
 use crate::store::RequestKey;
@@ -22,7 +23,7 @@ pub(super) enum Admission {
 /// A VM whose turn it is.
 pub(super) struct Admitted {
     pub vm: VmId,
-    pub held: (Place<Creation>, Turn),
+    pub held: (Place<Creation>, OwnedMutexGuard<()>),
 }
 
 /// Snapshots that may wait for a place.
@@ -54,9 +55,6 @@ impl App {
         // First the turn, then the place: those who wait for one VM hold up no other.
         let turn = self.turns.take_behind(&vm, QUEUE_OF_VM).await;
         let turn = turn.ok_or(Refusal::TooLongALine("changes of this VM's snapshots"))?;
-        let (of, asked) = (vm.clone(), request.clone());
-        let repositories = self.blocking(move |app| app.repositories_to_lock(&of, &asked)).await?;
-        let turn = self.lock_vm(turn, &vm, repositories, vm_turn::WAIT).await?;
         let place = ticket.place().await;
         Ok(Admission::Now(Admitted { vm, held: (place, turn) }))
     }

@@ -10,6 +10,8 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::OwnedMutexGuard;
+
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
@@ -17,7 +19,7 @@ use super::disk_names::names_for;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
 use super::vm_disks::{Examiner, Verdict};
-use super::vm_turn::Turn;
+use super::vm_turn::WAIT;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
@@ -88,10 +90,9 @@ impl App {
         };
         let app = Arc::clone(self);
         self.detached(async move {
-            let (mut place, turn) = held;
-            let turn = Arc::new(turn);
+            let (mut place, own) = held;
             let outcome = {
-                let mut creation = pin!(app.create(&vm, &actor, &request, &turn));
+                let mut creation = pin!(app.create(&vm, &actor, &request, own));
                 match tokio::time::timeout(LONG, &mut creation).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
@@ -114,14 +115,14 @@ impl App {
         vm: &VmId,
         actor: &Actor,
         request: &CreateRequest,
-        turn: &Arc<Turn>,
+        own: OwnedMutexGuard<()>,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
         if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
         let mut freeze = None;
-        let made = self.make(vm.clone(), actor.clone(), request.clone(), turn, &mut freeze).await;
+        let made = self.make(vm.clone(), actor.clone(), request.clone(), own, &mut freeze).await;
         match &made {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
@@ -142,21 +143,27 @@ impl App {
         vm: VmId,
         actor: Actor,
         request: CreateRequest,
-        turn: &Arc<Turn>,
+        own: OwnedMutexGuard<()>,
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
-        let plan = self.blocking(move |app| {
-            let plan = app.plan(&vm, &actor, &request)?;
+        let (of, asked) = (vm.clone(), (actor, request));
+        let plan = move |app: &Self| {
+            let plan = app.plan(&of, &asked.0, &asked.1)?;
             app.check_policy(&plan.snapshot, &plan.sources)?;
             Ok(plan)
-        });
-        let plan = plan.await?;
+        };
+        // What is refused leaves no lock file behind.
+        let first = self.blocking(plan.clone()).await?;
+        let repositories = first.snapshot.repositories().into_iter().cloned().collect();
+        let turn = Arc::new(self.lock_vm(own, &vm, repositories, WAIT).await?);
+        // Somebody else may have changed the VM's snapshots before it was locked.
+        let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
         turn.covers(&plan.snapshot)?;
         let Ready { snapshot, clones, terms, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let late = {
-            let (snapshot, turn) = (snapshot.clone(), Arc::clone(turn));
+            let (snapshot, turn) = (snapshot.clone(), Arc::clone(&turn));
             move |app: &Self| {
                 // Until now nobody else could change the VM's snapshots.
                 let _turn = turn;

@@ -9,13 +9,12 @@ use nix::errno::Errno;
 use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
-use super::create_request::{CreateRequest, Wish};
 use super::{App, Error};
-use crate::inventory::vm_cfg::DiskSource;
 use crate::model::{RepositoryId, Snapshot, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::vm_lock::{self, Attempt, VmLock};
 use crate::repository::{Absent, assign};
+use crate::sys::folder::Odd;
 use crate::sys::host;
 
 /// How long a request waits for another service that has locked the VM.
@@ -31,9 +30,15 @@ pub(super) struct Turn {
     locked: Vec<RepositoryId>,
     /// Where it cannot be locked, and why.
     failed: Vec<(RepositoryId, io::Error)>,
+    was_held: bool,
 }
 
 impl Turn {
+    /// Whether somebody else had locked the VM before.
+    pub(super) fn was_waited_for(&self) -> bool {
+        self.was_held
+    }
+
     /// Checks that the VM is locked wherever `snapshot` is to have files.
     ///
     /// # Errors
@@ -47,12 +52,14 @@ impl Turn {
     }
 
     /// Checks that nobody else can be at work where files are removed. A repository that is not there keeps its
-    /// files; in one that is full or read-only nobody else could have made the lock file.
+    /// files; in one that is full or read-only nobody else could have made the lock file; where the folder of
+    /// snapshots is a link, nothing is removed.
     ///
     /// # Errors
     /// [`Error::Unavailable`].
     pub(super) fn allows_removal(&self) -> Result<(), Error> {
-        let is_harmless = |error: &io::Error| Absent::of(error).is_some() || cannot_write(error);
+        let is_harmless =
+            |error: &io::Error| Absent::of(error).is_some() || Odd::of(error).is_some() || cannot_write(error);
         match self.failed.iter().find(|(_, error)| !is_harmless(error)) {
             None => Ok(()),
             Some((id, error)) => Err(lock_error(id, error)),
@@ -96,7 +103,7 @@ impl App {
         repositories.sort();
         repositories.dedup();
         let end = Instant::now() + wait;
-        let (mut locks, mut locked, mut failed) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut locks, mut locked, mut failed, mut was_held) = (Vec::new(), Vec::new(), Vec::new(), false);
         for id in repositories {
             loop {
                 let (of, at) = (vm.clone(), id.clone());
@@ -107,7 +114,10 @@ impl App {
                         break;
                     }
                     Ok(Attempt::Held(holder)) if Instant::now() >= end => return Err(Error::VmBusy { holder }),
-                    Ok(Attempt::Held(_)) => tokio::time::sleep(LOOK).await,
+                    Ok(Attempt::Held(_)) => {
+                        was_held = true;
+                        tokio::time::sleep(LOOK).await;
+                    }
                     Err(error) => {
                         tracing::warn!(%vm, repository = %id, %error, "the VM cannot be locked there");
                         failed.push((id, error));
@@ -116,7 +126,7 @@ impl App {
                 }
             }
         }
-        Ok(Turn { held: Some((locks, own)), locked, failed })
+        Ok(Turn { held: Some((locks, own)), locked, failed, was_held })
     }
 
     /// Locks the VM for the removal of `snapshots`, wherever they have files.
@@ -158,33 +168,11 @@ impl App {
         let repository = self.repository(id).ok_or(io::ErrorKind::NotFound)?;
         let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
         let asked = repository.clone();
-        repository.run(Kind::SHORT, move |access, root| {
+        repository.run(Kind::CHANGE, move |access, root| {
             // Nothing is made in an empty mount point.
             asked.mounted_now(access)?;
             vm_lock::try_lock(root, &vm, &holder)
         })
-    }
-
-    /// The repositories that a snapshot of `vm` would touch: those of the disks that `request` may take.
-    ///
-    /// # Errors
-    /// Those of [`App::find_vm`].
-    pub(super) fn repositories_to_lock(&self, vm: &VmId, request: &CreateRequest) -> Result<Vec<RepositoryId>, Error> {
-        let definition = self.find_vm(vm)?;
-        // What is wrong with it is found when the snapshot is planned.
-        let Ok(lines) = &definition.disks else { return Ok(Vec::new()) };
-        let mut paths = Vec::new();
-        for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
-            let may_be_taken = match wish {
-                Wish::LeftOut => false,
-                Wish::Usual => !line.cdrom,
-                Wish::Named => true,
-            };
-            if let (true, DiskSource::File(path)) = (may_be_taken, &line.source) {
-                paths.push(path.into());
-            }
-        }
-        Ok(self.repositories_at(&paths))
     }
 
     /// The repositories that the disks at `paths` lie in. Nothing is looked at for it.
@@ -203,7 +191,10 @@ fn cannot_write(error: &io::Error) -> bool {
 fn lock_error(id: &RepositoryId, error: &io::Error) -> Error {
     let step = format!("locking the VM in the repository {id}");
     match error.raw_os_error() {
-        Some(errno) if cannot_write(error) => Error::of_step(step, io::Error::from_raw_os_error(errno)),
+        Some(errno) if cannot_write(error) || errno == Errno::EIO as i32 => {
+            Error::of_step(step, io::Error::from_raw_os_error(errno))
+        }
+        // The lock manager's trouble is nobody's request's.
         _ => Error::Unavailable(format!("{step}: {error}")),
     }
 }

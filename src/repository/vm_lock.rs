@@ -7,7 +7,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::{POOL, SNAPSHOTS};
 use crate::model::VmId;
-use crate::sys::folder::Folder;
+use crate::sys::folder::{Folder, Odd};
 
 /// Bytes of a lock file that are read: the name of its holder.
 const HOLDER_LIMIT: u64 = 256;
@@ -31,10 +31,18 @@ pub enum Attempt {
 /// Locks `vm` in the repository `root`, where nobody else has: `holder` is what others are told then.
 ///
 /// # Errors
-/// Those of making and opening the lock file, and of flock(2).
+/// Those of making and opening the lock file, and of flock(2); [`Odd`] where the folder of snapshots is a link or no
+/// folder, so that there are no snapshots either.
 pub fn try_lock(root: &Folder, vm: &VmId, holder: &str) -> io::Result<Attempt> {
-    let locks = make_folder(&make_folder(&make_folder(root, SNAPSHOTS)?, POOL)?, "locks")?;
-    let name = vm.as_str();
+    let snapshots = make_folder(root, SNAPSHOTS)?;
+    lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match Odd::of(&error) {
+        Some(_) => io::Error::other(error.to_string()),
+        None => error,
+    })
+}
+
+fn lock_in(snapshots: &Folder, name: &str, holder: &str) -> io::Result<Attempt> {
+    let locks = make_folder(&make_folder(snapshots, POOL)?, "locks")?;
     let file = locks.open_or_create_file(name, 0o640)?;
     match file.try_lock() {
         Ok(()) => {}

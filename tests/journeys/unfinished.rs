@@ -4,7 +4,7 @@ use std::fs;
 
 use reqwest::Method;
 
-use crate::harness::{Client, Clock, Harm, SECRET, Shelf, Trial, World, text};
+use crate::harness::{Client, Clock, Harm, SECRET, Shelf, Trial, World, snapshot_folders, text};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -23,10 +23,8 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
     // The service dies when the disks are cloned and nothing says that the snapshot is finished.
     shelf.put("die", "[ $2 = pre ] || kill -9 $PPID");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
-    let folders =
-        || fs::read_dir(world.repository.join("CoriolisSnapshots")).unwrap().map(|entry| entry.unwrap().path());
-    let half_made =
-        folders().find(|path| !path.ends_with(&finished) && !path.ends_with(&marked) && !path.ends_with(".pool"));
+    let mut folders = snapshot_folders(&world.repository).into_iter();
+    let half_made = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));
     let half_made = half_made.expect("nothing was left");
     assert!(half_made.join("a.img").exists() && !half_made.join(".manifest.json").exists());
     assert!(half_made.join(".making").exists());
