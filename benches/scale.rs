@@ -28,6 +28,10 @@ fn main() {
         eprintln!("this bench mounts XFS: run it as root");
         return;
     }
+    if std::env::var("ONLY").is_ok_and(|only| only == "vms") {
+        many_vms(500, 2, 1);
+        return many_vms(std::env::var("VMS").map_or(100_000, |vms| vms.parse().unwrap()), 1, 20);
+    }
     let most = std::env::var("EXTENTS").map_or(1_000_000, |most| most.parse().unwrap());
     println!("two snapshots of a disk whose every second block is data, 1 % of them written between; medians, ms\n");
     println!("| extents | read two maps | filefrag | qemu-img map | comparison | ratio | memory, MiB |");
@@ -38,6 +42,8 @@ fn main() {
     println!("|--------:|-------:|----------------:|---------------:|-----------------:|");
     rows.iter().for_each(|row| println!("{row}"));
     listing();
+    many_vms(500, 2, 1);
+    many_vms(std::env::var("VMS").map_or(100_000, |vms| vms.parse().unwrap()), 1, 20);
 }
 
 /// Prints a line of the first table; returns one of the second.
@@ -141,6 +147,39 @@ fn listing() {
         }
     });
     println!("GET /vms/{{vm}}/snapshots, of each of them: {:.1} ms each", each.as_secs_f64() * 1e3 / VMS as f64);
+}
+
+/// What a list of many VMs takes, asked for by some clients at the same time.
+fn many_vms(vms: u64, disks: u64, clients: usize) {
+    let world = World::new(8 << 10);
+    for number in 0..vms {
+        let vm = format!("0004fb0000060000{number:016x}");
+        let paths: Vec<_> =
+            (0..disks).map(|disk| make_disk(&world.repository, &format!("{vm}-{disk}.img"), 1 << 20)).collect();
+        define_vm(&world.repository, &vm, &paths);
+    }
+    // What was just written is read each time.
+    std::thread::sleep(Duration::from_secs(3));
+    let idle = memory_kib(world.exporter.pid(), "VmRSS");
+    let client = world.client();
+    let list = || {
+        let mut answer = client.request(Method::GET, "/api/v1/vms").send().unwrap();
+        assert_eq!(answer.status(), 200);
+        std::io::copy(&mut answer, &mut std::io::sink()).unwrap()
+    };
+    let cold = timed(|| drop(list()));
+    let warm = (0..7).map(|_| timed(|| drop(list()))).collect();
+    let together = timed(|| {
+        std::thread::scope(|scope| (0..clients).for_each(|_| drop(scope.spawn(list))));
+    });
+    let over_idle = (memory_kib(world.exporter.pid(), "VmHWM") - idle) >> 10;
+    println!(
+        "GET /vms, {vms} of them with {} disks: first {:.1} ms, then {:.1} ms; {clients} at once {:.1} ms, {over_idle} MiB over idle",
+        vms * disks,
+        cold.as_secs_f64() * 1e3,
+        median_ms(warm),
+        together.as_secs_f64() * 1e3
+    );
 }
 
 fn run(command: &mut Command) {

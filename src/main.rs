@@ -1,20 +1,20 @@
 //! The program: reads its arguments and its config, and does what it is asked.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging};
+use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config;
 use coriolis_ovm_exporter::http::{service, tls};
+use coriolis_ovm_exporter::metrics::Metrics;
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
-        // The whole chain, once.
-        let _ = writeln!(io::stderr(), "coriolis-ovm-exporter: {error:#}");
+        terminal::complain(&error);
         ExitCode::FAILURE
     })
 }
@@ -24,7 +24,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         None => serve(args)?,
         Some(Command::CheckConfig) => {
             let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
-            io::stdout().write_all(checked::table(&findings).as_bytes())?;
+            checked::table(&findings).print()?;
             if findings.iter().any(|finding| finding.verdict == Verdict::Bad) {
                 return Ok(ExitCode::FAILURE);
             }
@@ -32,7 +32,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(Command::Adopt { dry_run, manifests }) => {
             let config = config::load(&args.config)?;
             let adoption = block_on(adopt::ask(&config, dry_run, manifests))??;
-            io::stdout().write_all(adopt::report(&adoption).as_bytes())?;
+            adopt::report(&adoption).print()?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -40,8 +40,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    let log = logging::start(&config.log).map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    service::run(&config, || log.reopen())
+    let metrics = Metrics::default();
+    let log = logging::start(&config.log, metrics.log_lines_dropped());
+    let log = log.map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
+    let outcome = service::run(&config, metrics, || log.reopen());
+    log.flush();
+    outcome
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {

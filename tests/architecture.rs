@@ -104,3 +104,88 @@ fn journeys_wait_for_what_they_see() {
         assert!(!text.contains("thread::sleep"), "{}: use `eventually` of the harness", path.display());
     }
 }
+
+/// The lines of the files below `folder` of `src/` that hold one of `words`: what is code, and no test.
+fn uses(folder: &str, words: &[&str]) -> Vec<String> {
+    let mut found = Vec::new();
+    for path in sources(&src().join(folder)) {
+        if path.ends_with("tests.rs") {
+            continue;
+        }
+        let below = path.strip_prefix(src()).unwrap().display().to_string();
+        let text = fs::read_to_string(&path).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+        // `DiskFile::open` is no `File::open`.
+        let stands_alone = |before: &str| !before.ends_with(|c: char| c.is_alphanumeric());
+        let held = |line: &str| {
+            let word = words.iter().find(|word| {
+                line.match_indices(**word).any(|(at, _)| word.starts_with('.') || stands_alone(&line[..at]))
+            })?;
+            Some(format!("{below}: {word}"))
+        };
+        found.extend(lines.filter_map(held));
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
+/// A repository is foreign ground: a path that is looked up from the root follows whatever links somebody has
+/// put there. So files are reached through `sys::folder` alone.
+#[test]
+fn files_of_repositories_are_reached_through_open_folders() {
+    // `std::fs::File` alone is a type: what is open.
+    const CALLS: &[&str] = &[
+        "use std::fs;",
+        "fs::{self",
+        "fs::canonicalize",
+        "fs::copy",
+        "fs::create_dir",
+        "fs::exists",
+        "fs::hard_link",
+        "fs::metadata",
+        "fs::read",
+        "fs::remove",
+        "fs::rename",
+        "fs::set_permissions",
+        "fs::symlink",
+        "fs::write",
+        "File::open",
+        "File::create",
+        "File::options",
+        "OpenOptions",
+        "DirBuilder",
+        "read_dir",
+        "read_link",
+        "canonicalize",
+        "symlink_metadata",
+        "exists()",
+        ".is_dir()",
+        "nix::fcntl",
+        "nix::dir",
+        "libc::open",
+    ];
+    let allowed = [
+        // The operator's own files, and ovs-agent's.
+        "app/check_config.rs: ",
+        "app/remembered.rs: ",
+        "app/repositories.rs: .is_dir()",
+        "inventory/ovs_agent/steady.rs: ",
+        // The mount point, which the operator names.
+        "repository/executor/health.rs: fs::metadata",
+    ];
+    for folder in ["repository", "inventory", "app"] {
+        let mut found = uses(folder, CALLS);
+        found.retain(|found| !allowed.iter().any(|allowed| found.starts_with(allowed)));
+        assert_eq!(found, Vec::<String>::new());
+    }
+}
+
+/// What a command prints can hold other people's names.
+#[test]
+fn commands_print_through_one_place() {
+    let mut found = uses("", &["println!", "print!(", "stdout()", "stderr()", "dbg!"]);
+    found.retain(|found| !found.starts_with("cli/terminal.rs") && !found.starts_with("cli/log"));
+    assert_eq!(found, Vec::<String>::new());
+}

@@ -33,6 +33,24 @@ pub(super) struct Missing {
     pub is_remembered: bool,
 }
 
+/// Why nothing is known of any VM.
+#[derive(Clone, Debug)]
+pub(super) enum Unknown {
+    /// ovs-agent's database cannot be read, and no repository is known.
+    AgentDb(String),
+    /// No repository can be read.
+    Repositories(String),
+}
+
+impl From<Unknown> for Error {
+    fn from(unknown: Unknown) -> Self {
+        match unknown {
+            Unknown::AgentDb(problem) => Self::AgentDb(problem),
+            Unknown::Repositories(reason) => Self::Unavailable(reason),
+        }
+    }
+}
+
 impl Inventory {
     /// The VM that has this name.
     fn named(&self, id: &VmId) -> Option<&Arc<Vm>> {
@@ -103,18 +121,18 @@ impl App {
     /// The VMs of all repositories, as of now.
     ///
     /// # Errors
-    /// [`Error::AgentDb`] where no repository is known; [`Error::Unavailable`] where nothing is known of any VM.
-    pub(super) fn inventory(&self) -> Result<Arc<Inventory>, Error> {
+    /// [`Unknown`].
+    pub(super) fn inventory(&self) -> Result<Arc<Inventory>, Unknown> {
         let found = self.repositories.found();
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
-            return Err(Error::AgentDb(problem.clone()));
+            return Err(Unknown::AgentDb(problem.clone()));
         }
         let inventory = self.catalog.passes.get(|| Arc::new(self.catalog.read(&found)));
         let nothing_is_known = inventory.vms.is_empty()
             && inventory.missing.len() == found.usable().count()
             && !inventory.missing.is_empty();
         if nothing_is_known {
-            return Err(not_known(&inventory));
+            return Err(Unknown::Repositories(format!("no VM is known: {}", reasons(&inventory))));
         }
         Ok(inventory)
     }
@@ -134,16 +152,18 @@ impl App {
         Ok(resolve_among(&inventory, called)?.id.clone().unwrap_or_else(|| called.clone()))
     }
 
-    /// The VM of the inventory that `called` names.
+    /// The VM of the inventory that `called` names, and the inventory.
     ///
     /// # Errors
     /// As [`App::resolve_vm`], also where it has left the inventory.
-    pub(super) fn find_vm(&self, called: &VmId) -> Result<Arc<Vm>, Error> {
+    pub(super) fn find_vm(&self, called: &VmId) -> Result<(Arc<Inventory>, Arc<Vm>), Error> {
         let inventory = self.inventory()?;
-        if !self.store.records_of(called)?.is_empty() {
-            return inventory.named(called).cloned().ok_or_else(|| no_such_vm(&inventory));
-        }
-        resolve_among(&inventory, called).cloned()
+        let vm = if self.store.records_of(called)?.is_empty() {
+            resolve_among(&inventory, called).cloned()?
+        } else {
+            inventory.named(called).cloned().ok_or_else(|| no_such_vm(&inventory))?
+        };
+        Ok((inventory, vm))
     }
 }
 
@@ -164,10 +184,13 @@ fn resolve_among<'a>(inventory: &'a Inventory, called: &VmId) -> Result<&'a Arc<
 
 /// Not knowing a VM is no proof that there is none, as long as a repository is missing.
 fn no_such_vm(inventory: &Inventory) -> Error {
-    if inventory.missing.is_empty() { Error::NoVm } else { not_known(inventory) }
+    if inventory.missing.is_empty() {
+        return Error::NoVm;
+    }
+    Error::Unavailable(format!("whether there is such a VM is not known: {}", reasons(inventory)))
 }
 
-fn not_known(inventory: &Inventory) -> Error {
+fn reasons(inventory: &Inventory) -> String {
     let reasons: Vec<&str> = inventory.missing.iter().map(|missing| missing.reason.as_str()).collect();
-    Error::Unavailable(format!("whether there is such a VM is not known: {}", reasons.join("; ")))
+    reasons.join("; ")
 }

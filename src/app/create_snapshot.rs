@@ -15,11 +15,11 @@ use tokio::sync::OwnedMutexGuard;
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
 use super::create_request::{CreateRequest, Keep, Wish};
-use super::disk_names::names_for;
+use super::disk_files::DiskFiles;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
-use super::vm_disks::{Examiner, Verdict};
-use super::vm_turn::WAIT;
+use super::vm_disks::{Verdict, choose, examine};
+use super::vm_turn::How;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
@@ -29,7 +29,7 @@ use crate::model::{
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::Kind;
-use crate::repository::{LocatedDisk, Repository, SnapshotDir};
+use crate::repository::{Repository, SnapshotDir};
 use crate::store::{Order, RequestKey, State};
 
 /// How long a creation holds its place among those of other VMs.
@@ -155,7 +155,7 @@ impl App {
         // What is refused leaves no lock file behind.
         let first = self.blocking(plan.clone()).await?;
         let repositories = first.snapshot.repositories().into_iter().cloned().collect();
-        let turn = Arc::new(self.lock_vm(own, &vm, repositories, WAIT).await?);
+        let turn = Arc::new(self.lock_vm(own, &vm, repositories, How::REQUEST).await?);
         // Somebody else may have changed the VM's snapshots before it was locked.
         let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
         turn.covers(&plan.snapshot)?;
@@ -176,10 +176,10 @@ impl App {
             Ok((cloned, jiff::Timestamp::now()))
         };
         let between = Between { work: Box::new(clone), refresh: Arc::new(refresh), late: Some(Box::new(late)) };
-        let (cloned, around) = self.within_hooks(snapshot.id, debt, between).await;
+        let (cloned, around) = self.within_hooks(debt.map(|debt| (snapshot.id, debt)), between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
-            return Err(error);
+            return Err(around.beside(error));
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
@@ -194,43 +194,39 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let definition = self.find_vm(vm)?;
+        let (inventory, definition) = self.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| match problem {
             Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
             Problem::Unavailable(text) => Error::Unavailable(text.clone()),
         })?;
-        let mut examiner = Examiner::new(self);
-        let mut located: Vec<LocatedDisk> = Vec::new();
+        let all = inventory.vms.iter().map(Arc::as_ref);
+        let mut files = DiskFiles::look_at(self, all, [&*definition], true);
+        let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {
                 Wish::LeftOut => continue,
-                Wish::Usual => examiner.examine(line).heeding_its_name().verdict,
-                Wish::Named => examiner.examine(line).verdict,
+                Wish::Usual => examine(&files, &definition.name, line).heeding_its_name().verdict,
+                Wish::Named => examine(&files, &definition.name, line).verdict,
             };
-            match verdict {
-                Verdict::LeftOut(reason) if wish == Wish::Named => {
-                    return Err(Refusal::UnfitDisk { device: line.device.clone(), reason }.into());
-                }
-                // One file that the definition names twice is one disk.
-                Verdict::Taken(disk) if located.iter().any(|other| other.source == disk.source) => {}
-                Verdict::Taken(disk) => located.push(disk),
-                Verdict::LeftOut(_) => {}
-                Verdict::Prevents(reason) => {
-                    return Err(Error::NotSnapshottable(format!("{}: {reason}", line.device)));
-                }
+            if let (Verdict::LeftOut(reason), Wish::Named) = (&verdict, wish) {
+                return Err(Refusal::UnfitDisk { device: line.device.clone(), reason: reason.clone() }.into());
             }
+            examined.push((line, verdict));
         }
-        if located.is_empty() {
-            return Err(Error::NotSnapshottable("it has no disk to snapshot".to_owned()));
-        }
-        let names = names_for(&located.iter().map(|disk| &disk.source).collect::<Vec<_>>())
-            .map_err(|problem| Error::NotSnapshottable(problem.to_string()))?;
+        let chosen = choose(examined.iter().map(|(_, verdict)| verdict)).map_err(|obstacle| {
+            let device = obstacle.disk.map(|index| format!("{}: ", examined[index].0.device)).unwrap_or_default();
+            let told = format!("{device}{}", obstacle.reason);
+            if obstacle.is_passing { Error::Unavailable(told) } else { Error::NotSnapshottable(told) }
+        })?;
+        let mut names: HashMap<usize, DiskName> = chosen.into_iter().collect();
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
-        for (name, disk) in names.into_iter().zip(located) {
+        for (index, (_, verdict)) in examined.into_iter().enumerate() {
+            let (Some(name), Verdict::Taken(disk)) = (names.remove(&index), verdict) else { continue };
             let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
+            let opened = files.take(&disk.source).ok_or_else(|| Error::Internal(format!("{name} is not open")))?;
             disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
-            let (folder, name) = disk.place;
-            sources.push(Source { file: disk.file, folder, name });
+            let (folder, name) = opened.place;
+            sources.push(Source { file: opened.file, folder, name });
         }
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
@@ -255,13 +251,15 @@ impl App {
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
-        self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
+        let owed = debt.as_ref().map(Debt::to_bytes).transpose();
+        let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
+        self.store.begin(&mut snapshot, owed.as_deref())?;
         match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
                 if debt.is_some() {
-                    self.settle(snapshot.id);
+                    self.note(snapshot.id, None);
                 }
                 Err(error)
             }
@@ -297,7 +295,7 @@ impl App {
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
         around: Around,
     ) -> Result<Snapshot, Error> {
-        let sealed = cloned.and_then(|(cloned, at)| {
+        let sealed = cloned.map_err(|error| around.beside(error)).and_then(|(cloned, at)| {
             // What the hooks took is not in it: it is as old as its bytes.
             snapshot.created_at = at;
             self.seal(&mut snapshot, cloned, around)

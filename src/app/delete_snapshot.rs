@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::audit::Actor;
 use super::hooked::Between;
-use super::owed;
 use super::policy::Refusal;
 use super::{App, Error};
 use crate::auth::Session;
@@ -109,19 +108,20 @@ impl App {
         snapshot: Snapshot,
         work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let key = owed::key(Operation::SnapshotDelete, snapshot.id);
         let debt = self.blocking(move |app| {
             if app.store.record(snapshot.id)?.is_some_and(|(state, _)| state != State::Ready) {
                 return Ok(None);
             }
             let Some(mut debt) = app.hooks.debt(app.deletion(&snapshot)) else { return Ok(None) };
-            debt.earlier = app.owed_earlier(key)?;
-            app.store.owe(key, &debt.to_bytes())?;
-            Ok(Some(debt))
+            let (key, earlier) = app.owed_earlier(Operation::SnapshotDelete, snapshot.id)?;
+            debt.earlier = earlier;
+            app.owe(key, &debt)?;
+            Ok(Some((key, debt)))
         });
         // Removing files takes as long as it takes, and freezes nobody: it is waited for.
         let between = Between { work: Box::new(work), refresh: Arc::new(|| ()), late: None };
-        self.within_hooks(key, debt.await?, between).await.0
+        let (outcome, around) = self.within_hooks(debt.await?, between).await;
+        outcome.map_err(|error| around.beside(error))
     }
 
     fn delete(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {

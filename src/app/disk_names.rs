@@ -2,23 +2,39 @@
 
 use std::path::Path;
 
-use crate::model::{DiskName, DiskSource, InvalidId};
+use crate::model::{DiskName, DiskSource};
 
 /// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one
 /// file name, all but the first get their repository's id before it.
-pub(super) fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, InvalidId> {
+///
+/// # Errors
+/// The index of a disk that can have no name: its file's is hidden, has control characters, or is too long.
+pub(super) fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, usize> {
     let mut names: Vec<DiskName> = Vec::new();
-    for source in sources {
-        let file_name = Path::new(&source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    for (index, source) in sources.iter().enumerate() {
+        let file_name = file_name(source);
         let qualified = format!("{}-{file_name}", source.repository);
         let mut candidates = [file_name.to_owned(), qualified.clone()]
             .into_iter()
             .chain((2..).map(|number| format!("{qualified}-{number}")));
         // Every name before the last is taken, so one of them is free.
         let free = candidates.find(|candidate| names.iter().all(|name| name.as_str() != candidate));
-        names.push(free.unwrap_or_default().parse()?);
+        names.push(free.unwrap_or_default().parse().map_err(|_| index)?);
     }
     Ok(names)
+}
+
+/// Why a disk can have no name.
+pub(super) const NO_NAME: &str = "cannot be named in a snapshot: its file name is hidden (starts with a dot), has \
+    control characters, or is too long";
+
+/// Whether a snapshot can have a disk of this file name.
+pub(super) fn can_be_named(source: &DiskSource) -> bool {
+    file_name(source).parse::<DiskName>().is_ok()
+}
+
+fn file_name(source: &DiskSource) -> &str {
+    Path::new(&source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -40,6 +56,9 @@ mod tests {
         let names = names_for(&sources.iter().collect::<Vec<_>>()).unwrap();
         let names: Vec<_> = names.iter().map(DiskName::as_str).collect();
         assert_eq!(names, ["a.img", "r2-a.img", "r2-a.img-2", "b.img"]);
-        assert_eq!(names_for(&[&source("r1", "VirtualDisks/.hidden")]), Err(InvalidId::Disk));
+        assert_eq!(names_for(&[&source("r1", "VirtualDisks/.hidden")]), Err(0));
+        let long = format!("VirtualDisks/{}", "x".repeat(255));
+        assert!(can_be_named(&source("r1", &long)) && !can_be_named(&source("r1", "VirtualDisks/a\tb.img")));
+        assert_eq!(names_for(&[&source("r1", &long), &source("r2", &long)]), Err(1));
     }
 }

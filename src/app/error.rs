@@ -117,6 +117,14 @@ pub enum Error {
         /// How it ended.
         how: String,
     },
+    /// An operation failed, and hooks after it were not called, because the config says so.
+    #[error("{error}; not called: post_on_failure is false, so the post of these hooks was not run: {hooks}")]
+    PostNotCalled {
+        /// Why the operation failed.
+        error: Box<Error>,
+        /// Names of the hooks.
+        hooks: String,
+    },
     /// The disks were not cloned in the time that a guest may be held for it.
     #[error(
         "the disks were not cloned within {seconds} s (hooks.timeout), so the guest was let go and the snapshot given \
@@ -177,9 +185,18 @@ impl Error {
         }
     }
 
+    /// The error itself, without what hooks did not do after it.
+    pub(super) fn cause(&self) -> &Self {
+        match self {
+            Self::PostNotCalled { error, .. } => error.cause(),
+            _ => self,
+        }
+    }
+
     /// Whether the request is at fault, or the policy against it; not the host, the manager or we.
     pub fn is_refusal(&self) -> bool {
         match self {
+            Self::PostNotCalled { error, .. } => error.is_refusal(),
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
@@ -215,6 +232,7 @@ impl Error {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Store(cause) => Some(cause.to_string()),
+            Self::PostNotCalled { error, .. } => error.hidden_cause(),
             _ => None,
         }
     }

@@ -25,10 +25,12 @@ pub mod status;
 
 mod admission;
 mod catalog;
+mod claims;
 mod cleanup;
 mod cost;
 mod create_snapshot;
 mod delete_snapshot;
+mod disk_files;
 mod disk_names;
 mod gone;
 mod hooked;
@@ -61,25 +63,29 @@ use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 use crate::sys::host;
 
-use catalog::Catalog;
+use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
 use gone::Deleted;
 use in_use::{InUse, Uses};
 use line::Line;
+use list_vms::Listing;
 use login::ManagerAddress;
+use owed::Unwritten;
 use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
+use shared::Shared;
 use status::Creation;
 use turns::Turns;
-use unknown::Unknown;
+use unknown::UnknownSnapshots;
 
 /// The service without its network side.
 pub struct App {
     repositories: Repositories,
     catalog: Catalog,
+    listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
     manager: Manager,
@@ -112,26 +118,30 @@ pub struct App {
     held: TaskTracker,
     /// What this service calls itself in manifests.
     exporter: String,
-    unknown: Unknown,
+    unknown_snapshots: UnknownSnapshots,
     deleted: Deleted,
+    /// What of the hooks' debts the database would not take.
+    unwritten: Unwritten,
 }
 
 impl App {
-    /// The service as `config` describes it, with all that a crash left half done cleaned up.
+    /// The service as `config` describes it, with all that a crash left half done cleaned up. It counts in
+    /// `metrics`.
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
         use anyhow::Context;
         let app = Self {
             repositories: Repositories::new(&config.repositories)?,
             catalog: Catalog::default(),
+            listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
             manager: Manager::new(&config.manager).context("manager")?,
             manager_address: ManagerAddress::new(config)?,
             hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
-            metrics: Metrics::default(),
+            metrics,
             tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
@@ -150,9 +160,10 @@ impl App {
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
-            unknown: Unknown::default(),
+            unknown_snapshots: UnknownSnapshots::default(),
             deleted: Deleted::default(),
             exporter: host::service_id(&config.db_file),
+            unwritten: Unwritten::default(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
@@ -207,21 +218,6 @@ impl App {
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         if on_own_thread() { work(self) } else { self.blocking(work).await }
-    }
-
-    /// The same on a thread of its own, for what must not wait until another's work is done: while a
-    /// guest is frozen.
-    async fn at_once<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let (app, span) = (Arc::clone(self), tracing::Span::current());
-        let (done, ended) = tokio::sync::oneshot::channel();
-        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
-            let _ = done.send(span.in_scope(|| work(&app)));
-        });
-        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
-        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
     }
 
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.

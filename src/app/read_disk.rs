@@ -79,7 +79,7 @@ impl App {
     fn of_whole(&self, snapshot: &Snapshot, error: OpenError) -> OpenError {
         match error {
             OpenError::Gone if self.is_gone(snapshot) => {
-                self.unknown.look_soon();
+                self.unknown_snapshots.look_soon();
                 error
             }
             OpenError::Gone => OpenError::Missing,

@@ -110,12 +110,6 @@ impl Repositories {
         self.found().get(id).cloned()
     }
 
-    /// Those that can be used, without those that hang.
-    pub(super) fn answering(&self) -> Vec<Repository> {
-        let found = self.found();
-        found.usable().filter(|repository| repository.executor().is_responsive()).cloned().collect()
-    }
-
     /// All of them, as of now.
     pub(super) fn found(&self) -> Arc<Found> {
         let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };

@@ -290,6 +290,7 @@ impl App {
             created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
             consistency: snapshot.taken.consistency.as_str(),
+            consistency_reason: snapshot.taken.consistency_reason(),
             freeze_ms: snapshot.taken.freeze_ms,
             hooks: snapshot.taken.hooks.iter().map(hook_document).collect(),
             compare_to: None,

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::line::{Entry, Line};
+use super::owed::Debts;
 use super::reads::Export;
 use super::repositories::Known;
 use super::{App, Error};
@@ -57,6 +58,7 @@ impl App {
             exports: queue(&self.exports, export),
             repositories,
             leftovers,
+            owed_hooks: self.blocking(|app| Ok(owed_hooks(app.debts()?))).await?,
             snapshots,
         })
     }
@@ -83,11 +85,32 @@ impl App {
             free_bytes: space.map(|space| space.free),
             min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
-            unknown_snapshots: self.unknown.of(&known.name).map(|count| count.lost + count.others),
+            unknown_snapshots: self.unknown_snapshots.of(&known.name).map(|count| count.lost + count.others),
             status: if reason.is_none() { wire::Status::Ok } else { wire::Status::Error },
             reason,
         }
     }
+}
+
+/// What is being done now is not owed yet.
+fn owed_hooks(debts: Debts) -> Vec<wire::OwedHooks> {
+    let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| wire::OwedHooks {
+        hooks: debt.hooks(),
+        operation: Some(debt.event.operation.as_str()),
+        snapshot_id: Some(debt.event.snapshot_id),
+        vm_id: Some(debt.event.vm.name),
+        attempts: debt.attempts,
+        reason: None,
+    });
+    let unreadable = debts.unreadable.into_iter().map(|(_, reason)| wire::OwedHooks {
+        snapshot_id: None,
+        vm_id: None,
+        operation: None,
+        hooks: Vec::new(),
+        attempts: 0,
+        reason: Some(reason),
+    });
+    failed.chain(unreadable).collect()
 }
 
 fn queue<T, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {

@@ -117,7 +117,7 @@ impl App {
             }
         });
         let outcome = swept.await;
-        if matches!(outcome, Err(Error::NotFound(_))) {
+        if outcome.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotFound(_))) {
             return; // somebody needs it again
         }
         Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);

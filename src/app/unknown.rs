@@ -35,7 +35,7 @@ pub(super) struct Count {
 
 /// What the looks have found.
 #[derive(Default)]
-pub(super) struct Unknown {
+pub(super) struct UnknownSnapshots {
     found: Mutex<Found>,
     /// Wakes whoever looks.
     soon: Notify,
@@ -52,7 +52,7 @@ struct Found {
     trouble: Option<Trouble>,
 }
 
-impl Unknown {
+impl UnknownSnapshots {
     fn lock(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -84,7 +84,7 @@ impl App {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = rounds.tick() => {}
-                () = self.unknown.soon.notified() => {}
+                () = self.unknown_snapshots.soon.notified() => {}
             }
             let looked = self.blocking(|app| {
                 app.look_for_trouble();
@@ -103,16 +103,16 @@ impl App {
 
     /// Whether the database has lost snapshots that this service made.
     pub(super) fn has_lost_snapshots(&self) -> Result<bool, Error> {
-        if self.unknown.is_due() {
+        if self.unknown_snapshots.is_due() {
             self.look_for_unknown()?;
         }
-        Ok(self.unknown.lock().counts.values().any(|count| count.lost > 0))
+        Ok(self.unknown_snapshots.lock().counts.values().any(|count| count.lost > 0))
     }
 
     /// What is wrong with the database's file or its disk. It is logged once.
     pub(super) fn look_for_trouble(&self) -> Option<Trouble> {
         let trouble = self.store.trouble();
-        let mut found = self.unknown.lock();
+        let mut found = self.unknown_snapshots.lock();
         match &trouble {
             Some(new) if found.trouble != trouble => tracing::error!(problem = %new, remedy = new.remedy()),
             None if found.trouble.is_some() => {
@@ -129,17 +129,20 @@ impl App {
     pub(super) fn look_for_unknown(&self) -> Result<Vec<Snapshot>, Error> {
         let (mut counts, mut listed, mut there) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
         let mut makers = HashMap::new();
-        for repository in self.repositories.answering() {
+        let found = self.repositories.found();
+        // All are asked before any is waited for.
+        let asked: Vec<_> = found.usable().map(|repository| (repository, ask(repository, survey::ids))).collect();
+        for (repository, ids) in asked {
             // What is being made or removed is in the database before and after its folder is there.
-            let Some(ids) = ask(&repository, |root| survey::ids(root)) else { continue };
+            let Some(ids) = ids() else { continue };
             listed.insert(repository.id().clone());
             there.extend(ids.iter().copied());
             let known = self.store.ids()?;
             let mut count = Count::default();
             for id in ids.into_iter().filter(|id| !known.contains(id)) {
                 let key = (repository.id().clone(), id);
-                let maker = self.unknown.lock().makers.get(&key).cloned();
-                let maker = maker.or_else(|| ask(&repository, move |root| survey::maker(root, id)).flatten());
+                let maker = self.unknown_snapshots.lock().makers.get(&key).cloned();
+                let maker = maker.or_else(|| ask(repository, move |root| survey::maker(root, id))().flatten());
                 let Some(maker) = maker else { continue };
                 match &maker {
                     Maker::Service(maker) if host::is_same_service(maker, &self.exporter) => count.lost += 1,
@@ -149,7 +152,7 @@ impl App {
             }
             counts.insert(repository.id().clone(), count);
         }
-        let before = std::mem::take(&mut *self.unknown.lock());
+        let before = std::mem::take(&mut *self.unknown_snapshots.lock());
         for (repository, count) in &counts {
             if before.counts.get(repository).copied().unwrap_or_default() != *count {
                 report(repository, *count);
@@ -157,7 +160,7 @@ impl App {
         }
         // Without a manifest it may get one.
         makers.retain(|_, maker| *maker != Maker::Unknown);
-        *self.unknown.lock() = Found { at: Some(Instant::now()), counts, makers, trouble: before.trouble };
+        *self.unknown_snapshots.lock() = Found { at: Some(Instant::now()), counts, makers, trouble: before.trouble };
         self.missing(&listed, &there)
     }
 }
@@ -182,13 +185,20 @@ fn report(repository: &RepositoryId, Count { lost, others }: Count) {
     }
 }
 
-/// What `question` finds out in a repository; nothing where it does not answer, which is said elsewhere.
+/// Asks a repository `question`; returns what waits for the answer. Nothing comes where the repository does not
+/// answer, which is said elsewhere.
 fn ask<T: Send + 'static>(
     repository: &Repository,
     question: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
-) -> Option<T> {
-    let answer = repository.run(Kind::SHORT, move |_, root| question(root));
-    answer
-        .inspect_err(|error| tracing::debug!(repository = %repository.id(), %error, "its snapshots cannot be counted"))
-        .ok()
+) -> impl FnOnce() -> Option<T> {
+    let (asked, id) = (repository.clone(), repository.id().clone());
+    let answer = repository.submit(Kind::SHORT, move |access, root| {
+        asked.mounted_now(access)?;
+        question(root)
+    });
+    move || {
+        let answer = answer.wait().map_err(crate::repository::Absent::from).map_err(std::io::Error::from);
+        let answer = answer.and_then(|answer| answer);
+        answer.inspect_err(|error| tracing::debug!(repository = %id, %error, "its snapshots cannot be counted")).ok()
+    }
 }

@@ -1,26 +1,23 @@
 //! Which of a VM's disks a snapshot takes, and why not the others.
 
-use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-use super::App;
-use crate::inventory::load_ovsmeta;
-use crate::inventory::ovsmeta::OvsMeta;
+use super::disk_files::{DiskFacts, DiskFiles, NoFacts};
+use super::disk_names::{NO_NAME, can_be_named, names_for};
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
-use crate::model::RepositoryId;
-use crate::repository::executor::Kind;
-use crate::repository::{LocatedDisk, Misplaced, Repository, Unclonable, assign, clone_support, locate};
-use crate::sys::folder::Folder;
+use crate::model::{self, DiskName, RepositoryId};
 
 /// What a snapshot does with a disk.
+#[derive(Clone, Debug)]
 pub(super) enum Verdict {
     /// Takes it.
-    Taken(LocatedDisk),
+    Taken(DiskFacts),
     /// Leaves it out, as it holds nothing of the VM's own: a CD-ROM, a read-only disk elsewhere.
     LeftOut(String),
     /// Cannot be made at all: leaving this disk out would lose data.
     Prevents(String),
+    /// Cannot be made now: nobody can say what the disk is.
+    NotKnown(String),
 }
 
 /// A disk of a definition, looked at.
@@ -46,98 +43,92 @@ impl Examined {
     }
 }
 
-/// Looks at disks, reading what repositories say about their files once.
-pub(super) struct Examiner<'a> {
-    app: &'a App,
-    repositories: Vec<Repository>,
-    opened: HashMap<RepositoryId, Opened>,
+/// Why there can be no snapshot.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Obstacle {
+    /// The place of the disk that is in the way, where it is one.
+    pub disk: Option<usize>,
+    pub reason: String,
+    /// Whether it is only that nobody can say now.
+    pub is_passing: bool,
 }
 
-/// A repository that disks are looked at in.
-struct Opened {
-    /// Its folder, or why it cannot be opened.
-    root: Result<Folder, String>,
-    notes: Option<OvsMeta>,
+/// Which disks of a VM a snapshot takes, each with its name there, by their places in `disks`. The list of VMs and
+/// the creation of a snapshot both ask this, so that what is called compatible is snapshotted.
+///
+/// # Errors
+/// [`Obstacle`].
+pub(super) fn choose<'a>(disks: impl Iterator<Item = &'a Verdict> + Clone) -> Result<Vec<(usize, DiskName)>, Obstacle> {
+    let obstacle = |disk, reason: &str, is_passing| Obstacle { disk, reason: reason.to_owned(), is_passing };
+    let mut taken: Vec<(usize, &model::DiskSource)> = Vec::new();
+    for (index, verdict) in disks.enumerate() {
+        match verdict {
+            Verdict::Prevents(reason) => return Err(obstacle(Some(index), reason, false)),
+            Verdict::NotKnown(reason) => return Err(obstacle(Some(index), reason, true)),
+            // One file that the definition names twice is one disk.
+            Verdict::Taken(disk) if taken.iter().any(|(_, source)| **source == disk.source) => {}
+            Verdict::Taken(disk) => taken.push((index, &disk.source)),
+            Verdict::LeftOut(_) => {}
+        }
+    }
+    if taken.is_empty() {
+        return Err(obstacle(None, "no disk to snapshot", false));
+    }
+    let (indices, sources): (Vec<usize>, Vec<&model::DiskSource>) = taken.into_iter().unzip();
+    let names = names_for(&sources).map_err(|unnamed| obstacle(Some(indices[unnamed]), NO_NAME, false))?;
+    Ok(indices.into_iter().zip(names).collect())
 }
 
-impl<'a> Examiner<'a> {
-    pub(super) fn new(app: &'a App) -> Self {
-        Self { app, repositories: app.repositories.answering(), opened: HashMap::new() }
-    }
-
-    pub(super) fn examine(&mut self, line: &DiskLine) -> Examined {
-        let nothing_found = |verdict| Examined { found: None, friendly_name: None, verdict };
-        let path = match &line.source {
-            DiskSource::File(path) => path,
-            DiskSource::Empty => return nothing_found(Verdict::LeftOut("no medium".to_owned())),
-            DiskSource::Other { scheme, target } => {
-                return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
-            }
-        };
-        let located = match self.locate(Path::new(path)) {
-            Ok(located) => located,
-            Err(problem) => return nothing_found(refused(line, format!("{path} {problem}"))),
-        };
-        let file_name = Path::new(&located.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-        let notes = self.opened.get(located.repository.id()).and_then(|opened| opened.notes.as_ref());
-        let friendly_name = notes.and_then(|notes| notes.simple_name(file_name)).map(str::to_owned);
-        let object_type = notes.and_then(|notes| notes.object_type(file_name)).filter(|kind| *kind != "VIRTUAL_DISK");
-        let verdict_without_mount = if line.cdrom {
-            Some(Verdict::LeftOut("a CD-ROM".to_owned()))
-        } else if let Some(kind) = object_type {
-            Some(Verdict::LeftOut(format!("the manager calls it {kind}")))
-        } else if !line.is_writable() && file_name.ends_with(".iso") {
-            Some(Verdict::LeftOut("an ISO image".to_owned()))
-        } else {
-            None
-        };
-        Examined {
-            found: Some((located.size, located.repository.id().clone())),
-            friendly_name,
-            verdict: verdict_without_mount.unwrap_or_else(|| match self.unclonable(&located) {
-                Some(reason) => refused(line, reason),
-                None => Verdict::Taken(located),
-            }),
+/// Decides about a disk of the VM that is called `vm`.
+pub(super) fn examine(files: &DiskFiles, vm: &str, line: &DiskLine) -> Examined {
+    let nothing_found = |verdict| Examined { found: None, friendly_name: None, verdict };
+    let path = match &line.source {
+        DiskSource::File(path) => path,
+        DiskSource::Empty => return nothing_found(Verdict::LeftOut("no medium".to_owned())),
+        DiskSource::Other { scheme, target } => {
+            return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
         }
-    }
-
-    /// Opens the disk at `path`, or says why it cannot be opened.
-    fn locate(&mut self, path: &Path) -> Result<LocatedDisk, String> {
-        let assigned = assign(&self.repositories, path).map_err(|misplaced| misplaced.to_string())?;
-        let opened = self.opened.entry(assigned.repository.id().clone()).or_insert_with(|| {
-            let opened = assigned.repository.run(Kind::SHORT, |_, root| Ok((root.clone(), load_ovsmeta(root))));
-            let (root, notes) = opened
-                .map_err(|error| Misplaced::from(error).to_string())
-                .map_or_else(|error| (Err(error), None), |(root, notes)| (Ok(root), notes));
-            Opened { root, notes }
-        });
-        let root = opened.root.clone()?;
-        let located = assigned.repository.clone().executor().run(Kind::SHORT, move |_| locate::open(&root, &assigned));
-        located.map_err(|error| error.to_string())?.map_err(|misplaced| misplaced.to_string())
-    }
-
-    fn unclonable(&self, located: &LocatedDisk) -> Option<String> {
-        let root = self.opened.get(located.repository.id()).and_then(|opened| opened.root.as_ref().ok());
-        let root_device = root.and_then(|root| root.metadata().ok()).map(|root| root.dev());
-        let root = located.repository.mount_point();
-        match (root_device, located.file.metadata().map(|file| file.dev())) {
-            (Some(root), Ok(file)) if root != file => {
-                Some("lies on another file system, mounted inside the repository".to_owned())
-            }
-            _ => {
-                let possible = match self.app.clone_support.of(root) {
-                    // A snapshot will fail for what it is.
-                    Err(Unclonable::NotNow(_)) => Ok(()),
-                    possible => possible,
-                };
-                let possible = possible.and_then(|()| clone_support::of_disk(&located.file, &located.path));
-                possible.err().map(|reason| reason.to_string())
-            }
+    };
+    let disk = match files.facts(path) {
+        Ok(disk) => disk,
+        Err(NoFacts::Unfit(problem)) => return nothing_found(refused(line, format!("{path} {problem}"))),
+        Err(NoFacts::Unavailable(problem)) => {
+            return nothing_found(not_known(line, format!("{path} cannot be looked at: {problem}")));
         }
-    }
+    };
+    let file_name = Path::new(&disk.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let notes = files.notes(disk);
+    let friendly_name = notes.and_then(|notes| notes.simple_name(file_name)).map(str::to_owned);
+    let object_type = notes.and_then(|notes| notes.object_type(file_name)).filter(|kind| *kind != "VIRTUAL_DISK");
+    let verdict = if line.cdrom {
+        Verdict::LeftOut("a CD-ROM".to_owned())
+    } else if let Some(kind) = object_type {
+        Verdict::LeftOut(format!("the manager calls it {kind}"))
+    } else if !line.is_writable() && file_name.ends_with(".iso") {
+        Verdict::LeftOut("an ISO image".to_owned())
+    } else if !can_be_named(&disk.source) {
+        refused(line, NO_NAME.to_owned())
+    } else if let Some(reason) = files.another_owner(vm, disk) {
+        refused(line, reason)
+    } else {
+        match files.unclonable(disk) {
+            None => Verdict::Taken(disk.clone()),
+            Some(NoFacts::Unfit(reason)) => refused(line, reason),
+            Some(NoFacts::Unavailable(reason)) => not_known(line, reason),
+        }
+    };
+    Examined { found: Some((disk.size, disk.source.repository.clone())), friendly_name, verdict }
 }
 
 /// A disk that cannot be taken prevents the snapshot only where the guest can write to it.
 fn refused(line: &DiskLine, reason: String) -> Verdict {
-    if line.is_writable() && !line.cdrom { Verdict::Prevents(reason) } else { Verdict::LeftOut(reason) }
+    if is_the_vms_own(line) { Verdict::Prevents(reason) } else { Verdict::LeftOut(reason) }
+}
+
+fn not_known(line: &DiskLine, reason: String) -> Verdict {
+    if is_the_vms_own(line) { Verdict::NotKnown(reason) } else { Verdict::LeftOut(reason) }
+}
+
+fn is_the_vms_own(line: &DiskLine) -> bool {
+    line.is_writable() && !line.cdrom
 }

@@ -17,8 +17,27 @@ use crate::repository::{Absent, assign};
 use crate::sys::folder::Odd;
 use crate::sys::host;
 
-/// How long a request waits for another service that has locked the VM.
-pub(super) const WAIT: Duration = Duration::from_secs(30);
+/// How a VM is locked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// How long another service that has locked it is waited for.
+    wait: Duration,
+    /// How long a repository may take for it.
+    kind: Kind,
+    /// Whether the lock says who holds it.
+    is_named: bool,
+}
+
+impl How {
+    /// For a request.
+    pub(super) const REQUEST: Self = Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true };
+    /// For what is tried again later.
+    pub(super) const NOW: Self = Self { wait: Duration::ZERO, kind: Kind::CHANGE, is_named: true };
+    /// To let go of what may be frozen, and be it the repository.
+    pub(super) const THAW: Self = Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false };
+    /// The same, where it is tried again later.
+    pub(super) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
+}
 
 /// How often it looks whether the lock is free.
 const LOOK: Duration = Duration::from_millis(200);
@@ -87,7 +106,7 @@ impl Drop for Turn {
 
 impl App {
     /// Locks the VM, whose turn in this service is `own`, in `repositories`, and waits until others have unlocked
-    /// it, for `wait` at most. Where a repository does not answer or takes no lock, the VM is not locked there:
+    /// it, as `how` has it. Where a repository does not answer or takes no lock, the VM is not locked there:
     /// [`Turn::covers`] tells.
     ///
     /// # Errors
@@ -97,17 +116,17 @@ impl App {
         own: OwnedMutexGuard<()>,
         vm: &VmId,
         mut repositories: Vec<RepositoryId>,
-        wait: Duration,
+        how: How,
     ) -> Result<Turn, Error> {
         // All in one order, so that no two wait for each other.
         repositories.sort();
         repositories.dedup();
-        let end = Instant::now() + wait;
+        let end = Instant::now() + how.wait;
         let (mut locks, mut locked, mut failed, mut was_held) = (Vec::new(), Vec::new(), Vec::new(), false);
         for id in repositories {
             loop {
                 let (of, at) = (vm.clone(), id.clone());
-                match self.blocking(move |app| Ok(app.try_lock(&of, &at))).await? {
+                match self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await? {
                     Ok(Attempt::Locked(lock)) => {
                         locks.push(lock);
                         locked.push(id);
@@ -139,7 +158,7 @@ impl App {
         vm: &VmId,
         snapshots: impl Iterator<Item = &'a Snapshot>,
     ) -> Result<Turn, Error> {
-        self.lock_for_removal_within(WAIT, own, vm, snapshots).await
+        self.lock_for_removal_as(How::REQUEST, own, vm, snapshots).await
     }
 
     /// The same, where nobody else has locked it now.
@@ -148,30 +167,30 @@ impl App {
         own: OwnedMutexGuard<()>,
         snapshot: &Snapshot,
     ) -> Result<Turn, Error> {
-        self.lock_for_removal_within(Duration::ZERO, own, &snapshot.vm, std::iter::once(snapshot)).await
+        self.lock_for_removal_as(How::NOW, own, &snapshot.vm, std::iter::once(snapshot)).await
     }
 
-    async fn lock_for_removal_within<'a>(
+    async fn lock_for_removal_as<'a>(
         self: &Arc<Self>,
-        wait: Duration,
+        how: How,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
         snapshots: impl Iterator<Item = &'a Snapshot>,
     ) -> Result<Turn, Error> {
         let repositories = snapshots.flat_map(Snapshot::repositories).cloned().collect();
-        let turn = self.lock_vm(own, vm, repositories, wait).await?;
+        let turn = self.lock_vm(own, vm, repositories, how).await?;
         turn.allows_removal()?;
         Ok(turn)
     }
 
-    fn try_lock(&self, vm: &VmId, id: &RepositoryId) -> io::Result<Attempt> {
+    fn try_lock(&self, vm: &VmId, id: &RepositoryId, how: How) -> io::Result<Attempt> {
         let repository = self.repository(id).ok_or(io::ErrorKind::NotFound)?;
         let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
         let asked = repository.clone();
-        repository.run(Kind::CHANGE, move |access, root| {
+        repository.run(how.kind, move |access, root| {
             // Nothing is made in an empty mount point.
             asked.mounted_now(access)?;
-            vm_lock::try_lock(root, &vm, &holder)
+            vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| how.is_named))
         })
     }
 

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 
+use super::terminal::Lines;
 use crate::auth::{Tokens, client_config};
 use crate::config::{Api, Config, Trust};
 use crate::wire;
@@ -54,15 +55,15 @@ fn address(api: &Api) -> SocketAddr {
 }
 
 /// What was done, for people.
-pub fn report(adoption: &wire::Adoption) -> String {
+pub fn report(adoption: &wire::Adoption) -> Lines {
     let done = if adoption.dry_run { "would be adopted" } else { "adopted" };
-    let mut text = String::new();
+    let mut lines = Lines::default();
     for snapshot in &adoption.adopted {
-        text += &format!("{done}  {}  of VM {}, made {}\n", snapshot.id, snapshot.vm_id, snapshot.created_at);
+        lines.add(format_args!("{done}  {}  of VM {}, made {}", snapshot.id, snapshot.vm_id, snapshot.created_at));
     }
     for folder in &adoption.left {
-        text += &format!("left  {}: {}\n", folder.path, folder.reason);
+        lines.add(format_args!("left  {}: {}", folder.path, folder.reason));
     }
-    text += &format!("{} {done}, {} left as they are\n", adoption.adopted.len(), adoption.left.len());
-    text
+    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.left.len()));
+    lines
 }

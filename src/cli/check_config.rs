@@ -1,29 +1,32 @@
 //! `check-config`: the findings as a table for people.
 
+use super::terminal::Lines;
 use crate::app::check_config::{Finding, Verdict};
+use crate::model::printable;
 
 /// The findings, a line each; below a line that is not good, what to do.
-pub fn table(findings: &[Finding]) -> String {
-    let width = findings.iter().map(|finding| finding.what.chars().count()).max().unwrap_or_default();
-    let mut table = String::new();
+pub fn table(findings: &[Finding]) -> Lines {
+    let width = findings.iter().map(|finding| printable(&finding.what).chars().count()).max().unwrap_or_default();
+    let mut table = Lines::default();
     for Finding { what, verdict, found, remedy } in findings {
         let verdict = match verdict {
             Verdict::Good => "ok",
             Verdict::Doubtful => "warn",
             Verdict::Bad => "FAIL",
         };
-        table += &format!("{verdict:4}  {what:width$}  {found}\n");
+        table.add(format_args!("{verdict:4}  {:width$}  {found}", printable(what)));
         if let Some(remedy) = remedy {
-            table += &format!("{:4}  {:width$}  -> {remedy}\n", "", "");
+            table.add(format_args!("{:4}  {:width$}  -> {remedy}", "", ""));
         }
     }
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (bad, doubtful) = (count(Verdict::Bad), count(Verdict::Doubtful));
-    table += &match (bad, doubtful) {
-        (0, 0) => "\nAll is as it should be.\n".to_owned(),
-        (0, _) => format!("\nThe service would run; warnings: {doubtful}.\n"),
-        _ => format!("\nThe service would not do its work; failures: {bad}, warnings: {doubtful}.\n"),
-    };
+    table.add("");
+    table.add(match (bad, doubtful) {
+        (0, 0) => "All is as it should be.".to_owned(),
+        (0, _) => format!("The service would run; warnings: {doubtful}."),
+        _ => format!("The service would not do its work; failures: {bad}, warnings: {doubtful}."),
+    });
     table
 }
 
@@ -44,7 +47,7 @@ mod tests {
                         FAIL  log      found\n\
                         \u{20}              -> mend it\n\n\
                         The service would not do its work; failures: 1, warnings: 0.\n";
-        assert_eq!(table(&findings), expected);
-        assert!(table(&findings[..1]).ends_with("All is as it should be.\n"));
+        assert_eq!(table(&findings).as_str(), expected);
+        assert!(table(&findings[..1]).as_str().ends_with("All is as it should be.\n"));
     }
 }

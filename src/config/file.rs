@@ -170,6 +170,7 @@ pub(super) struct Hooks {
     pub(super) timeout: String,
     pub(super) on_failure: String,
     pub(super) post_on_failure: bool,
+    pub(super) post_order: String,
     pub(super) sync: HooksSync,
 }
 
@@ -180,6 +181,7 @@ impl Default for Hooks {
             timeout: "1m".to_owned(),
             on_failure: "abort".to_owned(),
             post_on_failure: false,
+            post_order: "reverse".to_owned(),
             sync: HooksSync::default(),
         }
     }

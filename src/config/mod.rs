@@ -18,7 +18,7 @@ pub use api::Api;
 pub use compare::{Compare, Refine, block_size};
 pub use export::Export;
 pub use file::File;
-pub use hooks::{Hooks, OnFailure, Sync, sync_url};
+pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};

@@ -116,6 +116,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[compare]\nrefine_limit = -1\n[jwt]"), "compare.refine_limit: -1 is no size"),
         (with("[jwt]", "[hooks]\ndirectory = \"hooks.d\"\n[jwt]"), "hooks.directory: \"hooks.d\" is no absolute path"),
         (with("[jwt]", "[hooks]\non_failure = \"stop\"\n[jwt]"), "hooks.on_failure: \"stop\" is neither"),
+        (with("[jwt]", "[hooks]\npost_order = \"random\"\n[jwt]"), "hooks.post_order: \"random\" is neither"),
         (with("[jwt]", "[hooks]\ntimeout = \"0s\"\n[jwt]"), "hooks.timeout: \"0s\" is no duration"),
         (with("[jwt]", "[hooks.sync]\nport = 0\n[jwt]"), "hooks.sync.port: 0 is no port"),
         (with("[jwt]", "[hooks.sync]\nhosts = [\"https://a\"]\n[jwt]"), "hooks.sync.hosts: \"https://a\" is no host"),
@@ -172,6 +173,7 @@ fn hooks_have_the_defaults_that_are_told() {
     let hooks = parse(GOOD).unwrap().hooks;
     assert_eq!((hooks.directory, hooks.timeout), (None, Duration::from_secs(60)));
     assert_eq!((hooks.on_failure, hooks.post_on_failure), (OnFailure::Abort, false));
+    assert_eq!(hooks.post_order, PostOrder::Reverse);
     assert!(hooks.sync.is_none(), "without a secret nobody is asked");
     let text = GOOD.replace(
         "[jwt]",

@@ -110,6 +110,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::PostNotCalled { error, .. } => app_status(error),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
         Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),

@@ -98,11 +98,8 @@ pub(super) async fn adopt(
     Ok(Json(app.adopt(&session, what).await?))
 }
 
-pub(super) async fn vms(
-    State(app): AppState,
-    Authenticated(session): Authenticated,
-) -> Result<Json<Vec<wire::Vm>>, Failure> {
-    Ok(Json(app.list_vms(&session).await?))
+pub(super) async fn vms(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {
+    json_stream::document(app.list_vms(&session).await?, Stop::default()).await
 }
 
 pub(super) async fn vm(

@@ -16,6 +16,7 @@ use super::pace::Limits;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config};
+use crate::metrics::Metrics;
 use crate::sys::heap;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
@@ -26,24 +27,24 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Freed memory that is kept: more than one connection needs for what it sends.
 const KEPT: i32 = 2 << 20;
 
-/// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
+/// Runs the service until a signal stops it, and counts in `metrics`. SIGHUP calls `reopen_log` as well.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator.
-pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
+pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::keep(KEPT);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, reopen_log));
+    let outcome = runtime.block_on(serve(config, metrics, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
+async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
     let address = SocketAddr::from((config.api.bind, config.api.port));
-    let app = App::start(config).await?;
+    let app = App::start(config, metrics).await?;
     let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");

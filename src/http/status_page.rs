@@ -11,6 +11,7 @@ use super::extract::Parameters;
 use super::failure::Failure;
 use crate::app::Error;
 use crate::app::status::StatusQuery;
+use crate::model::printable;
 use crate::wire::{Queue, ServiceStatus, Status};
 
 /// `cost` and `vm` of a query.
@@ -56,7 +57,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             page,
             "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
             export.snapshot_id,
-            export.disk,
+            printable(&export.disk),
             export.address.as_deref().unwrap_or("-"),
             export.user,
             size(export.bytes_done),
@@ -75,13 +76,14 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         };
         let problem = match entry.status {
             Status::Ok => String::new(),
-            Status::Error => format!(", PROBLEM: {}", entry.reason.as_deref().unwrap_or("not known")),
+            Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
         };
         let unknown = match entry.unknown_snapshots {
             None | Some(0) => String::new(),
             Some(count) => format!(", and {count} that the database does not know (adopt --manifests)"),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{unknown}{problem}", entry.id, entry.snapshots);
+        let id = printable(&entry.id);
+        let _ = writeln!(page, "  {id} {room}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
@@ -89,12 +91,22 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     for leftover in &status.leftovers {
         let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
     }
+    if !status.owed_hooks.is_empty() {
+        page += "\npost hooks that have failed: something may be frozen still\n";
+    }
+    for owed in &status.owed_hooks {
+        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
+        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), owed.operation.unwrap_or("?"));
+        let hooks = if owed.hooks.is_empty() { "not known which".to_owned() } else { format!("{:?}", owed.hooks) };
+        let reason = owed.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+        let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} times{reason}", owed.attempts);
+    }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";
         for snapshot in snapshots {
             let cost = match (snapshot.exclusive_bytes, &snapshot.reason) {
                 (Some(bytes), _) => size(bytes),
-                (None, reason) => format!("not known: {}", reason.as_deref().unwrap_or("no reason")),
+                (None, reason) => format!("not known: {}", printable(reason.as_deref().unwrap_or("no reason"))),
             };
             let _ = writeln!(page, "  {} {} of {}: {cost}", snapshot.id, snapshot.created_at, snapshot.vm_id);
         }

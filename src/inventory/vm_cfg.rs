@@ -44,6 +44,11 @@ impl DiskLine {
     pub fn is_writable(&self) -> bool {
         self.mode.contains('w')
     }
+
+    /// Whether it says that other machines have the disk too.
+    pub fn is_shared(&self) -> bool {
+        self.mode.ends_with('!')
+    }
 }
 
 /// Where the bytes of a disk are.

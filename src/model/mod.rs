@@ -6,7 +6,8 @@ pub mod exclusive;
 pub mod extent_map;
 pub mod hook;
 pub mod id;
-pub mod range;
+pub mod printable;
+mod range;
 pub mod retention;
 pub mod snapshot;
 
@@ -14,5 +15,6 @@ pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
+pub use printable::printable;
 pub use range::{ByteRange, PhysAddr};
 pub use snapshot::{DiskSource, FileIdentity, Seal, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair, VolumeId};

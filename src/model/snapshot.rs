@@ -52,6 +52,12 @@ pub struct Taken {
 impl Taken {
     /// By a clone of the disks, and nothing around it that is known of.
     pub const PLAINLY: Self = Self { consistency: Consistency::Crash, freeze_ms: None, hooks: Vec::new() };
+
+    /// Why it is not quiesced, where a hook said that it was.
+    pub fn consistency_reason(&self) -> Option<String> {
+        let run = self.hooks.iter().find(|run| run.is_disbelieved())?;
+        Some(format!("the post hook {} has failed: {}", run.name, run.detail))
+    }
 }
 
 /// A disk of a snapshot.

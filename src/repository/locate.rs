@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
-use super::Repository;
+use super::{Repository, SNAPSHOTS};
 use crate::model::{DiskSource, VolumeId};
 use crate::sys::folder::Folder;
 use crate::sys::volume;
@@ -22,6 +22,9 @@ pub enum Misplaced {
     /// A path that is no text.
     #[error("has a name that is not UTF-8")]
     NotText,
+    /// No disk of a VM has its place there.
+    #[error("{0}")]
+    NoDisk(&'static str),
 }
 
 /// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
@@ -122,6 +125,7 @@ fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
 /// [`Misplaced`] with the reason.
 pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced> {
     let Assigned { repository, below, detours } = assigned;
+    must_be_a_disks_place(below)?;
     // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
     // would be another one than ours.
     for detour in detours {
@@ -142,6 +146,21 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
         size,
         volume,
     })
+}
+
+/// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
+fn must_be_a_disks_place(below: &Path) -> Result<(), Misplaced> {
+    let first = below.iter().next().unwrap_or_default();
+    // At any depth: another repository may lie in this one, and not be known.
+    if below.iter().any(|name| name == SNAPSHOTS) {
+        Err(Misplaced::NoDisk("is in a folder of snapshots, where no VM has a disk"))
+    } else if first.as_encoded_bytes().starts_with(b".") {
+        Err(Misplaced::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
+    } else if below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cfg")) {
+        Err(Misplaced::NoDisk("is a definition, and no disk"))
+    } else {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

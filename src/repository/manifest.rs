@@ -5,6 +5,7 @@
 //! added: who does not know them passes over them, and what lacks them is as before there were any.
 
 use std::io;
+use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
@@ -171,6 +172,12 @@ pub fn maker(text: &[u8]) -> Result<Option<String>, ManifestError> {
     Ok(exporter)
 }
 
+/// Whether a path stays below its repository: it is shown to clients, and handed to hooks.
+fn is_below(path: &str) -> bool {
+    let mut components = Path::new(path).components();
+    !path.is_empty() && components.all(|component| matches!(component, Component::Normal(_)))
+}
+
 /// The snapshot that a manifest tells of.
 ///
 /// # Errors
@@ -192,7 +199,7 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             name: disk.name.parse().map_err(|_| ManifestError::Field("a disk's name"))?,
             source: DiskSource {
                 repository: disk.repository.parse().map_err(|_| ManifestError::Field("repository"))?,
-                path: disk.source,
+                path: Some(disk.source).filter(|path| is_below(path)).ok_or(ManifestError::Field("a disk's source"))?,
             },
             identity: FileIdentity { inode: disk.inode, size: disk.size, changed_ns: disk.changed_at.as_nanosecond() },
             volume: disk.volume.as_deref().map(volume).transpose()?,
@@ -264,6 +271,10 @@ mod tests {
         assert_eq!(decode(&text).unwrap(), snapshot);
         assert_eq!(maker(&text).unwrap().as_deref(), Some("this one"));
 
+        for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
+            let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
+            assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("a disk's source"))), "{bad}");
+        }
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
         assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json { .. })));

@@ -28,12 +28,13 @@ pub enum Attempt {
     Held(String),
 }
 
-/// Locks `vm` in the repository `root`, where nobody else has: `holder` is what others are told then.
+/// Locks `vm` in the repository `root`, where nobody else has: `holder` is what others are told then. Without one
+/// nothing is written, so that a frozen file system does not hold this up.
 ///
 /// # Errors
 /// Those of making and opening the lock file, and of flock(2); [`Odd`] where the folder of snapshots is a link or no
 /// folder, so that there are no snapshots either.
-pub fn try_lock(root: &Folder, vm: &VmId, holder: &str) -> io::Result<Attempt> {
+pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<Attempt> {
     let snapshots = make_folder(root, SNAPSHOTS)?;
     lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match Odd::of(&error) {
         Some(_) => io::Error::other(error.to_string()),
@@ -41,7 +42,7 @@ pub fn try_lock(root: &Folder, vm: &VmId, holder: &str) -> io::Result<Attempt> {
     })
 }
 
-fn lock_in(snapshots: &Folder, name: &str, holder: &str) -> io::Result<Attempt> {
+fn lock_in(snapshots: &Folder, name: &str, holder: Option<&str>) -> io::Result<Attempt> {
     let locks = make_folder(&make_folder(snapshots, POOL)?, "locks")?;
     let file = locks.open_or_create_file(name, 0o640)?;
     match file.try_lock() {
@@ -53,9 +54,11 @@ fn lock_in(snapshots: &Folder, name: &str, holder: &str) -> io::Result<Attempt> 
     if locks.stat(name)?.ino() != file.metadata()?.ino() {
         return Ok(Attempt::Held("another lock file".to_owned()));
     }
-    // For people alone. A full file system must not keep a deletion from making room.
-    let text = format!("{holder}\n");
-    let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
+    if let Some(holder) = holder {
+        let text = format!("{holder}\n");
+        // For people alone. A full file system must not keep a deletion from making room.
+        let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
+    }
     Ok(Attempt::Locked(VmLock { file }))
 }
 
@@ -89,7 +92,7 @@ mod tests {
     const VM: &str = "0004fb00000600000000000000000001";
 
     fn held_by(root: &Folder) -> Option<String> {
-        match try_lock(root, &VM.parse().unwrap(), "the second").unwrap() {
+        match try_lock(root, &VM.parse().unwrap(), Some("the second")).unwrap() {
             Attempt::Locked(_) => None,
             Attempt::Held(holder) => Some(holder),
         }
@@ -99,12 +102,12 @@ mod tests {
     fn one_holds_it_and_the_others_learn_who() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
-        let Attempt::Locked(first) = try_lock(&root, &VM.parse().unwrap(), "the first").unwrap() else {
+        let Attempt::Locked(first) = try_lock(&root, &VM.parse().unwrap(), Some("the first")).unwrap() else {
             panic!("it is held already");
         };
         assert_eq!(held_by(&root).as_deref(), Some("the first"));
         // Another VM's is free.
-        let other = try_lock(&root, &"0004fb00000600000000000000000002".parse().unwrap(), "").unwrap();
+        let other = try_lock(&root, &"0004fb00000600000000000000000002".parse().unwrap(), None).unwrap();
         assert!(matches!(other, Attempt::Locked(_)));
         drop(first);
         assert_eq!(held_by(&root), None);
@@ -116,7 +119,7 @@ mod tests {
     fn what_the_file_says_is_shown_as_plain_text() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
-        let Attempt::Locked(_first) = try_lock(&root, &VM.parse().unwrap(), "x").unwrap() else { panic!() };
+        let Attempt::Locked(_first) = try_lock(&root, &VM.parse().unwrap(), Some("x")).unwrap() else { panic!() };
         let path = dir.path().join("CoriolisSnapshots/.pool/locks").join(VM);
         for (text, shown) in [
             (b"\x1b[31mred\n\xff".as_slice(), "[31mred"),
@@ -139,7 +142,7 @@ mod tests {
             let repository = dir.path().join(number.to_string());
             fs::create_dir_all(repository.join(link).parent().unwrap()).unwrap();
             symlink(&elsewhere, repository.join(link)).unwrap();
-            assert!(try_lock(&Folder::open(&repository).unwrap(), &VM.parse().unwrap(), "x").is_err(), "{link}");
+            assert!(try_lock(&Folder::open(&repository).unwrap(), &VM.parse().unwrap(), Some("x")).is_err(), "{link}");
         }
         assert_eq!(fs::read_dir(&elsewhere).unwrap().count(), 0);
         let repository = dir.path().join("file");
@@ -147,9 +150,9 @@ mod tests {
         fs::create_dir_all(&locks).unwrap();
         symlink(elsewhere.join("target"), locks.join(VM)).unwrap();
         let root = Folder::open(&repository).unwrap();
-        assert!(try_lock(&root, &VM.parse().unwrap(), "x").is_err());
+        assert!(try_lock(&root, &VM.parse().unwrap(), Some("x")).is_err());
         fs::remove_file(locks.join(VM)).unwrap();
         nix::unistd::mkfifo(&locks.join(VM), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        assert!(try_lock(&root, &VM.parse().unwrap(), "x").is_err());
+        assert!(try_lock(&root, &VM.parse().unwrap(), Some("x")).is_err());
     }
 }

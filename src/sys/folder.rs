@@ -147,13 +147,20 @@ impl Folder {
     /// The errno of openat(2); [`Odd`] where it is anything else.
     pub fn open_or_create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
         let name = plain(name.as_ref())?;
-        match self.create_file(name, mode) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            made => return made,
+        // To make it where it is there already would wait for a frozen file system.
+        match self.open_to_write(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
         }
+        match self.create_file(name, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open_to_write(name),
+            made => made,
+        }
+    }
+
+    fn open_to_write(&self, name: &OsStr) -> io::Result<File> {
         self.must_be_a_file(name)?;
-        let flags = FILE | OFlag::O_RDWR;
-        let file = openat(self, name, flags, Mode::empty());
+        let file = openat(self, name, FILE | OFlag::O_RDWR, Mode::empty());
         let file = File::from(file.map_err(|errno| self.explained(name, errno, What::NotAFile))?);
         if file.metadata()?.is_file() { Ok(file) } else { Err(Odd::error(name, What::NotAFile)) }
     }
@@ -217,13 +224,14 @@ impl Folder {
         self.each_entry(|_| Some(Ok(false))).unwrap_or(Ok(true))
     }
 
-    /// What is known of `name`: of the link itself, where it is one. It is not opened.
+    /// What is known of `below`: of the link itself, where it is one. It is not opened.
     ///
     /// # Errors
-    /// The errno of openat(2).
-    pub fn stat(&self, name: impl AsRef<OsStr>) -> io::Result<Metadata> {
+    /// The errno of openat(2); [`Odd`] where a part of the path is a link or is not a directory.
+    pub fn stat(&self, below: impl AsRef<Path>) -> io::Result<Metadata> {
+        let (folder, name) = self.parent_of(below.as_ref())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        File::from(openat(self, plain(name.as_ref())?, flags, Mode::empty())?).metadata()
+        File::from(openat(&folder, name, flags, Mode::empty())?).metadata()
     }
 
     /// What is known of the directory itself.

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, snapshot_folders, text, write_at};
+use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, snapshot_folders, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -182,4 +182,36 @@ fn a_creation_that_is_undone_follows_no_link() {
     }
     shelf.remove("10-exchange");
     client.take_snapshot();
+}
+
+#[test]
+fn a_recovery_follows_no_link() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
+    let snapshots = world.repository.join("CoriolisSnapshots");
+    shelf.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
+    let client = world.client();
+    // Killed while the snapshot is being made: which files are its own is recorded nowhere.
+    let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
+    std::thread::scope(|scope| {
+        let asked = scope.spawn(|| client.try_send(request).is_err());
+        shelf.wait_for("waiting");
+        world.exporter.kill();
+        assert!(asked.join().unwrap());
+    });
+    let folder = fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
+    exchange(&folder, &world.repository.join("VirtualDisks"));
+    world.exporter.restart();
+    let named = |log: &str| {
+        log.lines().any(|line| line.contains("audit action=\"delete\"") && line.contains(folder.to_str().unwrap()))
+    };
+    eventually("the recovery names the link", || named(&world.exporter.log()));
+    assert!(folder.is_symlink() && disks.iter().all(|disk| disk.exists()), "a live disk is gone");
+    // Put right, it is removed.
+    fs::remove_file(&folder).unwrap();
+    fs::rename(folder.with_extension("aside"), &folder).unwrap();
+    world.exporter.restart();
+    eventually("the snapshot that was not made is removed", || !folder.exists());
 }

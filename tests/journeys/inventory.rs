@@ -41,7 +41,19 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     .unwrap();
     make_disk(repository, "template.img", 1 << 20);
 
-    let good_entry = format!("'file:{},xvda,w'", good.display());
+    // Each VM has a disk of its own, of one name.
+    let own_disk = |number: usize| {
+        let folder = repository.join("VirtualDisks").join(number.to_string());
+        fs::create_dir(&folder).unwrap();
+        let own = folder.join("good.img");
+        if number == 0 {
+            fs::rename(&good, &own).unwrap()
+        } else {
+            fs::write(&own, [7; 4096]).unwrap()
+        }
+        own
+    };
+    let good_entry = "the VM's own".to_owned();
     // The entries of `disk`, and what the reason says; nothing where a snapshot can be made.
     let cases: &[(Vec<String>, Option<&str>)] = &[
         (vec![good_entry.clone()], None),
@@ -64,7 +76,10 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         (vec![], Some("no disk to snapshot")),
     ];
     for (number, (disks, _)) in cases.iter().enumerate() {
-        define_vm_with(repository, &vm_name(number), disks);
+        let own = own_disk(number);
+        let own =
+            |disk: &String| if *disk == good_entry { format!("'file:{},xvda,w'", own.display()) } else { disk.clone() };
+        define_vm_with(repository, &vm_name(number), &disks.iter().map(own).collect::<Vec<_>>());
     }
     for (number, text) in [(0x40, "disk = ['file:/x"), (0x41, "name = __import__('os')"), (0x42, "")] {
         define_vm(repository, &vm_name(number), &[]);
@@ -123,7 +138,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     assert_eq!((&shared["mode"], &shared["snapshot_compatible"]), (&json!("w!"), &json!(false)), "{shared}");
 
     let good_vm = entry(&vms, &vm_name(0));
-    assert_eq!(good_vm["disks"][0]["path"], json!(good));
+    assert_eq!(good_vm["disks"][0]["path"], json!(repository.join("VirtualDisks/0/good.img")));
     assert_eq!(good_vm["disks"][0]["repository"], json!(repository.file_name().unwrap().to_str()));
     assert_eq!((&good_vm["disks"][0]["mode"], &good_vm["snapshots"]), (&json!("w"), &json!([])));
     assert_eq!(good_vm["friendly_name"], "web-1");
@@ -187,18 +202,19 @@ fn a_file_system_that_cannot_clone_is_named() {
     assert!(status.success());
     let on_inside = inside.join("d.img");
     fs::write(&on_inside, [1; 4096]).unwrap();
-    let good = make_disk(&world.repository, "a.img", 1 << 20);
+    let goods: Vec<PathBuf> =
+        (0..4).map(|number| make_disk(&world.repository, &format!("{number}.img"), 1 << 20)).collect();
     let (third, fourth, fifth) = (vm_name(3), vm_name(4), vm_name(5));
     let second = vm_name(2);
     // The definition of the first lies on XFS with reflinks, one of its disks does not.
-    define_vm(&world.repository, VM, &[good.clone(), make_disk(&on_tmpfs, "b.img", 1 << 20)]);
+    define_vm(&world.repository, VM, &[goods[0].clone(), make_disk(&on_tmpfs, "b.img", 1 << 20)]);
     define_vm(&on_plain, &second, &[make_disk(&on_plain, "c.img", 1 << 20)]);
-    define_vm(&world.repository, &third, &[good.clone(), on_inside]);
+    define_vm(&world.repository, &third, &[goods[1].clone(), on_inside]);
     // What is only read needs no clone.
-    let read_only = format!("'file:{},xvdb,r'", on_tmpfs.join("VirtualDisks/b.img").display());
-    define_vm_with(&world.repository, &fourth, &[format!("'file:{},xvda,w'", good.display()), read_only]);
+    let read_only = format!("'file:{},xvdb,r'", make_disk(&on_tmpfs, "read.img", 1 << 20).display());
+    define_vm_with(&world.repository, &fourth, &[format!("'file:{},xvda,w'", goods[2].display()), read_only]);
     // And the other way round: defined where nothing can be cloned, with a disk that can be.
-    define_vm(&on_tmpfs, &fifth, std::slice::from_ref(&good));
+    define_vm(&on_tmpfs, &fifth, std::slice::from_ref(&goods[3]));
 
     let client = world.client();
     for (vm, disk, reason) in [
@@ -220,7 +236,7 @@ fn a_file_system_that_cannot_clone_is_named() {
     let nothing = |repository: &Path| !repository.join("CoriolisSnapshots").exists();
     assert!(nothing(&world.repository) && nothing(&on_tmpfs) && nothing(&on_plain), "something was written");
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
-    for vm in [fourth, fifth] {
+    for (vm, good) in [(fourth, &goods[2]), (fifth, &goods[3])] {
         let taken = client.post(&format!("/vms/{vm}/snapshots")).ok();
         assert_eq!(taken["disks"].as_array().unwrap().len(), 1, "{taken}");
         assert_eq!(taken["disks"][0]["parent_path"], json!(good));

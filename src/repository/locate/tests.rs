@@ -101,3 +101,24 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
         }
     }
 }
+
+#[test]
+fn a_disk_has_no_place_among_snapshots_and_definitions() {
+    let no_disk = |path: &str| matches!(must_be_a_disks_place(Path::new(path)), Err(Misplaced::NoDisk(_)));
+    for refused in [
+        "CoriolisSnapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d/a.img",
+        "CoriolisSnapshots/x",
+        "inner/CoriolisSnapshots/x",
+        ".ovsmeta",
+        ".ovsrepo/a.img",
+        "VirtualMachines/0004fb00000600000000000000000001/vm.cfg",
+        "Templates/x/VM.CFG",
+    ] {
+        assert!(no_disk(refused), "{refused}");
+    }
+    for taken in
+        ["VirtualDisks/a.img", "VirtualMachines/x/System.img", "Templates/x.img", "x.img", "a/.b/c.img", "a/cfg"]
+    {
+        assert!(!no_disk(taken), "{taken}");
+    }
+}

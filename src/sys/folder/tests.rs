@@ -54,6 +54,8 @@ fn no_link_on_the_way_is_followed() {
         assert_eq!(what(folder.open_file(format!("{link}/inner/file"))), Some(What::Link));
     }
     assert_eq!(what(folder.folder("file")), Some(What::NotAFolder));
+    assert_eq!(what(folder.stat("relative/inner")), Some(What::Link));
+    assert!(folder.stat("real/inner/file").unwrap().is_file() && folder.stat("relative").unwrap().is_symlink());
     assert_eq!(what(folder.open_file("file/inner")), Some(What::NotAFolder));
     // What the operator names may be a link.
     let named = Folder::open(&at("absolute")).unwrap();
@@ -82,7 +84,10 @@ fn paths_lead_nowhere_else() {
         assert!(inner.create_folder(bad, 0o700).is_err(), "{bad}");
         assert!(inner.unlink(bad).is_err() && inner.remove_folder(bad).is_err(), "{bad}");
         assert!(inner.rename("x", bad).is_err() && inner.rename(bad, "x").is_err(), "{bad}");
-        assert!(inner.stat(bad).is_err() && inner.path_through(bad).is_err(), "{bad}");
+        assert!(inner.path_through(bad).is_err(), "{bad}");
+    }
+    for bad in ["../file", "..", ".", "", "/", "/etc/passwd", "x/../../file"] {
+        assert!(inner.stat(bad).is_err(), "{bad}");
     }
     assert!(dir.path().join("file").exists());
 }

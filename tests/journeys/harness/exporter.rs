@@ -8,7 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -146,12 +146,28 @@ impl Exporter {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
     }
 
+    /// What the service has logged until now.
     pub fn log(&self) -> String {
+        self.wait_for_log();
         std::fs::read_to_string(self.log_path()).unwrap()
     }
 
     pub fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
+    }
+
+    /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
+    fn wait_for_log(&self) {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let is_busy = || {
+            let threads = std::fs::read_dir(&tasks).into_iter().flatten().flatten().map(|thread| thread.path());
+            let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
+            stats.into_iter().any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S "))
+        };
+        let end = Instant::now() + Duration::from_secs(5);
+        while is_busy() && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     pub fn signal(&self, signal: Signal) {
