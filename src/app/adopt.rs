@@ -188,13 +188,13 @@ impl App {
         for index in 0..snapshot.disks.len() {
             let disk = &snapshot.disks[index];
             if has_manifest {
-                self.open(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
+                self.open_base(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
             } else {
                 let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
                 let name = disk.name.clone();
                 let sealed = repository.run(kind, move |_, root| survey::seal_found(root, id, &name));
                 let sealed = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
-                snapshot.disks[index].identity = sealed;
+                snapshot.disks[index].set(sealed.identity, sealed.seal);
             }
         }
         // First the record: a manifest without one would keep the next try from taking it.

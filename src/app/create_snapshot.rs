@@ -325,8 +325,8 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
+        let files = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(files).for_each(|(disk, file)| disk.set(file.identity, file.seal));
         let (repositories, kind) = (self.repositories_of(snapshot)?, Kind::CHANGE.after(snapshot.id.as_u128()));
         let failed = |error| Error::of_step("writing the snapshot's manifest", error);
         for repository in &repositories {

@@ -41,6 +41,7 @@ mod remembered;
 mod repositories;
 mod shared;
 mod sweep;
+mod touched;
 mod turns;
 mod unknown;
 mod vm_disks;
@@ -78,6 +79,7 @@ use refined_cache::RefinedCache;
 use repositories::Repositories;
 use shared::Shared;
 use status::Creation;
+use touched::Touched;
 use turns::Turns;
 use unknown::UnknownSnapshots;
 
@@ -120,6 +122,7 @@ pub struct App {
     exporter: String,
     unknown_snapshots: UnknownSnapshots,
     deleted: Deleted,
+    touched: Touched,
     /// What of the hooks' debts the database would not take.
     unwritten: Unwritten,
 }
@@ -162,6 +165,7 @@ impl App {
             held: TaskTracker::new(),
             unknown_snapshots: UnknownSnapshots::default(),
             deleted: Deleted::default(),
+            touched: Touched::default(),
             exporter: host::service_id(&config.db_file),
             unwritten: Unwritten::default(),
         };

@@ -13,6 +13,7 @@ use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
 use crate::repository::refine::Held;
+use crate::repository::seal::Proof;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
 use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
 
@@ -222,14 +223,19 @@ impl App {
             return not_incremental(target, "the base's disk of this name is another disk");
         }
         let error = compare_error(disk, base_disk);
-        let base = self.open(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())))?;
+        let base = self.open_base(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())));
+        let (base, proof) = base?;
         let base = Arc::new(base);
         let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, stop.is_wanted());
         let changes = changes.map_err(&error)?;
         let Some(changes) = changes else {
             return not_incremental(target, "the base lies on another file system");
         };
-        let refine = self.block_to_refine_by(view, &base, &target, stop).map_err(&error)?;
+        let refine = match proof {
+            // What the map lists is listed: those bytes of the base are not proven, and compared with nothing.
+            Proof::Map => None,
+            _ => self.block_to_refine_by(view, &base, &target, stop).map_err(&error)?,
+        };
         let files = [base_disk.identity, disk.identity];
         let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block, files);
         let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));

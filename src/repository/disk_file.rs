@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use super::executor::{Access, Executor, Kind, Unresponsive};
-use super::{Repository, SnapshotDir};
+use super::{Repository, SnapshotDir, seal};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
@@ -28,6 +28,12 @@ pub enum OpenError {
     /// It is another file, or was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
+    /// Its change time is another one, and nothing else that is recorded of it: its content may be proven.
+    #[error("the snapshot's file was touched since it was taken, and its content is not proven")]
+    Touched {
+        /// The change time, nanoseconds since 1970.
+        changed_ns: i128,
+    },
     /// The file system's own error.
     #[error("the snapshot's file cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -78,15 +84,16 @@ fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
 }
 
 impl DiskFile {
-    /// Opens the file of `disk` and checks that it is the one that was snapshotted.
+    /// Opens the file of `disk` and checks that it is the one that was snapshotted. It may have the change time
+    /// `proven`, for which its content was proven.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(
         access: &Access<'_>,
         repository: &Repository,
-        id: SnapshotId,
-        disk: &SnapshotDisk,
+        (id, disk): (SnapshotId, &SnapshotDisk),
+        proven: Option<i128>,
     ) -> Result<Self, OpenError> {
         let root = repository.open(access).map_err(|absent| OpenError::RepositoryAway(absent.to_string()))?;
         let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
@@ -100,11 +107,14 @@ impl DiskFile {
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        let disk_file = Self { file, executor: repository.executor().clone(), recorded: disk.identity, modified };
-        if identity(&metadata) != disk.identity {
-            return Err(OpenError::Replaced);
+        let found = identity(&metadata);
+        if found != disk.identity && !(seal::is_touched_only(&metadata, disk) && proven == Some(found.changed_ns)) {
+            return Err(match seal::is_touched_only(&metadata, disk) {
+                true => OpenError::Touched { changed_ns: found.changed_ns },
+                false => OpenError::Replaced,
+            });
         }
-        Ok(disk_file)
+        Ok(Self { file, executor: repository.executor().clone(), recorded: found, modified })
     }
 
     /// Size of the disk, bytes.
@@ -152,7 +162,11 @@ impl DiskFile {
     /// [`OpenError::Replaced`] where somebody has.
     pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
-        let same = metadata.len() == self.size() && (metadata.mtime(), metadata.mtime_nsec()) == self.modified;
+        let is_touched = identity(&metadata).changed_ns != self.recorded.changed_ns;
+        // A write whose modification time was set back is a touch. So is the removal of the file's last name.
+        let same = metadata.len() == self.size()
+            && (metadata.mtime(), metadata.mtime_nsec()) == self.modified
+            && (!is_touched || metadata.nlink() == 0);
         if same { Ok(()) } else { Err(OpenError::Replaced) }
     }
 

@@ -14,6 +14,7 @@ pub mod locate;
 pub mod manifest;
 pub mod map;
 pub mod refine;
+pub mod seal;
 pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;

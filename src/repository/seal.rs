@@ -149,36 +149,40 @@ impl Unvouched {
 
     /// Takes away what `file` has at the same offset and the same address.
     fn compare_with(&mut self, file: &File, size: u64) -> io::Result<()> {
-        let mine = std::mem::take(&mut self.0);
-        let mut rest = Vec::new();
-        let mut mine = mine.into_iter().peekable();
-        let walked = each_run(file, size, &mut |other| {
-            while let Some(run) = mine.peek_mut() {
-                if run.end <= other.start {
-                    rest.extend(mine.next());
-                    continue;
-                }
-                if other.end <= run.start {
-                    break;
-                }
-                let (start, end) = (run.start.max(other.start), run.end.min(other.end));
-                let is_shared = other.is_written
-                    && run.address.wrapping_add(start - run.start) == other.address.wrapping_add(start - other.start);
-                if run.start < start || !is_shared {
-                    let end = if is_shared { start } else { end };
-                    rest.push(Run { end, ..*run });
-                }
-                if end == run.end {
-                    mine.next();
-                } else {
-                    *run = Run { start: end, address: run.address + (end - run.start), ..*run };
-                }
+        let mut others = Vec::new();
+        each_run(file, size, &mut |run| {
+            if run.is_written && others.len() < MOST_RUNS {
+                others.push(run);
             }
-        });
-        rest.extend(mine);
-        self.0 = rest;
-        walked.map(drop)
+        })?;
+        self.0 = without(&self.0, &others);
+        Ok(())
     }
+}
+
+/// What of `runs` is not in `others` at the same offset and the same address. Both are in order.
+fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
+    let (mut rest, mut others) = (Vec::new(), others.iter().peekable());
+    for run in runs {
+        let mut run = *run;
+        while others.next_if(|other| other.end <= run.start).is_some() {}
+        while let Some(other) = others.peek().filter(|other| other.start < run.end) {
+            let (start, end) = (run.start.max(other.start), run.end.min(other.end));
+            let is_shared = run.address + (start - run.start) == other.address + (start - other.start);
+            let unshared_end = if is_shared { start } else { end };
+            if run.start < unshared_end {
+                rest.push(Run { end: unshared_end, ..run });
+            }
+            run = Run { start: end, address: run.address + (end - run.start), ..run };
+            if other.end > end || others.next().is_none() {
+                break;
+            }
+        }
+        if run.start < run.end {
+            rest.push(run);
+        }
+    }
+    rest
 }
 
 /// The written runs of a file; nothing where not all of it has an address, or there are very many.
@@ -248,4 +252,57 @@ fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<boo
 /// Whether there is data between two offsets.
 fn has_data(file: &File, from: u64, to: u64) -> io::Result<bool> {
     Ok(from < to && sparse::next_data(file, from)?.is_some_and(|at| at < to))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(start: u64, end: u64, address: u64) -> Run {
+        Run { start, end, address, is_written: true }
+    }
+
+    #[test]
+    fn what_others_share_is_taken_away() {
+        let mine = [run(0, 100, 1000), run(200, 300, 5000)];
+        assert_eq!(without(&mine, &[]), mine);
+        assert_eq!(without(&mine, &mine), []);
+        // The middle of one; another address; another offset.
+        assert_eq!(without(&mine, &[run(20, 40, 1020)]), [run(0, 20, 1000), run(40, 100, 1040), mine[1]]);
+        assert_eq!(without(&mine[..1], &[run(0, 100, 9000)]), mine[..1]);
+        assert_eq!(without(&mine[..1], &[run(50, 150, 1000)]), mine[..1]);
+        // One run of the other over both of mine.
+        assert_eq!(without(&mine, &[run(0, 400, 1000)]), [mine[1]]);
+    }
+
+    proptest! {
+        #[test]
+        fn as_found_byte_by_byte(mine in runs(), others in runs()) {
+            let address_at = |runs: &[Run], at: u64| {
+                let found = runs.iter().find(|run| (run.start..run.end).contains(&at));
+                found.map(|run| run.address + (at - run.start))
+            };
+            let rest = without(&mine, &others);
+            for at in 0..200 {
+                let expected = address_at(&mine, at).filter(|mine| address_at(&others, at) != Some(*mine));
+                prop_assert_eq!(address_at(&rest, at), expected, "at {}", at);
+            }
+        }
+    }
+
+    /// Runs in order, at one of a few addresses.
+    fn runs() -> impl Strategy<Value = Vec<Run>> {
+        prop::collection::vec((0_u64..10, 1_u64..15, 0_u64..3), 0..8).prop_map(|parts| {
+            let mut at = 0;
+            let mut runs = Vec::new();
+            for (gap, length, shift) in parts {
+                let start = at + gap;
+                runs.push(run(start, start + length, 1000 * (shift + 1) + start));
+                at = start + length;
+            }
+            runs
+        })
+    }
 }

@@ -7,9 +7,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::clone_support::SUPPORTED;
-use super::disk_file::identity;
+use super::seal::{self, Sealed};
 use super::{SNAPSHOTS, manifest};
-use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
+use crate::model::{Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
 use crate::sys::{fsinfo, volume};
 
@@ -104,9 +104,9 @@ impl SnapshotDir {
     ///
     /// # Errors
     /// The errno of fsync(2) or fstat(2).
-    pub fn seal_disk(disk: &File) -> io::Result<FileIdentity> {
+    pub fn seal_disk(disk: &File) -> io::Result<Sealed> {
         disk.sync_all()?;
-        Ok(identity(&disk.metadata()?))
+        seal::of(disk)
     }
 
     /// Writes the manifest, then the folder and its entry to stable storage. `exporter` says who writes it. The

@@ -6,9 +6,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::seal::Sealed;
 use super::snapshot_dir::MAKING;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
-use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
+use crate::model::{DiskName, Snapshot, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
 /// A folder that has a snapshot's name.
@@ -195,7 +196,7 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 ///
 /// # Errors
 /// The errno of openat(2), fsync(2) or fstat(2).
-pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<FileIdentity> {
+pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
     let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
     only_name(&file)?;
     SnapshotDir::seal_disk(&file)

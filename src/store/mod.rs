@@ -5,6 +5,7 @@
 
 mod database;
 mod error;
+mod proof;
 mod record;
 mod schema;
 mod terms;
@@ -194,6 +195,7 @@ impl Store {
             if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
                 by_vm.remove(place)?;
             }
+            proof::forget(transaction, snapshot.id)?;
             terms::forget(transaction, snapshot.id)
         })
     }

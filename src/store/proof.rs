@@ -1,10 +1,9 @@
 //! What was found out about the files of snapshots since they were finished.
 
-use redb::{TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{SNAPSHOTS, Store, StoreError};
 use crate::model::{DiskName, SnapshotId};
-use redb::ReadableTable;
 
 /// (snapshot id, disk) → the change time of its file, nanoseconds since 1970, for which it was proven that the
 /// content is the one that was recorded.
@@ -80,7 +79,9 @@ impl Store {
 /// Forgets what was found out about a snapshot that is forgotten.
 pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
     let id = id.as_u128();
-    transaction.open_table(PROVEN)?.retain(|(of, _), _| of != id)?;
-    transaction.open_table(CHECKSUMS)?.retain(|(of, _, _), _| of != id)?;
+    if let Some(next) = id.checked_add(1) {
+        transaction.open_table(PROVEN)?.retain_in((id, "")..(next, ""), |_, _| false)?;
+        transaction.open_table(CHECKSUMS)?.retain_in((id, "", "")..(next, "", ""), |_, _| false)?;
+    }
     Ok(())
 }

@@ -50,6 +50,7 @@ mod status;
 mod sync_hooks;
 mod sync_unreached;
 mod tls;
+mod touched;
 mod two_services;
 mod unfinished;
 mod which_vm;
