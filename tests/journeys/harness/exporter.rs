@@ -153,7 +153,11 @@ impl Exporter {
     /// What the service has logged until now.
     pub fn log(&self) -> String {
         self.wait_for_log();
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
     }
 
     /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
