@@ -224,6 +224,7 @@ impl From<ManagerError> for Error {
         match error {
             ManagerError::Refused => Self::BadCredentials,
             ManagerError::Unavailable(cause) => Self::ManagerUnavailable(cause),
+            error @ ManagerError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
             ManagerError::Busy => Self::Throttled,
         }
     }

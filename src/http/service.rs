@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
@@ -15,7 +14,7 @@ use super::pace::Limits;
 use super::server::Options;
 use super::{notify, router, server, tls};
 use crate::app::App;
-use crate::config::{Api, Config};
+use crate::config::{Api, Config, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::sys::heap;
 
@@ -42,10 +41,11 @@ pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::
 }
 
 async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
-    let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
+    let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
+    let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
-    let listener = server::listen(address).with_context(|| format!("api.bind, api.port: {address}"))?;
+    let listener = server::listen(address).map_err(|error| Fault::of_listening(&config.api, &error))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 

@@ -25,6 +25,7 @@ pub struct Settings {
     pub ovm_endpoint: String,
     /// Key of the tokens.
     pub secret: String,
+    pub bind: String,
     /// Nothing: one that is free.
     pub port: Option<u16>,
     pub certificate: PathBuf,
@@ -60,6 +61,7 @@ impl Settings {
             db_file: None,
             ovm_endpoint: format!("https://127.0.0.1:{}", manager.port),
             secret: SECRET.to_owned(),
+            bind: "127.0.0.1".to_owned(),
             port: None,
             certificate: certificates.path("server.pem"),
             key: certificates.path("server.key"),
@@ -82,7 +84,7 @@ impl Settings {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
         text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
-        write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n{}\n", self.api).unwrap();
+        write!(text, "[api]\nbind = {:?}\nport = {port}\n{}\n", self.bind, self.api).unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
@@ -112,13 +114,12 @@ impl Exporter {
         exporter
     }
 
-    /// Starts the service with settings that it refuses; returns what it says.
-    pub fn refusal(settings: &Settings) -> String {
+    /// Starts the service with settings that it refuses; returns its exit status and what it says.
+    pub fn refusal(settings: &Settings) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         let port = settings.port.unwrap_or_else(free_port);
         let status = spawn(settings, dir.path(), port).wait().unwrap();
-        assert_eq!(status.code(), Some(1), "the service ended with {status}");
-        std::fs::read_to_string(dir.path().join("log")).unwrap()
+        (status.code(), std::fs::read_to_string(dir.path().join("log")).unwrap())
     }
 
     /// Runs a command of the program beside the service; returns its exit status and what it prints.
