@@ -37,7 +37,7 @@ pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
-pub use wait::{eventually, eventually_ok, eventually_some, eventually_within};
+pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
 pub use work::{Work, memory_kib};
 
 /// The VM that most journeys are about.
