@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager, eventually_some, eventually_within};
+use super::{Certificates, Manager, eventually_some, eventually_within, perhaps_within};
 
 /// Key of the tokens in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
@@ -153,7 +153,11 @@ impl Exporter {
     /// What the service has logged until now.
     pub fn log(&self) -> String {
         self.wait_for_log();
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
     }
 
     /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
@@ -164,10 +168,7 @@ impl Exporter {
             let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
             stats.into_iter().any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S "))
         };
-        let end = Instant::now() + Duration::from_secs(5);
-        while is_busy() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        perhaps_within(Duration::from_secs(5), || !is_busy());
     }
 
     pub fn signal(&self, signal: Signal) {
