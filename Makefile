@@ -1,4 +1,4 @@
-# make demo    see it work, end to end, on a loop-mounted repository
+# make demo    see it work, end to end, on a loop-mounted repository; KEEP=1: leave the service running
 # make test    everything a change needs: unit, property and integration tests
 # make check   formatting, lints, documents, licences
 # make fuzz    the parsers of foreign files against bytes that are made up, FUZZ_SECONDS each
@@ -10,12 +10,13 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
+.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # rustup's cargo, if there is one, goes before Debian's.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 RUST_MIN := 1.91
+RELEASE := target/release/coriolis-ovm-exporter
 
 # The programs that are needed, each with the Debian package that has it: to build, besides to test, to check.
 PROGRAMS_BUILD := cc:gcc
@@ -77,22 +78,41 @@ rust: deps-build
 
 # One static binary: it runs on hosts whose libc is older than ours, and in an empty image. With a target
 # named, build scripts and macros are not made static too, and what others build stays apart.
-build release: rust
-	target=$$(rustc -vV | sed -n 's/^host: //p') && \
-	RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --release --locked --target-dir target --target "$$target" && \
-	mkdir -p target/release && \
-	ln -f "target/$$target/release/coriolis-ovm-exporter" target/release/coriolis-ovm-exporter
+# $(call static,PROFILE): into target/PROFILE.
+define static
+target=$$(rustc -vV | sed -n 's/^host: //p') && \
+RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --profile $(1) --locked --target-dir target --target "$$target" && \
+mkdir -p target/$(1) && \
+ln -f "target/$$target/$(1)/coriolis-ovm-exporter" target/$(1)/coriolis-ovm-exporter
+endef
 
-demo: build deps
+build release: rust
+	$(call static,release)
+
+# What makes the demo impossible is said before anything is installed or built.
+demo-possible:
 	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then \
 		echo "make demo mounts file systems: run it as root, or install sudo" >&2; exit 1; \
 	fi
-	@$(SUDO) examples/demo/demo.sh target/release/coriolis-ovm-exporter
+	@$(SUDO) examples/demo/demo.sh --check
+
+# The release, where it is up to date; else the same static binary without optimizations, which take more than half
+# of the time.
+demo-build: rust
+	@if [ -e $(RELEASE) ] && [ -z "$$(find src migrations Cargo.toml Cargo.lock -newer $(RELEASE) -print -quit)" ]; then \
+		mkdir -p target/demo && ln -f $(RELEASE) target/demo/coriolis-ovm-exporter; \
+	else \
+		$(call static,demo); \
+	fi
+
+demo: demo-possible
+	@$(MAKE) --no-print-directory demo-build deps
+	@$(SUDO) env KEEP="$(KEEP)" examples/demo/demo.sh target/demo/coriolis-ovm-exporter
 
 # Test programs run as root in a mount namespace of their own: whatever a test leaves mounted, even
 # when it is killed, goes with it. Without root the tests say what they skip; with CI=true that fails.
 comma := ,
-RUNNER := $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
+RUNNER = $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
 # The release is tested too: on a kernel of the oldest host, and for what it opens.
@@ -138,7 +158,7 @@ fuzz: rust
 
 # Bytes out are those of the release, and their table goes into docs/benchmarks.md.
 PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin
-BENCH_RUNNER := $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+BENCH_RUNNER = $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 bench: build deps
 	@$(call install,$(PROGRAMS_BENCH) fincore:util-linux-extra)

@@ -338,6 +338,22 @@ def snapshots(service: Service, args: argparse.Namespace) -> None:
               f"{sum(disk['size'] for disk in one['disks']) / MIB:,.0f} MiB")
 
 
+def purge(service: Service, args: argparse.Namespace) -> None:
+    """Delete all snapshots of a virtual machine, and print which are gone: the next backup is a full one."""
+    before = [one["id"] for one in service.call("GET", route(args.vm, "snapshots", chunks="false"))]
+    if not args.yes:
+        for one in before:
+            print(f"would delete {one}")
+        raise ClientError(f"{len(before)} snapshots of {args.vm} would be deleted, and nothing is: to delete them, "
+                          "say --yes", USAGE)
+    try:
+        service.call("DELETE", route(args.vm, "snapshots"))
+    finally:
+        left = {one["id"] for one in service.call("GET", route(args.vm, "snapshots", chunks="false"))}
+        for one in before:
+            print(f"{'kept' if one in left else 'deleted'} {one}")
+
+
 def connect(args: argparse.Namespace) -> Service:
     """The service as the options and the environment name it."""
     tls = ssl.create_default_context(cafile=args.cacert)
@@ -361,7 +377,7 @@ COMMANDS: Dict[str, Tuple[str, str, Callable[[Service, argparse.Namespace], None
         service.call("POST", route(args.vm, "snapshots"))["id"])),
     "delete": ("delete a snapshot", "vm snapshot", lambda service, args: service.call(
         "DELETE", route(args.vm, "snapshots", args.snapshot))),
-    "purge": ("delete all snapshots", "vm", lambda service, args: service.call("DELETE", route(args.vm, "snapshots"))),
+    "purge": ("delete all snapshots of a virtual machine, with --yes", "vm", purge),
     "full": ("copy a snapshot's disks into DIR", "vm snapshot dir", full),
     "incremental": ("bring the copies in DIR from BASE to SNAPSHOT", "vm snapshot base dir", incremental),
     "verify": ("compare a snapshot with the copies in DIR", "vm snapshot dir", verify),
@@ -382,6 +398,8 @@ def main() -> None:
         command = commands.add_parser(name, help=summary, description=summary)
         for operand in operands.split():
             command.add_argument(operand, metavar=operand.upper(), type=Path if operand == "dir" else str)
+        if name == "purge":
+            command.add_argument("--yes", action="store_true", help="delete them; without it they are only listed")
     args = parser.parse_args()
     os.umask(0o077)  # a disk's copy is as secret as the disk
     try:

@@ -6,8 +6,8 @@ use std::process::ExitCode;
 use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging, terminal};
-use coriolis_ovm_exporter::config;
+use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
+use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
 use coriolis_ovm_exporter::http::{service, tls};
 use coriolis_ovm_exporter::metrics::Metrics;
 
@@ -15,9 +15,12 @@ fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
         terminal::complain(&error);
-        ExitCode::FAILURE
+        if error.is::<ConfigError>() { ExitCode::from(BROKEN_CONFIG) } else { ExitCode::FAILURE }
     })
 }
+
+/// EX_CONFIG of sysexits.h: another start would fail as well, so service managers are told to try none.
+const BROKEN_CONFIG: u8 = 78;
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.command {
@@ -41,9 +44,22 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     let metrics = Metrics::default();
+    let cannot_open = |key: &'static str, error: io::Error| {
+        let remedy = "name a file in a folder that can be written to";
+        let fault = Fault::new(key, error.to_string(), remedy);
+        // A full disk, or one that is mounted later.
+        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.that_may_pass() }
+    };
     let log = logging::start(&config.log, metrics.log_lines_dropped());
-    let log = log.map_err(|error| anyhow::anyhow!("log_file: {error}"))?;
-    let outcome = service::run(&config, metrics, || log.reopen());
+    let log = log.map_err(|error| cannot_open("log_file", error))?;
+    let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
+    let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
+    let reopen = || {
+        log.reopen();
+        audit.reopen();
+    };
+    let outcome = service::run(&config, metrics, reopen);
+    audit.flush();
     log.flush();
     outcome
 }

@@ -171,6 +171,7 @@ fn files_of_repositories_are_reached_through_open_folders() {
         "app/check_config.rs: ",
         "app/remembered.rs: ",
         "app/repositories.rs: .is_dir()",
+        "app/start_faults.rs: canonicalize",
         "inventory/ovs_agent/steady.rs: ",
         // The mount point, which the operator names.
         "repository/executor/health.rs: fs::metadata",

@@ -4,10 +4,13 @@
 # incremental backup, and the proof that the copy is what the snapshot was.
 #
 #     demo.sh PATH-TO-BINARY
+#     demo.sh --check          only whether it can run here
 #
 # Wants root, for loop mounts. Speaks to 127.0.0.1 only, writes below $TMPDIR only, and leaves
 # nothing behind: it works in a mount namespace of its own, its images lose their names as soon as
 # they are mounted, and its servers die with it. So even a SIGKILL leaves but a folder of small files.
+#
+# With KEEP=1 it leaves the service running, beside a process that cleans up when it is told to stop.
 
 set -euo pipefail
 export LC_ALL=C
@@ -22,6 +25,10 @@ die() {
 }
 
 [[ $EUID -eq 0 ]] || die 'must be root, to mount loop devices'
+unshare --mount --propagation private true 2>/dev/null ||
+    die 'no mount namespace can be made here, as in a container without CAP_SYS_ADMIN: run it on a host or in a VM'
+[[ -e /dev/loop-control ]] || modprobe loop 2>/dev/null || die 'there are no loop devices here: load the module loop'
+[[ ${1:-} != --check ]] || exit 0
 [[ $# -eq 1 && -x $1 && -f $1 ]] || die "usage: ${0##*/} PATH-TO-BINARY"
 binary=$(realpath -- "$1")
 here=$(dirname -- "$(realpath -- "${BASH_SOURCE[0]}")")
@@ -114,12 +121,15 @@ storage() {
     rm -- "$work/image"
 }
 
-# start NAME COMMAND...: a server in the background, which dies with this script however that dies.
+# start NAME COMMAND...: a server in the background, which dies with this script however that dies, unless it is to
+# be kept.
 start() {
     local log=$work/$1.log
     shift
     logs+=("$log")
-    setpriv --pdeathsig KILL -- "$@" >"$log" 2>&1 &
+    local with=(setpriv --pdeathsig KILL)
+    [[ -z ${KEEP:-} ]] || with=(setsid)
+    "${with[@]}" -- "$@" </dev/null >"$log" 2>&1 3>&- &
     children+=("$!")
 }
 
@@ -236,6 +246,58 @@ backup() {
 
 summary() { jq -r ".disks[0].$1" "$work/summary.json"; }
 
+# --- What is left running, with KEEP=1
+
+# keep_running: the rest of the process that cleans up, once it is told to stop or the servers have ended.
+keep_running() {
+    local pid
+    trap '' HUP
+    work=$DEMO_WORK
+    mapfile -t mounted <<<"$DEMO_MOUNTED"
+    mapfile -t children <<<"$DEMO_CHILDREN"
+    : >"$work/kept"
+    while :; do
+        for pid in "${children[@]}"; do not_running "$pid" && exit; done
+        sleep 1 &
+        wait "$!"
+    done
+}
+
+# hand_over: leaves everything to that process, and says what to try.
+hand_over() {
+    local IFS=$'\n' keeper sudo=''
+    DEMO_WORK=$work DEMO_MOUNTED="${mounted[*]}" DEMO_CHILDREN="${children[*]}" \
+        setsid -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary" </dev/null >"$work/keeper.log" 2>&1 3>&- &
+    keeper=$!
+    eventually test -e "$work/kept" || die 'nobody takes over'
+    trap - EXIT HUP INT TERM
+    chmod 0755 "$work"
+    chmod 0644 "$work/ca.pem"
+    [[ -z ${SUDO_USER:-} ]] || sudo='sudo '
+    cat <<END
+
+The service goes on running. Try:
+
+    export EXPORTER=${api%/api/v1} CURL_CA_BUNDLE=$work/ca.pem VM=$vm
+    TOKEN=\$(curl -sS \$EXPORTER/api/v1/auth/login -d '{"username": "$user", "password": "$password"}' | jq -r .token)
+    get() { curl -sS --fail-with-body -H "Authorization: Bearer \$TOKEN" "\$@"; }
+    get \$EXPORTER/api/v1/vms/\$VM | jq
+    get -X POST \$EXPORTER/api/v1/vms/\$VM/snapshots | jq '.disks[] | {name, size, data_bytes}'
+    get -H "Accept: text/plain" "\$EXPORTER/api/v1/status?cost=true"
+    export EXPORTER_PASSWORD=$password
+    $(realpath -- "$here/../exporter_client.py") --url \$EXPORTER --cacert \$CURL_CA_BUNDLE --username $user snapshots \$VM
+
+The repository is seen by its own processes alone; a shell that sees it: ${sudo}nsenter -t $keeper -m bash
+Its disk: $disk
+The log of the service: $work/service.log
+
+Stop it, and remove all that it made: ${sudo}kill $keeper
+END
+    exit 0
+}
+
+[[ -z ${DEMO_WORK:-} ]] || keep_running
+
 # --- The play
 
 work=$(realpath -- "$(mktemp -d "${TMPDIR:-/tmp}/exporter-demo.XXXXXX")")
@@ -347,11 +409,13 @@ mount_image "$work/backup/$disk_name" "$work/restored" ro
 dismount "$work/restored" || die 'the restored copy is still in use'
 step "The copy, mounted: e2fsck finds nothing, all $(wc -l <"$work/guest.sha256") files are the guest's"
 
-step 'Delete a snapshot, then all that are left'
-client delete "$vm" "$snapshot"
-client purge "$vm"
-[[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
-[[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'there are snapshot files left'
+if [[ -z ${KEEP:-} ]]; then
+    step 'Delete a snapshot, then all that are left'
+    client delete "$vm" "$snapshot"
+    client purge --yes "$vm"
+    [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
+    [[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'there are snapshot files left'
+fi
 
 row() { printf '    %-14s%12s%12s%10s\n' "$@"; }
 echo
@@ -360,3 +424,4 @@ row 'the disk' "$(bytes "$disk_size")" '' ''
 row full "$(bytes "${full[0]}")" '' "${full[1]}"
 row incremental "$(bytes "${incremental[0]}")" "$(bytes "${incremental[1]}")" "${incremental[2]}"
 printf '\ndemo: OK (%d s)\n' "$SECONDS"
+[[ -z ${KEEP:-} ]] || hand_over

@@ -14,8 +14,9 @@ use rustls::pki_types::pem::PemObject;
 
 use super::login::ManagerAddress;
 use super::repositories::Repositories;
-use crate::auth::Manager;
-use crate::config::{self, Api, Config};
+use super::start_faults;
+use crate::auth::{self, Manager};
+use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, Found, StoreError};
 
@@ -50,15 +51,18 @@ const RENEWAL_DAYS: i64 = 30;
 /// certificate with.
 pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>) -> Vec<Finding> {
     let mut findings = Findings::default();
-    let config = match config::load(path) {
-        Ok(config) => config,
+    let remedy = format!("change that key in {}; config.example.toml explains each", path.display());
+    let (config, faults) = match config::load_with_faults(path) {
+        Ok(read) => read,
         Err(error) => {
-            let lines = error.to_string();
-            lines.lines().for_each(|line| findings.bad("config", line, "mend what the line says"));
+            error.lines().iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
             return findings.0;
         }
     };
-    findings.secret_file("config", path, "the secret that tokens are signed with");
+    // What the other keys name is looked at all the same: all is mended at once.
+    faults.iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
+    findings.secret_file("config", path, "secrets");
+    findings.key(&config);
     if !nix::unistd::geteuid().is_root() {
         findings.doubtful("user", "this is not root", "run this, and the service, as root: disks are root's");
     }
@@ -69,7 +73,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
         findings.log_file(file);
     }
     findings.manager(&config).await;
-    findings.repositories(&config.repositories);
+    findings.repositories(&config);
     findings.hooks(&config.hooks);
     findings.0
 }
@@ -95,6 +99,22 @@ impl Findings {
         self.add(what, Verdict::Bad, found, Some(remedy));
     }
 
+    fn fault(&mut self, fault: Fault) {
+        self.bad(&fault.key, fault.found, &fault.remedy);
+    }
+
+    /// The key that tokens are signed with, where the config has none.
+    fn key(&mut self, config: &Config) {
+        let (what, path) = ("jwt.secret", auth::key::path(&config.db_file));
+        let shown = path.display();
+        match auth::key::find(config) {
+            Ok(_) if config.jwt.secret.is_some() => {}
+            Ok(Some(_)) => self.good(what, format!("is in {shown}, which the service has made")),
+            Ok(None) => self.good(what, format!("is not given; the service will make one, in {shown}")),
+            Err(error) => self.fault(start_faults::key(&error)),
+        }
+    }
+
     /// A file that holds a secret.
     fn secret_file(&mut self, what: &str, path: &Path, secret: &str) {
         let shown = path.display();
@@ -111,7 +131,8 @@ impl Findings {
 
     fn tls(&mut self, api: &Api, load_tls: impl Fn(&Api) -> io::Result<()>) {
         if let Err(error) = load_tls(api) {
-            return self.bad("api.tls", error, "name the certificate in PEM, and the key that belongs to it");
+            let remedy = "name the certificate in PEM, and the key that belongs to it";
+            return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
         }
         self.secret_file("api.tls.key", &api.key, "the service's private key");
         self.validity("api.tls.certificate", &api.certificate);
@@ -145,7 +166,7 @@ impl Findings {
         let (what, shown) = ("db_file", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if let Err(errno) = access(folder, AccessFlags::W_OK | AccessFlags::X_OK) {
-            self.bad(what, format!("the folder of {shown}: {errno}"), "make the folder, or name another file");
+            self.fault(start_faults::database(path, &StoreError::Io(errno.into())));
             return false;
         }
         match store::look(path) {
@@ -158,12 +179,7 @@ impl Findings {
                 self.good(what, format!("{shown} is in use: the service is running"));
                 return true;
             }
-            Err(StoreError::Bolt(_)) => self.bad(
-                what,
-                format!("{shown} is the original exporter's (Bolt), and is left untouched"),
-                "name another file; then, with the service running, take its snapshots over: coriolis-ovm-exporter adopt",
-            ),
-            Err(error) => self.bad(what, error, "restore the file from a copy, or move it away"),
+            Err(error) => self.fault(start_faults::database(path, &error)),
         }
         false
     }
@@ -175,13 +191,7 @@ impl Findings {
             Err(error) if running && error.kind() == io::ErrorKind::AddrInUse => {
                 self.good(what, format!("{address} is in use: the service is running"));
             }
-            Err(error) => {
-                self.bad(
-                    what,
-                    format!("{address}: {error}"),
-                    "stop what listens there, or name another port or address",
-                );
-            }
+            Err(error) => self.fault(Fault::of_listening(api, &error)),
         }
     }
 
@@ -211,13 +221,14 @@ impl Findings {
         };
         let manager = match Manager::new(&config.manager) {
             Ok(manager) => manager,
-            Err(error) => return self.bad("manager", error, "name a certificate that can be read"),
+            Err(error) => {
+                let remedy = "name a certificate in PEM that can be read";
+                return self.fault(Fault::from_line("manager", &error.to_string(), remedy));
+            }
         };
         match manager.reach(&address).await {
             Ok(()) => self.good(what, format!("{address} answers")),
-            Err(error) => {
-                self.bad(what, error, "look at the address, at the way there, and at the keys of [manager]");
-            }
+            Err(error) => self.fault(start_faults::manager(&error)),
         }
         if config.manager.trust == config::Trust::Nothing {
             self.doubtful(
@@ -228,12 +239,15 @@ impl Findings {
         }
     }
 
-    fn repositories(&mut self, config: &config::Repositories) {
-        let repositories = match Repositories::new(config) {
+    fn repositories(&mut self, config: &Config) {
+        let repositories = match Repositories::new(&config.repositories) {
             Ok(repositories) => repositories,
             Err(error) => return self.bad("repositories", format!("{error:#}"), "name them in repositories.paths"),
         };
         let (found, support) = (repositories.found(), CloneSupport::default());
+        for Fault { key, found, remedy, .. } in start_faults::files_in_repositories(config, &found) {
+            self.doubtful(&key, found, &remedy);
+        }
         if let Some(problem) = &found.problem {
             self.bad("repositories.ovs_agent_db", problem, "look at ovs-agent, or set ovs_agent_db to \"\"");
         }

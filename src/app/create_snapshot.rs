@@ -199,8 +199,8 @@ impl App {
             Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
             Problem::Unavailable(text) => Error::Unavailable(text.clone()),
         })?;
-        let all = inventory.vms.iter().map(Arc::as_ref);
-        let mut files = DiskFiles::look_at(self, all, [&*definition], true);
+        let mut files = DiskFiles::new(self, &inventory.vms, true);
+        files.look_at(self, std::slice::from_ref(&definition));
         let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {

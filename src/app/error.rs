@@ -186,7 +186,7 @@ impl Error {
     }
 
     /// The error itself, without what hooks did not do after it.
-    pub(super) fn cause(&self) -> &Self {
+    pub fn cause(&self) -> &Self {
         match self {
             Self::PostNotCalled { error, .. } => error.cause(),
             _ => self,
@@ -243,6 +243,7 @@ impl From<ManagerError> for Error {
         match error {
             ManagerError::Refused => Self::BadCredentials,
             ManagerError::Unavailable(cause) => Self::ManagerUnavailable(cause),
+            error @ ManagerError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
             ManagerError::Busy => Self::Throttled,
         }
     }

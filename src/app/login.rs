@@ -3,24 +3,57 @@
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use super::remembered::Remembered;
-use super::{App, Error, audit};
-use crate::auth::Credentials;
-use crate::config;
+use super::{App, Error, start_faults};
+use crate::auth::{Credentials, ManagerError};
+use crate::config::{self, Fault};
 use crate::inventory::ovs_agent;
+
+/// How long the start waits for the manager.
+const PROOF: Duration = Duration::from_secs(5);
 
 impl App {
     /// A token for the user, who was seen at `address`, if the manager takes the credentials as good.
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(self: &Arc<Self>, credentials: Credentials, address: Option<IpAddr>) -> Result<String, Error> {
+    pub async fn login(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        address: Option<IpAddr>,
+        request_id: Option<Arc<str>>,
+    ) -> Result<String, Error> {
         let user = credentials.username.clone();
         let outcome = self.token_for(credentials).await;
-        audit::login(&user, address, &outcome);
+        self.audit_log_in(&user, address, request_id, &outcome);
         outcome
+    }
+
+    /// Asks the manager whether it lets in anybody, in which case its word on a password is worth nothing. One that
+    /// cannot be asked now is asked again before the first log-in is believed.
+    ///
+    /// # Errors
+    /// Where it does.
+    pub(super) async fn prove_manager(self: &Arc<Self>) -> anyhow::Result<()> {
+        let address = match self.blocking(|app| Ok(app.manager_address.now())).await? {
+            Ok(address) => address,
+            Err(_) => return Ok(()), // the start has told it
+        };
+        match tokio::time::timeout(PROOF, self.manager.reach(&address)).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error @ ManagerError::LetsAnybodyIn(_))) => Err(start_faults::manager(&error).into()),
+            Ok(Err(error)) => {
+                let Fault { key, found, remedy, .. } = start_faults::manager(&error);
+                tracing::warn!(key, remedy, "nobody can log in for now: {found}");
+                Ok(())
+            }
+            Err(_) => {
+                tracing::warn!(manager = address, "nobody can log in for now: the manager does not answer");
+                Ok(())
+            }
+        }
     }
 
     async fn token_for(self: &Arc<Self>, credentials: Credentials) -> Result<String, Error> {

@@ -24,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod audit_trail;
 mod catalog;
 mod claims;
 mod cleanup;
@@ -40,13 +41,16 @@ mod refined_cache;
 mod remembered;
 mod repositories;
 mod shared;
+mod start_faults;
 mod sweep;
+mod taking;
 mod touched;
 mod turns;
 mod unknown;
 mod vm_disks;
 mod vm_turn;
 
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -55,7 +59,7 @@ use tokio::sync::Semaphore;
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
-use crate::config::{self, Config, Policy};
+use crate::config::{self, Config, ConfigError, Policy};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
@@ -64,6 +68,7 @@ use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 use crate::sys::host;
 
+use audit_trail::AuditTrail;
 use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
@@ -107,6 +112,9 @@ pub struct App {
     uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
+    /// Slower clients are cut while others wait; bytes a second.
+    min_rate: Option<NonZero<u64>>,
+    trail: AuditTrail,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -134,18 +142,25 @@ impl App {
     /// # Errors
     /// What keeps it from starting, in words for an operator.
     pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
-        use anyhow::Context;
+        let repositories = Repositories::new(&config.repositories)?;
+        for fault in start_faults::files_in_repositories(config, &repositories.found()) {
+            tracing::warn!(key = fault.key, remedy = fault.remedy, "{}", fault.found);
+        }
+        let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
+        // Behind the database: who has that is alone in making a key.
+        let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
         let app = Self {
-            repositories: Repositories::new(&config.repositories)?,
+            repositories,
             catalog: Catalog::default(),
             listings: Shared::default(),
             clone_support: CloneSupport::default(),
-            store: Store::open(&config.db_file).with_context(|| format!("db_file: {}", config.db_file.display()))?,
-            manager: Manager::new(&config.manager).context("manager")?,
+            store,
+            manager: Manager::new(&config.manager).map_err(|error| ConfigError::new(format!("manager: {error}")))?,
             manager_address: ManagerAddress::new(config)?,
-            hooks: Hooks::new(config.hooks.clone(), auth::client_config).context("hooks.sync")?,
+            hooks: Hooks::new(config.hooks.clone(), auth::client_config)
+                .map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?,
             metrics,
-            tokens: Tokens::new(&config.jwt.secret, config.jwt.time_to_live),
+            tokens: Tokens::new(&key, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
             sums: Sums::default(),
@@ -154,9 +169,11 @@ impl App {
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
-            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            exports: Line::fair(config.policy.export_concurrency, reads::QUEUE),
             uses: Uses::default(),
             reads_idly: config.export.is_idle,
+            min_rate: config.export.min_rate,
+            trail: AuditTrail::default(),
             watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
@@ -173,6 +190,7 @@ impl App {
         // First of all: something may be frozen.
         app.call_owed_hooks().await?;
         app.clean_up_after_start().await;
+        app.prove_manager().await?;
         Ok(app)
     }
 

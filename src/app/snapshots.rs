@@ -39,10 +39,6 @@ impl View {
     fn maps(self) -> bool {
         self.chunks || self.summary
     }
-
-    /// A new snapshot, as its creation answers.
-    pub const NEW: Self =
-        Self { compare_to: None, chunks: true, squash: false, zeros: None, summary: false, refine: None };
 }
 
 impl App {
@@ -78,11 +74,12 @@ impl App {
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
+        view: View,
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
             app.uses.hold(snapshot.id).into_iter().for_each(|held| stop.hold(held));
-            app.describe_anyway(&snapshot, View::NEW, &stop).ok_or(Error::NotFound("it was deleted at once"))
+            app.describe_anyway(&snapshot, view, &stop).ok_or(Error::NotFound("it was deleted at once"))
         })
         .await
     }

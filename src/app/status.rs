@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::line::{Entry, Line};
+use super::line::{Entry, Line, Queued, Share};
 use super::owed::Debts;
 use super::reads::Export;
 use super::repositories::Known;
@@ -27,6 +27,13 @@ pub struct StatusQuery {
 pub(super) struct Creation {
     pub vm: VmId,
     pub user: String,
+}
+
+impl Queued for Creation {
+    /// First come, first served.
+    fn share(&self) -> Option<Share> {
+        None
+    }
 }
 
 impl App {
@@ -113,7 +120,7 @@ fn owed_hooks(debts: Debts) -> Vec<wire::OwedHooks> {
     failed.chain(unreadable).collect()
 }
 
-fn queue<T, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
+fn queue<T: Queued, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
     let mut queue = wire::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
     line.each(|Entry { what, since, works, .. }| {
         let one = told(what, since.elapsed());
@@ -129,8 +136,9 @@ fn export(export: &Export, since: Duration) -> wire::Export {
         vm_id: export.vm.to_string(),
         snapshot_id: export.snapshot.to_string(),
         disk: export.disk.to_string(),
-        user: export.user.clone(),
-        address: export.address.map(|address| address.to_string()),
+        user: export.actor.user().to_owned(),
+        address: export.actor.address().map(|address| address.to_string()),
+        since: wire::time(jiff::Timestamp::now() - since),
         seconds: since.as_secs_f64(),
         bytes_total: export.total,
         bytes_done: done,

@@ -1,5 +1,6 @@
 //! The host's manager: it alone knows which passwords are good.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -8,7 +9,7 @@ use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
 use tokio::sync::Semaphore;
 
-use super::trust;
+use super::trust::{self, Untrusted};
 use crate::config;
 
 /// What a user logs in with. The password is never printed.
@@ -32,6 +33,9 @@ pub enum ManagerError {
     /// Too many are asking at once.
     #[error("too many log-ins at once")]
     Busy,
+    /// What answers there lets in anybody: its word on a password is worth nothing.
+    #[error("{0} lets in who gives no password at all")]
+    LetsAnybodyIn(String),
 }
 
 /// Log-ins that wait for the manager at a time: strangers cannot make us flood it.
@@ -46,6 +50,8 @@ pub struct Manager {
     path: String,
     timeout: Duration,
     asking: Semaphore,
+    /// The URL that was last seen to refuse who gives no password.
+    proven: Mutex<Option<String>>,
 }
 
 impl Manager {
@@ -65,7 +71,8 @@ impl Manager {
             .no_proxy()
             .build()
             .map_err(|error| std::io::Error::other(describe(&error)))?;
-        Ok(Self { client, path: config.path.clone(), timeout: config.timeout, asking: Semaphore::new(CONCURRENCY) })
+        let (path, timeout, asking) = (config.path.clone(), config.timeout, Semaphore::new(CONCURRENCY));
+        Ok(Self { client, path, timeout, asking, proven: Mutex::default() })
     }
 
     /// Asks the manager at `endpoint`, such as `https://manager.example:7002`, whether `credentials`
@@ -84,18 +91,27 @@ impl Manager {
         let Ok(Ok(_turn)) = turn else { return Err(ManagerError::Busy) };
         let url = format!("{endpoint}{}", self.path);
         let request = self.client.get(&url).basic_auth(username, Some(password.expose_secret()));
-        ask(&url, request).await
+        ask(&url, request).await?;
+        // It could not be asked at the start, or is another one since.
+        let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
+        match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
+            Err(open @ ManagerError::LetsAnybodyIn(_)) => Err(open),
+            _ => Ok(()),
+        }
     }
 
     /// Asks the manager at `endpoint` without credentials, which it has to refuse.
     ///
     /// # Errors
-    /// [`ManagerError::Unavailable`] where it does not, or cannot be reached.
+    /// [`ManagerError::LetsAnybodyIn`] where it does not, [`ManagerError::Unavailable`] where it cannot be reached.
     pub async fn reach(&self, endpoint: &str) -> Result<(), ManagerError> {
         let url = format!("{endpoint}{}", self.path);
         match ask(&url, self.client.get(&url)).await {
-            Err(ManagerError::Refused) => Ok(()),
-            Ok(()) => Err(ManagerError::Unavailable(format!("{url} lets in who gives no password at all"))),
+            Err(ManagerError::Refused) => {
+                *self.proven.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
+                Ok(())
+            }
+            Ok(()) => Err(ManagerError::LetsAnybodyIn(url)),
             Err(error) => Err(error),
         }
     }
@@ -138,6 +154,13 @@ async fn starts_like_markup(answer: &mut reqwest::Response) -> Result<bool, Mana
 
 /// The error with all its causes, and what they mean where that is not plain.
 fn describe(error: &reqwest::Error) -> String {
+    if let Some(untrusted @ Untrusted { fingerprint, .. }) = Untrusted::within(error) {
+        let url = error.url().map(ToString::to_string).unwrap_or_default();
+        return format!(
+            "{url}: {untrusted}; name its authority with manager.ca_certificate or, where the manager's own host shows \
+             the same fingerprint, itself with manager.fingerprint = \"{fingerprint}\""
+        );
+    }
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
@@ -147,8 +170,6 @@ fn describe(error: &reqwest::Error) -> String {
     if text.contains("HandshakeFailure") || text.contains("ProtocolVersion") {
         text += " (no common TLS version or cipher: an old Java at the manager may offer none of TLS 1.2 with ECDHE \
                  and AES-GCM; update it there, or put a TLS proxy before it)";
-    } else if text.contains("invalid peer certificate") {
-        text += " (name its authority with manager.ca_certificate, or itself with manager.fingerprint)";
     }
     text
 }

@@ -6,7 +6,7 @@
 //! that the other side holds its key is always asked for.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
@@ -14,7 +14,9 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
+};
 
 use crate::config::Trust;
 
@@ -40,9 +42,7 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             .build()
             .map_err(io::Error::other)
     };
-    let named =
-        |rule: Rule| Arc::new(NamedCertificate { rule, algorithms: provider.signature_verification_algorithms });
-    Ok(match trust {
+    let rule = match trust {
         Trust::System => {
             let found = rustls_native_certs::load_native_certs();
             let mut roots = RootCertStore::empty();
@@ -51,7 +51,7 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
                 let problem = "the host has no list of authorities; name one with ca_certificate";
                 return Err(io::Error::other(problem));
             }
-            built_on(roots)?
+            Rule::Chain(built_on(roots)?)
         }
         Trust::CaFile(path) => {
             let unusable = |problem| io::Error::other(format!("{}: {problem}", path.display()));
@@ -59,11 +59,49 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             let mut roots = RootCertStore::empty();
             roots.add_parsable_certificates(certificates.iter().cloned());
             let chain = if roots.is_empty() { None } else { Some(built_on(roots)?) };
-            named(Rule::OneOf { certificates, chain })
+            Rule::OneOf { path: path.clone(), certificates, chain }
         }
-        Trust::Fingerprint(digest) => named(Rule::Digest(*digest)),
-        Trust::Nothing => named(Rule::Any),
-    })
+        Trust::Fingerprint(digest) => Rule::Digest(*digest),
+        Trust::Nothing => Rule::Any,
+    };
+    Ok(Arc::new(Verifier { rule, algorithms: provider.signature_verification_algorithms }))
+}
+
+/// A certificate that does not prove who the other side is.
+#[derive(Debug, thiserror::Error)]
+#[error("its certificate, whose fingerprint is {fingerprint}, {reason}")]
+pub struct Untrusted {
+    /// `sha256:` and its digits, as a config names it.
+    pub fingerprint: String,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+impl Untrusted {
+    /// The refusal of a certificate that `error` comes from, if it does.
+    pub fn within<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
+        if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) = error.downcast_ref() {
+            return inner.downcast_ref();
+        }
+        // An io::Error passes over what it holds.
+        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+        held.and_then(|held| Self::within(held)).or_else(|| error.source().and_then(Self::within))
+    }
+
+    fn new(certificate: &CertificateDer<'_>, reason: String) -> Self {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
+        Self { fingerprint: fingerprint(digest.as_ref()), reason }
+    }
+
+    fn into_error(self) -> Error {
+        Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::new(self))))
+    }
+}
+
+/// As a config names a certificate.
+fn fingerprint(digest: &[u8]) -> String {
+    let digits: Vec<String> = digest.iter().map(|byte| format!("{byte:02X}")).collect();
+    format!("sha256:{}", digits.join(":"))
 }
 
 /// The certificates in a file in PEM, at least one.
@@ -81,8 +119,10 @@ pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, St
 
 #[derive(Debug)]
 enum Rule {
+    /// One that chains to the host's authorities.
+    Chain(Arc<WebPkiServerVerifier>),
     /// One of these to the letter, or one that chains to them.
-    OneOf { certificates: Vec<CertificateDer<'static>>, chain: Option<Arc<WebPkiServerVerifier>> },
+    OneOf { path: PathBuf, certificates: Vec<CertificateDer<'static>>, chain: Option<Arc<WebPkiServerVerifier>> },
     /// The one with this SHA-256.
     Digest([u8; 32]),
     /// Whatever comes.
@@ -90,12 +130,12 @@ enum Rule {
 }
 
 #[derive(Debug)]
-struct NamedCertificate {
+struct Verifier {
     rule: Rule,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
-impl ServerCertVerifier for NamedCertificate {
+impl ServerCertVerifier for Verifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -104,25 +144,31 @@ impl ServerCertVerifier for NamedCertificate {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let good = match &self.rule {
-            Rule::Any => true,
+        let on_chain = |chain: &WebPkiServerVerifier, named: &str| {
+            let verified = chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
+            verified.map_err(|error| why_not(&error, end_entity, server_name, named))
+        };
+        let refused = match &self.rule {
+            Rule::Any => None,
+            Rule::Chain(chain) => on_chain(chain, "").err(),
             Rule::Digest(digest) => {
-                aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, end_entity).as_ref() == digest
+                let found = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, end_entity);
+                (found.as_ref() != digest).then(|| format!("is not the one that is named, {}", fingerprint(digest)))
             }
-            Rule::OneOf { certificates, chain } => {
-                let is_named = certificates.iter().any(|certificate| certificate == end_entity);
+            Rule::OneOf { certificates, .. } if certificates.iter().any(|certificate| certificate == end_entity) => {
+                None
+            }
+            Rule::OneOf { path, chain, .. } => {
+                let named = format!("is not the one in {}, and ", path.display());
                 match chain {
-                    Some(chain) if !is_named => {
-                        return chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-                    }
-                    _ => is_named,
+                    Some(chain) => on_chain(chain, &named).err(),
+                    None => Some(format!("is not the one in {}", path.display())),
                 }
             }
         };
-        if good {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        match refused {
+            None => Ok(ServerCertVerified::assertion()),
+            Some(reason) => Err(Untrusted::new(end_entity, reason).into_error()),
         }
     }
 
@@ -146,5 +192,29 @@ impl ServerCertVerifier for NamedCertificate {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+/// Why a certificate does not chain to what is trusted, in plain words; `named` goes before it where that is the reason.
+fn why_not(error: &Error, certificate: &CertificateDer<'_>, name: &ServerName<'_>, named: &str) -> String {
+    let is_self_signed = x509_parser::parse_x509_certificate(certificate)
+        .is_ok_and(|(_, found)| found.subject().as_raw() == found.issuer().as_raw());
+    match error {
+        Error::InvalidCertificate(CertificateError::Expired | CertificateError::ExpiredContext { .. }) => {
+            "has expired".to_owned()
+        }
+        Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
+            "is not good yet, by the clock of this host".to_owned()
+        }
+        Error::InvalidCertificate(
+            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
+        ) => {
+            format!("is for other names than {}", name.to_str())
+        }
+        _ if is_self_signed => format!("{named}is self-signed: no authority vouches for it"),
+        Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            format!("{named}is signed by an authority that is not trusted here")
+        }
+        error => format!("{named}cannot be verified ({error})"),
     }
 }

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 
 use super::terminal::Lines;
-use crate::auth::{Tokens, client_config};
+use crate::auth::{self, Tokens, client_config};
 use crate::config::{Api, Config, Trust};
 use crate::wire;
 
@@ -22,7 +22,11 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 /// Where it does not run, or refuses; in words for an operator.
 pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<wire::Adoption> {
     let url = format!("https://{}/api/v1/adopt?dryRun={dry_run}&manifests={manifests}", address(&config.api));
-    let token = Tokens::new(&config.jwt.secret, PATIENCE).issue(USER, SystemTime::now())?;
+    let key = auth::key::find(config)?.with_context(|| {
+        let path = auth::key::path(&config.db_file);
+        format!("{} is not there: the service makes it when it starts first; is it running?", path.display())
+    })?;
+    let token = Tokens::new(&key, PATIENCE).issue(USER, SystemTime::now())?;
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(client_config(&Trust::CaFile(config.api.certificate.clone()))?)
         .timeout(PATIENCE)

@@ -25,6 +25,8 @@ pub struct LogFile {
     path: PathBuf,
     /// Bytes; 0 is "never rotated".
     max_size: u64,
+    /// Of files that it makes.
+    mode: u32,
     /// Rotated files that are kept, at least one.
     max_files: u32,
     file: File,
@@ -44,11 +46,20 @@ impl LogFile {
     /// # Errors
     /// Where it is not a regular file, or cannot be opened.
     pub fn open(path: &Path, max_size: u64, max_files: u32) -> io::Result<Self> {
+        Self::open_with_mode(path, max_size, max_files, 0o640)
+    }
+
+    /// The same with another mode.
+    ///
+    /// # Errors
+    /// As [`LogFile::open`].
+    pub fn open_with_mode(path: &Path, max_size: u64, max_files: u32, mode: u32) -> io::Result<Self> {
         Ok(Self {
+            mode,
             path: path.to_owned(),
             max_size,
             max_files: max_files.max(1),
-            file: open(path)?,
+            file: open(path, mode)?,
             torn: false,
             missed: 0,
             rotate_after: None,
@@ -86,12 +97,12 @@ impl LogFile {
         let same = |there: fs::Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
         if !fs::symlink_metadata(&self.path).is_ok_and(same) {
             // Somebody else moved it away, and will have a name for it.
-            self.file = open(&self.path)?;
+            self.file = open(&self.path, self.mode)?;
             return Ok(());
         }
         // First the new file, so that a full disk changes nothing.
         let fresh_path = self.beside("new");
-        let fresh = open(&fresh_path)?;
+        let fresh = open(&fresh_path, self.mode)?;
         let old = |n: u32| self.beside(&n.to_string());
         // Up to the first gap: where the last attempt ended half-way, none is pushed out for it.
         let gap = (1..self.max_files).find(|n| fs::symlink_metadata(old(*n)).is_err()).unwrap_or(self.max_files);
@@ -166,7 +177,7 @@ impl Write for LogFile {
 impl Sink for LogFile {
     /// Opens the file by its name again: logrotate(8) and operators move logs away.
     fn reopen(&mut self) -> io::Result<()> {
-        self.file = open(&self.path)?;
+        self.file = open(&self.path, self.mode)?;
         self.torn = false;
         self.rotate_after = None;
         Ok(())
@@ -188,14 +199,14 @@ fn to_standard_error(line: &[u8]) -> io::Result<()> {
 }
 
 /// Opens a log file; says which path it is that cannot be opened, and why.
-fn open(path: &Path) -> io::Result<File> {
+fn open(path: &Path, mode: u32) -> io::Result<File> {
     let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if let Ok(found) = fs::symlink_metadata(path) {
         regular(found.file_type()).map_err(told)?;
     }
     // And again for what was opened: neither followed, nor waited for, should it change meanwhile.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new().create(true).append(true).mode(0o640).custom_flags(flags).open(path).map_err(told)?;
+    let file = OpenOptions::new().create(true).append(true).mode(mode).custom_flags(flags).open(path).map_err(told)?;
     regular(file.metadata().map_err(told)?.file_type()).map_err(told)?;
     Ok(file)
 }

@@ -2,6 +2,7 @@
 
 pub mod adopt;
 pub mod args;
+pub mod audit_log;
 pub mod check_config;
 pub mod log_fields;
 pub mod log_file;

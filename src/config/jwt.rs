@@ -4,40 +4,35 @@ use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::secret::{is_given_away, weakness};
 use super::{Check, file};
 
 /// `[jwt]`: how tokens are made.
 #[derive(Debug)]
 pub struct Jwt {
-    /// `secret`, the key of HMAC-SHA-256. Never printed.
-    pub secret: SecretString,
+    /// `secret`, the key of HMAC-SHA-256, where one is given. Never printed.
+    pub secret: Option<SecretString>,
     /// `time_to_live`.
     pub time_to_live: Duration,
 }
 
-/// Secrets that stand in public documents, as SHA-256: whoever reads those could make tokens.
-const PUBLISHED_SECRETS: &[&str] = &["4d52bc2f2a1489b6bcde025a04a7c18c92c8cb6e280b309e10b473fff431ea15"];
-
-/// What RFC 7518, 3.2 asks of an HS256 key, bytes.
-const SECRET_MIN: usize = 32;
-
 impl Check {
-    pub(super) fn jwt(&mut self, jwt: &file::Jwt) -> Jwt {
-        let secret = jwt.secret.expose_secret();
-        let digest = hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret.as_bytes()).as_ref());
-        let make_one = "make one with: openssl rand -hex 32";
-        if secret.len() < SECRET_MIN {
-            self.problem("jwt.secret", format_args!("is shorter than {SECRET_MIN} bytes; {make_one}"));
-        } else if PUBLISHED_SECRETS.contains(&digest.as_str()) {
-            self.problem(
-                "jwt.secret",
-                format_args!("is a published sample, with which anybody can log in; {make_one}"),
-            );
+    pub(super) fn jwt(&mut self, jwt: &file::Jwt, sync: &SecretString) -> Jwt {
+        if ["…", "..."].contains(&sync.expose_secret().trim()) {
+            let remedy = "make one with: openssl rand -hex 32";
+            self.problem("hooks.sync.secret", format_args!("is the placeholder of the documents; {remedy}"));
         }
-        Jwt { secret: jwt.secret.clone(), time_to_live: self.duration("jwt.time_to_live", &jwt.time_to_live) }
+        let secret = Some(jwt.secret.clone()).filter(|secret| !secret.expose_secret().is_empty());
+        if let Some(secret) = &secret {
+            let remedy = "leave it empty, and the service makes one, or make one with: openssl rand -hex 32";
+            if let Some(why) = weakness(secret) {
+                self.problem("jwt.secret", format_args!("{why}; {remedy}"));
+            }
+            if is_given_away(secret, sync) {
+                let why = "is hooks.sync.secret, which guests are sent: they could log in as anybody";
+                self.problem("jwt.secret", format_args!("{why}; {remedy}"));
+            }
+        }
+        Jwt { secret, time_to_live: self.duration("jwt.time_to_live", &jwt.time_to_live) }
     }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

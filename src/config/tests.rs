@@ -86,9 +86,20 @@ fn each_wrong_key_is_named_with_a_remedy() {
         parse(&(text + "ovs_agent_db = \"\"\n")).unwrap_err().to_string()
     };
     let cases = [
-        (with(secret, r#"secret = "short""#), "jwt.secret: is shorter than 32 bytes; make one with"),
+        (
+            with(secret, r#"secret = "short""#),
+            "jwt.secret: is shorter than 32 bytes; leave it empty, and the service makes one",
+        ),
         (with(secret, published), "jwt.secret: is a published sample"),
-        (with(secret, ""), "jwt.secret: is shorter"),
+        (
+            with(secret, "secret = \"xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\""),
+            "jwt.secret: has fewer than 8 different",
+        ),
+        (with("[jwt]", "[hooks.sync]\nsecret = \"…\"\n[jwt]"), "hooks.sync.secret: is the placeholder"),
+        (
+            with("[jwt]", "[hooks.sync]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[jwt]"),
+            "jwt.secret: is hooks.sync.secret, which guests are sent",
+        ),
         (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
         (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
         (with("https://manager", "https://root:x@manager"), "ovm_endpoint: has a user in it"),
@@ -100,6 +111,13 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[api]\nbind = \"localhost\"\n[jwt]"), "api.bind: \"localhost\" is no IP address"),
         (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: 0 is no port"),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
+        (with("[jwt]", "[api]\nmax_connections_per_address = 0\n[jwt]"), "api.max_connections_per_address: 0 would"),
+        (with("[jwt]", "[api]\ntrusted_proxies = [\"proxy\"]\n[jwt]"), "api.trusted_proxies: \"proxy\" is no address"),
+        (
+            with("[jwt]", "[api]\nkeepalive_timeout = \"never\"\n[jwt]"),
+            "api.keepalive_timeout: \"never\" is no duration",
+        ),
+        (with("[jwt]", "[api]\nkeepalive_timeout = \"2h\"\n[jwt]"), "api.keepalive_timeout: is longer than an hour"),
         (with("[jwt]", "[api.tls]\nclient_auth = true\n[jwt]"), "api.tls.ca_certificate: is needed with client_auth"),
         (with("[jwt]", "[manager]\npath = \"x\"\n[jwt]"), "manager.path: \"x\" does not start with a slash"),
         (with("[jwt]", "[manager]\nfingerprint = \"sha256:12\"\n[jwt]"), "manager.fingerprint: is not sha256:"),
@@ -111,6 +129,10 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[log]\nmax_size = -1\n[jwt]"), "log.max_size: -1 is no size"),
         (with("[jwt]", "[log]\nmax_files = 0\n[jwt]"), "log.max_files: is 0"),
         (with("[jwt]", "log_file = \"/x\"\ndb_file = \"/x\"\n[jwt]"), "log_file: is db_file"),
+        (with("[jwt]", "[audit]\nmax_size = \"much\"\n[jwt]"), "audit.max_size: \"much\" is no size"),
+        (with("[jwt]", "[audit]\nmax_files = 0\n[jwt]"), "audit.max_files: is 0"),
+        (with("[jwt]", "db_file = \"/x\"\n[audit]\nfile = \"/x\"\n[jwt]"), "audit.file: is db_file"),
+        (with("[jwt]", "log_file = \"/x\"\n[audit]\nfile = \"/x\"\n[jwt]"), "audit.file: is log_file"),
         (with("[jwt]", "[compare]\nrefine = 3000\n[jwt]"), "compare.refine: 3000 is no block size"),
         (with("[jwt]", "[compare]\nrefine = \"always\"\n[jwt]"), "compare.refine: \"always\" is no block size"),
         (with("[jwt]", "[compare]\nrefine_limit = -1\n[jwt]"), "compare.refine_limit: -1 is no size"),
@@ -129,7 +151,25 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[hooks]\nsync.urls.0004fb00000600000000000000000001 = \"a\"\n[jwt]"), "is no URL; write"),
         (with("[jwt]", "secrets = 1\n[jwt]"), "unknown field `secrets`"),
         (with("[jwt]", "[jwt"), "line 3: "),
-        (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: port: invalid value: integer `70000`"),
+        (
+            with("[jwt]", "[api]\nport = 70000\n[jwt]"),
+            "line 4: api.port: is 70000; write a whole number from 0 to 65535",
+        ),
+        (with("[jwt]", "[api]\nport = \"5544\"\n[jwt]"), "line 4: api.port: is text; write a whole number from 0"),
+        (with("[jwt]", "[metrics]\nenabled = \"yes\"\n[jwt]"), "metrics.enabled: is text; write true or false"),
+        (with(repositories, "paths = \"/a\""), "repositories.paths: is text; write a list, as"),
+        (with("[jwt]", "manager = 1\n[jwt]"), "line 3: manager: is a whole number; write a section, as [section]"),
+        (
+            with("[jwt]", "[jwt]\ntimetolive = \"1h\""),
+            "jwt.timetolive: unknown field `timetolive`; did you mean `time_to_live`?",
+        ),
+        (
+            with("[jwt]", "[jwt]\ndb_file = \"/x\""),
+            "jwt.db_file: unknown field `db_file`; `db_file` belongs at the top",
+        ),
+        (with("[jwt]", "[jwt]\nclient_auth = true"), "`client_auth` belongs into the section [api.tls]"),
+        (with("[jwt]", "[jwt]\nx = 1"), "jwt.x: unknown field `x`; the keys here are secret, time_to_live"),
+        (with("[jwt]", "[manger]\n[jwt]"), "manger: unknown field `manger`; did you mean `manager`?"),
     ];
     for (message, expected) in cases {
         assert!(message.contains(expected), "{message:?} lacks {expected:?}");
@@ -138,12 +178,24 @@ fn each_wrong_key_is_named_with_a_remedy() {
 
 #[test]
 fn all_problems_come_at_once_and_no_secret_is_shown() {
-    let text = "[jwt]\nsecret = \"hush hush\"\n[repositories]\novs_agent_db = \"\"\n";
+    let text = "[jwt]\nsecret = \"hush hush\"\nsecrt = \"hush hush\"\n[repositories]\novs_agent_db = \"\"\npaths = \"hush\"\n\
+                [api]\nport = 70000\nbind = \"nowhere\"\n[hooks.sync]\nport = \"hush\"\nhosts = [5, \"hush\"]\n[log]\nmax_files = hush\n";
     let message = parse(text).unwrap_err().to_string();
-    for key in ["ovm_endpoint", "jwt.secret", "repositories.paths"] {
-        assert!(message.contains(key), "{message:?} lacks {key}");
+    for expected in [
+        "ovm_endpoint",
+        "jwt.secret: is shorter",
+        "line 3: jwt.secrt",
+        "repositories.paths: is empty",
+        "line 6: repositories.paths: is text",
+        "line 8: api.port: is 70000",
+        "api.bind: \"nowhere\"",
+        "line 11: hooks.sync.port: is text",
+        "line 12: hooks.sync.hosts: ",
+        "line 14: max_files: ",
+    ] {
+        assert!(message.contains(expected), "{message} lacks {expected:?}");
     }
-    assert!(!message.contains("hush"));
+    assert!(!message.contains("hush"), "{message}");
     // Not even where the line with the secret is the one that cannot be read.
     let message = parse("[jwt]\nsecret = \"hush hush\" x\n").unwrap_err().to_string();
     assert!(message.contains("line 2") && !message.contains("hush"), "{message:?}");

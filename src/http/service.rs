@@ -4,18 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Limits;
+use super::server::Options;
 use super::{notify, router, server, tls};
 use crate::app::App;
-use crate::config::{Api, Config};
+use crate::config::{Api, Config, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::sys::heap;
 
@@ -42,21 +41,24 @@ pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::
 }
 
 async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
-    let tls = Arc::new(ArcSwap::new(tls::server_config(&config.api)?));
+    let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
+    let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
-    let listener = TcpListener::bind(address).await.with_context(|| format!("api.bind, api.port: {address}"))?;
+    let listener = server::listen(address).map_err(|error| Fault::of_listening(&config.api, &error))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let limits = Limits::new(&config.export);
+    let options = Options { limits: Limits::new(&config.export), connections: config.connections.clone() };
     let serving =
-        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     let cleaning = tokio::spawn(Arc::clone(&app).clean_up_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).watch_clients_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).audit_reads_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
@@ -93,6 +95,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         Ok(()) => tracing::info!("all is answered"),
         Err(_) => tracing::warn!("not all was answered: the deadline is over"),
     }
+    app.finish_audit();
     match app.let_go().await {
         Ok(0) => tracing::info!("stopped"),
         Ok(owed) => {

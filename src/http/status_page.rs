@@ -1,14 +1,12 @@
 //! `GET /status`: what is asked for, and the answer as a page of text.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 
 use axum::extract::FromRequestParts;
-use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 
-use super::extract::Parameters;
 use super::failure::Failure;
+use super::query::Parameters;
 use crate::app::Error;
 use crate::app::status::StatusQuery;
 use crate::model::printable;
@@ -21,25 +19,10 @@ impl<S: Send + Sync> FromRequestParts<S> for StatusParameters {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let query = Parameters::of(parts, state).await?;
+        let query = Parameters::of(parts, state, &["cost", "vm"]).await?;
         let vm = query.value("vm").filter(|text| !text.is_empty()).map(str::parse).transpose();
         let vm = vm.map_err(|error| Error::BadRequest(format!("vm: {error}")))?;
         Ok(Self(StatusQuery { cost: query.bool_or("cost", false)?, vm }))
-    }
-}
-
-/// Whether the client asks for text, and not for JSON.
-pub(super) struct WantsText(pub bool);
-
-impl<S: Send + Sync> FromRequestParts<S> for WantsText {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let accepts = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let kinds: Vec<&str> =
-            accepts.flat_map(|value| value.split(',')).filter_map(|one| one.split(';').next()).collect();
-        let named = |kind: &str| kinds.iter().any(|one| one.trim().eq_ignore_ascii_case(kind));
-        Ok(Self(named("text/plain") && !named("application/json")))
     }
 }
 
@@ -55,7 +38,8 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let left = export.seconds_left.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds} s"));
         let _ = writeln!(
             page,
-            "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            "  {state} for {:.0} s {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            export.seconds,
             export.snapshot_id,
             printable(&export.disk),
             export.address.as_deref().unwrap_or("-"),

@@ -20,7 +20,12 @@ use crate::config::Api;
 /// names the config key.
 pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     let problem = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
-        io::Error::other(format!("api.tls.{key}: {}: {error}", path.display()))
+        let remedy = match key {
+            "certificate" => "name the service's certificate, with its chain, in PEM",
+            "key" => "name the private key of api.tls.certificate, in PEM",
+            _ => "name the authority of the clients' certificates, in PEM",
+        };
+        io::Error::other(format!("api.tls.{key}: {}: {error}; {remedy}", path.display()))
     };
     let chain =
         read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
@@ -44,9 +49,15 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
             builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(&error))?)
         }
     };
-    let mut config = builder.with_single_cert(chain, key).map_err(|error| problem("key", &api.key, &error))?;
-    // HTTP/1.1 alone: for bytes in bulk it needs less CPU than HTTP/2.
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
+        rustls::Error::InconsistentKeys(_) => {
+            let certificate = api.certificate.display();
+            problem("key", &api.key, &format_args!("does not belong to the certificate {certificate}"))
+        }
+        error => problem("key", &api.key, &error),
+    })?;
+    // No HTTP/2: for bytes in bulk it needs more CPU. A client that offers nothing else is told so by TLS.
+    config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))

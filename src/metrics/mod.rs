@@ -32,6 +32,7 @@ pub struct Metrics {
     freeze: Histogram,
     hook_runs: Family<Labels<4>, Counter>,
     log_lines_dropped: Counter,
+    audit_lines_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -44,8 +45,18 @@ impl Default for Metrics {
             freeze: Histogram::new(FREEZE_BUCKETS),
             hook_runs: Family::default(),
             log_lines_dropped: Counter::default(),
+            audit_lines_dropped: Counter::default(),
         };
-        let Self { registry, requests, bytes_served, snapshots, freeze, hook_runs, log_lines_dropped } = &mut metrics;
+        let Self {
+            registry,
+            requests,
+            bytes_served,
+            snapshots,
+            freeze,
+            hook_runs,
+            log_lines_dropped,
+            audit_lines_dropped,
+        } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
         registry.register("snapshots", "Snapshots asked for, by how that ended", snapshots.clone());
@@ -53,6 +64,8 @@ impl Default for Metrics {
         registry.register_with_unit("freeze", help, Unit::Seconds, freeze.clone());
         registry.register("hook_runs", "Calls of hooks, by kind, stage and outcome", hook_runs.clone());
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
+        let help = "Lines of the audit that could not be written";
+        registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
         // What can be there is there from the start: a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
@@ -76,6 +89,11 @@ impl Metrics {
     /// The counter of log lines that could not be written.
     pub fn log_lines_dropped(&self) -> Counter {
         self.log_lines_dropped.clone()
+    }
+
+    /// The counter of lines of the audit that could not be written.
+    pub fn audit_lines_dropped(&self) -> Counter {
+        self.audit_lines_dropped.clone()
     }
 
     /// Counts a snapshot that was made, for which the guest was held up no longer than `freeze`.

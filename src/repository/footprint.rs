@@ -2,8 +2,11 @@
 //! push out what the guests use. What was there stays, as letting go of it costs much: of short runs, where
 //! all of it was.
 //!
-//! But for one thing: what the kernel reads past the end of a long range, a few MiB, stays for the range
-//! that comes next, and is taken for somebody else's then. And for a price: of several who read the same
+//! But for two things. What the kernel reads past the end of a long range, a few MiB, stays for the range
+//! that comes next, and is taken for somebody else's then; short ranges that find it make the kernel read on.
+//! And a short range that a quick device delivers while the page cache is asked for it counts as cached
+//! (since Linux 5.9, preadv2 with RWF_NOWAIT starts to read). To ask mincore first would cost each short range
+//! some microseconds. And for a price: of several who read the same
 //! bytes at the same time, each may have to read them from the device.
 
 use std::collections::VecDeque;

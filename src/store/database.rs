@@ -127,9 +127,7 @@ fn file_id(metadata: &Metadata) -> (u64, u64) {
 
 /// Looks at the database at `path` and changes nothing.
 pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
-    if is_bolt(path)? {
-        return Err(StoreError::Bolt(path.to_owned()));
-    }
+    refuse_others(path)?;
     if !path.try_exists()? {
         return Ok(Found::Nothing);
     }
@@ -150,9 +148,7 @@ fn opened(path: &Path, how: How) -> Result<Database, StoreError> {
 }
 
 fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
-    if is_bolt(path)? {
-        return Err(StoreError::Bolt(path.to_owned()));
-    }
+    refuse_others(path)?;
     let mut database = how(Database::builder().set_cache_size(CACHE), path.to_owned())?;
     // Damaged data pages open fine and fail later: look now, while nobody waits.
     match database.check_integrity() {
@@ -166,13 +162,26 @@ fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
     Ok(database)
 }
 
-/// Whether the file is a Bolt database, the original exporter's: magic number 0xED0CDAED after
-/// the 16 bytes of the first page's header, in the byte order of the machine.
-fn is_bolt(path: &Path) -> Result<bool, StoreError> {
-    let mut head = [0; 20];
-    match File::open(path).and_then(|mut file| file.read_exact(&mut head)) {
-        Ok(()) => Ok(head[16..] == 0xED0C_DAED_u32.to_ne_bytes()),
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof) => Ok(false),
-        Err(error) => Err(error.into()),
+/// What every redb file begins with.
+const MAGIC: &[u8] = b"redb";
+
+/// Refuses what is no database of ours: what is no file, and files that begin otherwise. That of the original
+/// exporter (Bolt) has the magic number 0xED0CDAED after the 16 bytes of the first page's header, in the byte order
+/// of the machine.
+fn refuse_others(path: &Path) -> Result<(), StoreError> {
+    match path.metadata() {
+        Ok(metadata) if !metadata.is_file() => return Err(StoreError::NotADatabase(path.to_owned())),
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(error.into()),
+    }
+    let mut head = Vec::new();
+    File::open(path)?.take(20).read_to_end(&mut head)?;
+    if head.get(16..) == Some(&0xED0C_DAED_u32.to_ne_bytes()) {
+        Err(StoreError::Bolt(path.to_owned()))
+    } else if head.is_empty() || head.starts_with(MAGIC) {
+        Ok(())
+    } else {
+        Err(StoreError::NotADatabase(path.to_owned()))
     }
 }

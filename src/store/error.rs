@@ -33,6 +33,12 @@ pub enum StoreError {
          start the service, and take the original's snapshots over with: coriolis-ovm-exporter adopt", .0.display()
     )]
     Bolt(PathBuf),
+    /// Something else than a database of ours.
+    #[error(
+        "{} is no database of this service, and is left untouched; name another db_file, or, if it was one, \
+         restore it from a copy", .0.display()
+    )]
+    NotADatabase(PathBuf),
     /// Pages do not check out.
     #[error(
         "the database {} is damaged and is left as it is; restore it from a copy, or move it away to \
@@ -110,6 +116,7 @@ impl StoreError {
             Self::InUse
             | Self::NewerSchema { .. }
             | Self::Bolt(_)
+            | Self::NotADatabase(_)
             | Self::Record { .. }
             | Self::Closed
             | Self::OutOfPlace(_) => false,

@@ -9,5 +9,6 @@ pub mod io_priority;
 pub mod mounts;
 pub mod page_cache;
 pub mod reflink;
+pub mod socket;
 pub mod sparse;
 pub mod volume;

@@ -61,6 +61,8 @@ pub struct Export {
     pub user: String,
     /// From which address.
     pub address: Option<String>,
+    /// When it was asked for, or begun: RFC 3339, UTC.
+    pub since: String,
     /// Seconds since it was asked for, or begun.
     pub seconds: f64,
     /// Bytes of this body.

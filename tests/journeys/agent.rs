@@ -61,7 +61,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
         settings.ovm_endpoint.clear();
         settings
     };
-    let refusal = Exporter::refusal(&settings());
+    let (_, refusal) = Exporter::refusal(&settings());
     assert!(refusal.contains("ovm_endpoint: is empty, and ") && refusal.contains("server"), "{refusal}");
     agent.write_manager(address);
     let exporter = Exporter::start(settings());
@@ -136,7 +136,7 @@ fn a_damaged_database_at_the_start_is_named() {
         if let Some(content) = content {
             fs::write(agent.path().join("repository"), content).unwrap();
         }
-        let refusal = Exporter::refusal(&settings);
+        let (_, refusal) = Exporter::refusal(&settings);
         let file = agent.path().join("repository").display().to_string();
         assert!(refusal.contains("repositories.ovs_agent_db") && refusal.contains(&file), "{refusal}");
         assert!(refusal.contains("or name repositories in repositories.paths"), "{refusal}");

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -57,44 +56,37 @@ fn use_it(world: &World) {
     });
 }
 
-/// A file system for the log, which is thawed at the end of the test.
-struct LogVolume(Volume);
-
-impl LogVolume {
-    fn new() -> Self {
-        Self(Volume::xfs(320))
-    }
-
-    fn path(&self) -> &Path {
-        &self.0.mount_point
-    }
-
-    fn thaw(&self) -> bool {
-        Command::new("fsfreeze").arg("--unfreeze").arg(self.path()).output().unwrap().status.success()
-    }
+fn thaw(volume: &Volume) -> bool {
+    let mut thaw = Command::new("fsfreeze");
+    thaw.arg("--unfreeze").arg(&volume.mount_point).output().unwrap().status.success()
 }
 
-impl Drop for LogVolume {
+/// Thaws the file system of the log when a test ends, also one that fails. It has to be dropped before the service,
+/// which cannot end while its log is frozen.
+struct Thaw<'a>(&'a Volume);
+
+impl Drop for Thaw<'_> {
     fn drop(&mut self) {
-        self.thaw();
+        thaw(self.0);
     }
 }
 
 #[test]
 fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
     needs_root!();
-    let volume = LogVolume::new();
-    let log = volume.path().join("exporter.log");
+    let volume = Volume::xfs(320);
+    let log = volume.mount_point.join("exporter.log");
     let (shelf, world) = with("timeout = \"5s\"", &format!("log_file = {log:?}\n"), &[]);
-    let mount_point = volume.path().display().to_string();
+    let _thaw = Thaw(&volume);
+    let mount_point = volume.mount_point.display().to_string();
     let client = world.client();
-    let thaw = format!("[ $2 = post ] && {{ echo post >> $OUT/calls; fsfreeze --unfreeze {mount_point}; exit; }}\n");
+    let on_post = format!("[ $2 = post ] && {{ echo post >> $OUT/calls; fsfreeze --unfreeze {mount_point}; exit; }}\n");
     let freeze = format!("echo quiesced; fsfreeze --freeze {mount_point}; touch $OUT/frozen\n");
     // A hook that ends when it may, and one that does not end.
     for (wait, status) in [("until [ -e $OUT/go ]; do sleep 0.02; done", 200), ("sleep 600", 502)] {
         let (frozen, asked) = (shelf.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
         let _ = (fs::remove_file(&frozen), fs::remove_file(shelf.at("go")));
-        shelf.put("10-freeze", &format!("{thaw}{freeze}{wait}"));
+        shelf.put("10-freeze", &format!("{on_post}{freeze}{wait}"));
         std::thread::scope(|scope| {
             let request = client.request(Method::POST, &asked);
             let making = scope.spawn(|| client.send(request));
@@ -107,7 +99,7 @@ fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
             assert_eq!(answer.status, status, "{wait}: {answer:?}");
             assert_eq!(shelf.take("calls"), "post\n", "{wait}");
         });
-        assert!(!volume.thaw(), "{wait}: it was frozen still");
+        assert!(!thaw(&volume), "{wait}: it was frozen still");
     }
     assert_eq!(dropped(&client), 0);
     eventually("the log is written", || {
@@ -121,10 +113,11 @@ fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
 #[test]
 fn lines_that_find_no_room_are_counted_and_reported() {
     needs_root!();
-    let volume = LogVolume::new();
-    let log = volume.path().join("exporter.log");
+    let volume = Volume::xfs(320);
+    let log = volume.mount_point.join("exporter.log");
     let (shelf, world) = with("", &format!("log_file = {log:?}\n"), &[]);
-    let mount_point = volume.path().display().to_string();
+    let _thaw = Thaw(&volume);
+    let mount_point = volume.mount_point.display().to_string();
     shelf.put(
         "10-freeze",
         &format!("[ $2 = pre ] && {{ echo quiesced; exec fsfreeze --freeze {mount_point}; }}; fsfreeze --unfreeze {mount_point}"),

@@ -80,7 +80,15 @@ fn full_and_incremental_copies_are_the_snapshots() {
     is_copy(&second);
 
     good(&world, &["delete", VM, &first]);
-    good(&world, &["purge", VM]);
+    // Without --yes nothing is deleted.
+    let output = client(&world, &["purge", VM]);
+    let listed = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{listed}");
+    assert!(listed.contains(&format!("would delete {second}")) && listed.contains(&third), "{listed}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"));
+    assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok().as_array().unwrap().len(), 2);
+    let deleted = good(&world, &["purge", "--yes", VM]);
+    assert_eq!(deleted, format!("deleted {second}\ndeleted {third}\n"));
     assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok(), serde_json::json!([]));
     let listed = good(&world, &["snapshots", VM]);
     assert!(!listed.contains(&second), "{listed}");

@@ -3,11 +3,18 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::TcpListener;
+use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, SystemTime};
 
-use crate::harness::{Certificates, Manager, PASSWORD, VM, Volume, define_vm, make_disk, make_repository, write_at};
+use coriolis_ovm_exporter::auth::Tokens;
+
+use crate::harness::{
+    Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, make_disk, make_repository,
+    output as run_for_output, write_at,
+};
 use crate::needs_root;
 
 /// The two commands that everybody starts with: CI runs the one that this test is part of, and the
@@ -91,6 +98,62 @@ fn every_command_of_the_readme_runs() {
         String::from_utf8_lossy(&output.stderr),
         String::from_utf8_lossy(&output.stdout)
     );
+    attack(Path::new(&etc), port);
+}
+
+/// What the README leaves, seen by somebody who has read all that is public: the service is started on it again.
+fn attack(etc: &Path, port: u16) {
+    let mode = |name: &str| fs::metadata(etc.join(name)).unwrap().permissions().mode() & 0o7777;
+    assert_eq!(mode(""), 0o700);
+    for name in ["config.toml", "srv-key.pem", "exporter.db.jwt-secret"] {
+        assert_eq!(mode(name), 0o600, "{name}");
+    }
+    let text = fs::read_to_string(etc.join("config.toml")).unwrap();
+    let config: toml::Table = text.parse().unwrap();
+    assert_eq!(config["jwt"]["secret"].as_str(), Some(""), "a step of the README has changed it");
+    assert_eq!(config["hooks"]["sync"]["secret"].as_str(), Some(""), "a step of the README has changed it");
+
+    let binary = env!("CARGO_BIN_EXE_coriolis-ovm-exporter");
+    let mut service = Command::new(binary).arg("--config").arg(etc.join("config.toml")).spawn().unwrap();
+    eventually("the service listens", || TcpStream::connect(("127.0.0.1", port)).is_ok());
+    let ask = |key: &str| {
+        let token = Tokens::new(&key.into(), Duration::from_secs(60)).issue("admin", SystemTime::now()).unwrap();
+        let mut curl = Command::new("curl");
+        curl.args(["-sS", "-w", "%{http_code}", "-H", &format!("Authorization: Bearer {token}"), "--cacert"]);
+        curl.arg(etc.join("srv-pub.pem"));
+        run_for_output(curl.arg(format!("https://127.0.0.1:{port}/api/v1/vms/{VM}/snapshots?chunks=false")))
+    };
+    let key = fs::read_to_string(etc.join("exporter.db.jwt-secret")).unwrap();
+    let answer = ask(key.trim());
+    assert!(answer.ends_with("200"), "this test forges no good token: {answer}");
+    assert!(answer.contains("\"id\""), "the README deletes the newest snapshot: {answer}");
+    let certificate = fs::read_to_string(etc.join("srv-pub.pem")).unwrap();
+    let public = [text_of("README.md"), text_of("docs/hooks.md"), text_of("config.example.toml"), text, certificate];
+    let mut guesses: BTreeSet<&str> = public.iter().flat_map(|text| text.split(['"', '\'', '`', '\n'])).collect();
+    guesses.extend(public.iter().flat_map(|text| text.split_whitespace()).filter(|word| word.len() >= 16));
+    guesses.retain(|guess| guess.len() >= 8 || guess.is_empty());
+    assert!(guesses.len() > 100, "{guesses:?}");
+    // One connection for all of them.
+    let config: String = guesses
+        .iter()
+        .map(|guess| {
+            let token =
+                Tokens::new(&(*guess).into(), Duration::from_secs(60)).issue("admin", SystemTime::now()).unwrap();
+            format!(
+                "next\nurl = https://127.0.0.1:{port}/api/v1/vms\nheader = \"Authorization: Bearer {token}\"\n\
+                 output = /dev/null\nwrite-out = \"%{{http_code}}\\n\"\ncacert = {:?}\nsilent\n",
+                etc.join("srv-pub.pem")
+            )
+        })
+        .collect();
+    let requests = etc.join("requests");
+    fs::write(&requests, config.strip_prefix("next\n").unwrap()).unwrap();
+    let statuses = run_for_output(Command::new("curl").arg("--config").arg(requests));
+    let _ = service.kill();
+    let _ = service.wait();
+    assert_eq!(statuses.lines().count(), guesses.len());
+    let good: Vec<_> = guesses.iter().zip(statuses.lines()).filter(|(_, status)| *status != "401").collect();
+    assert!(good.is_empty(), "a key of tokens is public: {good:?}");
 }
 
 fn text_of(path: &str) -> String {
@@ -113,7 +176,7 @@ fn every_route_and_every_code_is_in_the_api_document() {
     let rows = errors.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| status"));
     let told: BTreeSet<&str> =
         rows.flat_map(|row| row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2)).collect();
-    let source = ["failure", "first_line"].map(|room| text_of(&format!("src/http/{room}.rs"))).concat();
+    let source = ["failure", "refusal"].map(|room| text_of(&format!("src/http/{room}.rs"))).concat();
     for code in &told {
         assert!(source.contains(&format!("\"{code}\"")), "{code} of docs/api.md is no code of the service");
     }

@@ -305,7 +305,7 @@ fn what_is_no_log_file_is_told_at_start() {
     ] {
         let mut settings = Settings::new(&certificates, &manager, &[&at("repo")]);
         settings.top = format!("log_file = {path:?}\n");
-        let refusal = Exporter::refusal(&settings);
+        let (_, refusal) = Exporter::refusal(&settings);
         assert!(refusal.contains(&format!("log_file: {}: {expected}", path.display())), "{refusal}");
     }
 }
@@ -343,6 +343,6 @@ fn arguments() {
         assert!(told.contains(expected) && told.contains("--help"), "{wrong:?}: {told}");
     }
     let (status, _, told) = run(&["-config", "/nonexistent"]);
-    assert_eq!(status, 1);
+    assert_eq!(status, 78, "EX_CONFIG");
     assert_eq!(told.lines().count(), 1, "{told}");
 }

@@ -220,6 +220,8 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     let (dir, app, _, debt) = scene_with(script, "1m").await;
     let mut other = debt.clone();
     other.event.vm.name = "0004fb00000600000000000000000002".to_owned();
+    // Of another snapshot: what hooks of the same one have left is ended first.
+    other.event.snapshot_id = SnapshotId::from_u128(u128::MAX).to_string();
     // After the first one, by its key.
     app.store.owe(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     app.call_owed_hooks().await.unwrap();

@@ -8,13 +8,13 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager, eventually_some, eventually_within};
+use super::{Certificates, Manager, eventually_some, eventually_within, perhaps_within};
 
 /// Key of the tokens in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
@@ -25,6 +25,7 @@ pub struct Settings {
     pub ovm_endpoint: String,
     /// Key of the tokens.
     pub secret: String,
+    pub bind: String,
     /// Nothing: one that is free.
     pub port: Option<u16>,
     pub certificate: PathBuf,
@@ -38,6 +39,8 @@ pub struct Settings {
     pub manager: String,
     /// Lines of `[jwt]`, besides the secret.
     pub jwt: String,
+    /// Lines of `[api]`, besides address and port.
+    pub api: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
     /// Lines of `[policy]`.
@@ -58,6 +61,7 @@ impl Settings {
             db_file: None,
             ovm_endpoint: format!("https://127.0.0.1:{}", manager.port),
             secret: SECRET.to_owned(),
+            bind: "127.0.0.1".to_owned(),
             port: None,
             certificate: certificates.path("server.pem"),
             key: certificates.path("server.key"),
@@ -65,6 +69,7 @@ impl Settings {
             agent_db: None,
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
+            api: String::new(),
             tls: String::new(),
             sections: String::new(),
             top: String::new(),
@@ -79,7 +84,7 @@ impl Settings {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
         text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
-        write!(text, "[api]\nbind = \"127.0.0.1\"\nport = {port}\n").unwrap();
+        write!(text, "[api]\nbind = {:?}\nport = {port}\n{}\n", self.bind, self.api).unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
@@ -109,13 +114,12 @@ impl Exporter {
         exporter
     }
 
-    /// Starts the service with settings that it refuses; returns what it says.
-    pub fn refusal(settings: &Settings) -> String {
+    /// Starts the service with settings that it refuses; returns its exit status and what it says.
+    pub fn refusal(settings: &Settings) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         let port = settings.port.unwrap_or_else(free_port);
         let status = spawn(settings, dir.path(), port).wait().unwrap();
-        assert_eq!(status.code(), Some(1), "the service ended with {status}");
-        std::fs::read_to_string(dir.path().join("log")).unwrap()
+        (status.code(), std::fs::read_to_string(dir.path().join("log")).unwrap())
     }
 
     /// Runs a command of the program beside the service; returns its exit status and what it prints.
@@ -164,10 +168,7 @@ impl Exporter {
             let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
             stats.into_iter().any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S "))
         };
-        let end = Instant::now() + Duration::from_secs(5);
-        while is_busy() && Instant::now() < end {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        perhaps_within(Duration::from_secs(5), || !is_busy());
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -26,7 +26,7 @@ use std::process::Command;
 pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
-pub use client::{Answer, Client, connect, text};
+pub use client::{Answer, Client, connect, connect_from, text};
 pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
 pub use guest::{Guest, Manners};
@@ -37,7 +37,7 @@ pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
-pub use wait::{eventually, eventually_ok, eventually_some, eventually_within};
+pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
 pub use work::{Work, memory_kib};
 
 /// The VM that most journeys are about.

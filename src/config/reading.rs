@@ -1,0 +1,127 @@
+//! From the text of the file to its keys. A key that cannot be used is named and left out, so that it does not
+//! hide what is wrong with the others.
+
+use std::ops::Range;
+
+use serde::Deserialize;
+use toml::Spanned;
+use toml::de::{DeTable, DeValue, Deserializer, Error};
+
+use super::file::File;
+
+/// The keys of `text`, and a line about each that cannot be used. Values are not quoted: one may be a secret.
+pub(super) fn read(text: &str) -> (File, Vec<String>) {
+    let line_of = |span: Option<Range<usize>>| {
+        let start = span.map_or(0, |span| span.start).min(text.len());
+        text[..start].matches('\n').count() + 1
+    };
+    let (mut root, errors) = DeTable::parse_recoverable(text);
+    let mut problems: Vec<_> = errors.iter().map(|error| syntax(text, line_of(error.span()), error)).collect();
+    loop {
+        let error = match File::deserialize(Deserializer::from(root.clone())) {
+            Ok(file) => return (file, problems),
+            Err(error) => error,
+        };
+        let line = line_of(error.span());
+        let Some(path) = error.span().and_then(|span| place(root.get_ref(), &span)) else {
+            problems.push(format!("line {line}: {}", error.message()));
+            return (File::default(), problems);
+        };
+        let Some(value) = remove(root.get_mut(), &path) else { return (File::default(), problems) };
+        problems.push(format!("line {line}: {}: {}", path.join("."), explain(&error, &path, value.get_ref())));
+    }
+}
+
+fn syntax(text: &str, line: usize, error: &Error) -> String {
+    let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
+    // What stands before an equals sign may be anything where the line makes no sense.
+    let is_key = |key: &&str| key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'));
+    let key = key.filter(is_key).map(|key| format!("{key}: ")).unwrap_or_default();
+    format!("line {line}: {key}{}; look at the quotes and brackets of this line", error.message())
+}
+
+/// The keys that lead to what lies at `span`.
+fn place(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
+    let contains = |found: Range<usize>| found.start <= span.start && span.start < found.end.max(found.start + 1);
+    table.iter().find_map(|(key, value)| {
+        // The span of a section is that of its head: look into it in any case.
+        let below = value.get_ref().as_table().and_then(|table| place(table, span));
+        let here = || (contains(key.span()) || contains(value.span())).then(Vec::new);
+        let mut path = below.or_else(here)?;
+        path.insert(0, key.get_ref().to_string());
+        Some(path)
+    })
+}
+
+fn remove<'i>(table: &mut DeTable<'i>, path: &[String]) -> Option<Spanned<DeValue<'i>>> {
+    let (first, rest) = path.split_first()?;
+    if rest.is_empty() {
+        return table.remove(first.as_str());
+    }
+    match table.get_mut(first.as_str())?.get_mut() {
+        DeValue::Table(below) => remove(below, rest),
+        _ => None,
+    }
+}
+
+fn explain(error: &Error, path: &[String], value: &DeValue<'_>) -> String {
+    let message = error.message();
+    if message.starts_with("unknown field") {
+        return unknown(path);
+    }
+    let Some((_, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
+    let expected = match expected {
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number that is not below 0",
+        "a boolean" => "true or false, without quotes",
+        "a string" => "text in quotes",
+        "a sequence" => "a list, as [\"one\", \"two\"]",
+        other if other.starts_with("struct ") || other == "a map" => "a section, as [section]",
+        other => other,
+    };
+    let found = match value {
+        DeValue::Integer(number) if expected.contains("number") => number.to_string(),
+        DeValue::Integer(_) => "a whole number".to_owned(),
+        DeValue::Float(_) => "a number with a fraction".to_owned(),
+        DeValue::String(_) => "text".to_owned(),
+        DeValue::Boolean(_) => "true or false".to_owned(),
+        DeValue::Datetime(_) => "a date".to_owned(),
+        DeValue::Array(_) => "a list".to_owned(),
+        DeValue::Table(_) => "a section".to_owned(),
+    };
+    format!("is {found}; write {expected}")
+}
+
+/// How like each other two names are that are taken for one: 1 is the same.
+const SIMILAR: f64 = 0.85;
+
+fn unknown(path: &[String]) -> String {
+    let Some((leaf, section)) = path.split_last() else { return String::new() };
+    let known = toml::Table::try_from(File::default()).unwrap_or_default();
+    let siblings = section.iter().try_fold(&known, |table, key| table.get(key).and_then(toml::Value::as_table));
+    let siblings: Vec<&str> = siblings.into_iter().flat_map(|table| table.keys().map(String::as_str)).collect();
+    let likeness = |key: &&str| strsim::jaro_winkler(key, leaf);
+    let nearest = siblings.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
+    let remedy = match (nearest.filter(|key| likeness(key) >= SIMILAR), elsewhere(&known, leaf)) {
+        (Some(nearest), _) => format!("did you mean `{nearest}`?"),
+        (None, Some(place)) => format!("`{leaf}` belongs {place}"),
+        (None, None) => format!("the keys here are {}", siblings.join(", ")),
+    };
+    format!("unknown field `{leaf}`; {remedy}")
+}
+
+/// Where a key of this name belongs.
+fn elsewhere(known: &toml::Table, leaf: &str) -> Option<String> {
+    fn find(table: &toml::Table, leaf: &str, section: &str) -> Option<String> {
+        if table.contains_key(leaf) {
+            return Some(section.to_owned());
+        }
+        let dot = if section.is_empty() { "" } else { "." };
+        table.iter().find_map(|(key, value)| find(value.as_table()?, leaf, &format!("{section}{dot}{key}")))
+    }
+    Some(match find(known, leaf, "")? {
+        section if section.is_empty() => "at the top of the file, before the first section".to_owned(),
+        section => format!("into the section [{section}]"),
+    })
+}

@@ -1,0 +1,91 @@
+//! `make demo`: what it says where it cannot run, and the service that it leaves running with KEEP=1.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::harness::eventually;
+use crate::{needs, needs_root};
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Runs `make demo` by `launcher`, with programs to build that only leave a mark: the output, and whether they ran.
+fn make_demo(launcher: &[&str]) -> (Output, bool) {
+    let dir = tempfile::tempdir().unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    // A PATH with what the checks need, and nothing else: sudo above all.
+    for name in ["bash", "id", "unshare", "env", "modprobe", "dirname", "realpath"] {
+        let found = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(name));
+        if let Some(program) = found.iter().find(|path| path.exists()) {
+            std::os::unix::fs::symlink(program, dir.path().join(name)).unwrap();
+        }
+    }
+    for name in ["cargo", "rustc", "apt-get", "cc"] {
+        let path = dir.path().join(name);
+        fs::write(&path, format!("#!/bin/sh\n: >{}/built\n", dir.path().display())).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let mut words = launcher.iter().copied().chain(["/usr/bin/make", "-C", root().to_str().unwrap(), "demo"]);
+    let mut command = Command::new(words.next().unwrap());
+    command.args(words).env("PATH", dir.path()).env("HOME", dir.path());
+    for inherited in ["MAKEFLAGS", "MAKELEVEL", "MFLAGS"] {
+        command.env_remove(inherited);
+    }
+    (command.output().unwrap(), dir.path().join("built").exists())
+}
+
+#[test]
+fn a_demo_that_cannot_run_says_so_before_anything_is_built() {
+    needs_root!();
+    needs!(Path::new("/usr/bin/make").exists(), "make");
+    let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let contained = ["/usr/bin/setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
+    for (launcher, expected) in
+        [(&nobody[..], "run it as root, or install sudo"), (&contained, "no mount namespace can be made here")]
+    {
+        let (output, is_built) = make_demo(launcher);
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && told.contains(expected), "{told}");
+        assert!(!is_built, "something was installed or built first: {}", String::from_utf8_lossy(&output.stdout));
+    }
+}
+
+#[test]
+fn a_demo_that_is_kept_leaves_a_service_that_can_be_tried() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(root().join("examples/demo/demo.sh"))
+        .arg(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+        .env("KEEP", "1")
+        .env("TMPDIR", dir.path())
+        .output()
+        .unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
+    let keeper = told.trim_end().rsplit_once("kill ").unwrap().1.parse().map(Pid::from_raw).unwrap();
+    let commands: String = told
+        .split_once("Try:\n")
+        .unwrap()
+        .1
+        .lines()
+        .skip_while(|line| line.is_empty())
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| format!("{}\n", line.trim()))
+        .collect();
+    // Word for word, in a shell of its own.
+    let tried = Command::new("bash").args(["-euo", "pipefail", "-c", &commands]).output().unwrap();
+    let (seen, errors) = (String::from_utf8_lossy(&tried.stdout), String::from_utf8_lossy(&tried.stderr));
+    let work: PathBuf = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
+    let log = fs::read_to_string(work.join("service.log")).unwrap();
+    kill(keeper, Signal::SIGTERM).unwrap();
+    eventually("all that it made is removed", || fs::read_dir(dir.path()).unwrap().next().is_none());
+    assert!(tried.status.success(), "{commands}\n{seen}\n{errors}\n{log}");
+    assert!(seen.contains("\"friendly_name\": \"web-1\"") && seen.contains("data_bytes"), "{seen}");
+    assert!(seen.contains("CONSISTENCY"), "the client was not run: {seen}");
+}
