@@ -5,7 +5,7 @@
 //! the VM's own disk shares fewer blocks.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::App;
@@ -18,12 +18,18 @@ use crate::repository::{Absent, DiskFile, OpenError, Repository, checksum};
 /// How long what was not proven is believed: it is looked at again, as it costs the reading of several maps.
 const MEMORY: Duration = Duration::from_secs(60);
 
+/// How long a request waits for another one that makes a checksum.
+const WAIT: Duration = Duration::from_secs(10);
+
 /// Other snapshots that are asked for the blocks of one, the nearest first.
 const WITNESSES: usize = 32;
 
 /// What was found out about files of late.
 #[derive(Default)]
-pub(super) struct Touched(Mutex<HashMap<(SnapshotId, DiskName), Arc<Mutex<Option<Known>>>>>);
+pub(super) struct Touched(Mutex<HashMap<(SnapshotId, DiskName), Place>>);
+
+/// What is known of one file, held by whoever finds it out.
+type Place = Arc<Mutex<Option<Known>>>;
 
 /// How far a file is proven, for one change time.
 #[derive(Clone, Copy)]
@@ -35,7 +41,7 @@ struct Known {
 
 impl Touched {
     /// The place of what is known of a disk. Whoever finds it out holds it, and the others wait.
-    fn place(&self, id: SnapshotId, disk: &DiskName) -> Arc<Mutex<Option<Known>>> {
+    fn place(&self, id: SnapshotId, disk: &DiskName) -> Place {
         let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         // What nobody looks at any more, and what is old.
         places.retain(|_, place| {
@@ -43,6 +49,19 @@ impl Touched {
             Arc::strong_count(place) > 1 || !is_old
         });
         Arc::clone(places.entry((id, disk.clone())).or_default())
+    }
+}
+
+/// Waits until nobody else finds out about a file. A checksum may take longer than is waited for.
+fn wait_for(place: &Mutex<Option<Known>>) -> Option<MutexGuard<'_, Option<Known>>> {
+    let end = Instant::now() + WAIT;
+    loop {
+        match place.try_lock() {
+            Ok(known) => return Some(known),
+            Err(TryLockError::Poisoned(known)) => return Some(known.into_inner()),
+            Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(20)),
+        }
     }
 }
 
@@ -77,7 +96,9 @@ impl App {
             return Ok(Proof::Whole);
         }
         let place = self.touched.place(snapshot.id, &disk.name);
-        let mut known = place.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = wait_for(&place).ok_or_else(|| {
+            OpenError::RepositoryAway("has a file that was touched, which is being checked; ask again later".to_owned())
+        })?;
         if let Some(known) = known.filter(|known| known.changed_ns == changed_ns && known.at.elapsed() < MEMORY) {
             return Ok(known.proof);
         }

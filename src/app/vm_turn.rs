@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -38,6 +39,9 @@ impl How {
     /// The same, where it is tried again later.
     pub(super) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
 }
+
+/// How long the closing of lock files is waited for.
+const CLOSE: Duration = Duration::from_secs(1);
 
 /// How often it looks whether the lock is free.
 const LOOK: Duration = Duration::from_millis(200);
@@ -92,15 +96,19 @@ impl Drop for Turn {
         if held.0.is_empty() {
             return;
         }
-        // Closing a file may hang where its file system does. First the locks, then the turn: the next one in
-        // this service finds them free.
+        // Closing a file may hang where its file system does: then it is not waited for. First the locks, then the
+        // turn: the next one in this service finds them free.
+        let (unlocked, is_unlocked) = sync_channel(1);
         let unlock = move || {
             let (locks, turn) = held;
             drop(locks);
             drop(turn);
+            let _ = unlocked.send(());
         };
         // Where no thread can be started, they are closed here.
-        let _ = std::thread::Builder::new().name("unlock".to_owned()).spawn(unlock);
+        if std::thread::Builder::new().name("unlock".to_owned()).spawn(unlock).is_ok() {
+            let _ = is_unlocked.recv_timeout(CLOSE);
+        }
     }
 }
 
