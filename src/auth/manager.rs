@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::trust::{self, Untrusted};
 use crate::config;
@@ -38,11 +38,22 @@ pub enum ManagerError {
     LetsAnybodyIn(String),
 }
 
-/// Log-ins that wait for the manager at a time: strangers cannot make us flood it.
+/// Log-ins about which the manager is asked at a time: strangers cannot make us flood it.
 const CONCURRENCY: usize = 16;
+
+/// Log-ins that wait for one of these turns. Any more are refused at once: a manager that does not answer must not
+/// make log-ins pile up.
+const QUEUE: usize = 32;
 
 /// Bytes of an answer that are looked at.
 const ANSWER_PREFIX: usize = 256;
+
+/// A turn to ask the manager, free again when this is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    _asking: SemaphorePermit<'a>,
+    _place: SemaphorePermit<'a>,
+}
 
 /// The manager's REST endpoint.
 pub struct Manager {
@@ -50,6 +61,8 @@ pub struct Manager {
     path: String,
     timeout: Duration,
     asking: Semaphore,
+    /// Places for the log-ins that ask, and for those that wait for a turn.
+    places: Semaphore,
     /// The URL that was last seen to refuse who gives no password.
     proven: Mutex<Option<String>>,
 }
@@ -71,8 +84,21 @@ impl Manager {
             .no_proxy()
             .build()
             .map_err(|error| std::io::Error::other(describe(&error)))?;
-        let (path, timeout, asking) = (config.path.clone(), config.timeout, Semaphore::new(CONCURRENCY));
-        Ok(Self { client, path, timeout, asking, proven: Mutex::default() })
+        let (asking, places) = (Semaphore::new(CONCURRENCY), Semaphore::new(CONCURRENCY + QUEUE));
+        let (path, timeout) = (config.path.clone(), config.timeout);
+        Ok(Self { client, path, timeout, asking, places, proven: Mutex::default() })
+    }
+
+    /// Waits for a turn to ask the manager.
+    ///
+    /// # Errors
+    /// [`ManagerError::Busy`] at once where too many wait already, else where no turn comes in time.
+    pub async fn turn(&self) -> Result<Turn<'_>, ManagerError> {
+        let place = self.places.try_acquire().map_err(|_| ManagerError::Busy)?;
+        match tokio::time::timeout(self.timeout, self.asking.acquire()).await {
+            Ok(Ok(asking)) => Ok(Turn { _asking: asking, _place: place }),
+            _ => Err(ManagerError::Busy),
+        }
     }
 
     /// Asks the manager at `endpoint`, such as `https://manager.example:7002`, whether `credentials`
@@ -80,15 +106,18 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`]; an outage is never told as a wrong password.
-    pub async fn verify(&self, endpoint: &str, credentials: &Credentials) -> Result<(), ManagerError> {
+    pub async fn verify(
+        &self,
+        _turn: &Turn<'_>,
+        endpoint: &str,
+        credentials: &Credentials,
+    ) -> Result<(), ManagerError> {
         let Credentials { username, password } = credentials;
         // RFC 7617: a colon would move the border between name and password, and so the name that
         // the manager checks would not be the one that the token carries.
         if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
             return Err(ManagerError::Refused);
         }
-        let turn = tokio::time::timeout(self.timeout, self.asking.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(ManagerError::Busy) };
         let url = format!("{endpoint}{}", self.path);
         let request = self.client.get(&url).basic_auth(username, Some(password.expose_secret()));
         ask(&url, request).await?;

@@ -53,8 +53,7 @@ pub(super) async fn login(
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let _waits = connection.log_in();
-    let token = app.login(credentials, address, request_id).await?;
+    let token = app.login(credentials, address, request_id, || connection.log_in()).await?;
     connection.is_good();
     Ok(Json(wire::Token { token }))
 }
