@@ -17,7 +17,9 @@ use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
 use super::pace::Paces;
-use super::query::{AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, WantsPage, WantsText};
+use super::query::{
+    AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, SnapshotsQuery, WantsPage, WantsText,
+};
 use super::status_page::{StatusParameters, render};
 use crate::app::changes::Stop;
 use crate::app::snapshots::View;
@@ -126,11 +128,11 @@ pub(super) async fn snapshots(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    SnapshotQuery(view): SnapshotQuery,
+    SnapshotsQuery(view): SnapshotsQuery,
 ) -> Result<Response, Failure> {
     let (stop, what) = (Stop::default(), vm.to_string());
     let documents = app.snapshots(&session, vm, view, stop.clone()).await;
-    audit_maps(&app, &session, what, View { compare_to: None, ..view }, &documents);
+    audit_maps(&app, &session, what, view, &documents);
     json_stream::document(documents?, stop).await
 }
 
