@@ -27,9 +27,12 @@ pub enum ManagerError {
     /// The manager says that they are not.
     #[error("the manager refuses this user name or password")]
     Refused,
-    /// The manager cannot be asked.
+    /// The manager does not answer.
     #[error("the manager cannot be asked: {0}")]
     Unavailable(String),
+    /// The manager's answer says neither yes nor no.
+    #[error("the manager cannot be asked: {0}")]
+    Unclear(String),
     /// Too many are asking at once.
     #[error("too many log-ins at once")]
     Busy,
@@ -124,15 +127,17 @@ impl Manager {
         // It could not be asked at the start, or is another one since.
         let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
         match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
-            Err(open @ ManagerError::LetsAnybodyIn(_)) => Err(open),
-            _ => Ok(()),
+            // Any other answer than a success differs from that to the credentials, and so proves that they count.
+            Ok(()) | Err(ManagerError::Unclear(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Asks the manager at `endpoint` without credentials, which it has to refuse.
     ///
     /// # Errors
-    /// [`ManagerError::LetsAnybodyIn`] where it does not, [`ManagerError::Unavailable`] where it cannot be reached.
+    /// [`ManagerError::LetsAnybodyIn`] where it does not, [`ManagerError::Unavailable`] where it cannot be reached,
+    /// [`ManagerError::Unclear`] where it answers with something else.
     pub async fn reach(&self, endpoint: &str) -> Result<(), ManagerError> {
         let url = format!("{endpoint}{}", self.path);
         match ask(&url, self.client.get(&url)).await {
@@ -159,11 +164,11 @@ async fn ask(url: &str, request: reqwest::RequestBuilder) -> Result<(), ManagerE
             let is_html =
                 answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
             if is_html && starts_like_markup(&mut answer).await? {
-                return Err(ManagerError::Unavailable(format!("{url} is a web page, not the REST endpoint")));
+                return Err(ManagerError::Unclear(format!("{url} is a web page, not the REST endpoint")));
             }
             Ok(())
         }
-        status => Err(ManagerError::Unavailable(format!("{url} answers {status}"))),
+        status => Err(ManagerError::Unclear(format!("{url} answers {status}"))),
     }
 }
 
