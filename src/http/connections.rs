@@ -8,11 +8,12 @@
 //! the places for known connections. It is closed only where all places are taken by connections at work.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use crate::app::audit::host_of;
 use crate::app::reads::Recipient;
 use crate::config;
 
@@ -64,7 +65,7 @@ impl Connections {
     /// A place for a connection from `address`, for which another may be ended; nothing where all are taken by
     /// connections at work. It never waits: the accept loop would wait with it.
     pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Guest> {
-        let origin = origin(address);
+        let origin = host_of(address);
         let mut open = self.open();
         let is_proxy = self.config.trusted_proxies.iter().any(|proxy| proxy.contains(&address.to_canonical()));
         if !make_room(&mut open, (!is_proxy).then_some(self.config.per_address), origin) {
@@ -134,14 +135,6 @@ fn end_one(open: &mut Open, weight: impl Fn(&Connection) -> Option<usize>) -> bo
     open.ended += 1;
     open.tell(connection.origin);
     true
-}
-
-/// Whose connections those of `address` are: a host with IPv6 may have as many addresses as it likes below its /64.
-fn origin(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
-    }
 }
 
 #[cfg(test)]
