@@ -68,6 +68,12 @@ pub enum Error {
     /// A repository is not there, or does not answer: what lies in it is not known at the moment.
     #[error("{0}; try again when the repository answers")]
     Unavailable(String),
+    /// Another service that uses the same repository changes the snapshots of this VM.
+    #[error("the snapshots of this VM are being changed by {holder}; try again in a while")]
+    VmBusy {
+        /// What its lock file says of whom.
+        holder: String,
+    },
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -86,6 +92,17 @@ pub enum Error {
         snapshot: SnapshotId,
         /// What is left, and why.
         left: String,
+    },
+    /// A snapshot that the database does not know, of which a repository has files that are not removed.
+    #[error(
+        "the database does not know the snapshot {id}, and its files stay: {reason}; take it over first \
+         (coriolis-ovm-exporter adopt, or adopt --manifests), or remove its folder by hand"
+    )]
+    NotAdopted {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Why they are not removed.
+        reason: String,
     },
     /// A hook before an operation failed, and so the operation was not done.
     #[error(
@@ -191,8 +208,10 @@ impl Error {
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
             | Self::SnapshotLost { .. }
+            | Self::NotAdopted { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::VmBusy { .. }
             | Self::Unavailable(_)
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)

@@ -33,6 +33,7 @@ mod create_snapshot;
 mod delete_snapshot;
 mod disk_files;
 mod disk_names;
+mod gone;
 mod hooked;
 mod line;
 mod owed;
@@ -43,8 +44,11 @@ mod shared;
 mod start_faults;
 mod sweep;
 mod taking;
+mod touched;
 mod turns;
+mod unknown;
 mod vm_disks;
+mod vm_turn;
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex};
@@ -62,12 +66,14 @@ use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
+use crate::sys::host;
 
 use audit_trail::AuditTrail;
 use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
+use gone::Deleted;
 use in_use::{InUse, Uses};
 use line::Line;
 use list_vms::Listing;
@@ -78,7 +84,9 @@ use refined_cache::RefinedCache;
 use repositories::Repositories;
 use shared::Shared;
 use status::Creation;
+use touched::Touched;
 use turns::Turns;
+use unknown::UnknownSnapshots;
 
 /// The service without its network side.
 pub struct App {
@@ -118,6 +126,11 @@ pub struct App {
     runtime: Handle,
     /// What hooks may hold: between a `pre` and the end of its `post`.
     held: TaskTracker,
+    /// What this service calls itself in manifests.
+    exporter: String,
+    unknown_snapshots: UnknownSnapshots,
+    deleted: Deleted,
+    touched: Touched,
     /// What of the hooks' debts the database would not take.
     unwritten: Unwritten,
 }
@@ -167,6 +180,10 @@ impl App {
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
+            unknown_snapshots: UnknownSnapshots::default(),
+            deleted: Deleted::default(),
+            touched: Touched::default(),
+            exporter: host::service_id(&config.db_file),
             unwritten: Unwritten::default(),
         };
         let app = Arc::new(app);

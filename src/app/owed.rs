@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
+use super::vm_turn::{How, Turn};
 use super::{App, Error};
 use crate::hooks::{Debt, Operation, Owed, run_isolated};
 use crate::model::{SnapshotId, VmId};
@@ -190,6 +191,17 @@ impl App {
         self.note(key, Some(debt));
     }
 
+    /// Locks the VM whose hooks are owed; nothing where somebody in this service, or in another one,
+    /// changes its snapshots.
+    async fn lock_for_debts(self: &Arc<Self>, vm: &str, debts: &[(SnapshotId, Debt)], how: How) -> Option<Turn> {
+        let vm: VmId = vm.parse().ok()?;
+        let own = self.turns.try_take(&vm)?;
+        let disks = debts.iter().flat_map(|(_, debt)| &debt.event.disks);
+        let paths: Vec<_> = disks.map(|disk| disk.path.clone().into()).collect();
+        let turn = self.lock_vm(own, &vm, self.repositories_at(&paths), how).await;
+        turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
+    }
+
     async fn call_again(&self, key: SnapshotId, debt: Debt) {
         let _held = self.held.token();
         let ended = self.hooks.again(&debt).await;
@@ -205,9 +217,12 @@ impl App {
         let debts = self.blocking(|app| app.debts()).await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
-        for (_, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
+        for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
             let app = Arc::clone(self);
             let call = async move {
+                // What this service froze may be frozen by another one now, for a snapshot that must not see a
+                // thaw; that one thaws it soon. But a guest is not left frozen for it.
+                let _turn = app.lock_for_debts(&vm, &debts, How::THAW).await;
                 for (key, debt) in debts {
                     let (snapshot, vm, operation) =
                         (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
@@ -261,7 +276,7 @@ impl App {
         let is_due = |debt: &Debt| debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
-            let Some(turn) = vm.parse::<VmId>().ok().and_then(|vm| self.turns.try_take(&vm)) else { continue };
+            let Some(turn) = self.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { continue };
             let app = Arc::clone(self);
             let call = async move {
                 let _turn = turn;

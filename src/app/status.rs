@@ -82,6 +82,8 @@ impl App {
         let entry = known.entry.as_ref();
         let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
         let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        let is_read_only = mounted.as_ref().is_ok_and(|(_, mounted)| mounted.space.is_read_only);
+        let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
         wire::RepositoryStatus {
             id: known.name.clone(),
             alias: entry.and_then(|entry| entry.alias.clone()),
@@ -90,8 +92,9 @@ impl App {
             free_bytes: space.map(|space| space.free),
             min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
-            status: if mounted.is_ok() { wire::Status::Ok } else { wire::Status::Error },
-            reason: mounted.err(),
+            unknown_snapshots: self.unknown_snapshots.of(&known.name).map(|count| count.lost + count.others),
+            status: if reason.is_none() { wire::Status::Ok } else { wire::Status::Error },
+            reason,
         }
     }
 }

@@ -102,6 +102,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
         Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })
         | Error::RepositoryAway { .. }
         | Error::Unavailable(_) => retry_after("10"),
+        Error::VmBusy { .. } => retry_after("30"),
         Error::Unsettled { .. } => retry_after("60"),
         _ => None,
     }
@@ -120,6 +121,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
         Error::PostNotCalled { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
+        Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
@@ -127,6 +129,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
         Error::RepositoryAway { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")

@@ -59,6 +59,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).watch_clients_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).audit_reads_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {

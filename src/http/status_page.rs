@@ -62,7 +62,12 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             Status::Ok => String::new(),
             Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", printable(&entry.id), entry.snapshots);
+        let unknown = match entry.unknown_snapshots {
+            None | Some(0) => String::new(),
+            Some(count) => format!(", and {count} that the database does not know (adopt --manifests)"),
+        };
+        let id = printable(&entry.id);
+        let _ = writeln!(page, "  {id} {room}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";

@@ -75,6 +75,14 @@ pub struct SnapshotDisk {
     pub seal: Option<Seal>,
 }
 
+impl SnapshotDisk {
+    /// Notes what its file is like, which is finished.
+    pub fn set(&mut self, identity: FileIdentity, seal: Seal) {
+        self.identity = identity;
+        self.seal = Some(seal);
+    }
+}
+
 /// Which disk a file is a state of: what makes two disks of two snapshots comparable.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct DiskSource {

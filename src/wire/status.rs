@@ -92,6 +92,8 @@ pub struct RepositoryStatus {
     pub min_free_bytes: Option<u64>,
     /// Snapshots that have a disk there.
     pub snapshots: usize,
+    /// Snapshots in it that the database does not know; nothing where it was not looked yet.
+    pub unknown_snapshots: Option<usize>,
     /// Whether it is there.
     pub status: Status,
     /// Why not.

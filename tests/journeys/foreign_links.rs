@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, text, write_at};
+use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, snapshot_folders, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -170,7 +170,7 @@ fn a_creation_that_is_undone_follows_no_link() {
         assert_eq!(client.post(SNAPSHOTS).error(502), "hook_failed", "{exchange}");
         assert!(disks.iter().all(|disk| disk.exists()), "a live disk is gone: {exchange}");
         assert_eq!(listed(&client), Vec::<String>::new());
-        let left: Vec<_> = fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left = snapshot_folders(&world.repository);
         assert!(!left.is_empty(), "what is not the service's was removed: {exchange}");
         if exchange.contains("precious") {
             assert_eq!(fs::read_to_string(left[0].join("a.img")).unwrap(), "precious\n");

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager, eventually, eventually_some, eventually_within};
+use super::{Certificates, Manager, eventually_some, eventually_within, perhaps_within};
 
 /// Key of the tokens in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
@@ -153,10 +153,14 @@ impl Exporter {
     /// What the service has logged until now.
     pub fn log(&self) -> String {
         self.wait_for_log();
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        std::fs::read_to_string(self.log_path()).unwrap()
     }
 
-    /// Waits until the thread that writes the log sleeps: then it has nothing left to write.
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
     fn wait_for_log(&self) {
         let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
         let is_busy = || {
@@ -164,10 +168,7 @@ impl Exporter {
             let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
             stats.into_iter().any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S "))
         };
-        // A test that fails prints what there is.
-        if !std::thread::panicking() {
-            eventually("the log is written", || !is_busy());
-        }
+        perhaps_within(Duration::from_secs(5), || !is_busy());
     }
 
     pub fn signal(&self, signal: Signal) {
