@@ -201,7 +201,9 @@ fn a_recovery_follows_no_link() {
         world.exporter.kill();
         assert!(asked.join().unwrap());
     });
-    let folder = fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
+    let mut folders = fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().path());
+    let is_hidden = |path: &Path| path.file_name().unwrap().as_encoded_bytes().starts_with(b".");
+    let folder = folders.find(|path| !is_hidden(path)).unwrap();
     exchange(&folder, &world.repository.join("VirtualDisks"));
     world.exporter.restart();
     let named = |log: &str| {
