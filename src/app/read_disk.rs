@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::in_use::InUse;
 use super::{App, Error, on_own_thread};
 use crate::auth::Session;
-use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::seal::Proof;
 use crate::repository::{DiskFile, MapError, OpenError};
@@ -45,8 +45,7 @@ impl App {
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let opened = app.open_on(here, &snapshot, disk);
             let file = Arc::new(opened.map_err(|error| lost(disk, error))?);
-            let version =
-                format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
+            let version = version(id, disk);
             let disk = disk.clone();
             Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, held })
         })
@@ -100,6 +99,13 @@ impl App {
     }
 }
 
+/// A text that no other content has: of no other disk of the snapshot either, since files in two repositories can have
+/// one inode number and one change time.
+fn version(id: SnapshotId, disk: &SnapshotDisk) -> String {
+    let FileIdentity { inode, size, changed_ns } = disk.identity;
+    format!("{id}-{}-{inode:x}-{changed_ns:x}-{size:x}", disk.name)
+}
+
 /// The error of a snapshot whose disk cannot be used.
 pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
     let cause = cause.into();
@@ -124,5 +130,27 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
         | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Touched { .. }) => {
             None
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DiskSource;
+
+    #[test]
+    fn two_disks_of_one_inode_number_are_two_contents() {
+        let identity = FileIdentity { inode: 131, size: 1 << 30, changed_ns: 1_714_558_830_123_456_789 };
+        let disk = |name: &str, repository: &str| SnapshotDisk {
+            name: name.parse().unwrap(),
+            source: DiskSource { repository: repository.parse().unwrap(), path: "VirtualDisks/a.img".to_owned() },
+            identity,
+            volume: None,
+            seal: None,
+        };
+        let id = SnapshotId::from_u128(7);
+        let versions = [disk("a.img", "r1"), disk("r2-a.img", "r2")].map(|disk| version(id, &disk));
+        assert_ne!(versions[0], versions[1]);
+        assert_ne!(version(SnapshotId::from_u128(8), &disk("a.img", "r1")), versions[0]);
     }
 }
