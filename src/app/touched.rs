@@ -68,7 +68,7 @@ fn wait_for(place: &Mutex<Option<Known>>) -> Option<MutexGuard<'_, Option<Known>
 impl App {
     /// Opens a disk's file as the base of a comparison, for which less has to be proven than for its bytes.
     pub(super) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
-        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(false, snapshot, disk, proven))
+        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
     }
 
     /// Opens a disk's file with `open`, where as much of its content is proven as is `needed`.
@@ -159,7 +159,7 @@ impl App {
         let recorded = self.store.checksums(snapshot.id, &disk.name).unwrap_or_default();
         let known = |(name, digest): (String, _)| Some((checksum::Algorithm::named(&name)?, digest));
         let Some((algorithm, recorded)) = recorded.into_iter().find_map(known) else { return false };
-        let Ok(file) = self.open_file(false, snapshot, disk, Some(changed_ns)) else { return false };
+        let Ok(file) = self.open_file(snapshot, disk, Some(changed_ns)) else { return false };
         let range = 0..file.size();
         let always: IsWanted = Arc::new(|| true);
         tracing::info!(snapshot = %snapshot.id, disk = %disk.name, "its file was touched: its checksum is made again");
