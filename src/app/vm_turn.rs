@@ -204,12 +204,11 @@ impl App {
     fn try_lock(&self, vm: &VmId, id: &RepositoryId, how: How) -> io::Result<Attempt> {
         let repository = self.repository(id).ok_or(io::ErrorKind::NotFound)?;
         let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
-        let asked = repository.clone();
-        repository.run(how.kind, move |access, root| {
-            // Nothing is made in an empty mount point.
-            asked.mounted_now(access)?;
-            vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| how.is_named))
-        })
+        // Nothing is made in an empty mount point. And this is asked first, as a change has more patience than a
+        // question.
+        repository.mounted()?;
+        repository
+            .run(how.kind, move |_, root| vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| how.is_named)))
     }
 
     /// The repositories that the disks at `paths` lie in. Nothing is looked at for it.

@@ -144,7 +144,8 @@ pub(super) async fn create_snapshot(
 ) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
-    json_stream::document(app.describe_new(&session, snapshot, view, stop.clone()).await?, stop).await
+    let journey = app.describe_new(&session, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(

@@ -190,7 +190,6 @@ fn a_recovery_follows_no_link() {
     let shelf = Shelf::new();
     let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
-    let snapshots = world.repository.join("CoriolisSnapshots");
     shelf.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
     let client = world.client();
     // Killed while the snapshot is being made: which files are its own is recorded nowhere.
@@ -201,7 +200,7 @@ fn a_recovery_follows_no_link() {
         world.exporter.kill();
         assert!(asked.join().unwrap());
     });
-    let folder = fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
+    let folder = snapshot_folders(&world.repository).remove(0);
     exchange(&folder, &world.repository.join("VirtualDisks"));
     world.exporter.restart();
     let named = |log: &str| {
