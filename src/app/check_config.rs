@@ -274,6 +274,10 @@ impl Findings {
 
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
+        if let Ok(Some(real)) = repository.real_folder() {
+            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+            return self.bad(what, found, &remedy);
+        }
         let mounted = match repository.mounted() {
             Ok(mounted) => mounted,
             Err(absent) => {
@@ -281,10 +285,6 @@ impl Findings {
                 return self.doubtful(what, format!("{shown} {absent}"), remedy);
             }
         };
-        if let Ok(Some(real)) = repository.real_folder() {
-            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
-            return self.bad(what, found, &remedy);
-        }
         match support.of(repository.mount_point()) {
             Err(reason @ Unclonable::NotNow(_)) => {
                 self.bad(what, format!("{shown}: {reason}"), "make space, or look at the host's log and mount it anew");
