@@ -171,8 +171,7 @@ impl Repository {
     /// # Errors
     /// As [`Repository::run`].
     pub fn real_folder(&self) -> io::Result<Option<PathBuf>> {
-        let is_one =
-            |folder: &Folder| CONTENT.iter().any(|name| folder.stat(name).is_ok_and(|content| content.is_dir()));
+        let is_one = |folder: &Folder| CONTENT.iter().any(|name| folder.folder(name).is_ok());
         self.run(Kind::SHORT, move |_, root| {
             if is_one(root) {
                 return Ok(None);

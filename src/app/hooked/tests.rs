@@ -284,12 +284,12 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
     app.store.owe(SnapshotId::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
     // All threads that the repository may have hang.
     let repository = app.repository(&"repository".parse().unwrap()).unwrap();
-    let release = Arc::new(std::sync::RwLock::new(()));
-    let hold = release.write().unwrap();
+    let (hold, release) = std::sync::mpsc::channel::<()>();
+    let release = Arc::new(std::sync::Mutex::new(release));
     let hanging: Vec<_> = (0..64)
         .map(|_| {
             let release = Arc::clone(&release);
-            repository.executor().submit(Kind::SHORT, move |_| drop(release.read()))
+            repository.executor().submit(Kind::SHORT, move |_| release.lock().unwrap().recv())
         })
         .collect();
     app.call_failed(1).await;
