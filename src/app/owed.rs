@@ -214,7 +214,7 @@ impl App {
     /// # Errors
     /// Where the database does not answer.
     pub(super) async fn call_owed_hooks(self: &Arc<Self>) -> Result<(), Error> {
-        let debts = self.blocking(|app| app.debts()).await?;
+        let debts = self.debts_now().await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
@@ -307,11 +307,21 @@ impl App {
                 tracing::error!("post hooks were not over in time; the next start calls them");
             }
         }
-        let owed = self.blocking(|app| {
+        let owed = tokio::time::timeout(LAST_LOOK, self.debts_now()).await;
+        let owed = owed.unwrap_or_else(|_| Err(Error::Internal("the database does not say what is owed".to_owned())));
+        Ok(owed?.readable.len())
+    }
+
+    /// What is owed, with all that was not written down yet written: on a thread of its own, since the pool of
+    /// blocking threads may be used up.
+    async fn debts_now(self: &Arc<Self>) -> Result<Debts, Error> {
+        let app = Arc::clone(self);
+        let look = async move {
             app.write_unwritten();
-            Ok(app.debts()?.readable.len())
-        });
-        let owed = tokio::time::timeout(LAST_LOOK, owed).await;
-        owed.unwrap_or_else(|_| Err(Error::Internal("the database does not say what is owed".to_owned())))
+            app.debts()
+        };
+        let found =
+            run_isolated(look).map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
+        found.await.unwrap_or_else(|_| Err(Error::Internal("what is owed: its thread panicked".to_owned())))
     }
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::repositories::Found;
 use crate::auth::{KeyError, ManagerError};
 use crate::config::{Config, Fault};
+use crate::repository::Repository;
 use crate::store::StoreError;
 
 /// Why the database cannot be used.
@@ -63,12 +64,20 @@ pub(super) fn manager(error: &ManagerError) -> Fault {
     }
 }
 
+/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
+pub(super) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
+    let (shown, real) = (repository.mount_point().display(), real.display());
+    let found = format!("{shown} is a folder in the repository {real}, and no repository");
+    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
+}
+
 /// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.
 pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault> {
     let api = &config.api;
     let files = [
         ("db_file", Some(&config.db_file)),
         ("log_file", config.log.file.as_ref()),
+        ("audit.file", config.audit.file.as_ref()),
         ("hooks.directory", config.hooks.directory.as_ref()),
         ("api.tls.certificate", Some(&api.certificate)),
         ("api.tls.key", Some(&api.key)),

@@ -341,3 +341,30 @@ fn files_of_the_service_in_a_repository_are_noticed() {
     let world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
 }
+
+#[test]
+fn a_path_below_a_repository_is_refused_at_the_start() {
+    needs_root!();
+    let volume = Volume::xfs(512);
+    let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+    let sibling = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60719");
+    let link = volume.mount_point.join("link");
+    std::os::unix::fs::symlink(&repository, &link).unwrap();
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let disks = repository.join("VirtualDisks");
+    for (paths, expected) in [
+        (vec![&repository, &sibling, &disks], "lies below"),
+        (vec![&volume.mount_point, &repository], "lies below"),
+        (vec![&disks], "is a folder in the repository"),
+    ] {
+        let paths: Vec<_> = paths.into_iter().map(PathBuf::as_path).collect();
+        let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &paths));
+        assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{paths:?}: {refusal}");
+        assert!(refusal.contains("repositories.paths: ") && refusal.contains("; "), "{refusal}");
+    }
+    // Known only once links are followed.
+    let through = link.join("VirtualDisks");
+    let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &[&repository, &through]));
+    assert!(status == BROKEN_CONFIG && refusal.contains("lies below"), "{refusal}");
+}
