@@ -243,3 +243,37 @@ pub struct Run {
     /// Whether there is anything to read; zeros otherwise.
     pub is_data: bool,
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_touch_while_it_is_open_is_no_change_of_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.img");
+        let open = || {
+            fs::write(&path, "content").unwrap();
+            let file = File::open(&path).unwrap();
+            let metadata = file.metadata().unwrap();
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            DiskFile { file, executor: Executor::of(dir.path()), recorded: identity(&metadata), modified }
+        };
+        // Change times have the resolution of the kernel's tick: it is done until it is seen.
+        let changed = |file: &DiskFile, change: &dyn Fn()| loop {
+            change();
+            if let Err(error) = file.verify() {
+                return error;
+            }
+        };
+        let touch = || fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(changed(&open(), &touch), OpenError::Touched { .. }));
+        let write = || fs::write(&path, "CONTENT").unwrap();
+        assert!(matches!(changed(&open(), &write), OpenError::Replaced));
+        let remove = || drop(fs::remove_file(&path));
+        assert!(matches!(changed(&open(), &remove), OpenError::Replaced));
+    }
+}
