@@ -260,9 +260,14 @@ impl App {
     /// looked at.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where it is being swept.
+    /// [`Error::NotFound`] where it is being swept; [`Error::Store`].
     fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
-        self.uses.hold(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))
+        let held = self.uses.hold(id);
+        let mut held = held.ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
+        if self.store.snapshot(id)?.is_none() {
+            held.names_nothing();
+        }
+        Ok(held)
     }
 
     /// The complete snapshot `id` of the VM that `called` names.

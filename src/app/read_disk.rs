@@ -117,10 +117,9 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
         MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
+        MapError::File(OpenError::Touched { .. }) => Some(Error::BeingChecked { disk: disk.to_string() }),
         MapError::Nonsense(_)
-        | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Touched { .. }) => {
-            None
-        }
+        | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Unproven) => None,
     }
 }
 

@@ -89,6 +89,9 @@ pub enum Absent {
     /// It hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
+    /// The service does not know it (any more).
+    #[error("is not in the list of repositories any more")]
+    NotListed,
 }
 
 impl Absent {
