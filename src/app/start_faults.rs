@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::repositories::Found;
-use crate::auth::{KeyError, ManagerError};
+use crate::auth::{self, KeyError, ManagerError};
 use crate::config::{Config, Fault};
 use crate::store::StoreError;
 
@@ -63,8 +63,13 @@ pub(super) fn manager(error: &ManagerError) -> Fault {
     }
 }
 
-/// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.
-pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault> {
+/// Folders that a repository has; none of them is one.
+const FOLDERS_WITHIN: [&str; 6] =
+    ["VirtualMachines", "VirtualDisks", "ISOs", "Templates", "Assemblies", "CoriolisSnapshots"];
+
+/// Paths of the config that lead into a repository: the service's own files, which it cannot write where that is
+/// frozen or hangs, and repositories that are folders of another one.
+pub(super) fn paths_in_repositories(config: &Config, found: &Found) -> Vec<Fault> {
     let api = &config.api;
     let files = [
         ("db_file", Some(&config.db_file)),
@@ -74,16 +79,12 @@ pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault
         ("api.tls.key", Some(&api.key)),
         ("api.tls.ca_certificate", api.client_ca.as_ref()),
     ];
-    let files = files.into_iter().filter_map(|(key, path)| Some((key, path?)));
     let mut faults = Vec::new();
     for (key, path) in files {
+        let Some(path) = path else { continue };
         let resolved = resolved(path);
-        let repository = found.usable().find(|repository| {
-            let mount_point = repository.mount_point();
-            path.starts_with(mount_point) || resolved.starts_with(mount_point)
-        });
-        if let Some(repository) = repository {
-            let (shown, mount_point) = (path.display(), repository.mount_point().display());
+        if let Some(mount_point) = above(path, found).or_else(|| above(&resolved, found)) {
+            let (shown, mount_point) = (path.display(), mount_point.display());
             faults.push(Fault::new(
                 key,
                 format!(
@@ -93,7 +94,39 @@ pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault
             ));
         }
     }
+    for (_, path) in &config.repositories.paths {
+        let within = path
+            .ancestors()
+            .find(|folder| folder.file_name().is_some_and(|name| FOLDERS_WITHIN.iter().any(|within| name == *within)));
+        if let Some(repository) = above(path, found).or_else(|| within?.parent()) {
+            let (shown, repository) = (path.display(), repository.display());
+            faults.push(Fault::new(
+                "repositories.paths",
+                format!("{shown} lies in the repository {repository}"),
+                "name the folder in which VirtualMachines and VirtualDisks lie",
+            ));
+        }
+    }
     faults
+}
+
+/// The mount point of the repository that `path` lies below.
+fn above<'a>(path: &Path, found: &'a Found) -> Option<&'a Path> {
+    let mut mount_points = found.usable().map(|repository| repository.mount_point());
+    mount_points.find(|mount_point| path != *mount_point && path.starts_with(mount_point))
+}
+
+/// Why the service makes no key where its database lies in a repository: other servers read that.
+pub(super) fn key_in_repository(config: &Config, faults: &[Fault]) -> Option<Fault> {
+    let is_there = config.jwt.secret.is_none() && faults.iter().any(|fault| fault.key == "db_file");
+    is_there.then(|| {
+        let path = auth::key::path(&config.db_file);
+        Fault::new(
+            "jwt.secret",
+            format!("is not given, and {} would lie in a repository, which other servers can read", path.display()),
+            "name a db_file on a local file system, or give a secret: openssl rand -hex 32",
+        )
+    })
 }
 
 /// The path without links, as far as it is there.

@@ -338,6 +338,25 @@ fn files_of_the_service_in_a_repository_are_noticed() {
         assert!(told.lines().any(noticed), "{told}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
-    let world = World::new(512);
+    let mut world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
+    // Folders of a repository that are named as one.
+    let within = [world.repository.join("VirtualDisks"), "/nonexistent/VirtualMachines/0004fb".into()];
+    world.exporter.settings().paths.extend(within.clone());
+    world.exporter.restart();
+    let (log, (_, table)) = (world.exporter.log(), world.exporter.command(&["check-config"]));
+    for path in within {
+        let noticed = format!("{} lies in the repository {}", path.display(), path.parent().unwrap().display());
+        let noticed = noticed.strip_suffix("/VirtualMachines").unwrap_or(&noticed);
+        assert!(log.contains(noticed) && table.contains(noticed), "{noticed}:\n{log}\n{table}");
+    }
+    // A key is not made where other servers can read it.
+    let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
+    settings.secret.clear();
+    settings.db_file = Some(world.repository.join("other.db"));
+    let (status, refusal) = Exporter::refusal(&settings);
+    let expected = "other.db.jwt-secret would lie in a repository";
+    assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{refusal}");
+    let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
+    assert!(status == Some(1) && table.contains(expected), "{table}");
 }
