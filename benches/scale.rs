@@ -167,8 +167,8 @@ fn many_vms(vms: u64, disks: u64, clients: usize) {
         assert_eq!(answer.status(), 200);
         std::io::copy(&mut answer, &mut std::io::sink()).unwrap()
     };
-    let cold = timed(|| drop(list()));
-    let warm = (0..7).map(|_| timed(|| drop(list()))).collect();
+    let cold = timed(|| assert!(list() > 0));
+    let warm = (0..7).map(|_| timed(|| assert!(list() > 0))).collect();
     let together = timed(|| {
         std::thread::scope(|scope| (0..clients).for_each(|_| drop(scope.spawn(list))));
     });

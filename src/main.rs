@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use clap::Parser;
 use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, check_config as checked, logging, terminal};
+use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
 use coriolis_ovm_exporter::http::{service, tls};
+use coriolis_ovm_exporter::metrics::Metrics;
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
@@ -42,13 +43,25 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
-    let log = logging::start(&config.log).map_err(|error| {
+    let metrics = Metrics::default();
+    let cannot_open = |key: &'static str, error: io::Error| {
         let remedy = "name a file in a folder that can be written to";
-        let fault = Fault::new("log_file", error.to_string(), remedy);
+        let fault = Fault::new(key, error.to_string(), remedy);
         // A full disk, or one that is mounted later.
         if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.that_may_pass() }
-    })?;
-    service::run(&config, || log.reopen())
+    };
+    let log = logging::start(&config.log, metrics.log_lines_dropped());
+    let log = log.map_err(|error| cannot_open("log_file", error))?;
+    let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
+    let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
+    let reopen = || {
+        log.reopen();
+        audit.reopen();
+    };
+    let outcome = service::run(&config, metrics, reopen);
+    audit.flush();
+    log.flush();
+    outcome
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {

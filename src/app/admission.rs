@@ -55,7 +55,7 @@ impl App {
         // First the turn, then the place: those who wait for one VM hold up no other.
         let turn = self.turns.take_behind(&vm, QUEUE_OF_VM).await;
         let turn = turn.ok_or(Refusal::TooLongALine("changes of this VM's snapshots"))?;
-        let place = ticket.place().await;
+        let place = ticket.place().await.map_err(|_| Refusal::TooLongALine("snapshots"))?;
         Ok(Admission::Now(Admitted { vm, held: (place, turn) }))
     }
 

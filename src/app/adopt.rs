@@ -57,11 +57,15 @@ impl App {
         let outcome = self.detached(async move {
             let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
             for (vm, candidates) in candidates {
-                let _turn = app.turns.take(&vm).await;
+                let own = app.turns.take(&vm).await;
+                // The lock would leave a file behind.
+                let snapshots = candidates.iter().map(|candidate| &candidate.snapshot).filter(|_| !what.dry_run);
+                let _turn = app.lock_for_removal(own, &vm, snapshots).await?;
                 let taken = app.blocking(move |app| app.take_over(what, candidates)).await?;
                 report.adopted.extend(taken.adopted);
                 report.left.extend(taken.left);
             }
+            app.blocking(App::look_for_unknown).await?;
             Ok(report)
         });
         let outcome = outcome.await;
@@ -184,13 +188,13 @@ impl App {
         for index in 0..snapshot.disks.len() {
             let disk = &snapshot.disks[index];
             if has_manifest {
-                self.open(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
+                self.open_base(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
             } else {
                 let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
                 let name = disk.name.clone();
                 let sealed = repository.run(kind, move |_, root| survey::seal_found(root, id, &name));
                 let sealed = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
-                snapshot.disks[index].identity = sealed;
+                snapshot.disks[index].set(sealed.identity, sealed.seal);
             }
         }
         // First the record: a manifest without one would keep the next try from taking it.
@@ -200,8 +204,8 @@ impl App {
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
         if !has_manifest {
             for (repository, folder) in parts {
-                let of = snapshot.clone();
-                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of));
+                let (of, exporter) = (snapshot.clone(), self.exporter.clone());
+                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
                 if let Err(error) = sealed {
                     tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
                 }
@@ -219,8 +223,13 @@ fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Misp
 
 /// The snapshot that `parts` are, its place in the order and its files' identities not yet known.
 fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<Snapshot, String> {
+    if parts.iter().any(|(_, folder)| folder.is_making) {
+        return Err("is being made, or was left half made: it carries the marker .making".to_owned());
+    }
     let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();
-    if jiff::Timestamp::now().duration_since(youngest) < YOUNG {
+    // A manifest of this version is in place only when all else is.
+    let is_finished = parts.iter().all(|(_, folder)| folder.maker.is_some());
+    if !is_finished && jiff::Timestamp::now().duration_since(youngest) < YOUNG {
         return Err(format!("was touched less than {} minutes ago: it may be being made", YOUNG.as_mins()));
     }
     if let Some(manifest) = parts.iter().find_map(|(_, folder)| folder.manifest.as_ref()) {

@@ -1,9 +1,14 @@
-//! Who did what, from which address, with what outcome: one line of the log each.
+//! Who did what, from which address, with what outcome: one line each.
 //!
-//! They are always in the log, whatever `RUST_LOG` says of the rest.
+//! The lines go to a sink of their own, as JSON, where the config names one. Else they are in the log, whatever
+//! `RUST_LOG` says of the rest. Reads of disks, which are thousands of requests, are summed up first, in
+//! `audit_trail`.
 
 use std::fmt::Display;
 use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use serde::Serialize;
 
 use super::Error;
 use crate::auth::Session;
@@ -11,74 +16,151 @@ use crate::auth::Session;
 /// What the lines are known by in the log's filter.
 pub const TARGET: &str = "audit";
 
+/// Takes a line of JSON, with its newline. It must not wait.
+type Sink = Box<dyn Fn(&[u8]) + Send + Sync>;
+
+static SINK: OnceLock<Sink> = OnceLock::new();
+
+/// Sends all lines to `sink` from now on, and none to the log. The first sink stays.
+pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
+    let _ = SINK.set(Box::new(sink));
+}
+
 /// Who does something.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Actor {
-    user: String,
+    user: Option<Arc<str>>,
     /// Nothing for what the service does by itself.
     address: Option<IpAddr>,
+    request_id: Option<Arc<str>>,
 }
 
 impl From<&Session> for Actor {
     fn from(session: &Session) -> Self {
-        Self { user: session.user().to_owned(), address: session.address() }
+        let request_id = session.request_id().cloned();
+        Self { user: Some(session.user().into()), address: session.address(), request_id }
     }
 }
 
 impl Actor {
     /// The service itself, in a part of it.
     pub(super) fn service(part: &str) -> Self {
-        Self { user: part.to_owned(), address: None }
+        Self { user: Some(part.into()), address: None, request_id: None }
+    }
+
+    /// Somebody who has not said who it is, or not truly.
+    pub(super) fn stranger(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+        Self { user: None, address, request_id }
     }
 
     pub(super) fn user(&self) -> &str {
-        &self.user
+        self.user.as_deref().unwrap_or("-")
+    }
+
+    /// The same, who has proven to be `user`.
+    pub(super) fn named(self, user: &str) -> Self {
+        Self { user: Some(user.into()), ..self }
+    }
+
+    /// The same of all requests together: who, and from where.
+    pub(super) fn without_request(&self) -> Self {
+        Self { request_id: None, ..self.clone() }
+    }
+
+    pub(super) fn address(&self) -> Option<IpAddr> {
+        self.address
     }
 
     /// Writes down how `action` ended, which was about `what`.
     pub(super) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
-        line(action, Some(&self.user), self.address, what, outcome);
+        let what = what.to_string();
+        Line::new(self, action, &what, &Outcome::of(outcome)).write();
     }
 }
 
-/// Writes down that a log-in ended. What a stranger types as a name may be a password: only a good one
-/// is named.
-pub(super) fn login<T>(user: &str, address: Option<IpAddr>, outcome: &Result<T, Error>) {
-    line("log-in", outcome.is_ok().then_some(user), address, "", outcome);
+/// How something ended.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Outcome {
+    /// `done`, `refused`, `failed`, and for bodies of disks `cut` and `under way`.
+    pub name: &'static str,
+    pub reason: Option<String>,
 }
 
-/// Writes down that a body of a disk ended, and how much of it was sent.
-pub(super) fn export(user: &str, address: Option<IpAddr>, what: impl Display, sent: u64, of: u64) {
-    let (what, address) = (what.to_string(), shown(address));
-    let outcome = if sent == of { "done" } else { "cut" };
-    tracing::info!(target: TARGET, action = "export", ?user, %address, ?what, outcome, sent, of, "audit");
-}
+impl Outcome {
+    pub(super) const DONE: Self = Self { name: "done", reason: None };
 
-/// Writes down that a request came without a good token.
-pub fn stranger(address: Option<IpAddr>, path: String) {
-    line::<()>("request", None, address, path, &Err(crate::auth::BadToken.into()));
-}
-
-fn shown(address: Option<IpAddr>) -> String {
-    address.map_or_else(|| "-".to_owned(), |address| address.to_string())
-}
-
-fn line<T>(
-    action: &'static str,
-    user: Option<&str>,
-    address: Option<IpAddr>,
-    what: impl Display,
-    outcome: &Result<T, Error>,
-) {
-    // Quoted, so that a name of several lines is one.
-    let what = what.to_string();
-    let (user, address) = (user.unwrap_or("-"), shown(address));
-    match outcome {
-        Ok(_) => tracing::info!(target: TARGET, action, ?user, %address, ?what, outcome = "done", "audit"),
-        Err(error) => {
-            let reason = error.to_string();
-            let outcome = if error.is_refusal() { "refused" } else { "failed" };
-            tracing::info!(target: TARGET, action, ?user, %address, ?what, outcome, ?reason, "audit");
+    pub(super) fn of<T>(outcome: &Result<T, Error>) -> Self {
+        match outcome {
+            Ok(_) => Self::DONE,
+            Err(error) => {
+                let name = if error.is_refusal() { "refused" } else { "failed" };
+                Self { name, reason: Some(error.to_string()) }
+            }
         }
+    }
+}
+
+/// One line.
+#[derive(Serialize)]
+pub(super) struct Line<'a> {
+    /// RFC 3339, UTC.
+    time: String,
+    who: Option<&'a str>,
+    /// A keyed hash of the account's name, where a log-in failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account: Option<&'a str>,
+    address: Option<IpAddr>,
+    action: &'static str,
+    what: &'a str,
+    outcome: &'static str,
+    reason: Option<&'a str>,
+    /// Of disks, that were sent.
+    pub bytes: Option<u64>,
+    /// Of disks, that were asked for.
+    pub ranges: Option<u64>,
+    /// Requests that this line is about, where it may be several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+    /// Of the last one.
+    request_id: Option<&'a str>,
+}
+
+impl<'a> Line<'a> {
+    pub(super) fn new(actor: &'a Actor, action: &'static str, what: &'a str, outcome: &'a Outcome) -> Self {
+        Self {
+            time: format!("{:.3}", jiff::Timestamp::now()),
+            who: actor.user.as_deref(),
+            account: None,
+            address: actor.address,
+            action,
+            what,
+            outcome: outcome.name,
+            reason: outcome.reason.as_deref(),
+            bytes: None,
+            ranges: None,
+            requests: None,
+            request_id: actor.request_id.as_deref(),
+        }
+    }
+
+    pub(super) fn write(&self) {
+        if let Some(sink) = SINK.get() {
+            match serde_json::to_vec(self) {
+                Ok(mut line) => {
+                    line.push(b'\n');
+                    sink(&line);
+                }
+                Err(error) => tracing::error!(%error, "an audit line cannot be written as JSON"),
+            }
+            return;
+        }
+        let Self { account, action, what, outcome, bytes, ranges, requests, .. } = self;
+        let user = self.who.unwrap_or("-");
+        let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        // Quoted, so that a text of several lines is one.
+        let reason = self.reason.map(tracing::field::debug);
+        tracing::info!(
+            target: TARGET, action, ?user, %address, ?what, outcome, reason, account, bytes, ranges, requests, "audit"
+        );
     }
 }

@@ -5,12 +5,12 @@
 
 use std::collections::{HashMap, HashSet};
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::repositories::Found;
 use super::shared::Shared;
 use super::{App, Error};
-use crate::inventory::{self, Definitions, Problem, Vm};
+use crate::inventory::{self, Definitions, Vm};
 use crate::model::{RepositoryId, VmId};
 use crate::repository::Repository;
 use crate::repository::executor::Kind;
@@ -66,44 +66,51 @@ pub(super) struct Catalog {
 }
 
 impl Catalog {
+    fn all_known(&self) -> MutexGuard<'_, HashMap<RepositoryId, Arc<Definitions>>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn known(&self, id: &RepositoryId) -> Option<Arc<Definitions>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+        self.all_known().get(id).cloned()
     }
 
     /// The VMs of the repositories that were `found`, as of now.
     fn read(&self, found: &Found) -> Inventory {
         // All are asked before any is waited for.
         let asked: Vec<_> = found.usable().map(|repository| (repository, self.ask(repository))).collect();
-        let (mut vms, mut remembered, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sources, mut remembered, mut missing) = (Vec::new(), Vec::new(), Vec::new());
         for (repository, asked) in asked {
-            let id = repository.id();
+            let (id, mount_point) = (repository.id(), repository.mount_point().to_owned());
             match asked() {
                 Ok(definitions) => {
-                    vms.extend(definitions.vms(repository.mount_point()));
-                    let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-                    known.insert(id.clone(), Arc::new(definitions));
+                    let definitions = Arc::new(definitions);
+                    self.all_known().insert(id.clone(), Arc::clone(&definitions));
+                    sources.push((mount_point, definitions));
                 }
                 Err(error) => {
                     let reason = format!("the repository {id} {error}");
                     let known = self.known(id);
-                    let is_remembered = known.is_some();
-                    remembered.extend(known.iter().flat_map(|known| known.vms(repository.mount_point())).map(
-                        |(folder, vm)| {
-                            let disks = Err(Problem::Unavailable(reason.clone()));
-                            (folder, Arc::new(Vm { disks, ..Vm::clone(&vm) }))
-                        },
-                    ));
-                    missing.push(Missing { repository: id.clone(), reason, is_remembered });
+                    missing.push(Missing {
+                        repository: id.clone(),
+                        reason: reason.clone(),
+                        is_remembered: known.is_some(),
+                    });
+                    remembered.extend(known.map(|known| (mount_point, known.without_disks(&reason))));
                 }
             }
         }
         let known: HashSet<RepositoryId> = found.usable().map(|repository| repository.id().clone()).collect();
-        self.known.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| known.contains(id));
-        // One that was moved elsewhere meanwhile is there.
-        let there: HashSet<VmId> = vms.iter().filter_map(|(_, vm)| vm.id.clone()).collect();
-        remembered.retain(|(_, vm)| vm.id.as_ref().is_none_or(|id| !there.contains(id)));
-        vms.extend(remembered);
-        Inventory { vms: inventory::put_together(vms), missing }
+        self.all_known().retain(|id, _| known.contains(id));
+        if !remembered.is_empty() {
+            // A VM that was moved elsewhere meanwhile is there.
+            let ids = sources.iter().flat_map(|(_, definitions)| definitions.vms()).filter_map(|vm| vm.id.clone());
+            let there: HashSet<VmId> = ids.collect();
+            for (mount_point, mut definitions) in remembered {
+                definitions.retain(|vm| vm.id.as_ref().is_none_or(|id| !there.contains(id)));
+                sources.push((mount_point, Arc::new(definitions)));
+            }
+        }
+        Inventory { vms: inventory::put_together(&sources), missing }
     }
 
     /// Begins to read the definitions of a repository; returns what waits for them.

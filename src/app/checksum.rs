@@ -118,7 +118,22 @@ impl App {
         stop: &Stop,
     ) -> Result<Digest, Error> {
         let known = self.sums.of((disk.version.clone(), algorithm));
-        known.get_or_try_init(|| self.sum(disk, 0..disk.file.size(), algorithm, stop)).await.copied()
+        let make = || async {
+            let digest = self.sum(disk, 0..disk.file.size(), algorithm, stop).await?;
+            self.note_sum(disk, algorithm, digest).await;
+            Ok(digest)
+        };
+        known.get_or_try_init(make).await.copied()
+    }
+
+    /// Writes a checksum of all of a disk down: should its file be touched, its content can be proven by that.
+    async fn note_sum(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
+        let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
+        let noted =
+            self.blocking(move |app| Ok(app.store.note_checksum(id, &name, algorithm.name(), &digest.0)?)).await;
+        if let Err(error) = noted {
+            tracing::warn!(snapshot = %id, %error, "its checksum cannot be written down");
+        }
     }
 
     /// The checksum of a part of an open disk.

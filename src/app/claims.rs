@@ -1,11 +1,12 @@
 //! Which VMs name which files as their disks.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use crate::inventory::Vm;
-use crate::inventory::vm_cfg::DiskSource;
-use crate::model::RepositoryId;
+use crate::inventory::{Vm, vm_cfg};
+use crate::model::DiskSource;
 use crate::repository::{Assigned, Repository, assign};
 
 /// A VM that names a file, by its place in the list, and whether it says that others do too.
@@ -18,42 +19,47 @@ pub(super) struct Claim {
 /// The disks of the inventory, as far as their paths lie in a repository. No file is looked at.
 #[derive(Debug, Default)]
 pub(super) struct Claims {
-    /// The names of the VMs.
-    vms: Vec<String>,
-    by_path: HashMap<RepositoryId, HashMap<PathBuf, Vec<Claim>>>,
+    vms: Vec<Arc<Vm>>,
+    /// The files that are named more than once, by their paths below their repositories.
+    doubled: HashMap<DiskSource, Vec<Claim>>,
 }
 
 impl Claims {
     /// Those of all `vms`. A definition that cannot be used claims nothing.
-    pub(super) fn of<'a>(vms: impl IntoIterator<Item = &'a Vm>, repositories: &[Repository]) -> Self {
-        let mut claims = Self::default();
-        for vm in vms {
-            let (number, lines) = (claims.vms.len(), vm.disks.as_deref().unwrap_or_default());
-            claims.vms.push(vm.name.clone());
-            for line in lines {
-                let DiskSource::File(path) = &line.source else { continue };
-                let Ok(Assigned { repository, below, .. }) = assign(repositories, Path::new(path)) else { continue };
-                let files = claims.by_path.entry(repository.id().clone()).or_default();
-                files.entry(below).or_default().push(Claim { vm: number, is_shared: line.is_shared() });
+    pub(super) fn of(vms: &[Arc<Vm>], repositories: &[Repository]) -> Self {
+        // By a number first: of many VMs few name the same file.
+        let hasher = RandomState::new();
+        let mut seen: HashMap<u64, bool> = HashMap::new();
+        for (_, source) in sources(vms, repositories) {
+            let is_doubled = seen.contains_key(&hasher.hash_one(&source));
+            seen.insert(hasher.hash_one(&source), is_doubled);
+        }
+        let mut claims = Self { vms: vms.to_vec(), doubled: HashMap::new() };
+        if seen.values().any(|is_doubled| *is_doubled) {
+            for (claim, source) in sources(vms, repositories) {
+                if seen.get(&hasher.hash_one(&source)) == Some(&true) {
+                    claims.doubled.entry(source).or_default().push(claim);
+                }
             }
         }
         claims
     }
 
-    /// The files of a repository that are named, by their paths below it.
-    pub(super) fn in_repository(&self, id: &RepositoryId) -> impl Iterator<Item = (&PathBuf, &Vec<Claim>)> {
-        self.by_path.get(id).into_iter().flatten()
+    /// All claims on the files of a repository, by their paths below it.
+    pub(super) fn in_repository(&self, repository: &Repository, all: &[Repository]) -> Vec<(Claim, PathBuf)> {
+        let of_it = sources(&self.vms, all).filter(|(_, source)| source.repository == *repository.id());
+        of_it.map(|(claim, source)| (claim, source.path.into())).collect()
     }
 
-    /// The claims on one file.
-    pub(super) fn on(&self, id: &RepositoryId, below: &str) -> &[Claim] {
-        self.by_path.get(id).and_then(|files| files.get(Path::new(below))).map_or(&[], Vec::as_slice)
+    /// The claims on one file, where there are several.
+    pub(super) fn on(&self, source: &DiskSource) -> &[Claim] {
+        self.doubled.get(source).map_or(&[], Vec::as_slice)
     }
 
     /// Why the VM `name` may not have a file with these claims snapshotted: another VM names it too, and not all
     /// of them say that it is shared.
     pub(super) fn conflict(&self, name: &str, claims: &[Claim]) -> Option<String> {
-        let mut others: Vec<&str> = claims.iter().map(|claim| self.vms[claim.vm].as_str()).collect();
+        let mut others: Vec<&str> = claims.iter().map(|claim| self.vms[claim.vm].name.as_str()).collect();
         others.sort_unstable();
         others.dedup();
         others.retain(|other| *other != name);
@@ -64,6 +70,22 @@ impl Claims {
         let more = if more > 0 { format!(" and of {more} more") } else { String::new() };
         Some(format!("is a disk of the VM {first}{more} as well, and not each of them marks it as shared (w!)"))
     }
+}
+
+/// Each file that the VMs name, with who names it.
+fn sources<'a>(
+    vms: &'a [Arc<Vm>],
+    repositories: &'a [Repository],
+) -> impl Iterator<Item = (Claim, DiskSource)> + use<'a> {
+    vms.iter().enumerate().flat_map(move |(number, vm)| {
+        vm.disks.as_deref().unwrap_or_default().iter().filter_map(move |line| {
+            let vm_cfg::DiskSource::File(path) = &line.source else { return None };
+            let Assigned { repository, below, .. } = assign(repositories, Path::new(path)).ok()?;
+            let path = below.into_os_string().into_string().ok()?;
+            let source = DiskSource { repository: repository.id().clone(), path };
+            Some((Claim { vm: number, is_shared: line.is_shared() }, source))
+        })
+    })
 }
 
 #[cfg(test)]
@@ -84,15 +106,18 @@ mod tests {
             disks: Ok(vm_cfg::parse(&format!("disk = [{disks}]")).unwrap().disks.unwrap()),
         };
         let conflict = |disks: [&str; 3]| {
-            let vms: Vec<Vm> = ["a", "b", "c"].iter().zip(disks).map(|(name, disks)| vm(name, disks)).collect();
+            let vms: Vec<Arc<Vm>> =
+                ["a", "b", "c"].iter().zip(disks).map(|(name, disks)| Arc::new(vm(name, disks))).collect();
             let claims = Claims::of(&vms, std::slice::from_ref(&repository));
-            let on = claims.on(repository.id(), "VirtualDisks/x.img");
+            let source = DiskSource { repository: repository.id().clone(), path: "VirtualDisks/x.img".to_owned() };
+            let on = claims.on(&source);
             ["a", "b", "c"].map(|name| claims.conflict(name, on).is_some())
         };
         let [writes, shares, reads] =
             ["w", "w!", "r"].map(|mode| format!("'file:/none/r/VirtualDisks/x.img,xvda,{mode}'"));
         let shares_too = "'file:/none//r/VirtualDisks/y/../x.img,xvdb,w!'".to_owned();
-        assert_eq!(conflict([&writes, "", ""]), [false, true, true]);
+        // What only one of them names is no other's.
+        assert_eq!(conflict([&writes, "", ""]), [false, false, false]);
         assert!(!conflict([&format!("{writes}, {reads}"), "", ""])[0]);
         assert_eq!(conflict([&writes, &writes, ""])[..2], [true, true]);
         assert_eq!(conflict([&shares, &shares_too, ""])[..2], [false, false]);
@@ -104,7 +129,20 @@ mod tests {
     #[test]
     fn three_vms_are_named_by_one() {
         let claim = |vm: usize| Claim { vm, is_shared: false };
-        let claims = Claims { vms: ["a", "b", "c"].map(str::to_owned).to_vec(), by_path: HashMap::new() };
+        let named = |name: &str| {
+            let none = String::new;
+            let (name, disks) = (name.to_owned(), Ok(Vec::new()));
+            Arc::new(Vm {
+                id: None,
+                name,
+                uuid: None,
+                friendly_name: none(),
+                description: none(),
+                address: None,
+                disks,
+            })
+        };
+        let claims = Claims { vms: ["a", "b", "c"].map(named).to_vec(), doubled: HashMap::new() };
         let told = claims.conflict("b", &[claim(2), claim(1), claim(0), claim(2)]).unwrap();
         assert!(told.starts_with("is a disk of the VM a and of 1 more as well"), "{told}");
     }

@@ -61,7 +61,8 @@ impl App {
         }
     }
 
-    /// One round. A snapshot that is just being made or removed is not touched: its VM's turn is taken.
+    /// One round. A snapshot that is just being made or removed is not touched, nor one whose VM another service
+    /// has locked: the turn of its VM is taken.
     async fn clean_up(self: Arc<Self>) {
         let unfinished = match self.blocking(|app| Ok(app.store.unfinished()?)).await {
             Ok(unfinished) => unfinished,
@@ -74,7 +75,7 @@ impl App {
                 let turn = self.turns.try_take(&snapshot.vm)?;
                 let app = Arc::clone(&self);
                 Some(self.runtime.spawn(async move {
-                    let _turn = turn;
+                    let Ok(_turn) = app.try_lock_for_removal(turn, &snapshot).await else { return };
                     drop(app.blocking(move |app| app.clean_up_one(snapshot.id)).await);
                 }))
             })

@@ -4,12 +4,13 @@
 //! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
 //! what can be done before or after them is.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
 
 use super::admission::{Admission, Admitted, request_key};
 use super::audit::Actor;
@@ -18,6 +19,7 @@ use super::disk_files::DiskFiles;
 use super::hooked::{Around, Between};
 use super::policy::Refusal;
 use super::vm_disks::{Verdict, choose, examine};
+use super::vm_turn::How;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::hooks::{Debt, Event, Operation, milliseconds};
@@ -46,9 +48,6 @@ struct Terms {
     ttl: Option<Duration>,
     key: Option<RequestKey>,
 }
-
-/// What keeps others from changing the VM's snapshots meanwhile.
-type Turn = Arc<dyn Any + Send + Sync>;
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
@@ -91,10 +90,9 @@ impl App {
         };
         let app = Arc::clone(self);
         self.detached(async move {
-            let (mut place, turn) = held;
-            let turn: Turn = Arc::new(turn);
+            let (mut place, own) = held;
             let outcome = {
-                let mut creation = pin!(app.create(&vm, &actor, &request, &turn));
+                let mut creation = pin!(app.create(&vm, &actor, &request, own));
                 match tokio::time::timeout(LONG, &mut creation).await {
                     Ok(outcome) => outcome,
                     Err(_) => {
@@ -117,14 +115,14 @@ impl App {
         vm: &VmId,
         actor: &Actor,
         request: &CreateRequest,
-        turn: &Turn,
+        own: OwnedMutexGuard<()>,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
         if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
         let mut freeze = None;
-        let made = self.make(vm.clone(), actor.clone(), request.clone(), turn, &mut freeze).await;
+        let made = self.make(vm.clone(), actor.clone(), request.clone(), own, &mut freeze).await;
         match &made {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.taken.freeze_ms.unwrap_or_default()));
@@ -145,20 +143,27 @@ impl App {
         vm: VmId,
         actor: Actor,
         request: CreateRequest,
-        turn: &Turn,
+        own: OwnedMutexGuard<()>,
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
-        let plan = self.blocking(move |app| {
-            let plan = app.plan(&vm, &actor, &request)?;
+        let (of, asked) = (vm.clone(), (actor, request));
+        let plan = move |app: &Self| {
+            let plan = app.plan(&of, &asked.0, &asked.1)?;
             app.check_policy(&plan.snapshot, &plan.sources)?;
             Ok(plan)
-        });
-        let plan = plan.await?;
+        };
+        // What is refused leaves no lock file behind.
+        let first = self.blocking(plan.clone()).await?;
+        let repositories = first.snapshot.repositories().into_iter().cloned().collect();
+        let turn = Arc::new(self.lock_vm(own, &vm, repositories, How::REQUEST).await?);
+        // Somebody else may have changed the VM's snapshots before it was locked.
+        let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
+        turn.covers(&plan.snapshot)?;
         let Ready { snapshot, clones, terms, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
         let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let late = {
-            let (snapshot, turn) = (snapshot.clone(), Arc::clone(turn));
+            let (snapshot, turn) = (snapshot.clone(), Arc::clone(&turn));
             move |app: &Self| {
                 // Until now nobody else could change the VM's snapshots.
                 let _turn = turn;
@@ -171,10 +176,10 @@ impl App {
             Ok((cloned, jiff::Timestamp::now()))
         };
         let between = Between { work: Box::new(clone), refresh: Arc::new(refresh), late: Some(Box::new(late)) };
-        let (cloned, around) = self.within_hooks(snapshot.id, debt, between).await;
+        let (cloned, around) = self.within_hooks(debt.map(|debt| (snapshot.id, debt)), between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
-            return Err(error);
+            return Err(around.beside(error));
         }
         self.blocking(move |app| {
             let snapshot = app.complete(snapshot, terms, cloned, around)?;
@@ -194,8 +199,8 @@ impl App {
             Problem::Broken(text) => Error::NotSnapshottable(text.clone()),
             Problem::Unavailable(text) => Error::Unavailable(text.clone()),
         })?;
-        let all = inventory.vms.iter().map(Arc::as_ref);
-        let mut files = DiskFiles::look_at(self, all, [&*definition], true);
+        let mut files = DiskFiles::new(self, &inventory.vms, true);
+        files.look_at(self, std::slice::from_ref(&definition));
         let mut examined = Vec::new();
         for (line, wish) in lines.iter().zip(request.selection.wishes(lines)?) {
             let verdict = match wish {
@@ -246,13 +251,15 @@ impl App {
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { mut snapshot, sources, terms, event } = plan;
         let debt = self.hooks.debt(event);
-        self.store.begin(&mut snapshot, debt.as_ref().map(Debt::to_bytes).as_deref())?;
+        let owed = debt.as_ref().map(Debt::to_bytes).transpose();
+        let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
+        self.store.begin(&mut snapshot, owed.as_deref())?;
         match self.prepare(&mut snapshot, sources) {
             Ok(clones) => Ok(Ready { snapshot, clones, terms, debt }),
             Err(error) => {
                 self.undo(&snapshot);
                 if debt.is_some() {
-                    self.settle(snapshot.id);
+                    self.note(snapshot.id, None);
                 }
                 Err(error)
             }
@@ -288,7 +295,7 @@ impl App {
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
         around: Around,
     ) -> Result<Snapshot, Error> {
-        let sealed = cloned.and_then(|(cloned, at)| {
+        let sealed = cloned.map_err(|error| around.beside(error)).and_then(|(cloned, at)| {
             // What the hooks took is not in it: it is as old as its bytes.
             snapshot.created_at = at;
             self.seal(&mut snapshot, cloned, around)
@@ -318,13 +325,19 @@ impl App {
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         snapshot.taken = Taken { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let identities = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        snapshot.disks.iter_mut().zip(identities).for_each(|(disk, identity)| disk.identity = identity);
-        for repository in self.repositories_of(snapshot)? {
-            let of = snapshot.clone();
-            let kind = Kind::CHANGE.after(snapshot.id.as_u128());
-            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of));
-            sealed.map_err(|error| Error::of_step("writing the snapshot's manifest", error))?;
+        let files = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
+        snapshot.disks.iter_mut().zip(files).for_each(|(disk, file)| disk.set(file.identity, file.seal));
+        let (repositories, kind) = (self.repositories_of(snapshot)?, Kind::CHANGE.after(snapshot.id.as_u128()));
+        let failed = |error| Error::of_step("writing the snapshot's manifest", error);
+        for repository in &repositories {
+            let (of, exporter) = (snapshot.clone(), self.exporter.clone());
+            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, &exporter));
+            sealed.map_err(failed)?;
+        }
+        // Only where all have it: a part of a snapshot must not be taken for a finished one.
+        for repository in &repositories {
+            let id = snapshot.id;
+            repository.run(kind, move |_, root| SnapshotDir::new(root, id).finish()).map_err(failed)?;
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),

@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::audit::Actor;
 use super::hooked::Between;
-use super::owed;
 use super::policy::Refusal;
 use super::{App, Error};
 use crate::auth::Session;
@@ -40,8 +39,17 @@ impl App {
             let deletion = async {
                 // First whose it is, so that a retry can wait for its turn behind the first try.
                 let vm = app.blocking(move |app| app.owner(&called, id)).await?;
-                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
-                app.delete_one(id, actor.user()).await
+                let own = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                let of = vm.clone();
+                let known = app.blocking(move |app| Ok(app.store.record(id)?));
+                let snapshot = match known.await? {
+                    Some((_, snapshot)) => Some(snapshot),
+                    // Nobody is told that it is gone while its files are there.
+                    None => app.blocking(move |app| app.unknown_snapshot(&of, id)).await?,
+                };
+                let Some(snapshot) = snapshot else { return Ok(()) };
+                let _turn = app.lock_for_removal(own, &vm, std::iter::once(&snapshot)).await?;
+                app.delete_one(snapshot, actor.user()).await
             };
             let outcome = deletion.await;
             actor.did("delete", what, &outcome);
@@ -61,11 +69,14 @@ impl App {
             let what = called.clone();
             let deletion = async {
                 let vm = app.blocking(move |app| app.resolve_vm(&called)).await?;
-                let _turn = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
-                let mut outcome = Ok(());
+                let own = app.turns.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                let of = vm.clone();
                 // Also what an earlier try left half gone.
-                for (_, snapshot) in app.blocking(move |app| Ok(app.store.records_of(&vm)?)).await? {
-                    outcome = outcome.and(app.delete_one(snapshot.id, actor.user()).await);
+                let records = app.blocking(move |app| Ok(app.store.records_of(&of)?)).await?;
+                let _turn = app.lock_for_removal(own, &vm, records.iter().map(|(_, snapshot)| snapshot)).await?;
+                let mut outcome = Ok(());
+                for (_, snapshot) in records {
+                    outcome = outcome.and(app.delete_one(snapshot, actor.user()).await);
                 }
                 outcome
             };
@@ -86,40 +97,44 @@ impl App {
     }
 
     /// Deletes one snapshot.
-    async fn delete_one(self: &Arc<Self>, id: SnapshotId, user: &str) -> Result<(), Error> {
-        let user = user.to_owned();
-        self.within_deletion_hooks(id, move |app| app.delete(id, &user)).await
+    async fn delete_one(self: &Arc<Self>, snapshot: Snapshot, user: &str) -> Result<(), Error> {
+        let (user, of) = (user.to_owned(), snapshot.clone());
+        self.within_deletion_hooks(of, move |app| app.delete(&snapshot, &user)).await
     }
 
-    /// Does `work`, which deletes the snapshot `id`, with hooks around it where it is still there.
+    /// Does `work`, which deletes the snapshot, with hooks around it where it is still there.
     pub(super) async fn within_deletion_hooks(
         self: &Arc<Self>,
-        id: SnapshotId,
+        snapshot: Snapshot,
         work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
-        let key = owed::key(Operation::SnapshotDelete, id);
         let debt = self.blocking(move |app| {
-            let Some(snapshot) = app.store.snapshot(id)? else { return Ok(None) };
+            if app.store.record(snapshot.id)?.is_some_and(|(state, _)| state != State::Ready) {
+                return Ok(None);
+            }
             let Some(mut debt) = app.hooks.debt(app.deletion(&snapshot)) else { return Ok(None) };
-            debt.earlier = app.owed_earlier(key)?;
-            app.store.owe(key, &debt.to_bytes())?;
-            Ok(Some(debt))
+            let (key, earlier) = app.owed_earlier(Operation::SnapshotDelete, snapshot.id)?;
+            debt.earlier = earlier;
+            app.owe(key, &debt)?;
+            Ok(Some((key, debt)))
         });
         // Removing files takes as long as it takes, and freezes nobody: it is waited for.
         let between = Between { work: Box::new(work), refresh: Arc::new(|| ()), late: None };
-        self.within_hooks(key, debt.await?, between).await.0
+        let (outcome, around) = self.within_hooks(debt.await?, between).await;
+        outcome.map_err(|error| around.beside(error))
     }
 
-    fn delete(&self, id: SnapshotId, user: &str) -> Result<(), Error> {
-        let Some((state, snapshot)) = self.store.record(id)? else { return Ok(()) };
-        if state == State::Ready {
+    fn delete(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {
+        let id = snapshot.id;
+        // What the database does not know it knows from now on, until nothing is left.
+        if self.store.record(id)?.is_none_or(|(state, _)| state == State::Ready) {
             if self.store.terms(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
                 tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
             }
-            self.store.begin_deletion(&snapshot)?;
+            self.store.begin_deletion(snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }
-        self.remove(&snapshot)
+        self.remove(snapshot)
     }
 
     /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
@@ -140,6 +155,7 @@ impl App {
         let outcome = match first_error {
             None if absent.is_empty() => {
                 self.store.forget(snapshot)?;
+                self.deleted.note(snapshot.id);
                 self.leftovers.forget(snapshot.id);
                 return Ok(());
             }

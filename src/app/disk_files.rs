@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::App;
 use super::claims::{Claim, Claims};
@@ -48,7 +49,7 @@ pub(super) enum NoFacts {
 struct Looked {
     notes: Option<OvsMeta>,
     /// Whose the files are that have more than one name, where there are such files.
-    linked: Result<HashMap<FileNumber, Owners>, String>,
+    linked: Option<Result<HashMap<FileNumber, Owners>, String>>,
     /// Whether files can be cloned there.
     support: Result<(), Unclonable>,
 }
@@ -60,60 +61,68 @@ struct Owners {
     snapshot: Option<SnapshotId>,
 }
 
-/// The files of some VMs' disks.
+/// The files of VMs' disks.
 pub(super) struct DiskFiles {
+    repositories: Vec<Repository>,
     /// By the path that the definition names.
     facts: HashMap<String, Result<DiskFacts, NoFacts>>,
     looked: HashMap<RepositoryId, Looked>,
     claims: Claims,
+    keep_open: bool,
     /// The open disks, where they are wanted.
     open: HashMap<DiskSource, LocatedDisk>,
 }
 
-/// What a look at the disks in one repository comes to.
-type Found = (Vec<(String, Result<(DiskFacts, Option<LocatedDisk>), NoFacts>)>, Option<OvsMeta>);
+/// The disks of one repository, each with the path that the definition names.
+type Disks = Vec<(String, Assigned)>;
+
+/// What a look at a disk comes to.
+type LookedAt = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
+
+/// What a look at them comes to, and what the manager noted about them where that was asked for.
+type Found = (Vec<(String, LookedAt)>, Option<OvsMeta>);
 
 impl DiskFiles {
-    /// Looks at the disks of the VMs that are `wanted`; `all` are those of the inventory, as a disk may be another
-    /// VM's as well. Keeps them open where that is wanted too.
-    pub(super) fn look_at<'v>(
-        app: &App,
-        all: impl IntoIterator<Item = &'v Vm>,
-        wanted: impl IntoIterator<Item = &'v Vm>,
-        keep_open: bool,
-    ) -> Self {
-        let found = app.repositories.found();
-        let repositories: Vec<Repository> = found.usable().cloned().collect();
+    /// None yet. `all` are the VMs of the inventory, as a disk may be another VM's as well.
+    pub(super) fn new(app: &App, all: &[Arc<Vm>], keep_open: bool) -> Self {
+        let repositories: Vec<Repository> = app.repositories.found().usable().cloned().collect();
         let claims = Claims::of(all, &repositories);
-        let mut this = Self { facts: HashMap::new(), looked: HashMap::new(), claims, open: HashMap::new() };
-        let mut by_repository: BTreeMap<String, (Repository, Vec<(String, Assigned)>)> = BTreeMap::new();
-        for path in wanted.into_iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(file_path) {
-            match assign(&repositories, Path::new(path)) {
+        Self { repositories, facts: HashMap::new(), looked: HashMap::new(), claims, keep_open, open: HashMap::new() }
+    }
+
+    /// Looks at the disks of `vms`, and forgets those that were looked at before.
+    pub(super) fn look_at(&mut self, app: &App, vms: &[Arc<Vm>]) {
+        self.facts.clear();
+        let mut by_repository: BTreeMap<String, (Repository, Disks)> = BTreeMap::new();
+        for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(file_path) {
+            match assign(&self.repositories, Path::new(path)) {
                 Ok(assigned) => {
                     let repository = assigned.repository.clone();
                     let entry = by_repository.entry(repository.id().to_string());
                     entry.or_insert_with(|| (repository, Vec::new())).1.push((path.to_owned(), assigned));
                 }
-                Err(misplaced) => drop(this.facts.insert(path.to_owned(), Err(NoFacts::Unfit(misplaced.to_string())))),
+                Err(misplaced) => drop(self.facts.insert(path.to_owned(), Err(NoFacts::Unfit(misplaced.to_string())))),
             }
         }
         // All are asked before any is waited for.
         let asked: Vec<_> = by_repository
             .into_values()
             .map(|(repository, disks)| {
-                let (asked, paths) = (repository.clone(), disks.iter().map(|(path, _)| path.clone()).collect());
+                let paths = disks.iter().map(|(path, _)| path.clone()).collect();
+                let is_new = !self.looked.contains_key(repository.id());
+                let (asked, keep_open) = (repository.clone(), self.keep_open);
                 let look = move |access: &Access<'_>, root: &Folder| {
                     asked.mounted_now(access)?;
-                    Ok(look_in(access, root, disks, keep_open))
+                    let found = look_in(access, root, disks, keep_open);
+                    Ok((found, if is_new { load_ovsmeta(root) } else { None }))
                 };
                 let pending = repository.submit(Kind::SHORT, look);
                 (repository, paths, move || pending.wait().map_err(Absent::from)?)
             })
             .collect();
         for (repository, paths, found) in asked {
-            this.enter(app, &repository, paths, found());
+            self.enter(app, &repository, paths, found());
         }
-        this
     }
 
     fn enter(&mut self, app: &App, repository: &Repository, paths: Vec<String>, found: io::Result<Found>) {
@@ -134,9 +143,15 @@ impl DiskFiles {
             });
             self.facts.insert(path, facts);
         }
-        let linked = if has_links { linked(app, repository, &self.claims) } else { Ok(HashMap::new()) };
-        let support = app.clone_support.of(repository.mount_point());
-        self.looked.insert(repository.id().clone(), Looked { notes, linked, support });
+        let looked = self.looked.entry(repository.id().clone()).or_insert_with(|| Looked {
+            notes,
+            linked: None,
+            support: app.clone_support.of(repository.mount_point()),
+        });
+        if has_links && looked.linked.is_none() {
+            let named = self.claims.in_repository(repository, &self.repositories);
+            looked.linked = Some(linked(app, repository, named));
+        }
     }
 
     /// What is known of the file at the path that a definition names.
@@ -152,7 +167,7 @@ impl DiskFiles {
 
     /// Why the disk may not be taken for the VM that is called `vm`: another VM has it, or it is a snapshot's file.
     pub(super) fn another_owner(&self, vm: &str, disk: &DiskFacts) -> Option<String> {
-        let by_path = self.claims.on(&disk.source.repository, &disk.source.path);
+        let by_path = self.claims.on(&disk.source);
         if let Some(reason) = self.claims.conflict(vm, by_path) {
             return Some(reason);
         }
@@ -160,7 +175,7 @@ impl DiskFiles {
             return None;
         }
         // The file has other names, one of which another VM may name, or a snapshot have.
-        match &self.looked.get(&disk.source.repository)?.linked {
+        match self.looked.get(&disk.source.repository)?.linked.as_ref()? {
             Err(error) => Some(format!("has more than one name, and whose it is cannot be told: {error}")),
             Ok(linked) => {
                 let owners = linked.get(&disk.number)?;
@@ -196,14 +211,14 @@ pub(super) fn file_path(line: &DiskLine) -> Option<&str> {
     }
 }
 
-fn look_in(access: &Access<'_>, root: &Folder, disks: Vec<(String, Assigned)>, keep_open: bool) -> Found {
+fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, LookedAt)> {
     let mut found = Vec::with_capacity(disks.len());
     for (path, assigned) in disks {
         access.moved();
         let looked = look(root, &assigned);
         found.push((path, looked.map(|(facts, disk)| (facts, keep_open.then_some(disk)))));
     }
-    (found, load_ovsmeta(root))
+    found
 }
 
 fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
@@ -232,17 +247,19 @@ fn is_the_file_systems_fault(error: &io::Error) -> bool {
     )
 }
 
-/// Whose the files of a repository are that have a VM's or a snapshot's name among others.
-fn linked(app: &App, repository: &Repository, claims: &Claims) -> Result<HashMap<FileNumber, Owners>, String> {
+/// Whose the files of a repository are that have a VM's or a snapshot's name among others; `named` are those of VMs.
+fn linked(
+    app: &App,
+    repository: &Repository,
+    named: Vec<(Claim, PathBuf)>,
+) -> Result<HashMap<FileNumber, Owners>, String> {
     let snapshots = app.store.snapshots().map_err(|error| error.to_string())?;
-    let named: Vec<(PathBuf, Vec<Claim>)> =
-        claims.in_repository(repository.id()).map(|(below, claims)| (below.clone(), claims.clone())).collect();
     let looked = repository.run(Kind::SHORT, move |access, root| {
         let mut linked: HashMap<FileNumber, Owners> = HashMap::new();
-        for (below, claims) in named {
+        for (claim, below) in named {
             access.moved();
             if let Ok(found) = root.stat(below) {
-                linked.entry((found.dev(), found.ino())).or_default().claims.extend(claims);
+                linked.entry((found.dev(), found.ino())).or_default().claims.push(claim);
             }
         }
         Ok((linked, root.metadata()?.dev()))

@@ -68,6 +68,12 @@ pub enum Error {
     /// A repository is not there, or does not answer: what lies in it is not known at the moment.
     #[error("{0}; try again when the repository answers")]
     Unavailable(String),
+    /// Another service that uses the same repository changes the snapshots of this VM.
+    #[error("the snapshots of this VM are being changed by {holder}; try again in a while")]
+    VmBusy {
+        /// What its lock file says of whom.
+        holder: String,
+    },
     /// The snapshot's own files are gone, or are not the ones that were snapshotted.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
     SnapshotLost {
@@ -87,6 +93,17 @@ pub enum Error {
         /// What is left, and why.
         left: String,
     },
+    /// A snapshot that the database does not know, of which a repository has files that are not removed.
+    #[error(
+        "the database does not know the snapshot {id}, and its files stay: {reason}; take it over first \
+         (coriolis-ovm-exporter adopt, or adopt --manifests), or remove its folder by hand"
+    )]
+    NotAdopted {
+        /// The snapshot.
+        id: SnapshotId,
+        /// Why they are not removed.
+        reason: String,
+    },
     /// A hook before an operation failed, and so the operation was not done.
     #[error(
         "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
@@ -99,6 +116,14 @@ pub enum Error {
         operation: &'static str,
         /// How it ended.
         how: String,
+    },
+    /// An operation failed, and hooks after it were not called, because the config says so.
+    #[error("{error}; not called: post_on_failure is false, so the post of these hooks was not run: {hooks}")]
+    PostNotCalled {
+        /// Why the operation failed.
+        error: Box<Error>,
+        /// Names of the hooks.
+        hooks: String,
     },
     /// The disks were not cloned in the time that a guest may be held for it.
     #[error(
@@ -160,9 +185,18 @@ impl Error {
         }
     }
 
+    /// The error itself, without what hooks did not do after it.
+    pub fn cause(&self) -> &Self {
+        match self {
+            Self::PostNotCalled { error, .. } => error.cause(),
+            _ => self,
+        }
+    }
+
     /// Whether the request is at fault, or the policy against it; not the host, the manager or we.
     pub fn is_refusal(&self) -> bool {
         match self {
+            Self::PostNotCalled { error, .. } => error.is_refusal(),
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
@@ -174,8 +208,10 @@ impl Error {
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
             | Self::SnapshotLost { .. }
+            | Self::NotAdopted { .. }
             | Self::Throttled => true,
             Self::RepositoryAway { .. }
+            | Self::VmBusy { .. }
             | Self::Unavailable(_)
             | Self::Unsettled { .. }
             | Self::ManagerUnavailable(_)
@@ -196,6 +232,7 @@ impl Error {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Store(cause) => Some(cause.to_string()),
+            Self::PostNotCalled { error, .. } => error.hidden_cause(),
             _ => None,
         }
     }

@@ -13,17 +13,32 @@ impl App {
     pub async fn readiness(self: &Arc<Self>) -> Result<wire::Health, Error> {
         self.blocking(|app| {
             let mut problems = Vec::new();
-            if let Err(error) = app.store.check() {
-                tracing::error!(%error, "not ready");
-                problems.push("the database does not answer".to_owned());
+            match (app.look_for_trouble(), app.store.check()) {
+                (None, Ok(())) => {}
+                (Some(trouble), _) => problems.push(trouble.to_string()),
+                (None, Err(error)) => {
+                    tracing::error!(%error, "not ready");
+                    problems.push("the database does not answer".to_owned());
+                }
             }
             let found = app.repositories.found();
-            for (repository, absent) in found.away() {
-                tracing::warn!(repository = %repository.id(), %absent, "not ready");
-                problems.push(format!("the repository {} is not there, or does not answer", repository.id()));
+            for (known, mounted) in found.looked_at() {
+                let name = &known.name;
+                match (&known.repository, mounted) {
+                    (_, Ok((_, mounted))) if mounted.space.is_read_only => {
+                        problems.push(format!("the repository {name} is read-only"));
+                    }
+                    (_, Ok(_)) => {}
+                    (Ok(_), Err(absent)) => {
+                        tracing::warn!(repository = name, absent, "not ready");
+                        problems.push(format!("the repository {name} is not there, or does not answer"));
+                    }
+                    (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
+                }
             }
-            let unusable = found.known.iter().filter(|known| known.repository.is_err());
-            problems.extend(unusable.map(|known| format!("the repository {} cannot be used", known.name)));
+            if app.has_lost_snapshots().unwrap_or_default() {
+                problems.push("snapshots in a repository are not in the database".to_owned());
+            }
             if found.problem.is_some() {
                 problems.push("the list of repositories cannot be read".to_owned());
             }

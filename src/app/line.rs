@@ -1,23 +1,43 @@
 //! A line before a bounded number of places: who works, who waits, and an end to waiting.
+//!
+//! Places go to whoever has come first, or are shared fairly: the next one goes to the user and VM that has fewest.
+//! So that none of them can hold all places while another waits, a few more are kept for those that hold none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::oneshot;
 
-/// Work of one kind. First come, first served.
-pub(super) struct Line<T> {
-    /// How many work at a time.
-    limit: usize,
-    /// How many may wait.
-    queue: usize,
-    places: Arc<Semaphore>,
-    entries: Arc<Entries<T>>,
+use crate::model::VmId;
+
+/// Work that waits for a place.
+pub(super) trait Queued {
+    /// Whose it is, where places are shared; those of nobody are served as they come.
+    fn share(&self) -> Option<Share>;
 }
 
-/// By number, in the order in which they came.
-type Entries<T> = Mutex<BTreeMap<u64, Entry<T>>>;
+/// Among whom places are shared: a user, and a VM.
+pub(super) type Share = (Arc<str>, VmId);
+
+/// Work of one kind.
+pub(super) struct Line<T: Queued>(Arc<Shared<T>>);
+
+struct Shared<T> {
+    /// How many work at a time.
+    limit: usize,
+    /// How many more may, each for a share that has no place, while another share has several.
+    spare: usize,
+    /// How many may wait.
+    queue: usize,
+    standing: Mutex<Standing<T>>,
+}
+
+struct Standing<T> {
+    /// By number, in the order in which they came.
+    entries: BTreeMap<u64, Entry<T>>,
+    next: u64,
+}
 
 /// Who stands in a line.
 pub(super) struct Entry<T> {
@@ -25,8 +45,11 @@ pub(super) struct Entry<T> {
     /// Since when it stands there, or works.
     pub since: Instant,
     pub works: bool,
-    /// The place where it works, while it has one.
-    permit: Option<OwnedSemaphorePermit>,
+    share: Option<Share>,
+    /// Whether it takes one of the places.
+    has_place: bool,
+    /// Tells it that it has one, while it waits for that.
+    wake: Option<oneshot::Sender<()>>,
 }
 
 /// The line is as long as it may be.
@@ -34,82 +57,173 @@ pub(super) struct Entry<T> {
 pub(super) struct TooLong;
 
 /// A stand in the line, which is left when this is dropped.
-pub(super) struct Ticket<T> {
+pub(super) struct Ticket<T: Queued> {
     number: u64,
     what: Arc<T>,
-    places: Arc<Semaphore>,
-    entries: Arc<Entries<T>>,
+    line: Arc<Shared<T>>,
 }
 
 /// A place to work, which is free again when this is dropped.
-pub(super) struct Place<T>(Ticket<T>);
+pub(super) struct Place<T: Queued>(Ticket<T>);
 
-fn lock<T>(entries: &Entries<T>) -> MutexGuard<'_, BTreeMap<u64, Entry<T>>> {
-    entries.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-impl<T> Line<T> {
-    /// `limit` work at a time, and no more than `queue` wait.
+impl<T: Queued> Line<T> {
+    /// `limit` work at a time, and no more than `queue` wait. First come, first served.
     pub(super) fn new(limit: usize, queue: usize) -> Self {
-        Self { limit, queue, places: Arc::new(Semaphore::new(limit)), entries: Arc::default() }
+        Self::with_spare(limit, 0, queue)
+    }
+
+    /// The same, shared fairly.
+    pub(super) fn fair(limit: usize, queue: usize) -> Self {
+        Self::with_spare(limit, limit.div_ceil(4), queue)
+    }
+
+    fn with_spare(limit: usize, spare: usize, queue: usize) -> Self {
+        let standing = Mutex::new(Standing { entries: BTreeMap::new(), next: 0 });
+        Self(Arc::new(Shared { limit, spare, queue, standing }))
     }
 
     pub(super) fn limit(&self) -> usize {
-        self.limit
+        self.0.limit
     }
 
-    /// Takes a stand at the end of the line.
+    /// Takes a stand at the end of the line. Where that is as long as it may be, the last of a share that has many
+    /// in it has to leave for one of a share that has few.
     pub(super) fn join(&self, what: T) -> Result<Ticket<T>, TooLong> {
-        let mut entries = lock(&self.entries);
+        let share = what.share();
+        let mut standing = self.0.standing();
+        let waiting = standing.entries.values().filter(|entry| !entry.works).count();
         // Free places are about to be taken by those who wait.
-        let waiting = entries.values().filter(|entry| !entry.works).count();
-        if waiting >= self.queue + self.places.available_permits() {
-            return Err(TooLong);
+        let free = self.0.limit.saturating_sub(standing.holding());
+        if waiting >= self.0.queue + free {
+            standing.turn_one_away_for(share.as_ref())?;
         }
-        let number = entries.last_key_value().map_or(0, |(last, _)| last + 1);
+        let number = standing.next;
+        standing.next += 1;
         let what = Arc::new(what);
-        entries.insert(number, Entry { what: Arc::clone(&what), since: Instant::now(), works: false, permit: None });
-        Ok(Ticket { number, what, places: Arc::clone(&self.places), entries: Arc::clone(&self.entries) })
+        let (since, wake) = (Instant::now(), None);
+        let entry = Entry { what: Arc::clone(&what), since, works: false, share, has_place: false, wake };
+        standing.entries.insert(number, entry);
+        Ok(Ticket { number, what, line: Arc::clone(&self.0) })
     }
 
     /// Looks at all who stand in the line, in order.
-    pub(super) fn each(&self, mut look: impl FnMut(&Entry<T>)) {
-        lock(&self.entries).values().for_each(&mut look);
+    pub(super) fn each(&self, look: impl FnMut(&Entry<T>)) {
+        self.0.standing().entries.values().for_each(look);
+    }
+
+    /// How many wait for a place.
+    pub(super) fn waiting(&self) -> usize {
+        self.0.standing().entries.values().filter(|entry| entry.wake.is_some()).count()
     }
 
     /// Gives the places of all whose work is `stuck` to others; they go on without.
     pub(super) fn free(&self, mut stuck: impl FnMut(&T) -> bool) {
-        let mut entries = lock(&self.entries);
-        let taken = |entry: &mut Entry<T>| if stuck(&entry.what) { entry.permit.take() } else { None };
-        let permits: Vec<_> = entries.values_mut().filter(|entry| entry.permit.is_some()).filter_map(taken).collect();
-        drop(entries);
-        drop(permits);
-    }
-}
-
-impl<T> Ticket<T> {
-    /// Waits for a place.
-    pub(super) async fn place(self) -> Place<T> {
-        // Nobody closes it: there is always a permit.
-        let permit = Arc::clone(&self.places).acquire_owned().await.ok();
-        if let Some(entry) = lock(&self.entries).get_mut(&self.number) {
-            (entry.since, entry.works, entry.permit) = (Instant::now(), true, permit);
+        let mut standing = self.0.standing();
+        for entry in standing.entries.values_mut().filter(|entry| entry.has_place) {
+            entry.has_place = !stuck(&entry.what);
         }
-        Place(self)
+        self.0.hand_out(&mut standing);
     }
 }
 
-impl<T> Drop for Ticket<T> {
+impl<T> Shared<T> {
+    fn standing(&self) -> MutexGuard<'_, Standing<T>> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the places that are free to those who wait.
+    fn hand_out(&self, standing: &mut Standing<T>) {
+        while let Some(number) = standing.next_to_work(self.limit, self.spare) {
+            let Some(entry) = standing.entries.get_mut(&number) else { return };
+            (entry.since, entry.works, entry.has_place) = (Instant::now(), true, true);
+            // One that has gone away gives it back when it is dropped.
+            entry.wake.take().map(|wake| wake.send(()));
+        }
+    }
+}
+
+impl<T> Standing<T> {
+    /// How many places are taken.
+    fn holding(&self) -> usize {
+        self.entries.values().filter(|entry| entry.has_place).count()
+    }
+
+    /// Whose turn it is, if there is a place.
+    fn next_to_work(&self, limit: usize, spare: usize) -> Option<u64> {
+        let waiting = || self.entries.iter().filter(|(_, entry)| entry.wake.is_some());
+        waiting().next()?;
+        let holding = self.holding();
+        if holding >= limit + spare {
+            return None;
+        }
+        let (mut of_share, mut of_user) = (HashMap::<&Share, usize>::new(), HashMap::<&str, usize>::new());
+        for share in self.entries.values().filter(|entry| entry.has_place).filter_map(|entry| entry.share.as_ref()) {
+            *of_share.entry(share).or_default() += 1;
+            *of_user.entry(&share.0).or_default() += 1;
+        }
+        let has = |entry: &Entry<T>| {
+            let share = entry.share.as_ref();
+            let places = share.and_then(|share| of_share.get(share)).copied().unwrap_or_default();
+            (places, share.and_then(|share| of_user.get(&*share.0)).copied().unwrap_or_default())
+        };
+        let ((places, _), number) = waiting().map(|(number, entry)| (has(entry), *number)).min()?;
+        let others_have_several = of_share.values().any(|places| *places > 1);
+        let may = holding < limit || (places == 0 && others_have_several);
+        may.then_some(number)
+    }
+
+    /// Makes room for one of `share`, which must not have as many in the line as another.
+    fn turn_one_away_for(&mut self, share: Option<&Share>) -> Result<(), TooLong> {
+        let mut waiting = HashMap::<&Share, (usize, u64)>::new();
+        for (number, entry) in self.entries.iter().filter(|(_, entry)| entry.wake.is_some()) {
+            let Some(share) = &entry.share else { continue };
+            let (count, last) = waiting.entry(share).or_default();
+            (*count, *last) = (*count + 1, *number);
+        }
+        let ours = share.and_then(|share| waiting.get(share)).map_or(0, |(count, _)| *count);
+        let (most, last) = waiting.into_values().max().filter(|_| share.is_some()).ok_or(TooLong)?;
+        if ours + 1 >= most {
+            return Err(TooLong);
+        }
+        // Its sender is dropped, by which it hears of it.
+        self.entries.remove(&last);
+        Ok(())
+    }
+}
+
+impl<T: Queued> Ticket<T> {
+    /// Waits for a place.
+    ///
+    /// # Errors
+    /// Where it had to leave the line for another.
+    pub(super) async fn place(self) -> Result<Place<T>, TooLong> {
+        let (wake, woken) = oneshot::channel();
+        {
+            let mut standing = self.line.standing();
+            standing.entries.get_mut(&self.number).ok_or(TooLong)?.wake = Some(wake);
+            self.line.hand_out(&mut standing);
+        }
+        woken.await.map_err(|_| TooLong)?;
+        Ok(Place(self))
+    }
+}
+
+impl<T: Queued> Drop for Ticket<T> {
     fn drop(&mut self) {
-        lock(&self.entries).remove(&self.number);
+        let mut standing = self.line.standing();
+        standing.entries.remove(&self.number);
+        self.line.hand_out(&mut standing);
     }
 }
 
-impl<T> Place<T> {
+impl<T: Queued> Place<T> {
     /// Lets somebody else work: this work hangs. It still is seen at work.
     pub(super) fn give_up(&mut self) {
-        let permit = lock(&self.0.entries).get_mut(&self.0.number).and_then(|entry| entry.permit.take());
-        drop(permit);
+        let mut standing = self.0.line.standing();
+        if let Some(entry) = standing.entries.get_mut(&self.0.number) {
+            entry.has_place = false;
+        }
+        self.0.line.hand_out(&mut standing);
     }
 
     pub(super) fn what(&self) -> &T {
@@ -118,46 +232,4 @@ impl<T> Place<T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn standing(line: &Line<u8>) -> Vec<(u8, bool)> {
-        let mut all = Vec::new();
-        line.each(|entry| all.push((*entry.what, entry.works)));
-        all
-    }
-
-    #[tokio::test]
-    async fn places_are_given_in_order_and_the_queue_has_an_end() {
-        let line = Line::new(1, 2);
-        let first = line.join(1).unwrap().place().await;
-        let (second, third) = (line.join(2).unwrap(), line.join(3).unwrap());
-        assert_eq!(line.join(4).err(), Some(TooLong));
-        assert_eq!(standing(&line), [(1, true), (2, false), (3, false)]);
-        // Who goes away makes room, and is not served.
-        drop(second);
-        let fourth = line.join(4).unwrap();
-        drop(first);
-        let third = third.place().await;
-        assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
-        // Who is stuck, and who gives up, keeps its stand, and another works.
-        let mut third = third;
-        line.free(|what| *what == 3);
-        let fourth = fourth.place().await;
-        assert_eq!(standing(&line), [(3, true), (4, true)]);
-        third.give_up();
-        assert_eq!(line.places.available_permits(), 0);
-        drop(third);
-        assert_eq!(line.places.available_permits(), 0);
-        let mut fourth = fourth;
-        fourth.give_up();
-        assert_eq!((line.places.available_permits(), standing(&line)), (1, vec![(4, true)]));
-        drop(fourth);
-        assert_eq!(line.places.available_permits(), 1);
-        assert_eq!(standing(&line), []);
-        // A burst on an idle line: those who will work at once are no queue.
-        let burst: Vec<_> = (0..3).map(|n| line.join(n).unwrap()).collect();
-        assert_eq!(line.join(9).err(), Some(TooLong));
-        drop(burst);
-    }
-}
+mod tests;

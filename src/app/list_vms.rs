@@ -6,29 +6,83 @@ use std::sync::Arc;
 
 use super::catalog::{Inventory, Missing, Unknown};
 use super::disk_files::DiskFiles;
-use super::vm_disks::{Obstacle, Verdict, choose, examine};
+use super::vm_disks::{Examined, Obstacle, Verdict, choose, examine};
 use super::{App, Error};
 use crate::auth::Session;
-use crate::inventory;
+use crate::inventory::Vm;
 use crate::inventory::vm_cfg::{DiskLine, DiskSource};
-use crate::model::{SnapshotId, VmId};
+use crate::model::{RepositoryId, SnapshotId, VmId};
 use crate::wire::{self, Array};
+
+/// VMs whose disks are looked at together: what is known of a disk's file takes more room than what is said of it.
+const PAGE: usize = 1024;
 
 /// What the list of VMs says, but for the words: put together once for all who ask at the same time.
 pub(super) struct Listing {
     inventory: Arc<Inventory>,
-    files: DiskFiles,
+    /// For each VM, in their order.
+    decisions: Vec<Decision>,
+}
+
+/// What a snapshot of a VM would do.
+struct Decision {
+    /// Why there can be none.
+    reason: Option<String>,
+    disks: Box<[DiskDecision]>,
+}
+
+/// What it would do with a disk.
+struct DiskDecision {
+    found: Option<(u64, RepositoryId)>,
+    friendly_name: Option<String>,
+    incompatible_reason: Option<String>,
 }
 
 impl Listing {
+    fn of(app: &App, inventory: Arc<Inventory>) -> Self {
+        let mut files = DiskFiles::new(app, &inventory.vms, false);
+        let mut decisions = Vec::with_capacity(inventory.vms.len());
+        for page in inventory.vms.chunks(PAGE) {
+            files.look_at(app, page);
+            decisions.extend(page.iter().map(|vm| Decision::about(vm, &files)));
+        }
+        Self { inventory, decisions }
+    }
+
     /// The entry at a place; none after the last.
     fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<wire::Vm> {
-        if let Some(vm) = self.inventory.vms.get(index) {
+        if let (Some(vm), Some(decision)) = (self.inventory.vms.get(index), self.decisions.get(index)) {
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            return Some(to_wire(vm, ids, &self.files));
+            return Some(to_wire(vm, ids, decision));
         }
         let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_remembered);
         unknown.nth(index - self.inventory.vms.len()).map(placeholder)
+    }
+}
+
+impl Decision {
+    fn about(vm: &Vm, files: &DiskFiles) -> Self {
+        let lines = vm.disks.as_deref().unwrap_or_default();
+        let mut examined: Vec<_> = lines.iter().map(|line| examine(files, &vm.name, line).heeding_its_name()).collect();
+        let reason = match (&vm.disks, choose(examined.iter().map(|disk| &disk.verdict))) {
+            (Err(problem), _) => Some(problem.to_string()),
+            (Ok(_), Ok(_)) => None,
+            (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
+            (Ok(lines), Err(Obstacle { disk: Some(index), reason, .. })) => {
+                let told = format!("{}: {reason}", lines[index].device);
+                examined[index].verdict = Verdict::Prevents(reason);
+                Some(told)
+            }
+        };
+        let decided = |disk: Examined| DiskDecision {
+            found: disk.found,
+            friendly_name: disk.friendly_name,
+            incompatible_reason: match disk.verdict {
+                Verdict::Taken(_) => None,
+                Verdict::LeftOut(reason) | Verdict::Prevents(reason) | Verdict::NotKnown(reason) => Some(reason),
+            },
+        };
+        Self { reason, disks: examined.into_iter().map(decided).collect() }
     }
 }
 
@@ -39,12 +93,7 @@ impl App {
     /// [`Error::AgentDb`], [`Error::Unavailable`] where nothing is known of any VM; [`Error::Store`].
     pub async fn list_vms(self: &Arc<Self>, _session: &Session) -> Result<Array<wire::Vm>, Error> {
         let listed = self.blocking(|app| {
-            let listing = app.listings.get(|| {
-                let inventory = app.inventory()?;
-                let vms = || inventory.vms.iter().map(Arc::as_ref);
-                let files = DiskFiles::look_at(app, vms(), vms(), false);
-                Ok(Arc::new(Listing { files, inventory }))
-            });
+            let listing = app.listings.get(|| Ok(Arc::new(Listing::of(app, app.inventory()?))));
             Ok((listing.map_err(|unknown: Unknown| Error::from(unknown))?, app.store.snapshot_ids()?))
         });
         let ((listing, snapshots), mut places) = (listed.await?, 0..);
@@ -58,13 +107,14 @@ impl App {
     pub async fn vm(self: &Arc<Self>, _session: &Session, called: VmId) -> Result<wire::Vm, Error> {
         self.blocking(move |app| {
             let (inventory, vm) = app.find_vm(&called)?;
-            let files = DiskFiles::look_at(app, inventory.vms.iter().map(Arc::as_ref), [&*vm], false);
+            let mut files = DiskFiles::new(app, &inventory.vms, false);
+            files.look_at(app, std::slice::from_ref(&vm));
             let snapshots = match &vm.id {
                 Some(id) => app.store.snapshots_of(id)?,
                 None => Vec::new(),
             };
             let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-            Ok(to_wire(&vm, &ids, &files))
+            Ok(to_wire(&vm, &ids, &Decision::about(&vm, &files)))
         })
         .await
     }
@@ -85,56 +135,34 @@ fn placeholder(missing: &Missing) -> wire::Vm {
     }
 }
 
-fn to_wire(vm: &inventory::Vm, snapshots: &[SnapshotId], files: &DiskFiles) -> wire::Vm {
-    let uuid = vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default());
+fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &Decision) -> wire::Vm {
     let lines = vm.disks.as_deref().unwrap_or_default();
-    let mut examined: Vec<_> =
-        lines.iter().map(|line| (line, examine(files, &vm.name, line).heeding_its_name())).collect();
-    let reason = match (&vm.disks, choose(examined.iter().map(|(_, disk)| &disk.verdict))) {
-        (Err(problem), _) => Some(problem.to_string()),
-        (Ok(_), Ok(_)) => None,
-        (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
-        (Ok(_), Err(Obstacle { disk: Some(index), reason, .. })) => {
-            let (line, disk) = &mut examined[index];
-            let told = format!("{}: {reason}", line.device);
-            disk.verdict = Verdict::Prevents(reason);
-            Some(told)
-        }
-    };
     wire::Vm {
         friendly_name: vm.friendly_name.clone(),
         name: vm.name.clone(),
-        uuid,
-        snapshot_compatible: reason.is_none(),
+        uuid: vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default()),
+        snapshot_compatible: decision.reason.is_none(),
         snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
         status: if vm.disks.is_ok() { wire::Status::Ok } else { wire::Status::Error },
-        reason,
+        reason: decision.reason.clone(),
         unavailable_repository: None,
-        disks: examined
-            .into_iter()
-            .map(|(line, disk)| {
-                let path = path_text(line);
-                let (size, repository) = disk.found.unzip();
-                let incompatible_reason = match disk.verdict {
-                    Verdict::Taken(_) => None,
-                    Verdict::LeftOut(reason) | Verdict::Prevents(reason) | Verdict::NotKnown(reason) => Some(reason),
-                };
-                wire::VmDisk {
-                    name: Path::new(&path)
-                        .file_name()
-                        .map(|name| name.to_string_lossy().into_owned())
-                        .unwrap_or_default(),
-                    path,
-                    device_name: line.device.clone(),
-                    snapshot_compatible: incompatible_reason.is_none(),
-                    mode: line.mode.clone(),
-                    size,
-                    friendly_name: disk.friendly_name,
-                    repository: repository.map(|id| id.to_string()),
-                    incompatible_reason,
-                }
-            })
-            .collect(),
+        disks: lines.iter().zip(&decision.disks).map(|(line, disk)| disk_to_wire(line, disk)).collect(),
+    }
+}
+
+fn disk_to_wire(line: &DiskLine, disk: &DiskDecision) -> wire::VmDisk {
+    let path = path_text(line);
+    let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+    wire::VmDisk {
+        name: name.unwrap_or_default(),
+        path,
+        device_name: line.device.clone(),
+        snapshot_compatible: disk.incompatible_reason.is_none(),
+        mode: line.mode.clone(),
+        size: disk.found.as_ref().map(|(size, _)| *size),
+        friendly_name: disk.friendly_name.clone(),
+        repository: disk.found.as_ref().map(|(_, id)| id.to_string()),
+        incompatible_reason: disk.incompatible_reason.clone(),
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::remembered::Remembered;
-use super::{App, Error, audit, start_faults};
+use super::{App, Error, start_faults};
 use crate::auth::{Credentials, ManagerError};
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent;
@@ -19,10 +19,15 @@ impl App {
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(self: &Arc<Self>, credentials: Credentials, address: Option<IpAddr>) -> Result<String, Error> {
+    pub async fn login(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        address: Option<IpAddr>,
+        request_id: Option<Arc<str>>,
+    ) -> Result<String, Error> {
         let user = credentials.username.clone();
         let outcome = self.token_for(credentials).await;
-        audit::login(&user, address, &outcome);
+        self.audit_log_in(&user, address, request_id, &outcome);
         outcome
     }
 

@@ -24,6 +24,7 @@ pub mod snapshots;
 pub mod status;
 
 mod admission;
+mod audit_trail;
 mod catalog;
 mod claims;
 mod cleanup;
@@ -32,6 +33,7 @@ mod create_snapshot;
 mod delete_snapshot;
 mod disk_files;
 mod disk_names;
+mod gone;
 mod hooked;
 mod line;
 mod owed;
@@ -41,9 +43,14 @@ mod repositories;
 mod shared;
 mod start_faults;
 mod sweep;
+mod taking;
+mod touched;
 mod turns;
+mod unknown;
 mod vm_disks;
+mod vm_turn;
 
+use std::num::NonZero;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -59,21 +66,27 @@ use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
+use crate::sys::host;
 
+use audit_trail::AuditTrail;
 use catalog::{Catalog, Unknown};
 use checksum::Sums;
 use cleanup::Leftovers;
 pub use error::Error;
+use gone::Deleted;
 use in_use::{InUse, Uses};
 use line::Line;
 use list_vms::Listing;
 use login::ManagerAddress;
+use owed::Unwritten;
 use reads::Export;
 use refined_cache::RefinedCache;
 use repositories::Repositories;
 use shared::Shared;
 use status::Creation;
+use touched::Touched;
 use turns::Turns;
+use unknown::UnknownSnapshots;
 
 /// The service without its network side.
 pub struct App {
@@ -99,6 +112,9 @@ pub struct App {
     uses: Uses,
     /// Whether disks are read when nobody else wants to.
     reads_idly: bool,
+    /// Slower clients are cut while others wait; bytes a second.
+    min_rate: Option<NonZero<u64>>,
+    trail: AuditTrail,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
@@ -110,14 +126,22 @@ pub struct App {
     runtime: Handle,
     /// What hooks may hold: between a `pre` and the end of its `post`.
     held: TaskTracker,
+    /// What this service calls itself in manifests.
+    exporter: String,
+    unknown_snapshots: UnknownSnapshots,
+    deleted: Deleted,
+    touched: Touched,
+    /// What of the hooks' debts the database would not take.
+    unwritten: Unwritten,
 }
 
 impl App {
-    /// The service as `config` describes it, with all that a crash left half done cleaned up.
+    /// The service as `config` describes it, with all that a crash left half done cleaned up. It counts in
+    /// `metrics`.
     ///
     /// # Errors
     /// What keeps it from starting, in words for an operator.
-    pub async fn start(config: &Config) -> anyhow::Result<Arc<Self>> {
+    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
         let repositories = Repositories::new(&config.repositories)?;
         let misplaced = start_faults::paths_in_repositories(config, &repositories.found());
         for fault in &misplaced {
@@ -139,7 +163,7 @@ impl App {
             manager_address: ManagerAddress::new(config)?,
             hooks: Hooks::new(config.hooks.clone(), auth::client_config)
                 .map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?,
-            metrics: Metrics::default(),
+            metrics,
             tokens: Tokens::new(&key, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
             turns: Turns::default(),
@@ -149,15 +173,22 @@ impl App {
             refined_cache: RefinedCache::default(),
             policy: config.policy,
             creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
-            exports: Line::new(config.policy.export_concurrency, reads::QUEUE),
+            exports: Line::fair(config.policy.export_concurrency, reads::QUEUE),
             uses: Uses::default(),
             reads_idly: config.export.is_idle,
+            min_rate: config.export.min_rate,
+            trail: AuditTrail::default(),
             watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
             costing: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
             runtime: Handle::current(),
             held: TaskTracker::new(),
+            unknown_snapshots: UnknownSnapshots::default(),
+            deleted: Deleted::default(),
+            touched: Touched::default(),
+            exporter: host::service_id(&config.db_file),
+            unwritten: Unwritten::default(),
         };
         let app = Arc::new(app);
         // First of all: something may be frozen.
@@ -213,21 +244,6 @@ impl App {
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
         if on_own_thread() { work(self) } else { self.blocking(work).await }
-    }
-
-    /// The same on a thread of its own, for what must not wait until another's work is done: while a
-    /// guest is frozen.
-    async fn at_once<T: Send + 'static>(
-        self: &Arc<Self>,
-        work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
-    ) -> Result<T, Error> {
-        let (app, span) = (Arc::clone(self), tracing::Span::current());
-        let (done, ended) = tokio::sync::oneshot::channel();
-        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(move || {
-            let _ = done.send(span.in_scope(|| work(&app)));
-        });
-        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
-        ended.await.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())))
     }
 
     /// Runs `journey` to its end even if the client, and with it the caller, goes away.

@@ -80,6 +80,12 @@ pub enum Refusal {
     /// As many wait as may.
     #[error("too many {0} wait already; try again later")]
     TooLongALine(&'static str),
+    /// No place came free in time.
+    #[error("no place came free for this export in {seconds} s (policy.export_wait); try again later")]
+    WaitedTooLong {
+        /// The time, seconds.
+        seconds: f64,
+    },
     /// The key was used for something else.
     #[error("this Idempotency-Key was used for a request with another body; use a new key")]
     KeyReused,

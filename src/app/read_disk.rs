@@ -5,9 +5,10 @@ use std::sync::Arc;
 use super::in_use::InUse;
 use super::{App, Error, on_own_thread};
 use crate::auth::Session;
-use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::Kind;
-use crate::repository::{DiskFile, MapError, OpenError, Repository};
+use crate::repository::seal::Proof;
+use crate::repository::{DiskFile, MapError, OpenError};
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
@@ -44,8 +45,7 @@ impl App {
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let opened = app.open_on(here, &snapshot, disk);
             let file = Arc::new(opened.map_err(|error| lost(disk, error))?);
-            let version =
-                format!("{id}-{:x}-{:x}-{:x}", disk.identity.inode, disk.identity.changed_ns, disk.identity.size);
+            let version = version(id, disk);
             let disk = disk.clone();
             Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, held })
         })
@@ -59,25 +59,59 @@ impl App {
 
     /// The same, on the caller's own thread where it is a connection's: `here`.
     fn open_on(&self, here: bool, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
-        let away = || OpenError::RepositoryAway("is not in the list of repositories any more".to_owned());
-        let repository: Repository = self.repository(&disk.source.repository).ok_or_else(away)?;
+        let open = |proven| self.open_file(here, snapshot, disk, proven);
+        self.proven(snapshot, disk, Proof::Whole, open).map(|(file, _)| file)
+    }
+
+    /// The same for a file that is as it was recorded, or has the change time `proven`.
+    pub(super) fn open_file(
+        &self,
+        here: bool,
+        snapshot: &Snapshot,
+        disk: &SnapshotDisk,
+        proven: Option<i128>,
+    ) -> Result<DiskFile, OpenError> {
+        let repository = self.repository_of(disk)?;
         let opened = if here {
-            repository.executor().lend(|access| DiskFile::open(access, &repository, snapshot.id, disk))
+            repository.executor().lend(|access| DiskFile::open(access, &repository, (snapshot.id, disk), proven))
         } else {
             let (repository, id, disk) = (repository.clone(), snapshot.id, disk.clone());
             let executor = repository.executor().clone();
-            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, id, &disk))
+            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, (id, &disk), proven))
         };
-        opened.unwrap_or_else(|unresponsive| Err(unresponsive.into())).inspect_err(|error| {
+        let opened = opened.unwrap_or_else(|unresponsive| Err(unresponsive.into()));
+        opened.map_err(|error| self.of_whole(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
         })
     }
+
+    /// The error for a snapshot a part of which cannot be opened: only where all of it is gone it is gone.
+    fn of_whole(&self, snapshot: &Snapshot, error: OpenError) -> OpenError {
+        match error {
+            OpenError::Gone if self.is_gone(snapshot) => {
+                self.unknown_snapshots.look_soon();
+                error
+            }
+            OpenError::Gone => OpenError::Missing,
+            error => error,
+        }
+    }
+}
+
+/// A text that no other content has: of no other disk of the snapshot either, since files in two repositories can have
+/// one inode number and one change time.
+fn version(id: SnapshotId, disk: &SnapshotDisk) -> String {
+    let FileIdentity { inode, size, changed_ns } = disk.identity;
+    format!("{id}-{}-{inode:x}-{changed_ns:x}-{size:x}", disk.name)
 }
 
 /// The error of a snapshot whose disk cannot be used.
 pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
     let cause = cause.into();
+    if matches!(cause, MapError::File(OpenError::Gone)) {
+        return Error::NotFound("the snapshot was removed by another service, or by hand");
+    }
     passing(disk, &cause)
         .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })
 }
@@ -92,6 +126,31 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
         MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
-        MapError::Nonsense(_) | MapError::File(OpenError::Missing | OpenError::Replaced) => None,
+        MapError::Nonsense(_)
+        | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Touched { .. }) => {
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::DiskSource;
+
+    #[test]
+    fn two_disks_of_one_inode_number_are_two_contents() {
+        let identity = FileIdentity { inode: 131, size: 1 << 30, changed_ns: 1_714_558_830_123_456_789 };
+        let disk = |name: &str, repository: &str| SnapshotDisk {
+            name: name.parse().unwrap(),
+            source: DiskSource { repository: repository.parse().unwrap(), path: "VirtualDisks/a.img".to_owned() },
+            identity,
+            volume: None,
+            seal: None,
+        };
+        let id = SnapshotId::from_u128(7);
+        let versions = [disk("a.img", "r1"), disk("r2-a.img", "r2")].map(|disk| version(id, &disk));
+        assert_ne!(versions[0], versions[1]);
+        assert_ne!(version(SnapshotId::from_u128(8), &disk("a.img", "r1")), versions[0]);
     }
 }

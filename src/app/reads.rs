@@ -1,17 +1,17 @@
 //! Bodies of disks that are sent: which ones, and how many at a time.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::audit;
+use super::audit::Actor;
 use super::in_use::InUse;
-use super::line::Place;
+use super::line::{Place, Queued, Share};
 use super::policy::Refusal;
 use super::read_disk::OpenDisk;
+use super::taking::Taking;
 use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, SnapshotId, VmId};
@@ -25,18 +25,65 @@ const INTERVAL: Duration = Duration::from_secs(5);
 /// Exports that may wait.
 pub(super) const QUEUE: usize = 128;
 
+/// The connection that a body is sent on.
+pub trait Recipient: Send + Sync {
+    /// Bytes that were sent, and that the client has not taken yet.
+    fn not_taken(&self) -> u64;
+
+    /// Ends it, in the middle of the body.
+    fn end(&self);
+}
+
 /// A body of a disk that is to be sent.
 pub(super) struct Export {
     pub vm: VmId,
     pub snapshot: SnapshotId,
     pub disk: DiskName,
-    pub user: String,
-    pub address: Option<IpAddr>,
+    pub actor: Actor,
     pub total: u64,
     pub done: AtomicU64,
+    /// How many ranges it has.
+    pub ranges: u64,
+    /// Whether it is the whole disk.
+    pub is_whole: bool,
+    /// Bytes that the audit has told of.
+    pub told: AtomicU64,
+    pub taking: Taking,
+    recipient: Arc<dyn Recipient>,
+    was_slow: AtomicBool,
     executor: Executor,
     #[expect(dead_code, reason = "holds the snapshot until the body is gone")]
     held: Arc<InUse>,
+}
+
+impl Queued for Export {
+    fn share(&self) -> Option<Share> {
+        Some((self.actor.user().into(), self.vm.clone()))
+    }
+}
+
+impl Export {
+    /// Ends the connection, whose client takes `rate` bytes a second.
+    pub(super) fn cut_for_being_slow(&self, rate: f64) {
+        if self.was_slow.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let Self { vm, snapshot, disk, .. } = self;
+        let (user, rate) = (self.actor.user(), rate as u64);
+        tracing::warn!(%vm, %snapshot, %disk, ?user, rate, "others wait, and the client is slower than export.min_rate: its connection is cut");
+        self.recipient.end();
+    }
+
+    /// Bytes that the client has taken.
+    pub(super) fn taken(&self) -> u64 {
+        self.done.load(Ordering::Relaxed).saturating_sub(self.recipient.not_taken())
+    }
+
+    /// Why it ended before its end.
+    pub(super) fn why_cut(&self) -> Option<String> {
+        let is_slow = self.was_slow.load(Ordering::Relaxed);
+        is_slow.then(|| "others waited, and the client was slower than export.min_rate".to_owned())
+    }
 }
 
 /// A body's place among those that are sent at a time, free again when this is dropped.
@@ -62,37 +109,69 @@ impl ExportPlace {
         if has_begun { executor.lend_on(read) } else { executor.lend(read)? }
     }
 
-    /// Counts bytes that were handed to the connection.
+    /// Counts bytes that are handed to the connection. From now on it is the client's turn.
     pub fn sent(&self, bytes: u64) {
-        self.place.what().done.fetch_add(bytes, Ordering::Relaxed);
+        let Export { done, taking, .. } = self.place.what();
+        done.fetch_add(bytes, Ordering::Relaxed);
+        taking.begin();
+    }
+
+    /// The connection asks for more: now it is our turn.
+    pub fn is_asked(&self) {
+        self.place.what().taking.end();
     }
 }
 
 impl Drop for ExportPlace {
     fn drop(&mut self) {
-        let Export { vm, snapshot, disk, user, address, total, done, .. } = self.place.what();
-        let done = done.load(Ordering::Relaxed);
-        audit::export(user, *address, format_args!("{vm}/{snapshot}/{disk}"), done, *total);
+        self.app.audit_export(self.place.what());
     }
 }
 
 impl App {
-    /// Waits until a body of `total` bytes of a disk may be sent.
+    /// Waits until a body of `total` bytes of a disk, in so many `ranges`, may be sent to `recipient`.
     ///
     /// # Errors
-    /// [`Refusal::TooLongALine`].
+    /// [`Refusal::TooLongALine`], [`Refusal::WaitedTooLong`].
     pub async fn export_place(
         self: &Arc<Self>,
         session: &Session,
         of: &OpenDisk,
-        total: u64,
+        (total, ranges): (u64, u64),
+        recipient: Arc<dyn Recipient>,
     ) -> Result<ExportPlace, Error> {
         let ((vm, snapshot), disk) = (of.snapshot.clone(), of.disk.name.clone());
-        let (user, address) = (session.user().to_owned(), session.address());
-        let (executor, done, held) = (of.file.executor().clone(), AtomicU64::new(0), Arc::clone(&of.held));
-        let export = Export { vm, snapshot, disk, user, address, total, done, executor, held };
-        let ticket = self.exports.join(export).map_err(|_| Refusal::TooLongALine("exports"))?;
-        Ok(ExportPlace { place: ticket.place().await, app: Arc::clone(self) })
+        let what = format!("{vm}/{snapshot}/{disk}");
+        let actor = Actor::from(session);
+        let export = Export {
+            vm,
+            snapshot,
+            disk,
+            actor: actor.clone(),
+            total,
+            done: AtomicU64::new(0),
+            ranges,
+            is_whole: total == of.file.size(),
+            told: AtomicU64::new(0),
+            taking: Taking::default(),
+            recipient,
+            was_slow: AtomicBool::new(false),
+            executor: of.file.executor().clone(),
+            held: Arc::clone(&of.held),
+        };
+        let place = self.place_for(export).await.map_err(Error::from);
+        if place.is_err() {
+            self.audit_refused_export(&actor, what, &place);
+        }
+        Ok(ExportPlace { place: place?, app: Arc::clone(self) })
+    }
+
+    async fn place_for(&self, export: Export) -> Result<Place<Export>, Refusal> {
+        let too_long = |_| Refusal::TooLongALine("exports");
+        let ticket = self.exports.join(export).map_err(too_long)?;
+        let wait = self.policy.export_wait;
+        let waited = tokio::time::timeout(wait, ticket.place()).await;
+        waited.map_err(|_| Refusal::WaitedTooLong { seconds: wait.as_secs_f64() })?.map_err(too_long)
     }
 
     /// Takes their places from exports whose repository hangs, now and then, until `stop`.

@@ -12,13 +12,15 @@ struct State<T> {
     /// How often it was begun.
     begun: u64,
     is_running: bool,
-    /// The last result, and which time it is of.
+    /// Those who wait for it to end.
+    waiting: usize,
+    /// The last result, and which time it is of; only while somebody may take it.
     done: Option<(u64, T)>,
 }
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { begun: 0, is_running: false, done: None }), ended: Condvar::new() }
+        Self { state: Mutex::new(State { begun: 0, is_running: false, waiting: 0, done: None }), ended: Condvar::new() }
     }
 }
 
@@ -39,11 +41,15 @@ impl<T: Clone> Shared<T> {
         let mut state = self.state();
         let wanted = state.begun + 1;
         while state.is_running {
+            state.waiting += 1;
             state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
-            if let Some((number, value)) = &state.done
-                && *number >= wanted
-            {
-                return value.clone();
+            state.waiting -= 1;
+            let value = state.done.as_ref().filter(|(number, _)| *number >= wanted).map(|(_, value)| value.clone());
+            if state.waiting == 0 {
+                state.done = None;
+            }
+            if let Some(value) = value {
+                return value;
             }
         }
         state.begun += 1;
@@ -52,7 +58,11 @@ impl<T: Clone> Shared<T> {
         drop(state);
         let running = Running(self);
         let value = work();
-        self.state().done = Some((number, value.clone()));
+        let mut state = self.state();
+        if state.waiting > 0 {
+            state.done = Some((number, value.clone()));
+        }
+        drop(state);
         drop(running);
         value
     }

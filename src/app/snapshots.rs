@@ -13,6 +13,7 @@ use crate::model::{
     ByteRange, Chunk, ChunkKind, ExtentMap, HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId,
 };
 use crate::repository::refine::Held;
+use crate::repository::seal::Proof;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
 use crate::wire::{self, Array, DiskMap, DiskState, Mode, Totals, WireChunk};
 
@@ -38,10 +39,6 @@ impl View {
     fn maps(self) -> bool {
         self.chunks || self.summary
     }
-
-    /// A new snapshot, as its creation answers.
-    pub const NEW: Self =
-        Self { compare_to: None, chunks: true, squash: false, zeros: None, summary: false, refine: None };
 }
 
 impl App {
@@ -77,11 +74,12 @@ impl App {
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
+        view: View,
         stop: Stop,
     ) -> Result<wire::Snapshot, Error> {
         self.blocking(move |app| {
             app.uses.hold(snapshot.id).into_iter().for_each(|held| stop.hold(held));
-            Ok(app.describe_anyway(&snapshot, View::NEW, &stop))
+            app.describe_anyway(&snapshot, view, &stop).ok_or(Error::NotFound("it was deleted at once"))
         })
         .await
     }
@@ -111,7 +109,7 @@ impl App {
             .await?;
         // Each when it is its turn: so many files are not open at once.
         let app = Arc::clone(self);
-        let documents = snapshots.into_iter().map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
+        let documents = snapshots.into_iter().filter_map(move |snapshot| app.describe_anyway(&snapshot, view, &stop));
         Ok(Array::new(documents))
     }
 
@@ -138,19 +136,23 @@ impl App {
     }
 
     /// As [`App::describe`], without a comparison, and for lists: what is lost of a disk is listed as
-    /// data to its end. Who knows no `status` then asks for its bytes, and is told.
-    fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> wire::Snapshot {
+    /// data to its end. Who knows no `status` then asks for its bytes, and is told. Nothing where another service
+    /// has deleted it.
+    fn describe_anyway(&self, snapshot: &Snapshot, view: View, stop: &Stop) -> Option<wire::Snapshot> {
         let mut document = self.document(snapshot);
         for (entry, disk) in document.disks.iter_mut().zip(&snapshot.disks) {
             let found = self.whole(snapshot, disk, view, 0, stop);
             let map = found.and_then(|found| found.into_map(view, stop, Some(&entry.state)));
+            if matches!(map, Err(Error::NotFound(_))) {
+                return None;
+            }
             let map = map.unwrap_or_else(|error| {
                 entry.state.fail(error.to_string());
                 everything(disk.identity.size)
             });
             entry.map = view.maps().then_some(map);
         }
-        document
+        Some(document)
     }
 
     /// Holds the snapshots that `view` is about until the answer's end.
@@ -218,14 +220,19 @@ impl App {
             return not_incremental(target, "the base's disk of this name is another disk");
         }
         let error = compare_error(disk, base_disk);
-        let base = self.open(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())))?;
+        let base = self.open_base(pair.base(), base_disk).map_err(|cause| error(CompareError::Base(cause.into())));
+        let (base, proof) = base?;
         let base = Arc::new(base);
         let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, stop.is_wanted());
         let changes = changes.map_err(&error)?;
         let Some(changes) = changes else {
             return not_incremental(target, "the base lies on another file system");
         };
-        let refine = self.block_to_refine_by(view, &base, &target, stop).map_err(&error)?;
+        let refine = match proof {
+            // What the map lists is listed: those bytes of the base are not proven, and compared with nothing.
+            Proof::Map => None,
+            _ => self.block_to_refine_by(view, &base, &target, stop).map_err(&error)?,
+        };
         let files = [base_disk.identity, disk.identity];
         let key = |block| (pair.base().id, pair.target().id, disk.name.clone(), block, files);
         let cache = refine.map(|block| (self.refined_cache.clone(), key(block)));
@@ -286,6 +293,7 @@ impl App {
             created_at: wire::time(snapshot.created_at),
             created_by: snapshot.created_by.clone(),
             consistency: snapshot.taken.consistency.as_str(),
+            consistency_reason: snapshot.taken.consistency_reason(),
             freeze_ms: snapshot.taken.freeze_ms,
             hooks: snapshot.taken.hooks.iter().map(hook_document).collect(),
             compare_to: None,

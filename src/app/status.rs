@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::line::{Entry, Line};
+use super::line::{Entry, Line, Queued, Share};
+use super::owed::Debts;
 use super::reads::Export;
 use super::repositories::Known;
 use super::{App, Error};
@@ -26,6 +27,13 @@ pub struct StatusQuery {
 pub(super) struct Creation {
     pub vm: VmId,
     pub user: String,
+}
+
+impl Queued for Creation {
+    /// First come, first served.
+    fn share(&self) -> Option<Share> {
+        None
+    }
 }
 
 impl App {
@@ -57,6 +65,7 @@ impl App {
             exports: queue(&self.exports, export),
             repositories,
             leftovers,
+            owed_hooks: self.blocking(|app| Ok(owed_hooks(app.debts()?))).await?,
             snapshots,
         })
     }
@@ -73,6 +82,8 @@ impl App {
         let entry = known.entry.as_ref();
         let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
         let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        let is_read_only = mounted.as_ref().is_ok_and(|(_, mounted)| mounted.space.is_read_only);
+        let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
         wire::RepositoryStatus {
             id: known.name.clone(),
             alias: entry.and_then(|entry| entry.alias.clone()),
@@ -81,13 +92,35 @@ impl App {
             free_bytes: space.map(|space| space.free),
             min_free_bytes: space.map(|space| self.policy.min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
-            status: if mounted.is_ok() { wire::Status::Ok } else { wire::Status::Error },
-            reason: mounted.err(),
+            unknown_snapshots: self.unknown_snapshots.of(&known.name).map(|count| count.lost + count.others),
+            status: if reason.is_none() { wire::Status::Ok } else { wire::Status::Error },
+            reason,
         }
     }
 }
 
-fn queue<T, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
+/// What is being done now is not owed yet.
+fn owed_hooks(debts: Debts) -> Vec<wire::OwedHooks> {
+    let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| wire::OwedHooks {
+        hooks: debt.hooks(),
+        operation: Some(debt.event.operation.as_str()),
+        snapshot_id: Some(debt.event.snapshot_id),
+        vm_id: Some(debt.event.vm.name),
+        attempts: debt.attempts,
+        reason: None,
+    });
+    let unreadable = debts.unreadable.into_iter().map(|(_, reason)| wire::OwedHooks {
+        snapshot_id: None,
+        vm_id: None,
+        operation: None,
+        hooks: Vec::new(),
+        attempts: 0,
+        reason: Some(reason),
+    });
+    failed.chain(unreadable).collect()
+}
+
+fn queue<T: Queued, W>(line: &Line<T>, told: impl Fn(&T, Duration) -> W) -> wire::Queue<W> {
     let mut queue = wire::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
     line.each(|Entry { what, since, works, .. }| {
         let one = told(what, since.elapsed());
@@ -103,8 +136,9 @@ fn export(export: &Export, since: Duration) -> wire::Export {
         vm_id: export.vm.to_string(),
         snapshot_id: export.snapshot.to_string(),
         disk: export.disk.to_string(),
-        user: export.user.clone(),
-        address: export.address.map(|address| address.to_string()),
+        user: export.actor.user().to_owned(),
+        address: export.actor.address().map(|address| address.to_string()),
+        since: wire::time(jiff::Timestamp::now() - since),
         seconds: since.as_secs_f64(),
         bytes_total: export.total,
         bytes_done: done,

@@ -105,16 +105,19 @@ impl App {
         let Some(turn) = self.turns.try_take(vm) else { return };
         let (app, of) = (Arc::clone(self), vm.clone());
         let swept = self.detached(async move {
-            let _turn = turn;
+            const NEXT_ROUND: Error = Error::NotFound("it cannot be swept now");
+            let record = app.blocking(move |app| Ok(app.store.snapshot(id)?)).await?.ok_or(NEXT_ROUND)?;
+            // Another service may be making the next snapshot of the VM. That is no reason to wait for long.
+            let Ok(_turn) = app.try_lock_for_removal(turn, &record).await else { return Err(NEXT_ROUND) };
             let vm = of.clone();
             if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
-                app.within_deletion_hooks(id, move |app| app.sweep_now(&of, id)).await
+                app.within_deletion_hooks(record, move |app| app.sweep_now(&of, id)).await
             } else {
                 Err(Error::NotFound("it is needed again"))
             }
         });
         let outcome = swept.await;
-        if matches!(outcome, Err(Error::NotFound(_))) {
+        if outcome.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotFound(_))) {
             return; // somebody needs it again
         }
         Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);

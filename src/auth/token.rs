@@ -1,8 +1,12 @@
 //! JSON Web Tokens (RFC 7519), signed with HMAC-SHA-256.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::hmac;
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -10,8 +14,8 @@ use serde::{Deserialize, Serialize};
 /// The claim `iss` of our tokens.
 const ISSUER: &str = "coriolis-ovm-exporter";
 
-/// A token that is missing, malformed, expired, forged, or of another kind. Which of these it was
-/// is nobody's business.
+/// A token that is missing, malformed, expired, not valid yet, forged, or of another kind. Which of these it
+/// was is nobody's business.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the token is missing, expired or not valid; log in for a new one")]
 pub struct BadToken;
@@ -29,6 +33,7 @@ struct Claims {
 pub struct Session {
     user: String,
     address: Option<IpAddr>,
+    request_id: Option<Arc<str>>,
 }
 
 impl Session {
@@ -42,9 +47,14 @@ impl Session {
         self.address
     }
 
-    /// The session of a user who was seen at `address`.
-    pub fn seen_at(self, address: Option<IpAddr>) -> Self {
-        Self { address, ..self }
+    /// The id of the request that carried the token.
+    pub fn request_id(&self) -> Option<&Arc<str>> {
+        self.request_id.as_ref()
+    }
+
+    /// The session of a user who was seen at `address`, in the request with this id.
+    pub fn seen_at(self, address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+        Self { address, request_id, ..self }
     }
 }
 
@@ -54,7 +64,11 @@ pub struct Tokens {
     decoding: DecodingKey,
     validation: Validation,
     time_to_live: Duration,
+    accounts: hmac::Key,
 }
+
+/// What the key for hashes of account names is derived from, besides the secret.
+const ACCOUNTS: &[u8] = b"coriolis-ovm-exporter: names of accounts in the audit trail";
 
 impl Tokens {
     /// Tokens signed with `secret`, good for `time_to_live`.
@@ -63,13 +77,23 @@ impl Tokens {
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "iss"]);
+        validation.validate_nbf = true;
         validation.leeway = 0;
+        let accounts = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), ACCOUNTS);
         Self {
             encoding: EncodingKey::from_secret(secret),
             decoding: DecodingKey::from_secret(secret),
             validation,
             time_to_live,
+            accounts: hmac::Key::new(hmac::HMAC_SHA256, accounts.as_ref()),
         }
+    }
+
+    /// A stable hash of an account's name, which only the holder of the secret can recompute: it shows that two
+    /// log-ins named the same account, without the name, which may be a password typed into the wrong field.
+    pub fn account_hash(&self, user: &str) -> String {
+        let hash = hmac::sign(&self.accounts, user.as_bytes());
+        hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
     /// A token for `user`, whose password the manager has taken as good at `now`.
@@ -88,9 +112,21 @@ impl Tokens {
     /// # Errors
     /// [`BadToken`].
     pub fn check(&self, token: &str) -> Result<Session, BadToken> {
-        let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation);
-        decoded.map(|token| Session { user: token.claims.user, address: None }).map_err(|_| BadToken)
+        let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| BadToken)?;
+        if has_critical_extensions(token) {
+            return Err(BadToken);
+        }
+        Ok(Session { user: decoded.claims.user, address: None, request_id: None })
     }
+}
+
+/// Whether the header of a token has `crit`. We know no extensions, and RFC 7515 (4.1.11) wants a token refused
+/// whose critical ones are not known. The library takes `"crit": null` for none, so the header is read here.
+fn has_critical_extensions(token: &str) -> bool {
+    let header = token.split('.').next().unwrap_or_default();
+    let header = BASE64_URL_SAFE_NO_PAD.decode(header).ok();
+    let header = header.and_then(|text| serde_json::from_slice::<serde_json::Map<_, serde_json::Value>>(&text).ok());
+    header.is_none_or(|header| header.contains_key("crit"))
 }
 
 #[cfg(test)]
@@ -110,6 +146,48 @@ mod tests {
         assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().user(), "admin");
         let old = tokens.issue("admin", now - HOUR - Duration::from_secs(2)).unwrap();
         assert!(tokens.check(&old).is_err());
+    }
+
+    /// A token with these claims and this header, rightly signed.
+    fn signed(tokens: &Tokens, header: &serde_json::Value, claims: &serde_json::Value) -> String {
+        let part = |part: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
+        let text = format!("{}.{}", part(header), part(claims));
+        let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &tokens.encoding, Algorithm::HS256);
+        format!("{text}.{}", signature.unwrap())
+    }
+
+    #[test]
+    fn a_token_is_refused_before_its_time_and_with_critical_extensions() {
+        use serde_json::{Value, json};
+        let tokens = tokens("0123456789abcdef0123456789abcdef");
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+        let check = |more_header: Value, more_claims: Value| {
+            let mut header = json!({"alg": "HS256", "typ": "JWT"});
+            header.as_object_mut().unwrap().extend(more_header.as_object().unwrap().clone());
+            let mut claims = json!({"user": "admin", "exp": now + 600, "iss": ISSUER});
+            claims.as_object_mut().unwrap().extend(more_claims.as_object().unwrap().clone());
+            tokens.check(&signed(&tokens, &header, &claims)).is_ok()
+        };
+        for nbf in [json!(now), json!(now - 60), json!(0), json!(now as f64 - 0.6)] {
+            assert!(check(json!({}), json!({ "nbf": nbf })), "{nbf}");
+        }
+        for nbf in [json!(now + 60), json!(u64::MAX), json!("now"), json!(null), json!([0])] {
+            assert!(!check(json!({}), json!({ "nbf": nbf })), "{nbf}");
+        }
+        assert!(check(json!({"kid": "one"}), json!({})));
+        for crit in [json!(["exp"]), json!(["b64"]), json!([]), json!(null), json!("exp"), json!({})] {
+            assert!(!check(json!({ "crit": crit, "b64": true }), json!({})), "{crit}");
+        }
+    }
+
+    #[test]
+    fn the_hash_of_an_account_is_stable_and_needs_the_secret() {
+        let hash = |secret: &str, user: &str| tokens(secret).account_hash(user);
+        let (ours, theirs) = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210");
+        assert_eq!(hash(ours, "admin"), hash(ours, "admin"));
+        assert_ne!(hash(ours, "admin"), hash(ours, "admin "));
+        assert_ne!(hash(ours, "admin"), hash(theirs, "admin"));
+        assert_eq!(hash(ours, "admin").len(), 32);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
+use std::sync::mpsc;
+use std::time::Duration;
 
 use crate::model::printable;
 
@@ -29,9 +31,21 @@ impl Lines {
     }
 }
 
-/// Writes an error to standard error, with all its causes.
+/// How long the reader of an error is waited for.
+const READER: Duration = Duration::from_secs(2);
+
+/// Writes an error to standard error, with all its causes. A pipe that nobody reads must not keep the process, so a
+/// thread writes, and is not waited for long.
 pub fn complain(error: &anyhow::Error) {
-    let _ = io::stderr().write_all(lines_of(error).as_str().as_bytes());
+    let lines = lines_of(error);
+    let (done, written) = mpsc::channel();
+    let write = move || {
+        let _ = io::stderr().write_all(lines.as_str().as_bytes());
+        let _ = done.send(());
+    };
+    if std::thread::Builder::new().spawn(write).is_ok() {
+        let _ = written.recv_timeout(READER);
+    }
 }
 
 /// Each line of an error is one.

@@ -14,6 +14,8 @@ pub struct Export {
     pub max_rate: Option<NonZero<u64>>,
     /// `max_rate_per_connection`: of each of them.
     pub max_rate_per_connection: Option<NonZero<u64>>,
+    /// `min_rate`: a client that takes less, bytes a second, is cut while others wait.
+    pub min_rate: Option<NonZero<u64>>,
     /// `io_class = "idle"`: everybody else's reads and writes go first.
     pub is_idle: bool,
 }
@@ -24,12 +26,18 @@ pub(super) struct Keys {
     /// Numbers of bytes, or text with a unit.
     pub(super) max_rate: toml::Value,
     pub(super) max_rate_per_connection: toml::Value,
+    pub(super) min_rate: toml::Value,
     pub(super) io_class: String,
 }
 
 impl Default for Keys {
     fn default() -> Self {
-        Self { max_rate: 0.into(), max_rate_per_connection: 0.into(), io_class: "idle".to_owned() }
+        Self {
+            max_rate: 0.into(),
+            max_rate_per_connection: 0.into(),
+            min_rate: "64KiB".into(),
+            io_class: "idle".to_owned(),
+        }
     }
 }
 
@@ -48,10 +56,16 @@ impl Check {
         };
         let max_rate = rate("export.max_rate", &keys.max_rate);
         let max_rate_per_connection = rate("export.max_rate_per_connection", &keys.max_rate_per_connection);
+        let min_rate = size(&keys.min_rate).map(NonZero::new).unwrap_or_else(|| {
+            let value = &keys.min_rate;
+            let remedy = "is no rate; write bytes a second as 64KiB, or 0 to cut nobody";
+            self.problem("export.min_rate", format_args!("{value} {remedy}"));
+            None
+        });
         if !["idle", "normal"].contains(&keys.io_class.as_str()) {
             self.problem("export.io_class", format_args!("{:?} is no class; write idle or normal", keys.io_class));
         }
-        Export { max_rate, max_rate_per_connection, is_idle: keys.io_class == "idle" }
+        Export { max_rate, max_rate_per_connection, min_rate, is_idle: keys.io_class == "idle" }
     }
 }
 
@@ -62,20 +76,29 @@ mod tests {
     #[test]
     fn nought_is_no_limit_and_each_wrong_key_is_named() {
         let mut check = Check::default();
-        let none = Export { max_rate: None, max_rate_per_connection: None, is_idle: true };
+        let min_rate = NonZero::new(64 << 10);
+        let none = Export { max_rate: None, max_rate_per_connection: None, min_rate, is_idle: true };
         assert_eq!(check.export(&Keys::default()), none);
-        let keys =
-            Keys { max_rate: "100MiB".into(), max_rate_per_connection: 65_536.into(), io_class: "normal".into() };
+        let keys = Keys {
+            max_rate: "100MiB".into(),
+            max_rate_per_connection: 65_536.into(),
+            min_rate: 0.into(),
+            io_class: "normal".into(),
+        };
         let export = check.export(&keys);
         assert_eq!(export.max_rate.map(NonZero::get), Some(100 << 20));
         assert_eq!(export.max_rate_per_connection.map(NonZero::get), Some(65_536));
-        assert!(!export.is_idle && check.problems.is_empty());
+        assert!(!export.is_idle && export.min_rate.is_none() && check.problems.is_empty());
         check.export(&Keys {
             max_rate: "1KiB".into(),
             max_rate_per_connection: "fast".into(),
+            min_rate: "slow".into(),
             io_class: String::new(),
         });
         let named: Vec<_> = check.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
-        assert_eq!(named, ["max_rate", "max_rate_per_connection", "io_class"].map(|key| format!("export.{key}")));
+        assert_eq!(
+            named,
+            ["max_rate", "max_rate_per_connection", "min_rate", "io_class"].map(|key| format!("export.{key}"))
+        );
     }
 }

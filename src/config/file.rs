@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{export, policy};
+use super::{audit, export, policy};
 
 /// The whole file.
 #[derive(Debug, Deserialize, Serialize)]
@@ -15,6 +15,7 @@ pub struct File {
     pub(super) ovm_endpoint: String,
     pub(super) log_file: String,
     pub(super) log: Log,
+    pub(super) audit: audit::Keys,
     pub(super) jwt: Jwt,
     pub(super) api: Api,
     pub(super) manager: Manager,
@@ -33,6 +34,7 @@ impl Default for File {
             ovm_endpoint: String::new(),
             log_file: String::new(),
             log: Log::default(),
+            audit: audit::Keys::default(),
             jwt: Jwt::default(),
             api: Api::default(),
             manager: Manager::default(),
@@ -99,12 +101,22 @@ impl Default for Jwt {
 pub(super) struct Api {
     pub(super) bind: String,
     pub(super) port: u16,
+    pub(super) max_connections_per_address: usize,
+    pub(super) trusted_proxies: Vec<String>,
+    pub(super) keepalive_timeout: String,
     pub(super) tls: Tls,
 }
 
 impl Default for Api {
     fn default() -> Self {
-        Self { bind: "0.0.0.0".to_owned(), port: 5544, tls: Tls::default() }
+        Self {
+            bind: "0.0.0.0".to_owned(),
+            port: 5544,
+            max_connections_per_address: 64,
+            trusted_proxies: Vec::new(),
+            keepalive_timeout: "75s".to_owned(),
+            tls: Tls::default(),
+        }
     }
 }
 
@@ -170,6 +182,7 @@ pub(super) struct Hooks {
     pub(super) timeout: String,
     pub(super) on_failure: String,
     pub(super) post_on_failure: bool,
+    pub(super) post_order: String,
     pub(super) sync: HooksSync,
 }
 
@@ -180,6 +193,7 @@ impl Default for Hooks {
             timeout: "1m".to_owned(),
             on_failure: "abort".to_owned(),
             post_on_failure: false,
+            post_order: "reverse".to_owned(),
             sync: HooksSync::default(),
         }
     }

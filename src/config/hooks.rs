@@ -21,6 +21,8 @@ pub struct Hooks {
     pub on_failure: OnFailure,
     /// `post_on_failure`: whether `post` programs run after an operation that failed.
     pub post_on_failure: bool,
+    /// `post_order`: in which order `post` programs run.
+    pub post_order: PostOrder,
     /// `[hooks.sync]`, where it has a secret.
     pub sync: Option<Sync>,
 }
@@ -76,6 +78,15 @@ pub enum OnFailure {
     Continue,
 }
 
+/// In which order `post` programs run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PostOrder {
+    /// As brackets close: what was called last before the operation is called first after it.
+    Reverse,
+    /// As before the operation.
+    Same,
+}
+
 /// Attempts in vain that a snapshot may wait for.
 const RETRIES_MAX: u32 = 10;
 
@@ -90,7 +101,19 @@ impl Check {
             timeout: self.duration("hooks.timeout", &hooks.timeout),
             on_failure: self.on_failure("hooks.on_failure", &hooks.on_failure),
             post_on_failure: hooks.post_on_failure,
+            post_order: self.post_order(&hooks.post_order),
             sync: self.sync(&hooks.sync),
+        }
+    }
+
+    fn post_order(&mut self, text: &str) -> PostOrder {
+        match text {
+            "reverse" => PostOrder::Reverse,
+            "same" => PostOrder::Same,
+            _ => {
+                self.problem("hooks.post_order", format_args!("{text:?} is neither \"reverse\" nor \"same\""));
+                PostOrder::Reverse
+            }
         }
     }
 

@@ -1,6 +1,7 @@
 //! The config file: read once at start, and refused whole where a key is not right.
 
 mod api;
+mod audit;
 mod compare;
 mod export;
 mod fault;
@@ -17,12 +18,13 @@ mod secret;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-pub use api::Api;
+pub use api::{Api, Connections};
+pub use audit::Audit;
 pub use compare::{Compare, Refine, block_size};
 pub use export::Export;
 pub use fault::Fault;
 pub use file::File;
-pub use hooks::{Hooks, OnFailure, Sync, sync_url};
+pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
@@ -40,10 +42,14 @@ pub struct Config {
     pub db_file: PathBuf,
     /// `log_file` and `[log]`.
     pub log: Log,
+    /// `[audit]`.
+    pub audit: Audit,
     /// `[jwt]`.
     pub jwt: Jwt,
     /// `[api]`.
     pub api: Api,
+    /// Its keys about connections.
+    pub connections: Connections,
     /// `ovm_endpoint` and `[manager]`.
     pub manager: Manager,
     /// `[repositories]`.
@@ -118,8 +124,10 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
     let config = Config {
         db_file: check.path("db_file", &file.db_file),
         log: check.log(&file),
+        audit: check.audit(&file),
         jwt: check.jwt(&file.jwt, &file.hooks.sync.secret),
         api: check.api(&file.api),
+        connections: check.connections(&file.api),
         manager: check.manager(&file),
         repositories: check.repositories(&file.repositories),
         compare: check.compare(&file.compare),

@@ -14,6 +14,8 @@ pub struct Policy {
     pub snapshot_concurrency: usize,
     /// `export_concurrency`: bodies of disks that are sent at a time.
     pub export_concurrency: usize,
+    /// `export_wait`: how long a body may wait for its turn.
+    pub export_wait: Duration,
     /// `max_snapshots_per_vm`, where there is a limit.
     pub max_snapshots_per_vm: Option<usize>,
     /// `min_free_space`: with less than that free, no snapshot is made.
@@ -53,6 +55,7 @@ pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 pub(super) struct Keys {
     pub(super) snapshot_concurrency: usize,
     pub(super) export_concurrency: usize,
+    pub(super) export_wait: String,
     pub(super) max_snapshots_per_vm: usize,
     /// A percentage, a number of bytes, or text with a unit.
     pub(super) min_free_space: toml::Value,
@@ -66,6 +69,7 @@ impl Default for Keys {
         Self {
             snapshot_concurrency: 2,
             export_concurrency: 12,
+            export_wait: "30s".to_owned(),
             max_snapshots_per_vm: 0,
             min_free_space: "5%".into(),
             max_extents: 0,
@@ -74,6 +78,9 @@ impl Default for Keys {
         }
     }
 }
+
+/// The longest that a body may wait.
+const EXPORT_WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// More at a time than any host has use for.
 const MOST: usize = 1000;
@@ -93,6 +100,10 @@ impl Check {
             self.problem("policy.min_free_space", format_args!("{value} is no floor; write it as 5%, 20GiB or 0"));
             SpaceFloor::Bytes(0)
         });
+        let export_wait = self.duration("policy.export_wait", &keys.export_wait);
+        if export_wait > EXPORT_WAIT_MAX {
+            self.problem("policy.export_wait", "is longer than an hour; clients give up before that");
+        }
         let default_ttl = optional(&keys.default_ttl).map(|text| self.duration("policy.default_ttl", text));
         if default_ttl.is_some_and(|ttl| ttl > LONGEST) {
             self.problem("policy.default_ttl", "is longer than ten years; leave it empty to keep snapshots for ever");
@@ -104,6 +115,7 @@ impl Check {
         Policy {
             snapshot_concurrency: keys.snapshot_concurrency,
             export_concurrency: keys.export_concurrency,
+            export_wait,
             max_snapshots_per_vm: Some(keys.max_snapshots_per_vm).filter(|limit| *limit > 0),
             min_free_space,
             max_extents: Some(keys.max_extents).filter(|limit| *limit > 0),
@@ -158,6 +170,7 @@ mod tests {
         let mut check = Check::default();
         let policy = check.policy(&Keys::default());
         assert_eq!((policy.snapshot_concurrency, policy.export_concurrency), (2, 12));
+        assert_eq!(policy.export_wait, Duration::from_secs(30));
         assert_eq!((policy.max_snapshots_per_vm, policy.max_extents, policy.default_ttl), (None, None, None));
         assert_eq!(policy.min_free_space, SpaceFloor::Percent(5));
         assert_eq!(policy.superseded_grace, Duration::from_secs(3600));
@@ -167,14 +180,21 @@ mod tests {
         check.policy(&Keys {
             snapshot_concurrency: 0,
             export_concurrency: 1001,
+            export_wait: "2h".to_owned(),
             min_free_space: "little".into(),
             default_ttl: "1000000h".to_owned(),
             superseded_grace: "an hour".to_owned(),
             ..Keys::default()
         });
         let named: Vec<_> = check.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
-        let expected =
-            ["snapshot_concurrency", "export_concurrency", "min_free_space", "default_ttl", "superseded_grace"];
+        let expected = [
+            "snapshot_concurrency",
+            "export_concurrency",
+            "min_free_space",
+            "export_wait",
+            "default_ttl",
+            "superseded_grace",
+        ];
         assert_eq!(named, expected.map(|key| format!("policy.{key}")));
     }
 }

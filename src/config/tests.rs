@@ -111,6 +111,13 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[api]\nbind = \"localhost\"\n[jwt]"), "api.bind: \"localhost\" is no IP address"),
         (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: 0 is no port"),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
+        (with("[jwt]", "[api]\nmax_connections_per_address = 0\n[jwt]"), "api.max_connections_per_address: 0 would"),
+        (with("[jwt]", "[api]\ntrusted_proxies = [\"proxy\"]\n[jwt]"), "api.trusted_proxies: \"proxy\" is no address"),
+        (
+            with("[jwt]", "[api]\nkeepalive_timeout = \"never\"\n[jwt]"),
+            "api.keepalive_timeout: \"never\" is no duration",
+        ),
+        (with("[jwt]", "[api]\nkeepalive_timeout = \"2h\"\n[jwt]"), "api.keepalive_timeout: is longer than an hour"),
         (with("[jwt]", "[api.tls]\nclient_auth = true\n[jwt]"), "api.tls.ca_certificate: is needed with client_auth"),
         (with("[jwt]", "[manager]\npath = \"x\"\n[jwt]"), "manager.path: \"x\" does not start with a slash"),
         (with("[jwt]", "[manager]\nfingerprint = \"sha256:12\"\n[jwt]"), "manager.fingerprint: is not sha256:"),
@@ -122,11 +129,16 @@ fn each_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[log]\nmax_size = -1\n[jwt]"), "log.max_size: -1 is no size"),
         (with("[jwt]", "[log]\nmax_files = 0\n[jwt]"), "log.max_files: is 0"),
         (with("[jwt]", "log_file = \"/x\"\ndb_file = \"/x\"\n[jwt]"), "log_file: is db_file"),
+        (with("[jwt]", "[audit]\nmax_size = \"much\"\n[jwt]"), "audit.max_size: \"much\" is no size"),
+        (with("[jwt]", "[audit]\nmax_files = 0\n[jwt]"), "audit.max_files: is 0"),
+        (with("[jwt]", "db_file = \"/x\"\n[audit]\nfile = \"/x\"\n[jwt]"), "audit.file: is db_file"),
+        (with("[jwt]", "log_file = \"/x\"\n[audit]\nfile = \"/x\"\n[jwt]"), "audit.file: is log_file"),
         (with("[jwt]", "[compare]\nrefine = 3000\n[jwt]"), "compare.refine: 3000 is no block size"),
         (with("[jwt]", "[compare]\nrefine = \"always\"\n[jwt]"), "compare.refine: \"always\" is no block size"),
         (with("[jwt]", "[compare]\nrefine_limit = -1\n[jwt]"), "compare.refine_limit: -1 is no size"),
         (with("[jwt]", "[hooks]\ndirectory = \"hooks.d\"\n[jwt]"), "hooks.directory: \"hooks.d\" is no absolute path"),
         (with("[jwt]", "[hooks]\non_failure = \"stop\"\n[jwt]"), "hooks.on_failure: \"stop\" is neither"),
+        (with("[jwt]", "[hooks]\npost_order = \"random\"\n[jwt]"), "hooks.post_order: \"random\" is neither"),
         (with("[jwt]", "[hooks]\ntimeout = \"0s\"\n[jwt]"), "hooks.timeout: \"0s\" is no duration"),
         (with("[jwt]", "[hooks.sync]\nport = 0\n[jwt]"), "hooks.sync.port: 0 is no port"),
         (with("[jwt]", "[hooks.sync]\nhosts = [\"https://a\"]\n[jwt]"), "hooks.sync.hosts: \"https://a\" is no host"),
@@ -213,6 +225,7 @@ fn hooks_have_the_defaults_that_are_told() {
     let hooks = parse(GOOD).unwrap().hooks;
     assert_eq!((hooks.directory, hooks.timeout), (None, Duration::from_secs(60)));
     assert_eq!((hooks.on_failure, hooks.post_on_failure), (OnFailure::Abort, false));
+    assert_eq!(hooks.post_order, PostOrder::Reverse);
     assert!(hooks.sync.is_none(), "without a secret nobody is asked");
     let text = GOOD.replace(
         "[jwt]",

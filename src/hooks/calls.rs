@@ -1,8 +1,9 @@
-//! Calls of hooks, and what the log is told of them.
+//! Calls of hooks: their ids, how they ended, and what the log says of them.
 
-use std::mem;
 use std::time::Duration;
 
+use nix::time::{ClockId, clock_gettime};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::event::Event;
@@ -15,35 +16,44 @@ pub(super) struct Call {
     pub run: HookRun,
     /// What it printed, by stream.
     pub said: Vec<(&'static str, Output)>,
+    /// The id of the call, where a program was called.
+    pub id: Option<String>,
 }
 
-/// Calls in their order. The log is told of them later: it may be a disk that is slow, or full, and a guest
-/// is frozen meanwhile.
+/// A call of a program that is over. What a good one has left running stays alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PastCall {
+    /// Its id.
+    pub id: String,
+    /// Whether it ended well.
+    pub well: bool,
+}
+
+/// Calls of one event, in their order.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Calls {
-    runs: Vec<HookRun>,
-    untold: Vec<Call>,
+    pub runs: Vec<HookRun>,
+    pub past: Vec<PastCall>,
 }
 
 impl Calls {
-    pub(super) fn push(&mut self, call: Call) {
-        self.runs.push(call.run.clone());
-        self.untold.push(call);
-    }
-
-    pub(super) fn runs(&self) -> &[HookRun] {
-        &self.runs
-    }
-
-    /// Tells the log what it was not told yet. Only where nothing is held up.
-    pub(super) fn tell(&mut self, event: &Event) {
-        for Call { run, said } in mem::take(&mut self.untold) {
-            for (stream, output) in said {
-                output.log(&run.name, run.stage.as_str(), stream);
-            }
-            tell(event, &run);
+    /// Adds a call, and logs it.
+    pub(super) fn push(&mut self, event: &Event, call: Call) {
+        let Call { run, said, id } = call;
+        for (stream, output) in said {
+            output.log(&run.name, run.stage.as_str(), stream);
         }
+        log(event, &run);
+        self.past.extend(id.map(|id| PastCall { id, well: run.outcome == HookOutcome::Ok }));
+        self.runs.push(run);
     }
+}
+
+/// An id for the next call of an `operation`. Calls of one operation follow each other, and so do their ids, as
+/// long as the host runs: a process keeps the id in its environment.
+pub(super) fn next_id(operation: &str) -> String {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
+    format!("{operation}.{:020}", now.as_nanos())
 }
 
 /// A call that began when it `started`, and of which no more is known.
@@ -61,10 +71,10 @@ pub(super) fn not_made(
     reason: impl ToString,
 ) -> Call {
     let run = run(name.into(), kind, stage, Instant::now());
-    Call { run: HookRun { outcome, detail: reason.to_string(), ..run }, said: Vec::new() }
+    Call { run: HookRun { outcome, detail: reason.to_string(), ..run }, said: Vec::new(), id: None }
 }
 
-fn tell(event: &Event, run: &HookRun) {
+fn log(event: &Event, run: &HookRun) {
     let HookRun { name, kind, stage, outcome, duration_ms, detail } = &run;
     let (kind, stage, outcome) = (kind.as_str(), stage.as_str(), outcome.as_str());
     let (operation, snapshot) = (event.operation.as_str(), &event.snapshot_id);

@@ -4,7 +4,8 @@ use std::ffi::{OsStr, OsString};
 
 use serde::{Deserialize, Serialize};
 
-use super::event::Event;
+use super::calls::PastCall;
+use super::event::{Event, SyncTarget};
 
 /// The calls that are owed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +41,12 @@ pub struct Debt {
     /// How often the second half was called in vain. None: the operation is not over yet.
     #[serde(default)]
     pub attempts: u32,
+    /// With what the ids of its calls begin; empty in what earlier versions wrote.
+    #[serde(default)]
+    pub id: String,
+    /// Calls of programs that are known to be over.
+    #[serde(default)]
+    pub past: Vec<PastCall>,
 }
 
 impl Debt {
@@ -48,9 +55,22 @@ impl Debt {
         self.owed.as_ref().is_none_or(|owed| owed.programs.iter().any(|known| known == program))
     }
 
+    /// The hooks that are owed, by their names, as far as they are known.
+    pub fn hooks(&self) -> Vec<String> {
+        let Some(owed) = &self.owed else { return Vec::new() };
+        let server = match &self.event.sync {
+            Some(SyncTarget::Url(url)) if owed.server => Some(url.clone()),
+            _ => None,
+        };
+        owed.programs.iter().map(|name| name.to_string_lossy().into_owned()).chain(server).collect()
+    }
+
     /// As it is written down.
-    pub fn to_bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// Where it cannot be; then nothing may be frozen under it.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
+        serde_json::to_vec(self)
     }
 
     /// What was written down.
@@ -72,12 +92,22 @@ mod tests {
     fn a_debt_is_read_as_it_was_written_down() {
         let programs = vec!["10-é".into(), OsString::from_vec(vec![b'x', 0xff])];
         let owed = Some(Owed { programs: programs.clone(), server: true });
-        let debt = Debt { event: event::example(), owed, earlier: programs, done: true, attempts: 7 };
-        assert_eq!(Debt::from_bytes(&debt.to_bytes()).unwrap(), debt);
+        let past = vec![PastCall { id: "x.1".to_owned(), well: true }];
+        let id = "x".to_owned();
+        let debt = Debt { event: event::example(), owed, earlier: programs, done: true, attempts: 7, id, past };
+        assert_eq!(Debt::from_bytes(&debt.to_bytes().unwrap()).unwrap(), debt);
         assert!(Debt::from_bytes(b"{}").is_err());
         // An event alone, as schema 2 began with: whatever there is.
         let event = serde_json::to_vec(&event::example()).unwrap();
-        let expected = Debt { owed: None, earlier: Vec::new(), done: false, attempts: 0, ..debt };
+        let expected = Debt {
+            owed: None,
+            earlier: Vec::new(),
+            done: false,
+            attempts: 0,
+            id: String::new(),
+            past: Vec::new(),
+            ..debt
+        };
         assert_eq!(Debt::from_bytes(&event).unwrap(), expected);
     }
 }

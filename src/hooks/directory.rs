@@ -43,8 +43,17 @@ pub enum Unusable {
     Untrusted(String),
 }
 
-/// What is in the directory at `path`, in the order of names, byte by byte. Names that start with a
-/// dot are no hooks.
+/// Endings that scripts have. run-parts(8) takes none at all, but hooks written for other products have them.
+const SCRIPTS: [&str; 11] = ["sh", "bash", "dash", "ksh", "zsh", "py", "pl", "rb", "php", "js", "lua"];
+
+impl Program {
+    /// Whether its name starts with a dot: such files are nobody's hooks, and are not worth a word each time.
+    pub fn is_hidden(&self) -> bool {
+        self.name.as_bytes().starts_with(b".")
+    }
+}
+
+/// What is in the directory at `path`, in the order of names, byte by byte.
 ///
 /// # Errors
 /// [`Unusable`].
@@ -59,7 +68,7 @@ pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
     for entry in Dir::from_fd(folder.try_clone()?.into()).map_err(io::Error::from)?.iter() {
         names.push(entry.map_err(io::Error::from)?.file_name().to_owned());
     }
-    names.retain(|name| !name.to_bytes().starts_with(b"."));
+    names.retain(|name| !matches!(name.to_bytes(), b"." | b".."));
     names.sort();
     let program =
         |name: &CString| Program { name: os(name), path: path.join(os(name)), problem: problem_of(&folder, name) };
@@ -108,7 +117,26 @@ fn refuse(path: &Path, trusted: Result<(), String>) -> Result<(), Unusable> {
     trusted.map_err(|problem| Unusable::Untrusted(format!("{} {problem}", path.display())))
 }
 
+/// Whether a file of this name is run. Copies of hooks that editors and package managers leave would freeze
+/// twice: hook~, hook.bak, hook.rpmsave, hook.dpkg-old. The rule of run-parts(8) leaves all of them out.
+fn is_hooks_name(name: &[u8]) -> bool {
+    let is_stem = |stem: &[u8]| {
+        !stem.is_empty() && stem.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
+    };
+    match name.iter().position(|byte| *byte == b'.') {
+        None => is_stem(name),
+        Some(dot) => is_stem(&name[..dot]) && SCRIPTS.iter().any(|script| script.as_bytes() == &name[dot + 1..]),
+    }
+}
+
 fn problem_of(folder: &impl AsFd, name: &CStr) -> Option<String> {
+    if !is_hooks_name(name.to_bytes()) {
+        return Some(
+            "is passed over for its name, as run-parts(8) does: letters, digits, - and _ alone, with or without the \
+             ending of a script, such as .sh or .py"
+                .to_owned(),
+        );
+    }
     let found = match fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW) {
         Ok(found) => found,
         Err(errno) => return Some(errno.desc().to_owned()),
@@ -153,20 +181,69 @@ mod tests {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
+    /// Names of executables that are no hooks.
+    const OTHER_NAMES: [&str; 32] = [
+        ".10-hook",
+        ".10-hook.swp",
+        ".#10-hook",
+        "#10-hook#",
+        "10-hook~",
+        "10-hook.~1~",
+        "10-hook.bak",
+        "10-hook.sh.bak",
+        "10-hook.sh~",
+        "10-hook.orig",
+        "10-hook.old",
+        "10-hook.save",
+        "10-hook.rej",
+        "10-hook.rpmsave",
+        "10-hook.rpmnew",
+        "10-hook.rpmorig",
+        "10-hook.dpkg-old",
+        "10-hook.dpkg-new",
+        "10-hook.dpkg-dist",
+        "10-hook.dpkg-tmp",
+        "10-hook.ucf-old",
+        "10-hook.ucf-dist",
+        "10-hook.sample",
+        "10-hook.example",
+        "10-hook.disabled",
+        "10-hook.swp",
+        "10-hook.tmp",
+        "10-hook.1",
+        "10-hook.2026-01-01",
+        "10-hook (copy)",
+        "10-hook,v",
+        "10-h\u{f6}ok",
+    ];
+
+    #[test]
+    fn names_of_scripts_are_names_of_hooks() {
+        for name in ["10-hook", "hook", "A_b-9", "freeze.sh", "10-freeze.py", "x.bash"] {
+            assert!(is_hooks_name(name.as_bytes()), "{name}");
+        }
+        for name in OTHER_NAMES.into_iter().chain(["", ".", ".sh", "a.", "a..sh", "a.b.sh", "a.SH"]) {
+            assert!(!is_hooks_name(name.as_bytes()), "{name}");
+        }
+    }
+
     #[test]
     fn only_what_nobody_else_can_change_is_run() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         put(&at("20-good"), 0o755);
         put(&at("10-also-good"), 0o500);
-        put(&at(".hidden"), 0o755);
+        for name in OTHER_NAMES {
+            put(&at(name), 0o755);
+        }
         put(&at("a-not-executable"), 0o644);
         put(&at("b-group"), 0o775);
         put(&at("c-others"), 0o757);
         fs::create_dir(at("d-folder")).unwrap();
         symlink(at("20-good"), at("e-link")).unwrap();
         nix::unistd::mkfifo(&at("f-pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
-        let mut expected = vec![
+        let mut expected: Vec<_> = OTHER_NAMES.iter().map(|name| (*name, Some("for its name"))).collect();
+        expected.extend([
             ("10-also-good", None),
             ("20-good", None),
             ("a-not-executable", Some("is not executable")),
@@ -175,12 +252,13 @@ mod tests {
             ("d-folder", Some("is a folder")),
             ("e-link", Some("is a symbolic link")),
             ("f-pipe", Some("is a special file")),
-        ];
+        ]);
         if geteuid().is_root() {
             put(&at("g-stranger"), 0o755);
             chown(at("g-stranger"), Some(1234), None).unwrap();
             expected.push(("g-stranger", Some("belongs to the user 1234")));
         }
+        expected.sort_unstable_by_key(|(name, _)| *name);
         let found = programs(dir.path()).unwrap();
         assert_eq!(found.len(), expected.len(), "{found:?}");
         for (Program { name, path, problem }, (expected_name, expected)) in found.iter().zip(expected) {

@@ -20,11 +20,11 @@ use super::orphans;
 use super::output::Output;
 use crate::model::{HookOutcome, HookStage};
 
-/// By which a process can be told to be of a hook: the snapshot's id, which nobody else has.
-pub(super) const MARK: &str = "EXPORTER_SNAPSHOT";
+/// The variable with the id of the call: it tells the processes of one call from all others.
+pub(super) const CALL: &str = "EXPORTER_CALL";
 
-/// The half of the event, likewise.
-pub(super) const STAGE: &str = "EXPORTER_STAGE";
+/// The variable with the id of the snapshot.
+pub(super) const SNAPSHOT: &str = "EXPORTER_SNAPSHOT";
 
 /// The stream that is looked at.
 const STDOUT: &str = "stdout";
@@ -36,8 +36,9 @@ const GRACE: Duration = Duration::from_secs(2);
 /// has frozen itself, dies when that is thawed.
 const DEATH: Duration = Duration::from_secs(3);
 
-/// All of it, with [`orphans::DEATH`].
-pub(super) const LONGEST_END: Duration = GRACE.saturating_add(DEATH).saturating_add(orphans::DEATH);
+/// All of it, with the end of what it has left.
+pub(super) const LONGEST_END: Duration =
+    GRACE.saturating_add(DEATH).saturating_add(orphans::DEATH).saturating_add(orphans::SEARCH);
 
 /// How long the rest of what an ended program has printed is waited for: a process that it left
 /// behind may hold its streams open for ever.
@@ -62,17 +63,18 @@ impl Ended {
     }
 }
 
-/// Calls `program` for one half of `event`, with `message` on its standard input. It is killed, with
-/// its whole process group, at the `deadline`, or when there is a `hurry`.
+/// Calls `program` for one half of `event`, with `message` on its standard input; `id` is that of the call. It is
+/// killed, with its whole process group, at the `deadline`, or when there is a `hurry`.
 pub(super) async fn call(
     program: &Path,
     event: &Event,
+    id: &str,
     stage: HookStage,
     message: Vec<u8>,
     deadline: Instant,
     hurry: &CancellationToken,
 ) -> Ended {
-    let mut child = match spawn(program, event, stage).await {
+    let mut child = match spawn(program, event, id, stage).await {
         Ok(child) => child,
         Err(error) => {
             let detail = format!("cannot be started: {}", explained(&error));
@@ -94,17 +96,17 @@ pub(super) async fn call(
     let (outcome, detail) = tokio::select! {
         status = child.wait() => ended(status),
         () = sleep_until(deadline) => {
-            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, event, stage).await))
+            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, id).await))
         }
         () = hurry.cancelled() => {
-            (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child, event, stage).await))
+            (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child, id).await))
         }
     };
     let _ = timeout(LAST_WORDS, async { while talk.join_next().await.is_some() {} }).await;
     Ended { outcome, detail, said: vec![(STDOUT, out), ("stderr", err)] }
 }
 
-async fn spawn(program: &Path, event: &Event, stage: HookStage) -> io::Result<Child> {
+async fn spawn(program: &Path, event: &Event, id: &str, stage: HookStage) -> io::Result<Child> {
     let mut command = Command::new(program);
     command
         .args([event.operation.as_str(), stage.as_str()])
@@ -112,9 +114,10 @@ async fn spawn(program: &Path, event: &Event, stage: HookStage) -> io::Result<Ch
         .env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin")
         .env("LANG", "C.UTF-8")
         .env("EXPORTER_OPERATION", event.operation.as_str())
-        .env(STAGE, stage.as_str())
+        .env("EXPORTER_STAGE", stage.as_str())
         .env("EXPORTER_VM", &event.vm.name)
-        .env(MARK, &event.snapshot_id)
+        .env(SNAPSHOT, &event.snapshot_id)
+        .env(CALL, id)
         .current_dir("/")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -152,7 +155,7 @@ fn ended(status: io::Result<ExitStatus>) -> (HookOutcome, String) {
 }
 
 /// Ends `child`, all of its process group, and all that it has started in others; says how.
-async fn kill(child: &mut Child, event: &Event, stage: HookStage) -> &'static str {
+async fn kill(child: &mut Child, id: &str) -> &'static str {
     let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else {
         return "was ended";
     };
@@ -163,7 +166,7 @@ async fn kill(child: &mut Child, event: &Event, stage: HookStage) -> &'static st
         sleep(Duration::from_millis(10)).await;
     }
     // First those in groups of their own, while it can be told whose they are.
-    orphans::end_on_a_thread(event.snapshot_id.clone(), Some(stage)).await;
+    orphans::end_on_a_thread(orphans::Which::Call(id.to_owned())).await;
     let _ = killpg(pid, Signal::SIGKILL);
     match timeout(DEATH, child.wait()).await {
         Ok(_) => "was killed",

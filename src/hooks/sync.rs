@@ -1,5 +1,10 @@
 //! Servers in the guests: asked to put their disks in order before a snapshot, and told its end.
 
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine;
@@ -7,6 +12,8 @@ use base64::engine::general_purpose::STANDARD;
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
 use secrecy::{ExposeSecret, SecretString};
+use tower::Service;
+use tower::layer::layer_fn;
 
 use super::event::SyncTarget;
 use crate::config::{self, Trust, sync_url};
@@ -34,13 +41,52 @@ pub(super) enum Request {
 pub(super) struct Answer {
     pub outcome: HookOutcome,
     pub detail: String,
-    /// Whether the guest may have done something.
-    pub reached: bool,
 }
 
-/// The client of all the servers.
+/// Whether a connection was made, TLS included. Before that nothing of a request is sent, so the guest cannot
+/// have done anything.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Reached(Arc<AtomicBool>);
+
+impl Reached {
+    pub(super) fn get(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Notes on the way through the connector of a client that it has made a connection.
+#[derive(Clone)]
+struct Noting<S> {
+    connector: S,
+    reached: Reached,
+}
+
+impl<R, S: Service<R>> Service<R> for Noting<S>
+where
+    S::Future: Send + 'static,
+{
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = Pin<Box<dyn Future<Output = Result<S::Response, S::Error>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.connector.poll_ready(context)
+    }
+
+    fn call(&mut self, request: R) -> Self::Future {
+        let (connecting, reached) = (self.connector.call(request), self.reached.clone());
+        Box::pin(async move {
+            let connection = connecting.await?;
+            reached.0.store(true, Ordering::Relaxed);
+            Ok(connection)
+        })
+    }
+}
+
+/// What all the servers are asked with.
 pub(super) struct Client {
-    http: reqwest::Client,
+    timeout: Duration,
+    tls: ClientConfig,
     bearer: SecretString,
 }
 
@@ -49,37 +95,43 @@ impl Client {
     ///
     /// # Errors
     /// Where no client can be made.
-    pub(super) fn new(config: &config::Sync, tls: ClientConfig) -> std::io::Result<Self> {
-        let http = reqwest::Client::builder()
-            .tls_backend_preconfigured(tls)
-            .connect_timeout(CONNECT.min(config.timeout))
-            .timeout(config.timeout)
-            // A redirection could carry the secret to anybody.
-            .redirect(Policy::none())
-            // A connection that the guest has closed meanwhile would look like a failure.
-            .pool_max_idle_per_host(0)
-            .no_proxy()
-            .build()
-            .map_err(|error| std::io::Error::other(chain(&error)))?;
+    pub(super) fn new(config: &config::Sync, tls: ClientConfig) -> io::Result<Self> {
         let bearer = SecretString::from(STANDARD.encode(config.secret.expose_secret()));
-        Ok(Self { http, bearer })
+        let client = Self { timeout: config.timeout, tls, bearer };
+        client.http(&Reached::default()).map_err(|error| io::Error::other(chain(&error)))?;
+        Ok(client)
     }
 
-    /// Sends `request` to the server at `url`, and waits for its whole answer.
-    pub(super) async fn ask(&self, url: &str, request: Request) -> Answer {
+    /// A client for one request: it works in the runtime that it is made in, and no other.
+    fn http(&self, reached: &Reached) -> reqwest::Result<reqwest::Client> {
+        let reached = reached.clone();
+        reqwest::Client::builder()
+            .tls_backend_preconfigured(self.tls.clone())
+            .connect_timeout(CONNECT.min(self.timeout))
+            .connector_layer(layer_fn(move |connector| Noting { connector, reached: reached.clone() }))
+            .timeout(self.timeout)
+            // A redirection could carry the secret to anybody.
+            .redirect(Policy::none())
+            .no_proxy()
+            .build()
+    }
+
+    /// Sends `request` to the server at `url`, and waits for its whole answer. `reached` tells, also while this
+    /// is waited for, whether the guest may have done something.
+    pub(super) async fn ask(&self, url: &str, request: Request, reached: &Reached) -> Answer {
         let path = match request {
             Request::Sync => "sync",
             Request::PostSync => "post-sync",
         };
-        let request = self.http.get(format!("{url}/{path}")).bearer_auth(self.bearer.expose_secret());
-        match read(request).await {
-            Ok(answer) => answer,
-            Err(error) => {
-                let outcome = if error.is_timeout() { HookOutcome::Timeout } else { HookOutcome::Failed };
-                let reached = !error.is_connect();
-                Answer { outcome, detail: described(&error.without_url()), reached }
-            }
-        }
+        let answer = async {
+            let request = self.http(reached)?.get(format!("{url}/{path}"));
+            read(request.bearer_auth(self.bearer.expose_secret())).await
+        };
+        answer.await.unwrap_or_else(|error| {
+            let is_late = error.is_timeout() && reached.get();
+            let outcome = if is_late { HookOutcome::Timeout } else { HookOutcome::Failed };
+            Answer { outcome, detail: described(&error.without_url(), reached.get()) }
+        })
     }
 }
 
@@ -91,7 +143,7 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
         length += piece.len();
         if length > ANSWER {
             let detail = format!("answers {status} with more than {ANSWER} bytes: is that a sync server?");
-            return Ok(Answer { outcome: HookOutcome::Failed, detail, reached: true });
+            return Ok(Answer { outcome: HookOutcome::Failed, detail });
         }
     }
     let outcome = if status.is_success() { HookOutcome::Ok } else { HookOutcome::Failed };
@@ -100,14 +152,14 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
     } else {
         format!("answers {status}")
     };
-    Ok(Answer { outcome, detail, reached: true })
+    Ok(Answer { outcome, detail })
 }
 
-fn described(error: &reqwest::Error) -> String {
+fn described(error: &reqwest::Error, reached: bool) -> String {
     let text = chain(error);
     let remedy = if text.contains("invalid peer certificate") {
         " (name its authority, or itself, with hooks.sync.ca_certificate)"
-    } else if error.is_connect() {
+    } else if !reached {
         " (does the VM run, and its sync server?)"
     } else {
         ""

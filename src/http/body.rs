@@ -123,6 +123,7 @@ impl http_body::Body for DiskBody {
         if self.remaining == 0 {
             return Poll::Ready(None);
         }
+        self.place.is_asked();
         if self.held.is_none()
             && let Err(error) = self.read()
         {

@@ -9,8 +9,8 @@ use axum::http::{HeaderMap, HeaderName};
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-use super::extract::Parameters;
 use super::failure::Failure;
+use super::query::Parameters;
 use crate::app::checksum::Wanted;
 use crate::app::{App, Error};
 use crate::repository::checksum::{Algorithm, Digest};
@@ -25,7 +25,8 @@ impl FromRequestParts<Arc<App>> for ChecksumQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        let query = Parameters::of(parts, app).await?;
+        let known = ["algorithm", "start", "length", "blockSize", "block_size", "blocks"];
+        let query = Parameters::of(parts, app, &known).await?;
         let algorithm = match query.given("algorithm") {
             None => Algorithm::Blake3,
             Some(name) => Algorithm::named(name).ok_or_else(|| {
@@ -34,7 +35,11 @@ impl FromRequestParts<Arc<App>> for ChecksumQuery {
             })?,
         };
         // The second is as imageio's clients write it: ignored, it would be another checksum.
-        let block = ["blockSize", "block_size"].into_iter().find_map(|name| query.given(name));
+        let [block, same] = ["blockSize", "block_size"].map(|name| query.given(name));
+        if block.is_some() && same.is_some() {
+            return Err(Error::BadRequest("blockSize is given twice, as block_size too; keep one".to_owned()).into());
+        }
+        let block = block.or(same);
         let block = block.map(block_size).transpose()?;
         let list = query.bool_or("blocks", false)?;
         if list && block.is_none() {

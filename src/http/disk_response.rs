@@ -20,6 +20,7 @@ use bytes::Bytes;
 use super::body::{DiskBody, Part};
 use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
+use super::connection::Connection;
 use super::digest;
 use super::failure::Failure;
 use super::pace::Paces;
@@ -34,12 +35,18 @@ const OCTETS: &str = "application/octet-stream";
 /// Bytes of content that a `Content-Digest` is made of, at most: they are read twice.
 const DIGESTED: u64 = 16 << 20;
 
+/// Who asks, and how it may be served.
+pub(super) struct Client {
+    pub session: Session,
+    pub paces: Paces,
+    pub connection: Arc<Connection>,
+}
+
 pub(super) async fn respond(
     app: &Arc<App>,
-    session: &Session,
+    client: &Client,
     method: &Method,
     headers: &HeaderMap,
-    paces: Paces,
     disk: OpenDisk,
 ) -> Result<Response, Failure> {
     let size = disk.file.size();
@@ -56,7 +63,8 @@ pub(super) async fn respond(
 
     let mut out = validator_headers(&validators);
     out.push((ACCEPT_RANGES, "bytes".to_owned()));
-    digests(app, method, headers, &disk, &selection, &mut out).await?;
+    digests(app, client, method, headers, &disk, &selection, &mut out).await?;
+    let mut count = 1;
     let (status, content_type, parts) = match selection {
         Selection::Whole => (StatusCode::OK, OCTETS.to_owned(), vec![Part::Disk(0..size)]),
         Selection::One(range) => {
@@ -64,6 +72,7 @@ pub(super) async fn respond(
             (StatusCode::PARTIAL_CONTENT, OCTETS.to_owned(), vec![Part::Disk(range)])
         }
         Selection::Many(ranges) => {
+            count = ranges.len() as u64;
             let boundary = uuid::Uuid::new_v4().simple().to_string();
             let content_type = format!("multipart/byteranges; boundary={boundary}");
             (StatusCode::PARTIAL_CONTENT, content_type, multipart(&boundary, ranges, size))
@@ -75,9 +84,10 @@ pub(super) async fn respond(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        let place = app.export_place(session, &disk, length).await?;
+        let recipient = Arc::clone(&client.connection);
+        let place = app.export_place(&client.session, &disk, (length, count), recipient).await?;
         let served = app.metrics().bytes_served();
-        let body = DiskBody::start(disk.file, parts, place, paces, served);
+        let body = DiskBody::start(disk.file, parts, place, client.paces.clone(), served);
         Body::new(body.map_err(|cause| lost(&disk.disk, cause))?)
     };
     with_headers(status, body, out)
@@ -86,6 +96,7 @@ pub(super) async fn respond(
 /// Adds the digests that the request wants. It waits for them: the answer begins with its headers.
 async fn digests(
     app: &Arc<App>,
+    client: &Client,
     method: &Method,
     headers: &HeaderMap,
     disk: &OpenDisk,
@@ -95,8 +106,10 @@ async fn digests(
     let stop = Stop::default();
     let _guard = stop.cancel.clone().drop_guard();
     if digest::wants_sha_256(headers, digest::WANT_REPR_DIGEST) {
-        let sum = app.sum_of_disk(disk, Algorithm::Sha256, &stop).await?;
-        out.push((digest::REPR_DIGEST, digest::field(sum)));
+        let sum = app.sum_of_disk(disk, Algorithm::Sha256, &stop).await;
+        let ((vm, snapshot), name) = (&disk.snapshot, &disk.disk.name);
+        app.audit_read(&client.session, "checksum", format_args!("{vm}/{snapshot}/{name}"), &sum);
+        out.push((digest::REPR_DIGEST, digest::field(sum?)));
     }
     // HEAD has no content.
     let content = match selection {

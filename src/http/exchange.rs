@@ -3,9 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::Json;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::header::{CONTENT_LENGTH, CONTENT_TYPE};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
 use axum::http::{HeaderValue, Method, StatusCode, Uri};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -13,11 +12,17 @@ use tracing::Instrument;
 
 use super::Peer;
 use super::failure::Explanation;
+use super::json::{JSON, Json};
+use super::routes::DISK;
 use crate::app::App;
 use crate::wire;
 
 /// The response header with the id under which the log tells of a request.
-const REQUEST_ID: &str = "x-request-id";
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// The same id among a request's extensions.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub Arc<str>);
 
 /// Characters of a path that go into the log.
 const LOGGED_PATH: usize = 300;
@@ -28,9 +33,10 @@ pub(super) fn logged_path(uri: &Uri) -> String {
 }
 
 /// Answers a request through `next`.
-pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
+pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
     let started = Instant::now();
-    let id = uuid::Uuid::new_v4().to_string();
+    let id: Arc<str> = uuid::Uuid::new_v4().to_string().into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let method = request.method().clone();
     let path = logged_path(request.uri());
     let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
@@ -42,19 +48,27 @@ pub(super) async fn answer(State(app): State<Arc<App>>, request: Request, next: 
         let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
         app.metrics().request(known_method(&method), route, status.as_u16());
         // What has a JSON body already says itself what is wrong: /readyz.
-        let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+        let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
         let mut code = "-";
         if (status.is_client_error() || status.is_server_error()) && !is_json {
             (response, code) = explain(response, &id);
         }
-        if let Ok(value) = HeaderValue::try_from(&id) {
-            response.headers_mut().insert(REQUEST_ID, value);
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(&*id) {
+            headers.insert(REQUEST_ID, value);
         }
-        let bytes = response.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
-        tracing::info!(
-            %method, ?path, %peer, status = status.as_u16(), code, %bytes,
-            ms = %format_args!("{:.1}", started.elapsed().as_secs_f64() * 1e3), "answered"
-        );
+        // Tokens and the guests' data are nothing that a proxy or a browser may keep, or take for a page.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let bytes = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
+        let status = status.as_u16();
+        let ms = started.elapsed().as_secs_f64() * 1e3;
+        // A backup is thousands of range requests, and the audit trail has a line for all of them.
+        if status == 206 || (route == DISK && [304, 416].contains(&status)) {
+            tracing::debug!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+        } else {
+            tracing::info!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+        }
         response
     }
     .instrument(span)

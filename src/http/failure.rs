@@ -8,6 +8,8 @@ use super::byte_range;
 use crate::app::Error;
 use crate::app::policy::Refusal;
 
+const NO_ROUTE: &str = "there is no such route; those of the API start with /api/v1";
+
 /// Why a request is refused.
 #[derive(Debug)]
 pub(super) enum Failure {
@@ -47,7 +49,7 @@ impl Explanation {
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, details) = match status {
             StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this route has other methods; see Allow"),
-            StatusCode::NOT_FOUND => ("not_found", "there is no such route"),
+            StatusCode::NOT_FOUND => ("not_found", NO_ROUTE),
             status if status.is_client_error() => ("bad_request", "the request cannot be understood"),
             _ => ("internal", "an internal error; the service's log says more"),
         };
@@ -70,7 +72,7 @@ impl Failure {
     fn details(&self) -> String {
         match self {
             Self::App(error) => error.to_string(),
-            Self::NoRoute => "there is no such route".to_owned(),
+            Self::NoRoute => NO_ROUTE.to_owned(),
             Self::BodyTooLarge { limit } => format!("the body is larger than {limit} bytes"),
             Self::BodyTooSlow => "the body did not come in time".to_owned(),
             Self::PreconditionFailed => "the disk is not the one that the request's conditions name".to_owned(),
@@ -82,19 +84,27 @@ impl Failure {
 
     fn header(&self) -> Option<(HeaderName, HeaderValue)> {
         match self {
-            Self::App(Error::NoSession(_)) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
-            Self::App(Error::Refused(Refusal::TooLongALine(_))) => Some((RETRY_AFTER, HeaderValue::from_static("10"))),
-            Self::App(Error::Unsettled { .. }) => Some((RETRY_AFTER, HeaderValue::from_static("60"))),
-            Self::App(Error::RepositoryAway { .. } | Error::Unavailable(_)) => {
-                Some((RETRY_AFTER, HeaderValue::from_static("10")))
-            }
-            Self::App(Error::Throttled) => Some((RETRY_AFTER, HeaderValue::from_static("1"))),
+            Self::App(error) => app_header(error.cause()),
             Self::RangeNotSatisfiable { size } => {
                 let value = HeaderValue::try_from(byte_range::unsatisfied_content_range(*size));
                 value.ok().map(|value| (CONTENT_RANGE, value))
             }
             _ => None,
         }
+    }
+}
+
+fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
+    let retry_after = |seconds: &'static str| Some((RETRY_AFTER, HeaderValue::from_static(seconds)));
+    match error {
+        Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        Error::Throttled => retry_after("1"),
+        Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })
+        | Error::RepositoryAway { .. }
+        | Error::Unavailable(_) => retry_after("10"),
+        Error::VmBusy { .. } => retry_after("30"),
+        Error::Unsettled { .. } => retry_after("60"),
+        _ => None,
     }
 }
 
@@ -109,7 +119,9 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::PostNotCalled { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
+        Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
@@ -117,6 +129,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
+        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
         Error::RepositoryAway { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
@@ -136,7 +149,7 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, "too_many_snapshots"),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, "too_many_extents"),
         Refusal::SpaceFloor { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
-        Refusal::TooLongALine(_) => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. } => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
         Refusal::KeySnapshotGone(_) => (StatusCode::GONE, "idempotency_key_spent"),
     }

@@ -2,26 +2,27 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::State;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderMap, Method, StatusCode};
+use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
-use axum::{Extension, Json};
 
+use super::connection::Connection;
 use super::create_body::CreateBody;
 use super::digest::ChecksumQuery;
-use super::disk_response;
-use super::extract::{
-    AdoptQuery, Authenticated, BODY_LIMIT, ChunksQuery, DiskPath, Form, JsonBody, PeerAddress, SmallBody, SnapshotPath,
-    SnapshotQuery, VmPath,
-};
+use super::disk_response::{self, Client};
+use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, Origin, SmallBody, SnapshotPath, VmPath};
 use super::failure::Failure;
+use super::json::Json;
 use super::json_stream;
 use super::pace::Paces;
-use super::status_page::{StatusParameters, WantsText, render};
-use crate::app::App;
+use super::query::{AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, WantsPage, WantsText};
+use super::status_page::{StatusParameters, render};
 use crate::app::changes::Stop;
-use crate::auth::Credentials;
+use crate::app::snapshots::View;
+use crate::app::{App, Error};
+use crate::auth::{Credentials, Session};
 use crate::metrics;
 use crate::repository::checksum::Algorithm;
 use crate::wire;
@@ -36,13 +37,25 @@ async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
     done
 }
 
+/// Writes down that maps of `what` were asked for, if they were.
+fn audit_maps<T>(app: &App, session: &Session, what: String, view: View, outcome: &Result<T, Error>) {
+    match view.compare_to {
+        Some(base) => app.audit_read(session, "compare", format_args!("{what} since {base}"), outcome),
+        None if view.chunks || view.summary => app.audit_read(session, "chunks", what, outcome),
+        None => {}
+    }
+}
+
 pub(super) async fn login(
     State(app): AppState,
-    PeerAddress(address): PeerAddress,
+    Origin { address, request_id }: Origin,
+    Extension(connection): Extension<Arc<Connection>>,
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.login(credentials, address).await?;
+    let _waits = connection.log_in();
+    let token = app.login(credentials, address, request_id).await?;
+    connection.is_good();
     Ok(Json(wire::Token { token }))
 }
 
@@ -116,19 +129,23 @@ pub(super) async fn snapshots(
     VmPath(vm): VmPath,
     SnapshotQuery(view): SnapshotQuery,
 ) -> Result<Response, Failure> {
-    let stop = Stop::default();
-    json_stream::document(app.snapshots(&session, vm, view, stop.clone()).await?, stop).await
+    let (stop, what) = (Stop::default(), vm.to_string());
+    let documents = app.snapshots(&session, vm, view, stop.clone()).await;
+    audit_maps(&app, &session, what, View { compare_to: None, ..view }, &documents);
+    json_stream::document(documents?, stop).await
 }
 
 pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
+    NewSnapshotQuery(view): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
-    json_stream::document(app.describe_new(&session, snapshot, stop.clone()).await?, stop).await
+    let journey = app.describe_new(&session, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -146,9 +163,11 @@ pub(super) async fn snapshot(
     SnapshotPath(vm, snapshot): SnapshotPath,
     SnapshotQuery(view): SnapshotQuery,
 ) -> Result<Response, Failure> {
-    let stop = Stop::default();
+    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}"));
     let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
-    json_stream::document(while_wanted(&stop, journey).await?, stop).await
+    let document = while_wanted(&stop, journey).await;
+    audit_maps(&app, &session, what, view, &document);
+    json_stream::document(document?, stop).await
 }
 
 pub(super) async fn delete_snapshot(
@@ -193,11 +212,13 @@ pub(super) async fn disk(
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
     Extension(paces): Extension<Paces>,
+    Extension(connection): Extension<Arc<Connection>>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    disk_response::respond(&app, &session, &method, &headers, paces, disk).await
+    let client = Client { session, paces, connection };
+    disk_response::respond(&app, &client, &method, &headers, disk).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
@@ -210,15 +231,19 @@ pub(super) async fn chunks(
     DiskPath(vm, snapshot, disk): DiskPath,
     ChunksQuery(wanted, form): ChunksQuery,
 ) -> Result<Response, Failure> {
-    let (stop, place) = (Stop::default(), (vm, snapshot, disk));
+    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}/{disk}"));
+    let place = (vm, snapshot, disk);
     match form {
         Form::Page => {
             let journey = app.chunk_page(&session, place, wanted, stop.clone());
-            Ok(Json(while_wanted(&stop, journey).await?).into_response())
+            let page = while_wanted(&stop, journey).await;
+            audit_maps(&app, &session, what, wanted.view, &page);
+            Ok(Json(page?).into_response())
         }
         Form::Lines => {
-            let found = app.chunks(&session, place, wanted, stop.clone()).await?;
-            let lines = found.first(wanted.at_most).map(wire::WireChunk);
+            let found = app.chunks(&session, place, wanted, stop.clone()).await;
+            audit_maps(&app, &session, what, wanted.view, &found);
+            let lines = found?.first(wanted.at_most).map(wire::WireChunk);
             json_stream::lines(lines, stop).await
         }
     }
@@ -230,9 +255,24 @@ pub(super) async fn checksum(
     DiskPath(vm, snapshot, disk): DiskPath,
     ChecksumQuery(wanted): ChecksumQuery,
 ) -> Result<Response, Failure> {
-    let stop = Stop::default();
+    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}/{disk}"));
     let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
-    json_stream::document(while_wanted(&stop, journey).await?, stop).await
+    let checksum = while_wanted(&stop, journey).await;
+    app.audit_read(&session, "checksum", what, &checksum);
+    json_stream::document(checksum?, stop).await
+}
+
+/// What a person sees who opens the service in a browser.
+const WELCOME: &str = "This is coriolis-ovm-exporter: snapshots of VM disks for backup products, as a REST service.\n\
+    Its API is below /api/v1; docs/api.md in its source describes it. Start with POST /api/v1/auth/login.\n\
+    Whether it can serve is at /readyz.\n";
+
+/// Answers what no route does.
+pub(super) async fn no_route(method: Method, uri: Uri, WantsPage(page): WantsPage) -> Response {
+    if page && uri.path() == "/" && [Method::GET, Method::HEAD].contains(&method) {
+        return WELCOME.into_response();
+    }
+    Failure::NoRoute.into_response()
 }
 
 pub(super) async fn healthz() -> Json<wire::Health> {

@@ -41,7 +41,11 @@ enum Start {
 
 /// Answers with `document`, whose streams are ended by `stop`.
 pub(super) async fn document<T: Serialize + Send + 'static>(document: T, stop: Stop) -> Result<Response, Failure> {
-    respond("application/json", stop, move |writer| serde_json::to_writer(writer, &document)).await
+    respond("application/json", stop, move |writer| {
+        serde_json::to_writer(&mut *writer, &document)?;
+        writer.write_all(b"\n").map_err(serde_json::Error::io)
+    })
+    .await
 }
 
 /// Answers with `lines`, a JSON text each.

@@ -8,16 +8,23 @@ pub mod service;
 pub mod tls;
 
 mod body;
+mod connection;
+mod connections;
 mod create_body;
 mod digest;
 mod disk_response;
 mod exchange;
+mod exchanges;
 mod extract;
 mod failure;
-mod first_line;
 mod handlers;
+mod head;
+mod heads;
+mod json;
 mod json_stream;
 mod notify;
+mod query;
+mod refusal;
 mod routes;
 mod status_page;
 

@@ -17,7 +17,7 @@ use super::{exchange, handlers};
 use crate::app::{App, Error};
 
 /// The bytes of a disk: answered on the connection's own thread.
-const DISK: &str = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}";
+pub(super) const DISK: &str = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}";
 
 /// Where the counters are, for whoever asks.
 const METRICS: &str = "/metrics";
@@ -50,7 +50,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
     router
-        .fallback(|| async { Failure::NoRoute })
+        .fallback(handlers::no_route)
         // A bug in one handler is one failed request; what it panicked with is in the log.
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
         .layer(from_fn_with_state(Arc::clone(&app), exchange::answer))

@@ -4,39 +4,57 @@
 //! Each connection has a thread of its own, so that bytes go from a file to the socket without changing
 //! threads. A file system that hangs holds up some of them (`repository::patience`), and no others.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use axum::http::header::CONNECTION;
+use axum::http::{HeaderValue, Response};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use tokio::net::{TcpListener, TcpStream};
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::runtime::Builder;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{sleep, timeout};
-use tokio_io_timeout::TimeoutStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::ServiceExt;
 
 use super::Peer;
-use super::first_line::FirstLine;
+use super::connection::Connection;
+use super::connections::{Connections, Guest};
+use super::exchanges::AnswerBody;
+use super::heads::Heads;
 use super::pace::{Limits, Paces};
+use super::refusal::{Refusal, answer_plain_http};
+use crate::config;
 
-/// From the TCP connection to the end of the TLS handshake.
+/// Connections that the kernel may have made before they are accepted.
+const BACKLOG: u32 = 1024;
+
+/// From the TCP connection to its first byte.
+const FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// From the first byte to the end of the TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// From the first moment that a request may come to the end of its head: also how long a
-/// connection may be idle.
+/// From the end of an answer to the end of the next head, where the connection may not be idle for longer.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long a client may take nothing of what is sent to it.
-const STALL_DEADLINE: Duration = Duration::from_secs(60);
+/// How long an idle connection may take to hear that it is closed.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+/// When a peer that says nothing is asked whether it still is there, how often again, and how many times. So a
+/// host that is gone holds a connection for two minutes.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
 /// Bytes that are sealed for one call to the socket, at most.
 const SEALED: usize = 256 << 10;
@@ -45,8 +63,26 @@ const SEALED: usize = 256 << 10;
 /// loop.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Connections at a time. One more waits until another ends.
-const CONNECTIONS: usize = 512;
+/// What connections may do.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How fast they may take bytes of disks.
+    pub limits: Limits,
+    /// How many there may be, and for how long.
+    pub connections: config::Connections,
+}
+
+/// Listens at `address`.
+///
+/// # Errors
+/// Where the address is not this host's, or in use.
+pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A restart must not wait until the connections of the last run are forgotten.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
 
 /// Serves `router` on `listener` until `stop`, then lets the open connections finish what they are
 /// answering. Returns when the last is closed: the caller bounds the wait.
@@ -56,27 +92,31 @@ pub async fn serve(
     listener: TcpListener,
     tls: Arc<ArcSwap<ServerConfig>>,
     router: Router,
-    limits: Limits,
+    options: Options,
     stop: CancellationToken,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    let connections = TaskTracker::new();
+    let idle = options.connections.keepalive;
+    let guests = Connections::new(options.connections);
+    let threads = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &places) => accepted,
+            accepted = accept(&listener, &guests) => accepted,
         };
-        let Some((stream, peer, place)) = accepted else { continue };
+        let Some((stream, peer, guest)) = accepted else { continue };
         let acceptor = TlsAcceptor::from(tls.load_full());
         let (router, stop, stream) = (router.clone(), stop.clone(), stream.into_std());
-        let paces = limits.for_connection();
+        let paces = options.limits.for_connection();
         let conversation = async move {
-            let _place = place;
             // It stood with the runtime that accepted it.
             let stream = TcpStream::from_std(stream?)?;
-            converse(stream, peer, paces, acceptor, router, stop).await
+            let conversation = Conversation { peer, connection: Arc::clone(&guest.connection), paces, router, idle };
+            tokio::select! {
+                ended = conversation.hold(stream, acceptor, stop) => ended,
+                () = guest.connection.is_ended() => Ok(()),
+            }
         };
-        let on_a_thread = connections.track_future(async move {
+        let on_a_thread = threads.track_future(async move {
             if let Err(error) = conversation.await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
@@ -88,17 +128,14 @@ pub async fn serve(
     }
     // Closed before the wait, so that nobody connects to a service that will not answer.
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    threads.close();
+    threads.wait().await;
 }
 
-async fn accept(
-    listener: &TcpListener,
-    places: &Arc<Semaphore>,
-) -> Option<(TcpStream, SocketAddr, OwnedSemaphorePermit)> {
-    let place = Arc::clone(places).acquire_owned().await.ok()?;
+/// The next connection; nothing where it could not be had, or has no place.
+async fn accept(listener: &TcpListener, guests: &Arc<Connections>) -> Option<(TcpStream, SocketAddr, Guest)> {
     match listener.accept().await {
-        Ok((stream, peer)) => Some((stream, peer, place)),
+        Ok((stream, peer)) => guests.admit(peer.ip()).await.map(|guest| (stream, peer, guest)),
         Err(error) => {
             tracing::warn!(%error, "a connection cannot be accepted");
             sleep(PAUSE).await;
@@ -116,41 +153,108 @@ fn run_on_a_thread(conversation: impl Future<Output = ()> + Send + 'static) -> i
     std::thread::Builder::new().name("connection".to_owned()).spawn(run).map(drop)
 }
 
-async fn converse(
-    stream: TcpStream,
+/// One connection, from its first byte to its last.
+struct Conversation {
     peer: SocketAddr,
+    connection: Arc<Connection>,
     paces: Paces,
-    acceptor: TlsAcceptor,
     router: Router,
-    stop: CancellationToken,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    stream.set_nodelay(true)?;
-    let mut stream = TimeoutStream::new(stream);
-    stream.set_write_timeout(Some(STALL_DEADLINE));
-    let handshake = acceptor.accept_with(Box::pin(stream), |tls| tls.set_buffer_limit(Some(SEALED)));
-    let stream = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
-    };
-    let service = hyper::service::service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
-        request.extensions_mut().insert(Peer(peer));
-        request.extensions_mut().insert(paces.clone());
-        router.clone().oneshot(request)
-    });
-    let mut connection = http1::Builder::new()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEAD_DEADLINE)
-        .serve_connection(TokioIo::new(FirstLine::new(stream)), service);
-    let ended = tokio::select! {
-        ended = &mut connection => ended,
-        () = stop.cancelled() => {
-            std::pin::Pin::new(&mut connection).graceful_shutdown();
-            (&mut connection).await
+    /// How long it may be idle, if it is known.
+    idle: Duration,
+}
+
+impl Conversation {
+    async fn hold(
+        self,
+        stream: TcpStream,
+        acceptor: TlsAcceptor,
+        stop: CancellationToken,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        stream.set_nodelay(true)?;
+        let (idle, interval, retries) = KEEPALIVE;
+        let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        let mut first = [0];
+        let came = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            came = timeout(FIRST_BYTE_DEADLINE, stream.peek(&mut first)) => came??,
+        };
+        if came == 0 {
+            return Ok(());
         }
-    };
-    let first_line = connection.into_parts().io.into_inner();
-    if first_line.is_too_long() {
-        timeout(HEAD_DEADLINE, first_line.refuse()).await??;
+        // A TLS connection starts with the number 22, and a request with the name of its method.
+        if first[0].is_ascii_alphabetic() {
+            return Ok(answer_plain_http(stream, self.peer).await?);
+        }
+        self.connection.has_socket(stream.as_raw_fd());
+        let handshake = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(SEALED)));
+        let stream = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
+        };
+        self.connection.made_a_step();
+        let (connection, peer) = (Arc::clone(&self.connection), self.peer);
+        let mut http = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_DEADLINE.max(self.idle))
+            .serve_connection(
+                TokioIo::new(Heads::new(stream, Arc::clone(&connection))),
+                hyper::service::service_fn(move |request| self.answer(request)),
+            );
+        let takes_nothing = connection.takes_nothing();
+        tokio::pin!(takes_nothing);
+        let ended = tokio::select! {
+            ended = &mut http => Some(ended),
+            () = stop.cancelled() => None,
+            () = connection.idle_for_too_long() => None,
+            () = &mut takes_nothing => return Err("the client takes nothing".into()),
+        };
+        let ended = match ended {
+            Some(ended) => ended,
+            None => {
+                std::pin::Pin::new(&mut http).graceful_shutdown();
+                let idle = async {
+                    connection.idle_for_too_long().await;
+                    sleep(CLOSE_DEADLINE).await;
+                };
+                tokio::select! {
+                    ended = &mut http => ended,
+                    () = idle => return Ok(()),
+                    () = takes_nothing => return Err("the client takes nothing".into()),
+                }
+            }
+        };
+        let (stream, refusal, is_for_head) = http.into_parts().io.into_inner().into_parts();
+        match (refusal, &ended) {
+            (Some(refusal), _) => Ok(refusal.answer(stream, peer, is_for_head).await?),
+            (None, Err(error)) if error.is_parse() && connection.exchange.is_idle() => {
+                let refusal = Refusal::malformed(format!("the request is malformed: {error}"));
+                Ok(refusal.answer(stream, peer, is_for_head).await?)
+            }
+            (None, _) => Ok(ended?),
+        }
     }
-    Ok(ended?)
+
+    /// Answers one request.
+    fn answer(
+        &self,
+        mut request: hyper::Request<Incoming>,
+    ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send + use<> {
+        // At once, not when the future is polled first.
+        let answering = self.connection.exchange.begin();
+        self.connection.made_a_step();
+        let connection = Arc::clone(&self.connection);
+        let extensions = request.extensions_mut();
+        extensions.insert(Peer(self.peer));
+        extensions.insert(Arc::clone(&connection));
+        extensions.insert(self.paces.clone());
+        let answer = self.router.clone().oneshot(request);
+        async move {
+            let mut response = answer.await?;
+            if connection.exchange.is_last() {
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
+            Ok(response.map(|body| AnswerBody::new(body, answering)))
+        }
+    }
 }

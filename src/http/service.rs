@@ -7,14 +7,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use rustls::ServerConfig;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use super::pace::Limits;
+use super::server::Options;
 use super::{notify, router, server, tls};
 use crate::app::App;
 use crate::config::{Api, Config, ConfigError, Fault};
+use crate::metrics::Metrics;
 use crate::sys::heap;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
@@ -25,37 +26,40 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Freed memory that is kept: more than one connection needs for what it sends.
 const KEPT: i32 = 2 << 20;
 
-/// Runs the service until a signal stops it. SIGHUP calls `reopen_log` as well.
+/// Runs the service until a signal stops it, and counts in `metrics`. SIGHUP calls `reopen_log` as well.
 ///
 /// # Errors
 /// What keeps it from starting, in words for an operator.
-pub fn run(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
+pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::keep(KEPT);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, reopen_log));
+    let outcome = runtime.block_on(serve(config, metrics, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
+async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
-    let app = App::start(config).await?;
-    let listener = TcpListener::bind(address).await.map_err(|error| Fault::of_listening(&config.api, &error))?;
+    let app = App::start(config, metrics).await?;
+    let listener = server::listen(address).map_err(|error| Fault::of_listening(&config.api, &error))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let limits = Limits::new(&config.export);
+    let options = Options { limits: Limits::new(&config.export), connections: config.connections.clone() };
     let serving =
-        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), limits, stop.clone());
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
     let cleaning = tokio::spawn(Arc::clone(&app).clean_up_until(stop.clone()));
     tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).watch_clients_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).audit_reads_until(stop.clone()));
+    tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
     let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
     notify::ready();
     let on_hang_up = || {
@@ -91,6 +95,7 @@ async fn serve(config: &Config, reopen_log: impl Fn()) -> anyhow::Result<()> {
         Ok(()) => tracing::info!("all is answered"),
         Err(_) => tracing::warn!("not all was answered: the deadline is over"),
     }
+    app.finish_audit();
     match app.let_go().await {
         Ok(0) => tracing::info!("stopped"),
         Ok(owed) => {

@@ -1,14 +1,12 @@
 //! `GET /status`: what is asked for, and the answer as a page of text.
 
-use std::convert::Infallible;
 use std::fmt::Write;
 
 use axum::extract::FromRequestParts;
-use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 
-use super::extract::Parameters;
 use super::failure::Failure;
+use super::query::Parameters;
 use crate::app::Error;
 use crate::app::status::StatusQuery;
 use crate::model::printable;
@@ -21,25 +19,10 @@ impl<S: Send + Sync> FromRequestParts<S> for StatusParameters {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let query = Parameters::of(parts, state).await?;
+        let query = Parameters::of(parts, state, &["cost", "vm"]).await?;
         let vm = query.value("vm").filter(|text| !text.is_empty()).map(str::parse).transpose();
         let vm = vm.map_err(|error| Error::BadRequest(format!("vm: {error}")))?;
         Ok(Self(StatusQuery { cost: query.bool_or("cost", false)?, vm }))
-    }
-}
-
-/// Whether the client asks for text, and not for JSON.
-pub(super) struct WantsText(pub bool);
-
-impl<S: Send + Sync> FromRequestParts<S> for WantsText {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        let accepts = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-        let kinds: Vec<&str> =
-            accepts.flat_map(|value| value.split(',')).filter_map(|one| one.split(';').next()).collect();
-        let named = |kind: &str| kinds.iter().any(|one| one.trim().eq_ignore_ascii_case(kind));
-        Ok(Self(named("text/plain") && !named("application/json")))
     }
 }
 
@@ -55,7 +38,8 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let left = export.seconds_left.map_or_else(|| "?".to_owned(), |seconds| format!("{seconds} s"));
         let _ = writeln!(
             page,
-            "  {state} {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            "  {state} for {:.0} s {}/{} to {} for {:?}: {} of {}, {}/s, {left} left",
+            export.seconds,
             export.snapshot_id,
             printable(&export.disk),
             export.address.as_deref().unwrap_or("-"),
@@ -78,13 +62,28 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             Status::Ok => String::new(),
             Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
         };
-        let _ = writeln!(page, "  {} {room}, {} snapshots{problem}", printable(&entry.id), entry.snapshots);
+        let unknown = match entry.unknown_snapshots {
+            None | Some(0) => String::new(),
+            Some(count) => format!(", and {count} that the database does not know (adopt --manifests)"),
+        };
+        let id = printable(&entry.id);
+        let _ = writeln!(page, "  {id} {room}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
     }
     for leftover in &status.leftovers {
         let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
+    }
+    if !status.owed_hooks.is_empty() {
+        page += "\npost hooks that have failed: something may be frozen still\n";
+    }
+    for owed in &status.owed_hooks {
+        let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
+        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), owed.operation.unwrap_or("?"));
+        let hooks = if owed.hooks.is_empty() { "not known which".to_owned() } else { format!("{:?}", owed.hooks) };
+        let reason = owed.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+        let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} times{reason}", owed.attempts);
     }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and what deleting one would free\n";

@@ -1,7 +1,7 @@
 //! The definitions of one repository, read where they have changed since they were read before.
 
 use std::collections::HashMap;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -26,14 +26,14 @@ const UNSETTLED: Duration = Duration::from_secs(60);
 const CLOCK_TICK: Duration = Duration::from_secs(2);
 
 /// The folder of the VM definitions in a repository, one folder a VM.
-pub(super) const VIRTUAL_MACHINES: &str = "VirtualMachines";
+const VIRTUAL_MACHINES: &str = "VirtualMachines";
 
 /// The file that defines a VM.
 const DEFINITION: &str = "vm.cfg";
 
 /// The definitions of a repository, by folder.
 #[derive(Clone, Debug, Default)]
-pub struct Definitions(HashMap<OsString, Entry>);
+pub struct Definitions(HashMap<Arc<OsStr>, Entry>);
 
 /// A definition, and the file that it was read from.
 #[derive(Clone, Debug)]
@@ -65,10 +65,12 @@ impl Definitions {
                 moved();
                 let (entry, is_whole) = self.read_one(&machines, &name);
                 let Some(entry) = entry else { continue };
+                // The name that is known already is used again.
+                let known = self.0.get_key_value(&*name).map(|(known, _)| Arc::clone(known));
+                found.insert(known.unwrap_or_else(|| Arc::from(&*name)), entry);
                 if !is_whole {
-                    half_written.push(name.clone());
+                    half_written.push(name);
                 }
-                found.insert(name, entry);
             }
             if half_written.is_empty() {
                 break;
@@ -81,10 +83,30 @@ impl Definitions {
         Ok(Self(found))
     }
 
-    /// The VMs, each with its folder; the repository is at `mount_point`.
-    pub fn vms(&self, mount_point: &Path) -> impl Iterator<Item = (PathBuf, Arc<Vm>)> {
+    /// The VMs.
+    pub fn vms(&self) -> impl Iterator<Item = &Arc<Vm>> {
+        self.0.values().map(|entry| &entry.vm)
+    }
+
+    /// The same, each with its folder; the repository is at `mount_point`.
+    pub fn by_folder(&self, mount_point: &Path) -> impl Iterator<Item = (PathBuf, &Arc<Vm>)> {
         let machines = mount_point.join(VIRTUAL_MACHINES);
-        self.0.iter().map(move |(name, entry)| (machines.join(name), Arc::clone(&entry.vm)))
+        self.0.iter().map(move |(name, entry)| (machines.join(&**name), &entry.vm))
+    }
+
+    /// The same definitions with disks that are not known, and why.
+    #[must_use]
+    pub fn without_disks(&self, reason: &str) -> Self {
+        let unknown = |entry: &Entry| {
+            let disks = Err(Problem::Unavailable(reason.to_owned()));
+            Entry { stamp: None, vm: Arc::new(Vm { disks, ..Vm::clone(&entry.vm) }) }
+        };
+        Self(self.0.iter().map(|(name, entry)| (Arc::clone(name), unknown(entry))).collect())
+    }
+
+    /// Leaves out the VMs that are not `wanted`.
+    pub fn retain(&mut self, wanted: impl Fn(&Vm) -> bool) {
+        self.0.retain(|_, entry| wanted(&entry.vm));
     }
 
     /// The VM that the folder `name` defines, nothing where that is a file or is gone by now; and whether its

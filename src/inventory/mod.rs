@@ -9,7 +9,7 @@ pub mod ovsmeta;
 pub mod python_literal;
 pub mod vm_cfg;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -62,28 +62,31 @@ const OVSMETA: &str = ".ovsmeta";
 /// Bytes that are read of it.
 const MAX_OVSMETA: usize = 16 << 20;
 
-/// The VMs of all repositories in one list, sorted by name.
-pub fn put_together(mut found: Vec<(PathBuf, Arc<Vm>)>) -> Vec<Arc<Vm>> {
-    refuse_doubles(&mut found);
-    let mut vms: Vec<Arc<Vm>> = found.into_iter().map(|(_, vm)| vm).collect();
+/// The VMs of all repositories in one list, sorted by name. Each repository's definitions come with its mount point.
+pub fn put_together(sources: &[(PathBuf, Arc<Definitions>)]) -> Vec<Arc<Vm>> {
+    let mut vms: Vec<Arc<Vm>> = sources.iter().flat_map(|(_, definitions)| definitions.vms()).cloned().collect();
+    refuse_doubles(sources, &mut vms);
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     vms
 }
 
 /// Two definitions of one name: nobody can say which disks are meant, so neither is snapshotted.
-fn refuse_doubles(found: &mut [(PathBuf, Arc<Vm>)]) {
-    let mut count: HashMap<VmId, usize> = HashMap::with_capacity(found.len());
-    for id in found.iter().filter_map(|(_, vm)| vm.id.clone()) {
-        *count.entry(id).or_default() += 1;
+fn refuse_doubles(sources: &[(PathBuf, Arc<Definitions>)], vms: &mut [Arc<Vm>]) {
+    let mut once: HashSet<&VmId> = HashSet::with_capacity(vms.len());
+    let ids = vms.iter().filter_map(|vm| vm.id.as_ref());
+    let doubled: HashSet<VmId> = ids.filter(|id| !once.insert(id)).cloned().collect();
+    if doubled.is_empty() {
+        return;
     }
-    count.retain(|_, count| *count > 1);
-    let mut folders: HashMap<VmId, Vec<PathBuf>> = HashMap::new();
-    for (folder, vm) in &*found {
-        if let Some(id) = vm.id.as_ref().filter(|id| count.contains_key(id)) {
-            folders.entry(id.clone()).or_default().push(folder.clone());
+    let mut folders: HashMap<&VmId, Vec<PathBuf>> = HashMap::new();
+    for (mount_point, definitions) in sources {
+        for (folder, vm) in definitions.by_folder(mount_point) {
+            if let Some(id) = vm.id.as_ref().and_then(|id| doubled.get(id)) {
+                folders.entry(id).or_default().push(folder);
+            }
         }
     }
-    for (_, vm) in found {
+    for vm in vms {
         let Some(folders) = vm.id.as_ref().and_then(|id| folders.get(id)) else { continue };
         let problem = Problem::Broken(format!("defined more than once: {folders:?}; remove all but one"));
         Arc::make_mut(vm).disks = Err(problem);
@@ -120,9 +123,9 @@ mod tests {
     fn load_all(folders: &[&tempfile::TempDir]) -> Vec<Arc<Vm>> {
         let read = |dir: &&tempfile::TempDir| {
             let root = Folder::open(dir.path()).unwrap();
-            Definitions::default().read(&root, &|| ()).unwrap().vms(dir.path()).collect::<Vec<_>>()
+            (dir.path().to_owned(), Arc::new(Definitions::default().read(&root, &|| ()).unwrap()))
         };
-        put_together(folders.iter().flat_map(read).collect())
+        put_together(&folders.iter().map(read).collect::<Vec<_>>())
     }
 
     const A: &str = "0004fb0000060000000000000000000a";
@@ -194,8 +197,8 @@ mod tests {
         let moved = std::cell::Cell::new(0);
         let read = |before: &Definitions| before.read(&root, &|| moved.set(moved.get() + 1)).unwrap();
         let vm = |of: &Definitions, name: &str| {
-            let found = of.vms(folder.path()).find(|(path, _)| path.ends_with(name));
-            found.unwrap().1
+            let found = of.by_folder(folder.path()).find(|(path, _)| path.ends_with(name));
+            Arc::clone(found.unwrap().1)
         };
         let first = read(&Definitions::default());
         assert_eq!(moved.get(), 2);
@@ -207,7 +210,7 @@ mod tests {
         let third = read(&second);
         assert_eq!(vm(&third, A).friendly_name, "new");
         std::fs::remove_dir_all(file(A).parent().unwrap()).unwrap();
-        assert_eq!(read(&third).vms(folder.path()).count(), 1);
+        assert_eq!(read(&third).vms().count(), 1);
     }
 
     #[test]

@@ -31,6 +31,8 @@ pub struct Metrics {
     snapshots: Family<Labels<1>, Counter>,
     freeze: Histogram,
     hook_runs: Family<Labels<4>, Counter>,
+    log_lines_dropped: Counter,
+    audit_lines_dropped: Counter,
 }
 
 impl Default for Metrics {
@@ -42,14 +44,28 @@ impl Default for Metrics {
             snapshots: Family::default(),
             freeze: Histogram::new(FREEZE_BUCKETS),
             hook_runs: Family::default(),
+            log_lines_dropped: Counter::default(),
+            audit_lines_dropped: Counter::default(),
         };
-        let Self { registry, requests, bytes_served, snapshots, freeze, hook_runs } = &mut metrics;
+        let Self {
+            registry,
+            requests,
+            bytes_served,
+            snapshots,
+            freeze,
+            hook_runs,
+            log_lines_dropped,
+            audit_lines_dropped,
+        } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
         registry.register("snapshots", "Snapshots asked for, by how that ended", snapshots.clone());
         let help = "How long a guest was held up for a snapshot, at most";
         registry.register_with_unit("freeze", help, Unit::Seconds, freeze.clone());
         registry.register("hook_runs", "Calls of hooks, by kind, stage and outcome", hook_runs.clone());
+        registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
+        let help = "Lines of the audit that could not be written";
+        registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
         // What can be there is there from the start: a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
@@ -68,6 +84,16 @@ impl Metrics {
     /// The counter of bytes of disks that were sent.
     pub fn bytes_served(&self) -> Counter {
         self.bytes_served.clone()
+    }
+
+    /// The counter of log lines that could not be written.
+    pub fn log_lines_dropped(&self) -> Counter {
+        self.log_lines_dropped.clone()
+    }
+
+    /// The counter of lines of the audit that could not be written.
+    pub fn audit_lines_dropped(&self) -> Counter {
+        self.audit_lines_dropped.clone()
     }
 
     /// Counts a snapshot that was made, for which the guest was held up no longer than `freeze`.
@@ -118,6 +144,7 @@ mod tests {
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.bytes_served().inc_by(1 << 40);
+        metrics.log_lines_dropped().inc_by(3);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed(None);
         metrics.snapshot_failed(Some(Duration::from_secs(7)));
@@ -126,6 +153,7 @@ mod tests {
             "# TYPE ovm_exporter_http_requests counter",
             "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
             "ovm_exporter_served_bytes_total 1099511627776",
+            "ovm_exporter_log_lines_dropped_total 3",
             "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
             "ovm_exporter_snapshots_total{outcome=\"failed\"} 2",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",

@@ -99,7 +99,21 @@ pub struct HookRun {
     pub detail: String,
 }
 
+/// What the detail of a `post` says whose failure makes its `pre`'s "quiesced" worth nothing.
+const DISBELIEVED: &str = "the freeze may have ended before the disks were cloned, so it does not count as quiesced";
+
 impl HookRun {
+    /// Notes on a `post` that failed that what its `pre` said is not believed.
+    pub fn disbelieve(&mut self) {
+        let separator = if self.detail.is_empty() { "" } else { "; " };
+        self.detail = format!("{}{separator}{DISBELIEVED}", self.detail);
+    }
+
+    /// Whether [`HookRun::disbelieve`] was called on it.
+    pub fn is_disbelieved(&self) -> bool {
+        self.detail.ends_with(DISBELIEVED)
+    }
+
     /// Whether it was called and did not do what it should.
     pub fn has_failed(&self) -> bool {
         matches!(self.outcome, HookOutcome::Failed | HookOutcome::Timeout)

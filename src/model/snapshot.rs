@@ -52,6 +52,12 @@ pub struct Taken {
 impl Taken {
     /// By a clone of the disks, and nothing around it that is known of.
     pub const PLAINLY: Self = Self { consistency: Consistency::Crash, freeze_ms: None, hooks: Vec::new() };
+
+    /// Why it is not quiesced, where a hook said that it was.
+    pub fn consistency_reason(&self) -> Option<String> {
+        let run = self.hooks.iter().find(|run| run.is_disbelieved())?;
+        Some(format!("the post hook {} has failed: {}", run.name, run.detail))
+    }
 }
 
 /// A disk of a snapshot.
@@ -67,6 +73,14 @@ pub struct SnapshotDisk {
     pub volume: Option<VolumeId>,
     /// More of the finished file, where it was recorded.
     pub seal: Option<Seal>,
+}
+
+impl SnapshotDisk {
+    /// Notes what its file is like, which is finished.
+    pub fn set(&mut self, identity: FileIdentity, seal: Seal) {
+        self.identity = identity;
+        self.seal = Some(seal);
+    }
 }
 
 /// Which disk a file is a state of: what makes two disks of two snapshots comparable.

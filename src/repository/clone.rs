@@ -11,10 +11,9 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::disk_file::identity;
 use super::executor::{Access, Executor, Kind};
+use super::seal::{self, Sealed};
 use super::{Absent, Repository};
-use crate::model::FileIdentity;
 use crate::sys::folder::Folder;
 use crate::sys::{fsinfo, reflink};
 
@@ -128,13 +127,13 @@ impl Cloned {
     ///
     /// # Errors
     /// [`CloneError`].
-    pub fn seal(self) -> Result<Vec<FileIdentity>, CloneError> {
+    pub fn seal(self) -> Result<Vec<Sealed>, CloneError> {
         let key = self.key;
         let seal = |(index, (executor, clone)): (usize, (Executor, Clone))| {
             let sealed = in_turn(&executor, key, move |_| {
                 let file = clone.finish()?;
                 file.sync_all()?;
-                Ok(identity(&file.metadata()?))
+                seal::of(&file)
             });
             sealed.map_err(|error| (index, explained(error)))
         };

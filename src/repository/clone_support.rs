@@ -15,7 +15,7 @@ use super::SNAPSHOTS;
 use super::clone::{self, Source, Target};
 use super::executor::{Executor, Kind, Unresponsive};
 use crate::sys::folder::{Folder, Odd};
-use crate::sys::{fiemap, fsinfo};
+use crate::sys::{fiemap, fsinfo, mounts};
 
 /// Why disks in a folder cannot be snapshotted.
 #[derive(Clone, Debug, thiserror::Error, PartialEq, Eq)]
@@ -41,6 +41,12 @@ pub enum Unclonable {
         /// Its size, bytes.
         size: u64,
     },
+    /// A service on another server would not see that a VM is locked.
+    #[error(
+        "the file system is mounted with localflocks, so that other servers of the pool do not see that a VM is being \
+         snapshotted; mount it without that option on all of them"
+    )]
+    LocalLocks,
     /// Snapshots have no place there: the name of their folder is a link's, or a file's.
     #[error("{0}; remove it, and the service makes the folder for the snapshots")]
     NoPlace(String),
@@ -147,6 +153,9 @@ fn probe(root: &Folder) -> Result<(), Unclonable> {
     let name = fsinfo::name_of(root).map_err(failed)?;
     if !SUPPORTED.contains(&name.as_str()) {
         return Err(Unclonable::UnsupportedFileSystem(name));
+    }
+    if mounts::keeps_locks_local(root.metadata().map_err(failed)?.dev()).map_err(failed)? {
+        return Err(Unclonable::LocalLocks);
     }
     remove_litter(root);
     let trial = Trial::new(root);

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use super::executor::{Access, Executor, Kind, Unresponsive};
-use super::{Repository, SnapshotDir};
+use super::{Repository, SnapshotDir, seal};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, Odd};
 use crate::sys::{fsinfo, page_cache, sparse};
@@ -19,12 +19,21 @@ pub enum OpenError {
     /// It is not there.
     #[error("the snapshot's file is missing")]
     Missing,
+    /// All of the snapshot is gone, on the file system that it was made on.
+    #[error("the snapshot was removed by another service, or by hand")]
+    Gone,
     /// The repository is not there, and with it nothing of the snapshot: both may come back.
     #[error("the repository {0}")]
     RepositoryAway(String),
     /// It is another file, or was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
+    /// Its change time is another one, and nothing else that is recorded of it: its content may be proven.
+    #[error("the snapshot's file was touched since it was taken, and its content is not proven")]
+    Touched {
+        /// The change time, nanoseconds since 1970.
+        changed_ns: i128,
+    },
     /// The file system's own error.
     #[error("the snapshot's file cannot be read: {0}")]
     Io(#[from] io::Error),
@@ -61,34 +70,51 @@ fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File
     SnapshotDir::new(root, id).open()?.open_file(name.as_str())
 }
 
+/// Why the file of a disk is not there.
+fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
+    let dir = SnapshotDir::new(root, id);
+    match (dir.is_gone([disk]), dir.open()) {
+        (Ok(true), _) => OpenError::Gone,
+        (Ok(false), Ok(_)) => OpenError::Missing,
+        (Ok(false), Err(_)) => {
+            OpenError::RepositoryAway("is another file system than the one that the snapshot was made on".to_owned())
+        }
+        (Err(error), _) => error.into(),
+    }
+}
+
 impl DiskFile {
-    /// Opens the file of `disk` and checks that it is the one that was snapshotted.
+    /// Opens the file of `disk` and checks that it is the one that was snapshotted. It may have the change time
+    /// `proven`, for which its content was proven.
     ///
     /// # Errors
     /// [`OpenError`].
     pub fn open(
         access: &Access<'_>,
         repository: &Repository,
-        id: SnapshotId,
-        disk: &SnapshotDisk,
+        (id, disk): (SnapshotId, &SnapshotDisk),
+        proven: Option<i128>,
     ) -> Result<Self, OpenError> {
         let root = repository.open(access).map_err(|absent| OpenError::RepositoryAway(absent.to_string()))?;
         let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
             None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
-                Ok(_) => OpenError::Missing,
+                Ok(_) => missing(&root, id, disk),
                 Err(absent) => OpenError::RepositoryAway(absent.to_string()),
             },
             None => OpenError::Io(error),
         })?;
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
-        let disk_file = Self { file, executor: repository.executor().clone(), recorded: disk.identity, modified };
-        if identity(&metadata) != disk.identity {
-            return Err(OpenError::Replaced);
+        let found = identity(&metadata);
+        if found != disk.identity && !(seal::is_touched_only(&metadata, disk) && proven == Some(found.changed_ns)) {
+            return Err(match seal::is_touched_only(&metadata, disk) {
+                true => OpenError::Touched { changed_ns: found.changed_ns },
+                false => OpenError::Replaced,
+            });
         }
-        Ok(disk_file)
+        Ok(Self { file, executor: repository.executor().clone(), recorded: found, modified })
     }
 
     /// Size of the disk, bytes.
@@ -136,7 +162,11 @@ impl DiskFile {
     /// [`OpenError::Replaced`] where somebody has.
     pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
-        let same = metadata.len() == self.size() && (metadata.mtime(), metadata.mtime_nsec()) == self.modified;
+        let is_touched = identity(&metadata).changed_ns != self.recorded.changed_ns;
+        // A write whose modification time was set back is a touch. So is the removal of the file's last name.
+        let same = metadata.len() == self.size()
+            && (metadata.mtime(), metadata.mtime_nsec()) == self.modified
+            && (!is_touched || metadata.nlink() == 0);
         if same { Ok(()) } else { Err(OpenError::Replaced) }
     }
 

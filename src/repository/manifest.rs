@@ -57,6 +57,9 @@ struct Manifest {
     sequence: u64,
     created_at: jiff::Timestamp,
     created_by: String,
+    /// Which service wrote it: see [`maker`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    exporter: Option<String>,
     disks: Vec<ManifestDisk>,
     #[serde(default = "crash")]
     consistency: String,
@@ -107,11 +110,11 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
     Ok(VolumeId(number.to_be_bytes()))
 }
 
-/// The manifest of `snapshot`.
+/// The manifest of `snapshot`, written by the service that calls itself `exporter`.
 ///
 /// # Errors
 /// Never, as long as no key of a map in it is anything but text.
-pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
+pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -119,6 +122,7 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
         sequence: snapshot.sequence,
         created_at: snapshot.created_at,
         created_by: snapshot.created_by.clone(),
+        exporter: Some(exporter.to_owned()),
         disks: snapshot
             .disks
             .iter()
@@ -153,6 +157,19 @@ pub fn encode(snapshot: &Snapshot) -> io::Result<Vec<u8>> {
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
     Ok(text)
+}
+
+/// Which service wrote a manifest; nothing where it does not say so.
+///
+/// # Errors
+/// [`ManifestError`].
+pub fn maker(text: &[u8]) -> Result<Option<String>, ManifestError> {
+    #[derive(Deserialize)]
+    struct Maker {
+        exporter: Option<String>,
+    }
+    let Maker { exporter } = serde_json::from_slice(text)?;
+    Ok(exporter)
 }
 
 /// Whether a path stays below its repository: it is shown to clients, and handed to hooks.
@@ -250,8 +267,9 @@ mod tests {
                 }],
             },
         };
-        let text = encode(&snapshot).unwrap();
+        let text = encode(&snapshot, "this one").unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
+        assert_eq!(maker(&text).unwrap().as_deref(), Some("this one"));
 
         for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
             let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
@@ -278,5 +296,6 @@ mod tests {
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
         assert_eq!(decode(text).unwrap().taken, Taken::PLAINLY);
+        assert_eq!(maker(text).unwrap(), None);
     }
 }

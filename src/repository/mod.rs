@@ -14,9 +14,11 @@ pub mod locate;
 pub mod manifest;
 pub mod map;
 pub mod refine;
+pub mod seal;
 pub mod snapshot_dir;
 pub mod survey;
 pub mod usage;
+pub mod vm_lock;
 
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -39,6 +41,9 @@ pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
+
+/// The folder in it that the services of a pool share, and where they keep their locks.
+const POOL: &str = ".pool";
 
 /// A repository: a folder on a mounted file system.
 #[derive(Clone, Debug)]

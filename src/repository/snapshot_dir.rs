@@ -7,11 +7,18 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::clone_support::SUPPORTED;
-use super::disk_file::identity;
+use super::seal::{self, Sealed};
 use super::{SNAPSHOTS, manifest};
-use crate::model::{FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
+use crate::model::{Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
 use crate::sys::{fsinfo, volume};
+
+/// Marks a folder whose snapshot is not finished: it is there before the first disk, and goes when the manifest
+/// is in place in every repository of the snapshot.
+pub const MAKING: &str = ".making";
+
+/// A manifest that is being written: it gets its name when all of it is on stable storage.
+const MANIFEST_IN_THE_MAKING: &str = ".manifest.json.new";
 
 /// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
@@ -64,7 +71,7 @@ impl SnapshotDir {
         Self { root: root.clone(), name: id.to_string() }
     }
 
-    /// Makes the folder, mode 0750, and opens it.
+    /// Makes the folder, mode 0750, with the marker of a snapshot in the making, and opens it.
     ///
     /// # Errors
     /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
@@ -78,7 +85,11 @@ impl SnapshotDir {
         self.root.sync()?;
         let snapshots = self.root.folder(SNAPSHOTS)?;
         snapshots.create_folder(&self.name, 0o750)?;
-        snapshots.folder(&self.name)
+        let folder = snapshots.folder(&self.name)?;
+        folder.create_file(MAKING, 0o440)?;
+        // Before the first disk: a power cut must not leave disks without the marker.
+        folder.sync()?;
+        Ok(folder)
     }
 
     /// Opens the folder.
@@ -93,23 +104,50 @@ impl SnapshotDir {
     ///
     /// # Errors
     /// The errno of fsync(2) or fstat(2).
-    pub fn seal_disk(disk: &File) -> io::Result<FileIdentity> {
+    pub fn seal_disk(disk: &File) -> io::Result<Sealed> {
         disk.sync_all()?;
-        Ok(identity(&disk.metadata()?))
+        seal::of(disk)
     }
 
-    /// Writes the manifest, then the folder and its entry to stable storage.
+    /// Writes the manifest, then the folder and its entry to stable storage. `exporter` says who writes it. The
+    /// marker stays: see [`SnapshotDir::finish`].
     ///
     /// # Errors
     /// Those of writing a file, and of fsync(2).
-    pub fn seal(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub fn seal(&self, snapshot: &Snapshot, exporter: &str) -> io::Result<()> {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         let folder = snapshots.folder(&self.name)?;
-        let mut file = folder.create_file(manifest::FILE_NAME, 0o440)?;
-        file.write_all(&manifest::encode(snapshot)?)?;
+        let mut file = folder.create_file(MANIFEST_IN_THE_MAKING, 0o440)?;
+        file.write_all(&manifest::encode(snapshot, exporter)?)?;
         file.sync_all()?;
+        // Whoever reads it at any time reads all of it, or none.
+        folder.rename(MANIFEST_IN_THE_MAKING, manifest::FILE_NAME)?;
         folder.sync()?;
         snapshots.sync()
+    }
+
+    /// Takes the marker away: the manifest is in place in every repository of the snapshot.
+    ///
+    /// # Errors
+    /// Those of unlinkat(2) and fsync(2).
+    pub fn finish(&self) -> io::Result<()> {
+        let folder = self.open()?;
+        unless_gone(folder.unlink(MAKING))?;
+        folder.sync()
+    }
+
+    /// Whether nothing of the snapshot is there, on the file system that the files of `disks` were made on.
+    ///
+    /// # Errors
+    /// The errno of openat(2); [`Odd`] where something else has its name.
+    pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
+        if !is_the_volume(&self.root, disks)? {
+            return Ok(false);
+        }
+        match self.open() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            folder => folder.map(|_| false),
+        }
     }
 
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
@@ -128,11 +166,7 @@ impl SnapshotDir {
         disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
     ) -> Result<Removal, RemoveError> {
         let disks = disks.into_iter();
-        let is_the_volume = match disks.clone().find_map(|disk| disk.volume) {
-            Some(VolumeId(recorded)) => volume::id_of(&self.root)? == Some(recorded),
-            None => SUPPORTED.contains(&fsinfo::name_of(&self.root)?.as_str()),
-        };
-        if !is_the_volume {
+        if !is_the_volume(&self.root, disks.clone())? {
             return Ok(Removal::RepositoryAbsent);
         }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
@@ -158,10 +192,12 @@ impl SnapshotDir {
         if !strangers.is_empty() {
             return Err(RemoveError::NotOurs(strangers));
         }
-        // The manifest goes last: what has one can still be told from litter. Its inode is recorded nowhere, and
-        // it holds nothing that is not in the database.
-        if let Some(stranger) = remove_if(&folder, OsStr::new(manifest::FILE_NAME), |_| Ok(None))? {
-            return Err(RemoveError::NotOurs(vec![stranger]));
+        // The manifest goes last: what has one can still be told from litter. The inodes of these are recorded
+        // nowhere, and they hold nothing that is not in the database.
+        for name in [MANIFEST_IN_THE_MAKING, manifest::FILE_NAME, MAKING] {
+            if let Some(stranger) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
+                return Err(RemoveError::NotOurs(vec![stranger]));
+            }
         }
         match unless_gone(snapshots.remove_folder(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
@@ -188,6 +224,15 @@ impl SnapshotDir {
             }),
         }
     }
+}
+
+/// Whether a repository lies on the file system that the files of `disks` were made on. For a snapshot from before
+/// that was recorded, any file system that can clone will do.
+fn is_the_volume<'a>(root: &Folder, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
+    Ok(match disks.into_iter().find_map(|disk| disk.volume) {
+        Some(VolumeId(recorded)) => volume::id_of(root)? == Some(recorded),
+        None => SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()),
+    })
 }
 
 fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {

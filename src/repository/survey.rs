@@ -6,8 +6,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::{SNAPSHOTS, SnapshotDir, manifest};
-use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotId};
+use super::seal::Sealed;
+use super::snapshot_dir::MAKING;
+use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
+use crate::model::{DiskName, Snapshot, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
 /// A folder that has a snapshot's name.
@@ -21,6 +23,10 @@ pub struct Found {
     pub files: Vec<DiskName>,
     /// What its manifest says, if it has one.
     pub manifest: Option<Result<Snapshot, String>>,
+    /// The service that its manifest names. Such a manifest is written last of all.
+    pub maker: Option<String>,
+    /// Whether it carries the marker of a snapshot that is not finished.
+    pub is_making: bool,
     /// When its files were made, as far as it can be told: the earliest time that they show.
     pub made_at: jiff::Timestamp,
     /// When anything in it was changed last.
@@ -47,6 +53,9 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
         snapshots => snapshots?,
     };
     for name in snapshots.entries()? {
+        if name == POOL {
+            continue;
+        }
         match look_into(&snapshots, &name) {
             Ok(folder) => found.push(folder),
             Err(reason) => odd.push(Odd { path: snapshots.path().join(name), reason }),
@@ -57,6 +66,58 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
     Ok((found, odd))
 }
 
+/// What there is of the snapshot `id`, or why that is not like a snapshot; nothing where nothing has its name.
+///
+/// # Errors
+/// Where the folder of snapshots cannot be opened.
+pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<Found, String>>> {
+    let name = id.to_string();
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        snapshots => snapshots?,
+    };
+    match snapshots.stat(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(|_| Some(look_into(&snapshots, OsStr::new(&name)))),
+    }
+}
+
+/// Who made a snapshot that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Its manifest names this service.
+    Service(String),
+    /// Its manifest names none, as those of older versions.
+    Unnamed,
+    /// It has no manifest that can be read.
+    Unknown,
+}
+
+/// The snapshots of which there are folders.
+///
+/// # Errors
+/// Where they cannot be listed.
+pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        snapshots => snapshots?,
+    };
+    Ok(snapshots.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
+
+/// Who made the snapshot; nothing where its folder is gone by now.
+///
+/// # Errors
+/// Where its folder cannot be opened.
+pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
+    let folder = match SnapshotDir::new(root, id).open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        folder => folder?,
+    };
+    let maker = read_manifest(&folder).ok().and_then(|text| manifest::maker(&text).ok());
+    Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
+}
+
 fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
     let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
     let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
@@ -64,13 +125,17 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
         None => error.to_string(),
     })?;
     let metadata = folder.metadata().map_err(|error| error.to_string())?;
-    let (mut files, mut manifest) = (Vec::new(), None);
+    let (mut files, mut manifest, mut maker) = (Vec::new(), None, None);
     // Of a file the time of its inode's change, which no program can set; a folder changes with each
     // file that is made in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
-    for name in folder.entries().map_err(|error| error.to_string())? {
+    let names = folder.entries().map_err(|error| error.to_string())?;
+    let is_making = names.iter().any(|name| name == MAKING);
+    // What is in a folder that is not finished says nothing.
+    for name in names.into_iter().filter(|_| !is_making) {
         if name == manifest::FILE_NAME {
             let read = read_manifest(&folder).map_err(|error| error.to_string());
+            maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
             continue;
         }
@@ -89,11 +154,11 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<Found, String> {
         touched_at = touched_at.max(changed(&metadata));
         files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
     }
-    if files.is_empty() {
+    if files.is_empty() && !is_making {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(Found { id, path: folder.path().to_owned(), files, manifest, made_at, touched_at })
+    Ok(Found { id, path: folder.path().to_owned(), files, manifest, maker, is_making, made_at, touched_at })
 }
 
 /// Checks that a file which anybody may have put there is under its only name.
@@ -131,7 +196,7 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 ///
 /// # Errors
 /// The errno of openat(2), fsync(2) or fstat(2).
-pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<FileIdentity> {
+pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
     let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
     only_name(&file)?;
     SnapshotDir::seal_disk(&file)
@@ -165,6 +230,7 @@ mod tests {
         symlink("a.img", folder(4).join("b.img")).unwrap();
         fs::hard_link(folder(5).join("a.img"), dir.path().join("live.img")).unwrap();
         fs::create_dir(snapshots.join("lost+found")).unwrap();
+        fs::create_dir(snapshots.join(POOL)).unwrap();
         fs::write(folder(6), "a file").unwrap();
 
         let (folders, odd) = survey(&root).unwrap();
@@ -180,6 +246,10 @@ mod tests {
         fs::create_dir(&linked).unwrap();
         symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
         assert!(survey(&Folder::open(&linked).unwrap()).is_err());
+        fs::write(folder(0).join(MAKING), "").unwrap();
+        let half_made = look_into(&opened, &first).unwrap();
+        assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());
+        assert!(folders.iter().all(|folder| !folder.is_making));
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();

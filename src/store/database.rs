@@ -74,7 +74,7 @@ impl Handle {
         match File::open(folder).and_then(fsinfo::space) {
             Err(error) => return Some(Trouble::Unreadable(error.to_string())),
             Ok(space) if space.is_read_only => return Some(Trouble::ReadOnly),
-            Ok(space) if space.free < LITTLE => return Some(Trouble::Full),
+            Ok(space) if space.total > 0 && space.free < LITTLE => return Some(Trouble::Full),
             Ok(_) => {}
         }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,6 +107,9 @@ impl Handle {
     fn reopen_if_closed(&self) -> Result<(), StoreError> {
         if self.database.read().unwrap_or_else(PoisonError::into_inner).is_some() {
             return Ok(());
+        }
+        if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
+            return Err(StoreError::OutOfPlace(trouble));
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {

@@ -4,149 +4,22 @@
 //! written anew. It never holds a map of extents.
 
 mod database;
+mod error;
+mod proof;
 mod record;
 mod schema;
 mod terms;
 
-use std::collections::HashMap;
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::model::{Snapshot, SnapshotId, VmId};
 
+pub use error::{StoreError, Trouble};
 pub use record::State;
 pub use terms::{KEY_LIFETIME, KeyUse, Order, RequestKey};
-
-/// Why the database did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum StoreError {
-    /// The database's own error.
-    #[error("the database failed: {0}")]
-    Database(Box<redb::Error>),
-    /// The file cannot be opened or made.
-    #[error("the database file cannot be used: {0}")]
-    Io(std::io::Error),
-    /// Another process has it open.
-    #[error("the database is in use by another process; is the service running already?")]
-    InUse,
-    /// A newer program has made it.
-    #[error(
-        "the database has schema {found}, and this program knows schemas up to {today}: \
-         it was made by a newer version; run that, or name another db_file"
-    )]
-    NewerSchema {
-        /// The file's.
-        found: u64,
-        /// This program's.
-        today: u64,
-    },
-    /// The original exporter's database.
-    #[error(
-        "{} is the database of the original exporter (Bolt) and is left untouched; name another db_file, \
-         start the service, and take the original's snapshots over with: coriolis-ovm-exporter adopt", .0.display()
-    )]
-    Bolt(PathBuf),
-    /// Something else than a database of ours.
-    #[error(
-        "{} is no database of this service, and is left untouched; name another db_file, or, if it was one, \
-         restore it from a copy", .0.display()
-    )]
-    NotADatabase(PathBuf),
-    /// Pages do not check out.
-    #[error(
-        "the database {} is damaged and is left as it is; restore it from a copy, or move it away to \
-         start with an empty one (the snapshots stay in the repositories)", .0.display()
-    )]
-    Damaged(PathBuf),
-    /// A record cannot be read.
-    #[error("the database's record of the snapshot {id} cannot be read: {cause}")]
-    Record {
-        /// Whose record.
-        id: SnapshotId,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// It could not be opened anew after a failure.
-    #[error("the database is closed after a failure")]
-    Closed,
-    /// The open file is not the one at the path any more: what is written to it is lost with the service's end.
-    #[error("{0}")]
-    OutOfPlace(Trouble),
-}
-
-/// What is wrong with the database's file or its disk while the service goes on with the file that it has open.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Trouble {
-    /// Nothing is at its path.
-    #[error("the database's file was removed")]
-    Gone,
-    /// Another file is at its path.
-    #[error("the database's file was replaced by another one")]
-    Replaced,
-    /// Somebody has truncated it.
-    #[error("the database's file was emptied")]
-    Emptied,
-    /// Its path cannot be looked at.
-    #[error("the database's file cannot be looked at")]
-    Unreadable(String),
-    /// Its file system takes no writes.
-    #[error("the database is on a read-only file system")]
-    ReadOnly,
-    /// Its file system is full.
-    #[error("the database's disk is full")]
-    Full,
-    /// The last write failed.
-    #[error("the last write to the database failed")]
-    WriteFailed(String),
-}
-
-impl Trouble {
-    /// Whether a restart would not find what is written now.
-    pub fn loses_writes(&self) -> bool {
-        matches!(self, Self::Gone | Self::Replaced | Self::Emptied)
-    }
-
-    /// What an operator is to do about it.
-    pub fn remedy(&self) -> &'static str {
-        match self {
-            Self::Gone | Self::Replaced | Self::Emptied => {
-                "put the right file back, or leave it, and restart the service; snapshots that the file does not know \
-                 are taken back from their manifests with: coriolis-ovm-exporter adopt --manifests"
-            }
-            Self::Unreadable(_) => "look at the folder of db_file",
-            Self::ReadOnly => "mount it read-write; the kernel's log may say why it is not",
-            Self::Full => "make room there",
-            Self::WriteFailed(_) => "look at the disk of db_file",
-        }
-    }
-}
-
-impl StoreError {
-    /// Whether redb needs to be opened anew before it works again.
-    fn needs_reopening(&self) -> bool {
-        match self {
-            Self::Database(_) | Self::Damaged(_) | Self::Io(_) => true,
-            Self::InUse
-            | Self::NewerSchema { .. }
-            | Self::Bolt(_)
-            | Self::NotADatabase(_)
-            | Self::Record { .. }
-            | Self::Closed
-            | Self::OutOfPlace(_) => false,
-        }
-    }
-}
-
-impl<E: Into<redb::Error>> From<E> for StoreError {
-    fn from(error: E) -> Self {
-        match error.into() {
-            redb::Error::DatabaseAlreadyOpen => Self::InUse,
-            redb::Error::Io(error) => Self::Io(error),
-            other => Self::Database(Box::new(other)),
-        }
-    }
-}
 
 /// Snapshot id → record. Made by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
@@ -316,7 +189,13 @@ impl Store {
     pub fn forget(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
-            transaction.open_table(SNAPSHOTS_BY_VM)?.remove((snapshot.vm.as_str(), snapshot.sequence))?;
+            // One that another service has made may have the place of another.
+            let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+            let place = (snapshot.vm.as_str(), snapshot.sequence);
+            if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
+                by_vm.remove(place)?;
+            }
+            proof::forget(transaction, snapshot.id)?;
             terms::forget(transaction, snapshot.id)
         })
     }
@@ -392,6 +271,20 @@ impl Store {
             ids.entry(snapshot.vm).or_default().push(snapshot.id);
         }
         Ok(ids)
+    }
+
+    /// The ids of all snapshots, also of those that are half made or half gone.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
+        self.handle.read(|transaction| {
+            let mut ids = HashSet::new();
+            for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
+                ids.insert(SnapshotId::from_u128(entry?.0.value()));
+            }
+            Ok(ids)
+        })
     }
 
     /// The snapshots that are half made or half gone.

@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use super::*;
 use crate::model::retention::Terms;
 use crate::model::{

@@ -141,6 +141,30 @@ impl Folder {
         Ok(openat(self, plain(name.as_ref())?, flags, Mode::from_bits_truncate(mode))?.into())
     }
 
+    /// Opens the regular file `name` for reading and writing, and makes it where nothing has that name.
+    ///
+    /// # Errors
+    /// The errno of openat(2); [`Odd`] where it is anything else.
+    pub fn open_or_create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
+        let name = plain(name.as_ref())?;
+        // To make it where it is there already would wait for a frozen file system.
+        match self.open_to_write(name) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            opened => return opened,
+        }
+        match self.create_file(name, mode) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open_to_write(name),
+            made => made,
+        }
+    }
+
+    fn open_to_write(&self, name: &OsStr) -> io::Result<File> {
+        self.must_be_a_file(name)?;
+        let file = openat(self, name, FILE | OFlag::O_RDWR, Mode::empty());
+        let file = File::from(file.map_err(|errno| self.explained(name, errno, What::NotAFile))?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(Odd::error(name, What::NotAFile)) }
+    }
+
     /// Makes the directory `name`.
     ///
     /// # Errors

@@ -13,7 +13,7 @@ pub use checksum::{BlockSum, Checksum, Late};
 pub use disk_map::{Broken, ChunkPage, ChunkStream, DiskMap, DiskState, Mode, Totals, WireChunk};
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
-pub use status::{Create, Export, Leftover, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+pub use status::{Create, Export, Leftover, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
 
 /// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
 /// digits.
@@ -144,6 +144,9 @@ pub struct Snapshot {
     pub created_by: String,
     /// What a restored disk is like: `crash`, as after a power cut, or `quiesced`.
     pub consistency: &'static str,
+    /// Why it is `crash`, where a hook has said `quiesced`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consistency_reason: Option<String>,
     /// The longest that the guest can have been held up for it, milliseconds, where that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,

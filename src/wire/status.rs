@@ -19,6 +19,8 @@ pub struct ServiceStatus {
     pub repositories: Vec<RepositoryStatus>,
     /// Snapshots that are deleted, or were never finished, and whose files could not be removed yet.
     pub leftovers: Vec<Leftover>,
+    /// Operations after which `post` hooks have failed: something may be frozen still.
+    pub owed_hooks: Vec<OwedHooks>,
     /// What deleting each snapshot would free; only where it was asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
@@ -59,6 +61,8 @@ pub struct Export {
     pub user: String,
     /// From which address.
     pub address: Option<String>,
+    /// When it was asked for, or begun: RFC 3339, UTC.
+    pub since: String,
     /// Seconds since it was asked for, or begun.
     pub seconds: f64,
     /// Bytes of this body.
@@ -88,9 +92,29 @@ pub struct RepositoryStatus {
     pub min_free_bytes: Option<u64>,
     /// Snapshots that have a disk there.
     pub snapshots: usize,
+    /// Snapshots in it that the database does not know; nothing where it was not looked yet.
+    pub unknown_snapshots: Option<usize>,
     /// Whether it is there.
     pub status: Status,
     /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// `post` hooks that have failed, of one operation.
+#[derive(Debug, Serialize)]
+pub struct OwedHooks {
+    /// Id of the snapshot, where that is known.
+    pub snapshot_id: Option<String>,
+    /// Name of its VM, where that is known.
+    pub vm_id: Option<String>,
+    /// The operation, where that is known.
+    pub operation: Option<&'static str>,
+    /// The hooks; nothing where nobody knows which.
+    pub hooks: Vec<String>,
+    /// How often they were called in vain.
+    pub attempts: u32,
+    /// Why they cannot be called again: what is written down of them cannot be read.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

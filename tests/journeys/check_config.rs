@@ -134,9 +134,17 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
         settings
     };
     let check = |sync: &str| Exporter::command_alone(&settings(sync), &["check-config"]).1;
+    for name in ["10-good~", "10-good.rpmsave", "10-good.sample", ".10-good.swp"] {
+        shelf.put(name, "touch $OUT/called");
+    }
     let table = check("");
     for (what, found, remedy) in [
-        ("hooks.directory", "ok", false),
+        ("hooks.directory", "1 hooks", false),
+        ("hooks.post_on_failure", "unless its pre has printed a line \"quiesced\"", true),
+        ("hook 10-good~", "passed over", true),
+        ("hook 10-good.rpmsave", "passed over", true),
+        ("hook 10-good.sample", "passed over", true),
+        ("hook .10-good.swp", "passed over", false),
         ("hook 10-good", "is run", false),
         ("hook 20-writable", "is not run: it can be written by others", true),
     ] {

@@ -10,7 +10,7 @@ use nix::errno::Errno;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::harness::{Harm, Trial, chunks, data, text};
+use crate::harness::{Harm, Trial, chunks, data, snapshot_folders, text};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -129,9 +129,8 @@ fn a_database_without_space() {
         assert_eq!(failed.error(503), "database_unavailable", "round {round}");
         let mut ids: Vec<String> = trial.answered.keys().cloned().collect();
         ids.sort();
-        let on_disk = fs::read_dir(trial.world.repository.join("CoriolisSnapshots")).unwrap();
-        let mut on_disk: Vec<_> = on_disk.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
-        on_disk.sort();
+        let on_disk = snapshot_folders(&trial.world.repository).into_iter();
+        let on_disk: Vec<_> = on_disk.map(|path| text(&path.file_name().unwrap().to_str().into())).collect();
         assert_eq!(on_disk, ids, "round {round}: the failed creation left something");
         clear(&folder);
         // The same process, and no start between.

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, text, write_at};
+use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, snapshot_folders, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -170,7 +170,7 @@ fn a_creation_that_is_undone_follows_no_link() {
         assert_eq!(client.post(SNAPSHOTS).error(502), "hook_failed", "{exchange}");
         assert!(disks.iter().all(|disk| disk.exists()), "a live disk is gone: {exchange}");
         assert_eq!(listed(&client), Vec::<String>::new());
-        let left: Vec<_> = fs::read_dir(&snapshots).unwrap().map(|entry| entry.unwrap().path()).collect();
+        let left = snapshot_folders(&world.repository);
         assert!(!left.is_empty(), "what is not the service's was removed: {exchange}");
         if exchange.contains("precious") {
             assert_eq!(fs::read_to_string(left[0].join("a.img")).unwrap(), "precious\n");
@@ -190,7 +190,6 @@ fn a_recovery_follows_no_link() {
     let shelf = Shelf::new();
     let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
-    let snapshots = world.repository.join("CoriolisSnapshots");
     shelf.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
     let client = world.client();
     // Killed while the snapshot is being made: which files are its own is recorded nowhere.
@@ -201,7 +200,7 @@ fn a_recovery_follows_no_link() {
         world.exporter.kill();
         assert!(asked.join().unwrap());
     });
-    let folder = fs::read_dir(&snapshots).unwrap().next().unwrap().unwrap().path();
+    let folder = snapshot_folders(&world.repository).remove(0);
     exchange(&folder, &world.repository.join("VirtualDisks"));
     world.exporter.restart();
     let named = |log: &str| {

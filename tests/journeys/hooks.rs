@@ -54,7 +54,7 @@ fn a_snapshot_tells_what_ran_around_it() {
     let client = world.client();
     let made = client.take_snapshot();
     let id = text(&made["id"]);
-    let calls = ["10-freeze pre ok", "20-look pre ok", "README pre skipped", "10-freeze post ok", "20-look post ok"];
+    let calls = ["10-freeze pre ok", "20-look pre ok", "README pre skipped", "20-look post ok", "10-freeze post ok"];
     assert_eq!(runs(&made), calls);
     let first = &made["hooks"][0];
     assert_eq!((&first["kind"], &first["detail"]), (&json!("directory"), &json!("")));
@@ -157,7 +157,7 @@ fn a_hook_that_refuses_leaves_nothing_behind() {
         assert_eq!(
             shelf.take("calls"),
             "1-note snapshot-create pre\n2-refuses snapshot-create pre\n\
-             1-note snapshot-create post failed\n2-refuses snapshot-create post failed\n"
+             2-refuses snapshot-create post failed\n1-note snapshot-create post failed\n"
         );
     }
     assert!(world.exporter.log().contains("the clock is wrong"));
@@ -177,7 +177,7 @@ fn a_hook_that_refuses_leaves_nothing_behind() {
     shelf.take("calls");
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     let calls = "1-note snapshot-delete pre\n3-never snapshot-delete pre\n\
-                 1-note snapshot-delete post ok\n3-never snapshot-delete post ok\n";
+                 3-never snapshot-delete post ok\n1-note snapshot-delete post ok\n";
     assert_eq!(shelf.take("calls"), calls);
     // What is gone is not deleted again.
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);

@@ -1,11 +1,9 @@
 //! A request that is repeated under one key makes one snapshot, whatever happened to the answer.
 
-use std::fs;
-
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, Harm, Settings, Trial, World, eventually, text};
+use crate::harness::{Answer, Client, Harm, Settings, Trial, World, eventually, snapshot_folders, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -110,8 +108,7 @@ fn killed_at_every_step_and_asked_again() {
             let id = made(&trial.client, &key);
             assert_eq!(count(&trial.client), before + 1, "{what}");
             assert_eq!(made(&trial.client, &key), id, "{what}");
-            let folder = trial.world.repository.join("CoriolisSnapshots");
-            assert_eq!(fs::read_dir(folder).unwrap().count(), before + 1, "{what}: folders");
+            assert_eq!(snapshot_folders(&trial.world.repository).len(), before + 1, "{what}: folders");
             let done = answered.map(|answer| answer.ok()["id"].clone());
             trial.client.delete(&format!("{SNAPSHOTS}/{id}"));
             if let Some(answered) = done {

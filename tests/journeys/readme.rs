@@ -176,7 +176,7 @@ fn every_route_and_every_code_is_in_the_api_document() {
     let rows = errors.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| status"));
     let told: BTreeSet<&str> =
         rows.flat_map(|row| row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2)).collect();
-    let source = ["failure", "first_line"].map(|room| text_of(&format!("src/http/{room}.rs"))).concat();
+    let source = ["failure", "refusal"].map(|room| text_of(&format!("src/http/{room}.rs"))).concat();
     for code in &told {
         assert!(source.contains(&format!("\"{code}\"")), "{code} of docs/api.md is no code of the service");
     }

@@ -3,7 +3,9 @@
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, connect, define_vm, make_disk, text, write_at};
+use crate::harness::{
+    Answer, Client, Clock, SECRET, Shelf, VM, World, connect, define_vm, make_disk, snapshot_folders, text, write_at,
+};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -102,8 +104,7 @@ fn what_has_expired_is_swept_and_nothing_else() {
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&forever, &newest].map(Clone::clone));
     assert_eq!(client(&world).get(&format!("/vms/{alone}")).ok()["snapshots"].as_array().unwrap().len(), 1);
-    let folders = std::fs::read_dir(world.repository.join("CoriolisSnapshots")).unwrap().count();
-    assert_eq!(folders, 3, "the files are gone as well");
+    assert_eq!(snapshot_folders(&world.repository).len(), 3, "the files are gone as well");
     let log = world.exporter.log();
     for id in [&short, &released, &read, &by_default, &leased] {
         let swept = |line: &&str| line.contains("audit action=\"sweep\"") && line.contains(id.as_str());

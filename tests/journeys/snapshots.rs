@@ -10,7 +10,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, make_disk, text, write_at, zero,
+    Client, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, make_disk, snapshot_folders, text,
+    write_at, zero,
 };
 use crate::needs_root;
 
@@ -46,8 +47,8 @@ fn manifest(repository: &Path, id: &str) -> Value {
 
 /// What lies in the snapshots' folder of a repository: none where there is no such folder.
 fn folders(repository: &Path) -> HashSet<String> {
-    let entries = fs::read_dir(repository.join("CoriolisSnapshots")).into_iter().flatten();
-    entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+    let names = snapshot_folders(repository).into_iter().map(|path| path.file_name().unwrap().to_owned());
+    names.map(|name| name.into_string().unwrap()).collect()
 }
 
 #[test]

@@ -157,20 +157,3 @@ fn a_snapshot_is_as_old_as_its_bytes() {
     let expires = seconds(&text(&made["expires_at"]));
     assert!((expires - created - 3600.0).abs() < 0.01, "{made}");
 }
-
-#[test]
-fn the_log_is_told_when_all_is_let_go() {
-    needs_root!();
-    let (shelf, mut world) = with("");
-    let log = shelf.at("log");
-    world.exporter.settings().top = format!("log_file = {log:?}\n");
-    world.exporter.restart();
-    let count = |what: &str| format!("grep -c '{what}' {} >> $OUT/seen-$2; exit 0", log.display());
-    shelf.put("1-freeze", "echo quiesced");
-    shelf.put("2-look", &count("1-freeze"));
-    world.client().take_snapshot();
-    assert_eq!((shelf.read("seen-pre"), shelf.read("seen-post")), ("0\n".to_owned(), "0\n".to_owned()));
-    let told = fs::read_to_string(&log).unwrap();
-    let lines: Vec<_> = told.lines().filter(|line| line.contains("1-freeze")).collect();
-    assert_eq!(lines.len(), 4, "what it said, and how it ended, twice: {lines:?}");
-}

@@ -11,14 +11,14 @@ use crate::hooks::{Hooks, Program, Unusable};
 impl Findings {
     pub(super) fn hooks(&mut self, hooks: &config::Hooks) {
         if let Some(directory) = &hooks.directory {
-            self.directory(directory);
+            self.directory(directory, hooks.post_on_failure);
         }
         if let Some(sync) = &hooks.sync {
             self.sync(hooks, sync);
         }
     }
 
-    fn directory(&mut self, directory: &Path) {
+    fn directory(&mut self, directory: &Path, post_on_failure: bool) {
         let (what, shown) = ("hooks.directory", directory.display());
         let found = match programs(directory) {
             Ok(found) => found,
@@ -30,11 +30,23 @@ impl Findings {
                 return self.bad(what, format!("none of its hooks is run: {problem}"), remedy);
             }
         };
-        self.good(what, format!("{shown}: {} hooks", found.iter().filter(|one| one.problem.is_none()).count()));
-        for Program { name, problem, .. } in found {
+        let run = found.iter().filter(|one| one.problem.is_none()).count();
+        self.good(what, format!("{shown}: {run} hooks"));
+        if run > 0 && !post_on_failure {
+            self.doubtful(
+                "hooks.post_on_failure",
+                "false: after an operation that failed, the post of a hook is not called unless its pre has printed a \
+                 line \"quiesced\"",
+                "let each hook that freezes print \"quiesced\" first, or set hooks.post_on_failure = true",
+            );
+        }
+        for program in found {
+            let is_hidden = program.is_hidden();
+            let Program { name, problem, .. } = program;
             let what = format!("hook {}", name.to_string_lossy());
             match problem {
                 None => self.good(&what, "is run"),
+                Some(_) if is_hidden => self.good(&what, "is passed over: its name starts with a dot"),
                 Some(problem) => {
                     self.doubtful(&what, format!("is not run: it {problem}"), "mend that, or take it from the folder");
                 }
@@ -53,6 +65,13 @@ impl Findings {
                 "hooks.sync.hosts",
                 "the guests' secret goes to any host that a VM's description names",
                 "name the guests' hosts, or their authority with hooks.sync.ca_certificate",
+            );
+        }
+        if !sync.post_on_failure {
+            self.doubtful(
+                "hooks.sync.post_on_failure",
+                "false: a guest that was asked is not told the end of a snapshot that failed",
+                "set it to true, unless the guests let go by themselves",
             );
         }
         if sync.trust == Trust::Nothing {

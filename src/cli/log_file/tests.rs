@@ -6,15 +6,17 @@ use nix::unistd::mkfifo;
 use tempfile::TempDir;
 
 use super::*;
+use crate::cli::log_queue::LogQueue;
+use crate::metrics::Counter;
 
 /// A line of 10 bytes.
 fn line(n: usize) -> String {
     format!("line {n:04}\n")
 }
 
-fn write(log: &LogFile, lines: impl IntoIterator<Item = usize>) {
+fn write(log: &mut LogFile, lines: impl IntoIterator<Item = usize>) {
     for n in lines {
-        log.append(line(n).as_bytes());
+        log.append(line(n).as_bytes()).unwrap();
     }
 }
 
@@ -50,14 +52,14 @@ fn lines(numbers: impl IntoIterator<Item = usize>) -> String {
 #[test]
 fn the_newest_files_are_kept_and_every_line_in_them_is_whole() {
     let folder = Folder::new();
-    let log = LogFile::open(&folder.log(), 30, 2).unwrap();
-    write(&log, 0..10);
+    let mut log = LogFile::open(&folder.log(), 30, 2).unwrap();
+    write(&mut log, 0..10);
     assert_eq!(folder.names(), ["log", "log.1", "log.2"]);
     for (name, numbers) in [("log", 9..10), ("log.1", 6..9), ("log.2", 3..6)] {
         assert_eq!(folder.read(name), lines(numbers), "{name}");
     }
     // A line that is longer than a file has one for itself.
-    log.append(&[b'x'; 50]);
+    log.append(&[b'x'; 50]).unwrap();
     assert_eq!((folder.read("log").len(), folder.read("log.1")), (50, lines(9..10)));
     for name in folder.names() {
         let mode = fs::metadata(folder.0.path().join(&name)).unwrap().permissions().mode();
@@ -65,17 +67,17 @@ fn the_newest_files_are_kept_and_every_line_in_them_is_whole() {
     }
     // Another start goes on at the end, and keeps fewer.
     drop(log);
-    let log = LogFile::open(&folder.log(), 70, 1).unwrap();
-    write(&log, [10]);
+    let mut log = LogFile::open(&folder.log(), 70, 1).unwrap();
+    write(&mut log, [10]);
     assert!(folder.read("log").ends_with(&line(10)));
-    write(&log, 11..13);
+    write(&mut log, 11..13);
     assert_eq!(folder.names(), ["log", "log.1"]);
 }
 
 #[test]
 fn zero_is_never_rotated() {
     let folder = Folder::new();
-    write(&LogFile::open(&folder.log(), 0, 2).unwrap(), 0..100);
+    write(&mut LogFile::open(&folder.log(), 0, 2).unwrap(), 0..100);
     assert_eq!((folder.names(), folder.read("log")), (vec!["log".to_owned()], lines(0..100)));
 }
 
@@ -83,12 +85,16 @@ fn zero_is_never_rotated() {
 fn many_threads_lose_no_line_and_break_none() {
     let folder = Folder::new();
     let log = LogFile::open(&folder.log(), 1000, 100).unwrap();
+    let queue = LogQueue::start(log, Counter::default()).unwrap();
     thread::scope(|scope| {
         for thread in 0..8 {
-            let log = &log;
-            scope.spawn(move || write(log, thread * 100..(thread + 1) * 100));
+            let mut log = &queue;
+            scope.spawn(move || {
+                (thread * 100..(thread + 1) * 100).for_each(|n| log.write_all(line(n).as_bytes()).unwrap());
+            });
         }
     });
+    assert!(queue.flush(Duration::from_secs(120)));
     let mut found: Vec<String> = folder
         .names()
         .iter()
@@ -102,23 +108,23 @@ fn many_threads_lose_no_line_and_break_none() {
 #[test]
 fn logrotate_may_move_the_file_away_or_cut_it() {
     let folder = Folder::new();
-    let log = LogFile::open(&folder.log(), 50, 3).unwrap();
-    write(&log, 0..2);
+    let mut log = LogFile::open(&folder.log(), 50, 3).unwrap();
+    write(&mut log, 0..2);
     fs::rename(folder.log(), folder.0.path().join("log-2026")).unwrap();
-    write(&log, 2..3);
+    write(&mut log, 2..3);
     assert_eq!(folder.read("log-2026"), lines(0..3), "until it is opened anew");
     log.reopen().unwrap();
-    write(&log, 3..4);
+    write(&mut log, 3..4);
     assert_eq!(folder.read("log"), lines(3..4));
     // Moved away and full before anybody said so: it keeps the name that it was given.
     fs::rename(folder.log(), folder.0.path().join("log-2027")).unwrap();
-    write(&log, 4..9);
+    write(&mut log, 4..9);
     assert_eq!(folder.read("log-2027"), lines(3..8));
     assert_eq!(folder.read("log"), lines(8..9));
     // copytruncate: the next line is at the start, and not behind a hole.
-    write(&log, 9..12);
+    write(&mut log, 9..12);
     File::options().write(true).open(folder.log()).unwrap().set_len(0).unwrap();
-    write(&log, 12..16);
+    write(&mut log, 12..16);
     assert_eq!(folder.read("log"), lines(12..16));
     assert_eq!(folder.names(), ["log", "log-2026", "log-2027"]);
 }
@@ -126,43 +132,41 @@ fn logrotate_may_move_the_file_away_or_cut_it() {
 #[test]
 fn what_fails_is_tried_again_and_loses_nothing() {
     let folder = Folder::new();
-    let log = LogFile::open(&folder.log(), 30, 3).unwrap();
-    write(&log, 0..9);
+    let mut log = LogFile::open(&folder.log(), 30, 3).unwrap();
+    write(&mut log, 0..9);
     assert_eq!(folder.names(), ["log", "log.1", "log.2"]);
     // The name for the next file is taken by a folder.
     fs::create_dir(folder.0.path().join("log.new")).unwrap();
-    write(&log, 9..100);
+    write(&mut log, 9..100);
     assert_eq!(folder.read("log"), lines(6..100), "it grows on");
     assert_eq!(folder.read("log.2"), lines(0..3));
     fs::remove_dir(folder.0.path().join("log.new")).unwrap();
-    log.state().rotate_after = Some(Instant::now());
-    write(&log, 100..101);
+    log.rotate_after = Some(Instant::now());
+    write(&mut log, 100..101);
     assert_eq!(folder.read("log"), lines(100..101));
     assert_eq!(folder.read("log.3"), lines(0..3));
 
     // An attempt that ended half-way left a gap: nothing is pushed out for it.
     fs::rename(folder.0.path().join("log.1"), folder.0.path().join("aside")).unwrap();
-    write(&log, 101..104);
+    write(&mut log, 101..104);
     assert_eq!(folder.read("log.1"), lines(100..103));
     assert_eq!(folder.read("log.3"), lines(0..3));
 
     // The folder is gone: the lines go on into the file that was open.
     fs::remove_dir_all(folder.0.path()).unwrap();
-    write(&log, 104..110);
+    write(&mut log, 104..110);
     let said = log.reopen().unwrap_err().to_string();
     assert!(said.contains("log: No such file"), "{said}");
-    assert_eq!(log.state().file.metadata().unwrap().len(), 70);
+    assert_eq!(log.file.metadata().unwrap().len(), 70);
 }
 
 #[test]
 fn a_line_that_was_cut_off_is_ended() {
     let folder = Folder::new();
-    let log = LogFile::open(&folder.log(), 0, 1).unwrap();
-    log.append(b"half a li");
-    let mut state = log.state();
-    (state.torn, state.missed) = (true, 2);
-    drop(state);
-    write(&log, 0..2);
+    let mut log = LogFile::open(&folder.log(), 0, 1).unwrap();
+    log.append(b"half a li").unwrap();
+    (log.torn, log.missed) = (true, 2);
+    write(&mut log, 0..2);
     let told = "2 lines could not be written here; they went to standard error\n";
     assert_eq!(folder.read("log"), format!("half a li\n{told}{}", lines(0..2)));
 }

@@ -3,7 +3,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
 use super::*;
-use crate::model::DiskSource;
+use crate::model::{DiskSource, FileIdentity};
 
 fn id() -> SnapshotId {
     SnapshotId::from_u128(7)
@@ -41,7 +41,7 @@ impl Scene {
         let root = Folder::open(self.dir.path()).unwrap();
         let mut file = SnapshotDir::new(&root, id()).open().unwrap().create_file(name, 0o440).unwrap();
         file.write_all(b"snapshot").unwrap();
-        disk(name, SnapshotDir::seal_disk(&file).unwrap())
+        disk(name, SnapshotDir::seal_disk(&file).unwrap().identity)
     }
 
     fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {

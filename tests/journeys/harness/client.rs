@@ -89,7 +89,12 @@ impl Client {
 
     /// Sends it, or panics.
     pub fn send(&self, request: RequestBuilder) -> Answer {
-        self.try_send(request).unwrap()
+        let again = request.try_clone();
+        match (self.try_send(request), again) {
+            // A connection that was idle for too long is closed, and the request was not seen.
+            (Err(error), Some(again)) if error.is_request() && !error.is_timeout() => self.try_send(again).unwrap(),
+            (answer, _) => answer.unwrap(),
+        }
     }
 
     /// Sends it; an error where the connection breaks, also in the middle of the body.
@@ -142,6 +147,15 @@ impl Client {
 /// A TLS connection for what no HTTP library sends; reads and writes give up after a minute. It takes little that
 /// is not read: else what is sent to it, some MiB, is all in buffers on the way.
 pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<ClientConnection, TcpStream> {
+    connect_from(exporter, certificates, [127, 0, 0, 1])
+}
+
+/// The same from another address of this host.
+pub fn connect_from(
+    exporter: &Exporter,
+    certificates: &Certificates,
+    address: [u8; 4],
+) -> StreamOwned<ClientConnection, TcpStream> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificates.ca()).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -154,6 +168,7 @@ pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<
     let connecting = async {
         let socket = TcpSocket::new_v4()?;
         socket.set_recv_buffer_size(64 << 10)?;
+        socket.bind(SocketAddr::from((address, 0)))?;
         socket.connect(SocketAddr::from(([127, 0, 0, 1], exporter.port))).await?.into_std()
     };
     let mut stream: TcpStream = runtime.block_on(connecting).unwrap();

@@ -14,7 +14,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager, eventually_some, eventually_within};
+use super::{Certificates, Manager, eventually_some, eventually_within, perhaps_within};
 
 /// Key of the tokens in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
@@ -39,6 +39,8 @@ pub struct Settings {
     pub manager: String,
     /// Lines of `[jwt]`, besides the secret.
     pub jwt: String,
+    /// Lines of `[api]`, besides address and port.
+    pub api: String,
     /// Lines of `[api.tls]`, besides certificate and key.
     pub tls: String,
     /// Lines of `[policy]`.
@@ -67,6 +69,7 @@ impl Settings {
             agent_db: None,
             manager: format!("ca_certificate = {:?}\ntimeout = \"5s\"\n", certificates.ca()),
             jwt: String::new(),
+            api: String::new(),
             tls: String::new(),
             sections: String::new(),
             top: String::new(),
@@ -81,7 +84,7 @@ impl Settings {
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
         text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
-        write!(text, "[api]\nbind = {:?}\nport = {port}\n", self.bind).unwrap();
+        write!(text, "[api]\nbind = {:?}\nport = {port}\n{}\n", self.bind, self.api).unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
@@ -147,8 +150,25 @@ impl Exporter {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
     }
 
+    /// What the service has logged until now.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.dir.path().join("log")).unwrap()
+        self.wait_for_log();
+        std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn log_path(&self) -> PathBuf {
+        self.dir.path().join("log")
+    }
+
+    /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
+    fn wait_for_log(&self) {
+        let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
+        let is_busy = || {
+            let threads = std::fs::read_dir(&tasks).into_iter().flatten().flatten().map(|thread| thread.path());
+            let stats = threads.filter_map(|thread| std::fs::read_to_string(thread.join("stat")).ok());
+            stats.into_iter().any(|stat| stat.contains(" (log) ") && !stat.contains(" (log) S "))
+        };
+        perhaps_within(Duration::from_secs(5), || !is_busy());
     }
 
     pub fn signal(&self, signal: Signal) {

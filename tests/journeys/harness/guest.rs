@@ -26,6 +26,7 @@ pub enum Manners {
 
 struct Shared {
     manners: Mutex<Vec<Manners>>,
+    after: Mutex<Manners>,
     asked: Mutex<Vec<String>>,
 }
 
@@ -38,7 +39,11 @@ pub struct Guest {
 impl Guest {
     /// A server with the certificate `name`.
     pub fn start(certificates: &Certificates, name: &str) -> Self {
-        let shared = Arc::new(Shared { manners: Mutex::new(vec![Manners::Good]), asked: Mutex::default() });
+        let shared = Arc::new(Shared {
+            manners: Mutex::new(vec![Manners::Good]),
+            after: Mutex::new(Manners::Good),
+            asked: Mutex::default(),
+        });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
         let api = config::Api {
             bind: [127, 0, 0, 1].into(),
@@ -64,6 +69,11 @@ impl Guest {
         *self.shared.manners.lock().unwrap() = manners.to_vec();
     }
 
+    /// How it answers `/post-sync`.
+    pub fn behave_after(&self, manners: Manners) {
+        *self.shared.after.lock().unwrap() = manners;
+    }
+
     /// What it was asked since the last time: path and `Authorization`.
     pub fn asked(&self) -> Vec<String> {
         std::mem::take(&mut self.shared.asked.lock().unwrap())
@@ -79,7 +89,7 @@ async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response
         match path.as_str() {
             "/sync" if manners.len() > 1 => manners.remove(0),
             "/sync" => manners[0],
-            _ => Manners::Good,
+            _ => *shared.after.lock().unwrap(),
         }
     };
     let endless =

@@ -26,7 +26,7 @@ use std::process::Command;
 pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
-pub use client::{Answer, Client, connect, text};
+pub use client::{Answer, Client, connect, connect_from, text};
 pub use clock::Clock;
 pub use exporter::{Exporter, SECRET, Settings};
 pub use guest::{Guest, Manners};
@@ -37,7 +37,7 @@ pub use shelf::Shelf;
 pub use shim::{Harm, Shim};
 pub use trial::Trial;
 pub use volume::{Volume, output, run};
-pub use wait::{eventually, eventually_ok, eventually_some, eventually_within};
+pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
 pub use work::{Work, memory_kib};
 
 /// The VM that most journeys are about.
@@ -124,22 +124,29 @@ impl World {
         paths
     }
 
-    /// Everything below CoriolisSnapshots, sorted: what a snapshot leaves, and what nothing may.
+    /// Everything below CoriolisSnapshots but the locks, sorted: what a snapshot leaves, and what nothing may.
     pub fn snapshot_files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
-        let mut folders = vec![self.repository.join("CoriolisSnapshots")];
-        while let Some(folder) = folders.pop() {
-            for entry in fs::read_dir(&folder).into_iter().flatten() {
-                let path = entry.unwrap().path();
-                if path.is_dir() {
-                    folders.push(path.clone());
-                }
-                found.push(path);
+        let mut paths = snapshot_folders(&self.repository);
+        while let Some(path) = paths.pop() {
+            if path.is_dir() {
+                paths.extend(fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
             }
+            found.push(path);
         }
         found.sort();
         found
     }
+}
+
+/// The folders of snapshots in a repository, sorted; none where there is no place for them. The locks beside them
+/// are never removed.
+pub fn snapshot_folders(repository: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(repository.join("CoriolisSnapshots")).into_iter().flatten();
+    let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    folders.retain(|path| !path.ends_with(".pool"));
+    folders.sort();
+    folders
 }
 
 /// Makes the folders of a repository.

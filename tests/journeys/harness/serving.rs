@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use coriolis_ovm_exporter::http::pace::Limits;
-use coriolis_ovm_exporter::http::server;
+use coriolis_ovm_exporter::http::server::{self, Options};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
@@ -24,7 +23,7 @@ pub struct Serving {
 impl Serving {
     pub fn start(runtime: Runtime, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, router: Router) -> Self {
         let stop = CancellationToken::new();
-        let task = runtime.spawn(server::serve(listener, tls, router, Limits::default(), stop.clone()));
+        let task = runtime.spawn(server::serve(listener, tls, router, Options::default(), stop.clone()));
         Self { runtime, task, stop }
     }
 }

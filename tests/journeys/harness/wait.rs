@@ -18,6 +18,14 @@ pub fn eventually_within(limit: Duration, what: &str, mut is_so: impl FnMut() ->
     wait(limit, what, || is_so().then_some(()).ok_or("false"));
 }
 
+/// Waits until `is_so`, and no longer than `limit` where that does not come.
+pub fn perhaps_within(limit: Duration, mut is_so: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !is_so() && Instant::now() < end {
+        std::thread::sleep(PAUSE);
+    }
+}
+
 /// Waits until `probe` returns a value; returns it.
 pub fn eventually_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     eventually_ok(what, || probe().ok_or("nothing"))

@@ -1,0 +1,226 @@
+//! The right to change the snapshots of a VM: in this service, and among all that share its repositories.
+
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use tokio::sync::OwnedMutexGuard;
+use tokio::time::Instant;
+
+use super::{App, Error};
+use crate::model::{RepositoryId, Snapshot, VmId};
+use crate::repository::executor::Kind;
+use crate::repository::vm_lock::{self, Attempt, VmLock};
+use crate::repository::{Absent, assign};
+use crate::sys::folder::Odd;
+use crate::sys::host;
+
+/// How a VM is locked.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct How {
+    /// How long another service that has locked it is waited for.
+    wait: Duration,
+    /// How long a repository may take for it.
+    kind: Kind,
+    /// Whether the lock says who holds it.
+    is_named: bool,
+}
+
+impl How {
+    /// For a request.
+    pub(super) const REQUEST: Self = Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true };
+    /// For what is tried again later.
+    pub(super) const NOW: Self = Self { wait: Duration::ZERO, kind: Kind::CHANGE, is_named: true };
+    /// To let go of what may be frozen, and be it the repository.
+    pub(super) const THAW: Self = Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false };
+    /// The same, where it is tried again later.
+    pub(super) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
+}
+
+/// How long the closing of lock files is waited for.
+const CLOSE: Duration = Duration::from_secs(1);
+
+/// How often it looks whether the lock is free.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The turn of a VM, held until this is dropped. While it is held nobody else changes the snapshots of the VM,
+/// neither in this service nor in another one that uses the same repositories.
+pub(super) struct Turn {
+    held: Option<(Vec<VmLock>, OwnedMutexGuard<()>)>,
+    locked: Vec<RepositoryId>,
+    /// Where it cannot be locked, and why.
+    failed: Vec<(RepositoryId, io::Error)>,
+    was_held: bool,
+}
+
+impl Turn {
+    /// Whether somebody else had locked the VM before.
+    pub(super) fn was_waited_for(&self) -> bool {
+        self.was_held
+    }
+
+    /// Checks that the VM is locked wherever `snapshot` is to have files.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::NoSpace`], [`Error::ReadOnly`].
+    pub(super) fn covers(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let Some(id) = snapshot.repositories().into_iter().find(|id| !self.locked.contains(id)) else { return Ok(()) };
+        match self.failed.iter().find(|(failed, _)| failed == id) {
+            Some((_, error)) => Err(lock_error(id, error)),
+            None => Err(Error::Unavailable(format!("the VM is not locked in the repository {id}"))),
+        }
+    }
+
+    /// Checks that nobody else can be at work where files are removed. A repository that is not there keeps its
+    /// files; in one that is full or read-only nobody else could have made the lock file; where the folder of
+    /// snapshots is a link, nothing is removed.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`].
+    pub(super) fn allows_removal(&self) -> Result<(), Error> {
+        let is_harmless =
+            |error: &io::Error| Absent::of(error).is_some() || Odd::of(error).is_some() || cannot_write(error);
+        match self.failed.iter().find(|(_, error)| !is_harmless(error)) {
+            None => Ok(()),
+            Some((id, error)) => Err(lock_error(id, error)),
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(held) = self.held.take() else { return };
+        if held.0.is_empty() {
+            return;
+        }
+        // Closing a file may hang where its file system does: then it is not waited for. First the locks, then the
+        // turn: the next one in this service finds them free.
+        let (unlocked, is_unlocked) = sync_channel(1);
+        let unlock = move || {
+            let (locks, turn) = held;
+            drop(locks);
+            drop(turn);
+            let _ = unlocked.send(());
+        };
+        // Where no thread can be started, they are closed here.
+        if std::thread::Builder::new().name("unlock".to_owned()).spawn(unlock).is_ok() {
+            let _ = is_unlocked.recv_timeout(CLOSE);
+        }
+    }
+}
+
+impl App {
+    /// Locks the VM, whose turn in this service is `own`, in `repositories`, and waits until others have unlocked
+    /// it, as `how` has it. Where a repository does not answer or takes no lock, the VM is not locked there:
+    /// [`Turn::covers`] tells.
+    ///
+    /// # Errors
+    /// [`Error::VmBusy`].
+    pub(super) async fn lock_vm(
+        self: &Arc<Self>,
+        own: OwnedMutexGuard<()>,
+        vm: &VmId,
+        mut repositories: Vec<RepositoryId>,
+        how: How,
+    ) -> Result<Turn, Error> {
+        // All in one order, so that no two wait for each other.
+        repositories.sort();
+        repositories.dedup();
+        let end = Instant::now() + how.wait;
+        let (mut locks, mut locked, mut failed, mut was_held) = (Vec::new(), Vec::new(), Vec::new(), false);
+        for id in repositories {
+            loop {
+                let (of, at) = (vm.clone(), id.clone());
+                match self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await? {
+                    Ok(Attempt::Locked(lock)) => {
+                        locks.push(lock);
+                        locked.push(id);
+                        break;
+                    }
+                    Ok(Attempt::Held(holder)) if Instant::now() >= end => return Err(Error::VmBusy { holder }),
+                    Ok(Attempt::Held(_)) => {
+                        was_held = true;
+                        tokio::time::sleep(LOOK).await;
+                    }
+                    Err(error) => {
+                        tracing::warn!(%vm, repository = %id, %error, "the VM cannot be locked there");
+                        failed.push((id, error));
+                        break;
+                    }
+                }
+            }
+        }
+        Ok(Turn { held: Some((locks, own)), locked, failed, was_held })
+    }
+
+    /// Locks the VM for the removal of `snapshots`, wherever they have files.
+    ///
+    /// # Errors
+    /// [`Error::VmBusy`], [`Error::Unavailable`].
+    pub(super) async fn lock_for_removal<'a>(
+        self: &Arc<Self>,
+        own: OwnedMutexGuard<()>,
+        vm: &VmId,
+        snapshots: impl Iterator<Item = &'a Snapshot>,
+    ) -> Result<Turn, Error> {
+        self.lock_for_removal_as(How::REQUEST, own, vm, snapshots).await
+    }
+
+    /// The same, where nobody else has locked it now.
+    pub(super) async fn try_lock_for_removal(
+        self: &Arc<Self>,
+        own: OwnedMutexGuard<()>,
+        snapshot: &Snapshot,
+    ) -> Result<Turn, Error> {
+        self.lock_for_removal_as(How::NOW, own, &snapshot.vm, std::iter::once(snapshot)).await
+    }
+
+    async fn lock_for_removal_as<'a>(
+        self: &Arc<Self>,
+        how: How,
+        own: OwnedMutexGuard<()>,
+        vm: &VmId,
+        snapshots: impl Iterator<Item = &'a Snapshot>,
+    ) -> Result<Turn, Error> {
+        let repositories = snapshots.flat_map(Snapshot::repositories).cloned().collect();
+        let turn = self.lock_vm(own, vm, repositories, how).await?;
+        turn.allows_removal()?;
+        Ok(turn)
+    }
+
+    fn try_lock(&self, vm: &VmId, id: &RepositoryId, how: How) -> io::Result<Attempt> {
+        let repository = self.repository(id).ok_or(io::ErrorKind::NotFound)?;
+        let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
+        // Nothing is made in an empty mount point. And this is asked first, as a change has more patience than a
+        // question.
+        repository.mounted()?;
+        repository
+            .run(how.kind, move |_, root| vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| how.is_named)))
+    }
+
+    /// The repositories that the disks at `paths` lie in. Nothing is looked at for it.
+    pub(super) fn repositories_at(&self, paths: &[PathBuf]) -> Vec<RepositoryId> {
+        let found = self.repositories.found();
+        let known: Vec<_> = found.usable().collect();
+        let assigned = paths.iter().filter_map(|path| assign(known.iter().copied(), path).ok());
+        assigned.map(|assigned| assigned.repository.id().clone()).collect()
+    }
+}
+
+fn cannot_write(error: &io::Error) -> bool {
+    matches!(error.raw_os_error().map(Errno::from_raw), Some(Errno::ENOSPC | Errno::EDQUOT | Errno::EROFS))
+}
+
+fn lock_error(id: &RepositoryId, error: &io::Error) -> Error {
+    let step = format!("locking the VM in the repository {id}");
+    match error.raw_os_error() {
+        Some(errno) if cannot_write(error) || errno == Errno::EIO as i32 => {
+            Error::of_step(step, io::Error::from_raw_os_error(errno))
+        }
+        // The lock manager's trouble is nobody's request's.
+        _ => Error::Unavailable(format!("{step}: {error}")),
+    }
+}

@@ -1,0 +1,311 @@
+//! A bounded queue of log lines, and the thread that writes them.
+//!
+//! Nothing that logs ever waits for the log: a log on a frozen file system, or a pipe that nobody reads, blocks
+//! this thread alone. Lines that find the queue full are dropped and counted, and so are lines that cannot be
+//! written; the count is logged as soon as writing works again.
+
+use std::collections::VecDeque;
+use std::io::{self, Stderr, Write};
+use std::mem;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::metrics::Counter;
+
+/// Bytes of lines that may wait: more than 20,000 lines.
+const MAX_BYTES: usize = 4 << 20;
+
+/// After a failed write, the pause before the count of dropped lines is tried again without a new line.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// Where the lines of a queue go. Each write is one whole line.
+pub trait Sink: Write + Send {
+    /// Opens the destination by its name again.
+    ///
+    /// # Errors
+    /// Where it cannot be opened; the old one stays in use.
+    fn reopen(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// The line that reports `dropped` lines.
+    fn dropped(&self, dropped: u64) -> String {
+        let now = jiff::Timestamp::now();
+        format!("{now:.6}  WARN {dropped} log lines were dropped: the log could not be written\n")
+    }
+}
+
+impl Sink for Stderr {}
+
+/// The queue. Clones are handles of the same queue.
+#[derive(Clone)]
+pub struct LogQueue(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// There is something to do.
+    work: Condvar,
+    /// The thread has finished what it was doing.
+    progress: Condvar,
+    dropped: Counter,
+}
+
+#[derive(Default)]
+struct State {
+    entries: VecDeque<Entry>,
+    /// Bytes of the lines in `entries`.
+    bytes: usize,
+    /// Dropped lines that no entry reports yet.
+    unreported: u64,
+    reopen: bool,
+    busy: bool,
+}
+
+enum Entry {
+    Line(Vec<u8>),
+    /// So many lines were dropped here.
+    Dropped(u64),
+}
+
+enum Job {
+    Reopen,
+    Write(Entry),
+}
+
+impl LogQueue {
+    /// Starts a queue whose thread writes to `sink`. `dropped` counts the lines that are lost.
+    ///
+    /// # Errors
+    /// Where no thread can be started.
+    pub fn start(sink: impl Sink + 'static, dropped: Counter) -> io::Result<Self> {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
+        let writer = Arc::clone(&shared);
+        // It ends with the process: it may hang in a write that cannot be interrupted.
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_all_to(sink))?;
+        Ok(Self(shared))
+    }
+
+    /// Makes the thread open its destination by name again, before the next line.
+    pub fn reopen(&self) {
+        self.0.state().reopen = true;
+        self.0.work.notify_one();
+    }
+
+    /// Waits until all lines are written, for `limit` at most. Says whether they are.
+    pub fn flush(&self, limit: Duration) -> bool {
+        let end = Instant::now() + limit;
+        let mut state = self.0.state();
+        while state.busy || state.reopen || !state.entries.is_empty() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            state = self.0.progress.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+
+    fn push(&self, line: &[u8]) {
+        let mut state = self.0.state();
+        if state.bytes + line.len() > MAX_BYTES {
+            state.unreported += 1;
+            self.0.dropped.inc();
+            return;
+        }
+        if state.unreported > 0 {
+            let dropped = mem::take(&mut state.unreported);
+            state.entries.push_back(Entry::Dropped(dropped));
+        }
+        state.bytes += line.len();
+        state.entries.push_back(Entry::Line(line.to_owned()));
+        drop(state);
+        self.0.work.notify_one();
+    }
+}
+
+impl Shared {
+    fn write_all_to(&self, mut sink: impl Sink) {
+        let mut failing = false;
+        loop {
+            match self.next(failing) {
+                Job::Reopen => match sink.reopen() {
+                    Ok(()) => tracing::info!("log opened anew"),
+                    Err(error) => tracing::error!(%error, "the log cannot be opened anew; the old one stays"),
+                },
+                Job::Write(entry) => {
+                    let (written, lines, new) = match entry {
+                        Entry::Line(line) => (sink.write_all(&line), 1, 1),
+                        Entry::Dropped(lines) => (sink.write_all(sink.dropped(lines).as_bytes()), lines, 0),
+                    };
+                    failing = written.is_err();
+                    if failing {
+                        self.state().unreported += lines;
+                        self.dropped.inc_by(new);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do. While writes are `failing`, a count of dropped lines does not hurry.
+    fn next(&self, failing: bool) -> Job {
+        let mut state = self.state();
+        state.busy = false;
+        self.progress.notify_all();
+        let mut retry = !failing;
+        let job = loop {
+            if mem::take(&mut state.reopen) {
+                break Job::Reopen;
+            }
+            if let Some(entry) = state.entries.pop_front() {
+                if let Entry::Line(line) = &entry {
+                    state.bytes -= line.len();
+                }
+                break Job::Write(entry);
+            }
+            if state.unreported > 0 && retry {
+                break Job::Write(Entry::Dropped(mem::take(&mut state.unreported)));
+            }
+            let (woken, timeout) = self.work.wait_timeout(state, RETRY).unwrap_or_else(PoisonError::into_inner);
+            state = woken;
+            retry |= timeout.timed_out();
+        };
+        state.busy = true;
+        job
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Write for &LogQueue {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        self.push(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for LogQueue {
+    type Writer = &'a LogQueue;
+
+    fn make_writer(&'a self) -> &'a LogQueue {
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    /// A sink whose writes wait for a permission each, until the sender of them is gone. Then they fail or not.
+    struct Gated {
+        gate: Receiver<()>,
+        fails: Arc<AtomicBool>,
+        written: Arc<Mutex<String>>,
+        began: Sender<()>,
+    }
+
+    impl Write for Gated {
+        fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+            let _ = self.began.send(());
+            let _ = self.gate.recv();
+            if self.fails.load(Ordering::Relaxed) {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.written.lock().unwrap().push_str(std::str::from_utf8(line).unwrap());
+            Ok(line.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl Sink for Gated {
+        fn dropped(&self, dropped: u64) -> String {
+            format!("{dropped} dropped\n")
+        }
+    }
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    struct Scene {
+        queue: LogQueue,
+        gate: Sender<()>,
+        fails: Arc<AtomicBool>,
+        began: Receiver<()>,
+        written: Arc<Mutex<String>>,
+        dropped: Counter,
+    }
+
+    fn scene() -> Scene {
+        let ((gate, gated), (begins, began)) = (channel(), channel());
+        let (written, fails, dropped) = (Arc::default(), Arc::default(), Counter::default());
+        let sink = Gated { gate: gated, fails: Arc::clone(&fails), written: Arc::clone(&written), began: begins };
+        let queue = LogQueue::start(sink, dropped.clone()).unwrap();
+        Scene { queue, gate, fails, began, written, dropped }
+    }
+
+    #[test]
+    fn a_blocked_sink_blocks_nobody_and_the_dropped_lines_are_counted_in_their_place() {
+        let Scene { queue, gate, began, written, dropped, .. } = scene();
+        let line = format!("{}\n", "x".repeat(1023));
+        queue.push(line.as_bytes());
+        began.recv().unwrap();
+        // The first line is being written. 4 MiB may wait.
+        for _ in 0..4096 + 7 {
+            queue.push(line.as_bytes());
+        }
+        assert_eq!(dropped.get(), 7);
+        assert!(!queue.flush(Duration::from_millis(1)));
+        // One is written, so one fits in again.
+        gate.send(()).unwrap();
+        began.recv().unwrap();
+        queue.push(&line.as_bytes()[1..]);
+        drop(gate);
+        assert!(queue.flush(LIMIT));
+        assert_eq!(*written.lock().unwrap(), format!("{}7 dropped\n{}", line.repeat(4097), &line[1..]));
+        assert_eq!(dropped.get(), 7);
+    }
+
+    #[test]
+    fn the_count_is_written_when_the_sink_works_again_without_another_line() {
+        let Scene { queue, gate, began, written, dropped, .. } = scene();
+        queue.push(b"first\n");
+        began.recv().unwrap();
+        while dropped.get() == 0 {
+            queue.push(&[b'x'; 1 << 20]);
+        }
+        drop(gate);
+        let end = Instant::now() + LIMIT;
+        while !written.lock().unwrap().ends_with("1 dropped\n") {
+            assert!(Instant::now() < end, "the count was not written");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn lines_that_fail_are_counted_too() {
+        let Scene { queue, gate, fails, written, dropped, .. } = scene();
+        drop(gate);
+        fails.store(true, Ordering::Relaxed);
+        for line in ["a\n", "b\n"] {
+            queue.push(line.as_bytes());
+            assert!(queue.flush(LIMIT));
+        }
+        fails.store(false, Ordering::Relaxed);
+        queue.push(b"c\n");
+        assert!(queue.flush(LIMIT));
+        assert_eq!((written.lock().unwrap().as_str(), dropped.get()), ("2 dropped\nc\n", 2));
+    }
+}

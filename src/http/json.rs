@@ -1,0 +1,31 @@
+//! JSON answers: each ends with a newline, so that a shell's prompt stands on a line of its own.
+
+use axum::http::StatusCode;
+use axum::http::header::CONTENT_TYPE;
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+/// The media type of JSON.
+pub(super) const JSON: &str = "application/json";
+
+/// An answer of one JSON text.
+pub(super) struct Json<T>(pub T);
+
+impl<T: Serialize> IntoResponse for Json<T> {
+    fn into_response(self) -> Response {
+        match text(&self.0) {
+            Ok(text) => ([(CONTENT_TYPE, JSON)], text).into_response(),
+            Err(error) => {
+                tracing::error!(%error, "an answer cannot be written as JSON");
+                StatusCode::INTERNAL_SERVER_ERROR.into_response()
+            }
+        }
+    }
+}
+
+/// `value` as a line.
+pub(super) fn text(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
+    let mut text = serde_json::to_vec(value)?;
+    text.push(b'\n');
+    Ok(text)
+}

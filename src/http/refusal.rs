@@ -1,0 +1,109 @@
+//! Answers to what never becomes a request of a route: malformed heads, and plain HTTP on the TLS port.
+//!
+//! They are written by hand, behind hyper's back, and look like every other error: a JSON body, the id of the
+//! request in a header and in the log.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::http::StatusCode;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::exchange::REQUEST_ID;
+use super::json::{self, JSON};
+use crate::wire;
+
+/// How long a client that is refused may take to hear of it.
+const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
+
+/// How long it may go on sending.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Bytes that it may go on sending.
+const DRAINED: u64 = 4 << 20;
+
+/// How long the head of a request in plain HTTP is waited for.
+const PLAIN_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Bytes of it that are looked at.
+const PLAIN_HEAD: usize = 8 << 10;
+
+/// Why there is no request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub status: StatusCode,
+    pub code: &'static str,
+    pub details: String,
+}
+
+impl Refusal {
+    pub(super) fn malformed(details: impl Into<String>) -> Self {
+        Self { status: StatusCode::BAD_REQUEST, code: "bad_request", details: details.into() }
+    }
+
+    pub(super) fn line_too_long(limit: usize) -> Self {
+        let details = format!("the first line of the request is longer than {limit} bytes");
+        Self { status: StatusCode::URI_TOO_LONG, code: "uri_too_long", details }
+    }
+
+    pub(super) fn head_too_large(details: String) -> Self {
+        Self { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, code: "headers_too_large", details }
+    }
+
+    /// Answers, and ends the connection. `to_head`: a request with the method HEAD, whose answer has no body.
+    pub(super) async fn answer(
+        &self,
+        mut stream: impl AsyncRead + AsyncWrite + Unpin,
+        peer: SocketAddr,
+        to_head: bool,
+    ) -> io::Result<()> {
+        let (status, code) = (self.status, self.code);
+        let id = uuid::Uuid::new_v4().to_string();
+        tracing::info!(%id, %peer, status = status.as_u16(), code, details = ?self.details, "answered: no request");
+        let reason = status.canonical_reason().unwrap_or("Error");
+        let body =
+            wire::Error { error: reason.to_owned(), details: self.details.clone(), code, request_id: id.clone() };
+        let body = json::text(&body)?;
+        let mut answer = format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: {JSON}\r\n{REQUEST_ID}: {id}\r\ncontent-length: {}\r\n\
+             cache-control: no-store\r\nx-content-type-options: nosniff\r\nconnection: close\r\n\r\n",
+            status.as_u16(),
+            body.len()
+        )
+        .into_bytes();
+        if !to_head {
+            answer.extend(body);
+        }
+        let told = async {
+            stream.write_all(&answer).await?;
+            stream.shutdown().await
+        };
+        timeout(ANSWER_DEADLINE, told).await??;
+        // A client that is still sending when the connection closes gets a reset, and not the answer.
+        let mut rest = stream.take(DRAINED);
+        let _ = timeout(DRAIN_DEADLINE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
+        Ok(())
+    }
+}
+
+/// Answers a request that came in plain HTTP.
+pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+    let mut head = Vec::new();
+    let whole = async {
+        while head.len() < PLAIN_HEAD && !head.windows(2).any(|end| end == b"\n\r" || end == b"\n\n") {
+            if stream.read_buf(&mut head).await? == 0 {
+                break;
+            }
+        }
+        io::Result::Ok(())
+    };
+    if let Ok(read) = timeout(PLAIN_DEADLINE, whole).await {
+        read?;
+    }
+    let details = "this port speaks HTTPS; ask for https:// and not for http://".to_owned();
+    let refusal = Refusal { status: StatusCode::BAD_REQUEST, code: "https_required", details };
+    refusal.answer(stream, peer, head.starts_with(b"HEAD ")).await
+}

@@ -1,0 +1,308 @@
+//! Whether a snapshot's file whose change time alone is another one still has the content that was recorded.
+//!
+//! Links, labels, owners, modes and `touch -a` change the change time of a file and nothing of its content. A write
+//! changes the modification time too, but that can be set back. What cannot be set back are addresses: a block that
+//! another file shares is copied before it is written to. So the map of the file must be the recorded one. A block
+//! that no other file has any more can be written to in place, and so proves nothing.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use super::disk_file::identity;
+use super::executor::Access;
+use super::map::{self, TRUSTED};
+use super::{Repository, SnapshotDir};
+use crate::model::{FileIdentity, Seal, SnapshotDisk, SnapshotId};
+use crate::sys::folder::Folder;
+use crate::sys::{fiemap, fsinfo, sparse};
+
+/// Runs of a file that are compared with other files, at most: 32 bytes each.
+const MOST_RUNS: usize = 1 << 20;
+
+/// What is recorded of a finished file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// What it is known by.
+    pub identity: FileIdentity,
+    /// More of it.
+    pub seal: Seal,
+}
+
+/// How far the content of a file is proven.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// All of it is the recorded one.
+    Whole,
+    /// It is where it was recorded to be. Blocks that no other file has may have been written to: none of them is
+    /// in a later snapshot, so that a comparison with this one lists them.
+    Map,
+    /// Nothing is proven.
+    None,
+}
+
+/// A run of blocks of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Run {
+    start: u64,
+    end: u64,
+    address: u64,
+    is_written: bool,
+}
+
+impl Run {
+    fn goes_on_in(&self, next: &Self) -> bool {
+        self.end == next.start
+            && self.address.checked_add(self.end - self.start) == Some(next.address)
+            && self.is_written == next.is_written
+    }
+}
+
+/// What is recorded of a file that was written out and does not change any more.
+///
+/// # Errors
+/// The errno of fstat(2) or of reading its map.
+pub fn of(file: &File) -> io::Result<Sealed> {
+    let metadata = file.metadata()?;
+    let map = digest(file, metadata.len())?;
+    Ok(Sealed { identity: identity(&metadata), seal: Seal { modified_ns: modified(&metadata), map } })
+}
+
+pub(super) fn modified(metadata: &Metadata) -> i128 {
+    i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
+}
+
+/// Whether nothing but the change time differs from what was recorded of the file of `disk`.
+pub(super) fn is_touched_only(metadata: &Metadata, disk: &SnapshotDisk) -> bool {
+    let Some(seal) = disk.seal else { return false };
+    let found = FileIdentity { changed_ns: disk.identity.changed_ns, ..identity(metadata) };
+    found == disk.identity && modified(metadata) == seal.modified_ns
+}
+
+/// Looks closely at the file of `disk` of the snapshot `id`. `others` are other snapshots of that disk. Returns
+/// how far it is proven, and for which change time.
+///
+/// # Errors
+/// Where it cannot be looked at.
+pub fn examine(
+    access: &Access<'_>,
+    repository: &Repository,
+    (id, disk): (SnapshotId, &SnapshotDisk),
+    others: &[(SnapshotId, SnapshotDisk)],
+) -> io::Result<(Proof, i128)> {
+    let root = repository.open(access)?;
+    let file = SnapshotDir::new(&root, id).open()?.open_file(disk.name.as_str())?;
+    let before = file.metadata()?;
+    let changed_ns = identity(&before).changed_ns;
+    let recorded = disk.seal.and_then(|seal| seal.map);
+    if !is_touched_only(&before, disk) || recorded.is_none() || digest(&file, before.len())? != recorded {
+        return Ok((Proof::None, changed_ns));
+    }
+    let proof = match written_runs(&file, before.len())? {
+        Some(runs) => {
+            let mut rest = Unvouched(runs);
+            for (id, other) in others {
+                if rest.0.is_empty() {
+                    break;
+                }
+                access.moved();
+                // One that cannot be opened vouches for nothing.
+                let _ = rest.compare_with_snapshot(&root, *id, other);
+            }
+            access.moved();
+            let _ = rest.compare_with_live(&root, disk, &before);
+            if rest.0.is_empty() { Proof::Whole } else { Proof::Map }
+        }
+        None => Proof::Map,
+    };
+    let is_settled = identity(&file.metadata()?).changed_ns == changed_ns;
+    Ok((if is_settled { proof } else { Proof::None }, changed_ns))
+}
+
+/// Runs of a file that no other file is known to share.
+struct Unvouched(Vec<Run>);
+
+impl Unvouched {
+    /// Another snapshot that is as it was recorded holds the blocks that both have: whoever wrote to one of the
+    /// files got a copy.
+    fn compare_with_snapshot(&mut self, root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> io::Result<()> {
+        let file = SnapshotDir::new(root, id).open()?.open_file(disk.name.as_str())?;
+        let metadata = file.metadata()?;
+        let is_as_recorded = identity(&metadata) == disk.identity || {
+            let recorded = disk.seal.and_then(|seal| seal.map);
+            is_touched_only(&metadata, disk) && recorded.is_some() && digest(&file, metadata.len())? == recorded
+        };
+        if is_as_recorded { self.compare_with(&file, metadata.len()) } else { Ok(()) }
+    }
+
+    /// So does the VM's own disk: it has had them since the snapshot was made.
+    fn compare_with_live(&mut self, root: &Folder, disk: &SnapshotDisk, snapshot: &Metadata) -> io::Result<()> {
+        let file = root.open_file(Path::new(&disk.source.path))?;
+        let metadata = file.metadata()?;
+        if (metadata.dev(), metadata.ino()) == (snapshot.dev(), snapshot.ino()) {
+            return Ok(());
+        }
+        self.compare_with(&file, metadata.len())
+    }
+
+    /// Takes away what `file` has at the same offset and the same address.
+    fn compare_with(&mut self, file: &File, size: u64) -> io::Result<()> {
+        let mut others = Vec::new();
+        each_run(file, size, &mut |run| {
+            if run.is_written && others.len() < MOST_RUNS {
+                others.push(run);
+            }
+        })?;
+        self.0 = without(&self.0, &others);
+        Ok(())
+    }
+}
+
+/// What of `runs` is not in `others` at the same offset and the same address. Both are in order.
+fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
+    let (mut rest, mut others) = (Vec::new(), others.iter().peekable());
+    for run in runs {
+        let mut run = *run;
+        while others.next_if(|other| other.end <= run.start).is_some() {}
+        while let Some(other) = others.peek().filter(|other| other.start < run.end) {
+            let (start, end) = (run.start.max(other.start), run.end.min(other.end));
+            let is_shared = run.address + (start - run.start) == other.address + (start - other.start);
+            let unshared_end = if is_shared { start } else { end };
+            if run.start < unshared_end {
+                rest.push(Run { end: unshared_end, ..run });
+            }
+            run = Run { start: end, address: run.address + (end - run.start), ..run };
+            if other.end > end || others.next().is_none() {
+                break;
+            }
+        }
+        if run.start < run.end {
+            rest.push(run);
+        }
+    }
+    rest
+}
+
+/// The written runs of a file; nothing where not all of it has an address, or there are very many.
+fn written_runs(file: &File, size: u64) -> io::Result<Option<Vec<Run>>> {
+    let (mut runs, mut count) = (Vec::new(), 0);
+    let is_known = each_run(file, size, &mut |run| {
+        count += 1;
+        if run.is_written && count <= MOST_RUNS {
+            runs.push(run);
+        }
+    })?;
+    Ok(Some(runs).filter(|_| is_known && count <= MOST_RUNS))
+}
+
+/// BLAKE3 over the map of a file, whatever extents its runs are told in; nothing where not all of it has an address.
+fn digest(file: &File, size: u64) -> io::Result<Option<[u8; 32]>> {
+    let mut hasher = blake3::Hasher::new();
+    let is_known = each_run(file, size, &mut |Run { start, end, address, is_written }| {
+        for number in [start, end, address, u64::from(is_written)] {
+            hasher.update(&number.to_le_bytes());
+        }
+    })?;
+    Ok(Some(*hasher.finalize().as_bytes()).filter(|_| is_known))
+}
+
+/// Shows the runs of a file in order, each as long as it can be. Returns whether they are all that there is, each
+/// with an address that counts.
+fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<bool> {
+    let holes_are_sure = fsinfo::name_of(file)? == "xfs";
+    let (room, is_whole) = map::room(file)?;
+    let mut reader = fiemap::Reader::new(room);
+    let (mut covered, mut last_seen, mut pending) = (0, false, None::<Run>);
+    while !last_seen {
+        let extents = reader.read(file.as_fd(), if is_whole { 0 } else { covered })?;
+        last_seen = extents.is_empty() || is_whole;
+        for raw in extents {
+            last_seen |= raw.flags & fiemap::LAST != 0;
+            let Some(end) = raw.logical.checked_add(raw.length).filter(|_| raw.length > 0) else { return Ok(false) };
+            let has_address = raw.flags & !TRUSTED == 0 && raw.physical > 0;
+            if raw.logical < covered || !has_address || raw.physical.checked_add(raw.length).is_none() {
+                return Ok(false);
+            }
+            if !holes_are_sure && has_data(file, covered, raw.logical.min(size))? {
+                return Ok(false);
+            }
+            covered = end;
+            let run = Run {
+                start: raw.logical,
+                end: end.min(size),
+                address: raw.physical,
+                is_written: raw.flags & fiemap::UNWRITTEN == 0,
+            };
+            // What is reserved past the end of the file is none of it.
+            if run.start >= size {
+                continue;
+            }
+            match &mut pending {
+                Some(before) if before.goes_on_in(&run) => before.end = run.end,
+                before => before.replace(run).into_iter().for_each(&mut *each),
+            }
+        }
+    }
+    pending.into_iter().for_each(each);
+    Ok(!has_data(file, covered, size)?)
+}
+
+/// Whether there is data between two offsets.
+fn has_data(file: &File, from: u64, to: u64) -> io::Result<bool> {
+    Ok(from < to && sparse::next_data(file, from)?.is_some_and(|at| at < to))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(start: u64, end: u64, address: u64) -> Run {
+        Run { start, end, address, is_written: true }
+    }
+
+    #[test]
+    fn what_others_share_is_taken_away() {
+        let mine = [run(0, 100, 1000), run(200, 300, 5000)];
+        assert_eq!(without(&mine, &[]), mine);
+        assert_eq!(without(&mine, &mine), []);
+        // The middle of one; another address; another offset.
+        assert_eq!(without(&mine, &[run(20, 40, 1020)]), [run(0, 20, 1000), run(40, 100, 1040), mine[1]]);
+        assert_eq!(without(&mine[..1], &[run(0, 100, 9000)]), mine[..1]);
+        assert_eq!(without(&mine[..1], &[run(50, 150, 1000)]), mine[..1]);
+        // One run of the other over both of mine.
+        assert_eq!(without(&mine, &[run(0, 400, 1000)]), [mine[1]]);
+    }
+
+    proptest! {
+        #[test]
+        fn as_found_byte_by_byte(mine in runs(), others in runs()) {
+            let address_at = |runs: &[Run], at: u64| {
+                let found = runs.iter().find(|run| (run.start..run.end).contains(&at));
+                found.map(|run| run.address + (at - run.start))
+            };
+            let rest = without(&mine, &others);
+            for at in 0..200 {
+                let expected = address_at(&mine, at).filter(|mine| address_at(&others, at) != Some(*mine));
+                prop_assert_eq!(address_at(&rest, at), expected, "at {}", at);
+            }
+        }
+    }
+
+    /// Runs in order, at one of a few addresses.
+    fn runs() -> impl Strategy<Value = Vec<Run>> {
+        prop::collection::vec((0_u64..10, 1_u64..15, 0_u64..3), 0..8).prop_map(|parts| {
+            let mut at = 0;
+            let mut runs = Vec::new();
+            for (gap, length, shift) in parts {
+                let start = at + gap;
+                runs.push(run(start, start + length, 1000 * (shift + 1) + start));
+                at = start + length;
+            }
+            runs
+        })
+    }
+}

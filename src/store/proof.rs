@@ -1,0 +1,87 @@
+//! What was found out about the files of snapshots since they were finished.
+
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
+
+use super::{SNAPSHOTS, Store, StoreError};
+use crate::model::{DiskName, SnapshotId};
+
+/// (snapshot id, disk) → the change time of its file, nanoseconds since 1970, for which it was proven that the
+/// content is the one that was recorded.
+const PROVEN: TableDefinition<'_, (u128, &str), i128> = TableDefinition::new("proven");
+/// (snapshot id, disk, algorithm) → checksum of the whole disk.
+const CHECKSUMS: TableDefinition<'_, (u128, &str, &str), &[u8]> = TableDefinition::new("checksums");
+
+impl Store {
+    /// The change time for which the content of a disk was proven last.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn proven(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
+        self.handle.read(|transaction| {
+            let proven = transaction.open_table(PROVEN)?.get((id.as_u128(), disk.as_str()))?;
+            Ok(proven.map(|changed_ns| changed_ns.value()))
+        })
+    }
+
+    /// Writes down for which change time the content of a disk was proven.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn prove(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
+                transaction.open_table(PROVEN)?.insert((id.as_u128(), disk.as_str()), changed_ns)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// The checksums that are recorded of a disk, each with its algorithm.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn checksums(&self, id: SnapshotId, disk: &DiskName) -> Result<Vec<(String, [u8; 32])>, StoreError> {
+        self.handle.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(CHECKSUMS)?.range((id.as_u128(), disk.as_str(), "")..)? {
+                let (key, digest) = entry?;
+                let (of, name, algorithm) = key.value();
+                if (of, name) != (id.as_u128(), disk.as_str()) {
+                    break;
+                }
+                found.extend(digest.value().try_into().ok().map(|digest| (algorithm.to_owned(), digest)));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Writes down the checksum of a whole disk.
+    ///
+    /// # Errors
+    /// [`StoreError`].
+    pub fn note_checksum(
+        &self,
+        id: SnapshotId,
+        disk: &DiskName,
+        algorithm: &str,
+        digest: &[u8; 32],
+    ) -> Result<(), StoreError> {
+        self.handle.write(|transaction| {
+            if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
+                let key = (id.as_u128(), disk.as_str(), algorithm);
+                transaction.open_table(CHECKSUMS)?.insert(key, digest.as_slice())?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// Forgets what was found out about a snapshot that is forgotten.
+pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
+    let id = id.as_u128();
+    if let Some(next) = id.checked_add(1) {
+        transaction.open_table(PROVEN)?.retain_in((id, "")..(next, ""), |_, _| false)?;
+        transaction.open_table(CHECKSUMS)?.retain_in((id, "", "")..(next, "", ""), |_, _| false)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,205 @@
+//! Many connections that say nothing: whoever has something to ask is served all the same.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::signal::Signal;
+use serde_json::json;
+use tokio::net::TcpSocket;
+
+use crate::harness::{PASSWORD, USER, Work, World, connect, connect_from, eventually};
+use crate::{needs, needs_root};
+
+/// So many that nobody else would find a place.
+const MANY: usize = 600;
+
+/// What a client that is served at all may have to wait on a busy machine.
+const SOON: Duration = Duration::from_secs(30);
+
+/// For the sockets of this process.
+fn raise_descriptor_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+}
+
+/// Connects from an address of this host, and says nothing.
+fn silent_from(world: &World, address: [u8; 4]) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let connecting = async {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(SocketAddr::from((address, 0)))?;
+        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, world.exporter.port));
+        tokio::time::timeout(Duration::from_secs(5), socket.connect(server)).await.expect("cannot connect")?.into_std()
+    };
+    let stream = runtime.block_on(connecting).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+/// Logs in with curl, from this address; how long that took.
+fn log_in_from(world: &World, address: &str) -> Duration {
+    let started = Instant::now();
+    let output = Command::new("curl")
+        .args(["-sS", "--fail", "--max-time", "60", "--interface", address, "--cacert"])
+        .arg(world.certificates.ca())
+        .args(["-d", &json!({"username": USER, "password": PASSWORD}).to_string()])
+        .arg(format!("https://127.0.0.1:{}/api/v1/auth/login", world.exporter.port))
+        .output()
+        .unwrap();
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout.starts_with(b"{\"token\""), "from {address}: {told}");
+    started.elapsed()
+}
+
+fn threads(world: &World) -> usize {
+    Work::of(&world.exporter).threads("connection")
+}
+
+#[test]
+fn many_silent_connections_keep_nobody_out() {
+    needs_root!();
+    raise_descriptor_limit();
+    let world = World::new(512);
+    let client = world.client();
+    let mut known = connect(&world.exporter, &world.certificates);
+    let ask = |stream: &mut dyn ReadWrite| {
+        let head = format!("GET /api/v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = [0; 4096];
+        let length = stream.read(&mut answer).unwrap();
+        let answer = String::from_utf8_lossy(&answer[..length]).into_owned();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    };
+    ask(&mut known);
+    let looks_good = |what: &str| {
+        for address in ["127.0.0.1", "127.0.0.2", "127.0.0.99"] {
+            let took = log_in_from(&world, address);
+            assert!(took < SOON, "{what}: a log-in from {address} took {took:?}");
+        }
+        let started = Instant::now();
+        assert_eq!(client.get("/vms").status, 200);
+        assert_eq!(world.client().get("/vms").status, 200);
+        assert!(started.elapsed() < SOON, "{what}: an authenticated client waited {:?}", started.elapsed());
+    };
+
+    // From one address: TCP alone, TLS, half a request.
+    let one: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world, [127, 0, 0, 1])).collect();
+    looks_good("silent connections of one address");
+    assert!(threads(&world) < 128, "{} threads for one address", threads(&world));
+    let tls: Vec<_> = (0..MANY)
+        .map(|number| {
+            let mut stream = connect(&world.exporter, &world.certificates);
+            if number % 2 == 0 {
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: ").unwrap();
+            }
+            stream
+        })
+        .collect();
+    looks_good("idle TLS connections of one address");
+
+    // From many.
+    let many: Vec<TcpStream> =
+        (0..MANY).map(|number| silent_from(&world, [127, 0, 0, (2 + number % 12) as u8])).collect();
+    looks_good("silent connections of many addresses");
+    let tls_of_many: Vec<_> = (0..MANY)
+        .map(|number| connect_from(&world.exporter, &world.certificates, [127, 0, 1, (1 + number % 200) as u8]))
+        .collect();
+    looks_good("idle TLS connections of many addresses");
+    assert!(threads(&world) <= 512 + 64, "{} threads", threads(&world));
+    // The one that was there before, and had a good token, still is.
+    ask(&mut known);
+    let log = world.exporter.log();
+    assert!(log.contains("too many connections") && !log.contains("panic"), "{log}");
+    drop((one, tls, many, tls_of_many));
+}
+
+trait ReadWrite: Read + Write {}
+impl<T: Read + Write> ReadWrite for T {}
+
+#[test]
+fn connections_wait_in_the_kernel_while_nobody_accepts_them() {
+    needs_root!();
+    let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
+    needs!(most.trim().parse::<usize>().unwrap() >= 1024, "net.core.somaxconn of 1024 or more");
+    raise_descriptor_limit();
+    let world = World::new(512);
+    world.exporter.signal(Signal::SIGSTOP);
+    let waiting: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world, [127, 0, 0, 1])).collect();
+    world.exporter.signal(Signal::SIGCONT);
+    assert!(log_in_from(&world, "127.0.0.1") < SOON);
+    drop(waiting);
+}
+
+#[test]
+fn a_bound_is_for_addresses_that_are_no_proxies() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.api =
+            "max_connections_per_address = 5\ntrusted_proxies = [\"127.0.0.7\", \"127.0.3.0/24\"]".to_owned();
+    });
+    for (address, kept) in [([127, 0, 0, 1], 5), ([127, 0, 0, 7], 20), ([127, 0, 3, 9], 20), ([127, 0, 4, 9], 5)] {
+        let mut all: Vec<_> = (0..20).map(|_| connect_from(&world.exporter, &world.certificates, address)).collect();
+        // One that is being closed may be answered once more.
+        eventually(&format!("{kept} of {address:?} are kept"), || {
+            all.retain_mut(|stream| {
+                let asked = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
+                let mut answer = [0; 4096];
+                asked.is_ok() && stream.read(&mut answer).is_ok_and(|length| length > 0)
+            });
+            assert!(all.len() >= kept, "{} of {address:?} are kept", all.len());
+            all.len() == kept
+        });
+    }
+}
+
+/// The kernel's timer of the service's end of a connection: 2 is that of keepalive.
+fn timer(stream: &TcpStream) -> String {
+    let [local, peer] = [stream.peer_addr().unwrap().port(), stream.local_addr().unwrap().port()];
+    let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
+    let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
+        fields.len() > 5
+            && fields[1].ends_with(&format!(":{local:04X}"))
+            && fields[2].ends_with(&format!(":{peer:04X}"))
+    });
+    ours.expect("the connection is not in the kernel's table")[5].split(':').next().unwrap().to_owned()
+}
+
+#[test]
+fn an_idle_connection_with_a_good_token_lives_longer() {
+    needs_root!();
+    let mut world = World::new(512);
+    let client = world.client();
+    let get = |stream: &mut dyn ReadWrite, path: &str, token: &str| {
+        let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n\r\n");
+        stream.write_all(head.as_bytes()).unwrap();
+        let mut answer = [0; 8192];
+        let length = stream.read(&mut answer).unwrap();
+        String::from_utf8_lossy(&answer[..length]).into_owned()
+    };
+    let mut known = connect(&world.exporter, &world.certificates);
+    let mut stranger = connect(&world.exporter, &world.certificates);
+    let mut forger = connect(&world.exporter, &world.certificates);
+    assert!(get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "));
+    assert!(get(&mut stranger, "/healthz", "").contains(" 200 "));
+    assert!(get(&mut forger, "/api/v1/vms", "forged").contains(" 401 "));
+    // Once what was sent is acknowledged.
+    eventually("TCP keepalive is on", || timer(&known.sock) == "02");
+    // Both are closed, with TLS's own farewell.
+    for stream in [&mut stranger, &mut forger] {
+        assert_eq!(stream.read(&mut [0; 100]).unwrap(), 0);
+    }
+    assert!(get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "), "it is closed as early as a stranger");
+
+    world.exporter.settings().api = "keepalive_timeout = \"2s\"".to_owned();
+    world.exporter.restart();
+    let client = world.client();
+    let mut known = connect(&world.exporter, &world.certificates);
+    assert!(get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "));
+    let started = Instant::now();
+    assert_eq!(known.read(&mut [0; 100]).unwrap(), 0);
+    assert!((1..20).contains(&started.elapsed().as_secs()), "closed after {:?}", started.elapsed());
+}

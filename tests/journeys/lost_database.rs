@@ -1,0 +1,147 @@
+//! A database that is removed, replaced, emptied or lost, a full disk under it, a read-only repository: `/readyz`
+//! and the log say so, and the snapshots come back from their manifests.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::harness::{Client, World, run, text};
+use crate::needs_root;
+
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+/// A service with a VM of two snapshots.
+fn world() -> (World, Client, [String; 2]) {
+    let world = World::new(512);
+    world.define_vm(&[("a.img", 1 << 20)]);
+    let client = world.client();
+    let ids = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
+    (world, client, ids)
+}
+
+/// What `/readyz` says is wrong; the status fits it.
+fn problems(client: &Client) -> Vec<String> {
+    let answer = client.send(client.request(Method::GET, "/readyz"));
+    let problems: Vec<String> = answer.json()["problems"].as_array().unwrap().iter().map(text).collect();
+    assert_eq!(answer.status, if problems.is_empty() { 200 } else { 503 });
+    problems
+}
+
+fn listed(client: &Client) -> usize {
+    client.get(SNAPSHOTS).ok().as_array().unwrap().len()
+}
+
+fn repository(client: &Client) -> Value {
+    client.get("/status").ok()["repositories"][0].clone()
+}
+
+#[test]
+fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
+    needs_root!();
+    for lose in [|path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "").unwrap()] {
+        let (mut world, client, ids) = world();
+        assert_eq!(problems(&client), [""; 0]);
+        assert_eq!(repository(&client)["unknown_snapshots"], 0);
+        world.exporter.kill();
+        lose(&world.exporter.db_file());
+        world.exporter.restart();
+        let client = world.client();
+        assert_eq!(problems(&client), ["snapshots in a repository are not in the database"]);
+        assert_eq!((listed(&client), repository(&client)["unknown_snapshots"].clone()), (0, 2.into()));
+        let page = client.send(client.request(Method::GET, "/api/v1/status").header("Accept", "text/plain"));
+        assert!(String::from_utf8_lossy(&page.body).contains("2 that the database does not know"), "{page:?}");
+        let log = world.exporter.log();
+        assert!(log.contains("lost=2") && log.contains("adopt --manifests"), "{log}");
+
+        let (status, told) = world.exporter.command(&["adopt", "--manifests"]);
+        assert_eq!(status, Some(0), "{told}");
+        assert_eq!(problems(&client), [""; 0]);
+        assert_eq!((listed(&client), repository(&client)["unknown_snapshots"].clone()), (2, 0.into()));
+        client.compare(&ids[1], &ids[0]);
+    }
+}
+
+#[test]
+fn another_services_snapshots_are_counted_and_are_no_problem() {
+    needs_root!();
+    let (world, client, _) = world();
+    let other = crate::harness::Exporter::start(crate::harness::Settings::new(
+        &world.certificates,
+        &world.manager,
+        &[&world.repository],
+    ));
+    let mut stranger = Client::new(&other, &world.certificates);
+    stranger.log_in();
+    assert_eq!(problems(&stranger), [""; 0]);
+    assert_eq!(repository(&stranger)["unknown_snapshots"], 2);
+    assert_eq!(problems(&client), [""; 0]);
+    assert!(other.log().contains("others=2"), "{}", other.log());
+}
+
+#[test]
+fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshots() {
+    needs_root!();
+    type Harm = fn(&Path);
+    let removed: Harm = |path| fs::remove_file(path).unwrap();
+    let replaced: Harm = |path| {
+        let copy = path.with_extension("copy");
+        fs::copy(path, &copy).unwrap();
+        fs::rename(copy, path).unwrap();
+    };
+    let emptied: Harm = |path| fs::write(path, "").unwrap();
+    for (harm, word) in [(removed, "removed"), (replaced, "replaced"), (emptied, "emptied")] {
+        let (world, client, _) = world();
+        harm(&world.exporter.db_file());
+        let problems = problems(&client);
+        assert!(problems.len() == 1 && problems[0].contains(word), "{problems:?}");
+        assert!(!problems[0].contains('/'), "strangers are told no paths: {problems:?}");
+        let log = world.exporter.log();
+        assert!(log.contains(&problems[0]) && log.contains("adopt --manifests"), "{log}");
+        // It would be lost with the service's end.
+        let files = world.snapshot_files();
+        assert_eq!(client.post(SNAPSHOTS).error(503), "database_unavailable");
+        assert_eq!(world.snapshot_files(), files);
+    }
+}
+
+#[test]
+fn a_full_disk_under_the_database_is_said() {
+    needs_root!();
+    let (mut world, _, _) = world();
+    let dir = tempfile::tempdir().unwrap();
+    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "exporter-test"]).arg(dir.path()));
+    let _mounted = Unmount(dir.path());
+    world.exporter.settings().db_file = Some(dir.path().join("exporter.db"));
+    world.exporter.restart();
+    let client = world.client();
+    assert_eq!(problems(&client), [""; 0]);
+    let filler = dir.path().join("filler");
+    let _ = Command::new("dd").args(["if=/dev/zero", "bs=4k"]).arg(format!("of={}", filler.display())).status();
+    assert_eq!(problems(&client), ["the database's disk is full"]);
+    fs::remove_file(filler).unwrap();
+    assert_eq!(problems(&client), [""; 0]);
+}
+
+struct Unmount<'a>(&'a Path);
+
+impl Drop for Unmount<'_> {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
+    }
+}
+
+#[test]
+fn a_read_only_repository_is_said() {
+    needs_root!();
+    let (world, client, _) = world();
+    world.volume.remount("ro");
+    let id = world.repository.file_name().unwrap().to_str().unwrap();
+    assert_eq!(problems(&client), [format!("the repository {id} is read-only")]);
+    let seen = repository(&client);
+    assert_eq!((seen["status"].clone(), text(&seen["reason"])), ("error".into(), "is mounted read-only".to_owned()));
+    world.volume.remount("rw");
+    assert_eq!(problems(&client), [""; 0]);
+}

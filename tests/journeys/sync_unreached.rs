@@ -1,0 +1,127 @@
+//! Guests that take no connection: nothing was asked of them, so they owe nothing.
+
+use std::io::{BufRead, BufReader};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use serde_json::json;
+
+use crate::harness::{Certificates, Guest, Manners, VM, World, eventually, text};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+/// A port whose queue of connections is full: the kernel answers no further one, as a host that is off.
+struct Silent {
+    child: Child,
+    port: u16,
+}
+
+impl Silent {
+    fn start() -> Self {
+        let script = "import socket, sys, time\n\
+                      server = socket.socket()\n\
+                      server.bind(('127.0.0.1', 0))\n\
+                      server.listen(0)\n\
+                      fillers = [socket.socket() for _ in range(8)]\n\
+                      for filler in fillers:\n\
+                      \x20   filler.setblocking(False)\n\
+                      \x20   filler.connect_ex(server.getsockname())\n\
+                      print(server.getsockname()[1], flush=True)\n\
+                      time.sleep(3600)\n";
+        let mut child = Command::new("python3").args(["-c", script]).stdout(Stdio::piped()).spawn().unwrap();
+        let mut port = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut port).unwrap();
+        Self { child, port: port.trim().parse().unwrap() }
+    }
+}
+
+impl Drop for Silent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn a_connection_that_was_never_made_owes_nothing() {
+    needs_root!();
+    let certificates = Certificates::new();
+    let mut world = World::with(512, |settings| {
+        settings.sections = format!(
+            "[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\nhosts = [\"*\"]\ntimeout = \"2s\"\n",
+            certificates.ca()
+        );
+    });
+    world.define_vm(&[("a.img", MB)]);
+    let definition = world.repository.join("VirtualMachines").join(VM).join("vm.cfg");
+    let plain = std::fs::read_to_string(&definition).unwrap();
+    let tag = |url: &str| {
+        let tagged = format!("{plain}OVM_description = 'xo:notify-on-snapshot={url}'\n");
+        std::fs::write(&definition, tagged).unwrap();
+    };
+
+    let silent = Silent::start();
+    let address = SocketAddr::from(([127, 0, 0, 1], silent.port));
+    TcpStream::connect_timeout(&address, Duration::from_millis(500)).expect_err("it takes a connection");
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    // It takes the connection and says nothing, or hangs up: no request was sent without TLS.
+    let mute = TcpListener::bind("127.0.0.1:0").unwrap();
+    let hangs_up = TcpListener::bind("127.0.0.1:0").unwrap();
+    let (mute_at, hangs_up_at) = (mute.local_addr().unwrap(), hangs_up.local_addr().unwrap());
+    std::thread::spawn(move || hangs_up.incoming().for_each(drop));
+    let stranger = Guest::start(&Certificates::new(), "server");
+    let client = world.client();
+    for (what, url) in [
+        ("no answer to SYN", format!("https://127.0.0.1:{}", silent.port)),
+        ("refused", format!("https://{closed}")),
+        ("unreachable", "https://255.255.255.255:1727".to_owned()),
+        ("no such name", "https://guest.invalid:1727".to_owned()),
+        ("no TLS", format!("https://{mute_at}")),
+        ("hangs up", format!("https://{hangs_up_at}")),
+        ("another's certificate", stranger.url()),
+    ] {
+        tag(&url);
+        let made = client.take_snapshot();
+        let runs = made["hooks"].as_array().unwrap();
+        assert_eq!((runs.len(), &runs[0]["outcome"]), (1, &json!("failed")), "{what}: {made}");
+        assert_eq!(made["consistency"], "crash", "{what}");
+        let detail = text(&runs[0]["detail"]);
+        assert!(detail.contains("does the VM run") || detail.contains("ca_certificate"), "{what}: {detail}");
+    }
+    assert_eq!(stranger.asked(), Vec::<String>::new());
+    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]));
+
+    // One that was reached may hold something: it is told the end, and owes it where it does not hear.
+    let guest = Guest::start(&certificates, "server");
+    tag(&guest.url());
+    guest.behave(&[Manners::Slow]);
+    guest.behave_after(Manners::ServerError);
+    let made = client.take_snapshot();
+    let runs: Vec<_> = made["hooks"].as_array().unwrap().iter().map(|run| text(&run["outcome"])).collect();
+    assert_eq!(runs, ["timeout", "failed", "failed"], "{made}");
+    let owed = &client.get("/status").ok()["owed_hooks"];
+    assert_eq!(
+        (&owed[0]["hooks"], &owed[0]["vm_id"], &owed[0]["attempts"]),
+        (&json!([guest.url()]), &json!(VM), &json!(1))
+    );
+    let page = client.send(client.request(reqwest::Method::GET, "/api/v1/status").header("Accept", "text/plain"));
+    assert!(String::from_utf8(page.body).unwrap().contains("something may be frozen still"));
+    world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
+    // Heard at the next start; then all is let go.
+    guest.behave_after(Manners::Good);
+    world.exporter.restart();
+    let client = world.client();
+    eventually("it is told again", || client.get("/status").ok()["owed_hooks"] == json!([]));
+    // A guest that is in order, and whose thaw fails: it may have let go before the clones.
+    guest.behave(&[Manners::Good]);
+    guest.behave_after(Manners::ServerError);
+    let made = client.take_snapshot();
+    assert_eq!(made["consistency"], "crash", "{made}");
+    assert!(text(&made["consistency_reason"]).contains("answers 500"), "{made}");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{}", text(&made["id"]))).ok()["consistency"], "crash");
+}

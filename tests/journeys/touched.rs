@@ -1,0 +1,180 @@
+//! A snapshot's file that was touched is believed again as far as its content is proven, and a change of content is
+//! found, also with the modification time set back.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::Value;
+
+use crate::harness::{Client, VM, World, chunks, data, run, text, write_at};
+use crate::needs_root;
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+fn world() -> (World, PathBuf, Client) {
+    let world = World::new(512);
+    let disk = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
+    write_at(&disk, 0, &vec![1; 4 << 20]);
+    let client = world.client();
+    (world, disk, client)
+}
+
+/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
+fn write(disk: &Path, at: u64, byte: u8) {
+    write_at(disk, at, &[byte; 4096]);
+    fs::File::open(disk).unwrap().sync_all().unwrap();
+}
+
+fn take(client: &Client) -> (String, PathBuf) {
+    let made = client.take_snapshot();
+    (text(&made["id"]), text(&made["disks"][0]["path"]).into())
+}
+
+fn command(line: &[&str]) {
+    run(Command::new(line[0]).args(&line[1..]));
+}
+
+/// As setfattr(1) does.
+fn label(path: &str, name: &str) {
+    command(&[
+        "python3",
+        "-c",
+        "import os, sys; os.setxattr(*sys.argv[1:], b'system_u:object_r:etc_t:s0')",
+        path,
+        name,
+    ]);
+}
+
+/// What changes a file's change time and nothing of its content.
+type Touch = fn(&Path);
+
+fn touches() -> [(&'static str, Touch); 7] {
+    fn path(file: &Path) -> &str {
+        file.to_str().unwrap()
+    }
+    [
+        ("linked and unlinked", |file| {
+            let link = file.with_extension("link");
+            command(&["ln", path(file), path(&link)]);
+            fs::remove_file(link).unwrap();
+        }),
+        ("labelled", |file| label(path(file), "user.note")),
+        // As `restorecon -R` does.
+        ("relabelled", |file| label(path(file), "security.selinux")),
+        ("given to another group", |file| command(&["chown", ":1", path(file)])),
+        ("made executable", |file| command(&["chmod", "0550", path(file)])),
+        ("read", |file| command(&["touch", "-a", path(file)])),
+        ("linked into a copy of the folder", |file| {
+            let copy = file.ancestors().nth(2).unwrap().with_extension("copy");
+            command(&["cp", "-al", path(file.parent().unwrap()), path(&copy)]);
+            fs::remove_dir_all(copy).unwrap();
+        }),
+    ]
+}
+
+/// Writes into a file and sets its modification time back, to the nanosecond.
+fn forge(file: &Path, at: u64) {
+    let before = fs::metadata(file).unwrap();
+    write_at(file, at, &[0xee; 4096]);
+    let back = format!("@{}.{:09}", before.mtime(), before.mtime_nsec());
+    command(&["touch", "-m", "-d", &back, file.to_str().unwrap()]);
+    let after = fs::metadata(file).unwrap();
+    assert_eq!((before.mtime(), before.mtime_nsec()), (after.mtime(), after.mtime_nsec()));
+}
+
+fn compared(client: &Client, target: &str, base: &str) -> Value {
+    client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).ok()["disks"][0].clone()
+}
+
+#[test]
+fn what_was_only_touched_is_believed_again() {
+    needs_root!();
+    let (mut world, disk, mut client) = world();
+    for (number, (what, touch)) in (0..).zip(touches()) {
+        let (base, base_file) = take(&client);
+        let expected = fs::read(&disk).unwrap();
+        touch(&base_file);
+        assert_eq!(client.disk(&base, "a.img"), expected, "{what}: its bytes");
+        write(&disk, 8192 * number, 2);
+        let (target, target_file) = take(&client);
+        touch(&target_file);
+        // The base has blocks of its own now, and is touched once more.
+        touch(&base_file);
+        let entry = compared(&client, &target, &base);
+        assert_eq!(entry["mode"], "incremental", "{what}: {entry}");
+        assert_eq!(chunks(&entry), [data(8192 * number, 4096)], "{what}");
+        assert_eq!(client.disk(&target, "a.img"), fs::read(&disk).unwrap(), "{what}");
+        let log = world.exporter.log();
+        assert!(log.contains("its file was touched, and is believed again"), "{what}: {log}");
+        // What was proven of the target is so after a restart, and what the base is good for is found out again.
+        world.exporter.restart();
+        client = world.client();
+        assert_eq!(chunks(&compared(&client, &target, &base)), [data(8192 * number, 4096)], "{what}: after a restart");
+        for id in [base, target] {
+            assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200, "{what}");
+        }
+    }
+}
+
+#[test]
+fn a_change_of_content_is_found_with_the_modification_time_set_back() {
+    needs_root!();
+    let (_world, disk, client) = world();
+    // Other files share its blocks: a write gives it new ones.
+    let (shared, shared_file) = take(&client);
+    forge(&shared_file, MB);
+    // It has this block alone: a write changes it in place, and no address tells.
+    write(&disk, 2 * MB, 3);
+    let (alone, alone_file) = take(&client);
+    write(&disk, 2 * MB, 4);
+    forge(&alone_file, 2 * MB);
+    // The same, and then it is shared with a copy.
+    write(&disk, 3 * MB, 5);
+    let (copied, copied_file) = take(&client);
+    write(&disk, 3 * MB, 6);
+    forge(&copied_file, 3 * MB);
+    command(&["cp", "--reflink=always", copied_file.to_str().unwrap(), disk.with_extension("copy").to_str().unwrap()]);
+    // The VM's disk is gone: all blocks are its own.
+    let (target, _) = take(&client);
+
+    for (what, id) in [("shared", &shared), ("alone", &alone), ("copied", &copied)] {
+        let path = format!("{SNAPSHOTS}/{id}");
+        for route in ["", "/disks/a.img", "/disks/a.img/checksum", "/disks/a.img/chunks"] {
+            assert_eq!(client.get(&format!("{path}{route}")).error(409), "snapshot_lost", "{what}: {route}");
+        }
+        let range = client.request(Method::GET, &format!("/api/v1{path}/disks/a.img")).header("Range", "bytes=0-9");
+        assert_eq!(client.send(range).error(409), "snapshot_lost", "{what}");
+    }
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{target}?compareTo={shared}")).error(409), "base_lost");
+    // A block that the base alone has is listed, whatever is in it: patched onto what the client holds, which is the
+    // base as it was, the result is the target. Contents are not compared with what may have been forged.
+    for (base, at) in [(&alone, 2 * MB), (&copied, 3 * MB)] {
+        for query in ["", "&refine=4096"] {
+            let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}{query}")).ok()["disks"][0].clone();
+            let listed = chunks(&entry);
+            assert!(listed.contains(&data(at, 4096)), "{query}: {entry}");
+            assert_eq!(entry.get("refine").unwrap_or(&Value::Null), &Value::Null, "{query}: {entry}");
+        }
+    }
+}
+
+#[test]
+fn a_checksum_that_was_recorded_proves_what_the_map_does_not() {
+    needs_root!();
+    let (world, disk, client) = world();
+    let (id, file) = take(&client);
+    let expected = fs::read(&disk).unwrap();
+    let sum = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok();
+    // All blocks are its own.
+    fs::remove_file(&disk).unwrap();
+    command(&["chmod", "0400", file.to_str().unwrap()]);
+    assert_eq!(client.disk(&id, "a.img"), expected);
+    assert!(world.exporter.log().contains("its checksum is as it was recorded"));
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok(), sum);
+    forge(&file, MB);
+    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}/disks/a.img")).error(409), "snapshot_lost");
+}

@@ -1,0 +1,80 @@
+//! A snapshot that is not finished is never taken for one that is, and nobody reads half a manifest.
+
+use std::fs;
+
+use reqwest::Method;
+
+use crate::harness::{Client, Clock, Harm, SECRET, Shelf, Trial, World, snapshot_folders, text};
+use crate::needs_root;
+
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+#[test]
+fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
+    needs_root!();
+    let (clock, shelf) = (Clock::new(), Shelf::new());
+    let mut world = World::with(512, |settings| {
+        clock.load_into(settings);
+        settings.sections = shelf.section("");
+    });
+    world.define_vm(&[("a.img", 1 << 20)]);
+    let client = client(&world);
+    let [finished, marked] = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
+    // The service dies when the disks are cloned and nothing says that the snapshot is finished.
+    shelf.put("die", "[ $2 = pre ] || kill -9 $PPID");
+    assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
+    let mut folders = snapshot_folders(&world.repository).into_iter();
+    let half_made = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));
+    let half_made = half_made.expect("nothing was left");
+    assert!(half_made.join("a.img").exists() && !half_made.join(".manifest.json").exists());
+    assert!(half_made.join(".making").exists());
+    // A crash after the manifest was written, before the marker went.
+    fs::write(world.repository.join("CoriolisSnapshots").join(&marked).join(".making"), "").unwrap();
+
+    fs::remove_file(world.exporter.db_file()).unwrap();
+    fs::remove_file(shelf.at("die")).ok();
+    world.exporter.settings().sections = String::new();
+    clock.pass(24 * 30);
+    world.exporter.restart();
+    let client = self::client(&world);
+    let adoption = client.post("/adopt?manifests=true").ok();
+    let adopted: Vec<_> = adoption["adopted"].as_array().unwrap().iter().map(|one| text(&one["id"])).collect();
+    assert_eq!(adopted, [finished], "{adoption}");
+    let left = adoption["left"].as_array().unwrap();
+    assert_eq!(left.len(), 2, "{adoption}");
+    assert!(left.iter().all(|one| text(&one["reason"]).contains(".making")), "{adoption}");
+}
+
+/// A client with a token that stays valid when the clocks leap.
+fn client(world: &World) -> Client {
+    let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
+    let mut client = Client::new(&world.exporter, &world.certificates);
+    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
+    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
+    client
+}
+
+#[test]
+fn a_manifest_is_whole_or_not_there_at_every_step() {
+    needs_root!();
+    let mut trial = Trial::new(|_| {});
+    let mut seen = 0;
+    for n in 1.. {
+        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
+            answer.ok();
+            break;
+        }
+        let manifests = trial.world.snapshot_files().into_iter().filter(|path| path.ends_with(".manifest.json"));
+        for path in manifests {
+            let text = fs::read(&path).unwrap();
+            serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("step {n}: {error}"));
+            seen += 1;
+        }
+        trial.restart(Harm::KillBefore);
+        // Killed after the commit and before the answer: it is there.
+        if let Some(id) = trial.check(&format!("step {n}"), Some(&trial.now())) {
+            trial.delete(&id);
+        }
+    }
+    assert!(seen > 0);
+}
