@@ -69,8 +69,10 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
     findings.tls(&config.api, load_tls);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
-    if let Some(file) = &config.log.file {
-        findings.log_file(file);
+    for (key, file) in [("log_file", &config.log.file), ("audit.file", &config.audit.file)] {
+        if let Some(file) = file {
+            findings.log_file(key, file);
+        }
     }
     findings.manager(&config).await;
     findings.repositories(&config);
@@ -195,8 +197,8 @@ impl Findings {
         }
     }
 
-    fn log_file(&mut self, path: &Path) {
-        let (what, shown) = ("log_file", path.display());
+    fn log_file(&mut self, what: &str, path: &Path) {
+        let shown = path.display();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The service follows no link there.
         let usable = match fs::symlink_metadata(path) {

@@ -74,6 +74,7 @@ pub(super) fn paths_in_repositories(config: &Config, found: &Found) -> Vec<Fault
     let files = [
         ("db_file", Some(&config.db_file)),
         ("log_file", config.log.file.as_ref()),
+        ("audit.file", config.audit.file.as_ref()),
         ("hooks.directory", config.hooks.directory.as_ref()),
         ("api.tls.certificate", Some(&api.certificate)),
         ("api.tls.key", Some(&api.key)),

@@ -330,10 +330,11 @@ fn files_of_the_service_in_a_repository_are_noticed() {
         std::os::unix::fs::symlink(&repository, settings.certificate.with_file_name("link")).unwrap();
         settings.db_file = Some(settings.certificate.with_file_name("link/exporter.db"));
         settings.top = format!("log_file = {:?}\n", repository.join("exporter.log"));
+        settings.sections = format!("[audit]\nfile = {:?}\n", repository.join("audit.json"));
     });
     let told = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
-    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log")] {
+    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
         let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
         assert!(told.lines().any(noticed), "{told}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
