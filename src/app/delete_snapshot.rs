@@ -189,7 +189,10 @@ impl App {
         let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
         let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = Kind::CHANGE.after(snapshot.as_u128());
-        let removal = repository.run(kind, move |_, root| Ok(SnapshotDir::new(root, snapshot).remove(&disks)));
+        let removal = repository.run(kind, move |access, root| {
+            // Each file may take its time.
+            Ok(SnapshotDir::new(root, snapshot).remove(disks.iter().inspect(|_| access.moved())))
+        });
         match removal {
             Err(error) if Absent::of(&error).is_some() => Ok(Removal::RepositoryAbsent),
             removal => removal?,

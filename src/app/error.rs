@@ -249,7 +249,7 @@ impl From<ManagerError> for Error {
     fn from(error: ManagerError) -> Self {
         match error {
             ManagerError::Refused => Self::BadCredentials,
-            ManagerError::Unavailable(cause) => Self::ManagerUnavailable(cause),
+            ManagerError::Unavailable(cause) | ManagerError::Unclear(cause) => Self::ManagerUnavailable(cause),
             error @ ManagerError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
             ManagerError::Busy => Self::Throttled,
         }

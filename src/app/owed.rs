@@ -276,10 +276,10 @@ impl App {
         let is_due = |debt: &Debt| debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
-            let Some(turn) = self.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { continue };
             let app = Arc::clone(self);
             let call = async move {
-                let _turn = turn;
+                // Here, so that a repository that hangs holds up this VM alone.
+                let Some(_turn) = app.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { return };
                 for (key, debt) in debts {
                     // It may have been settled meanwhile.
                     match app.debts() {

@@ -197,7 +197,7 @@ fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: 
 impl App {
     /// Opens a disk's file as the base of a comparison, for which less has to be proven than for its bytes.
     pub(super) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
-        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(false, snapshot, disk, proven))
+        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
     }
 
     /// Opens a disk's file with `open`, where as much of its content is proven as is `needed`.
