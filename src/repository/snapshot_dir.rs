@@ -154,7 +154,7 @@ impl SnapshotDir {
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
     ///
     /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
-    /// ended while it made the snapshot), see [`is_as_made`]. What has the name of a file of the snapshot, and
+    /// ended while it made the snapshot), see `is_as_made`. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
     /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
