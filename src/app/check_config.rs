@@ -250,7 +250,11 @@ impl Findings {
             }
         };
         let (found, support) = (repositories.found(), CloneSupport::default());
-        for Fault { key, found, remedy, .. } in start_faults::files_in_repositories(config, &found) {
+        let misplaced = start_faults::files_in_repositories(config, &found);
+        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
+            self.fault(fault);
+        }
+        for Fault { key, found, remedy, .. } in misplaced {
             self.doubtful(&key, found, &remedy);
         }
         if let Some(problem) = &found.problem {

@@ -220,13 +220,15 @@ impl App {
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
             let app = Arc::clone(self);
             let call = async move {
+                for (_, debt) in &debts {
+                    let (snapshot, vm, operation) =
+                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
+                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
+                }
                 // What this service froze may be frozen by another one now, for a snapshot that must not see a
                 // thaw; that one thaws it soon. But a guest is not left frozen for it.
                 let _turn = app.lock_for_debts(&vm, &debts, How::THAW).await;
                 for (key, debt) in debts {
-                    let (snapshot, vm, operation) =
-                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
-                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
                     app.call_again(key, debt).await;
                 }
             };
@@ -278,7 +280,7 @@ impl App {
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
             let app = Arc::clone(self);
             let call = async move {
-                // On the thread of this VM: a repository that does not answer holds up no other.
+                // Here, so that a repository that hangs holds up this VM alone.
                 let Some(_turn) = app.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { return };
                 for (key, debt) in debts {
                     // It may have been settled meanwhile.

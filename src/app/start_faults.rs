@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::repositories::Found;
-use crate::auth::{KeyError, ManagerError};
+use crate::auth::{self, KeyError, ManagerError};
 use crate::config::{Config, Fault};
 use crate::repository::Repository;
 use crate::store::StoreError;
@@ -83,16 +83,12 @@ pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault
         ("api.tls.key", Some(&api.key)),
         ("api.tls.ca_certificate", api.client_ca.as_ref()),
     ];
-    let files = files.into_iter().filter_map(|(key, path)| Some((key, path?)));
     let mut faults = Vec::new();
     for (key, path) in files {
+        let Some(path) = path else { continue };
         let resolved = resolved(path);
-        let repository = found.usable().find(|repository| {
-            let mount_point = repository.mount_point();
-            path.starts_with(mount_point) || resolved.starts_with(mount_point)
-        });
-        if let Some(repository) = repository {
-            let (shown, mount_point) = (path.display(), repository.mount_point().display());
+        if let Some(mount_point) = above(path, found).or_else(|| above(&resolved, found)) {
+            let (shown, mount_point) = (path.display(), mount_point.display());
             faults.push(Fault::new(
                 key,
                 format!(
@@ -103,6 +99,25 @@ pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault
         }
     }
     faults
+}
+
+/// The mount point of the repository that `path` lies below.
+fn above<'a>(path: &Path, found: &'a Found) -> Option<&'a Path> {
+    let mut mount_points = found.usable().map(|repository| repository.mount_point());
+    mount_points.find(|mount_point| path != *mount_point && path.starts_with(mount_point))
+}
+
+/// Why the service makes no key where its database lies in a repository: other servers read that.
+pub(super) fn key_in_repository(config: &Config, faults: &[Fault]) -> Option<Fault> {
+    let is_there = config.jwt.secret.is_none() && faults.iter().any(|fault| fault.key == "db_file");
+    is_there.then(|| {
+        let path = auth::key::path(&config.db_file);
+        Fault::new(
+            "jwt.secret",
+            format!("is not given, and {} would lie in a repository, which other servers can read", path.display()),
+            "name a db_file on a local file system, or give a secret: openssl rand -hex 32",
+        )
+    })
 }
 
 /// The path without links, as far as it is there.

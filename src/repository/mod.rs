@@ -28,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
+use crate::sys::volume;
 use executor::{Access, Kind, Pending};
 
 pub use changes::{Changes, CompareError};
@@ -79,9 +80,18 @@ pub enum Absent {
     /// Nothing is in it, and nothing mounted on it.
     #[error("is empty: nothing is mounted there")]
     Empty,
+    /// Something is in it, but not what was there: its file system was unmounted.
+    #[error(
+        "is not mounted: its folder lies on another file system than before; mount it, or restart the service if it \
+         was moved"
+    )]
+    Unmounted,
     /// It hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
+    /// The service does not know it (any more).
+    #[error("is not in the list of repositories any more")]
+    NotListed,
 }
 
 impl Absent {
@@ -225,8 +235,12 @@ impl Repository {
         let root = self.open(access)?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
-        if root.outer_device()? == root.metadata()?.dev() && root.is_empty()? {
+        let is_mounted_on = root.outer_device()? != root.metadata()?.dev();
+        if !is_mounted_on && root.is_empty()? {
             return Err(Absent::Empty);
+        }
+        if !self.executor.recognizes(volume::id_of(&root)?, is_mounted_on) {
+            return Err(Absent::Unmounted);
         }
         Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
     }

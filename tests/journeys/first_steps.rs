@@ -330,16 +330,26 @@ fn files_of_the_service_in_a_repository_are_noticed() {
         std::os::unix::fs::symlink(&repository, settings.certificate.with_file_name("link")).unwrap();
         settings.db_file = Some(settings.certificate.with_file_name("link/exporter.db"));
         settings.top = format!("log_file = {:?}\n", repository.join("exporter.log"));
+        settings.sections = format!("[audit]\nfile = {:?}\n", repository.join("audit.json"));
     });
     let told = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
-    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log")] {
+    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
         let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
         assert!(told.lines().any(noticed), "{told}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
     let world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
+    // A key is not made where other servers can read it.
+    let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
+    settings.secret.clear();
+    settings.db_file = Some(world.repository.join("other.db"));
+    let (status, refusal) = Exporter::refusal(&settings);
+    let expected = "other.db.jwt-secret would lie in a repository";
+    assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{refusal}");
+    let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
+    assert!(status == Some(1) && table.contains(expected), "{table}");
 }
 
 #[test]

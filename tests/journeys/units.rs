@@ -77,7 +77,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
     script.extend(read_only.iter().map(|path| bind(path, "ro")));
     script += "exec \"$@\"\n";
     let mut service = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"])
+        .args(["--mount", "--propagation", "slave", "sh", "-ec", &script, "sh"])
         .arg(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
         .arg("--config")
         .arg(folder.join("config.toml"))
