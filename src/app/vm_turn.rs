@@ -206,7 +206,9 @@ impl App {
         snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
     ) -> Result<Turn, Error> {
         let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
-        snapshots.map(|snapshot| turn.allows_removal(snapshot)).collect::<Result<(), _>>()?;
+        for snapshot in snapshots {
+            turn.allows_removal(snapshot)?;
+        }
         Ok(turn)
     }
 
