@@ -221,8 +221,8 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     let (dir, app, _, debt) = scene_with(script, "1m").await;
     let mut other = debt.clone();
     other.event.vm.name = "0004fb00000600000000000000000002".to_owned();
-    // Of another snapshot: what hooks of the same one have left is ended first.
-    other.event.snapshot_id = SnapshotId::from_u128(u128::MAX).to_string();
+    // Of another operation: what calls of the same one have left is ended first.
+    other.id = uuid::Uuid::new_v4().to_string();
     // After the first one, by its key.
     app.store.owe(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     app.call_owed_hooks().await.unwrap();
@@ -232,7 +232,7 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
 
 /// The same debt of another VM, with a disk in the repository.
 fn of_vm(debt: &Debt, vm: &str, attempts: u32) -> Debt {
-    let mut debt = Debt { attempts, ..debt.clone() };
+    let mut debt = Debt { attempts, id: uuid::Uuid::new_v4().to_string(), ..debt.clone() };
     debt.event.vm.name = vm.to_owned();
     debt.event.disks.push(EventDisk {
         name: "a.img".to_owned(),
