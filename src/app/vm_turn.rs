@@ -193,10 +193,10 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
-        snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
+        mut snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
     ) -> Result<Turn, Error> {
         let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
-        snapshots.map(|snapshot| turn.allows_removal(snapshot)).collect::<Result<(), _>>()?;
+        snapshots.try_for_each(|snapshot| turn.allows_removal(snapshot))?;
         Ok(turn)
     }
 

@@ -74,10 +74,10 @@ impl Store {
     /// Writes once more where the last write failed and nothing else is wrong: what kept it from being written may
     /// be over, and nobody else may write for long.
     pub fn retry_failed_write(&self) {
-        if matches!(self.handle.trouble(), Some(Trouble::WriteFailed(_))) {
-            if let Err(error) = self.handle.write(|_| Ok(())) {
-                tracing::warn!(%error, "the database still cannot be written to");
-            }
+        if matches!(self.handle.trouble(), Some(Trouble::WriteFailed(_)))
+            && let Err(error) = self.handle.write(|_| Ok(()))
+        {
+            tracing::warn!(%error, "the database still cannot be written to");
         }
     }
 
