@@ -27,15 +27,20 @@ pub(super) struct How {
     kind: Kind,
     /// Whether the lock says who holds it.
     is_named: bool,
+    /// Whether the caller has a thread of its own, and waits on that. The service's pool of blocking threads can be
+    /// used up by repositories that hang, and a thaw must not wait for one of those.
+    is_isolated: bool,
 }
 
 impl How {
     /// For a request.
-    pub(super) const REQUEST: Self = Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true };
+    pub(super) const REQUEST: Self =
+        Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true, is_isolated: false };
     /// For what is tried again later.
-    pub(super) const NOW: Self = Self { wait: Duration::ZERO, kind: Kind::CHANGE, is_named: true };
-    /// To let go of what may be frozen, and be it the repository.
-    pub(super) const THAW: Self = Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false };
+    pub(super) const NOW: Self = Self { wait: Duration::ZERO, ..Self::REQUEST };
+    /// To let go of what may be frozen, and be it the repository; only in [`crate::hooks::run_isolated`].
+    pub(super) const THAW: Self =
+        Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false, is_isolated: true };
     /// The same, where it is tried again later.
     pub(super) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
 }
@@ -156,8 +161,13 @@ impl App {
         let mut was_held = false;
         for id in repositories {
             loop {
-                let (of, at) = (vm.clone(), id.clone());
-                match self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await? {
+                let attempt = if how.is_isolated {
+                    self.try_lock(vm, &id, how)
+                } else {
+                    let (of, at) = (vm.clone(), id.clone());
+                    self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await?
+                };
+                match attempt {
                     Ok(Attempt::Locked(lock)) => {
                         locks.push(lock);
                         locked.push(id);
@@ -193,10 +203,12 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
-        mut snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
+        snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
     ) -> Result<Turn, Error> {
         let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
-        snapshots.try_for_each(|snapshot| turn.allows_removal(snapshot))?;
+        for snapshot in snapshots {
+            turn.allows_removal(snapshot)?;
+        }
         Ok(turn)
     }
 

@@ -40,6 +40,9 @@ pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
 pub use map::MapError;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
+/// The folders of a repository in which Oracle VM keeps disks and definitions.
+const CONTENT: [&str; 2] = ["VirtualDisks", "VirtualMachines"];
+
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
 
@@ -170,6 +173,34 @@ impl Repository {
     /// Where it is mounted with every link followed, as far as that is known.
     pub fn resolved(&self) -> &Path {
         self.resolved.get().unwrap_or(&self.mount_point)
+    }
+
+    /// The repository that it only seems to be, where its folder is one in a repository: one above it has folders of
+    /// disks or definitions, and it has none.
+    ///
+    /// # Errors
+    /// As [`Repository::run`].
+    pub fn real_folder(&self) -> io::Result<Option<PathBuf>> {
+        let is_one = |folder: &Folder| CONTENT.iter().any(|name| folder.folder(name).is_ok());
+        self.run(Kind::SHORT, move |_, root| {
+            if is_one(root) {
+                return Ok(None);
+            }
+            let above = root.resolved()?;
+            let mut above = above.ancestors().skip(1);
+            Ok(above.find(|path| Folder::open(path).is_ok_and(|folder| is_one(&folder))).map(Path::to_owned))
+        })
+    }
+
+    /// Whether its path has the name of a folder that a repository has.
+    pub fn is_named_as_content(&self) -> bool {
+        self.spellings().flat_map(Path::iter).any(|part| CONTENT.iter().any(|name| part == *name))
+    }
+
+    /// Whether its folder lies below that of `other`.
+    pub fn is_below(&self, other: &Self) -> bool {
+        let is_below = |inner: &Path| other.spellings().any(|outer| inner != outer && inner.starts_with(outer));
+        self.resolved() != other.resolved() && self.spellings().any(is_below)
     }
 
     /// The paths by which a definition may name its folder.
