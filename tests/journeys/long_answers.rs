@@ -138,7 +138,7 @@ fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() 
     touch(&file_of(&client, &target));
     assert!(!comes_to_an_end(&mut answer), "the lines came to an end");
     eventually("the log says it", || world.exporter.log().contains("the connection is cut"));
-    assert!(world.exporter.log().contains("the snapshot is lost"), "why");
+    assert!(world.exporter.log().contains("its content is being checked"), "why");
 }
 
 #[test]
