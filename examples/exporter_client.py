@@ -341,17 +341,27 @@ def snapshots(service: Service, args: argparse.Namespace) -> None:
 def purge(service: Service, args: argparse.Namespace) -> None:
     """Delete all snapshots of a virtual machine, and print which are gone: the next backup is a full one."""
     before = [one["id"] for one in service.call("GET", route(args.vm, "snapshots", chunks="false"))]
+    if not before:
+        return print("there are none")
     if not args.yes:
         for one in before:
             print(f"would delete {one}")
         raise ClientError(f"{len(before)} snapshots of {args.vm} would be deleted, and nothing is: to delete them, "
                           "say --yes", USAGE)
+    failed: Optional[Exception] = None
     try:
         service.call("DELETE", route(args.vm, "snapshots"))
-    finally:
+    except (ClientError, KeyError) as error:
+        failed = error
+    try:
         left = {one["id"] for one in service.call("GET", route(args.vm, "snapshots", chunks="false"))}
         for one in before:
             print(f"{'kept' if one in left else 'deleted'} {one}")
+    except (ClientError, KeyError) as error:
+        warn(f"exporter_client: what is left cannot be listed: {error}")
+        failed = failed or error
+    if failed:
+        raise failed
 
 
 def connect(args: argparse.Namespace) -> Service:

@@ -25,7 +25,7 @@ die() {
 }
 
 [[ $EUID -eq 0 ]] || die 'must be root, to mount loop devices'
-unshare --mount --propagation private true 2>/dev/null ||
+unshare --mount --propagation slave true 2>/dev/null ||
     die 'no mount namespace can be made here, as in a container without CAP_SYS_ADMIN: run it on a host or in a VM'
 [[ -e /dev/loop-control ]] || modprobe loop 2>/dev/null || die 'there are no loop devices here: load the module loop'
 [[ ${1:-} != --check ]] || exit 0
@@ -36,11 +36,12 @@ for tool in mkfs.xfs mkfs.ext4 e2fsck fstrim losetup unshare setpriv curl jq ope
     command -v "$tool" >/dev/null || die "$tool is missing: install xfsprogs e2fsprogs util-linux curl jq openssl python3"
 done
 
-# A mount of ours is then seen by our own processes only, and gone with the last of them.
+# A mount of ours is then seen by our own processes only, and gone with the last of them; what the host unmounts is
+# unmounted here too.
 mounts_seen_by_all=${DEMO_MOUNT_NAMESPACE:-$(readlink /proc/self/ns/mnt)}
 if [[ $mounts_seen_by_all == "$(readlink /proc/self/ns/mnt)" ]]; then
     export DEMO_MOUNT_NAMESPACE=$mounts_seen_by_all
-    exec unshare --mount --propagation private -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary"
+    exec unshare --mount --propagation slave -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary"
 fi
 
 # --- What is to be cleaned up, and how

@@ -87,7 +87,7 @@ impl App {
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
-            match repository.run(Kind::SHORT, |_, root| survey::survey(root)) {
+            match repository.run(Kind::SHORT, |access, root| survey::survey(root, &|| access.moved())) {
                 Ok((folders, odd)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));

@@ -5,7 +5,7 @@
 //! `audit_trail`.
 
 use std::fmt::Display;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
@@ -62,9 +62,16 @@ impl Actor {
         Self { user: Some(user.into()), ..self }
     }
 
-    /// The same of all requests together: who, and from where.
+    /// The same of all requests together: who, and from where. Somebody unknown with IPv6 may have all addresses of a
+    /// /64.
     pub(super) fn without_request(&self) -> Self {
-        Self { request_id: None, ..self.clone() }
+        let address = if self.is_stranger() { self.address.map(host_of) } else { self.address };
+        Self { user: self.user.clone(), address, request_id: None }
+    }
+
+    /// Whether it is not known who it is.
+    pub(super) fn is_stranger(&self) -> bool {
+        self.user.is_none()
     }
 
     pub(super) fn address(&self) -> Option<IpAddr> {
@@ -75,6 +82,14 @@ impl Actor {
     pub(super) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
         let what = what.to_string();
         Line::new(self, action, &what, &Outcome::of(outcome)).write();
+    }
+}
+
+/// What stands for the host with this address: one with IPv6 may have as many addresses as it likes below its /64.
+pub fn host_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -109,6 +124,9 @@ pub(super) struct Line<'a> {
     /// A keyed hash of the account's name, where a log-in failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<&'a str>,
+    /// Of failed log-ins to several accounts: how many accounts.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub accounts: Option<usize>,
     address: Option<IpAddr>,
     action: &'static str,
     what: &'a str,
@@ -131,6 +149,7 @@ impl<'a> Line<'a> {
             time: format!("{:.3}", jiff::Timestamp::now()),
             who: actor.user.as_deref(),
             account: None,
+            accounts: None,
             address: actor.address,
             action,
             what,
@@ -154,13 +173,14 @@ impl<'a> Line<'a> {
             }
             return;
         }
-        let Self { account, action, what, outcome, bytes, ranges, requests, .. } = self;
+        let Self { account, accounts, action, what, outcome, bytes, ranges, requests, .. } = self;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         // Quoted, so that a text of several lines is one.
         let reason = self.reason.map(tracing::field::debug);
         tracing::info!(
-            target: TARGET, action, ?user, %address, ?what, outcome, reason, account, bytes, ranges, requests, "audit"
+            target: TARGET, action, ?user, %address, ?what, outcome, reason, account, accounts, bytes, ranges, requests,
+            "audit"
         );
     }
 }

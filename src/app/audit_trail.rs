@@ -1,7 +1,10 @@
 //! What is done in thousands of requests, summed up for the audit: a line for all that one client did with one
 //! thing, when it is over or after a minute.
+//!
+//! Requests without a good token, and failed log-ins, are summed up for longer the longer they go on. Otherwise a
+//! stranger who tries passwords for days would fill the audit, and push creations and deletions out of it.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,11 +23,22 @@ const QUIET: Duration = Duration::from_secs(5);
 /// So long is what one line is about, at most.
 const LONGEST: Duration = Duration::from_secs(60);
 
+/// So long is what one line is about at most, where a stranger goes on.
+const STRANGERS_LONGEST: Duration = Duration::from_secs(3600);
+
+/// Accounts of failed log-ins that have lines of their own, for one host.
+const ACCOUNTS: usize = 8;
+
+/// Accounts that are told apart in the line of all others.
+const ACCOUNTS_COUNTED: usize = 1000;
+
 /// How often it is looked what is over.
 const ROUND: Duration = Duration::from_secs(1);
 
 /// Things that are summed up at a time, at most.
 const MOST: usize = 10_000;
+
+const LOG_IN: &str = "log-in";
 
 /// What a line is about: requests for which it would be the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -34,6 +48,8 @@ struct Subject {
     action: &'static str,
     /// Nothing, where it does not tell requests apart.
     what: Option<String>,
+    /// A keyed hash of its name, where a log-in failed.
+    account: Option<String>,
     outcome: Outcome,
 }
 
@@ -47,6 +63,20 @@ struct Sum {
     requests: u64,
     /// Of disks.
     sent: Option<Sent>,
+    /// Hashes of the accounts, where there may be several.
+    accounts: HashSet<String>,
+    /// How many lines there have been of all that a stranger did.
+    lines: u32,
+}
+
+impl Sum {
+    /// Whether it is time for a line.
+    fn is_due(&self, of_stranger: bool) -> bool {
+        let is_quiet = self.last.elapsed() >= QUIET && (!of_stranger || (self.lines == 0 && self.requests > 0));
+        // A minute, one again, two, four, ...
+        let longest = LONGEST * (1 << self.lines.saturating_sub(1).min(6));
+        is_quiet || self.since.elapsed() >= longest.min(STRANGERS_LONGEST)
+    }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -66,33 +96,33 @@ impl AuditTrail {
 
     /// Adds a request about `what`.
     fn add(&self, actor: &Actor, action: &'static str, what: String, outcome: Outcome, sent: Option<Sent>) {
-        let subject = Subject { actor: actor.without_request(), action, what: Some(what.clone()), outcome };
+        let subject =
+            Subject { actor: actor.without_request(), action, what: Some(what.clone()), account: None, outcome };
         self.add_to(subject, actor, what, sent);
     }
 
-    /// Adds a request to what there is of its subject. Where nothing was sent of a disk, the first one has a line at
-    /// once.
+    /// Adds a request to what there is of its subject.
     fn add_to(&self, subject: Subject, actor: &Actor, what: String, sent: Option<Sent>) {
+        add_to(&mut self.sums(), subject, actor, what, sent);
+    }
+
+    /// Adds a log-in to this account that failed. A host that has tried many accounts has one line for all others.
+    fn add_failed_log_in(&self, actor: &Actor, account: String, outcome: Outcome) {
         let mut sums = self.sums();
-        let is_new = !sums.contains_key(&subject);
-        if is_new && sums.len() >= MOST {
-            write_all(&mut sums, |_| true);
+        let of = actor.without_request();
+        let subject = Subject { actor: of, action: LOG_IN, what: None, account: Some(account), outcome };
+        let of_all = Subject { account: None, ..subject.clone() };
+        let is_of_host = |other: &&Subject| other.actor == subject.actor && other.account.is_some();
+        let has_own = sums.contains_key(&subject)
+            || (!sums.contains_key(&of_all) && sums.keys().filter(is_of_host).count() < ACCOUNTS);
+        if has_own {
+            add_to(&mut sums, subject, actor, String::new(), None);
+            return;
         }
-        if is_new && sent.is_none() {
-            let mut line = Line::new(actor, subject.action, &what, &subject.outcome);
-            line.requests = Some(1);
-            line.write();
-        }
-        let now = Instant::now();
-        let empty = || Sum { since: now, last: now, actor: actor.clone(), what, requests: 0, sent: None };
-        let sum = sums.entry(subject).or_insert_with(empty);
-        (sum.last, sum.actor) = (now, actor.clone());
-        if let Some(more) = sent {
-            let Sent { bytes, ranges } = sum.sent.unwrap_or_default();
-            sum.sent = Some(Sent { bytes: bytes + more.bytes, ranges: ranges + more.ranges });
-        }
-        if !is_new || sent.is_some() {
-            sum.requests += 1;
+        let account = subject.account.unwrap_or_default();
+        let sum = add_to(&mut sums, of_all, actor, String::new(), None);
+        if sum.requests > 0 && sum.accounts.len() < ACCOUNTS_COUNTED {
+            sum.accounts.insert(account);
         }
     }
 
@@ -108,27 +138,77 @@ impl AuditTrail {
 
     /// Writes what is over.
     fn write_what_is_over(&self) {
-        write_all(&mut self.sums(), |sum| sum.last.elapsed() >= QUIET || sum.since.elapsed() >= LONGEST);
+        self.sums().retain(|subject, sum| {
+            let of_stranger = subject.actor.is_stranger();
+            if !sum.is_due(of_stranger) {
+                return true;
+            }
+            // A stranger who goes on has no first line again.
+            let stays = of_stranger && sum.requests > 0;
+            write_one(subject, sum);
+            sum.accounts.clear();
+            (sum.requests, sum.since, sum.lines) = (0, Instant::now(), sum.lines + 1);
+            stays
+        });
     }
 
     /// Writes everything.
     fn write_all(&self) {
-        write_all(&mut self.sums(), |_| true);
+        write(self.sums().drain());
     }
 }
 
-fn write_all(sums: &mut HashMap<Subject, Sum>, mut which: impl FnMut(&Sum) -> bool) {
-    write(sums.extract_if(|_, sum| which(sum)));
+/// Adds a request to what there is of its subject. Where nothing was sent of a disk, the first one has a line at once.
+fn add_to<'a>(
+    sums: &'a mut HashMap<Subject, Sum>,
+    subject: Subject,
+    actor: &Actor,
+    what: String,
+    sent: Option<Sent>,
+) -> &'a mut Sum {
+    let is_new = !sums.contains_key(&subject);
+    if is_new && sums.len() >= MOST {
+        write(sums.drain());
+    }
+    if is_new && sent.is_none() {
+        let mut line = Line::new(actor, subject.action, &what, &subject.outcome);
+        (line.requests, line.account) = (Some(1), subject.account.as_deref());
+        line.write();
+    }
+    let now = Instant::now();
+    let accounts = HashSet::new();
+    let empty =
+        || Sum { since: now, last: now, actor: actor.clone(), what, requests: 0, sent: None, accounts, lines: 0 };
+    let sum = sums.entry(subject).or_insert_with(empty);
+    (sum.last, sum.actor) = (now, actor.clone());
+    if let Some(more) = sent {
+        let Sent { bytes, ranges } = sum.sent.unwrap_or_default();
+        sum.sent = Some(Sent { bytes: bytes + more.bytes, ranges: ranges + more.ranges });
+    }
+    if !is_new || sent.is_some() {
+        sum.requests += 1;
+    }
+    sum
 }
 
 fn write(sums: impl Iterator<Item = (Subject, Sum)>) {
-    for (subject, sum) in sums.filter(|(_, sum)| sum.requests > 0) {
-        let mut line = Line::new(&sum.actor, subject.action, &sum.what, &subject.outcome);
-        line.requests = Some(sum.requests);
-        line.bytes = sum.sent.map(|sent| sent.bytes);
-        line.ranges = sum.sent.map(|sent| sent.ranges);
-        line.write();
+    for (subject, sum) in sums {
+        write_one(&subject, &sum);
     }
+}
+
+/// Writes a line, where there is something to say.
+fn write_one(subject: &Subject, sum: &Sum) {
+    if sum.requests == 0 {
+        return;
+    }
+    let mut line = Line::new(&sum.actor, subject.action, &sum.what, &subject.outcome);
+    line.requests = Some(sum.requests);
+    line.account = subject.account.as_deref();
+    line.accounts = Some(sum.accounts.len()).filter(|accounts| *accounts > 0);
+    line.bytes = sum.sent.map(|sent| sent.bytes);
+    line.ranges = sum.sent.map(|sent| sent.ranges);
+    line.write();
 }
 
 impl Export {
@@ -159,7 +239,7 @@ impl App {
     pub fn audit_stranger(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
         let (actor, outcome) = (Actor::stranger(address, request_id), Outcome::of::<()>(&Err(BadToken.into())));
         // Not a line for each path: a stranger could fill the trail with them.
-        let subject = Subject { actor: actor.without_request(), action: "request", what: None, outcome };
+        let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
         self.trail.add_to(subject, &actor, path.to_owned(), None);
     }
 
@@ -176,15 +256,12 @@ impl App {
         if outcome.is_ok() {
             actor = actor.named(user);
         }
-        if let Err(Error::Throttled) = outcome {
-            self.trail.add(&actor, "log-in", String::new(), Outcome::of(outcome), None);
-            return;
+        match outcome {
+            Ok(_) => actor.did(LOG_IN, "", outcome),
+            // The manager was not asked about the account.
+            Err(Error::Throttled) => self.trail.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
+            Err(_) => self.trail.add_failed_log_in(&actor, self.tokens.account_hash(user), Outcome::of(outcome)),
         }
-        let account = outcome.is_err().then(|| self.tokens.account_hash(user));
-        let outcome = Outcome::of(outcome);
-        let mut line = Line::new(&actor, "log-in", "", &outcome);
-        line.account = account.as_deref();
-        line.write();
     }
 
     /// Adds a body of a disk that has ended.

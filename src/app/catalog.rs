@@ -20,14 +20,14 @@ use crate::repository::executor::Kind;
 pub(super) struct Inventory {
     /// Sorted by name.
     pub vms: Vec<Arc<Vm>>,
-    /// The repositories whose definitions cannot be read now.
+    /// What may hold more VMs.
     pub missing: Vec<Missing>,
 }
 
-/// A repository whose definitions cannot be read now.
+/// A repository whose definitions cannot be read now, or all of ovs-agent's that are not known.
 #[derive(Clone, Debug)]
 pub(super) struct Missing {
-    pub repository: RepositoryId,
+    pub repository: Option<RepositoryId>,
     pub reason: String,
     /// Whether its VMs are known from an earlier time.
     pub is_remembered: bool,
@@ -91,13 +91,18 @@ impl Catalog {
                     let reason = format!("the repository {id} {error}");
                     let known = self.known(id);
                     missing.push(Missing {
-                        repository: id.clone(),
+                        repository: Some(id.clone()),
                         reason: reason.clone(),
                         is_remembered: known.is_some(),
                     });
                     remembered.extend(known.map(|known| (mount_point, known.without_disks(&reason))));
                 }
             }
+        }
+        if let Some(problem) = &found.problem {
+            // Those that it named last stay, but there may be others.
+            let is_remembered = found.known.iter().any(|known| known.entry.is_some());
+            missing.push(Missing { repository: None, reason: format!("ovs-agent: {problem}"), is_remembered });
         }
         let known: HashSet<RepositoryId> = found.usable().map(|repository| repository.id().clone()).collect();
         self.all_known().retain(|id, _| known.contains(id));
@@ -136,7 +141,8 @@ impl App {
         }
         let inventory = self.catalog.passes.get(|| Arc::new(self.catalog.read(&found)));
         let nothing_is_known = inventory.vms.is_empty()
-            && inventory.missing.len() == found.usable().count()
+            && inventory.missing.iter().filter(|missing| missing.repository.is_some()).count()
+                == found.usable().count()
             && !inventory.missing.is_empty();
         if nothing_is_known {
             return Err(Unknown::Repositories(format!("no VM is known: {}", reasons(&inventory))));

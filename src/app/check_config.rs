@@ -69,8 +69,8 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
     findings.tls(&config.api, load_tls);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
-    if let Some(file) = &config.log.file {
-        findings.log_file(file);
+    for (what, file) in [("log_file", &config.log.file), ("audit.file", &config.audit.file)] {
+        file.iter().for_each(|file| findings.written_file(what, file));
     }
     findings.manager(&config).await;
     findings.repositories(&config);
@@ -195,8 +195,9 @@ impl Findings {
         }
     }
 
-    fn log_file(&mut self, path: &Path) {
-        let (what, shown) = ("log_file", path.display());
+    /// A file that the service writes.
+    fn written_file(&mut self, what: &str, path: &Path) {
+        let shown = path.display();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         // The service follows no link there.
         let usable = match fs::symlink_metadata(path) {
@@ -242,10 +243,18 @@ impl Findings {
     fn repositories(&mut self, config: &Config) {
         let repositories = match Repositories::new(&config.repositories) {
             Ok(repositories) => repositories,
-            Err(error) => return self.bad("repositories", format!("{error:#}"), "name them in repositories.paths"),
+            Err(error) => {
+                let line = format!("{error:#}");
+                let line = line.strip_prefix("repositories.paths: ").unwrap_or(&line);
+                return self.fault(Fault::from_line("repositories", line, "name them in repositories.paths"));
+            }
         };
         let (found, support) = (repositories.found(), CloneSupport::default());
-        for Fault { key, found, remedy, .. } in start_faults::files_in_repositories(config, &found) {
+        let misplaced = start_faults::files_in_repositories(config, &found);
+        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
+            self.fault(fault);
+        }
+        for Fault { key, found, remedy, .. } in misplaced {
             self.doubtful(&key, found, &remedy);
         }
         if let Some(problem) = &found.problem {
@@ -269,6 +278,10 @@ impl Findings {
 
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
+        if let Ok(Some(real)) = repository.real_folder() {
+            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+            return self.bad(what, found, &remedy);
+        }
         let mounted = match repository.mounted() {
             Ok(mounted) => mounted,
             Err(absent) => {

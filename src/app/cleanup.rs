@@ -2,7 +2,7 @@
 //!
 //! No client was told of a snapshot that was still being made, so nobody misses it.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::audit::Actor;
 use super::{App, Error};
-use crate::model::{Snapshot, SnapshotId};
+use crate::model::{Snapshot, SnapshotId, VmId};
 use crate::wire;
 
 /// Between two rounds.
@@ -68,20 +68,32 @@ impl App {
             Ok(unfinished) => unfinished,
             Err(error) => return tracing::error!(%error, "what is unfinished is not known, and stays"),
         };
-        // Side by side, so that a repository that hangs does not hold up the others.
-        let removals: Vec<_> = unfinished
-            .into_iter()
-            .filter_map(|(_, snapshot)| {
-                let turn = self.turns.try_take(&snapshot.vm)?;
-                let app = Arc::clone(&self);
-                Some(self.runtime.spawn(async move {
-                    let Ok(_turn) = app.try_lock_for_removal(turn, &snapshot).await else { return };
-                    drop(app.blocking(move |app| app.clean_up_one(snapshot.id)).await);
-                }))
-            })
+        // VM by VM side by side, so that a repository that hangs does not hold up the others.
+        let mut by_vm: BTreeMap<VmId, Vec<Snapshot>> = BTreeMap::new();
+        for (_, snapshot) in unfinished {
+            by_vm.entry(snapshot.vm.clone()).or_default().push(snapshot);
+        }
+        let removals: Vec<_> = by_vm
+            .into_values()
+            .map(|snapshots| self.runtime.spawn(Arc::clone(&self).clean_up_some(snapshots)))
             .collect();
         for removal in removals {
             drop(removal.await);
+        }
+    }
+
+    /// Removes snapshots of one VM, one after the other. Where one cannot be removed, the others are all the same:
+    /// they may lie elsewhere.
+    async fn clean_up_some(self: Arc<Self>, snapshots: Vec<Snapshot>) {
+        for snapshot in snapshots {
+            let Some(turn) = self.turns.try_take(&snapshot.vm) else { return };
+            match self.try_lock_for_removal(turn, &snapshot).await {
+                Ok(turn) => {
+                    drop(self.blocking(move |app| app.clean_up_one(snapshot.id)).await);
+                    drop(turn);
+                }
+                Err(error) => drop(self.leftovers.note(snapshot.id, error.to_string())),
+            }
         }
     }
 

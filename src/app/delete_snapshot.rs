@@ -73,10 +73,14 @@ impl App {
                 let of = vm.clone();
                 // Also what an earlier try left half gone.
                 let records = app.blocking(move |app| Ok(app.store.records_of(&of)?)).await?;
-                let _turn = app.lock_for_removal(own, &vm, records.iter().map(|(_, snapshot)| snapshot)).await?;
+                let turn = app.lock_for_removals(own, &vm, records.iter().map(|(_, snapshot)| snapshot)).await?;
                 let mut outcome = Ok(());
                 for (_, snapshot) in records {
-                    outcome = outcome.and(app.delete_one(snapshot, actor.user()).await);
+                    let deleted = match turn.allows_removal(&snapshot) {
+                        Ok(()) => app.delete_one(snapshot, actor.user()).await,
+                        Err(error) => Err(error),
+                    };
+                    outcome = outcome.and(deleted);
                 }
                 outcome
             };
@@ -185,7 +189,10 @@ impl App {
         let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
         let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = Kind::CHANGE.after(snapshot.as_u128());
-        let removal = repository.run(kind, move |_, root| Ok(SnapshotDir::new(root, snapshot).remove(&disks)));
+        let removal = repository.run(kind, move |access, root| {
+            // Each file may take its time.
+            Ok(SnapshotDir::new(root, snapshot).remove(disks.iter().inspect(|_| access.moved())))
+        });
         match removal {
             Err(error) if Absent::of(&error).is_some() => Ok(Removal::RepositoryAbsent),
             removal => removal?,

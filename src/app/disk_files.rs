@@ -17,7 +17,7 @@ use crate::repository::executor::{Access, Kind};
 use crate::repository::{
     Absent, Assigned, LocatedDisk, Misplaced, Repository, Unclonable, assign, clone_support, locate,
 };
-use crate::sys::folder::Folder;
+use crate::sys::folder::{Folder, Odd};
 
 /// A disk's file, as it was found.
 #[derive(Clone, Debug)]
@@ -190,7 +190,9 @@ impl DiskFiles {
     /// Why the disk cannot be cloned.
     pub(super) fn unclonable(&self, disk: &DiskFacts) -> Option<NoFacts> {
         match &self.looked.get(&disk.source.repository)?.support {
-            Err(unresponsive @ Unclonable::Unresponsive(_)) => Some(NoFacts::Unavailable(unresponsive.to_string())),
+            Err(reason @ (Unclonable::Unresponsive(_) | Unclonable::TrialFailed(_))) => {
+                Some(NoFacts::Unavailable(reason.to_string()))
+            }
             // A snapshot will fail for what it is.
             Ok(()) | Err(Unclonable::NotNow(_)) => disk.unfit.clone().map(NoFacts::Unfit),
             Err(reason) => Some(NoFacts::Unfit(reason.to_string())),
@@ -223,7 +225,7 @@ fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) ->
 
 fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
     let disk = locate::open(root, assigned).map_err(|misplaced| match misplaced {
-        Misplaced::Unreadable(error) if is_the_file_systems_fault(&error) => NoFacts::Unavailable(error.to_string()),
+        Misplaced::Unreadable(error) if !is_about_the_file(&error) => NoFacts::Unavailable(error.to_string()),
         misplaced => NoFacts::Unfit(misplaced.to_string()),
     })?;
     let failed = |error: io::Error| NoFacts::Unavailable(error.to_string());
@@ -238,13 +240,12 @@ fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), 
     Ok((DiskFacts { source, size, volume, unfit, number, names: file.nlink() }, disk))
 }
 
-/// Whether an error says nothing about the file that was asked for.
-fn is_the_file_systems_fault(error: &io::Error) -> bool {
+/// Whether an error tells what the file that was asked for is. Any other says that it is not known now.
+fn is_about_the_file(error: &io::Error) -> bool {
     use nix::errno::Errno;
-    matches!(
-        error.raw_os_error().map(Errno::from_raw),
-        Some(Errno::EIO | Errno::ESHUTDOWN | Errno::ENOTCONN | Errno::EUCLEAN | Errno::ETIMEDOUT | Errno::ESTALE)
-    )
+    let told = error.raw_os_error().map(Errno::from_raw);
+    Odd::of(error).is_some()
+        || matches!(told, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES | Errno::ENAMETOOLONG))
 }
 
 /// Whose the files of a repository are that have a VM's or a snapshot's name among others; `named` are those of VMs.

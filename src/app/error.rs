@@ -57,6 +57,12 @@ pub enum Error {
         /// Name of the disk.
         disk: String,
     },
+    /// The file of a snapshot was touched, and it is being found out whether its content is as it was recorded.
+    #[error("disk {disk}: the snapshot's file was touched, and its content is being checked; try again later")]
+    BeingChecked {
+        /// Name of the disk.
+        disk: String,
+    },
     /// The repository of a snapshot's files is not there at the moment.
     #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
     RepositoryAway {
@@ -214,6 +220,7 @@ impl Error {
             | Self::VmBusy { .. }
             | Self::Unavailable(_)
             | Self::Unsettled { .. }
+            | Self::BeingChecked { .. }
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
@@ -242,7 +249,7 @@ impl From<ManagerError> for Error {
     fn from(error: ManagerError) -> Self {
         match error {
             ManagerError::Refused => Self::BadCredentials,
-            ManagerError::Unavailable(cause) => Self::ManagerUnavailable(cause),
+            ManagerError::Unavailable(cause) | ManagerError::Unclear(cause) => Self::ManagerUnavailable(cause),
             error @ ManagerError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
             ManagerError::Busy => Self::Throttled,
         }

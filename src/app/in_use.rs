@@ -23,6 +23,10 @@ struct Use {
 }
 
 impl Use {
+    fn is_nothing(&self) -> bool {
+        self.holders == 0 && self.ended.is_none() && !self.is_swept
+    }
+
     fn counts(&self) -> bool {
         self.holders > 0 || self.ended.is_some_and(|at| at.elapsed() < RECENT)
     }
@@ -35,6 +39,13 @@ pub struct InUse {
     uses: Uses,
     id: SnapshotId,
     is_work: bool,
+}
+
+impl InUse {
+    /// There is no such snapshot: nothing is kept of the use when this is dropped.
+    pub(super) fn names_nothing(&mut self) {
+        self.is_work = false;
+    }
 }
 
 /// The sweeper's right to delete a snapshot, until this is dropped: nobody begins to work on it meanwhile.
@@ -69,11 +80,10 @@ impl Uses {
     /// Keeps everybody from beginning to work on the snapshot; nothing where it is in use.
     pub(super) fn sweep(&self, id: SnapshotId) -> Option<Swept> {
         let mut uses = self.lock();
-        let entry = uses.entry(id).or_default();
-        if entry.is_swept || entry.counts() {
+        if uses.get(&id).is_some_and(|entry| entry.is_swept || entry.counts()) {
             return None;
         }
-        entry.is_swept = true;
+        uses.entry(id).or_default().is_swept = true;
         Some(Swept { uses: self.clone(), id })
     }
 
@@ -87,6 +97,17 @@ impl Uses {
         self.lock().retain(|_, entry| entry.is_swept || entry.counts());
     }
 
+    /// Changes an entry, and removes it where nothing is left to remember.
+    fn change(&self, id: SnapshotId, change: impl FnOnce(&mut Use)) {
+        let mut uses = self.lock();
+        if let Some(entry) = uses.get_mut(&id) {
+            change(entry);
+            if entry.is_nothing() {
+                uses.remove(&id);
+            }
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Use>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -94,20 +115,18 @@ impl Uses {
 
 impl Drop for InUse {
     fn drop(&mut self) {
-        if let Some(entry) = self.uses.lock().get_mut(&self.id) {
+        self.uses.change(self.id, |entry| {
             entry.holders = entry.holders.saturating_sub(1);
             if self.is_work {
                 entry.ended = Some(Instant::now());
             }
-        }
+        });
     }
 }
 
 impl Drop for Swept {
     fn drop(&mut self) {
-        if let Some(entry) = self.uses.lock().get_mut(&self.id) {
-            entry.is_swept = false;
-        }
+        self.uses.change(self.id, |entry| entry.is_swept = false);
     }
 }
 
@@ -131,6 +150,20 @@ mod tests {
         assert!(uses.counts(id) && uses.sweep(id).is_none(), "a client works on what it has");
         uses.lock().get_mut(&id).unwrap().ended = Instant::now().checked_sub(RECENT);
         assert!(!uses.counts(id));
+    }
+
+    #[test]
+    fn what_names_no_snapshot_leaves_nothing_behind() {
+        let uses = Uses::default();
+        for id in (0..1000).map(SnapshotId::from_u128) {
+            let (mut held, other) = (uses.hold(id).unwrap(), uses.hold_briefly(id));
+            held.names_nothing();
+            drop(held);
+            assert!(uses.counts(id));
+            drop(other);
+            drop(uses.sweep(id));
+        }
+        assert!(uses.lock().is_empty());
     }
 
     #[test]

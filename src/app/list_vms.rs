@@ -120,17 +120,18 @@ impl App {
     }
 }
 
-/// An entry for the VMs of a repository that cannot be read, and never was: a list without them would look whole.
+/// An entry for VMs that are not known, as their repository cannot be read and never was, or ovs-agent's list of
+/// repositories: a list without them would look whole.
 fn placeholder(missing: &Missing) -> wire::Vm {
     wire::Vm {
         friendly_name: String::new(),
-        name: missing.repository.to_string(),
+        name: missing.repository.as_ref().map_or("ovs-agent", RepositoryId::as_str).to_owned(),
         uuid: String::new(),
         snapshot_compatible: false,
         snapshots: Vec::new(),
         status: wire::Status::Error,
         reason: Some(format!("{}; its VMs are not known", missing.reason)),
-        unavailable_repository: Some(missing.repository.to_string()),
+        unavailable_repository: missing.repository.as_ref().map(ToString::to_string),
         disks: Vec::new(),
     }
 }

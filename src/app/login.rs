@@ -15,18 +15,20 @@ use crate::inventory::ovs_agent;
 const PROOF: Duration = Duration::from_secs(5);
 
 impl App {
-    /// A token for the user, who was seen at `address`, if the manager takes the credentials as good.
+    /// A token for the user, who was seen at `address`, if the manager takes the credentials as good. The guard that
+    /// `on_turn` makes is held while the manager is asked.
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn login(
+    pub async fn login<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
         address: Option<IpAddr>,
         request_id: Option<Arc<str>>,
+        on_turn: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let user = credentials.username.clone();
-        let outcome = self.token_for(credentials).await;
+        let outcome = self.token_for(credentials, on_turn).await;
         self.audit_log_in(&user, address, request_id, &outcome);
         outcome
     }
@@ -56,10 +58,16 @@ impl App {
         }
     }
 
-    async fn token_for(self: &Arc<Self>, credentials: Credentials) -> Result<String, Error> {
+    async fn token_for<G: Send>(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        on_turn: impl FnOnce() -> G + Send,
+    ) -> Result<String, Error> {
+        let turn = self.manager.turn().await?;
+        let _asking = on_turn();
         let address = self.blocking(|app| app.manager_address.now().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
-        match self.manager.verify(&address, &credentials).await {
+        match self.manager.verify(&turn, &address, &credentials).await {
             Ok(()) => {
                 let token = self.tokens.issue(user, SystemTime::now());
                 let token = token.map_err(|error| Error::Internal(error.to_string()))?;

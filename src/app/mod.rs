@@ -143,8 +143,12 @@ impl App {
     /// What keeps it from starting, in words for an operator.
     pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
         let repositories = Repositories::new(&config.repositories)?;
-        for fault in start_faults::files_in_repositories(config, &repositories.found()) {
+        let misplaced = start_faults::files_in_repositories(config, &repositories.found());
+        for fault in &misplaced {
             tracing::warn!(key = fault.key, remedy = fault.remedy, "{}", fault.found);
+        }
+        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
+            return Err(fault.into());
         }
         let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
         // Behind the database: who has that is alone in making a key.
@@ -260,9 +264,14 @@ impl App {
     /// looked at.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where it is being swept.
+    /// [`Error::NotFound`] where it is being swept; [`Error::Store`].
     fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
-        self.uses.hold(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))
+        let held = self.uses.hold(id);
+        let mut held = held.ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
+        if self.store.snapshot(id)?.is_none() {
+            held.names_nothing();
+        }
+        Ok(held)
     }
 
     /// The complete snapshot `id` of the VM that `called` names.

@@ -214,19 +214,21 @@ impl App {
     /// # Errors
     /// Where the database does not answer.
     pub(super) async fn call_owed_hooks(self: &Arc<Self>) -> Result<(), Error> {
-        let debts = self.blocking(|app| app.debts()).await?;
+        let debts = self.debts_now().await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
             let app = Arc::clone(self);
             let call = async move {
+                for (_, debt) in &debts {
+                    let (snapshot, vm, operation) =
+                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
+                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
+                }
                 // What this service froze may be frozen by another one now, for a snapshot that must not see a
                 // thaw; that one thaws it soon. But a guest is not left frozen for it.
                 let _turn = app.lock_for_debts(&vm, &debts, How::THAW).await;
                 for (key, debt) in debts {
-                    let (snapshot, vm, operation) =
-                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
-                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
                     app.call_again(key, debt).await;
                 }
             };
@@ -276,10 +278,10 @@ impl App {
         let is_due = |debt: &Debt| debt.attempts > 0 && (debt.attempts <= OFTEN || round.is_multiple_of(SELDOM));
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
-            let Some(turn) = self.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { continue };
             let app = Arc::clone(self);
             let call = async move {
-                let _turn = turn;
+                // Here, so that a repository that hangs holds up this VM alone.
+                let Some(_turn) = app.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { return };
                 for (key, debt) in debts {
                     // It may have been settled meanwhile.
                     match app.debts() {
@@ -307,11 +309,21 @@ impl App {
                 tracing::error!("post hooks were not over in time; the next start calls them");
             }
         }
-        let owed = self.blocking(|app| {
+        let owed = tokio::time::timeout(LAST_LOOK, self.debts_now()).await;
+        let owed = owed.unwrap_or_else(|_| Err(Error::Internal("the database does not say what is owed".to_owned())));
+        Ok(owed?.readable.len())
+    }
+
+    /// What is owed, with all that was not written down yet written: on a thread of its own, since the pool of
+    /// blocking threads may be used up.
+    async fn debts_now(self: &Arc<Self>) -> Result<Debts, Error> {
+        let app = Arc::clone(self);
+        let look = async move {
             app.write_unwritten();
-            Ok(app.debts()?.readable.len())
-        });
-        let owed = tokio::time::timeout(LAST_LOOK, owed).await;
-        owed.unwrap_or_else(|_| Err(Error::Internal("the database does not say what is owed".to_owned())))
+            app.debts()
+        };
+        let found =
+            run_isolated(look).map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
+        found.await.unwrap_or_else(|_| Err(Error::Internal("what is owed: its thread panicked".to_owned())))
     }
 }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::in_use::InUse;
-use super::{App, Error, on_own_thread};
+use super::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::Kind;
@@ -38,12 +38,11 @@ impl App {
         id: SnapshotId,
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
-        let here = on_own_thread();
         self.blocking_own(move |app| {
             let held = Arc::new(app.hold(id)?);
             let snapshot = app.snapshot_of(&called, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let opened = app.open_on(here, &snapshot, disk);
+            let opened = app.open(&snapshot, disk);
             let file = Arc::new(opened.map_err(|error| lost(disk, error))?);
             let version = version(id, disk);
             let disk = disk.clone();
@@ -52,34 +51,26 @@ impl App {
         .await
     }
 
-    /// Opens a disk's file and checks that it is the one that was taken.
+    /// Opens a disk's file and checks that it is the one that was taken. A thread of the repository does it, so that
+    /// nobody waits for a file system that hangs.
     pub(super) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
-        self.open_on(false, snapshot, disk)
-    }
-
-    /// The same, on the caller's own thread where it is a connection's: `here`.
-    fn open_on(&self, here: bool, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
-        let open = |proven| self.open_file(here, snapshot, disk, proven);
+        let open = |proven| self.open_file(snapshot, disk, proven);
         self.proven(snapshot, disk, Proof::Whole, open).map(|(file, _)| file)
     }
 
     /// The same for a file that is as it was recorded, or has the change time `proven`.
     pub(super) fn open_file(
         &self,
-        here: bool,
         snapshot: &Snapshot,
         disk: &SnapshotDisk,
         proven: Option<i128>,
     ) -> Result<DiskFile, OpenError> {
         let repository = self.repository_of(disk)?;
-        let opened = if here {
-            repository.executor().lend(|access| DiskFile::open(access, &repository, (snapshot.id, disk), proven))
-        } else {
-            let (repository, id, disk) = (repository.clone(), snapshot.id, disk.clone());
-            let executor = repository.executor().clone();
-            executor.run(Kind::SHORT, move |access| DiskFile::open(access, &repository, (id, &disk), proven))
-        };
-        let opened = opened.unwrap_or_else(|unresponsive| Err(unresponsive.into()));
+        let (asked, id, wanted) = (repository.clone(), snapshot.id, disk.clone());
+        let opened = repository
+            .executor()
+            .run(Kind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
+            .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
         opened.map_err(|error| self.of_whole(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
@@ -126,10 +117,9 @@ pub(super) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
         MapError::Io(error) | MapError::File(OpenError::Io(error)) => {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
+        MapError::File(OpenError::Touched { .. }) => Some(Error::BeingChecked { disk: disk.to_string() }),
         MapError::Nonsense(_)
-        | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Touched { .. }) => {
-            None
-        }
+        | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Unproven) => None,
     }
 }
 

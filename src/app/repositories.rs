@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::remembered::Remembered;
-use crate::config;
+use super::start_faults::below_a_repository;
+use crate::config::{self, Fault};
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
 use crate::repository::{Absent, Mounted, Repository};
@@ -96,6 +97,7 @@ impl Repositories {
         {
             anyhow::bail!("repositories.ovs_agent_db: {problem}; or name repositories in repositories.paths");
         }
+        refuse_inner(&repositories.named, &found)?;
         for known in &found.known {
             match &known.repository {
                 Ok(repository) => tracing::info!(repository = %repository.mount_point().display(), "repository"),
@@ -147,6 +149,7 @@ fn merge(named: &[Repository], entries: Vec<RepositoryEntry>) -> Found {
         }
     }
     refuse_doubles(&mut known);
+    refuse_nested(&mut known);
     known.sort_by(|a, b| a.name.cmp(&b.name));
     Found { known, problem: None }
 }
@@ -161,6 +164,51 @@ fn refuse_doubles(known: &mut [Known]) {
             Entry::Occupied(first) => known.repository = Err(format!("is the same folder as {}", first.get())),
         }
     }
+}
+
+/// What lies below another repository is that one's: its VMs and disks would be listed by both.
+fn refuse_nested(known: &mut [Known]) {
+    let all: Vec<Repository> = known.iter().filter_map(|known| known.repository.as_ref().ok()).cloned().collect();
+    for known in known {
+        let Ok(repository) = &known.repository else { continue };
+        if let Some(outer) = all.iter().find(|outer| repository.is_below(outer)) {
+            known.repository = Err(format!("lies below the repository {}", outer.mount_point().display()));
+        }
+    }
+}
+
+/// The config must not name a folder in a repository, nor one that holds repositories.
+///
+/// # Errors
+/// In words for an operator.
+fn refuse_inner(named: &[Repository], found: &Found) -> anyhow::Result<()> {
+    for one in named {
+        // What is refused already is none of `usable`.
+        let others = found.known.iter().filter(|known| known.name != one.id().as_str());
+        for other in others {
+            let mount_point = other.entry.as_ref().and_then(|entry| entry.mount_point.clone());
+            let other = match (named.iter().find(|named| named.id().as_str() == other.name), mount_point) {
+                (Some(named), _) => named.clone(),
+                (None, Some(mount_point)) => Repository::new(one.id().clone(), mount_point),
+                (None, None) => continue,
+            };
+            for (inner, outer) in [(one, &other), (&other, one)] {
+                if inner.is_below(outer) {
+                    let (inner, outer) = (inner.mount_point().display(), outer.mount_point().display());
+                    let found = format!("{inner} lies below {outer}");
+                    let remedy = "a repository is in no other; remove the one that is none";
+                    return Err(Fault::new("repositories.paths", found, remedy).into());
+                }
+            }
+        }
+        // Looked at only where the name is a reason to: where the repository hangs, that takes its time.
+        if one.is_named_as_content()
+            && let Ok(Some(real)) = one.real_folder()
+        {
+            return Err(below_a_repository(one, &real).into());
+        }
+    }
+    Ok(())
 }
 
 fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
@@ -214,6 +262,43 @@ mod tests {
         let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
         assert_eq!(usable, ["b", "c"]);
         assert_eq!(found.known[0].repository.as_ref().unwrap_err(), "is the same folder as b");
+    }
+
+    #[test]
+    fn what_lies_below_another_repository_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["a/VirtualDisks", "ab", "b/inner"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::os::unix::fs::symlink(at("a/VirtualDisks"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("a"), at("other-a")).unwrap();
+        let refused = |paths: &[&str]| {
+            let paths = paths.iter().map(|path| (path.replace('/', "-"), at(path))).collect();
+            let config = config::Repositories { paths, agent_db: None };
+            Repositories::new(&config).err().map(|error| error.to_string())
+        };
+        for good in [&["a", "ab", "b"] as &[&str], &["a", "other-a"], &["missing", "b/inner"]] {
+            assert_eq!(refused(good), None, "{good:?}");
+        }
+        for (bad, expected) in [
+            (&["a", "a/VirtualDisks"] as &[&str], "lies below"),
+            (&["link", "a"], "lies below"),
+            (&["a/missing", "a"], "lies below"),
+            (&["a/VirtualDisks"], "is a folder in the repository"),
+            (&["link"], "is a folder in the repository"),
+        ] {
+            let told = refused(bad).unwrap_or_else(|| panic!("{bad:?} is good"));
+            assert!(told.starts_with("repositories.paths: ") && told.contains(expected), "{bad:?}: {told}");
+        }
+        // The same for what ovs-agent says, also later.
+        let inner = at("b/inner");
+        let found = merge(&[], vec![entry("b", at("b").to_str()), entry("inner", inner.to_str())]);
+        let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
+        assert_eq!(usable, ["b"]);
+        let named = [Repository::new("b".parse().unwrap(), at("b"))];
+        let found = merge(&named, vec![entry("inner", inner.to_str())]);
+        assert!(refuse_inner(&named, &found).unwrap_err().to_string().contains("lies below"));
     }
 
     #[test]

@@ -4,8 +4,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use super::repositories::Found;
-use crate::auth::{KeyError, ManagerError};
+use crate::auth::{self, KeyError, ManagerError};
 use crate::config::{Config, Fault};
+use crate::repository::Repository;
 use crate::store::StoreError;
 
 /// Why the database cannot be used.
@@ -63,27 +64,31 @@ pub(super) fn manager(error: &ManagerError) -> Fault {
     }
 }
 
+/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
+pub(super) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
+    let (shown, real) = (repository.mount_point().display(), real.display());
+    let found = format!("{shown} is a folder in the repository {real}, and no repository");
+    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
+}
+
 /// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.
 pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault> {
     let api = &config.api;
     let files = [
         ("db_file", Some(&config.db_file)),
         ("log_file", config.log.file.as_ref()),
+        ("audit.file", config.audit.file.as_ref()),
         ("hooks.directory", config.hooks.directory.as_ref()),
         ("api.tls.certificate", Some(&api.certificate)),
         ("api.tls.key", Some(&api.key)),
         ("api.tls.ca_certificate", api.client_ca.as_ref()),
     ];
-    let files = files.into_iter().filter_map(|(key, path)| Some((key, path?)));
     let mut faults = Vec::new();
     for (key, path) in files {
+        let Some(path) = path else { continue };
         let resolved = resolved(path);
-        let repository = found.usable().find(|repository| {
-            let mount_point = repository.mount_point();
-            path.starts_with(mount_point) || resolved.starts_with(mount_point)
-        });
-        if let Some(repository) = repository {
-            let (shown, mount_point) = (path.display(), repository.mount_point().display());
+        if let Some(mount_point) = above(path, found).or_else(|| above(&resolved, found)) {
+            let (shown, mount_point) = (path.display(), mount_point.display());
             faults.push(Fault::new(
                 key,
                 format!(
@@ -94,6 +99,25 @@ pub(super) fn files_in_repositories(config: &Config, found: &Found) -> Vec<Fault
         }
     }
     faults
+}
+
+/// The mount point of the repository that `path` lies below.
+fn above<'a>(path: &Path, found: &'a Found) -> Option<&'a Path> {
+    let mut mount_points = found.usable().map(|repository| repository.mount_point());
+    mount_points.find(|mount_point| path != *mount_point && path.starts_with(mount_point))
+}
+
+/// Why the service makes no key where its database lies in a repository: other servers read that.
+pub(super) fn key_in_repository(config: &Config, faults: &[Fault]) -> Option<Fault> {
+    let is_there = config.jwt.secret.is_none() && faults.iter().any(|fault| fault.key == "db_file");
+    is_there.then(|| {
+        let path = auth::key::path(&config.db_file);
+        Fault::new(
+            "jwt.secret",
+            format!("is not given, and {} would lie in a repository, which other servers can read", path.display()),
+            "name a db_file on a local file system, or give a secret: openssl rand -hex 32",
+        )
+    })
 }
 
 /// The path without links, as far as it is there.

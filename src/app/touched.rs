@@ -4,29 +4,35 @@
 //! What is proven is written down, so that it holds after a restart: later it may not be provable any more, when
 //! the VM's own disk shares fewer blocks.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::App;
-use crate::model::{DiskName, Snapshot, SnapshotDisk, SnapshotId};
+use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId};
 use crate::repository::changes::IsWanted;
+use crate::repository::checksum::{self, Algorithm, Digest, SumError};
 use crate::repository::executor::Kind;
-use crate::repository::seal::{self, Proof};
-use crate::repository::{Absent, DiskFile, OpenError, Repository, checksum};
+use crate::repository::seal::{self, Proof, Witness};
+use crate::repository::{Absent, DiskFile, OpenError, Repository};
+use crate::store::Store;
 
 /// How long what was not proven is believed: it is looked at again, as it costs the reading of several maps.
 const MEMORY: Duration = Duration::from_secs(60);
 
-/// How long a request waits for another one that makes a checksum.
+/// How long a request waits for another one that reads the maps of the same file.
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Other snapshots that are asked for the blocks of one, the nearest first.
 const WITNESSES: usize = 32;
 
 /// What was found out about files of late.
-#[derive(Default)]
-pub(super) struct Touched(Mutex<HashMap<(SnapshotId, DiskName), Place>>);
+#[derive(Clone, Default)]
+pub(super) struct Touched {
+    places: Arc<Mutex<HashMap<(SnapshotId, DiskName), Place>>>,
+    /// Checksums that are to be made. A repository that has an entry has a thread that makes them.
+    checks: Arc<Mutex<HashMap<RepositoryId, VecDeque<Check>>>>,
+}
 
 /// What is known of one file, held by whoever finds it out.
 type Place = Arc<Mutex<Option<Known>>>;
@@ -37,22 +43,127 @@ struct Known {
     changed_ns: i128,
     proof: Proof,
     at: Instant,
+    sum: Sum,
+}
+
+/// What the checksum of a touched file says.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sum {
+    /// It was not made: none is recorded, or it was not needed.
+    NotMade,
+    /// It is being made.
+    Checking,
+    /// It was made. What it says holds as long as the file has this change time.
+    Made,
+}
+
+impl Known {
+    /// Whether it has to be found out again.
+    fn is_old(&self) -> bool {
+        self.sum == Sum::NotMade && self.at.elapsed() >= MEMORY
+    }
+}
+
+/// A checksum that is to be made of a touched file.
+struct Check {
+    repository: Repository,
+    snapshot: SnapshotId,
+    disk: SnapshotDisk,
+    changed_ns: i128,
+    algorithm: Algorithm,
+    recorded: Digest,
+    store: Store,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Touched {
     /// The place of what is known of a disk. Whoever finds it out holds it, and the others wait.
     fn place(&self, id: SnapshotId, disk: &DiskName) -> Place {
-        let mut places = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut places = lock(&self.places);
         // What nobody looks at any more, and what is old.
         places.retain(|_, place| {
-            let is_old = place.try_lock().is_ok_and(|known| known.is_none_or(|known| known.at.elapsed() > MEMORY));
+            let is_old = place.try_lock().is_ok_and(|known| known.is_none_or(|known| known.is_old()));
             Arc::strong_count(place) > 1 || !is_old
         });
         Arc::clone(places.entry((id, disk.clone())).or_default())
     }
+
+    /// Has the checksum of a file made in the background, one after the other for each repository.
+    fn check_later(&self, check: Check) -> std::io::Result<()> {
+        let id = check.repository.id().clone();
+        let mut checks = lock(&self.checks);
+        if let Some(waiting) = checks.get_mut(&id) {
+            waiting.push_back(check);
+            return Ok(());
+        }
+        let (touched, of) = (self.clone(), id.clone());
+        std::thread::Builder::new().name("touched".to_owned()).spawn(move || touched.make_checks(&of))?;
+        checks.insert(id, VecDeque::from([check]));
+        Ok(())
+    }
+
+    fn make_checks(&self, id: &RepositoryId) {
+        loop {
+            let next = {
+                let mut checks = lock(&self.checks);
+                let next = checks.get_mut(id).and_then(VecDeque::pop_front);
+                if next.is_none() {
+                    checks.remove(id);
+                }
+                next
+            };
+            let Some(check) = next else { return };
+            let place = self.place(check.snapshot, &check.disk.name);
+            let agrees = check.agrees();
+            let mut known = lock(&place);
+            // It may have been touched once more meanwhile.
+            let Some(of) = known.as_mut().filter(|known| known.changed_ns == check.changed_ns) else { continue };
+            let (snapshot, disk) = (check.snapshot, &check.disk.name);
+            match agrees {
+                Ok(agrees) => {
+                    of.sum = Sum::Made;
+                    if agrees {
+                        of.proof = Proof::Whole;
+                        say(snapshot, disk, Proof::Whole, "its checksum is as it was recorded");
+                        write_down(&check.store, snapshot, disk, check.changed_ns);
+                    } else {
+                        // Its own bytes are not the recorded ones, whatever other files share its blocks.
+                        of.proof = if of.proof == Proof::None { Proof::None } else { Proof::Map };
+                        tracing::warn!(%snapshot, %disk, "its file was touched, and its checksum is another one");
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%snapshot, %disk, %error, "the checksum of a touched file cannot be made");
+                    *known = None;
+                }
+            }
+        }
+    }
 }
 
-/// Waits until nobody else finds out about a file. A checksum may take longer than is waited for.
+impl Check {
+    /// Whether the file has the checksum that is recorded of it.
+    fn agrees(&self) -> Result<bool, SumError> {
+        let Self { snapshot, changed_ns, .. } = *self;
+        tracing::info!(%snapshot, disk = %self.disk.name, "its file was touched: its checksum is made again");
+        let (repository, disk) = (self.repository.clone(), self.disk.clone());
+        let opened = self
+            .repository
+            .executor()
+            .run(Kind::SHORT, move |access| DiskFile::open(access, &repository, (snapshot, &disk), Some(changed_ns)));
+        let file = Arc::new(opened.map_err(OpenError::from)??);
+        let store = self.store.clone();
+        // Nobody needs it when the snapshot is deleted.
+        let is_wanted: IsWanted = Arc::new(move || store.snapshot(snapshot).is_ok_and(|found| found.is_some()));
+        let range = 0..file.size();
+        Ok(checksum::sum(file, range, self.algorithm, &is_wanted)? == self.recorded)
+    }
+}
+
+/// Waits until nobody else reads the maps of a file.
 fn wait_for(place: &Mutex<Option<Known>>) -> Option<MutexGuard<'_, Option<Known>>> {
     let end = Instant::now() + WAIT;
     loop {
@@ -65,13 +176,34 @@ fn wait_for(place: &Mutex<Option<Known>>) -> Option<MutexGuard<'_, Option<Known>
     }
 }
 
+fn say(snapshot: SnapshotId, disk: &DiskName, proof: Proof, how: &str) {
+    match proof {
+        Proof::Whole => tracing::info!(%snapshot, %disk, how, "its file was touched, and is believed again"),
+        Proof::Map => tracing::info!(
+            %snapshot, %disk,
+            "its file was touched, and is believed again as a base: its map of extents is as it was recorded, but \
+             no other file is known to share all of its blocks, so its own bytes are not served"
+        ),
+        Proof::None => tracing::warn!(%snapshot, %disk, "its file was touched, and is not believed"),
+    }
+}
+
+fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: i128) {
+    if let Err(error) = store.prove(snapshot, disk, changed_ns) {
+        tracing::warn!(%snapshot, %disk, %error, "that its content is proven cannot be written down");
+    }
+}
+
 impl App {
     /// Opens a disk's file as the base of a comparison, for which less has to be proven than for its bytes.
     pub(super) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
-        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(false, snapshot, disk, proven))
+        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
     }
 
     /// Opens a disk's file with `open`, where as much of its content is proven as is `needed`.
+    ///
+    /// # Errors
+    /// [`OpenError::Touched`] where that is being found out.
     pub(super) fn proven(
         &self,
         snapshot: &Snapshot,
@@ -83,50 +215,62 @@ impl App {
             Err(OpenError::Touched { changed_ns }) => changed_ns,
             opened => return opened.map(|file| (file, Proof::Whole)),
         };
-        match (self.proof_of(snapshot, disk, changed_ns)?, needed) {
+        match (self.proof_of(snapshot, disk, changed_ns, needed)?, needed) {
             (Proof::None, _) => Err(OpenError::Replaced),
-            (Proof::Map, Proof::Whole) => Err(OpenError::Touched { changed_ns }),
+            (Proof::Map, Proof::Whole) => Err(OpenError::Unproven),
             (proof, _) => open(Some(changed_ns)).map(|file| (file, proof)),
         }
     }
 
-    /// How far the content of a disk's file is proven that was touched.
-    fn proof_of(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> Result<Proof, OpenError> {
+    /// How far the content of a disk's file is proven that was touched. Where its maps prove less than is
+    /// `needed`, and a checksum is recorded, that is made in the background: it reads the whole disk.
+    fn proof_of(
+        &self,
+        snapshot: &Snapshot,
+        disk: &SnapshotDisk,
+        changed_ns: i128,
+        needed: Proof,
+    ) -> Result<Proof, OpenError> {
         if self.is_written_down(snapshot, disk, changed_ns) {
             return Ok(Proof::Whole);
         }
         let place = self.touched.place(snapshot.id, &disk.name);
-        let mut known = wait_for(&place).ok_or_else(|| {
-            OpenError::RepositoryAway("has a file that was touched, which is being checked; ask again later".to_owned())
-        })?;
-        if let Some(known) = known.filter(|known| known.changed_ns == changed_ns && known.at.elapsed() < MEMORY) {
-            return Ok(known.proof);
-        }
-        let (mut proof, seen) = self.examine(snapshot, disk)?;
-        if seen != changed_ns {
-            return Err(OpenError::Touched { changed_ns: seen });
-        }
-        let mut how = "its map of extents is as it was recorded, and other files share its blocks";
-        if proof != Proof::Whole && self.has_recorded_checksum(snapshot, disk, changed_ns) {
-            (proof, how) = (Proof::Whole, "its checksum is as it was recorded");
-        }
-        let (id, name) = (snapshot.id, &disk.name);
-        match proof {
-            Proof::Whole => {
-                tracing::info!(snapshot = %id, disk = %name, how, "its file was touched, and is believed again");
-                if let Err(error) = self.store.prove(id, name, changed_ns) {
-                    tracing::warn!(snapshot = %id, disk = %name, %error, "that cannot be written down");
+        let mut place = wait_for(&place).ok_or(OpenError::Touched { changed_ns })?;
+        let known = match place.filter(|known| known.changed_ns == changed_ns && !known.is_old()) {
+            Some(known) => known,
+            None => {
+                let (proof, seen) = self.examine(snapshot, disk)?;
+                if seen != changed_ns {
+                    return Err(OpenError::Touched { changed_ns: seen });
                 }
+                say(
+                    snapshot.id,
+                    &disk.name,
+                    proof,
+                    "its map of extents is as it was recorded, and other files share its blocks",
+                );
+                if proof == Proof::Whole {
+                    write_down(&self.store, snapshot.id, &disk.name, changed_ns);
+                }
+                *place.insert(Known { changed_ns, proof, at: Instant::now(), sum: Sum::NotMade })
             }
-            Proof::Map => tracing::info!(
-                snapshot = %id, disk = %name,
-                "its file was touched, and is believed again as a base: its map of extents is as it was recorded, but \
-                 no other file shares all of its blocks, so its own bytes are not served"
-            ),
-            Proof::None => tracing::warn!(snapshot = %id, disk = %name, "its file was touched, and is not believed"),
+        };
+        let is_enough = known.proof == Proof::Whole || (known.proof == Proof::Map && needed == Proof::Map);
+        match known.sum {
+            Sum::Made => Ok(known.proof),
+            _ if is_enough => Ok(known.proof),
+            Sum::Checking => Err(OpenError::Touched { changed_ns }),
+            Sum::NotMade => {
+                let Some((algorithm, recorded)) = self.recorded_checksum(snapshot, disk) else {
+                    return Ok(known.proof);
+                };
+                let (repository, disk, store) = (self.repository_of(disk)?, disk.clone(), self.store.clone());
+                let check = Check { repository, snapshot: snapshot.id, disk, changed_ns, algorithm, recorded, store };
+                self.touched.check_later(check)?;
+                *place = Some(Known { sum: Sum::Checking, ..known });
+                Err(OpenError::Touched { changed_ns })
+            }
         }
-        *known = Some(Known { changed_ns, proof, at: Instant::now() });
-        Ok(proof)
     }
 
     fn is_written_down(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
@@ -141,8 +285,9 @@ impl App {
         others.retain(|other| other.id != snapshot.id);
         others.sort_by_key(|other| other.sequence.abs_diff(snapshot.sequence));
         let of_disk = |other: Snapshot| {
-            let id = other.id;
-            other.disks.into_iter().find(|other| other.source == disk.source).map(|other| (id, other))
+            let (id, is_earlier) = (other.id, other.sequence < snapshot.sequence);
+            let disk = other.disks.into_iter().find(|other| other.source == disk.source)?;
+            Some(Witness { id, disk, is_earlier })
         };
         let others: Vec<_> = others.into_iter().filter_map(of_disk).take(WITNESSES).collect();
         let (asked, id, of) = (repository.clone(), snapshot.id, disk.clone());
@@ -154,16 +299,12 @@ impl App {
         })
     }
 
-    /// Whether a checksum is recorded of the whole disk, and its file has it now.
-    fn has_recorded_checksum(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
-        let recorded = self.store.checksums(snapshot.id, &disk.name).unwrap_or_default();
-        let known = |(name, digest): (String, _)| Some((checksum::Algorithm::named(&name)?, digest));
-        let Some((algorithm, recorded)) = recorded.into_iter().find_map(known) else { return false };
-        let Ok(file) = self.open_file(false, snapshot, disk, Some(changed_ns)) else { return false };
-        let range = 0..file.size();
-        let always: IsWanted = Arc::new(|| true);
-        tracing::info!(snapshot = %snapshot.id, disk = %disk.name, "its file was touched: its checksum is made again");
-        checksum::sum(Arc::new(file), range, algorithm, &always).is_ok_and(|digest| digest.0 == recorded)
+    /// The checksum that is recorded of the whole disk, where one is.
+    fn recorded_checksum(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Option<(Algorithm, Digest)> {
+        let recorded = self.store.checksums(snapshot.id, &disk.name);
+        let recorded = recorded.inspect_err(|error| tracing::warn!(%error, "its recorded checksums are not known"));
+        let known = |(name, digest): (String, _)| Some((Algorithm::named(&name)?, Digest(digest)));
+        recorded.unwrap_or_default().into_iter().find_map(known)
     }
 
     pub(super) fn repository_of(&self, disk: &SnapshotDisk) -> Result<Repository, OpenError> {

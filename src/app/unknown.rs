@@ -2,7 +2,7 @@
 //! has lost.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
@@ -37,6 +37,8 @@ pub(super) struct Count {
 #[derive(Default)]
 pub(super) struct UnknownSnapshots {
     found: Mutex<Found>,
+    /// Held by whoever looks: one at a time.
+    looking: Mutex<()>,
     /// Wakes whoever looks.
     soon: Notify,
 }
@@ -55,6 +57,10 @@ struct Found {
 impl UnknownSnapshots {
     fn lock(&self) -> MutexGuard<'_, Found> {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn looking(&self) -> MutexGuard<'_, ()> {
+        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Has it looked as soon as that may be: something was seen to be gone.
@@ -87,6 +93,7 @@ impl App {
                 () = self.unknown_snapshots.soon.notified() => {}
             }
             let looked = self.blocking(|app| {
+                app.store.retry_failed_write();
                 app.look_for_trouble();
                 app.look_for_unknown()
             });
@@ -103,8 +110,18 @@ impl App {
 
     /// Whether the database has lost snapshots that this service made.
     pub(super) fn has_lost_snapshots(&self) -> Result<bool, Error> {
-        if self.unknown_snapshots.is_due() {
-            self.look_for_unknown()?;
+        let unknown = &self.unknown_snapshots;
+        if unknown.is_due() {
+            // While somebody else looks, what was found before is the answer, where there is any.
+            let looking = match unknown.looking.try_lock() {
+                Ok(looking) => Some(looking),
+                Err(TryLockError::Poisoned(looking)) => Some(looking.into_inner()),
+                Err(TryLockError::WouldBlock) if unknown.lock().at.is_some() => None,
+                Err(TryLockError::WouldBlock) => Some(unknown.looking()),
+            };
+            if let Some(looking) = looking.filter(|_| unknown.is_due()) {
+                self.look(&looking)?;
+            }
         }
         Ok(self.unknown_snapshots.lock().counts.values().any(|count| count.lost > 0))
     }
@@ -127,6 +144,10 @@ impl App {
     /// Counts the snapshots that the database does not know, in the repositories that answer. Returns those that
     /// it knows and that may be gone.
     pub(super) fn look_for_unknown(&self) -> Result<Vec<Snapshot>, Error> {
+        self.look(&self.unknown_snapshots.looking())
+    }
+
+    fn look(&self, _: &MutexGuard<'_, ()>) -> Result<Vec<Snapshot>, Error> {
         let (mut counts, mut listed, mut there) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
         let mut makers = HashMap::new();
         let found = self.repositories.found();
@@ -152,15 +173,18 @@ impl App {
             }
             counts.insert(repository.id().clone(), count);
         }
-        let before = std::mem::take(&mut *self.unknown_snapshots.lock());
-        for (repository, count) in &counts {
-            if before.counts.get(repository).copied().unwrap_or_default() != *count {
-                report(repository, *count);
-            }
-        }
         // Without a manifest it may get one.
         makers.retain(|_, maker| *maker != Maker::Unknown);
-        *self.unknown_snapshots.lock() = Found { at: Some(Instant::now()), counts, makers, trouble: before.trouble };
+        let before = {
+            let mut found = self.unknown_snapshots.lock();
+            (found.at, found.makers) = (Some(Instant::now()), makers);
+            std::mem::replace(&mut found.counts, counts.clone())
+        };
+        for (repository, count) in counts {
+            if before.get(&repository).copied().unwrap_or_default() != count {
+                report(&repository, count);
+            }
+        }
         self.missing(&listed, &there)
     }
 }

@@ -27,15 +27,20 @@ pub(super) struct How {
     kind: Kind,
     /// Whether the lock says who holds it.
     is_named: bool,
+    /// Whether the caller has a thread of its own, and waits on that. The service's pool of blocking threads can be
+    /// used up by repositories that hang, and a thaw must not wait for one of those.
+    is_isolated: bool,
 }
 
 impl How {
     /// For a request.
-    pub(super) const REQUEST: Self = Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true };
+    pub(super) const REQUEST: Self =
+        Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true, is_isolated: false };
     /// For what is tried again later.
-    pub(super) const NOW: Self = Self { wait: Duration::ZERO, kind: Kind::CHANGE, is_named: true };
-    /// To let go of what may be frozen, and be it the repository.
-    pub(super) const THAW: Self = Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false };
+    pub(super) const NOW: Self = Self { wait: Duration::ZERO, ..Self::REQUEST };
+    /// To let go of what may be frozen, and be it the repository; only in [`crate::hooks::run_isolated`].
+    pub(super) const THAW: Self =
+        Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false, is_isolated: true };
     /// The same, where it is tried again later.
     pub(super) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
 }
@@ -53,6 +58,8 @@ pub(super) struct Turn {
     locked: Vec<RepositoryId>,
     /// Where it cannot be locked, and why.
     failed: Vec<(RepositoryId, io::Error)>,
+    /// Where another service has locked it, and which.
+    busy: Vec<(RepositoryId, String)>,
     was_held: bool,
 }
 
@@ -74,19 +81,24 @@ impl Turn {
         }
     }
 
-    /// Checks that nobody else can be at work where files are removed. A repository that is not there keeps its
-    /// files; in one that is full or read-only nobody else could have made the lock file; where the folder of
-    /// snapshots is a link, nothing is removed.
+    /// Checks that nobody else can be at work where files of `snapshot` are removed. A repository that is not there,
+    /// or not in the config, keeps its files; in one that is full or read-only nobody else could have made the lock
+    /// file; where the folder of snapshots is a link, nothing is removed.
     ///
     /// # Errors
-    /// [`Error::Unavailable`].
-    pub(super) fn allows_removal(&self) -> Result<(), Error> {
+    /// [`Error::VmBusy`], [`Error::Unavailable`].
+    pub(super) fn allows_removal(&self, snapshot: &Snapshot) -> Result<(), Error> {
         let is_harmless =
             |error: &io::Error| Absent::of(error).is_some() || Odd::of(error).is_some() || cannot_write(error);
-        match self.failed.iter().find(|(_, error)| !is_harmless(error)) {
-            None => Ok(()),
-            Some((id, error)) => Err(lock_error(id, error)),
+        for of in snapshot.repositories() {
+            if let Some((_, holder)) = self.busy.iter().find(|(id, _)| id == of) {
+                return Err(Error::VmBusy { holder: holder.clone() });
+            }
+            if let Some((id, error)) = self.failed.iter().find(|(id, error)| id == of && !is_harmless(error)) {
+                return Err(lock_error(id, error));
+            }
         }
+        Ok(())
     }
 }
 
@@ -123,6 +135,21 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
+        repositories: Vec<RepositoryId>,
+        how: How,
+    ) -> Result<Turn, Error> {
+        let mut turn = self.lock_where_possible(own, vm, repositories, how).await?;
+        match turn.busy.pop() {
+            Some((_, holder)) => Err(Error::VmBusy { holder }),
+            None => Ok(turn),
+        }
+    }
+
+    /// The same. Where another service keeps it locked, [`Turn::allows_removal`] tells that too.
+    async fn lock_where_possible(
+        self: &Arc<Self>,
+        own: OwnedMutexGuard<()>,
+        vm: &VmId,
         mut repositories: Vec<RepositoryId>,
         how: How,
     ) -> Result<Turn, Error> {
@@ -130,30 +157,42 @@ impl App {
         repositories.sort();
         repositories.dedup();
         let end = Instant::now() + how.wait;
-        let (mut locks, mut locked, mut failed, mut was_held) = (Vec::new(), Vec::new(), Vec::new(), false);
+        let (mut locks, mut locked, mut failed, mut busy) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        let mut was_held = false;
         for id in repositories {
             loop {
-                let (of, at) = (vm.clone(), id.clone());
-                match self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await? {
+                let attempt = if how.is_isolated {
+                    self.try_lock(vm, &id, how)
+                } else {
+                    let (of, at) = (vm.clone(), id.clone());
+                    self.blocking(move |app| Ok(app.try_lock(&of, &at, how))).await?
+                };
+                match attempt {
                     Ok(Attempt::Locked(lock)) => {
                         locks.push(lock);
                         locked.push(id);
                         break;
                     }
-                    Ok(Attempt::Held(holder)) if Instant::now() >= end => return Err(Error::VmBusy { holder }),
+                    Ok(Attempt::Held(holder)) if Instant::now() >= end => {
+                        busy.push((id, holder));
+                        break;
+                    }
                     Ok(Attempt::Held(_)) => {
                         was_held = true;
                         tokio::time::sleep(LOOK).await;
                     }
                     Err(error) => {
-                        tracing::warn!(%vm, repository = %id, %error, "the VM cannot be locked there");
+                        // What is not in the config stays so, and is asked for each minute where files wait for it.
+                        if !matches!(Absent::of(&error), Some(Absent::NotListed)) {
+                            tracing::warn!(%vm, repository = %id, %error, "the VM cannot be locked there");
+                        }
                         failed.push((id, error));
                         break;
                     }
                 }
             }
         }
-        Ok(Turn { held: Some((locks, own)), locked, failed, was_held })
+        Ok(Turn { held: Some((locks, own)), locked, failed, busy, was_held })
     }
 
     /// Locks the VM for the removal of `snapshots`, wherever they have files.
@@ -164,35 +203,43 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
-        snapshots: impl Iterator<Item = &'a Snapshot>,
+        snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
     ) -> Result<Turn, Error> {
-        self.lock_for_removal_as(How::REQUEST, own, vm, snapshots).await
+        let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
+        for snapshot in snapshots {
+            turn.allows_removal(snapshot)?;
+        }
+        Ok(turn)
     }
 
-    /// The same, where nobody else has locked it now.
-    pub(super) async fn try_lock_for_removal(
+    /// The same where one that cannot be removed does not keep the others: [`Turn::allows_removal`] tells of each.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub(super) async fn lock_for_removals<'a>(
         self: &Arc<Self>,
-        own: OwnedMutexGuard<()>,
-        snapshot: &Snapshot,
-    ) -> Result<Turn, Error> {
-        self.lock_for_removal_as(How::NOW, own, &snapshot.vm, std::iter::once(snapshot)).await
-    }
-
-    async fn lock_for_removal_as<'a>(
-        self: &Arc<Self>,
-        how: How,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
         snapshots: impl Iterator<Item = &'a Snapshot>,
     ) -> Result<Turn, Error> {
         let repositories = snapshots.flat_map(Snapshot::repositories).cloned().collect();
-        let turn = self.lock_vm(own, vm, repositories, how).await?;
-        turn.allows_removal()?;
+        self.lock_where_possible(own, vm, repositories, How::REQUEST).await
+    }
+
+    /// Locks the VM for the removal of one snapshot, where nobody else has locked it now.
+    pub(super) async fn try_lock_for_removal(
+        self: &Arc<Self>,
+        own: OwnedMutexGuard<()>,
+        snapshot: &Snapshot,
+    ) -> Result<Turn, Error> {
+        let repositories = snapshot.repositories().into_iter().cloned().collect();
+        let turn = self.lock_vm(own, &snapshot.vm, repositories, How::NOW).await?;
+        turn.allows_removal(snapshot)?;
         Ok(turn)
     }
 
     fn try_lock(&self, vm: &VmId, id: &RepositoryId, how: How) -> io::Result<Attempt> {
-        let repository = self.repository(id).ok_or(io::ErrorKind::NotFound)?;
+        let repository = self.repository(id).ok_or(Absent::NotListed)?;
         let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
         // Nothing is made in an empty mount point. And this is asked first, as a change has more patience than a
         // question.

@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use axum::http::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::trust::{self, Untrusted};
 use crate::config;
@@ -27,9 +27,12 @@ pub enum ManagerError {
     /// The manager says that they are not.
     #[error("the manager refuses this user name or password")]
     Refused,
-    /// The manager cannot be asked.
+    /// The manager does not answer.
     #[error("the manager cannot be asked: {0}")]
     Unavailable(String),
+    /// The manager's answer says neither yes nor no.
+    #[error("the manager cannot be asked: {0}")]
+    Unclear(String),
     /// Too many are asking at once.
     #[error("too many log-ins at once")]
     Busy,
@@ -38,11 +41,22 @@ pub enum ManagerError {
     LetsAnybodyIn(String),
 }
 
-/// Log-ins that wait for the manager at a time: strangers cannot make us flood it.
+/// Log-ins about which the manager is asked at a time: strangers cannot make us flood it.
 const CONCURRENCY: usize = 16;
+
+/// Log-ins that wait for one of these turns. Any more are refused at once: a manager that does not answer must not
+/// make log-ins pile up.
+const QUEUE: usize = 32;
 
 /// Bytes of an answer that are looked at.
 const ANSWER_PREFIX: usize = 256;
+
+/// A turn to ask the manager, free again when this is dropped.
+#[derive(Debug)]
+pub struct Turn<'a> {
+    _asking: SemaphorePermit<'a>,
+    _place: SemaphorePermit<'a>,
+}
 
 /// The manager's REST endpoint.
 pub struct Manager {
@@ -50,6 +64,8 @@ pub struct Manager {
     path: String,
     timeout: Duration,
     asking: Semaphore,
+    /// Places for the log-ins that ask, and for those that wait for a turn.
+    places: Semaphore,
     /// The URL that was last seen to refuse who gives no password.
     proven: Mutex<Option<String>>,
 }
@@ -71,8 +87,21 @@ impl Manager {
             .no_proxy()
             .build()
             .map_err(|error| std::io::Error::other(describe(&error)))?;
-        let (path, timeout, asking) = (config.path.clone(), config.timeout, Semaphore::new(CONCURRENCY));
-        Ok(Self { client, path, timeout, asking, proven: Mutex::default() })
+        let (asking, places) = (Semaphore::new(CONCURRENCY), Semaphore::new(CONCURRENCY + QUEUE));
+        let (path, timeout) = (config.path.clone(), config.timeout);
+        Ok(Self { client, path, timeout, asking, places, proven: Mutex::default() })
+    }
+
+    /// Waits for a turn to ask the manager.
+    ///
+    /// # Errors
+    /// [`ManagerError::Busy`] at once where too many wait already, else where no turn comes in time.
+    pub async fn turn(&self) -> Result<Turn<'_>, ManagerError> {
+        let place = self.places.try_acquire().map_err(|_| ManagerError::Busy)?;
+        match tokio::time::timeout(self.timeout, self.asking.acquire()).await {
+            Ok(Ok(asking)) => Ok(Turn { _asking: asking, _place: place }),
+            _ => Err(ManagerError::Busy),
+        }
     }
 
     /// Asks the manager at `endpoint`, such as `https://manager.example:7002`, whether `credentials`
@@ -80,30 +109,35 @@ impl Manager {
     ///
     /// # Errors
     /// [`ManagerError`]; an outage is never told as a wrong password.
-    pub async fn verify(&self, endpoint: &str, credentials: &Credentials) -> Result<(), ManagerError> {
+    pub async fn verify(
+        &self,
+        _turn: &Turn<'_>,
+        endpoint: &str,
+        credentials: &Credentials,
+    ) -> Result<(), ManagerError> {
         let Credentials { username, password } = credentials;
         // RFC 7617: a colon would move the border between name and password, and so the name that
         // the manager checks would not be the one that the token carries.
         if username.is_empty() || username.contains(|c: char| c == ':' || c.is_control()) {
             return Err(ManagerError::Refused);
         }
-        let turn = tokio::time::timeout(self.timeout, self.asking.acquire()).await;
-        let Ok(Ok(_turn)) = turn else { return Err(ManagerError::Busy) };
         let url = format!("{endpoint}{}", self.path);
         let request = self.client.get(&url).basic_auth(username, Some(password.expose_secret()));
         ask(&url, request).await?;
         // It could not be asked at the start, or is another one since.
         let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
         match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
-            Err(open @ ManagerError::LetsAnybodyIn(_)) => Err(open),
-            _ => Ok(()),
+            // Any other answer than a success differs from that to the credentials, and so proves that they count.
+            Ok(()) | Err(ManagerError::Unclear(_)) => Ok(()),
+            Err(error) => Err(error),
         }
     }
 
     /// Asks the manager at `endpoint` without credentials, which it has to refuse.
     ///
     /// # Errors
-    /// [`ManagerError::LetsAnybodyIn`] where it does not, [`ManagerError::Unavailable`] where it cannot be reached.
+    /// [`ManagerError::LetsAnybodyIn`] where it does not, [`ManagerError::Unavailable`] where it cannot be reached,
+    /// [`ManagerError::Unclear`] where it answers with something else.
     pub async fn reach(&self, endpoint: &str) -> Result<(), ManagerError> {
         let url = format!("{endpoint}{}", self.path);
         match ask(&url, self.client.get(&url)).await {
@@ -130,11 +164,11 @@ async fn ask(url: &str, request: reqwest::RequestBuilder) -> Result<(), ManagerE
             let is_html =
                 answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
             if is_html && starts_like_markup(&mut answer).await? {
-                return Err(ManagerError::Unavailable(format!("{url} is a web page, not the REST endpoint")));
+                return Err(ManagerError::Unclear(format!("{url} is a web page, not the REST endpoint")));
             }
             Ok(())
         }
-        status => Err(ManagerError::Unavailable(format!("{url} answers {status}"))),
+        status => Err(ManagerError::Unclear(format!("{url} answers {status}"))),
     }
 }
 

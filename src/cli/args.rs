@@ -13,6 +13,11 @@ Signals:
   SIGHUP           Read the certificate and open the log file anew
   SIGTERM, SIGINT  Let running answers finish, 30 seconds at most, and stop
 
+Exit status:
+  1                Something failed, and another start may go well
+  2                Wrong arguments
+  78               The config, or what it names, is broken: another start would fail as well
+
 Environment:
   RUST_LOG         What goes into the log: error, warn, info (the default), debug, trace";
 

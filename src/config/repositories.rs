@@ -36,6 +36,12 @@ impl Check {
             }
             found.push((name.to_owned(), path));
         }
+        for (_, path) in &found {
+            if let Some((_, outer)) = found.iter().find(|(_, outer)| path != outer && path.starts_with(outer)) {
+                let remedy = "a repository is in no other; remove the one that is none";
+                self.problem(key, format_args!("{path:?} lies below {outer:?}; {remedy}"));
+            }
+        }
         Repositories { paths: found, agent_db }
     }
 }

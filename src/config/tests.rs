@@ -157,6 +157,7 @@ fn each_wrong_key_is_named_with_a_remedy() {
         ),
         (with("[jwt]", "[api]\nport = \"5544\"\n[jwt]"), "line 4: api.port: is text; write a whole number from 0"),
         (with("[jwt]", "[metrics]\nenabled = \"yes\"\n[jwt]"), "metrics.enabled: is text; write true or false"),
+        (with(repositories, "paths = [\"/r/a\", \"/r/b\", \"/r/a/c\"]"), "\"/r/a/c\" lies below \"/r/a\"; "),
         (with(repositories, "paths = \"/a\""), "repositories.paths: is text; write a list, as"),
         (with("[jwt]", "manager = 1\n[jwt]"), "line 3: manager: is a whole number; write a section, as [section]"),
         (

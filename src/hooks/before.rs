@@ -90,12 +90,15 @@ impl Hooks {
                 (begun.server, begun.synced) = (true, true);
                 return;
             }
-            // Whatever it has done, it need not keep it up until the next attempt.
-            if reached.get() && config.post_on_failure {
-                let call = ask(client, url, HookStage::Post, &Reached::default()).await;
-                // One that did not hear it is told again at the end.
-                begun.server = call.run.has_failed();
-                begun.calls.push(event, call);
+            if reached.get() {
+                // It may hold something: it is owed the end of the operation, unless it is told at once that it
+                // need not keep that up until the next attempt.
+                begun.server = true;
+                if config.post_on_failure {
+                    let call = ask(client, url, HookStage::Post, &Reached::default()).await;
+                    begun.server = call.run.has_failed();
+                    begun.calls.push(event, call);
+                }
             }
             if attempts_left == 0 || self.hurry.is_cancelled() {
                 begun.refusal = (config.on_failure == OnFailure::Abort).then_some(run);

@@ -31,8 +31,9 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub(super) enum Which {
     /// Those of one call.
     Call(String),
-    /// Those of an operation's calls that failed, and of the last call that was under way when the service was
-    /// killed. Calls follow each other: the ones before that one were over.
+    /// Those of an operation's calls that failed, and of the call that was under way when the service was killed:
+    /// the last one whose program itself still runs. A call whose program has ended was over, and what it left
+    /// running stays.
     Unfinished {
         /// With what the ids of its calls begin.
         operation: String,
@@ -64,8 +65,9 @@ impl Which {
                 let begin = format!("{CALL}={operation}.");
                 let mut last = None;
                 for _ in 0..QUIET {
-                    let seen = environments(&pids()).into_iter().filter_map(|(_, environment)| {
-                        environment.into_iter().find(|variable| variable.starts_with(&begin))
+                    let seen = environments(&pids()).into_iter().filter_map(|(pid, environment)| {
+                        let mark = environment.into_iter().find(|variable| variable.starts_with(&begin))?;
+                        Stat::of(pid)?.is_program().then_some(mark)
                     });
                     let is_past = |mark: &String| {
                         let id = mark.strip_prefix(&format!("{CALL}=")).unwrap_or_default();
@@ -158,28 +160,51 @@ fn find(marks: &[String]) -> Vec<Pid> {
     }
 }
 
+/// What the kernel says of a process that has not ended.
+struct Stat {
+    pid: i32,
+    parent: i32,
+    group: i32,
+    session: i32,
+}
+
+impl Stat {
+    fn of(pid: i32) -> Option<Self> {
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name stands in parentheses, and may hold some.
+        let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+        let state = fields.next()?;
+        let mut number = || fields.next()?.parse().ok();
+        let stat = Self { pid, parent: number()?, group: number()?, session: number()? };
+        (!matches!(state, "Z" | "X")).then_some(stat)
+    }
+
+    /// Whether it can be the program of a call: that is started as the leader of a process group, in the service's
+    /// session. A daemon that it has left leads no group, or a session of its own, which a group's leader cannot
+    /// begin.
+    fn is_program(&self) -> bool {
+        self.group == self.pid && self.session != self.pid
+    }
+}
+
 /// The parent of a process that has not ended.
 fn parent(pid: i32) -> Option<i32> {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name stands in parentheses, and may hold some.
-    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
-    let state = fields.next()?;
-    let parent = fields.next()?.parse().ok()?;
-    (!matches!(state, "Z" | "X")).then_some(parent)
+    Stat::of(pid).map(|stat| stat.parent)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::process::ExitStatusExt;
+    use std::os::unix::process::{CommandExt, ExitStatusExt};
     use std::process::Command;
 
     fn call() -> String {
         super::super::calls::next_id(&uuid::Uuid::new_v4().to_string())
     }
 
+    /// The program of a call, as it is started.
     fn sleeper(id: &str) -> std::process::Child {
-        Command::new("sleep").arg("600").env(CALL, id).env(SNAPSHOT, "same").spawn().unwrap()
+        Command::new("sleep").arg("600").env(CALL, id).env(SNAPSHOT, "same").process_group(0).spawn().unwrap()
     }
 
     fn count(id: &str) -> usize {
@@ -227,6 +252,28 @@ mod tests {
             let _ = sleeper.kill();
             sleeper.wait().unwrap();
         }
+    }
+
+    #[test]
+    fn a_call_whose_program_has_ended_is_not_under_way() {
+        let operation = uuid::Uuid::new_v4().to_string();
+        let (id, last) = (super::super::calls::next_id(&operation), super::super::calls::next_id(&operation));
+        let mut program = sleeper(&id);
+        // Left by the last call: in the group of a program that has ended, and with a session of its own.
+        let script = "sleep 602 & setsid sleep 602 & exit";
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]).env(CALL, &last).process_group(0).spawn().unwrap().wait().unwrap();
+        let until = Instant::now() + Duration::from_secs(60);
+        while count(&last) < 2 {
+            assert!(Instant::now() < until, "{}", count(&last));
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let which = || Which::Unfinished { operation: operation.clone(), well: Vec::new(), failed: Vec::new() };
+        // The call before it is under way still.
+        end(&which().marks());
+        assert_eq!(program.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+        assert_eq!((which().marks().len(), count(&last)), (0, 2));
+        end(&Which::Call(last).marks());
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(super) struct Connection {
     pub(super) is_proxy: bool,
     pub(super) exchange: Arc<Exchange>,
     times: Mutex<Times>,
-    /// Log-ins whose answer the manager owes.
+    /// Log-ins about which the manager is being asked.
     log_ins: AtomicUsize,
     keepalive: Duration,
     /// Its descriptor, while it is open; later it may be another's, of which nobody asks by then.
@@ -89,7 +89,8 @@ impl Connection {
         }
     }
 
-    /// The manager is asked about a log-in: until this is dropped, it is not the connection that is idle.
+    /// The manager is being asked about a log-in: until this is dropped, the connection is not ended for another. Only
+    /// a log-in that holds one of the manager's turns may have this, so that few connections are protected.
     pub(super) fn log_in(self: &Arc<Self>) -> LogIn {
         self.log_ins.fetch_add(1, Ordering::Relaxed);
         LogIn(Arc::clone(self))
@@ -164,7 +165,7 @@ impl Recipient for Connection {
     }
 }
 
-/// A log-in that is under way.
+/// A log-in about which the manager is being asked.
 #[derive(Debug)]
 pub(super) struct LogIn(Arc<Connection>);
 

@@ -4,7 +4,7 @@
 //! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
 //! 3. the parts of the body, whose sum is the Content-Length;
 //! 4. the digests that are wanted (RFC 9530);
-//! 5. a place among the bodies that are sent at a time;
+//! 5. a place among the bodies that are sent at a time: 429 where it is waited for too long;
 //! 6. the body, the first piece of which is read at once, and the others as the client takes them.
 
 use std::ops::Range;

@@ -101,6 +101,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
         Error::Throttled => retry_after("1"),
         Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })
         | Error::RepositoryAway { .. }
+        | Error::BeingChecked { .. }
         | Error::Unavailable(_) => retry_after("10"),
         Error::VmBusy { .. } => retry_after("30"),
         Error::Unsettled { .. } => retry_after("60"),
@@ -131,6 +132,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
         Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
         Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
+        Error::BeingChecked { .. } => (StatusCode::SERVICE_UNAVAILABLE, "snapshot_being_checked"),
         Error::RepositoryAway { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
         }

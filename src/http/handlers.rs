@@ -17,7 +17,9 @@ use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
 use super::pace::Paces;
-use super::query::{AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, WantsPage, WantsText};
+use super::query::{
+    AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, SnapshotsQuery, WantsPage, WantsText,
+};
 use super::status_page::{StatusParameters, render};
 use crate::app::changes::Stop;
 use crate::app::snapshots::View;
@@ -53,8 +55,7 @@ pub(super) async fn login(
     JsonBody(body): JsonBody<wire::Login>,
 ) -> Result<Json<wire::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let _waits = connection.log_in();
-    let token = app.login(credentials, address, request_id).await?;
+    let token = app.login(credentials, address, request_id, || connection.log_in()).await?;
     connection.is_good();
     Ok(Json(wire::Token { token }))
 }
@@ -127,11 +128,11 @@ pub(super) async fn snapshots(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    SnapshotQuery(view): SnapshotQuery,
+    SnapshotsQuery(view): SnapshotsQuery,
 ) -> Result<Response, Failure> {
     let (stop, what) = (Stop::default(), vm.to_string());
     let documents = app.snapshots(&session, vm, view, stop.clone()).await;
-    audit_maps(&app, &session, what, View { compare_to: None, ..view }, &documents);
+    audit_maps(&app, &session, what, view, &documents);
     json_stream::document(documents?, stop).await
 }
 
@@ -144,7 +145,8 @@ pub(super) async fn create_snapshot(
 ) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
     let stop = Stop::default();
-    json_stream::document(app.describe_new(&session, snapshot, view, stop.clone()).await?, stop).await
+    let journey = app.describe_new(&session, snapshot, view, stop.clone());
+    json_stream::document(while_wanted(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(

@@ -33,6 +33,7 @@ pub(super) struct Head {
     /// Whether its method is HEAD.
     pub(super) is_for_head: bool,
     hosts: usize,
+    is_host_malformed: bool,
     /// `Content-Length`, where it is one number.
     content_length: Option<Option<u64>>,
     is_encoded: bool,
@@ -92,6 +93,7 @@ impl Head {
         let (name, value) = (&line[..colon], line[colon + 1..].trim_ascii());
         if name.eq_ignore_ascii_case(b"host") {
             self.hosts += 1;
+            self.is_host_malformed |= !value.iter().all(|byte| is_of_host(*byte));
         } else if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.is_encoded = true;
         } else if name.eq_ignore_ascii_case(b"content-length") {
@@ -111,6 +113,9 @@ impl Head {
         if self.is_http_11 && self.hosts == 0 {
             return Err(Refusal::malformed("the request has no Host header, which HTTP/1.1 requires"));
         }
+        if self.is_host_malformed {
+            return Err(Refusal::malformed("the Host header is not a host name or address, with or without a port"));
+        }
         match (self.content_length, self.is_encoded) {
             (Some(_), true) => {
                 Err(Refusal::malformed("the request has both Content-Length and Transfer-Encoding; keep one"))
@@ -121,6 +126,12 @@ impl Head {
             (Some(None), false) | (None, true) => Ok(Follows::Rest),
         }
     }
+}
+
+/// Whether a byte may be in a host, with its port (RFC 9110, 7.2). A comma may be in one by the letter, and would be two
+/// hosts to some.
+fn is_of_host(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte)
 }
 
 #[cfg(test)]
@@ -150,6 +161,8 @@ mod tests {
         for (text, expected) in [
             (head("Host: x\r\n"), Some((Follows::Head, 0))),
             (head("hOST:\r\n") + "GET", Some((Follows::Head, 3))),
+            (head("Host:  a_b.example:5544 \t\r\n"), Some((Follows::Head, 0))),
+            (head("Host: [fe80::1%25eth0]:5544\r\n"), Some((Follows::Head, 0))),
             ("\r\n\r\n".to_owned() + &head("Host: x\r\n"), Some((Follows::Head, 0))),
             (head("Host: x\r\nContent-Length: 12\r\n") + "{}", Some((Follows::Body(12), 2))),
             (head("Host: x\r\nContent-Length: 12\r\nContent-Length:12 \r\n"), Some((Follows::Body(12), 0))),
@@ -177,6 +190,15 @@ mod tests {
             (head("Host : x\r\n"), 400, "no Host"),
             (head("Host: x\r\nHost: x\r\n"), 400, "more than one Host"),
             ("GET / HTTP/1.0\r\nHost: x\r\nhost: y\r\n\r\n".to_owned(), 400, "more than one Host"),
+            (head("Host: x y\r\n"), 400, "not a host name"),
+            (head("Host: x\ty\r\n"), 400, "not a host name"),
+            (head("Host: x,y\r\n"), 400, "not a host name"),
+            (head("Host: x, y\r\n"), 400, "not a host name"),
+            (head("Host: x/y\r\n"), 400, "not a host name"),
+            (head("Host: https://x\r\n"), 400, "not a host name"),
+            (head("Host: user@x\r\n"), 400, "not a host name"),
+            (head("Host: x\\y\r\n"), 400, "not a host name"),
+            ("GET / HTTP/1.0\r\nHost: x y\r\n\r\n".to_owned(), 400, "not a host name"),
             ("GET / HTTP/1.1\nHost: x\r\n\r\n".to_owned(), 400, "ends with LF"),
             (head("Host: x\n"), 400, "ends with LF"),
             ("\nGET / HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400, "ends with LF"),

@@ -82,6 +82,14 @@ impl Parameters {
         })
     }
 
+    /// Refuses the parameters of a comparison for `what`, and says what to do `instead`.
+    fn without_comparison(&self, what: &str, instead: &str) -> Result<(), Failure> {
+        let Some(name) = ["compareTo", "refine"].into_iter().find(|name| self.given(name).is_some()) else {
+            return Ok(());
+        };
+        Err(Error::BadRequest(format!("{name} is not for {what}; {instead} with {name}")).into())
+    }
+
     pub(super) fn bool_or(&self, name: &str, default: bool) -> Result<bool, Failure> {
         self.value(name).map_or(Ok(default), |text| parse_bool(name, text))
     }
@@ -145,7 +153,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 /// The parameters of a snapshot's document.
 const SNAPSHOT: [&str; 6] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine"];
 
-/// How a snapshot, or a list of them, is to be put.
+/// How a snapshot is to be put.
 pub(super) struct SnapshotQuery(pub View);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
@@ -153,6 +161,20 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         Parameters::of(parts, state, &SNAPSHOT).await?.view(true).map(Self)
+    }
+}
+
+/// How a list of snapshots is to be put.
+pub(super) struct SnapshotsQuery(pub View);
+
+impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Parameters::of(parts, state, &SNAPSHOT).await?;
+        // Each snapshot would have to be compared with the base. A full list would be taken for the comparison.
+        query.without_comparison("a list of snapshots", "GET one of them")?;
+        query.view(true).map(Self)
     }
 }
 
@@ -165,10 +187,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state, &SNAPSHOT).await?;
         // A comparison that failed on its way would cut the answer, and with it the id of the new snapshot.
-        if let Some(name) = ["compareTo", "refine"].into_iter().find(|name| query.given(name).is_some()) {
-            let text = format!("{name} is not for a new snapshot; make it, and then GET it with {name}");
-            return Err(Error::BadRequest(text).into());
-        }
+        query.without_comparison("a new snapshot", "make it, and then GET it")?;
         query.view(false).map(Self)
     }
 }

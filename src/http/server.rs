@@ -2,7 +2,7 @@
 //! that lets running answers finish.
 //!
 //! Each connection has a thread of its own, so that bytes go from a file to the socket without changing
-//! threads. A file system that hangs holds up some of them (`repository::patience`), and no others.
+//! threads. A repository that hangs holds up only the connections that read from it (`repository::executor`).
 
 use std::convert::Infallible;
 use std::io;
@@ -135,7 +135,7 @@ pub async fn serve(
 /// The next connection; nothing where it could not be had, or has no place.
 async fn accept(listener: &TcpListener, guests: &Arc<Connections>) -> Option<(TcpStream, SocketAddr, Guest)> {
     match listener.accept().await {
-        Ok((stream, peer)) => guests.admit(peer.ip()).await.map(|guest| (stream, peer, guest)),
+        Ok((stream, peer)) => guests.admit(peer.ip()).map(|guest| (stream, peer, guest)),
         Err(error) => {
             tracing::warn!(%error, "a connection cannot be accepted");
             sleep(PAUSE).await;

@@ -30,7 +30,7 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     let chain =
         read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
     let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| match error {
-        pem::Error::NoItemsFound => problem("key", &api.key, &"holds no private key in PEM"),
+        pem::Error::NoItemsFound => problem("key", &api.key, &"holds no private key in PEM, or an encrypted one"),
         error => problem("key", &api.key, &error),
     })?;
     let provider = Arc::new(provider());

@@ -15,7 +15,7 @@ use super::executor::{Access, Executor, Kind};
 use super::seal::{self, Sealed};
 use super::{Absent, Repository};
 use crate::sys::folder::Folder;
-use crate::sys::{fsinfo, reflink};
+use crate::sys::{fsinfo, page_cache, reflink};
 
 /// Read-only to all that open it later: a snapshot does not change.
 const MODE: u32 = 0o440;
@@ -80,8 +80,8 @@ impl Clones {
         let mut clones = Vec::with_capacity(disks.len());
         for (index, (repository, source, target)) in disks.into_iter().enumerate() {
             let executor = repository.executor().clone();
-            let ready = in_turn(&executor, key, move |_| {
-                source.file.sync_data()?;
+            let ready = in_turn(&executor, key, move |access| {
+                write_out(access, &source.file)?;
                 Clone::prepare(source, target)
             });
             clones.push((executor, ready.map_err(|error| (index, explained(error)))?));
@@ -107,7 +107,7 @@ impl Clones {
         move || {
             for (executor, file) in &files {
                 let file = Arc::clone(file);
-                drop(executor.run(Kind::CHANGE, move |_| file.sync_data()));
+                drop(executor.run(Kind::CHANGE, move |access| write_out(access, &file)));
             }
         }
     }
@@ -148,6 +148,10 @@ fn in_turn<T: Send + 'static>(
     work: impl FnOnce(&Access<'_>) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     executor.run(Kind::CHANGE.after(key), work).map_err(Absent::from)?
+}
+
+fn write_out(access: &Access<'_>, file: &File) -> io::Result<()> {
+    page_cache::write_out(file, file.metadata()?.len(), &|| access.moved())
 }
 
 /// Clones one file: for a trial.

@@ -28,8 +28,11 @@ pub enum OpenError {
     /// It is another file, or was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
-    /// Its change time is another one, and nothing else that is recorded of it: its content may be proven.
+    /// Its change time is another one, and nothing else that is recorded of it, and its content could not be proven.
     #[error("the snapshot's file was touched since it was taken, and its content is not proven")]
+    Unproven,
+    /// Its change time is another one, and nothing else that is recorded of it: its content may be proven.
+    #[error("the snapshot's file was touched, and its content is being checked")]
     Touched {
         /// The change time, nanoseconds since 1970.
         changed_ns: i128,
@@ -150,16 +153,27 @@ impl DiskFile {
     /// Checks once more that the file is the one that was snapshotted.
     ///
     /// # Errors
-    /// [`OpenError::Replaced`] where it was touched in any way since it was opened.
+    /// [`OpenError::Touched`] where its change time alone is another one since it was opened;
+    /// [`OpenError::Replaced`] where more is, or it was deleted.
     pub(super) fn verify(&self) -> Result<(), OpenError> {
-        if identity(&self.file.metadata()?) == self.recorded { Ok(()) } else { Err(OpenError::Replaced) }
+        let metadata = self.file.metadata()?;
+        if identity(&metadata) == self.recorded { Ok(()) } else { Err(self.difference(&metadata)) }
+    }
+
+    /// Why the file is not as it was opened.
+    fn difference(&self, metadata: &Metadata) -> OpenError {
+        let changed_ns = identity(metadata).changed_ns;
+        let is_touched_only = identity(metadata) == FileIdentity { changed_ns, ..self.recorded }
+            && (metadata.mtime(), metadata.mtime_nsec()) == self.modified
+            && metadata.nlink() > 0;
+        if is_touched_only { OpenError::Touched { changed_ns } } else { OpenError::Replaced }
     }
 
     /// Checks that the bytes read so far are those of the snapshot: no one has written to the file
     /// since it was opened. Its deletion is no such change.
     ///
     /// # Errors
-    /// [`OpenError::Replaced`] where somebody has.
+    /// [`OpenError::Replaced`] where somebody has; [`OpenError::Touched`] where that cannot be told.
     pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
         let is_touched = identity(&metadata).changed_ns != self.recorded.changed_ns;
@@ -167,7 +181,7 @@ impl DiskFile {
         let same = metadata.len() == self.size()
             && (metadata.mtime(), metadata.mtime_nsec()) == self.modified
             && (!is_touched || metadata.nlink() == 0);
-        if same { Ok(()) } else { Err(OpenError::Replaced) }
+        if same { Ok(()) } else { Err(self.difference(&metadata)) }
     }
 
     /// Fills `buffer` from `offset` on.
@@ -228,4 +242,38 @@ pub struct Run {
     pub end: u64,
     /// Whether there is anything to read; zeros otherwise.
     pub is_data: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn a_touch_while_it_is_open_is_no_change_of_content() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.img");
+        let open = || {
+            fs::write(&path, "content").unwrap();
+            let file = File::open(&path).unwrap();
+            let metadata = file.metadata().unwrap();
+            let modified = (metadata.mtime(), metadata.mtime_nsec());
+            DiskFile { file, executor: Executor::of(dir.path()), recorded: identity(&metadata), modified }
+        };
+        // Change times have the resolution of the kernel's tick: it is done until it is seen.
+        let changed = |file: &DiskFile, change: &dyn Fn()| loop {
+            change();
+            if let Err(error) = file.verify() {
+                return error;
+            }
+        };
+        let touch = || fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        assert!(matches!(changed(&open(), &touch), OpenError::Touched { .. }));
+        let write = || fs::write(&path, "CONTENT").unwrap();
+        assert!(matches!(changed(&open(), &write), OpenError::Replaced));
+        let remove = || drop(fs::remove_file(&path));
+        assert!(matches!(changed(&open(), &remove), OpenError::Replaced));
+    }
 }

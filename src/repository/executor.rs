@@ -126,6 +126,8 @@ pub struct Executor(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     mount_point: PathBuf,
+    /// The file system that was there last, once it was asked.
+    volume: Mutex<Option<Option<[u8; 16]>>>,
     state: Mutex<State>,
     /// Notified when a job of the lane may begin.
     short: Condvar,
@@ -162,7 +164,6 @@ impl State {
     fn next_job(&mut self, lane: Lane) -> Option<Job> {
         let taken: Vec<u128> = self.calls.values().filter_map(|call| call.key).collect();
         let queue = &mut self.lane(lane).queue;
-        queue.retain(|job| job.ticket.is_wanted());
         let free = queue.iter().position(|job| job.kind.key.is_none_or(|key| !taken.contains(&key)))?;
         queue.remove(free)
     }
@@ -190,6 +191,7 @@ impl Executor {
         all.retain(|_, shared| shared.strong_count() > 0);
         let shared = Arc::new(Shared {
             mount_point: mount_point.to_owned(),
+            volume: Mutex::default(),
             state: Mutex::default(),
             short: Condvar::new(),
             bulk: Condvar::new(),
@@ -235,7 +237,7 @@ impl Executor {
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Pending<T> {
         let mut state = self.0.state();
-        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || self.0.key_hangs(&state, kind) {
+        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || state.blocks(kind) {
             return Pending::refused();
         }
         let (job, pending) = Pending::of(self.clone(), kind, work);
@@ -273,6 +275,17 @@ impl Executor {
         let number = self.0.state().begin(None, kind, Arc::clone(&ticket));
         let _running = Running { shared: &self.0, number };
         work(&Access(&ticket))
+    }
+
+    /// Whether the file system `volume` is what was there before. Another one can only have been mounted there: where
+    /// nothing is mounted, the folder alone is left.
+    pub(super) fn recognizes(&self, volume: Option<[u8; 16]>, is_mounted_on: bool) -> bool {
+        let mut known = self.0.volume.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_it = is_mounted_on || known.is_none_or(|known| known == volume);
+        if is_it {
+            *known = Some(volume);
+        }
+        is_it
     }
 
     /// Whether the file system answers, as far as the calls that are under way tell. Nothing is asked of it.
@@ -351,12 +364,21 @@ fn work_in(shared: &Shared, lane: Lane) {
             continue;
         };
         state.lane(lane).idle -= 1;
-        let number = state.begin(Some(lane), job.kind, Arc::clone(&job.ticket));
-        drop(state);
-        let running = Running { shared, number };
-        job.run();
-        drop(running);
-        state = shared.state();
+        if job.ticket.is_wanted() {
+            let number = state.begin(Some(lane), job.kind, Arc::clone(&job.ticket));
+            drop(state);
+            let running = Running { shared, number };
+            job.run();
+            drop(running);
+            state = shared.state();
+        } else {
+            // It holds open files, and closing one can hang. That it ends says nothing about the file system.
+            let number = state.begin(Some(lane), Kind { key: None, ..job.kind }, Arc::clone(&job.ticket));
+            drop(state);
+            drop(job);
+            state = shared.state();
+            state.calls.remove(&number);
+        }
         state.lane(lane).idle += 1;
     }
 }

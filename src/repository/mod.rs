@@ -28,6 +28,7 @@ use std::sync::{Arc, OnceLock};
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
+use crate::sys::volume;
 use executor::{Access, Kind, Pending};
 
 pub use changes::{Changes, CompareError};
@@ -38,6 +39,9 @@ pub use footprint::Footprint;
 pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
 pub use map::MapError;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
+
+/// The folders of a repository in which Oracle VM keeps disks and definitions.
+const CONTENT: [&str; 2] = ["VirtualDisks", "VirtualMachines"];
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
@@ -76,9 +80,18 @@ pub enum Absent {
     /// Nothing is in it, and nothing mounted on it.
     #[error("is empty: nothing is mounted there")]
     Empty,
+    /// Something is in it, but not what was there: its file system was unmounted.
+    #[error(
+        "is not mounted: its folder lies on another file system than before; mount it, or restart the service if it \
+         was moved"
+    )]
+    Unmounted,
     /// It hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
+    /// The service does not know it (any more).
+    #[error("is not in the list of repositories any more")]
+    NotListed,
 }
 
 impl Absent {
@@ -162,6 +175,34 @@ impl Repository {
         self.resolved.get().unwrap_or(&self.mount_point)
     }
 
+    /// The repository that it only seems to be, where its folder is one in a repository: one above it has folders of
+    /// disks or definitions, and it has none.
+    ///
+    /// # Errors
+    /// As [`Repository::run`].
+    pub fn real_folder(&self) -> io::Result<Option<PathBuf>> {
+        let is_one = |folder: &Folder| CONTENT.iter().any(|name| folder.folder(name).is_ok());
+        self.run(Kind::SHORT, move |_, root| {
+            if is_one(root) {
+                return Ok(None);
+            }
+            let above = root.resolved()?;
+            let mut above = above.ancestors().skip(1);
+            Ok(above.find(|path| Folder::open(path).is_ok_and(|folder| is_one(&folder))).map(Path::to_owned))
+        })
+    }
+
+    /// Whether its path has the name of a folder that a repository has.
+    pub fn is_named_as_content(&self) -> bool {
+        self.spellings().flat_map(Path::iter).any(|part| CONTENT.iter().any(|name| part == *name))
+    }
+
+    /// Whether its folder lies below that of `other`.
+    pub fn is_below(&self, other: &Self) -> bool {
+        let is_below = |inner: &Path| other.spellings().any(|outer| inner != outer && inner.starts_with(outer));
+        self.resolved() != other.resolved() && self.spellings().any(is_below)
+    }
+
     /// The paths by which a definition may name its folder.
     fn spellings(&self) -> impl Iterator<Item = &Path> {
         [self.mount_point(), self.resolved()].into_iter()
@@ -194,8 +235,12 @@ impl Repository {
         let root = self.open(access)?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
-        if root.outer_device()? == root.metadata()?.dev() && root.is_empty()? {
+        let is_mounted_on = root.outer_device()? != root.metadata()?.dev();
+        if !is_mounted_on && root.is_empty()? {
             return Err(Absent::Empty);
+        }
+        if !self.executor.recognizes(volume::id_of(&root)?, is_mounted_on) {
+            return Err(Absent::Unmounted);
         }
         Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
     }

@@ -10,6 +10,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::UNIX_EPOCH;
 
 use super::disk_file::identity;
 use super::executor::Access;
@@ -81,8 +82,23 @@ pub(super) fn is_touched_only(metadata: &Metadata, disk: &SnapshotDisk) -> bool 
     found == disk.identity && modified(metadata) == seal.modified_ns
 }
 
+/// Another snapshot of a disk.
+#[derive(Clone, Debug)]
+pub struct Witness {
+    /// The snapshot.
+    pub id: SnapshotId,
+    /// Its disk.
+    pub disk: SnapshotDisk,
+    /// Whether it was taken before the snapshot that is looked at.
+    pub is_earlier: bool,
+}
+
 /// Looks closely at the file of `disk` of the snapshot `id`. `others` are other snapshots of that disk. Returns
 /// how far it is proven, and for which change time.
+///
+/// Earlier snapshots vouch for the blocks that they share. The VM's own disk and later snapshots, which are clones of
+/// it, do so only where the disk is known to be the one that was snapshotted, and not a copy of the snapshot: see
+/// [`is_the_original`].
 ///
 /// # Errors
 /// Where it cannot be looked at.
@@ -90,7 +106,7 @@ pub fn examine(
     access: &Access<'_>,
     repository: &Repository,
     (id, disk): (SnapshotId, &SnapshotDisk),
-    others: &[(SnapshotId, SnapshotDisk)],
+    others: &[Witness],
 ) -> io::Result<(Proof, i128)> {
     let root = repository.open(access)?;
     let file = SnapshotDir::new(&root, id).open()?.open_file(disk.name.as_str())?;
@@ -103,22 +119,46 @@ pub fn examine(
     let proof = match written_runs(&file, before.len())? {
         Some(runs) => {
             let mut rest = Unvouched(runs);
-            for (id, other) in others {
+            let live = root.open_file(Path::new(&disk.source.path));
+            let live = live.and_then(|live| Ok(is_the_original(&live, &before, recorded)?.then_some(live)));
+            // One that cannot be opened vouches for nothing.
+            let live = live.unwrap_or_default();
+            for other in others.iter().filter(|other| other.is_earlier || live.is_some()) {
                 if rest.0.is_empty() {
                     break;
                 }
                 access.moved();
-                // One that cannot be opened vouches for nothing.
-                let _ = rest.compare_with_snapshot(&root, *id, other);
+                let _ = rest.compare_with_snapshot(&root, other.id, &other.disk);
             }
             access.moved();
-            let _ = rest.compare_with_live(&root, disk, &before);
+            if let Some(live) = live {
+                let _ = live.metadata().and_then(|metadata| rest.compare_with(&live, metadata.len()));
+            }
             if rest.0.is_empty() { Proof::Whole } else { Proof::Map }
         }
         None => Proof::Map,
     };
     let is_settled = identity(&file.metadata()?).changed_ns == changed_ns;
     Ok((if is_settled { proof } else { Proof::None }, changed_ns))
+}
+
+/// Whether the VM's own disk is the one that was snapshotted, as far as that can be told, and so has had the blocks
+/// that both share since the snapshot was taken. A copy of the snapshot (`cp --reflink`, as for a rollback) shares
+/// what was written into the snapshot before.
+///
+/// A copy into a new file was born after the snapshot. Where the file system keeps no time of birth (OCFS2), no disk
+/// is the original. A copy into the old file is known by its map, which is that of the snapshot, although it was
+/// written to since. It is not known any more when the VM has then written to it: no file system records that.
+fn is_the_original(live: &File, snapshot: &Metadata, recorded: Option<[u8; 32]>) -> io::Result<bool> {
+    let metadata = live.metadata()?;
+    let taken_ns = modified(snapshot);
+    let Ok(born) = metadata.created() else { return Ok(false) };
+    let born_ns = born.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos().cast_signed());
+    let is_same_file = (metadata.dev(), metadata.ino()) == (snapshot.dev(), snapshot.ino());
+    if is_same_file || born_ns > taken_ns {
+        return Ok(false);
+    }
+    Ok(modified(&metadata) < taken_ns || digest(live, metadata.len())? != recorded)
 }
 
 /// Runs of a file that no other file is known to share.
@@ -135,16 +175,6 @@ impl Unvouched {
             is_touched_only(&metadata, disk) && recorded.is_some() && digest(&file, metadata.len())? == recorded
         };
         if is_as_recorded { self.compare_with(&file, metadata.len()) } else { Ok(()) }
-    }
-
-    /// So does the VM's own disk: it has had them since the snapshot was made.
-    fn compare_with_live(&mut self, root: &Folder, disk: &SnapshotDisk, snapshot: &Metadata) -> io::Result<()> {
-        let file = root.open_file(Path::new(&disk.source.path))?;
-        let metadata = file.metadata()?;
-        if (metadata.dev(), metadata.ino()) == (snapshot.dev(), snapshot.ino()) {
-            return Ok(());
-        }
-        self.compare_with(&file, metadata.len())
     }
 
     /// Takes away what `file` has at the same offset and the same address.

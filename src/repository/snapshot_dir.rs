@@ -136,12 +136,13 @@ impl SnapshotDir {
         folder.sync()
     }
 
-    /// Whether nothing of the snapshot is there, on the file system that the files of `disks` were made on.
+    /// Whether nothing of the snapshot is there, on the file system that the files of `disks` were made on. Where that
+    /// is not recorded, nothing proves that it is gone.
     ///
     /// # Errors
     /// The errno of openat(2); [`Odd`] where something else has its name.
     pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
-        if !is_the_volume(&self.root, disks)? {
+        if !is_the_recorded_volume(&self.root, disks)?.unwrap_or(false) {
             return Ok(false);
         }
         match self.open() {
@@ -157,7 +158,7 @@ impl SnapshotDir {
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
     /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
-    /// that was recorded, any file system that can clone will do.
+    /// that was recorded, any file system that can clone will do, where it is mounted or has snapshots.
     ///
     /// # Errors
     /// [`RemoveError`]; all the rest has been tried all the same.
@@ -226,13 +227,36 @@ impl SnapshotDir {
     }
 }
 
-/// Whether a repository lies on the file system that the files of `disks` were made on. For a snapshot from before
-/// that was recorded, any file system that can clone will do.
+/// Whether a repository lies on the file system that the files of `disks` were made on; nothing where that is not
+/// recorded.
+fn is_the_recorded_volume<'a>(
+    root: &Folder,
+    disks: impl IntoIterator<Item = &'a SnapshotDisk>,
+) -> io::Result<Option<bool>> {
+    match disks.into_iter().find_map(|disk| disk.volume) {
+        Some(VolumeId(recorded)) => Ok(Some(volume::id_of(root)? == Some(recorded))),
+        None => Ok(None),
+    }
+}
+
+/// The same. For a snapshot from before that was recorded, any file system that can clone will do, where it is
+/// mounted there, or has snapshots: a folder that somebody has made at the mount point is none.
 fn is_the_volume<'a>(root: &Folder, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
-    Ok(match disks.into_iter().find_map(|disk| disk.volume) {
-        Some(VolumeId(recorded)) => volume::id_of(root)? == Some(recorded),
-        None => SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()),
-    })
+    if let Some(is_it) = is_the_recorded_volume(root, disks)? {
+        return Ok(is_it);
+    }
+    Ok(SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()) && is_in_use(root)?)
+}
+
+/// Whether something is mounted at a repository's folder, or the folder of snapshots is there.
+fn is_in_use(root: &Folder) -> io::Result<bool> {
+    if root.outer_device()? != root.metadata()?.dev() {
+        return Ok(true);
+    }
+    match root.stat(OsStr::new(SNAPSHOTS)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        found => found.map(|_| true),
+    }
 }
 
 fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {

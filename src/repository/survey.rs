@@ -42,11 +42,11 @@ pub struct Odd {
     pub reason: String,
 }
 
-/// Looks through the folder of snapshots of the repository `root`, and changes nothing.
+/// Looks through the folder of snapshots of the repository `root`, and changes nothing. `moved` is called for each.
 ///
 /// # Errors
 /// Where it cannot be listed. A repository without one has no snapshots.
-pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
+pub fn survey(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<Found>, Vec<Odd>)> {
     let (mut found, mut odd) = (Vec::new(), Vec::new());
     let snapshots = match root.folder(SNAPSHOTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, odd)),
@@ -56,6 +56,7 @@ pub fn survey(root: &Folder) -> io::Result<(Vec<Found>, Vec<Odd>)> {
         if name == POOL {
             continue;
         }
+        moved();
         match look_into(&snapshots, &name) {
             Ok(folder) => found.push(folder),
             Err(reason) => odd.push(Odd { path: snapshots.path().join(name), reason }),
@@ -214,7 +215,7 @@ mod tests {
     fn folders_of_snapshots_are_told_from_all_else() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
-        assert!(survey(&root).unwrap().0.is_empty());
+        assert!(survey(&root, &|| ()).unwrap().0.is_empty());
 
         let snapshots = dir.path().join("CoriolisSnapshots");
         let folder = |number: usize| snapshots.join(format!("{number}{}", &ID[1..]));
@@ -233,7 +234,7 @@ mod tests {
         fs::create_dir(snapshots.join(POOL)).unwrap();
         fs::write(folder(6), "a file").unwrap();
 
-        let (folders, odd) = survey(&root).unwrap();
+        let (folders, odd) = survey(&root, &|| ()).unwrap();
         let names: Vec<_> = folders.iter().map(|folder| folder.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, [folder(0).file_name().unwrap(), folder(1).file_name().unwrap()]);
         // Nothing blocks, and nothing leads elsewhere.
@@ -245,7 +246,7 @@ mod tests {
         let linked = dir.path().join("linked");
         fs::create_dir(&linked).unwrap();
         symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
-        assert!(survey(&Folder::open(&linked).unwrap()).is_err());
+        assert!(survey(&Folder::open(&linked).unwrap(), &|| ()).is_err());
         fs::write(folder(0).join(MAKING), "").unwrap();
         let half_made = look_into(&opened, &first).unwrap();
         assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());

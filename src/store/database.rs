@@ -57,7 +57,14 @@ impl Handle {
             transaction.commit()?;
             Ok(value)
         });
-        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = written.as_ref().err().map(ToString::to_string);
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        match &written {
+            Ok(_) => *failed = None,
+            Err(error) if error.needs_reopening() => *failed = Some(error.to_string()),
+            // The work itself refused: that says nothing about the disk.
+            Err(_) => {}
+        }
+        drop(failed);
         written
     }
 

@@ -12,6 +12,7 @@ mod terms;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -37,8 +38,9 @@ pub const FIRST_SEQUENCE: u64 = 1 << 32;
 pub const LAST_SEQUENCE: u64 = 1 << 48;
 
 /// The database. Its calls block; each write is on stable storage when it returns.
+#[derive(Clone)]
 pub struct Store {
-    handle: database::Handle,
+    handle: Arc<database::Handle>,
 }
 
 /// What was found where the database is to be.
@@ -66,7 +68,17 @@ impl Store {
     /// # Errors
     /// [`StoreError`]; a file that is not ours is left as it is.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
-        Ok(Self { handle: database::Handle::open(path)? })
+        Ok(Self { handle: Arc::new(database::Handle::open(path)?) })
+    }
+
+    /// Writes once more where the last write failed and nothing else is wrong: what kept it from being written may
+    /// be over, and nobody else may write for long.
+    pub fn retry_failed_write(&self) {
+        if matches!(self.handle.trouble(), Some(Trouble::WriteFailed(_)))
+            && let Err(error) = self.handle.write(|_| Ok(()))
+        {
+            tracing::warn!(%error, "the database still cannot be written to");
+        }
     }
 
     /// What is wrong with the database's file or its disk, though it answers.

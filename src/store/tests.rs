@@ -296,3 +296,17 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     store.begin(&mut next, None).unwrap();
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }
+
+#[test]
+fn only_a_failed_write_is_trouble_and_it_is_over_with_the_next_good_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("exporter.db")).unwrap();
+    let refused = StoreError::Record { id: SnapshotId::from_u128(1), cause: "a test".to_owned() };
+    assert!(store.handle.write(|_| Err::<(), _>(refused)).is_err());
+    assert_eq!(store.trouble(), None, "the work's own refusal says nothing about the disk");
+    let failed = StoreError::Io(std::io::ErrorKind::StorageFull.into());
+    assert!(store.handle.write(|_| Err::<(), _>(failed)).is_err());
+    assert!(matches!(store.trouble(), Some(Trouble::WriteFailed(_))));
+    store.retry_failed_write();
+    assert_eq!(store.trouble(), None);
+}

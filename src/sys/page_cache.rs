@@ -1,6 +1,7 @@
-//! mincore(2), preadv2(2) and posix_fadvise(2): what the page cache holds of a file.
+//! mincore(2), preadv2(2), posix_fadvise(2) and sync_file_range(2): what the page cache holds of a file.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -80,6 +81,26 @@ pub fn forget(file: impl AsFd, range: &Range<u64>) -> io::Result<()> {
     Ok(posix_fadvise(file, offset, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
 }
 
+/// Writes out what the page cache has of the first `size` bytes of `file`, piece by piece, and then all of it, its
+/// size included. `moved` is called after each piece: all together may take long.
+///
+/// # Errors
+/// The errno of sync_file_range(2) or fdatasync(2).
+pub fn write_out(file: &File, size: u64, moved: &dyn Fn()) -> io::Result<()> {
+    const PIECE: u64 = 32 << 20;
+    const ALL: libc::c_uint =
+        libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    let mut offset = 0;
+    while offset < size {
+        let start = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
+        // SAFETY: the call takes no memory of ours.
+        Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), start, PIECE as i64, ALL) })?;
+        moved();
+        offset = offset.saturating_add(PIECE);
+    }
+    file.sync_data()
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
@@ -108,5 +129,17 @@ mod tests {
         assert!(read(file.as_fd(), &mut byte, MIB).unwrap() && byte == [1]);
         assert!(!read(file.as_fd(), &mut [0; 8], 4 * MIB - 4).unwrap(), "more than there is");
         assert!(!holds(file.as_fd(), 64 * MIB).unwrap(), "past its end");
+    }
+
+    #[test]
+    fn what_is_written_out_can_be_forgotten() {
+        const SIZE: u64 = 65 << 20;
+        let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+        file.write_all_at(&vec![1; 1 << 20], SIZE - (1 << 20)).unwrap();
+        let pieces = std::cell::Cell::new(0);
+        write_out(&file, SIZE, &|| pieces.set(pieces.get() + 1)).unwrap();
+        assert_eq!(pieces.get(), 3);
+        forget(&file, &(0..SIZE)).unwrap();
+        assert!(!holds(file.as_fd(), SIZE - 5).unwrap(), "it was not written out");
     }
 }

@@ -6,7 +6,8 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    AgentDb, Certificates, Client, Exporter, Manager, Settings, VM, Volume, define_vm, make_disk, make_repository, text,
+    AgentDb, Certificates, Client, Exporter, Manager, Settings, VM, Volume, World, define_vm, make_disk,
+    make_repository, text,
 };
 use crate::needs_root;
 
@@ -112,6 +113,10 @@ fn repositories_and_manager_are_those_of_the_agent() {
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     let ready = client.send(client.request(reqwest::Method::GET, "/readyz"));
     assert_eq!(ready.status, 503);
+    // What it named is known; whether there is more is not.
+    assert_eq!(client.get(&format!("/vms/{VM}")).status, 200);
+    assert_eq!(client.get("/vms").ok().as_array().unwrap().len(), 1);
+    assert_eq!(client.get(&format!("/vms/{vm}")).error(503), "repository_unavailable");
     assert!(String::from_utf8_lossy(&ready.body).contains("list of repositories"), "{:?}", ready.body);
     assert!(exporter.log().contains(&database.display().to_string()), "the log names the file");
 
@@ -141,4 +146,14 @@ fn a_damaged_database_at_the_start_is_named() {
         assert!(refusal.contains("repositories.ovs_agent_db") && refusal.contains(&file), "{refusal}");
         assert!(refusal.contains("or name repositories in repositories.paths"), "{refusal}");
     }
+    // Beside repositories that the config names, its own are not known: a list without an entry for them would look whole.
+    let world = World::with(512, |settings| settings.agent_db = Some(agent.path().to_owned()));
+    world.define_vm(&[("a.img", 1 << 20)]);
+    let client = world.client();
+    assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
+    let listed = client.get("/vms").ok();
+    let unknown = listed.as_array().unwrap().iter().find(|entry| entry["name"] == "ovs-agent").unwrap();
+    assert_eq!(unknown["status"], "error", "{listed}");
+    assert!(text(&unknown["reason"]).contains("its VMs are not known"), "{listed}");
+    assert_eq!(client.get("/vms/0004fb00000600000000000000000003").error(503), "repository_unavailable");
 }

@@ -78,6 +78,24 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         ("db_file", "(Bolt)", Box::new(|settings| settings.db_file = Some(bolt.clone()))),
         ("api.bind", "in use", Box::new(|settings| settings.port = Some(taken))),
         ("log_file", "is not a regular file", Box::new(|settings| settings.top += "log_file = \"/tmp\"\n")),
+        ("audit.file", "is not a regular file", Box::new(|settings| settings.sections += "[audit]\nfile = \"/tmp\"\n")),
+        (
+            "audit.file",
+            "No such file",
+            Box::new(|settings| settings.sections += "[audit]\nfile = \"/nonexistent/audit.jsonl\"\n"),
+        ),
+        // Below a repository: by both paths, by the name of a folder, and by what lies beside it.
+        ("config", "lies below", Box::new(|settings| settings.paths.push(repository.join("VirtualDisks")))),
+        (
+            "repositories",
+            "is a folder in the repository",
+            Box::new(|settings| settings.paths = vec![repository.join("VirtualDisks")]),
+        ),
+        (
+            "repository ISOs",
+            "is a folder in the repository",
+            Box::new(|settings| settings.paths = vec![repository.join("ISOs")]),
+        ),
         ("ovm_endpoint", "refused", Box::new(|settings| settings.ovm_endpoint = "https://127.0.0.1:1".to_owned())),
         (
             "ovm_endpoint",
@@ -107,6 +125,11 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         let (found, remedy) = line(&table, what);
         assert!(found.starts_with("warn") && found.contains(told) && remedy.is_some(), "{table}");
     }
+    let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
+    settings.sections += &format!("[audit]\nfile = {:?}\n", repository.join("audit.jsonl"));
+    let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
+    assert!(line(&table, "audit.file").0.starts_with("ok"), "{table}");
+    assert!(table.lines().any(|line| line.contains("audit.jsonl lies in the repository")), "{table}");
     // A page that everybody may see would let in everybody.
     manager.behave(Behaviour::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
@@ -155,6 +178,10 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
 
     let table = check(&format!("[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\n", certificates.ca()));
     assert!(line(&table, "hooks.sync").0.starts_with("ok"), "{table}");
+    let (found, remedy) = line(&table, "hooks.sync.secret");
+    assert!(found.starts_with("warn") && found.contains("is shorter than 32 bytes") && remedy.is_some(), "{table}");
+    let strong = "[hooks.sync]\nsecret = \"a secret that every guest with the tag is sent\"\n";
+    assert!(!check(strong).contains("hooks.sync.secret"), "a strong secret is warned of");
     let table = check("[hooks.sync]\nsecret = \"hush\"\nca_certificate = \"/nonexistent\"\n");
     assert!(line(&table, "hooks.sync").0.starts_with("FAIL"), "{table}");
     let table = check("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\n");

@@ -330,14 +330,51 @@ fn files_of_the_service_in_a_repository_are_noticed() {
         std::os::unix::fs::symlink(&repository, settings.certificate.with_file_name("link")).unwrap();
         settings.db_file = Some(settings.certificate.with_file_name("link/exporter.db"));
         settings.top = format!("log_file = {:?}\n", repository.join("exporter.log"));
+        settings.sections = format!("[audit]\nfile = {:?}\n", repository.join("audit.json"));
     });
     let told = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
-    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log")] {
+    for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
         let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
         assert!(told.lines().any(noticed), "{told}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
     let world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
+    // A key is not made where other servers can read it.
+    let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
+    settings.secret.clear();
+    settings.db_file = Some(world.repository.join("other.db"));
+    let (status, refusal) = Exporter::refusal(&settings);
+    let expected = "other.db.jwt-secret would lie in a repository";
+    assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{refusal}");
+    let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
+    assert!(status == Some(1) && table.contains(expected), "{table}");
+}
+
+#[test]
+fn a_path_below_a_repository_is_refused_at_the_start() {
+    needs_root!();
+    let volume = Volume::xfs(512);
+    let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
+    let sibling = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60719");
+    let link = volume.mount_point.join("link");
+    std::os::unix::fs::symlink(&repository, &link).unwrap();
+    let certificates = Certificates::new();
+    let manager = Manager::start(&certificates);
+    let disks = repository.join("VirtualDisks");
+    for (paths, expected) in [
+        (vec![&repository, &sibling, &disks], "lies below"),
+        (vec![&volume.mount_point, &repository], "lies below"),
+        (vec![&disks], "is a folder in the repository"),
+    ] {
+        let paths: Vec<_> = paths.into_iter().map(PathBuf::as_path).collect();
+        let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &paths));
+        assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{paths:?}: {refusal}");
+        assert!(refusal.contains("repositories.paths: ") && refusal.contains("; "), "{refusal}");
+    }
+    // Known only once links are followed.
+    let through = link.join("VirtualDisks");
+    let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &[&repository, &through]));
+    assert!(status == BROKEN_CONFIG && refusal.contains("lies below"), "{refusal}");
 }

@@ -20,6 +20,18 @@ fn install(shelf: &Shelf, name: &str, from: &str, to: &Path) {
     shelf.put_program(name, &text.replace(from, &to.display().to_string()));
 }
 
+/// Installs the hook that freezes, with its list of mounts and its state in the shelf.
+fn install_fsfreeze(shelf: &Shelf, mounts: &Path) {
+    let mut text = fs::read_to_string(example("10-fsfreeze")).unwrap();
+    for (from, to) in
+        [("=/etc/coriolis-ovm-exporter/fsfreeze.conf", mounts), ("=/run/coriolis-ovm-exporter", &shelf.at("frozen"))]
+    {
+        assert!(text.contains(from), "10-fsfreeze does not say {from:?} any more");
+        text = text.replace(from, &format!("={}", to.display()));
+    }
+    shelf.put_program("10-fsfreeze", &text);
+}
+
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/hooks").join(name)
 }
@@ -83,7 +95,7 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     let mounts = shelf.at("fsfreeze.conf");
     fs::write(&mounts, format!("00000000000000000000000000000000 /nonexistent\n{VM} {}\n", guest.path().display()))
         .unwrap();
-    install(&shelf, "10-fsfreeze", "/etc/coriolis-ovm-exporter/fsfreeze.conf", &mounts);
+    install_fsfreeze(&shelf, &mounts);
     // Not written out, while others write.
     fs::write(guest.path().join("second"), vec![2; 5 << 20]).unwrap();
     let busy = Busy::start(guest.path());
@@ -107,8 +119,45 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     fs::write(&mounts, format!("{VM} {}\n{VM} /nonexistent\n", guest.path().display())).unwrap();
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
     fs::write(guest.path().join("third"), "thawed").unwrap();
+    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]), "a thaw is owed where nothing was frozen");
     // A deletion freezes nothing.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"]))).status, 200);
+}
+
+#[test]
+fn a_freeze_that_ended_early_fails_once_and_a_crash_is_thawed() {
+    needs_root!();
+    let shelf = Shelf::new();
+    let mut world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
+    let guest = Mounted::new(disk);
+    let (mounts, folder) = (shelf.at("fsfreeze.conf"), guest.path().display());
+    fs::write(&mounts, format!("{VM} {folder}\n")).unwrap();
+    install_fsfreeze(&shelf, &mounts);
+    shelf.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
+    let owed = |world: &World| world.client().get("/status").ok()["owed_hooks"].clone();
+    let made = world.client().take_snapshot();
+    assert_eq!(made["consistency"], "crash", "{made}");
+    assert!(text(&made["consistency_reason"]).contains("10-fsfreeze"), "{made}");
+    assert!(world.exporter.log().contains("the freeze has ended before post"));
+    // There is nothing to thaw any more, so the next call settles it.
+    assert_eq!(owed(&world)[0]["hooks"], json!(["10-fsfreeze"]));
+    world.exporter.restart();
+    eventually("nothing is owed", || owed(&world) == json!([]));
+
+    // Frozen when the service is killed: the next start thaws it, and forgets it.
+    shelf.put("20-thaws", "[ $2 = post ] || { touch $OUT/frozen-now; sleep 600; }");
+    let client = world.client();
+    let path = format!("/api/v1/vms/{VM}/snapshots");
+    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
+    shelf.wait_for("frozen-now");
+    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 1);
+    world.exporter.kill();
+    asking.join().unwrap();
+    world.exporter.restart();
+    fs::write(guest.path().join("file"), "thawed").unwrap();
+    assert_eq!(owed(&world), json!([]));
+    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 0);
 }
 
 /// Somebody who writes small files all the time.

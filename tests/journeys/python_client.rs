@@ -102,3 +102,31 @@ fn errors_are_told_in_a_line() {
     let told = String::from_utf8_lossy(&unknown.stderr).into_owned();
     assert!(!unknown.status.success() && told.contains("not_found") && !told.contains("Traceback"), "{told}");
 }
+
+#[test]
+fn purge_tells_the_first_error_and_that_there_is_nothing() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    for arguments in [&["purge", VM][..], &["purge", "--yes", VM]] {
+        assert_eq!(good(&world, arguments), "there are none\n", "{arguments:?}");
+    }
+    // A service that is gone after the listing: both the deletion and the second listing fail.
+    let script = "import argparse, exporter_client as client\n\
+        class Service:\n    \
+            calls = 0\n    \
+            def call(self, method, path):\n        \
+                self.calls += 1\n        \
+                if self.calls == 1: return [{'id': 'x'}]\n        \
+                raise client.ClientError(f'{method} failed')\n\
+        try: client.purge(Service(), argparse.Namespace(vm='v', yes=True))\n\
+        except client.ClientError as error: print(f'raised {error}')\n";
+    let output = Command::new("python3")
+        .args(["-B", "-c", script])
+        .env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"))
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "raised DELETE failed\n", "{errors}");
+    assert!(errors.contains("GET failed"), "{errors}");
+}

@@ -263,7 +263,8 @@ fn a_log_that_cannot_be_written_takes_nothing_down() {
     let log = dir.path().join("exporter.log");
     // A file system of its own, which soon is full.
     let script = "mount -t tmpfs -o size=64k tmpfs \"$0\" && exec \"$@\"";
-    let small = ["unshare", "--mount", "sh", "-c", script, dir.path().to_str().unwrap()].map(str::to_owned);
+    let small = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, dir.path().to_str().unwrap()]
+        .map(str::to_owned);
     let mut world = World::with(512, |settings| {
         settings.top = format!("log_file = {log:?}\nlog.max_size = \"20KiB\"\nlog.max_files = 10\n");
         settings.launcher = small.to_vec();

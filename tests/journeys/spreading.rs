@@ -11,8 +11,8 @@ use serde_json::Value;
 
 use crate::harness::{Certificates, Exporter};
 use crate::harness::{
-    Client, HungMount, Manager, Random, Settings, VM, Volume, World, connect, define_vm, eventually, make_disk,
-    make_repository, run, text, write_at,
+    Client, HungMount, Manager, Random, Settings, VM, Volume, World, connect, define_vm, eventually, eventually_within,
+    make_disk, make_repository, run, snapshot_folders, text, write_at,
 };
 use crate::{needs, needs_root};
 
@@ -219,16 +219,25 @@ fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let ids: Vec<String> = (0..4).map(|_| text(&client.take_snapshot()["id"])).collect();
     world.volume.unmount();
     make_repository(world.repository.parent().unwrap(), world.repository.file_name().unwrap().to_str().unwrap());
-    assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
+    // Nor are the definitions.
+    let listed = client.get("/vms").ok();
+    let reason = text(&entry(&listed, VM)["reason"]);
+    assert!(reason.contains("is not mounted: its folder lies on another file system than before"), "{listed}");
+    assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(503), "repository_unavailable");
+    for id in &ids {
+        assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
+    }
     let left = client.get("/status").ok()["leftovers"].clone();
-    assert_eq!(left[0]["id"], id, "{left}");
+    assert_eq!(left.as_array().unwrap().len(), ids.len(), "{left}");
     world.volume.mount();
-    let folder = world.repository.join("CoriolisSnapshots").join(&id);
-    assert!(folder.exists());
-    eventually("the files are gone", || !folder.exists());
+    let folders = || snapshot_folders(&world.repository).len();
+    assert_eq!(folders(), ids.len());
+    // One round removes those of one VM.
+    eventually("some files are gone", || folders() < ids.len());
+    eventually_within(Duration::from_secs(45), "all files are gone", || folders() == 0);
 }
 
 #[test]

@@ -122,7 +122,17 @@ fn no_library_of_the_host_is_opened() {
     settings.binary = release;
     // -D: the service is our child, and not strace.
     let script = "mount --bind \"$0\" /etc/hosts && exec strace -D -f -qq -y -e trace=open,openat,openat2 -o \"$@\"";
-    let launcher = ["unshare", "--mount", "sh", "-c", script, hosts.to_str().unwrap(), trace.to_str().unwrap()];
+    let launcher = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "slave",
+        "sh",
+        "-c",
+        script,
+        hosts.to_str().unwrap(),
+        trace.to_str().unwrap(),
+    ];
     settings.launcher = launcher.map(str::to_owned).to_vec();
     let exporter = Exporter::start(settings);
     let mut client = Client::new(&exporter, &world.certificates);

@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Certificates, Guest, Manners, Shelf, VM, World, text};
+use crate::harness::{Certificates, Guest, Manners, Shelf, VM, World, eventually, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -219,4 +219,75 @@ fn a_guest_is_told_the_end_also_after_a_crash() {
     scene.world.exporter.restart();
     assert_eq!(scene.asked(), ["/post-sync"]);
     assert!(scene.shelf.at("post").exists());
+}
+
+#[test]
+fn a_guest_whose_sync_failed_is_told_the_end_or_named() {
+    needs_root!();
+    let mut scene = Scene::new("post_on_failure = false\ntimeout = \"1s\"\nretries = 1\nretry_delay = \"10ms\"");
+    scene.tag(&scene.description());
+    let client = scene.world.client();
+    for (manners, outcome) in [(Manners::ServerError, "failed"), (Manners::Slow, "timeout")] {
+        scene.guest.behave(&[manners, manners]);
+        let made = client.take_snapshot();
+        let failed = format!("sync pre {outcome}");
+        assert_eq!(runs(&made), [&failed, &failed, "sync post ok"], "{manners:?}");
+        assert_eq!((scene.asked(), &made["consistency"]), (owned(&["/sync", "/sync", "/post-sync"]), &json!("crash")));
+    }
+    // A snapshot that was made, and a guest that does not hear it: it is owed that.
+    scene.guest.behave(&[Manners::ServerError, Manners::ServerError]);
+    scene.guest.behave_after(Manners::ServerError);
+    assert_eq!(runs(&client.take_snapshot()), ["sync pre failed", "sync pre failed", "sync post failed"]);
+    assert_eq!(client.get("/status").ok()["owed_hooks"][0]["hooks"], json!([scene.guest.url()]));
+    scene.guest.behave_after(Manners::Good);
+    scene.world.exporter.settings().sections += "on_failure = \"abort\"\n";
+    scene.world.exporter.restart();
+    let client = scene.world.client();
+    eventually("it is told", || client.get("/status").ok()["owed_hooks"] == json!([]));
+    scene.asked();
+    // One that was not made: the guest is not told, as the config has it, and the answer and the log say so.
+    scene.guest.behave(&[Manners::ServerError, Manners::ServerError]);
+    let answer = client.post(&format!("/vms/{VM}/snapshots"));
+    assert_eq!(answer.error(502), "hook_failed");
+    let details = text(&answer.json()["details"]);
+    assert!(details.contains("not called: post_on_failure") && details.ends_with(&scene.guest.url()), "{details}");
+    assert_eq!(scene.asked(), ["/sync", "/sync"]);
+    assert!(scene.world.exporter.log().contains("not called: post_on_failure is false for hooks.sync"));
+}
+
+fn owned(words: &[&str]) -> Vec<String> {
+    words.iter().copied().map(str::to_owned).collect()
+}
+
+#[test]
+fn what_a_good_hook_has_left_survives_a_crash_before_the_operation_is_over() {
+    needs_root!();
+    let mut scene = Scene::new("timeout = \"60s\"");
+    scene.tag(&scene.description());
+    // One in the group of the hook, and one that is the leader of its own.
+    scene.shelf.put(
+        "agent",
+        "[ $2 = pre ] || exit 0; export OUT\n\
+         sleep 600 </dev/null >/dev/null 2>&1 & echo $! > $OUT/in-group\n\
+         setsid sh -c 'echo $$ > $OUT/in-session; exec sleep 600' </dev/null >/dev/null 2>&1 &\n\
+         until [ -s $OUT/in-session ]; do sleep 0.02; done",
+    );
+    // The programs are over, and the guest is told: nothing of that is written down yet.
+    scene.guest.behave_after(Manners::Slow);
+    let client = scene.world.client();
+    let path = format!("/api/v1/vms/{VM}/snapshots");
+    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
+    eventually("the guest is told the end", || scene.asked().contains(&"/post-sync".to_owned()));
+    scene.world.exporter.kill();
+    asking.join().unwrap();
+    scene.guest.behave_after(Manners::Good);
+    scene.world.exporter.restart();
+    eventually("what is owed was called", || scene.world.client().get("/status").ok()["owed_hooks"] == json!([]));
+    for left in ["in-group", "in-session"] {
+        let pid = scene.shelf.read(left).trim().to_owned();
+        let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        assert!(command.starts_with("sleep"), "the process {left} of a hook that had ended well was killed");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
+    }
 }

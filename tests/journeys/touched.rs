@@ -9,7 +9,7 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Client, VM, World, chunks, data, run, text, write_at};
+use crate::harness::{Client, VM, World, chunks, data, eventually, run, text, write_at};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -77,7 +77,7 @@ fn touches() -> [(&'static str, Touch); 7] {
 }
 
 /// Writes into a file and sets its modification time back, to the nanosecond.
-fn forge(file: &Path, at: u64) {
+pub fn forge(file: &Path, at: u64) {
     let before = fs::metadata(file).unwrap();
     write_at(file, at, &[0xee; 4096]);
     let back = format!("@{}.{:09}", before.mtime(), before.mtime_nsec());
@@ -172,9 +172,20 @@ fn a_checksum_that_was_recorded_proves_what_the_map_does_not() {
     // All blocks are its own.
     fs::remove_file(&disk).unwrap();
     command(&["chmod", "0400", file.to_str().unwrap()]);
+    let bytes = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
+    // It is made in the background.
+    let first = client.send(client.request(Method::HEAD, &bytes));
+    assert_eq!((first.status, first.header("retry-after")), (503, "10"), "{first:?}");
+    eventually("it is believed", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
     assert_eq!(client.disk(&id, "a.img"), expected);
     assert!(world.exporter.log().contains("its checksum is as it was recorded"));
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok(), sum);
     forge(&file, MB);
-    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}/disks/a.img")).error(409), "snapshot_lost");
+    let route = format!("/vms/{VM}/snapshots/{id}/disks/a.img");
+    let range = || client.send(client.request(Method::GET, &bytes).header("Range", "bytes=0-9"));
+    assert_eq!(range().error(503), "snapshot_being_checked");
+    eventually("it is not believed", || range().status == 409);
+    assert_eq!(client.get(&route).error(409), "snapshot_lost");
+    // What the checksum has said holds for the change time.
+    assert_eq!(world.exporter.log().matches("its checksum is made again").count(), 2);
 }

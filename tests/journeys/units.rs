@@ -45,7 +45,12 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
     let manager = Manager::start(&certificates);
     let dir = tempfile::tempdir().unwrap();
     let folder = dir.path();
-    for (from, to) in [("server.pem", "srv-pub.pem"), ("server.key", "srv-key.pem"), ("ca.pem", "manager.pem")] {
+    for (from, to) in [
+        ("server.pem", "srv-pub.pem"),
+        ("server.key", "srv-key.pem"),
+        ("ca.pem", "manager.pem"),
+        ("ca.pem", "clients.pem"),
+    ] {
         fs::copy(certificates.path(from), folder.join(to)).unwrap();
     }
     fs::create_dir(folder.join("hooks.d")).unwrap();
@@ -72,7 +77,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
     script.extend(read_only.iter().map(|path| bind(path, "ro")));
     script += "exec \"$@\"\n";
     let mut service = Command::new("unshare")
-        .args(["--mount", "--propagation", "private", "sh", "-ec", &script, "sh"])
+        .args(["--mount", "--propagation", "slave", "sh", "-ec", &script, "sh"])
         .arg(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
         .arg("--config")
         .arg(folder.join("config.toml"))
@@ -91,7 +96,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
             .unwrap()
             .success()
     };
-    for file in ["config.toml", "srv-pub.pem", "srv-key.pem", "manager.pem", "hooks.d/10-good"] {
+    for file in ["config.toml", "srv-pub.pem", "srv-key.pem", "manager.pem", "clients.pem", "hooks.d/10-good"] {
         assert!(inside(&format!("test -r \"$1/{file}\"")), "{file} cannot be read");
         assert!(!inside(&format!("echo x 2>/dev/null >>\"$1/{file}\"")), "{file} can be written");
         assert!(!inside(&format!("rm -f \"$1/{file}\" 2>/dev/null")), "{file} can be removed");

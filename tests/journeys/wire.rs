@@ -63,6 +63,9 @@ fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
         ("a folded header", format!("{get}Host: x\r\nA: b\r\n c\r\n\r\n"), 400, "bad_request"),
         ("a malformed target", "GET /%\u{7f} HTTP/1.1\r\nHost: x\r\n\r\n".to_owned(), 400, "bad_request"),
         ("no Host", format!("{get}\r\n"), 400, "bad_request"),
+        ("a space in Host", format!("{get}Host: x y\r\n\r\n"), 400, "bad_request"),
+        ("two hosts in Host", format!("{get}Host: x,y\r\n\r\n"), 400, "bad_request"),
+        ("a path in Host", format!("{get}Host: x/y\r\n\r\n"), 400, "bad_request"),
         ("two Hosts", format!("{get}Host: x\r\nHost: x\r\n\r\n"), 400, "bad_request"),
         ("bare LF everywhere", "GET /healthz HTTP/1.1\nHost: x\n\n".to_owned(), 400, "bad_request"),
         ("bare LF behind a header", format!("{get}Host: x\nA: b\r\n\r\n"), 400, "bad_request"),
@@ -287,6 +290,9 @@ fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
         (Method::POST, format!("{SNAPSHOTS}?chunks=false&chunks=true"), "chunks is given twice"),
         (Method::POST, format!("{SNAPSHOTS}?squashChunks=perhaps"), "squashChunks"),
         (Method::POST, format!("{SNAPSHOTS}?compareTo={first}"), "GET it with compareTo"),
+        (Method::GET, format!("{SNAPSHOTS}?compareTo={first}"), "GET one of them with compareTo"),
+        (Method::GET, format!("{SNAPSHOTS}?compareTo=nonsense&chunks=false"), "GET one of them with compareTo"),
+        (Method::GET, format!("{SNAPSHOTS}?refine=4096"), "GET one of them with refine"),
         (Method::GET, format!("{disk}/chunks?startingoffset=5"), "startingOffset"),
         (Method::GET, format!("{disk}/chunks?maxResult=5"), "maxResults"),
         (Method::GET, format!("{disk}/checksum?algoritm=sha256"), "algorithm"),
@@ -307,6 +313,8 @@ fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
     for query in ["colour=red&colour=blue", "_=1690000000", "compareTo=&since=yesterday", "format=json"] {
         assert_eq!(client.get(&format!("{snapshot}?{query}")).ok(), plain, "{query}");
     }
+    let list = client.get(SNAPSHOTS).ok();
+    assert_eq!(client.get(&format!("{SNAPSHOTS}?compareTo=&refine=")).ok(), list);
     // The documented ones work where a snapshot is made.
     let made = |query: &str| client.post(&format!("{SNAPSHOTS}?{query}")).ok()["disks"][0].clone();
     assert!(made("chunks=false").get("chunks").is_none());

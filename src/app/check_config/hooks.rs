@@ -60,6 +60,13 @@ impl Findings {
             return self.bad(what, error, "name a certificate that can be read in hooks.sync.ca_certificate");
         }
         self.good(what, format!("VMs that ask for it are told, and {} that the config names", sync.urls.len()));
+        if let Some(weakness) = config::weakness(&sync.secret) {
+            self.doubtful(
+                "hooks.sync.secret",
+                format!("{weakness}: whoever guesses it can have a guest frozen"),
+                "make one with `openssl rand -hex 32`, and give it to the guests' servers too",
+            );
+        }
         if sync.hosts.iter().any(|host| host == "*") && !matches!(sync.trust, Trust::CaFile(_)) {
             self.doubtful(
                 "hooks.sync.hosts",

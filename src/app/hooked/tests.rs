@@ -1,6 +1,7 @@
 use super::*;
 use crate::config;
 use crate::metrics::Metrics;
+use crate::repository::executor::Kind;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
@@ -227,4 +228,74 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     app.call_owed_hooks().await.unwrap();
     assert_eq!(app.store.owed().unwrap(), []);
     assert!(dir.path().join("first").exists());
+}
+
+/// The same debt of another VM, with a disk in the repository.
+fn of_vm(debt: &Debt, vm: &str, attempts: u32) -> Debt {
+    let mut debt = Debt { attempts, ..debt.clone() };
+    debt.event.vm.name = vm.to_owned();
+    debt.event.disks.push(EventDisk {
+        name: "a.img".to_owned(),
+        path: "/nonexistent/repository/VirtualDisks/a.img".to_owned(),
+        snapshot_path: String::new(),
+        size: 0,
+    });
+    debt
+}
+
+#[test]
+fn owed_posts_do_not_wait_for_the_pool_of_blocking_threads() {
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    let runtime = runtime.worker_threads(2).max_blocking_threads(2).enable_all().build().unwrap();
+    let (dir, app, id, debt) = runtime.block_on(scene(""));
+    // All blocking threads are taken, as by repositories that hang.
+    let ((blocked, is_blocked), release) = (std::sync::mpsc::channel(), Arc::new(std::sync::RwLock::new(())));
+    let hold = release.write().unwrap();
+    for _ in 0..2 {
+        let (blocked, release) = (blocked.clone(), Arc::clone(&release));
+        drop(runtime.spawn_blocking(move || {
+            blocked.send(()).unwrap();
+            drop(release.read());
+        }));
+    }
+    (0..2).for_each(|_| is_blocked.recv().unwrap());
+    let long = Duration::from_secs(120);
+    for (attempts, calls) in [(0, "post\n"), (1, "post\npost\n")] {
+        let debt = of_vm(&debt, "0004fb00000600000000000000000001", attempts);
+        app.store.owe(id, &debt.to_bytes().unwrap()).unwrap();
+        runtime.block_on(async {
+            // As at the start, as in each round, and as at the end.
+            tokio::time::timeout(long, app.call_owed_hooks()).await.expect("it waits for the pool").unwrap();
+            tokio::time::timeout(long, app.call_failed(1)).await.expect("it waits for the pool");
+            assert_eq!(app.let_go().await.unwrap(), 0);
+        });
+        assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), calls);
+    }
+    drop(hold);
+}
+
+#[tokio::test]
+async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
+    let (dir, app, id, debt) = scene("echo $EXPORTER_VM >> calls").await;
+    let (silent, sound) = ("0004fb00000600000000000000000001", "0004fb00000600000000000000000002");
+    let of_sound =
+        Debt { event: Event { disks: Vec::new(), ..of_vm(&debt, sound, 1).event }, ..of_vm(&debt, sound, 1) };
+    app.store.owe(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
+    app.store.owe(SnapshotId::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
+    // All threads that the repository may have hang.
+    let repository = app.repository(&"repository".parse().unwrap()).unwrap();
+    let (hold, release) = std::sync::mpsc::channel::<()>();
+    let release = Arc::new(std::sync::Mutex::new(release));
+    let hanging: Vec<_> = (0..64)
+        .map(|_| {
+            let release = Arc::clone(&release);
+            repository.executor().submit(Kind::SHORT, move |_| release.lock().unwrap().recv())
+        })
+        .collect();
+    app.call_failed(1).await;
+    drop((hold, hanging));
+    let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
+    let at = |vm| calls.find(vm).unwrap_or_else(|| panic!("{vm} is not called: {calls}"));
+    assert!(at(sound) < at(silent), "the VM in a sound repository waits for the other one: {calls}");
+    assert_eq!(app.store.owed().unwrap(), []);
 }

@@ -1,18 +1,21 @@
 //! Whether a file system answers, told from the calls that are under way.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Executor, Kind, Lane, Shared, State};
+use super::{Executor, Kind, Lane, Shared, State, THREADS};
 
-/// How often a file system that hangs is looked at, to see whether it answers again. What hangs on a mount that is
-/// gone may never come back, and another file system may be mounted there by then.
+/// How long after the last look a file system that hangs is looked at again, to see whether it answers. What hangs
+/// on a mount that is gone may never come back, and another file system may be mounted there by then. Each look that
+/// hangs too doubles the time, so that threads are few; it is never much longer than the file system has been
+/// hanging.
 const TRIAL: Duration = Duration::from_secs(10);
 
-/// Such looks at a time, those that hang included.
-const TRIALS: usize = 4;
+/// The longest such time.
+const LONGEST_TRIAL: Duration = Duration::from_secs(3600);
 
 /// What a job and whoever waits for it know of each other.
 #[derive(Debug, Default)]
@@ -86,6 +89,14 @@ pub(super) struct Health {
     trials: usize,
 }
 
+impl Health {
+    /// Whether a file system that hangs is to be looked at again.
+    pub(super) fn is_look_due(&self, now: Instant) -> bool {
+        let after = TRIAL.saturating_mul(1 << self.trials.min(16)).min(LONGEST_TRIAL);
+        self.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= after)
+    }
+}
+
 impl State {
     /// For how long calls have been under way, and nothing moved.
     pub(super) fn stands_still_for(&self, now: Instant) -> Duration {
@@ -95,6 +106,14 @@ impl State {
     /// Whether a call stands still for longer than it may, and nothing else has moved meanwhile.
     pub(super) fn stands_still(&self, now: Instant) -> bool {
         self.still(now).any(|(call, still)| still > call.patience)
+    }
+
+    /// Whether a job of this kind cannot begin: one with its key hangs, or all threads of its lane do.
+    pub(super) fn blocks(&self, kind: Kind) -> bool {
+        let now = Instant::now();
+        let hanging = || self.calls.values().filter(|call| call.hangs(now));
+        kind.key.is_some_and(|key| hanging().any(|call| call.key == Some(key)))
+            || hanging().filter(|call| call.lane == Some(kind.lane)).count() >= THREADS
     }
 
     /// The calls that tell something, each with how long neither it nor any other has moved.
@@ -113,19 +132,20 @@ impl Executor {
         if !self.0.notices(state, now) {
             return true;
         }
-        let is_due = state.health.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= TRIAL);
-        if is_due && state.health.trials < TRIALS {
+        if state.health.is_look_due(now) {
             self.try_again(state, now);
         }
         false
     }
 
-    /// Looks at the mount point, on a thread of its own: no caller has to wait for it.
+    /// Lists the mount point, on a thread of its own: no caller has to wait for it. Its metadata alone may be in
+    /// the kernel's memory.
     fn try_again(&self, state: &mut State, now: Instant) {
         state.health.tried = Some(now);
         let executor = self.clone();
         let trial = move || {
-            executor.lend_for(Kind::SHORT, |_| drop(std::fs::metadata(&executor.0.mount_point)));
+            let list = |path: &Path| std::fs::read_dir(path).map(|mut entries| drop(entries.next()));
+            executor.lend_for(Kind::SHORT, |_| drop(list(&executor.0.mount_point)));
             executor.0.state().health.trials -= 1;
         };
         let started = thread::Builder::new().name("repository".to_owned()).stack_size(128 << 10).spawn(trial);
@@ -147,12 +167,6 @@ impl Shared {
         hangs
     }
 
-    /// Whether a job with the key of `kind` hangs.
-    pub(super) fn key_hangs(&self, state: &State, kind: Kind) -> bool {
-        let now = Instant::now();
-        kind.key.is_some_and(|key| state.calls.values().any(|call| call.key == Some(key) && call.hangs(now)))
-    }
-
     /// A call has ended: the file system answers, whatever becomes of those that began before.
     pub(super) fn ended(&self, state: &mut State, number: u64) {
         let now = Instant::now();
@@ -164,5 +178,22 @@ impl Shared {
         if std::mem::take(&mut state.health.is_told) {
             tracing::info!(mount_point = %self.mount_point.display(), "a repository answers again");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_that_hangs_is_looked_at_again_without_an_end() {
+        let tried = Instant::now();
+        let is_due = |looks_that_hang, seconds| {
+            let health = Health { tried: Some(tried), trials: looks_that_hang, ..Health::default() };
+            health.is_look_due(tried + Duration::from_secs(seconds))
+        };
+        assert!(!is_due(0, 9) && is_due(0, 10));
+        assert!(!is_due(4, 159) && is_due(4, 160));
+        assert!(!is_due(1000, 3599) && is_due(1000, 3600));
     }
 }

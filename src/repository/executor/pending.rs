@@ -107,7 +107,7 @@ impl<T> Waiting<T> {
         }
         // Threads may have been taken since it was queued.
         self.executor.start_threads(&mut state, self.kind.lane);
-        shared.key_hangs(&state, self.kind) || !self.executor.admits(&mut state)
+        state.blocks(self.kind) || !self.executor.admits(&mut state)
     }
 }
 

@@ -113,6 +113,53 @@ fn threads_that_hang_are_few() {
 }
 
 #[test]
+fn where_all_threads_hang_nothing_waits_for_one() {
+    let executor = executor("exhausted");
+    let (mut releases, mut stuck) = (Vec::new(), Vec::new());
+    while stuck.len() < THREADS {
+        let (work, release) = hanging();
+        releases.push(release);
+        stuck.push(executor.submit(impatient(MOMENT), work));
+        wait_until("begun", || {
+            executor.start_threads(&mut executor.0.state(), Lane::Short);
+            executor.calls() == stuck.len()
+        });
+        // All other calls are answered, as where single files hang.
+        thread::sleep(2 * MOMENT);
+        executor.lend_on(|_| ());
+    }
+    assert!(executor.is_responsive());
+    assert_eq!(executor.run(Kind::SHORT, |_| unreachable!("no thread is free")), Err::<(), _>(Unresponsive));
+    assert_eq!(executor.run(Kind::BULK, |_| 7), Ok(7), "the other lane is free");
+    drop(releases);
+    wait_until("free", || executor.calls() == 0);
+    assert_eq!(executor.run(Kind::SHORT, |_| 8), Ok(8));
+}
+
+#[test]
+fn what_nobody_wants_is_let_go_outside_the_lock() {
+    struct HangsWhenDropped(std::sync::mpsc::Receiver<()>);
+    impl Drop for HangsWhenDropped {
+        fn drop(&mut self) {
+            let _ = self.0.recv();
+        }
+    }
+    let executor = executor("let-go");
+    let (work, release) = hanging();
+    let first = executor.submit(Kind::SHORT.after(1), work);
+    wait_until("begun", || executor.calls() == 1);
+    let (let_go, held) = channel();
+    let file = HangsWhenDropped(held);
+    drop(executor.submit(Kind::SHORT.after(1), move |_| drop(file)));
+    drop(release);
+    assert_eq!(first.wait(), Ok(()));
+    wait_until("being let go", || executor.calls() == 1);
+    assert_eq!(executor.run(Kind::SHORT, |_| 7), Ok(7));
+    drop(let_go);
+    wait_until("gone", || executor.calls() == 0);
+}
+
+#[test]
 fn lent_threads_that_hang_are_few() {
     let executor = executor("lent");
     let hold = Mutex::new(());

@@ -189,3 +189,17 @@ fn of_a_snapshot_in_the_making_only_files_like_the_services_go() {
         assert!(fs::symlink_metadata(&file).is_ok() && !scene.folder.join("b.img").exists(), "{what}");
     }
 }
+
+#[test]
+fn without_a_recorded_volume_only_what_is_in_use_is_the_repository() {
+    let scene = Scene::new();
+    let root = Folder::open(scene.dir.path()).unwrap();
+    assert!(is_in_use(&root).unwrap());
+    fs::remove_dir_all(scene.snapshots()).unwrap();
+    // As a stray folder at a mount point is.
+    assert!(!is_in_use(&root).unwrap());
+    assert!(is_in_use(&Folder::open(Path::new("/proc")).unwrap()).unwrap(), "something is mounted there");
+    let (dir, recorded) = (SnapshotDir::new(&root, id()), unknown("a.img"));
+    assert!(dir.is_gone([&recorded]).unwrap() || recorded.volume.is_none());
+    assert!(!dir.is_gone([&SnapshotDisk { volume: None, ..recorded }]).unwrap());
+}

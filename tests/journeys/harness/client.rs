@@ -89,7 +89,12 @@ impl Client {
 
     /// Sends it, or panics.
     pub fn send(&self, request: RequestBuilder) -> Answer {
-        self.try_send(request).unwrap()
+        let again = request.try_clone();
+        match (self.try_send(request), again) {
+            // A connection that was idle for too long is closed, and the request was not seen.
+            (Err(error), Some(again)) if error.is_request() && !error.is_timeout() => self.try_send(again).unwrap(),
+            (answer, _) => answer.unwrap(),
+        }
     }
 
     /// Sends it; an error where the connection breaks, also in the middle of the body.

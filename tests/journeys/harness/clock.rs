@@ -9,7 +9,7 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::volume::run;
-use super::{Client, Settings, World, eventually};
+use super::{Client, Settings, Work, World, eventually};
 
 const HOUR: i64 = 3600;
 
@@ -65,6 +65,8 @@ impl Clock {
             let before = ended();
             // Two rounds: the first may have begun before this call, the second has not.
             for round in 1..=2 {
+                // What is under way would look as if it had taken a minute.
+                Work::of(&world.exporter).wait_for_pause();
                 self.leap_minute();
                 eventually("the sweeper has ended its round", || {
                     // Its sleep ends when the service wakes up for something else.

@@ -29,6 +29,10 @@ pub enum Behaviour {
     Redirects,
     WebPage,
     Slow,
+    /// Takes requests, and never answers.
+    Hangs,
+    /// Answers only who sends credentials, and takes the good ones.
+    SilentToStrangers,
 }
 
 struct Shared {
@@ -88,8 +92,12 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     let behaviour = *shared.behaviour.lock().unwrap();
     let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC);
     match behaviour {
-        Behaviour::Good if good => (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response(),
-        Behaviour::Good => StatusCode::UNAUTHORIZED.into_response(),
+        Behaviour::Good | Behaviour::SilentToStrangers if good => {
+            (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response()
+        }
+        Behaviour::SilentToStrangers if !headers.contains_key(header::AUTHORIZATION) => std::future::pending().await,
+        Behaviour::Good | Behaviour::SilentToStrangers => StatusCode::UNAUTHORIZED.into_response(),
+        Behaviour::Hangs => std::future::pending().await,
         Behaviour::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         Behaviour::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         Behaviour::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{Answer, Client, Harm, Settings, Shim, VM, Volume, World, text, write_at};
+use super::{Answer, Client, Harm, Settings, Shim, VM, Volume, World, perhaps_within, text, write_at};
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const DISKS: [&str; 2] = ["a.img", "b.img"];
@@ -139,6 +139,8 @@ impl Trial {
             assert!(listed.contains(id), "{what}: {id} was answered and is gone");
         }
         files.sort();
+        // What a crash left unfinished is removed in the background.
+        perhaps_within(Duration::from_secs(60), || self.world.snapshot_files() == files);
         assert_eq!(self.world.snapshot_files(), files, "{what}");
         extra
     }

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::sync::Once;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -66,6 +67,7 @@ impl Volume {
     }
 
     pub fn mount(&self) {
+        share_unmounts();
         run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point));
     }
 
@@ -158,6 +160,18 @@ impl Drop for Volume {
         // Lazily: a client that a failed test left running must not keep the image.
         let _ = Command::new("umount").arg("--lazy").arg(&self.mount_point).status();
     }
+}
+
+/// Has the mount namespaces of other tests, which are copies of this one, give up what is unmounted here: else the
+/// file system lives on in them, and the next mount finds it as it was left. Only in a namespace of the tests' own.
+fn share_unmounts() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/mnt")).ok();
+        if namespace("self") != namespace("1") {
+            run(Command::new("mount").args(["--make-rshared", "/"]));
+        }
+    });
 }
 
 /// Runs a command that has to succeed.

@@ -52,13 +52,33 @@ impl Work {
         eventually("the service works", || ticks(self.pid) > before + 10);
     }
 
+    /// Whether each of its threads sleeps: one that waits for a processor on a loaded machine does not.
+    fn is_asleep(&self) -> bool {
+        let tasks = fs::read_dir(self.process.join("task")).unwrap();
+        // A thread may be gone when it is asked about.
+        let states = tasks.filter_map(|task| fs::read_to_string(task.unwrap().path().join("stat")).ok());
+        states.filter_map(|stat| stat.rsplit_once(") ")?.1.chars().next()).all(|state| state == 'S')
+    }
+
+    /// Waits for a moment in which it does nothing.
+    pub fn wait_for_pause(&self) {
+        let mut asleep = 0;
+        eventually("the service pauses", || {
+            asleep = if self.is_asleep() { asleep + 1 } else { 0 };
+            asleep > 3
+        });
+    }
+
     /// Waits until it does nothing any more.
     pub fn wait_for_rest(&self) {
         eventually("the service rests", || {
             let before = (ticks(self.pid), self.bytes_read());
-            std::thread::sleep(Duration::from_millis(300));
+            let is_asleep = (0..15).all(|_| {
+                std::thread::sleep(Duration::from_millis(20));
+                self.is_asleep()
+            });
             let now = (ticks(self.pid), self.bytes_read());
-            now.0 <= before.0 + 1 && now.1 <= before.1 + 1000
+            is_asleep && now.0 <= before.0 + 1 && now.1 <= before.1 + 1000
         });
     }
 }

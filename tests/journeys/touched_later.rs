@@ -1,0 +1,70 @@
+//! What vouches for a snapshot's file that was touched, and what does not have to be read for it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::harness::{Client, World, chunks, data, run, text, write_at};
+use crate::needs_root;
+use crate::touched::forge;
+
+const MB: u64 = 1 << 20;
+const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+fn world() -> (World, PathBuf, Client) {
+    let world = World::new(512);
+    let disk = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
+    write(&disk, 0, &vec![1; 4 << 20]);
+    let client = world.client();
+    (world, disk, client)
+}
+
+/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
+fn write(disk: &Path, at: u64, bytes: &[u8]) {
+    write_at(disk, at, bytes);
+    fs::File::open(disk).unwrap().sync_all().unwrap();
+}
+
+fn take(client: &Client) -> (String, PathBuf) {
+    let made = client.take_snapshot();
+    (text(&made["id"]), text(&made["disks"][0]["path"]).into())
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").args(["--reflink=always", "--preserve=timestamps"]).args([from, to]));
+}
+
+#[test]
+fn a_copy_of_a_forged_snapshot_does_not_vouch_for_it() {
+    needs_root!();
+    for removes_first in [true, false] {
+        let (_world, disk, client) = world();
+        let (id, file) = take(&client);
+        // Now the snapshot alone has this block: a write changes it in place.
+        write(&disk, MB, &[2; 4096]);
+        forge(&file, MB);
+        if removes_first {
+            fs::remove_file(&disk).unwrap();
+        }
+        copy(&file, &disk);
+        // Nor does a later snapshot, which is a copy of the copy.
+        let (_later, _) = take(&client);
+        let answer = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img"));
+        assert_eq!(answer.error(409), "snapshot_lost", "removed first: {removes_first}");
+    }
+}
+
+#[test]
+fn the_base_of_a_comparison_is_not_read_for_its_checksum() {
+    needs_root!();
+    let (world, disk, client) = world();
+    let (base, file) = take(&client);
+    client.get(&format!("{SNAPSHOTS}/{base}/disks/a.img/checksum")).ok();
+    write(&disk, MB, &[2; 4096]);
+    let (target, _) = take(&client);
+    run(Command::new("chmod").arg("0400").arg(&file));
+    let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).ok()["disks"][0].clone();
+    assert_eq!(chunks(&entry), [data(MB, 4096)]);
+    let log = world.exporter.log();
+    assert!(log.contains("believed again as a base") && !log.contains("its checksum is made again"), "{log}");
+}
