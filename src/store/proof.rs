@@ -85,3 +85,47 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::Order;
+    use super::super::tests::snapshot;
+    use super::*;
+
+    #[test]
+    fn what_was_found_out_goes_with_the_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        let (mut first, mut second) = (snapshot(1), snapshot(2));
+        for snapshot in [&mut first, &mut second] {
+            store.begin(snapshot, None).unwrap();
+            store.commit(snapshot, &Order::default()).unwrap();
+        }
+        let disk = first.disks[0].name.clone();
+        for id in [first.id, second.id, SnapshotId::from_u128(3)] {
+            store.prove(id, &disk, 77).unwrap();
+            store.note_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
+        }
+        let found = |id| (store.proven(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
+        let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
+        assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
+        assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");
+        store.forget(&first).unwrap();
+        assert_eq!((found(first.id), found(second.id)), ((None, vec![]), all));
+    }
+
+    #[test]
+    fn a_snapshot_that_another_service_made_takes_no_other_ones_place_along() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        let mut ours = snapshot(1);
+        store.begin(&mut ours, None).unwrap();
+        store.commit(&ours, &Order::default()).unwrap();
+        // The other service counts on its own.
+        let mut theirs = snapshot(2);
+        theirs.sequence = ours.sequence;
+        store.begin_deletion(&theirs).unwrap();
+        store.forget(&theirs).unwrap();
+        assert_eq!(store.snapshots_of(&ours.vm).unwrap(), [ours]);
+    }
+}

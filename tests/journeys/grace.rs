@@ -10,18 +10,17 @@ use crate::needs_root;
 const MB: u64 = 1 << 20;
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
-fn world(policy: &str) -> (Clock, World, Client) {
+fn world(policy: &str) -> (Clock, World) {
     let clock = Clock::new();
     let world = World::with(512, |settings| {
         clock.load_into(settings);
         settings.policy = policy.to_owned();
     });
     world.define_vm(&[("a.img", MB)]);
-    let client = client(&world);
-    (clock, world, client)
+    (clock, world)
 }
 
-/// A client with a token that stays valid when the clocks leap.
+/// A new connection, since those that are idle are closed when the clocks leap, with a token that stays valid.
 fn client(world: &World) -> Client {
     let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
     let mut client = Client::new(&world.exporter, &world.certificates);
@@ -30,7 +29,8 @@ fn client(world: &World) -> Client {
     client
 }
 
-fn take(client: &Client, ttl: &str) -> String {
+fn take(world: &World, ttl: &str) -> String {
+    let client = client(world);
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
     text(&client.send(request.body(json!({"ttl": ttl}).to_string())).ok()["id"])
 }
@@ -38,54 +38,54 @@ fn take(client: &Client, ttl: &str) -> String {
 #[test]
 fn a_base_outlives_its_successors_creation_by_the_grace() {
     needs_root!();
-    let (clock, mut world, mut client_now) = world("");
-    let base = take(&client_now, "1h");
+    let (clock, mut world) = world("");
+    let base = take(&world, "1h");
     clock.rounds(&world, 1);
     // Its time is over, and it is the newest: it stays until there is a successor, and an hour more.
     clock.pass(24);
     clock.rounds(&world, 2);
-    let target = take(&client_now, "1h");
+    let target = take(&world, "1h");
     clock.rounds(&world, 2);
-    client_now.compare(&target, &base);
+    client(&world).compare(&target, &base);
     // A restart inside the hour does not end it.
     world.exporter.restart();
-    client_now = client(&world);
     clock.rounds(&world, 15);
-    client_now.compare(&target, &base);
+    client(&world).compare(&target, &base);
     clock.pass(2);
     clock.rounds(&world, 1);
-    assert_eq!(client_now.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
+    assert_eq!(client(&world).get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
 }
 
 #[test]
 fn without_a_grace_the_base_goes_with_its_expiry() {
     needs_root!();
-    let (clock, world, client) = world("superseded_grace = \"0\"");
-    let base = take(&client, "1h");
+    let (clock, world) = world("superseded_grace = \"0\"");
+    let base = take(&world, "1h");
     clock.rounds(&world, 1);
     clock.pass(24);
     clock.rounds(&world, 1);
-    let target = take(&client, "1h");
+    let target = take(&world, "1h");
     clock.rounds(&world, 1);
-    assert_eq!(client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
+    assert_eq!(client(&world).get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
 }
 
 #[test]
 fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
     needs_root!();
-    let (clock, world, client_now) = world("");
-    let id = take(&client_now, "1h");
-    let document = client_now.get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
+    let (clock, world) = world("");
+    let id = take(&world, "1h");
+    let document = client(&world).get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
     // As where another host of the pool made it, by a clock that is ahead.
     clock.leap(-2);
-    let request = client_now.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
-    let lease = client_now.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
+    let asking = client(&world);
+    let request = asking.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
+    let lease = asking.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
     let [created, leased] =
         [&document["created_at"], &lease["expires_at"]].map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
     assert!(leased.duration_since(created).as_secs_f64() >= 3.0 * 3600.0, "{lease}");
-    take(&client_now, "1h");
+    take(&world, "1h");
     clock.leap(2);
     clock.pass(2);
     clock.rounds(&world, 1);
-    client_now.get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
+    client(&world).get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
 }
