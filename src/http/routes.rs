@@ -60,7 +60,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
 /// Answers in `runtime`, which outlives the connection, as what the answer leaves behind may have to.
 async fn run_in(State(runtime): State<Handle>, request: Request, next: Next) -> Result<Response, Failure> {
     let answer = runtime.spawn(next.run(request).in_current_span());
-    // Who hangs up is not answered to the end.
+    // Disconnecting cancels the answer.
     Ok(AbortOnDropHandle::new(answer).await.map_err(|error| Error::Internal(error.to_string()))?)
 }
 
