@@ -42,7 +42,7 @@ impl Footprint {
     /// Fills `buffer` from `at` on, in a run of data that goes on to `end`.
     ///
     /// # Errors
-    /// Those of [`DiskFile::read_exact_at`].
+    /// Those of `DiskFile::read_exact_at`.
     pub fn read(
         &mut self,
         access: &Access<'_>,

@@ -98,7 +98,7 @@ pub struct Witness {
 ///
 /// Earlier snapshots vouch for the blocks that they share. The VM's own disk and later snapshots, which are clones of
 /// it, do so only where the disk is known to be the one that was snapshotted, and not a copy of the snapshot: see
-/// [`is_the_original`].
+/// `is_the_original`.
 ///
 /// # Errors
 /// Where it cannot be looked at.
