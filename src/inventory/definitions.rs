@@ -179,7 +179,12 @@ fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
     let unnamed = || Problem::Broken("its name is not 32 hexadecimal digits".to_owned());
     let disks = match problem.or_else(|| (bad_name || id.is_none()).then(unnamed)) {
         Some(problem) => Err(problem),
-        None => Ok(config.disks.unwrap_or_default()),
+        None => {
+            // It stays in memory, and most have one disk: what it was gathered in has room for four.
+            let mut disks = config.disks.unwrap_or_default();
+            disks.shrink_to_fit();
+            Ok(disks)
+        }
     };
     Vm {
         id,

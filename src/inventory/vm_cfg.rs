@@ -195,7 +195,7 @@ fn disk_source(source: &str) -> DiskSource {
     if path.is_empty() {
         DiskSource::Empty
     } else if path.starts_with('/') && matches!(scheme, "" | "file" | "tap" | "tap2") {
-        DiskSource::File(format!("/{}", path.trim_start_matches('/')))
+        DiskSource::File(["/", path.trim_start_matches('/')].concat())
     } else {
         DiskSource::Other { scheme: scheme.to_owned(), target: target.to_owned() }
     }
