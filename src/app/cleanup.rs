@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::Actor;
@@ -52,8 +51,7 @@ impl App {
 
     /// Removes what is unfinished, once a minute, until `stop`.
     pub async fn clean_up_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut rounds = tokio::time::interval(INTERVAL);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = super::rounds(INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
             if stop.run_until_cancelled(Arc::clone(&self).clean_up()).await.is_none() {
                 return;

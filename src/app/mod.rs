@@ -56,6 +56,7 @@ use std::time::{Duration, Instant};
 
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
+use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
@@ -287,6 +288,13 @@ impl App {
         }
         Ok(snapshot)
     }
+}
+
+/// The rounds of what is done now and then: the first at once, and after a late one a whole pause again.
+fn rounds(pause: Duration) -> Interval {
+    let mut rounds = tokio::time::interval(pause);
+    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    rounds
 }
 
 /// Whether this is the thread of a connection, which has a runtime for itself.

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::task::JoinSet;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::vm_turn::{How, Turn};
@@ -242,8 +241,7 @@ impl App {
     /// between two hooks does.
     pub async fn call_owed_until(self: Arc<Self>, stop: CancellationToken) {
         let rounds = async move {
-            let mut rounds = tokio::time::interval(INTERVAL);
-            rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut rounds = super::rounds(INTERVAL);
             for round in 0.. {
                 tokio::select! {
                     () = stop.cancelled() => return,

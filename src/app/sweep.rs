@@ -3,7 +3,6 @@
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::audit::Actor;
@@ -20,8 +19,7 @@ const INTERVAL: Duration = Duration::from_secs(60);
 impl App {
     /// Sweeps now and then, until `stop`.
     pub async fn sweep_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut rounds = tokio::time::interval(INTERVAL);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = super::rounds(INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
-use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
 use super::{App, Error};
@@ -84,8 +83,7 @@ impl App {
     /// Looks, now and then until `stop`, whether the database is in its place and knows what the repositories
     /// have.
     pub async fn look_after_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut rounds = tokio::time::interval(INTERVAL);
-        rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut rounds = super::rounds(INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
