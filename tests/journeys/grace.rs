@@ -4,7 +4,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Client, Clock, SECRET, World, text};
+use crate::harness::{Clock, World, text};
 use crate::needs_root;
 
 const MB: u64 = 1 << 20;
@@ -20,17 +20,8 @@ fn world(policy: &str) -> (Clock, World) {
     (clock, world)
 }
 
-/// A new connection, since those that are idle are closed when the clocks leap, with a token that stays valid.
-fn client(world: &World) -> Client {
-    let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    client
-}
-
 fn take(world: &World, ttl: &str) -> String {
-    let client = client(world);
+    let client = world.lasting_client();
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
     text(&client.send(request.body(json!({"ttl": ttl}).to_string())).ok()["id"])
 }
@@ -46,14 +37,14 @@ fn a_base_outlives_its_successors_creation_by_the_grace() {
     clock.rounds(&world, 2);
     let target = take(&world, "1h");
     clock.rounds(&world, 2);
-    client(&world).compare(&target, &base);
+    world.lasting_client().compare(&target, &base);
     // A restart inside the hour does not end it.
     world.exporter.restart();
     clock.rounds(&world, 15);
-    client(&world).compare(&target, &base);
+    world.lasting_client().compare(&target, &base);
     clock.pass(2);
     clock.rounds(&world, 1);
-    assert_eq!(client(&world).get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
+    assert_eq!(world.lasting_client().get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
 }
 
 #[test]
@@ -66,7 +57,7 @@ fn without_a_grace_the_base_goes_with_its_expiry() {
     clock.rounds(&world, 1);
     let target = take(&world, "1h");
     clock.rounds(&world, 1);
-    assert_eq!(client(&world).get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
+    assert_eq!(world.lasting_client().get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
 }
 
 #[test]
@@ -74,10 +65,10 @@ fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
     needs_root!();
     let (clock, world) = world("");
     let id = take(&world, "1h");
-    let document = client(&world).get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
+    let document = world.lasting_client().get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
     // As where another host of the pool made it, by a clock that is ahead.
     clock.leap(-2);
-    let asking = client(&world);
+    let asking = world.lasting_client();
     let request = asking.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
     let lease = asking.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
     let [created, leased] =
@@ -87,5 +78,5 @@ fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
     clock.leap(2);
     clock.pass(2);
     clock.rounds(&world, 1);
-    client(&world).get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
+    world.lasting_client().get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use rustls::{ClientConnection, StreamOwned};
 use serde_json::json;
 
-use crate::harness::{Client, Clock, SECRET, Work, World, connect, text};
+use crate::harness::{Client, Clock, Work, World, connect, text};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -18,15 +18,6 @@ const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const EXTENTS: u64 = 100_000;
 
 type Connection = StreamOwned<ClientConnection, TcpStream>;
-
-/// A new connection, since those that are idle are closed when the clocks leap, with a token that stays valid.
-fn client_of(world: &World) -> Client {
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    client
-}
 
 fn take(client: &Client, ttl: &str) -> String {
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
@@ -56,7 +47,7 @@ fn what_an_answer_reads_is_kept_to_its_end() {
     let clock = Clock::new();
     let world = World::with(8 << 10, |settings| clock.load_into(settings));
     let disk = &world.define_vm(&[("a.img", EXTENTS * 8192)])[0];
-    let client = client_of(&world);
+    let client = world.lasting_client();
     let bases: [String; 2] = std::array::from_fn(|_| take(&client, "1h"));
     let file = fs::File::options().write(true).open(disk).unwrap();
     (0..EXTENTS).for_each(|extent| file.write_all_at(&[1; 4096], extent * 8192).unwrap());
@@ -78,11 +69,11 @@ fn what_an_answer_reads_is_kept_to_its_end() {
     }
     // A client works on what it has for a while after that.
     clock.rounds(&world, 1);
-    client_of(&world).get(&format!("{SNAPSHOTS}/{target}?compareTo={}&summary=true", bases[0])).ok();
+    world.lasting_client().get(&format!("{SNAPSHOTS}/{target}?compareTo={}&summary=true", bases[0])).ok();
     clock.pass(1);
     clock.rounds(&world, 1);
     for id in bases.iter().chain([&target, &summed]) {
-        assert_eq!(client_of(&world).get(&format!("{SNAPSHOTS}/{id}?chunks=false")).error(404), "not_found");
+        assert_eq!(world.lasting_client().get(&format!("{SNAPSHOTS}/{id}?chunks=false")).error(404), "not_found");
     }
 }
 
@@ -92,13 +83,13 @@ fn a_client_that_lists_again_and_again_keeps_nothing() {
     let clock = Clock::new();
     let world = World::with(512, |settings| clock.load_into(settings));
     world.define_vm(&[("a.img", 1 << 20)]);
-    let client = client_of(&world);
+    let client = world.lasting_client();
     take(&client, "1h");
     let newest = take(&client, "1h");
     clock.rounds(&world, 1);
     clock.pass(3);
-    client_of(&world).get(SNAPSHOTS).ok();
+    world.lasting_client().get(SNAPSHOTS).ok();
     clock.rounds(&world, 1);
-    let left = client_of(&world).get(SNAPSHOTS).ok();
+    let left = world.lasting_client().get(SNAPSHOTS).ok();
     assert_eq!(left.as_array().unwrap().iter().map(|one| text(&one["id"])).collect::<Vec<_>>(), [newest]);
 }

@@ -4,7 +4,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, Clock, SECRET, Shelf, VM, World, connect, define_vm, make_disk, snapshot_folders, text, write_at,
+    Answer, Client, Clock, Shelf, VM, World, connect, define_vm, make_disk, snapshot_folders, text, write_at,
 };
 use crate::needs_root;
 
@@ -23,15 +23,6 @@ fn world(policy: &str) -> (Clock, World) {
     (clock, world)
 }
 
-/// A client whose token the service takes, whatever its clock says.
-fn client(world: &World) -> Client {
-    let tokens =
-        coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), std::time::Duration::from_secs(40 * 31_536_000));
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    client
-}
-
 fn post(client: &Client, path: &str, body: &Value) -> Answer {
     client.send(client.request(Method::POST, &format!("/api/v1{path}")).body(body.to_string()))
 }
@@ -41,7 +32,7 @@ fn take(client: &Client, ttl: &str) -> String {
 }
 
 fn list(world: &World) -> Vec<String> {
-    let list = client(world).get(&format!("{SNAPSHOTS}?chunks=false")).ok();
+    let list = world.lasting_client().get(&format!("{SNAPSHOTS}?chunks=false")).ok();
     list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
 }
 
@@ -55,7 +46,7 @@ fn seconds(from: &Value, to: &Value) -> f64 {
 fn what_has_expired_is_swept_and_nothing_else() {
     needs_root!();
     let (clock, world) = world("default_ttl = \"4h\"");
-    let ours = client(&world);
+    let ours = world.lasting_client();
     let short = take(&ours, "1h");
     let leased = take(&ours, "1h");
     let released = take(&ours, "1h");
@@ -103,7 +94,7 @@ fn what_has_expired_is_swept_and_nothing_else() {
     clock.pass(4);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&forever, &newest].map(Clone::clone));
-    assert_eq!(client(&world).get(&format!("/vms/{alone}")).ok()["snapshots"].as_array().unwrap().len(), 1);
+    assert_eq!(world.lasting_client().get(&format!("/vms/{alone}")).ok()["snapshots"].as_array().unwrap().len(), 1);
     assert_eq!(snapshot_folders(&world.repository).len(), 3, "the files are gone as well");
     let log = world.exporter.log();
     for id in [&short, &released, &read, &by_default, &leased] {
@@ -116,7 +107,7 @@ fn what_has_expired_is_swept_and_nothing_else() {
 fn a_clock_that_leaps_sweeps_nothing() {
     needs_root!();
     let (clock, mut world) = world("");
-    let ours = client(&world);
+    let ours = world.lasting_client();
     let ids = [take(&ours, "3h"), take(&ours, "3h"), take(&ours, "3h")];
     // A lease as well, of what would be due.
     post(&ours, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
@@ -187,7 +178,7 @@ fn hooks_stand_around_what_is_swept() {
     shelf.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
     world.exporter.settings().sections = shelf.section("");
     world.exporter.restart();
-    let ours = client(&world);
+    let ours = world.lasting_client();
     let (short, newest) = (take(&ours, "1h"), take(&ours, "1h"));
     std::fs::write(shelf.at("refuse"), "").unwrap();
     shelf.take("calls");

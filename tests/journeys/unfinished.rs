@@ -4,7 +4,7 @@ use std::fs;
 
 use reqwest::Method;
 
-use crate::harness::{Client, Clock, Harm, SECRET, Shelf, Trial, World, snapshot_folders, text};
+use crate::harness::{Clock, Harm, Shelf, Trial, World, snapshot_folders, text};
 use crate::needs_root;
 
 const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
@@ -18,7 +18,7 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
         settings.sections = shelf.section("");
     });
     world.define_vm(&[("a.img", 1 << 20)]);
-    let client = client(&world);
+    let client = world.lasting_client();
     let [finished, marked] = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
     // The service dies when the disks are cloned and nothing says that the snapshot is finished.
     shelf.put("die", "[ $2 = pre ] || kill -9 $PPID");
@@ -36,22 +36,13 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
     world.exporter.settings().sections = String::new();
     clock.pass(24 * 30);
     world.exporter.restart();
-    let client = self::client(&world);
+    let client = world.lasting_client();
     let adoption = client.post("/adopt?manifests=true").ok();
     let adopted: Vec<_> = adoption["adopted"].as_array().unwrap().iter().map(|one| text(&one["id"])).collect();
     assert_eq!(adopted, [finished], "{adoption}");
     let left = adoption["left"].as_array().unwrap();
     assert_eq!(left.len(), 2, "{adoption}");
     assert!(left.iter().all(|one| text(&one["reason"]).contains(".making")), "{adoption}");
-}
-
-/// A client with a token that stays valid when the clocks leap.
-fn client(world: &World) -> Client {
-    let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    client
 }
 
 #[test]

@@ -117,6 +117,16 @@ impl World {
         client
     }
 
+    /// A client on a new connection, since those that are idle are closed when the clocks leap, with a token that
+    /// stays valid then.
+    pub fn lasting_client(&self) -> Client {
+        let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
+        let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
+        let mut client = Client::new(&self.exporter, &self.certificates);
+        client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
+        client
+    }
+
     /// Defines [`VM`] with new, sparse disks; returns their paths.
     pub fn define_vm(&self, disks: &[(&str, u64)]) -> Vec<PathBuf> {
         let paths: Vec<PathBuf> = disks.iter().map(|(name, size)| make_disk(&self.repository, name, *size)).collect();
