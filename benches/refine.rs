@@ -13,7 +13,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{median_ms, snapshot, timed};
-use coriolis_ovm_exporter::repository::refine::{Held, Refined};
+use coriolis_ovm_exporter::repository::refine::{BaseContents, Refined};
 use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository};
 
 mod common;
@@ -77,7 +77,8 @@ fn main() {
 fn refine(base: &Arc<DiskFile>, target: &Arc<DiskFile>) -> usize {
     let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0, Arc::new(|| true)).unwrap().unwrap();
     let block = NonZero::new(4096).unwrap();
-    let refined = Refined::new(changes, Held::File(Arc::clone(base)), Arc::clone(target), block, Arc::new(|| true));
+    let refined =
+        Refined::new(changes, BaseContents::File(Arc::clone(base)), Arc::clone(target), block, Arc::new(|| true));
     refined.map(Result::unwrap).count()
 }
 

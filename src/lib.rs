@@ -3,6 +3,7 @@
 //!
 //! `ARCHITECTURE.md` draws the rooms and which may import which.
 
+pub mod api;
 pub mod app;
 pub mod auth;
 pub mod cli;
@@ -15,4 +16,3 @@ pub mod model;
 pub mod repository;
 pub mod store;
 pub mod sys;
-pub mod wire;

@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use coriolis_ovm_exporter::app::check_config::{Verdict, check_config};
+use coriolis_ovm_exporter::app::ops::check_config::{CheckStatus, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
@@ -12,7 +12,7 @@ use coriolis_ovm_exporter::http::{service, tls};
 use coriolis_ovm_exporter::metrics::Metrics;
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(args::with_two_dashes(std::env::args_os()));
+    let args = Args::parse_from(args::normalize_go_flags(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
         terminal::complain(&error);
         if error.is::<ConfigError>() { ExitCode::from(BROKEN_CONFIG) } else { ExitCode::FAILURE }
@@ -28,7 +28,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(Command::CheckConfig) => {
             let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
             checked::table(&findings).print()?;
-            if findings.iter().any(|finding| finding.verdict == Verdict::Bad) {
+            if findings.iter().any(|finding| finding.status == CheckStatus::Bad) {
                 return Ok(ExitCode::FAILURE);
             }
         }

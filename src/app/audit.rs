@@ -10,7 +10,7 @@ use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
-use super::Error;
+use crate::app::Error;
 use crate::auth::Session;
 
 /// What the lines are known by in the log's filter.
@@ -28,7 +28,7 @@ pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
 
 /// Who does something.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Actor {
+pub(crate) struct Actor {
     user: Option<Arc<str>>,
     /// Nothing for what the service does by itself.
     address: Option<IpAddr>,
@@ -44,44 +44,44 @@ impl From<&Session> for Actor {
 
 impl Actor {
     /// The service itself, in a part of it.
-    pub(super) fn service(part: &str) -> Self {
+    pub(crate) fn service(part: &str) -> Self {
         Self { user: Some(part.into()), address: None, request_id: None }
     }
 
     /// Somebody who has not said who it is, or not truly.
-    pub(super) fn stranger(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+    pub(crate) fn stranger(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
         Self { user: None, address, request_id }
     }
 
-    pub(super) fn user(&self) -> &str {
+    pub(crate) fn user(&self) -> &str {
         self.user.as_deref().unwrap_or("-")
     }
 
     /// The same, who has proven to be `user`.
-    pub(super) fn named(self, user: &str) -> Self {
+    pub(crate) fn named(self, user: &str) -> Self {
         Self { user: Some(user.into()), ..self }
     }
 
     /// The same of all requests together: who, and from where. Somebody unknown with IPv6 may have all addresses of a
     /// /64.
-    pub(super) fn without_request(&self) -> Self {
+    pub(crate) fn without_request(&self) -> Self {
         let address = if self.is_stranger() { self.address.map(host_of) } else { self.address };
         Self { user: self.user.clone(), address, request_id: None }
     }
 
     /// Whether it is not known who it is.
-    pub(super) fn is_stranger(&self) -> bool {
+    pub(crate) fn is_stranger(&self) -> bool {
         self.user.is_none()
     }
 
-    pub(super) fn address(&self) -> Option<IpAddr> {
+    pub(crate) fn address(&self) -> Option<IpAddr> {
         self.address
     }
 
     /// Writes down how `action` ended, which was about `what`.
-    pub(super) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
+    pub(crate) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
         let what = what.to_string();
-        Line::new(self, action, &what, &Outcome::of(outcome)).write();
+        AuditLine::new(self, action, &what, &Outcome::of(outcome)).write();
     }
 }
 
@@ -95,16 +95,16 @@ pub fn host_of(address: IpAddr) -> IpAddr {
 
 /// How something ended.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Outcome {
+pub(crate) struct Outcome {
     /// `done`, `refused`, `failed`, and for bodies of disks `cut` and `under way`.
     pub name: &'static str,
     pub reason: Option<String>,
 }
 
 impl Outcome {
-    pub(super) const DONE: Self = Self { name: "done", reason: None };
+    pub(crate) const DONE: Self = Self { name: "done", reason: None };
 
-    pub(super) fn of<T>(outcome: &Result<T, Error>) -> Self {
+    pub(crate) fn of<T>(outcome: &Result<T, Error>) -> Self {
         match outcome {
             Ok(_) => Self::DONE,
             Err(error) => {
@@ -117,7 +117,7 @@ impl Outcome {
 
 /// One line.
 #[derive(Serialize)]
-pub(super) struct Line<'a> {
+pub(crate) struct AuditLine<'a> {
     /// RFC 3339, UTC.
     time: String,
     who: Option<&'a str>,
@@ -143,8 +143,8 @@ pub(super) struct Line<'a> {
     request_id: Option<&'a str>,
 }
 
-impl<'a> Line<'a> {
-    pub(super) fn new(actor: &'a Actor, action: &'static str, what: &'a str, outcome: &'a Outcome) -> Self {
+impl<'a> AuditLine<'a> {
+    pub(crate) fn new(actor: &'a Actor, action: &'static str, what: &'a str, outcome: &'a Outcome) -> Self {
         Self {
             time: format!("{:.3}", jiff::Timestamp::now()),
             who: actor.user.as_deref(),
@@ -162,7 +162,7 @@ impl<'a> Line<'a> {
         }
     }
 
-    pub(super) fn write(&self) {
+    pub(crate) fn write(&self) {
         if let Some(sink) = SINK.get() {
             match serde_json::to_vec(self) {
                 Ok(mut line) => {

@@ -4,10 +4,10 @@ use std::io;
 
 use nix::errno::Errno;
 
-use super::policy::Refusal;
+use crate::app::admission::policy::Refusal;
 use crate::auth::{BadToken, ManagerError};
 use crate::model::{SnapshotId, UnfitPair};
-use crate::repository::Absent;
+use crate::repository::Unavailable;
 use crate::store::StoreError;
 
 /// Why a journey did not reach its end.
@@ -53,19 +53,19 @@ pub enum Error {
         "disk {disk}: the blocks of the base keep moving; try again when the defragmenter of the file system is done, \
          or take a full copy of the snapshot instead"
     )]
-    Unsettled {
+    BaseUnstable {
         /// Name of the disk.
         disk: String,
     },
     /// The file of a snapshot was touched, and it is being found out whether its content is as it was recorded.
     #[error("disk {disk}: the snapshot's file was touched, and its content is being checked; try again later")]
-    BeingChecked {
+    ContentCheckRunning {
         /// Name of the disk.
         disk: String,
     },
     /// The repository of a snapshot's files is not there at the moment.
     #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
-    RepositoryAway {
+    RepositoryUnavailable {
         /// Name of the disk.
         disk: String,
         /// What is wrong with the repository.
@@ -125,7 +125,7 @@ pub enum Error {
     },
     /// An operation failed, and hooks after it were not called, because the config says so.
     #[error("{error}; not called: post_on_failure is false, so the post of these hooks was not run: {hooks}")]
-    PostNotCalled {
+    PostHooksSkipped {
         /// Why the operation failed.
         error: Box<Error>,
         /// Names of the hooks.
@@ -179,9 +179,9 @@ pub enum Error {
 
 impl Error {
     /// The error of a step on a file system.
-    pub(super) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
+    pub(crate) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
         let step = step.into();
-        if let Some(absent) = Absent::of(&source) {
+        if let Some(absent) = Unavailable::of(&source) {
             return Self::Unavailable(format!("{step}: the repository {absent}"));
         }
         match source.raw_os_error().map(Errno::from_raw) {
@@ -194,7 +194,7 @@ impl Error {
     /// The error itself, without what hooks did not do after it.
     pub fn cause(&self) -> &Self {
         match self {
-            Self::PostNotCalled { error, .. } => error.cause(),
+            Self::PostHooksSkipped { error, .. } => error.cause(),
             _ => self,
         }
     }
@@ -202,7 +202,7 @@ impl Error {
     /// Whether the request is at fault, or the policy against it; not the host, the manager or we.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::PostNotCalled { error, .. } => error.is_refusal(),
+            Self::PostHooksSkipped { error, .. } => error.is_refusal(),
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
@@ -216,11 +216,11 @@ impl Error {
             | Self::SnapshotLost { .. }
             | Self::NotAdopted { .. }
             | Self::Throttled => true,
-            Self::RepositoryAway { .. }
+            Self::RepositoryUnavailable { .. }
             | Self::VmBusy { .. }
             | Self::Unavailable(_)
-            | Self::Unsettled { .. }
-            | Self::BeingChecked { .. }
+            | Self::BaseUnstable { .. }
+            | Self::ContentCheckRunning { .. }
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
@@ -239,7 +239,7 @@ impl Error {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Store(cause) => Some(cause.to_string()),
-            Self::PostNotCalled { error, .. } => error.hidden_cause(),
+            Self::PostHooksSkipped { error, .. } => error.hidden_cause(),
             _ => None,
         }
     }

@@ -3,52 +3,19 @@
 //! Every journey but the log-in takes a `Session`, which only a good token yields. What blocks
 //! (files, the database) runs through `App::blocking`, and nowhere else.
 
-pub mod adopt;
+pub mod admission;
 pub mod audit;
-pub mod changes;
-pub mod check_config;
-pub mod checksum;
-pub mod chunks;
-pub mod create_request;
+pub mod compare;
 pub mod error;
-pub mod health;
-pub mod in_use;
-pub mod lease;
-pub mod list_repositories;
-pub mod list_vms;
-pub mod login;
-pub mod policy;
-pub mod read_disk;
-pub mod reads;
+pub mod export;
+pub mod file_cache;
+pub mod files;
+pub mod hooks;
+pub mod inventory;
+pub mod ops;
+pub mod retention;
+pub mod session;
 pub mod snapshots;
-pub mod status;
-
-mod admission;
-mod audit_trail;
-mod catalog;
-mod claims;
-mod cleanup;
-mod cost;
-mod create_snapshot;
-mod delete_snapshot;
-mod disk_files;
-mod disk_names;
-mod gone;
-mod hooked;
-mod line;
-mod owed;
-mod refined_cache;
-mod remembered;
-mod repositories;
-mod shared;
-mod start_faults;
-mod sweep;
-mod taking;
-mod touched;
-mod turns;
-mod unknown;
-mod vm_disks;
-mod vm_turn;
 
 use std::num::NonZero;
 use std::sync::{Arc, Mutex};
@@ -61,7 +28,6 @@ use tokio_util::task::TaskTracker;
 
 use crate::auth::{self, Manager, Tokens};
 use crate::config::{self, Config, ConfigError, Policy};
-use crate::hooks::Hooks;
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
@@ -69,25 +35,26 @@ use crate::repository::{CloneSupport, Repository};
 use crate::store::Store;
 use crate::sys::host;
 
-use audit_trail::AuditTrail;
-use catalog::{Catalog, Unknown};
-use checksum::Sums;
-use cleanup::Leftovers;
+use admission::queue::AdmissionQueue;
+use admission::vm_locks::VmLocks;
+use compare::refined_cache::RefinedCache;
 pub use error::Error;
-use gone::Deleted;
-use in_use::{InUse, Uses};
-use line::Line;
-use list_vms::Listing;
-use login::ManagerAddress;
-use owed::Unwritten;
-use reads::Export;
-use refined_cache::RefinedCache;
-use repositories::Repositories;
-use shared::Shared;
-use status::Creation;
-use touched::Touched;
-use turns::Turns;
-use unknown::UnknownSnapshots;
+use export::audit_trail::AuditTrail;
+use export::checksum::ChecksumCache;
+use export::slot::Export;
+use files::touched::Touched;
+use hooks::pending::Unwritten;
+use inventory::catalog::{Catalog, Unknown};
+use inventory::list_vms::Listing;
+use inventory::repositories::Repositories;
+use inventory::shared::Shared;
+use ops::start_faults;
+use ops::status::Creation;
+use retention::uses::{InUse, SnapshotUses};
+use session::login::ManagerAddress;
+use snapshots::gone::Deleted;
+use snapshots::recover::Leftovers;
+use snapshots::unknown::UnknownSnapshots;
 
 /// The service without its network side.
 pub struct App {
@@ -98,28 +65,28 @@ pub struct App {
     store: Store,
     manager: Manager,
     manager_address: ManagerAddress,
-    hooks: Hooks,
+    hooks: crate::hooks::Hooks,
     metrics: Metrics,
     tokens: Tokens,
     token_lifetime: Duration,
-    turns: Turns,
-    sums: Sums,
+    vm_locks: VmLocks,
+    checksums: ChecksumCache,
     leftovers: Leftovers,
     compare: config::Compare,
     refined_cache: RefinedCache,
     policy: Policy,
-    creations: Line<Creation>,
-    exports: Line<Export>,
-    uses: Uses,
+    creations: AdmissionQueue<Creation>,
+    exports: AdmissionQueue<Export>,
+    uses: SnapshotUses,
     /// Whether disks are read when nobody else wants to.
-    reads_idly: bool,
+    idle_io: bool,
     /// Slower clients are cut while others wait; bytes a second.
     min_rate: Option<NonZero<u64>>,
     trail: AuditTrail,
     /// What expires when.
     watch: Mutex<Watch>,
     /// For one at a time who asks what snapshots cost.
-    costing: Arc<Semaphore>,
+    usage_gate: Arc<Semaphore>,
     started: Instant,
     /// Journeys that go on when the client hangs up.
     detached: TaskTracker,
@@ -162,25 +129,25 @@ impl App {
             store,
             manager: Manager::new(&config.manager).map_err(|error| ConfigError::new(format!("manager: {error}")))?,
             manager_address: ManagerAddress::new(config)?,
-            hooks: Hooks::new(config.hooks.clone(), auth::client_config)
+            hooks: crate::hooks::Hooks::new(config.hooks.clone(), auth::client_config)
                 .map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?,
             metrics,
             tokens: Tokens::new(&key, config.jwt.time_to_live),
             token_lifetime: config.jwt.time_to_live,
-            turns: Turns::default(),
-            sums: Sums::default(),
+            vm_locks: VmLocks::default(),
+            checksums: ChecksumCache::default(),
             leftovers: Leftovers::default(),
             compare: config.compare,
             refined_cache: RefinedCache::default(),
             policy: config.policy,
-            creations: Line::new(config.policy.snapshot_concurrency, admission::QUEUE),
-            exports: Line::fair(config.policy.export_concurrency, reads::QUEUE),
-            uses: Uses::default(),
-            reads_idly: config.export.is_idle,
+            creations: AdmissionQueue::new(config.policy.snapshot_concurrency, snapshots::admit::QUEUE),
+            exports: AdmissionQueue::fair(config.policy.export_concurrency, export::slot::QUEUE),
+            uses: SnapshotUses::default(),
+            idle_io: config.export.is_idle,
             min_rate: config.export.min_rate,
             trail: AuditTrail::default(),
             watch: Mutex::new(Watch::new(config.policy.superseded_grace)),
-            costing: Arc::new(Semaphore::new(1)),
+            usage_gate: Arc::new(Semaphore::new(1)),
             started: Instant::now(),
             detached: TaskTracker::new(),
             runtime: Handle::current(),
@@ -216,8 +183,8 @@ impl App {
 
     /// Lets hooks hold up the service's end no longer: what they were to come before is refused, or
     /// done without them, as the config has it.
-    pub fn hurry(&self) {
-        self.hooks.hurry();
+    pub fn cancel_pre_hooks(&self) {
+        self.hooks.cancel_pre_hooks();
     }
 
     /// Waits for the journeys that outlive their clients.
@@ -240,7 +207,7 @@ impl App {
 
     /// The same, and at once where the caller is a connection with a thread of its own: work that is short,
     /// or that nobody but that connection waits for.
-    async fn blocking_own<T: Send + 'static>(
+    async fn run_inline_or_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
@@ -275,15 +242,15 @@ impl App {
         Ok(held)
     }
 
-    /// The complete snapshot `id` of the VM that `called` names.
-    fn snapshot_of(&self, called: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
+    /// The complete snapshot `id` of the VM that `vm_ref` names.
+    fn snapshot_of(&self, vm_ref: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
         let Some(snapshot) = self.store.snapshot(id)? else {
-            self.resolve_vm(called)?;
+            self.resolve_vm(vm_ref)?;
             return Err(Error::NotFound("the VM has no such snapshot"));
         };
         // The definitions are read only where the name is not the plain one: bytes are asked for
         // thousands of times a second.
-        if snapshot.vm != *called && self.resolve_vm(called)? != snapshot.vm {
+        if snapshot.vm != *vm_ref && self.resolve_vm(vm_ref)? != snapshot.vm {
             return Err(Error::OtherVm(id));
         }
         Ok(snapshot)

@@ -53,7 +53,7 @@ const ANSWER_PREFIX: usize = 256;
 
 /// A turn to ask the manager, free again when this is dropped.
 #[derive(Debug)]
-pub struct Turn<'a> {
+pub struct LoginSlot<'a> {
     _asking: SemaphorePermit<'a>,
     _place: SemaphorePermit<'a>,
 }
@@ -76,7 +76,7 @@ impl Manager {
     /// # Errors
     /// Where the certificates that it is checked against cannot be read.
     pub fn new(config: &config::Manager) -> std::io::Result<Self> {
-        if config.trust == config::Trust::Nothing {
+        if config.trust == config::Trust::InsecureSkipVerify {
             tracing::warn!("manager.insecure_skip_verify: passwords go to whoever answers at ovm_endpoint");
         }
         let client = reqwest::Client::builder()
@@ -95,11 +95,11 @@ impl Manager {
     /// Waits for a turn to ask the manager.
     ///
     /// # Errors
-    /// [`ManagerError::Busy`] at once where too many wait already, else where no turn comes in time.
-    pub async fn turn(&self) -> Result<Turn<'_>, ManagerError> {
+    /// [`ManagerError::Busy`] at once where too many wait already, else where no login_slot comes in time.
+    pub async fn login_slot(&self) -> Result<LoginSlot<'_>, ManagerError> {
         let place = self.places.try_acquire().map_err(|_| ManagerError::Busy)?;
         match tokio::time::timeout(self.timeout, self.asking.acquire()).await {
-            Ok(Ok(asking)) => Ok(Turn { _asking: asking, _place: place }),
+            Ok(Ok(asking)) => Ok(LoginSlot { _asking: asking, _place: place }),
             _ => Err(ManagerError::Busy),
         }
     }
@@ -111,7 +111,7 @@ impl Manager {
     /// [`ManagerError`]; an outage is never told as a wrong password.
     pub async fn verify(
         &self,
-        _turn: &Turn<'_>,
+        _turn: &LoginSlot<'_>,
         endpoint: &str,
         credentials: &Credentials,
     ) -> Result<(), ManagerError> {

@@ -62,7 +62,7 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             Rule::OneOf { path: path.clone(), certificates, chain }
         }
         Trust::Fingerprint(digest) => Rule::Digest(*digest),
-        Trust::Nothing => Rule::Any,
+        Trust::InsecureSkipVerify => Rule::Any,
     };
     Ok(Arc::new(Verifier { rule, algorithms: provider.signature_verification_algorithms }))
 }

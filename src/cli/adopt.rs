@@ -6,9 +6,9 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 
 use super::terminal::Lines;
+use crate::api;
 use crate::auth::{self, Tokens, client_config};
 use crate::config::{Api, Config, Trust};
-use crate::wire;
 
 /// Who the service is told is asking: whoever can read the config can make tokens.
 const USER: &str = "operator";
@@ -20,7 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(3600);
 ///
 /// # Errors
 /// Where it does not run, or refuses; in words for an operator.
-pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<wire::Adoption> {
+pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<api::Adoption> {
     let url = format!("https://{}/api/v1/adopt?dryRun={dry_run}&manifests={manifests}", address(&config.api));
     let key = auth::key::find(config)?.with_context(|| {
         let path = auth::key::path(&config.db_file);
@@ -59,7 +59,7 @@ fn address(api: &Api) -> SocketAddr {
 }
 
 /// What was done, for people.
-pub fn report(adoption: &wire::Adoption) -> Lines {
+pub fn report(adoption: &api::Adoption) -> Lines {
     let done = if adoption.dry_run { "would be adopted" } else { "adopted" };
     let mut lines = Lines::default();
     for snapshot in &adoption.adopted {

@@ -58,7 +58,7 @@ pub enum Command {
 
 /// The arguments `given`, with the original's one-dash long flags made ordinary: they stand in
 /// everybody's unit files.
-pub fn with_two_dashes(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
+pub fn normalize_go_flags(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     given.map(|argument| match argument.to_str() {
         Some(text) if matches!(text, "-config" | "-version" | "-help") || text.starts_with("-config=") => {
             OsString::from(format!("-{text}"))
@@ -75,7 +75,7 @@ mod tests {
     fn the_originals_flag_is_understood() {
         let config = |arguments: &[&str]| {
             let given = ["exporter"].iter().chain(arguments).map(OsString::from);
-            Args::try_parse_from(with_two_dashes(given)).map(|args| args.config)
+            Args::try_parse_from(normalize_go_flags(given)).map(|args| args.config)
         };
         assert_eq!(config(&[]).unwrap(), PathBuf::from("/etc/coriolis-ovm-exporter/config.toml"));
         for spelling in [

@@ -139,7 +139,7 @@ impl Check {
             self.problem("hooks.sync", "has both ca_certificate and insecure_skip_verify; keep one");
         }
         let trust = match optional(&sync.ca_certificate) {
-            _ if sync.insecure_skip_verify => Trust::Nothing,
+            _ if sync.insecure_skip_verify => Trust::InsecureSkipVerify,
             Some(path) => Trust::CaFile(path.into()),
             None => Trust::System,
         };
@@ -184,7 +184,7 @@ pub fn sync_url(text: &str, trust: &Trust) -> Result<String, &'static str> {
     let uri: http::Uri = text.parse().map_err(|_| "is no URL")?;
     match uri.scheme_str() {
         Some("https") => {}
-        Some("http") if *trust == Trust::Nothing => {}
+        Some("http") if *trust == Trust::InsecureSkipVerify => {}
         Some("http") => return Err("would send the secret in the clear"),
         _ => return Err("is no URL"),
     }

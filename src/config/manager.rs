@@ -28,7 +28,7 @@ pub enum Trust {
     /// As the one certificate with this SHA-256 (`manager.fingerprint`).
     Fingerprint([u8; 32]),
     /// Not at all (`insecure_skip_verify`).
-    Nothing,
+    InsecureSkipVerify,
 }
 
 impl Check {
@@ -73,7 +73,7 @@ impl Check {
             );
         }
         if manager.insecure_skip_verify {
-            Trust::Nothing
+            Trust::InsecureSkipVerify
         } else if let Some(fingerprint) = optional(&manager.fingerprint) {
             let parsed = parse_fingerprint(fingerprint).unwrap_or_else(|| {
                 self.problem(

@@ -28,7 +28,7 @@ pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
-pub use policy::{LONGEST, Policy, SpaceFloor};
+pub use policy::{LONGEST, LowSpace, Policy};
 pub use repositories::Repositories;
 pub use secret::{is_given_away, weakness};
 

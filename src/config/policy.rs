@@ -19,7 +19,7 @@ pub struct Policy {
     /// `max_snapshots_per_vm`, where there is a limit.
     pub max_snapshots_per_vm: Option<usize>,
     /// `min_free_space`: with less than that free, no snapshot is made.
-    pub min_free_space: SpaceFloor,
+    pub min_free_space: LowSpace,
     /// `max_extents`: of a disk that is cloned, where there is a limit.
     pub max_extents: Option<u32>,
     /// `default_ttl`, where snapshots expire unless something else is asked for.
@@ -30,14 +30,14 @@ pub struct Policy {
 
 /// How much of a repository has to be free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SpaceFloor {
+pub enum LowSpace {
     /// Of its size.
     Percent(u8),
     /// Bytes.
     Bytes(u64),
 }
 
-impl SpaceFloor {
+impl LowSpace {
     /// The floor of a repository of `total` bytes, bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
@@ -83,7 +83,7 @@ impl Default for Keys {
 const EXPORT_WAIT_MAX: Duration = Duration::from_secs(3600);
 
 /// More at a time than any host has use for.
-const MOST: usize = 1000;
+const MAX_CONCURRENCY: usize = 1000;
 
 impl Check {
     pub(super) fn policy(&mut self, keys: &Keys) -> Policy {
@@ -91,14 +91,14 @@ impl Check {
             ("policy.snapshot_concurrency", keys.snapshot_concurrency),
             ("policy.export_concurrency", keys.export_concurrency),
         ] {
-            if !(1..=MOST).contains(&value) {
-                self.problem(key, format_args!("{value} is not between 1 and {MOST}"));
+            if !(1..=MAX_CONCURRENCY).contains(&value) {
+                self.problem(key, format_args!("{value} is not between 1 and {MAX_CONCURRENCY}"));
             }
         }
         let min_free_space = parse_floor(&keys.min_free_space).unwrap_or_else(|| {
             let value = &keys.min_free_space;
             self.problem("policy.min_free_space", format_args!("{value} is no floor; write it as 5%, 20GiB or 0"));
-            SpaceFloor::Bytes(0)
+            LowSpace::Bytes(0)
         });
         let export_wait = self.duration("policy.export_wait", &keys.export_wait);
         if export_wait > EXPORT_WAIT_MAX {
@@ -125,14 +125,14 @@ impl Check {
     }
 }
 
-fn parse_floor(value: &toml::Value) -> Option<SpaceFloor> {
+fn parse_floor(value: &toml::Value) -> Option<LowSpace> {
     if let Some(bytes) = value.as_integer() {
-        return u64::try_from(bytes).ok().map(SpaceFloor::Bytes);
+        return u64::try_from(bytes).ok().map(LowSpace::Bytes);
     }
     let text = value.as_str()?;
     match text.strip_suffix('%') {
-        Some(number) => number.trim().parse().ok().filter(|percent| *percent < 100).map(SpaceFloor::Percent),
-        None => parse_size(text).map(SpaceFloor::Bytes),
+        Some(number) => number.trim().parse().ok().filter(|percent| *percent < 100).map(LowSpace::Percent),
+        None => parse_size(text).map(LowSpace::Bytes),
     }
 }
 
@@ -143,12 +143,12 @@ mod tests {
     #[test]
     fn the_floor_is_a_share_or_a_size() {
         for (value, expected) in [
-            ("5%".into(), Some(SpaceFloor::Percent(5))),
-            ("0%".into(), Some(SpaceFloor::Percent(0))),
-            ("99 %".into(), Some(SpaceFloor::Percent(99))),
-            ("20GiB".into(), Some(SpaceFloor::Bytes(20 << 30))),
-            ("512".into(), Some(SpaceFloor::Bytes(512))),
-            (toml::Value::from(0), Some(SpaceFloor::Bytes(0))),
+            ("5%".into(), Some(LowSpace::Percent(5))),
+            ("0%".into(), Some(LowSpace::Percent(0))),
+            ("99 %".into(), Some(LowSpace::Percent(99))),
+            ("20GiB".into(), Some(LowSpace::Bytes(20 << 30))),
+            ("512".into(), Some(LowSpace::Bytes(512))),
+            (toml::Value::from(0), Some(LowSpace::Bytes(0))),
             (toml::Value::from(-1), None),
             ("100%".into(), None),
             ("-5%".into(), None),
@@ -160,9 +160,9 @@ mod tests {
         ] {
             assert_eq!(parse_floor(&value), expected, "{value}");
         }
-        assert_eq!(SpaceFloor::Percent(5).of(1000), 50);
-        assert_eq!(SpaceFloor::Percent(99).of(u64::MAX), u64::MAX / 100 * 99 + 14);
-        assert_eq!(SpaceFloor::Bytes(7).of(1000), 7);
+        assert_eq!(LowSpace::Percent(5).of(1000), 50);
+        assert_eq!(LowSpace::Percent(99).of(u64::MAX), u64::MAX / 100 * 99 + 14);
+        assert_eq!(LowSpace::Bytes(7).of(1000), 7);
     }
 
     #[test]
@@ -172,7 +172,7 @@ mod tests {
         assert_eq!((policy.snapshot_concurrency, policy.export_concurrency), (2, 12));
         assert_eq!(policy.export_wait, Duration::from_secs(30));
         assert_eq!((policy.max_snapshots_per_vm, policy.max_extents, policy.default_ttl), (None, None, None));
-        assert_eq!(policy.min_free_space, SpaceFloor::Percent(5));
+        assert_eq!(policy.min_free_space, LowSpace::Percent(5));
         assert_eq!(policy.superseded_grace, Duration::from_secs(3600));
         let off = check.policy(&Keys { superseded_grace: "0".to_owned(), ..Keys::default() });
         assert_eq!(off.superseded_grace, Duration::ZERO);

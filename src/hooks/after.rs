@@ -8,10 +8,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::before::{Begin, Begun};
 use super::calls::{Calls, PastCall, not_made};
-use super::debt::{Debt, Owed};
 use super::event::{Operation, SyncTarget};
+use super::pending::{PendingHooks, PendingPostHooks};
 use super::sync::Reached;
-use super::{Hooks, ask, call, directory, orphans};
+use super::{Hooks, ask, call, directory, leftover_processes};
 use crate::config::PostOrder;
 use crate::model::{HookKind, HookOutcome, HookRun, HookStage};
 
@@ -27,7 +27,7 @@ pub struct Ended {
     /// What was called, in its order; after a first half, also that.
     pub runs: Vec<HookRun>,
     /// What did not do what it should, and has to be called again; nothing where that cannot be told.
-    pub left: Option<Owed>,
+    pub left: Option<PendingHooks>,
     /// Calls of programs that are over.
     pub past: Vec<PastCall>,
     /// Whether something has put the guest's disks in order, and kept them so until they were cloned.
@@ -39,12 +39,12 @@ pub struct Ended {
 impl Hooks {
     /// Calls the second half, as far as it is owed: the programs, and then the guest's server. `done`
     /// is whether the operation was.
-    pub async fn after(&self, debt: &Debt, begun: Begun, done: bool) -> Ended {
+    pub async fn after(&self, debt: &PendingPostHooks, begun: Begun, done: bool) -> Ended {
         let Begun { mut calls, mut quiesced, programs, server, synced, .. } = begun;
         let owes = |program: &Begin| done || self.config.post_on_failure || program.quiesced || program.owed_earlier;
         let owes_server = server && (done || self.posts_to_servers());
         let owed = programs.iter().filter(|program| owes(program)).map(|program| program.name.clone());
-        let owed = Owed { programs: owed.collect(), server: owes_server };
+        let owed = PendingHooks { programs: owed.collect(), server: owes_server };
         let first_post = calls.runs.len();
         let left = self.call_owed(debt, &owed, done, &mut calls).await;
         // A thaw that failed may mean that the freeze had ended before the disks were cloned.
@@ -76,11 +76,11 @@ impl Hooks {
     /// Calls the second half of an event of which nobody knows how far it came, or what failed of it before.
     /// What is left of its calls that failed, or are not known to be over, is ended first: it may freeze
     /// something yet.
-    pub async fn again(&self, debt: &Debt) -> Ended {
-        orphans::end_on_a_thread(orphans::Which::unfinished(debt)).await;
+    pub async fn again(&self, debt: &PendingPostHooks) -> Ended {
+        leftover_processes::end_on_a_thread(leftover_processes::Which::unfinished(debt)).await;
         let mut calls = Calls { runs: Vec::new(), past: debt.past.clone() };
         let known = debt.owed.clone().or_else(|| self.all(&debt.event));
-        let mut owed = known.clone().unwrap_or(Owed { programs: Vec::new(), server: true });
+        let mut owed = known.clone().unwrap_or(PendingHooks { programs: Vec::new(), server: true });
         for name in &debt.earlier {
             if !owed.programs.contains(name) {
                 owed.programs.push(name.clone());
@@ -102,8 +102,14 @@ impl Hooks {
 
     /// Calls all that is `owed`; says what of it has to be called again. Each has all its time: thawing is
     /// not cut short by another's hanging.
-    async fn call_owed(&self, debt: &Debt, owed: &Owed, done: bool, calls: &mut Calls) -> Owed {
-        let mut left = Owed::default();
+    async fn call_owed(
+        &self,
+        debt: &PendingPostHooks,
+        owed: &PendingHooks,
+        done: bool,
+        calls: &mut Calls,
+    ) -> PendingHooks {
+        let mut left = PendingHooks::default();
         let failed =
             |name: &str, kind, reason: String| not_made(name, kind, HookStage::Post, HookOutcome::Failed, reason);
         let mut programs = owed.programs.clone();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::calls::{self, Call, Calls, not_made};
-use super::debt::Debt;
 use super::directory::{self, Program, Unusable};
 use super::event::{Event, SyncTarget};
+use super::pending::PendingPostHooks;
 use super::sync::Reached;
 use super::{Hooks, ask, call};
 use crate::config::OnFailure;
@@ -50,7 +50,7 @@ impl Hooks {
     ///
     /// The server goes first: what it writes out has to go through what a program may freeze; and no
     /// program holds anything while another attempt is waited for.
-    pub async fn before(&self, debt: &Debt, refresh: &Refresh) -> Begun {
+    pub async fn before(&self, debt: &PendingPostHooks, refresh: &Refresh) -> Begun {
         let earlier = debt.earlier.iter();
         let earlier = earlier.map(|name| Begin { name: name.clone(), quiesced: false, owed_earlier: true });
         let mut begun = Begun { programs: earlier.collect(), ..Begun::default() };
@@ -76,7 +76,7 @@ impl Hooks {
             let (started, reached) = (Instant::now(), Reached::default());
             let call = tokio::select! {
                 asked = ask(client, url, HookStage::Pre, &reached) => asked,
-                () = self.hurry.cancelled() => {
+                () = self.cancel_pre_hooks.cancelled() => {
                     let run = calls::run(url.clone(), HookKind::Sync, HookStage::Pre, started);
                     let run = HookRun { detail: "the service stops".to_owned(), ..run };
                     Call { run, said: Vec::new(), id: None }
@@ -100,21 +100,21 @@ impl Hooks {
                     begun.calls.push(event, call);
                 }
             }
-            if attempts_left == 0 || self.hurry.is_cancelled() {
+            if attempts_left == 0 || self.cancel_pre_hooks.is_cancelled() {
                 begun.refusal = (config.on_failure == OnFailure::Abort).then_some(run);
                 return;
             }
             attempts_left -= 1;
             tokio::select! {
                 () = tokio::time::sleep(config.retry_delay) => {}
-                () = self.hurry.cancelled() => {}
+                () = self.cancel_pre_hooks.cancelled() => {}
             }
             let refresh = Arc::clone(refresh);
             drop(tokio::task::spawn_blocking(move || refresh()).await);
         }
     }
 
-    async fn call_programs(&self, debt: &Debt, begun: &mut Begun) {
+    async fn call_programs(&self, debt: &PendingPostHooks, begun: &mut Begun) {
         let Some(directory) = &self.config.directory else { return };
         let (event, deadline) = (&debt.event, Instant::now() + self.config.timeout);
         let found = match directory::programs(directory) {
@@ -142,7 +142,7 @@ impl Hooks {
                 continue;
             }
             begun.since.get_or_insert_with(Instant::now);
-            let (call, quiesced) = call(&path, debt, None, deadline, &self.hurry).await;
+            let (call, quiesced) = call(&path, debt, None, deadline, &self.cancel_pre_hooks).await;
             let run = call.run.clone();
             begun.calls.push(event, call);
             begun.quiesced |= quiesced && !run.has_failed();

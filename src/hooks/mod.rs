@@ -9,10 +9,10 @@ pub mod event;
 mod after;
 mod before;
 mod calls;
-mod debt;
 mod isolated;
-mod orphans;
+mod leftover_processes;
 mod output;
+mod pending;
 mod program;
 mod sync;
 
@@ -27,10 +27,10 @@ use tokio_util::sync::CancellationToken;
 pub use after::Ended;
 pub use before::{Begun, Refresh};
 pub use calls::{PastCall, milliseconds};
-pub use debt::{Debt, Owed};
 pub use directory::{Program, Unusable};
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
+pub use pending::{PendingHooks, PendingPostHooks};
 
 use crate::config;
 use crate::model::{HookKind, HookRun, HookStage, VmId};
@@ -41,7 +41,7 @@ pub struct Hooks {
     config: config::Hooks,
     sync: Option<sync::Client>,
     /// The service stops: nothing new is waited for.
-    hurry: CancellationToken,
+    cancel_pre_hooks: CancellationToken,
 }
 
 impl Hooks {
@@ -55,14 +55,14 @@ impl Hooks {
     ) -> io::Result<Self> {
         let sync = match &config.sync {
             Some(sync) => {
-                if sync.trust == config::Trust::Nothing {
+                if sync.trust == config::Trust::InsecureSkipVerify {
                     tracing::warn!("hooks.sync.insecure_skip_verify: the secret goes to whoever answers");
                 }
                 Some(sync::Client::new(sync, tls(&sync.trust)?)?)
             }
             None => None,
         };
-        Ok(Self { config, sync, hurry: CancellationToken::new() })
+        Ok(Self { config, sync, cancel_pre_hooks: CancellationToken::new() })
     }
 
     /// Where the sync server of `vm` is, if it is to be asked. `labels` are where its tag may stand;
@@ -73,23 +73,23 @@ impl Hooks {
 
     /// What is to be written down before `event`, where anything is called around it. This reads the
     /// directory.
-    pub fn debt(&self, event: Event) -> Option<Debt> {
+    pub fn debt(&self, event: Event) -> Option<PendingPostHooks> {
         if self.config.directory.is_none() && event.sync.is_none() {
             return None;
         }
         let owed = self.all(&event);
         let (id, earlier, past) = (uuid::Uuid::new_v4().to_string(), Vec::new(), Vec::new());
-        Some(Debt { event, owed, earlier, done: false, attempts: 0, id, past })
+        Some(PendingPostHooks { event, owed, earlier, done: false, attempts: 0, id, past })
     }
 
     /// All that may be called around `event`; nothing where the directory cannot be looked into.
-    fn all(&self, event: &Event) -> Option<Owed> {
+    fn all(&self, event: &Event) -> Option<PendingHooks> {
         let mut programs = Vec::new();
         if let Some(directory) = &self.config.directory {
             let found = directory::programs(directory).ok()?.into_iter();
             programs.extend(found.filter(|program| program.problem.is_none()).map(|program| program.name));
         }
-        Some(Owed { programs, server: matches!(event.sync, Some(SyncTarget::Url(_))) })
+        Some(PendingHooks { programs, server: matches!(event.sync, Some(SyncTarget::Url(_))) })
     }
 
     /// How long what stands between the two halves may take while something is held.
@@ -105,8 +105,8 @@ impl Hooks {
     }
 
     /// Lets no `pre` hook hold up the service's end any longer.
-    pub fn hurry(&self) {
-        self.hurry.cancel();
+    pub fn cancel_pre_hooks(&self) {
+        self.cancel_pre_hooks.cancel();
     }
 }
 
@@ -114,15 +114,15 @@ impl Hooks {
 /// it said `quiesced`.
 async fn call(
     program: &Path,
-    debt: &Debt,
+    debt: &PendingPostHooks,
     done: Option<bool>,
     deadline: Instant,
-    hurry: &CancellationToken,
+    cancel_pre_hooks: &CancellationToken,
 ) -> (Call, bool) {
     let (stage, id) = (if done.is_none() { HookStage::Pre } else { HookStage::Post }, calls::next_id(&debt.id));
     let started = Instant::now();
     let message = debt.event.message(stage, done);
-    let ended = program::call(program, &debt.event, &id, stage, message, deadline, hurry).await;
+    let ended = program::call(program, &debt.event, &id, stage, message, deadline, cancel_pre_hooks).await;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let run = calls::run(name, HookKind::Directory, stage, started);
     let quiesced = ended.quiesced();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of one stream that go into the log. What comes after them is read and thrown away.
-const KEPT: usize = 16 << 10;
+const OUTPUT_LIMIT: usize = 16 << 10;
 
 /// The line by which a program says that it has put the guest's disks in order.
 const QUIESCED: &[u8] = b"quiesced";
@@ -61,7 +61,7 @@ impl Output {
 
 impl State {
     fn take(&mut self, piece: &[u8]) {
-        let room = KEPT - self.kept.len();
+        let room = OUTPUT_LIMIT - self.kept.len();
         self.kept.extend_from_slice(&piece[..piece.len().min(room)]);
         self.total += piece.len();
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
@@ -111,7 +111,7 @@ mod tests {
         let bytes = vec![b'y'; 3 << 20];
         output.clone().read(bytes.as_slice()).await;
         let state = output.state();
-        assert_eq!((state.kept.len(), state.total), (KEPT, 3 << 20));
+        assert_eq!((state.kept.len(), state.total), (OUTPUT_LIMIT, 3 << 20));
         assert!(state.line.capacity() <= 2 * LINE);
     }
 }

@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::event::Event;
-use super::orphans;
+use super::leftover_processes;
 use super::output::Output;
 use crate::model::{HookOutcome, HookStage};
 
@@ -34,11 +34,13 @@ const GRACE: Duration = Duration::from_secs(2);
 
 /// How long a killed program is waited for. One that hangs in the kernel, on a file system that it
 /// has frozen itself, dies when that is thawed.
-const DEATH: Duration = Duration::from_secs(3);
+const KILL_WAIT: Duration = Duration::from_secs(3);
 
 /// All of it, with the end of what it has left.
-pub(super) const LONGEST_END: Duration =
-    GRACE.saturating_add(DEATH).saturating_add(orphans::DEATH).saturating_add(orphans::SEARCH);
+pub(super) const LONGEST_END: Duration = GRACE
+    .saturating_add(KILL_WAIT)
+    .saturating_add(leftover_processes::KILL_WAIT)
+    .saturating_add(leftover_processes::SEARCH);
 
 /// How long the rest of what an ended program has printed is waited for: a process that it left
 /// behind may hold its streams open for ever.
@@ -64,7 +66,7 @@ impl Ended {
 }
 
 /// Calls `program` for one half of `event`, with `message` on its standard input; `id` is that of the call. It is
-/// killed, with its whole process group, at the `deadline`, or when there is a `hurry`.
+/// killed, with its whole process group, at the `deadline`, or when the service stops.
 pub(super) async fn call(
     program: &Path,
     event: &Event,
@@ -72,7 +74,7 @@ pub(super) async fn call(
     stage: HookStage,
     message: Vec<u8>,
     deadline: Instant,
-    hurry: &CancellationToken,
+    cancel_pre_hooks: &CancellationToken,
 ) -> Ended {
     let mut child = match spawn(program, event, id, stage).await {
         Ok(child) => child,
@@ -98,7 +100,7 @@ pub(super) async fn call(
         () = sleep_until(deadline) => {
             (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, id).await))
         }
-        () = hurry.cancelled() => {
+        () = cancel_pre_hooks.cancelled() => {
             (HookOutcome::Failed, format!("the service stops; it {}", kill(&mut child, id).await))
         }
     };
@@ -166,9 +168,9 @@ async fn kill(child: &mut Child, id: &str) -> &'static str {
         sleep(Duration::from_millis(10)).await;
     }
     // First those in groups of their own, while it can be told whose they are.
-    orphans::end_on_a_thread(orphans::Which::Call(id.to_owned())).await;
+    leftover_processes::end_on_a_thread(leftover_processes::Which::Call(id.to_owned())).await;
     let _ = killpg(pid, Signal::SIGKILL);
-    match timeout(DEATH, child.wait()).await {
+    match timeout(KILL_WAIT, child.wait()).await {
         Ok(_) => "was killed",
         Err(_) => "does not die of SIGKILL: it hangs in the kernel",
     }

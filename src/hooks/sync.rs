@@ -196,10 +196,10 @@ pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address:
 }
 
 /// Characters of a wrong URL that are told.
-const TOLD: usize = 200;
+const REPLY_LIMIT: usize = 200;
 
 fn checked(url: &str, trust: &Trust) -> Result<String, String> {
-    let told = || url.chars().take(TOLD).collect::<String>();
+    let told = || url.chars().take(REPLY_LIMIT).collect::<String>();
     sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", told()))
 }
 

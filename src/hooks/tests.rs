@@ -55,7 +55,7 @@ fn event() -> Event {
 }
 
 /// What is written down before the event.
-fn debt(hooks: &Hooks, event: &Event) -> Debt {
+fn debt(hooks: &Hooks, event: &Event) -> PendingPostHooks {
     hooks.debt(event.clone()).unwrap()
 }
 
@@ -213,7 +213,7 @@ async fn whoever_reads_or_says_too_much_or_too_little_holds_up_nobody() {
     let names = ["1-never-reads", "2-reads-a-part", "3-prints-100-MB", "4-leaves-something"];
     assert_eq!(told(&begun.calls.runs), names.map(|name| format!("{name} pre ok")));
     assert!(begun.quiesced, "a word at the end of much");
-    orphans::end_on_a_thread(orphans::Which::Snapshot(event.snapshot_id.clone())).await;
+    leftover_processes::end_on_a_thread(leftover_processes::Which::Snapshot(event.snapshot_id.clone())).await;
     let left = shelf.read("left").trim().to_owned();
     assert!(!fs::read_to_string(format!("/proc/{left}/environ")).unwrap_or_default().contains(&event.snapshot_id));
 }
@@ -262,7 +262,7 @@ async fn a_service_that_stops_waits_for_no_pre_hook() {
     let (hooks, event) = (shelf.hooks(""), event());
     let (begun, ()) = tokio::join!(begin(&hooks, &event), async {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        hooks.hurry();
+        hooks.cancel_pre_hooks();
     });
     assert_eq!(told(&begun.calls.runs), ["1-slow pre failed"]);
     assert!(begun.refusal.is_some());
@@ -319,7 +319,7 @@ async fn a_post_that_cannot_be_called_or_fails_stays_owed() {
     );
 
     // Called again, they are mended one after the other.
-    let owing = |owed: &Owed| Debt { owed: Some(owed.clone()), attempts: 1, ..written.clone() };
+    let owing = |owed: &PendingHooks| PendingPostHooks { owed: Some(owed.clone()), attempts: 1, ..written.clone() };
     fs::set_permissions(path.join("4-is-opened"), Permissions::from_mode(0o755)).unwrap();
     fs::write(shelf.dir.path().join("mended"), "").unwrap();
     let ended = hooks.again(&owing(&left)).await;
@@ -342,10 +342,10 @@ async fn a_post_that_cannot_be_called_or_fails_stays_owed() {
     // After a crash, what was there when it was written down is owed, and nothing else.
     assert_eq!(hooks.again(&written).await.left, written.owed);
     // What cannot be told stays owed as that.
-    assert_eq!(hooks.again(&Debt { owed: None, ..written.clone() }).await.left, None);
+    assert_eq!(hooks.again(&PendingPostHooks { owed: None, ..written.clone() }).await.left, None);
     fs::set_permissions(&path, Permissions::from_mode(0o755)).unwrap();
     assert_eq!(told(&hooks.again(&written).await.runs).len(), names.len());
-    assert_eq!(told(&hooks.again(&Debt { owed: None, ..written }).await.runs).len(), names.len() + 1);
+    assert_eq!(told(&hooks.again(&PendingPostHooks { owed: None, ..written }).await.runs).len(), names.len() + 1);
 }
 
 #[tokio::test]
@@ -355,7 +355,7 @@ async fn what_an_earlier_try_owes_is_called_with_this_one() {
     shelf.put("2-owes", NOTE);
     let (hooks, event) = (shelf.hooks(""), event());
     let nothing: Refresh = Arc::new(|| ());
-    let debt = Debt { earlier: vec!["2-owes".into()], ..debt(&hooks, &event) };
+    let debt = PendingPostHooks { earlier: vec!["2-owes".into()], ..debt(&hooks, &event) };
     let begun = hooks.before(&debt, &nothing).await;
     assert_eq!(told(&begun.calls.runs), ["1-refuses pre failed"]);
     assert_eq!(told(&after(&hooks, &event, &begun, false).await), ["2-owes post ok", "1-refuses post skipped"]);

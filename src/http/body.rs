@@ -17,11 +17,11 @@ use bytes::Bytes;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::pace::{Paces, Turn};
-use crate::app::reads::ExportPlace;
+use super::rate_limit::{ConnectionLimits, Reservation};
+use crate::app::export::slot::ExportPlace;
 use crate::metrics::Counter;
 use crate::repository::executor::Access;
-use crate::repository::{DiskFile, Footprint, OpenError, Run};
+use crate::repository::{DiskFile, OpenError, PageCachePolicy, Run};
 
 /// Bytes read at a time, at most.
 const PIECE: u64 = 256 << 10;
@@ -57,19 +57,19 @@ impl Part {
 pub(super) struct DiskBody {
     reader: Reader,
     /// A piece that was read, and when it may be sent.
-    held: Option<(Bytes, Turn)>,
+    held: Option<(Bytes, Reservation)>,
     /// Until then.
     pause: Option<Pin<Box<Sleep>>>,
     remaining: u64,
     place: ExportPlace,
-    paces: Paces,
+    limits: ConnectionLimits,
     /// Bytes of all bodies.
     served: Counter,
     span: tracing::Span,
 }
 
 impl DiskBody {
-    /// A body of `parts` of `file`, the first piece of which is read; sent no faster than `paces` lets it.
+    /// A body of `parts` of `file`, the first piece of which is read; sent no faster than `limits` lets it.
     /// Counts in `served` what is taken. The place is held until the body is gone.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl DiskBody {
         file: Arc<DiskFile>,
         parts: Vec<Part>,
         place: ExportPlace,
-        paces: Paces,
+        limits: ConnectionLimits,
         served: Counter,
     ) -> Result<Self, OpenError> {
         let remaining = parts.iter().map(Part::len).sum();
@@ -86,12 +86,12 @@ impl DiskBody {
             file,
             parts: parts.into(),
             run: None,
-            piece: paces.piece(PIECE),
-            footprint: Footprint::default(),
+            piece: limits.piece(PIECE),
+            page_cache_policy: PageCachePolicy::default(),
             buffers: pool::channel(),
         };
         let span = tracing::Span::current();
-        let mut body = Self { reader, held: None, pause: None, remaining, place, paces, served, span };
+        let mut body = Self { reader, held: None, pause: None, remaining, place, limits, served, span };
         match body.read() {
             Ok(()) => Ok(body),
             Err(error) => {
@@ -105,7 +105,7 @@ impl DiskBody {
     fn read(&mut self) -> Result<(), OpenError> {
         let piece = self.place.during(|access| self.reader.next(access))?;
         let now = Instant::now();
-        let turn = self.paces.take(piece.len() as u64, now);
+        let turn = self.limits.take(piece.len() as u64, now);
         self.pause = (turn.at > now).then(|| Box::pin(sleep_until(turn.at)));
         self.held = Some((piece, turn));
         Ok(())
@@ -188,7 +188,7 @@ struct Reader {
     run: Option<Run>,
     /// Bytes to read at a time, [`PIECE`] at most.
     piece: u64,
-    footprint: Footprint,
+    page_cache_policy: PageCachePolicy,
     buffers: (pool::Sender<Vec<u8>>, pool::Receiver<Vec<u8>>),
 }
 
@@ -224,7 +224,7 @@ impl Reader {
                 Part::Disk(range) => {
                     let filled = buffer.len();
                     buffer.resize(filled + (range.end - range.start) as usize, 0);
-                    self.footprint.read(access, &self.file, &mut buffer[filled..], range.start, range.end)?;
+                    self.page_cache_policy.read(access, &self.file, &mut buffer[filled..], range.start, range.end)?;
                 }
             }
             let room = self.short().saturating_sub(buffer.len() as u64);
@@ -245,7 +245,7 @@ impl Reader {
         let piece = if run.is_data {
             let mut buffer = self.buffer();
             buffer.resize(length, 0);
-            self.footprint.read(access, &self.file, &mut buffer, at, run.end)?;
+            self.page_cache_policy.read(access, &self.file, &mut buffer, at, run.end)?;
             self.pooled(buffer)
         } else {
             // What lies past the end of a file that was cut looks like a hole, and is none.
@@ -271,6 +271,6 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.file.executor().lend_on(|access| self.footprint.let_go(access, &self.file, u64::MAX));
+        self.file.executor().lend_on(|access| self.page_cache_policy.release(access, &self.file, u64::MAX));
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchange;
-use crate::app::reads::Recipient;
+use crate::app::export::slot::ExportClient;
 use crate::sys::socket;
 
 /// How long a good token makes a connection known.
@@ -155,7 +155,7 @@ impl Connection {
     }
 }
 
-impl Recipient for Connection {
+impl ExportClient for Connection {
     fn not_taken(&self) -> u64 {
         socket::unacknowledged(self.socket.load(Ordering::Relaxed)).unwrap_or_default()
     }

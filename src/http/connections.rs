@@ -14,11 +14,11 @@ use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use crate::app::audit::host_of;
-use crate::app::reads::Recipient;
+use crate::app::export::slot::ExportClient;
 use crate::config;
 
 /// Connections at a time.
-const MOST: usize = 512;
+const MAX_CONNECTIONS: usize = 512;
 
 /// Those of them that are for connections with a good token.
 const RESERVED: usize = 128;
@@ -116,11 +116,11 @@ fn make_room(open: &mut Open, limit: Option<usize>, origin: IpAddr) -> bool {
         _ => 1,
     };
     let is_of_many = |one: &Connection| (!one.is_known()).then(|| count(one));
-    if strangers.values().sum::<usize>() >= MOST - RESERVED && end_one(open, is_of_many) {
+    if strangers.values().sum::<usize>() >= MAX_CONNECTIONS - RESERVED && end_one(open, is_of_many) {
         return true;
     }
     // One that is known goes only where there are no strangers.
-    open.by_number.len() < MOST || end_one(open, |one| Some(usize::from(!one.is_known())))
+    open.by_number.len() < MAX_CONNECTIONS || end_one(open, |one| Some(usize::from(!one.is_known())))
 }
 
 /// Ends the connection that has been idle longest, of those with the most `weight`; one without any stays. Whether
@@ -198,13 +198,13 @@ mod tests {
         let all = connections(&["10.9.9.9/32"]);
         let direct: Vec<Guest> = (0..9).map(|n| all.admit(address(n)).unwrap()).collect();
         let mut crowd = Vec::new();
-        for n in 0..MOST {
+        for n in 0..MAX_CONNECTIONS {
             crowd.push(all.admit([10, 9, 9, 9].into()).unwrap());
-            idle(crowd.last().unwrap(), 1 + MOST as u64 - n as u64);
+            idle(crowd.last().unwrap(), 1 + MAX_CONNECTIONS as u64 - n as u64);
         }
         assert!(direct.iter().all(is_open));
         let open = crowd.iter().map(is_open).collect::<Vec<_>>();
-        let ended = MOST + direct.len() - (MOST - RESERVED);
+        let ended = MAX_CONNECTIONS + direct.len() - (MAX_CONNECTIONS - RESERVED);
         assert!(open[..ended].iter().all(|open| !open) && open[ended..].iter().all(|open| *open));
     }
 
@@ -218,7 +218,7 @@ mod tests {
         let after = all.admit(address(1)).unwrap();
         assert!(asking.iter().all(is_open) && !is_open(&next) && is_open(&after));
         // Where all strangers are protected, newcomers take the places for known connections, up to the last one.
-        let others: Vec<_> = (0..MOST - RESERVED)
+        let others: Vec<_> = (0..MAX_CONNECTIONS - RESERVED)
             .map(|n| {
                 let guest = all.admit(address(2000 + n)).unwrap();
                 (guest.connection.log_in(), guest)
@@ -244,7 +244,7 @@ mod tests {
         idle(&early, 1000);
         // Many clients behind a proxy are not taken for one.
         let behind_a_proxy: Vec<Guest> = (0..9).map(|_| all.admit([10, 9, 9, 9].into()).unwrap()).collect();
-        let strangers: Vec<Guest> = (10..MOST - RESERVED).map(|n| all.admit(address(n)).unwrap()).collect();
+        let strangers: Vec<Guest> = (10..MAX_CONNECTIONS - RESERVED).map(|n| all.admit(address(n)).unwrap()).collect();
         assert!(is_open(&early) && strangers.iter().all(is_open));
         let _second_of_one = all.admit(address(17)).unwrap();
         assert!(!is_open(&early), "the longest idle of all goes");
@@ -255,7 +255,7 @@ mod tests {
         assert_eq!(strangers.iter().filter(|guest| !is_open(guest)).count(), 1);
 
         // Known ones take all places, and strangers go for them; then those of them that are at nothing.
-        let known: Vec<Guest> = (0..MOST)
+        let known: Vec<Guest> = (0..MAX_CONNECTIONS)
             .map(|n| {
                 let guest = all.admit(address(2000 + n)).unwrap();
                 guest.connection.is_good();

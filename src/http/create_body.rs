@@ -5,9 +5,9 @@ use axum::http::HeaderMap;
 
 use super::extract::SmallBody;
 use super::failure::Failure;
+use crate::api;
 use crate::app::Error;
-use crate::app::create_request::CreateRequest;
-use crate::wire;
+use crate::app::snapshots::create_request::CreateRequest;
 
 /// The header of the IETF's draft `idempotency-key-header`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -26,10 +26,10 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
             let keys = "it may be empty, or an object with disks, exclude_disks and ttl";
             Error::BadRequest(format!("the body cannot be understood: {problem}; {keys}"))
         };
-        let body: wire::CreateSnapshot = match bytes.trim_ascii().first() {
+        let body: api::CreateSnapshot = match bytes.trim_ascii().first() {
             // What some libraries send for nothing.
-            Some(_) if bytes.trim_ascii() == b"null" => wire::CreateSnapshot::default(),
-            None => wire::CreateSnapshot::default(),
+            Some(_) if bytes.trim_ascii() == b"null" => api::CreateSnapshot::default(),
+            None => api::CreateSnapshot::default(),
             // The parser takes an array for an object without names.
             Some(b'[') => return Err(cannot(&"it is an array").into()),
             Some(_) => serde_json::from_slice(&bytes).map_err(|error| cannot(&error))?,

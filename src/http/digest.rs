@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::app::checksum::Wanted;
+use crate::app::export::checksum::ChecksumRequest;
 use crate::app::{App, Error};
 use crate::repository::checksum::{Algorithm, Digest};
 
@@ -19,7 +19,7 @@ use crate::repository::checksum::{Algorithm, Digest};
 const BLOCKS: std::ops::RangeInclusive<u64> = 4 << 10..=16 << 20;
 
 /// `algorithm`, `start`, `length`, `blockSize`, `blocks` of a query.
-pub(super) struct ChecksumQuery(pub Wanted);
+pub(super) struct ChecksumQuery(pub ChecksumRequest);
 
 impl FromRequestParts<Arc<App>> for ChecksumQuery {
     type Rejection = Failure;
@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<App>> for ChecksumQuery {
         }
         let start = query.number("start", u64::MAX)?.unwrap_or_default();
         let length = query.number("length", u64::MAX)?;
-        Ok(Self(Wanted { algorithm, start, length, block, list }))
+        Ok(Self(ChecksumRequest { algorithm, start, length, block, list }))
     }
 }
 

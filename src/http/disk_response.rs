@@ -23,9 +23,9 @@ use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::connection::Connection;
 use super::digest;
 use super::failure::Failure;
-use super::pace::Paces;
-use crate::app::changes::Stop;
-use crate::app::read_disk::{OpenDisk, lost};
+use super::rate_limit::ConnectionLimits;
+use crate::app::compare::comparison::Cancellation;
+use crate::app::files::open_disk::{OpenDisk, lost};
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::repository::checksum::Algorithm;
@@ -38,7 +38,7 @@ const DIGESTED: u64 = 16 << 20;
 /// Who asks, and how it may be served.
 pub(super) struct Client {
     pub session: Session,
-    pub paces: Paces,
+    pub limits: ConnectionLimits,
     pub connection: Arc<Connection>,
 }
 
@@ -87,7 +87,7 @@ pub(super) async fn respond(
         let recipient = Arc::clone(&client.connection);
         let place = app.export_place(&client.session, &disk, (length, count), recipient).await?;
         let served = app.metrics().bytes_served();
-        let body = DiskBody::start(disk.file, parts, place, client.paces.clone(), served);
+        let body = DiskBody::start(disk.file, parts, place, client.limits.clone(), served);
         Body::new(body.map_err(|cause| lost(&disk.disk, cause))?)
     };
     with_headers(status, body, out)
@@ -103,7 +103,7 @@ async fn digests(
     selection: &Selection,
     out: &mut Vec<(HeaderName, String)>,
 ) -> Result<(), Failure> {
-    let stop = Stop::default();
+    let stop = Cancellation::default();
     let _guard = stop.cancel.clone().drop_guard();
     if digest::wants_sha_256(headers, digest::WANT_REPR_DIGEST) {
         let sum = app.sum_of_disk(disk, Algorithm::Sha256, &stop).await;

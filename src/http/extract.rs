@@ -18,8 +18,8 @@ use serde::de::DeserializeOwned;
 
 use super::Peer;
 use super::connection::Connection;
-use super::exchange::{RequestId, logged_path};
 use super::failure::Failure;
+use super::request_middleware::{RequestId, logged_path};
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
 use crate::model::{DiskName, SnapshotId, VmId};

@@ -6,7 +6,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::byte_range;
 use crate::app::Error;
-use crate::app::policy::Refusal;
+use crate::app::admission::policy::Refusal;
 
 const NO_ROUTE: &str = "there is no such route; those of the API start with /api/v1";
 
@@ -35,7 +35,7 @@ impl<E: Into<Error>> From<E> for Failure {
 
 /// What the body of an error says, kept on the response until it is written in `exchange`.
 #[derive(Clone, Debug)]
-pub(super) struct Explanation {
+pub(super) struct ErrorBody {
     /// The stable word for programs.
     pub code: &'static str,
     /// For the caller.
@@ -44,7 +44,7 @@ pub(super) struct Explanation {
     pub hidden_cause: Option<String>,
 }
 
-impl Explanation {
+impl ErrorBody {
     /// For a refusal that did not come from a [`Failure`].
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, details) = match status {
@@ -99,12 +99,12 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     match error {
         Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
         Error::Throttled => retry_after("1"),
-        Error::Refused(Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. })
-        | Error::RepositoryAway { .. }
-        | Error::BeingChecked { .. }
+        Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. })
+        | Error::RepositoryUnavailable { .. }
+        | Error::ContentCheckRunning { .. }
         | Error::Unavailable(_) => retry_after("10"),
         Error::VmBusy { .. } => retry_after("30"),
-        Error::Unsettled { .. } => retry_after("60"),
+        Error::BaseUnstable { .. } => retry_after("60"),
         _ => None,
     }
 }
@@ -120,7 +120,7 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
-        Error::PostNotCalled { .. } => app_status(error.cause()),
+        Error::PostHooksSkipped { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
         Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
@@ -131,9 +131,9 @@ fn app_status(error: &Error) -> (StatusCode, &'static str) {
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
         Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
-        Error::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
-        Error::BeingChecked { .. } => (StatusCode::SERVICE_UNAVAILABLE, "snapshot_being_checked"),
-        Error::RepositoryAway { .. } | Error::Unavailable(_) => {
+        Error::BaseUnstable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
+        Error::ContentCheckRunning { .. } => (StatusCode::SERVICE_UNAVAILABLE, "snapshot_being_checked"),
+        Error::RepositoryUnavailable { .. } | Error::Unavailable(_) => {
             (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
         }
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
@@ -150,8 +150,8 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, &'static str) {
         Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, "no_disk_left"),
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, "too_many_snapshots"),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, "too_many_extents"),
-        Refusal::SpaceFloor { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
-        Refusal::TooLongALine(_) | Refusal::WaitedTooLong { .. } => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
+        Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
+        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
         Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
         Refusal::KeySnapshotGone(_) => (StatusCode::GONE, "idempotency_key_spent"),
     }
@@ -166,7 +166,7 @@ impl IntoResponse for Failure {
         };
         let mut response = status.into_response();
         response.headers_mut().extend(self.header());
-        response.extensions_mut().insert(Explanation { code, details: self.details(), hidden_cause });
+        response.extensions_mut().insert(ErrorBody { code, details: self.details(), hidden_cause });
         response
     }
 }

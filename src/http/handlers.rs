@@ -16,23 +16,23 @@ use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, Origin, Smal
 use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
-use super::pace::Paces;
 use super::query::{
-    AdoptQuery, ChunksQuery, Form, NewSnapshotQuery, SnapshotQuery, SnapshotsQuery, WantsPage, WantsText,
+    AcceptsText, AdoptQuery, ChunksQuery, NewSnapshotQuery, ResponseFormat, SnapshotQuery, SnapshotsQuery, WantsPage,
 };
+use super::rate_limit::ConnectionLimits;
 use super::status_page::{StatusParameters, render};
-use crate::app::changes::Stop;
-use crate::app::snapshots::View;
+use crate::api;
+use crate::app::compare::comparison::Cancellation;
+use crate::app::snapshots::document::MapOptions;
 use crate::app::{App, Error};
 use crate::auth::{Credentials, Session};
 use crate::metrics;
 use crate::repository::checksum::Algorithm;
-use crate::wire;
 
 type AppState = State<Arc<App>>;
 
 /// Does `journey`. Whoever drops this future, such as a connection that ends, ends its work too.
-async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
+async fn cancel_on_drop<T>(stop: &Cancellation, journey: impl Future<Output = T>) -> T {
     let guard = stop.cancel.clone().drop_guard();
     let done = journey.await;
     guard.disarm();
@@ -40,7 +40,7 @@ async fn while_wanted<T>(stop: &Stop, journey: impl Future<Output = T>) -> T {
 }
 
 /// Writes down that maps of `what` were asked for, if they were.
-fn audit_maps<T>(app: &App, session: &Session, what: String, view: View, outcome: &Result<T, Error>) {
+fn audit_maps<T>(app: &App, session: &Session, what: String, view: MapOptions, outcome: &Result<T, Error>) {
     match view.compare_to {
         Some(base) => app.audit_read(session, "compare", format_args!("{what} since {base}"), outcome),
         None if view.chunks || view.summary => app.audit_read(session, "chunks", what, outcome),
@@ -52,16 +52,16 @@ pub(super) async fn login(
     State(app): AppState,
     Origin { address, request_id }: Origin,
     Extension(connection): Extension<Arc<Connection>>,
-    JsonBody(body): JsonBody<wire::Login>,
-) -> Result<Json<wire::Token>, Failure> {
+    JsonBody(body): JsonBody<api::Login>,
+) -> Result<Json<api::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
     let token = app.login(credentials, address, request_id, || connection.log_in()).await?;
     connection.is_good();
-    Ok(Json(wire::Token { token }))
+    Ok(Json(api::Token { token }))
 }
 
-pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<wire::Capabilities> {
-    Json(wire::Capabilities {
+pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<api::Capabilities> {
+    Json(api::Capabilities {
         version: env!("CARGO_PKG_VERSION"),
         features: &[
             "adopt",
@@ -88,7 +88,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "content-digest",
         ],
         checksum_algorithms: Algorithm::ALL.map(Algorithm::name).to_vec(),
-        limits: wire::Limits {
+        limits: api::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
             token_seconds: app.token_lifetime().as_secs(),
@@ -99,7 +99,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
 pub(super) async fn repositories(
     State(app): AppState,
     Authenticated(session): Authenticated,
-) -> Result<Json<Vec<wire::Repository>>, Failure> {
+) -> Result<Json<Vec<api::Repository>>, Failure> {
     Ok(Json(app.list_repositories(&session).await?))
 }
 
@@ -108,19 +108,19 @@ pub(super) async fn adopt(
     Authenticated(session): Authenticated,
     AdoptQuery(what): AdoptQuery,
     _body: SmallBody,
-) -> Result<Json<wire::Adoption>, Failure> {
+) -> Result<Json<api::Adoption>, Failure> {
     Ok(Json(app.adopt(&session, what).await?))
 }
 
 pub(super) async fn vms(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {
-    json_stream::document(app.list_vms(&session).await?, Stop::default()).await
+    json_stream::document(app.list_vms(&session).await?, Cancellation::default()).await
 }
 
 pub(super) async fn vm(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-) -> Result<Json<wire::Vm>, Failure> {
+) -> Result<Json<api::Vm>, Failure> {
     Ok(Json(app.vm(&session, vm).await?))
 }
 
@@ -130,7 +130,7 @@ pub(super) async fn snapshots(
     VmPath(vm): VmPath,
     SnapshotsQuery(view): SnapshotsQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Stop::default(), vm.to_string());
+    let (stop, what) = (Cancellation::default(), vm.to_string());
     let documents = app.snapshots(&session, vm, view, stop.clone()).await;
     audit_maps(&app, &session, what, view, &documents);
     json_stream::document(documents?, stop).await
@@ -144,9 +144,9 @@ pub(super) async fn create_snapshot(
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
     let snapshot = app.create_snapshot(&session, vm, request).await?;
-    let stop = Stop::default();
+    let stop = Cancellation::default();
     let journey = app.describe_new(&session, snapshot, view, stop.clone());
-    json_stream::document(while_wanted(&stop, journey).await?, stop).await
+    json_stream::document(cancel_on_drop(&stop, journey).await?, stop).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -164,9 +164,9 @@ pub(super) async fn snapshot(
     SnapshotPath(vm, snapshot): SnapshotPath,
     SnapshotQuery(view): SnapshotQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}"));
+    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
     let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
-    let document = while_wanted(&stop, journey).await;
+    let document = cancel_on_drop(&stop, journey).await;
     audit_maps(&app, &session, what, view, &document);
     json_stream::document(document?, stop).await
 }
@@ -184,8 +184,8 @@ pub(super) async fn take_lease(
     State(app): AppState,
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
-    JsonBody(body): JsonBody<wire::TakeLease>,
-) -> Result<Json<wire::Lease>, Failure> {
+    JsonBody(body): JsonBody<api::TakeLease>,
+) -> Result<Json<api::Lease>, Failure> {
     Ok(Json(app.take_lease(&session, vm, snapshot, body).await?))
 }
 
@@ -202,7 +202,7 @@ pub(super) async fn status(
     State(app): AppState,
     Authenticated(session): Authenticated,
     StatusParameters(query): StatusParameters,
-    WantsText(text): WantsText,
+    AcceptsText(text): AcceptsText,
 ) -> Result<Response, Failure> {
     let status = app.status(&session, query).await?;
     Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
@@ -212,13 +212,13 @@ pub(super) async fn disk(
     State(app): AppState,
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
-    Extension(paces): Extension<Paces>,
+    Extension(limits): Extension<ConnectionLimits>,
     Extension(connection): Extension<Arc<Connection>>,
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
     let disk = app.open_disk(&session, vm, snapshot, disk).await?;
-    let client = Client { session, paces, connection };
+    let client = Client { session, limits, connection };
     disk_response::respond(&app, &client, &method, &headers, disk).await
 }
 
@@ -232,19 +232,19 @@ pub(super) async fn chunks(
     DiskPath(vm, snapshot, disk): DiskPath,
     ChunksQuery(wanted, form): ChunksQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}/{disk}"));
+    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
     let place = (vm, snapshot, disk);
     match form {
-        Form::Page => {
+        ResponseFormat::Page => {
             let journey = app.chunk_page(&session, place, wanted, stop.clone());
-            let page = while_wanted(&stop, journey).await;
+            let page = cancel_on_drop(&stop, journey).await;
             audit_maps(&app, &session, what, wanted.view, &page);
             Ok(Json(page?).into_response())
         }
-        Form::Lines => {
+        ResponseFormat::Lines => {
             let found = app.chunks(&session, place, wanted, stop.clone()).await;
             audit_maps(&app, &session, what, wanted.view, &found);
-            let lines = found?.first(wanted.at_most).map(wire::WireChunk);
+            let lines = found?.first(wanted.at_most).map(api::WireChunk);
             json_stream::lines(lines, stop).await
         }
     }
@@ -256,9 +256,9 @@ pub(super) async fn checksum(
     DiskPath(vm, snapshot, disk): DiskPath,
     ChecksumQuery(wanted): ChecksumQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Stop::default(), format!("{vm}/{snapshot}/{disk}"));
+    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
     let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
-    let checksum = while_wanted(&stop, journey).await;
+    let checksum = cancel_on_drop(&stop, journey).await;
     app.audit_read(&session, "checksum", what, &checksum);
     json_stream::document(checksum?, stop).await
 }
@@ -276,15 +276,15 @@ pub(super) async fn no_route(method: Method, uri: Uri, WantsPage(page): WantsPag
     Failure::NoRoute.into_response()
 }
 
-pub(super) async fn healthz() -> Json<wire::Health> {
-    Json(wire::Health { status: wire::Status::Ok, problems: Vec::new() })
+pub(super) async fn healthz() -> Json<api::Health> {
+    Json(api::Health { status: api::Status::Ok, problems: Vec::new() })
 }
 
 pub(super) async fn readyz(State(app): AppState) -> Result<Response, Failure> {
     let health = app.readiness().await?;
     let status = match health.status {
-        wire::Status::Ok => StatusCode::OK,
-        wire::Status::Error => StatusCode::SERVICE_UNAVAILABLE,
+        api::Status::Ok => StatusCode::OK,
+        api::Status::Error => StatusCode::SERVICE_UNAVAILABLE,
     };
     Ok((status, Json(health)).into_response())
 }

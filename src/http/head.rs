@@ -9,7 +9,7 @@ pub(super) const LINE_LIMIT: usize = 60 << 10;
 const HEAD_LIMIT: usize = 128 << 10;
 
 /// Bytes that are kept between two heads, at most.
-const KEPT: usize = 4 << 10;
+const RETAINED_CAPACITY: usize = 4 << 10;
 
 /// What comes next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +72,7 @@ impl Head {
                 }
             };
             line.clear();
-            line.shrink_to(KEPT);
+            line.shrink_to(RETAINED_CAPACITY);
             self.line = line;
             if let Some(follows) = read? {
                 self.length = 0;

@@ -20,7 +20,7 @@ use tokio_util::sync::DropGuard;
 
 use super::failure::Failure;
 use crate::app::Error;
-use crate::app::changes::Stop;
+use crate::app::compare::comparison::Cancellation;
 
 /// Bytes that are held back before a status is given.
 const HELD: usize = 256 << 10;
@@ -40,7 +40,10 @@ enum Start {
 }
 
 /// Answers with `document`, whose streams are ended by `stop`.
-pub(super) async fn document<T: Serialize + Send + 'static>(document: T, stop: Stop) -> Result<Response, Failure> {
+pub(super) async fn document<T: Serialize + Send + 'static>(
+    document: T,
+    stop: Cancellation,
+) -> Result<Response, Failure> {
     respond("application/json", stop, move |writer| {
         serde_json::to_writer(&mut *writer, &document)?;
         writer.write_all(b"\n").map_err(serde_json::Error::io)
@@ -51,7 +54,7 @@ pub(super) async fn document<T: Serialize + Send + 'static>(document: T, stop: S
 /// Answers with `lines`, a JSON text each.
 pub(super) async fn lines<T: Serialize>(
     lines: impl Iterator<Item = T> + Send + 'static,
-    stop: Stop,
+    stop: Cancellation,
 ) -> Result<Response, Failure> {
     respond("application/x-ndjson", stop, move |writer| {
         for line in lines {
@@ -65,7 +68,7 @@ pub(super) async fn lines<T: Serialize>(
 
 async fn respond(
     content_type: &'static str,
-    stop: Stop,
+    stop: Cancellation,
     write: impl FnOnce(&mut Writer) -> serde_json::Result<()> + Send + 'static,
 ) -> Result<Response, Failure> {
     // Whoever drops this future or the body, such as a connection that ends, ends the work too.
@@ -125,7 +128,7 @@ impl Writer {
         if is_due && !self.buffer.is_empty() { self.send() } else { Ok(()) }
     }
 
-    fn finish(mut self, written: serde_json::Result<()>, stop: &Stop) {
+    fn finish(mut self, written: serde_json::Result<()>, stop: &Cancellation) {
         let failed = written.err().map(|error| stop.cause().unwrap_or_else(|| Error::Internal(error.to_string())));
         // A client that is gone hears nothing any more.
         match (failed, self.started.take(), &self.pieces) {

@@ -2,7 +2,7 @@
 
 pub mod byte_range;
 pub mod conditional;
-pub mod pace;
+pub mod rate_limit;
 pub mod server;
 pub mod service;
 pub mod tls;
@@ -13,7 +13,6 @@ mod connections;
 mod create_body;
 mod digest;
 mod disk_response;
-mod exchange;
 mod exchanges;
 mod extract;
 mod failure;
@@ -25,6 +24,7 @@ mod json_stream;
 mod notify;
 mod query;
 mod refusal;
+mod request_middleware;
 mod routes;
 mod status_page;
 

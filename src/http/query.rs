@@ -12,9 +12,9 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use crate::app::Error;
-use crate::app::adopt::Adoption;
-use crate::app::chunks::Wanted;
-use crate::app::snapshots::View;
+use crate::app::compare::chunks::ChunkQuery;
+use crate::app::snapshots::adopt::Adoption;
+use crate::app::snapshots::document::MapOptions;
 use crate::config::{Refine, block_size};
 use crate::model::ChunkKind;
 
@@ -64,7 +64,7 @@ impl Parameters {
     }
 
     /// How a map is to be put; chunks that touch are joined by default where `squash` says so.
-    fn view(&self, squash: bool) -> Result<View, Failure> {
+    fn view(&self, squash: bool) -> Result<MapOptions, Failure> {
         let zeros = match self.given("zero") {
             None => None,
             Some("include") => Some(true),
@@ -72,7 +72,7 @@ impl Parameters {
             Some(other) => return Err(Error::BadRequest(format!("zero={other:?}: write include or omit")).into()),
         };
         let base = self.given("compareTo").map(str::parse).transpose();
-        Ok(View {
+        Ok(MapOptions {
             compare_to: base.map_err(|_| Error::NotFound("compareTo names no snapshot"))?,
             squash: self.bool_or("squashChunks", squash)?,
             chunks: self.bool_or("chunks", true)?,
@@ -154,7 +154,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 const SNAPSHOT: [&str; 6] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine"];
 
 /// How a snapshot is to be put.
-pub(super) struct SnapshotQuery(pub View);
+pub(super) struct SnapshotQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
     type Rejection = Failure;
@@ -165,7 +165,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
 }
 
 /// How a list of snapshots is to be put.
-pub(super) struct SnapshotsQuery(pub View);
+pub(super) struct SnapshotsQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
     type Rejection = Failure;
@@ -179,7 +179,7 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
 }
 
 /// How a new snapshot is to be put.
-pub(super) struct NewSnapshotQuery(pub View);
+pub(super) struct NewSnapshotQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
     type Rejection = Failure;
@@ -194,7 +194,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
 
 /// How the chunks of a disk are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Form {
+pub(super) enum ResponseFormat {
     /// A JSON document with a page of them.
     Page,
     /// A JSON text a line, as they are found.
@@ -202,7 +202,7 @@ pub(super) enum Form {
 }
 
 /// Which chunks of a disk are wanted, and `Accept`.
-pub(super) struct ChunksQuery(pub Wanted, pub Form);
+pub(super) struct ChunksQuery(pub ChunkQuery, pub ResponseFormat);
 
 /// The parameters of a disk's chunks.
 const CHUNKS: [&str; 7] = ["squashChunks", "compareTo", "zero", "refine", "type", "startingOffset", "maxResults"];
@@ -217,7 +217,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state, &CHUNKS).await?;
         let wants_lines = accepts(parts, "application/x-ndjson");
-        let form = if wants_lines { Form::Lines } else { Form::Page };
+        let form = if wants_lines { ResponseFormat::Lines } else { ResponseFormat::Page };
         let kind = match query.given("type") {
             None => None,
             Some("data") => Some(ChunkKind::Data),
@@ -237,7 +237,7 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
             return Err(Error::BadRequest("maxResults=0: at least one".to_owned()).into());
         }
         let at_most = at_most.map_or(usual, |number| usize::try_from(number).unwrap_or(usize::MAX));
-        Ok(Self(Wanted { view, kind, from, at_most }, form))
+        Ok(Self(ChunkQuery { view, kind, from, at_most }, form))
     }
 }
 
@@ -269,9 +269,9 @@ pub(super) fn accepts(parts: &Parts, media_type: &str) -> bool {
 }
 
 /// Whether the client asks for text, and not for JSON.
-pub(super) struct WantsText(pub bool);
+pub(super) struct AcceptsText(pub bool);
 
-impl<S: Send + Sync> FromRequestParts<S> for WantsText {
+impl<S: Send + Sync> FromRequestParts<S> for AcceptsText {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {

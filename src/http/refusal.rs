@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
-use super::exchange::REQUEST_ID;
 use super::json::{self, JSON};
-use crate::wire;
+use super::request_middleware::REQUEST_ID;
+use crate::api;
 
 /// How long a client that is refused may take to hear of it.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -64,8 +64,7 @@ impl Refusal {
         let id = uuid::Uuid::new_v4().to_string();
         tracing::info!(%id, %peer, status = status.as_u16(), code, details = ?self.details, "answered: no request");
         let reason = status.canonical_reason().unwrap_or("Error");
-        let body =
-            wire::Error { error: reason.to_owned(), details: self.details.clone(), code, request_id: id.clone() };
+        let body = api::Error { error: reason.to_owned(), details: self.details.clone(), code, request_id: id.clone() };
         let body = json::text(&body)?;
         let mut answer = format!(
             "HTTP/1.1 {} {reason}\r\ncontent-type: {JSON}\r\n{REQUEST_ID}: {id}\r\ncontent-length: {}\r\n\

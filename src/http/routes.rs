@@ -13,7 +13,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use super::failure::Failure;
-use super::{exchange, handlers};
+use super::{handlers, request_middleware};
 use crate::app::{App, Error};
 
 /// The bytes of a disk: answered on the connection's own thread.
@@ -53,7 +53,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         .fallback(handlers::no_route)
         // A bug in one handler is one failed request; what it panicked with is in the log.
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
-        .layer(from_fn_with_state(Arc::clone(&app), exchange::answer))
+        .layer(from_fn_with_state(Arc::clone(&app), request_middleware::answer))
         .with_state(app)
 }
 

@@ -33,7 +33,7 @@ use super::connection::Connection;
 use super::connections::{Connections, Guest};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
-use super::pace::{Limits, Paces};
+use super::rate_limit::{ConnectionLimits, Limits};
 use super::refusal::{Refusal, answer_plain_http};
 use crate::config;
 
@@ -106,11 +106,11 @@ pub async fn serve(
         let Some((stream, peer, guest)) = accepted else { continue };
         let acceptor = TlsAcceptor::from(tls.load_full());
         let (router, stop, stream) = (router.clone(), stop.clone(), stream.into_std());
-        let paces = options.limits.for_connection();
+        let limits = options.limits.for_connection();
         let conversation = async move {
             // It stood with the runtime that accepted it.
             let stream = TcpStream::from_std(stream?)?;
-            let conversation = Conversation { peer, connection: Arc::clone(&guest.connection), paces, router, idle };
+            let conversation = Conversation { peer, connection: Arc::clone(&guest.connection), limits, router, idle };
             tokio::select! {
                 ended = conversation.hold(stream, acceptor, stop) => ended,
                 () = guest.connection.is_ended() => Ok(()),
@@ -157,7 +157,7 @@ fn run_on_a_thread(conversation: impl Future<Output = ()> + Send + 'static) -> i
 struct Conversation {
     peer: SocketAddr,
     connection: Arc<Connection>,
-    paces: Paces,
+    limits: ConnectionLimits,
     router: Router,
     /// How long it may be idle, if it is known.
     idle: Duration,
@@ -247,7 +247,7 @@ impl Conversation {
         let extensions = request.extensions_mut();
         extensions.insert(Peer(self.peer));
         extensions.insert(Arc::clone(&connection));
-        extensions.insert(self.paces.clone());
+        extensions.insert(self.limits.clone());
         let answer = self.router.clone().oneshot(request);
         async move {
             let mut response = answer.await?;

@@ -10,7 +10,7 @@ use rustls::ServerConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::pace::Limits;
+use super::rate_limit::Limits;
 use super::server::Options;
 use super::{notify, router, server, tls};
 use crate::app::App;
@@ -24,7 +24,7 @@ use crate::sys::heap;
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Freed memory that is kept: more than one connection needs for what it sends.
-const KEPT: i32 = 2 << 20;
+const RETAINED_HEAP: i32 = 2 << 20;
 
 /// Runs the service until a signal stops it, and counts in `metrics`. SIGHUP calls `reopen_log` as well.
 ///
@@ -32,7 +32,7 @@ const KEPT: i32 = 2 << 20;
 /// What keeps it from starting, in words for an operator.
 pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    heap::keep(KEPT);
+    heap::keep(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.
@@ -80,15 +80,15 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         let _ = calling.await;
         app.finish().await;
     };
-    let hurry = async {
+    let cancel_pre_hooks = async {
         tokio::time::sleep(DRAIN_DEADLINE / 2).await;
-        app.hurry();
+        app.cancel_pre_hooks();
         std::future::pending::<()>().await;
     };
     let finish = async {
         tokio::select! {
             () = finish => {}
-            () = hurry => {}
+            () = cancel_pre_hooks => {}
         }
     };
     match tokio::time::timeout(DRAIN_DEADLINE, finish).await {

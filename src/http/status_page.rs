@@ -7,10 +7,10 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use super::query::Parameters;
+use crate::api::{Queue, ServiceStatus, Status};
 use crate::app::Error;
-use crate::app::status::StatusQuery;
+use crate::app::ops::status::StatusQuery;
 use crate::model::printable;
-use crate::wire::{Queue, ServiceStatus, Status};
 
 /// `cost` and `vm` of a query.
 pub(super) struct StatusParameters(pub StatusQuery);

@@ -157,7 +157,7 @@ fn distance(time: SystemTime) -> Option<Duration> {
 fn problem_of(step: &str, error: &io::Error) -> Problem {
     let text = format!("{step}: {error}");
     if error.kind() == io::ErrorKind::NotFound || Odd::of(error).is_some() {
-        Problem::Broken(text)
+        Problem::Invalid(text)
     } else {
         Problem::Unavailable(text)
     }
@@ -168,7 +168,7 @@ fn read_definition(folder: &Folder) -> Result<VmConfig, Problem> {
     let bytes = bytes.map_err(|error| problem_of("vm.cfg cannot be read", &error))?;
     // Names that people gave in an old encoding must not hide a VM.
     let text = String::from_utf8_lossy(&bytes);
-    vm_cfg::parse(&text).map_err(|error| Problem::Broken(format!("vm.cfg: {error}")))
+    vm_cfg::parse(&text).map_err(|error| Problem::Invalid(format!("vm.cfg: {error}")))
 }
 
 fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
@@ -176,7 +176,7 @@ fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
     let bad_name = config.name.as_ref().is_some_and(|name| name.parse::<VmId>().is_err());
     let name = config.name.filter(|_| !bad_name).unwrap_or_else(|| folder.to_string_lossy().into_owned());
     let id: Option<VmId> = name.parse().ok();
-    let unnamed = || Problem::Broken("its name is not 32 hexadecimal digits".to_owned());
+    let unnamed = || Problem::Invalid("its name is not 32 hexadecimal digits".to_owned());
     let disks = match problem.or_else(|| (bad_name || id.is_none()).then(unnamed)) {
         Some(problem) => Err(problem),
         None => {

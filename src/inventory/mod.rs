@@ -43,7 +43,7 @@ pub struct Vm {
 pub enum Problem {
     /// Its definition cannot be used.
     #[error("{0}")]
-    Broken(String),
+    Invalid(String),
     /// Its definition cannot be read now, which says nothing about the definition.
     #[error("{0}")]
     Unavailable(String),
@@ -88,7 +88,7 @@ fn refuse_doubles(sources: &[(PathBuf, Arc<Definitions>)], vms: &mut [Arc<Vm>]) 
     }
     for vm in vms {
         let Some(folders) = vm.id.as_ref().and_then(|id| folders.get(id)) else { continue };
-        let problem = Problem::Broken(format!("defined more than once: {folders:?}; remove all but one"));
+        let problem = Problem::Invalid(format!("defined more than once: {folders:?}; remove all but one"));
         Arc::make_mut(vm).disks = Err(problem);
     }
 }
@@ -160,7 +160,7 @@ mod tests {
         let vms = load_all(&[&folder]);
         assert_eq!((vms.len(), vms[1].name.as_str()), (2, B));
         let expected = format!("its folder cannot be opened: {B:?} is a symbolic link, which is not followed");
-        assert_eq!(vms[1].disks, Err(Problem::Broken(expected)));
+        assert_eq!(vms[1].disks, Err(Problem::Invalid(expected)));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::str::FromStr;
 
 /// A value that is told as one stable word.
-macro_rules! words {
+macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,12 +21,12 @@ macro_rules! words {
         }
 
         impl FromStr for $name {
-            type Err = UnknownWord;
+            type Err = UnknownVariant;
 
-            fn from_str(word: &str) -> Result<Self, UnknownWord> {
+            fn from_str(word: &str) -> Result<Self, UnknownVariant> {
                 match word {
                     $($word => Ok(Self::$variant),)+
-                    _ => Err(UnknownWord),
+                    _ => Err(UnknownVariant),
                 }
             }
         }
@@ -36,9 +36,9 @@ macro_rules! words {
 /// A word that stands for nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("is no word that this version knows")]
-pub struct UnknownWord;
+pub struct UnknownVariant;
 
-words! {
+string_enum! {
     /// What a disk of a snapshot is like when it is restored.
     Consistency {
         /// As after a power cut.
@@ -48,7 +48,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// By which way a hook is called.
     HookKind {
         /// A program in the directory of hooks.
@@ -58,7 +58,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// When a hook is called.
     HookStage {
         /// Before the operation.
@@ -68,7 +68,7 @@ words! {
     }
 }
 
-words! {
+string_enum! {
     /// How a hook ended.
     HookOutcome {
         /// It did what it should.

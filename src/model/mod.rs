@@ -17,4 +17,6 @@ pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
 pub use printable::printable;
 pub use range::{ByteRange, PhysAddr};
-pub use snapshot::{DiskSource, FileIdentity, Seal, Snapshot, SnapshotDisk, SnapshotPair, Taken, UnfitPair, VolumeId};
+pub use snapshot::{
+    DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,
+};

@@ -12,18 +12,18 @@ use super::id::SnapshotId;
 
 /// How long a snapshot is kept that has expired already when it is first looked at: after a start
 /// with a wrong clock there is time to put it right.
-pub const SETTLE: Duration = Duration::from_secs(10 * 60);
+pub const STARTUP_GRACE: Duration = Duration::from_secs(10 * 60);
 
 /// Until when a snapshot is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Terms {
+pub struct Retention {
     /// When it expires; nothing: it does not.
     pub expires_at: Option<Timestamp>,
     /// Until when a client needs it all the same.
     pub leased_until: Option<Timestamp>,
 }
 
-impl Terms {
+impl Retention {
     /// From when on it may be swept; nothing: never.
     pub fn kept_until(self) -> Option<Timestamp> {
         self.expires_at.map(|expiry| self.leased_until.map_or(expiry, |lease| lease.max(expiry)))
@@ -47,7 +47,7 @@ pub struct Candidate {
     /// When it was made.
     pub created_at: Timestamp,
     /// Until when it is kept.
-    pub terms: Terms,
+    pub retention: Retention,
     /// Whether somebody reads it, or did a short time ago.
     pub in_use: bool,
 }
@@ -97,32 +97,32 @@ impl Watch {
     fn grace_is_over(&mut self, now: Moment, id: SnapshotId, successor: &Candidate) -> bool {
         if self.superseded.get(&id).is_none_or(|known| known.by != successor.id) {
             let age = Duration::try_from(now.wall.duration_since(successor.created_at)).unwrap_or_default();
-            let left = self.grace.saturating_sub(age).max(self.grace.min(SETTLE));
+            let left = self.grace.saturating_sub(age).max(self.grace.min(STARTUP_GRACE));
             let grace_ends = now.monotonic.saturating_add(left);
             self.superseded.insert(id, Superseded { by: successor.id, grace_ends });
         }
         self.superseded.get(&id).is_some_and(|known| now.monotonic >= known.grace_ends)
     }
 
-    /// Looks at a snapshot of these terms: from now on the monotonic clock counts.
-    pub fn look(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, terms: Terms) {
+    /// Looks at a snapshot with this retention: from now on the monotonic clock counts.
+    pub fn look(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, retention: Retention) {
         // A clock that is behind what happened already is wrong, and says nothing.
-        let Some(kept_until) = terms.kept_until().filter(|_| now.wall >= created_at) else {
+        let Some(kept_until) = retention.kept_until().filter(|_| now.wall >= created_at) else {
             self.seen.remove(&id);
             return;
         };
         let due = match self.seen.get(&id) {
             Some(seen) if seen.kept_until == kept_until => return,
-            // New terms move the end by as much, whatever the wall clock says now.
+            // A new retention moves the end by as much, whatever the wall clock says now.
             Some(seen) => {
                 let longer = Duration::try_from(kept_until.duration_since(seen.kept_until)).unwrap_or_default();
                 let shorter = Duration::try_from(seen.kept_until.duration_since(kept_until)).unwrap_or_default();
                 let due = seen.due.saturating_add(longer).saturating_sub(shorter);
-                due.max(now.monotonic.saturating_add(SETTLE))
+                due.max(now.monotonic.saturating_add(STARTUP_GRACE))
             }
             None => {
                 let left = Duration::try_from(kept_until.duration_since(now.wall)).unwrap_or_default();
-                now.monotonic.saturating_add(left.max(SETTLE))
+                now.monotonic.saturating_add(left.max(STARTUP_GRACE))
             }
         };
         self.seen.insert(id, Seen { kept_until, due });
@@ -141,7 +141,7 @@ impl Watch {
         let mut due = Vec::new();
         for pair in snapshots.windows(2) {
             let (snapshot, successor) = (&pair[0], &pair[1]);
-            self.look(now, snapshot.id, snapshot.created_at, snapshot.terms);
+            self.look(now, snapshot.id, snapshot.created_at, snapshot.retention);
             let grace_is_over = self.grace_is_over(now, snapshot.id, successor);
             let is_due = |seen: &Seen| now.wall >= seen.kept_until && now.monotonic >= seen.due;
             if self.seen.get(&snapshot.id).is_some_and(is_due) && grace_is_over && !snapshot.in_use {
@@ -176,10 +176,10 @@ mod tests {
         SnapshotId::from_u128(number)
     }
 
-    /// Made at hour 0, with these terms in hours.
+    /// Made at hour 0, with this retention in hours.
     fn candidate(number: u128, expires: Option<i64>, leased: Option<i64>) -> Candidate {
-        let terms = Terms { expires_at: expires.map(wall), leased_until: leased.map(wall) };
-        Candidate { id: id(number), created_at: wall(0), terms, in_use: false }
+        let retention = Retention { expires_at: expires.map(wall), leased_until: leased.map(wall) };
+        Candidate { id: id(number), created_at: wall(0), retention, in_use: false }
     }
 
     #[test]
@@ -204,8 +204,8 @@ mod tests {
         let read = [Candidate { in_use: true, ..leased[0] }, newest];
         assert_eq!(watch.sweepable(at(6, 6), &read), []);
         // A lease that ends before the expiry shortens nothing; one alone is no expiry.
-        assert_eq!(candidate(1, Some(5), Some(1)).terms.kept_until(), Some(wall(5)));
-        assert_eq!(candidate(1, None, Some(1)).terms.kept_until(), None);
+        assert_eq!(candidate(1, Some(5), Some(1)).retention.kept_until(), Some(wall(5)));
+        assert_eq!(candidate(1, None, Some(1)).retention.kept_until(), None);
         // A new lease counts anew.
         let again = [candidate(1, Some(1), Some(8)), newest];
         assert_eq!(watch.sweepable(at(6, 6), &again), []);
@@ -217,7 +217,7 @@ mod tests {
     fn a_clock_that_leaps_sweeps_nothing_early() {
         let all = [candidate(1, Some(2), None), candidate(2, None, None)];
         let mut watch = Watch::default();
-        watch.look(at(0, 0), id(1), wall(0), all[0].terms);
+        watch.look(at(0, 0), id(1), wall(0), all[0].retention);
         // Ten years ahead, within a minute: what it had left counts on.
         assert_eq!(watch.sweepable(at(87_600, 0), &all), []);
         assert_eq!(watch.sweepable(at(87_601, 1), &all), []);
@@ -248,8 +248,8 @@ mod tests {
         let mut watch = Watch::default();
         let soon = |seconds| Moment { wall: wall(50), monotonic: Duration::from_secs(seconds) };
         assert_eq!(watch.sweepable(soon(0), &all), []);
-        assert_eq!(watch.sweepable(soon(SETTLE.as_secs() - 1), &all), []);
-        assert_eq!(watch.sweepable(soon(SETTLE.as_secs()), &all), [id(1)]);
+        assert_eq!(watch.sweepable(soon(STARTUP_GRACE.as_secs() - 1), &all), []);
+        assert_eq!(watch.sweepable(soon(STARTUP_GRACE.as_secs()), &all), [id(1)]);
     }
 
     #[test]
@@ -279,7 +279,7 @@ mod tests {
             // A leap ahead ends no grace.
             wall: wall(300),
         };
-        watch.look(at(30, 30), id(1), wall(0), base.terms);
+        watch.look(at(30, 30), id(1), wall(0), base.retention);
         assert_eq!(watch.sweepable(minutes(1), &night), []);
         assert_eq!(watch.sweepable(minutes(59), &night), []);
         assert_eq!(watch.sweepable(minutes(60), &night), [id(1)]);

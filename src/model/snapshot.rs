@@ -19,7 +19,7 @@ pub struct Snapshot {
     /// Its disks, in the order of the VM's definition.
     pub disks: Vec<SnapshotDisk>,
     /// How it was taken.
-    pub taken: Taken,
+    pub provenance: Provenance,
 }
 
 impl Snapshot {
@@ -39,7 +39,7 @@ impl Snapshot {
 
 /// How a snapshot was taken: what ran around it, and what came of that.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Taken {
+pub struct Provenance {
     /// What its disks are like when they are restored.
     pub consistency: Consistency,
     /// The longest that the guest can have been held up for it, milliseconds, rounded up. Nothing:
@@ -49,9 +49,11 @@ pub struct Taken {
     pub hooks: Vec<HookRun>,
 }
 
-impl Taken {
+impl Provenance {
     /// By a clone of the disks, and nothing around it that is known of.
-    pub const PLAINLY: Self = Self { consistency: Consistency::Crash, freeze_ms: None, hooks: Vec::new() };
+    pub fn crash_consistent() -> Self {
+        Self { consistency: Consistency::Crash, freeze_ms: None, hooks: Vec::new() }
+    }
 
     /// Why it is not quiesced, where a hook said that it was.
     pub fn consistency_reason(&self) -> Option<String> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::disk_file::{DiskFile, OpenError};
 use super::executor::{Executor, Interrupted, Kind};
-use super::map::{ATTEMPTS, FileSource, MapError, Piece, Pieces, Source};
+use super::map::{ATTEMPTS, ExtentSource, FileSource, MapError, MapWindow, MapWindows};
 use crate::model::diff::changed_within;
 use crate::model::{ByteRange, Chunk, ExtentMap};
 
@@ -24,7 +24,7 @@ pub enum CompareError {
     Target(MapError),
     /// Blocks of the base are being moved.
     #[error("the blocks of the base keep moving; is a defragmenter running?")]
-    Unsettled,
+    BaseUnstable,
     /// Nobody waits for the answer any more.
     #[error("nobody waits for the answer any more")]
     Abandoned,
@@ -40,14 +40,14 @@ enum Base<S> {
 
 /// A base, read before the target and after it.
 struct BaseFile<S> {
-    pieces: Pieces<S>,
+    pieces: MapWindows<S>,
     /// A piece that was read before whatever is read next.
-    before: Option<Piece>,
+    before: Option<MapWindow>,
 }
 
-impl<S: Source> BaseFile<S> {
+impl<S: ExtentSource> BaseFile<S> {
     /// A piece that goes on past `at`, read before whatever is read next.
-    fn before(&mut self, at: u64) -> Result<Piece, MapError> {
+    fn before(&mut self, at: u64) -> Result<MapWindow, MapError> {
         match self.before.take().filter(|piece| piece.end > at) {
             Some(piece) => Ok(piece),
             None => self.pieces.from(at),
@@ -72,7 +72,7 @@ pub struct Changes {
     /// None after the end, and where a turn was interrupted.
     windows: Option<Windows<FileSource>>,
     found: VecDeque<Chunk>,
-    unlisted: u64,
+    unverified: u64,
     is_wanted: IsWanted,
 }
 
@@ -93,7 +93,7 @@ impl Changes {
             if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
                 return Ok(None);
             }
-            let pieces = Pieces::of_file(base).map_err(CompareError::Base)?;
+            let pieces = MapWindows::of_file(base).map_err(CompareError::Base)?;
             Windows::new(Base::File(BaseFile { pieces, before: None }), target, from).map(Some)
         })
     }
@@ -121,14 +121,14 @@ impl Changes {
             executor,
             windows: Some(windows),
             found: VecDeque::new(),
-            unlisted: 0,
+            unverified: 0,
             is_wanted,
         }))
     }
 
     /// Bytes that are listed only because the file system's answers about them cannot be trusted.
-    pub fn unlisted(&self) -> u64 {
-        self.unlisted
+    pub fn unverified(&self) -> u64 {
+        self.unverified
     }
 
     /// Finds more; nothing after the end.
@@ -139,13 +139,13 @@ impl Changes {
                 access.moved();
                 access.is_wanted()
             });
-            (first, std::mem::take(&mut windows.found), windows.unlisted)
+            (first, std::mem::take(&mut windows.found), windows.unverified)
         });
-        let (windows, (first, found, unlisted)) = match turn {
+        let (windows, (first, found, unverified)) = match turn {
             Ok(turn) => turn,
             Err(interrupted) => return Some(Err(interrupted.into())),
         };
-        (self.found, self.unlisted) = (found, unlisted);
+        (self.found, self.unverified) = (found, unverified);
         self.windows = Some(windows).filter(|_| matches!(first, Some(Ok(_))));
         first
     }
@@ -173,40 +173,40 @@ impl Iterator for Changes {
 
 struct Windows<S> {
     base: Base<S>,
-    target: Pieces<S>,
+    target: MapWindows<S>,
     /// Up to where the changes are found.
     at: u64,
     found: VecDeque<Chunk>,
-    unlisted: u64,
+    unverified: u64,
 }
 
 impl Windows<FileSource> {
     fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
-        let target = Pieces::of_file(target).map_err(CompareError::Target)?;
-        Ok(Self { base, target, at: from, found: VecDeque::new(), unlisted: 0 })
+        let target = MapWindows::of_file(target).map_err(CompareError::Target)?;
+        Ok(Self { base, target, at: from, found: VecDeque::new(), unverified: 0 })
     }
 }
 
-impl<S: Source> Windows<S> {
+impl<S: ExtentSource> Windows<S> {
     /// Finds the changes of the next window.
     fn advance(&mut self) -> Result<(), CompareError> {
-        let (end, unlisted) = match &mut self.base {
+        let (end, unverified) = match &mut self.base {
             Base::Known(held) => {
                 let now = self.target.from(self.at).map_err(CompareError::Target)?;
                 self.found.extend(changes_in(self.at, now.end, held, &now));
-                (now.end, unlisted(&now, self.at, now.end))
+                (now.end, unverified(&now, self.at, now.end))
             }
             // Past its end a base is zeros.
             Base::File(base) if self.at >= base.pieces.size() => {
                 let now = self.target.from(self.at).map_err(CompareError::Target)?;
                 self.found.extend(changes_in(self.at, now.end, &ExtentMap::empty(), &now));
-                (now.end, unlisted(&now, self.at, now.end))
+                (now.end, unverified(&now, self.at, now.end))
             }
             Base::File(base) => {
                 let (was, now, end) = settled(base, &mut self.target, self.at)?;
                 self.found.extend(changes_in(self.at, end, &was.map, &now));
                 base.pieces.verify().map_err(CompareError::Base)?;
-                (end, unlisted(&was, self.at, end) + unlisted(&now, self.at, end))
+                (end, unverified(&was, self.at, end) + unverified(&now, self.at, end))
             }
         };
         self.target.verify().map_err(CompareError::Target)?;
@@ -214,7 +214,7 @@ impl<S: Source> Windows<S> {
             let stuck = format!("nothing is known past {}", self.at);
             return Err(CompareError::Target(MapError::Nonsense(stuck)));
         }
-        self.unlisted += unlisted;
+        self.unverified += unverified;
         self.at = end;
         Ok(())
     }
@@ -233,21 +233,21 @@ impl<S: Source> Windows<S> {
     }
 }
 
-fn changes_in(start: u64, end: u64, was: &ExtentMap, now: &Piece) -> Vec<Chunk> {
+fn changes_in(start: u64, end: u64, was: &ExtentMap, now: &MapWindow) -> Vec<Chunk> {
     ByteRange::new(start, end).map(|window| changed_within(window, was, &now.map)).unwrap_or_default()
 }
 
-fn unlisted(piece: &Piece, start: u64, end: u64) -> u64 {
+fn unverified(piece: &MapWindow, start: u64, end: u64) -> u64 {
     ByteRange::new(start, end).map_or(0, |window| piece.unlisted_in(window))
 }
 
 /// A piece of the base's map and one of the target's, and up to where the base's was the same before
 /// and after the target's was read.
-fn settled<S: Source>(
+fn settled<S: ExtentSource>(
     base: &mut BaseFile<S>,
-    target: &mut Pieces<S>,
+    target: &mut MapWindows<S>,
     at: u64,
-) -> Result<(Piece, Piece, u64), CompareError> {
+) -> Result<(MapWindow, MapWindow, u64), CompareError> {
     let mut before = base.before(at).map_err(CompareError::Base)?;
     for _ in 0..ATTEMPTS {
         let now = target.from(at).map_err(CompareError::Target)?;
@@ -260,7 +260,7 @@ fn settled<S: Source>(
         }
         before = after;
     }
-    Err(CompareError::Unsettled)
+    Err(CompareError::BaseUnstable)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use nix::errno::Errno;
 
 use super::executor::{Access, Executor, Kind};
 use super::seal::{self, Sealed};
-use super::{Absent, Repository};
+use super::{Repository, Unavailable};
 use crate::sys::folder::Folder;
 use crate::sys::{fsinfo, page_cache, reflink};
 
@@ -147,7 +147,7 @@ fn in_turn<T: Send + 'static>(
     key: u128,
     work: impl FnOnce(&Access<'_>) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    executor.run(Kind::CHANGE.after(key), work).map_err(Absent::from)?
+    executor.run(Kind::CHANGE.after(key), work).map_err(Unavailable::from)?
 }
 
 fn write_out(access: &Access<'_>, file: &File) -> io::Result<()> {

@@ -24,7 +24,7 @@ pub enum OpenError {
     Gone,
     /// The repository is not there, and with it nothing of the snapshot: both may come back.
     #[error("the repository {0}")]
-    RepositoryAway(String),
+    RepositoryUnavailable(String),
     /// It is another file, or was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
@@ -44,7 +44,7 @@ pub enum OpenError {
 
 impl From<Unresponsive> for OpenError {
     fn from(unresponsive: Unresponsive) -> Self {
-        Self::RepositoryAway(unresponsive.to_string())
+        Self::RepositoryUnavailable(unresponsive.to_string())
     }
 }
 
@@ -79,9 +79,9 @@ fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
     match (dir.is_gone([disk]), dir.open()) {
         (Ok(true), _) => OpenError::Gone,
         (Ok(false), Ok(_)) => OpenError::Missing,
-        (Ok(false), Err(_)) => {
-            OpenError::RepositoryAway("is another file system than the one that the snapshot was made on".to_owned())
-        }
+        (Ok(false), Err(_)) => OpenError::RepositoryUnavailable(
+            "is another file system than the one that the snapshot was made on".to_owned(),
+        ),
         (Err(error), _) => error.into(),
     }
 }
@@ -98,13 +98,13 @@ impl DiskFile {
         (id, disk): (SnapshotId, &SnapshotDisk),
         proven: Option<i128>,
     ) -> Result<Self, OpenError> {
-        let root = repository.open(access).map_err(|absent| OpenError::RepositoryAway(absent.to_string()))?;
+        let root = repository.open(access).map_err(|absent| OpenError::RepositoryUnavailable(absent.to_string()))?;
         let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
             None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
                 Ok(_) => missing(&root, id, disk),
-                Err(absent) => OpenError::RepositoryAway(absent.to_string()),
+                Err(absent) => OpenError::RepositoryUnavailable(absent.to_string()),
             },
             None => OpenError::Io(error),
         })?;
@@ -202,7 +202,7 @@ impl DiskFile {
 
     /// Whether the page cache holds the bytes around `offset`. Where that cannot be known, it does.
     pub(super) fn is_cached(&self, offset: u64) -> bool {
-        page_cache::holds(self.file.as_fd(), offset).unwrap_or(true)
+        page_cache::is_resident(self.file.as_fd(), offset).unwrap_or(true)
     }
 
     /// Whether the kernel is to read more than is asked for.
@@ -212,9 +212,9 @@ impl DiskFile {
     }
 
     /// Has the page cache let go of `range`.
-    pub(super) fn forget(&self, range: &Range<u64>) {
+    pub(super) fn drop_cached(&self, range: &Range<u64>) {
         // Where it does not, reading is no less right.
-        let _ = page_cache::forget(&self.file, range);
+        let _ = page_cache::drop_cached(&self.file, range);
     }
 
     /// Where the run that starts at `offset` ends, and whether it holds data. The end is never

@@ -22,7 +22,7 @@ pub use pending::Pending;
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The same for calls that may take long without a sign of life: writing out, removing large files.
-const LONG: Duration = Duration::from_secs(60);
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same for reads on a caller's own thread. With an idle I/O class they let everybody else go first.
 const LENT: Duration = Duration::from_secs(20);
@@ -94,7 +94,7 @@ impl Kind {
     /// Reading in bulk.
     pub const BULK: Self = Self { lane: Lane::Bulk, patience: LENT, key: None };
     /// A change, which may have much to write out.
-    pub const CHANGE: Self = Self { lane: Lane::Short, patience: LONG, key: None };
+    pub const CHANGE: Self = Self { lane: Lane::Short, patience: CHANGE_TIMEOUT, key: None };
 
     /// The same, never at the same time as another job with this key. It follows such a job, also one that
     /// nobody waits for any more; one that hangs makes it fail at once.

@@ -12,7 +12,7 @@ use crate::sys::volume;
 
 /// Why a path is not taken as a VM's disk.
 #[derive(Debug, thiserror::Error)]
-pub enum Misplaced {
+pub enum PathError {
     /// The path leads nowhere, or to what cannot be opened as a disk: a folder, a device, a link.
     #[error("cannot be opened: {0}")]
     Unreadable(#[from] io::Error),
@@ -62,23 +62,23 @@ pub struct LocatedDisk {
 /// The path alone decides: no file system is asked, so that none that hangs can hold this up.
 ///
 /// # Errors
-/// [`Misplaced::Outside`], also where `..` leads out of the repository.
+/// [`PathError::Outside`], also where `..` leads out of the repository.
 pub fn assign<'a>(
     repositories: impl IntoIterator<Item = &'a Repository, IntoIter: Clone>,
     path: &Path,
-) -> Result<Assigned, Misplaced> {
+) -> Result<Assigned, PathError> {
     let repositories = repositories.into_iter();
     let mut outer = below_any(repositories.clone(), path).filter_map(|(_, root, below)| {
         let (below, detours) = without_detours(below)?;
         let detours: Vec<PathBuf> = detours.iter().map(|detour| root.join(detour)).collect();
         Some((root.join(below), detours))
     });
-    let (path, detours) = outer.next().ok_or(Misplaced::Outside)?;
+    let (path, detours) = outer.next().ok_or(PathError::Outside)?;
     let innermost = below_any(repositories, &path).min_by_key(|(.., below)| below.components().count());
-    let (repository, root, below) = innermost.ok_or(Misplaced::Outside)?;
+    let (repository, root, below) = innermost.ok_or(PathError::Outside)?;
     // A detour that leads through another repository is not followed either.
     let detours = detours.iter().map(|detour| detour.strip_prefix(root).map(Path::to_path_buf));
-    let detours = detours.collect::<Result<_, _>>().map_err(|_| Misplaced::Outside)?;
+    let detours = detours.collect::<Result<_, _>>().map_err(|_| PathError::Outside)?;
     Ok(Assigned { repository: repository.clone(), below: below.to_path_buf(), detours })
 }
 
@@ -122,8 +122,8 @@ fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
 /// repository, and what is not a regular file is not opened.
 ///
 /// # Errors
-/// [`Misplaced`] with the reason.
-pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced> {
+/// [`PathError`] with the reason.
+pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError> {
     let Assigned { repository, below, detours } = assigned;
     must_be_a_disks_place(below)?;
     // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
@@ -131,8 +131,8 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
     for detour in detours {
         root.folder(detour)?;
     }
-    let text = below.to_str().ok_or(Misplaced::NotText)?.to_owned();
-    let name = below.file_name().ok_or(Misplaced::Outside)?;
+    let text = below.to_str().ok_or(PathError::NotText)?.to_owned();
+    let name = below.file_name().ok_or(PathError::Outside)?;
     let folder = root.folder(below.parent().unwrap_or(Path::new("")))?;
     let file = folder.open_file(name)?;
     let size = file.metadata()?.len();
@@ -149,15 +149,15 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, Misplaced
 }
 
 /// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
-fn must_be_a_disks_place(below: &Path) -> Result<(), Misplaced> {
+fn must_be_a_disks_place(below: &Path) -> Result<(), PathError> {
     let first = below.iter().next().unwrap_or_default();
     // At any depth: another repository may lie in this one, and not be known.
     if below.iter().any(|name| name == SNAPSHOTS) {
-        Err(Misplaced::NoDisk("is in a folder of snapshots, where no VM has a disk"))
+        Err(PathError::NoDisk("is in a folder of snapshots, where no VM has a disk"))
     } else if first.as_encoded_bytes().starts_with(b".") {
-        Err(Misplaced::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
+        Err(PathError::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
     } else if below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cfg")) {
-        Err(Misplaced::NoDisk("is a definition, and no disk"))
+        Err(PathError::NoDisk("is a definition, and no disk"))
     } else {
         Ok(())
     }

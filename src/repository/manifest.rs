@@ -10,7 +10,7 @@ use std::path::{Component, Path};
 use serde::{Deserialize, Serialize};
 
 use super::checksum::Digest;
-use crate::model::{DiskSource, FileIdentity, HookRun, Seal, Snapshot, SnapshotDisk, Taken, VolumeId};
+use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId};
 
 /// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -70,7 +70,7 @@ struct Manifest {
 }
 
 fn crash() -> String {
-    Taken::PLAINLY.consistency.as_str().to_owned()
+    Provenance::crash_consistent().consistency.as_str().to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -138,10 +138,10 @@ pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
                 map_digest: disk.seal.and_then(|seal| seal.map).map(|map| Digest(map).to_string()),
             })
             .collect(),
-        consistency: snapshot.taken.consistency.as_str().to_owned(),
-        freeze_ms: snapshot.taken.freeze_ms,
+        consistency: snapshot.provenance.consistency.as_str().to_owned(),
+        freeze_ms: snapshot.provenance.freeze_ms,
         hooks: snapshot
-            .taken
+            .provenance
             .hooks
             .iter()
             .map(|run| ManifestHook {
@@ -223,7 +223,7 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
         created_at: manifest.created_at,
         created_by: manifest.created_by,
         disks: manifest.disks.into_iter().map(disk).collect::<Result<_, ManifestError>>()?,
-        taken: Taken {
+        provenance: Provenance {
             consistency: manifest.consistency.parse().map_err(|_| ManifestError::Field("consistency"))?,
             freeze_ms: manifest.freeze_ms,
             hooks: manifest.hooks.into_iter().map(hook).collect::<Result<_, ManifestError>>()?,
@@ -254,7 +254,7 @@ mod tests {
                 volume: Some(VolumeId([0xa5; 16])),
                 seal: Some(Seal { modified_ns: 1_714_558_829_987_654_321, map: Some([0x5a; 32]) }),
             }],
-            taken: Taken {
+            provenance: Provenance {
                 consistency: Consistency::Quiesced,
                 freeze_ms: Some(17),
                 hooks: vec![HookRun {
@@ -295,7 +295,7 @@ mod tests {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        assert_eq!(decode(text).unwrap().taken, Taken::PLAINLY);
+        assert_eq!(decode(text).unwrap().provenance, Provenance::crash_consistent());
         assert_eq!(maker(text).unwrap(), None);
     }
 }

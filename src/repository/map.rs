@@ -32,7 +32,7 @@ pub enum MapError {
 pub(super) const ATTEMPTS: usize = 4;
 
 /// What is asked of a file to make its map.
-pub(super) trait Source {
+pub(super) trait ExtentSource {
     /// Adds to `page` the next extents that reach past `start`.
     fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()>;
     /// [`sparse::next_data`].
@@ -48,28 +48,28 @@ pub(super) trait Source {
 
 /// A part of a file's map.
 #[derive(Clone, Debug)]
-pub(super) struct Piece {
+pub(super) struct MapWindow {
     /// What stands from where it was asked for to `end`, and perhaps further.
     pub map: ExtentMap,
     /// Up to where the map is known.
     pub end: u64,
     /// Data that FIEMAP did not list, and `SEEK_DATA` did.
-    unlisted: Vec<ByteRange>,
+    unverified: Vec<ByteRange>,
 }
 
-impl Piece {
+impl MapWindow {
     /// Bytes of data in `window` that FIEMAP did not list.
     pub(super) fn unlisted_in(&self, window: ByteRange) -> u64 {
         let within = |range: &ByteRange| {
             let start = range.start().max(window.start());
             range.end().min(window.end()).saturating_sub(start)
         };
-        self.unlisted.iter().map(within).sum()
+        self.unverified.iter().map(within).sum()
     }
 }
 
 /// Reads the map of one file, from any offset on.
-pub(super) struct Pieces<S> {
+pub(super) struct MapWindows<S> {
     source: S,
     size: u64,
     page: Vec<fiemap::RawExtent>,
@@ -77,14 +77,14 @@ pub(super) struct Pieces<S> {
     boundary: u64,
 }
 
-impl Pieces<FileSource> {
+impl MapWindows<FileSource> {
     pub(super) fn of_file(file: Arc<DiskFile>) -> Result<Self, MapError> {
         let size = file.size();
         Ok(Self::new(FileSource::new(file)?, size))
     }
 }
 
-impl<S: Source> Pieces<S> {
+impl<S: ExtentSource> MapWindows<S> {
     pub(super) fn new(source: S, size: u64) -> Self {
         Self { source, size, page: Vec::new(), boundary: 0 }
     }
@@ -93,7 +93,7 @@ impl<S: Source> Pieces<S> {
     ///
     /// What FIEMAP calls a hole is checked against `SEEK_DATA`: data there is taken as
     /// [`Backing::Opaque`], which is never "unchanged".
-    pub(super) fn from(&mut self, start: u64) -> Result<Piece, MapError> {
+    pub(super) fn from(&mut self, start: u64) -> Result<MapWindow, MapError> {
         // Blocks that are moved between two answers make no sense together.
         for _ in 1..ATTEMPTS {
             match self.read_from(start) {
@@ -114,7 +114,7 @@ impl<S: Source> Pieces<S> {
         Ok(self.source.verify()?)
     }
 
-    fn read_from(&mut self, start: u64) -> Result<Piece, MapError> {
+    fn read_from(&mut self, start: u64) -> Result<MapWindow, MapError> {
         let mut page = std::mem::take(&mut self.page);
         page.clear();
         self.source.page(start, &mut page)?;
@@ -123,9 +123,9 @@ impl<S: Source> Pieces<S> {
         piece
     }
 
-    fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<Piece, MapError> {
+    fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<MapWindow, MapError> {
         let mut extents = Vec::with_capacity(page.len());
-        let (mut covered, mut unlisted, mut last_seen) = (start, Vec::new(), page.is_empty());
+        let (mut covered, mut unverified, mut last_seen) = (start, Vec::new(), page.is_empty());
         for raw in page {
             if last_seen {
                 return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
@@ -141,7 +141,7 @@ impl<S: Source> Pieces<S> {
                 return Err(MapError::Nonsense(text));
             }
             if !self.source.holes_are_sure() {
-                self.find_unlisted(covered, range.start().min(self.size), &mut unlisted, &mut extents)?;
+                self.find_unlisted(covered, range.start().min(self.size), &mut unverified, &mut extents)?;
             }
             let skipped = start.saturating_sub(range.start());
             let rest = ByteRange::new(range.start() + skipped, range.end());
@@ -151,11 +151,11 @@ impl<S: Source> Pieces<S> {
         }
         self.boundary = covered;
         if last_seen {
-            self.find_unlisted(covered, self.size, &mut unlisted, &mut extents)?;
+            self.find_unlisted(covered, self.size, &mut unverified, &mut extents)?;
             covered = self.size;
         }
         let map = ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))?;
-        Ok(Piece { map, end: covered.min(self.size), unlisted })
+        Ok(MapWindow { map, end: covered.min(self.size), unverified })
     }
 
     /// Adds the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP knows of none.
@@ -163,7 +163,7 @@ impl<S: Source> Pieces<S> {
         &self,
         from: u64,
         to: u64,
-        unlisted: &mut Vec<ByteRange>,
+        unverified: &mut Vec<ByteRange>,
         extents: &mut Vec<Extent>,
     ) -> io::Result<()> {
         let mut at = from;
@@ -172,7 +172,7 @@ impl<S: Source> Pieces<S> {
             let end = self.source.next_hole(start)?.unwrap_or(to).clamp(start + 1, to);
             tracing::warn!(start, end, "data that FIEMAP does not list: taken as changed");
             let range = ByteRange::new(start, end);
-            unlisted.extend(range);
+            unverified.extend(range);
             extents.extend(range.map(|range| Extent { range, backing: Backing::Opaque }));
             at = end;
         }
@@ -215,7 +215,7 @@ pub(super) fn room(file: &File) -> io::Result<(u32, bool)> {
     Ok((count.clamp(fiemap::PAGE, WHOLE), count <= WHOLE))
 }
 
-impl Source for FileSource {
+impl ExtentSource for FileSource {
     fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()> {
         let from = if self.whole { 0 } else { start };
         let extents = self.reader.read(self.file.file().as_fd(), from)?;

@@ -9,14 +9,14 @@ pub mod clone;
 pub mod clone_support;
 pub mod disk_file;
 pub mod executor;
-pub mod footprint;
 pub mod locate;
 pub mod manifest;
 pub mod map;
+pub mod page_cache_policy;
 pub mod refine;
+pub mod scan;
 pub mod seal;
 pub mod snapshot_dir;
-pub mod survey;
 pub mod usage;
 pub mod vm_lock;
 
@@ -35,9 +35,9 @@ pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
 pub use executor::{Executor, Unresponsive};
-pub use footprint::Footprint;
-pub use locate::{Assigned, LocatedDisk, Misplaced, assign};
+pub use locate::{Assigned, LocatedDisk, PathError, assign};
 pub use map::MapError;
+pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
 /// The folders of a repository in which Oracle VM keeps disks and definitions.
@@ -70,7 +70,7 @@ pub struct Mounted {
 
 /// Why a repository is not there.
 #[derive(Debug, thiserror::Error)]
-pub enum Absent {
+pub enum Unavailable {
     /// The folder cannot be opened.
     #[error("is not there: {0}; is it mounted?")]
     Unreadable(#[from] io::Error),
@@ -94,15 +94,15 @@ pub enum Absent {
     NotListed,
 }
 
-impl Absent {
+impl Unavailable {
     /// What an error says of the repository itself, where it is about that.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref::<Self>()
     }
 }
 
-impl From<Absent> for io::Error {
-    fn from(absent: Absent) -> Self {
+impl From<Unavailable> for io::Error {
+    fn from(absent: Unavailable) -> Self {
         Self::new(io::ErrorKind::TimedOut, absent)
     }
 }
@@ -134,13 +134,13 @@ impl Repository {
     /// Does `work` below its folder, in its executor.
     ///
     /// # Errors
-    /// Those of `work`; [`Absent`], as the error's own cause, where the repository is not there or hangs.
+    /// Those of `work`; [`Unavailable`], as the error's own cause, where the repository is not there or hangs.
     pub fn run<T: Send + 'static>(
         &self,
         kind: Kind,
         work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
-        self.submit(kind, work).wait().map_err(Absent::from)?
+        self.submit(kind, work).wait().map_err(Unavailable::from)?
     }
 
     /// Queues `work` below its folder; see [`Repository::run`].
@@ -156,11 +156,11 @@ impl Repository {
     /// Opens its folder, through which all else in it is reached.
     ///
     /// # Errors
-    /// [`Absent`].
-    pub fn open(&self, _: &Access<'_>) -> Result<Folder, Absent> {
+    /// [`Unavailable`].
+    pub fn open(&self, _: &Access<'_>) -> Result<Folder, Unavailable> {
         let root = Folder::open(&self.mount_point).map_err(|error| match error.kind() {
-            io::ErrorKind::NotADirectory => Absent::NotAFolder,
-            _ => Absent::Unreadable(error),
+            io::ErrorKind::NotADirectory => Unavailable::NotAFolder,
+            _ => Unavailable::Unreadable(error),
         })?;
         if self.resolved.get().is_none()
             && let Ok(resolved) = root.resolved()
@@ -216,13 +216,13 @@ impl Repository {
     /// What is mounted there.
     ///
     /// # Errors
-    /// [`Absent`] where nothing is.
-    pub fn mounted(&self) -> Result<Mounted, Absent> {
+    /// [`Unavailable`] where nothing is.
+    pub fn mounted(&self) -> Result<Mounted, Unavailable> {
         self.ask_mounted().wait()?
     }
 
     /// Begins to ask what is mounted there.
-    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Absent>> {
+    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Unavailable>> {
         let repository = self.clone();
         self.executor.submit(Kind::SHORT, move |access| repository.mounted_now(access))
     }
@@ -230,17 +230,17 @@ impl Repository {
     /// The same, of whoever has access already.
     ///
     /// # Errors
-    /// [`Absent`].
-    pub fn mounted_now(&self, access: &Access<'_>) -> Result<Mounted, Absent> {
+    /// [`Unavailable`].
+    pub fn mounted_now(&self, access: &Access<'_>) -> Result<Mounted, Unavailable> {
         let root = self.open(access)?;
         // What a mount point is like when nothing is mounted. A folder with something in it may be
         // a repository all the same: several can share one file system.
         let is_mounted_on = root.outer_device()? != root.metadata()?.dev();
         if !is_mounted_on && root.is_empty()? {
-            return Err(Absent::Empty);
+            return Err(Unavailable::Empty);
         }
         if !self.executor.recognizes(volume::id_of(&root)?, is_mounted_on) {
-            return Err(Absent::Unmounted);
+            return Err(Unavailable::Unmounted);
         }
         Ok(Mounted { file_system: fsinfo::name_of(&root)?, space: fsinfo::space(&root)? })
     }

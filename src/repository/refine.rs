@@ -24,7 +24,7 @@ const AHEAD: usize = 8;
 
 /// Where a block's bytes were before.
 #[derive(Clone, Debug)]
-pub enum Held {
+pub enum BaseContents {
     /// In this file; past its end there are zeros.
     File(Arc<DiskFile>),
     /// Nobody knows: every block is listed, and those of zeros as such.
@@ -55,16 +55,22 @@ enum Waiting {
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
     /// is a power of two and not more than 1 MiB, while they are wanted.
-    pub fn new(candidates: C, held: Held, target: Arc<DiskFile>, block: NonZero<u64>, is_wanted: IsWanted) -> Self {
-        let (doubt, buffers) = (Arc::default(), Mutex::default());
-        let comparer = Arc::new(Comparer { held, target, block: block.get(), doubt, buffers });
+    pub fn new(
+        candidates: C,
+        held: BaseContents,
+        target: Arc<DiskFile>,
+        block: NonZero<u64>,
+        is_wanted: IsWanted,
+    ) -> Self {
+        let (incomplete, buffers) = (Arc::default(), Mutex::default());
+        let comparer = Arc::new(Comparer { held, target, block: block.get(), incomplete, buffers });
         let (waiting, ready) = (VecDeque::new(), VecDeque::new());
         Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
     }
 
     /// Set where something could not be read, and is listed for that.
-    pub fn doubt(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.comparer.doubt)
+    pub fn incomplete(&self) -> Arc<AtomicBool> {
+        Arc::clone(&self.comparer.incomplete)
     }
 
     /// Queues as many windows as may be on their way.
@@ -116,10 +122,10 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
 ///
 /// # Errors
 /// [`CompareError::Base`], [`CompareError::Target`].
-pub fn verify(held: &Held, target: &Arc<DiskFile>) -> Result<(), CompareError> {
+pub fn verify(held: &BaseContents, target: &Arc<DiskFile>) -> Result<(), CompareError> {
     let (held, file) = (held.clone(), Arc::clone(target));
     let verify = move |_: &Access<'_>| {
-        if let Held::File(base) = held {
+        if let BaseContents::File(base) = held {
             base.verify().map_err(|error| CompareError::Base(error.into()))?;
         }
         file.verify().map_err(|error| CompareError::Target(error.into()))
@@ -157,10 +163,10 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
 
 /// Compares windows.
 struct Comparer {
-    held: Held,
+    held: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
-    doubt: Arc<AtomicBool>,
+    incomplete: Arc<AtomicBool>,
     /// Room for a window of each file, used again.
     buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }
@@ -175,7 +181,7 @@ impl Comparer {
         let [mut was, mut now] = buffers().pop().unwrap_or_default();
         let chunks = self.compare(access, &candidate, &mut was, &mut now).unwrap_or_else(|error| {
             tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
-            self.doubt.store(true, Ordering::Relaxed);
+            self.incomplete.store(true, Ordering::Relaxed);
             vec![candidate]
         });
         buffers().push([was, now]);
@@ -193,8 +199,8 @@ impl Comparer {
         now.resize(length, 0);
         self.target.read_exact_at(access, now, start)?;
         let base = match &self.held {
-            Held::Unknown => None,
-            Held::File(base) => {
+            BaseContents::Unknown => None,
+            BaseContents::File(base) => {
                 was.clear();
                 was.resize(length, 0);
                 let there = usize::try_from(base.size().saturating_sub(start)).unwrap_or(usize::MAX).min(length);

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
 
-use super::{Found, StoreError, Trouble, schema};
+use super::{DatabaseState, StoreError, Trouble, schema};
 use crate::sys::fsinfo;
 
 /// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
@@ -133,17 +133,17 @@ fn file_id(metadata: &Metadata) -> (u64, u64) {
 }
 
 /// Looks at the database at `path` and changes nothing.
-pub(super) fn look(path: &Path) -> Result<Found, StoreError> {
+pub(super) fn look(path: &Path) -> Result<DatabaseState, StoreError> {
     refuse_others(path)?;
     if !path.try_exists()? {
-        return Ok(Found::Nothing);
+        return Ok(DatabaseState::Nothing);
     }
     let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
-        Err(DatabaseError::RepairAborted) => Ok(Found::Unclean),
+        Err(DatabaseError::RepairAborted) => Ok(DatabaseState::Unclean),
         opened => {
             let transaction = opened?.begin_read()?;
             schema::check(&transaction)?;
-            super::read_all(&transaction).map(|()| Found::Good)
+            super::read_all(&transaction).map(|()| DatabaseState::Good)
         }
     });
     looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))

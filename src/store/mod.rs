@@ -7,8 +7,8 @@ mod database;
 mod error;
 mod proof;
 mod record;
+mod retention;
 mod schema;
-mod terms;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::model::{Snapshot, SnapshotId, VmId};
 
 pub use error::{StoreError, Trouble};
 pub use record::State;
-pub use terms::{KEY_LIFETIME, KeyUse, Order, RequestKey};
+pub use retention::{CommitOptions, KEY_LIFETIME, KeyUse, RequestKey};
 
 /// Snapshot id → record. Made by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
@@ -45,7 +45,7 @@ pub struct Store {
 
 /// What was found where the database is to be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Found {
+pub enum DatabaseState {
     /// No file: the service will make one.
     Nothing,
     /// A database of ours.
@@ -58,7 +58,7 @@ pub enum Found {
 ///
 /// # Errors
 /// What [`Store::open`] would say.
-pub fn look(path: &Path) -> Result<Found, StoreError> {
+pub fn look(path: &Path) -> Result<DatabaseState, StoreError> {
     database::look(path)
 }
 
@@ -98,7 +98,7 @@ impl Store {
     }
 
     /// Writes down that `snapshot` is about to be made, and gives it its place in the order. With
-    /// hooks around it, they are `owed` from now on: see [`Store::owe`].
+    /// hooks around it, they are `owed` from now on: see [`Store::record_pending_hooks`].
     ///
     /// # Errors
     /// [`StoreError`]; [`StoreError::OutOfPlace`] where the next start would not know of it.
@@ -130,7 +130,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn owe(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
+    pub fn record_pending_hooks(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), operation)?;
             Ok(())
@@ -141,7 +141,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn settle(&self, id: SnapshotId) -> Result<(), StoreError> {
+    pub fn clear_pending_hooks(&self, id: SnapshotId) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(OWED_HOOKS)?.remove(id.as_u128())?;
             Ok(())
@@ -208,7 +208,7 @@ impl Store {
                 by_vm.remove(place)?;
             }
             proof::forget(transaction, snapshot.id)?;
-            terms::forget(transaction, snapshot.id)
+            retention::forget(transaction, snapshot.id)
         })
     }
 

@@ -88,7 +88,7 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Order;
+    use super::super::CommitOptions;
     use super::super::tests::snapshot;
     use super::*;
 
@@ -99,7 +99,7 @@ mod tests {
         let (mut first, mut second) = (snapshot(1), snapshot(2));
         for snapshot in [&mut first, &mut second] {
             store.begin(snapshot, None).unwrap();
-            store.commit(snapshot, &Order::default()).unwrap();
+            store.commit(snapshot, &CommitOptions::default()).unwrap();
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
@@ -120,7 +120,7 @@ mod tests {
         let store = Store::open(&dir.path().join("db")).unwrap();
         let mut ours = snapshot(1);
         store.begin(&mut ours, None).unwrap();
-        store.commit(&ours, &Order::default()).unwrap();
+        store.commit(&ours, &CommitOptions::default()).unwrap();
         // The other service counts on its own.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;

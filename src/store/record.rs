@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::model::{DiskSource, FileIdentity, HookRun, Seal, Snapshot, SnapshotDisk, SnapshotId, Taken, VolumeId};
+use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
 
 /// How far a snapshot has come. Only ready ones are shown to anybody.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -82,10 +82,10 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
                 changed_ns: disk.identity.changed_ns,
             })
             .collect(),
-        consistency: snapshot.taken.consistency.as_str().to_owned(),
-        freeze_ms: snapshot.taken.freeze_ms,
+        consistency: snapshot.provenance.consistency.as_str().to_owned(),
+        freeze_ms: snapshot.provenance.freeze_ms,
         hooks: snapshot
-            .taken
+            .provenance
             .hooks
             .iter()
             .map(|run| RecordHook {
@@ -140,7 +140,7 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
             detail: run.detail,
         })
     };
-    let taken = Taken {
+    let provenance = Provenance {
         consistency: record.consistency.parse().map_err(damaged)?,
         freeze_ms: record.freeze_ms,
         hooks: record.hooks.into_iter().map(hook).collect::<Result<_, String>>()?,
@@ -152,7 +152,7 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
         created_at: jiff::Timestamp::from_nanosecond(record.created_at_ns).map_err(damaged)?,
         created_by: record.created_by,
         disks: record.disks.into_iter().map(disk).collect::<Result<_, String>>()?,
-        taken,
+        provenance,
     };
     Ok((record.state, snapshot))
 }

@@ -18,7 +18,7 @@ type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 /// Migration `i` makes schema `i + 1` of schema `i`.
 const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run, m0004_seals::run];
 
-pub(super) const TODAY: u64 = MIGRATIONS.len() as u64;
+pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;
 
 /// Name → number: `schema`, and `sequence`, the last one given to a snapshot.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
@@ -32,9 +32,9 @@ pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> 
     for migration in &MIGRATIONS[usize::try_from(found).unwrap_or(MIGRATIONS.len())..] {
         migration(transaction)?;
     }
-    if found < TODAY {
-        transaction.open_table(COUNTERS)?.insert("schema", TODAY)?;
-        tracing::info!(from = found, to = TODAY, "database schema brought up to date");
+    if found < CURRENT_SCHEMA {
+        transaction.open_table(COUNTERS)?.insert("schema", CURRENT_SCHEMA)?;
+        tracing::info!(from = found, to = CURRENT_SCHEMA, "database schema brought up to date");
     }
     Ok(())
 }
@@ -54,5 +54,5 @@ pub(super) fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
 /// The database's schema, 0 where it has none yet.
 fn found(counters: &impl ReadableTable<&'static str, u64>) -> Result<u64, StoreError> {
     let found = counters.get("schema")?.map_or(0, |value| value.value());
-    if found > TODAY { Err(StoreError::NewerSchema { found, today: TODAY }) } else { Ok(found) }
+    if found > CURRENT_SCHEMA { Err(StoreError::NewerSchema { found, today: CURRENT_SCHEMA }) } else { Ok(found) }
 }

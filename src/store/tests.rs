@@ -1,9 +1,9 @@
 use std::path::PathBuf;
 
 use super::*;
-use crate::model::retention::Terms;
+use crate::model::retention::Retention;
 use crate::model::{
-    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, Seal, SnapshotDisk, Taken,
+    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, Provenance, Seal, SnapshotDisk,
     VolumeId,
 };
 
@@ -26,7 +26,7 @@ pub(super) fn snapshot(number: u128) -> Snapshot {
             volume: None,
             seal: None,
         }],
-        taken: Taken::PLAINLY,
+        provenance: Provenance::crash_consistent(),
     }
 }
 
@@ -44,7 +44,10 @@ fn hooked(number: u128) -> Snapshot {
         run(HookStage::Pre, HookOutcome::Ok, "exit status 0"),
         run(HookStage::Post, HookOutcome::Timeout, "killed after 60 s"),
     ];
-    Snapshot { taken: Taken { consistency: Consistency::Quiesced, freeze_ms: Some(1300), hooks }, ..snapshot(number) }
+    Snapshot {
+        provenance: Provenance { consistency: Consistency::Quiesced, freeze_ms: Some(1300), hooks },
+        ..snapshot(number)
+    }
 }
 
 /// The same, with a seal of its disk.
@@ -64,11 +67,11 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
     store.begin(&mut first, None).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
-    store.commit(&first, &Order::default()).unwrap();
+    store.commit(&first, &CommitOptions::default()).unwrap();
 
     let mut second = snapshot(1);
     store.begin(&mut second, None).unwrap();
-    store.commit(&second, &Order::default()).unwrap();
+    store.commit(&second, &CommitOptions::default()).unwrap();
     drop(store);
 
     // Another process, later: order is that of creation, not of ids or clocks.
@@ -138,14 +141,14 @@ fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 
-fn golden_order() -> Order {
+fn golden_order() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    Order { expires_at: golden_terms().expires_at, key: Some(key) }
+    CommitOptions { expires_at: golden_terms().expires_at, key: Some(key) }
 }
 
-fn golden_terms() -> Terms {
+fn golden_terms() -> Retention {
     let at = |text: &str| Some(text.parse().unwrap());
-    Terms { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
+    Retention { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
 }
 
 #[test]
@@ -153,7 +156,7 @@ fn the_database_of_schema_1_is_opened() {
     let (_dir, store) = golden(1);
     let mut ready = snapshot(7);
     ready.sequence = 1;
-    assert_eq!(store.terms(ready.id).unwrap(), Terms::default());
+    assert_eq!(store.retention(ready.id).unwrap(), Retention::default());
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
     let mut creating = snapshot(8);
     creating.sequence = 2;
@@ -166,7 +169,7 @@ fn the_database_of_schema_1_is_opened() {
     store.commit(&next, &golden_order()).unwrap();
 }
 
-/// The terms of snapshots came with schema 3, seals with schema 4.
+/// The retention of snapshots came with schema 3, seals with schema 4.
 #[test]
 fn the_databases_of_schema_2_to_4_are_opened() {
     for schema in [2, 3, 4] {
@@ -176,8 +179,8 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         plain.sequence = FIRST_SEQUENCE;
         quiesced.sequence = FIRST_SEQUENCE + 1;
         creating.sequence = FIRST_SEQUENCE + 2;
-        let terms = if schema < 3 { Terms::default() } else { golden_terms() };
-        assert_eq!(store.terms(plain.id).unwrap(), terms);
+        let retention = if schema < 3 { Retention::default() } else { golden_terms() };
+        assert_eq!(store.retention(plain.id).unwrap(), retention);
         assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
@@ -190,7 +193,7 @@ fn the_databases_of_schema_2_to_4_are_opened() {
 #[test]
 #[ignore = "writes tests/golden, by hand"]
 fn write_the_golden_database() {
-    let path = golden_path(schema::TODAY);
+    let path = golden_path(schema::CURRENT_SCHEMA);
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
     let (mut plain, mut quiesced, mut creating) = (snapshot(7), sealed(8), snapshot(9));
@@ -210,15 +213,15 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
     let (mut first, mut second) = (hooked(1), snapshot(2));
     store.begin(&mut first, Some(b"first")).unwrap();
     store.begin(&mut second, None).unwrap();
-    store.commit(&first, &Order::default()).unwrap();
-    store.owe(second.id, b"second").unwrap();
+    store.commit(&first, &CommitOptions::default()).unwrap();
+    store.record_pending_hooks(second.id, b"second").unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
     assert_eq!(store.owed().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
-    store.settle(first.id).unwrap();
+    store.clear_pending_hooks(first.id).unwrap();
     // What is settled already is no error.
-    store.settle(first.id).unwrap();
+    store.clear_pending_hooks(first.id).unwrap();
     assert_eq!(store.owed().unwrap(), [(second.id, b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
@@ -276,7 +279,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let store = Store::open(&dir.path().join("db")).unwrap();
     let mut made = snapshot(1);
     store.begin(&mut made, None).unwrap();
-    store.commit(&made, &Order::default()).unwrap();
+    store.commit(&made, &CommitOptions::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     assert!(store.adopt(&adopted).unwrap());

@@ -19,7 +19,7 @@ const GRAIN: u64 = 64 << 10;
 ///
 /// # Errors
 /// The errno of mmap(2) or mincore(2).
-pub fn holds(file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
+pub fn is_resident(file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
     const LENGTH: usize = 1;
     let start = i64::try_from(offset - offset % GRAIN).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: a new mapping, wherever the kernel likes, of a descriptor that is open for the call.
@@ -75,7 +75,7 @@ pub fn read_ahead(file: impl AsFd, yes: bool) -> io::Result<()> {
 ///
 /// # Errors
 /// The errno of posix_fadvise(2).
-pub fn forget(file: impl AsFd, range: &Range<u64>) -> io::Result<()> {
+pub fn drop_cached(file: impl AsFd, range: &Range<u64>) -> io::Result<()> {
     let offset = i64::try_from(range.start).map_err(|_| Errno::EOVERFLOW)?;
     let length = i64::try_from(range.end - range.start).map_err(|_| Errno::EOVERFLOW)?;
     Ok(posix_fadvise(file, offset, length, PosixFadviseAdvice::POSIX_FADV_DONTNEED)?)
@@ -113,14 +113,14 @@ mod tests {
         let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         file.write_all_at(&vec![1; 4 << 20], 0).unwrap();
         file.sync_all().unwrap();
-        let held = || [0, MIB, 2 * MIB, 3 * MIB].map(|offset| holds(file.as_fd(), offset + 5).unwrap());
+        let held = || [0, MIB, 2 * MIB, 3 * MIB].map(|offset| is_resident(file.as_fd(), offset + 5).unwrap());
         assert_eq!(held(), [true; 4]);
-        forget(&file, &(0..4 * MIB)).unwrap();
+        drop_cached(&file, &(0..4 * MIB)).unwrap();
         assert_eq!(held(), [false; 4]);
         let mut byte = [0];
         // The device may be as fast.
         let was_there = (0..20).all(|_| {
-            forget(&file, &(0..4 * MIB)).unwrap();
+            drop_cached(&file, &(0..4 * MIB)).unwrap();
             read(file.as_fd(), &mut byte, MIB).unwrap()
         });
         assert!(!was_there);
@@ -128,7 +128,7 @@ mod tests {
         assert!(held()[1]);
         assert!(read(file.as_fd(), &mut byte, MIB).unwrap() && byte == [1]);
         assert!(!read(file.as_fd(), &mut [0; 8], 4 * MIB - 4).unwrap(), "more than there is");
-        assert!(!holds(file.as_fd(), 64 * MIB).unwrap(), "past its end");
+        assert!(!is_resident(file.as_fd(), 64 * MIB).unwrap(), "past its end");
     }
 
     #[test]
@@ -139,7 +139,7 @@ mod tests {
         let pieces = std::cell::Cell::new(0);
         write_out(&file, SIZE, &|| pieces.set(pieces.get() + 1)).unwrap();
         assert_eq!(pieces.get(), 3);
-        forget(&file, &(0..SIZE)).unwrap();
-        assert!(!holds(file.as_fd(), SIZE - 5).unwrap(), "it was not written out");
+        drop_cached(&file, &(0..SIZE)).unwrap();
+        assert!(!is_resident(file.as_fd(), SIZE - 5).unwrap(), "it was not written out");
     }
 }

@@ -38,11 +38,11 @@ async fn posts_run_in_the_order_of_pres_where_the_config_says_so() {
         let left = hooks.after(&written, begun, true).await.left.unwrap();
         assert_eq!(shelf.take("calls"), format!("10 pre\n20.sh pre\n30 pre\n{posts}"));
         // So do those that are called again, after a failure and after a crash.
-        hooks.again(&Debt { owed: Some(left), attempts: 1, ..written.clone() }).await;
+        hooks.again(&PendingPostHooks { owed: Some(left), attempts: 1, ..written.clone() }).await;
         assert_eq!(shelf.take("calls"), posts);
         hooks.again(&written).await;
         assert_eq!(shelf.take("calls"), posts);
-        hooks.again(&Debt { owed: None, ..written }).await;
+        hooks.again(&PendingPostHooks { owed: None, ..written }).await;
         assert_eq!(shelf.take("calls"), posts);
     }
 }
@@ -63,19 +63,19 @@ async fn ending_a_hook_leaves_alone_what_another_has_left_running() {
     assert!(shelf.runs("agent"), "the timeout of one hook has ended what another had left");
     // No time was left for the third one; with time, its post fails.
     let hooks = shelf.hooks("on_failure = \"continue\"\npost_on_failure = true");
-    let owed = Owed { programs: vec!["30-fails".into()], server: false };
-    let failing = Debt { owed: Some(owed), attempts: 1, past: begun.calls.past.clone(), ..written.clone() };
+    let owed = PendingHooks { programs: vec!["30-fails".into()], server: false };
+    let failing = PendingPostHooks { owed: Some(owed), attempts: 1, past: begun.calls.past.clone(), ..written.clone() };
     let ended = hooks.again(&failing).await;
     assert_eq!(told(&ended.runs), ["30-fails post failed"]);
     assert!(shelf.runs("of-failing") && shelf.runs("agent"));
     let well: Vec<bool> = ended.past.iter().map(|call| call.well).collect();
     assert_eq!(well, [true, false, false]);
     fs::write(shelf.dir.path().join("mended"), "").unwrap();
-    let ended = hooks.again(&Debt { owed: ended.left, past: ended.past, ..failing }).await;
+    let ended = hooks.again(&PendingPostHooks { owed: ended.left, past: ended.past, ..failing }).await;
     assert!(ended.left.unwrap().is_nothing());
     shelf.ends("of-failing").await;
     assert!(shelf.runs("agent"), "the retry of one hook has ended what another had left");
-    orphans::end_on_a_thread(orphans::Which::Snapshot(event.snapshot_id)).await;
+    leftover_processes::end_on_a_thread(leftover_processes::Which::Snapshot(event.snapshot_id)).await;
     shelf.ends("agent").await;
 }
 
@@ -100,7 +100,7 @@ async fn after_a_crash_only_the_last_call_counts_as_under_way() {
     shelf.ends("of-hanging").await;
     assert!(shelf.runs("agent"));
     // What an earlier version has written down names no calls: then all of it is ended, as that version did.
-    hooks.again(&Debt { id: String::new(), ..written }).await;
+    hooks.again(&PendingPostHooks { id: String::new(), ..written }).await;
     shelf.ends("agent").await;
 }
 

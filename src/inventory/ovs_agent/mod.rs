@@ -5,7 +5,7 @@
 
 pub mod berkeley_db;
 pub mod pickle;
-mod steady;
+mod stable_read;
 
 use std::ffi::OsStr;
 use std::io;
@@ -95,7 +95,7 @@ pub enum AgentDbError {
 /// # Errors
 /// [`AgentDbError`] where `folder/`[`REPOSITORIES`] cannot be read as a whole.
 pub fn repositories(folder: &Path, may_come: bool) -> Result<Vec<RepositoryEntry>, AgentDbError> {
-    let pairs = steady::pairs(&folder.join(REPOSITORIES), may_come)?;
+    let pairs = stable_read::pairs(&folder.join(REPOSITORIES), may_come)?;
     Ok(pairs.iter().map(|(id, value)| entry(id, value)).collect())
 }
 
@@ -106,7 +106,7 @@ pub fn repositories(folder: &Path, may_come: bool) -> Result<Vec<RepositoryEntry
 /// [`AgentDbError`] where `folder/`[`SERVER`] cannot be read, or has an address that cannot be one.
 pub fn manager_address(folder: &Path, may_come: bool) -> Result<Option<String>, AgentDbError> {
     let path = folder.join(SERVER);
-    let pairs = steady::pairs(&path, may_come)?;
+    let pairs = stable_read::pairs(&path, may_come)?;
     let Some((_, value)) = pairs.iter().find(|(key, _)| key == b"manager_ip") else { return Ok(None) };
     let value = match pickle::parse(value) {
         Ok(value) => value,

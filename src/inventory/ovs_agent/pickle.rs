@@ -117,7 +117,7 @@ pub enum Reason {
     Truncated,
     /// The opcode takes more than there is, or something of another kind.
     #[error("{what}")]
-    Misplaced {
+    PathError {
         /// What is missing.
         what: &'static str,
     },

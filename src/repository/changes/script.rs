@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crate::model::{Backing, ByteRange, Extent, ExtentMap, PhysAddr};
 use crate::repository::disk_file::OpenError;
-use crate::repository::map::{Pieces, Source};
+use crate::repository::map::{ExtentSource, MapWindows};
 use crate::sys::fiemap::{LAST, RawExtent, UNWRITTEN};
 
 pub(super) const K: u64 = 1 << 10;
@@ -123,13 +123,13 @@ impl Asked {
         self
     }
 
-    pub(super) fn pieces(self) -> Pieces<Self> {
+    pub(super) fn pieces(self) -> MapWindows<Self> {
         let size = self.file.borrow().size;
-        Pieces::new(self, size)
+        MapWindows::new(self, size)
     }
 }
 
-impl Source for Asked {
+impl ExtentSource for Asked {
     fn page(&mut self, start: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
         self.requests.set(self.requests.get() + 1);
         let raws = self.file.borrow().raws();

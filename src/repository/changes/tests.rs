@@ -15,7 +15,7 @@ use crate::sys::fiemap::{LAST, RawExtent};
 
 fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
     let base = Base::File(BaseFile { pieces: base.pieces(), before: None });
-    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unlisted: 0 }
+    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unverified: 0 }
 }
 
 /// All changes, joined as one run on the device; and why there are no more, where they break.
@@ -82,7 +82,7 @@ fn a_base_that_never_rests_is_an_error() {
     let requests = Rc::clone(&base.requests);
     let (chunks, broken) = all(&mut windows(base, Asked::new(&file, 2), 0));
     assert_eq!(chunks, []);
-    assert!(matches!(broken, Some(CompareError::Unsettled)), "{broken:?}");
+    assert!(matches!(broken, Some(CompareError::BaseUnstable)), "{broken:?}");
     assert_eq!(requests.get(), 2 + 1 + ATTEMPTS as u32);
 }
 
@@ -195,7 +195,7 @@ fn a_map_that_ends_too_early_lists_what_it_hides() {
             // The first page has the blocks 0 to 6, the second one says only 8.
             assert_eq!(ranges(&chunks), [(10, 11), (12, 13), (14, 15)], "base {of_base}, target {of_target}");
             let lying = u64::from(of_base) + u64::from(of_target);
-            assert_eq!(windows.unlisted, lying * 3 * BLOCK);
+            assert_eq!(windows.unverified, lying * 3 * BLOCK);
         }
     }
 }
@@ -292,7 +292,7 @@ proptest! {
             let rest = ByteRange::new(from, u64::MAX).unwrap();
             let expected: Vec<Chunk> = expected.iter().filter_map(|chunk| chunk.within(rest)).collect();
             prop_assert_eq!(found, expected, "from {}", from);
-            prop_assert_eq!(windows.unlisted, 0);
+            prop_assert_eq!(windows.unverified, 0);
         }
     }
 }

@@ -8,7 +8,7 @@ fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
     Repository::new(id.parse().unwrap(), mount_point.into())
 }
 
-fn open_at(repository: &Repository, path: &Path) -> Result<LocatedDisk, Misplaced> {
+fn open_at(repository: &Repository, path: &Path) -> Result<LocatedDisk, PathError> {
     let assigned = assign([repository], path)?;
     repository.run(Kind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
 }
@@ -64,7 +64,7 @@ fn only_files_inside_a_repository_are_opened() {
     for outside in
         ["repo2/a.img", "elsewhere/secret", "repo/../elsewhere/secret", "repo/VirtualDisks/../../repo2/a.img", "repo"]
     {
-        assert!(matches!(open(outside), Err(Misplaced::Outside)), "{outside}");
+        assert!(matches!(open(outside), Err(PathError::Outside)), "{outside}");
     }
     for (odd, reason) in [
         ("repo/VirtualDisks/link.img", "\"link.img\" is a symbolic link"),
@@ -104,7 +104,7 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
 
 #[test]
 fn a_disk_has_no_place_among_snapshots_and_definitions() {
-    let no_disk = |path: &str| matches!(must_be_a_disks_place(Path::new(path)), Err(Misplaced::NoDisk(_)));
+    let no_disk = |path: &str| matches!(must_be_a_disks_place(Path::new(path)), Err(PathError::NoDisk(_)));
     for refused in [
         "CoriolisSnapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d/a.img",
         "CoriolisSnapshots/x",

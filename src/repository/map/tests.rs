@@ -12,7 +12,7 @@ struct Script<'a> {
     size: u64,
 }
 
-impl Source for Script<'_> {
+impl ExtentSource for Script<'_> {
     fn page(&mut self, _: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
         page.extend_from_slice(self.pages.next().copied().unwrap_or_default());
         Ok(())
@@ -37,8 +37,8 @@ impl Source for Script<'_> {
 }
 
 /// Reads a whole map piece by piece.
-fn whole(source: impl Source, size: u64) -> Result<ExtentMap, MapError> {
-    let mut pieces = Pieces::new(source, size);
+fn whole(source: impl ExtentSource, size: u64) -> Result<ExtentMap, MapError> {
+    let mut pieces = MapWindows::new(source, size);
     let (mut at, mut extents) = (0, Vec::new());
     while at < size {
         let piece = pieces.read_from(at)?;
@@ -116,7 +116,7 @@ struct OldOcfs2<'a> {
     flag: u32,
 }
 
-impl Source for OldOcfs2<'_> {
+impl ExtentSource for OldOcfs2<'_> {
     fn page(&mut self, start: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
         let rest = self.raws.iter().filter(|raw| raw.logical + raw.length > start);
         page.extend(rest.take(if start == 0 { self.room } else { self.early.min(self.room) }));
@@ -178,7 +178,7 @@ fn a_map_can_be_read_from_anywhere() {
         let rest: Vec<_> = raws.iter().filter(|raw| raw.logical + raw.length > start).copied().collect();
         let data = [(0, 8 * K), (16 * K, 24 * K)];
         let page = [&rest[..]];
-        let mut pieces = Pieces::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
+        let mut pieces = MapWindows::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
         let piece = pieces.read_from(start).unwrap();
         assert_eq!((listed(&piece.map), piece.end), (expected, 24 * K), "from {start}");
     }
@@ -212,7 +212,7 @@ fn nonsense_is_an_error_not_a_map() {
 /// What only fails.
 struct Broken;
 
-impl Source for Broken {
+impl ExtentSource for Broken {
     fn page(&mut self, _: u64, _: &mut Vec<RawExtent>) -> io::Result<()> {
         Err(io::Error::from_raw_os_error(nix::libc::EIO))
     }

@@ -39,9 +39,9 @@ pub(super) fn run(source: &[u8]) -> Result<Value, BadPickle> {
     Err(BadPickle { offset: machine.at, reason: Reason::TooMuch { limit: MAX_STEPS, what: "opcodes" } })
 }
 
-const NO_VALUE: Reason = Reason::Misplaced { what: "takes a value from an empty stack" };
-const NO_MARK: Reason = Reason::Misplaced { what: "takes what follows a mark, but there is none" };
-const ODD: Reason = Reason::Misplaced { what: "has a key without a value" };
+const NO_VALUE: Reason = Reason::PathError { what: "takes a value from an empty stack" };
+const NO_MARK: Reason = Reason::PathError { what: "takes what follows a mark, but there is none" };
+const ODD: Reason = Reason::PathError { what: "has a key without a value" };
 
 struct Machine<'a> {
     source: &'a [u8],
@@ -103,7 +103,7 @@ impl<'a> Machine<'a> {
             let top = self.top()?;
             self.memo.insert(key, top);
         } else {
-            let id = *self.memo.get(&key).ok_or(Reason::Misplaced { what: "fetches what was not put aside" })?;
+            let id = *self.memo.get(&key).ok_or(Reason::PathError { what: "fetches what was not put aside" })?;
             self.stack.push(id);
         }
         Ok(true)
@@ -250,7 +250,7 @@ impl<'a> Machine<'a> {
         let list = self.top()?;
         match self.nodes.get_mut(list as usize) {
             Some(Node::List(items)) => items.extend_from_slice(more),
-            _ => return Err(Reason::Misplaced { what: "appends to what is no list" }),
+            _ => return Err(Reason::PathError { what: "appends to what is no list" }),
         }
         Ok(())
     }
@@ -259,7 +259,7 @@ impl<'a> Machine<'a> {
         let dict = self.top()?;
         match self.nodes.get_mut(dict as usize) {
             Some(Node::Dict(items)) => items.extend(pairs(more)?),
-            _ => return Err(Reason::Misplaced { what: "sets a key of what is no dict" }),
+            _ => return Err(Reason::PathError { what: "sets a key of what is no dict" }),
         }
         Ok(())
     }

@@ -1,0 +1,5 @@
+//! What changed between two snapshots.
+
+pub mod chunks;
+pub mod comparison;
+pub mod refined_cache;

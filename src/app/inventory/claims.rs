@@ -1,0 +1,149 @@
+//! Which VMs name which files as their disks.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::inventory::{Vm, vm_cfg};
+use crate::model::DiskSource;
+use crate::repository::{Assigned, Repository, assign};
+
+/// A VM that names a file, by its place in the list, and whether it says that others do too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Claim {
+    vm: usize,
+    is_shared: bool,
+}
+
+/// The disks of the inventory, as far as their paths lie in a repository. No file is looked at.
+#[derive(Debug, Default)]
+pub(crate) struct Claims {
+    vms: Vec<Arc<Vm>>,
+    /// The files that are named more than once, by their paths below their repositories.
+    doubled: HashMap<DiskSource, Vec<Claim>>,
+}
+
+impl Claims {
+    /// Those of all `vms`. A definition that cannot be used claims nothing.
+    pub(crate) fn of(vms: &[Arc<Vm>], repositories: &[Repository]) -> Self {
+        // By a number first: of many VMs few name the same file.
+        let hasher = RandomState::new();
+        let mut seen: HashMap<u64, bool> = HashMap::new();
+        for (_, source) in sources(vms, repositories) {
+            let is_doubled = seen.contains_key(&hasher.hash_one(&source));
+            seen.insert(hasher.hash_one(&source), is_doubled);
+        }
+        let mut claims = Self { vms: vms.to_vec(), doubled: HashMap::new() };
+        if seen.values().any(|is_doubled| *is_doubled) {
+            for (claim, source) in sources(vms, repositories) {
+                if seen.get(&hasher.hash_one(&source)) == Some(&true) {
+                    claims.doubled.entry(source).or_default().push(claim);
+                }
+            }
+        }
+        claims
+    }
+
+    /// All claims on the files of a repository, by their paths below it.
+    pub(crate) fn in_repository(&self, repository: &Repository, all: &[Repository]) -> Vec<(Claim, PathBuf)> {
+        let of_it = sources(&self.vms, all).filter(|(_, source)| source.repository == *repository.id());
+        of_it.map(|(claim, source)| (claim, source.path.into())).collect()
+    }
+
+    /// The claims on one file, where there are several.
+    pub(crate) fn on(&self, source: &DiskSource) -> &[Claim] {
+        self.doubled.get(source).map_or(&[], Vec::as_slice)
+    }
+
+    /// Why the VM `name` may not have a file with these claims snapshotted: another VM names it too, and not all
+    /// of them say that it is shared.
+    pub(crate) fn conflict(&self, name: &str, claims: &[Claim]) -> Option<String> {
+        let mut others: Vec<&str> = claims.iter().map(|claim| self.vms[claim.vm].name.as_str()).collect();
+        others.sort_unstable();
+        others.dedup();
+        others.retain(|other| *other != name);
+        if others.is_empty() || claims.iter().all(|claim| claim.is_shared) {
+            return None;
+        }
+        let (first, more) = (others[0], others.len() - 1);
+        let more = if more > 0 { format!(" and of {more} more") } else { String::new() };
+        Some(format!("is a disk of the VM {first}{more} as well, and not each of them marks it as shared (w!)"))
+    }
+}
+
+/// Each file that the VMs name, with who names it.
+fn sources<'a>(
+    vms: &'a [Arc<Vm>],
+    repositories: &'a [Repository],
+) -> impl Iterator<Item = (Claim, DiskSource)> + use<'a> {
+    vms.iter().enumerate().flat_map(move |(number, vm)| {
+        vm.disks.as_deref().unwrap_or_default().iter().filter_map(move |line| {
+            let vm_cfg::DiskSource::File(path) = &line.source else { return None };
+            let Assigned { repository, below, .. } = assign(repositories, Path::new(path)).ok()?;
+            let path = below.into_os_string().into_string().ok()?;
+            let source = DiskSource { repository: repository.id().clone(), path };
+            Some((Claim { vm: number, is_shared: line.is_shared() }, source))
+        })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::inventory::vm_cfg;
+
+    #[test]
+    fn a_file_of_two_vms_is_taken_where_both_mark_it_as_shared() {
+        let repository = Repository::new("r".parse().unwrap(), "/none/r".into());
+        let vm = |name: &str, disks: &str| Vm {
+            id: None,
+            name: name.to_owned(),
+            uuid: None,
+            friendly_name: String::new(),
+            description: String::new(),
+            address: None,
+            disks: Ok(vm_cfg::parse(&format!("disk = [{disks}]")).unwrap().disks.unwrap()),
+        };
+        let conflict = |disks: [&str; 3]| {
+            let vms: Vec<Arc<Vm>> =
+                ["a", "b", "c"].iter().zip(disks).map(|(name, disks)| Arc::new(vm(name, disks))).collect();
+            let claims = Claims::of(&vms, std::slice::from_ref(&repository));
+            let source = DiskSource { repository: repository.id().clone(), path: "VirtualDisks/x.img".to_owned() };
+            let on = claims.on(&source);
+            ["a", "b", "c"].map(|name| claims.conflict(name, on).is_some())
+        };
+        let [writes, shares, reads] =
+            ["w", "w!", "r"].map(|mode| format!("'file:/none/r/VirtualDisks/x.img,xvda,{mode}'"));
+        let shares_too = "'file:/none//r/VirtualDisks/y/../x.img,xvdb,w!'".to_owned();
+        // What only one of them names is no other's.
+        assert_eq!(conflict([&writes, "", ""]), [false, false, false]);
+        assert!(!conflict([&format!("{writes}, {reads}"), "", ""])[0]);
+        assert_eq!(conflict([&writes, &writes, ""])[..2], [true, true]);
+        assert_eq!(conflict([&shares, &shares_too, ""])[..2], [false, false]);
+        assert_eq!(conflict([&shares, &shares_too, &reads]), [true, true, true]);
+        assert_eq!(conflict([&shares, &writes, ""])[..2], [true, true]);
+        assert!(!conflict(["'file:/none/r/VirtualDisks/y.img,xvda,w'", &writes, ""])[1]);
+    }
+
+    #[test]
+    fn three_vms_are_named_by_one() {
+        let claim = |vm: usize| Claim { vm, is_shared: false };
+        let named = |name: &str| {
+            let none = String::new;
+            let (name, disks) = (name.to_owned(), Ok(Vec::new()));
+            Arc::new(Vm {
+                id: None,
+                name,
+                uuid: None,
+                friendly_name: none(),
+                description: none(),
+                address: None,
+                disks,
+            })
+        };
+        let claims = Claims { vms: ["a", "b", "c"].map(named).to_vec(), doubled: HashMap::new() };
+        let told = claims.conflict("b", &[claim(2), claim(1), claim(0), claim(2)]).unwrap();
+        assert!(told.starts_with("is a disk of the VM a and of 1 more as well"), "{told}");
+    }
+}

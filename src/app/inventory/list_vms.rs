@@ -1,0 +1,179 @@
+//! The journey to a list of VMs.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::api::{self, Array};
+use crate::app::inventory::catalog::{Inventory, Missing, Unknown};
+use crate::app::inventory::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
+use crate::app::inventory::disk_files::DiskFiles;
+use crate::app::{App, Error};
+use crate::auth::Session;
+use crate::inventory::Vm;
+use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+use crate::model::{RepositoryId, SnapshotId, VmId};
+
+/// VMs whose disks are looked at together: what is known of a disk's file takes more room than what is said of it.
+const PAGE: usize = 1024;
+
+/// What the list of VMs says, but for the words: put together once for all who ask at the same time.
+pub(crate) struct Listing {
+    inventory: Arc<Inventory>,
+    /// For each VM, in their order.
+    decisions: Vec<VmSummary>,
+}
+
+/// What a snapshot of a VM would do.
+struct VmSummary {
+    /// Why there can be none.
+    reason: Option<String>,
+    disks: Box<[DiskSummary]>,
+}
+
+/// What it would do with a disk.
+struct DiskSummary {
+    found: Option<(u64, RepositoryId)>,
+    friendly_name: Option<String>,
+    incompatible_reason: Option<String>,
+}
+
+impl Listing {
+    fn of(app: &App, inventory: Arc<Inventory>) -> Self {
+        let mut files = DiskFiles::new(app, &inventory.vms, false);
+        let mut decisions = Vec::with_capacity(inventory.vms.len());
+        for page in inventory.vms.chunks(PAGE) {
+            files.look_at(app, page);
+            decisions.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
+        }
+        Self { inventory, decisions }
+    }
+
+    /// The entry at a place; none after the last.
+    fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
+        if let (Some(vm), Some(decision)) = (self.inventory.vms.get(index), self.decisions.get(index)) {
+            let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
+            return Some(to_wire(vm, ids, decision));
+        }
+        let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_remembered);
+        unknown.nth(index - self.inventory.vms.len()).map(placeholder)
+    }
+}
+
+impl VmSummary {
+    fn about(vm: &Vm, files: &DiskFiles) -> Self {
+        let lines = vm.disks.as_deref().unwrap_or_default();
+        let mut classified: Vec<_> =
+            lines.iter().map(|line| classify(files, &vm.name, line).apply_nobackup_tag()).collect();
+        let reason = match (&vm.disks, choose(classified.iter().map(|disk| &disk.decision))) {
+            (Err(problem), _) => Some(problem.to_string()),
+            (Ok(_), Ok(_)) => None,
+            (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
+            (Ok(lines), Err(Obstacle { disk: Some(index), reason, .. })) => {
+                let told = format!("{}: {reason}", lines[index].device);
+                classified[index].decision = DiskDecision::Prevents(reason);
+                Some(told)
+            }
+        };
+        let decided = |disk: ClassifiedDisk| DiskSummary {
+            found: disk.found,
+            friendly_name: disk.friendly_name,
+            incompatible_reason: match disk.decision {
+                DiskDecision::Taken(_) => None,
+                DiskDecision::LeftOut(reason) | DiskDecision::Prevents(reason) | DiskDecision::NotKnown(reason) => {
+                    Some(reason)
+                }
+            },
+        };
+        Self { reason, disks: classified.into_iter().map(decided).collect() }
+    }
+}
+
+impl App {
+    /// All VMs, each put into words when it is taken.
+    ///
+    /// # Errors
+    /// [`Error::AgentDb`], [`Error::Unavailable`] where nothing is known of any VM; [`Error::Store`].
+    pub async fn list_vms(self: &Arc<Self>, _session: &Session) -> Result<Array<api::Vm>, Error> {
+        let listed = self.blocking(|app| {
+            let listing = app.listings.get(|| Ok(Arc::new(Listing::of(app, app.inventory()?))));
+            Ok((listing.map_err(|unknown: Unknown| Error::from(unknown))?, app.store.snapshot_ids()?))
+        });
+        let ((listing, snapshots), mut places) = (listed.await?, 0..);
+        Ok(Array::new(std::iter::from_fn(move || listing.entry(places.next()?, &snapshots))))
+    }
+
+    /// One VM of the inventory.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], also where it has left the inventory; [`Error::Unavailable`], [`Error::Store`].
+    pub async fn vm(self: &Arc<Self>, _session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
+        self.blocking(move |app| {
+            let (inventory, vm) = app.find_vm(&vm_ref)?;
+            let mut files = DiskFiles::new(app, &inventory.vms, false);
+            files.look_at(app, std::slice::from_ref(&vm));
+            let snapshots = match &vm.id {
+                Some(id) => app.store.snapshots_of(id)?,
+                None => Vec::new(),
+            };
+            let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+            Ok(to_wire(&vm, &ids, &VmSummary::about(&vm, &files)))
+        })
+        .await
+    }
+}
+
+/// An entry for VMs that are not known, as their repository cannot be read and never was, or ovs-agent's list of
+/// repositories: a list without them would look whole.
+fn placeholder(missing: &Missing) -> api::Vm {
+    api::Vm {
+        friendly_name: String::new(),
+        name: missing.repository.as_ref().map_or("ovs-agent", RepositoryId::as_str).to_owned(),
+        uuid: String::new(),
+        snapshot_compatible: false,
+        snapshots: Vec::new(),
+        status: api::Status::Error,
+        reason: Some(format!("{}; its VMs are not known", missing.reason)),
+        unavailable_repository: missing.repository.as_ref().map(ToString::to_string),
+        disks: Vec::new(),
+    }
+}
+
+fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
+    let lines = vm.disks.as_deref().unwrap_or_default();
+    api::Vm {
+        friendly_name: vm.friendly_name.clone(),
+        name: vm.name.clone(),
+        uuid: vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default()),
+        snapshot_compatible: decision.reason.is_none(),
+        snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
+        status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
+        reason: decision.reason.clone(),
+        unavailable_repository: None,
+        disks: lines.iter().zip(&decision.disks).map(|(line, disk)| disk_to_wire(line, disk)).collect(),
+    }
+}
+
+fn disk_to_wire(line: &DiskLine, disk: &DiskSummary) -> api::VmDisk {
+    let path = path_text(line);
+    let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+    api::VmDisk {
+        name: name.unwrap_or_default(),
+        path,
+        device_name: line.device.clone(),
+        snapshot_compatible: disk.incompatible_reason.is_none(),
+        mode: line.mode.clone(),
+        size: disk.found.as_ref().map(|(size, _)| *size),
+        friendly_name: disk.friendly_name.clone(),
+        repository: disk.found.as_ref().map(|(_, id)| id.to_string()),
+        incompatible_reason: disk.incompatible_reason.clone(),
+    }
+}
+
+fn path_text(line: &DiskLine) -> String {
+    match &line.source {
+        DiskSource::File(path) => path.clone(),
+        DiskSource::Empty => String::new(),
+        DiskSource::Other { target, .. } => target.clone(),
+    }
+}

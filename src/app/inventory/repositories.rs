@@ -1,0 +1,314 @@
+//! Which repositories there are: those that the config names, and those that ovs-agent knows.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::app::file_cache::FileCache;
+use crate::app::ops::start_faults::below_a_repository;
+use crate::config::{self, Fault};
+use crate::inventory::ovs_agent::{self, RepositoryEntry};
+use crate::model::RepositoryId;
+use crate::repository::{Mounted, Repository, Unavailable};
+
+/// A repository, and what ovs-agent says of it.
+#[derive(Debug)]
+pub(crate) struct RepositoryState {
+    /// Its id, also where it is none that could be used.
+    pub name: String,
+    /// The repository, or why it cannot be used.
+    pub repository: Result<Repository, String>,
+    /// ovs-agent's entry, where it has one.
+    pub entry: Option<RepositoryEntry>,
+}
+
+impl RepositoryState {
+    fn repository(&self) -> Result<&Repository, String> {
+        self.repository.as_ref().map_err(Clone::clone)
+    }
+}
+
+/// All repositories, as they were found last.
+#[derive(Debug, Default)]
+pub(crate) struct RepositorySet {
+    /// Sorted by name.
+    pub known: Vec<RepositoryState>,
+    /// Why ovs-agent's could not be read; those of the last good reading stay.
+    pub problem: Option<String>,
+}
+
+impl RepositorySet {
+    /// Those that can be used.
+    pub(crate) fn usable(&self) -> impl Iterator<Item = &Repository> {
+        self.known.iter().filter_map(|known| known.repository.as_ref().ok())
+    }
+
+    /// All of them, each that can be used with what is mounted there, or why nothing is. All are asked before any
+    /// is waited for.
+    pub(crate) fn with_mounts(
+        &self,
+    ) -> impl Iterator<Item = (&RepositoryState, Result<(&Repository, Mounted), String>)> {
+        let ask = |known| (known, RepositoryState::repository(known).map(Repository::ask_mounted));
+        let asked: Vec<_> = self.known.iter().map(ask).collect();
+        asked.into_iter().map(|(known, asked)| {
+            let mounted = asked.and_then(|asked| {
+                asked.wait().map_err(Unavailable::from).flatten().map_err(|absent| absent.to_string())
+            });
+            (known, mounted.and_then(|mounted| Ok((known.repository()?, mounted))))
+        })
+    }
+
+    /// Those that are not mounted, each with what is wrong.
+    pub(crate) fn unmounted(&self) -> impl Iterator<Item = (&Repository, String)> {
+        self.with_mounts().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
+    }
+
+    fn get(&self, id: &RepositoryId) -> Option<&Repository> {
+        self.usable().find(|repository| repository.id() == id)
+    }
+}
+
+/// Keeps the list. ovs-agent's database is read anew when its file has changed.
+pub(crate) struct Repositories {
+    named: Vec<Repository>,
+    /// The list where there is no ovs-agent.
+    alone: Arc<RepositorySet>,
+    agent_db: Option<PathBuf>,
+    read: FileCache<Arc<RepositorySet>>,
+}
+
+impl Repositories {
+    /// The repositories of `config`.
+    ///
+    /// # Errors
+    /// Where there are none, in words for an operator.
+    pub(crate) fn new(config: &config::Repositories) -> anyhow::Result<Self> {
+        use anyhow::Context;
+        let mut named = Vec::new();
+        for (id, path) in &config.paths {
+            let id: RepositoryId = id.parse().with_context(|| format!("repositories.paths: {}", path.display()))?;
+            named.push(Repository::new(id, path.clone()));
+        }
+        // Where the config names repositories, a host without ovs-agent is nothing to talk about.
+        let agent_db = config.agent_db.clone().filter(|folder| named.is_empty() || folder.is_dir());
+        let alone = Arc::new(merge(&named, Vec::new()));
+        let repositories = Self { named, alone, agent_db, read: FileCache::new() };
+        let found = repositories.found();
+        if let Some(problem) = &found.problem
+            && repositories.named.is_empty()
+        {
+            anyhow::bail!("repositories.ovs_agent_db: {problem}; or name repositories in repositories.paths");
+        }
+        refuse_inner(&repositories.named, &found)?;
+        for known in &found.known {
+            match &known.repository {
+                Ok(repository) => tracing::info!(repository = %repository.mount_point().display(), "repository"),
+                Err(problem) => tracing::warn!(repository = known.name, problem, "a repository that cannot be used"),
+            }
+        }
+        Ok(repositories)
+    }
+
+    /// The repository `id`, where there is one that can be used.
+    pub(crate) fn get(&self, id: &RepositoryId) -> Option<Repository> {
+        self.found().get(id).cloned()
+    }
+
+    /// All of them, as of now.
+    pub(crate) fn found(&self) -> Arc<RepositorySet> {
+        let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };
+        self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
+            // What is known already need not wait for a file that is gone.
+            let found = match ovs_agent::repositories(folder, last.is_none()) {
+                Ok(entries) => merge(&self.named, entries),
+                Err(error) => {
+                    let (problem, last) = (error.to_string(), last.unwrap_or_default());
+                    if last.problem.as_ref() != Some(&problem) {
+                        tracing::error!(problem, "ovs-agent's repositories cannot be read: those that are known stay");
+                    }
+                    let kept = last.known.iter().filter_map(|known| known.entry.clone()).collect();
+                    RepositorySet { problem: Some(problem), ..merge(&self.named, kept) }
+                }
+            };
+            let is_good = found.problem.is_none();
+            (Arc::new(found), is_good)
+        })
+    }
+}
+
+/// Both lists in one. What the config names goes before what ovs-agent says of the same id.
+fn merge(named: &[Repository], entries: Vec<RepositoryEntry>) -> RepositorySet {
+    let mut known: Vec<RepositoryState> = named
+        .iter()
+        .map(|repository| {
+            let entry = entries.iter().find(|entry| entry.id == repository.id().as_str()).cloned();
+            RepositoryState { name: repository.id().to_string(), repository: Ok(repository.clone()), entry }
+        })
+        .collect();
+    for entry in entries {
+        if known.iter().all(|known| known.name != entry.id) {
+            known.push(RepositoryState { name: entry.id.clone(), repository: usable(&entry), entry: Some(entry) });
+        }
+    }
+    refuse_doubles(&mut known);
+    refuse_nested(&mut known);
+    known.sort_by(|a, b| a.name.cmp(&b.name));
+    RepositorySet { known, problem: None }
+}
+
+/// One folder is one repository: under two ids, each VM in it would be defined twice.
+fn refuse_doubles(known: &mut [RepositoryState]) {
+    let mut seen: HashMap<PathBuf, String> = HashMap::new();
+    for known in known {
+        let Ok(repository) = &known.repository else { continue };
+        match seen.entry(repository.resolved().to_owned()) {
+            Entry::Vacant(vacant) => drop(vacant.insert(known.name.clone())),
+            Entry::Occupied(first) => known.repository = Err(format!("is the same folder as {}", first.get())),
+        }
+    }
+}
+
+/// What lies below another repository is that one's: its VMs and disks would be listed by both.
+fn refuse_nested(known: &mut [RepositoryState]) {
+    let all: Vec<Repository> = known.iter().filter_map(|known| known.repository.as_ref().ok()).cloned().collect();
+    for known in known {
+        let Ok(repository) = &known.repository else { continue };
+        if let Some(outer) = all.iter().find(|outer| repository.is_below(outer)) {
+            known.repository = Err(format!("lies below the repository {}", outer.mount_point().display()));
+        }
+    }
+}
+
+/// The config must not name a folder in a repository, nor one that holds repositories.
+///
+/// # Errors
+/// In words for an operator.
+fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<()> {
+    for one in named {
+        // What is refused already is none of `usable`.
+        let others = found.known.iter().filter(|known| known.name != one.id().as_str());
+        for other in others {
+            let mount_point = other.entry.as_ref().and_then(|entry| entry.mount_point.clone());
+            let other = match (named.iter().find(|named| named.id().as_str() == other.name), mount_point) {
+                (Some(named), _) => named.clone(),
+                (None, Some(mount_point)) => Repository::new(one.id().clone(), mount_point),
+                (None, None) => continue,
+            };
+            for (inner, outer) in [(one, &other), (&other, one)] {
+                if inner.is_below(outer) {
+                    let (inner, outer) = (inner.mount_point().display(), outer.mount_point().display());
+                    let found = format!("{inner} lies below {outer}");
+                    let remedy = "a repository is in no other; remove the one that is none";
+                    return Err(Fault::new("repositories.paths", found, remedy).into());
+                }
+            }
+        }
+        // Looked at only where the name is a reason to: where the repository hangs, that takes its time.
+        if one.is_named_as_content()
+            && let Ok(Some(real)) = one.real_folder()
+        {
+            return Err(below_a_repository(one, &real).into());
+        }
+    }
+    Ok(())
+}
+
+fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
+    if let Some(problem) = &entry.problem {
+        return Err(problem.clone());
+    }
+    let id = entry.id.parse().map_err(|error| format!("{error}"))?;
+    let mount_point = entry.mount_point.as_ref().filter(|path| path.is_absolute() && path.parent().is_some());
+    let mount_point = mount_point.ok_or("ovs-agent's database names no mount point for it")?;
+    Ok(Repository::new(id, mount_point.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn entry(id: &str, mount_point: Option<&str>) -> RepositoryEntry {
+        RepositoryEntry {
+            id: id.to_owned(),
+            mount_point: mount_point.map(PathBuf::from),
+            alias: Some("alias".to_owned()),
+            manager_uuid: None,
+            version: None,
+            filesystem: None,
+            problem: None,
+        }
+    }
+
+    #[test]
+    fn what_the_config_names_goes_before_what_the_agent_says() {
+        let named = [Repository::new("b".parse().unwrap(), "/named/b".into())];
+        let found = merge(&named, vec![entry("b", Some("/agent/b")), entry("a", Some("/agent/a")), entry("c", None)]);
+        let seen: Vec<_> = found
+            .known
+            .iter()
+            .map(|known| (known.name.as_str(), known.repository.as_ref().ok().map(Repository::mount_point)))
+            .collect();
+        let (a, b) = (Path::new("/agent/a"), Path::new("/named/b"));
+        assert_eq!(seen, [("a", Some(a)), ("b", Some(b)), ("c", None)]);
+        assert!(found.known.iter().all(|known| known.entry.is_some()));
+        assert_eq!(found.usable().count(), 2);
+    }
+
+    #[test]
+    fn one_folder_is_one_repository() {
+        let dir = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink(dir.path(), dir.path().join("link")).unwrap();
+        let named = [Repository::new("b".parse().unwrap(), dir.path().join("link"))];
+        let found = merge(&named, vec![entry("a", dir.path().to_str()), entry("c", Some("/agent/c"))]);
+        let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
+        assert_eq!(usable, ["b", "c"]);
+        assert_eq!(found.known[0].repository.as_ref().unwrap_err(), "is the same folder as b");
+    }
+
+    #[test]
+    fn what_lies_below_another_repository_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name);
+        for folder in ["a/VirtualDisks", "ab", "b/inner"] {
+            std::fs::create_dir_all(at(folder)).unwrap();
+        }
+        std::os::unix::fs::symlink(at("a/VirtualDisks"), at("link")).unwrap();
+        std::os::unix::fs::symlink(at("a"), at("other-a")).unwrap();
+        let refused = |paths: &[&str]| {
+            let paths = paths.iter().map(|path| (path.replace('/', "-"), at(path))).collect();
+            let config = config::Repositories { paths, agent_db: None };
+            Repositories::new(&config).err().map(|error| error.to_string())
+        };
+        for good in [&["a", "ab", "b"] as &[&str], &["a", "other-a"], &["missing", "b/inner"]] {
+            assert_eq!(refused(good), None, "{good:?}");
+        }
+        for (bad, expected) in [
+            (&["a", "a/VirtualDisks"] as &[&str], "lies below"),
+            (&["link", "a"], "lies below"),
+            (&["a/missing", "a"], "lies below"),
+            (&["a/VirtualDisks"], "is a folder in the repository"),
+            (&["link"], "is a folder in the repository"),
+        ] {
+            let told = refused(bad).unwrap_or_else(|| panic!("{bad:?} is good"));
+            assert!(told.starts_with("repositories.paths: ") && told.contains(expected), "{bad:?}: {told}");
+        }
+        // The same for what ovs-agent says, also later.
+        let inner = at("b/inner");
+        let found = merge(&[], vec![entry("b", at("b").to_str()), entry("inner", inner.to_str())]);
+        let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
+        assert_eq!(usable, ["b"]);
+        let named = [Repository::new("b".parse().unwrap(), at("b"))];
+        let found = merge(&named, vec![entry("inner", inner.to_str())]);
+        assert!(refuse_inner(&named, &found).unwrap_err().to_string().contains("lies below"));
+    }
+
+    #[test]
+    fn an_entry_that_names_no_folder_is_not_used() {
+        for odd in [None, Some("relative"), Some("/"), Some("")] {
+            assert!(usable(&entry("a", odd)).is_err(), "{odd:?}");
+        }
+        assert!(usable(&entry("../a", Some("/agent/a"))).is_err());
+    }
+}

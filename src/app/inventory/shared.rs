@@ -1,0 +1,123 @@
+//! Work whose result is for all who ask for it before it begins.
+
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+
+/// Work that is done once for all who ask at the same time.
+pub(crate) struct Shared<T> {
+    state: Mutex<State<T>>,
+    ended: Condvar,
+}
+
+struct State<T> {
+    /// How often it was begun.
+    begun: u64,
+    is_running: bool,
+    /// Those who wait for it to end.
+    waiting: usize,
+    /// The last result, and which time it is of; only while somebody may take it.
+    done: Option<(u64, T)>,
+}
+
+impl<T> Default for Shared<T> {
+    fn default() -> Self {
+        Self { state: Mutex::new(State { begun: 0, is_running: false, waiting: 0, done: None }), ended: Condvar::new() }
+    }
+}
+
+/// Ends the running work, also where it panics: somebody else does it then.
+struct Running<'a, T>(&'a Shared<T>);
+
+impl<T> Drop for Running<'_, T> {
+    fn drop(&mut self) {
+        self.0.state().is_running = false;
+        self.0.ended.notify_all();
+    }
+}
+
+impl<T: Clone> Shared<T> {
+    /// The result of `work` that begins after this call: work that is under way may have passed over what the
+    /// caller has just changed.
+    pub(crate) fn get(&self, work: impl FnOnce() -> T) -> T {
+        let mut state = self.state();
+        let wanted = state.begun + 1;
+        while state.is_running {
+            state.waiting += 1;
+            state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+            let value = state.done.as_ref().filter(|(number, _)| *number >= wanted).map(|(_, value)| value.clone());
+            if state.waiting == 0 {
+                state.done = None;
+            }
+            if let Some(value) = value {
+                return value;
+            }
+        }
+        state.begun += 1;
+        state.is_running = true;
+        let number = state.begun;
+        drop(state);
+        let running = Running(self);
+        let value = work();
+        let mut state = self.state();
+        if state.waiting > 0 {
+            state.done = Some((number, value.clone()));
+        }
+        drop(state);
+        drop(running);
+        value
+    }
+}
+
+impl<T> Shared<T> {
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::channel;
+    use std::time::{Duration, Instant};
+
+    #[test]
+    fn those_who_ask_at_the_same_time_share_the_next_work() {
+        let (shared, done) = (&Shared::<usize>::default(), AtomicUsize::new(0));
+        let count = &|| done.fetch_add(1, Ordering::SeqCst) + 1;
+        let (started, wait_for_start) = channel();
+        let (release, held) = channel::<()>();
+        std::thread::scope(|scope| {
+            let first = scope.spawn(move || {
+                shared.get(move || {
+                    started.send(()).unwrap();
+                    let _ = held.recv();
+                    count()
+                })
+            });
+            wait_for_start.recv().unwrap();
+            let others: Vec<_> = (0..20).map(|_| scope.spawn(|| shared.get(count))).collect();
+            let end = Instant::now() + Duration::from_secs(60);
+            // They wait: nobody has done anything yet.
+            while others.iter().any(|other| other.is_finished()) || done.load(Ordering::SeqCst) > 0 {
+                assert!(Instant::now() < end);
+            }
+            release.send(()).unwrap();
+            assert_eq!(first.join().unwrap(), 1);
+            // What was under way when they asked is not for them.
+            for other in others {
+                assert!(other.join().unwrap() >= 2);
+            }
+        });
+        assert!(done.load(Ordering::SeqCst) >= 2);
+        assert_eq!(shared.get(|| 70), 70);
+    }
+
+    #[test]
+    fn a_panic_keeps_nobody_waiting() {
+        let shared = Shared::<u32>::default();
+        let run = std::panic::AssertUnwindSafe(|| shared.get(|| panic!("a bug")));
+        assert!(std::panic::catch_unwind(run).is_err());
+        assert_eq!(shared.get(|| 7), 7);
+    }
+}

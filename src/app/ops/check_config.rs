@@ -1,0 +1,323 @@
+//! Whether all that the service needs is there: looked at as the service would, and left as it is.
+
+mod hooks;
+
+use std::fs::{self, OpenOptions};
+use std::io;
+use std::net::TcpListener;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::unistd::{AccessFlags, access};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+
+use crate::app::inventory::repositories::Repositories;
+use crate::app::ops::start_faults;
+use crate::app::session::login::ManagerAddress;
+use crate::auth::{self, Manager};
+use crate::config::{self, Api, Config, Fault};
+use crate::repository::{CloneSupport, Repository, Unclonable};
+use crate::store::{self, DatabaseState, StoreError};
+
+/// How a finding is to be taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CheckStatus {
+    /// As it should be.
+    Good,
+    /// The service would run, and somebody should look at it.
+    Doubtful,
+    /// The service would not run, or not do its work.
+    Bad,
+}
+
+/// One thing that was looked at.
+#[derive(Debug)]
+pub struct Finding {
+    /// What was looked at: a key of the config, mostly.
+    pub what: String,
+    /// How it is.
+    pub status: CheckStatus,
+    /// What was found.
+    pub found: String,
+    /// What to do, where something is to be done.
+    pub remedy: Option<String>,
+}
+
+/// Days before a certificate's end from which on it is worth a word.
+const RENEWAL_DAYS: i64 = 30;
+
+/// Looks at the config at `path` and at all that it names. `load_tls` is what the service loads its
+/// certificate with.
+pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>) -> Vec<Finding> {
+    let mut findings = Findings::default();
+    let remedy = format!("change that key in {}; config.example.toml explains each", path.display());
+    let (config, faults) = match config::load_with_faults(path) {
+        Ok(read) => read,
+        Err(error) => {
+            error.lines().iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
+            return findings.0;
+        }
+    };
+    // What the other keys name is looked at all the same: all is mended at once.
+    faults.iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
+    findings.secret_file("config", path, "secrets");
+    findings.key(&config);
+    if !nix::unistd::geteuid().is_root() {
+        findings.doubtful("user", "this is not root", "run this, and the service, as root: disks are root's");
+    }
+    findings.tls(&config.api, load_tls);
+    let running = findings.database(&config.db_file);
+    findings.address(&config.api, running);
+    for (what, file) in [("log_file", &config.log.file), ("audit.file", &config.audit.file)] {
+        file.iter().for_each(|file| findings.written_file(what, file));
+    }
+    findings.manager(&config).await;
+    findings.repositories(&config);
+    findings.hooks(&config.hooks);
+    findings.0
+}
+
+#[derive(Default)]
+struct Findings(Vec<Finding>);
+
+impl Findings {
+    fn add(&mut self, what: &str, status: CheckStatus, found: impl ToString, remedy: Option<&str>) {
+        let remedy = remedy.map(str::to_owned);
+        self.0.push(Finding { what: what.to_owned(), status, found: found.to_string(), remedy });
+    }
+
+    fn good(&mut self, what: &str, found: impl ToString) {
+        self.add(what, CheckStatus::Good, found, None);
+    }
+
+    fn doubtful(&mut self, what: &str, found: impl ToString, remedy: &str) {
+        self.add(what, CheckStatus::Doubtful, found, Some(remedy));
+    }
+
+    fn bad(&mut self, what: &str, found: impl ToString, remedy: &str) {
+        self.add(what, CheckStatus::Bad, found, Some(remedy));
+    }
+
+    fn fault(&mut self, fault: Fault) {
+        self.bad(&fault.key, fault.found, &fault.remedy);
+    }
+
+    /// The key that tokens are signed with, where the config has none.
+    fn key(&mut self, config: &Config) {
+        let (what, path) = ("jwt.secret", auth::key::path(&config.db_file));
+        let shown = path.display();
+        match auth::key::find(config) {
+            Ok(_) if config.jwt.secret.is_some() => {}
+            Ok(Some(_)) => self.good(what, format!("is in {shown}, which the service has made")),
+            Ok(None) => self.good(what, format!("is not given; the service will make one, in {shown}")),
+            Err(error) => self.fault(start_faults::key(&error)),
+        }
+    }
+
+    /// A file that holds a secret.
+    fn secret_file(&mut self, what: &str, path: &Path, secret: &str) {
+        let shown = path.display();
+        match fs::metadata(path) {
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file that is there"),
+            Ok(metadata) if metadata.mode() & 0o007 != 0 => self.doubtful(
+                what,
+                format!("{shown} can be read by everybody on this host, and holds {secret}"),
+                &format!("chmod o-rwx {shown}"),
+            ),
+            Ok(_) => self.good(what, shown),
+        }
+    }
+
+    fn tls(&mut self, api: &Api, load_tls: impl Fn(&Api) -> io::Result<()>) {
+        if let Err(error) = load_tls(api) {
+            let remedy = "name the certificate in PEM, and the key that belongs to it";
+            return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
+        }
+        self.secret_file("api.tls.key", &api.key, "the service's private key");
+        self.validity("api.tls.certificate", &api.certificate);
+        if let Some(authority) = &api.client_ca {
+            self.validity("api.tls.ca_certificate", authority);
+        }
+    }
+
+    /// Until when a certificate is good.
+    fn validity(&mut self, what: &str, path: &Path) {
+        let (shown, renew) = (path.display(), "renew it; the service takes the new one on SIGHUP");
+        let end = match end_of_certificate(path) {
+            Ok((start, _)) if start > jiff::Timestamp::now() => {
+                return self.bad(what, format!("{shown} is not good before {start}"), "look at the clock of this host");
+            }
+            Ok((_, end)) => end,
+            Err(error) => return self.bad(what, format!("{shown}: {error}"), "name a certificate in PEM"),
+        };
+        let days = end.duration_since(jiff::Timestamp::now()).as_hours() / 24;
+        if end <= jiff::Timestamp::now() {
+            self.bad(what, format!("{shown} has expired at {end}"), renew);
+        } else if days < RENEWAL_DAYS {
+            self.doubtful(what, format!("{shown} expires in {days} days, at {end}"), renew);
+        } else {
+            self.good(what, format!("{shown}, good until {end}"));
+        }
+    }
+
+    /// Whether the database can be used; returns whether the service is running on it.
+    fn database(&mut self, path: &Path) -> bool {
+        let (what, shown) = ("db_file", path.display());
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        if let Err(errno) = access(folder, AccessFlags::W_OK | AccessFlags::X_OK) {
+            self.fault(start_faults::database(path, &StoreError::Io(errno.into())));
+            return false;
+        }
+        match store::look(path) {
+            Ok(DatabaseState::Nothing) => {
+                self.good(what, format!("{shown} is not there yet; the service will make it"))
+            }
+            Ok(DatabaseState::Good) => self.good(what, shown),
+            Ok(DatabaseState::Unclean) => {
+                self.good(what, format!("{shown} was not closed well; the service will repair it when it starts"));
+            }
+            Err(StoreError::InUse) => {
+                self.good(what, format!("{shown} is in use: the service is running"));
+                return true;
+            }
+            Err(error) => self.fault(start_faults::database(path, &error)),
+        }
+        false
+    }
+
+    fn address(&mut self, api: &Api, running: bool) {
+        let (what, address) = ("api.bind, api.port", std::net::SocketAddr::from((api.bind, api.port)));
+        match TcpListener::bind(address) {
+            Ok(_) => self.good(what, format!("{address} is free")),
+            Err(error) if running && error.kind() == io::ErrorKind::AddrInUse => {
+                self.good(what, format!("{address} is in use: the service is running"));
+            }
+            Err(error) => self.fault(Fault::of_listening(api, &error)),
+        }
+    }
+
+    /// A file that the service writes.
+    fn written_file(&mut self, what: &str, path: &Path) {
+        let shown = path.display();
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        // The service follows no link there.
+        let usable = match fs::symlink_metadata(path) {
+            Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
+            Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(|error| error.to_string()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| errno.to_string())
+            }
+            Err(error) => Err(error.to_string()),
+        };
+        match usable {
+            Ok(()) => self.good(what, shown),
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file in a folder that can be written to"),
+        }
+    }
+
+    async fn manager(&mut self, config: &Config) {
+        let what = "ovm_endpoint";
+        let address = match ManagerAddress::new(config).and_then(|address| address.now().map_err(anyhow::Error::msg)) {
+            Ok(address) => address,
+            Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
+        };
+        let manager = match Manager::new(&config.manager) {
+            Ok(manager) => manager,
+            Err(error) => {
+                let remedy = "name a certificate in PEM that can be read";
+                return self.fault(Fault::from_line("manager", &error.to_string(), remedy));
+            }
+        };
+        match manager.reach(&address).await {
+            Ok(()) => self.good(what, format!("{address} answers")),
+            Err(error) => self.fault(start_faults::manager(&error)),
+        }
+        if config.manager.trust == config::Trust::InsecureSkipVerify {
+            self.doubtful(
+                "manager.insecure_skip_verify",
+                "users' passwords go to whoever answers at the manager's address",
+                "name the manager's certificate with manager.ca_certificate or manager.fingerprint",
+            );
+        }
+    }
+
+    fn repositories(&mut self, config: &Config) {
+        let repositories = match Repositories::new(&config.repositories) {
+            Ok(repositories) => repositories,
+            Err(error) => {
+                let line = format!("{error:#}");
+                let line = line.strip_prefix("repositories.paths: ").unwrap_or(&line);
+                return self.fault(Fault::from_line("repositories", line, "name them in repositories.paths"));
+            }
+        };
+        let (found, support) = (repositories.found(), CloneSupport::default());
+        let misplaced = start_faults::files_in_repositories(config, &found);
+        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
+            self.fault(fault);
+        }
+        for Fault { key, found, remedy, .. } in misplaced {
+            self.doubtful(&key, found, &remedy);
+        }
+        if let Some(problem) = &found.problem {
+            self.bad("repositories.ovs_agent_db", problem, "look at ovs-agent, or set ovs_agent_db to \"\"");
+        }
+        if found.known.is_empty() {
+            self.doubtful("repositories", "there are none", "present one to this server in the manager");
+        }
+        for known in &found.known {
+            let what = format!("repository {}", known.name);
+            match &known.repository {
+                Ok(repository) => self.repository(&what, repository, &support),
+                Err(problem) => self.doubtful(&what, problem, "look at its entry in the manager"),
+            }
+        }
+        if found.usable().count() > 0 && found.usable().all(|repository| support.of(repository.mount_point()).is_err())
+        {
+            self.bad("repositories", "no snapshot can be made in any of them", "see the lines above");
+        }
+    }
+
+    fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
+        let shown = repository.mount_point().display();
+        if let Ok(Some(real)) = repository.real_folder() {
+            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+            return self.bad(what, found, &remedy);
+        }
+        let mounted = match repository.mounted() {
+            Ok(mounted) => mounted,
+            Err(absent) => {
+                let remedy = "mount it; until then its VMs and snapshots are not there";
+                return self.doubtful(what, format!("{shown} {absent}"), remedy);
+            }
+        };
+        match support.of(repository.mount_point()) {
+            Err(reason @ Unclonable::NotNow(_)) => {
+                self.bad(what, format!("{shown}: {reason}"), "make space, or look at the host's log and mount it anew");
+            }
+            Err(reason) => {
+                let remedy = "move disks that are to be backed up to a repository that can";
+                self.doubtful(what, format!("{shown}: {reason}"), remedy);
+            }
+            Ok(()) => {
+                let gib = |bytes: u64| bytes as f64 / f64::from(1 << 30);
+                let (free, total) = (mounted.space.free, mounted.space.total);
+                let found = format!("{shown}: {}, {:.1} of {:.1} GiB free", mounted.file_system, gib(free), gib(total));
+                if free < total / 20 {
+                    self.doubtful(what, found, "make space: a snapshot keeps what its VM overwrites");
+                } else {
+                    self.good(what, found);
+                }
+            }
+        }
+    }
+}
+
+/// From when until when the first certificate of a PEM file is good.
+fn end_of_certificate(path: &Path) -> Result<(jiff::Timestamp, jiff::Timestamp), String> {
+    let der = CertificateDer::from_pem_file(path).map_err(|error| error.to_string())?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|error| error.to_string())?;
+    let validity = certificate.validity();
+    let time = |seconds: i64| jiff::Timestamp::from_second(seconds).map_err(|error| error.to_string());
+    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+}

@@ -1,0 +1,141 @@
+//! What each snapshot costs: the bytes that its deletion would free, from the maps of its files, of
+//! the other snapshots' and of the live disk.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::api;
+use crate::app::admission::policy::Refusal;
+use crate::app::{App, Error};
+use crate::model::exclusive::exclusive;
+use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::repository::executor::Kind;
+use crate::repository::usage::Usage;
+
+/// Stops the work when whoever waits for it goes away.
+struct StopOnDrop(Arc<AtomicBool>);
+
+impl Drop for StopOnDrop {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What is known of one snapshot so far.
+#[derive(Default)]
+struct Sum {
+    exclusive: u64,
+    unknown: u64,
+    reason: Option<String>,
+}
+
+impl App {
+    /// The cost of all snapshots, or of those of the VM that `vm_ref` names: oldest first within a VM.
+    /// It reads every map, so it is done for one caller at a time, and only while that one waits.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`] where another waits for it; [`Error::NotFound`], [`Error::Store`].
+    pub(crate) async fn costs(self: &Arc<Self>, vm_ref: Option<VmId>) -> Result<Vec<api::SnapshotCost>, Error> {
+        let one = Arc::clone(&self.usage_gate).try_acquire_owned();
+        let one = one.map_err(|_| Refusal::QueueFull("questions about costs"))?;
+        let stop = Arc::new(AtomicBool::new(false));
+        let _stop = StopOnDrop(Arc::clone(&stop));
+        self.blocking(move |app| {
+            let _one = one;
+            let vms = match vm_ref {
+                Some(vm_ref) => vec![app.resolve_vm(&vm_ref)?],
+                None => {
+                    let mut vms: Vec<VmId> = app.store.snapshot_ids()?.into_keys().collect();
+                    vms.sort();
+                    vms
+                }
+            };
+            let mut costs = Vec::new();
+            for vm in vms {
+                let snapshots = app.store.snapshots_of(&vm)?;
+                let _held: Vec<_> = snapshots.iter().filter_map(|one| app.uses.hold_briefly(one.id)).collect();
+                costs.extend(app.costs_of(&snapshots, &stop));
+            }
+            Ok(costs)
+        })
+        .await
+    }
+
+    fn costs_of(&self, snapshots: &[Snapshot], stop: &Arc<AtomicBool>) -> Vec<api::SnapshotCost> {
+        let mut sums: HashMap<SnapshotId, Sum> = HashMap::new();
+        let mut by_source: BTreeMap<(&str, &str), Vec<(&Snapshot, &SnapshotDisk)>> = BTreeMap::new();
+        for snapshot in snapshots {
+            for disk in &snapshot.disks {
+                let source = (disk.source.repository.as_str(), disk.source.path.as_str());
+                by_source.entry(source).or_default().push((snapshot, disk));
+            }
+        }
+        for states in by_source.values() {
+            match self.costs_of_disk(&states[0].1.source, states, stop) {
+                Ok(costs) => {
+                    for ((snapshot, _), (exclusive, unknown)) in states.iter().zip(costs) {
+                        let sum = sums.entry(snapshot.id).or_default();
+                        sum.exclusive += exclusive;
+                        sum.unknown += unknown;
+                    }
+                }
+                // One state that is not known makes the others' figures wrong as well.
+                Err(reason) => {
+                    for (snapshot, _) in states {
+                        sums.entry(snapshot.id).or_default().reason.get_or_insert_with(|| reason.clone());
+                    }
+                }
+            }
+        }
+        let cost = |snapshot: &Snapshot| {
+            let sum = sums.remove(&snapshot.id).unwrap_or_default();
+            api::SnapshotCost {
+                id: snapshot.id.to_string(),
+                vm_id: snapshot.vm.to_string(),
+                created_at: api::time(snapshot.created_at),
+                exclusive_bytes: sum.reason.is_none().then_some(sum.exclusive),
+                unknown_bytes: sum.unknown,
+                reason: sum.reason,
+            }
+        };
+        snapshots.iter().map(cost).collect()
+    }
+
+    /// For each of the states of a disk: what only it references, and what is not known; bytes.
+    fn costs_of_disk(
+        &self,
+        source: &DiskSource,
+        states: &[(&Snapshot, &SnapshotDisk)],
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Vec<(u64, u64)>, String> {
+        let repository = self.repository(&source.repository);
+        let repository = repository.ok_or_else(|| format!("no repository {}", source.repository))?;
+        // Opened one by one, as each is checked; read together, on the repository's threads.
+        let mut files = Vec::with_capacity(states.len());
+        for (snapshot, disk) in states {
+            let file = self.open(snapshot, disk);
+            files.push(file.map_err(|error| format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name))?);
+        }
+        let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
+        let stop = Arc::clone(stop);
+        let (references, unknown) = repository
+            .run(Kind::BULK, move |access, root| {
+                let mut usage = Usage::new(access, &stop);
+                let mut unknown = Vec::with_capacity(files.len());
+                for (owner, (file, name)) in files.iter().zip(names).enumerate() {
+                    match usage.add_snapshot(file, owner) {
+                        Ok(bytes) => unknown.push(bytes),
+                        Err(error) => return Ok(Err(format!("disk {name}: {error}"))),
+                    }
+                }
+                match usage.add_live(root, &source, files.len()) {
+                    Ok(()) => Ok(Ok((usage.into_references(), unknown))),
+                    Err(error) => Ok(Err(format!("{}: {error}", source.path))),
+                }
+            })
+            .map_err(|error| error.to_string())??;
+        let bytes = exclusive(&references, states.len() + 1);
+        Ok(bytes.into_iter().zip(unknown).collect())
+    }
+}

@@ -1,0 +1,4 @@
+//! How long snapshots are kept: leases, and who uses them.
+
+pub mod lease;
+pub mod uses;

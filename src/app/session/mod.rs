@@ -1,0 +1,3 @@
+//! From credentials to a token.
+
+pub mod login;

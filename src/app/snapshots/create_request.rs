@@ -1,0 +1,170 @@
+//! What is asked for with a new snapshot: which disks, for how long, and under which key.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::api;
+use crate::app::Error;
+use crate::app::admission::policy::Refusal;
+use crate::config::LONGEST;
+use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+
+/// A request for a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreateRequest {
+    pub(crate) selection: DiskSelection,
+    pub(crate) retention: RetentionRequest,
+    /// The header `Idempotency-Key`, with the digest of all else.
+    pub(crate) key: Option<(String, [u8; 32])>,
+}
+
+/// Which disks are wanted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum DiskSelection {
+    /// All but those whose name says no.
+    All,
+    /// These, whatever their name says.
+    Only(Vec<String>),
+    /// All but these, and those whose name says no.
+    AllBut(Vec<String>),
+}
+
+/// For how long a snapshot is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum RetentionRequest {
+    /// For as long as the config says.
+    Default,
+    /// Until it is deleted.
+    UntilDeleted,
+    /// This long.
+    For(Duration),
+}
+
+/// What a selection says of a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum DiskChoice {
+    /// It is wanted by name.
+    Named,
+    /// It is wanted as any other.
+    Usual,
+    /// It is not wanted.
+    LeftOut,
+}
+
+/// Characters of an `Idempotency-Key`.
+const KEY_LENGTH: usize = 255;
+
+impl CreateRequest {
+    /// The request that `body` is, repeated under `key`.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`].
+    pub fn new(body: api::CreateSnapshot, key: Option<&str>) -> Result<Self, Error> {
+        let bad = |problem: String| Err(Error::BadRequest(problem));
+        // What is the same request has the same digest, however its body was spelled.
+        let key = key.map(parse_key).transpose()?.map(|key| {
+            let canonical = serde_json::to_vec(&body).unwrap_or_default();
+            let mut digest = [0; 32];
+            digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &canonical).as_ref());
+            (key, digest)
+        });
+        let retention = match body.ttl.as_deref() {
+            None => RetentionRequest::Default,
+            Some("none") => RetentionRequest::UntilDeleted,
+            Some(text) => RetentionRequest::For(parse_duration("ttl", text, LONGEST)?),
+        };
+        let selection = match (body.disks, body.exclude_disks) {
+            (Some(_), Some(_)) => return bad("disks and exclude_disks are both given; keep one".to_owned()),
+            (Some(disks), None) if disks.is_empty() => {
+                return bad("disks is empty; name the disks to take, or leave it out to take all".to_owned());
+            }
+            (Some(disks), None) => DiskSelection::Only(disks),
+            (None, Some(disks)) => DiskSelection::AllBut(disks),
+            (None, None) => DiskSelection::All,
+        };
+        Ok(Self { selection, retention, key })
+    }
+}
+
+/// A duration that a client names, between a second and `longest`.
+pub(crate) fn parse_duration(name: &str, text: &str, longest: Duration) -> Result<Duration, Error> {
+    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
+    let hours = longest.as_secs() / 3600;
+    parsed.filter(|duration| (Duration::from_secs(1)..=longest).contains(duration)).ok_or_else(|| {
+        Error::BadRequest(format!("{name}: {text:?} is no time from 1s to {hours}h; write it as 72h or 1h30m"))
+    })
+}
+
+/// The key, with or without the quotes that the draft of its header asks for.
+fn parse_key(header: &str) -> Result<String, Error> {
+    let header = header.trim();
+    let key = header.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(header);
+    let fits = (1..=KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    if fits && !key.contains(['"', '\\']) {
+        Ok(key.to_owned())
+    } else {
+        let remedy = "write 1 to 255 letters, digits and signs, such as a uuid, without quotes inside";
+        Err(Error::BadRequest(format!("Idempotency-Key: {remedy}")))
+    }
+}
+
+impl DiskSelection {
+    /// What it says of each of a VM's disks.
+    ///
+    /// # Errors
+    /// [`Refusal::UnknownDisk`], [`Refusal::AmbiguousDisk`], [`Refusal::NoDiskLeft`].
+    pub(crate) fn choices(&self, lines: &[DiskLine]) -> Result<Vec<DiskChoice>, Refusal> {
+        let (names, named, others) = match self {
+            Self::All => return Ok(vec![DiskChoice::Usual; lines.len()]),
+            Self::Only(names) => (names, DiskChoice::Named, DiskChoice::LeftOut),
+            Self::AllBut(names) => (names, DiskChoice::LeftOut, DiskChoice::Usual),
+        };
+        let mut choices = vec![others; lines.len()];
+        for name in names {
+            let mut meant: Vec<usize> = (0..lines.len()).filter(|index| is_called(&lines[*index], name)).collect();
+            // A file that the definition names twice is one disk.
+            let different = meant.iter().any(|index| lines[*index].source != lines[meant[0]].source);
+            match meant.as_slice() {
+                [] => return Err(Refusal::UnknownDisk { name: name.clone(), there: list(lines) }),
+                _ if different => return Err(Refusal::AmbiguousDisk { name: name.clone(), there: list(lines) }),
+                [first, ..] => {
+                    let source = &lines[*first].source;
+                    meant.extend(
+                        (0..lines.len())
+                            .filter(|index| *source != DiskSource::Empty && lines[*index].source == *source),
+                    );
+                }
+            }
+            for index in meant {
+                choices[index] = named;
+            }
+        }
+        if !choices.is_empty() && choices.iter().all(|choice| *choice == DiskChoice::LeftOut) {
+            return Err(Refusal::NoDiskLeft);
+        }
+        Ok(choices)
+    }
+}
+
+fn is_called(line: &DiskLine, name: &str) -> bool {
+    !name.is_empty() && (line.device == name || file_name(line) == name)
+}
+
+/// As in the list of VMs.
+fn file_name(line: &DiskLine) -> &str {
+    let path = match &line.source {
+        DiskSource::File(path) => path,
+        DiskSource::Other { target, .. } => target,
+        DiskSource::Empty => "",
+    };
+    Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default()
+}
+
+fn list(lines: &[DiskLine]) -> String {
+    let disks: Vec<_> = lines.iter().map(|line| format!("{} ({})", line.device, file_name(line))).collect();
+    disks.join(", ")
+}
+
+#[cfg(test)]
+#[path = "create_request/tests.rs"]
+mod tests;

@@ -1,0 +1,109 @@
+//! What goes around every request: its id, its line in the log, the JSON body of its error.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
+use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use tracing::Instrument;
+
+use super::Peer;
+use super::failure::ErrorBody;
+use super::json::{JSON, Json};
+use super::routes::DISK;
+use crate::api;
+use crate::app::App;
+
+/// The response header with the id under which the log tells of a request.
+pub(super) const REQUEST_ID: &str = "x-request-id";
+
+/// The same id among a request's extensions.
+#[derive(Clone, Debug)]
+pub(super) struct RequestId(pub Arc<str>);
+
+/// Characters of a path that go into the log.
+const LOGGED_PATH: usize = 300;
+
+/// The path as it goes into the log: without the query, where a token may be by mistake.
+pub(super) fn logged_path(uri: &Uri) -> String {
+    uri.path().chars().take(LOGGED_PATH).collect()
+}
+
+/// Answers a request through `next`.
+pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id: Arc<str> = uuid::Uuid::new_v4().to_string().into();
+    request.extensions_mut().insert(RequestId(Arc::clone(&id)));
+    let method = request.method().clone();
+    let path = logged_path(request.uri());
+    let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let span = tracing::info_span!("request", %id);
+    async {
+        let mut response = next.run(request).await;
+        let status = response.status();
+        let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
+        app.metrics().request(known_method(&method), route, status.as_u16());
+        // What has a JSON body already says itself what is wrong: /readyz.
+        let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
+        let mut code = "-";
+        if (status.is_client_error() || status.is_server_error()) && !is_json {
+            (response, code) = explain(response, &id);
+        }
+        let headers = response.headers_mut();
+        if let Ok(value) = HeaderValue::try_from(&*id) {
+            headers.insert(REQUEST_ID, value);
+        }
+        // Tokens and the guests' data are nothing that a proxy or a browser may keep, or take for a page.
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let bytes = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
+        let status = status.as_u16();
+        let ms = started.elapsed().as_secs_f64() * 1e3;
+        // A backup is thousands of range requests, and the audit trail has a line for all of them.
+        if status == 206 || (route == DISK && [304, 416].contains(&status)) {
+            tracing::debug!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+        } else {
+            tracing::info!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+        }
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// The method, as far as it is one of those that the API has: anybody can make up more.
+fn known_method(method: &Method) -> &str {
+    match *method {
+        Method::GET | Method::HEAD | Method::POST | Method::DELETE => method.as_str(),
+        _ => "other",
+    }
+}
+
+/// Gives an error its JSON body, and tells its code. Its status and headers stay.
+fn explain(mut response: Response, request_id: &str) -> (Response, &'static str) {
+    let status = response.status();
+    let ErrorBody { code, details, hidden_cause } =
+        response.extensions_mut().remove().unwrap_or_else(|| ErrorBody::of_status(status));
+    if status.is_server_error() {
+        tracing::error!(code, details, cause = hidden_cause.unwrap_or_default(), "failed");
+    } else {
+        tracing::info!(code, ?details, "refused");
+    }
+    // The original's text, which its clients look for.
+    let error = match status {
+        StatusCode::UNAUTHORIZED => "Authentication failed",
+        status => status.canonical_reason().unwrap_or("Error"),
+    };
+    let body = api::Error { error: error.to_owned(), details, code, request_id: request_id.to_owned() };
+    let mut explained = (status, Json(body)).into_response();
+    for (name, value) in response.headers() {
+        if !explained.headers().contains_key(name) && name != CONTENT_LENGTH {
+            explained.headers_mut().append(name, value.clone());
+        }
+    }
+    (explained, code)
+}

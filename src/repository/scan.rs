@@ -1,0 +1,270 @@
+//! What lies in a repository's folder of snapshots, whoever made it.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+
+use super::seal::Sealed;
+use super::snapshot_dir::MAKING;
+use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
+use crate::model::{DiskName, Snapshot, SnapshotId};
+use crate::sys::folder::{self, Folder};
+
+/// A folder that has a snapshot's name.
+#[derive(Debug)]
+pub struct FoundFolder {
+    /// The snapshot that it is of.
+    pub id: SnapshotId,
+    /// The folder.
+    pub path: PathBuf,
+    /// Its disks, sorted by name.
+    pub files: Vec<DiskName>,
+    /// What its manifest says, if it has one.
+    pub manifest: Option<Result<Snapshot, String>>,
+    /// The service that its manifest names. Such a manifest is written last of all.
+    pub maker: Option<String>,
+    /// Whether it carries the marker of a snapshot that is not finished.
+    pub is_making: bool,
+    /// When its files were made, as far as it can be told: the earliest time that they show.
+    pub made_at: jiff::Timestamp,
+    /// When anything in it was changed last.
+    pub touched_at: jiff::Timestamp,
+}
+
+/// Something that no snapshot's folder is like, and why.
+#[derive(Debug)]
+pub struct Unrecognized {
+    /// The folder or file.
+    pub path: PathBuf,
+    /// What is wrong with it.
+    pub reason: String,
+}
+
+/// Looks through the folder of snapshots of the repository `root`, and changes nothing. `moved` is called for each.
+///
+/// # Errors
+/// Where it cannot be listed. A repository without one has no snapshots.
+pub fn scan(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Vec<Unrecognized>)> {
+    let (mut found, mut odd) = (Vec::new(), Vec::new());
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, odd)),
+        snapshots => snapshots?,
+    };
+    for name in snapshots.entries()? {
+        if name == POOL {
+            continue;
+        }
+        moved();
+        match look_into(&snapshots, &name) {
+            Ok(folder) => found.push(folder),
+            Err(reason) => odd.push(Unrecognized { path: snapshots.path().join(name), reason }),
+        }
+    }
+    found.sort_by_key(|folder| folder.id.as_u128());
+    odd.sort_by(|a, b| a.path.cmp(&b.path));
+    Ok((found, odd))
+}
+
+/// What there is of the snapshot `id`, or why that is not like a snapshot; nothing where nothing has its name.
+///
+/// # Errors
+/// Where the folder of snapshots cannot be opened.
+pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<FoundFolder, String>>> {
+    let name = id.to_string();
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        snapshots => snapshots?,
+    };
+    match snapshots.stat(&name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        found => found.map(|_| Some(look_into(&snapshots, OsStr::new(&name)))),
+    }
+}
+
+/// Who made a snapshot that was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Maker {
+    /// Its manifest names this service.
+    Service(String),
+    /// Its manifest names none, as those of older versions.
+    Unnamed,
+    /// It has no manifest that can be read.
+    Unknown,
+}
+
+/// The snapshots of which there are folders.
+///
+/// # Errors
+/// Where they cannot be listed.
+pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
+    let snapshots = match root.folder(SNAPSHOTS) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        snapshots => snapshots?,
+    };
+    Ok(snapshots.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+}
+
+/// Who made the snapshot; nothing where its folder is gone by now.
+///
+/// # Errors
+/// Where its folder cannot be opened.
+pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
+    let folder = match SnapshotDir::new(root, id).open() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        folder => folder?,
+    };
+    let maker = read_manifest(&folder).ok().and_then(|text| manifest::maker(&text).ok());
+    Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
+}
+
+fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
+    let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
+    let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
+        Some(what) => what.to_string(),
+        None => error.to_string(),
+    })?;
+    let metadata = folder.metadata().map_err(|error| error.to_string())?;
+    let (mut files, mut manifest, mut maker) = (Vec::new(), None, None);
+    // Of a file the time of its inode's change, which no program can set; a folder changes with each
+    // file that is made in it.
+    let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
+    let names = folder.entries().map_err(|error| error.to_string())?;
+    let is_making = names.iter().any(|name| name == MAKING);
+    // What is in a folder that is not finished says nothing.
+    for name in names.into_iter().filter(|_| !is_making) {
+        if name == manifest::FILE_NAME {
+            let read = read_manifest(&folder).map_err(|error| error.to_string());
+            maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
+            manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
+            continue;
+        }
+        let metadata = folder.stat(&name).map_err(|error| error.to_string())?;
+        let name = name.to_string_lossy();
+        if !metadata.is_file() {
+            return Err(format!("{name:?} in it is no regular file"));
+        }
+        if metadata.nlink() != 1 {
+            return Err(format!("{name:?} in it has another name elsewhere, under which it can be written to"));
+        }
+        if metadata.len() == 0 {
+            return Err(format!("{name:?} in it is empty, as a clone that failed leaves it"));
+        }
+        made_at = made_at.min(changed(&metadata));
+        touched_at = touched_at.max(changed(&metadata));
+        files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
+    }
+    if files.is_empty() && !is_making {
+        return Err("holds no disk".to_owned());
+    }
+    files.sort();
+    Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_making, made_at, touched_at })
+}
+
+/// Checks that a file which anybody may have put there is under its only name.
+fn only_name(file: &File) -> io::Result<()> {
+    match file.metadata()?.nlink() {
+        1 => Ok(()),
+        _ => Err(io::Error::other("has another name elsewhere")),
+    }
+}
+
+fn read_manifest(folder: &Folder) -> io::Result<Vec<u8>> {
+    /// Bytes; a manifest has a few hundred a disk.
+    const LIMIT: u64 = 1 << 20;
+    let file = folder.open_file(manifest::FILE_NAME)?;
+    only_name(&file)?;
+    let mut text = Vec::new();
+    file.take(LIMIT).read_to_end(&mut text)?;
+    Ok(text)
+}
+
+fn timestamp(seconds: i64, nanoseconds: i64) -> jiff::Timestamp {
+    let nanoseconds = i32::try_from(nanoseconds).unwrap_or_default();
+    jiff::Timestamp::new(seconds, nanoseconds).unwrap_or_default()
+}
+
+fn changed(metadata: &Metadata) -> jiff::Timestamp {
+    timestamp(metadata.ctime(), metadata.ctime_nsec())
+}
+
+fn modified(metadata: &Metadata) -> jiff::Timestamp {
+    timestamp(metadata.mtime(), metadata.mtime_nsec())
+}
+
+/// Writes a disk of a folder that was found to stable storage; from then on its identity stands.
+///
+/// # Errors
+/// The errno of openat(2), fsync(2) or fstat(2).
+pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
+    let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
+    only_name(&file)?;
+    SnapshotDir::seal_disk(&file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    const ID: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
+
+    #[test]
+    fn folders_of_snapshots_are_told_from_all_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let root = Folder::open(dir.path()).unwrap();
+        assert!(scan(&root, &|| ()).unwrap().0.is_empty());
+
+        let snapshots = dir.path().join("CoriolisSnapshots");
+        let folder = |number: usize| snapshots.join(format!("{number}{}", &ID[1..]));
+        for number in [0, 1, 2, 3, 4, 5, 7] {
+            fs::create_dir_all(folder(number)).unwrap();
+        }
+        fs::write(folder(7).join("a.img"), "").unwrap();
+        for number in [0, 1, 3, 4, 5] {
+            fs::write(folder(number).join("a.img"), "x").unwrap();
+        }
+        fs::write(folder(1).join(".manifest.json"), "{}").unwrap();
+        fs::write(folder(3).join(".hidden"), "x").unwrap();
+        symlink("a.img", folder(4).join("b.img")).unwrap();
+        fs::hard_link(folder(5).join("a.img"), dir.path().join("live.img")).unwrap();
+        fs::create_dir(snapshots.join("lost+found")).unwrap();
+        fs::create_dir(snapshots.join(POOL)).unwrap();
+        fs::write(folder(6), "a file").unwrap();
+
+        let (folders, odd) = scan(&root, &|| ()).unwrap();
+        let names: Vec<_> = folders.iter().map(|folder| folder.path.file_name().unwrap().to_owned()).collect();
+        assert_eq!(names, [folder(0).file_name().unwrap(), folder(1).file_name().unwrap()]);
+        // Nothing blocks, and nothing leads elsewhere.
+        let pipe = folder(0).join(".manifest.json");
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let first = folder(0).file_name().unwrap().to_owned();
+        let opened = root.folder(SNAPSHOTS).unwrap();
+        assert!(look_into(&opened, &first).unwrap().manifest.unwrap().is_err());
+        let linked = dir.path().join("linked");
+        fs::create_dir(&linked).unwrap();
+        symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
+        assert!(scan(&Folder::open(&linked).unwrap(), &|| ()).is_err());
+        fs::write(folder(0).join(MAKING), "").unwrap();
+        let half_made = look_into(&opened, &first).unwrap();
+        assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());
+        assert!(folders.iter().all(|folder| !folder.is_making));
+        assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
+        assert!(folders[0].made_at <= folders[0].touched_at);
+        let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();
+        assert_eq!(
+            reasons,
+            [
+                "holds no disk",
+                "\".hidden\" in it is no name of a disk",
+                "\"b.img\" in it is no regular file",
+                "\"a.img\" in it has another name elsewhere, under which it can be written to",
+                "is not a folder",
+                "\"a.img\" in it is empty, as a clone that failed leaves it",
+                "its name is no snapshot's id",
+            ]
+        );
+    }
+}

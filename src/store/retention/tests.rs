@@ -1,0 +1,108 @@
+use super::*;
+use crate::store::tests::{VM, snapshot};
+
+fn ms(number: i64) -> Timestamp {
+    Timestamp::from_millisecond(number).unwrap()
+}
+
+fn key(text: &str) -> RequestKey {
+    RequestKey { user: "admin".to_owned(), key: text.to_owned(), digest: [7; 32] }
+}
+
+fn made(store: &Store, number: u128, order: &CommitOptions) -> Snapshot {
+    let mut snapshot = snapshot(number);
+    store.begin(&mut snapshot, None).unwrap();
+    store.commit(&snapshot, order).unwrap();
+    snapshot
+}
+
+#[test]
+fn terms_outlive_a_start_and_end_with_the_snapshot() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    let store = Store::open(&path).unwrap();
+    let first = made(&store, 1, &CommitOptions { expires_at: Some(ms(5000)), key: Some(key("a")) });
+    let other = made(&store, 2, &CommitOptions::default());
+    assert!(store.lease(first.id, "admin", ms(7000)).unwrap());
+    assert!(store.lease(first.id, "", ms(9000)).unwrap());
+    assert!(store.lease(other.id, "admin", ms(8000)).unwrap());
+    drop(store);
+
+    let store = Store::open(&path).unwrap();
+    assert_eq!(
+        store.retention(first.id).unwrap(),
+        Retention { expires_at: Some(ms(5000)), leased_until: Some(ms(9000)) }
+    );
+    assert_eq!(store.retention(other.id).unwrap(), Retention { expires_at: None, leased_until: Some(ms(8000)) });
+    assert_eq!(store.expiring().unwrap(), HashSet::from([first.id]));
+    store.release(first.id, "").unwrap();
+    store.lease(first.id, "admin", ms(6000)).unwrap();
+    assert_eq!(store.retention(first.id).unwrap().leased_until, Some(ms(6000)), "the last word counts");
+
+    store.begin_deletion(&first).unwrap();
+    assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is about to go");
+    store.forget(&first).unwrap();
+    assert_eq!(store.retention(first.id).unwrap(), Retention::default());
+    assert_eq!(store.expiring().unwrap(), HashSet::new());
+    assert_eq!(store.retention(other.id).unwrap().leased_until, Some(ms(8000)));
+    let vm: VmId = VM.parse().unwrap();
+    let used = store.key_use(&vm, &key("a"), Timestamp::now()).unwrap().unwrap();
+    assert_eq!((used.snapshot(), used.digest), (first.id, [7; 32]), "what the key made stays known");
+}
+
+#[test]
+fn a_sweep_and_a_lease_do_not_pass_each_other() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let snapshot = made(&store, 1, &CommitOptions::default());
+    let last = made(&store, u128::MAX, &CommitOptions::default());
+    assert!(store.lease(snapshot.id, "admin", ms(5000)).unwrap());
+    assert!(!store.begin_sweep(&snapshot, ms(4999)).unwrap());
+    assert!(store.snapshot(snapshot.id).unwrap().is_some());
+    assert!(store.begin_sweep(&snapshot, ms(5000)).unwrap(), "the lease is over");
+    assert!(store.snapshot(snapshot.id).unwrap().is_none());
+    assert!(!store.lease(snapshot.id, "admin", ms(9000)).unwrap());
+    assert!(!store.begin_sweep(&snapshot, ms(9000)).unwrap(), "once is enough");
+    assert!(store.begin_sweep(&last, ms(0)).unwrap());
+}
+
+#[test]
+fn a_key_is_the_users_and_the_vms_and_is_forgotten_in_time() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let made = made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("a")) });
+    let (vm, now) = (VM.parse().unwrap(), Timestamp::now());
+    let use_of = |vm: &VmId, key: &RequestKey, now| store.key_use(vm, key, now).unwrap().map(|used| used.snapshot());
+    assert_eq!(use_of(&vm, &key("a"), now), Some(made.id));
+    assert_eq!(use_of(&vm, &key("b"), now), None);
+    assert_eq!(use_of(&"f".repeat(32).parse().unwrap(), &key("a"), now), None);
+    assert_eq!(use_of(&vm, &RequestKey { user: "eve".to_owned(), ..key("a") }, now), None);
+    assert_eq!(use_of(&vm, &key("a"), now + KEY_LIFETIME - Duration::from_secs(60)), Some(made.id));
+    assert_eq!(use_of(&vm, &key("a"), now + KEY_LIFETIME), None);
+    assert_eq!(use_of(&vm, &key("a"), now - KEY_LIFETIME * 30), Some(made.id), "the clock was set back");
+}
+
+#[test]
+fn keys_are_bounded() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    let vm: VmId = VM.parse().unwrap();
+    // As many as there may be, in one step, each older than the one before.
+    store
+        .handle
+        .write(|transaction| {
+            let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
+            for number in 0..KEYS {
+                let used_at_ms = Timestamp::now().as_millisecond() - number as i64;
+                let used = KeyUse { digest: [7; 32], snapshot: number as u128, used_at_ms };
+                let bytes = postcard::to_stdvec(&used).unwrap();
+                keys.insert(("admin", VM, format!("{number}").as_str()), bytes.as_slice())?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")) });
+    let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
+    assert!(known("new") && known("0") && known(&format!("{}", KEYS - 2)));
+    assert!(!known(&format!("{}", KEYS - 1)), "the oldest has gone");
+}
