@@ -181,7 +181,7 @@ fn hooks_and_their_timeouts_do_not_wait_for_a_runtime_that_is_stalled() {
 #[tokio::test]
 async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     let (_dir, app, id, _) = scene("").await;
-    let key = super::crate::app::hooks::pending::key(Operation::SnapshotDelete, id);
+    let key = crate::app::hooks::pending::key(Operation::SnapshotDelete, id);
     app.store.clear_pending_hooks(id).unwrap();
     app.store.record_pending_hooks(key, b"from another version").unwrap();
     app.call_owed_hooks().await.unwrap();
