@@ -6,6 +6,7 @@ pub mod exclusive;
 pub mod extent_map;
 pub mod hook;
 pub mod id;
+pub mod layout;
 pub mod printable;
 mod range;
 pub mod retention;

@@ -173,7 +173,8 @@ impl App {
         });
         let sync = match (operation, vm) {
             (Operation::SnapshotCreate, Some(vm)) => {
-                self.hooks.sync_target(&snapshot.vm, &[&vm.description, &vm.friendly_name], vm.address.as_deref())
+                let address = vm.addresses.first().map(String::as_str);
+                self.hooks.sync_target(&snapshot.vm, &[&vm.description, &vm.friendly_name], address)
             }
             _ => None,
         };

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::app::inventory::repositories::RepositorySet;
 use crate::app::inventory::shared::Shared;
 use crate::app::{App, Error};
-use crate::inventory::{self, Definitions, Vm};
+use crate::inventory::{self, Definitions, Platform, Vm};
 use crate::model::{RepositoryId, VmId};
 use crate::repository::Repository;
 use crate::repository::executor::Kind;
@@ -61,6 +61,7 @@ impl Inventory {
 /// Reads the definitions, and keeps what was read last.
 #[derive(Default)]
 pub(crate) struct Catalog {
+    pub platform: Platform,
     passes: Shared<Arc<Inventory>>,
     known: Mutex<HashMap<RepositoryId, Arc<Definitions>>>,
 }
@@ -121,9 +122,10 @@ impl Catalog {
     /// Begins to read the definitions of a repository; returns what waits for them.
     fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
         let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
+        let platform = self.platform;
         let reading = repository.submit(Kind::SHORT, move |access, root| {
             asked.mounted_now(access)?;
-            before.read(root, &|| access.moved())
+            platform.read_definitions(root, &before, &|| access.moved())
         });
         move || reading.wait().map_err(crate::repository::Unavailable::from)?
     }

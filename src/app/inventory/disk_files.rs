@@ -9,9 +9,7 @@ use std::sync::Arc;
 
 use crate::app::App;
 use crate::app::inventory::claims::{Claim, Claims};
-use crate::inventory::ovsmeta::OvsMeta;
-use crate::inventory::vm_cfg::{self, DiskLine};
-use crate::inventory::{Vm, load_ovsmeta};
+use crate::inventory::{Disk, FileNotes, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
 use crate::repository::executor::{Access, Kind};
 use crate::repository::{
@@ -47,7 +45,7 @@ pub(crate) enum NoFacts {
 
 /// What was found out about a repository that disks lie in.
 struct Looked {
-    notes: Option<OvsMeta>,
+    notes: Option<FileNotes>,
     /// Whose the files are that have more than one name, where there are such files.
     linked: Option<Result<HashMap<FileNumber, Owners>, String>>,
     /// Whether files can be cloned there.
@@ -80,7 +78,7 @@ type Disks = Vec<(String, Assigned)>;
 type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
 
 /// What a look at them comes to, and what the manager noted about them where that was asked for.
-type FoundFiles = (Vec<(String, InspectedFile)>, Option<OvsMeta>);
+type FoundFiles = (Vec<(String, InspectedFile)>, Option<FileNotes>);
 
 impl DiskFiles {
     /// None yet. `all` are the VMs of the inventory, as a disk may be another VM's as well.
@@ -94,7 +92,7 @@ impl DiskFiles {
     pub(crate) fn look_at(&mut self, app: &App, vms: &[Arc<Vm>]) {
         self.facts.clear();
         let mut by_repository: BTreeMap<String, (Repository, Disks)> = BTreeMap::new();
-        for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(file_path) {
+        for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(Disk::file) {
             match assign(&self.repositories, Path::new(path)) {
                 Ok(assigned) => {
                     let repository = assigned.repository.clone();
@@ -110,11 +108,11 @@ impl DiskFiles {
             .map(|(repository, disks)| {
                 let paths = disks.iter().map(|(path, _)| path.clone()).collect();
                 let is_new = !self.looked.contains_key(repository.id());
-                let (asked, keep_open) = (repository.clone(), self.keep_open);
+                let (asked, keep_open, platform) = (repository.clone(), self.keep_open, app.catalog.platform);
                 let look = move |access: &Access<'_>, root: &Folder| {
                     asked.mounted_now(access)?;
                     let found = look_in(access, root, disks, keep_open);
-                    Ok((found, if is_new { load_ovsmeta(root) } else { None }))
+                    Ok((found, is_new.then(|| platform.read_file_notes(root)).flatten()))
                 };
                 let pending = repository.submit(Kind::SHORT, look);
                 (repository, paths, move || pending.wait().map_err(Unavailable::from)?)
@@ -161,7 +159,7 @@ impl DiskFiles {
     }
 
     /// What the manager noted about the files beside a disk.
-    pub(crate) fn notes(&self, disk: &DiskFacts) -> Option<&OvsMeta> {
+    pub(crate) fn notes(&self, disk: &DiskFacts) -> Option<&FileNotes> {
         self.looked.get(&disk.source.repository)?.notes.as_ref()
     }
 
@@ -202,14 +200,6 @@ impl DiskFiles {
     /// The open disk.
     pub(crate) fn take(&mut self, source: &DiskSource) -> Option<LocatedDisk> {
         self.open.remove(source)
-    }
-}
-
-/// The path of a line that names a file.
-pub(crate) fn file_path(line: &DiskLine) -> Option<&str> {
-    match &line.source {
-        vm_cfg::DiskSource::File(path) => Some(path),
-        vm_cfg::DiskSource::Empty | vm_cfg::DiskSource::Other { .. } => None,
     }
 }
 

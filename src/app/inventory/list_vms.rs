@@ -1,7 +1,6 @@
 //! The journey to a list of VMs.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
 use crate::api::{self, Array};
@@ -10,8 +9,7 @@ use crate::app::inventory::disk_classifier::{ClassifiedDisk, DiskDecision, Obsta
 use crate::app::inventory::disk_files::DiskFiles;
 use crate::app::{App, Error};
 use crate::auth::Session;
-use crate::inventory::Vm;
-use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
 
 /// VMs whose disks are looked at together: what is known of a disk's file takes more room than what is said of it.
@@ -62,15 +60,15 @@ impl Listing {
 
 impl VmSummary {
     fn about(vm: &Vm, files: &DiskFiles) -> Self {
-        let lines = vm.disks.as_deref().unwrap_or_default();
+        let disks = vm.disks.as_deref().unwrap_or_default();
         let mut classified: Vec<_> =
-            lines.iter().map(|line| classify(files, &vm.name, line).apply_nobackup_tag()).collect();
+            disks.iter().map(|disk| classify(files, &vm.name, disk).apply_nobackup_tag()).collect();
         let reason = match (&vm.disks, choose(classified.iter().map(|disk| &disk.decision))) {
             (Err(problem), _) => Some(problem.to_string()),
             (Ok(_), Ok(_)) => None,
             (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
-            (Ok(lines), Err(Obstacle { disk: Some(index), reason, .. })) => {
-                let told = format!("{}: {reason}", lines[index].device);
+            (Ok(disks), Err(Obstacle { disk: Some(index), reason, .. })) => {
+                let told = format!("{}: {reason}", disks[index].device);
                 classified[index].decision = DiskDecision::Prevents(reason);
                 Some(told)
             }
@@ -140,7 +138,7 @@ fn placeholder(missing: &Missing) -> api::Vm {
 }
 
 fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
-    let lines = vm.disks.as_deref().unwrap_or_default();
+    let disks = vm.disks.as_deref().unwrap_or_default();
     api::Vm {
         friendly_name: vm.friendly_name.clone(),
         name: vm.name.clone(),
@@ -150,30 +148,20 @@ fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
         status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
         reason: decision.reason.clone(),
         unavailable_repository: None,
-        disks: lines.iter().zip(&decision.disks).map(|(line, disk)| disk_to_wire(line, disk)).collect(),
+        disks: disks.iter().zip(&decision.disks).map(|(disk, summary)| disk_to_wire(disk, summary)).collect(),
     }
 }
 
-fn disk_to_wire(line: &DiskLine, disk: &DiskSummary) -> api::VmDisk {
-    let path = path_text(line);
-    let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+fn disk_to_wire(disk: &Disk, summary: &DiskSummary) -> api::VmDisk {
     api::VmDisk {
-        name: name.unwrap_or_default(),
-        path,
-        device_name: line.device.clone(),
-        snapshot_compatible: disk.incompatible_reason.is_none(),
-        mode: line.mode.clone(),
-        size: disk.found.as_ref().map(|(size, _)| *size),
-        friendly_name: disk.friendly_name.clone(),
-        repository: disk.found.as_ref().map(|(_, id)| id.to_string()),
-        incompatible_reason: disk.incompatible_reason.clone(),
-    }
-}
-
-fn path_text(line: &DiskLine) -> String {
-    match &line.source {
-        DiskSource::File(path) => path.clone(),
-        DiskSource::Empty => String::new(),
-        DiskSource::Other { target, .. } => target.clone(),
+        name: disk.file_name().to_owned(),
+        path: disk.path().to_owned(),
+        device_name: disk.device.clone(),
+        snapshot_compatible: summary.incompatible_reason.is_none(),
+        mode: disk.mode.to_owned(),
+        size: summary.found.as_ref().map(|(size, _)| *size),
+        friendly_name: summary.friendly_name.clone(),
+        repository: summary.found.as_ref().map(|(_, id)| id.to_string()),
+        incompatible_reason: summary.incompatible_reason.clone(),
     }
 }

@@ -12,7 +12,7 @@ use crate::api;
 use crate::app::audit::Actor;
 use crate::app::{App, Error};
 use crate::auth::Session;
-use crate::inventory::vm_cfg;
+use crate::inventory::Disk;
 use crate::model::{
     DiskName, DiskSource, FileIdentity, Provenance, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId,
 };
@@ -131,17 +131,14 @@ impl App {
         let unmounted: Vec<_> = found.unmounted().map(|(repository, _)| repository.mount_point()).collect();
         let repositories: Vec<_> = found.usable().cloned().collect();
         for vm in &self.inventory()?.vms {
-            let (Some(id), Ok(lines)) = (&vm.id, &vm.disks) else { continue };
-            for line in lines {
-                if let vm_cfg::DiskSource::File(path) = &line.source
-                    && let Some(missing) = unmounted.iter().find(|mount_point| Path::new(path).starts_with(mount_point))
-                {
+            let (Some(id), Ok(disks)) = (&vm.id, &vm.disks) else { continue };
+            for path in disks.iter().filter_map(Disk::file).map(Path::new) {
+                if let Some(missing) = unmounted.iter().find(|mount_point| path.starts_with(mount_point)) {
                     let reason = format!("its VM has a disk in {}, where nothing is mounted", missing.display());
                     partial.insert(id.clone(), reason);
                 }
-                let vm_cfg::DiskSource::File(path) = &line.source else { continue };
                 // Whether or not it could be snapshotted today.
-                let Ok(disk) = located(&repositories, Path::new(path)) else { continue };
+                let Ok(disk) = located(&repositories, path) else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
                 owners.entry((disk.source.repository, name)).or_default().insert(owner);

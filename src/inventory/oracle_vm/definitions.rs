@@ -9,9 +9,11 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
+use super::python_literal;
 use super::vm_cfg::{self, VmConfig};
-use super::{Problem, Vm, python_literal};
+use crate::inventory::{Problem, Vm};
 use crate::model::VmId;
+use crate::model::layout::{VIRTUAL_MACHINES, VM_CFG};
 use crate::sys::folder::{Folder, Odd, What};
 
 /// How often definitions are read that look half-written, and the pause between: one for all of them.
@@ -24,12 +26,6 @@ const UNSETTLED: Duration = Duration::from_secs(60);
 
 /// A file that was changed this short a time ago may change again within one tick of its clock.
 const CLOCK_TICK: Duration = Duration::from_secs(2);
-
-/// The folder of the VM definitions in a repository, one folder a VM.
-const VIRTUAL_MACHINES: &str = "VirtualMachines";
-
-/// The file that defines a VM.
-const DEFINITION: &str = "vm.cfg";
 
 /// The definitions of a repository, by folder.
 #[derive(Clone, Debug, Default)]
@@ -123,7 +119,7 @@ impl Definitions {
                 return (Some(Entry { stamp: None, vm: Arc::new(vm) }), true);
             }
         };
-        let stamp = folder.stat(DEFINITION).ok().and_then(|found| stamp_of(&found));
+        let stamp = folder.stat(VM_CFG).ok().and_then(|found| stamp_of(&found));
         if let Some(known) = self.0.get(name)
             && known.stamp.is_some()
             && known.stamp == stamp
@@ -164,7 +160,7 @@ fn problem_of(step: &str, error: &io::Error) -> Problem {
 }
 
 fn read_definition(folder: &Folder) -> Result<VmConfig, Problem> {
-    let bytes = folder.read_small(DEFINITION, python_literal::MAX_SOURCE);
+    let bytes = folder.read_small(VM_CFG, python_literal::MAX_SOURCE);
     let bytes = bytes.map_err(|error| problem_of("vm.cfg cannot be read", &error))?;
     // Names that people gave in an old encoding must not hide a VM.
     let text = String::from_utf8_lossy(&bytes);
@@ -191,7 +187,7 @@ fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
         uuid: config.uuid,
         friendly_name: config.friendly_name.unwrap_or_default(),
         description: config.description.unwrap_or_default(),
-        address: config.address,
+        addresses: config.addresses,
         disks,
         name,
     }

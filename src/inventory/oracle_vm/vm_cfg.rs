@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 
 use super::python_literal::{self, SyntaxError, Value};
+use crate::inventory::{Disk, DiskFormat, DiskRole, Medium};
 
 /// One virtual machine, as its file describes it. Nothing is checked against the file system.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -19,53 +20,11 @@ pub struct VmConfig {
     pub friendly_name: Option<String>,
     /// `OVM_description`
     pub description: Option<String>,
-    /// The first `ip=` of `vif`, which the manager does not write, and people may.
-    pub address: Option<String>,
+    /// The values of `ip=` in `vif`, which the manager does not write but users may.
+    pub addresses: Vec<String>,
     /// `disk`, in the order of the file; `None` where it is not assigned at all, which is no diskless
     /// machine but a file that is cut or is not a machine's.
-    pub disks: Option<Vec<DiskLine>>,
-}
-
-/// One entry of `disk`: `<source>,<device>[:<type>],<mode>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct DiskLine {
-    /// Where the bytes are.
-    pub source: DiskSource,
-    /// The device in the guest, such as `xvda`, without its type.
-    pub device: String,
-    /// Whether the type of the device is `cdrom`.
-    pub cdrom: bool,
-    /// As written: `r`, `w`, or `w!` for a disk that machines share.
-    pub mode: String,
-}
-
-impl DiskLine {
-    /// Whether the guest can write: the mode has a `w`, by which Xen's own scripts decide.
-    pub fn is_writable(&self) -> bool {
-        self.mode.contains('w')
-    }
-
-    /// Whether it says that other machines have the disk too.
-    pub fn is_shared(&self) -> bool {
-        self.mode.ends_with('!')
-    }
-}
-
-/// Where the bytes of a disk are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum DiskSource {
-    /// An absolute path that starts with exactly one slash, and is otherwise as written: it may hold
-    /// `..`, commas, or name a device.
-    File(String),
-    /// No medium: `file:,xvdc:cdrom,r` or `,hdc:cdrom,r`.
-    Empty,
-    /// All else: `phy:`, `nbd:`, a path that is not absolute.
-    Other {
-        /// What stands before the first colon; empty where there is none.
-        scheme: String,
-        /// What stands behind it.
-        target: String,
-    },
+    pub disks: Option<Vec<Disk>>,
 }
 
 /// Why a `vm.cfg` does not describe a machine. As [`SyntaxError`], it repeats nothing of the file.
@@ -112,7 +71,7 @@ pub fn parse(source: &str) -> Result<VmConfig, VmConfigError> {
         uuid: label(&assignments, "uuid"),
         friendly_name: label(&assignments, "OVM_simple_name"),
         description: label(&assignments, "OVM_description"),
-        address: address(&assignments),
+        addresses: addresses(&assignments),
         disks: disks(&assignments)?,
     })
 }
@@ -135,16 +94,16 @@ fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
     }
 }
 
-fn address(assignments: &BTreeMap<String, Value>) -> Option<String> {
-    let interfaces = assignments.get("vif")?.as_sequence()?.iter().filter_map(Value::as_str);
-    let mut options = interfaces.flat_map(|interface| interface.split(',')).map(str::trim);
-    let addresses = options.find_map(|option| option.strip_prefix("ip="))?;
-    // One interface may have several.
-    let first = addresses.split_whitespace().next()?;
-    first.parse::<std::net::IpAddr>().ok().map(|address| address.to_string())
+fn addresses(assignments: &BTreeMap<String, Value>) -> Vec<String> {
+    let interfaces = assignments.get("vif").and_then(Value::as_sequence).unwrap_or_default();
+    let options = interfaces.iter().filter_map(Value::as_str).flat_map(|interface| interface.split(','));
+    // One interface may have several addresses.
+    let addresses = options.filter_map(|option| option.trim().strip_prefix("ip=")).flat_map(str::split_whitespace);
+    // An invalid address ends the list: the next one must not be called in its place.
+    addresses.map_while(|address| address.parse::<std::net::IpAddr>().ok()).map(|address| address.to_string()).collect()
 }
 
-fn disks(assignments: &BTreeMap<String, Value>) -> Result<Option<Vec<DiskLine>>, VmConfigError> {
+fn disks(assignments: &BTreeMap<String, Value>) -> Result<Option<Vec<Disk>>, VmConfigError> {
     let Some(value) = assignments.get("disk") else {
         return Ok(None);
     };
@@ -153,37 +112,42 @@ fn disks(assignments: &BTreeMap<String, Value>) -> Result<Option<Vec<DiskLine>>,
     numbered.map(|(index, entry)| disk(index, entry)).collect::<Result<_, _>>().map(Some)
 }
 
-fn disk(index: usize, entry: &Value) -> Result<DiskLine, VmConfigError> {
-    let line = entry.as_str().ok_or("is not a string").and_then(disk_line);
-    line.map_err(|reason| VmConfigError::Disk { index, reason })
+fn disk(index: usize, entry: &Value) -> Result<Disk, VmConfigError> {
+    let disk = entry.as_str().ok_or("is not a string").and_then(parse_disk);
+    disk.map_err(|reason| VmConfigError::Disk { index, reason })
 }
 
-/// Reads one entry, or says what is wrong with it.
-fn disk_line(entry: &str) -> Result<DiskLine, &'static str> {
+/// The access modes of xm and xl. `!` marks a disk that VMs share.
+const MODES: [&str; 8] = ["r", "ro", "w", "rw", "r!", "ro!", "w!", "rw!"];
+
+/// Parses an entry of `disk`: `<source>,<device>[:<type>],<mode>`. The error says what is wrong with it.
+fn parse_disk(entry: &str) -> Result<Disk, &'static str> {
     // From the right: a path may hold commas, the other two parts do not.
     let mut parts = entry.rsplitn(3, ',').map(str::trim);
     let (Some(mode), Some(device), Some(source)) = (parts.next(), parts.next(), parts.next()) else {
         return Err("is not `source,device,mode`");
     };
-    // A line of another shape (a fourth part behind the mode) must not pass for a disk that is only read.
-    if !matches!(mode.strip_suffix('!').unwrap_or(mode), "r" | "ro" | "w" | "rw") {
-        return Err("has no mode, such as `r`, `w` or `w!`");
-    }
+    // An entry of another shape (a fourth part after the mode) must not pass for a read-only disk.
+    let mode = MODES.into_iter().find(|known| *known == mode).ok_or("has no mode, such as `r`, `w` or `w!`")?;
     // `ioemu:` once asked for an emulated device.
     let device = device.strip_prefix("ioemu:").unwrap_or(device);
     let (device, kind) = device.split_once(':').unwrap_or((device, "disk"));
     if device.is_empty() {
         return Err("has no device");
     }
-    Ok(DiskLine {
-        source: disk_source(source),
+    Ok(Disk {
+        medium: medium(source),
         device: device.to_owned(),
-        cdrom: kind == "cdrom",
-        mode: mode.to_owned(),
+        format: DiskFormat::Raw,
+        role: if kind == "cdrom" { DiskRole::Cdrom } else { DiskRole::Disk },
+        // As Xen's own scripts decide.
+        writable: mode.contains('w'),
+        shared: mode.ends_with('!'),
+        mode,
     })
 }
 
-fn disk_source(source: &str) -> DiskSource {
+fn medium(source: &str) -> Medium {
     let (scheme, target) = split_scheme(source).unwrap_or(("", source));
     let mut path = target;
     // `tap:aio:`, `tap2:tapdisk:vhd:`: drivers of what is one file all the same.
@@ -193,11 +157,11 @@ fn disk_source(source: &str) -> DiskSource {
         path = rest;
     }
     if path.is_empty() {
-        DiskSource::Empty
+        Medium::Absent
     } else if path.starts_with('/') && matches!(scheme, "" | "file" | "tap" | "tap2") {
-        DiskSource::File(["/", path.trim_start_matches('/')].concat())
+        Medium::File(["/", path.trim_start_matches('/')].concat())
     } else {
-        DiskSource::Other { scheme: scheme.to_owned(), target: target.to_owned() }
+        Medium::Other { scheme: scheme.to_owned(), target: target.to_owned() }
     }
 }
 

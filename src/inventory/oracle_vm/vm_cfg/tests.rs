@@ -18,16 +18,24 @@ cpus = None; vcpus=2
 OVM_description = 'caf\xc3\xa9, "quoted"'
 "#;
 
-fn file(path: &str) -> DiskSource {
-    DiskSource::File(path.to_owned())
+fn file(path: &str) -> Medium {
+    Medium::File(path.to_owned())
 }
 
-fn other(scheme: &str, target: &str) -> DiskSource {
-    DiskSource::Other { scheme: scheme.to_owned(), target: target.to_owned() }
+fn other(scheme: &str, target: &str) -> Medium {
+    Medium::Other { scheme: scheme.to_owned(), target: target.to_owned() }
 }
 
-fn line(source: DiskSource, device: &str, cdrom: bool, mode: &str) -> DiskLine {
-    DiskLine { source, device: device.to_owned(), cdrom, mode: mode.to_owned() }
+fn disk(medium: Medium, device: &str, cdrom: bool, mode: &'static str) -> Disk {
+    Disk {
+        medium,
+        device: device.to_owned(),
+        format: DiskFormat::Raw,
+        role: if cdrom { DiskRole::Cdrom } else { DiskRole::Disk },
+        writable: mode.contains('w'),
+        shared: mode.ends_with('!'),
+        mode,
+    }
 }
 
 #[test]
@@ -37,12 +45,12 @@ fn a_file_from_the_field() {
         uuid: Some("0004fb00-0006-0000-0000-000000000001".to_owned()),
         friendly_name: Some("web-1".to_owned()),
         description: Some("café, \"quoted\"".to_owned()),
-        address: None,
+        addresses: Vec::new(),
         disks: Some(vec![
-            line(file("/OVS/Repositories/0004fb/VirtualDisks/a.img"), "xvda", false, "w"),
-            line(file("/OVS/Repositories/0004fb/ISOs/b.iso"), "xvdb", true, "r"),
-            line(other("phy", "/dev/mapper/3600"), "xvdc", false, "w"),
-            line(file("/EXAVMIMAGES/c.img"), "xvdd", false, "w!"),
+            disk(file("/OVS/Repositories/0004fb/VirtualDisks/a.img"), "xvda", false, "w"),
+            disk(file("/OVS/Repositories/0004fb/ISOs/b.iso"), "xvdb", true, "r"),
+            disk(other("phy", "/dev/mapper/3600"), "xvdc", false, "w"),
+            disk(file("/EXAVMIMAGES/c.img"), "xvdd", false, "w!"),
         ]),
     };
     assert_eq!(parse(FIELD_SAMPLE), Ok(expected.clone()));
@@ -65,24 +73,24 @@ fn a_half_written_file_never_says_something_else() {
 #[test]
 fn entries_of_disk() {
     let cases = [
-        ("file:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
-        ("file:////a//b.img,xvda:disk,r", line(file("/a//b.img"), "xvda", false, "r")),
-        ("/a.img,ioemu:hda,w", line(file("/a.img"), "hda", false, "w")),
-        ("/a:b.img,hda,rw", line(file("/a:b.img"), "hda", false, "rw")),
-        ("tap:aio:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
-        ("tap2:aio:/a:b.img,xvda,w!", line(file("/a:b.img"), "xvda", false, "w!")),
-        ("tap:tapdisk:vhd:/a.vhd,xvda,w", line(file("/a.vhd"), "xvda", false, "w")),
-        ("tap:/a.img,xvda,w", line(file("/a.img"), "xvda", false, "w")),
-        ("file:/a,b,c.img,xvda,w", line(file("/a,b,c.img"), "xvda", false, "w")),
-        (" file:/a b.img , xvda , w ", line(file("/a b.img"), "xvda", false, "w")),
-        ("file:,xvdc:cdrom,r", line(DiskSource::Empty, "xvdc", true, "r")),
-        (",hdc:cdrom,r", line(DiskSource::Empty, "hdc", true, "r")),
-        ("tap:aio:,hdc:cdrom,ro", line(DiskSource::Empty, "hdc", true, "ro")),
-        ("phy:/dev/sdb,xvdb,w", line(other("phy", "/dev/sdb"), "xvdb", false, "w")),
-        ("nbd:host:10809,xvdb,r", line(other("nbd", "host:10809"), "xvdb", false, "r")),
-        ("file:a.img,xvda,w", line(other("file", "a.img"), "xvda", false, "w")),
-        ("tap:aio:a.img,xvda,w", line(other("tap", "aio:a.img"), "xvda", false, "w")),
-        ("a.img,xvda,w", line(other("", "a.img"), "xvda", false, "w")),
+        ("file:/a.img,xvda,w", disk(file("/a.img"), "xvda", false, "w")),
+        ("file:////a//b.img,xvda:disk,r", disk(file("/a//b.img"), "xvda", false, "r")),
+        ("/a.img,ioemu:hda,w", disk(file("/a.img"), "hda", false, "w")),
+        ("/a:b.img,hda,rw", disk(file("/a:b.img"), "hda", false, "rw")),
+        ("tap:aio:/a.img,xvda,w", disk(file("/a.img"), "xvda", false, "w")),
+        ("tap2:aio:/a:b.img,xvda,w!", disk(file("/a:b.img"), "xvda", false, "w!")),
+        ("tap:tapdisk:vhd:/a.vhd,xvda,w", disk(file("/a.vhd"), "xvda", false, "w")),
+        ("tap:/a.img,xvda,w", disk(file("/a.img"), "xvda", false, "w")),
+        ("file:/a,b,c.img,xvda,w", disk(file("/a,b,c.img"), "xvda", false, "w")),
+        (" file:/a b.img , xvda , w ", disk(file("/a b.img"), "xvda", false, "w")),
+        ("file:,xvdc:cdrom,r", disk(Medium::Absent, "xvdc", true, "r")),
+        (",hdc:cdrom,r", disk(Medium::Absent, "hdc", true, "r")),
+        ("tap:aio:,hdc:cdrom,ro", disk(Medium::Absent, "hdc", true, "ro")),
+        ("phy:/dev/sdb,xvdb,w", disk(other("phy", "/dev/sdb"), "xvdb", false, "w")),
+        ("nbd:host:10809,xvdb,r", disk(other("nbd", "host:10809"), "xvdb", false, "r")),
+        ("file:a.img,xvda,w", disk(other("file", "a.img"), "xvda", false, "w")),
+        ("tap:aio:a.img,xvda,w", disk(other("tap", "aio:a.img"), "xvda", false, "w")),
+        ("a.img,xvda,w", disk(other("", "a.img"), "xvda", false, "w")),
     ];
     for (entry, expected) in cases {
         let config = parse(&format!("disk = ['{entry}']")).unwrap();
@@ -91,9 +99,17 @@ fn entries_of_disk() {
 }
 
 #[test]
-fn modes_that_write() {
-    for (mode, writable) in [("w", true), ("w!", true), ("rw", true), ("r", false), ("r!", false), ("ro", false)] {
-        assert_eq!(line(DiskSource::Empty, "xvda", false, mode).is_writable(), writable, "{mode}");
+fn modes_that_write_and_that_share() {
+    for (mode, expected) in [
+        ("w", (true, false)),
+        ("w!", (true, true)),
+        ("rw", (true, false)),
+        ("r", (false, false)),
+        ("r!", (false, true)),
+        ("ro", (false, false)),
+    ] {
+        let disks = parse(&format!("disk = ['file:/a,xvda,{mode}']")).unwrap().disks.unwrap();
+        assert_eq!((disks[0].mode, (disks[0].writable, disks[0].shared)), (mode, expected));
     }
 }
 
@@ -120,8 +136,7 @@ fn a_disk_is_never_left_out() {
 
 #[test]
 fn keys_that_are_missing_or_of_another_type() {
-    let nothing =
-        VmConfig { name: None, uuid: None, friendly_name: None, description: None, address: None, disks: None };
+    let nothing = VmConfig::default();
     assert_eq!(parse(""), Ok(nothing.clone()));
     assert_eq!(parse("disk = []").unwrap().disks, Some(vec![]));
     assert_eq!(parse("disk = ('file:/a,xvda,w',)").unwrap().disks.map(|disks| disks.len()), Some(1));
@@ -167,23 +182,25 @@ proptest! {
     #[test]
     fn any_path_comes_back(path in "/[a-z][a-z0-9,:/. -]*[a-z]", scheme in "(file:|tap:aio:|tap2:aio:)?") {
         let config = parse(&format!("disk = ['{scheme}{path},xvda,w']")).unwrap();
-        prop_assert_eq!(config.disks, Some(vec![line(file(&path), "xvda", false, "w")]));
+        prop_assert_eq!(config.disks, Some(vec![disk(file(&path), "xvda", false, "w")]));
     }
 }
 
 #[test]
-fn the_address_is_the_first_that_an_interface_names() {
-    for (vif, expected) in [
-        ("['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']", None),
-        ("['mac=00:21:f6:aa:bb:cc', 'ip=10.0.0.5, bridge=b', 'ip=10.0.0.6']", Some("10.0.0.5")),
-        ("['bridge=b,ip=10.0.0.5 10.0.0.6']", Some("10.0.0.5")),
-        ("['ip=fd00::0005']", Some("fd00::5")),
-        ("['ip=evil.example/']", None),
-        ("['ip=']", None),
-        ("[1, None]", None),
-        ("'ip=10.0.0.5'", None),
-    ] {
+fn addresses_of_the_interfaces() {
+    let cases: [(&str, &[&str]); 9] = [
+        ("['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']", &[]),
+        ("['mac=00:21:f6:aa:bb:cc', 'ip=10.0.0.5, bridge=b', 'ip=10.0.0.6']", &["10.0.0.5", "10.0.0.6"]),
+        ("['bridge=b,ip=10.0.0.5 10.0.0.6']", &["10.0.0.5", "10.0.0.6"]),
+        ("['ip=fd00::0005']", &["fd00::5"]),
+        ("['ip=evil.example/', 'ip=10.0.0.6']", &[]),
+        ("['ip=10.0.0.5 evil.example', 'ip=10.0.0.6']", &["10.0.0.5"]),
+        ("['ip=']", &[]),
+        ("[1, None]", &[]),
+        ("'ip=10.0.0.5'", &[]),
+    ];
+    for (vif, expected) in cases {
         let config = parse(&format!("vif = {vif}\nname = 'a'\n")).unwrap();
-        assert_eq!(config.address.as_deref(), expected, "{vif}");
+        assert_eq!(config.addresses, expected, "{vif}");
     }
 }
