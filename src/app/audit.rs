@@ -38,7 +38,7 @@ pub(crate) struct Actor {
 impl From<&Session> for Actor {
     fn from(session: &Session) -> Self {
         let request_id = session.request_id().cloned();
-        Self { user: Some(session.user().into()), address: session.address(), request_id }
+        Self { user: Some(session.subject().into()), address: session.address(), request_id }
     }
 }
 

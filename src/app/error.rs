@@ -5,7 +5,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::app::admission::policy::Refusal;
-use crate::auth::{BadToken, ManagerError};
+use crate::auth::{BadToken, LoginError};
 use crate::model::{SnapshotId, UnfitPair};
 use crate::repository::Unavailable;
 use crate::store::StoreError;
@@ -245,13 +245,13 @@ impl Error {
     }
 }
 
-impl From<ManagerError> for Error {
-    fn from(error: ManagerError) -> Self {
+impl From<LoginError> for Error {
+    fn from(error: LoginError) -> Self {
         match error {
-            ManagerError::Refused => Self::BadCredentials,
-            ManagerError::Unavailable(cause) | ManagerError::Unclear(cause) => Self::ManagerUnavailable(cause),
-            error @ ManagerError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
-            ManagerError::Busy => Self::Throttled,
+            LoginError::Refused => Self::BadCredentials,
+            LoginError::Unavailable(cause) | LoginError::Unclear(cause) => Self::ManagerUnavailable(cause),
+            error @ LoginError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
+            LoginError::Busy => Self::Throttled,
         }
     }
 }

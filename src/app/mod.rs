@@ -26,7 +26,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Interval, MissedTickBehavior};
 use tokio_util::task::TaskTracker;
 
-use crate::auth::{self, Manager, Tokens};
+use crate::auth::{self, Authenticator, Tokens};
 use crate::config::{self, Config, ConfigError, Policy};
 use crate::metrics::Metrics;
 use crate::model::retention::Watch;
@@ -63,7 +63,7 @@ pub struct App {
     listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
-    manager: Manager,
+    manager: Authenticator,
     manager_address: ManagerAddress,
     hooks: crate::hooks::Hooks,
     metrics: Metrics,
@@ -127,9 +127,10 @@ impl App {
             listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store,
-            manager: Manager::new(&config.manager).map_err(|error| ConfigError::new(format!("manager: {error}")))?,
+            manager: Authenticator::new(&config.manager)
+                .map_err(|error| ConfigError::new(format!("manager: {error}")))?,
             manager_address: ManagerAddress::new(config)?,
-            hooks: crate::hooks::Hooks::new(config.hooks.clone(), auth::client_config)
+            hooks: crate::hooks::Hooks::new(config.hooks.clone())
                 .map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?,
             metrics,
             tokens: Tokens::new(&key, config.jwt.time_to_live),

@@ -1,11 +1,12 @@
-//! Who may ask: the manager's answer to credentials, tokens, and the [`Session`] of a good token.
+//! Who may ask: credentials are exchanged for a token, and a token for a [`Session`].
 
+mod authenticator;
 pub mod key;
-pub mod manager;
-pub mod token;
-pub mod trust;
+mod manager;
+mod session;
+mod token;
 
+pub use authenticator::{Authenticator, Credentials, LoginError, LoginSlot};
 pub use key::KeyError;
-pub use manager::{Credentials, Manager, ManagerError};
-pub use token::{BadToken, Session, Tokens};
-pub use trust::client_config;
+pub use session::{Identity, Role, Session};
+pub use token::{BadToken, Tokens};

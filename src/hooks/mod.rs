@@ -20,7 +20,6 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -45,20 +44,17 @@ pub struct Hooks {
 }
 
 impl Hooks {
-    /// The hooks that `config` names. `tls` is what guests' servers are believed by.
+    /// The hooks that `config` names.
     ///
     /// # Errors
-    /// Where no client of these servers can be made.
-    pub fn new(
-        config: config::Hooks,
-        tls: impl FnOnce(&config::Trust) -> io::Result<ClientConfig>,
-    ) -> io::Result<Self> {
+    /// The certificates to verify the guests' servers with cannot be read.
+    pub fn new(config: config::Hooks) -> io::Result<Self> {
         let sync = match &config.sync {
             Some(sync) => {
                 if sync.trust == config::Trust::InsecureSkipVerify {
                     tracing::warn!("hooks.sync.insecure_skip_verify: the secret goes to whoever answers");
                 }
-                Some(sync::Client::new(sync, tls(&sync.trust)?)?)
+                Some(sync::Client::new(sync)?)
             }
             None => None,
         };

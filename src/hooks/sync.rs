@@ -18,6 +18,7 @@ use tower::layer::layer_fn;
 use super::event::SyncTarget;
 use crate::config::{self, Trust, sync_url};
 use crate::model::{HookOutcome, VmId};
+use crate::tls;
 
 /// The tag by which a VM asks for it.
 const TAG: &str = "xo:notify-on-snapshot";
@@ -91,14 +92,10 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client as `config` has it, which believes what `tls` believes.
-    ///
-    /// # Errors
-    /// Where no client can be made.
-    pub(super) fn new(config: &config::Sync, tls: ClientConfig) -> io::Result<Self> {
+    pub(super) fn new(config: &config::Sync) -> io::Result<Self> {
         let bearer = SecretString::from(STANDARD.encode(config.secret.expose_secret()));
-        let client = Self { timeout: config.timeout, tls, bearer };
-        client.http(&Reached::default()).map_err(|error| io::Error::other(chain(&error)))?;
+        let client = Self { timeout: config.timeout, tls: tls::client_config(&config.trust)?, bearer };
+        client.http(&Reached::default()).map_err(|error| io::Error::other(tls::with_causes(&error)))?;
         Ok(client)
     }
 
@@ -156,8 +153,8 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
 }
 
 fn described(error: &reqwest::Error, reached: bool) -> String {
-    let text = chain(error);
-    let remedy = if text.contains("invalid peer certificate") {
+    let text = tls::with_causes(error);
+    let remedy = if matches!(tls::rustls_error(error), Some(rustls::Error::InvalidCertificate(_))) {
         " (name its authority, or itself, with hooks.sync.ca_certificate)"
     } else if !reached {
         " (does the VM run, and its sync server?)"
@@ -165,17 +162,6 @@ fn described(error: &reqwest::Error, reached: bool) -> String {
         ""
     };
     text + remedy
-}
-
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
 }
 
 /// Where the sync server of `vm` is, if it is to be asked: at the URL that the config names, or else

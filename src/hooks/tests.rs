@@ -33,7 +33,7 @@ impl Shelf {
             "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n[hooks]\ndirectory = {:?}\n{lines}\n",
             self.dir.path().join("hooks")
         );
-        Hooks::new(config::parse(&text).unwrap().hooks, |_| unreachable!("no server is asked")).unwrap()
+        Hooks::new(config::parse(&text).unwrap().hooks).unwrap()
     }
 
     fn read(&self, name: &str) -> String {
@@ -325,10 +325,7 @@ async fn a_post_that_cannot_be_called_or_fails_stays_owed() {
     let ended = hooks.again(&owing(&left)).await;
     assert_eq!(told(&ended.runs), ["4-is-opened post ok", "3-vanishes post failed", "2-fails post ok"]);
     let left = ended.left.unwrap();
-    let of_nothing =
-        Hooks::new(config::parse("[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n").unwrap().hooks, |_| {
-            unreachable!("no server is asked")
-        });
+    let of_nothing = Hooks::new(config::parse("[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n").unwrap().hooks);
     let ended = of_nothing.unwrap().again(&owing(&left)).await;
     assert!(ended.runs[0].detail.contains("hooks.directory is not set any more"), "{:?}", ended.runs);
     assert_eq!(ended.left.as_ref(), Some(&left));

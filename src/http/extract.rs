@@ -44,7 +44,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
                     connection.is_good();
                 }
-                Ok(Self(session.seen_at(address, request_id(parts))))
+                Ok(Self(session.with_request(address, request_id(parts))))
             }
             Err(bad) => {
                 app.audit_stranger(address, request_id(parts), &logged_path(&parts.uri));

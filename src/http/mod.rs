@@ -5,7 +5,6 @@ pub mod conditional;
 pub mod rate_limit;
 pub mod server;
 pub mod service;
-pub mod tls;
 
 mod body;
 mod connection;

@@ -12,11 +12,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::rate_limit::Limits;
 use super::server::Options;
-use super::{notify, router, server, tls};
+use super::{notify, router, server};
 use crate::app::App;
 use crate::config::{Api, Config, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::sys::heap;
+use crate::tls;
 
 /// How long running answers may go on after a signal to stop. A download that needs longer is cut:
 /// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that

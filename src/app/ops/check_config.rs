@@ -15,7 +15,7 @@ use rustls::pki_types::pem::PemObject;
 use crate::app::inventory::repositories::Repositories;
 use crate::app::ops::start_faults;
 use crate::app::session::login::ManagerAddress;
-use crate::auth::{self, Manager};
+use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
@@ -222,7 +222,7 @@ impl Findings {
             Ok(address) => address,
             Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
         };
-        let manager = match Manager::new(&config.manager) {
+        let manager = match Authenticator::new(&config.manager) {
             Ok(manager) => manager,
             Err(error) => {
                 let remedy = "name a certificate in PEM that can be read";

@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::app::inventory::repositories::RepositorySet;
-use crate::auth::{self, KeyError, ManagerError};
+use crate::auth::{self, KeyError, LoginError};
 use crate::config::{Config, Fault};
 use crate::repository::Repository;
 use crate::store::StoreError;
@@ -49,10 +49,10 @@ pub(crate) fn key(error: &KeyError) -> Fault {
 }
 
 /// Why the manager cannot be asked, or must not be believed.
-pub(crate) fn manager(error: &ManagerError) -> Fault {
+pub(crate) fn manager(error: &LoginError) -> Fault {
     let key = "ovm_endpoint";
     match error {
-        ManagerError::LetsAnybodyIn(_) => {
+        LoginError::LetsAnybodyIn(_) => {
             let remedy =
                 "name the manager's REST endpoint, which asks for a password, in ovm_endpoint and manager.path";
             Fault::new(key, format!("{error}: with it, anybody could log in here"), remedy)

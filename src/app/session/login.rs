@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::app::file_cache::FileCache;
 use crate::app::{App, Error, ops::start_faults};
-use crate::auth::{Credentials, ManagerError};
+use crate::auth::{Credentials, LoginError};
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent;
 
@@ -45,7 +45,7 @@ impl App {
         };
         match tokio::time::timeout(PROOF, self.manager.reach(&address)).await {
             Ok(Ok(())) => Ok(()),
-            Ok(Err(error @ ManagerError::LetsAnybodyIn(_))) => Err(start_faults::manager(&error).into()),
+            Ok(Err(error @ LoginError::LetsAnybodyIn(_))) => Err(start_faults::manager(&error).into()),
             Ok(Err(error)) => {
                 let Fault { key, found, remedy, .. } = start_faults::manager(&error);
                 tracing::warn!(key, remedy, "nobody can log in for now: {found}");
@@ -68,8 +68,8 @@ impl App {
         let address = self.blocking(|app| app.manager_address.now().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
         match self.manager.verify(&login_slot, &address, &credentials).await {
-            Ok(()) => {
-                let token = self.tokens.issue(user, SystemTime::now());
+            Ok(identity) => {
+                let token = self.tokens.issue(&identity.subject, SystemTime::now());
                 let token = token.map_err(|error| Error::Internal(error.to_string()))?;
                 tracing::info!(%user, "logged in");
                 Ok(token)

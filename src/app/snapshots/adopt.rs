@@ -55,7 +55,7 @@ impl App {
     /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
     /// is told beside it.
     pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<api::Adoption, Error> {
-        let (app, user, actor) = (Arc::clone(self), session.user().to_owned(), Actor::from(session));
+        let (app, user, actor) = (Arc::clone(self), session.subject().to_owned(), Actor::from(session));
         let outcome = self.detached(async move {
             let (candidates, mut report) = app.blocking(move |app| app.candidates(what, &user)).await?;
             for (vm, candidates) in candidates {

@@ -7,7 +7,7 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use coriolis_ovm_exporter::{config, http};
+use coriolis_ovm_exporter::{config, tls};
 
 use super::Certificates;
 use super::serving::Serving;
@@ -52,7 +52,7 @@ impl Guest {
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
         };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
+        let tls = Arc::new(arc_swap::ArcSwap::new(tls::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -10,7 +10,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coriolis_ovm_exporter::{config, http};
+use coriolis_ovm_exporter::{config, tls};
 
 use super::Certificates;
 use super::serving::Serving;
@@ -69,7 +69,7 @@ impl Manager {
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
         };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
+        let tls = Arc::new(arc_swap::ArcSwap::new(tls::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();

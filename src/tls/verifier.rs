@@ -1,42 +1,25 @@
-//! How the manager proves who it is.
+//! How a server proves its identity to us.
 //!
-//! Its certificate is self-signed as installed, and often marked as an authority: webpki refuses
-//! such a one as a server's own even where it is trusted. So a certificate that was named outright,
-//! by its file or by its fingerprint, is compared as it is, and no path is built from it. The proof
-//! that the other side holds its key is always asked for.
+//! A manager's certificate is self-signed as installed, and often marked as an authority. webpki refuses such a
+//! certificate for a server even if it is trusted. So a certificate that the config names by its file or fingerprint is
+//! compared as a whole, without building a path. The proof that the server holds its key is required in every case.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{
-    CertificateError, ClientConfig, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme,
-};
+use rustls::{CertificateError, DigitallySignedStruct, Error, OtherError, RootCertStore, SignatureScheme};
 
+use super::errors::rustls_error;
+use super::pem::read_certificates;
 use crate::config::Trust;
 
-/// A TLS client that believes what `trust` says.
-///
-/// # Errors
-/// Where the certificates named cannot be read or used.
-pub fn client_config(trust: &Trust) -> io::Result<ClientConfig> {
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let verifier = verifier(trust, &provider)?;
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .map_err(io::Error::other)?
-        .dangerous()
-        .with_custom_certificate_verifier(verifier)
-        .with_no_client_auth();
-    Ok(config)
-}
-
-fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn ServerCertVerifier>> {
+pub(super) fn new(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn ServerCertVerifier>> {
     let built_on = |roots: RootCertStore| {
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(provider))
             .build()
@@ -61,36 +44,32 @@ fn verifier(trust: &Trust, provider: &Arc<CryptoProvider>) -> io::Result<Arc<dyn
             let chain = if roots.is_empty() { None } else { Some(built_on(roots)?) };
             Rule::OneOf { path: path.clone(), certificates, chain }
         }
-        Trust::Fingerprint(digest) => Rule::Digest(*digest),
+        Trust::Fingerprint(digest) => Rule::Fingerprint(*digest),
         Trust::InsecureSkipVerify => Rule::Any,
     };
     Ok(Arc::new(Verifier { rule, algorithms: provider.signature_verification_algorithms }))
 }
 
-/// A certificate that does not prove who the other side is.
+/// A refused certificate.
 #[derive(Debug, thiserror::Error)]
 #[error("its certificate, whose fingerprint is {fingerprint}, {reason}")]
 pub struct Untrusted {
-    /// `sha256:` and its digits, as a config names it.
+    /// `sha256:` and the digits, as in the config.
     pub fingerprint: String,
-    /// What is wrong with it.
     pub reason: String,
 }
 
 impl Untrusted {
-    /// The refusal of a certificate that `error` comes from, if it does.
+    /// The refusal that caused `error`, if one did.
     pub fn within<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a Self> {
-        if let Some(Error::InvalidCertificate(CertificateError::Other(OtherError(inner)))) = error.downcast_ref() {
-            return inner.downcast_ref();
+        match rustls_error(error)? {
+            Error::InvalidCertificate(CertificateError::Other(OtherError(inner))) => inner.downcast_ref(),
+            _ => None,
         }
-        // An io::Error passes over what it holds.
-        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        held.and_then(|held| Self::within(held)).or_else(|| error.source().and_then(Self::within))
     }
 
     fn new(certificate: &CertificateDer<'_>, reason: String) -> Self {
-        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, certificate);
-        Self { fingerprint: fingerprint(digest.as_ref()), reason }
+        Self { fingerprint: fingerprint(digest(&SHA256, certificate).as_ref()), reason }
     }
 
     fn into_error(self) -> Error {
@@ -98,34 +77,24 @@ impl Untrusted {
     }
 }
 
-/// As a config names a certificate.
+/// Formats a digest as in the config.
 fn fingerprint(digest: &[u8]) -> String {
     let digits: Vec<String> = digest.iter().map(|byte| format!("{byte:02X}")).collect();
     format!("sha256:{}", digits.join(":"))
 }
 
-/// The certificates in a file in PEM, at least one.
-///
-/// # Errors
-/// What is wrong with it, without its path.
-pub fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
-    let certificates: Result<Vec<_>, _> = CertificateDer::pem_file_iter(path).and_then(Iterator::collect);
-    match certificates {
-        Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
-        Ok(certificates) => Ok(certificates),
-        Err(error) => Err(error.to_string()),
-    }
-}
-
 #[derive(Debug)]
 enum Rule {
-    /// One that chains to the host's authorities.
+    /// A chain to one of the host's authorities.
     Chain(Arc<WebPkiServerVerifier>),
-    /// One of these to the letter, or one that chains to them.
-    OneOf { path: PathBuf, certificates: Vec<CertificateDer<'static>>, chain: Option<Arc<WebPkiServerVerifier>> },
-    /// The one with this SHA-256.
-    Digest([u8; 32]),
-    /// Whatever comes.
+    /// One of the certificates in the file, or a chain to one of them.
+    OneOf {
+        path: PathBuf,
+        certificates: Vec<CertificateDer<'static>>,
+        chain: Option<Arc<WebPkiServerVerifier>>,
+    },
+    /// The certificate with this SHA-256.
+    Fingerprint([u8; 32]),
     Any,
 }
 
@@ -146,14 +115,14 @@ impl ServerCertVerifier for Verifier {
     ) -> Result<ServerCertVerified, Error> {
         let on_chain = |chain: &WebPkiServerVerifier, named: &str| {
             let verified = chain.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now);
-            verified.map_err(|error| why_not(&error, end_entity, server_name, named))
+            verified.map_err(|error| reason(&error, end_entity, server_name, named))
         };
         let refused = match &self.rule {
             Rule::Any => None,
             Rule::Chain(chain) => on_chain(chain, "").err(),
-            Rule::Digest(digest) => {
-                let found = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, end_entity);
-                (found.as_ref() != digest).then(|| format!("is not the one that is named, {}", fingerprint(digest)))
+            Rule::Fingerprint(named) => {
+                let found = digest(&SHA256, end_entity);
+                (found.as_ref() != named).then(|| format!("is not the one that is named, {}", fingerprint(named)))
             }
             Rule::OneOf { certificates, .. } if certificates.iter().any(|certificate| certificate == end_entity) => {
                 None
@@ -195,8 +164,8 @@ impl ServerCertVerifier for Verifier {
     }
 }
 
-/// Why a certificate does not chain to what is trusted, in plain words; `named` goes before it where that is the reason.
-fn why_not(error: &Error, certificate: &CertificateDer<'_>, name: &ServerName<'_>, named: &str) -> String {
+/// Why a certificate is refused. `named` goes before a reason that is about its issuer.
+fn reason(error: &Error, certificate: &CertificateDer<'_>, name: &ServerName<'_>, named: &str) -> String {
     let is_self_signed = x509_parser::parse_x509_certificate(certificate)
         .is_ok_and(|(_, found)| found.subject().as_raw() == found.issuer().as_raw());
     match error {
@@ -204,16 +173,16 @@ fn why_not(error: &Error, certificate: &CertificateDer<'_>, name: &ServerName<'_
             "has expired".to_owned()
         }
         Error::InvalidCertificate(CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. }) => {
-            "is not good yet, by the clock of this host".to_owned()
+            "is not valid yet, by the clock of this host".to_owned()
         }
         Error::InvalidCertificate(
             CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
         ) => {
             format!("is for other names than {}", name.to_str())
         }
-        _ if is_self_signed => format!("{named}is self-signed: no authority vouches for it"),
+        _ if is_self_signed => format!("{named}is self-signed"),
         Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
-            format!("{named}is signed by an authority that is not trusted here")
+            format!("{named}is signed by an unknown authority")
         }
         error => format!("{named}cannot be verified ({error})"),
     }

@@ -1,4 +1,4 @@
-//! The service's certificate and the TLS that it speaks: 1.2 and 1.3.
+//! TLS as a server: versions 1.2 and 1.3.
 
 use std::io;
 use std::path::Path;
@@ -10,14 +10,13 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
 
-use crate::auth::trust::read_certificates;
+use super::pem::read_certificates;
 use crate::config::Api;
 
 /// Reads the certificate and key that `api` names.
 ///
 /// # Errors
-/// Where one of the files cannot be read or used, or the key is another certificate's; the message
-/// names the config key.
+/// A file cannot be read or used, or the key belongs to another certificate. The message starts with the config key.
 pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     let problem = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
         let remedy = match key {
@@ -56,14 +55,14 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
         }
         error => problem("key", &api.key, &error),
     })?;
-    // No HTTP/2: for bytes in bulk it needs more CPU. A client that offers nothing else is told so by TLS.
+    // No HTTP/2: it needs more CPU for bulk data. The handshake fails for a client that offers nothing else.
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
     config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
     config.ignore_client_order = true;
     Ok(Arc::new(config))
 }
 
-/// rustls' own choice of ciphers, those with AES-128 first: as safe, and cheapest a byte.
+/// The default ciphers of rustls, those with AES-128 first: they cost the least CPU per byte.
 fn provider() -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites.sort_by_key(|suite| !format!("{:?}", suite.suite()).contains("AES_128_GCM"));
