@@ -8,9 +8,8 @@ use coriolis_ovm_exporter::app::ops::check_config::{CheckStatus, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
-use coriolis_ovm_exporter::http::service;
 use coriolis_ovm_exporter::metrics::Metrics;
-use coriolis_ovm_exporter::tls;
+use coriolis_ovm_exporter::{service, tls};
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::normalize_go_flags(std::env::args_os()));

@@ -4,7 +4,6 @@ pub mod byte_range;
 pub mod conditional;
 pub mod rate_limit;
 pub mod server;
-pub mod service;
 
 mod body;
 mod connection;
@@ -20,7 +19,6 @@ mod head;
 mod heads;
 mod json;
 mod json_stream;
-mod notify;
 mod query;
 mod refusal;
 mod request_middleware;

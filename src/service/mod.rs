@@ -1,5 +1,7 @@
 //! The life of the service: start, reload on SIGHUP, drain on SIGTERM and SIGINT.
 
+mod notify;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,11 +12,11 @@ use rustls::ServerConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::rate_limit::Limits;
-use super::server::Options;
-use super::{notify, router, server};
 use crate::app::App;
 use crate::config::{Api, Config, ConfigError, Fault};
+use crate::http::rate_limit::Limits;
+use crate::http::router;
+use crate::http::server::{self, Options};
 use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls;
