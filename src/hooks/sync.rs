@@ -251,7 +251,7 @@ mod tests {
         assert_eq!(tagged("https://guest:99/x/"), "https://guest:99/x");
         assert_eq!(tagged(""), "https://10.0.0.5:1727");
         assert!(tagged("http://guest").contains("in the clear"));
-        assert!(tagged("guest").contains("is no URL"));
+        assert!(tagged("guest").contains("is not a URL"));
         // The config goes before the tag.
         let target = target(&config, &named, &["xo:notify-on-snapshot=https://other"], None);
         assert_eq!(target, Some(SyncTarget::Url("https://named:1".to_owned())));
