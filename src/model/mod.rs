@@ -11,6 +11,7 @@ pub mod printable;
 mod range;
 pub mod retention;
 pub mod snapshot;
+pub mod unfinished;
 
 pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
@@ -21,3 +22,4 @@ pub use range::{ByteRange, PhysAddr};
 pub use snapshot::{
     DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,
 };
+pub use unfinished::{PlannedDisk, SnapshotDraft, SnapshotFile, SnapshotFiles, UnfinishedSnapshot};

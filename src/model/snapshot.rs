@@ -30,11 +30,15 @@ impl Snapshot {
 
     /// The repositories that hold files of this snapshot, each once.
     pub fn repositories(&self) -> Vec<&RepositoryId> {
-        let mut ids: Vec<_> = self.disks.iter().map(|disk| &disk.source.repository).collect();
-        ids.sort();
-        ids.dedup();
-        ids
+        each_once(self.disks.iter().map(|disk| &disk.source.repository))
     }
+}
+
+pub(super) fn each_once<'a>(ids: impl Iterator<Item = &'a RepositoryId>) -> Vec<&'a RepositoryId> {
+    let mut ids: Vec<_> = ids.collect();
+    ids.sort();
+    ids.dedup();
+    ids
 }
 
 /// How a snapshot was taken: what ran around it, and what came of that.
@@ -75,14 +79,6 @@ pub struct SnapshotDisk {
     pub volume: Option<VolumeId>,
     /// More of the finished file, where it was recorded.
     pub seal: Option<Seal>,
-}
-
-impl SnapshotDisk {
-    /// Notes what its file is like, which is finished.
-    pub fn set(&mut self, identity: FileIdentity, seal: Seal) {
-        self.identity = identity;
-        self.seal = Some(seal);
-    }
 }
 
 /// Which disk a file is a state of: what makes two disks of two snapshots comparable.

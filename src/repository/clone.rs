@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::{File, Permissions};
 use std::io;
+use std::num::NonZero;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::sync::{Arc, Barrier, OnceLock};
@@ -89,11 +90,11 @@ impl Clones {
         Ok(Self { clones, key })
     }
 
-    /// The inodes of the new files, in the order of the disks; 0 for one that the clone itself makes.
-    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+    /// The inodes of the new files, in the order of the disks. `None` for a file that the clone itself will make.
+    pub fn inodes(&self) -> impl Iterator<Item = Option<NonZero<u64>>> {
         self.clones.iter().map(|(_, clone)| match clone {
-            Clone::Ficlone { inode, .. } => *inode,
-            Clone::Ocfs2 { .. } => 0,
+            Clone::Ficlone { inode, .. } => NonZero::new(*inode),
+            Clone::Ocfs2 { .. } => None,
         })
     }
 

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use super::clone_support::SUPPORTED;
 use super::seal::{self, Sealed};
 use super::{SNAPSHOTS, manifest};
-use crate::model::{Snapshot, SnapshotDisk, SnapshotId, VolumeId};
+use crate::model::{Snapshot, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
 use crate::sys::folder::{Folder, Odd, What};
 use crate::sys::{fsinfo, volume};
 
@@ -142,7 +142,7 @@ impl SnapshotDir {
     /// # Errors
     /// The errno of openat(2); [`Odd`] where something else has its name.
     pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
-        if !is_the_recorded_volume(&self.root, disks)?.unwrap_or(false) {
+        if !is_the_recorded_volume(&self.root, disks.into_iter().map(|disk| disk.volume))?.unwrap_or(false) {
             return Ok(false);
         }
         match self.open() {
@@ -164,10 +164,10 @@ impl SnapshotDir {
     /// [`RemoveError`]; all the rest has been tried all the same.
     pub fn remove<'a>(
         &self,
-        disks: impl IntoIterator<Item = &'a SnapshotDisk, IntoIter: Clone>,
+        files: impl IntoIterator<Item = &'a SnapshotFile, IntoIter: Clone>,
     ) -> Result<Removal, RemoveError> {
-        let disks = disks.into_iter();
-        if !is_the_volume(&self.root, disks.clone())? {
+        let files = files.into_iter();
+        if !is_the_volume(&self.root, files.clone().map(|file| file.volume))? {
             return Ok(Removal::RepositoryAbsent);
         }
         let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
@@ -178,11 +178,11 @@ impl SnapshotDir {
         };
         let mut strangers = Vec::new();
         let mut first_error = None;
-        for disk in disks {
-            match remove_disk(&folder, disk) {
+        for file in files {
+            match remove_disk(&folder, file) {
                 Ok(stranger) => strangers.extend(stranger),
                 Err(error) => {
-                    tracing::error!(folder = ?folder.path(), disk = %disk.name, %error, "a snapshot's file cannot be removed");
+                    tracing::error!(folder = ?folder.path(), disk = %file.name, %error, "a snapshot's file cannot be removed");
                     first_error.get_or_insert(error);
                 }
             }
@@ -229,11 +229,11 @@ impl SnapshotDir {
 
 /// Whether a repository lies on the file system that the files of `disks` were made on; nothing where that is not
 /// recorded.
-fn is_the_recorded_volume<'a>(
+fn is_the_recorded_volume(
     root: &Folder,
-    disks: impl IntoIterator<Item = &'a SnapshotDisk>,
+    mut volumes: impl Iterator<Item = Option<VolumeId>>,
 ) -> io::Result<Option<bool>> {
-    match disks.into_iter().find_map(|disk| disk.volume) {
+    match volumes.find_map(|volume| volume) {
         Some(VolumeId(recorded)) => Ok(Some(volume::id_of(root)? == Some(recorded))),
         None => Ok(None),
     }
@@ -241,8 +241,8 @@ fn is_the_recorded_volume<'a>(
 
 /// The same. For a snapshot from before that was recorded, any file system that can clone will do, where it is
 /// mounted there, or has snapshots: a folder that somebody has made at the mount point is none.
-fn is_the_volume<'a>(root: &Folder, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
-    if let Some(is_it) = is_the_recorded_volume(root, disks)? {
+fn is_the_volume(root: &Folder, volumes: impl Iterator<Item = Option<VolumeId>>) -> io::Result<bool> {
+    if let Some(is_it) = is_the_recorded_volume(root, volumes)? {
         return Ok(is_it);
     }
     Ok(SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()) && is_in_use(root)?)
@@ -264,12 +264,11 @@ fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Strange
 }
 
 /// Removes the file of a disk, where it is there and is the one that the service made.
-fn remove_disk(folder: &Folder, disk: &SnapshotDisk) -> io::Result<Option<Stranger>> {
-    remove_if(folder, OsStr::new(disk.name.as_str()), |found| {
-        Ok(if disk.identity.inode == 0 {
-            (!is_as_made(found, folder)?).then_some("is no file that the service made")
-        } else {
-            (found.ino() != disk.identity.inode).then_some("is not the file that was snapshotted")
+fn remove_disk(folder: &Folder, file: &SnapshotFile) -> io::Result<Option<Stranger>> {
+    remove_if(folder, OsStr::new(file.name.as_str()), |found| {
+        Ok(match file.inode {
+            None => (!is_as_made(found, folder)?).then_some("is no file that the service made"),
+            Some(inode) => (found.ino() != inode.get()).then_some("is not the file that was snapshotted"),
         })
     })
 }

@@ -16,10 +16,11 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
-use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::model::{Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
 
 pub use error::{StoreError, Trouble};
-pub use record::State;
+pub use record::Record;
+use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, KeyUse, RequestKey};
 
 /// Snapshot id → record. Made by the migrations.
@@ -97,12 +98,12 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is about to be made, and gives it its place in the order. With
-    /// hooks around it, they are `owed` from now on: see [`Store::record_pending_hooks`].
+    /// Records that the snapshot of `draft` is about to be made, and gives it its place in the order. If `owed` is
+    /// given, its post hooks are pending from now on: see [`Store::record_pending_hooks`].
     ///
     /// # Errors
-    /// [`StoreError`]; [`StoreError::OutOfPlace`] where the next start would not know of it.
-    pub fn begin(&self, snapshot: &mut Snapshot, owed: Option<&[u8]>) -> Result<(), StoreError> {
+    /// [`StoreError::OutOfPlace`] where the next start would not find the record.
+    pub fn begin(&self, draft: SnapshotDraft, owed: Option<&[u8]>) -> Result<UnfinishedSnapshot, StoreError> {
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
             return Err(StoreError::OutOfPlace(trouble));
         }
@@ -114,14 +115,14 @@ impl Store {
                 counters.insert("sequence", next)?;
                 next
             };
-            snapshot.sequence = sequence;
-            put(transaction, State::Creating, snapshot)?;
-            let vm = snapshot.vm.as_str();
-            transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm, sequence), snapshot.id.as_u128())?;
+            let unfinished = UnfinishedSnapshot::new(draft, sequence);
+            let SnapshotDraft { id, ref vm, .. } = unfinished.draft;
+            put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
+            transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
             if let Some(owed) = owed {
-                transaction.open_table(OWED_HOOKS)?.insert(snapshot.id.as_u128(), owed)?;
+                transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), owed)?;
             }
-            Ok(())
+            Ok(unfinished)
         })
     }
 
@@ -198,7 +199,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn forget(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
+    pub fn forget(&self, snapshot: &SnapshotFiles) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
             // One that another service has made may have the place of another.
@@ -217,15 +218,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, StoreError> {
-        let found = self.record(id)?;
-        Ok(found.and_then(|(state, snapshot)| (state == State::Ready).then_some(snapshot)))
+        Ok(self.record(id)?.and_then(Record::ready))
     }
 
     /// The snapshot `id` and how far it has come, if it is known at all.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn record(&self, id: SnapshotId) -> Result<Option<(State, Snapshot)>, StoreError> {
+    pub fn record(&self, id: SnapshotId) -> Result<Option<Record>, StoreError> {
         self.handle.read(|transaction| {
             let records = transaction.open_table(SNAPSHOTS)?;
             let bytes = records.get(id.as_u128())?;
@@ -238,16 +238,14 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn snapshots_of(&self, vm: &VmId) -> Result<Vec<Snapshot>, StoreError> {
-        let mut records = self.records_of(vm)?;
-        records.retain(|(state, _)| *state == State::Ready);
-        Ok(records.into_iter().map(|(_, snapshot)| snapshot).collect())
+        Ok(self.records_of(vm)?.into_iter().filter_map(Record::ready).collect())
     }
 
     /// The snapshots of `vm`, oldest first, also those that are half made or half gone.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn records_of(&self, vm: &VmId) -> Result<Vec<(State, Snapshot)>, StoreError> {
+    pub fn records_of(&self, vm: &VmId) -> Result<Vec<Record>, StoreError> {
         self.handle.read(|transaction| {
             let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
             let records = transaction.open_table(SNAPSHOTS)?;
@@ -267,8 +265,7 @@ impl Store {
     /// # Errors
     /// [`StoreError`].
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
-        let found = self.all_in(|state| state == State::Ready)?;
-        Ok(found.into_iter().map(|(_, snapshot)| snapshot).collect())
+        self.all(Record::ready)
     }
 
     /// The ids of all complete snapshots by VM, oldest first.
@@ -303,19 +300,18 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]; not for a record that cannot be read, which the log names.
-    pub fn unfinished(&self) -> Result<Vec<(State, Snapshot)>, StoreError> {
-        self.all_in(|state| state != State::Ready)
+    pub fn unfinished(&self) -> Result<Vec<SnapshotFiles>, StoreError> {
+        self.all(Record::unfinished)
     }
 
-    fn all_in(&self, wanted: impl Fn(State) -> bool) -> Result<Vec<(State, Snapshot)>, StoreError> {
+    fn all<T>(&self, wanted: impl Fn(Record) -> Option<T>) -> Result<Vec<T>, StoreError> {
         self.handle.read(|transaction| {
             let mut found = Vec::new();
             for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
                 let (id, bytes) = entry?;
                 // One bad record must not hide the others.
                 match record::decode(id.value(), bytes.value()) {
-                    Ok((state, snapshot)) if wanted(state) => found.push((state, snapshot)),
-                    Ok(_) => {}
+                    Ok(record) => found.extend(wanted(record)),
                     Err(error) => tracing::error!(%error, "passed over"),
                 }
             }
@@ -341,8 +337,11 @@ fn read_all(transaction: &ReadTransaction) -> Result<(), StoreError> {
 }
 
 fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Result<(), StoreError> {
-    let bytes = record::encode(state, snapshot)?;
-    transaction.open_table(SNAPSHOTS)?.insert(snapshot.id.as_u128(), bytes.as_slice())?;
+    put_bytes(transaction, snapshot.id, &record::encode(state, snapshot)?)
+}
+
+fn put_bytes(transaction: &WriteTransaction, id: SnapshotId, record: &[u8]) -> Result<(), StoreError> {
+    transaction.open_table(SNAPSHOTS)?.insert(id.as_u128(), record)?;
     Ok(())
 }
 

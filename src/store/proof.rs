@@ -89,16 +89,16 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
 #[cfg(test)]
 mod tests {
     use super::super::CommitOptions;
-    use super::super::tests::snapshot;
+    use super::super::tests::{begin, snapshot};
     use super::*;
+    use crate::model::SnapshotFiles;
 
     #[test]
     fn what_was_found_out_goes_with_the_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
-        let (mut first, mut second) = (snapshot(1), snapshot(2));
-        for snapshot in [&mut first, &mut second] {
-            store.begin(snapshot, None).unwrap();
+        let [first, second] = [1, 2].map(|number| begin(&store, snapshot(number), None));
+        for snapshot in [&first, &second] {
             store.commit(snapshot, &CommitOptions::default()).unwrap();
         }
         let disk = first.disks[0].name.clone();
@@ -110,7 +110,7 @@ mod tests {
         let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
         assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
         assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");
-        store.forget(&first).unwrap();
+        store.forget(&SnapshotFiles::from(&first)).unwrap();
         assert_eq!((found(first.id), found(second.id)), ((None, vec![]), all));
     }
 
@@ -118,14 +118,13 @@ mod tests {
     fn a_snapshot_that_another_service_made_takes_no_other_ones_place_along() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
-        let mut ours = snapshot(1);
-        store.begin(&mut ours, None).unwrap();
+        let ours = begin(&store, snapshot(1), None);
         store.commit(&ours, &CommitOptions::default()).unwrap();
         // The other service counts on its own.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;
         store.begin_deletion(&theirs).unwrap();
-        store.forget(&theirs).unwrap();
+        store.forget(&SnapshotFiles::from(&theirs)).unwrap();
         assert_eq!(store.snapshots_of(&ours.vm).unwrap(), [ours]);
     }
 }

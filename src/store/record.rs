@@ -3,21 +3,68 @@
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
-use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotId, VolumeId};
+use crate::model::{
+    DiskSource, FileIdentity, HookRun, Provenance, RepositoryId, Seal, Snapshot, SnapshotDisk, SnapshotFiles,
+    SnapshotId, UnfinishedSnapshot, VmId, VolumeId,
+};
 
-/// How far a snapshot has come. Only ready ones are shown to anybody.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum State {
-    /// Its files are being made; the identities of its disks are not known yet.
-    Creating,
-    /// Complete, on stable storage.
-    Ready,
+/// What the database knows of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// Its files are being made. After a crash they are removed.
+    Creating(SnapshotFiles),
+    /// It is complete and on stable storage. Clients see no other snapshots.
+    Ready(Snapshot),
     /// Its files are being removed.
+    Deleting(SnapshotFiles),
+}
+
+impl Record {
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready(_))
+    }
+
+    pub fn vm(&self) -> &VmId {
+        match self {
+            Self::Ready(snapshot) => &snapshot.vm,
+            Self::Creating(files) | Self::Deleting(files) => &files.vm,
+        }
+    }
+
+    /// The repositories that hold files of the snapshot, each once.
+    pub fn repositories(&self) -> Vec<&RepositoryId> {
+        match self {
+            Self::Ready(snapshot) => snapshot.repositories(),
+            Self::Creating(files) | Self::Deleting(files) => files.repositories(),
+        }
+    }
+
+    pub(super) fn ready(self) -> Option<Snapshot> {
+        match self {
+            Self::Ready(snapshot) => Some(snapshot),
+            Self::Creating(_) | Self::Deleting(_) => None,
+        }
+    }
+
+    /// The files of a snapshot that is not complete.
+    pub(super) fn unfinished(self) -> Option<SnapshotFiles> {
+        match self {
+            Self::Ready(_) => None,
+            Self::Creating(files) | Self::Deleting(files) => Some(files),
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum State {
+    Creating,
+    Ready,
     Deleting,
 }
 
+/// The stored bytes: postcard writes the fields in this order, without names.
 #[derive(Serialize, Deserialize)]
-struct Record {
+struct StoredRecord {
     state: State,
     vm: String,
     sequence: u64,
@@ -64,7 +111,7 @@ struct RecordHook {
 }
 
 pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
-    let record = Record {
+    let record = StoredRecord {
         state,
         vm: snapshot.vm.to_string(),
         sequence: snapshot.sequence,
@@ -109,16 +156,43 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
     postcard::to_stdvec(&record).map_err(|error| StoreError::Record { id: snapshot.id, cause: error.to_string() })
 }
 
-pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<(State, Snapshot), StoreError> {
-    let id = SnapshotId::from_u128(id);
-    record(id, bytes).map_err(|cause| StoreError::Record { id, cause })
+/// The record of a snapshot that is being made: its files have no identities yet, so zeros are stored for them.
+pub(super) fn encode_unfinished(unfinished: &UnfinishedSnapshot) -> Result<Vec<u8>, StoreError> {
+    let draft = &unfinished.draft;
+    let disks = draft.disks.iter().map(|disk| SnapshotDisk {
+        name: disk.name.clone(),
+        source: disk.source.clone(),
+        identity: FileIdentity { inode: 0, size: disk.size, changed_ns: 0 },
+        volume: disk.volume,
+        seal: None,
+    });
+    let placeholder = Snapshot {
+        id: draft.id,
+        vm: draft.vm.clone(),
+        sequence: unfinished.sequence,
+        created_at: draft.created_at,
+        created_by: draft.created_by.clone(),
+        disks: disks.collect(),
+        provenance: Provenance::crash_consistent(),
+    };
+    encode(State::Creating, &placeholder)
 }
 
-fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
+pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<Record, StoreError> {
+    let id = SnapshotId::from_u128(id);
+    let (state, snapshot) = stored(id, bytes).map_err(|cause| StoreError::Record { id, cause })?;
+    Ok(match state {
+        State::Creating => Record::Creating(SnapshotFiles::from(&snapshot)),
+        State::Ready => Record::Ready(snapshot),
+        State::Deleting => Record::Deleting(SnapshotFiles::from(&snapshot)),
+    })
+}
+
+fn stored(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
     fn damaged(error: impl std::fmt::Display) -> String {
         error.to_string()
     }
-    let record: Record = postcard::from_bytes(bytes).map_err(damaged)?;
+    let record: StoredRecord = postcard::from_bytes(bytes).map_err(damaged)?;
     let mut files = record.files.into_iter();
     let disk = |disk: RecordDisk| {
         let file = files.next().unwrap_or_default();
@@ -155,4 +229,40 @@ fn record(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
         provenance,
     };
     Ok((record.state, snapshot))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{PlannedDisk, SnapshotDraft};
+
+    /// Version 0.1 wrote these bytes, and reads them after a crash.
+    #[test]
+    fn an_unfinished_record_stores_zeros_for_what_is_not_known() {
+        let disk = PlannedDisk {
+            name: "a.img".parse().unwrap(),
+            source: DiskSource { repository: "r".parse().unwrap(), path: "d/a".to_owned() },
+            size: 4096,
+            volume: Some(VolumeId([0xa5; 16])),
+        };
+        let draft = SnapshotDraft {
+            id: SnapshotId::from_u128(7),
+            vm: "0004fb00000600000000000000000001".parse().unwrap(),
+            created_at: jiff::Timestamp::from_nanosecond(1).unwrap(),
+            created_by: "admin".to_owned(),
+            disks: vec![disk],
+        };
+        let unfinished = UnfinishedSnapshot::new(draft, 5);
+        let bytes = encode_unfinished(&unfinished).unwrap();
+        let expected = [
+            b"\x00\x200004fb00000600000000000000000001\x05\x02\x05admin".as_slice(),
+            b"\x01\x05a.img\x01r\x03d/a\x80\x20\x00\x00",
+            b"\x05crash\x00\x00",
+            b"\x01\x01",
+            &[0xa5; 16],
+            b"\x00",
+        ];
+        assert_eq!(bytes, expected.concat());
+        assert_eq!(decode(7, &bytes).unwrap(), Record::Creating(unfinished.files()));
+    }
 }

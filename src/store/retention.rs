@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{SNAPSHOTS, State, Store, StoreError, put, record};
+use super::{Record, SNAPSHOTS, State, Store, StoreError, put, record};
 use crate::model::retention::Retention;
 use crate::model::{Snapshot, SnapshotId, VmId};
 
@@ -144,7 +144,7 @@ impl Store {
     /// [`StoreError`].
     pub fn lease(&self, id: SnapshotId, user: &str, until: Timestamp) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
-            let is_there = state(transaction, id)? == Some(State::Ready);
+            let is_there = is_ready(transaction, id)?;
             if is_there {
                 transaction.open_table(LEASES)?.insert((id.as_u128(), user), until.as_millisecond())?;
             }
@@ -170,7 +170,7 @@ impl Store {
     /// [`StoreError`].
     pub fn begin_sweep(&self, snapshot: &Snapshot, now: Timestamp) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
-            if state(transaction, snapshot.id)? != Some(State::Ready) || is_leased(transaction, snapshot.id, now)? {
+            if !is_ready(transaction, snapshot.id)? || is_leased(transaction, snapshot.id, now)? {
                 return Ok(false);
             }
             put(transaction, State::Deleting, snapshot)?;
@@ -199,11 +199,11 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
     Ok(())
 }
 
-fn state(transaction: &WriteTransaction, id: SnapshotId) -> Result<Option<State>, StoreError> {
+fn is_ready(transaction: &WriteTransaction, id: SnapshotId) -> Result<bool, StoreError> {
     let records = transaction.open_table(SNAPSHOTS)?;
     let bytes = records.get(id.as_u128())?;
     let found = bytes.map(|bytes| record::decode(id.as_u128(), bytes.value())).transpose()?;
-    Ok(found.map(|(state, _)| state))
+    Ok(found.as_ref().is_some_and(Record::is_ready))
 }
 
 fn is_leased(transaction: &WriteTransaction, id: SnapshotId, now: Timestamp) -> Result<bool, StoreError> {

@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
-    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, Provenance, Seal, SnapshotDisk,
-    VolumeId,
+    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk, Provenance, Seal,
+    SnapshotDisk, SnapshotFile, VolumeId,
 };
 
 pub(super) const VM: &str = "0004fb00000600000000000000000001";
@@ -28,6 +28,31 @@ pub(super) fn snapshot(number: u128) -> Snapshot {
         }],
         provenance: Provenance::crash_consistent(),
     }
+}
+
+/// Begins `snapshot`, and returns it with the sequence that it was given.
+pub(super) fn begin(store: &Store, snapshot: Snapshot, pending_hooks: Option<&[u8]>) -> Snapshot {
+    let planned = |disk: &SnapshotDisk| PlannedDisk {
+        name: disk.name.clone(),
+        source: disk.source.clone(),
+        size: disk.identity.size,
+        volume: disk.volume,
+    };
+    let draft = SnapshotDraft {
+        id: snapshot.id,
+        vm: snapshot.vm.clone(),
+        created_at: snapshot.created_at,
+        created_by: snapshot.created_by.clone(),
+        disks: snapshot.disks.iter().map(planned).collect(),
+    };
+    Snapshot { sequence: store.begin(draft, pending_hooks).unwrap().sequence, ..snapshot }
+}
+
+/// The files of a snapshot that is being made.
+fn files_in_the_making(snapshot: &Snapshot) -> SnapshotFiles {
+    let mut files = SnapshotFiles::from(snapshot);
+    files.files.iter_mut().for_each(|file: &mut SnapshotFile| file.inode = None);
+    files
 }
 
 /// The same, with hooks around it.
@@ -63,14 +88,12 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let mut first = snapshot(2);
-    store.begin(&mut first, None).unwrap();
+    let first = begin(&store, snapshot(2), None);
     assert_eq!(store.snapshot(first.id).unwrap(), None);
-    assert_eq!(store.unfinished().unwrap(), [(State::Creating, first.clone())]);
+    assert_eq!(store.unfinished().unwrap(), [files_in_the_making(&first)]);
     store.commit(&first, &CommitOptions::default()).unwrap();
 
-    let mut second = snapshot(1);
-    store.begin(&mut second, None).unwrap();
+    let second = begin(&store, snapshot(1), None);
     store.commit(&second, &CommitOptions::default()).unwrap();
     drop(store);
 
@@ -82,8 +105,8 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
 
     store.begin_deletion(&first).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
-    assert_eq!(store.unfinished().unwrap(), [(State::Deleting, first.clone())]);
-    store.forget(&first).unwrap();
+    assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&first)]);
+    store.forget(&SnapshotFiles::from(&first)).unwrap();
     assert_eq!(store.record(first.id).unwrap(), None);
     assert_eq!(store.snapshots_of(&vm).unwrap(), [second]);
     assert_eq!(store.unfinished().unwrap(), []);
@@ -160,11 +183,10 @@ fn the_database_of_schema_1_is_opened() {
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
     let mut creating = snapshot(8);
     creating.sequence = 2;
-    assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+    assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     assert_eq!(store.owed().unwrap(), []);
     // The order goes on, past the places of snapshots that are adopted.
-    let mut next = snapshot(9);
-    store.begin(&mut next, None).unwrap();
+    let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
     store.commit(&next, &golden_order()).unwrap();
 }
@@ -184,7 +206,7 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
-        assert_eq!(store.unfinished().unwrap(), [(State::Creating, creating)]);
+        assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
 
@@ -196,13 +218,11 @@ fn write_the_golden_database() {
     let path = golden_path(schema::CURRENT_SCHEMA);
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
-    let (mut plain, mut quiesced, mut creating) = (snapshot(7), sealed(8), snapshot(9));
-    for snapshot in [&mut plain, &mut quiesced] {
-        store.begin(snapshot, None).unwrap();
-        store.commit(snapshot, &golden_order()).unwrap();
+    for snapshot in [snapshot(7), sealed(8)] {
+        store.commit(&begin(&store, snapshot, None), &golden_order()).unwrap();
     }
-    assert!(store.lease(plain.id, "admin", golden_terms().leased_until.unwrap()).unwrap());
-    store.begin(&mut creating, Some(b"{}")).unwrap();
+    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_terms().leased_until.unwrap()).unwrap());
+    begin(&store, snapshot(9), Some(b"{}"));
 }
 
 #[test]
@@ -210,9 +230,8 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let (mut first, mut second) = (hooked(1), snapshot(2));
-    store.begin(&mut first, Some(b"first")).unwrap();
-    store.begin(&mut second, None).unwrap();
+    let first = begin(&store, hooked(1), Some(b"first"));
+    let second = begin(&store, snapshot(2), None);
     store.commit(&first, &CommitOptions::default()).unwrap();
     store.record_pending_hooks(second.id, b"second").unwrap();
     drop(store);
@@ -232,8 +251,7 @@ fn a_damaged_database_is_an_error_and_stays() {
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
     for number in 0..300 {
-        let mut snapshot = snapshot(number);
-        store.begin(&mut snapshot, None).unwrap();
+        begin(&store, snapshot(number), None);
     }
     drop(store);
     // Zeros over the middle of the file, where the tables are.
@@ -249,14 +267,13 @@ fn a_damaged_database_is_an_error_and_stays() {
 fn one_bad_record_hides_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let mut snapshots = [snapshot(1), snapshot(2)];
-    snapshots.iter_mut().for_each(|snapshot| store.begin(snapshot, None).unwrap());
+    let snapshots = [1, 2].map(|number| begin(&store, snapshot(number), None));
     let spoil = |transaction: &WriteTransaction| {
         transaction.open_table(SNAPSHOTS)?.insert(1, [0xff; 3].as_slice())?;
         Ok(())
     };
     store.handle.write(spoil).unwrap();
-    assert_eq!(store.unfinished().unwrap(), [(State::Creating, snapshots[1].clone())]);
+    assert_eq!(store.unfinished().unwrap(), [files_in_the_making(&snapshots[1])]);
     let error = store.record(snapshots[0].id).unwrap_err().to_string();
     assert!(error.contains(&snapshots[0].id.to_string()), "{error}");
 }
@@ -277,8 +294,7 @@ fn a_file_that_goes_away_is_not_replaced_by_an_empty_one() {
 fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let mut made = snapshot(1);
-    store.begin(&mut made, None).unwrap();
+    let made = begin(&store, snapshot(1), None);
     store.commit(&made, &CommitOptions::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
@@ -295,8 +311,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
     assert!(store.adopt(&rebuilt).unwrap());
-    let mut next = snapshot(4);
-    store.begin(&mut next, None).unwrap();
+    let next = begin(&store, snapshot(4), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }
 

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use crate::app::{App, Error};
-use crate::model::Snapshot;
+use crate::model::SnapshotDraft;
 use crate::repository::clone::Source;
 use crate::repository::executor::Kind;
 use crate::sys::fiemap;
@@ -99,7 +99,7 @@ pub const MANY_EXTENTS: u32 = 100_000;
 
 impl App {
     /// Checks that the policy lets `snapshot` be made of `sources`, its disks in their order.
-    pub(crate) fn check_policy(&self, snapshot: &Snapshot, sources: &[Source]) -> Result<(), Error> {
+    pub(crate) fn check_policy(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
         if let Some(limit) = self.policy.max_snapshots_per_vm {
             let there = self.store.snapshots_of(&snapshot.vm)?.len();
             if there >= limit {

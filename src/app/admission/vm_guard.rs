@@ -11,7 +11,7 @@ use tokio::sync::OwnedMutexGuard;
 use tokio::time::Instant;
 
 use crate::app::{App, Error};
-use crate::model::{RepositoryId, Snapshot, VmId};
+use crate::model::{RepositoryId, SnapshotDraft, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::vm_lock::{self, Attempt, VmLock};
 use crate::repository::{Unavailable, assign};
@@ -73,7 +73,7 @@ impl VmGuard {
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::NoSpace`], [`Error::ReadOnly`].
-    pub(crate) fn covers(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub(crate) fn covers(&self, snapshot: &SnapshotDraft) -> Result<(), Error> {
         let Some(id) = snapshot.repositories().into_iter().find(|id| !self.locked.contains(id)) else { return Ok(()) };
         match self.failed.iter().find(|(failed, _)| failed == id) {
             Some((_, error)) => Err(lock_error(id, error)),
@@ -81,16 +81,16 @@ impl VmGuard {
         }
     }
 
-    /// Checks that nobody else can be at work where files of `snapshot` are removed. A repository that is not there,
+    /// Checks that nobody else can be at work where a snapshot's files are removed, in these `repositories`. A repository that is not there,
     /// or not in the config, keeps its files; in one that is full or read-only nobody else could have made the lock
     /// file; where the folder of snapshots is a link, nothing is removed.
     ///
     /// # Errors
     /// [`Error::VmBusy`], [`Error::Unavailable`].
-    pub(crate) fn allows_removal(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub(crate) fn allows_removal(&self, repositories: &[&RepositoryId]) -> Result<(), Error> {
         let is_harmless =
             |error: &io::Error| Unavailable::of(error).is_some() || Odd::of(error).is_some() || cannot_write(error);
-        for of in snapshot.repositories() {
+        for &of in repositories {
             if let Some((_, holder)) = self.busy.iter().find(|(id, _)| id == of) {
                 return Err(Error::VmBusy { holder: holder.clone() });
             }
@@ -195,7 +195,7 @@ impl App {
         Ok(VmGuard { held: Some((locks, own)), locked, failed, busy, was_held })
     }
 
-    /// Locks the VM for the removal of `snapshots`, wherever they have files.
+    /// Locks the VM for the removal of snapshots, each with the repositories that it has files in.
     ///
     /// # Errors
     /// [`Error::VmBusy`], [`Error::Unavailable`].
@@ -203,11 +203,11 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
-        snapshots: impl Iterator<Item = &'a Snapshot> + Clone,
+        snapshots: impl Iterator<Item = Vec<&'a RepositoryId>> + Clone,
     ) -> Result<VmGuard, Error> {
         let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
         for snapshot in snapshots {
-            turn.allows_removal(snapshot)?;
+            turn.allows_removal(&snapshot)?;
         }
         Ok(turn)
     }
@@ -220,9 +220,9 @@ impl App {
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
-        snapshots: impl Iterator<Item = &'a Snapshot>,
+        snapshots: impl Iterator<Item = Vec<&'a RepositoryId>>,
     ) -> Result<VmGuard, Error> {
-        let repositories = snapshots.flat_map(Snapshot::repositories).cloned().collect();
+        let repositories = snapshots.flatten().cloned().collect();
         self.lock_where_possible(own, vm, repositories, How::REQUEST).await
     }
 
@@ -230,11 +230,12 @@ impl App {
     pub(crate) async fn try_lock_for_removal(
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
-        snapshot: &Snapshot,
+        vm: &VmId,
+        repositories: &[&RepositoryId],
     ) -> Result<VmGuard, Error> {
-        let repositories = snapshot.repositories().into_iter().cloned().collect();
-        let turn = self.lock_vm(own, &snapshot.vm, repositories, How::NOW).await?;
-        turn.allows_removal(snapshot)?;
+        let all = repositories.iter().copied().cloned().collect();
+        let turn = self.lock_vm(own, vm, all, How::NOW).await?;
+        turn.allows_removal(repositories)?;
         Ok(turn)
     }
 

@@ -9,7 +9,7 @@ use tracing::Instrument;
 use crate::app::{App, Error};
 use crate::hooks::{self, Ended, Event, EventDisk, EventVm, Operation, PendingPostHooks, Refresh};
 use crate::inventory;
-use crate::model::{HookRun, Snapshot, SnapshotId};
+use crate::model::{DiskName, DiskSource, HookRun, Snapshot, SnapshotId, VmId};
 
 /// What was called around an operation.
 #[derive(Default)]
@@ -159,31 +159,37 @@ impl App {
         ended.try_recv().unwrap_or(Err(Error::CloneTimeout { seconds: patience.as_secs_f64() }))
     }
 
-    /// What hooks are told of an `operation` on `snapshot`; `vm` is what the inventory says of its
-    /// VM, where that is still in it.
-    pub(crate) fn event(&self, operation: Operation, snapshot: &Snapshot, vm: Option<&inventory::Vm>) -> Event {
-        let disks = snapshot.disks.iter().filter_map(|disk| {
-            let repository = self.repository(&disk.source.repository)?;
+    /// What hooks are told of an `operation` on the snapshot `id` of `vm_id`, whose disks have these names, sources
+    /// and sizes; `vm` is what the inventory says of the VM, where that is still in it.
+    pub(crate) fn event<'a>(
+        &self,
+        operation: Operation,
+        (id, vm_id): (SnapshotId, &VmId),
+        disks: impl Iterator<Item = (&'a DiskName, &'a DiskSource, u64)>,
+        vm: Option<&inventory::Vm>,
+    ) -> Event {
+        let disks = disks.filter_map(|(name, source, size)| {
+            let repository = self.repository(&source.repository)?;
             Some(EventDisk {
-                name: disk.name.to_string(),
-                path: repository.mount_point().join(&disk.source.path).display().to_string(),
-                snapshot_path: repository.snapshot_path(snapshot.id, &disk.name).display().to_string(),
-                size: disk.identity.size,
+                name: name.to_string(),
+                path: repository.mount_point().join(&source.path).display().to_string(),
+                snapshot_path: repository.snapshot_path(id, name).display().to_string(),
+                size,
             })
         });
         let sync = match (operation, vm) {
             (Operation::SnapshotCreate, Some(vm)) => {
                 let address = vm.addresses.first().map(String::as_str);
-                self.hooks.sync_target(&snapshot.vm, &[&vm.description, &vm.friendly_name], address)
+                self.hooks.sync_target(vm_id, &[&vm.description, &vm.friendly_name], address)
             }
             _ => None,
         };
         Event {
             operation,
-            snapshot_id: snapshot.id.to_string(),
+            snapshot_id: id.to_string(),
             vm: EventVm {
-                name: snapshot.vm.to_string(),
-                uuid: vm.and_then(|vm| vm.uuid.clone()).unwrap_or_else(|| snapshot.vm.dashed()),
+                name: vm_id.to_string(),
+                uuid: vm.and_then(|vm| vm.uuid.clone()).unwrap_or_else(|| vm_id.dashed()),
                 friendly_name: vm.map(|vm| vm.friendly_name.clone()).unwrap_or_default(),
             },
             disks: disks.collect(),
@@ -194,7 +200,8 @@ impl App {
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(crate) fn deletion(&self, snapshot: &Snapshot) -> Event {
         let vm = self.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
-        self.event(Operation::SnapshotDelete, snapshot, vm.as_deref())
+        let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));
+        self.event(Operation::SnapshotDelete, (snapshot.id, &snapshot.vm), disks, vm.as_deref())
     }
 }
 

@@ -13,9 +13,7 @@ use crate::app::audit::Actor;
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::inventory::Disk;
-use crate::model::{
-    DiskName, DiskSource, FileIdentity, Provenance, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId,
-};
+use crate::model::{DiskName, DiskSource, Provenance, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::scan::{self, FoundFolder};
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
@@ -44,8 +42,43 @@ type Partial = HashMap<VmId, String>;
 
 /// A snapshot that was placed, before it is taken.
 struct Candidate {
-    snapshot: Snapshot,
+    placed: PlacedSnapshot,
     parts: Parts,
+}
+
+/// A snapshot of which it is known whose it is and when it was made.
+struct PlacedSnapshot {
+    id: SnapshotId,
+    vm: VmId,
+    created_at: jiff::Timestamp,
+    origin: Origin,
+}
+
+/// How a snapshot was placed.
+enum Origin {
+    Manifest(Snapshot),
+    /// By its files' names. Their identities are not recorded yet.
+    Files {
+        created_by: String,
+        disks: Vec<(DiskName, DiskSource)>,
+    },
+}
+
+impl PlacedSnapshot {
+    fn repositories(&self) -> Vec<&RepositoryId> {
+        match &self.origin {
+            Origin::Manifest(snapshot) => snapshot.repositories(),
+            Origin::Files { disks, .. } => disks.iter().map(|(_, source)| &source.repository).collect(),
+        }
+    }
+
+    /// The place in the order that its manifest names.
+    fn sequence(&self) -> Option<u64> {
+        match &self.origin {
+            Origin::Manifest(snapshot) => Some(snapshot.sequence),
+            Origin::Files { .. } => None,
+        }
+    }
 }
 
 impl App {
@@ -61,8 +94,9 @@ impl App {
             for (vm, candidates) in candidates {
                 let own = app.vm_locks.take(&vm).await;
                 // The lock would leave a file behind.
-                let snapshots = candidates.iter().map(|candidate| &candidate.snapshot).filter(|_| !what.dry_run);
-                let _turn = app.lock_for_removal(own, &vm, snapshots).await?;
+                let of_each =
+                    candidates.iter().map(|candidate| candidate.placed.repositories()).filter(|_| !what.dry_run);
+                let _turn = app.lock_for_removal(own, &vm, of_each).await?;
                 let taken = app.blocking(move |app| app.take_over(what, candidates)).await?;
                 report.adopted.extend(taken.adopted);
                 report.left.extend(taken.left);
@@ -103,7 +137,7 @@ impl App {
         let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
             // Known already, perhaps as one that is being made or removed.
-            if let Some((_, known)) = self.store.record(SnapshotId::from_u128(id))? {
+            if let Some(known) = self.store.record(SnapshotId::from_u128(id))? {
                 let strange = parts.iter().filter(|(repository, _)| !known.repositories().contains(&repository.id()));
                 strange.for_each(|(_, folder)| left(&folder.path, "is no part of the snapshot of this id".to_owned()));
                 continue;
@@ -115,12 +149,12 @@ impl App {
                 None => Ok(snapshot),
             });
             match placed_as {
-                Ok(snapshot) => placed.entry(snapshot.vm.clone()).or_default().push(Candidate { snapshot, parts }),
+                Ok(new) => placed.entry(new.vm.clone()).or_default().push(Candidate { placed: new, parts }),
                 Err(reason) => parts.iter().for_each(|(_, folder)| left(&folder.path, reason.clone())),
             }
         }
         for candidates in placed.values_mut() {
-            candidates.sort_by_key(|candidate| (candidate.snapshot.created_at, candidate.snapshot.sequence));
+            candidates.sort_by_key(|candidate| (candidate.placed.created_at, candidate.placed.sequence()));
         }
         Ok((placed, report))
     }
@@ -150,23 +184,29 @@ impl App {
     /// Takes over snapshots of one VM, whose turn it is.
     fn take_over(&self, what: Adoption, candidates: Vec<Candidate>) -> Result<api::Adoption, Error> {
         let mut report = api::Adoption { dry_run: what.dry_run, adopted: Vec::new(), left: Vec::new() };
-        let mut there = match candidates.first() {
-            Some(first) => self.store.snapshots_of(&first.snapshot.vm)?,
+        let snapshots = match candidates.first() {
+            Some(first) => self.store.snapshots_of(&first.placed.vm)?,
             None => Vec::new(),
         };
-        for mut candidate in candidates {
-            let taken = assign_sequence(&mut candidate.snapshot, &there)
-                .and_then(|()| if what.dry_run { Ok(()) } else { self.take_one(&mut candidate) });
+        let mut there: Vec<_> = snapshots.iter().map(|snapshot| (snapshot.sequence, snapshot.created_at)).collect();
+        for candidate in candidates {
+            let PlacedSnapshot { id, ref vm, created_at, .. } = candidate.placed;
+            let taken = assign_sequence(candidate.placed.sequence(), created_at, &there).and_then(|sequence| {
+                if !what.dry_run {
+                    self.take_one(&candidate, sequence)?;
+                }
+                Ok(sequence)
+            });
             let paths = candidate.parts.iter().map(|(_, folder)| folder.path.display().to_string());
             match taken {
-                Ok(()) => {
+                Ok(sequence) => {
                     report.adopted.push(api::AdoptedSnapshot {
-                        id: candidate.snapshot.id.to_string(),
-                        vm_id: candidate.snapshot.vm.to_string(),
-                        created_at: candidate.snapshot.created_at.to_string(),
+                        id: id.to_string(),
+                        vm_id: vm.to_string(),
+                        created_at: created_at.to_string(),
                         paths: paths.collect(),
                     });
-                    there.push(candidate.snapshot);
+                    there.push((sequence, created_at));
                 }
                 Err(reason) => {
                     report.left.extend(paths.map(|path| api::LeftFolder { path, reason: reason.clone() }));
@@ -176,24 +216,30 @@ impl App {
         Ok(report)
     }
 
-    fn take_one(&self, candidate: &mut Candidate) -> Result<(), String> {
-        let Candidate { snapshot, parts } = candidate;
-        let has_manifest = parts.iter().any(|(_, folder)| folder.manifest.is_some());
-        let (id, kind) = (snapshot.id, Kind::CHANGE.after(snapshot.id.as_u128()));
-        for index in 0..snapshot.disks.len() {
-            let disk = &snapshot.disks[index];
-            if has_manifest {
-                self.open_base(snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
-            } else {
-                let repository = self.repository(&disk.source.repository).ok_or("its repository is gone")?;
-                let name = disk.name.clone();
-                let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &name));
-                let sealed = sealed.map_err(|error| format!("{}: {error}", disk.name))?;
-                snapshot.disks[index].set(sealed.identity, sealed.seal);
-            }
+    fn take_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), String> {
+        let Candidate { placed, parts } = candidate;
+        let (id, kind) = (placed.id, Kind::CHANGE.after(placed.id.as_u128()));
+        let snapshot = match &placed.origin {
+            Origin::Manifest(snapshot) => Snapshot { sequence, ..snapshot.clone() },
+            Origin::Files { created_by, disks } => Snapshot {
+                id,
+                vm: placed.vm.clone(),
+                sequence,
+                created_at: placed.created_at,
+                created_by: created_by.clone(),
+                disks: disks
+                    .iter()
+                    .map(|(name, source)| self.seal_found(id, name, source))
+                    .collect::<Result<_, _>>()?,
+                provenance: Provenance::crash_consistent(),
+            },
+        };
+        let has_manifest = matches!(placed.origin, Origin::Manifest(_));
+        for disk in snapshot.disks.iter().filter(|_| has_manifest) {
+            self.open_base(&snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
         }
         // First the record: a manifest without one would keep the next try from taking it.
-        if !self.store.adopt(snapshot).map_err(|error| error.to_string())? {
+        if !self.store.adopt(&snapshot).map_err(|error| error.to_string())? {
             return Err("is known already: somebody else has just adopted it".to_owned());
         }
         tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
@@ -208,6 +254,16 @@ impl App {
         }
         Ok(())
     }
+
+    /// The disk whose file was found, with the file's identity from now on.
+    fn seal_found(&self, id: SnapshotId, name: &DiskName, source: &DiskSource) -> Result<SnapshotDisk, String> {
+        let repository = self.repository(&source.repository).ok_or("its repository is gone")?;
+        let (kind, asked) = (Kind::CHANGE.after(id.as_u128()), name.clone());
+        let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &asked));
+        let sealed = sealed.map_err(|error| format!("{name}: {error}"))?;
+        let (name, source) = (name.clone(), source.clone());
+        Ok(SnapshotDisk { name, source, identity: sealed.identity, volume: None, seal: Some(sealed.seal) })
+    }
 }
 
 fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, PathError> {
@@ -216,8 +272,8 @@ fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, Path
     repository.run(Kind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
 }
 
-/// The snapshot that `parts` are, its place in the order and its files' identities not yet known.
-fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<Snapshot, String> {
+/// The snapshot that `parts` are.
+fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<PlacedSnapshot, String> {
     if parts.iter().any(|(_, folder)| folder.is_making) {
         return Err("is being made, or was left half made: it carries the marker .making".to_owned());
     }
@@ -235,7 +291,11 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
         }
         let snapshot = manifest.as_ref().map_err(|error| format!("its manifest cannot be read: {error}"))?;
         let is_its_own = parts.iter().all(|(_, folder)| folder.id == snapshot.id);
-        return if is_its_own { Ok(snapshot.clone()) } else { Err("its manifest is another snapshot's".to_owned()) };
+        if !is_its_own {
+            return Err("its manifest is another snapshot's".to_owned());
+        }
+        let Snapshot { id, ref vm, created_at, .. } = *snapshot;
+        return Ok(PlacedSnapshot { id, vm: vm.clone(), created_at, origin: Origin::Manifest(snapshot.clone()) });
     }
     let mut vm: Option<&VmId> = None;
     let mut disks = Vec::new();
@@ -246,22 +306,18 @@ fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<S
                 return Err("its disks are of more than one VM".to_owned());
             }
             vm = Some(owner);
-            let identity = FileIdentity { inode: 0, size: 0, changed_ns: 0 };
-            if disks.iter().any(|other: &SnapshotDisk| other.name == *name) {
+            if disks.iter().any(|(other, _)| other == name) {
                 return Err(format!("has {name} in two repositories"));
             }
-            disks.push(SnapshotDisk { name: name.clone(), source: source.clone(), identity, volume: None, seal: None });
+            disks.push((name.clone(), source.clone()));
         }
     }
     let (Some(vm), Some((_, first))) = (vm, parts.first()) else { return Err("holds no disk".to_owned()) };
-    Ok(Snapshot {
+    Ok(PlacedSnapshot {
         id: first.id,
         vm: vm.clone(),
-        sequence: 0,
         created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
-        created_by: user.to_owned(),
-        disks,
-        provenance: Provenance::crash_consistent(),
+        origin: Origin::Files { created_by: user.to_owned(), disks },
     })
 }
 
@@ -279,67 +335,62 @@ fn owner_of<'a>(
     }
 }
 
-/// Gives an adopted snapshot its place among those that are `there`: before all that this service
-/// made. One with a place, from its manifest, keeps it.
+/// The place of an adopted snapshot among those that are `there`, each with its place and its time: before all that
+/// this service made. One with a place, from its manifest, keeps it.
 ///
 /// # Errors
 /// Where that would not be the order of their times.
-fn assign_sequence(snapshot: &mut Snapshot, there: &[Snapshot]) -> Result<(), String> {
+fn assign_sequence(
+    named: Option<u64>,
+    created_at: jiff::Timestamp,
+    there: &[(u64, jiff::Timestamp)],
+) -> Result<u64, String> {
     let is_in_order = |sequence: u64| {
-        there.iter().all(|other| {
-            other.sequence != sequence && (other.sequence < sequence) == (other.created_at <= snapshot.created_at)
-        })
+        there.iter().all(|(other, at)| *other != sequence && (*other < sequence) == (*at <= created_at))
     };
     // That of a manifest may have been given anew since its database was lost.
-    if snapshot.sequence == 0 || snapshot.sequence > LAST_SEQUENCE || !is_in_order(snapshot.sequence) {
-        let second = u64::try_from(snapshot.created_at.as_second()).unwrap_or_default();
-        let older = there.iter().filter(|other| other.created_at <= snapshot.created_at);
-        let after = older.map(|other| other.sequence + 1).filter(|after| *after < FIRST_SEQUENCE).max();
-        let sequence = second.max(after.unwrap_or_default());
-        if !is_in_order(sequence) {
-            return Err("is not older than snapshots that this service has made of the VM".to_owned());
-        }
-        snapshot.sequence = sequence;
+    if let Some(named) = named.filter(|named| (1..=LAST_SEQUENCE).contains(named) && is_in_order(*named)) {
+        return Ok(named);
     }
-    Ok(())
+    let second = u64::try_from(created_at.as_second()).unwrap_or_default();
+    let older = there.iter().filter(|(_, at)| *at <= created_at);
+    let after = older.map(|(other, _)| other + 1).filter(|after| *after < FIRST_SEQUENCE).max();
+    let sequence = second.max(after.unwrap_or_default());
+    if !is_in_order(sequence) {
+        return Err("is not older than snapshots that this service has made of the VM".to_owned());
+    }
+    Ok(sequence)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn snapshot(second: i64, sequence: u64) -> Snapshot {
-        Snapshot {
-            id: SnapshotId::from_u128(u128::from(sequence)),
-            vm: "0004fb00000600000000000000000001".parse().unwrap(),
-            sequence,
-            created_at: jiff::Timestamp::from_second(second).unwrap(),
-            created_by: "admin".to_owned(),
-            disks: Vec::new(),
-            provenance: Provenance::crash_consistent(),
-        }
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(second).unwrap()
     }
 
     #[test]
     fn an_adopted_snapshot_gets_the_place_of_its_time() {
-        let place = |second: i64, sequence: u64, there: &[Snapshot]| {
-            let mut adopted = snapshot(second, sequence);
-            assign_sequence(&mut adopted, there).map(|()| adopted.sequence)
+        let place = |second: i64, named: Option<u64>, there: &[(u64, jiff::Timestamp)]| {
+            assign_sequence(named, at(second), there)
         };
-        let made = snapshot(5000, FIRST_SEQUENCE + 7);
-        assert_eq!(place(1000, 0, &[]), Ok(1000));
-        assert_eq!(place(1000, 0, std::slice::from_ref(&made)), Ok(1000));
-        // Two of one second.
-        assert_eq!(place(1000, 0, &[snapshot(1000, 1000), made.clone()]), Ok(1001));
-        assert_eq!(place(900, 0, &[snapshot(1000, 1000), made.clone()]), Ok(900));
-        // Newer than what this service has made: it cannot stand after it.
-        assert!(place(6000, 0, std::slice::from_ref(&made)).is_err());
+        let (made, other) = ((FIRST_SEQUENCE + 7, at(5000)), (1000, at(1000)));
+        for none in [None, Some(0)] {
+            assert_eq!(place(1000, none, &[]), Ok(1000));
+            assert_eq!(place(1000, none, &[made]), Ok(1000));
+            // Two of one second.
+            assert_eq!(place(1000, none, &[other, made]), Ok(1001));
+            assert_eq!(place(900, none, &[other, made]), Ok(900));
+            // Newer than what this service has made: it cannot stand after it.
+            assert!(place(6000, none, &[made]).is_err());
+        }
         // With a place of its own.
-        assert_eq!(place(4000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)), Ok(FIRST_SEQUENCE + 3));
+        assert_eq!(place(4000, Some(FIRST_SEQUENCE + 3), &[made]), Ok(FIRST_SEQUENCE + 3));
         // Given anew since, or damaged: the place of its time.
         for taken in [FIRST_SEQUENCE + 7, FIRST_SEQUENCE + 8, u64::MAX] {
-            assert_eq!(place(4000, taken, std::slice::from_ref(&made)), Ok(4000));
+            assert_eq!(place(4000, Some(taken), &[made]), Ok(4000));
         }
-        assert!(place(6000, FIRST_SEQUENCE + 3, std::slice::from_ref(&made)).is_err());
+        assert!(place(6000, Some(FIRST_SEQUENCE + 3), &[made]).is_err());
     }
 }

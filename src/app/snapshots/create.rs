@@ -6,6 +6,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::num::NonZero;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,19 +26,20 @@ use crate::auth::Session;
 use crate::hooks::{Event, Operation, PendingPostHooks, milliseconds};
 use crate::inventory::Problem;
 use crate::model::{
-    Consistency, DiskName, FileIdentity, Provenance, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId,
+    Consistency, DiskName, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId,
+    UnfinishedSnapshot, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::Kind;
 use crate::repository::{Repository, SnapshotDir};
-use crate::store::{CommitOptions, RequestKey, State};
+use crate::store::{CommitOptions, RequestKey};
 
 /// How long a creation holds its place among those of other VMs.
 const SLOW_CREATION: Duration = Duration::from_secs(60);
 
 /// A snapshot about to be made: its disks open, their names given, their identities not yet known.
 struct Plan {
-    snapshot: Snapshot,
+    draft: SnapshotDraft,
     sources: Vec<Source>,
     retention: CommitDetails,
     event: Event,
@@ -51,7 +53,7 @@ struct CommitDetails {
 
 /// A snapshot whose intent is written down: nothing is left to do but to clone.
 struct Ready {
-    snapshot: Snapshot,
+    unfinished: UnfinishedSnapshot,
     clones: Clones,
     retention: CommitDetails,
     debt: Option<PendingPostHooks>,
@@ -149,26 +151,26 @@ impl App {
         let (of, asked) = (vm.clone(), (actor, request));
         let plan = move |app: &Self| {
             let plan = app.plan(&of, &asked.0, &asked.1)?;
-            app.check_policy(&plan.snapshot, &plan.sources)?;
+            app.check_policy(&plan.draft, &plan.sources)?;
             Ok(plan)
         };
         // What is refused leaves no lock file behind.
         let first = self.blocking(plan.clone()).await?;
-        let repositories = first.snapshot.repositories().into_iter().cloned().collect();
+        let repositories = first.draft.repositories().into_iter().cloned().collect();
         let turn = Arc::new(self.lock_vm(own, &vm, repositories, How::REQUEST).await?);
         // Somebody else may have changed the VM's snapshots before it was locked.
         let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
-        turn.covers(&plan.snapshot)?;
-        let Ready { snapshot, clones, retention, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
-        let names: Vec<DiskName> = snapshot.disks.iter().map(|disk| disk.name.clone()).collect();
+        turn.covers(&plan.draft)?;
+        let Ready { unfinished, clones, retention, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
+        let names: Vec<DiskName> = unfinished.draft.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let on_late_completion = {
-            let (snapshot, turn) = (snapshot.clone(), Arc::clone(&turn));
+            let (files, turn) = (unfinished.files(), Arc::clone(&turn));
             move |app: &Self| {
                 // Until now nobody else could change the VM's snapshots.
                 let _turn = turn;
-                tracing::warn!(snapshot = %snapshot.id, vm = %snapshot.vm, "its clones have ended late: they are removed");
-                app.undo(&snapshot);
+                tracing::warn!(snapshot = %files.id, vm = %files.vm, "its clones have ended late: they are removed");
+                app.undo(&files);
             }
         };
         let clone = move |_: &Self| {
@@ -180,13 +182,13 @@ impl App {
             refresh: Arc::new(refresh),
             on_late_completion: Some(Box::new(on_late_completion)),
         };
-        let (cloned, around) = self.with_hooks(debt.map(|debt| (snapshot.id, debt)), between).await;
+        let (cloned, around) = self.with_hooks(debt.map(|debt| (unfinished.draft.id, debt)), between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
             return Err(around.beside(error));
         }
         self.blocking(move |app| {
-            let snapshot = app.complete(snapshot, retention, cloned, around)?;
+            let snapshot = app.complete(unfinished, retention, cloned, around)?;
             if let Err(error) = app.watch_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
@@ -226,20 +228,17 @@ impl App {
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
         for (index, (_, decision)) in classified.into_iter().enumerate() {
             let (Some(name), DiskDecision::Taken(disk)) = (names.remove(&index), decision) else { continue };
-            let identity = FileIdentity { inode: 0, size: disk.size, changed_ns: 0 };
             let opened = files.take(&disk.source).ok_or_else(|| Error::Internal(format!("{name} is not open")))?;
-            disks.push(SnapshotDisk { name, source: disk.source, identity, volume: disk.volume, seal: None });
+            disks.push(PlannedDisk { name, source: disk.source, size: disk.size, volume: disk.volume });
             let (folder, name) = opened.place;
             sources.push(Source { file: opened.file, folder, name });
         }
-        let snapshot = Snapshot {
+        let draft = SnapshotDraft {
             id: SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128()),
             vm: vm.clone(),
-            sequence: 0,
             created_at: jiff::Timestamp::now(),
             created_by: actor.user().to_owned(),
             disks,
-            provenance: Provenance::crash_consistent(),
         };
         let ttl = match request.retention {
             RetentionRequest::Default => self.policy.default_ttl,
@@ -247,76 +246,74 @@ impl App {
             RetentionRequest::For(ttl) => Some(ttl),
         };
         let retention = CommitDetails { ttl, key: request_key(actor, request) };
-        let event = self.event(Operation::SnapshotCreate, &snapshot, Some(&definition));
-        Ok(Plan { snapshot, sources, retention, event })
+        let event_disks = draft.disks.iter().map(|disk| (&disk.name, &disk.source, disk.size));
+        let event = self.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
+        Ok(Plan { draft, sources, retention, event })
     }
 
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
-        let Plan { mut snapshot, sources, retention, event } = plan;
+        let Plan { draft, sources, retention, event } = plan;
         let debt = self.hooks.debt(event);
         let owed = debt.as_ref().map(PendingPostHooks::to_bytes).transpose();
         let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
-        self.store.begin(&mut snapshot, owed.as_deref())?;
-        match self.prepare(&mut snapshot, sources) {
-            Ok(clones) => Ok(Ready { snapshot, clones, retention, debt }),
+        let mut unfinished = self.store.begin(draft, owed.as_deref())?;
+        match self.prepare(&mut unfinished, sources) {
+            Ok(clones) => Ok(Ready { unfinished, clones, retention, debt }),
             Err(error) => {
-                self.undo(&snapshot);
+                self.undo(&unfinished.files());
                 if debt.is_some() {
-                    self.note(snapshot.id, None);
+                    self.note(unfinished.draft.id, None);
                 }
                 Err(error)
             }
         }
     }
 
-    fn prepare(&self, snapshot: &mut Snapshot, sources: Vec<Source>) -> Result<Clones, Error> {
-        let (id, key) = (snapshot.id, snapshot.id.as_u128());
+    fn prepare(&self, unfinished: &mut UnfinishedSnapshot, sources: Vec<Source>) -> Result<Clones, Error> {
+        let draft = &unfinished.draft;
+        let (id, key) = (draft.id, draft.id.as_u128());
         let mut folders = HashMap::new();
-        for repository in self.repositories_of(snapshot)? {
+        for repository in self.repositories_with(&draft.repositories())? {
             let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
             let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
             folders.insert(repository.id().clone(), (repository, made));
         }
         let mut disks = Vec::new();
-        for (disk, source) in snapshot.disks.iter().zip(sources) {
+        for (disk, source) in draft.disks.iter().zip(sources) {
             let made = folders.get(&disk.source.repository);
             let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
             disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
-        let failed = |(index, error): (usize, io::Error)| of_clone(&snapshot.disks[index].name, error);
+        let failed = |(index, error): (usize, io::Error)| of_clone(&draft.disks[index].name, error);
         let clones = Clones::prepare(disks, key).map_err(failed)?;
         // From now on no other file is taken for one of the snapshot, should it be undone.
-        snapshot.disks.iter_mut().zip(clones.inodes()).for_each(|(disk, inode)| disk.identity.inode = inode);
+        unfinished.inodes = clones.inodes().collect();
         Ok(clones)
     }
 
     /// Makes a snapshot of the clones and commits it, or undoes it.
     fn complete(
         &self,
-        mut snapshot: Snapshot,
+        mut unfinished: UnfinishedSnapshot,
         retention: CommitDetails,
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
         around: HookReport,
     ) -> Result<Snapshot, Error> {
         let sealed = cloned.map_err(|error| around.beside(error)).and_then(|(cloned, at)| {
             // What the hooks took is not in it: it is as old as its bytes.
-            snapshot.created_at = at;
-            self.seal(&mut snapshot, cloned, around)
+            self.seal(&mut unfinished, at, cloned, around)
         });
-        if let Err(error) = sealed {
-            self.undo(&snapshot);
-            return Err(error);
-        }
+        let snapshot = sealed.inspect_err(|_| self.undo(&unfinished.files()))?;
         let order =
             CommitOptions { expires_at: retention.ttl.map(|ttl| snapshot.created_at + ttl), key: retention.key };
         if let Err(error) = self.store.commit(&snapshot, &order) {
             // A commit that failed may be on the disk all the same: only the database knows. Where
             // it does not answer, nothing is touched, and the next start decides.
             match self.store.record(snapshot.id) {
-                Ok(Some((State::Ready, _))) => {}
+                Ok(Some(record)) if record.is_ready() => {}
                 Ok(_) => {
-                    self.undo(&snapshot);
+                    self.undo(&SnapshotFiles::from(&snapshot));
                     return Err(error.into());
                 }
                 Err(_) => return Err(error.into()),
@@ -325,14 +322,23 @@ impl App {
         Ok(snapshot)
     }
 
-    fn seal(&self, snapshot: &mut Snapshot, cloned: Cloned, around: HookReport) -> Result<(), Error> {
+    fn seal(
+        &self,
+        unfinished: &mut UnfinishedSnapshot,
+        created_at: jiff::Timestamp,
+        cloned: Cloned,
+        around: HookReport,
+    ) -> Result<Snapshot, Error> {
         let window = cloned.window;
         let freeze = around.held.unwrap_or(window);
         let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
-        snapshot.provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
-        let files = cloned.seal().map_err(|(index, error)| of_clone(&snapshot.disks[index].name, error))?;
-        snapshot.disks.iter_mut().zip(files).for_each(|(disk, file)| disk.set(file.identity, file.seal));
-        let (repositories, kind) = (self.repositories_of(snapshot)?, Kind::CHANGE.after(snapshot.id.as_u128()));
+        let provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
+        let files = cloned.seal().map_err(|(index, error)| of_clone(&unfinished.draft.disks[index].name, error))?;
+        unfinished.inodes = files.iter().map(|file| NonZero::new(file.identity.inode)).collect();
+        let files = files.into_iter().map(|file| (file.identity, file.seal)).collect();
+        let snapshot = unfinished.clone().finish(created_at, provenance, files);
+        let (repositories, kind) =
+            (self.repositories_with(&snapshot.repositories())?, Kind::CHANGE.after(snapshot.id.as_u128()));
         let failed = |error| Error::of_step("writing the snapshot's manifest", error);
         for repository in &repositories {
             let (of, exporter) = (snapshot.clone(), self.exporter.clone());
@@ -348,17 +354,15 @@ impl App {
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
             clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
         );
-        Ok(())
+        Ok(snapshot)
     }
 
-    /// The repositories that the snapshot touches.
-    fn repositories_of(&self, snapshot: &Snapshot) -> Result<Vec<Repository>, Error> {
-        let known = |id: &RepositoryId| self.repository(id).ok_or_else(|| no_repository(id));
-        snapshot.repositories().into_iter().map(known).collect()
+    fn repositories_with(&self, ids: &[&RepositoryId]) -> Result<Vec<Repository>, Error> {
+        ids.iter().map(|id| self.repository(id).ok_or_else(|| no_repository(id))).collect()
     }
 
     /// Takes back what was made. What cannot be taken back now is tried again each minute.
-    fn undo(&self, snapshot: &Snapshot) {
+    fn undo(&self, snapshot: &SnapshotFiles) {
         if let Err(error) = self.remove(snapshot) {
             tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
         }

@@ -8,10 +8,10 @@ use crate::app::hooks::with_hooks::GuardedStep;
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::hooks::Operation;
-use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::Kind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
-use crate::store::State;
+use crate::store::Record;
 
 /// Deletions and creations that may be before a deletion of the same VM: each is small, and no client waits for
 /// more.
@@ -42,14 +42,14 @@ impl App {
                 let own = app.vm_locks.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
                 let of = vm.clone();
                 let known = app.blocking(move |app| Ok(app.store.record(id)?));
-                let snapshot = match known.await? {
-                    Some((_, snapshot)) => Some(snapshot),
+                let record = match known.await? {
+                    Some(record) => Some(record),
                     // Nobody is told that it is gone while its files are there.
-                    None => app.blocking(move |app| app.unknown_snapshot(&of, id)).await?,
+                    None => app.blocking(move |app| app.unknown_snapshot(&of, id)).await?.map(Record::Ready),
                 };
-                let Some(snapshot) = snapshot else { return Ok(()) };
-                let _turn = app.lock_for_removal(own, &vm, std::iter::once(&snapshot)).await?;
-                app.delete_one(snapshot, actor.user()).await
+                let Some(record) = record else { return Ok(()) };
+                let _turn = app.lock_for_removal(own, &vm, std::iter::once(record.repositories())).await?;
+                app.delete_one(record, actor.user()).await
             };
             let outcome = deletion.await;
             actor.did("delete", what, &outcome);
@@ -73,11 +73,11 @@ impl App {
                 let of = vm.clone();
                 // Also what an earlier try left half gone.
                 let records = app.blocking(move |app| Ok(app.store.records_of(&of)?)).await?;
-                let turn = app.lock_for_removals(own, &vm, records.iter().map(|(_, snapshot)| snapshot)).await?;
+                let turn = app.lock_for_removals(own, &vm, records.iter().map(Record::repositories)).await?;
                 let mut outcome = Ok(());
-                for (_, snapshot) in records {
-                    let deleted = match turn.allows_removal(&snapshot) {
-                        Ok(()) => app.delete_one(snapshot, actor.user()).await,
+                for record in records {
+                    let deleted = match turn.allows_removal(&record.repositories()) {
+                        Ok(()) => app.delete_one(record, actor.user()).await,
                         Err(error) => Err(error),
                     };
                     outcome = outcome.and(deleted);
@@ -93,15 +93,22 @@ impl App {
 
     /// The VM whose snapshot `id` is, which `vm_ref` has to name.
     fn owner(&self, vm_ref: &VmId, id: SnapshotId) -> Result<VmId, Error> {
-        let Some((_, snapshot)) = self.store.record(id)? else { return self.resolve_vm(vm_ref) };
-        if snapshot.vm != *vm_ref && self.resolve_vm(vm_ref)? != snapshot.vm {
+        let Some(record) = self.store.record(id)? else { return self.resolve_vm(vm_ref) };
+        let vm = record.vm();
+        if vm != vm_ref && self.resolve_vm(vm_ref)? != *vm {
             return Err(Error::OtherVm(id));
         }
-        Ok(snapshot.vm)
+        Ok(vm.clone())
     }
 
-    /// Deletes one snapshot.
-    async fn delete_one(self: &Arc<Self>, snapshot: Snapshot, user: &str) -> Result<(), Error> {
+    /// Deletes one snapshot, or what is left of it.
+    async fn delete_one(self: &Arc<Self>, record: Record, user: &str) -> Result<(), Error> {
+        let snapshot = match record {
+            Record::Ready(snapshot) => snapshot,
+            Record::Creating(files) | Record::Deleting(files) => {
+                return self.blocking(move |app| app.remove(&files)).await;
+            }
+        };
         let (user, of) = (user.to_owned(), snapshot.clone());
         self.within_deletion_hooks(of, move |app| app.delete(&snapshot, &user)).await
     }
@@ -113,7 +120,7 @@ impl App {
         work: impl FnOnce(&Self) -> Result<(), Error> + Send + 'static,
     ) -> Result<(), Error> {
         let debt = self.blocking(move |app| {
-            if app.store.record(snapshot.id)?.is_some_and(|(state, _)| state != State::Ready) {
+            if app.store.record(snapshot.id)?.is_some_and(|record| !record.is_ready()) {
                 return Ok(None);
             }
             let Some(mut debt) = app.hooks.debt(app.deletion(&snapshot)) else { return Ok(None) };
@@ -131,19 +138,19 @@ impl App {
     fn delete(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {
         let id = snapshot.id;
         // What the database does not know it knows from now on, until nothing is left.
-        if self.store.record(id)?.is_none_or(|(state, _)| state == State::Ready) {
+        if self.store.record(id)?.is_none_or(|record| record.is_ready()) {
             if self.store.retention(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
                 tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
             }
             self.store.begin_deletion(snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }
-        self.remove(snapshot)
+        self.remove(&SnapshotFiles::from(snapshot))
     }
 
     /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
     /// stays, unseen, and the files are tried again each minute.
-    pub(crate) fn remove(&self, snapshot: &Snapshot) -> Result<(), Error> {
+    pub(crate) fn remove(&self, snapshot: &SnapshotFiles) -> Result<(), Error> {
         self.refined_cache.forget(snapshot.id);
         let mut absent = Vec::new();
         let mut first_error = None;
@@ -180,18 +187,18 @@ impl App {
     }
 
     /// Removes the files that the snapshot has in one repository.
-    fn remove_in(&self, id: &RepositoryId, snapshot: &Snapshot) -> Result<Removal, RemoveError> {
+    fn remove_in(&self, id: &RepositoryId, snapshot: &SnapshotFiles) -> Result<Removal, RemoveError> {
         let Some(repository) = self.repository(id) else { return Ok(Removal::RepositoryAbsent) };
         // Asked first, as a removal has more patience than a question.
         if repository.mounted().is_err() {
             return Ok(Removal::RepositoryAbsent);
         }
-        let disks = snapshot.disks.iter().filter(|disk| disk.source.repository == *id);
-        let (disks, snapshot) = (disks.cloned().collect::<Vec<_>>(), snapshot.id);
+        let files = snapshot.files.iter().filter(|file| file.repository == *id);
+        let (files, snapshot) = (files.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = Kind::CHANGE.after(snapshot.as_u128());
         let removal = repository.run(kind, move |access, root| {
             // Each file may take its time.
-            Ok(SnapshotDir::new(root, snapshot).remove(disks.iter().inspect(|_| access.moved())))
+            Ok(SnapshotDir::new(root, snapshot).remove(files.iter().inspect(|_| access.moved())))
         });
         match removal {
             Err(error) if Unavailable::of(&error).is_some() => Ok(Removal::RepositoryAbsent),

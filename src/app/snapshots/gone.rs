@@ -6,11 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::app::audit::Actor;
 use crate::app::{App, Error};
-use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::SnapshotDir;
 use crate::repository::executor::Kind;
 use crate::repository::scan::{self, FoundFolder};
-use crate::store::State;
 
 /// Deletions that are remembered, so that a client that repeats one is answered whatever repositories are away.
 const REMEMBERED: usize = 10_000;
@@ -68,13 +67,13 @@ impl App {
     /// decided: its snapshots are being changed.
     pub(crate) async fn forget_if_gone(self: &Arc<Self>, snapshot: Snapshot) {
         let Some(own) = self.vm_locks.try_take(&snapshot.vm) else { return };
-        let Ok(turn) = self.try_lock_for_removal(own, &snapshot).await else { return };
+        let Ok(turn) = self.try_lock_for_removal(own, &snapshot.vm, &snapshot.repositories()).await else { return };
         let forgotten = self.blocking(move |app| {
             let _turn = turn;
-            let is_there = app.store.record(snapshot.id)?.is_some_and(|(state, _)| state == State::Ready);
+            let is_there = app.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
             if is_there && app.is_gone(&snapshot) {
                 app.refined_cache.forget(snapshot.id);
-                app.store.forget(&snapshot)?;
+                app.store.forget(&SnapshotFiles::from(&snapshot))?;
                 tracing::warn!(
                     snapshot = %snapshot.id, vm = %snapshot.vm,
                     "its files were removed by another service, or by hand: it is forgotten"

@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use crate::api;
 use crate::app::audit::Actor;
 use crate::app::{App, Error};
-use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::model::{SnapshotFiles, SnapshotId, VmId};
+use crate::store::Record;
 
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -67,8 +68,8 @@ impl App {
             Err(error) => return tracing::error!(%error, "what is unfinished is not known, and stays"),
         };
         // VM by VM side by side, so that a repository that hangs does not hold up the others.
-        let mut by_vm: BTreeMap<VmId, Vec<Snapshot>> = BTreeMap::new();
-        for (_, snapshot) in unfinished {
+        let mut by_vm: BTreeMap<VmId, Vec<SnapshotFiles>> = BTreeMap::new();
+        for snapshot in unfinished {
             by_vm.entry(snapshot.vm.clone()).or_default().push(snapshot);
         }
         let removals: Vec<_> = by_vm
@@ -82,10 +83,10 @@ impl App {
 
     /// Removes snapshots of one VM, one after the other. Where one cannot be removed, the others are all the same:
     /// they may lie elsewhere.
-    async fn clean_up_some(self: Arc<Self>, snapshots: Vec<Snapshot>) {
+    async fn clean_up_some(self: Arc<Self>, snapshots: Vec<SnapshotFiles>) {
         for snapshot in snapshots {
             let Some(turn) = self.vm_locks.try_take(&snapshot.vm) else { return };
-            match self.try_lock_for_removal(turn, &snapshot).await {
+            match self.try_lock_for_removal(turn, &snapshot.vm, &snapshot.repositories()).await {
                 Ok(turn) => {
                     drop(self.blocking(move |app| app.clean_up_one(snapshot.id)).await);
                     drop(turn);
@@ -97,14 +98,17 @@ impl App {
 
     /// Removes one snapshot that is unfinished, where it still is: the turn of its VM is the caller's.
     fn clean_up_one(&self, id: SnapshotId) -> Result<(), Error> {
-        let found = self.store.record(id)?.filter(|(state, _)| *state != crate::store::State::Ready);
-        let Some((state, snapshot)) = found else { return Ok(()) };
+        let (state, snapshot) = match self.store.record(id)? {
+            None | Some(Record::Ready(_)) => return Ok(()),
+            Some(Record::Creating(files)) => ("Creating", files),
+            Some(Record::Deleting(files)) => ("Deleting", files),
+        };
         let before = self.leftovers.reason(id);
         let outcome = self.remove(&snapshot);
         let is_gone = self.store.record(id)?.is_none();
         // What goes on as it was is not told each minute.
         if is_gone || before != self.leftovers.reason(id) {
-            tracing::warn!(snapshot = %id, vm = %snapshot.vm, ?state, is_gone, "it was left unfinished");
+            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "it was left unfinished");
             Actor::service("cleanup").did("delete", format_args!("{}/{id}", snapshot.vm), &outcome);
         }
         outcome
@@ -112,7 +116,7 @@ impl App {
 
     /// What could not be removed yet.
     pub(crate) fn leftovers(&self) -> Result<Vec<api::Leftover>, Error> {
-        let told = |snapshot: Snapshot| {
+        let told = |snapshot: SnapshotFiles| {
             Some(api::Leftover {
                 id: snapshot.id.to_string(),
                 vm_id: snapshot.vm.to_string(),
@@ -120,6 +124,6 @@ impl App {
                 reason: self.leftovers.reason(snapshot.id)?,
             })
         };
-        Ok(self.store.unfinished()?.into_iter().filter_map(|(_, snapshot)| told(snapshot)).collect())
+        Ok(self.store.unfinished()?.into_iter().filter_map(told).collect())
     }
 }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::audit::Actor;
 use crate::app::{App, Error};
 use crate::model::retention::{Candidate, Moment, Retention};
-use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::model::{Snapshot, SnapshotFiles, SnapshotId, VmId};
 
 /// Before what could not be swept is tried again.
 const PAUSE: Duration = Duration::from_secs(10 * 60);
@@ -106,7 +106,9 @@ impl App {
             const NEXT_ROUND: Error = Error::NotFound("it cannot be swept now");
             let record = app.blocking(move |app| Ok(app.store.snapshot(id)?)).await?.ok_or(NEXT_ROUND)?;
             // Another service may be making the next snapshot of the VM. That is no reason to wait for long.
-            let Ok(_turn) = app.try_lock_for_removal(turn, &record).await else { return Err(NEXT_ROUND) };
+            let Ok(_turn) = app.try_lock_for_removal(turn, &of, &record.repositories()).await else {
+                return Err(NEXT_ROUND);
+            };
             let vm = of.clone();
             if app.blocking(move |app| Ok(app.due_of(&vm)?.contains(&id))).await? {
                 app.within_deletion_hooks(record, move |app| app.sweep_now(&of, id)).await
@@ -142,6 +144,6 @@ impl App {
             return Err(NEEDED);
         }
         tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");
-        self.remove(&snapshot)
+        self.remove(&SnapshotFiles::from(&snapshot))
     }
 }

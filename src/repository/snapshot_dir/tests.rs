@@ -1,4 +1,5 @@
 use std::fs;
+use std::num::NonZero;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
@@ -37,20 +38,20 @@ impl Scene {
     }
 
     /// A file of the snapshot, as the service makes it.
-    fn make(&self, name: &str) -> SnapshotDisk {
+    fn make(&self, name: &str) -> SnapshotFile {
         let root = Folder::open(self.dir.path()).unwrap();
         let mut file = SnapshotDir::new(&root, id()).open().unwrap().create_file(name, 0o440).unwrap();
         file.write_all(b"snapshot").unwrap();
-        disk(name, SnapshotDir::seal_disk(&file).unwrap().identity)
+        file_of(name, NonZero::new(SnapshotDir::seal_disk(&file).unwrap().identity.inode))
     }
 
-    fn remove(&self, disks: &[SnapshotDisk]) -> Result<Removal, RemoveError> {
+    fn remove(&self, disks: &[SnapshotFile]) -> Result<Removal, RemoveError> {
         let root = Folder::open(self.dir.path()).unwrap();
         SnapshotDir::new(&root, id()).remove(disks)
     }
 
     /// What is refused, and stays.
-    fn refused(&self, disks: &[SnapshotDisk]) -> Vec<(PathBuf, String)> {
+    fn refused(&self, disks: &[SnapshotFile]) -> Vec<(PathBuf, String)> {
         match self.remove(disks) {
             Err(RemoveError::NotOurs(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
             other => panic!("{other:?}"),
@@ -58,14 +59,17 @@ impl Scene {
     }
 }
 
-fn disk(name: &str, identity: FileIdentity) -> SnapshotDisk {
-    let source = DiskSource { repository: "r".parse().unwrap(), path: format!("VirtualDisks/{name}") };
-    let volume = volume::id_of(Folder::open(Path::new("/tmp")).unwrap()).unwrap().map(VolumeId);
-    SnapshotDisk { name: name.parse().unwrap(), source, identity, volume, seal: None }
+fn volume() -> Option<VolumeId> {
+    volume::id_of(Folder::open(Path::new("/tmp")).unwrap()).unwrap().map(VolumeId)
 }
 
-fn unknown(name: &str) -> SnapshotDisk {
-    disk(name, FileIdentity { inode: 0, size: 8, changed_ns: 0 })
+fn file_of(name: &str, inode: Option<NonZero<u64>>) -> SnapshotFile {
+    SnapshotFile { name: name.parse().unwrap(), repository: "r".parse().unwrap(), volume: volume(), inode }
+}
+
+/// The file of a disk whose snapshot is being made.
+fn unknown(name: &str) -> SnapshotFile {
+    file_of(name, None)
 }
 
 #[test]
@@ -199,7 +203,10 @@ fn without_a_recorded_volume_only_what_is_in_use_is_the_repository() {
     // As a stray folder at a mount point is.
     assert!(!is_in_use(&root).unwrap());
     assert!(is_in_use(&Folder::open(Path::new("/proc")).unwrap()).unwrap(), "something is mounted there");
-    let (dir, recorded) = (SnapshotDir::new(&root, id()), unknown("a.img"));
+    let source = DiskSource { repository: "r".parse().unwrap(), path: "VirtualDisks/a.img".to_owned() };
+    let identity = FileIdentity { inode: 1, size: 8, changed_ns: 1 };
+    let recorded = SnapshotDisk { name: "a.img".parse().unwrap(), source, identity, volume: volume(), seal: None };
+    let dir = SnapshotDir::new(&root, id());
     assert!(dir.is_gone([&recorded]).unwrap() || recorded.volume.is_none());
     assert!(!dir.is_gone([&SnapshotDisk { volume: None, ..recorded }]).unwrap());
 }

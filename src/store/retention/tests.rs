@@ -1,5 +1,6 @@
 use super::*;
-use crate::store::tests::{VM, snapshot};
+use crate::model::SnapshotFiles;
+use crate::store::tests::{VM, begin, snapshot};
 
 fn ms(number: i64) -> Timestamp {
     Timestamp::from_millisecond(number).unwrap()
@@ -10,8 +11,7 @@ fn key(text: &str) -> RequestKey {
 }
 
 fn made(store: &Store, number: u128, order: &CommitOptions) -> Snapshot {
-    let mut snapshot = snapshot(number);
-    store.begin(&mut snapshot, None).unwrap();
+    let snapshot = begin(store, snapshot(number), None);
     store.commit(&snapshot, order).unwrap();
     snapshot
 }
@@ -41,7 +41,7 @@ fn terms_outlive_a_start_and_end_with_the_snapshot() {
 
     store.begin_deletion(&first).unwrap();
     assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is about to go");
-    store.forget(&first).unwrap();
+    store.forget(&SnapshotFiles::from(&first)).unwrap();
     assert_eq!(store.retention(first.id).unwrap(), Retention::default());
     assert_eq!(store.expiring().unwrap(), HashSet::new());
     assert_eq!(store.retention(other.id).unwrap().leased_until, Some(ms(8000)));

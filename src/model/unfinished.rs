@@ -1,0 +1,121 @@
+//! Snapshots that are not complete: planned, being made, being removed.
+
+use std::num::NonZero;
+
+use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
+use super::snapshot::{DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId, each_once};
+
+/// A snapshot that is about to be made. The database gives it its place in the order; its files do not exist yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotDraft {
+    pub id: SnapshotId,
+    pub vm: VmId,
+    pub created_at: jiff::Timestamp,
+    /// The user who asked for it.
+    pub created_by: String,
+    /// In the order of the VM's definition.
+    pub disks: Vec<PlannedDisk>,
+}
+
+/// A disk of a snapshot that is about to be made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedDisk {
+    pub name: DiskName,
+    pub source: DiskSource,
+    /// Bytes, when the disk was opened.
+    pub size: u64,
+    pub volume: Option<VolumeId>,
+}
+
+impl SnapshotDraft {
+    /// The repositories that the snapshot will have files in, each once.
+    pub fn repositories(&self) -> Vec<&RepositoryId> {
+        each_once(self.disks.iter().map(|disk| &disk.source.repository))
+    }
+}
+
+/// A snapshot that is being made: the database knows it, and shows it to nobody.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnfinishedSnapshot {
+    pub draft: SnapshotDraft,
+    /// See [`Snapshot::sequence`].
+    pub sequence: u64,
+    /// The inode of each disk's file, in the order of the disks, as far as the files exist.
+    pub inodes: Vec<Option<NonZero<u64>>>,
+}
+
+impl UnfinishedSnapshot {
+    pub fn new(draft: SnapshotDraft, sequence: u64) -> Self {
+        let inodes = vec![None; draft.disks.len()];
+        Self { draft, sequence, inodes }
+    }
+
+    /// What has to be removed if the snapshot is not completed.
+    pub fn files(&self) -> SnapshotFiles {
+        let files = self.draft.disks.iter().zip(&self.inodes).map(|(disk, inode)| SnapshotFile {
+            name: disk.name.clone(),
+            repository: disk.source.repository.clone(),
+            volume: disk.volume,
+            inode: *inode,
+        });
+        let SnapshotDraft { id, ref vm, .. } = self.draft;
+        SnapshotFiles { id, vm: vm.clone(), sequence: self.sequence, files: files.collect() }
+    }
+
+    /// The complete snapshot, cloned at `created_at`. `files` describes its finished files in the order of the disks.
+    pub fn finish(
+        self,
+        created_at: jiff::Timestamp,
+        provenance: Provenance,
+        files: Vec<(FileIdentity, Seal)>,
+    ) -> Snapshot {
+        let Self { draft, sequence, .. } = self;
+        debug_assert_eq!(draft.disks.len(), files.len());
+        let SnapshotDraft { id, vm, created_by, disks, .. } = draft;
+        let disks = disks.into_iter().zip(files).map(|(disk, (identity, seal))| {
+            let PlannedDisk { name, source, volume, .. } = disk;
+            SnapshotDisk { name, source, identity, volume, seal: Some(seal) }
+        });
+        Snapshot { id, vm, sequence, created_at, created_by, disks: disks.collect(), provenance }
+    }
+}
+
+/// The files of a snapshot, complete or not: all that its removal needs to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFiles {
+    pub id: SnapshotId,
+    pub vm: VmId,
+    /// See [`Snapshot::sequence`].
+    pub sequence: u64,
+    pub files: Vec<SnapshotFile>,
+}
+
+/// The file of one disk of a snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotFile {
+    pub name: DiskName,
+    pub repository: RepositoryId,
+    pub volume: Option<VolumeId>,
+    /// `None` where the file was not finished, or its inode is not recorded.
+    pub inode: Option<NonZero<u64>>,
+}
+
+impl SnapshotFiles {
+    /// The repositories that the files lie in, each once.
+    pub fn repositories(&self) -> Vec<&RepositoryId> {
+        each_once(self.files.iter().map(|file| &file.repository))
+    }
+}
+
+impl From<&Snapshot> for SnapshotFiles {
+    fn from(snapshot: &Snapshot) -> Self {
+        let files = snapshot.disks.iter().map(|disk| SnapshotFile {
+            name: disk.name.clone(),
+            repository: disk.source.repository.clone(),
+            volume: disk.volume,
+            inode: NonZero::new(disk.identity.inode),
+        });
+        let Snapshot { id, ref vm, sequence, .. } = *snapshot;
+        Self { id, vm: vm.clone(), sequence, files: files.collect() }
+    }
+}
