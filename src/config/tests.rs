@@ -166,7 +166,7 @@ fn all_problems_are_reported_at_once_without_secrets() {
         "repositories.paths: is empty",
         "line 6: repositories.paths: is text",
         "line 8: api.port: is 70000",
-        "api.bind: \"nowhere\"",
+        "api.bind: invalid IP address \"nowhere\"",
         "line 11: hooks.sync.port: is text",
         "line 12: hooks.sync.hosts: ",
         "line 14: max_files: ",

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::admission::vm_guard::{How, VmGuard};
 use crate::app::{App, Error};
 use crate::hooks::{Operation, PendingHooks, PendingPostHooks, run_isolated};
-use crate::model::{SnapshotId, VmId};
+use crate::model::{PendingHooksKey, SnapshotId, VmId};
 
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -34,23 +34,13 @@ const AT_ONCE: usize = 8;
 /// How long the database may take to say what is owed, when the service stops.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
-/// Under which number the debt of an `operation` on the snapshot `id` is written down. A snapshot that is
-/// deleted may be owed something still since it was made: so that of a deletion has another version of UUID,
-/// which no id has that we give.
-pub(crate) fn key(operation: Operation, id: SnapshotId) -> SnapshotId {
-    match operation {
-        Operation::SnapshotCreate => id,
-        Operation::SnapshotDelete => SnapshotId::from_u128(id.as_u128() ^ (1 << 76)),
-    }
-}
-
 /// What the database would not take, by key: the debt, or that nothing is owed any more. It is tried again each
 /// round. Until then this counts, and not what is written down.
 #[derive(Default)]
-pub(crate) struct Unwritten(Mutex<HashMap<SnapshotId, Option<PendingPostHooks>>>);
+pub(crate) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
 
 impl Unwritten {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Option<PendingPostHooks>>> {
+    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,16 +71,16 @@ impl Calls {
 #[derive(Default)]
 pub(crate) struct Debts {
     /// With their keys.
-    pub readable: Vec<(SnapshotId, PendingPostHooks)>,
+    pub readable: Vec<(PendingHooksKey, PendingPostHooks)>,
     /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
     /// may have written it.
-    pub unreadable: Vec<(SnapshotId, String)>,
+    pub unreadable: Vec<(PendingHooksKey, String)>,
 }
 
 /// By the names of their VMs: what is owed to one guest is called one after the other.
 fn by_vm(
-    debts: impl Iterator<Item = (SnapshotId, PendingPostHooks)>,
-) -> BTreeMap<String, Vec<(SnapshotId, PendingPostHooks)>> {
+    debts: impl Iterator<Item = (PendingHooksKey, PendingPostHooks)>,
+) -> BTreeMap<String, Vec<(PendingHooksKey, PendingPostHooks)>> {
     let mut by_vm: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (key, debt) in debts {
         by_vm.entry(debt.event.vm.name.clone()).or_default().push((key, debt));
@@ -121,7 +111,7 @@ impl App {
     ///
     /// # Errors
     /// Where that is not possible; then no hook may be called.
-    pub(crate) fn record_pending_hooks(&self, key: SnapshotId, debt: &PendingPostHooks) -> Result<(), Error> {
+    pub(crate) fn record_pending_hooks(&self, key: PendingHooksKey, debt: &PendingPostHooks) -> Result<(), Error> {
         let bytes = debt.to_bytes().map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
         Ok(self.store.record_pending_hooks(key, &bytes)?)
     }
@@ -132,20 +122,20 @@ impl App {
         &self,
         operation: Operation,
         id: SnapshotId,
-    ) -> Result<(SnapshotId, Vec<OsString>), Error> {
-        let (key, debts) = (key(operation, id), self.debts()?);
+    ) -> Result<(PendingHooksKey, Vec<OsString>), Error> {
+        let (key, debts) = (operation.pending_hooks_key(id), self.debts()?);
         if debts.unreadable.iter().any(|(other, _)| *other == key) {
             // What cannot be read is not written over.
             let free = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
-            return Ok((self::key(operation, free), Vec::new()));
+            return Ok((operation.pending_hooks_key(free), Vec::new()));
         }
         let earlier = debts.readable.into_iter().find(|(other, _)| *other == key);
-        Ok((key, earlier.and_then(|(_, debt)| debt.owed).map(|owed| owed.programs).unwrap_or_default()))
+        Ok((key, earlier.and_then(|(_, debt)| debt.hooks).map(|hooks| hooks.programs).unwrap_or_default()))
     }
 
     /// Writes down what is owed after an operation, or that nothing is. What the database does not take is kept,
     /// and tried again.
-    pub(crate) fn note(&self, key: SnapshotId, debt: Option<PendingPostHooks>) {
+    pub(crate) fn note(&self, key: PendingHooksKey, debt: Option<PendingPostHooks>) {
         // Held while it is written, so that what is newer is written later.
         let mut unwritten = self.unwritten.lock();
         self.note_in(&mut unwritten, key, debt);
@@ -153,8 +143,8 @@ impl App {
 
     fn note_in(
         &self,
-        unwritten: &mut HashMap<SnapshotId, Option<PendingPostHooks>>,
-        key: SnapshotId,
+        unwritten: &mut HashMap<PendingHooksKey, Option<PendingPostHooks>>,
+        key: PendingHooksKey,
         debt: Option<PendingPostHooks>,
     ) {
         let written = match &debt {
@@ -181,13 +171,13 @@ impl App {
     }
 
     /// Writes down what is `left` of a debt, after its second half was called.
-    pub(crate) fn enter(&self, key: SnapshotId, debt: PendingPostHooks, left: Option<PendingHooks>) {
+    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<PendingHooks>) {
         let (snapshot, vm) = (debt.event.snapshot_id.clone(), debt.event.vm.name.clone());
-        if left.as_ref().is_some_and(PendingHooks::is_nothing) {
+        if left.as_ref().is_some_and(PendingHooks::is_empty) {
             return self.note(key, None);
         }
-        let debt = PendingPostHooks { owed: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
-        let (attempts, owed) = (debt.attempts, &debt.owed);
+        let debt = PendingPostHooks { hooks: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
+        let (attempts, owed) = (debt.attempts, &debt.hooks);
         if attempts > MAX_RETRIES {
             tracing::error!(snapshot, vm, attempts, ?owed, "post hooks have failed for a week: they are given up");
             return self.note(key, None);
@@ -202,7 +192,7 @@ impl App {
     async fn lock_for_debts(
         self: &Arc<Self>,
         vm: &str,
-        debts: &[(SnapshotId, PendingPostHooks)],
+        debts: &[(PendingHooksKey, PendingPostHooks)],
         how: How,
     ) -> Option<VmGuard> {
         let vm: VmId = vm.parse().ok()?;
@@ -213,11 +203,11 @@ impl App {
         turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
     }
 
-    async fn call_again(&self, key: SnapshotId, debt: PendingPostHooks) {
+    async fn call_again(&self, key: PendingHooksKey, debt: PendingPostHooks) {
         let _held = self.held.token();
-        let ended = self.hooks.again(&debt).await;
+        let ended = self.hooks.call_pending(&debt).await;
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.enter(key, PendingPostHooks { past: ended.past, ..debt }, ended.left);
+        self.enter(key, PendingPostHooks { finished: ended.finished, ..debt }, ended.failed);
     }
 
     /// Calls what was owed when the service stopped. What it was stopped in is undone later.
@@ -314,7 +304,7 @@ impl App {
     /// Where the database does not say so.
     pub async fn let_go(self: &Arc<Self>) -> Result<usize, Error> {
         self.held.close();
-        let longest = self.hooks.longest_end();
+        let longest = self.hooks.max_frozen_duration();
         if !self.held.is_empty() {
             tracing::warn!(seconds = longest.as_secs(), "a guest may be frozen: its post hooks are waited for");
             if tokio::time::timeout(longest, self.held.wait()).await.is_err() {

@@ -98,7 +98,7 @@ impl App {
 /// What is being done now is not owed yet.
 fn owed_hooks(debts: Debts) -> Vec<api::OwedHooks> {
     let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| api::OwedHooks {
-        hooks: debt.hooks(),
+        hooks: debt.names(),
         operation: Some(debt.event.operation.as_str()),
         snapshot_id: Some(debt.event.snapshot_id),
         vm_id: Some(debt.event.vm.name),

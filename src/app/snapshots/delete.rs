@@ -123,7 +123,7 @@ impl App {
             if app.store.record(snapshot.id)?.is_some_and(|record| !record.is_ready()) {
                 return Ok(None);
             }
-            let Some(mut debt) = app.hooks.debt(app.deletion(&snapshot)) else { return Ok(None) };
+            let Some(mut debt) = app.hooks.pending_post_hooks(app.deletion(&snapshot)) else { return Ok(None) };
             let (key, earlier) = app.owed_earlier(Operation::SnapshotDelete, snapshot.id)?;
             debt.earlier = earlier;
             app.record_pending_hooks(key, &debt)?;
