@@ -1,4 +1,4 @@
-//! The program: reads its arguments and its config, and does what it is asked.
+//! The program: reads its arguments and its config, and runs the service or a command.
 
 use std::io;
 use std::process::ExitCode;
@@ -14,13 +14,13 @@ use coriolis_ovm_exporter::{service, tls};
 fn main() -> ExitCode {
     let args = Args::parse_from(args::normalize_go_flags(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
-        terminal::complain(&error);
-        if error.is::<ConfigError>() { ExitCode::from(BROKEN_CONFIG) } else { ExitCode::FAILURE }
+        terminal::print_error(&error);
+        if error.is::<ConfigError>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
     })
 }
 
-/// EX_CONFIG of sysexits.h: another start would fail as well, so service managers are told to try none.
-const BROKEN_CONFIG: u8 = 78;
+/// EX_CONFIG of sysexits.h. Another start would fail too, so service managers must not restart.
+const EX_CONFIG: u8 = 78;
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.command {
@@ -45,9 +45,9 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     let metrics = Metrics::default();
     let cannot_open = |key: &'static str, error: io::Error| {
-        let remedy = "name a file in a folder that can be written to";
+        let remedy = "name a file in a writable folder";
         let fault = Fault::new(key, error.to_string(), remedy);
-        // A full disk, or one that is mounted later.
+        // The disk may be full now, or mounted later.
         if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
     };
     let log = logging::start(&config.log, metrics.log_lines_dropped());

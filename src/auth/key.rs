@@ -1,4 +1,4 @@
-//! The key that tokens are signed with: the config's, or one that the service makes and keeps beside its database.
+//! The key that signs tokens: that of the config, or one that the service makes and keeps beside its database.
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -11,39 +11,29 @@ use secrecy::SecretString;
 
 use crate::config::{Config, is_given_away, weakness};
 
-/// Bytes of a key that is made, before it is written as hexadecimal digits.
+/// Random bytes in a new key, which is written as hexadecimal digits.
 const LENGTH: usize = 32;
 
-/// A file that holds more is no file of ours.
-const LONGEST: u64 = 4096;
+/// A larger file is not a key.
+const MAX_SIZE: u64 = 4096;
 
-/// Why there is no key.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// The file must not be used; what is wrong with it, and what to do.
+    /// The file must not be used. The text contains the remedy.
     #[error("{0}")]
     Unfit(String),
-    /// The file cannot be read or made.
     #[error("{}: {error}", .path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        error: io::Error,
-    },
+    Io { path: PathBuf, error: io::Error },
 }
 
-/// Where the key of the database at `db_file` is kept.
+/// The path of the key for the database at `db_file`.
 pub fn path(db_file: &Path) -> PathBuf {
     let mut name = OsString::from(db_file);
     name.push(".jwt-secret");
     name.into()
 }
 
-/// The key of `config`: `jwt.secret`, or the one in the file; nothing where neither is there yet.
-///
-/// # Errors
-/// [`KeyError`].
+/// The key of `config`: `jwt.secret`, or the one in the file. `None` if neither exists.
 pub fn find(config: &Config) -> Result<Option<SecretString>, KeyError> {
     if let Some(secret) = &config.jwt.secret {
         return Ok(Some(secret.clone()));
@@ -54,24 +44,21 @@ pub fn find(config: &Config) -> Result<Option<SecretString>, KeyError> {
     if key.as_ref().zip(sync).is_some_and(|(key, sync)| is_given_away(key, sync)) {
         let shown = path.display();
         return Err(KeyError::Unfit(format!(
-            "{shown}: holds hooks.sync.secret, which guests are sent: they could log in as anybody; name another \
-             hooks.sync.secret, and remove {shown}: the service makes a new key"
+            "{shown}: contains hooks.sync.secret, which is sent to guests: a guest could log in as any user; set another \
+             hooks.sync.secret and remove {shown}: the service makes a new key"
         )));
     }
     Ok(key)
 }
 
-/// The same, made where it is not there. Only one process may do this at a time: the one that has the database.
-///
-/// # Errors
-/// [`KeyError`].
+/// Like [`find`], and makes a key if there is none. Only the process that has the database may call this.
 pub fn find_or_make(config: &Config) -> Result<SecretString, KeyError> {
     if let Some(key) = find(config)? {
         return Ok(key);
     }
     let path = path(&config.db_file);
     make(&path).map_err(|error| KeyError::Io { path: path.clone(), error })?;
-    tracing::info!(path = %path.display(), "jwt.secret is not given: made the key that tokens are signed with");
+    tracing::info!(path = %path.display(), "jwt.secret is not set: made a key to sign tokens");
     let gone = || KeyError::Io { path: path.clone(), error: io::ErrorKind::NotFound.into() };
     read(&path)?.ok_or_else(gone)
 }
@@ -91,37 +78,37 @@ fn read(path: &Path) -> Result<Option<SecretString>, KeyError> {
     let metadata = file.metadata().map_err(failed)?;
     let owner = metadata.uid();
     if !metadata.is_file() {
-        return unfit("is not a regular file; remove it, and the service makes a new key");
+        return unfit("is not a regular file; remove it and the service makes a new key");
     }
     if metadata.mode() & 0o077 != 0 {
         return unfit(&format!(
-            "can be read or written by others than its owner, and holds the key that tokens are signed with; if \
-             nobody has seen it: chmod 0600 {shown}; else remove it, and the service makes a new one"
+            "can be read or written by users other than its owner, but contains the key that signs tokens; if no \
+             other user has read it: chmod 0600 {shown}; otherwise remove it and the service makes a new one"
         ));
     }
     if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
-        return unfit(&format!("belongs to the user {owner}; remove it, and the service makes a new key"));
+        return unfit(&format!("belongs to the user {owner}; remove it and the service makes a new key"));
     }
     let mut text = String::new();
-    let length = file.take(LONGEST + 1).read_to_string(&mut text).map_err(failed)?;
+    let length = file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(failed)?;
     let key = SecretString::from(text.trim());
-    if length as u64 > LONGEST {
-        return unfit("holds more than a key; remove it, and the service makes a new one");
+    if length as u64 > MAX_SIZE {
+        return unfit("is too large for a key; remove it and the service makes a new one");
     }
     match weakness(&key) {
-        Some(why) => unfit(&format!("{why}; remove it, and the service makes a new key")),
+        Some(why) => unfit(&format!("{why}; remove it and the service makes a new key")),
         None => Ok(Some(key)),
     }
 }
 
-/// A crash leaves the whole file or none.
+/// After a crash, the file is complete or does not exist.
 fn make(path: &Path) -> io::Result<()> {
     let mut bytes = [0; LENGTH];
     aws_lc_rs::rand::fill(&mut bytes).map_err(io::Error::other)?;
     let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
     let mut draft = OsString::from(path);
     draft.push(".new");
-    // Of a start that a crash ended.
+    // A crash may have left it.
     match fs::remove_file(&draft) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -149,17 +136,17 @@ mod tests {
     }
 
     #[test]
-    fn a_key_is_made_once_for_its_owner_alone() {
+    fn a_key_is_made_once_and_readable_only_by_its_owner() {
         let dir = tempfile::tempdir().unwrap();
         let config_of = |lines: &str| config(&dir.path().join("x.db"), lines);
         assert!(find(&config_of("")).unwrap().is_none());
-        // Left by a start that was killed.
+        // A start was killed.
         fs::write(dir.path().join("x.db.jwt-secret.new"), "half").unwrap();
         let key = find_or_make(&config_of("")).unwrap();
         assert_eq!(key.expose_secret().len(), 64);
         let metadata = fs::metadata(dir.path().join("x.db.jwt-secret")).unwrap();
         assert_eq!(metadata.mode() & 0o7777, 0o600);
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft is left");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the draft was left behind");
         assert_eq!(find_or_make(&config_of("")).unwrap().expose_secret(), key.expose_secret());
         let given = "[jwt]\nsecret = \"0123456789abcdef0123456789abcdef\"\n";
         assert_eq!(find(&config_of(given)).unwrap().unwrap().expose_secret(), "0123456789abcdef0123456789abcdef");
@@ -168,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_others_can_read_or_guess_is_refused_and_left() {
+    fn an_unsafe_key_file_is_refused_and_kept() {
         let dir = tempfile::tempdir().unwrap();
         let (config, path) = (config(&dir.path().join("x.db"), ""), dir.path().join("x.db.jwt-secret"));
         let good = "5f9c2d7e8a1b4c3d6e7f8091a2b3c4d5";
@@ -178,7 +165,7 @@ mod tests {
             ("", 0o600, "is shorter than 32 bytes"),
             ("5f9c2d7e", 0o600, "is shorter than 32 bytes"),
             (&"ab".repeat(32), 0o600, "can be guessed"),
-            (&good.repeat(200), 0o600, "holds more than a key"),
+            (&good.repeat(200), 0o600, "is too large for a key"),
         ] {
             fs::write(&path, text).unwrap();
             fs::set_permissions(&path, fs::Permissions::from_mode(mode)).unwrap();

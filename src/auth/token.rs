@@ -11,13 +11,12 @@ use serde::{Deserialize, Serialize};
 
 use super::session::{Identity, Session};
 
-/// The claim `iss` of our tokens.
+/// The claim `iss`.
 const ISSUER: &str = "coriolis-ovm-exporter";
 
-/// A token that is missing, malformed, expired, not valid yet, forged, or of another kind. Which of these it
-/// was is nobody's business.
+/// The token is missing, malformed, expired, not yet valid, forged, or of another kind. Which of these is not disclosed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("the token is missing, expired or not valid; log in for a new one")]
+#[error("the token is missing, expired or invalid; log in for a new one")]
 pub struct BadToken;
 
 #[derive(Serialize, Deserialize)]
@@ -37,11 +36,11 @@ pub struct Tokens {
     accounts: hmac::Key,
 }
 
-/// What the key for hashes of account names is derived from, besides the secret.
-const ACCOUNTS: &[u8] = b"coriolis-ovm-exporter: names of accounts in the audit trail";
+/// The context for the key that hashes account names.
+const ACCOUNT_CONTEXT: &[u8] = b"coriolis-ovm-exporter: names of accounts in the audit trail";
 
 impl Tokens {
-    /// Tokens signed with `secret`, good for `time_to_live`.
+    /// Tokens signed with `secret` and valid for `time_to_live`.
     pub fn new(secret: &SecretString, time_to_live: Duration) -> Self {
         let secret = secret.expose_secret().as_bytes();
         let mut validation = Validation::new(Algorithm::HS256);
@@ -49,7 +48,7 @@ impl Tokens {
         validation.set_required_spec_claims(&["exp", "iss"]);
         validation.validate_nbf = true;
         validation.leeway = 0;
-        let accounts = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), ACCOUNTS);
+        let accounts = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), ACCOUNT_CONTEXT);
         Self {
             encoding: EncodingKey::from_secret(secret),
             decoding: DecodingKey::from_secret(secret),
@@ -59,17 +58,17 @@ impl Tokens {
         }
     }
 
-    /// A stable hash of an account's name, which only the holder of the secret can recompute: it shows that two
-    /// log-ins named the same account, without the name, which may be a password typed into the wrong field.
+    /// A stable hash of an account's name that needs the secret. It shows that two log-ins used the same name without
+    /// disclosing it: it may be a password in the wrong field.
     pub fn account_hash(&self, user: &str) -> String {
         let hash = hmac::sign(&self.accounts, user.as_bytes());
         hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 
-    /// A token for `user`, whose password the manager has taken as good at `now`.
+    /// A token for `user`, who logged in at `now`.
     ///
     /// # Errors
-    /// Those of signing, which has no reason to fail.
+    /// Signing fails, which is not expected.
     pub fn issue(&self, user: &str, now: SystemTime) -> Result<String, jsonwebtoken::errors::Error> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let exp = now.saturating_add(self.time_to_live).as_secs();
@@ -77,10 +76,7 @@ impl Tokens {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
     }
 
-    /// The session of whoever sent `token`.
-    ///
-    /// # Errors
-    /// [`BadToken`].
+    /// The session of the user with this token.
     pub fn check(&self, token: &str) -> Result<Session, BadToken> {
         let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| BadToken)?;
         if has_critical_extensions(token) {
@@ -90,8 +86,8 @@ impl Tokens {
     }
 }
 
-/// Whether the header of a token has `crit`. We know no extensions, and RFC 7515 (4.1.11) wants a token refused
-/// whose critical ones are not known. The library takes `"crit": null` for none, so the header is read here.
+/// Whether the header of a token has `crit`. RFC 7515 (4.1.11) requires that tokens with unknown critical extensions are
+/// refused, and we know none. The library ignores `"crit": null`, so the header is checked here.
 fn has_critical_extensions(token: &str) -> bool {
     let header = token.split('.').next().unwrap_or_default();
     let header = BASE64_URL_SAFE_NO_PAD.decode(header).ok();
@@ -151,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hash_of_an_account_is_stable_and_needs_the_secret() {
+    fn account_hashes_are_stable_and_depend_on_the_secret() {
         let hash = |secret: &str, user: &str| tokens(secret).account_hash(user);
         let (ours, theirs) = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210");
         assert_eq!(hash(ours, "admin"), hash(ours, "admin"));
@@ -161,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn what_we_did_not_sign_is_refused() {
+    fn forged_tokens_are_refused() {
         let ours = tokens("0123456789abcdef0123456789abcdef");
         let theirs = tokens("fedcba9876543210fedcba9876543210");
         let good = ours.issue("admin", SystemTime::now()).unwrap();

@@ -1,4 +1,4 @@
-//! `adopt`: asks the running service to take over snapshots that it does not know.
+//! `adopt`: makes the running service take over snapshots that it does not know.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::{Duration, SystemTime};
@@ -11,26 +11,26 @@ use crate::auth::{self, Tokens};
 use crate::config::{Api, Config, Trust};
 use crate::tls;
 
-/// Who the service is told is asking: whoever can read the config can make tokens.
+/// The user of the request. Anyone who can read the key can make tokens.
 const USER: &str = "operator";
 
-/// For the token, and for the whole answer: disks are written out before they are taken over.
-const PATIENCE: Duration = Duration::from_secs(3600);
+/// For the token and for the whole answer: disks are flushed before they are adopted.
+const TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Asks the service that runs with `config`.
+/// Sends the request to the service that runs with `config`.
 ///
 /// # Errors
-/// Where it does not run, or refuses; in words for an operator.
+/// The service does not run, or refuses.
 pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<api::Adoption> {
     let url = format!("https://{}/api/v1/adopt?dryRun={dry_run}&manifests={manifests}", address(&config.api));
     let key = auth::key::find(config)?.with_context(|| {
         let path = auth::key::path(&config.db_file);
-        format!("{} is not there: the service makes it when it starts first; is it running?", path.display())
+        format!("{} does not exist: the service makes it at its first start; is it running?", path.display())
     })?;
-    let token = Tokens::new(&key, PATIENCE).issue(USER, SystemTime::now())?;
+    let token = Tokens::new(&key, TIMEOUT).issue(USER, SystemTime::now())?;
     let client = reqwest::Client::builder()
         .tls_backend_preconfigured(tls::client_config(&Trust::CaFile(config.api.certificate.clone()))?)
-        .timeout(PATIENCE)
+        .timeout(TIMEOUT)
         .no_proxy()
         .build()?;
     let answer = client.post(&url).bearer_auth(token).send().await;
@@ -46,10 +46,10 @@ pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Res
     if !status.is_success() {
         anyhow::bail!("the service answers {status}: {}", String::from_utf8_lossy(&body));
     }
-    serde_json::from_slice(&body).context("the service's answer cannot be understood; is it of this version?")
+    serde_json::from_slice(&body).context("cannot parse the service's answer; does it have this version?")
 }
 
-/// Where the service is reached from its own host.
+/// The address of the service from its own host.
 fn address(api: &Api) -> SocketAddr {
     let host = match api.bind {
         IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -59,7 +59,7 @@ fn address(api: &Api) -> SocketAddr {
     SocketAddr::from((host, api.port))
 }
 
-/// What was done, for people.
+/// The report for the terminal.
 pub fn report(adoption: &api::Adoption) -> Lines {
     let done = if adoption.dry_run { "would be adopted" } else { "adopted" };
     let mut lines = Lines::default();

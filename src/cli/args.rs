@@ -1,4 +1,4 @@
-//! Arguments.
+//! Command-line arguments.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -7,57 +7,54 @@ use clap::{Parser, Subcommand};
 
 use crate::config;
 
-/// What else a user of the command line may want to know.
-const SIGNALS: &str = "\
+const AFTER_HELP: &str = "\
 Signals:
-  SIGHUP           Read the certificate and open the log file anew
-  SIGTERM, SIGINT  Let running answers finish, 30 seconds at most, and stop
+  SIGHUP           Reload the certificate and reopen the log file
+  SIGTERM, SIGINT  Finish running requests (30 seconds at most) and stop
 
 Exit status:
-  1                Something failed, and another start may go well
+  1                Failed; another start may succeed
   2                Wrong arguments
-  78               The config, or what it names, is broken: another start would fail as well
+  78               The config, or a file that it names, is invalid; another start would fail too
 
 Environment:
-  RUST_LOG         What goes into the log: error, warn, info (the default), debug, trace";
+  RUST_LOG         The log level: error, warn, info (the default), debug, trace";
 
 /// Incremental disk exporter for virtualization hosts.
 ///
-/// Without a command it serves.
+/// Without a command it runs the service.
 #[derive(Debug, Parser)]
-#[command(version, after_help = SIGNALS)]
+#[command(version, after_help = AFTER_HELP)]
 pub struct Args {
-    /// The config file (-config, with one dash, is understood too)
+    /// The config file (-config with one dash works too)
     #[arg(long, global = true, value_name = "FILE", default_value = config::DEFAULT_PATH)]
     pub config: PathBuf,
-    /// What to do instead of serving.
     #[command(subcommand)]
     pub command: Option<Command>,
 }
 
-/// What can be done besides serving.
+/// Instead of running the service.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Look at everything that the service needs, and say what is to be mended
+    /// Check everything that the service needs, and report what to fix
     ///
-    /// Nothing is changed. The exit status is 1 where the service would not do its work.
+    /// Nothing is changed. The exit status is 1 if the service would not work.
     CheckConfig,
-    /// Take over snapshots that the running service does not know, of the original exporter above all
+    /// Take over snapshots that the running service does not know, such as those of the original exporter
     ///
-    /// Each folder below CoriolisSnapshots is placed by its disks' names and its files' times. What
-    /// cannot be placed is listed and left as it is.
+    /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times. Folders
+    /// that cannot be assigned are listed and left as they are.
     Adopt {
-        /// Only say what would be done
+        /// Only report what would be done
         #[arg(long)]
         dry_run: bool,
-        /// Also those with a manifest: of a database that is lost. No other exporter may use them
+        /// Also adopt folders with a manifest, after the database was lost. No other exporter may use them
         #[arg(long)]
         manifests: bool,
     },
 }
 
-/// The arguments `given`, with the original's one-dash long flags made ordinary: they stand in
-/// everybody's unit files.
+/// Accepts the one-dash long flags of the original exporter, which existing unit files use.
 pub fn normalize_go_flags(given: impl Iterator<Item = OsString>) -> impl Iterator<Item = OsString> {
     given.map(|argument| match argument.to_str() {
         Some(text) if matches!(text, "-config" | "-version" | "-help") || text.starts_with("-config=") => {
@@ -72,7 +69,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_originals_flag_is_understood() {
+    fn flags_of_the_original_are_accepted() {
         let config = |arguments: &[&str]| {
             let given = ["exporter"].iter().chain(arguments).map(OsString::from);
             Args::try_parse_from(normalize_go_flags(given)).map(|args| args.config)

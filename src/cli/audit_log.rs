@@ -1,4 +1,4 @@
-//! The audit's own file: lines of JSON, through a queue as the log's, so that no request waits for it.
+//! The file of the audit trail: lines of JSON, written through a queue, so that no request waits for it.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -11,40 +11,40 @@ use crate::app::audit;
 use crate::config;
 use crate::metrics::Counter;
 
-/// How long the end of the process waits for the file.
-const LAST_LINES: Duration = Duration::from_secs(2);
+/// How long the process waits for the file at its end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Who may read it: users' names and addresses are in it.
+/// It contains users' names and addresses.
 const MODE: u32 = 0o600;
 
-/// The audit's file, where the config names one.
+/// `None`: the audit trail goes to the log.
 pub struct AuditLog(Option<LogQueue>);
 
-/// Starts the audit's file. `dropped` counts the lines that are lost because it cannot be written.
+/// `dropped` counts the lines that are lost because the file cannot be written.
 ///
 /// # Errors
-/// Where it cannot be opened.
+/// The file cannot be opened.
 pub fn start(config: &config::Audit, dropped: Counter) -> io::Result<AuditLog> {
     let Some(path) = &config.file else { return Ok(AuditLog(None)) };
     let file = LogFile::open_with_mode(path, config.max_size, config.max_files, MODE)?;
     let queue = LogQueue::start(AuditFile(file), dropped)?;
     let lines = queue.clone();
     audit::send_to(move |line| {
-        let _ = (&lines).write_all(line); // which never fails
+        let _ = (&lines).write_all(line); // never fails
     });
     Ok(AuditLog(Some(queue)))
 }
 
 impl AuditLog {
-    /// Opens the file by its name again, and does not wait for it.
+    /// Reopens the file by its name, without waiting.
     pub fn reopen(&self) {
         self.0.iter().for_each(LogQueue::reopen);
     }
 
-    /// Waits until the file is written, but not for long.
+    /// Waits a limited time until all lines are written.
     pub fn flush(&self) {
         if let Some(queue) = &self.0
-            && !queue.flush(LAST_LINES)
+            && !queue.flush(FLUSH_TIMEOUT)
         {
             tracing::error!("the last audit lines could not be written");
         }
@@ -77,7 +77,7 @@ impl Sink for AuditFile {
             reason: &'static str,
             lines: u64,
         }
-        tracing::error!(dropped, "audit lines were dropped: the audit's file could not be written");
+        tracing::error!(dropped, "audit lines were dropped: the audit file could not be written");
         let time = format!("{:.3}", jiff::Timestamp::now());
         let reason = "the file could not be written, so lines were dropped here";
         let line = Dropped { time, action: "audit", outcome: "failed", reason, lines: dropped };

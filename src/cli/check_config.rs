@@ -1,10 +1,10 @@
-//! `check-config`: the findings as a table for people.
+//! `check-config`: the findings as a table.
 
 use super::terminal::Lines;
 use crate::app::ops::check_config::{CheckStatus, Finding};
 use crate::model::printable;
 
-/// The findings, a line each; below a line that is not good, what to do.
+/// One line for each finding, followed by its remedy.
 pub fn table(findings: &[Finding]) -> Lines {
     let width = findings.iter().map(|finding| printable(&finding.what).chars().count()).max().unwrap_or_default();
     let mut table = Lines::default();
@@ -23,9 +23,9 @@ pub fn table(findings: &[Finding]) -> Lines {
     let (bad, doubtful) = (count(CheckStatus::Bad), count(CheckStatus::Doubtful));
     table.add("");
     table.add(match (bad, doubtful) {
-        (0, 0) => "All is as it should be.".to_owned(),
-        (0, _) => format!("The service would run; warnings: {doubtful}."),
-        _ => format!("The service would not do its work; failures: {bad}, warnings: {doubtful}."),
+        (0, 0) => "No problems found.".to_owned(),
+        (0, _) => format!("The service would work; warnings: {doubtful}."),
+        _ => format!("The service would not work; failures: {bad}, warnings: {doubtful}."),
     });
     table
 }
@@ -35,19 +35,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_line_that_is_not_good_has_its_remedy_below() {
+    fn a_remedy_follows_its_finding() {
         let finding = |what: &str, status, remedy: Option<&str>| Finding {
             what: what.to_owned(),
             status,
             found: "found".to_owned(),
             remedy: remedy.map(str::to_owned),
         };
-        let findings = [finding("db_file", CheckStatus::Good, None), finding("log", CheckStatus::Bad, Some("mend it"))];
+        let findings = [finding("db_file", CheckStatus::Good, None), finding("log", CheckStatus::Bad, Some("fix it"))];
         let expected = "ok    db_file  found\n\
                         FAIL  log      found\n\
-                        \u{20}              -> mend it\n\n\
-                        The service would not do its work; failures: 1, warnings: 0.\n";
+                        \u{20}              -> fix it\n\n\
+                        The service would not work; failures: 1, warnings: 0.\n";
         assert_eq!(table(&findings).as_str(), expected);
-        assert!(table(&findings[..1]).as_str().ends_with("All is as it should be.\n"));
+        assert!(table(&findings[..1]).as_str().ends_with("No problems found.\n"));
     }
 }

@@ -1,11 +1,11 @@
-//! How values stand in the log.
+//! The format of values in the log.
 
 use tracing_subscriber::field::{MakeExt, RecordFields};
 use tracing_subscriber::fmt::format::{FormatFields, Writer, debug_fn};
 
 use crate::model::printable;
 
-/// Writes `name=value`, escaped, so that nothing in a value can end the line or steer a terminal that shows it.
+/// Writes escaped `name=value` pairs, so that a value can neither end the line nor control a terminal.
 #[derive(Debug)]
 pub struct Escaped;
 
@@ -44,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn no_value_ends_a_line_or_steers_a_terminal() {
+    fn values_cannot_end_a_line_or_control_a_terminal() {
         let written = Written::default();
         let sink = written.clone();
         let subscriber = tracing_subscriber::fmt().with_ansi(false).without_time().with_target(false);

@@ -1,8 +1,7 @@
 //! A log file that is rotated by size: `log`, then `log.1` (the newest), `log.2` and so on.
 //!
-//! Why not a crate: of the two that rotate by size, file-rotate (0.8) panics where a folder is not
-//! writable and drops lines once it has lost its file, and logroller (0.1) cannot open its file
-//! again after logrotate(8) took it away. Neither may take the service down, or lose a line.
+//! No crate is used: of the two that rotate by size, file-rotate (0.8) panics in a read-only folder and drops lines after
+//! losing its file, and logroller (0.1) cannot reopen its file after logrotate(8) moved it away.
 
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -16,43 +15,39 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::log_queue::Sink;
 
-/// How long the log grows on after it could not be rotated, until that is tried again.
-const ROTATE_AGAIN: Duration = Duration::from_secs(60);
+/// How long a log that could not be rotated grows until the next attempt.
+const ROTATE_RETRY: Duration = Duration::from_secs(60);
 
-/// A log file. Every write is one whole line, or several.
+/// Every write is one or more whole lines.
 #[derive(Debug)]
 pub struct LogFile {
     path: PathBuf,
-    /// Bytes; 0 is "never rotated".
+    /// In bytes; 0 disables rotation.
     max_size: u64,
-    /// Of files that it makes.
+    /// Of new files.
     mode: u32,
     /// Rotated files that are kept, at least one.
     max_files: u32,
     file: File,
-    /// The last line in the file has no end.
+    /// The last line in the file is incomplete.
     torn: bool,
-    /// Lines that had to go to standard error since the last one that did not.
+    /// Lines that went to standard error since the last successful write.
     missed: u64,
-    /// Not to be rotated before this.
+    /// The time of the next attempt to rotate.
     rotate_after: Option<Instant>,
 }
 
 impl LogFile {
-    /// Opens the file at `path`, to be written at its end; makes it, with mode 0640, where it is not
-    /// there. It is rotated before it passes `max_size` bytes (0: never), and `max_files` old ones
-    /// are kept beside it.
+    /// Opens or creates (with mode 0640) the file at `path` for appending. It is rotated before it exceeds `max_size` bytes
+    /// (0: never), and `max_files` rotated files are kept.
     ///
     /// # Errors
-    /// Where it is not a regular file, or cannot be opened.
+    /// The file is not a regular file, or cannot be opened.
     pub fn open(path: &Path, max_size: u64, max_files: u32) -> io::Result<Self> {
         Self::open_with_mode(path, max_size, max_files, 0o640)
     }
 
-    /// The same with another mode.
-    ///
-    /// # Errors
-    /// As [`LogFile::open`].
+    /// Like [`LogFile::open`] with another mode.
     pub fn open_with_mode(path: &Path, max_size: u64, max_files: u32, mode: u32) -> io::Result<Self> {
         Ok(Self {
             mode,
@@ -66,20 +61,17 @@ impl LogFile {
         })
     }
 
-    /// Appends `line`. Where that fails, the line goes to standard error.
-    ///
-    /// # Errors
-    /// Where the line could not be written to standard error either.
+    /// Appends `line`, or writes it to standard error if that fails.
     fn append(&mut self, line: &[u8]) -> io::Result<()> {
-        // Asked each time, for others may cut the file (logrotate's copytruncate).
+        // Checked for every line, because others may truncate the file (logrotate's copytruncate).
         let size = self.file.metadata().map_or(0, |metadata| metadata.len());
         let is_full = self.max_size > 0 && size > 0 && size.saturating_add(line.len() as u64) > self.max_size;
         if is_full && self.rotate_after.is_none_or(|after| Instant::now() >= after) {
             self.rotate_after = None;
             if let Err(error) = self.rotate() {
-                self.rotate_after = Some(Instant::now() + ROTATE_AGAIN);
+                self.rotate_after = Some(Instant::now() + ROTATE_RETRY);
                 let log = self.path.display();
-                let told = format!("coriolis-ovm-exporter: {log} cannot be rotated, and grows on: {error}\n");
+                let told = format!("coriolis-ovm-exporter: cannot rotate {log}, which keeps growing: {error}\n");
                 let _ = to_standard_error(told.as_bytes());
             }
         }
@@ -90,17 +82,17 @@ impl LogFile {
         Ok(())
     }
 
-    /// Gives the file the name `.1`, and goes on with a new one. A step that fails leaves every file
-    /// there, and the old one in use.
+    /// Renames the file to `.1`, and continues with a new one. If a step fails, no file is lost, and the old one stays in
+    /// use.
     fn rotate(&mut self) -> io::Result<()> {
         let ours = self.file.metadata()?;
         let same = |there: fs::Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
         if !fs::symlink_metadata(&self.path).is_ok_and(same) {
-            // Somebody else moved it away, and will have a name for it.
+            // Another program has renamed it.
             self.file = open(&self.path, self.mode)?;
             return Ok(());
         }
-        // First the new file, so that a full disk changes nothing.
+        // The new file first, so that a full disk changes nothing.
         let fresh_path = self.beside("new");
         let fresh = open(&fresh_path, self.mode)?;
         let old = |n: u32| self.beside(&n.to_string());
@@ -133,7 +125,7 @@ impl LogFile {
         path.into()
     }
 
-    /// Writes one line, and before it what the last one failed to.
+    /// Writes a line, after the end of an incomplete one.
     fn write_line(&mut self, line: &[u8]) -> io::Result<()> {
         if self.torn {
             self.write_bytes(b"\n")?;
@@ -146,7 +138,7 @@ impl LogFile {
         self.write_bytes(line)
     }
 
-    /// Notes whether it ended within a line, which [`Write::write_all`] does not tell.
+    /// Records whether writing ended inside a line, which [`Write::write_all`] does not report.
     fn write_bytes(&mut self, mut bytes: &[u8]) -> io::Result<()> {
         while !bytes.is_empty() {
             match self.file.write(bytes) {
@@ -175,7 +167,7 @@ impl Write for LogFile {
 }
 
 impl Sink for LogFile {
-    /// Opens the file by its name again: logrotate(8) and operators move logs away.
+    /// Reopens the file by its name: logrotate(8) and operators rename logs.
     fn reopen(&mut self) -> io::Result<()> {
         self.file = open(&self.path, self.mode)?;
         self.torn = false;
@@ -184,8 +176,7 @@ impl Sink for LogFile {
     }
 }
 
-/// Writes to standard error as far as that takes it at once: a pipe that nobody reads must not block the log
-/// file, which may be writable again.
+/// Writes to standard error without blocking: a full pipe must not block the log file, which may be writable again.
 fn to_standard_error(line: &[u8]) -> io::Result<()> {
     let mut stderr = io::stderr();
     for piece in line.chunks(nix::libc::PIPE_BUF) {
@@ -198,27 +189,27 @@ fn to_standard_error(line: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Opens a log file; says which path it is that cannot be opened, and why.
+/// Opens a log file. An error names the path.
 fn open(path: &Path, mode: u32) -> io::Result<File> {
     let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if let Ok(found) = fs::symlink_metadata(path) {
         regular(found.file_type()).map_err(told)?;
     }
-    // And again for what was opened: neither followed, nor waited for, should it change meanwhile.
+    // The opened file is checked again, because the path may have changed. Opening follows no link and does not block.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let file = OpenOptions::new().create(true).append(true).mode(mode).custom_flags(flags).open(path).map_err(told)?;
     regular(file.metadata().map_err(told)?.file_type()).map_err(told)?;
     Ok(file)
 }
 
-/// A link could be made to point at any file of the host, and the service writes as root.
+/// A link could lead to any file of the host, and the service writes as root.
 fn regular(kind: FileType) -> io::Result<()> {
     let what = match kind {
         kind if kind.is_file() => return Ok(()),
-        kind if kind.is_symlink() => "is a symbolic link; name the file that it leads to",
+        kind if kind.is_symlink() => "is a symbolic link; name its target",
         kind if kind.is_dir() => "is a folder; name a file in it",
         kind if kind.is_fifo() => "is a pipe; name a file",
-        _ => "is no regular file; leave log_file empty for standard error",
+        _ => "is not a regular file; leave log_file empty for standard error",
     };
     Err(io::Error::new(ErrorKind::InvalidInput, what))
 }

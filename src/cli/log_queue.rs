@@ -1,8 +1,7 @@
 //! A bounded queue of log lines, and the thread that writes them.
 //!
-//! Nothing that logs ever waits for the log: a log on a frozen file system, or a pipe that nobody reads, blocks
-//! this thread alone. Lines that find the queue full are dropped and counted, and so are lines that cannot be
-//! written; the count is logged as soon as writing works again.
+//! Logging never blocks: a log on a frozen file system, or a full pipe, blocks only this thread. Lines are dropped and
+//! counted if the queue is full, or if they cannot be written. The count is logged as soon as writing works again.
 
 use std::collections::VecDeque;
 use std::io::{self, Stderr, Write};
@@ -14,18 +13,18 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use crate::metrics::Counter;
 
-/// Bytes of lines that may wait: more than 20,000 lines.
+/// Bytes of queued lines: more than 20,000 lines.
 const MAX_BYTES: usize = 4 << 20;
 
-/// After a failed write, the pause before the count of dropped lines is tried again without a new line.
+/// After a failed write, how long to wait before writing the count of dropped lines, if no new line comes.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Where the lines of a queue go. Each write is one whole line.
+/// The destination of a queue. Each write is one whole line.
 pub trait Sink: Write + Send {
-    /// Opens the destination by its name again.
+    /// Reopens the destination by its name.
     ///
     /// # Errors
-    /// Where it cannot be opened; the old one stays in use.
+    /// It cannot be opened; the old one stays in use.
     fn reopen(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -39,15 +38,15 @@ pub trait Sink: Write + Send {
 
 impl Sink for Stderr {}
 
-/// The queue. Clones are handles of the same queue.
+/// Clones are handles of the same queue.
 #[derive(Clone)]
 pub struct LogQueue(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// There is something to do.
+    /// Signals new work.
     work: Condvar,
-    /// The thread has finished what it was doing.
+    /// Signals finished work.
     progress: Condvar,
     dropped: Counter,
 }
@@ -65,7 +64,7 @@ struct State {
 
 enum Entry {
     Line(Vec<u8>),
-    /// So many lines were dropped here.
+    /// The number of lines that were dropped at this place.
     Dropped(u64),
 }
 
@@ -75,26 +74,26 @@ enum Job {
 }
 
 impl LogQueue {
-    /// Starts a queue whose thread writes to `sink`. `dropped` counts the lines that are lost.
+    /// Starts a thread that writes to `sink`. `dropped` counts the lines that are lost.
     ///
     /// # Errors
-    /// Where no thread can be started.
+    /// No thread can be started.
     pub fn start(sink: impl Sink + 'static, dropped: Counter) -> io::Result<Self> {
         let shared =
             Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
         let writer = Arc::clone(&shared);
-        // It ends with the process: it may hang in a write that cannot be interrupted.
+        // It ends with the process, because it may hang in a write that cannot be interrupted.
         std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_all_to(sink))?;
         Ok(Self(shared))
     }
 
-    /// Makes the thread open its destination by name again, before the next line.
+    /// Makes the thread reopen its destination before the next line.
     pub fn reopen(&self) {
         self.0.state().reopen = true;
         self.0.work.notify_one();
     }
 
-    /// Waits until all lines are written, for `limit` at most. Says whether they are.
+    /// Waits until all lines are written, for `limit` at most, and returns whether they are.
     pub fn flush(&self, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         let mut state = self.0.state();
@@ -132,8 +131,8 @@ impl Shared {
         loop {
             match self.next(failing) {
                 Job::Reopen => match sink.reopen() {
-                    Ok(()) => tracing::info!("log opened anew"),
-                    Err(error) => tracing::error!(%error, "the log cannot be opened anew; the old one stays"),
+                    Ok(()) => tracing::info!("log file reopened"),
+                    Err(error) => tracing::error!(%error, "cannot reopen the log; keeping the open file"),
                 },
                 Job::Write(entry) => {
                     let (written, lines, new) = match entry {
@@ -150,7 +149,7 @@ impl Shared {
         }
     }
 
-    /// Waits for something to do. While writes are `failing`, a count of dropped lines does not hurry.
+    /// Waits for work. While writes are `failing`, a count of dropped lines is written only after a pause.
     fn next(&self, failing: bool) -> Job {
         let mut state = self.state();
         state.busy = false;
@@ -207,7 +206,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
-    /// A sink whose writes wait for a permission each, until the sender of them is gone. Then they fail or not.
+    /// A sink whose writes each wait for a message, until the sender is dropped.
     struct Gated {
         gate: Receiver<()>,
         fails: Arc<AtomicBool>,
@@ -257,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn a_blocked_sink_blocks_nobody_and_the_dropped_lines_are_counted_in_their_place() {
+    fn a_blocked_sink_does_not_block_logging() {
         let Scene { queue, gate, began, written, dropped, .. } = scene();
         let line = format!("{}\n", "x".repeat(1023));
         queue.push(line.as_bytes());
@@ -268,7 +267,7 @@ mod tests {
         }
         assert_eq!(dropped.get(), 7);
         assert!(!queue.flush(Duration::from_millis(1)));
-        // One is written, so one fits in again.
+        // One is written, so the queue has space for one.
         gate.send(()).unwrap();
         began.recv().unwrap();
         queue.push(&line.as_bytes()[1..]);
@@ -279,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn the_count_is_written_when_the_sink_works_again_without_another_line() {
+    fn the_count_is_written_without_a_new_line_once_the_sink_works_again() {
         let Scene { queue, gate, began, written, dropped, .. } = scene();
         queue.push(b"first\n");
         began.recv().unwrap();
@@ -295,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_that_fail_are_counted_too() {
+    fn failed_lines_are_counted_as_dropped() {
         let Scene { queue, gate, fails, written, dropped, .. } = scene();
         drop(gate);
         fails.store(true, Ordering::Relaxed);

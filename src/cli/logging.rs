@@ -1,4 +1,4 @@
-//! The log: lines of `key=value`, to a file or to standard error.
+//! The log: lines of `key=value` in a file or on standard error.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -12,23 +12,22 @@ use crate::cli::log_queue::LogQueue;
 use crate::config;
 use crate::metrics::Counter;
 
-/// How long the end of the process waits for the log.
-const LAST_LINES: Duration = Duration::from_secs(2);
+/// How long the process waits for the log at its end.
+const FLUSH_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The log that was started.
 pub struct Log {
     queue: LogQueue,
-    /// Whether it goes to a file, which has a name to be opened by again.
+    /// Only a file can be reopened.
     is_file: bool,
 }
 
-/// Starts the log. `RUST_LOG` chooses what goes into it; by default all from `info` up. Who did what
-/// always does. `dropped` counts the lines that are lost because the log cannot be written.
+/// Starts the log. `RUST_LOG` sets its level, by default `info`; the audit trail is always logged. `dropped` counts the
+/// lines that are lost because the log cannot be written.
 ///
 /// # Errors
-/// Where `log_file` cannot be opened.
+/// The log file cannot be opened.
 pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
-    // hyper tells of every client that dawdles, at a level of its own.
+    // hyper warns about every slow client.
     let default = "info,hyper=error";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let filter = filter.add_directive(format!("{}=info", audit::TARGET).parse().map_err(io::Error::other)?);
@@ -47,15 +46,15 @@ pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
 }
 
 impl Log {
-    /// Opens the log file by its name again, where there is one. This does not wait for the log.
+    /// Reopens the log file, if there is one, without waiting.
     pub fn reopen(&self) {
         if self.is_file {
             self.queue.reopen();
         }
     }
 
-    /// Waits until the log is written, but not for long.
+    /// Waits a limited time until all lines are written.
     pub fn flush(&self) {
-        self.queue.flush(LAST_LINES);
+        self.queue.flush(FLUSH_TIMEOUT);
     }
 }

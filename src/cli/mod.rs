@@ -1,4 +1,4 @@
-//! The command line: what the program is asked to do, and where its log goes.
+//! The command line, and where the log is written.
 
 pub mod adopt;
 pub mod args;

@@ -1,4 +1,4 @@
-//! What people read on a terminal. All printing of commands goes through here.
+//! Output on a terminal. All commands print through this module.
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, Write as _};
@@ -7,36 +7,31 @@ use std::time::Duration;
 
 use crate::model::printable;
 
-/// Lines of text. Whatever is put into a line can neither end it nor steer the terminal.
+/// Lines of escaped text: a value can neither end its line nor control the terminal.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines(String);
 
 impl Lines {
-    /// Adds a line.
     pub fn add(&mut self, line: impl Display) {
         let _ = writeln!(self.0, "{}", printable(&line.to_string()));
     }
 
-    /// Writes them to standard output.
-    ///
-    /// # Errors
-    /// The errno of write(2).
+    /// Writes the lines to standard output.
     pub fn print(&self) -> io::Result<()> {
         io::stdout().write_all(self.0.as_bytes())
     }
 
-    /// The lines as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
-/// How long the reader of an error is waited for.
-const READER: Duration = Duration::from_secs(2);
+/// How long writing an error may take.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Writes an error to standard error, with all its causes. A pipe that nobody reads must not keep the process, so a
-/// thread writes, and is not waited for long.
-pub fn complain(error: &anyhow::Error) {
+/// Writes an error with all its causes to standard error. A thread writes it, so that a full pipe does not keep the process
+/// from ending.
+pub fn print_error(error: &anyhow::Error) {
     let lines = lines_of(error);
     let (done, written) = mpsc::channel();
     let write = move || {
@@ -44,11 +39,10 @@ pub fn complain(error: &anyhow::Error) {
         let _ = done.send(());
     };
     if std::thread::Builder::new().spawn(write).is_ok() {
-        let _ = written.recv_timeout(READER);
+        let _ = written.recv_timeout(WRITE_TIMEOUT);
     }
 }
 
-/// Each line of an error is one.
 fn lines_of(error: &anyhow::Error) -> Lines {
     let mut lines = Lines::default();
     format!("coriolis-ovm-exporter: {error:#}").lines().for_each(|line| lines.add(line));
@@ -60,12 +54,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_stays_one_line_and_steers_nothing() {
+    fn values_cannot_end_a_line_or_control_the_terminal() {
         let mut lines = Lines::default();
         lines.add(format_args!("left  {}: {}", "/r/a\nadopted  b\x1b[2J", "is odd"));
         lines.add("next");
         assert_eq!(lines.as_str(), "left  /r/a\\nadopted  b\\u{1b}[2J: is odd\nnext\n");
-        let told = lines_of(&anyhow::anyhow!("one\ntwo\r").context("config"));
-        assert_eq!(told.as_str(), "coriolis-ovm-exporter: config: one\ntwo\\r\n");
+        let printed = lines_of(&anyhow::anyhow!("one\ntwo\r").context("config"));
+        assert_eq!(printed.as_str(), "coriolis-ovm-exporter: config: one\ntwo\\r\n");
     }
 }

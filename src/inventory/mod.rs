@@ -47,26 +47,26 @@ impl Platform {
     }
 }
 
-/// The VMs of all repositories in one list, sorted by name. Each repository's definitions come with its mount point.
+/// The VMs of all repositories, sorted by name. `sources` are the mount points of the repositories with their definitions.
 pub fn put_together(sources: &[(PathBuf, Arc<Definitions>)]) -> Vec<Arc<Vm>> {
     let mut vms: Vec<Arc<Vm>> = sources.iter().flat_map(|(_, definitions)| definitions.vms()).cloned().collect();
-    refuse_doubles(sources, &mut vms);
+    refuse_duplicates(sources, &mut vms);
     vms.sort_by(|a, b| a.name.cmp(&b.name));
     vms
 }
 
-/// Two definitions of one name: nobody can say which disks are meant, so neither is snapshotted.
-fn refuse_doubles(sources: &[(PathBuf, Arc<Definitions>)], vms: &mut [Arc<Vm>]) {
+/// Of two definitions with the same id, it is unknown which disks are meant, so neither VM can be snapshotted.
+fn refuse_duplicates(sources: &[(PathBuf, Arc<Definitions>)], vms: &mut [Arc<Vm>]) {
     let mut once: HashSet<&VmId> = HashSet::with_capacity(vms.len());
     let ids = vms.iter().filter_map(|vm| vm.id.as_ref());
-    let doubled: HashSet<VmId> = ids.filter(|id| !once.insert(id)).cloned().collect();
-    if doubled.is_empty() {
+    let duplicates: HashSet<VmId> = ids.filter(|id| !once.insert(id)).cloned().collect();
+    if duplicates.is_empty() {
         return;
     }
     let mut folders: HashMap<&VmId, Vec<PathBuf>> = HashMap::new();
     for (mount_point, definitions) in sources {
         for (folder, vm) in definitions.by_folder(mount_point) {
-            if let Some(id) = vm.id.as_ref().and_then(|id| doubled.get(id)) {
+            if let Some(id) = vm.id.as_ref().and_then(|id| duplicates.get(id)) {
                 folders.entry(id).or_default().push(folder);
             }
         }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_no_id_is_not_repeated() {
+    fn a_name_that_is_not_an_id_is_not_shown() {
         let vms = load_all(&[&definitions(&[(A, "name = 'a secret'\ndisk = []\n"), ("b", "disk = []")])]);
         assert_eq!((vms[0].name.as_str(), vms[1].name.as_str()), (A, "b"));
         assert!(vms.iter().all(|vm| vm.disks.is_err()) && !format!("{vms:?}").contains("secret"), "{vms:?}");
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_defined_twice_is_an_error_on_both() {
+    fn two_definitions_of_one_id_are_both_errors() {
         let text = format!("name = '{A}'\ndisk = []\n");
         let vms = load_all(&[&definitions(&[(A, &text)]), &definitions(&[(B, &text)])]);
         assert!(
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uuid_need_not_be_the_names() {
+    fn the_uuid_may_differ_from_the_name() {
         let other = "0004fb00-0006-0000-ffff-00000000000a";
         let text = format!("name = '{A}'\nuuid = '{other}'\ndisk = []\n");
         let vms = load_all(&[&definitions(&[(A, &text)])]);
@@ -153,12 +153,12 @@ mod tests {
     }
 
     #[test]
-    fn an_unmounted_repository_has_no_machines() {
+    fn an_empty_repository_has_no_vms() {
         assert!(load_all(&[&tempfile::tempdir().unwrap()]).is_empty());
     }
 
     #[test]
-    fn what_has_not_changed_is_not_read_again_and_what_has_is() {
+    fn only_changed_definitions_are_read_again() {
         let folder = definitions(&[(A, &format!("name = '{A}'\ndisk = []\n")), (B, "disk = ['file:/r/b.img")]);
         let file = |name: &str| folder.path().join("VirtualMachines").join(name).join("vm.cfg");
         let old = std::time::SystemTime::now() - std::time::Duration::from_secs(3600);
@@ -176,7 +176,7 @@ mod tests {
         assert_eq!(moved.get(), 2);
         let second = read(&first);
         assert!(Arc::ptr_eq(&vm(&first, A), &vm(&second, A)), "it was read again");
-        // A broken one may be mended within the same tick of the clock.
+        // An invalid one may be repaired within the same tick of the clock.
         assert!(!Arc::ptr_eq(&vm(&first, B), &vm(&second, B)) && vm(&second, B).disks.is_err());
         std::fs::write(file(A), format!("name = '{A}'\nOVM_simple_name = 'new'\ndisk = []\n")).unwrap();
         let third = read(&second);
@@ -186,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn many_half_written_definitions_are_waited_for_once() {
+    fn many_half_written_definitions_cost_one_wait() {
         let texts: Vec<(String, String)> =
             (0..200).map(|number| (format!("{number:032x}"), format!("name = '{number:032x}'\ndisk = ["))).collect();
         let texts: Vec<(&str, &str)> = texts.iter().map(|(name, text)| (name.as_str(), text.as_str())).collect();
@@ -198,7 +198,7 @@ mod tests {
         }
         let started = std::time::Instant::now();
         assert_eq!(load_all(&[&folder]).len(), 200);
-        // One after the other they would take 30 seconds.
+        // One after the other would take 30 seconds.
         assert!(started.elapsed() < std::time::Duration::from_secs(15));
     }
 }

@@ -1,7 +1,7 @@
-//! What the service counts, in the text that Prometheus reads.
+//! Metrics for Prometheus.
 //!
-//! The registry is one's own, not the process's: who counts is handed it. Labels have few values:
-//! never a name or an id.
+//! There is no global registry: [`Metrics`] is passed to whoever counts. Labels have few values, and are never names or
+//! ids.
 
 use std::time::Duration;
 
@@ -16,14 +16,12 @@ use crate::model::HookRun;
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds of the freeze windows that are told apart, seconds: from a bare clone to hooks that
-/// took all their time.
+/// Upper bounds of freeze windows in seconds, from a clone without hooks to hooks that used their whole timeout.
 const FREEZE_BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
-/// Names of labels, with their values.
+/// Names of labels with their values.
 type Labels<const N: usize> = [(&'static str, String); N];
 
-/// All that is counted.
 pub struct Metrics {
     registry: Registry,
     requests: Family<Labels<3>, Counter>,
@@ -59,14 +57,14 @@ impl Default for Metrics {
         } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
-        registry.register("snapshots", "Snapshots asked for, by how that ended", snapshots.clone());
-        let help = "How long a guest was held up for a snapshot, at most";
+        registry.register("snapshots", "Snapshot requests, by outcome", snapshots.clone());
+        let help = "Longest time that a guest may have been frozen for a snapshot";
         registry.register_with_unit("freeze", help, Unit::Seconds, freeze.clone());
-        registry.register("hook_runs", "Calls of hooks, by kind, stage and outcome", hook_runs.clone());
+        registry.register("hook_runs", "Hook calls, by kind, stage and outcome", hook_runs.clone());
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
-        let help = "Lines of the audit that could not be written";
+        let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
-        // What can be there is there from the start: a rate needs a first value.
+        // All values exist from the start, because a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
         }
@@ -81,29 +79,25 @@ impl Metrics {
         self.requests.get_or_create(&labels).inc();
     }
 
-    /// The counter of bytes of disks that were sent.
     pub fn bytes_served(&self) -> Counter {
         self.bytes_served.clone()
     }
 
-    /// The counter of log lines that could not be written.
     pub fn log_lines_dropped(&self) -> Counter {
         self.log_lines_dropped.clone()
     }
 
-    /// The counter of lines of the audit that could not be written.
     pub fn audit_lines_dropped(&self) -> Counter {
         self.audit_lines_dropped.clone()
     }
 
-    /// Counts a snapshot that was made, for which the guest was held up no longer than `freeze`.
+    /// Counts a snapshot for which the guest was frozen for `freeze` at most.
     pub fn snapshot_made(&self, freeze: Duration) {
         self.snapshots.get_or_create(&[("outcome", "made".to_owned())]).inc();
         self.freeze.observe(freeze.as_secs_f64());
     }
 
-    /// Counts a snapshot that could not be made, for which the guest was held up no longer than `freeze`, if
-    /// it was.
+    /// Counts a failed snapshot for which the guest was frozen for `freeze` at most, if at all.
     pub fn snapshot_failed(&self, freeze: Option<Duration>) {
         if let Some(freeze) = freeze {
             self.freeze.observe(freeze.as_secs_f64());
@@ -111,7 +105,7 @@ impl Metrics {
         self.snapshots.get_or_create(&[("outcome", "failed".to_owned())]).inc();
     }
 
-    /// Counts calls of hooks around an `operation`.
+    /// Counts the hook calls of an `operation`.
     pub fn hooks(&self, operation: &str, runs: &[HookRun]) {
         for run in runs {
             let labels = [
@@ -124,10 +118,10 @@ impl Metrics {
         }
     }
 
-    /// All of it as text, of the type [`CONTENT_TYPE`].
+    /// All metrics in the format [`CONTENT_TYPE`].
     pub fn text(&self) -> String {
         let mut text = String::new();
-        // Only a writer that fails makes this fail, and a text does not.
+        // Writing to a `String` cannot fail.
         let _ = encode(&mut text, &self.registry);
         text
     }
@@ -138,7 +132,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_told() {
+    fn counts_appear_in_the_text() {
         let metrics = Metrics::default();
         assert!(metrics.text().contains("ovm_exporter_snapshots_total{outcome=\"failed\"} 0\n"), "{}", metrics.text());
         metrics.request("GET", "/api/v1/vms/{vm}", 404);

@@ -21,24 +21,24 @@ use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls;
 
-/// How long running answers may go on after a signal to stop. A download that needs longer is cut:
-/// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
-/// those after it have the other half. What is frozen by then is waited for longer.
+/// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it with a
+/// Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen at the
+/// deadline, the service waits longer for its post hooks.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Freed memory that is kept: more than one connection needs for what it sends.
+/// Freed memory that is kept for reuse: more than one connection needs to send.
 const RETAINED_HEAP: i32 = 2 << 20;
 
-/// Runs the service until a signal stops it, and counts in `metrics`. SIGHUP calls `reopen_log` as well.
+/// Runs the service until a signal stops it. SIGHUP also calls `reopen_log`.
 ///
 /// # Errors
-/// What keeps it from starting, in words for an operator.
+/// The service cannot start, or stops with pending post hooks. The text is for an operator.
 pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::keep(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, reopen_log));
-    // What is not done by now is undone at the next start; a hung file system must not keep us.
+    // A hung file system must not keep the process alive. The next start undoes unfinished work.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
@@ -73,7 +73,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     };
     signals.until_stopped(on_hang_up).await;
 
-    tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: running answers may finish");
+    tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
     notify::stopping();
     stop.cancel();
     let finish = async {
@@ -95,17 +95,17 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         }
     };
     match tokio::time::timeout(DRAIN_DEADLINE, finish).await {
-        Ok(()) => tracing::info!("all is answered"),
-        Err(_) => tracing::warn!("not all was answered: the deadline is over"),
+        Ok(()) => tracing::info!("all requests have finished"),
+        Err(_) => tracing::warn!("requests were still running at the deadline"),
     }
     app.finish_audit();
     match app.let_go().await {
         Ok(0) => tracing::info!("stopped"),
-        Ok(owed) => {
-            tracing::error!(owed, "stopped while post hooks are owed: what they froze may be frozen still");
-            anyhow::bail!("stopped while the post hooks of {owed} operations are owed; the next start calls them");
+        Ok(pending) => {
+            tracing::error!(pending, "stopped with pending post hooks: guests may still be frozen");
+            anyhow::bail!("stopped with pending post hooks of {pending} operations; the next start calls them");
         }
-        Err(error) => anyhow::bail!("stopped, and whether post hooks are owed is not known: {error}"),
+        Err(error) => anyhow::bail!("stopped, and it is unknown whether post hooks are pending: {error}"),
     }
     Ok(())
 }
@@ -136,18 +136,18 @@ impl Signals {
     }
 }
 
-/// Takes a renewed certificate. A broken one is not taken, and the old one goes on.
+/// Loads a renewed certificate. If it is invalid, the current one stays in use.
 fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
     match tls::server_config(api) {
         Ok(config) => {
             tls.store(config);
-            tracing::info!("certificate read anew");
+            tracing::info!("certificate reloaded");
         }
-        Err(error) => tracing::error!(%error, "the certificate cannot be read anew; the old one stays"),
+        Err(error) => tracing::error!(%error, "cannot reload the certificate; keeping the current one"),
     }
 }
 
-/// Six descriptors for each connection and its open disk: the usual soft limit of 1024 is too low.
+/// A connection with an open disk needs six descriptors, so the usual soft limit of 1024 is too low.
 fn raise_descriptor_limit() {
     if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
         let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);

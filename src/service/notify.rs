@@ -1,7 +1,6 @@
-//! What a service manager is told: sd_notify(3), to the datagram socket that `NOTIFY_SOCKET` names.
+//! Notifies the service manager: sd_notify(3) on the socket that `NOTIFY_SOCKET` names.
 //!
-//! Own lines, since the crate sd-notify (0.5) knows no abstract sockets, which older systemd uses,
-//! and waits without end for a manager that does not read.
+//! The crate sd-notify (0.5) does not support abstract sockets, which older systemd uses, and may block forever.
 
 use std::env;
 use std::ffi::OsStr;
@@ -13,32 +12,32 @@ use std::time::Duration;
 
 use nix::time::{ClockId, clock_gettime};
 
-/// The service listens, or has read its certificate anew.
+/// The service listens, or has reloaded.
 pub fn ready() {
-    tell("READY=1");
+    send_state("READY=1");
 }
 
-/// The certificate is being read anew; [`ready`] follows.
+/// The service reloads; [`ready`] follows.
 pub fn reloading() {
-    // systemd 253 tells by the time which reload is meant, microseconds.
+    // systemd 253 identifies the reload by this time in microseconds.
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    tell(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()));
+    send_state(&format!("RELOADING=1\nMONOTONIC_USEC={}", now.as_micros()));
 }
 
-/// Running answers finish, and nothing else is taken.
+/// The service stops.
 pub fn stopping() {
-    tell("STOPPING=1");
+    send_state("STOPPING=1");
 }
 
-/// Says so, where anybody wants to know. That it cannot be said is no reason not to serve.
-fn tell(state: &str) {
+/// Does nothing without a socket. An error is only logged.
+fn send_state(state: &str) {
     let Some(socket) = env::var_os("NOTIFY_SOCKET").filter(|socket| !socket.is_empty()) else { return };
     if let Err(error) = send(&socket, state) {
-        tracing::warn!(?socket, %error, "the service manager cannot be told {state:?}");
+        tracing::warn!(?socket, %error, "cannot notify the service manager of {state:?}");
     }
 }
 
-/// `@` stands for the zero that an abstract address starts with.
+/// A leading `@` stands for the zero byte of an abstract address.
 fn send(socket: &OsStr, state: &str) -> io::Result<()> {
     let address = match socket.as_bytes().strip_prefix(b"@") {
         Some(name) => SocketAddr::from_abstract_name(name)?,

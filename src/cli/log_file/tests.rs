@@ -50,7 +50,7 @@ fn lines(numbers: impl IntoIterator<Item = usize>) -> String {
 }
 
 #[test]
-fn the_newest_files_are_kept_and_every_line_in_them_is_whole() {
+fn the_newest_files_are_kept_with_whole_lines() {
     let folder = Folder::new();
     let mut log = LogFile::open(&folder.log(), 30, 2).unwrap();
     write(&mut log, 0..10);
@@ -58,14 +58,14 @@ fn the_newest_files_are_kept_and_every_line_in_them_is_whole() {
     for (name, numbers) in [("log", 9..10), ("log.1", 6..9), ("log.2", 3..6)] {
         assert_eq!(folder.read(name), lines(numbers), "{name}");
     }
-    // A line that is longer than a file has one for itself.
+    // A line that is larger than max_size has a file of its own.
     log.append(&[b'x'; 50]).unwrap();
     assert_eq!((folder.read("log").len(), folder.read("log.1")), (50, lines(9..10)));
     for name in folder.names() {
         let mode = fs::metadata(folder.0.path().join(&name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777 & !0o640, 0, "{name} has mode {mode:o}");
     }
-    // Another start goes on at the end, and keeps fewer.
+    // Another start appends, and keeps fewer files.
     drop(log);
     let mut log = LogFile::open(&folder.log(), 70, 1).unwrap();
     write(&mut log, [10]);
@@ -75,14 +75,14 @@ fn the_newest_files_are_kept_and_every_line_in_them_is_whole() {
 }
 
 #[test]
-fn zero_is_never_rotated() {
+fn zero_disables_rotation() {
     let folder = Folder::new();
     write(&mut LogFile::open(&folder.log(), 0, 2).unwrap(), 0..100);
     assert_eq!((folder.names(), folder.read("log")), (vec!["log".to_owned()], lines(0..100)));
 }
 
 #[test]
-fn many_threads_lose_no_line_and_break_none() {
+fn many_threads_write_whole_lines() {
     let folder = Folder::new();
     let log = LogFile::open(&folder.log(), 1000, 100).unwrap();
     let queue = LogQueue::start(log, Counter::default()).unwrap();
@@ -106,7 +106,7 @@ fn many_threads_lose_no_line_and_break_none() {
 }
 
 #[test]
-fn logrotate_may_move_the_file_away_or_cut_it() {
+fn logrotate_may_rename_or_truncate_the_file() {
     let folder = Folder::new();
     let mut log = LogFile::open(&folder.log(), 50, 3).unwrap();
     write(&mut log, 0..2);
@@ -116,12 +116,12 @@ fn logrotate_may_move_the_file_away_or_cut_it() {
     log.reopen().unwrap();
     write(&mut log, 3..4);
     assert_eq!(folder.read("log"), lines(3..4));
-    // Moved away and full before anybody said so: it keeps the name that it was given.
+    // Renamed and full before the service is told: it keeps its new name.
     fs::rename(folder.log(), folder.0.path().join("log-2027")).unwrap();
     write(&mut log, 4..9);
     assert_eq!(folder.read("log-2027"), lines(3..8));
     assert_eq!(folder.read("log"), lines(8..9));
-    // copytruncate: the next line is at the start, and not behind a hole.
+    // copytruncate: the next line is at the start, not after a hole.
     write(&mut log, 9..12);
     File::options().write(true).open(folder.log()).unwrap().set_len(0).unwrap();
     write(&mut log, 12..16);
@@ -130,12 +130,12 @@ fn logrotate_may_move_the_file_away_or_cut_it() {
 }
 
 #[test]
-fn what_fails_is_tried_again_and_loses_nothing() {
+fn a_failed_rotation_is_retried_without_losing_lines() {
     let folder = Folder::new();
     let mut log = LogFile::open(&folder.log(), 30, 3).unwrap();
     write(&mut log, 0..9);
     assert_eq!(folder.names(), ["log", "log.1", "log.2"]);
-    // The name for the next file is taken by a folder.
+    // A folder has the name of the next file.
     fs::create_dir(folder.0.path().join("log.new")).unwrap();
     write(&mut log, 9..100);
     assert_eq!(folder.read("log"), lines(6..100), "it grows on");
@@ -146,13 +146,13 @@ fn what_fails_is_tried_again_and_loses_nothing() {
     assert_eq!(folder.read("log"), lines(100..101));
     assert_eq!(folder.read("log.3"), lines(0..3));
 
-    // An attempt that ended half-way left a gap: nothing is pushed out for it.
+    // A failed attempt left a gap in the numbers: no file is deleted for it.
     fs::rename(folder.0.path().join("log.1"), folder.0.path().join("aside")).unwrap();
     write(&mut log, 101..104);
     assert_eq!(folder.read("log.1"), lines(100..103));
     assert_eq!(folder.read("log.3"), lines(0..3));
 
-    // The folder is gone: the lines go on into the file that was open.
+    // The folder was deleted: lines go to the open file.
     fs::remove_dir_all(folder.0.path()).unwrap();
     write(&mut log, 104..110);
     let said = log.reopen().unwrap_err().to_string();
@@ -161,7 +161,7 @@ fn what_fails_is_tried_again_and_loses_nothing() {
 }
 
 #[test]
-fn a_line_that_was_cut_off_is_ended() {
+fn an_incomplete_line_is_ended() {
     let folder = Folder::new();
     let mut log = LogFile::open(&folder.log(), 0, 1).unwrap();
     log.append(b"half a li").unwrap();
@@ -172,7 +172,7 @@ fn a_line_that_was_cut_off_is_ended() {
 }
 
 #[test]
-fn only_a_regular_file_is_a_log() {
+fn only_regular_files_are_accepted() {
     let folder = Folder::new();
     let at = |name: &str| folder.0.path().join(name);
     fs::create_dir(at("folder")).unwrap();

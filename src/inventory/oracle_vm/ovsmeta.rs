@@ -1,7 +1,7 @@
-//! `.ovsmeta`: what the manager says of the files of a repository, where it says it as JSON.
+//! `.ovsmeta`: the manager's notes on the files of a repository, in JSON.
 //!
 //! `{"<file name>": {"OBJECT_TYPE": "VIRTUAL_DISK", "SIMPLE_NAME": "data"}}`. The file is a hint, and
-//! there are repositories without it or with another format: nothing in it is an error.
+//! some repositories have none, or one in another format. So nothing in it is an error.
 
 use std::fmt;
 use std::io;
@@ -26,7 +26,7 @@ pub fn read(root: &Folder) -> Option<FileNotes> {
         Ok(bytes) => parse(&bytes),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => {
-            tracing::warn!(repository = ?root.path(), %error, "friendly names of disks are not known");
+            tracing::warn!(repository = ?root.path(), %error, "cannot read .ovsmeta: friendly names of disks are unknown");
             None
         }
     }
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn other_formats_are_nothing() {
+    fn other_formats_are_ignored() {
         let deep = "[".repeat(100_000);
         let cases: [&[u8]; 8] =
             [b"", b"{", b"[]", b"null", b"\"text\"", b"{} {}", b"OBJECT_TYPE=VIRTUAL_DISK\n", deep.as_bytes()];
@@ -129,7 +129,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn any_bytes_are_survived(bytes: Vec<u8>) {
+        fn any_bytes_are_accepted(bytes: Vec<u8>) {
             let _ = parse(&bytes);
         }
     }

@@ -1,43 +1,38 @@
-//! Python literals read as data, never evaluated: the language of `vm.cfg`.
+//! The language of `vm.cfg`: Python literals, parsed and never evaluated.
 //!
-//! A source is a list of `NAME = <literal>` statements. Literals are what `repr` prints in Python 2,
-//! and what people type by hand. All else (calls, names as values, operators, imports) is refused:
-//! who writes the file must not be able to make us run anything, nor to mean what we do not see.
+//! A source is a list of `NAME = <literal>` statements. Literals are those that `repr` prints in Python 2, and those that
+//! users write by hand. Anything else (calls, names as values, operators, imports) is refused: the author of a file must
+//! not be able to run code, or to define something that we do not see.
 
 mod strings;
 
 use std::collections::BTreeMap;
 
-/// Longest source that is read, in bytes. A real `vm.cfg` has one or two thousand.
+/// In bytes. A real `vm.cfg` has one or two thousand.
 pub const MAX_SOURCE: usize = 1 << 20;
 
-/// How many brackets can be open at once, which also bounds the recursion of the parser.
+/// Nested brackets, which also limits the recursion of the parser.
 pub const MAX_DEPTH: usize = 64;
 
-/// A literal of Python.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// A string of any prefix. Python 2 strings are bytes: they are read as UTF-8, and what is not
-    /// becomes U+FFFD, as does a lone surrogate.
+    /// A string with any prefix. Strings of Python 2 are bytes, which are read as UTF-8. Invalid bytes and lone surrogates
+    /// become U+FFFD.
     Str(String),
-    /// An integer in any base; Python's own have no bound, and a larger one is a [`SyntaxError`].
+    /// An integer in any base. A larger one is a [`SyntaxError`].
     Int(i128),
-    /// A number with a point or an exponent.
     Float(f64),
-    /// `True` or `False`.
     Bool(bool),
-    /// `None`.
     None,
     /// `[…]`
     List(Vec<Value>),
-    /// `(…)`, where it is empty or has a comma: otherwise parentheses only group.
+    /// `(…)` with a comma, or empty. Otherwise parentheses only group.
     Tuple(Vec<Value>),
     /// `{…}`, in the order of the source, repeated keys included.
     Dict(Vec<(Value, Value)>),
 }
 
 impl Value {
-    /// The text of a string.
     pub fn as_str(&self) -> Option<&str> {
         match self {
             Self::Str(text) => Some(text),
@@ -45,7 +40,7 @@ impl Value {
         }
     }
 
-    /// The items of a list or of a tuple.
+    /// The items of a list or tuple.
     pub fn as_sequence(&self) -> Option<&[Value]> {
         match self {
             Self::List(items) | Self::Tuple(items) => Some(items),
@@ -54,44 +49,40 @@ impl Value {
     }
 }
 
-/// Why a source cannot be read. It repeats nothing of the source: that may be a file which its reader must not
-/// see, under the name of a definition.
+/// Contains nothing of the source, which may be a link to a file that the caller must not read.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {reason}")]
 pub struct SyntaxError {
-    /// Where, counted from 1. What is never closed is reported where it was opened.
+    /// From 1. An unclosed bracket or string is reported where it opens.
     pub line: usize,
-    /// The character in that line, counted from 1.
+    /// The character in the line, from 1.
     pub column: usize,
-    /// What was expected, in a few words for the operator.
     pub reason: String,
 }
 
-/// Reads assignments; the last one of a name wins, as in Python.
+/// Parses assignments. The last one to a name counts, as in Python.
 ///
-/// Line endings may be of any kind, a byte order mark is skipped, and lines may be indented. A source
-/// that was cut in the middle of a statement is an error. One that was cut between two, or inside of
-/// a bare number that ends the file, cannot be told from a whole one.
+/// Line endings may be of any kind, a byte order mark is skipped, and lines may be indented. A source that was cut inside
+/// a statement is an error. A cut between two statements, or inside a number at the end, is not noticed.
 ///
 /// # Errors
-///
-/// [`SyntaxError`] for anything but assignments of literals, for a NUL byte (Python refuses it, and a
-/// crash leaves it), and past [`MAX_SOURCE`] or [`MAX_DEPTH`].
+/// The source contains anything but assignments of literals, or a NUL byte, as after a crash, or exceeds [`MAX_SOURCE`] or
+/// [`MAX_DEPTH`].
 pub fn parse_assignments(source: &str) -> Result<BTreeMap<String, Value>, SyntaxError> {
     if source.len() > MAX_SOURCE {
         return Err(SyntaxError { line: 1, column: 1, reason: format!("the file is larger than {MAX_SOURCE} bytes") });
     }
-    // Python reads every line ending as `\n`, inside of strings too.
+    // As in Python, every line ending becomes `\n`, also inside strings.
     let source = source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n");
     Parser { source: &source, rest: &source, depth: 0 }.assignments()
 }
 
-/// A cursor over the source, and the grammar on top of it; strings have their own file.
+/// The grammar. Strings are in a file of their own.
 struct Parser<'a> {
     source: &'a str,
-    /// What is not read yet: a suffix of `source`.
+    /// The unread suffix of `source`.
     rest: &'a str,
-    /// Brackets open here. Inside of them, a line's end is only a space.
+    /// Open brackets. Inside them, a line end is a space.
     depth: usize,
 }
 
@@ -156,7 +147,7 @@ impl<'a> Parser<'a> {
     ) -> Result<(Vec<T>, bool), SyntaxError> {
         let open = self.rest;
         if self.depth == MAX_DEPTH {
-            return Err(self.error_at(open, format!("more than {MAX_DEPTH} brackets inside of each other")));
+            return Err(self.error_at(open, format!("more than {MAX_DEPTH} nested brackets")));
         }
         self.depth += 1;
         self.bump();
@@ -168,7 +159,7 @@ impl<'a> Parser<'a> {
                 return Ok((items, comma));
             }
             if self.rest.is_empty() {
-                return Err(self.error_at(open, format!("missing `{close}`: what opens here is never closed")));
+                return Err(self.error_at(open, format!("missing `{close}` for this bracket")));
             }
             if !items.is_empty() && !comma {
                 return Err(self.expected(&format!("`,` or `{close}`")));
@@ -194,7 +185,7 @@ impl<'a> Parser<'a> {
             "True" => Ok(Value::Bool(true)),
             "False" => Ok(Value::Bool(false)),
             "None" => Ok(Value::None),
-            _ => Err(self.error_at(at, "expected a literal value, and a name is none")),
+            _ => Err(self.error_at(at, "expected a literal value, found a name")),
         }
     }
 
@@ -217,14 +208,14 @@ impl<'a> Parser<'a> {
         if let Some(number) = integer(text) {
             return Ok(Value::Int(if negative { -number } else { number }));
         }
-        // Without a point or an exponent it is a wrong integer, or one too large to be exact as a float.
+        // Without a point or an exponent it is a malformed integer, or too large for an exact float.
         match text.parse::<f64>() {
             Ok(number) if text.contains(['.', 'e', 'E']) => Ok(Value::Float(if negative { -number } else { number })),
-            _ => Err(self.error_at(at, "expected a number; this is none, or is out of range")),
+            _ => Err(self.error_at(at, "expected a number within range")),
         }
     }
 
-    /// A name, or nothing where none starts here.
+    /// A name; empty if none starts here.
     fn word(&mut self) -> &'a str {
         if self.rest.starts_with(|c: char| c.is_ascii_digit()) {
             return "";
@@ -241,7 +232,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// Steps over spaces, comments and continued lines; inside of brackets, over line ends too.
+    /// Skips spaces, comments and continued lines, and line ends inside brackets.
     fn skip_space(&mut self) -> Result<(), SyntaxError> {
         let in_brackets = self.depth > 0;
         loop {
@@ -250,7 +241,7 @@ impl<'a> Parser<'a> {
                 self.take_while(|c| c != '\n');
             } else if let Some(continued) = self.rest.strip_prefix("\\\n") {
                 if continued.is_empty() {
-                    return Err(self.error_at(self.rest, "the file ends inside of a continued line"));
+                    return Err(self.error_at(self.rest, "the file ends inside a continued line"));
                 }
                 self.rest = continued;
             } else {
@@ -300,7 +291,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// An integer as Python 2 and 3 write it: `0755` and `0o755` are octal, `12L` is long. No sign.
+/// An integer without a sign, as in Python 2 and 3: `0755` and `0o755` are octal, `12L` is long.
 fn integer(text: &str) -> Option<i128> {
     let text = text.to_ascii_lowercase();
     let text = text.strip_suffix('l').unwrap_or(&text);

@@ -1,69 +1,57 @@
-//! `vm.cfg`: what Oracle VM says of one virtual machine, in a Python file of assignments.
+//! `vm.cfg`: Oracle VM's definition of one virtual machine, a Python file of assignments.
 //!
-//! Only what a snapshot needs is kept. The manager rewrites the file in place, so it can be read
-//! half-written: most cuts are a [`SyntaxError`], but one between two statements is only seen as
-//! missing fields, and the caller then has to read again.
+//! Only what a snapshot needs is kept. The manager rewrites the file in place, so it can be half-written when it is read.
+//! Most cuts are a [`SyntaxError`], but after a cut between two statements only fields are missing. The caller then has to
+//! read again.
 
 use std::collections::BTreeMap;
 
 use super::python_literal::{self, SyntaxError, Value};
 use crate::inventory::{Disk, DiskFormat, DiskRole, Medium};
 
-/// One virtual machine, as its file describes it. Nothing is checked against the file system.
+/// The content of a `vm.cfg`. Nothing has been checked against the file system.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct VmConfig {
-    /// `name`: the id of the machine, usually 32 hexadecimal digits.
+    /// `name`: the id, usually 32 hexadecimal digits.
     pub name: Option<String>,
-    /// `uuid`: as written, with or without dashes, and not always that of `name`.
+    /// `uuid` as written, with or without dashes. It may differ from `name`.
     pub uuid: Option<String>,
-    /// `OVM_simple_name`: the name that people gave.
+    /// `OVM_simple_name`
     pub friendly_name: Option<String>,
     /// `OVM_description`
     pub description: Option<String>,
     /// The values of `ip=` in `vif`, which the manager does not write but users may.
     pub addresses: Vec<String>,
-    /// `disk`, in the order of the file; `None` where it is not assigned at all, which is no diskless
-    /// machine but a file that is cut or is not a machine's.
+    /// `disk`, in the order of the file. `None` if it is not assigned, which means that the file is cut or is not a
+    /// definition.
     pub disks: Option<Vec<Disk>>,
 }
 
-/// Why a `vm.cfg` does not describe a machine. As [`SyntaxError`], it repeats nothing of the file.
+/// Why a `vm.cfg` is invalid. Like [`SyntaxError`], it contains nothing of the file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum VmConfigError {
-    /// It is not a list of assignments of literals, or it is cut.
     #[error(transparent)]
     Syntax(#[from] SyntaxError),
-    /// A key whose value must be a string has another one.
     #[error("`{key}` is not a string")]
-    NotAString {
-        /// The key in the file.
-        key: &'static str,
-    },
-    /// A key whose value must be a list has another one.
+    NotAString { key: &'static str },
     #[error("`{key}` is not a list")]
-    NotAList {
-        /// The key in the file.
-        key: &'static str,
-    },
-    /// An entry of `disk` cannot be read. Going on without it would lose that disk from the snapshots.
+    NotAList { key: &'static str },
+    /// An entry of `disk` is invalid. Without it, snapshots would lack that disk.
     #[error("disk[{index}] {reason}")]
     Disk {
-        /// Its place in the list, from 0.
+        /// From 0.
         index: usize,
-        /// What is wrong.
         reason: &'static str,
     },
 }
 
-/// Reads a `vm.cfg`; see [`python_literal::parse_assignments`] for its language.
+/// Parses a `vm.cfg`; see [`python_literal::parse_assignments`] for its language.
 ///
-/// A `uuid`, `OVM_simple_name` or `OVM_description` that is a number is its text, and of another type
-/// is as if missing: no snapshot depends on them. Keys that are not in [`VmConfig`] can hold anything.
+/// A `uuid`, `OVM_simple_name` or `OVM_description` may be a number, and is ignored if it has another type: no snapshot
+/// depends on it. Other keys are ignored.
 ///
 /// # Errors
-///
-/// [`VmConfigError`] for a file that cannot be read as a whole, and for a `name` or a `disk` of another
-/// shape than [`VmConfig`] says.
+/// The file is malformed, or `name` or `disk` has another type.
 pub fn parse(source: &str) -> Result<VmConfig, VmConfigError> {
     let assignments = python_literal::parse_assignments(source)?;
     Ok(VmConfig {
@@ -88,7 +76,7 @@ fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
     match assignments.get(key)? {
         Value::Str(text) => Some(text.clone()),
         Value::Int(number) => Some(number.to_string()),
-        // The debug form keeps the point of `1.0`, as Python does.
+        // The debug format keeps the point of `1.0`, as Python does.
         Value::Float(number) => Some(format!("{number:?}")),
         Value::Bool(_) | Value::None | Value::List(_) | Value::Tuple(_) | Value::Dict(_) => None,
     }
@@ -122,14 +110,14 @@ const MODES: [&str; 8] = ["r", "ro", "w", "rw", "r!", "ro!", "w!", "rw!"];
 
 /// Parses an entry of `disk`: `<source>,<device>[:<type>],<mode>`. The error says what is wrong with it.
 fn parse_disk(entry: &str) -> Result<Disk, &'static str> {
-    // From the right: a path may hold commas, the other two parts do not.
+    // From the right: only the path may contain commas.
     let mut parts = entry.rsplitn(3, ',').map(str::trim);
     let (Some(mode), Some(device), Some(source)) = (parts.next(), parts.next(), parts.next()) else {
         return Err("is not `source,device,mode`");
     };
     // An entry of another shape (a fourth part after the mode) must not pass for a read-only disk.
     let mode = MODES.into_iter().find(|known| *known == mode).ok_or("has no mode, such as `r`, `w` or `w!`")?;
-    // `ioemu:` once asked for an emulated device.
+    // `ioemu:` is an obsolete prefix for emulated devices.
     let device = device.strip_prefix("ioemu:").unwrap_or(device);
     let (device, kind) = device.split_once(':').unwrap_or((device, "disk"));
     if device.is_empty() {
@@ -150,7 +138,7 @@ fn parse_disk(entry: &str) -> Result<Disk, &'static str> {
 fn medium(source: &str) -> Medium {
     let (scheme, target) = split_scheme(source).unwrap_or(("", source));
     let mut path = target;
-    // `tap:aio:`, `tap2:tapdisk:vhd:`: drivers of what is one file all the same.
+    // `tap:aio:`, `tap2:tapdisk:vhd:`: the drivers of what is still one file.
     while matches!(scheme, "tap" | "tap2")
         && let Some((_driver, rest)) = split_scheme(path)
     {
@@ -165,7 +153,7 @@ fn medium(source: &str) -> Medium {
     }
 }
 
-/// Splits at the first colon, unless it belongs to a path.
+/// Splits at the first colon, unless that is in a path.
 fn split_scheme(source: &str) -> Option<(&str, &str)> {
     source.split_once(':').filter(|(scheme, _)| !scheme.contains('/'))
 }

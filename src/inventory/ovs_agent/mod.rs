@@ -1,7 +1,7 @@
-//! The databases of ovs-agent: which repositories the host has, and who manages it.
+//! The databases of ovs-agent: the repositories of the host, and its manager.
 //!
-//! They are Berkeley DB hash files whose values are pickles. The agent owns them and rewrites them
-//! while we read. Both formats are read by pure functions; this is the thin part that knows files.
+//! They are Berkeley DB hash files with pickles as values. The agent may rewrite them while we read. Both formats are
+//! parsed by pure functions; only this thin layer reads files.
 
 pub mod berkeley_db;
 pub mod pickle;
@@ -16,97 +16,76 @@ use std::path::{Path, PathBuf};
 use berkeley_db::BadDatabase;
 use pickle::{BadPickle, Value};
 
-/// The database of the repositories, in the agent's folder.
+/// The file of the repositories in the agent's folder.
 pub const REPOSITORIES: &str = "repository";
-/// The database of the host itself, which has its manager's address.
+/// The file of the host itself, with its manager's address.
 pub const SERVER: &str = "server";
 
-/// A repository as the agent's database has it.
+/// A repository in the agent's database.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RepositoryEntry {
-    /// Its id: the key in the database, of which nothing is checked.
+    /// The key in the database, unchecked.
     pub id: String,
-    /// Where it is mounted; nothing where that is missing, empty, or no string.
+    /// `None` if it is missing, empty, or not a string.
     pub mount_point: Option<PathBuf>,
-    /// The name that people gave it.
+    /// The name that a user gave it.
     pub alias: Option<String>,
     /// The id of the manager that owns it.
     pub manager_uuid: Option<String>,
-    /// The version of its format; a number is written out.
+    /// The version of its format, as text.
     pub version: Option<String>,
-    /// The kind of its file system: `ocfs2`, `nfs`, …
+    /// `ocfs2`, `nfs`, …
     pub filesystem: Option<String>,
-    /// Why nothing is known but the id.
+    /// Why only the id is known.
     pub problem: Option<String>,
 }
 
-/// Why a database of the agent gives no answer.
 #[derive(Debug, thiserror::Error)]
 pub enum AgentDbError {
-    /// The file cannot be opened or read.
-    #[error("the agent's database {} cannot be read: {source}", path.display())]
+    #[error("cannot read the agent's database {}: {source}", path.display())]
     Read {
-        /// The file.
         path: PathBuf,
-        /// What the kernel says, or that it is no regular file, or too large.
+        /// Also if it is not a regular file, or too large.
         source: io::Error,
     },
     /// The file is not what the agent writes.
     #[error("the agent's database {} {source}", path.display())]
-    Database {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        source: BadDatabase,
-    },
-    /// Each look at the file shows something else.
-    #[error("the agent's database {} was being written each time it was read: try again", path.display())]
-    Changing {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The value of `manager_ip` cannot be read.
-    #[error("`manager_ip` in the agent's database {} cannot be read: {source}", path.display())]
-    ManagerPickle {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with the value.
-        source: BadPickle,
-    },
-    /// The value of `manager_ip` is no address.
+    Database { path: PathBuf, source: BadDatabase },
+    /// It changed between all attempts to read it.
+    #[error("the agent's database {} is being written: try again", path.display())]
+    Changing { path: PathBuf },
+    #[error("cannot read `manager_ip` in the agent's database {}: {source}", path.display())]
+    ManagerPickle { path: PathBuf, source: BadPickle },
+    /// `manager_ip` is not an address.
     #[error(
         "`manager_ip` in the agent's database {} is {found}, which is neither an IP address nor a host name: \
          set `ovm_endpoint` in the configuration",
         path.display()
     )]
     ManagerAddress {
-        /// The file.
         path: PathBuf,
-        /// What stands there, shortened.
+        /// The value, shortened.
         found: String,
     },
 }
 
-/// The repositories of the agent's database in `folder`, sorted by id.
-///
-/// What is wrong with one entry is said in it, and costs no other. A file that is not there is waited for, for a
-/// moment, only where `may_come`.
+/// The repositories of the agent's database in `folder`, sorted by id. A problem with one entry is reported in that entry.
+/// With `wait`, a missing file is waited for, for a moment.
 ///
 /// # Errors
-/// [`AgentDbError`] where `folder/`[`REPOSITORIES`] cannot be read as a whole.
-pub fn repositories(folder: &Path, may_come: bool) -> Result<Vec<RepositoryEntry>, AgentDbError> {
-    let pairs = stable_read::pairs(&folder.join(REPOSITORIES), may_come)?;
+/// The file as a whole cannot be read.
+pub fn repositories(folder: &Path, wait: bool) -> Result<Vec<RepositoryEntry>, AgentDbError> {
+    let pairs = stable_read::pairs(&folder.join(REPOSITORIES), wait)?;
     Ok(pairs.iter().map(|(id, value)| entry(id, value)).collect())
 }
 
-/// The address of the manager of this host, an IP address (of IPv6: without brackets) or a host name;
-/// nothing where the host has none.
+/// The address of the manager of this host, if it has one: an IP address (IPv6 without brackets) or a host name.
 ///
 /// # Errors
-/// [`AgentDbError`] where `folder/`[`SERVER`] cannot be read, or has an address that cannot be one.
-pub fn manager_address(folder: &Path, may_come: bool) -> Result<Option<String>, AgentDbError> {
+/// The file cannot be read, or the address is invalid.
+pub fn manager_address(folder: &Path, wait: bool) -> Result<Option<String>, AgentDbError> {
     let path = folder.join(SERVER);
-    let pairs = stable_read::pairs(&path, may_come)?;
+    let pairs = stable_read::pairs(&path, wait)?;
     let Some((_, value)) = pairs.iter().find(|(key, _)| key == b"manager_ip") else { return Ok(None) };
     let value = match pickle::parse(value) {
         Ok(value) => value,
@@ -117,7 +96,7 @@ pub fn manager_address(folder: &Path, may_come: bool) -> Result<Option<String>, 
         Some(address) if is_address(&address) => return Ok(Some(address.into_owned())),
         Some(text) => format!("{:?}", text.chars().take(100).collect::<String>()),
         None if value == Value::None => return Ok(None),
-        None => "no string".to_owned(),
+        None => "not a string".to_owned(),
     };
     Err(AgentDbError::ManagerAddress { path, found })
 }
@@ -126,8 +105,8 @@ fn entry(id: &[u8], value: &[u8]) -> RepositoryEntry {
     let id = String::from_utf8_lossy(id).into_owned();
     let (fields, problem) = match pickle::parse(value) {
         Ok(fields @ Value::Dict(_)) => (fields, None),
-        Ok(_) => (Value::None, Some("its entry in the agent's database is no dict".to_owned())),
-        Err(error) => (Value::None, Some(format!("its entry in the agent's database cannot be read: {error}"))),
+        Ok(_) => (Value::None, Some("its entry in the agent's database is not a dict".to_owned())),
+        Err(error) => (Value::None, Some(format!("cannot read its entry in the agent's database: {error}"))),
     };
     let text = |name| Some(fields.get(name)?.to_text()?.into_owned());
     RepositoryEntry {
@@ -141,7 +120,7 @@ fn entry(id: &[u8], value: &[u8]) -> RepositoryEntry {
     }
 }
 
-/// A path byte for byte: one that is no UTF-8 is a path like any other.
+/// A path may contain any bytes.
 fn path(value: &Value) -> Option<PathBuf> {
     let bytes = match value {
         Value::Bytes(bytes) => bytes,
@@ -159,13 +138,13 @@ fn version(value: &Value) -> Option<String> {
     }
 }
 
-/// Whether this can be an IP address or a host name; it becomes a part of an URL.
+/// Whether it is an IP address or a host name. It becomes part of a URL.
 fn is_address(text: &str) -> bool {
     let is_label = |label: &str| {
         let plain = label.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_'));
         plain && (1..=63).contains(&label.len()) && !label.starts_with('-') && !label.ends_with('-')
     };
-    // Digits and dots alone are an address or a mistake.
+    // Only digits and dots: an address, or a mistake.
     let is_host = |name: &str| {
         name.len() <= 253
             && name.split('.').all(is_label)

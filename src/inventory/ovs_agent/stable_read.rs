@@ -1,4 +1,4 @@
-//! Reads a file that another program may be writing, page after page, without a lock to share.
+//! Reads a file that another program may be writing page by page, without a common lock.
 
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -10,28 +10,28 @@ use std::time::{Duration, SystemTime};
 use super::AgentDbError;
 use super::berkeley_db::{self, Pair};
 
-/// Longest file that is read, in bytes. A real one has some ten thousand.
+/// In bytes. A real file has some ten thousand.
 const MAX_FILE: u64 = 64 << 20;
 
-/// How often a file is read that may be half-written, and the pause between.
+/// For a file that may be half-written.
 const ATTEMPTS: usize = 10;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A file that has not changed for so long is not being written.
+/// A file that has not changed for this long is not being written.
 const QUIET: Duration = Duration::from_secs(2);
 
-/// How often a younger file has to look the same: where all is well, and where it looks half-written.
-const SAME_GOOD: usize = 2;
-const SAME_BAD: usize = 4;
+/// How many times in a row a recently changed file has to read the same: if it is valid, and if it looks half-written.
+const REPEATS_VALID: usize = 2;
+const REPEATS_INVALID: usize = 4;
 
-/// The pairs of a database, of one moment at which nobody wrote.
+/// The pairs of a database at a moment when it was not being written.
 ///
-/// The number of pairs that the database says it has is a reason to look again, not an error: libdb
-/// does not keep it up where it takes locks, as in files that Python 2's `bsddb.hashopen` writes.
-/// What stays the same long enough is what the agent itself would find.
+/// If the database has another number of pairs than it says, it is read again, but that is not an error: libdb does not
+/// update the number when it uses locks, as in files of Python 2's `bsddb.hashopen`. A content that stays the same long
+/// enough is what the agent itself would find.
 ///
-/// A file that is not there is waited for only where `may_come`.
-pub(super) fn pairs(path: &Path, may_come: bool) -> Result<Vec<Pair>, AgentDbError> {
+/// With `wait`, a missing file is waited for.
+pub(super) fn pairs(path: &Path, wait: bool) -> Result<Vec<Pair>, AgentDbError> {
     let mut previous = None;
     let mut same = 0;
     let mut problem = None;
@@ -45,19 +45,19 @@ pub(super) fn pairs(path: &Path, may_come: bool) -> Result<Vec<Pair>, AgentDbErr
                 (previous, problem) = (None, None);
                 continue;
             }
-            // The agent may be about to put a new file in its place.
-            Err(error) if attempt < SAME_BAD && (may_come || error.kind() != io::ErrorKind::NotFound) => continue,
+            // The agent may be replacing the file.
+            Err(error) if attempt < REPEATS_INVALID && (wait || error.kind() != io::ErrorKind::NotFound) => continue,
             Err(source) => return Err(AgentDbError::Read { path: path.to_owned(), source }),
         };
         same = if previous.as_ref() == Some(&bytes) { same + 1 } else { 1 };
         let found = berkeley_db::pairs(&bytes);
         let counted = berkeley_db::element_count(&bytes).unwrap_or(0) as usize;
         let good = found.as_ref().is_ok_and(|pairs| pairs.len() == counted);
-        if quiet || same >= if good { SAME_GOOD } else { SAME_BAD } {
+        if quiet || same >= if good { REPEATS_VALID } else { REPEATS_INVALID } {
             if let Ok(pairs) = &found
                 && pairs.len() < counted
             {
-                tracing::warn!(file = %path.display(), counted, found = pairs.len(), "fewer pairs than were counted");
+                tracing::warn!(file = %path.display(), counted, found = pairs.len(), "the database has fewer pairs than it says");
             }
             return found.map_err(|source| AgentDbError::Database { path: path.to_owned(), source });
         }
@@ -69,18 +69,16 @@ pub(super) fn pairs(path: &Path, may_come: bool) -> Result<Vec<Pair>, AgentDbErr
     })
 }
 
-/// The bytes of a file, and whether it was quiet; nothing where it changed while it was read.
-///
-/// A file that is replaced meanwhile is read to its end all the same: it is open.
+/// The bytes of a file, and whether its last change was long ago. `None` if it changed meanwhile.
 fn read_once(path: &Path) -> io::Result<Option<(Vec<u8>, bool)>> {
-    // Non-blocking: opening a pipe of that name must not hang.
+    // Non-blocking, so that a pipe with that name does not hang.
     let file = OpenOptions::new().read(true).custom_flags(nix::libc::O_NONBLOCK).open(path)?;
     let before = file.metadata()?;
     if !before.is_file() {
         return Err(io::Error::other("it is not a regular file"));
     }
     if before.len() > MAX_FILE {
-        return Err(io::Error::other(format!("it has {} bytes, and more than {MAX_FILE} are not read", before.len())));
+        return Err(io::Error::other(format!("it has {} bytes, and the limit is {MAX_FILE}", before.len())));
     }
     let mut bytes = Vec::new();
     (&file).take(MAX_FILE + 1).read_to_end(&mut bytes)?;
@@ -88,13 +86,13 @@ fn read_once(path: &Path) -> io::Result<Option<(Vec<u8>, bool)>> {
     Ok(unchanged.then(|| (bytes, is_quiet(&before))))
 }
 
-/// What changes with a file.
+/// Changes when the file changes.
 fn stamps(metadata: &Metadata) -> (u64, i64, i64, i64, i64) {
     let (changed, modified) = (metadata.ctime(), metadata.mtime());
     (metadata.len(), changed, metadata.ctime_nsec(), modified, metadata.mtime_nsec())
 }
 
-/// By the change time, which no one can set back. One in the future tells nothing.
+/// By the change time, which cannot be set back. A time in the future proves nothing.
 fn is_quiet(metadata: &Metadata) -> bool {
     let seconds = u64::try_from(metadata.ctime()).unwrap_or(0);
     let changed = Duration::new(seconds, u32::try_from(metadata.ctime_nsec()).unwrap_or(0));

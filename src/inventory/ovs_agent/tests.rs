@@ -94,7 +94,7 @@ fn what_is_no_plain_file_of_some_size_is_refused() {
     assert!(message().contains("not a regular file"), "{}", message());
     fs::remove_file(&path).unwrap();
     fs::File::create(&path).unwrap().set_len((64 << 20) + 1).unwrap();
-    assert!(message().contains("are not read"), "{}", message());
+    assert!(message().contains("the limit is"), "{}", message());
 }
 
 /// As a file is that was written under locks, which do not count: it says 0, or anything.
@@ -157,7 +157,7 @@ fn what_is_wrong_with_an_entry_stays_there() {
     let found = entry(b"id", b"cos\nsystem\n(S'reboot'\ntR.");
     assert_eq!((found.id.as_str(), &found.mount_point), ("id", &None));
     assert!(found.problem.as_ref().unwrap().contains("GLOBAL"), "{found:?}");
-    assert!(entry(b"id", b"I1\n.").problem.unwrap().contains("is no dict"));
+    assert!(entry(b"id", b"I1\n.").problem.unwrap().contains("is not a dict"));
     assert!(entry(b"id", b"").problem.unwrap().contains("cut off"));
 
     let found = entry(b"\xff", b"(dS'mount_point'\nI1\nsS'alias'\nNsS'version'\nF3.0\nsS'filesystem'\nS'nf\\xe9'\ns.");
@@ -199,7 +199,7 @@ fn an_address_that_can_be_none_names_its_file() {
     assert_eq!(manager_of(b"S'10.0.0.1'\n.").unwrap().as_deref(), Some("10.0.0.1"));
     assert_eq!(manager_of(b"N.").unwrap(), None);
     assert_eq!(manager_of(b"S''\n.").unwrap(), None);
-    for (pickle, expected) in [(&b"S'a/../b'\n."[..], "\"a/../b\""), (b"I1\n.", "no string"), (b"cos\n", "GLOBAL")] {
+    for (pickle, expected) in [(&b"S'a/../b'\n."[..], "\"a/../b\""), (b"I1\n.", "not a string"), (b"cos\n", "GLOBAL")] {
         let message = manager_of(pickle).unwrap_err().to_string();
         assert!(message.contains("/server") && message.contains(expected), "{message}");
     }

@@ -1,23 +1,22 @@
-//! Strings of Python: prefixes, quotes and escapes.
+//! Python strings: prefixes, quotes and escapes.
 
 use super::{Parser, SyntaxError};
 
-/// What the prefix of a string says about its backslashes.
+/// The meaning of backslashes, by prefix.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Flavor {
-    /// No prefix: `\xHH` is a byte; `\uXXXX` is a character where it is well formed, else itself.
+    /// No prefix: `\xHH` is a byte; a well-formed `\uXXXX` is a character.
     Plain,
     /// `u`: `\xHH` and `\uXXXX` are characters.
     Unicode,
     /// `b`: `\xHH` is a byte, and there is no `\u`.
     Bytes,
-    /// `r`: a backslash is itself, and keeps a quote from closing the string.
+    /// `r`: a backslash is kept, and keeps a quote from closing the string.
     Raw,
 }
 
 impl<'a> Parser<'a> {
-    /// The string that starts here, if one does. Strings that follow each other are one, joined as
-    /// bytes: a character may be cut in two.
+    /// The string that starts here, if any. Adjacent strings are joined as bytes, because a character may be split.
     pub(super) fn strings(&mut self) -> Result<Option<String>, SyntaxError> {
         if self.string_start().is_none() {
             return Ok(None);
@@ -32,7 +31,7 @@ impl<'a> Parser<'a> {
         Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
-    /// The flavor, the quote and the body of the string that starts here, if one does.
+    /// The flavor, quote and body of the string that starts here, if any.
     fn string_start(&self) -> Option<(Flavor, &'static str, &'a str)> {
         let prefix_len = self.rest.bytes().take(3).take_while(u8::is_ascii_alphabetic).count();
         let (prefix, quoted) = self.rest.split_at_checked(prefix_len)?;
@@ -43,7 +42,7 @@ impl<'a> Parser<'a> {
             "r" | "br" | "rb" => Flavor::Raw,
             _ => return None,
         };
-        // Three quotes first: they start with one.
+        // Triple quotes first, because they start with a single one.
         let mut quotes = ["'''", "\"\"\"", "'", "\""].into_iter();
         quotes.find_map(|quote| Some((flavor, quote, quoted.strip_prefix(quote)?)))
     }
@@ -71,11 +70,11 @@ impl<'a> Parser<'a> {
         }
     }
 
-    /// What a backslash stands for, with the characters behind it.
+    /// Parses the escape after a backslash.
     fn escape(&mut self, flavor: Flavor, out: &mut Vec<u8>) -> Result<(), SyntaxError> {
         let at = self.rest;
         let Some(letter) = self.bump() else {
-            return Ok(()); // the end of the file, which the string's body reports
+            return Ok(()); // the caller reports the end of the file
         };
         match letter {
             '\n' => {}
@@ -122,7 +121,7 @@ impl<'a> Parser<'a> {
         Ok(())
     }
 
-    /// Steps over exactly `digits` hexadecimal digits, or over nothing.
+    /// Reads exactly `digits` hexadecimal digits, or nothing.
     fn hex(&mut self, digits: usize) -> Option<u32> {
         let (text, rest) = self.rest.split_at_checked(digits)?;
         if !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -133,7 +132,7 @@ impl<'a> Parser<'a> {
     }
 }
 
-/// The number in an `\x` or octal escape: a character of a unicode string, one byte of any other.
+/// Appends the number of an `\x` or octal escape: a character in a unicode string, otherwise a byte.
 fn push_code(out: &mut Vec<u8>, flavor: Flavor, code: u32) {
     match char::from_u32(code) {
         Some(c) if flavor == Flavor::Unicode => push_char(out, c),

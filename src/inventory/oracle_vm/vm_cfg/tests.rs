@@ -7,7 +7,7 @@ OVM_simple_name = 'web-1'
 guest_os_type='linux'
 disk = ['file:/OVS/Repositories/0004fb/VirtualDisks/a.img,xvda,w',
         'file:/OVS/Repositories/0004fb/ISOs/b.iso,xvdb:cdrom,r',
-        'phy:/dev/mapper/3600,xvdc,w',   # not ours to snapshot
+        'phy:/dev/mapper/3600,xvdc,w',   # not in a repository
         'file:///EXAVMIMAGES/c.img,xvdd,w!']
 uuid = '0004fb00-0006-0000-0000-000000000001'
 name = '0004fb00000600000000000000000001'
@@ -39,7 +39,7 @@ fn disk(medium: Medium, device: &str, cdrom: bool, mode: &'static str) -> Disk {
 }
 
 #[test]
-fn a_file_from_the_field() {
+fn a_real_file() {
     let expected = VmConfig {
         name: Some("0004fb00000600000000000000000001".to_owned()),
         uuid: Some("0004fb00-0006-0000-0000-000000000001".to_owned()),
@@ -58,7 +58,7 @@ fn a_file_from_the_field() {
 }
 
 #[test]
-fn a_half_written_file_never_says_something_else() {
+fn a_half_written_file_has_missing_but_no_wrong_values() {
     let whole = parse(FIELD_SAMPLE).unwrap();
     for end in 0..FIELD_SAMPLE.len() {
         let Ok(cut) = parse(&FIELD_SAMPLE[..end]) else {
@@ -114,7 +114,7 @@ fn modes_that_write_and_that_share() {
 }
 
 #[test]
-fn a_disk_is_never_left_out() {
+fn an_invalid_entry_of_disk_is_an_error() {
     let no_mode = "disk[0] has no mode, such as `r`, `w` or `w!`";
     let cases = [
         ("disk = ['file:/a,xvda,w', 'file:/b,xvdb']", "disk[1] is not `source,device,mode`"),
@@ -127,7 +127,7 @@ fn a_disk_is_never_left_out() {
         ("disk = ['vdev=xvda,access=w,target=/a']", no_mode),
         ("disk = 'file:/a,xvda,w'", "`disk` is not a list"),
         ("disk = None", "`disk` is not a list"),
-        ("disk = ['file:/a,xvda,w'", "line 1, column 8: missing `]`: what opens here is never closed"),
+        ("disk = ['file:/a,xvda,w'", "line 1, column 8: missing `]` for this bracket"),
     ];
     for (source, expected) in cases {
         assert_eq!(parse(source).unwrap_err().to_string(), expected, "{source}");
@@ -151,14 +151,14 @@ fn keys_that_are_missing_or_of_another_type() {
 
 proptest! {
     #[test]
-    fn any_text_is_survived(source: String, entry in "[a-z:,/!. ]*") {
+    fn any_text_is_accepted(source: String, entry in "[a-z:,/!. ]*") {
         let _ = parse(&source);
         let _ = parse(&format!("disk = ['{entry}']"));
     }
 
-    /// A file that is no definition may be one that the reader of the error must not see.
+    /// The caller may not be allowed to read the file.
     #[test]
-    fn no_error_repeats_the_file(secret in "[a-z]{12}", shape in 0..12) {
+    fn errors_contain_nothing_of_the_file(secret in "[a-z]{12}", shape in 0..12) {
         let source = match shape {
             0 => secret.clone(),
             1 => format!("{secret}:x:0:0:root:/root:/bin/bash\n"),
@@ -180,7 +180,7 @@ proptest! {
     }
 
     #[test]
-    fn any_path_comes_back(path in "/[a-z][a-z0-9,:/. -]*[a-z]", scheme in "(file:|tap:aio:|tap2:aio:)?") {
+    fn any_path_is_parsed(path in "/[a-z][a-z0-9,:/. -]*[a-z]", scheme in "(file:|tap:aio:|tap2:aio:)?") {
         let config = parse(&format!("disk = ['{scheme}{path},xvda,w']")).unwrap();
         prop_assert_eq!(config.disks, Some(vec![disk(file(&path), "xvda", false, "w")]));
     }

@@ -1,8 +1,8 @@
-//! Pages: what the meta page says, and the fields and items of the others.
+//! Pages: the metadata, and the fields and items of the others.
 
 use super::BadDatabase;
 
-/// Where the fields of the meta page are, in bytes.
+/// Offsets of the fields of the metadata page.
 mod meta {
     pub const MAGIC: usize = 12;
     pub const VERSION: usize = 16;
@@ -13,20 +13,19 @@ mod meta {
     pub const METHOD_FLAGS: usize = 48;
     pub const ELEMENTS: usize = 88;
     pub const CHECKSUM: usize = 492;
-    /// The smallest page, which is also what the meta page uses.
+    /// The size of the smallest page, and of the metadata.
     pub const LEN: usize = 512;
 }
 
-/// Where the fields of all other pages are, in bytes.
+/// Offsets of the fields of all other pages.
 pub(super) mod field {
     pub const NUMBER: usize = 8;
     pub const NEXT: usize = 16;
     pub const ENTRIES: usize = 20;
-    /// On overflow pages: the bytes of data.
+    /// On overflow pages: the length of the data.
     pub const DATA_LEN: usize = 22;
     pub const TYPE: usize = 25;
     pub const HEADER: usize = 26;
-    /// With a checksum, which is padded.
     pub const CHECKSUM: usize = 28;
     pub const HEADER_CHECKSUM: usize = 32;
 }
@@ -41,7 +40,7 @@ const FLAGS_PARTITIONED: u8 = 2 | 4;
 const BTREE_FLAG_SUBDATABASES: u32 = 0x20;
 const HASH_FLAG_SUBDATABASES: u32 = 0x02;
 
-/// The order of the bytes in numbers: that of the machine that made the file.
+/// That of the machine that created the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ByteOrder {
     Little,
@@ -60,14 +59,14 @@ impl ByteOrder {
     }
 }
 
-/// What the meta page says, checked.
+/// The checked metadata.
 pub(super) struct Layout<'a> {
     file: &'a [u8],
     order: ByteOrder,
     page_size: usize,
-    /// Bytes before the index of a hash page, and before the data of an overflow page.
+    /// The length of the header of a page.
     header: usize,
-    /// The file has all pages up to this one. What comes after it libdb has given up.
+    /// The file has all pages up to this one. libdb no longer uses those after it.
     pub(super) last_page: u32,
     pub(super) elements: u32,
 }
@@ -115,7 +114,7 @@ impl<'a> Layout<'a> {
         }
         let has_checksums = flags & FLAG_CHECKSUM != 0;
         if has_checksums && field(meta::CHECKSUM)? != checksum(&file[..meta::LEN], meta::CHECKSUM) {
-            return Err(BadDatabase::Page { page: 0, reason: "has another checksum than it says" });
+            return Err(BadDatabase::Page { page: 0, reason: "has a wrong checksum" });
         }
         Ok(Self {
             file,
@@ -135,12 +134,12 @@ impl<'a> Layout<'a> {
         let pages = self.file.chunks_exact(self.page_size);
         match pages.take(self.page_count()).nth(number as usize) {
             Some(bytes) => Ok(Page { number, bytes, order: self.order, header: self.header }),
-            None => Err(BadDatabase::Page { page: number, reason: "is named, but the database ends before it" }),
+            None => Err(BadDatabase::Page { page: number, reason: "is referred to, but the database ends before it" }),
         }
     }
 }
 
-/// The order in which one of the magic numbers makes sense.
+/// The byte order in which the magic number is known.
 fn byte_order(file: &[u8]) -> Result<ByteOrder, BadDatabase> {
     let known = [MAGIC_HASH, MAGIC_BTREE, MAGIC_QUEUE, MAGIC_HEAP];
     for order in [ByteOrder::Little, ByteOrder::Big] {
@@ -160,7 +159,7 @@ fn byte_order(file: &[u8]) -> Result<ByteOrder, BadDatabase> {
     }
 }
 
-/// libdb's checksum (`__ham_func4`) of `bytes`, in which that at `at` counts as zeros.
+/// libdb's checksum (`__ham_func4`) of `bytes`, with zeros for the checksum itself at `at`.
 fn checksum(bytes: &[u8], at: usize) -> u32 {
     bytes.iter().enumerate().fold(0_u32, |sum, (index, byte)| {
         let byte = if (at..at + 4).contains(&index) { 0 } else { *byte };
@@ -168,7 +167,7 @@ fn checksum(bytes: &[u8], at: usize) -> u32 {
     })
 }
 
-/// One page; all its fields are there, for the smallest page has 512 bytes.
+/// A page. The smallest has 512 bytes, so it has all fields.
 pub(super) struct Page<'a> {
     pub(super) number: u32,
     pub(super) bytes: &'a [u8],
@@ -182,14 +181,13 @@ impl<'a> Page<'a> {
     }
 
     pub(super) fn u16(&self, at: usize) -> Result<u16, BadDatabase> {
-        self.order.u16(self.bytes, at).ok_or_else(|| self.bad("ends inside of a number"))
+        self.order.u16(self.bytes, at).ok_or_else(|| self.bad("ends inside a number"))
     }
 
     pub(super) fn u32(&self, at: usize) -> Result<u32, BadDatabase> {
-        self.order.u32(self.bytes, at).ok_or_else(|| self.bad("ends inside of a number"))
+        self.order.u32(self.bytes, at).ok_or_else(|| self.bad("ends inside a number"))
     }
 
-    /// A number in an item of this page.
     pub(super) fn u32_of(&self, item: &[u8], at: usize) -> Result<u32, BadDatabase> {
         self.order.u32(item, at).ok_or_else(|| self.bad("has an item that is cut off"))
     }
@@ -198,21 +196,21 @@ impl<'a> Page<'a> {
         self.bytes.get(field::TYPE).copied().unwrap_or(super::PAGE_FREE)
     }
 
-    /// Checks that this is the page that was meant, and that it is as it was written.
+    /// Checks the page number and the checksum.
     pub(super) fn check(&self) -> Result<(), BadDatabase> {
         if self.u32(field::NUMBER)? != self.number {
             return Err(self.bad("has the number of another page"));
         }
         let has_checksum = self.header == field::HEADER_CHECKSUM;
         if has_checksum && self.u32(field::CHECKSUM)? != checksum(self.bytes, field::CHECKSUM) {
-            return Err(self.bad("has another checksum than it says"));
+            return Err(self.bad("has a wrong checksum"));
         }
         Ok(())
     }
 
     /// The items of a hash page: key, value, key, value, …
     ///
-    /// They lie from the page's end backwards, without gaps: each ends where the one before it starts.
+    /// They are stored backwards from the end of the page, without gaps.
     pub(super) fn items(&self) -> Result<Vec<&'a [u8]>, BadDatabase> {
         let count = usize::from(self.u16(field::ENTRIES)?);
         if !count.is_multiple_of(2) {
@@ -225,7 +223,7 @@ impl<'a> Page<'a> {
             let start = usize::from(self.u16(self.header + 2 * index)?);
             match self.bytes.get(start..end) {
                 Some(item) if start >= lowest && !item.is_empty() => items.push(item),
-                _ => return Err(self.bad("has an item where none can be")),
+                _ => return Err(self.bad("has an item at an impossible offset")),
             }
             end = start;
         }

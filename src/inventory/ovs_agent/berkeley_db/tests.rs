@@ -93,8 +93,8 @@ fn what_the_meta_page_can_say_wrong() {
         problem(&file)
     };
     assert!(patched(20, 0).contains("pages of 0 bytes"));
-    assert!(patched(20, 513).contains("no power of two"));
-    assert!(patched(20, 1 << 17).contains("no power of two"));
+    assert!(patched(20, 513).contains("expected a power of two"));
+    assert!(patched(20, 1 << 17).contains("expected a power of two"));
     assert!(patched(32, u32::MAX).contains("is cut off"));
     assert!(patched(24, 0x0002_0800).contains("partitioned"));
     assert!(patched(48, 2).contains("sub-databases"));
@@ -119,14 +119,14 @@ fn chains_that_loop_or_meet_are_refused() {
     let item = off_page_item(&file);
     looped[item + 4..item + 8].copy_from_slice(&(overflow as u32).to_le_bytes());
     looped[item + 8..item + 12].copy_from_slice(&u32::MAX.to_le_bytes());
-    assert!(problem(&looped).contains("twice of one"), "{}", problem(&looped));
+    assert!(problem(&looped).contains("twice to one"), "{}", problem(&looped));
 
     let mut away = file.clone();
     set_u32(&mut away, overflow, field::NEXT, 0x7fff_ffff);
     assert!(problem(&away).contains("ends before it") || problem(&away).contains("past the length"));
     let mut wrong = file.clone();
     wrong[item + 4..item + 8].copy_from_slice(&1u32.to_le_bytes());
-    assert!(problem(&wrong).contains("is no overflow page"), "{}", problem(&wrong));
+    assert!(problem(&wrong).contains("is not an overflow page"), "{}", problem(&wrong));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn lengths_that_cannot_be_are_refused() {
     let overflow = page_of_type(&file, PAGE_OVERFLOW);
     let mut full = file.clone();
     full[overflow * 512 + field::DATA_LEN..][..2].fill(0xff);
-    assert!(problem(&full).contains("more data than room"));
+    assert!(problem(&full).contains("more data than space"));
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn items_that_cannot_be_are_refused() {
         assert!(problem(&file).contains(expected), "{at}: {}", problem(&file));
     }
     let first = usize::from(u16::from_le_bytes([file[hash * 512 + 26], file[hash * 512 + 27]]));
-    for (kind, expected) in [(2, "several values"), (4, "several values"), (5, "not known")] {
+    for (kind, expected) in [(2, "several values"), (4, "several values"), (5, "unknown kind")] {
         let mut file = file.clone();
         file[hash * 512 + first] = kind;
         assert!(problem(&file).contains(expected), "{kind}: {}", problem(&file));

@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use super::Reason;
 use super::node::Node;
 
-/// The line of `INT`: `00` and `01` are how protocol 0 writes `False` and `True`.
+/// The line of `INT`. `00` and `01` are `False` and `True` in protocol 0.
 pub(super) fn int(line: &[u8]) -> Result<Node<'static>, Reason> {
     match line {
         b"00" => Ok(Node::Bool(false)),
@@ -14,7 +14,7 @@ pub(super) fn int(line: &[u8]) -> Result<Node<'static>, Reason> {
     }
 }
 
-/// The line of `LONG`, which Python 2 ends with an `L`.
+/// The line of `LONG`, to which Python 2 appends an `L`.
 pub(super) fn long(line: &[u8]) -> Result<Node<'static>, Reason> {
     decimal(line.strip_suffix(b"L").unwrap_or(line))
 }
@@ -25,11 +25,11 @@ fn decimal(line: &[u8]) -> Result<Node<'static>, Reason> {
     if digits.is_empty() || !digits.iter().all(u8::is_ascii_digit) {
         return Err(Reason::Literal { what: "an integer" });
     }
-    // It has digits only, so there is but one reason left why it could not be read.
+    // It has only digits, so parsing fails only if it is too large.
     Ok(str::from_utf8(line).ok().and_then(|line| line.parse().ok()).map_or(Node::HugeInt, Node::Int))
 }
 
-/// The bytes of `LONG1` and `LONG4`: two's complement, the lowest byte first; none is 0.
+/// The bytes of `LONG1` and `LONG4`: two's complement, little-endian. No bytes are 0.
 pub(super) fn binary_long(bytes: &[u8]) -> Node<'static> {
     let negative = bytes.last().is_some_and(|high| high & 0x80 != 0);
     let fill = if negative { 0xff } else { 0 };
@@ -41,13 +41,13 @@ pub(super) fn binary_long(bytes: &[u8]) -> Node<'static> {
     if fits { Node::Int(value) } else { Node::HugeInt }
 }
 
-/// The line of `FLOAT`: what `repr` writes.
+/// The line of `FLOAT`, as `repr` writes it.
 pub(super) fn float(line: &[u8]) -> Result<Node<'static>, Reason> {
     let text = str::from_utf8(line.trim_ascii()).ok();
     text.and_then(|text| text.parse().ok()).map(Node::Float).ok_or(Reason::Literal { what: "a float" })
 }
 
-/// The line of `STRING`: what `repr` of Python 2 writes, with either quote.
+/// The line of `STRING`, as `repr` of Python 2 writes it, with either quote.
 pub(super) fn quoted(line: &[u8]) -> Result<Vec<u8>, Reason> {
     const WRONG: Reason = Reason::Literal { what: "a quoted string" };
     let line = line.trim_ascii_end();
@@ -80,7 +80,7 @@ pub(super) fn quoted(line: &[u8]) -> Result<Vec<u8>, Reason> {
                 rest = after;
                 let value =
                     digits.iter().fold(u16::from(escape - b'0'), |value, digit| value * 8 + u16::from(digit - b'0'));
-                // Python drops the ninth bit as well.
+                // Python drops the ninth bit too.
                 text.push((value & 0xff) as u8);
             }
             b'x' => {
@@ -88,7 +88,7 @@ pub(super) fn quoted(line: &[u8]) -> Result<Vec<u8>, Reason> {
                 rest = &rest[2..];
                 text.push(hexadecimal(digits).and_then(|value| value.try_into().ok()).ok_or(WRONG)?);
             }
-            // No escape: Python leaves both.
+            // Not an escape: Python keeps both.
             _ => text.extend_from_slice(&[b'\\', escape]),
         }
     }
@@ -104,7 +104,7 @@ pub(super) fn raw_unicode(line: &[u8]) -> Result<String, Reason> {
     let mut at = 0;
     while let Some(&byte) = line.get(at) {
         at += 1;
-        // Of `\\u`, the first backslash is one for itself, and so is the second.
+        // In `\\u`, the backslashes escape nothing.
         let escape_len = match byte {
             b'u' if !backslashes.is_multiple_of(2) => 4,
             b'U' if !backslashes.is_multiple_of(2) => 8,
@@ -127,12 +127,12 @@ pub(super) fn raw_unicode(line: &[u8]) -> Result<String, Reason> {
     Ok(String::from_utf16_lossy(&units))
 }
 
-/// The text of the binary opcodes: UTF-8, in which Python leaves lone surrogates as they are.
+/// The text of the binary opcodes: UTF-8, in which Python keeps lone surrogates.
 pub(super) fn utf8(bytes: &[u8]) -> Cow<'_, str> {
     String::from_utf8_lossy(bytes)
 }
 
-/// At most eight digits; no sign.
+/// At most eight digits without a sign.
 fn hexadecimal(digits: &[u8]) -> Option<u32> {
     digits.iter().try_fold(0, |value, digit| Some(value << 4 | char::from(*digit).to_digit(16)?))
 }
