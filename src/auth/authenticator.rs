@@ -1,4 +1,4 @@
-//! The seam between logging in and whoever knows the users.
+//! The seam for other user directories than Oracle VM Manager.
 
 use std::io;
 

@@ -84,7 +84,8 @@ impl Manager {
         // The start could not ask this manager, or another manager owns the host since.
         let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
         match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
-            // Any answer other than a success differs from the answer to the credentials, which proves that they matter.
+            // Any answer other than a success differs from the answer to the credentials, which proves that they
+            // matter.
             Ok(()) | Err(LoginError::Unclear(_)) => Ok(Identity::administrator(username)),
             Err(error) => Err(error),
         }

@@ -14,7 +14,8 @@ use super::session::{Identity, Session};
 /// The claim `iss`.
 const ISSUER: &str = "coriolis-ovm-exporter";
 
-/// The token is missing, malformed, expired, not yet valid, forged, or of another kind. Which of these is not disclosed.
+/// The token is missing, malformed, expired, not yet valid, forged, or of another kind. Which of these is not
+/// disclosed.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the token is missing, expired or invalid; log in for a new one")]
 pub struct BadToken;
@@ -86,8 +87,8 @@ impl Tokens {
     }
 }
 
-/// Whether the header of a token has `crit`. RFC 7515 (4.1.11) requires that tokens with unknown critical extensions are
-/// refused, and we know none. The library ignores `"crit": null`, so the header is checked here.
+/// Whether the header of a token has `crit`. RFC 7515 (4.1.11) requires that tokens with unknown critical extensions
+/// are refused, and we know none. The library ignores `"crit": null`, so the header is checked here.
 fn has_critical_extensions(token: &str) -> bool {
     let header = token.split('.').next().unwrap_or_default();
     let header = BASE64_URL_SAFE_NO_PAD.decode(header).ok();

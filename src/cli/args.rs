@@ -42,8 +42,8 @@ pub enum Command {
     CheckConfig,
     /// Take over snapshots that the running service does not know, such as those of the original exporter
     ///
-    /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times. Folders
-    /// that cannot be assigned are listed and left as they are.
+    /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times.
+    /// Folders that cannot be assigned are listed and left as they are.
     Adopt {
         /// Only report what would be done
         #[arg(long)]

@@ -1,7 +1,7 @@
 //! A log file that is rotated by size: `log`, then `log.1` (the newest), `log.2` and so on.
 //!
-//! No crate is used: of the two that rotate by size, file-rotate (0.8) panics in a read-only folder and drops lines after
-//! losing its file, and logroller (0.1) cannot reopen its file after logrotate(8) moved it away.
+//! No crate is used: of the two that rotate by size, file-rotate (0.8) panics in a read-only folder and drops lines
+//! after losing its file, and logroller (0.1) cannot reopen its file after logrotate(8) moved it away.
 
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -38,8 +38,8 @@ pub struct LogFile {
 }
 
 impl LogFile {
-    /// Opens or creates (with mode 0640) the file at `path` for appending. It is rotated before it exceeds `max_size` bytes
-    /// (0: never), and `max_files` rotated files are kept.
+    /// Opens or creates (with mode 0640) the file at `path` for appending. It is rotated before it exceeds `max_size`
+    /// bytes (0: never), and `max_files` rotated files are kept.
     ///
     /// # Errors
     /// The file is not a regular file, or cannot be opened.
@@ -71,8 +71,8 @@ impl LogFile {
             if let Err(error) = self.rotate() {
                 self.rotate_after = Some(Instant::now() + ROTATE_RETRY);
                 let log = self.path.display();
-                let told = format!("coriolis-ovm-exporter: cannot rotate {log}, which keeps growing: {error}\n");
-                let _ = to_standard_error(told.as_bytes());
+                let warning = format!("coriolis-ovm-exporter: cannot rotate {log}, which keeps growing: {error}\n");
+                let _ = to_standard_error(warning.as_bytes());
             }
         }
         if self.write_line(line).is_err() {
@@ -82,8 +82,8 @@ impl LogFile {
         Ok(())
     }
 
-    /// Renames the file to `.1`, and continues with a new one. If a step fails, no file is lost, and the old one stays in
-    /// use.
+    /// Renames the file to `.1`, and continues with a new one. If a step fails, no file is lost, and the old one stays
+    /// in use.
     fn rotate(&mut self) -> io::Result<()> {
         let ours = self.file.metadata()?;
         let same = |there: fs::Metadata| (there.dev(), there.ino()) == (ours.dev(), ours.ino());
@@ -96,7 +96,7 @@ impl LogFile {
         let fresh_path = self.beside("new");
         let fresh = open(&fresh_path, self.mode)?;
         let old = |n: u32| self.beside(&n.to_string());
-        // Up to the first gap: where the last attempt ended half-way, none is pushed out for it.
+        // Only up to the first gap, which a failed attempt may have left: then no file has to be deleted.
         let gap = (1..self.max_files).find(|n| fs::symlink_metadata(old(*n)).is_err()).unwrap_or(self.max_files);
         for n in (1..gap).rev() {
             fs::rename(old(n), old(n + 1))?;
@@ -131,8 +131,8 @@ impl LogFile {
             self.write_bytes(b"\n")?;
         }
         if self.missed > 0 {
-            let told = format!("{} lines could not be written here; they went to standard error\n", self.missed);
-            self.write_bytes(told.as_bytes())?;
+            let report = format!("{} lines could not be written here; they went to standard error\n", self.missed);
+            self.write_bytes(report.as_bytes())?;
             self.missed = 0;
         }
         self.write_bytes(line)
@@ -191,14 +191,15 @@ fn to_standard_error(line: &[u8]) -> io::Result<()> {
 
 /// Opens a log file. An error names the path.
 fn open(path: &Path, mode: u32) -> io::Result<File> {
-    let told = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
+    let with_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if let Ok(found) = fs::symlink_metadata(path) {
-        regular(found.file_type()).map_err(told)?;
+        regular(found.file_type()).map_err(with_path)?;
     }
     // The opened file is checked again, because the path may have changed. Opening follows no link and does not block.
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
-    let file = OpenOptions::new().create(true).append(true).mode(mode).custom_flags(flags).open(path).map_err(told)?;
-    regular(file.metadata().map_err(told)?.file_type()).map_err(told)?;
+    let file =
+        OpenOptions::new().create(true).append(true).mode(mode).custom_flags(flags).open(path).map_err(with_path)?;
+    regular(file.metadata().map_err(with_path)?.file_type()).map_err(with_path)?;
     Ok(file)
 }
 

@@ -29,8 +29,8 @@ impl Lines {
 /// How long writing an error may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Writes an error with all its causes to standard error. A thread writes it, so that a full pipe does not keep the process
-/// from ending.
+/// Writes an error with all its causes to standard error. A thread writes it, so that a full pipe does not keep the
+/// process from ending.
 pub fn print_error(error: &anyhow::Error) {
     let lines = lines_of(error);
     let (done, written) = mpsc::channel();

@@ -28,7 +28,7 @@ pub fn weakness(secret: &SecretString) -> Option<String> {
     if secret.len() < MIN_LENGTH {
         Some(format!("is shorter than {MIN_LENGTH} bytes"))
     } else if PUBLISHED.contains(&digest.as_str()) {
-        Some("is a published sample, with which anybody can log in".to_owned())
+        Some("is a published sample, with which anyone can log in".to_owned())
     } else if secret.iter().collect::<BTreeSet<_>>().len() < MIN_DISTINCT {
         Some(format!("has fewer than {MIN_DISTINCT} different characters, and can be guessed"))
     } else if (1..=MAX_PERIOD).any(repeats) {

@@ -140,7 +140,8 @@ fn environments(pids: &[i32]) -> Vec<(i32, Vec<String>)> {
     pids.iter().filter_map(of).collect()
 }
 
-/// Returns the processes with one of `marks`, and all their descendants: sudo(8) clears the environment of its children.
+/// Returns the processes with one of `marks`, and all their descendants: sudo(8) clears the environment of its
+/// children.
 fn find(marks: &[String]) -> Vec<Pid> {
     let pids = pids();
     let marked = |(_, environment): &(i32, Vec<String>)| environment.iter().any(|one| marks.contains(one));

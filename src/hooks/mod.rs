@@ -1,8 +1,8 @@
 //! Hooks: programs in a directory and servers in guests that are called before and after an operation, so that a
 //! snapshot can be better than crash-consistent.
 //!
-//! Both kinds are called before (`pre`) and after (`post`) the operation. Whatever a `pre` hook may have frozen gets its
-//! `post` hook.
+//! Both kinds are called before (`pre`) and after (`post`) the operation. Whatever a `pre` hook may have frozen gets
+//! its `post` hook.
 
 pub mod directory;
 pub mod event;

@@ -161,8 +161,8 @@ fn describe(error: &reqwest::Error, reached: bool) -> String {
     text + remedy
 }
 
-/// Where the sync server of `vm` is, if it has one: at the URL in the config, otherwise where the tag in one of `labels`
-/// says. `address` is the guest's, if it is known.
+/// Where the sync server of `vm` is, if it has one: at the URL in the config, otherwise where the tag in one of
+/// `labels` says. `address` is the guest's, if it is known.
 pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address: Option<&str>) -> Option<SyncTarget> {
     if let Some(url) = config.urls.get(vm) {
         return Some(SyncTarget::Url(url.clone()));

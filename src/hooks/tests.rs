@@ -228,8 +228,8 @@ async fn a_program_that_cannot_be_started_is_reported_with_the_reason() {
     fs::write(path.join("2-no-program"), [0; 100]).unwrap();
     dir.put("3-not-executable", NOTE);
     fs::set_permissions(path.join("3-not-executable"), Permissions::from_mode(0o644)).unwrap();
-    dir.put("4-anybodys", NOTE);
-    fs::set_permissions(path.join("4-anybodys"), Permissions::from_mode(0o777)).unwrap();
+    dir.put("4-writable", NOTE);
+    fs::set_permissions(path.join("4-writable"), Permissions::from_mode(0o777)).unwrap();
     let hooks = dir.hooks("on_failure = \"continue\"");
     let pre = call_pre(&hooks, &event()).await;
     let runs = &pre.calls.runs;
@@ -237,7 +237,7 @@ async fn a_program_that_cannot_be_started_is_reported_with_the_reason() {
         "1-no-interpreter pre failed",
         "2-no-program pre failed",
         "3-not-executable pre skipped",
-        "4-anybodys pre skipped",
+        "4-writable pre skipped",
     ];
     assert_eq!(summary(runs), outcomes);
     for (run, reason) in runs.iter().zip(["interpreter", "not a program", "chmod +x", "chmod go-w"]) {

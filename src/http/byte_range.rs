@@ -1,8 +1,7 @@
-//! Which bytes a `Range` header asks for (RFC 9110 section 14). Pure: a header and a size in,
-//! offsets out.
+//! The bytes that a `Range` header selects (RFC 9110 section 14).
 //!
-//! The laws, tested below: what is selected is never empty, lies within the content, is in the
-//! order asked for, and sums to no more than the content.
+//! Invariants, tested below: a selection is never empty, lies within the content, has the order of the request, and is
+//! not longer than the content.
 
 use std::fmt;
 use std::ops::Range;
@@ -10,27 +9,27 @@ use std::ops::Range;
 use http::HeaderMap;
 use http::header::RANGE;
 
-/// How many ranges one request may name, the ones past the end counted too.
+/// Ranges of one request, including those past the end.
 pub const MAX_RANGES: usize = 64;
 
 /// The part of the content to send. Ranges are byte offsets, end exclusive, never empty.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selection {
-    /// No range was asked for: 200 and everything.
+    /// No range was requested: 200 with the whole content.
     Whole,
-    /// 206 with one `Content-Range`, even where the range is everything.
+    /// 206 with one `Content-Range`, even for the whole content.
     One(Range<u64>),
     /// 206 as `multipart/byteranges`: two or more, in request order, not merged.
     Many(Vec<Range<u64>>),
 }
 
-/// Nothing can be sent for this `Range`: 416 with [`unsatisfied_content_range`] (RFC 9110 15.5.17).
+/// 416 with [`unsatisfied_content_range`] (RFC 9110 15.5.17).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unsatisfiable;
 
 impl fmt::Display for Unsatisfiable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("the Range header names no range of this content that can be served")
+        f.write_str("no range in the Range header can be served")
     }
 }
 
@@ -38,15 +37,13 @@ impl std::error::Error for Unsatisfiable {}
 
 /// Resolves the `Range` header of a GET against content of `size` bytes (RFC 9110 14.1.2, 14.2).
 ///
-/// `Range` means nothing for another method, and counts only after the preconditions: ask
-/// [`conditional::evaluate`](super::conditional::evaluate) first.
+/// `Range` has no meaning for other methods, and is evaluated after the preconditions: see
+/// [`conditional::evaluate`](super::conditional::evaluate).
 ///
 /// # Errors
-///
-/// [`Unsatisfiable`] where no range asked for touches the content; also for a malformed header, two
-/// of them, another unit than `bytes`, more than 64 ranges, or overlapping ranges that add up to
-/// more than the content. The RFC lets a server ignore those, but who wanted a part of a disk
-/// should not be surprised by all of it.
+/// No requested range overlaps the content. Also a malformed header, two of them, another unit than `bytes`, more than
+/// 64 ranges, and overlapping ranges that are longer than the content: the RFC lets a server ignore these, but a client
+/// that requested a part of a disk must not get all of it.
 pub fn select(headers: &HeaderMap, size: u64) -> Result<Selection, Unsatisfiable> {
     let mut lines = headers.get_all(RANGE).iter();
     let line = match (lines.next(), lines.next()) {
@@ -60,7 +57,7 @@ pub fn select(headers: &HeaderMap, size: u64) -> Result<Selection, Unsatisfiable
     }
 
     let mut ranges = Vec::new();
-    // Elements of a list may be empty (5.6.1.2).
+    // List elements may be empty (5.6.1.2).
     let specs = set.split(',').map(str::trim_ascii).filter(|spec| !spec.is_empty());
     for (nth, spec) in specs.enumerate() {
         if nth == MAX_RANGES {
@@ -72,7 +69,7 @@ pub fn select(headers: &HeaderMap, size: u64) -> Result<Selection, Unsatisfiable
     match ranges.as_slice() {
         [] => Err(Unsatisfiable),
         [one] => Ok(Selection::One(one.clone())),
-        // A request of one line must not make us send the content many times over (17.15).
+        // A small request must not make us send the content many times (17.15).
         many if total_length(many) > u128::from(size) => Err(Unsatisfiable),
         _ => Ok(Selection::Many(ranges)),
     }
@@ -89,7 +86,7 @@ pub fn unsatisfied_content_range(size: u64) -> String {
     format!("bytes */{size}")
 }
 
-/// One `range-spec` (14.1.1): the bytes it names, or none where it lies past the end.
+/// Resolves one `range-spec` (14.1.1). `None` if it lies past the end.
 fn resolve(spec: &str, size: u64) -> Result<Option<Range<u64>>, Unsatisfiable> {
     let range = match spec.split_once('-').ok_or(Unsatisfiable)? {
         ("", length) => size.saturating_sub(number(length)?)..size,
@@ -105,12 +102,12 @@ fn resolve(spec: &str, size: u64) -> Result<Option<Range<u64>>, Unsatisfiable> {
     Ok(Some(range).filter(|range| !range.is_empty()))
 }
 
-/// `1*DIGIT`. The grammar has no largest number; ours is past the end of any content.
+/// Parses `1*DIGIT`. The grammar has no largest number; ours is past the end of any content.
 fn number(digits: &str) -> Result<u64, Unsatisfiable> {
     if digits.is_empty() || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(Unsatisfiable);
     }
-    Ok(digits.parse().unwrap_or(u64::MAX)) // digits only: it can fail by overflow alone
+    Ok(digits.parse().unwrap_or(u64::MAX)) // only an overflow can fail
 }
 
 fn total_length(ranges: &[Range<u64>]) -> u128 {
@@ -175,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn several_ranges_stay_as_asked() {
+    fn several_ranges_keep_their_order() {
         for (line, ranges) in [
             ("bytes=0-0,-1", vec![0..1, 999..1000]),
             ("bytes=900-,0-9 ,\t500-509", vec![900..1000, 0..10, 500..510]),
@@ -236,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn the_number_of_ranges_is_bounded() {
+    fn the_number_of_ranges_is_limited() {
         let ranges = |count: usize| format!("bytes={}0-0", "5000-,".repeat(count - 1));
         assert_eq!(select_one(&ranges(MAX_RANGES), 1000), Ok(One(0..1)));
         assert_eq!(select_one(&ranges(MAX_RANGES + 1), 1000), Err(Unsatisfiable));
@@ -303,9 +300,9 @@ mod tests {
     }
 
     proptest! {
-        /// Byte by byte, each range is what its spec names, in request order.
+        /// Byte by byte, in the order of the request.
         #[test]
-        fn selects_what_is_named(
+        fn the_specified_bytes_are_selected(
             specs in vec(spec(), 1..6),
             comma in "[ \t]{0,2},[ \t,]{0,2}",
             size in 0..64u64,
@@ -327,9 +324,8 @@ mod tests {
             }
         }
 
-        /// Whatever the header says, what is selected is sound.
         #[test]
-        fn any_header_is_sound(
+        fn the_invariants_hold_for_any_header(
             line in prop_oneof![
                 vec(any::<u8>(), 0..60),
                 "bytes=[-0-9, \t]{0,60}".prop_map(String::into_bytes),

@@ -1,16 +1,14 @@
-//! Whether a request's conditions hold (RFC 9110 section 13). Pure: the headers and what is served
-//! now in, a decision out.
+//! Evaluates conditional requests (RFC 9110 section 13).
 //!
-//! Own parsing, since the types of the `headers` crate (0.4) panic on a file older than 1970 and,
-//! in debug builds, on a tag like `"a b"`; drop a whole list for one tag beyond ASCII; and let any
-//! later date match in `If-Range`.
+//! The `headers` crate (0.4) is not used: it panics on a file older than 1970 and, in debug builds, on a tag like `"a
+//! b"`; it drops a whole list for one tag beyond ASCII, and lets any later date match in `If-Range`.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::header::{HeaderName, IF_MATCH, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, IF_UNMODIFIED_SINCE};
 use http::{HeaderMap, Method};
 
-/// 9999-12-31T23:59:59Z in seconds since 1970: the last moment that an HTTP-date can say.
+/// 9999-12-31T23:59:59Z in seconds since 1970, the last HTTP-date.
 const LAST_HTTP_SECOND: u64 = 253_402_300_799;
 
 /// A strong entity tag (RFC 9110 8.8.3): equal tags promise equal bytes.
@@ -18,10 +16,10 @@ const LAST_HTTP_SECOND: u64 = 253_402_300_799;
 pub struct StrongTag(String);
 
 impl StrongTag {
-    /// The tag of whatever `identity` identifies; different identities make different tags.
+    /// Different identities have different tags.
     ///
-    /// Letters, digits and `-._~` are kept; any other byte is written `%XX`, since a tag can hold
-    /// no quote or space, and a comma or backslash in it misleads careless clients.
+    /// Letters, digits and `-._~` are kept; any other byte becomes `%XX`, because a tag cannot contain a quote or
+    /// space, and some clients misread a comma or backslash.
     pub fn new(identity: &str) -> Self {
         let mut tag = String::from("\"");
         for byte in identity.bytes() {
@@ -40,49 +38,47 @@ impl StrongTag {
         &self.0
     }
 
-    /// Strong comparison (8.8.3.2). As ours is strong, a weak tag simply differs by its `W/`.
+    /// Strong comparison (8.8.3.2). Ours is strong, so a weak tag differs by its `W/`.
     fn matches_strong(&self, tag: &[u8]) -> bool {
         tag == self.0.as_bytes()
     }
 
-    /// Weak comparison (8.8.3.2): the `W/` does not count.
+    /// Weak comparison (8.8.3.2), which ignores the `W/`.
     fn matches_weak(&self, tag: &[u8]) -> bool {
         self.matches_strong(tag.strip_prefix(b"W/").unwrap_or(tag))
     }
 }
 
-/// What identifies the content served now (RFC 9110 8.8).
+/// Identifies the current content (RFC 9110 8.8).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Validators {
-    /// Goes out as `ETag`.
+    /// Sent as `ETag`.
     pub etag: StrongTag,
-    /// Goes out as `Last-Modified`, by [`Validators::last_modified_value`]. Must not lie in the
-    /// future (8.8.2.1), and the content must not change twice within its second: `If-Range` takes
-    /// it as a strong validator (8.8.2.2). A snapshot, once made, never changes.
+    /// Sent as `Last-Modified`, formatted by [`Validators::last_modified_value`]. It must not be in the future
+    /// (8.8.2.1), and the content must not change twice within its second, because `If-Range` uses it as a strong
+    /// validator (8.8.2.2). A snapshot never changes.
     pub last_modified: SystemTime,
 }
 
 impl Validators {
-    /// The value of the `Last-Modified` header: whole seconds, rounded down, and at the nearest end
-    /// of 1970 to 9999 for a file stamped outside of it.
+    /// The value of the `Last-Modified` header: whole seconds, rounded down, and limited to 1970 to 9999.
     pub fn last_modified_value(&self) -> String {
         httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(self.last_modified_second()))
     }
 
-    /// What a client can know of `last_modified`, in seconds since 1970.
+    /// `last_modified` as a client sees it, in seconds since 1970.
     fn last_modified_second(&self) -> u64 {
         seconds_since_1970(self.last_modified).min(LAST_HTTP_SECOND)
     }
 }
 
-/// What the conditions make of the request.
+/// The result of the conditions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Precondition {
-    /// Perform it.
+    /// Perform the request.
     Proceed {
-        /// Whether `Range` counts, see [`byte_range::select`](super::byte_range::select). If not,
-        /// the answer is the whole content, whatever `Range` says. Always false for HEAD, where
-        /// `Range` has no meaning (14.2).
+        /// Whether `Range` counts, see [`byte_range::select`](super::byte_range::select). If not, the answer is the
+        /// whole content. Always false for HEAD, for which `Range` has no meaning (14.2).
         honour_range: bool,
     },
     /// 304, with `ETag` and `Last-Modified`, no body (15.4.5).
@@ -91,13 +87,12 @@ pub enum Precondition {
     Failed,
 }
 
-/// Decides on the conditional headers, in the order of RFC 9110 13.2.2: `If-Match`, else
-/// `If-Unmodified-Since`; `If-None-Match`, else `If-Modified-Since`; then `If-Range`.
+/// Evaluates the conditional headers in the order of RFC 9110 13.2.2: `If-Match`, else `If-Unmodified-Since`;
+/// `If-None-Match`, else `If-Modified-Since`; then `If-Range`.
 ///
-/// To be asked only where the answer without conditions would be a success (13.2.1). A malformed
-/// date, or several, is as no header; an element of a list that is no tag matches nothing; an
-/// `If-Range` that is neither one strong tag nor one date does not match, so that the client gets
-/// the whole.
+/// Only for requests that would succeed without conditions (13.2.1). A malformed date, or several, are ignored; a list
+/// element that is not a tag matches nothing; an `If-Range` that is neither one strong tag nor one date does not match,
+/// so that the client gets the whole content.
 pub fn evaluate(method: &Method, headers: &HeaderMap, current: &Validators) -> Precondition {
     let reads = method == Method::GET || method == Method::HEAD;
     let unmodified_since = |name| Some(current.last_modified_second() <= date(headers, name)?);
@@ -119,7 +114,8 @@ pub fn evaluate(method: &Method, headers: &HeaderMap, current: &Validators) -> P
     }
 }
 
-/// `If-Range` (13.1.5): may the part asked for be added to what the client has? Exact matches only.
+/// `If-Range` (13.1.5): whether the requested part belongs to the content that the client has. Only exact matches
+/// count.
 fn part_is_of_current(headers: &HeaderMap, current: &Validators) -> bool {
     match lines(headers, IF_RANGE)[..] {
         [] => true,
@@ -128,8 +124,7 @@ fn part_is_of_current(headers: &HeaderMap, current: &Validators) -> bool {
     }
 }
 
-/// Whether a field of tags (13.1.1, 13.1.2) is `*` or has a tag that `matches`; none where there is
-/// no such field.
+/// Whether a list of tags (13.1.1, 13.1.2) is `*` or contains a tag that `matches`. `None` without the header.
 fn any_tag(headers: &HeaderMap, name: HeaderName, matches: impl Fn(&[u8]) -> bool) -> Option<bool> {
     let lines = lines(headers, name);
     match lines[..] {
@@ -139,8 +134,8 @@ fn any_tag(headers: &HeaderMap, name: HeaderName, matches: impl Fn(&[u8]) -> boo
     }
 }
 
-/// The elements of one line of a list. A comma within quotes is part of a tag, and a backslash is
-/// only itself there (8.8.3).
+/// The elements of one line of a list. Inside quotes, a comma is part of the tag, and a backslash escapes nothing
+/// (8.8.3).
 fn elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut in_quotes = false;
     let separates = move |&byte: &u8| {
@@ -150,8 +145,7 @@ fn elements(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     line.split(separates).map(<[u8]>::trim_ascii)
 }
 
-/// The one HTTP-date in a field, in seconds since 1970; several or a malformed one are none
-/// (13.1.3, 13.1.4).
+/// The HTTP-date in a header, in seconds since 1970. `None` for several or a malformed one (13.1.3, 13.1.4).
 fn date(headers: &HeaderMap, name: HeaderName) -> Option<u64> {
     let [line] = lines(headers, name)[..] else {
         return None;
@@ -186,8 +180,8 @@ mod tests {
     const EXACT: &str = "Sun, 06 Nov 1994 08:49:37 GMT";
     const AFTER: &str = "Sun, 06 Nov 1994 08:49:38 GMT";
 
-    /// What is served has the tag `"now"` and was [`MODIFIED`]. Each row: the method; the status of
-    /// the answer to a request with a `Range`; the conditional headers, between ` | `.
+    /// The content has the tag `"now"` and was [`MODIFIED`]. Each row has the method, the status of the answer to a
+    /// request with a `Range`, and the conditional headers, separated by ` | `.
     const DECISIONS: &str = r#"
         GET 206
         HEAD 200
@@ -308,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_escapes_what_it_cannot_hold() {
+    fn tags_are_escaped() {
         for (identity, tag) in
             [("0004fb-1.img", r#""0004fb-1.img""#), ("a \"%,ä", r#""a%20%22%25%2C%C3%A4""#), ("", r#""""#)]
         {
@@ -326,9 +320,9 @@ mod tests {
     }
 
     proptest! {
-        /// A client that sends back what it was sent is understood, whatever the file's age.
+        /// Our own validators match, for any age of the file.
         #[test]
-        fn validators_come_back(identity: String, old: bool, micros in 0..1u64 << 60) {
+        fn validators_match_themselves(identity: String, old: bool, micros in 0..1u64 << 60) {
             let age = Duration::from_micros(micros);
             let last_modified = if old { UNIX_EPOCH - age } else { UNIX_EPOCH + age };
             let current = current(&identity, last_modified);
@@ -351,9 +345,8 @@ mod tests {
             prop_assert_eq!(a == b, StrongTag::new(&a) == StrongTag::new(&b));
         }
 
-        /// Whatever the headers say, there is an answer.
         #[test]
-        fn any_headers_are_decided(
+        fn any_headers_are_evaluated(
             lines in vec((0..5usize, prop_oneof![
                 vec(any::<u8>(), 0..40),
                 "[*W/\"now, \t\\\\]{0,20}".prop_map(String::into_bytes),

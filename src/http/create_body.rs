@@ -1,4 +1,4 @@
-//! What a request for a new snapshot says: its body and its key.
+//! The body and the idempotency key of a request for a new snapshot.
 
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
@@ -9,10 +9,10 @@ use crate::api;
 use crate::app::Error;
 use crate::app::snapshots::create_request::CreateRequest;
 
-/// The header of the IETF's draft `idempotency-key-header`.
+/// From the IETF draft `idempotency-key-header`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The body, JSON whatever the Content-Type says, or none; and the header `Idempotency-Key`.
+/// The body, which may be empty or JSON with any Content-Type, and the header `Idempotency-Key`.
 pub(super) struct CreateBody(pub CreateRequest);
 
 impl<S: Send + Sync> FromRequest<S> for CreateBody {
@@ -21,16 +21,16 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let key = idempotency_key(request.headers())?;
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
-        // Nothing in it is a secret, so the parser may say what it has met.
+        // It contains no secret, so the parser may quote it.
         let cannot = |problem: &dyn std::fmt::Display| {
-            let keys = "it may be empty, or an object with disks, exclude_disks and ttl";
-            Error::BadRequest(format!("the body cannot be understood: {problem}; {keys}"))
+            let expected = "expected nothing, or an object with disks, exclude_disks and ttl";
+            Error::BadRequest(format!("the body is malformed: {problem}; {expected}"))
         };
         let body: api::CreateSnapshot = match bytes.trim_ascii().first() {
-            // What some libraries send for nothing.
+            // Some libraries send this for an empty body.
             Some(_) if bytes.trim_ascii() == b"null" => api::CreateSnapshot::default(),
             None => api::CreateSnapshot::default(),
-            // The parser takes an array for an object without names.
+            // The parser accepts an array for an object.
             Some(b'[') => return Err(cannot(&"it is an array").into()),
             Some(_) => serde_json::from_slice(&bytes).map_err(|error| cannot(&error))?,
         };

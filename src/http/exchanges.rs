@@ -1,4 +1,4 @@
-//! Whether a connection is in the middle of an answer. Its stream and its service both have to know.
+//! Whether a connection is sending an answer. Its stream and its service share this state.
 
 use std::io;
 use std::pin::Pin;
@@ -11,60 +11,60 @@ use http_body::{Frame, SizeHint};
 
 const IDLE: u8 = 0;
 const ANSWERING: u8 = 1;
-/// The whole answer was handed over, and is not flushed yet.
-const HANDED_OVER: u8 = 2;
+/// hyper has the whole answer, but has not flushed it.
+const UNFLUSHED: u8 = 2;
 
-/// The exchange of a request and its answer on one connection.
+/// Counts the requests of a connection, and tracks the current answer.
 #[derive(Debug, Default)]
 pub(super) struct Exchange {
     state: AtomicU8,
-    /// How many requests have come.
+    /// The number of requests.
     begun: AtomicU64,
-    /// Which of them is the last, counted from 1; 0: none is, so far.
+    /// The number of the last request, from 1. 0: unknown.
     last: AtomicU64,
 }
 
 impl Exchange {
-    /// A request has come. It is answered when the guard is dropped, and the answer is flushed after that.
+    /// Starts the answer to a request. It ends when the guard is dropped, and is flushed after that.
     pub(super) fn begin(self: &Arc<Self>) -> Answering {
         self.begun.fetch_add(1, Ordering::AcqRel);
         self.state.store(ANSWERING, Ordering::Release);
         Answering(Arc::clone(self))
     }
 
-    /// All that was handed over is flushed. Whether that ended an exchange.
+    /// All bytes are flushed. Returns whether that ended an answer.
     pub(super) fn flushed(&self) -> bool {
-        self.state.compare_exchange(HANDED_OVER, IDLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
+        self.state.compare_exchange(UNFLUSHED, IDLE, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether no answer is under way.
+    /// Whether no answer is being sent.
     pub(super) fn is_idle(&self) -> bool {
         self.state.load(Ordering::Acquire) == IDLE
     }
 
-    /// The connection ends after the request with this number, which may not have begun yet.
+    /// Closes the connection after the request with this number, which may not have started yet.
     pub(super) fn end_after(&self, number: u64) {
         self.last.store(number, Ordering::Release);
     }
 
-    /// Whether the connection ends after this exchange.
+    /// Whether the connection is closed after the current answer.
     pub(super) fn is_last(&self) -> bool {
         let last = self.last.load(Ordering::Acquire);
         last > 0 && self.begun.load(Ordering::Acquire) >= last
     }
 }
 
-/// An answer that is being made, and sent.
+/// Marks an answer that is being sent.
 #[derive(Debug)]
 pub(super) struct Answering(Arc<Exchange>);
 
 impl Drop for Answering {
     fn drop(&mut self) {
-        self.0.state.store(HANDED_OVER, Ordering::Release);
+        self.0.state.store(UNFLUSHED, Ordering::Release);
     }
 }
 
-/// A body that is a part of an exchange.
+/// A body with the guard of its answer.
 pub(super) struct AnswerBody {
     body: Body,
     _answering: Answering,
@@ -96,7 +96,7 @@ impl http_body::Body for AnswerBody {
     }
 }
 
-/// What a stream tells hyper where it must not read on.
+/// Makes hyper stop reading.
 pub(super) fn refused() -> io::Error {
     io::Error::other("the request is refused")
 }

@@ -1,4 +1,4 @@
-//! What requests say, parsed before a handler sees it.
+//! Extractors: parts of a request, parsed before a handler runs.
 
 use std::convert::Infallible;
 use std::future::poll_fn;
@@ -24,7 +24,7 @@ use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 
-/// Whoever sent a good token.
+/// A request with a valid token.
 pub(super) struct Authenticated(pub Session);
 
 impl FromRequestParts<Arc<App>> for Authenticated {
@@ -42,7 +42,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
         match session {
             Ok(session) => {
                 if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
-                    connection.is_good();
+                    connection.set_authenticated();
                 }
                 Ok(Self(session.with_request(address, request_id(parts))))
             }
@@ -54,17 +54,15 @@ impl FromRequestParts<Arc<App>> for Authenticated {
     }
 }
 
-/// The address that the request came from, where it is known.
 fn address(parts: &Parts) -> Option<IpAddr> {
     parts.extensions.get::<Peer>().map(|Peer(address)| address.ip())
 }
 
-/// The id of the request.
 fn request_id(parts: &Parts) -> Option<Arc<str>> {
     parts.extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id))
 }
 
-/// Where a request came from, which needs no token.
+/// The origin of a request without a token.
 pub(super) struct Origin {
     pub address: Option<IpAddr>,
     pub request_id: Option<Arc<str>>,
@@ -85,19 +83,19 @@ pub(super) struct SnapshotPath(pub VmId, pub SnapshotId);
 /// `{vm}`, `{snapshot}` and `{disk}` of a path.
 pub(super) struct DiskPath(pub VmId, pub SnapshotId, pub DiskName);
 
-/// The named parts of the path. What is no text is the name of nothing.
+/// The parameters of the path. One that is not UTF-8 names nothing.
 async fn path<T: DeserializeOwned + Send>(parts: &mut Parts) -> Result<T, Failure> {
     let path = Path::<T>::from_request_parts(parts, &()).await;
     path.map(|Path(names)| names).map_err(|_| Failure::NoRoute)
 }
 
-/// What is no id names nothing: 404, as for an id that nobody has.
+/// An invalid id names nothing: 404, as for an unknown one.
 fn id<T: FromStr>(text: &str, otherwise: &'static str) -> Result<T, Failure> {
     text.parse().map_err(|_| Error::NotFound(otherwise).into())
 }
 
-const NO_VM: &str = "no such VM: it is named by 32 hexadecimal digits, or by its dashed uuid";
-const NO_SNAPSHOT: &str = "no such snapshot: it is named by a dashed uuid";
+const NO_VM: &str = "no such VM; expected 32 hexadecimal digits, or a dashed uuid";
+const NO_SNAPSHOT: &str = "no such snapshot; expected a dashed uuid";
 const NO_DISK: &str = "the snapshot has no such disk";
 
 impl<S: Send + Sync> FromRequestParts<S> for VmPath {
@@ -127,18 +125,17 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
     }
 }
 
-/// Bytes that a request's body may have.
+/// Of a request, in bytes.
 pub(super) const BODY_LIMIT: usize = 64 << 10;
 
-/// The bytes of a request's body, within a bound of size and time.
+/// The body of a request, within limits of size and time.
 pub(super) struct SmallBody(pub Bytes);
 
-/// How long a body may take.
 const BODY_DEADLINE: Duration = Duration::from_secs(30);
 
-/// Bytes that are read of a body that is too large: a client that is still sending when the
-/// connection ends would not see why.
-const READ_IN_VAIN: usize = 1 << 20;
+/// Bytes of a body that is too large are read and discarded up to here: a client that is still sending would not see
+/// the answer.
+const DISCARD_LIMIT: usize = 1 << 20;
 
 impl<S: Send + Sync> FromRequest<S> for SmallBody {
     type Rejection = Failure;
@@ -152,19 +149,19 @@ impl<S: Send + Sync> FromRequest<S> for SmallBody {
 async fn read_small(mut body: Body) -> Result<Bytes, Failure> {
     let (mut kept, mut length) = (BytesMut::new(), 0);
     while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
-        let frame = frame.map_err(|_| Error::BadRequest("the body was cut off, or is malformed".to_owned()))?;
+        let frame = frame.map_err(|_| Error::BadRequest("the body is cut off or malformed".to_owned()))?;
         let Ok(data) = frame.into_data() else { continue };
         length += data.len();
         if length <= BODY_LIMIT {
             kept.extend_from_slice(&data);
-        } else if length > READ_IN_VAIN {
+        } else if length > DISCARD_LIMIT {
             break;
         }
     }
     if length <= BODY_LIMIT { Ok(kept.freeze()) } else { Err(Failure::BodyTooLarge { limit: BODY_LIMIT }) }
 }
 
-/// A body of JSON, whatever the Content-Type says: `curl -d` calls it a form.
+/// A JSON body with any Content-Type, because `curl -d` calls it a form.
 pub(super) struct JsonBody<T>(pub T);
 
 impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
@@ -172,9 +169,9 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
-        // The parser's own message may quote the body, and with it a password.
+        // The parser's message may quote the body, which may contain a password.
         let parsed = serde_json::from_slice(&bytes).map_err(|error| {
-            let what = if error.is_data() { "lacks a field, or has one of another type" } else { "is not JSON" };
+            let what = if error.is_data() { "lacks a field, or has one of the wrong type" } else { "is not JSON" };
             Error::BadRequest(format!("the body {what} (line {}, column {})", error.line(), error.column()))
         })?;
         Ok(Self(parsed))

@@ -1,4 +1,4 @@
-//! What errors are in HTTP: the only place where a status is chosen.
+//! Maps errors to HTTP. Statuses are chosen only here.
 
 use axum::http::header::{CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
@@ -13,18 +13,17 @@ const NO_ROUTE: &str = "there is no such route; those of the API start with /api
 /// Why a request is refused.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The journey says why.
     App(Error),
-    /// There is no such route.
     NoRoute,
-    /// The body is larger than the limit.
-    BodyTooLarge { limit: usize },
-    /// The body did not come in time.
+    BodyTooLarge {
+        limit: usize,
+    },
     BodyTooSlow,
-    /// `If-Match` or `If-Unmodified-Since` does not hold.
+    /// By `If-Match` or `If-Unmodified-Since`.
     PreconditionFailed,
-    /// The `Range` header asks for nothing that a disk of this size has.
-    RangeNotSatisfiable { size: u64 },
+    RangeNotSatisfiable {
+        size: u64,
+    },
 }
 
 impl<E: Into<Error>> From<E> for Failure {
@@ -33,25 +32,27 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// What the body of an error says, kept on the response until it is written in `exchange`.
+/// The content of an error's body, which the middleware writes.
 #[derive(Clone, Debug)]
 pub(super) struct ErrorBody {
-    /// The stable word for programs.
+    /// A stable word for programs.
     pub code: &'static str,
-    /// For the caller.
+    /// For the client.
     pub details: String,
-    /// For the log alone.
+    /// Only for the log.
     pub hidden_cause: Option<String>,
 }
 
 impl ErrorBody {
-    /// For a refusal that did not come from a [`Failure`].
+    /// For an error that is not a [`Failure`].
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, details) = match status {
-            StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this route has other methods; see Allow"),
+            StatusCode::METHOD_NOT_ALLOWED => {
+                ("method_not_allowed", "this route has other methods; see the header Allow")
+            }
             StatusCode::NOT_FOUND => ("not_found", NO_ROUTE),
-            status if status.is_client_error() => ("bad_request", "the request cannot be understood"),
-            _ => ("internal", "an internal error; the service's log says more"),
+            status if status.is_client_error() => ("bad_request", "the request is malformed"),
+            _ => ("internal", "an internal error; the log of the service has the details"),
         };
         Self { code, details: details.to_owned(), hidden_cause: None }
     }
@@ -74,10 +75,10 @@ impl Failure {
             Self::App(error) => error.to_string(),
             Self::NoRoute => NO_ROUTE.to_owned(),
             Self::BodyTooLarge { limit } => format!("the body is larger than {limit} bytes"),
-            Self::BodyTooSlow => "the body did not come in time".to_owned(),
-            Self::PreconditionFailed => "the disk is not the one that the request's conditions name".to_owned(),
+            Self::BodyTooSlow => "the body was sent too slowly".to_owned(),
+            Self::PreconditionFailed => "the disk does not match the conditions of the request".to_owned(),
             Self::RangeNotSatisfiable { size } => {
-                format!("the Range header asks for nothing that a disk of {size} bytes has; write bytes=<first>-<last>")
+                format!("no range in the Range header is within a disk of {size} bytes; expected bytes=<first>-<last>")
             }
         }
     }

@@ -56,7 +56,7 @@ pub(super) async fn login(
 ) -> Result<Json<api::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
     let token = app.login(credentials, address, request_id, || connection.log_in()).await?;
-    connection.is_good();
+    connection.set_authenticated();
     Ok(Json(api::Token { token }))
 }
 

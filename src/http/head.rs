@@ -1,46 +1,46 @@
-//! The head of a request, as far as it says where the request ends: what hyper and a proxy must read in the same way.
+//! Parses the parts of a request's head that determine where the request ends. hyper and a proxy must agree on these.
 
 use super::refusal::Refusal;
 
-/// Bytes that the first line of a request may have. hyper takes targets of up to 65,534.
+/// Bytes of the first line of a request. hyper accepts targets of up to 65,534.
 pub(super) const LINE_LIMIT: usize = 60 << 10;
 
-/// Bytes that a head may have, its first line included.
+/// Bytes of a head, including its first line.
 const HEAD_LIMIT: usize = 128 << 10;
 
-/// Bytes that are kept between two heads, at most.
+/// Bytes of the buffer that are kept between two heads.
 const RETAINED_CAPACITY: usize = 4 << 10;
 
 /// What comes next on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Follows {
     Head,
-    /// So many bytes of a body.
+    /// A body with this many bytes left.
     Body(u64),
-    /// A body whose end is not known here, and nothing after it.
+    /// A body with an unknown end, and nothing after it.
     Rest,
 }
 
-/// The head of a request, as far as it was read.
+/// The head of a request, as far as it has been read.
 #[derive(Debug, Default)]
 pub(super) struct Head {
-    /// The line that has not ended yet.
+    /// The unfinished line.
     line: Vec<u8>,
-    /// Bytes of all of it.
+    /// Of the whole head so far, in bytes.
     length: usize,
     has_begun: bool,
     is_http_11: bool,
-    /// Whether its method is HEAD.
+    /// Whether the method is HEAD.
     pub(super) is_for_head: bool,
     hosts: usize,
     is_host_malformed: bool,
-    /// `Content-Length`, where it is one number.
+    /// `Content-Length`; the inner value is `None` unless it is one number.
     content_length: Option<Option<u64>>,
     is_encoded: bool,
 }
 
 impl Head {
-    /// Reads on. Where the head ends within these bytes: at which of them, and what follows.
+    /// Reads more bytes. If the head ends within them, returns where, and what follows.
     pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Option<(usize, Follows)>, Refusal> {
         let mut at = 0;
         while at < bytes.len() {
@@ -63,7 +63,7 @@ impl Head {
             }
             let mut line = std::mem::take(&mut self.line);
             let read = match line.strip_suffix(b"\r\n") {
-                None => Err(Refusal::malformed("a line of the request's head ends with LF, and not with CR LF")),
+                None => Err(Refusal::malformed("a line of the request's head ends with LF instead of CR LF")),
                 Some([]) if self.has_begun => self.follows().map(Some),
                 Some([]) => Ok(None),
                 Some(line) => {
@@ -100,12 +100,12 @@ impl Head {
             let is_number = !value.is_empty() && value.iter().all(u8::is_ascii_digit);
             let text = std::str::from_utf8(value).ok().filter(|_| is_number);
             let length = text.and_then(|text| text.parse().ok());
-            // Two that differ are none.
+            // Two different lengths are invalid.
             self.content_length = Some(length.filter(|_| self.content_length.is_none_or(|other| other == length)));
         }
     }
 
-    /// What follows the head, which has ended.
+    /// What follows the complete head.
     fn follows(&self) -> Result<Follows, Refusal> {
         if self.hosts > 1 {
             return Err(Refusal::malformed("the request has more than one Host header"));
@@ -122,14 +122,14 @@ impl Head {
             }
             (None | Some(Some(0)), false) => Ok(Follows::Head),
             (Some(Some(length)), false) => Ok(Follows::Body(length)),
-            // hyper refuses a length that is none.
+            // hyper refuses an invalid length.
             (Some(None), false) | (None, true) => Ok(Follows::Rest),
         }
     }
 }
 
-/// Whether a byte may be in a host, with its port (RFC 9110, 7.2). A comma may be in one by the letter, and would be two
-/// hosts to some.
+/// Whether a byte may occur in a host with its port (RFC 9110, 7.2). A comma is allowed there, but some would read it
+/// as two hosts.
 fn is_of_host(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~%!$&'()*+;=:[]".contains(&byte)
 }
@@ -142,7 +142,7 @@ mod tests {
         format!("GET / HTTP/1.1\r\n{lines}\r\n")
     }
 
-    /// What becomes of a head that comes in pieces of `size` bytes: what follows, and how many bytes are left.
+    /// Reads a head in pieces of `size` bytes. Returns what follows, and how many bytes are left.
     fn read(text: &str, size: usize) -> Result<Option<(Follows, usize)>, (u16, String)> {
         let mut reader = Head::default();
         let mut gone = 0;
@@ -157,7 +157,7 @@ mod tests {
     }
 
     #[test]
-    fn heads_end_where_they_end_however_they_come() {
+    fn the_end_of_a_head_does_not_depend_on_its_pieces() {
         for (text, expected) in [
             (head("Host: x\r\n"), Some((Follows::Head, 0))),
             (head("hOST:\r\n") + "GET", Some((Follows::Head, 3))),
@@ -182,10 +182,10 @@ mod tests {
     }
 
     #[test]
-    fn heads_that_others_may_read_in_another_way_are_refused() {
+    fn ambiguous_heads_are_refused() {
         let long = "a".repeat(LINE_LIMIT);
         let large = format!("X: {long}\r\n").repeat(3);
-        for (text, status, told) in [
+        for (text, status, expected) in [
             (head(""), 400, "no Host"),
             (head("Host : x\r\n"), 400, "no Host"),
             (head("Host: x\r\nHost: x\r\n"), 400, "more than one Host"),
@@ -213,7 +213,7 @@ mod tests {
             for size in [1, 5, 4096, 1 << 20] {
                 let (found, details) = read(&text, size).unwrap_err();
                 assert_eq!(found, status, "{text:.80?} in pieces of {size}");
-                assert!(details.contains(told), "{details:?} lacks {told:?}");
+                assert!(details.contains(expected), "{details:?} lacks {expected:?}");
             }
         }
     }

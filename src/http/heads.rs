@@ -1,10 +1,9 @@
-//! A stream on which the head of each request is looked at before hyper has it, and hyper's own refusals are held
-//! back.
+//! A stream that checks the head of each request before hyper reads it, and intercepts hyper's own refusals.
 //!
-//! hyper takes heads that HTTP forbids and that a proxy in front of us may read in another way: lines that end with
-//! a bare LF, both `Content-Length` and `Transfer-Encoding`, no `Host`, or two. And what it refuses by itself it
-//! answers without a body, an id, or a line in the log. Whatever is refused here is answered by
-//! [`Refusal::answer`] when hyper is done with the connection.
+//! hyper accepts heads that HTTP forbids, and that a proxy in front of us may read differently: lines that end with a
+//! bare LF, both `Content-Length` and `Transfer-Encoding`, no `Host`, or two. And hyper's own refusals have no body, no
+//! id, and no line in the log. What is refused here is answered by [`Refusal::answer`] after hyper is done with the
+//! connection.
 
 use std::io;
 use std::pin::Pin;
@@ -20,22 +19,21 @@ use super::exchanges::refused;
 use super::head::{Follows, Head, LINE_LIMIT};
 use super::refusal::Refusal;
 
-/// Headers that a request may have: hyper's own limit.
-const HEADERS: usize = 100;
+/// hyper's limit of headers.
+const MAX_HEADERS: usize = 100;
 
-/// A stream of requests.
 pub(super) struct Heads<S> {
     stream: S,
     connection: Arc<Connection>,
     head: Head,
-    /// How many heads hyper has.
+    /// The number of heads that hyper has read.
     heads: u64,
-    /// What follows the head that was read last.
+    /// What follows the last head.
     follows: Follows,
-    /// Bytes that came together with others that hyper must have first.
+    /// Bytes that hyper must not read yet.
     held: BytesMut,
     refusal: Option<Refusal>,
-    /// hyper's, where it waits to be told of a refusal until its answer is sent.
+    /// That of hyper, which learns of a refusal only after the current answer.
     waker: Option<Waker>,
 }
 
@@ -45,12 +43,12 @@ impl<S> Heads<S> {
         Self { stream, connection, head, heads: 0, follows, held, refusal: None, waker: None }
     }
 
-    /// The stream; why its last request was refused, if it was; and whether that was one for a head alone.
+    /// The stream, the refusal of its last request, and whether that request had the method HEAD.
     pub(super) fn into_parts(self) -> (S, Option<Refusal>, bool) {
         (self.stream, self.refusal, self.head.is_for_head)
     }
 
-    /// How many of these bytes hyper may have now.
+    /// How many of these bytes hyper may read now.
     fn pass(&mut self, bytes: &[u8]) -> usize {
         match self.follows {
             Follows::Rest => bytes.len(),
@@ -80,15 +78,15 @@ impl<S> Heads<S> {
         }
     }
 
-    /// Takes what hyper writes where nobody has asked for anything: a refusal of its own, without a body.
-    fn hold_back(&mut self, bytes: &[u8]) {
+    /// Replaces what hyper writes without a request: its own refusal, which has no body.
+    fn intercept(&mut self, bytes: &[u8]) {
         let status = bytes.get(9..12).and_then(|digits| StatusCode::from_bytes(digits).ok());
         self.refusal.get_or_insert_with(|| match status {
             Some(StatusCode::URI_TOO_LONG) => Refusal::line_too_long(LINE_LIMIT),
             Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
-                Refusal::head_too_large(format!("the request has more than {HEADERS} headers"))
+                Refusal::head_too_large(format!("the request has more than {MAX_HEADERS} headers"))
             }
-            _ => Refusal::malformed("the request is no HTTP/1.1, or HTTP/1.0: its first line or a header is malformed"),
+            _ => Refusal::malformed("the request is not HTTP/1.1 or HTTP/1.0: its first line or a header is malformed"),
         });
     }
 }
@@ -124,7 +122,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
         if this.connection.exchange.is_idle() {
             return Poll::Ready(Err(refused()));
         }
-        // Told now, hyper would cut the answer that is under way.
+        // An error would make hyper cut off the current answer.
         this.waker = Some(context.waker().clone());
         Poll::Pending
     }
@@ -133,7 +131,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Heads<S> {
 impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &[u8]) -> Poll<io::Result<usize>> {
         if self.connection.exchange.is_idle() {
-            self.hold_back(buffer);
+            self.intercept(buffer);
             return Poll::Ready(Ok(buffer.len()));
         }
         Pin::new(&mut self.stream).poll_write(context, buffer)
@@ -141,7 +139,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(Pin::new(&mut self.stream).poll_flush(context))?;
-        // hyper flushes when it has written all that it has.
+        // hyper flushes after it has written everything.
         if self.connection.exchange.flushed() {
             self.connection.has_answered();
             if let Some(waker) = self.waker.take() {
@@ -153,7 +151,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         if self.refusal.is_some() && self.connection.exchange.is_idle() {
-            // There is something to say first.
+            // The refusal is sent first.
             return Poll::Ready(Ok(()));
         }
         Pin::new(&mut self.stream).poll_shutdown(context)
@@ -165,7 +163,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
         buffers: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         if self.connection.exchange.is_idle() {
-            buffers.iter().for_each(|buffer| self.hold_back(buffer));
+            buffers.iter().for_each(|buffer| self.intercept(buffer));
             return Poll::Ready(Ok(buffers.iter().map(|buffer| buffer.len()).sum()));
         }
         Pin::new(&mut self.stream).poll_write_vectored(context, buffers)
@@ -185,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn hyper_has_one_request_after_the_other_and_no_more() {
+    async fn hyper_reads_one_request_at_a_time() {
         use std::time::Duration;
         use tokio::io::{AsyncReadExt, AsyncWriteExt};
         let requests = [
@@ -199,10 +197,10 @@ mod tests {
         let mut all = String::new();
         heads.read_to_string(&mut all).await.unwrap();
         assert_eq!(all, text);
-        // Nobody knows what follows the third.
+        // The end of the third is unknown.
         assert_eq!([(); 3].map(|()| (drop(first.exchange.begin()), first.exchange.is_last()).1), [false, false, true]);
 
-        // A refusal waits until the answer before it is sent.
+        // A refusal waits for the answer before it.
         let (text, second) = (requests[1].clone() + &head(""), connection());
         let answering = second.exchange.begin();
         let mut heads = Heads::new(tokio::io::join(text.as_bytes(), tokio::io::sink()), Arc::clone(&second));

@@ -1,4 +1,4 @@
-//! The server's side of HTTP: routes, what requests say, what errors become, bytes out.
+//! The HTTP server: connections, routes, parsing of requests, error responses, and bodies.
 
 pub mod byte_range;
 pub mod conditional;
@@ -31,6 +31,6 @@ use std::net::SocketAddr;
 
 pub use routes::router;
 
-/// The address that a request came from, in its extensions.
+/// The address of the client, in the extensions of a request.
 #[derive(Clone, Copy, Debug)]
 pub struct Peer(pub SocketAddr);

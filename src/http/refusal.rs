@@ -1,7 +1,6 @@
-//! Answers to what never becomes a request of a route: malformed heads, and plain HTTP on the TLS port.
+//! Errors for input that never becomes a request: malformed heads, and plain HTTP on the TLS port.
 //!
-//! They are written by hand, behind hyper's back, and look like every other error: a JSON body, the id of the
-//! request in a header and in the log.
+//! They are written without hyper, and look like all other errors: a JSON body, and an id in a header and in the log.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,22 +15,21 @@ use super::json::{self, JSON};
 use super::request_id::REQUEST_ID;
 use crate::api;
 
-/// How long a client that is refused may take to hear of it.
+/// For sending the answer.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
 
-/// How long it may go on sending.
+/// How long the client may continue to send.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(10);
 
-/// Bytes that it may go on sending.
-const DRAINED: u64 = 4 << 20;
+/// Bytes that the client may continue to send.
+const DRAIN_LIMIT: u64 = 4 << 20;
 
-/// How long the head of a request in plain HTTP is waited for.
+/// For receiving the head of a request in plain HTTP.
 const PLAIN_DEADLINE: Duration = Duration::from_secs(2);
 
-/// Bytes of it that are looked at.
-const PLAIN_HEAD: usize = 8 << 10;
+/// Bytes of that head.
+const PLAIN_HEAD_LIMIT: usize = 8 << 10;
 
-/// Why there is no request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub status: StatusCode,
@@ -53,7 +51,7 @@ impl Refusal {
         Self { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, code: "headers_too_large", details }
     }
 
-    /// Answers, and ends the connection. `to_head`: a request with the method HEAD, whose answer has no body.
+    /// Sends the answer and ends the connection. The answer to a HEAD request (`to_head`) has no body.
     pub(super) async fn answer(
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
@@ -62,7 +60,7 @@ impl Refusal {
     ) -> io::Result<()> {
         let (status, code) = (self.status, self.code);
         let id = uuid::Uuid::new_v4().to_string();
-        tracing::info!(%id, %peer, status = status.as_u16(), code, details = ?self.details, "answered: no request");
+        tracing::info!(%id, %peer, status = status.as_u16(), code, details = ?self.details, "refused input that is not a request");
         let reason = status.canonical_reason().unwrap_or("Error");
         let body = api::Error { error: reason.to_owned(), details: self.details.clone(), code, request_id: id.clone() };
         let body = json::text(&body)?;
@@ -76,23 +74,22 @@ impl Refusal {
         if !to_head {
             answer.extend(body);
         }
-        let told = async {
+        let sent = async {
             stream.write_all(&answer).await?;
             stream.shutdown().await
         };
-        timeout(ANSWER_DEADLINE, told).await??;
-        // A client that is still sending when the connection closes gets a reset, and not the answer.
-        let mut rest = stream.take(DRAINED);
+        timeout(ANSWER_DEADLINE, sent).await??;
+        // A client that is still sending when the connection closes gets a reset instead of the answer.
+        let mut rest = stream.take(DRAIN_LIMIT);
         let _ = timeout(DRAIN_DEADLINE, tokio::io::copy(&mut rest, &mut tokio::io::sink())).await;
         Ok(())
     }
 }
 
-/// Answers a request that came in plain HTTP.
 pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
     let mut head = Vec::new();
     let whole = async {
-        while head.len() < PLAIN_HEAD && !head.windows(2).any(|end| end == b"\n\r" || end == b"\n\n") {
+        while head.len() < PLAIN_HEAD_LIMIT && !head.windows(2).any(|end| end == b"\n\r" || end == b"\n\n") {
             if stream.read_buf(&mut head).await? == 0 {
                 break;
             }
@@ -102,7 +99,7 @@ pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -
     if let Ok(read) = timeout(PLAIN_DEADLINE, whole).await {
         read?;
     }
-    let details = "this port speaks HTTPS; ask for https:// and not for http://".to_owned();
+    let details = "this port speaks HTTPS; use https:// instead of http://".to_owned();
     let refusal = Refusal { status: StatusCode::BAD_REQUEST, code: "https_required", details };
     refusal.answer(stream, peer, head.starts_with(b"HEAD ")).await
 }

@@ -1,8 +1,7 @@
-//! The accept loop: TLS, deadlines for whoever dawdles, a bounded number of connections, and an end
-//! that lets running answers finish.
+//! The accept loop: TLS, deadlines for slow clients, limited connections, and a graceful end.
 //!
-//! Each connection has a thread of its own, so that bytes go from a file to the socket without changing
-//! threads. A repository that hangs holds up only the connections that read from it (`repository::executor`).
+//! Each connection has its own thread, so that bytes go from a file to the socket on one thread. A hung repository
+//! blocks only the connections that read from it (`repository::executor`).
 
 use std::convert::Infallible;
 use std::io;
@@ -30,14 +29,14 @@ use tower::ServiceExt;
 
 use super::Peer;
 use super::connection::Connection;
-use super::connections::{Connections, Guest};
+use super::connections::{Connections, Place};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
 use super::rate_limit::{ConnectionLimits, Limits};
 use super::refusal::{Refusal, answer_plain_http};
 use crate::config;
 
-/// Connections that the kernel may have made before they are accepted.
+/// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
 
 /// From the TCP connection to its first byte.
@@ -46,48 +45,43 @@ const FIRST_BYTE_DEADLINE: Duration = Duration::from_secs(5);
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 
-/// From the end of an answer to the end of the next head, where the connection may not be idle for longer.
+/// From the end of an answer to the end of the next head, unless the connection may be idle for longer.
 const HEAD_DEADLINE: Duration = Duration::from_secs(30);
 
-/// How long an idle connection may take to hear that it is closed.
+/// How long closing an idle connection may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
-/// When a peer that says nothing is asked whether it still is there, how often again, and how many times. So a
-/// host that is gone holds a connection for two minutes.
+/// TCP keepalive: idle time, interval, probes. A dead host keeps a connection for two minutes.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
-/// Bytes that are sealed for one call to the socket, at most.
-const SEALED: usize = 256 << 10;
+/// Bytes that are encrypted for one call to the socket.
+const TLS_BUFFER_LIMIT: usize = 256 << 10;
 
-/// After a connection that could not be had, for want of descriptors or threads: at once would be a busy
-/// loop.
-const PAUSE: Duration = Duration::from_millis(100);
+/// The pause after a connection failed for lack of descriptors or threads.
+const ERROR_PAUSE: Duration = Duration::from_millis(100);
 
-/// What connections may do.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// How fast they may take bytes of disks.
+    /// The rates of downloads.
     pub limits: Limits,
-    /// How many there may be, and for how long.
+    /// The number of connections and their lifetime.
     pub connections: config::Connections,
 }
 
-/// Listens at `address`.
-///
 /// # Errors
-/// Where the address is not this host's, or in use.
+/// The address is in use, or does not belong to this host.
 pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A restart must not wait until the connections of the last run are forgotten.
+    // A restart need not wait for the closed connections of the last run.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }
 
-/// Serves `router` on `listener` until `stop`, then lets the open connections finish what they are
-/// answering. Returns when the last is closed: the caller bounds the wait.
+/// Serves `router` on `listener` until `stop`, then lets running requests finish. Returns when the last connection is
+/// closed; the caller limits the wait.
 ///
-/// `tls` may be exchanged at any time; new connections take the new one.
+/// `tls` may be replaced at any time, for new connections.
 pub async fn serve(
     listener: TcpListener,
     tls: Arc<ArcSwap<ServerConfig>>,
@@ -96,70 +90,70 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let idle = options.connections.keepalive;
-    let guests = Connections::new(options.connections);
+    let connections = Connections::new(options.connections);
     let threads = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &guests) => accepted,
+            accepted = accept(&listener, &connections) => accepted,
         };
-        let Some((stream, peer, guest)) = accepted else { continue };
+        let Some((stream, peer, place)) = accepted else { continue };
         let acceptor = TlsAcceptor::from(tls.load_full());
         let (router, stop, stream) = (router.clone(), stop.clone(), stream.into_std());
         let limits = options.limits.for_connection();
         let conversation = async move {
-            // It stood with the runtime that accepted it.
+            // It was registered with the runtime of the accept loop.
             let stream = TcpStream::from_std(stream?)?;
-            let conversation = Conversation { peer, connection: Arc::clone(&guest.connection), limits, router, idle };
+            let conversation = Conversation { peer, connection: Arc::clone(&place.connection), limits, router, idle };
             tokio::select! {
                 ended = conversation.hold(stream, acceptor, stop) => ended,
-                () = guest.connection.is_ended() => Ok(()),
+                () = place.connection.closing() => Ok(()),
             }
         };
-        let on_a_thread = threads.track_future(async move {
+        let logged = threads.track_future(async move {
             if let Err(error) = conversation.await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
         });
-        if let Err(error) = run_on_a_thread(on_a_thread) {
-            tracing::warn!(%peer, %error, "a connection cannot be served");
-            sleep(PAUSE).await;
+        if let Err(error) = run_on_new_thread(logged) {
+            tracing::warn!(%peer, %error, "cannot serve a connection");
+            sleep(ERROR_PAUSE).await;
         }
     }
-    // Closed before the wait, so that nobody connects to a service that will not answer.
+    // Closed before the wait, so that new clients are refused.
     drop(listener);
     threads.close();
     threads.wait().await;
 }
 
-/// The next connection; nothing where it could not be had, or has no place.
-async fn accept(listener: &TcpListener, guests: &Arc<Connections>) -> Option<(TcpStream, SocketAddr, Guest)> {
+/// The next connection. `None` if it failed, or if there is no place for it.
+async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> Option<(TcpStream, SocketAddr, Place)> {
     match listener.accept().await {
-        Ok((stream, peer)) => guests.admit(peer.ip()).map(|guest| (stream, peer, guest)),
+        Ok((stream, peer)) => connections.admit(peer.ip()).map(|place| (stream, peer, place)),
         Err(error) => {
-            tracing::warn!(%error, "a connection cannot be accepted");
-            sleep(PAUSE).await;
+            tracing::warn!(%error, "cannot accept a connection");
+            sleep(ERROR_PAUSE).await;
             None
         }
     }
 }
 
-/// Runs a conversation to its end, on a thread and in a runtime of its own.
-fn run_on_a_thread(conversation: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
+/// Runs a conversation to its end on a new thread with its own runtime.
+fn run_on_new_thread(conversation: impl Future<Output = ()> + Send + 'static) -> io::Result<()> {
     let run = move || match Builder::new_current_thread().enable_io().enable_time().max_io_events_per_tick(16).build() {
         Ok(runtime) => runtime.block_on(conversation),
-        Err(error) => tracing::warn!(%error, "a connection cannot be served"),
+        Err(error) => tracing::warn!(%error, "cannot serve a connection"),
     };
     std::thread::Builder::new().name("connection".to_owned()).spawn(run).map(drop)
 }
 
-/// One connection, from its first byte to its last.
+/// One connection from its first byte to its last.
 struct Conversation {
     peer: SocketAddr,
     connection: Arc<Connection>,
     limits: ConnectionLimits,
     router: Router,
-    /// How long it may be idle, if it is known.
+    /// How long it may be idle if it is known.
     idle: Duration,
 }
 
@@ -182,17 +176,17 @@ impl Conversation {
         if came == 0 {
             return Ok(());
         }
-        // A TLS connection starts with the number 22, and a request with the name of its method.
+        // TLS starts with the byte 22, and a plain HTTP request with a letter.
         if first[0].is_ascii_alphabetic() {
             return Ok(answer_plain_http(stream, self.peer).await?);
         }
-        self.connection.has_socket(stream.as_raw_fd());
-        let handshake = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(SEALED)));
+        self.connection.set_socket(stream.as_raw_fd());
+        let handshake = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER_LIMIT)));
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
         };
-        self.connection.made_a_step();
+        self.connection.made_progress();
         let (connection, peer) = (Arc::clone(&self.connection), self.peer);
         let mut http = http1::Builder::new()
             .timer(TokioTimer::new())
@@ -201,26 +195,26 @@ impl Conversation {
                 TokioIo::new(Heads::new(stream, Arc::clone(&connection))),
                 hyper::service::service_fn(move |request| self.answer(request)),
             );
-        let takes_nothing = connection.takes_nothing();
-        tokio::pin!(takes_nothing);
+        let stalled = connection.stalled();
+        tokio::pin!(stalled);
         let ended = tokio::select! {
             ended = &mut http => Some(ended),
             () = stop.cancelled() => None,
-            () = connection.idle_for_too_long() => None,
-            () = &mut takes_nothing => return Err("the client takes nothing".into()),
+            () = connection.idle_timeout() => None,
+            () = &mut stalled => return Err("the client receives nothing".into()),
         };
         let ended = match ended {
             Some(ended) => ended,
             None => {
                 std::pin::Pin::new(&mut http).graceful_shutdown();
                 let idle = async {
-                    connection.idle_for_too_long().await;
+                    connection.idle_timeout().await;
                     sleep(CLOSE_DEADLINE).await;
                 };
                 tokio::select! {
                     ended = &mut http => ended,
                     () = idle => return Ok(()),
-                    () = takes_nothing => return Err("the client takes nothing".into()),
+                    () = stalled => return Err("the client receives nothing".into()),
                 }
             }
         };
@@ -235,14 +229,13 @@ impl Conversation {
         }
     }
 
-    /// Answers one request.
     fn answer(
         &self,
         mut request: hyper::Request<Incoming>,
     ) -> impl Future<Output = Result<Response<AnswerBody>, Infallible>> + Send + use<> {
-        // At once, not when the future is polled first.
+        // Now, not when the future is first polled.
         let answering = self.connection.exchange.begin();
-        self.connection.made_a_step();
+        self.connection.made_progress();
         let connection = Arc::clone(&self.connection);
         let extensions = request.extensions_mut();
         extensions.insert(Peer(self.peer));

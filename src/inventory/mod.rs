@@ -47,7 +47,8 @@ impl Platform {
     }
 }
 
-/// The VMs of all repositories, sorted by name. `sources` are the mount points of the repositories with their definitions.
+/// The VMs of all repositories, sorted by name. `sources` are the mount points of the repositories with their
+/// definitions.
 pub fn put_together(sources: &[(PathBuf, Arc<Definitions>)]) -> Vec<Arc<Vm>> {
     let mut vms: Vec<Arc<Vm>> = sources.iter().flat_map(|(_, definitions)| definitions.vms()).cloned().collect();
     refuse_duplicates(sources, &mut vms);

@@ -21,9 +21,9 @@ use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls;
 
-/// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it with a
-/// Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen at the
-/// deadline, the service waits longer for its post hooks.
+/// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it
+/// with a Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen
+/// at the deadline, the service waits longer for its post hooks.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 
 /// Freed memory that is kept for reuse: more than one connection needs to send.

@@ -112,7 +112,7 @@ fn logrotate_may_rename_or_truncate_the_file() {
     write(&mut log, 0..2);
     fs::rename(folder.log(), folder.0.path().join("log-2026")).unwrap();
     write(&mut log, 2..3);
-    assert_eq!(folder.read("log-2026"), lines(0..3), "until it is opened anew");
+    assert_eq!(folder.read("log-2026"), lines(0..3), "until it is reopened");
     log.reopen().unwrap();
     write(&mut log, 3..4);
     assert_eq!(folder.read("log"), lines(3..4));
@@ -155,8 +155,8 @@ fn a_failed_rotation_is_retried_without_losing_lines() {
     // The folder was deleted: lines go to the open file.
     fs::remove_dir_all(folder.0.path()).unwrap();
     write(&mut log, 104..110);
-    let said = log.reopen().unwrap_err().to_string();
-    assert!(said.contains("log: No such file"), "{said}");
+    let error = log.reopen().unwrap_err().to_string();
+    assert!(error.contains("log: No such file"), "{error}");
     assert_eq!(log.file.metadata().unwrap().len(), 70);
 }
 
@@ -167,8 +167,8 @@ fn an_incomplete_line_is_ended() {
     log.append(b"half a li").unwrap();
     (log.torn, log.missed) = (true, 2);
     write(&mut log, 0..2);
-    let told = "2 lines could not be written here; they went to standard error\n";
-    assert_eq!(folder.read("log"), format!("half a li\n{told}{}", lines(0..2)));
+    let report = "2 lines could not be written here; they went to standard error\n";
+    assert_eq!(folder.read("log"), format!("half a li\n{report}{}", lines(0..2)));
 }
 
 #[test]
@@ -185,11 +185,11 @@ fn only_regular_files_are_accepted() {
         (at("link"), "is a symbolic link"),
         (at("dangling"), "is a symbolic link"),
         (at("pipe"), "is a pipe"),
-        (PathBuf::from("/dev/null"), "is no regular file"),
+        (PathBuf::from("/dev/null"), "is not a regular file"),
         (at("missing/log"), "No such file"),
     ] {
-        let said = LogFile::open(&path, 0, 1).unwrap_err().to_string();
-        assert!(said.contains(expected) && said.contains(path.to_str().unwrap()), "{said}");
+        let error = LogFile::open(&path, 0, 1).unwrap_err().to_string();
+        assert!(error.contains(expected) && error.contains(path.to_str().unwrap()), "{error}");
     }
     assert!(!at("nowhere").exists());
 }

@@ -20,8 +20,8 @@ use crate::sys::folder::{Folder, Odd, What};
 const ATTEMPTS: usize = 4;
 const PAUSE: Duration = Duration::from_millis(50);
 
-/// A definition can be half-written only this long after (or before) its last change. The clock of another server of the
-/// pool may differ.
+/// A definition can be half-written only this long after (or before) its last change. The clock of another server of
+/// the pool may differ.
 const WRITE_WINDOW: Duration = Duration::from_secs(60);
 
 /// Within this time of its last change, a file may change again without a new time stamp.

@@ -1,8 +1,8 @@
 //! The language of `vm.cfg`: Python literals, parsed and never evaluated.
 //!
-//! A source is a list of `NAME = <literal>` statements. Literals are those that `repr` prints in Python 2, and those that
-//! users write by hand. Anything else (calls, names as values, operators, imports) is refused: the author of a file must
-//! not be able to run code, or to define something that we do not see.
+//! A source is a list of `NAME = <literal>` statements. Literals are those that `repr` prints in Python 2, and those
+//! that users write by hand. Anything else (calls, names as values, operators, imports) is refused: the author of a
+//! file must not be able to run code, or to define something that we do not see.
 
 mod strings;
 
@@ -16,8 +16,8 @@ pub const MAX_DEPTH: usize = 64;
 
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
-    /// A string with any prefix. Strings of Python 2 are bytes, which are read as UTF-8. Invalid bytes and lone surrogates
-    /// become U+FFFD.
+    /// A string with any prefix. Strings of Python 2 are bytes, which are read as UTF-8. Invalid bytes and lone
+    /// surrogates become U+FFFD.
     Str(String),
     /// An integer in any base. A larger one is a [`SyntaxError`].
     Int(i128),
@@ -62,12 +62,12 @@ pub struct SyntaxError {
 
 /// Parses assignments. The last one to a name counts, as in Python.
 ///
-/// Line endings may be of any kind, a byte order mark is skipped, and lines may be indented. A source that was cut inside
-/// a statement is an error. A cut between two statements, or inside a number at the end, is not noticed.
+/// Line endings may be of any kind, a byte order mark is skipped, and lines may be indented. A source that was cut
+/// inside a statement is an error. A cut between two statements, or inside a number at the end, is not noticed.
 ///
 /// # Errors
-/// The source contains anything but assignments of literals, or a NUL byte, as after a crash, or exceeds [`MAX_SOURCE`] or
-/// [`MAX_DEPTH`].
+/// The source contains anything but assignments of literals, or a NUL byte, as after a crash, or exceeds [`MAX_SOURCE`]
+/// or [`MAX_DEPTH`].
 pub fn parse_assignments(source: &str) -> Result<BTreeMap<String, Value>, SyntaxError> {
     if source.len() > MAX_SOURCE {
         return Err(SyntaxError { line: 1, column: 1, reason: format!("the file is larger than {MAX_SOURCE} bytes") });

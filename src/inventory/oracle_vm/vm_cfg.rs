@@ -1,8 +1,8 @@
 //! `vm.cfg`: Oracle VM's definition of one virtual machine, a Python file of assignments.
 //!
-//! Only what a snapshot needs is kept. The manager rewrites the file in place, so it can be half-written when it is read.
-//! Most cuts are a [`SyntaxError`], but after a cut between two statements only fields are missing. The caller then has to
-//! read again.
+//! Only what a snapshot needs is kept. The manager rewrites the file in place, so it can be half-written when it is
+//! read. Most cuts are a [`SyntaxError`], but after a cut between two statements only fields are missing. The caller
+//! then has to read again.
 
 use std::collections::BTreeMap;
 

@@ -1,11 +1,11 @@
 //! Reads all pairs of a Berkeley DB hash file without libdb.
 //!
 //! The layout is described in libdb's `dbinc/db_page.h`. A hash file consists of pages of the same size. Page 0 has the
-//! metadata; hash pages contain keys and values, and overflow pages contain long ones. Hash pages are found by their type,
-//! so buckets and the hash function do not matter.
+//! metadata; hash pages contain keys and values, and overflow pages contain long ones. Hash pages are found by their
+//! type, so buckets and the hash function do not matter.
 //!
-//! The file is not trusted: every offset is checked, no length is allocated before its bytes exist, and an overflow page
-//! belongs to only one item, so that the work is limited by the size of the file.
+//! The file is not trusted: every offset is checked, no length is allocated before its bytes exist, and an overflow
+//! page belongs to only one item, so that the work is limited by the size of the file.
 
 mod page;
 
@@ -84,8 +84,8 @@ pub fn pairs(file: &[u8]) -> Result<Vec<Pair>, BadDatabase> {
     Ok(pairs)
 }
 
-/// The number of pairs in the metadata. With locks, as in Python 2's `bsddb.hashopen`, libdb does not update it: then it is
-/// 0, or outdated.
+/// The number of pairs in the metadata. With locks, as in Python 2's `bsddb.hashopen`, libdb does not update it: then
+/// it is 0, or outdated.
 pub fn element_count(file: &[u8]) -> Result<u32, BadDatabase> {
     Layout::of(file).map(|layout| layout.elements)
 }

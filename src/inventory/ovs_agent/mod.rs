@@ -69,8 +69,8 @@ pub enum AgentDbError {
     },
 }
 
-/// The repositories of the agent's database in `folder`, sorted by id. A problem with one entry is reported in that entry.
-/// With `wait`, a missing file is waited for, for a moment.
+/// The repositories of the agent's database in `folder`, sorted by id. A problem with one entry is reported in that
+/// entry. With `wait`, a missing file is waited for, for a moment.
 ///
 /// # Errors
 /// The file as a whole cannot be read.

@@ -1,11 +1,11 @@
 //! Reads Python pickles as plain data. Nothing in them is ever executed as Python.
 //!
 //! A pickle is a program for a small stack machine. This one implements the opcodes that create plain values: those of
-//! protocols 0 to 2, which Python 2 writes, and their equivalents in protocols 3 to 5. Opcodes that import, build or call
-//! something are refused by name.
+//! protocols 0 to 2, which Python 2 writes, and their equivalents in protocols 3 to 5. Opcodes that import, build or
+//! call something are refused by name.
 //!
-//! A value can be memoized and fetched any number of times, so a few bytes can describe a value of any size, or one that
-//! contains itself. The machine keeps references. Whole values are only created at the end, with limits.
+//! A value can be memoized and fetched any number of times, so a few bytes can describe a value of any size, or one
+//! that contains itself. The machine keeps references. Whole values are only created at the end, with limits.
 
 mod literal;
 mod machine;

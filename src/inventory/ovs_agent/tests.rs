@@ -16,7 +16,6 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(fixtures().join(name).join("repository")).unwrap()
 }
 
-/// A folder with a file of these bytes in it.
 fn folder_with(name: &str, bytes: &[u8]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join(name), bytes).unwrap();
@@ -37,7 +36,7 @@ fn from_json(json: &Json) -> RepositoryEntry {
 }
 
 #[test]
-fn every_fixture_says_what_was_written() {
+fn every_fixture_is_read_as_expected() {
     let (mut checked, mut servers) = (0, 0);
     for folder in fs::read_dir(fixtures()).unwrap() {
         let folder = folder.unwrap().path();
@@ -57,7 +56,7 @@ fn every_fixture_says_what_was_written() {
 }
 
 #[test]
-fn a_damaged_file_is_named_with_what_is_wrong() {
+fn an_error_names_the_damaged_file_and_the_problem() {
     let many = fixture("many-200");
     let mut magic = many.clone();
     magic[12..16].fill(0);
@@ -85,7 +84,7 @@ fn a_damaged_file_is_named_with_what_is_wrong() {
 }
 
 #[test]
-fn what_is_no_plain_file_of_some_size_is_refused() {
+fn only_regular_files_of_limited_size_are_read() {
     let folder = tempfile::tempdir().unwrap();
     let message = || repositories(folder.path(), true).unwrap_err().to_string();
     assert!(message().contains("No such file"), "{}", message());
@@ -97,9 +96,9 @@ fn what_is_no_plain_file_of_some_size_is_refused() {
     assert!(message().contains("the limit is"), "{}", message());
 }
 
-/// As a file is that was written under locks, which do not count: it says 0, or anything.
+/// A file that was written under locks has a wrong number of pairs.
 #[test]
-fn the_count_of_a_file_at_rest_decides_nothing() {
+fn the_count_of_an_unchanged_file_does_not_matter() {
     let mut bytes = fixture("py2str-p0");
     for counted in [0u32, 2, 4, u32::MAX] {
         bytes[88..92].copy_from_slice(&counted.to_le_bytes());
@@ -109,7 +108,7 @@ fn the_count_of_a_file_at_rest_decides_nothing() {
 }
 
 #[test]
-fn a_file_that_is_replaced_is_read_as_old_or_as_new() {
+fn a_file_that_is_being_replaced_is_read_as_old_or_new() {
     let folder = folder_with("repository", &fixture("py2str-p0"));
     let (old, new) = (fixtures().join("py2str-p0"), fixtures().join("many-200"));
     let expected = [repositories(&old, true).unwrap(), repositories(&new, true).unwrap()];
@@ -135,7 +134,7 @@ fn a_file_that_is_replaced_is_read_as_old_or_as_new() {
     assert!(expected.contains(&repositories(folder.path(), true).unwrap()));
 }
 
-/// Written page after page, the last one first, as libdb may.
+/// libdb may write pages in any order: here the last one first.
 #[test]
 fn a_file_that_is_half_written_is_read_again() {
     let whole = fixture("many-200");
@@ -153,7 +152,7 @@ fn a_file_that_is_half_written_is_read_again() {
 }
 
 #[test]
-fn what_is_wrong_with_an_entry_stays_there() {
+fn a_bad_entry_does_not_affect_others() {
     let found = entry(b"id", b"cos\nsystem\n(S'reboot'\ntR.");
     assert_eq!((found.id.as_str(), &found.mount_point), ("id", &None));
     assert!(found.problem.as_ref().unwrap().contains("GLOBAL"), "{found:?}");
@@ -185,7 +184,7 @@ fn the_manager_is_an_address_or_a_name() {
     assert_eq!(bad.iter().filter(|text| is_address(text)).collect::<Vec<_>>(), Vec::<&&str>::new());
 }
 
-/// The value of `manager_ip` is the last item of the fixture that has its text.
+/// Replaces the value of `manager_ip` in a fixture.
 fn manager_of(replacement: &[u8]) -> Result<Option<String>, AgentDbError> {
     let mut bytes = fs::read(fixtures().join("py2str-p0/server")).unwrap();
     let old = b"S'127.0.0.1'\n";
@@ -195,7 +194,7 @@ fn manager_of(replacement: &[u8]) -> Result<Option<String>, AgentDbError> {
 }
 
 #[test]
-fn an_address_that_can_be_none_names_its_file() {
+fn an_invalid_address_is_an_error_with_the_file() {
     assert_eq!(manager_of(b"S'10.0.0.1'\n.").unwrap().as_deref(), Some("10.0.0.1"));
     assert_eq!(manager_of(b"N.").unwrap(), None);
     assert_eq!(manager_of(b"S''\n.").unwrap(), None);

@@ -128,7 +128,7 @@ fn statements() {
 }
 
 #[test]
-fn errors_say_where_and_what() {
+fn errors_have_a_position_and_a_reason() {
     let cases = [
         ("import os", "line 1, column 8: expected `=` after the name"),
         ("a = 1\nos.system('x')", "line 2, column 3: expected `=` after the name"),
@@ -159,23 +159,23 @@ fn errors_say_where_and_what() {
         ("a = '\\x1'", "line 1, column 7: `\\x` without two hexadecimal digits"),
         ("a = u'\\u12'", "line 1, column 8: `\\u` without its hexadecimal digits"),
         ("a = u'\\N{DASH}'", "line 1, column 8: `\\N` is not supported"),
-        ("a = [1,\n2\n", "line 1, column 5: missing `]`: what opens here is never closed"),
+        ("a = [1,\n2\n", "line 1, column 5: missing `]` for this bracket"),
         ("a = [\n(1,\n]", "line 3, column 1: expected a value"),
         ("a = [1 2]", "line 1, column 8: expected `,` or `]`"),
         ("a = [,]", "line 1, column 6: expected a value"),
         ("a = [1,,]", "line 1, column 8: expected a value"),
         ("a = {1}", "line 1, column 7: expected `:` after a key"),
         ("a = {'b':", "line 1, column 10: expected a value, found the end of the file"),
-        ("a = 'b' \\\n", "line 1, column 9: the file ends inside of a continued line"),
+        ("a = 'b' \\\n", "line 1, column 9: the file ends inside a continued line"),
         ("a = 1 \\ \n", "line 1, column 7: expected the end of the line"),
         ("a = -", "line 1, column 6: expected a number after its sign"),
         ("a = --1", "line 1, column 6: expected a number after its sign"),
         ("a = -inf", "line 1, column 6: expected a number after its sign"),
-        ("a = 089", "line 1, column 5: expected a number; this is none, or is out of range"),
-        ("a = 0x", "line 1, column 5: expected a number; this is none, or is out of range"),
-        ("a = 1e", "line 1, column 5: expected a number; this is none, or is out of range"),
-        ("a = 1_000", "line 1, column 5: expected a number; this is none, or is out of range"),
-        ("a = 1j", "line 1, column 5: expected a number; this is none, or is out of range"),
+        ("a = 089", "line 1, column 5: expected a number within range"),
+        ("a = 0x", "line 1, column 5: expected a number within range"),
+        ("a = 1e", "line 1, column 5: expected a number within range"),
+        ("a = 1_000", "line 1, column 5: expected a number within range"),
+        ("a = 1j", "line 1, column 5: expected a number within range"),
         ("a = 1\n\0\0\0", "line 2, column 1: NUL byte: the file is damaged"),
         ("a = 'b\0'", "line 1, column 7: NUL byte: the file is damaged"),
     ];
@@ -186,7 +186,7 @@ fn errors_say_where_and_what() {
 }
 
 #[test]
-fn bounds() {
+fn limits() {
     let nested = |depth: usize| format!("x = {}{}", "[".repeat(depth), "]".repeat(depth));
     assert!(parse_assignments(&nested(MAX_DEPTH)).is_ok());
     assert!(parse_assignments(&nested(MAX_DEPTH + 1)).is_err());
@@ -239,7 +239,7 @@ fn any_value() -> impl Strategy<Value = Value> {
 
 proptest! {
     #[test]
-    fn any_text_is_survived(anything: String, python in "[x=' \"\\\\\\[\\](){},:#;0-9.eEuUrbLT\n+-]*") {
+    fn any_text_is_accepted(anything: String, python in "[x=' \"\\\\\\[\\](){},:#;0-9.eEuUrbLT\n+-]*") {
         let _ = parse_assignments(&anything);
         let _ = parse_assignments(&python);
         let _ = parse_assignments(&format!("x = {python}"));
@@ -247,7 +247,7 @@ proptest! {
     }
 
     #[test]
-    fn what_repr_prints_comes_back(value in any_value()) {
+    fn values_printed_by_repr_are_parsed(value in any_value()) {
         prop_assert_eq!(value_of(&format!("x = {}\n", repr(&value))), value);
     }
 

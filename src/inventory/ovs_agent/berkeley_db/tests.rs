@@ -11,7 +11,7 @@ fn fixture(name: &str) -> Vec<u8> {
     fs::read(fixtures.join(name).join("repository")).unwrap()
 }
 
-/// Pages of 512 bytes, little-endian: one hash page with a value off page, and its overflow pages.
+/// Little-endian pages of 512 bytes: one hash page and the overflow pages of its value.
 fn small() -> Vec<u8> {
     fixture("locking")
 }
@@ -25,7 +25,7 @@ fn page_of_type(file: &[u8], wanted: u8) -> usize {
     (1..file.len() / 512).find(|page| file[page * 512 + field::TYPE] == wanted).unwrap()
 }
 
-/// Where in the file the first item is that lies on overflow pages.
+/// The offset of the first item that lies on overflow pages.
 fn off_page_item(file: &[u8]) -> usize {
     let pages = (1..file.len() / 512).filter(|page| file[page * 512 + field::TYPE] == PAGE_HASH);
     let mut indexes = pages.flat_map(|page| (0..12).map(move |index| page * 512 + field::HEADER + 2 * index));
@@ -51,10 +51,10 @@ fn both_byte_orders_and_checksums_give_the_same_pairs() {
 }
 
 #[test]
-fn a_byte_that_was_flipped_under_a_checksum_is_found() {
+fn a_checksum_detects_a_changed_byte() {
     for name in ["checksums", "big-endian-checksums"] {
         let file = fixture(name);
-        // On page 0 the rest of what is checked, on the others a byte of the content.
+        // On page 0 the other checked fields, on the others a byte of the content.
         for at in [100, 512 + 500, 2 * 512 + 500, 3 * 512 + 40] {
             let mut damaged = file.clone();
             damaged[at] ^= 1;
@@ -64,7 +64,7 @@ fn a_byte_that_was_flipped_under_a_checksum_is_found() {
 }
 
 #[test]
-fn the_count_is_kept_only_without_locks() {
+fn the_count_is_right_only_without_locks() {
     for (name, counted, there) in [("py2str-p0", 3, 3), ("deleted", 5, 5), ("locking", 0, 3), ("empty", 0, 0)] {
         let file = fixture(name);
         assert_eq!((element_count(&file).unwrap(), pairs(&file).unwrap().len()), (counted, there), "{name}");
@@ -72,7 +72,7 @@ fn the_count_is_kept_only_without_locks() {
 }
 
 #[test]
-fn other_methods_have_names() {
+fn other_access_methods_are_named() {
     for (magic, name) in [(MAGIC, "hash"), (0x0005_3162, "btree"), (0x0004_2253, "queue"), (0x0007_4582, "heap")] {
         let mut file = small();
         set_u32(&mut file, 0, 12, magic);
@@ -86,7 +86,7 @@ fn other_methods_have_names() {
 const MAGIC: u32 = 0x0006_1561;
 
 #[test]
-fn what_the_meta_page_can_say_wrong() {
+fn invalid_metadata_is_refused() {
     let patched = |at: usize, value: u32| {
         let mut file = small();
         set_u32(&mut file, 0, at, value);
@@ -110,7 +110,7 @@ fn pages_past_the_last_one_are_not_read() {
 }
 
 #[test]
-fn chains_that_loop_or_meet_are_refused() {
+fn chains_with_shared_pages_are_refused() {
     let file = small();
     let overflow = page_of_type(&file, PAGE_OVERFLOW);
     let mut looped = file.clone();
@@ -130,7 +130,7 @@ fn chains_that_loop_or_meet_are_refused() {
 }
 
 #[test]
-fn lengths_that_cannot_be_are_refused() {
+fn impossible_lengths_are_refused() {
     let file = small();
     let item = off_page_item(&file);
     for (len, expected) in [(u32::MAX, "ends too early"), (0, "past the length")] {
@@ -145,7 +145,7 @@ fn lengths_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn items_that_cannot_be_are_refused() {
+fn impossible_items_are_refused() {
     let file = small();
     let hash = (1..file.len() / 512).find(|page| file[page * 512 + field::ENTRIES] >= 2).unwrap();
     for (at, bytes, expected) in [
@@ -169,7 +169,7 @@ fn items_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_key_that_is_there_twice_is_refused() {
+fn a_duplicate_key_is_refused() {
     let file = fixture("many-200");
     let pages: Vec<usize> = (1..25).filter(|page| file[page * 4096 + field::TYPE] == PAGE_HASH).collect();
     let mut twice = file.clone();
@@ -179,7 +179,7 @@ fn a_key_that_is_there_twice_is_refused() {
     assert!(problem(&twice).contains("twice"), "{}", problem(&twice));
 }
 
-/// Says what `pairs` says, and that it took no longer than reading the whole file could.
+/// Checks that `pairs` takes no longer than reading the whole file.
 fn bounded(file: &[u8]) {
     let start = Instant::now();
     if let Ok(pairs) = pairs(file) {
@@ -194,7 +194,7 @@ const MUTATED: [&str; 6] =
 
 proptest! {
     #[test]
-    fn any_bytes_survive(mut file in proptest::collection::vec(any::<u8>(), 0..4096), hash in any::<bool>()) {
+    fn any_bytes_are_read_in_bounded_time(mut file in proptest::collection::vec(any::<u8>(), 0..4096), hash in any::<bool>()) {
         if hash && file.len() >= 512 {
             file[12..16].copy_from_slice(&MAGIC.to_le_bytes());
             file[16..20].copy_from_slice(&9u32.to_le_bytes());
@@ -208,7 +208,7 @@ proptest! {
     }
 
     #[test]
-    fn any_damage_survives(
+    fn any_damage_is_read_in_bounded_time(
         name in proptest::sample::select(&MUTATED[..]),
         flips in proptest::collection::vec((any::<proptest::sample::Index>(), 0..8u8), 0..40),
         cut in proptest::option::of(any::<proptest::sample::Index>()),

@@ -251,7 +251,7 @@ impl<'a> Machine<'a> {
         budget.values = budget.values.checked_sub(1).ok_or(Reason::TooMuch { limit: MAX_VALUES, what: "values" })?;
         let node = self.nodes.get(id as usize).ok_or(NO_VALUE)?;
         if depth == MAX_DEPTH && matches!(node, Node::List(_) | Node::Tuple(_) | Node::Dict(_)) {
-            return Err(Reason::TooMuch { limit: MAX_DEPTH, what: "values inside of each other" });
+            return Err(Reason::TooMuch { limit: MAX_DEPTH, what: "nested values" });
         }
         let mut inner = |id: &Id| self.whole(*id, depth + 1, budget);
         Ok(match node {

@@ -86,7 +86,7 @@ fn containers_marks_and_memo() {
         (b").", Value::Tuple(vec![])),
         (b"(K\x01Nd.", Value::Dict(vec![(Value::Int(1), Value::None)])),
         (b"}q\x01(K\x01K\x02u.", Value::Dict(vec![(Value::Int(1), Value::Int(2))])),
-        // Put aside while empty, filled, fetched.
+        // Memoized while empty, then filled, then fetched.
         (b"(]q\x05K\x01ah\x05t.", Value::Tuple(vec![Value::List(ints(&[1])); 2])),
         (b"(U\x01ar\x00\x01\x00\x00j\x00\x01\x00\x00g256\nt.", Value::Tuple(vec![bytes("a"); 3])),
         (b"\x80\x04\x95\x05\x00\x00\x00\x00\x00\x00\x00K\x07\x94h\x00\x86.", Value::Tuple(ints(&[7, 7]))),
@@ -104,7 +104,7 @@ fn containers_marks_and_memo() {
 }
 
 #[test]
-fn what_does_more_than_data_is_refused_by_name() {
+fn opcodes_that_do_more_than_create_data_are_refused_by_name() {
     let cases: [(&[u8], usize, &str); 12] = [
         (b"cos\nsystem\n(S'true'\ntR.", 0, "GLOBAL"),
         (b"\x80\x04\x8c\x02os\x8c\x06system\x93.", 14, "STACK_GLOBAL"),
@@ -127,7 +127,7 @@ fn what_does_more_than_data_is_refused_by_name() {
 }
 
 #[test]
-fn what_is_no_pickle_is_an_error() {
+fn malformed_pickles_are_errors() {
     let truncated: [&[u8]; 9] = [
         b"",
         b"N",
@@ -170,13 +170,13 @@ fn what_is_no_pickle_is_an_error() {
     assert_eq!(reason(b"\x80\x06N."), Reason::Protocol { version: 6 });
 }
 
-/// What is small to write, but large or endless to have, is refused soon.
+/// A small pickle can describe a huge or endless value.
 #[test]
-fn nothing_grows_without_bounds() {
+fn the_size_of_the_result_is_limited() {
     let start = Instant::now();
     let nested = [b"]".repeat(5000), b"a".repeat(4999), b".".to_vec()].concat();
     let itself = b"]q\x00h\x00a.".to_vec();
-    // Each list has ten of the one before it.
+    // Each list contains the previous one ten times.
     let mut laughs = b"]q\x00".to_vec();
     for level in 1..20u8 {
         laughs.extend(b"](");
@@ -193,8 +193,8 @@ fn nothing_grows_without_bounds() {
     let wide = [&b"("[..], &b"N".repeat(MAX_VALUES), b"t."].concat();
     let zeros = vec![b'N'; MAX_SOURCE + 1];
     for (source, what) in [
-        (nested, "values inside of each other"),
-        (itself, "values inside of each other"),
+        (nested, "nested values"),
+        (itself, "nested values"),
         (laughs, "values"),
         (long, "bytes of strings"),
         (doubled, "opcodes"),
@@ -211,13 +211,13 @@ fn nothing_grows_without_bounds() {
 }
 
 #[test]
-fn the_deepest_value_is_read() {
+fn the_deepest_allowed_value_is_read() {
     let source = |depth| [b"]".repeat(depth), b"a".repeat(depth - 1), b".".to_vec()].concat();
     assert!(parse(&source(MAX_DEPTH)).is_ok());
     assert!(parse(&source(MAX_DEPTH + 1)).is_err());
 }
 
-/// How Python writes a value as source.
+/// A value as Python source.
 fn python(value: &Value) -> String {
     let list = |items: &[Value]| items.iter().map(|item| python(item) + ", ").collect::<String>();
     match value {
@@ -242,7 +242,7 @@ fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Values that a pickle of any protocol can have; bytes only from protocol 3 on.
+/// Values for a pickle of any protocol; bytes need protocol 3.
 fn any_value(with_bytes: bool) -> impl Strategy<Value = Value> {
     let string = if with_bytes {
         proptest::collection::vec(any::<u8>(), 0..300).prop_map(Value::Bytes).boxed()
@@ -272,7 +272,7 @@ fn any_value(with_bytes: bool) -> impl Strategy<Value = Value> {
     })
 }
 
-/// The pickles of a list of values in all protocols from `first` to `last`, by Python itself.
+/// Python's pickles of a list of values in the protocols from `first` to `last`.
 fn pickled(values: &[Value], first: u8, last: u8) -> Vec<Vec<u8>> {
     let program = "import pickle, sys, struct\nfor v in eval(sys.stdin.read()):\n for p in range(int(sys.argv[1]), int(sys.argv[2]) + 1):\n  d = pickle.dumps(v, p); sys.stdout.buffer.write(struct.pack('<I', len(d)) + d)";
     let mut child = Command::new("python3")
@@ -298,7 +298,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(8))]
 
     #[test]
-    fn python_and_we_agree(
+    fn python_reads_the_same_values(
         plain in proptest::collection::vec(any_value(false), 30),
         with_bytes in proptest::collection::vec(any_value(true), 30),
     ) {
@@ -315,12 +315,12 @@ proptest! {
 
 proptest! {
     #[test]
-    fn any_bytes_survive(source in proptest::collection::vec(any::<u8>(), 0..400)) {
+    fn any_bytes_are_accepted(source in proptest::collection::vec(any::<u8>(), 0..400)) {
         let _ = parse(&source);
     }
 
     #[test]
-    fn any_opcodes_survive(source in "[(.012FIJKLMNSTUVX\\]ade}ghjlpqrstu)0-9\n'\\\\]{0,200}") {
+    fn any_opcodes_are_accepted(source in "[(.012FIJKLMNSTUVX\\]ade}ghjlpqrstu)0-9\n'\\\\]{0,200}") {
         let _ = parse(source.as_bytes());
     }
 }
