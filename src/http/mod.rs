@@ -2,7 +2,6 @@
 
 pub mod byte_range;
 pub mod conditional;
-pub mod rate_limit;
 pub mod server;
 
 mod body;
@@ -23,6 +22,7 @@ mod query;
 mod refusal;
 mod request_middleware;
 mod routes;
+mod snapshot_document;
 mod status_page;
 
 use std::net::SocketAddr;

@@ -40,6 +40,8 @@ pub struct Refined<C> {
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
     failed: Option<CompareError>,
+    /// Bytes of the data candidates so far.
+    candidate_bytes: u64,
     is_done: bool,
     is_wanted: IsWanted,
 }
@@ -62,15 +64,35 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
         block: NonZero<u64>,
         is_wanted: IsWanted,
     ) -> Self {
-        let (incomplete, buffers) = (Arc::default(), Mutex::default());
+        let (incomplete, buffers) = (AtomicBool::default(), Mutex::default());
         let comparer = Arc::new(Comparer { held, target, block: block.get(), incomplete, buffers });
         let (waiting, ready) = (VecDeque::new(), VecDeque::new());
-        Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
+        Self {
+            candidates,
+            comparer,
+            rest: None,
+            waiting,
+            ready,
+            failed: None,
+            candidate_bytes: 0,
+            is_done: false,
+            is_wanted,
+        }
     }
 
-    /// Set where something could not be read, and is listed for that.
-    pub fn incomplete(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.comparer.incomplete)
+    /// Whether something could not be read, and is listed for that.
+    pub fn is_incomplete(&self) -> bool {
+        self.comparer.incomplete.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the data candidates; all of them are known after the last chunk.
+    pub fn candidate_bytes(&self) -> u64 {
+        self.candidate_bytes
+    }
+
+    /// Where the candidates come from.
+    pub fn candidates(&self) -> &C {
+        &self.candidates
     }
 
     /// Queues as many windows as may be on their way.
@@ -79,7 +101,12 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
-                    Some(Ok(candidate)) => candidate,
+                    Some(Ok(candidate)) => {
+                        if candidate.kind == ChunkKind::Data {
+                            self.candidate_bytes += candidate.range.len();
+                        }
+                        candidate
+                    }
                     Some(Err(error)) => {
                         self.failed = Some(error);
                         return;
@@ -166,7 +193,7 @@ struct Comparer {
     held: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
-    incomplete: Arc<AtomicBool>,
+    incomplete: AtomicBool,
     /// Room for a window of each file, used again.
     buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }

@@ -12,9 +12,9 @@ use nix::unistd::{AccessFlags, access};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::app::inventory::repositories::Repositories;
-use crate::app::ops::start_faults;
-use crate::app::session::login::ManagerAddress;
+use super::start_faults;
+use crate::app::inventory::{Repositories, below_a_repository};
+use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
@@ -281,7 +281,7 @@ impl Findings {
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
         if let Ok(Some(real)) = repository.real_folder() {
-            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+            let Fault { found, remedy, .. } = below_a_repository(repository, &real);
             return self.bad(what, found, &remedy);
         }
         let mounted = match repository.mounted() {

@@ -4,15 +4,9 @@
 //! connection until the connection asks for the next. Reading the disk and keeping to a limit of ours is not its time.
 
 use std::collections::VecDeque;
-use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use tokio_util::sync::CancellationToken;
-
-use crate::app::App;
-use crate::app::export::slot::Export;
 
 /// Over how long the rate is measured.
 const WINDOW: Duration = Duration::from_secs(30);
@@ -20,12 +14,9 @@ const WINDOW: Duration = Duration::from_secs(30);
 /// How much of that the service must have waited for the client: with less, it is not the client that is slow.
 const ENOUGH: Duration = Duration::from_secs(15);
 
-/// How often it is looked at.
-const ROUND: Duration = Duration::from_secs(1);
-
 /// How long a client was waited for.
 #[derive(Debug)]
-pub(crate) struct Taking {
+pub(super) struct ClientRate {
     begun: Instant,
     /// Since when it is waited for, microseconds after it was begun, and one more; 0: it is not.
     since: AtomicU64,
@@ -42,13 +33,13 @@ struct Round {
     bytes: u64,
 }
 
-impl Default for Taking {
+impl Default for ClientRate {
     fn default() -> Self {
         Self { begun: Instant::now(), since: AtomicU64::new(0), waited: AtomicU64::new(0), rounds: Mutex::default() }
     }
 }
 
-impl Taking {
+impl ClientRate {
     fn now(&self) -> u64 {
         u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX - 1)
     }
@@ -73,7 +64,7 @@ impl Taking {
     }
 
     /// The rate of the last half minute, bytes a second, where the client was what was waited for.
-    fn rate(&self, bytes: u64) -> Option<f64> {
+    pub(super) fn rate(&self, bytes: u64) -> Option<f64> {
         self.rate_at(Round { at: Instant::now(), waited: self.waited(), bytes })
     }
 
@@ -90,30 +81,6 @@ impl Taking {
     }
 }
 
-impl App {
-    /// Looks now and then how fast clients are, and cuts those that are too slow while others wait, until `stop`.
-    pub async fn watch_clients_until(self: Arc<Self>, stop: CancellationToken) {
-        let Some(min_rate) = self.min_rate.map(NonZero::get) else { return };
-        while stop.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_some() {
-            let mut slow = Vec::new();
-            self.exports.each(|entry| {
-                let rate = if entry.works { entry.what.rate() } else { None };
-                slow.extend(rate.filter(|rate| *rate < min_rate as f64).map(|rate| (rate, Arc::clone(&entry.what))));
-            });
-            slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
-            for (rate, export) in slow.into_iter().take(self.exports.waiting()) {
-                export.cut_for_being_slow(rate);
-            }
-        }
-    }
-}
-
-impl Export {
-    fn rate(&self) -> Option<f64> {
-        self.taking.rate(self.taken())
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -123,10 +90,10 @@ mod tests {
         let start = Instant::now();
         // After each second: how much of it the client was waited for, and how many bytes it took.
         let rate_after = |seconds: u64, waited_ms: u64, bytes: u64| {
-            let taking = Taking::default();
+            let client = ClientRate::default();
             let round = |n: u64| {
                 let (at, waited) = (start + Duration::from_secs(n), Duration::from_millis(n * waited_ms));
-                taking.rate_at(Round { at, waited, bytes: n * bytes })
+                client.rate_at(Round { at, waited, bytes: n * bytes })
             };
             (0..=seconds).map(round).last().flatten()
         };
@@ -137,30 +104,30 @@ mod tests {
         assert_eq!(rate_after(60, 500, 100), Some(200.0));
         assert_eq!(rate_after(60, 400, 100), None);
         // A burst is forgotten.
-        let taking = Taking::default();
+        let client = ClientRate::default();
         let rates: Vec<_> = (0..=60)
             .map(|n| {
                 let (at, waited) = (start + Duration::from_secs(n), Duration::from_secs(n));
-                taking.rate_at(Round { at, waited, bytes: if n == 0 { 0 } else { 3000 } })
+                client.rate_at(Round { at, waited, bytes: if n == 0 { 0 } else { 3000 } })
             })
             .collect();
         assert_eq!((rates[30], rates[31], rates[60]), (Some(100.0), Some(0.0), Some(0.0)));
-        assert!(taking.rounds.lock().unwrap().len() <= 31);
+        assert!(client.rounds.lock().unwrap().len() <= 31);
     }
 
     #[test]
     fn a_client_is_waited_for_from_a_piece_to_the_next() {
-        let taking = Taking::default();
-        assert_eq!(taking.waited(), Duration::ZERO);
-        taking.begin();
+        let client = ClientRate::default();
+        assert_eq!(client.waited(), Duration::ZERO);
+        client.begin();
         let waits = Instant::now();
-        while taking.waited() < Duration::from_millis(2) {
+        while client.waited() < Duration::from_millis(2) {
             assert!(waits.elapsed() < Duration::from_secs(60), "the time does not count");
         }
-        taking.end();
-        let waited = taking.waited();
+        client.end();
+        let waited = client.waited();
         assert!(waited >= Duration::from_millis(2));
-        taking.end();
-        assert_eq!(taking.waited(), waited, "the time goes on while the service is at work");
+        client.end();
+        assert_eq!(client.waited(), waited, "the time goes on while the service is at work");
     }
 }

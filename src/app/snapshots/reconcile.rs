@@ -1,5 +1,4 @@
-//! Snapshots that a repository has and the database does not know: another service's, or ones that the database
-//! has lost.
+//! Comparing the database with what the repositories have: snapshots that only one of them knows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -8,12 +7,19 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::{App, Error};
-use crate::model::{RepositoryId, Snapshot, SnapshotId};
+use super::removal::Removals;
+use super::stray;
+use crate::app::Error;
+use crate::app::admission::VmLocks;
+use crate::app::audit::Actor;
+use crate::app::files::FileOpener;
+use crate::app::inventory::Inventory;
+use crate::app::tasks::{Service, Tasks, rounds};
+use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::Repository;
 use crate::repository::executor::Kind;
 use crate::repository::scan::{self, Maker};
-use crate::store::Trouble;
+use crate::store::{Store, Trouble};
 use crate::sys::folder::Folder;
 use crate::sys::host;
 
@@ -38,8 +44,8 @@ pub(crate) struct UnknownSnapshots {
     found: Mutex<Findings>,
     /// Held by whoever looks: one at a time.
     looking: Mutex<()>,
-    /// Wakes whoever looks.
-    soon: Notify,
+    /// Wakes the task that looks.
+    soon: Arc<Notify>,
 }
 
 #[derive(Default)]
@@ -62,11 +68,6 @@ impl UnknownSnapshots {
         self.looking.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Has it looked as soon as that may be: something was seen to be gone.
-    pub(crate) fn look_soon(&self) {
-        self.soon.notify_one();
-    }
-
     /// Of a repository, as it was found last; nothing where it was not looked at.
     pub(crate) fn of(&self, repository: &str) -> Option<Count> {
         self.lock().counts.iter().find(|(id, _)| id.as_str() == repository).map(|(_, count)| *count)
@@ -79,21 +80,57 @@ impl UnknownSnapshots {
     }
 }
 
-impl App {
+/// Compares the database with what the repositories have.
+pub(crate) struct Reconciler {
+    inventory: Arc<Inventory>,
+    files: Arc<FileOpener>,
+    removals: Arc<Removals>,
+    vm_locks: Arc<VmLocks>,
+    store: Store,
+    /// What this service calls itself in manifests.
+    exporter: String,
+    findings: UnknownSnapshots,
+    tasks: Tasks,
+}
+
+impl Service for Reconciler {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        (inventory, files): (Arc<Inventory>, Arc<FileOpener>),
+        (removals, vm_locks): (Arc<Removals>, Arc<VmLocks>),
+        store: Store,
+        exporter: String,
+        soon: Arc<Notify>,
+        tasks: Tasks,
+    ) -> Self {
+        let findings = UnknownSnapshots { soon, ..UnknownSnapshots::default() };
+        Self { inventory, files, removals, vm_locks, store, exporter, findings, tasks }
+    }
+
+    /// The snapshots in a repository that the database does not know; nothing if that was not checked yet.
+    pub(crate) fn unknown_in(&self, repository: &str) -> Option<Count> {
+        self.findings.of(repository)
+    }
+
     /// Looks, now and then until `stop`, whether the database is in its place and knows what the repositories
     /// have.
-    pub async fn look_after_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut rounds = crate::app::rounds(INTERVAL);
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut rounds = rounds(INTERVAL);
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = rounds.tick() => {}
-                () = self.unknown_snapshots.soon.notified() => {}
+                () = self.findings.soon.notified() => {}
             }
-            let looked = self.blocking(|app| {
-                app.store.retry_failed_write();
-                app.look_for_trouble();
-                app.look_for_unknown()
+            let looked = self.blocking(|reconciler| {
+                reconciler.store.retry_failed_write();
+                reconciler.look_for_trouble();
+                reconciler.look_for_unknown()
             });
             match looked.await {
                 Ok(missing) => {
@@ -108,7 +145,7 @@ impl App {
 
     /// Whether the database has lost snapshots that this service made.
     pub(crate) fn has_lost_snapshots(&self) -> Result<bool, Error> {
-        let unknown = &self.unknown_snapshots;
+        let unknown = &self.findings;
         if unknown.is_due() {
             // While somebody else looks, what was found before is the answer, where there is any.
             let looking = match unknown.looking.try_lock() {
@@ -121,13 +158,13 @@ impl App {
                 self.look(&looking)?;
             }
         }
-        Ok(self.unknown_snapshots.lock().counts.values().any(|count| count.lost > 0))
+        Ok(self.findings.lock().counts.values().any(|count| count.lost > 0))
     }
 
     /// What is wrong with the database's file or its disk. It is logged once.
     pub(crate) fn look_for_trouble(&self) -> Option<Trouble> {
         let trouble = self.store.trouble();
-        let mut found = self.unknown_snapshots.lock();
+        let mut found = self.findings.lock();
         match &trouble {
             Some(new) if found.trouble != trouble => tracing::error!(problem = %new, remedy = new.remedy()),
             None if found.trouble.is_some() => {
@@ -142,13 +179,13 @@ impl App {
     /// Counts the snapshots that the database does not know, in the repositories that answer. Returns those that
     /// it knows and that may be gone.
     pub(crate) fn look_for_unknown(&self) -> Result<Vec<Snapshot>, Error> {
-        self.look(&self.unknown_snapshots.looking())
+        self.look(&self.findings.looking())
     }
 
     fn look(&self, _: &MutexGuard<'_, ()>) -> Result<Vec<Snapshot>, Error> {
         let (mut counts, mut listed, mut there) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
         let mut makers = HashMap::new();
-        let found = self.repositories.found();
+        let found = self.inventory.repositories();
         // All are asked before any is waited for.
         let asked: Vec<_> = found.usable().map(|repository| (repository, ask(repository, scan::ids))).collect();
         for (repository, ids) in asked {
@@ -160,7 +197,7 @@ impl App {
             let mut count = Count::default();
             for id in ids.into_iter().filter(|id| !known.contains(id)) {
                 let key = (repository.id().clone(), id);
-                let maker = self.unknown_snapshots.lock().makers.get(&key).cloned();
+                let maker = self.findings.lock().makers.get(&key).cloned();
                 let maker = maker.or_else(|| ask(repository, move |root| scan::maker(root, id))().flatten());
                 let Some(maker) = maker else { continue };
                 match &maker {
@@ -174,7 +211,7 @@ impl App {
         // Without a manifest it may get one.
         makers.retain(|_, maker| *maker != Maker::Unknown);
         let before = {
-            let mut found = self.unknown_snapshots.lock();
+            let mut found = self.findings.lock();
             (found.at, found.makers) = (Some(Instant::now()), makers);
             std::mem::replace(&mut found.counts, counts.clone())
         };
@@ -184,6 +221,58 @@ impl App {
             }
         }
         self.missing(&listed, &there)
+    }
+
+    /// The complete snapshots whose folder is in none of the `listed` repositories, which have folders of the
+    /// snapshots `there`. They may have been committed since that was listed.
+    pub(crate) fn missing(
+        &self,
+        listed: &BTreeSet<RepositoryId>,
+        there: &HashSet<SnapshotId>,
+    ) -> Result<Vec<Snapshot>, Error> {
+        let mut snapshots = self.store.snapshots()?;
+        snapshots.retain(|snapshot| {
+            !there.contains(&snapshot.id) && snapshot.repositories().into_iter().all(|id| listed.contains(id))
+        });
+        Ok(snapshots)
+    }
+
+    /// Forgets a snapshot that another service has deleted, where that is so. While the VM is locked nothing is
+    /// decided: its snapshots are being changed.
+    pub(crate) async fn forget_if_gone(self: &Arc<Self>, snapshot: Snapshot) {
+        let Some(own) = self.vm_locks.try_take(&snapshot.vm) else { return };
+        let Ok(turn) = self.vm_locks.try_lock_for_removal(own, &snapshot.vm, &snapshot.repositories()).await else {
+            return;
+        };
+        let forgotten = self.blocking(move |reconciler| {
+            let _turn = turn;
+            let is_there = reconciler.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
+            if is_there && reconciler.files.is_gone(&snapshot) {
+                reconciler.store.forget(&SnapshotFiles::from(&snapshot))?;
+                tracing::warn!(
+                    snapshot = %snapshot.id, vm = %snapshot.vm,
+                    "its files were removed by another service, or by hand: it is forgotten"
+                );
+                let what = format_args!("{}/{}", snapshot.vm, snapshot.id);
+                Actor::service("cleanup").did("forget", what, &Ok::<(), Error>(()));
+            }
+            Ok(())
+        });
+        if let Err(error) = forgotten.await {
+            tracing::error!(%error, "a snapshot whose files are gone cannot be forgotten");
+        }
+    }
+
+    /// As [`stray::find`]. A snapshot that was deleted a short time ago is none: a client that repeats the request gets
+    /// the same answer, whatever repositories are unavailable.
+    ///
+    /// # Errors
+    /// As [`stray::find`].
+    pub(super) fn unknown_snapshot(&self, vm: &VmId, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
+        if self.removals.deleted.contains(id) {
+            return Ok(None);
+        }
+        stray::find(&self.inventory.repositories(), vm, id)
     }
 }
 

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
-use crate::app::App;
+use crate::app::inventory::Inventory;
 use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId};
 use crate::repository::changes::IsWanted;
 use crate::repository::checksum::{self, Algorithm, Digest, SumError};
@@ -27,9 +27,11 @@ const WAIT: Duration = Duration::from_secs(10);
 const WITNESSES: usize = 32;
 
 /// What was found out about files of late.
-#[derive(Clone, Default)]
-pub(crate) struct Touched {
-    places: Arc<Mutex<HashMap<(SnapshotId, DiskName), TrustSlot>>>,
+#[derive(Clone)]
+pub(super) struct ContentProofs {
+    inventory: Arc<Inventory>,
+    store: Store,
+    slots: Arc<Mutex<HashMap<(SnapshotId, DiskName), TrustSlot>>>,
     /// Checksums that are to be made. A repository that has an entry has a thread that makes them.
     checks: Arc<Mutex<HashMap<RepositoryId, VecDeque<Check>>>>,
 }
@@ -79,16 +81,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl Touched {
+impl ContentProofs {
+    pub(super) fn new(inventory: Arc<Inventory>, store: Store) -> Self {
+        Self { inventory, store, slots: Arc::default(), checks: Arc::default() }
+    }
+
     /// The place of what is known of a disk. Whoever finds it out holds it, and the others wait.
-    fn place(&self, id: SnapshotId, disk: &DiskName) -> TrustSlot {
-        let mut places = lock(&self.places);
+    fn slot(&self, id: SnapshotId, disk: &DiskName) -> TrustSlot {
+        let mut slots = lock(&self.slots);
         // What nobody looks at any more, and what is old.
-        places.retain(|_, place| {
-            let is_old = place.try_lock().is_ok_and(|known| known.is_none_or(|known| known.is_old()));
-            Arc::strong_count(place) > 1 || !is_old
+        slots.retain(|_, slot| {
+            let is_old = slot.try_lock().is_ok_and(|known| known.is_none_or(|known| known.is_old()));
+            Arc::strong_count(slot) > 1 || !is_old
         });
-        Arc::clone(places.entry((id, disk.clone())).or_default())
+        Arc::clone(slots.entry((id, disk.clone())).or_default())
     }
 
     /// Has the checksum of a file made in the background, one after the other for each repository.
@@ -99,8 +105,8 @@ impl Touched {
             waiting.push_back(check);
             return Ok(());
         }
-        let (touched, of) = (self.clone(), id.clone());
-        std::thread::Builder::new().name("touched".to_owned()).spawn(move || touched.make_checks(&of))?;
+        let (proofs, of) = (self.clone(), id.clone());
+        std::thread::Builder::new().name("touched".to_owned()).spawn(move || proofs.make_checks(&of))?;
         checks.insert(id, VecDeque::from([check]));
         Ok(())
     }
@@ -116,9 +122,9 @@ impl Touched {
                 next
             };
             let Some(check) = next else { return };
-            let place = self.place(check.snapshot, &check.disk.name);
+            let slot = self.slot(check.snapshot, &check.disk.name);
             let agrees = check.agrees();
-            let mut known = lock(&place);
+            let mut known = lock(&slot);
             // It may have been touched once more meanwhile.
             let Some(of) = known.as_mut().filter(|known| known.changed_ns == check.changed_ns) else { continue };
             let (snapshot, disk) = (check.snapshot, &check.disk.name);
@@ -164,10 +170,10 @@ impl Check {
 }
 
 /// Waits until nobody else reads the maps of a file.
-fn wait_for(place: &Mutex<Option<FileTrust>>) -> Option<MutexGuard<'_, Option<FileTrust>>> {
+fn wait_for(slot: &Mutex<Option<FileTrust>>) -> Option<MutexGuard<'_, Option<FileTrust>>> {
     let end = Instant::now() + WAIT;
     loop {
-        match place.try_lock() {
+        match slot.try_lock() {
             Ok(known) => return Some(known),
             Err(TryLockError::Poisoned(known)) => return Some(known.into_inner()),
             Err(TryLockError::WouldBlock) if Instant::now() >= end => return None,
@@ -194,17 +200,12 @@ fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: 
     }
 }
 
-impl App {
-    /// Opens a disk's file as the base of a comparison, for which less has to be proven than for its bytes.
-    pub(crate) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
-        self.proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
-    }
-
+impl ContentProofs {
     /// Opens a disk's file with `open`, where as much of its content is proven as is `needed`.
     ///
     /// # Errors
     /// [`OpenError::Touched`] where that is being found out.
-    pub(crate) fn proven(
+    pub(super) fn open_proven(
         &self,
         snapshot: &Snapshot,
         disk: &SnapshotDisk,
@@ -234,9 +235,9 @@ impl App {
         if self.is_written_down(snapshot, disk, changed_ns) {
             return Ok(Proof::Whole);
         }
-        let place = self.touched.place(snapshot.id, &disk.name);
-        let mut place = wait_for(&place).ok_or(OpenError::Touched { changed_ns })?;
-        let known = match place.filter(|known| known.changed_ns == changed_ns && !known.is_old()) {
+        let slot = self.slot(snapshot.id, &disk.name);
+        let mut slot = wait_for(&slot).ok_or(OpenError::Touched { changed_ns })?;
+        let known = match slot.filter(|known| known.changed_ns == changed_ns && !known.is_old()) {
             Some(known) => known,
             None => {
                 let (proof, seen) = self.examine(snapshot, disk)?;
@@ -252,7 +253,7 @@ impl App {
                 if proof == Proof::Whole {
                     write_down(&self.store, snapshot.id, &disk.name, changed_ns);
                 }
-                *place.insert(FileTrust { changed_ns, proof, at: Instant::now(), sum: ChecksumState::NotMade })
+                *slot.insert(FileTrust { changed_ns, proof, at: Instant::now(), sum: ChecksumState::NotMade })
             }
         };
         let is_enough = known.proof == Proof::Whole || (known.proof == Proof::Map && needed == Proof::Map);
@@ -264,10 +265,10 @@ impl App {
                 let Some((algorithm, recorded)) = self.recorded_checksum(snapshot, disk) else {
                     return Ok(known.proof);
                 };
-                let (repository, disk, store) = (self.repository_of(disk)?, disk.clone(), self.store.clone());
+                let (repository, disk, store) = (self.inventory.repository_of(disk)?, disk.clone(), self.store.clone());
                 let check = Check { repository, snapshot: snapshot.id, disk, changed_ns, algorithm, recorded, store };
-                self.touched.check_later(check)?;
-                *place = Some(FileTrust { sum: ChecksumState::Checking, ..known });
+                self.check_later(check)?;
+                *slot = Some(FileTrust { sum: ChecksumState::Checking, ..known });
                 Err(OpenError::Touched { changed_ns })
             }
         }
@@ -280,7 +281,7 @@ impl App {
     }
 
     fn examine(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(Proof, i128), OpenError> {
-        let repository = self.repository_of(disk)?;
+        let repository = self.inventory.repository_of(disk)?;
         let mut others = self.store.snapshots_of(&snapshot.vm).unwrap_or_default();
         others.retain(|other| other.id != snapshot.id);
         others.sort_by_key(|other| other.sequence.abs_diff(snapshot.sequence));
@@ -305,10 +306,5 @@ impl App {
         let recorded = recorded.inspect_err(|error| tracing::warn!(%error, "its recorded checksums are not known"));
         let known = |(name, digest): (String, _)| Some((Algorithm::named(&name)?, Digest(digest)));
         recorded.unwrap_or_default().into_iter().find_map(known)
-    }
-
-    pub(crate) fn repository_of(&self, disk: &SnapshotDisk) -> Result<Repository, OpenError> {
-        let away = || OpenError::RepositoryUnavailable("is not in the list of repositories any more".to_owned());
-        self.repository(&disk.source.repository).ok_or_else(away)
     }
 }

@@ -6,9 +6,13 @@ use std::time::Duration;
 
 use tracing::Instrument;
 
-use crate::app::{App, Error};
-use crate::hooks::{self, Ended, Event, EventDisk, EventVm, Operation, PendingPostHooks, Refresh};
+use super::pending::PendingHooks;
+use crate::app::Error;
+use crate::app::inventory::Inventory;
+use crate::app::tasks::{Service, Tasks};
+use crate::hooks::{self, Ended, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, Refresh};
 use crate::inventory;
+use crate::metrics::Metrics;
 use crate::model::{DiskName, DiskSource, HookRun, Snapshot, SnapshotId, VmId};
 
 /// What was called around an operation.
@@ -35,7 +39,7 @@ impl HookReport {
 }
 
 /// What blocks.
-type Step<T> = Box<dyn FnOnce(&App) -> T + Send>;
+type Step<T> = Box<dyn FnOnce() -> T + Send>;
 
 /// What is done between the two halves.
 pub(crate) struct GuardedStep<T> {
@@ -46,7 +50,31 @@ pub(crate) struct GuardedStep<T> {
     pub on_late_completion: Option<Step<()>>,
 }
 
-impl App {
+/// Runs operations between the two halves of their hooks.
+pub(crate) struct HookRunner {
+    pub hooks: Arc<Hooks>,
+    pub pending: Arc<PendingHooks>,
+    inventory: Arc<Inventory>,
+    metrics: Arc<Metrics>,
+    tasks: Tasks,
+}
+
+impl Service for HookRunner {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl HookRunner {
+    pub(crate) fn new(
+        pending: Arc<PendingHooks>,
+        inventory: Arc<Inventory>,
+        metrics: Arc<Metrics>,
+        tasks: Tasks,
+    ) -> Self {
+        Self { hooks: Arc::clone(&pending.hooks), pending, inventory, metrics, tasks }
+    }
+
     /// Does the work between the two halves of its hooks, where there are any: then what they owe is written
     /// down by now, under a key. There is no way out of here, once the first is called, but through the
     /// second: not by an error, not by a panic, not by a file system that hangs. A crash leaves it owed.
@@ -58,11 +86,11 @@ impl App {
         debt: Option<(SnapshotId, PendingPostHooks)>,
         between: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
-        let Some((key, debt)) = debt else { return (self.blocking(between.work).await, HookReport::default()) };
-        let (app, held) = (Arc::clone(self), self.held.token());
+        let Some((key, debt)) = debt else { return (self.tasks.blocking(between.work).await, HookReport::default()) };
+        let (runner, held) = (Arc::clone(self), self.pending.hold());
         let around = async move {
             let _held = held;
-            app.call_around(key, debt, between).await
+            runner.call_around(key, debt, between).await
         };
         match hooks::run_isolated(around) {
             Ok(ended) => ended.await.unwrap_or_else(|_| {
@@ -70,8 +98,8 @@ impl App {
             }),
             Err(error) => {
                 // Nothing was called.
-                let noted = self.blocking(move |app| {
-                    app.note(key, None);
+                let noted = self.blocking(move |runner| {
+                    runner.pending.note(key, None);
                     Ok(())
                 });
                 drop(noted.await);
@@ -89,8 +117,8 @@ impl App {
     ) -> (Result<T, Error>, HookReport) {
         let GuardedStep { work, refresh, on_late_completion } = between;
         let debt = Arc::new(debt);
-        let (app, told) = (Arc::clone(self), Arc::clone(&debt));
-        let before = tokio::spawn(async move { app.hooks.before(&told, &refresh).await }.in_current_span()).await;
+        let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
+        let before = tokio::spawn(async move { runner.hooks.before(&told, &refresh).await }.in_current_span()).await;
         let (begun, outcome) = match before {
             Ok(begun) => {
                 let refused = begun.refusal.as_ref().map(|run| Error::HookFailed {
@@ -107,11 +135,11 @@ impl App {
             Ok(()) => self.run_on_new_thread(work, on_late_completion).await,
         };
         let (done, since) = (outcome.is_ok(), begun.as_ref().and_then(|begun| begun.since));
-        let (app, told) = (Arc::clone(self), Arc::clone(&debt));
+        let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
         let after = async move {
             match begun {
-                Some(begun) => app.hooks.after(&told, begun, done).await,
-                None => app.hooks.again(&told).await,
+                Some(begun) => runner.hooks.after(&told, begun, done).await,
+                None => runner.hooks.again(&told).await,
             }
         };
         let after = tokio::spawn(after.in_current_span()).await;
@@ -121,7 +149,11 @@ impl App {
             Ended { left: debt.owed.clone(), ..Ended::default() }
         });
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.enter(key, PendingPostHooks { done, past: ended.past, ..PendingPostHooks::clone(&debt) }, ended.left);
+        self.pending.enter(
+            key,
+            PendingPostHooks { done, past: ended.past, ..PendingPostHooks::clone(&debt) },
+            ended.left,
+        );
         let Ended { runs, quiesced, not_called, .. } = ended;
         (outcome, HookReport { runs, quiesced, held, not_called })
     }
@@ -136,15 +168,15 @@ impl App {
         on_late_completion: Option<Step<()>>,
     ) -> Result<T, Error> {
         let patience = on_late_completion.is_some().then(|| self.hooks.patience());
-        let (app, span) = (Arc::clone(self), tracing::Span::current());
+        let span = tracing::Span::current();
         let (done, mut ended) = tokio::sync::oneshot::channel();
         let work = move || {
             let _entered = span.entered();
-            let outcome = panic::catch_unwind(AssertUnwindSafe(|| work(&app)));
+            let outcome = panic::catch_unwind(AssertUnwindSafe(work));
             let outcome = outcome.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())));
             if let (Err(outcome), Some(on_late_completion)) = (done.send(outcome), on_late_completion) {
                 drop(outcome);
-                on_late_completion(&app);
+                on_late_completion();
             }
         };
         let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(work);
@@ -159,8 +191,8 @@ impl App {
         ended.try_recv().unwrap_or(Err(Error::CloneTimeout { seconds: patience.as_secs_f64() }))
     }
 
-    /// What hooks are told of an `operation` on the snapshot `id` of `vm_id`, whose disks have these names, sources
-    /// and sizes; `vm` is what the inventory says of the VM, where that is still in it.
+    /// What hooks read about an `operation` on the snapshot `id` of `vm_id`, whose disks have these names, sources
+    /// and sizes; `vm` is the VM's definition, if it is still in the inventory.
     pub(crate) fn event<'a>(
         &self,
         operation: Operation,
@@ -169,7 +201,7 @@ impl App {
         vm: Option<&inventory::Vm>,
     ) -> Event {
         let disks = disks.filter_map(|(name, source, size)| {
-            let repository = self.repository(&source.repository)?;
+            let repository = self.inventory.repository(&source.repository)?;
             Some(EventDisk {
                 name: name.to_string(),
                 path: repository.mount_point().join(&source.path).display().to_string(),
@@ -199,7 +231,7 @@ impl App {
 
     /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
     pub(crate) fn deletion(&self, snapshot: &Snapshot) -> Event {
-        let vm = self.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
+        let vm = self.inventory.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
         let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));
         self.event(Operation::SnapshotDelete, (snapshot.id, &snapshot.vm), disks, vm.as_deref())
     }

@@ -6,22 +6,18 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio_util::sync::CancellationToken;
-
-use crate::app::audit::{Actor, AuditLine, Outcome};
-use crate::app::export::slot::Export;
-use crate::app::{App, Error};
+use super::line::{Actor, AuditLine, Outcome};
+use crate::app::Error;
 use crate::auth::{BadToken, Session};
 
 /// After so long without another request, it is over.
 const QUIET: Duration = Duration::from_secs(5);
 
-/// So long is what one line is about, at most.
-const LONGEST: Duration = Duration::from_secs(60);
+/// The longest time that one line covers.
+pub(crate) const ROUND_OF_LINES: Duration = Duration::from_secs(60);
 
 /// So long is what one line is about at most, where a stranger goes on.
 const STRANGERS_LONGEST: Duration = Duration::from_secs(3600);
@@ -31,9 +27,6 @@ const ACCOUNTS: usize = 8;
 
 /// Accounts that are told apart in the line of all others.
 const ACCOUNTS_COUNTED: usize = 1000;
-
-/// How often it is looked what is over.
-const ROUND: Duration = Duration::from_secs(1);
 
 /// Things that are summed up at a time, at most.
 const MAX_SUBJECTS: usize = 10_000;
@@ -74,20 +67,20 @@ impl Sum {
     fn is_due(&self, of_stranger: bool) -> bool {
         let is_quiet = self.last.elapsed() >= QUIET && (!of_stranger || (self.lines == 0 && self.requests > 0));
         // A minute, one again, two, four, ...
-        let longest = LONGEST * (1 << self.lines.saturating_sub(1).min(6));
+        let longest = ROUND_OF_LINES * (1 << self.lines.saturating_sub(1).min(6));
         is_quiet || self.since.elapsed() >= longest.min(STRANGERS_LONGEST)
     }
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Sent {
-    bytes: u64,
-    ranges: u64,
+pub(crate) struct Sent {
+    pub bytes: u64,
+    pub ranges: u64,
 }
 
 /// All that is being summed up.
 #[derive(Debug, Default)]
-pub(crate) struct AuditTrail(Mutex<HashMap<Subject, Sum>>);
+pub struct AuditTrail(Mutex<HashMap<Subject, Sum>>);
 
 impl AuditTrail {
     fn sums(&self) -> MutexGuard<'_, HashMap<Subject, Sum>> {
@@ -95,7 +88,7 @@ impl AuditTrail {
     }
 
     /// Adds a request about `what`.
-    fn add(&self, actor: &Actor, action: &'static str, what: String, outcome: Outcome, sent: Option<Sent>) {
+    pub(crate) fn add(&self, actor: &Actor, action: &'static str, what: String, outcome: Outcome, sent: Option<Sent>) {
         let subject =
             Subject { actor: actor.without_request(), action, what: Some(what.clone()), account: None, outcome };
         self.add_to(subject, actor, what, sent);
@@ -127,7 +120,7 @@ impl AuditTrail {
     }
 
     /// Writes what there is of an actor's `action` on `what`.
-    fn write_of(&self, actor: &Actor, action: &'static str, what: &str) {
+    pub(crate) fn write_of(&self, actor: &Actor, action: &'static str, what: &str) {
         let actor = actor.without_request();
         let mut sums = self.sums();
         let of = |subject: &Subject| {
@@ -137,7 +130,7 @@ impl AuditTrail {
     }
 
     /// Writes what is over.
-    fn write_what_is_over(&self) {
+    pub(crate) fn write_what_is_over(&self) {
         self.sums().retain(|subject, sum| {
             let of_stranger = subject.actor.is_stranger();
             if !sum.is_due(of_stranger) {
@@ -153,7 +146,7 @@ impl AuditTrail {
     }
 
     /// Writes everything.
-    fn write_all(&self) {
+    pub(crate) fn write_all(&self) {
         write(self.sums().drain());
     }
 }
@@ -211,102 +204,34 @@ fn write_one(subject: &Subject, sum: &Sum) {
     line.write();
 }
 
-impl Export {
-    fn what(&self) -> String {
-        format!("{}/{}/{}", self.vm, self.snapshot, self.disk)
-    }
-
-    /// Bytes that no line has told of yet; from now on they are told of.
-    fn untold(&self) -> u64 {
-        let done = self.done.load(Ordering::Relaxed);
-        done.saturating_sub(self.told.swap(done, Ordering::Relaxed))
-    }
-}
-
-impl App {
-    /// Writes down that something was read, which one client may do many times.
-    pub fn audit_read<T>(
+impl AuditTrail {
+    /// Records that something was read, which one client may do many times.
+    pub fn read<T>(
         &self,
         session: &Session,
         action: &'static str,
         what: impl std::fmt::Display,
         outcome: &Result<T, Error>,
     ) {
-        self.trail.add(&Actor::from(session), action, what.to_string(), Outcome::of(outcome), None);
+        self.add(&Actor::from(session), action, what.to_string(), Outcome::of(outcome), None);
     }
 
-    /// Writes down that a request came without a good token. Which paths were asked for is in the log.
-    pub fn audit_stranger(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
+    /// Records a request without a valid token. The log has the paths.
+    pub fn stranger(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
         let (actor, outcome) = (Actor::stranger(address, request_id), Outcome::of::<()>(&Err(BadToken.into())));
-        // Not a line for each path: a stranger could fill the trail with them.
+        // One line for all paths: otherwise a stranger could fill the trail with them.
         let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
-        self.trail.add_to(subject, &actor, path.to_owned(), None);
+        self.add_to(subject, &actor, path.to_owned(), None);
     }
 
-    /// Writes down that a log-in ended. What a stranger types as a name may be a password: only a good one is
-    /// named, and another has a hash that shows who is tried again and again.
-    pub(crate) fn audit_log_in<T>(
-        &self,
-        user: &str,
-        address: Option<IpAddr>,
-        request_id: Option<Arc<str>>,
-        outcome: &Result<T, Error>,
-    ) {
-        let mut actor = Actor::stranger(address, request_id);
-        if outcome.is_ok() {
-            actor = actor.named(user);
-        }
+    /// Records how a log-in ended. What a stranger types as a name may be a password: the name is recorded only if
+    /// the log-in succeeded, otherwise the account's keyed hash, which shows which account is tried repeatedly.
+    pub(crate) fn log_in<T>(&self, actor: Actor, user: &str, account_hash: String, outcome: &Result<T, Error>) {
         match outcome {
-            Ok(_) => actor.did(LOG_IN, "", outcome),
+            Ok(_) => actor.named(user).did(LOG_IN, "", outcome),
             // The manager was not asked about the account.
-            Err(Error::Throttled) => self.trail.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
-            Err(_) => self.trail.add_failed_log_in(&actor, self.tokens.account_hash(user), Outcome::of(outcome)),
+            Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
+            Err(_) => self.add_failed_log_in(&actor, account_hash, Outcome::of(outcome)),
         }
-    }
-
-    /// Adds a body of a disk that has ended.
-    pub(crate) fn audit_export(&self, export: &Export) {
-        let all = export.done.load(Ordering::Relaxed) == export.total;
-        let outcome = if all { Outcome::DONE } else { Outcome { name: "cut", reason: export.why_cut() } };
-        let sent = Sent { bytes: export.untold(), ranges: export.ranges };
-        self.trail.add(&export.actor, "export", export.what(), outcome, Some(sent));
-        if export.is_whole {
-            self.trail.write_of(&export.actor, "export", &export.what());
-        }
-    }
-
-    /// Adds a body of a disk that was refused a place.
-    pub(crate) fn audit_refused_export<T>(&self, actor: &Actor, what: String, outcome: &Result<T, Error>) {
-        self.trail.add(actor, "export", what, Outcome::of(outcome), None);
-    }
-
-    /// Writes down what is over, now and then, until `stop`.
-    pub async fn audit_reads_until(self: Arc<Self>, stop: CancellationToken) {
-        let mut told = Instant::now();
-        while stop.run_until_cancelled(tokio::time::sleep(ROUND)).await.is_some() {
-            if told.elapsed() >= LONGEST {
-                told = Instant::now();
-                self.exports.each(|entry| {
-                    let sent = Sent { bytes: if entry.works { entry.what.untold() } else { 0 }, ranges: 0 };
-                    if sent.bytes > 0 {
-                        let under_way = Outcome { name: "under way", reason: None };
-                        self.trail.add(&entry.what.actor, "export", entry.what.what(), under_way, Some(sent));
-                    }
-                });
-            }
-            self.trail.write_what_is_over();
-        }
-    }
-
-    /// Writes down all that was not yet. Bodies that are still sent end with the service.
-    pub fn finish_audit(&self) {
-        self.exports.each(|entry| {
-            if entry.works {
-                let sent = Sent { bytes: entry.what.untold(), ranges: entry.what.ranges };
-                let stopped = Outcome { name: "cut", reason: Some("the service stopped".to_owned()) };
-                self.trail.add(&entry.what.actor, "export", entry.what.what(), stopped, Some(sent));
-            }
-        });
-        self.trail.write_all();
     }
 }

@@ -1,14 +1,17 @@
 //! What a caller can be told. How it is put in HTTP is the business of `http::failure`.
 
+mod refusal;
+
 use std::io;
 
 use nix::errno::Errno;
 
-use crate::app::admission::policy::Refusal;
 use crate::auth::{BadToken, LoginError};
 use crate::model::{SnapshotId, UnfitPair};
 use crate::repository::Unavailable;
 use crate::store::StoreError;
+
+pub use refusal::Refusal;
 
 /// Why a journey did not reach its end.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum Error {
     /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
+    /// Another service, or a person, has removed the snapshot.
+    #[error("the snapshot was removed by another service, or by hand")]
+    SnapshotGone,
     /// No VM of the inventory is called so.
     #[error("no such VM")]
     NoVm,
@@ -172,6 +178,9 @@ pub enum Error {
     /// The database failed.
     #[error("the service's database does not answer; its log says why")]
     Store(#[from] StoreError),
+    /// The client has disconnected, and the work for it is cancelled.
+    #[error("the client has disconnected")]
+    Cancelled,
     /// A fault of ours.
     #[error("an internal error; the service's log says more")]
     Internal(String),
@@ -207,6 +216,7 @@ impl Error {
             | Self::BadCredentials
             | Self::NoSession(_)
             | Self::NotFound(_)
+            | Self::SnapshotGone
             | Self::NoVm
             | Self::OtherVm(_)
             | Self::NotOlder(_)
@@ -230,6 +240,7 @@ impl Error {
             | Self::Io { .. }
             | Self::AgentDb(_)
             | Self::Store(_)
+            | Self::Cancelled
             | Self::Internal(_) => false,
         }
     }

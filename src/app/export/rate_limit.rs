@@ -64,24 +64,24 @@ impl Limits {
     }
 
     /// Those that a new connection keeps to.
-    pub(super) fn for_connection(&self) -> ConnectionLimits {
+    pub fn for_connection(&self) -> ConnectionLimits {
         ConnectionLimits(self.all.iter().cloned().chain(self.each.map(RateLimiter::new)).collect())
     }
 }
 
 /// The limits that one connection keeps to.
 #[derive(Clone, Debug)]
-pub(super) struct ConnectionLimits(Arc<[Arc<RateLimiter>]>);
+pub struct ConnectionLimits(Arc<[Arc<RateLimiter>]>);
 
 impl ConnectionLimits {
     /// The turn of `bytes`, asked for at `now`.
-    pub(super) fn take(&self, bytes: u64, now: Instant) -> Reservation {
+    pub fn take(&self, bytes: u64, now: Instant) -> Reservation {
         let at = self.0.iter().fold(now, |at, pace| pace.take(bytes, at));
         Reservation { at, bytes, limits: self.clone() }
     }
 
     /// How many bytes to send at a time, `most` at most.
-    pub(super) fn piece(&self, most: u64) -> u64 {
+    pub fn piece(&self, most: u64) -> u64 {
         let turn = |pace: &Arc<RateLimiter>| (pace.bytes_per_second.get() / TURNS_PER_SECOND / PAGE * PAGE).max(PAGE);
         self.0.iter().map(turn).fold(most, u64::min)
     }
@@ -89,15 +89,15 @@ impl ConnectionLimits {
 
 /// When some bytes may be sent. Dropped before they were, it makes room for others.
 #[derive(Debug)]
-pub(super) struct Reservation {
-    pub(super) at: Instant,
+pub struct Reservation {
+    pub at: Instant,
     bytes: u64,
     limits: ConnectionLimits,
 }
 
 impl Reservation {
     /// The bytes were sent.
-    pub(super) fn was_taken(mut self) {
+    pub fn was_taken(mut self) {
         self.bytes = 0;
     }
 }
