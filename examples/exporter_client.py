@@ -287,7 +287,7 @@ def incremental(service: Service, args: argparse.Namespace) -> None:
             warn(f"{disk['name']}: fetched in full: {disk.get('reason') or 'no reason given'}")
         elif (snapshot, complete) not in ((args.base, True), (args.snapshot, True)) and (
                 (snapshot, base) != (args.snapshot, args.base)):  # started earlier and not finished
-            raise ClientError(f"no complete copy of {args.base} in {args.dir / disk['name']}: make a full", NO_BASE)
+            raise ClientError(f"no complete copy of {args.base} in {args.dir / disk['name']}: run full instead", NO_BASE)
     for gone in {state.name[:-len(STATE)] for state in args.dir.glob("*" + STATE)} - {d["name"] for d in disks}:
         warn(f"{gone}: no longer in the snapshot; its copy is unchanged")
     show([fetch(service, args, disk, args.base if disk["mode"] == "incremental" else None)
