@@ -7,7 +7,7 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
-use crate::harness::work::ticks;
+use crate::harness::process_stats::ticks;
 use crate::harness::{VM, World, eventually_ok, memory_kib, run};
 
 /// A server that serves the files of one snapshot.

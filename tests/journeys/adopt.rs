@@ -4,11 +4,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, Clock, VM, World, define_vm, eventually, make_disk, run, text, write_at};
+use crate::harness::{Clock, OTHER_VM, SNAPSHOTS, VM, World, define_vm, eventually, make_disk, run, write_at};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 fn id(number: u32) -> String {
     format!("{number:08x}-9f3c-4f0e-8a52-0c3f3a1b2c4d")
@@ -22,11 +19,6 @@ fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
         run(Command::new("cp").arg("--reflink=always").arg(disk).arg(&folder));
     }
     folder
-}
-
-fn listed(client: &Client) -> Vec<String> {
-    let list = client.get(&format!("{SNAPSHOTS}?chunks=false")).ok();
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
 }
 
 /// Whether the last line of a report is this.
@@ -89,7 +81,11 @@ fn snapshots_of_the_original_are_taken_over() {
     let report = world.exporter.command(&["adopt", "--dry-run"]);
     assert!(ends(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
     let client = world.client();
-    assert_eq!((listed(&client), world.snapshot_files()), (Vec::new(), before.clone()), "a dry run changes nothing");
+    assert_eq!(
+        (client.snapshot_ids(), world.snapshot_files()),
+        (Vec::new(), before.clone()),
+        "a dry run changes nothing"
+    );
 
     let report = world.exporter.command(&["adopt"]);
     assert!(ends(&report, "2 adopted, 3 left as they are"), "{report:?}");
@@ -98,7 +94,7 @@ fn snapshots_of_the_original_are_taken_over() {
         assert!(report.1.lines().any(|line| line.starts_with(&told) && line.contains(reason)), "{path:?}: {report:?}");
     }
     assert!(before.iter().all(|path| path.exists()), "nothing is deleted");
-    assert_eq!(listed(&client), [id(0xb), id(0xa)], "oldest first, by the files' times");
+    assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa)], "oldest first, by the files' times");
     let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
     assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");
     assert_eq!(taken["created_by"], "operator");
@@ -108,10 +104,10 @@ fn snapshots_of_the_original_are_taken_over() {
     assert!(client.patched(&change["disks"][0], &base) == target, "{change}");
     assert_eq!(change["disks"][0]["data_bytes"], 4096);
     write_at(&a, 32768, &[3; 4096]);
-    let made = text(&client.take_snapshot()["id"]);
+    let made = client.take_snapshot_id();
     let change = client.compare(&made, &id(0xa));
     assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
-    assert_eq!(listed(&client), [id(0xb), id(0xa), made.clone()]);
+    assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa), made.clone()]);
 
     // What is known already is no news, and what was adopted can be deleted.
     assert!(ends(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
@@ -122,7 +118,7 @@ fn snapshots_of_the_original_are_taken_over() {
     world.exporter.kill();
     fs::remove_file(world.exporter.db_file()).unwrap();
     world.exporter.restart();
-    assert_eq!(listed(&client), Vec::<String>::new());
+    assert_eq!(client.snapshot_ids(), Vec::<String>::new());
     // The last was made an hour ahead, so it is young to a clock that is.
     clock.leap(2);
     world.exporter.restart();
@@ -131,11 +127,11 @@ fn snapshots_of_the_original_are_taken_over() {
     assert!(ends(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
     let report = world.exporter.command(&["adopt", "--manifests"]);
     assert!(report.1.contains("2 adopted"), "{report:?}");
-    assert_eq!(listed(&client), [id(0xa), made.clone()]);
+    assert_eq!(client.snapshot_ids(), [id(0xa), made.clone()]);
     let change = client.compare(&made, &id(0xa));
     assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
-    let next = text(&client.take_snapshot()["id"]);
-    assert_eq!(listed(&client), [id(0xa), made, next]);
+    let next = client.take_snapshot_id();
+    assert_eq!(client.snapshot_ids(), [id(0xa), made, next]);
 }
 
 #[test]

@@ -9,11 +9,8 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, PASSWORD, USER, VM, Volume, World, eventually, text, write_at};
+use crate::harness::{Answer, MB, PASSWORD, SNAPSHOTS, USER, VM, Volume, World, eventually, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap_or_default();
@@ -22,11 +19,6 @@ fn lines(file: &Path) -> Vec<Value> {
 
 fn of<'a>(lines: &'a [Value], action: &str) -> Vec<&'a Value> {
     lines.iter().filter(|line| line["action"] == action).collect()
-}
-
-fn log_in(client: &Client, user: &str, password: &str) -> Answer {
-    let body = json!({"username": user, "password": password}).to_string();
-    client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
 }
 
 /// A service whose audit is in this folder.
@@ -48,17 +40,17 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
     let client = world.client();
     let created = client.post(SNAPSHOTS);
     let first = text(&created.json()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let snapshot = format!("{SNAPSHOTS}/{second}");
     let disk = format!("{snapshot}/disks/a.img");
     client.get(&format!("{snapshot}?compareTo={first}")).ok();
     client.get(&format!("{disk}/chunks")).ok();
     client.get(&format!("{disk}/checksum")).ok();
     client.get(&format!("{snapshot}?compareTo={second}")).error(400);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let hidden = "a-password-for-a-name";
     let refused: Vec<Answer> =
-        ["root", "root", hidden].into_iter().map(|user| log_in(&stranger, user, "wrong")).collect();
+        ["root", "root", hidden].into_iter().map(|user| stranger.try_log_in(user, "wrong")).collect();
     assert!(refused.iter().all(|answer| answer.status == 401));
     assert_eq!(stranger.get("/vms").status, 401);
     assert_eq!(client.disk(&second, "a.img").len() as u64, 16 * MB);
@@ -115,14 +107,14 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
 
     // The hash is the same after a restart; SIGHUP opens the file by its name again.
     world.exporter.restart();
-    let stranger = Client::new(&world.exporter, &world.certificates);
-    log_in(&stranger, "root", "wrong");
+    let stranger = world.anonymous_client();
+    stranger.try_log_in("root", "wrong");
     let last = || lines(&file).last().map(|line| line["account"].clone()).unwrap_or_default();
     eventually("the account is known again", || last() == accounts[0].as_str());
     fs::rename(&file, folder.path().join("moved")).unwrap();
     world.exporter.signal(Signal::SIGHUP);
     eventually("a new file is there", || file.exists());
-    log_in(&stranger, "root", "wrong");
+    stranger.try_log_in("root", "wrong");
     eventually("it is written to", || lines(&file).len() == 1);
 }
 
@@ -132,7 +124,7 @@ fn many_small_requests_are_few_lines() {
     let folder = tempfile::tempdir().unwrap();
     let (mut world, file) = world(folder.path(), "max_size = \"64KiB\"\nmax_files = 2");
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let before = world.exporter.log().len();
     let requests = 1000;
     for n in 0..requests {
@@ -141,7 +133,7 @@ fn many_small_requests_are_few_lines() {
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
     let several = client.request(Method::GET, &path).header("Range", "bytes=0-9,20-29,40-49");
     assert_eq!(client.send(several).status, 206);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     for n in 0..requests {
         assert_eq!(stranger.get(&format!("/vms/{n}")).status, 401);
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?squashChunks=true")).status, 200);

@@ -6,13 +6,13 @@ use std::io::{ErrorKind, Read, Write};
 use std::process::Command;
 
 use reqwest::Method;
-use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{self, Answer, Client, PASSWORD, USER, VM, World, eventually_ok, text, write_at};
+use crate::harness::{
+    self, Answer, Client, OTHER_VM, PASSWORD, ProcessStats, USER, VM, World, eventually_ok, text, write_at,
+};
 use crate::needs_root;
 
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 const UNKNOWN: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
 
 /// Asks with curl, which takes a path as it is.
@@ -33,22 +33,10 @@ fn curl_with(world: &World, client: &Client, path: &str, arguments: &[&str]) -> 
     parse(&output.stdout)
 }
 
-/// An answer as it came over the wire.
+/// Parses a response; the body is everything after the head.
 fn parse(bytes: &[u8]) -> Answer {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-    let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
-    let head = std::str::from_utf8(&bytes[..end]).unwrap();
-    let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let header = |line: &str| {
-        let (name, value) = line.split_once(':').unwrap();
-        (name.parse::<HeaderName>().unwrap(), value.trim().parse::<HeaderValue>().unwrap())
-    };
-    Answer { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() }
-}
-
-fn descriptors(world: &World) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", world.exporter.pid())).unwrap().count()
+    let (answer, body) = Answer::parse_head(bytes);
+    Answer { body: body.to_vec(), ..answer }
 }
 
 #[test]
@@ -61,11 +49,12 @@ fn nothing_that_is_asked_wrongly_does_harm() {
     harness::define_vm(&world.repository, OTHER_VM, &[other]);
     fs::write(world.repository.join("CoriolisSnapshots.txt"), "secret").unwrap();
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
+    let second = client.take_snapshot_id();
     let of_other = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
     let before = (world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok());
-    let open_before = descriptors(&world);
+    let descriptors = || ProcessStats::of(&world.exporter).descriptors();
+    let open_before = descriptors();
     let vm = format!("/api/v1/vms/{VM}");
     let snapshot = format!("{vm}/snapshots/{first}");
 
@@ -222,7 +211,7 @@ fn nothing_that_is_asked_wrongly_does_harm() {
 
     assert_eq!((world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok()), before);
     eventually_ok(&format!("{open_before} descriptors are open, as before"), || {
-        let now = descriptors(&world);
+        let now = descriptors();
         if now > open_before + 1 { Err(now) } else { Ok(()) }
     });
 

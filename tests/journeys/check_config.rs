@@ -4,7 +4,9 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::{Behaviour, Certificates, Exporter, Manager, Settings, Shelf, Volume, World, make_repository};
+use crate::harness::{
+    Certificates, Exporter, HookDir, Manager, ManagerBehavior, Settings, Volume, World, make_repository,
+};
 use crate::needs_root;
 
 /// The line of the table about `what`, and the remedy below it.
@@ -131,7 +133,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
     assert!(line(&table, "audit.file").0.starts_with("ok"), "{table}");
     assert!(table.lines().any(|line| line.contains("audit.jsonl lies in the repository")), "{table}");
     // A page that everybody may see would let in everybody.
-    manager.behave(Behaviour::Status(204));
+    manager.set_behavior(ManagerBehavior::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "ovm_endpoint").0.contains("no password at all"), "{table}");
@@ -147,18 +149,18 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
     needs_root!();
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
-    let shelf = Shelf::new();
-    shelf.put("10-good", "touch $OUT/called");
-    shelf.put("20-writable", "");
-    fs::set_permissions(shelf.hooks().join("20-writable"), fs::Permissions::from_mode(0o775)).unwrap();
+    let hooks = HookDir::new();
+    hooks.put("10-good", "touch $OUT/called");
+    hooks.put("20-writable", "");
+    fs::set_permissions(hooks.directory().join("20-writable"), fs::Permissions::from_mode(0o775)).unwrap();
     let settings = |sync: &str| {
         let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
-        settings.sections = shelf.section("") + sync;
+        settings.sections = hooks.section("") + sync;
         settings
     };
     let check = |sync: &str| Exporter::command_alone(&settings(sync), &["check-config"]).1;
     for name in ["10-good~", "10-good.rpmsave", "10-good.sample", ".10-good.swp"] {
-        shelf.put(name, "touch $OUT/called");
+        hooks.put(name, "touch $OUT/called");
     }
     let table = check("");
     for (what, found, remedy) in [
@@ -174,7 +176,7 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
         let (line, told) = line(&table, what);
         assert!(line.contains(found) && told.is_some() == remedy, "{what}:\n{table}");
     }
-    assert!(!shelf.at("called").exists(), "a check calls nothing");
+    assert!(!hooks.at("called").exists(), "a check calls nothing");
 
     let table = check(&format!("[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\n", certificates.ca()));
     assert!(line(&table, "hooks.sync").0.starts_with("ok"), "{table}");
@@ -190,10 +192,10 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
     let (found, remedy) = line(&table, "hooks.sync.hosts");
     assert!(found.starts_with("warn") && remedy.is_some(), "{table}");
     assert!(!table.contains("hush"));
-    fs::set_permissions(shelf.hooks(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(hooks.directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let table = check("");
     assert!(line(&table, "hooks.directory").0.contains("none of its hooks is run"), "{table}");
-    fs::remove_dir_all(shelf.hooks()).unwrap();
+    fs::remove_dir_all(hooks.directory()).unwrap();
     let table = check("");
     assert!(line(&table, "hooks.directory").0.contains("No such file"), "{table}");
 }

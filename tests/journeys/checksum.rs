@@ -8,17 +8,13 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Random, VM, Work, World, connect, eventually, output, text, write_at, xfs_io};
+use crate::harness::{
+    Answer, Client, MB, ProcessStats, Random, SNAPSHOTS, VM, World, connect, output, text, write_at, xfs_io,
+};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
 /// A disk of zeros that takes days.
 const ENDLESS: u64 = 1 << 50;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
 
 fn ask(client: &Client, id: &str, query: &str) -> Answer {
     client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?{query}"))
@@ -69,7 +65,7 @@ fn with_a_disk() -> (World, std::path::PathBuf, Client, u64) {
 fn checksums_are_those_of_other_tools() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let expected = |algorithm: &str, start: u64, length: u64, checksum: &str| json!({"algorithm": algorithm, "start": start, "length": length, "checksum": checksum});
     assert_eq!(ask(&client, &id, "").ok(), expected("blake3", 0, size, &of_tool("b3sum", &path)));
     // Once more, as it is remembered.
@@ -110,7 +106,7 @@ fn checksums_are_those_of_other_tools() {
     let before = of_tool("b3sum", &path);
     write_at(&path, 0, b"the guest goes on");
     assert_eq!(ask(&client, &id, "").ok()["checksum"], json!(before));
-    assert_ne!(ask(&client, &take(&client), "").ok()["checksum"], json!(before));
+    assert_ne!(ask(&client, &client.take_snapshot_id(), "").ok()["checksum"], json!(before));
     assert_eq!(client.get("/capabilities").ok()["checksum_algorithms"], json!(["blake3", "sha256", "blake2b-256"]));
 }
 
@@ -118,7 +114,7 @@ fn checksums_are_those_of_other_tools() {
 fn what_cannot_be_summed_says_why() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     for (query, why) in [
         ("algorithm=md5".to_owned(), "blake3, sha256, blake2b-256"),
         ("algorithm=SHA256".to_owned(), "blake3, sha256, blake2b-256"),
@@ -161,15 +157,15 @@ fn holes_are_not_read() {
     let path = &world.define_vm(&[("a.img", 256 * MB)])[0];
     write_at(path, 128 * MB, &[7; 4096]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let expected = of_tool("sha256sum", path);
-    let before = Work::of(&world.exporter).bytes_read();
+    let before = ProcessStats::of(&world.exporter).bytes_read();
     assert_eq!(ask(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
     let answer = ask(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
     let blocks = answer["blocks"].as_array().unwrap();
     let odd: Vec<usize> = (0..64).filter(|i| blocks[*i] != blocks[0]).collect();
     assert_eq!((blocks.len(), odd), (64, vec![32]));
-    let read = Work::of(&world.exporter).bytes_read() - before;
+    let read = ProcessStats::of(&world.exporter).bytes_read() - before;
     assert!(read < MB, "{read} bytes were read");
 }
 
@@ -179,7 +175,7 @@ fn work_ends_with_the_client() {
     let world = World::new(512);
     world.define_vm(&[("a.img", ENDLESS), ("b.img", MB)]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     for query in ["algorithm=sha256", "algorithm=blake2b-256&blockSize=16777216", "blockSize=4096&blocks=true", "b"] {
         let mut head = format!("GET /api/v1{SNAPSHOTS}/{id}/disks/a.img/checksum?{query} HTTP/1.1\r\n");
         if query == "b" {
@@ -194,9 +190,9 @@ fn work_ends_with_the_client() {
                 stream
             })
             .collect();
-        Work::of(&world.exporter).wait_for_some();
+        ProcessStats::of(&world.exporter).wait_until_busy();
         drop(waiting);
-        Work::of(&world.exporter).wait_for_rest();
+        ProcessStats::of(&world.exporter).wait_until_idle();
         // There is room again.
         let small = client.get(&format!("{SNAPSHOTS}/{id}/disks/b.img/checksum")).ok();
         assert_eq!(small["length"], MB, "{query}");
@@ -210,11 +206,11 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     world.define_vm(&[("a.img", ENDLESS)]);
     let client = world.client();
     for query in ["algorithm=sha256", "algorithm=sha256&blockSize=16777216"] {
-        let id = take(&client);
+        let id = client.take_snapshot_id();
         let file = snapshot_file(&client, &id);
         let answer = std::thread::scope(|scope| {
             let asked = scope.spawn(|| ask(&client, &id, query));
-            Work::of(&world.exporter).wait_for_some();
+            ProcessStats::of(&world.exporter).wait_until_busy();
             write_at(&file, 0, &[1]);
             asked.join().unwrap()
         });
@@ -222,7 +218,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     }
 
     // Where the answer has begun, it is cut.
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let file = snapshot_file(&client, &id);
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img/checksum?blockSize=4096&blocks=true");
     let mut answer = client.request(Method::GET, &path).send().unwrap();
@@ -232,7 +228,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
     assert!(rest.is_err(), "the answer came to an end: {rest:?}");
-    eventually("the log says why", || world.exporter.log().contains("the connection is cut"));
+    world.exporter.wait_for_log("the connection is cut");
     assert!(world.exporter.log().contains("or was changed since"));
 }
 
@@ -240,7 +236,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
 fn digests_of_the_representation_and_of_the_content() {
     needs_root!();
     let (world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let disk = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
     let ask = |method: Method, headers: &[(&str, &str)]| {
         let request =
@@ -255,7 +251,7 @@ fn digests_of_the_representation_and_of_the_content() {
     };
     let whole = of(0, size);
     let wanted = ("Want-Repr-Digest", "sha-512=9, sha-256=3");
-    let before = Work::of(&world.exporter).bytes_read();
+    let before = ProcessStats::of(&world.exporter).bytes_read();
     // All at once, and it is made once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
@@ -268,7 +264,7 @@ fn digests_of_the_representation_and_of_the_content() {
             });
         }
     });
-    let read = Work::of(&world.exporter).bytes_read() - before;
+    let read = ProcessStats::of(&world.exporter).bytes_read() - before;
     assert!((3 * MB..8 * MB).contains(&read), "{read} bytes were read of the 3.5 MiB");
     let get = ask(Method::GET, &[wanted]);
     assert_eq!((get.status, get.header("repr-digest"), get.header("content-digest")), (200, &*whole, ""));

@@ -6,16 +6,9 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Chunk, Client, Random, VM, World, chunks, data, define_vm, make_disk, text, write_at, xfs_io, zero,
+    Chunk, Client, MB, Random, SNAPSHOTS, VM, World, chunks, data, define_vm, make_disk, text, write_at, xfs_io, zero,
 };
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
 
 /// The first disk of `target` compared to `base`, chunks squashed.
 fn disk(client: &Client, target: &str, base: &str) -> Value {
@@ -52,7 +45,7 @@ fn a_small_write_into_a_large_extent_lists_itself_alone() {
 
     let at = 123 * MB + 4096;
     write_at(path, at, &[9; 4096]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let changed = disk(&client, &target, &text(&base["id"]));
     assert_eq!(chunks(&changed), [data(at, 4096)]);
     assert_eq!((&changed["data_bytes"], &changed["zero_bytes"]), (&json!(4096), &json!(0)));
@@ -60,7 +53,7 @@ fn a_small_write_into_a_large_extent_lists_itself_alone() {
     assert_eq!(client.disk_range(&target, "a.img", at - 1, 4098), [&[0x5a][..], &[9; 4096], &[0x5a]].concat());
     // A part of a block is stored as a block.
     write_at(path, 5 * MB + 100, &[9; 10]);
-    assert_eq!(chunks(&disk(&client, &take(&client), &target)), [data(5 * MB, 4096)]);
+    assert_eq!(chunks(&disk(&client, &client.take_snapshot_id(), &target)), [data(5 * MB, 4096)]);
 }
 
 #[test]
@@ -84,7 +77,7 @@ fn a_hundred_small_writes_into_a_large_disk() {
     }
     written.sort_unstable();
     written.dedup();
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let changed = disk(&client, &target, &text(&base["id"]));
     let listed = chunks(&changed);
     assert!(listed.len() <= 100, "{} chunks", listed.len());
@@ -136,11 +129,11 @@ fn each_way_to_change_lists_what_changed() {
         ("growth over what was cut off", &|| resize(&path, MB), &[data(299_008, 4096)]),
         ("one byte", &|| write(262_145, &[7]), &[data(262_144, 4096)]),
     ];
-    let mut base = (take(&client), fs::read(&path).unwrap());
+    let mut base = (client.take_snapshot_id(), fs::read(&path).unwrap());
     for (what, change, expected) in steps {
         change();
         let now = fs::read(&path).unwrap();
-        let target = take(&client);
+        let target = client.take_snapshot_id();
         let part = disk(&client, &target, &base.0);
         let listed = chunks(&part);
         // Another kernel may do without rewriting a block that an end was moved in.
@@ -159,13 +152,13 @@ fn each_way_to_change_lists_what_changed() {
 fn views_of_a_comparison() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     // A snapshot between them makes the second write go elsewhere: three extents that touch.
     write_at(&path, 4096, &[1; 12288]);
-    take(&client);
+    client.take_snapshot_id();
     write_at(&path, 8192, &[2; 4096]);
     xfs_io(&path, &["fpunch 16384 8192"]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let get = |query: &str| {
         let document = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}{query}")).ok();
         assert_eq!(document["compare_to"], json!(base));
@@ -197,17 +190,17 @@ fn space_set_aside_is_not_data() {
     assert_eq!(chunks(&base["disks"][0]), []);
     assert_eq!((&base["disks"][0]["data_bytes"], &base["disks"][0]["zero_bytes"]), (&json!(0), &json!(4 * MB)));
     write_at(path, MB, &[1; 4096]);
-    assert_eq!(chunks(&disk(&client, &take(&client), &text(&base["id"]))), [data(MB, 4096)]);
+    assert_eq!(chunks(&disk(&client, &client.take_snapshot_id(), &text(&base["id"]))), [data(MB, 4096)]);
 }
 
 #[test]
 fn the_same_bytes_again_are_no_wrong_answer() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     let bytes = fs::read(&path).unwrap();
     write_at(&path, 65536, &bytes[65536..131_072]);
-    let part = disk(&client, &take(&client), &base);
+    let part = disk(&client, &client.take_snapshot_id(), &base);
     // Their blocks are new: listed or compared, but nothing beside them.
     assert!(chunks(&part).iter().all(|chunk| chunk.start >= 65536 && chunk.start + chunk.length <= 131_072), "{part}");
     assert!(client.patched(&part, &bytes) == bytes);
@@ -221,14 +214,14 @@ fn what_the_base_does_not_have_is_full() {
     write_at(&a, 0, &[1; 4096]);
     define_vm(&world.repository, VM, std::slice::from_ref(&a));
     let client = world.client();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
 
     // A disk that was added later. A client may have a file of that name all the same, of a snapshot
     // before the base: zeros are listed too.
     let b = make_disk(&world.repository, "b.img", MB);
     write_at(&b, 8192, &[2; 4096]);
     define_vm(&world.repository, VM, &[a.clone(), b.clone()]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let parts = client.compare(&target, &base)["disks"].clone();
     assert_eq!((&parts[0]["mode"], &parts[1]["mode"]), (&json!("incremental"), &json!("full")));
     assert_eq!(parts[0]["chunks"], json!([]));
@@ -247,7 +240,7 @@ fn what_the_base_does_not_have_is_full() {
     write_at(&elsewhere[1], 65536, &[3; 4096]);
     for disks in [moved, elsewhere] {
         define_vm(&world.repository, VM, &disks);
-        let part = client.compare(&take(&client), &target)["disks"][1].clone();
+        let part = client.compare(&client.take_snapshot_id(), &target)["disks"][1].clone();
         assert_eq!((&part["name"], &part["mode"]), (&json!("b.img"), &json!("full")));
         assert!(part["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{part}");
         let listed = chunks(&part);
@@ -260,7 +253,7 @@ fn what_the_base_does_not_have_is_full() {
 fn a_base_that_cannot_be_trusted_is_never_compared_to() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let harms: [(&str, fn(&Path)); 7] = [
+    let damages: [(&str, fn(&Path)); 7] = [
         ("removed", |base| fs::remove_file(base).unwrap()),
         ("its folder removed", |base| fs::remove_dir_all(base.parent().unwrap()).unwrap()),
         ("written to", |base| write_at(base, 0, &[0xee])),
@@ -277,12 +270,12 @@ fn a_base_that_cannot_be_trusted_is_never_compared_to() {
             std::os::unix::fs::symlink(repository.join("VirtualDisks/a.img"), base).unwrap();
         }),
     ];
-    for (what, harm) in harms {
+    for (what, damage) in damages {
         let base = client.take_snapshot();
         write_at(&path, 4096, &[1; 4096]);
-        let (id, target) = (text(&base["id"]), take(&client));
+        let (id, target) = (text(&base["id"]), client.take_snapshot_id());
         assert_eq!(chunks(&disk(&client, &target, &id)), [data(4096, 4096)]);
-        harm(Path::new(&text(&base["disks"][0]["path"])));
+        damage(Path::new(&text(&base["disks"][0]["path"])));
         let answer = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={id}"));
         assert_eq!(answer.error(409), "base_lost", "{what}");
         assert!(text(&answer.json()["details"]).contains("full"), "{what}: what to do");
@@ -306,7 +299,7 @@ fn a_base_that_cannot_be_trusted_is_never_compared_to() {
 fn only_an_older_snapshot_is_a_base() {
     needs_root!();
     let (_world, _path, client) = with_half_a_disk();
-    let (first, second) = (take(&client), take(&client));
+    let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());
     let compare = |target: &str, base: &str| client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}"));
     assert_eq!(compare(&first, &second).error(400), "base_not_older");
     assert_eq!(compare(&first, &first).error(400), "base_not_older");

@@ -11,7 +11,7 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::net::TcpSocket;
 
-use crate::harness::{PASSWORD, USER, Work, World, connect, connect_from, eventually};
+use crate::harness::{PASSWORD, ProcessStats, USER, World, connect, connect_from, eventually};
 use crate::{needs, needs_root};
 
 /// So many that nobody else would find a place.
@@ -56,7 +56,7 @@ fn log_in_from(world: &World, address: &str) -> Duration {
 }
 
 fn threads(world: &World) -> usize {
-    Work::of(&world.exporter).threads("connection")
+    ProcessStats::of(&world.exporter).threads_named("connection")
 }
 
 #[test]

@@ -1,27 +1,24 @@
 //! What bytes on their way out do to others, and what becomes of them when the device fails.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::sys::page_cache;
 use reqwest::Method;
 
-use crate::harness::{Client, Random, VM, World, connect, eventually, eventually_ok, run, text, write_at, xfs_io};
+use crate::harness::{Client, MB, Random, VM, World, eventually, eventually_ok, text, write_at, xfs_io};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
 
 fn path(id: &str) -> String {
     format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img")
 }
 
 fn file(world: &World, id: &str) -> PathBuf {
-    world.repository.join("CoriolisSnapshots").join(id).join("a.img")
+    world.snapshot_folder(&id).join("a.img")
 }
 
 /// A VM with a disk full of noise.
@@ -46,7 +43,7 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
     let (id, chunks) = (text(&snapshot["id"]), snapshot["disks"][0]["chunks"].as_array().unwrap().clone());
     let (start, length) = (chunks[0]["physical_start"].as_u64().unwrap(), chunks[0]["length"].as_u64().unwrap());
     assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk lies elsewhere: {chunks:?}");
-    run(Command::new("sync").arg("--file-system").arg(&world.repository));
+    world.volume.sync();
     let image = File::options().write(true).open(world.volume.image()).unwrap();
     image.set_len(start + size / 2).unwrap();
 
@@ -87,7 +84,7 @@ fn ranges_of_all_lengths_are_what_they_were() {
     }
     let expected = fs::read(&disk).unwrap();
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     for _ in 0..200 {
         let mut of_request = || {
             let around = [1, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, MB][random.below(9) as usize];
@@ -118,8 +115,8 @@ fn what_was_not_in_the_page_cache_is_not_left_there() {
     let size = 64 * MB + 12_345;
     let expected = define_full_vm(&world, size);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    run(Command::new("sync").arg("--file-system").arg(&world.repository));
+    let id = client.take_snapshot_id();
+    world.volume.sync();
     let path_of_file = file(&world, &id);
     let held_of = |range: Range<u64>| {
         let file = File::open(&path_of_file).unwrap();
@@ -179,7 +176,7 @@ fn bytes_are_sent_no_faster_than_the_config_says() {
     });
     let expected = define_full_vm(&world, 16 * MB);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     // Small requests on one connection are no way around it: 6 MiB and a little less, at 4 MiB a second.
     let started = Instant::now();
     for start in (0..6 * MB).step_by(64 << 10) {
@@ -208,16 +205,14 @@ fn a_client_that_takes_nothing_is_cut_off() {
     let world = World::new(512);
     let expected = define_full_vm(&world, 64 * MB);
     let client: Client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    let mut stalled = connect(&world.exporter, &world.certificates);
-    let head = format!("GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", path(&id), client.token);
-    stalled.write_all(head.as_bytes()).unwrap();
+    let id = client.take_snapshot_id();
+    let mut stalled = world.send_get(&client, &format!("/vms/{VM}/snapshots/{id}/disks/a.img"));
     let mut first = [0; 1000];
     stalled.read_exact(&mut first).unwrap();
     assert!(first.starts_with(b"HTTP/1.1 200 "));
     // Others are served meanwhile, and it is not waited for for ever.
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    eventually("it is cut off", || world.exporter.log().contains("the client went away before the end"));
+    world.exporter.wait_for_log("the client went away before the end");
     // What it still finds is a beginning.
     let mut rest = Vec::new();
     assert!(stalled.read_to_end(&mut rest).is_err() && rest.len() < 32 << 20, "{} bytes came", rest.len());

@@ -5,14 +5,14 @@ use std::fs;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Client, World};
+use crate::harness::World;
 use crate::needs_root;
 
 #[test]
 fn strangers_learn_whether_it_serves_and_no_more() {
     needs_root!();
     let world = World::new(512);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let ask = |path: &str| stranger.send(stranger.request(Method::GET, path));
     for path in ["/healthz", "/healthz/", "/readyz", "/readyz/"] {
         assert_eq!(ask(path).ok(), json!({"status": "ok", "problems": []}), "{path}");

@@ -8,28 +8,26 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Client, Shelf, VM, World, eventually, output, run, text};
+use crate::harness::{Certificates, Client, HookDir, MB, VM, World, eventually, output, run, text};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-
 /// Installs an example, with one of its names of places changed.
-fn install(shelf: &Shelf, name: &str, from: &str, to: &Path) {
+fn install(hooks: &HookDir, name: &str, from: &str, to: &Path) {
     let text = fs::read_to_string(example(name)).unwrap();
     assert!(text.contains(from), "{name} does not say {from:?} any more");
-    shelf.put_program(name, &text.replace(from, &to.display().to_string()));
+    hooks.put_program(name, &text.replace(from, &to.display().to_string()));
 }
 
-/// Installs the hook that freezes, with its list of mounts and its state in the shelf.
-fn install_fsfreeze(shelf: &Shelf, mounts: &Path) {
+/// Installs the hook that freezes, with its list of mounts and its state in the hooks.
+fn install_fsfreeze(hooks: &HookDir, mounts: &Path) {
     let mut text = fs::read_to_string(example("10-fsfreeze")).unwrap();
     for (from, to) in
-        [("=/etc/coriolis-ovm-exporter/fsfreeze.conf", mounts), ("=/run/coriolis-ovm-exporter", &shelf.at("frozen"))]
+        [("=/etc/coriolis-ovm-exporter/fsfreeze.conf", mounts), ("=/run/coriolis-ovm-exporter", &hooks.at("frozen"))]
     {
         assert!(text.contains(from), "10-fsfreeze does not say {from:?} any more");
         text = text.replace(from, &format!("={}", to.display()));
     }
-    shelf.put_program("10-fsfreeze", &text);
+    hooks.put_program("10-fsfreeze", &text);
 }
 
 fn example(name: &str) -> PathBuf {
@@ -81,8 +79,8 @@ fn needs_recovery(disk: &Path) -> bool {
 #[test]
 fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(1024, |settings| settings.sections = hooks.section(""));
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let guest = Mounted::new(disk);
     let restored = tempfile::tempdir().unwrap();
@@ -92,10 +90,10 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     assert_eq!(plain["consistency"], "crash");
     assert!(needs_recovery(&restore(&client, &plain, &restored)), "it would have been clean without the hook");
 
-    let mounts = shelf.at("fsfreeze.conf");
+    let mounts = hooks.at("fsfreeze.conf");
     fs::write(&mounts, format!("00000000000000000000000000000000 /nonexistent\n{VM} {}\n", guest.path().display()))
         .unwrap();
-    install_fsfreeze(&shelf, &mounts);
+    install_fsfreeze(&hooks, &mounts);
     // Not written out, while others write.
     fs::write(guest.path().join("second"), vec![2; 5 << 20]).unwrap();
     let busy = Busy::start(guest.path());
@@ -119,7 +117,7 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     fs::write(&mounts, format!("{VM} {}\n{VM} /nonexistent\n", guest.path().display())).unwrap();
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
     fs::write(guest.path().join("third"), "thawed").unwrap();
-    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]), "a thaw is owed where nothing was frozen");
+    assert_eq!(client.pending_hooks(), json!([]), "a thaw is owed where nothing was frozen");
     // A deletion freezes nothing.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"]))).status, 200);
 }
@@ -127,14 +125,14 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
 #[test]
 fn a_freeze_that_ended_early_fails_once_and_a_crash_is_thawed() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let mut world = World::with(1024, |settings| settings.sections = hooks.section(""));
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let guest = Mounted::new(disk);
-    let (mounts, folder) = (shelf.at("fsfreeze.conf"), guest.path().display());
+    let (mounts, folder) = (hooks.at("fsfreeze.conf"), guest.path().display());
     fs::write(&mounts, format!("{VM} {folder}\n")).unwrap();
-    install_fsfreeze(&shelf, &mounts);
-    shelf.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
+    install_fsfreeze(&hooks, &mounts);
+    hooks.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
     let owed = |world: &World| world.client().get("/status").ok()["owed_hooks"].clone();
     let made = world.client().take_snapshot();
     assert_eq!(made["consistency"], "crash", "{made}");
@@ -146,18 +144,16 @@ fn a_freeze_that_ended_early_fails_once_and_a_crash_is_thawed() {
     eventually("nothing is owed", || owed(&world) == json!([]));
 
     // Frozen when the service is killed: the next start thaws it, and forgets it.
-    shelf.put("20-thaws", "[ $2 = post ] || { touch $OUT/frozen-now; sleep 600; }");
-    let client = world.client();
-    let path = format!("/api/v1/vms/{VM}/snapshots");
-    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
-    shelf.wait_for("frozen-now");
-    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 1);
+    hooks.put("20-thaws", "[ $2 = post ] || { touch $OUT/frozen-now; sleep 600; }");
+    let asking = world.request_snapshot();
+    hooks.wait_for("frozen-now");
+    assert_eq!(fs::read_dir(hooks.at("frozen")).unwrap().count(), 1);
     world.exporter.kill();
     asking.join().unwrap();
     world.exporter.restart();
     fs::write(guest.path().join("file"), "thawed").unwrap();
     assert_eq!(owed(&world), json!([]));
-    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 0);
+    assert_eq!(fs::read_dir(hooks.at("frozen")).unwrap().count(), 0);
 }
 
 /// Somebody who writes small files all the time.
@@ -189,13 +185,13 @@ impl Drop for Busy {
 #[test]
 fn each_call_is_a_line_in_the_journal() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", 2 * MB)]);
-    let journal = shelf.at("journal");
-    install(&shelf, "20-journal", "/var/log/coriolis-ovm-exporter/hooks.jsonl", &journal);
+    let journal = hooks.at("journal");
+    install(&hooks, "20-journal", "/var/log/coriolis-ovm-exporter/hooks.jsonl", &journal);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     let journal = fs::read_to_string(journal).unwrap();
     let mut lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -220,11 +216,11 @@ fn each_call_is_a_line_in_the_journal() {
 #[test]
 fn a_clock_that_went_back_stops_snapshots() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     world.define_vm(&[("a.img", MB)]);
-    let state = shelf.at("state/clock");
-    install(&shelf, "05-clock-check", "/var/lib/coriolis-ovm-exporter/clock", &state);
+    let state = hooks.at("state/clock");
+    install(&hooks, "05-clock-check", "/var/lib/coriolis-ovm-exporter/clock", &state);
     let client = world.client();
     client.take_snapshot();
     let seen: i64 = fs::read_to_string(&state).unwrap().trim().parse().unwrap();

@@ -3,11 +3,10 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, Harm, Settings, Trial, World, eventually, snapshot_folders, text};
+use crate::harness::{
+    Answer, Client, Fault, FaultTest, MB, SNAPSHOTS, Settings, World, eventually, snapshot_folders, text,
+};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn create(client: &Client, key: &str, body: &str) -> Answer {
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
@@ -43,7 +42,7 @@ fn one_key_makes_one_snapshot() {
     // Another user's key of that name is another key.
     let secret = secrecy::SecretString::from(crate::harness::SECRET);
     let tokens = coriolis_ovm_exporter::auth::Tokens::new(&secret, std::time::Duration::from_secs(600));
-    let mut other = Client::new(&world.exporter, &world.certificates);
+    let mut other = world.anonymous_client();
     other.token = tokens.issue("somebody else", std::time::SystemTime::now()).unwrap();
     assert_ne!(made(&other, "one"), first);
     assert_eq!(count(&client), 3);
@@ -92,25 +91,25 @@ fn a_repeated_request_waits_for_the_first_and_one_that_failed_is_tried_anew() {
 #[test]
 fn killed_at_every_step_and_asked_again() {
     needs_root!();
-    let mut trial = Trial::new(|_: &mut Settings| {});
-    for harm in [Harm::KillBefore, Harm::KillAfter] {
+    let mut test = FaultTest::new(|_: &mut Settings| {});
+    for fault in [Fault::KillBefore, Fault::KillAfter] {
         for n in 1.. {
-            let (what, key) = (format!("step {n}, {harm:?}"), format!("{n}{harm:?}"));
-            let before = count(&trial.client);
-            trial.shim.arm(n, harm);
-            let request = trial.client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
-            let answered = trial.client.try_send(request.header("Idempotency-Key", &key)).ok();
+            let (what, key) = (format!("step {n}, {fault:?}"), format!("{n}{fault:?}"));
+            let before = count(&test.client);
+            test.shim.arm(n, fault);
+            let request = test.client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
+            let answered = test.client.try_send(request.header("Idempotency-Key", &key)).ok();
             if answered.is_none() {
-                trial.world.exporter.wait(std::time::Duration::from_secs(20));
+                test.world.exporter.wait(std::time::Duration::from_secs(20));
             }
-            trial.shim.disarm();
-            trial.restart(harm);
-            let id = made(&trial.client, &key);
-            assert_eq!(count(&trial.client), before + 1, "{what}");
-            assert_eq!(made(&trial.client, &key), id, "{what}");
-            assert_eq!(snapshot_folders(&trial.world.repository).len(), before + 1, "{what}: folders");
+            test.shim.disarm();
+            test.restart(fault);
+            let id = made(&test.client, &key);
+            assert_eq!(count(&test.client), before + 1, "{what}");
+            assert_eq!(made(&test.client, &key), id, "{what}");
+            assert_eq!(snapshot_folders(&test.world.repository).len(), before + 1, "{what}: folders");
             let done = answered.map(|answer| answer.ok()["id"].clone());
-            trial.client.delete(&format!("{SNAPSHOTS}/{id}"));
+            test.client.delete(&format!("{SNAPSHOTS}/{id}"));
             if let Some(answered) = done {
                 assert_eq!(answered, json!(id), "{what}");
                 assert!(n > 10, "only {n} steps: the shim does not see what the service does");

@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::harness::{VM, Volume, World, define_vm, define_vm_with, make_disk, make_repository, text};
+use crate::harness::{Tmpfs, VM, Volume, World, define_vm, define_vm_with, make_disk, make_repository, text};
 use crate::needs_root;
 
 fn vm_name(number: usize) -> String {
@@ -169,30 +168,12 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     assert_eq!(client.get(&format!("/vms/{dashed}/snapshots/{id}/disks/good.img")).status, 200);
 }
 
-/// A file system in memory.
-struct Tmpfs(TempDir);
-
-impl Tmpfs {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.path()).status().unwrap();
-        assert!(status.success());
-        Self(dir)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-    }
-}
-
 #[test]
 fn a_file_system_that_cannot_clone_is_named() {
     needs_root!();
-    let tmpfs = Tmpfs::new();
+    let tmpfs = Tmpfs::new("size=16m");
     let plain = Volume::xfs_with(512, &["-m", "reflink=0"]);
-    let on_tmpfs = make_repository(tmpfs.0.path(), "0004fb0000030000000000000000000a");
+    let on_tmpfs = make_repository(tmpfs.path(), "0004fb0000030000000000000000000a");
     let on_plain = make_repository(&plain.mount_point, "0004fb0000030000000000000000000b");
     let world = World::with(512, |settings| settings.paths.extend([on_tmpfs.clone(), on_plain.clone()]));
     // A file system of its own, mounted inside the repository.

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, SECRET, Settings, USER, VM, World,
+    Answer, Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, VM, World,
     eventually, text,
 };
 use crate::needs_root;
@@ -28,7 +28,7 @@ const LOGIN: &str = "/api/v1/auth/login";
 fn good_credentials_give_a_token_whatever_the_content_type() {
     needs_root!();
     let world = World::new(512);
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     let types = [None, Some("application/x-www-form-urlencoded"), Some("application/json"), Some("text/plain")];
     for path in [LOGIN, "/api/v1/auth/login/"] {
         for content_type in types {
@@ -77,7 +77,7 @@ fn claims(token: &str) -> Value {
 fn a_refusal_says_the_same_to_every_stranger() {
     needs_root!();
     let world = World::new(512);
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     let mut texts = Vec::new();
     for (user, password) in
         [(USER, "wrong"), ("nobody", PASSWORD), ("", ""), ("", PASSWORD), ("admin:pa", "ss wörd-7f3a"), ("a\nb", "x")]
@@ -89,28 +89,30 @@ fn a_refusal_says_the_same_to_every_stranger() {
     }
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]), "{texts:?}");
     // Once at the start. Names that cannot be put into Basic credentials never reach the manager.
-    assert_eq!(world.manager.asked(), 1 + 2);
+    assert_eq!(world.manager.request_count(), 1 + 2);
 }
 
 #[test]
 fn an_outage_is_never_a_wrong_password() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "1s"));
-    let client = Client::new(&world.exporter, &world.certificates);
-    for behaviour in [Behaviour::ServerError, Behaviour::Redirects, Behaviour::WebPage, Behaviour::Slow] {
-        world.manager.behave(behaviour);
+    let client = world.anonymous_client();
+    for behavior in
+        [ManagerBehavior::ServerError, ManagerBehavior::Redirects, ManagerBehavior::WebPage, ManagerBehavior::Slow]
+    {
+        world.manager.set_behavior(behavior);
         for password in [PASSWORD, "wrong"] {
             let answer = log_in(&client, LOGIN, None, USER, password);
-            assert_eq!(answer.error(502), "manager_unavailable", "{behaviour:?}");
+            assert_eq!(answer.error(502), "manager_unavailable", "{behavior:?}");
         }
     }
     for (status, expected) in
         [(200, 200), (204, 200), (401, 401), (403, 401), (301, 502), (400, 502), (404, 502), (429, 502), (503, 502)]
     {
-        world.manager.behave(Behaviour::Status(status));
+        world.manager.set_behavior(ManagerBehavior::Status(status));
         assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, expected, "the manager says {status}");
     }
-    world.manager.behave(Behaviour::Good);
+    world.manager.set_behavior(ManagerBehavior::Good);
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
     assert_eq!(log_in(&client, LOGIN, None, USER, "wrong").error(401), "unauthorized");
     drop(world.manager);
@@ -149,7 +151,7 @@ fn the_managers_certificate_is_verified() {
         world.exporter.settings().ovm_endpoint = format!("https://127.0.0.1:{port}");
         world.exporter.settings().manager = trust.clone();
         world.exporter.restart();
-        let client = Client::new(&world.exporter, &world.certificates);
+        let client = world.anonymous_client();
         let answer = log_in(&client, LOGIN, None, USER, PASSWORD);
         assert_eq!(answer.status, expected, "{port} with {trust:?}");
         if expected == 502 {
@@ -158,11 +160,14 @@ fn the_managers_certificate_is_verified() {
     }
     // Whoever could not prove who it is was not told the password.
     // Each start asks without one; the world's own has done so, too.
-    assert_eq!((world.manager.asked(), elsewhere.asked(), manager.asked()), (1 + 2 * 2, 0, 2 * 2));
+    assert_eq!(
+        (world.manager.request_count(), elsewhere.request_count(), manager.request_count()),
+        (1 + 2 * 2, 0, 2 * 2)
+    );
     assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning of what is not so");
     world.exporter.settings().manager = "insecure_skip_verify = true".to_owned();
     world.exporter.restart();
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
     assert!(world.exporter.log().contains("WARN manager.insecure_skip_verify"), "no warning in the log");
     assert!(world.exporter.log().contains("name its authority with manager.ca_certificate"), "no remedy in the log");
@@ -262,7 +267,7 @@ fn no_route_is_open_to_a_stranger() {
     }
 
     client.token.clone_from(&good);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let files = world.snapshot_files();
     let snapshot = format!("/vms/{VM}/snapshots/{id}");
     let routes = [

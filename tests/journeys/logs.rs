@@ -3,7 +3,7 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Behaviour, Client, PASSWORD, SECRET, VM, World, text, write_at};
+use crate::harness::{ManagerBehavior, PASSWORD, SECRET, VM, World, text, write_at};
 use crate::needs_root;
 
 #[test]
@@ -22,7 +22,7 @@ fn look_for_secrets(level: &str) {
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     client.disk(&id, "a.img");
     let login = |body: String| client.send(client.request(Method::POST, "/api/v1/auth/login").body(body));
     let wrong_password = "wrong-password-5c1b";
@@ -33,14 +33,14 @@ fn look_for_secrets(level: &str) {
     ids.push(text(&login(credentials[..credentials.len() - 2].to_owned()).json()["request_id"]));
     let in_query = client.get(&format!("/vms/{VM}/snapshots/{id}?squashChunks=x&token={}", client.token));
     ids.push(text(&in_query.json()["request_id"]));
-    world.manager.behave(Behaviour::ServerError);
+    world.manager.set_behavior(ManagerBehavior::ServerError);
     ids.push(text(&login(credentials).json()["request_id"]));
     ids.push(text(&client.get("/nowhere").json()["request_id"]));
     // Credentials that do not fit: a token cut short, Basic where Bearer is asked for, a path too long.
     let forged = client.token[..client.token.len() - 5].to_owned();
     let basic = "Basic YWRtaW46cGE6c3Mgd8O2cmQtN2YzYQ==";
     for header in [format!("Bearer {forged}"), basic.to_owned()] {
-        let mut stranger = Client::new(&world.exporter, &world.certificates);
+        let mut stranger = world.anonymous_client();
         stranger.token.clear();
         let request = stranger.request(Method::GET, "/api/v1/vms").header("Authorization", header);
         ids.push(text(&stranger.send(request).json()["request_id"]));
@@ -55,7 +55,7 @@ fn look_for_secrets(level: &str) {
         (client.post("/vms"), 405),
         (client.get(&format!("/vms/{VM}/snapshots/{id}?compareTo={id}")), 400),
         // A line is counted where it is the first of its connection.
-        (Client::new(&world.exporter, &world.certificates).get(&format!("/{}", "a".repeat(62_000))), 414),
+        (world.anonymous_client().get(&format!("/{}", "a".repeat(62_000))), 414),
     ] {
         answer.error(status);
         ids.push(text(&answer.json()["request_id"]));

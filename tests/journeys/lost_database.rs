@@ -8,17 +8,15 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Client, World, run, text};
+use crate::harness::{Client, SNAPSHOTS, Tmpfs, World, text};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// A service with a VM of two snapshots.
 fn world() -> (World, Client, [String; 2]) {
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();
-    let ids = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
+    let ids = std::array::from_fn(|_| client.take_snapshot_id());
     (world, client, ids)
 }
 
@@ -68,13 +66,8 @@ fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
 fn another_services_snapshots_are_counted_and_are_no_problem() {
     needs_root!();
     let (world, client, _) = world();
-    let other = crate::harness::Exporter::start(crate::harness::Settings::new(
-        &world.certificates,
-        &world.manager,
-        &[&world.repository],
-    ));
-    let mut stranger = Client::new(&other, &world.certificates);
-    stranger.log_in();
+    let other = world.second_service(|_| {});
+    let stranger = Client::logged_in(&other, &world.certificates);
     assert_eq!(problems(&stranger), [""; 0]);
     assert_eq!(repository(&stranger)["unknown_snapshots"], 2);
     assert_eq!(problems(&client), [""; 0]);
@@ -84,17 +77,17 @@ fn another_services_snapshots_are_counted_and_are_no_problem() {
 #[test]
 fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshots() {
     needs_root!();
-    type Harm = fn(&Path);
-    let removed: Harm = |path| fs::remove_file(path).unwrap();
-    let replaced: Harm = |path| {
+    type Damage = fn(&Path);
+    let removed: Damage = |path| fs::remove_file(path).unwrap();
+    let replaced: Damage = |path| {
         let copy = path.with_extension("copy");
         fs::copy(path, &copy).unwrap();
         fs::rename(copy, path).unwrap();
     };
-    let emptied: Harm = |path| fs::write(path, "").unwrap();
-    for (harm, word) in [(removed, "removed"), (replaced, "replaced"), (emptied, "emptied")] {
+    let emptied: Damage = |path| fs::write(path, "").unwrap();
+    for (damage, word) in [(removed, "removed"), (replaced, "replaced"), (emptied, "emptied")] {
         let (world, client, _) = world();
-        harm(&world.exporter.db_file());
+        damage(&world.exporter.db_file());
         let problems = problems(&client);
         assert!(problems.len() == 1 && problems[0].contains(word), "{problems:?}");
         assert!(!problems[0].contains('/'), "strangers are told no paths: {problems:?}");
@@ -111,9 +104,7 @@ fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshot
 fn a_full_disk_under_the_database_is_said() {
     needs_root!();
     let (mut world, _, _) = world();
-    let dir = tempfile::tempdir().unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "exporter-test"]).arg(dir.path()));
-    let _mounted = Unmount(dir.path());
+    let dir = Tmpfs::new("size=16m");
     world.exporter.settings().db_file = Some(dir.path().join("exporter.db"));
     world.exporter.restart();
     let client = world.client();
@@ -123,14 +114,6 @@ fn a_full_disk_under_the_database_is_said() {
     assert_eq!(problems(&client), ["the database's disk is full"]);
     fs::remove_file(filler).unwrap();
     assert_eq!(problems(&client), [""; 0]);
-}
-
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
-    }
 }
 
 #[test]

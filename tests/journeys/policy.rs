@@ -1,4 +1,4 @@
-//! What the policy refuses before it does harm, which disks are taken, and what waits.
+//! What the policy refuses before it does fault, which disks are taken, and what waits.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,15 +7,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, VM, World, chunks, data, define_vm, define_vm_with, eventually, make_disk, make_repository, text,
-    write_at, zero,
+    Answer, Client, MB, OTHER_VM, SNAPSHOTS, VM, Volume, World, chunks, data, define_vm, define_vm_with, eventually,
+    make_disk, make_repository, text, write_at, zero,
 };
-use crate::harness::{Volume, connect};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 fn create(client: &Client, body: &str) -> Answer {
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
@@ -117,7 +112,7 @@ fn limits_are_kept_and_say_what_would_help() {
         assert_eq!(world.snapshot_files(), files, "something was written");
         code
     };
-    let [first, _second] = [(); 2].map(|()| text(&client.take_snapshot()["id"]));
+    let [first, _second] = [(); 2].map(|()| client.take_snapshot_id());
     assert_eq!(refused(&client, SNAPSHOTS, 409, "max_snapshots_per_vm"), "too_many_snapshots");
     let of_other = format!("/vms/{OTHER_VM}/snapshots");
     (0..3).for_each(|n| write_at(&torn, n * 16384, &[1; 4096]));
@@ -233,19 +228,17 @@ fn snapshots_at_a_time_are_as_many_as_the_config_says() {
 #[test]
 fn exports_wait_their_turn_and_the_queue_has_an_end() {
     needs_root!();
-    use std::io::{Read, Write};
+    use std::io::Read;
     let world = World::with(512, |settings| settings.policy = "export_concurrency = 1".to_owned());
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     write_at(disk, 0, &vec![7; 64 << 20]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
+    let id = client.take_snapshot_id();
+    let disk_path = format!("{SNAPSHOTS}/{id}/disks/a.img");
+    let path = format!("/api/v1{disk_path}");
     // Asks for the disk, and takes some of the answer where it is `answered`.
     let ask = |answered: bool| {
-        let mut stream = connect(&world.exporter, &world.certificates);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        stream.write_all(request.as_bytes()).unwrap();
-        stream.flush().unwrap();
+        let mut stream = world.send_get(&client, &disk_path);
         if answered {
             stream.read_exact(&mut [0; 4096]).unwrap();
         }

@@ -5,10 +5,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::harness::{PASSWORD, USER, VM, World, write_at, xfs_io};
+use crate::harness::{MB, PASSWORD, USER, VM, World, write_at, xfs_io};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
 
 /// Runs the client with `arguments`.
 fn client(world: &World, arguments: &[&str]) -> Output {
@@ -41,7 +39,7 @@ fn full_and_incremental_copies_are_the_snapshots() {
     let copy = copy_dir.path().to_str().unwrap();
     let is_copy = |id: &str| {
         for name in ["a.img", "data disk.img"] {
-            let snapshot = world.repository.join("CoriolisSnapshots").join(id).join(name);
+            let snapshot = world.snapshot_folder(&id).join(name);
             assert!(fs::read(snapshot).unwrap() == fs::read(copy_dir.path().join(name)).unwrap(), "{name} of {id}");
         }
     };
@@ -73,7 +71,7 @@ fn full_and_incremental_copies_are_the_snapshots() {
 
     // A lost base: a full copy instead, and a word about it.
     good(&world, &["full", VM, &first, copy]);
-    fs::remove_file(world.repository.join("CoriolisSnapshots").join(&first).join("a.img")).unwrap();
+    fs::remove_file(world.snapshot_folder(&first).join("a.img")).unwrap();
     let output = client(&world, &["incremental", VM, &second, &first, copy]);
     let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("base_lost"), "{told}");

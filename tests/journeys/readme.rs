@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 use coriolis_ovm_exporter::auth::Tokens;
 
 use crate::harness::{
-    Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, make_disk, make_repository,
+    Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, free_port, make_disk, make_repository,
     output as run_for_output, write_at,
 };
 use crate::needs_root;
@@ -41,7 +41,7 @@ fn every_command_of_the_readme_runs() {
     let manager = Manager::start(&certificates);
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
 
     // Only names of places change; a name that the README lost is a failure here.
     let mut script = commands();

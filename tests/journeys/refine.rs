@@ -6,14 +6,8 @@ use std::path::Path;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Random, VM, World, chunks, data, text, write_at, xfs_io, zero};
+use crate::harness::{Client, MB, Random, VM, World, chunks, data, write_at, xfs_io, zero};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
 
 fn document(id: &str, query: &str) -> String {
     format!("/vms/{VM}/snapshots/{id}?{query}")
@@ -28,13 +22,13 @@ fn changed_in_some_ways(world: &World) -> (Client, String, String) {
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
     write_at(disk, 0, &Random(1).bytes(4 * MB));
     let client = world.client();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     let again = fs::read(disk).unwrap();
     write_at(disk, MB, &again[MB as usize..][..(MB / 2) as usize]);
     write_at(disk, 2 * MB + 1000, &[1; 100]);
     write_at(disk, 3 * MB, &[0; 65536]);
     xfs_io(Path::new(disk), &["fpunch 3670016 65536"]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     (client, base, target)
 }
 
@@ -111,7 +105,7 @@ fn what_makes_no_sense_is_refused() {
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     for wrong in [
         "refine=3000",
         "refine=256",
@@ -139,12 +133,12 @@ fn the_config_decides_where_nobody_says() {
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
     write_at(disk, 0, &Random(1).bytes(4 * MB));
     let client = world.client();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     let bytes = fs::read(disk).unwrap();
     write_at(disk, MB, &bytes[MB as usize..][..65536]);
-    let second = take(&client);
+    let second = client.take_snapshot_id();
     write_at(disk, 2 * MB, &bytes[2 * MB as usize..][..4096]);
-    let third = take(&client);
+    let third = client.take_snapshot_id();
     let part = |id: &str| client.compare(id, &base)["disks"][0].clone();
     assert_eq!((&part(&second)["chunks"], &part(&second)["refine"]), (&json!([]), &json!(4096)));
     // Past the limit it takes being asked.

@@ -4,12 +4,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, Clock, Shelf, VM, World, connect, define_vm, make_disk, snapshot_folders, text, write_at,
+    Answer, Client, Clock, HookDir, MB, SNAPSHOTS, VM, World, define_vm, make_disk, snapshot_folders, text, write_at,
 };
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// A service with clocks that leap.
 fn world(policy: &str) -> (Clock, World) {
@@ -27,13 +24,8 @@ fn post(client: &Client, path: &str, body: &Value) -> Answer {
     client.send(client.request(Method::POST, &format!("/api/v1{path}")).body(body.to_string()))
 }
 
-fn take(client: &Client, ttl: &str) -> String {
-    text(&post(client, SNAPSHOTS, &json!({"ttl": ttl})).ok()["id"])
-}
-
 fn list(world: &World) -> Vec<String> {
-    let list = world.lasting_client().get(&format!("{SNAPSHOTS}?chunks=false")).ok();
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+    world.lasting_client().snapshot_ids()
 }
 
 /// Between two times of a document, seconds.
@@ -47,13 +39,13 @@ fn what_has_expired_is_swept_and_nothing_else() {
     needs_root!();
     let (clock, world) = world("default_ttl = \"4h\"");
     let ours = world.lasting_client();
-    let short = take(&ours, "1h");
-    let leased = take(&ours, "1h");
-    let released = take(&ours, "1h");
+    let short = ours.take_snapshot_with_ttl("1h");
+    let leased = ours.take_snapshot_with_ttl("1h");
+    let released = ours.take_snapshot_with_ttl("1h");
     let by_default = ours.take_snapshot();
     let forever = post(&ours, SNAPSHOTS, &json!({"ttl": "none"})).ok();
-    let read = take(&ours, "1h");
-    let newest = take(&ours, "1h");
+    let read = ours.take_snapshot_with_ttl("1h");
+    let newest = ours.take_snapshot_with_ttl("1h");
     assert!((seconds(&by_default["created_at"], &by_default["expires_at"]) - 4.0 * 3600.0).abs() < 0.01);
     assert_eq!(forever["expires_at"], Value::Null);
     let by_default = text(&by_default["id"]);
@@ -76,11 +68,8 @@ fn what_has_expired_is_swept_and_nothing_else() {
     assert_eq!(list(&world).iter().collect::<Vec<_>>(), all);
     clock.pass(2);
     // Somebody reads, and takes his time.
-    let mut stream = connect(&world.exporter, &world.certificates);
-    use std::io::{Read, Write};
-    let path = format!("/api/v1{SNAPSHOTS}/{read}/disks/a.img");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", ours.token);
-    stream.write_all(request.as_bytes()).unwrap();
+    use std::io::Read;
+    let mut stream = world.send_get(&ours, &format!("{SNAPSHOTS}/{read}/disks/a.img"));
     stream.read_exact(&mut [0; 100]).unwrap();
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&leased, &by_default, &forever, &read, &newest].map(Clone::clone));
@@ -108,7 +97,7 @@ fn a_clock_that_leaps_sweeps_nothing() {
     needs_root!();
     let (clock, mut world) = world("");
     let ours = world.lasting_client();
-    let ids = [take(&ours, "3h"), take(&ours, "3h"), take(&ours, "3h")];
+    let ids = [ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h")];
     // A lease as well, of what would be due.
     post(&ours, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
     clock.leap(10 * 365 * 24);
@@ -139,7 +128,7 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     needs_root!();
     let (_clock, mut world) = world("");
     let client_one = world.client();
-    let (id, other) = (take(&client_one, "1h"), take(&client_one, "1h"));
+    let (id, other) = (client_one.take_snapshot_with_ttl("1h"), client_one.take_snapshot_with_ttl("1h"));
     let lease = format!("{SNAPSHOTS}/{id}/lease");
     for wrong in ["", "{}", r#"{"ttl": "169h"}"#, r#"{"ttl": "0s"}"#, r#"{"ttl": 5}"#, r#"{"ttl": "1h", "x": 1}"#] {
         let request = client_one.request(Method::POST, &format!("/api/v1{lease}"));
@@ -152,7 +141,7 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     define_vm(&world.repository, "0004fb0000060000000000000000000a", &[]);
     let of_other = format!("/vms/0004fb0000060000000000000000000a/snapshots/{id}/lease");
     assert_eq!(post(&client_one, &of_other, &hour).error(409), "other_vm");
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     assert_eq!(post(&stranger, &lease, &hour).error(401), "unauthorized");
 
     post(&client_one, &lease, &json!({"ttl": "168h"})).ok();
@@ -174,26 +163,26 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
 fn hooks_stand_around_what_is_swept() {
     needs_root!();
     let (clock, mut world) = world("");
-    let shelf = Shelf::new();
-    shelf.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
-    world.exporter.settings().sections = shelf.section("");
+    let hooks = HookDir::new();
+    hooks.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
+    world.exporter.settings().sections = hooks.section("");
     world.exporter.restart();
     let ours = world.lasting_client();
-    let (short, newest) = (take(&ours, "1h"), take(&ours, "1h"));
-    std::fs::write(shelf.at("refuse"), "").unwrap();
-    shelf.take("calls");
+    let (short, newest) = (ours.take_snapshot_with_ttl("1h"), ours.take_snapshot_with_ttl("1h"));
+    std::fs::write(hooks.at("refuse"), "").unwrap();
+    hooks.take("calls");
     clock.rounds(&world, 1);
     clock.pass(2);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [short.clone(), newest.clone()], "a hook has refused");
-    assert!(shelf.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
-    std::fs::remove_file(shelf.at("refuse")).unwrap();
-    shelf.take("calls");
+    assert!(hooks.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
+    std::fs::remove_file(hooks.at("refuse")).unwrap();
+    hooks.take("calls");
     clock.rounds(&world, 1);
-    assert_eq!(shelf.read("calls"), "", "a hook that refuses is not asked every minute");
+    assert_eq!(hooks.read("calls"), "", "a hook that refuses is not asked every minute");
     clock.pass(1);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [newest]);
-    let calls = shelf.read("calls");
+    let calls = hooks.read("calls");
     assert!(calls.ends_with(&format!("snapshot-delete pre {short}\nsnapshot-delete post {short}\n")), "{calls}");
 }

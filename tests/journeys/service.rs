@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Exporter, Manager, Settings, World, eventually, output, text, write_at};
+use crate::harness::{Certificates, Exporter, Manager, Settings, World, eventually, free_port, output, write_at};
 use crate::needs_root;
 
 /// What the service says next, within 30 seconds.
@@ -28,7 +28,7 @@ fn told(socket: &UnixDatagram) -> String {
 fn the_service_manager_is_told() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let path = certificates.path("notify");
     let name = format!("exporter-tests-{port}");
     for (socket, address) in [
@@ -143,8 +143,8 @@ fn what_the_unit_allows_is_enough() {
     std::os::unix::fs::chown(disk, Some(1234), Some(1234)).unwrap();
     fs::set_permissions(disk, PermissionsExt::from_mode(0o600)).unwrap();
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
+    let second = client.take_snapshot_id();
     client.compare(&second, &first);
     let path = format!("/vms/{}/snapshots/{second}", crate::harness::VM);
     for way in [&format!("?compareTo={first}&refine=4096"), "/disks/a.img/checksum", "/disks/a.img/chunks"] {

@@ -3,19 +3,13 @@
 use std::io::{Read, Write};
 use std::process::Command;
 
-use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Behaviour, Client, PASSWORD, USER, World, connect_from};
+use crate::harness::{ManagerBehavior, PASSWORD, USER, World, connect_from};
 use crate::needs_root;
 
 /// As many as there are places for connections without a good token.
 const LOG_INS: usize = 384;
-
-fn log_in(client: &Client) -> Answer {
-    let body = json!({"username": USER, "password": PASSWORD}).to_string();
-    client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-}
 
 /// Asks with a good token, on a new connection from this address; the status.
 fn status_from(world: &World, token: &str, address: &str) -> String {
@@ -35,7 +29,7 @@ fn hanging_log_ins_shut_nobody_out() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "300s"));
     let token = world.client().token;
-    world.manager.behave(Behaviour::Hangs);
+    world.manager.set_behavior(ManagerBehavior::Hangs);
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let length = body.len();
     let request = format!("POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -62,13 +56,13 @@ fn a_log_in_is_believed_only_where_the_manager_is_seen_to_refuse_strangers() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "2s"));
     // It takes credentials as good, and cannot be seen to refuse a request without.
-    world.manager.behave(Behaviour::SilentToStrangers);
+    world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
     world.exporter.restart();
-    let client = Client::new(&world.exporter, &world.certificates);
-    assert_eq!(log_in(&client).error(502), "manager_unavailable");
-    world.manager.behave(Behaviour::Good);
-    assert_eq!(log_in(&client).status, 200);
+    let client = world.anonymous_client();
+    assert_eq!(client.try_log_in(USER, PASSWORD).error(502), "manager_unavailable");
+    world.manager.set_behavior(ManagerBehavior::Good);
+    assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
     // It is seen once.
-    world.manager.behave(Behaviour::SilentToStrangers);
-    assert_eq!(log_in(&client).status, 200);
+    world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
+    assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
 }

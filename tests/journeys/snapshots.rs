@@ -10,14 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, make_disk, snapshot_folders, text,
-    write_at, zero,
+    Client, MB, OTHER_VM, SNAPSHOTS, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, ids,
+    make_disk, snapshot_folders, text, write_at, zero,
 };
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 /// [`VM`] with one disk in each of two repositories.
 fn with_a_disk_in_each() -> (Volume, PathBuf, World) {
@@ -26,14 +22,6 @@ fn with_a_disk_in_each() -> (Volume, PathBuf, World) {
     disks.iter().for_each(|disk| write_at(disk, 0, &[1; 4096]));
     define_vm(&world.repository, VM, &disks);
     (xfs, second, world)
-}
-
-fn ids(list: &Value) -> Vec<String> {
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
-}
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
 }
 
 fn list(client: &Client) -> Vec<String> {
@@ -65,7 +53,7 @@ fn the_main_job() {
     assert_eq!(client.disk(&id, "a.img"), fs::read(disk).unwrap());
 
     write_at(disk, 8 * MB + 4096, &[8; 4096]);
-    let second = take(&client);
+    let second = client.take_snapshot_id();
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id, second]));
     let changes = client.compare(&second, &id);
     assert_eq!(chunks(&changes["disks"][0]), [data(8 * MB + 4096, 4096)]);
@@ -96,7 +84,7 @@ fn the_document() {
     assert_eq!((&made["created_by"], &made["consistency"]), (&json!(USER), &json!("crash")));
     assert_eq!(made["hooks"], json!([]));
 
-    let folder = world.repository.join("CoriolisSnapshots").join(&id);
+    let folder = world.snapshot_folder(&id);
     let part = &made["disks"][0];
     for (field, expected) in [
         ("name", json!("a.img")),
@@ -124,7 +112,7 @@ fn views_of_a_snapshot() {
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     let client = world.client();
     write_at(disk, 65536, &[1; 65536]);
-    let pin = take(&client);
+    let pin = client.take_snapshot_id();
     // The copy of what is shared goes elsewhere: three extents that touch.
     write_at(disk, 65536 + 16384, &[2; 4096]);
     let made = client.take_snapshot();
@@ -225,13 +213,13 @@ fn all_disks_or_none() {
     assert_eq!((folders(&world.repository), folders(&second)), (HashSet::new(), HashSet::new()));
     assert_eq!(list(&client), Vec::<String>::new());
 
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     refused();
     let left = HashSet::from([id.clone()]);
     assert_eq!((folders(&world.repository), folders(&second)), (left.clone(), left));
     assert_eq!(list(&client), [id.as_str()]);
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id]));
-    take(&client);
+    client.take_snapshot_id();
 }
 
 #[test]
@@ -241,7 +229,7 @@ fn two_at_once_take_turns() {
     write_at(&world.define_vm(&[("a.img", MB)])[0], 0, &[1; 4096]);
     let clients: Vec<Client> = (0..4).map(|_| world.client()).collect();
     let made: HashSet<String> = std::thread::scope(|scope| {
-        let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| take(client))).collect();
+        let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| client.take_snapshot_id())).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let listed = list(&clients[0]);
@@ -284,7 +272,7 @@ fn creation_goes_on_when_the_client_hangs_up() {
     }
     eventually("the snapshot is made", || !list(client).is_empty());
     // It comes behind whatever else would be made of this VM.
-    let last = take(client);
+    let last = client.take_snapshot_id();
     assert_eq!(list(client).len(), 2, "one was made for a client that left before its turn");
     assert_eq!(list(client)[1], last);
     list(client).iter().for_each(|id| assert_eq!(client.disk(id, "a.img"), fs::read(disk).unwrap()));
@@ -297,8 +285,8 @@ fn a_deletion_finds_nothing_and_is_content() {
     world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     let client = world.client();
     let delete = |id: &str| client.delete(&format!("{SNAPSHOTS}/{id}"));
-    let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| take(&client));
-    let folder = |id: &str| world.repository.join("CoriolisSnapshots").join(id);
+    let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| client.take_snapshot_id());
+    let folder = |id: &str| world.snapshot_folder(&id);
     fs::remove_file(folder(&no_file).join("a.img")).unwrap();
     fs::remove_dir_all(folder(&no_folder)).unwrap();
     fs::write(folder(&foreign).join("notes.txt"), "not ours").unwrap();
@@ -324,7 +312,7 @@ fn snapshots_of_one_vm_are_not_those_of_another() {
     world.define_vm(&[("a.img", MB)]);
     define_vm(&world.repository, OTHER_VM, &[make_disk(&world.repository, "other.img", MB)]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let others = format!("/vms/{OTHER_VM}/snapshots");
     let other = text(&client.post(&others).ok()["id"]);
     for path in [format!("{others}/{id}"), format!("{others}/{id}/disks/a.img")] {
@@ -347,7 +335,7 @@ fn a_lost_snapshot_says_so_and_fails_no_list() {
     let world = World::new(512);
     write_at(&world.define_vm(&[("a.img", MB)])[0], 4096, &[1; 4096]);
     let client = world.client();
-    let (lost, whole) = (client.take_snapshot(), take(&client));
+    let (lost, whole) = (client.take_snapshot(), client.take_snapshot_id());
     let id = text(&lost["id"]);
     fs::remove_file(text(&lost["disks"][0]["path"])).unwrap();
 
@@ -374,7 +362,7 @@ fn a_repository_that_is_away_gives_up_its_files_when_it_is_back() {
     needs_root!();
     let (xfs, second, mut world) = with_a_disk_in_each();
     let client = world.client();
-    let (gone, stays) = (take(&client), take(&client));
+    let (gone, stays) = (client.take_snapshot_id(), client.take_snapshot_id());
     xfs.unmount();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
     assert_eq!(list(&client), [stays.as_str()]);

@@ -8,7 +8,7 @@ use std::process::Command;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::harness::{Client, Exporter, Manager, Settings, Shelf, VM, World, chunks, data, text, write_at};
+use crate::harness::{Client, Exporter, HookDir, Manager, Settings, VM, World, chunks, data, text, write_at};
 use crate::needs_root;
 
 /// What `make build` made (`EXPORTER_RELEASE` names another). Without one the test is skipped,
@@ -63,11 +63,11 @@ fn the_whole_journey_on_the_oldest_kernel() {
     needs_root!();
     let Some(release) = release() else { return };
     let (_dir, launcher) = old_kernel();
-    let shelf = Shelf::new();
-    shelf.put("10-hook", "[ $2 = post ] || echo quiesced");
+    let hooks = HookDir::new();
+    hooks.put("10-hook", "[ $2 = post ] || echo quiesced");
     let mut world = World::with(512, |settings| {
         settings.binary = release;
-        settings.sections = shelf.section("timeout = \"5s\"");
+        settings.sections = hooks.section("timeout = \"5s\"");
         settings.launcher = vec![launcher.display().to_string()];
     });
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
@@ -81,13 +81,13 @@ fn the_whole_journey_on_the_oldest_kernel() {
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "quiesced", "{made}");
     // A hook that hangs, and all that it has started, can be ended there as well.
-    shelf.put("20-hangs", "trap '' TERM; sleep 600 & wait; wait");
+    hooks.put("20-hangs", "trap '' TERM; sleep 600 & wait; wait");
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
-    shelf.remove("20-hangs");
+    hooks.remove("20-hangs");
     let first = text(&made["id"]);
     let full = client.disk(&first, "a.img");
     write_at(disk, 8 << 20, &[2; 65536]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let document = client.compare(&second, &first);
     assert_eq!(chunks(&document["disks"][0]), [data(8 << 20, 65536)]);
     assert!(client.patched(&document["disks"][0], &full) == fs::read(disk).unwrap(), "the law does not hold");
@@ -135,9 +135,8 @@ fn no_library_of_the_host_is_opened() {
     ];
     settings.launcher = launcher.map(str::to_owned).to_vec();
     let exporter = Exporter::start(settings);
-    let mut client = Client::new(&exporter, &world.certificates);
-    client.log_in();
-    assert_eq!(manager.asked(), 2, "at the start and at the log-in");
+    let client = Client::logged_in(&exporter, &world.certificates);
+    assert_eq!(manager.request_count(), 2, "at the start and at the log-in");
     client.get("/vms").ok();
     drop(exporter);
 

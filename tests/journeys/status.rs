@@ -6,12 +6,8 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::volume_space;
-use crate::harness::{Client, PASSWORD, USER, VM, World, eventually, run, text, write_at};
+use crate::harness::{Client, MB, PASSWORD, SNAPSHOTS, USER, VM, World, eventually, run, text, volume_space, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn costs(client: &Client) -> Vec<(String, Option<u64>)> {
     let status = client.get("/status?cost=true").ok();
@@ -30,7 +26,7 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
     };
     write(0, 20);
     let client = world.client();
-    let take = || text(&client.take_snapshot()["id"]);
+    let take = || client.take_snapshot_id();
     let first = take();
     assert_eq!(costs(&client), [(first.clone(), Some(0))], "all of it is shared");
     write(0, 3); // was in the first alone
@@ -42,7 +38,7 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
     assert_eq!(costs(&client), expected);
 
     let free = || {
-        run(Command::new("sync").arg("--file-system").arg(&world.repository));
+        world.volume.sync();
         volume_space(&world.repository)
     };
     let before = free();
@@ -53,7 +49,7 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
     // What was shared by both is the second's alone now.
     assert_eq!(costs(&client), [(second.clone(), Some(4 * MB)), (third.clone(), Some(0))]);
     // A copy that nobody knows of shares it.
-    let file = world.repository.join("CoriolisSnapshots").join(&second).join("a.img");
+    let file = world.snapshot_folder(&second).join("a.img");
     run(Command::new("cp").arg("--reflink=always").arg(&file).arg(world.repository.join("copy")));
     assert_eq!(costs(&client)[0], (second.clone(), Some(0)));
     // One that is lost makes the others' figures unknown too: what it shares cannot be told.
@@ -71,7 +67,7 @@ fn the_status_is_json_or_text() {
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let status = client.get("/status").ok();
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["creates"], json!({"limit": 2, "running": [], "waiting": []}));
@@ -102,7 +98,7 @@ fn the_status_is_json_or_text() {
     for wrong in ["?cost=perhaps", "?vm=web-1&cost=true"] {
         assert_eq!(client.get(&format!("/status{wrong}")).error(400), "bad_request");
     }
-    assert_eq!(Client::new(&world.exporter, &world.certificates).get("/status").error(401), "unauthorized");
+    assert_eq!(world.anonymous_client().get("/status").error(401), "unauthorized");
     // It answers also when the repository is away.
     world.volume.unmount();
     let status = client.get("/status").ok();
@@ -119,7 +115,7 @@ fn the_log_says_who_did_what_from_where_with_what_outcome() {
     });
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.post(SNAPSHOTS).status, 409);
     let lease = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
     client.send(lease.body(r#"{"ttl": "1h"}"#)).ok();
@@ -127,7 +123,7 @@ fn the_log_says_who_did_what_from_where_with_what_outcome() {
     assert_eq!(client.post("/adopt").status, 200);
     client.delete(&format!("{SNAPSHOTS}/{id}"));
     client.delete(SNAPSHOTS);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     assert_eq!(stranger.get("/vms").status, 401);
     let wrong = json!({"username": "not-a-name-but-a-password", "password": "x"}).to_string();
     let login = stranger.request(Method::POST, "/api/v1/auth/login").body(wrong);

@@ -2,12 +2,11 @@
 
 use std::fs;
 
-use serde_json::{Value, json};
+use serde_json::json;
 
-use crate::harness::{Certificates, Guest, Manners, Shelf, VM, World, eventually, text};
+use crate::harness::{Certificates, Guest, HookDir, MB, ServerBehavior, VM, World, eventually, hook_runs, text};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
 const SECRET: &str = "a secret of guests, never to be seen in a log";
 /// base64 of it
 const BEARER: &str = "Bearer YSBzZWNyZXQgb2YgZ3Vlc3RzLCBuZXZlciB0byBiZSBzZWVuIGluIGEgbG9n";
@@ -16,25 +15,25 @@ const BEARER: &str = "Bearer YSBzZWNyZXQgb2YgZ3Vlc3RzLCBuZXZlciB0byBiZSBzZWVuIGl
 struct Scene {
     guest: Guest,
     world: World,
-    shelf: Shelf,
+    hooks: HookDir,
     _certificates: Certificates,
 }
 
 impl Scene {
     /// With these lines of `[hooks.sync]`.
     fn new(lines: &str) -> Self {
-        let shelf = Shelf::new();
+        let hooks = HookDir::new();
         let certificates = Certificates::new();
         let guest = Guest::start(&certificates, "server");
         let world = World::with(512, |settings| {
             settings.sections = format!(
                 "{}[hooks.sync]\nsecret = {SECRET:?}\nca_certificate = {:?}\n{lines}\n",
-                shelf.section(""),
+                hooks.section(""),
                 certificates.ca(),
             );
         });
         world.define_vm(&[("a.img", MB)]);
-        Self { guest, world, shelf, _certificates: certificates }
+        Self { guest, world, hooks, _certificates: certificates }
     }
 
     /// Writes the VM's definition with these lines besides.
@@ -51,7 +50,7 @@ impl Scene {
 
     /// What the guest was asked, by its paths; each with the secret.
     fn asked(&self) -> Vec<String> {
-        let asked = self.guest.asked();
+        let asked = self.guest.take_requests();
         asked
             .iter()
             .map(|asked| {
@@ -62,12 +61,6 @@ impl Scene {
     }
 }
 
-/// The calls of a document: kind, stage and outcome.
-fn runs(document: &Value) -> Vec<String> {
-    let run = |run: &Value| format!("{} {} {}", text(&run["kind"]), text(&run["stage"]), text(&run["outcome"]));
-    document["hooks"].as_array().unwrap().iter().map(run).collect()
-}
-
 #[test]
 fn a_guest_that_asks_for_it_is_told_before_and_after() {
     needs_root!();
@@ -75,7 +68,7 @@ fn a_guest_that_asks_for_it_is_told_before_and_after() {
     let client = scene.world.client();
     // Nobody asks for it.
     let plain = client.take_snapshot();
-    assert_eq!((&plain["consistency"], runs(&plain), scene.asked()), (&json!("crash"), vec![], vec![]));
+    assert_eq!((&plain["consistency"], hook_runs(&plain, "kind"), scene.asked()), (&json!("crash"), vec![], vec![]));
 
     let port = scene.guest.port;
     for tag in [scene.description(), format!("OVM_simple_name = 'web-1 xo:notify-on-snapshot={}/'", scene.guest.url())]
@@ -83,14 +76,17 @@ fn a_guest_that_asks_for_it_is_told_before_and_after() {
         scene.tag(&tag);
         let made = client.take_snapshot();
         assert_eq!(scene.asked(), ["/sync", "/post-sync"], "{tag}");
-        assert_eq!(runs(&made), ["sync pre ok", "sync post ok"], "{tag}");
+        assert_eq!(hook_runs(&made, "kind"), ["sync pre ok", "sync post ok"], "{tag}");
         assert_eq!((&made["consistency"], &made["hooks"][0]["name"]), (&json!("quiesced"), &json!(scene.guest.url())));
         assert_eq!(made["hooks"][0]["detail"], "answers 200 OK");
     }
     // The tag alone: nobody knows where, and the snapshot goes ahead and says so.
     scene.tag("OVM_description = 'xo:notify-on-snapshot'");
     let made = client.take_snapshot();
-    assert_eq!((runs(&made), &made["consistency"]), (vec!["sync pre skipped".to_owned()], &json!("crash")));
+    assert_eq!(
+        (hook_runs(&made, "kind"), &made["consistency"]),
+        (vec!["sync pre skipped".to_owned()], &json!("crash"))
+    );
     assert!(text(&made["hooks"][0]["detail"]).contains("hooks.sync.urls"), "{made}");
     // A deletion is no guest's business.
     client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"])));
@@ -118,20 +114,20 @@ fn a_guest_that_fails_fails_no_snapshot() {
     let scene = Scene::new("timeout = \"1s\"");
     scene.tag(&scene.description());
     let client = scene.world.client();
-    for (manners, outcome, detail) in [
-        (Manners::ServerError, "failed", "answers 500 Internal Server Error"),
-        (Manners::Redirects, "failed", "answers 302 Found, which is not followed"),
-        (Manners::Slow, "timeout", "timed out"),
-        (Manners::Dawdles, "timeout", "timed out"),
-        (Manners::Huge, "failed", "more than 65536 bytes"),
+    for (behavior, outcome, detail) in [
+        (ServerBehavior::ServerError, "failed", "answers 500 Internal Server Error"),
+        (ServerBehavior::Redirects, "failed", "answers 302 Found, which is not followed"),
+        (ServerBehavior::Slow, "timeout", "timed out"),
+        (ServerBehavior::StalledBody, "timeout", "timed out"),
+        (ServerBehavior::EndlessBody, "failed", "more than 65536 bytes"),
     ] {
-        scene.guest.behave(&[manners]);
+        scene.guest.set_behavior(&[behavior]);
         let made = client.take_snapshot();
-        assert_eq!(made["consistency"], "crash", "{manners:?}");
+        assert_eq!(made["consistency"], "crash", "{behavior:?}");
         // What it may have frozen is thawed before the disks are cloned.
-        assert_eq!(runs(&made), [&format!("sync pre {outcome}"), "sync post ok"], "{manners:?}");
+        assert_eq!(hook_runs(&made, "kind"), [&format!("sync pre {outcome}"), "sync post ok"], "{behavior:?}");
         assert!(text(&made["hooks"][0]["detail"]).contains(detail), "{made}");
-        assert_eq!(scene.asked(), ["/sync", "/post-sync"], "{manners:?}");
+        assert_eq!(scene.asked(), ["/sync", "/post-sync"], "{behavior:?}");
     }
     // One that nobody can vouch for, or that is not there, has seen no secret and has nothing to thaw.
     let others = Certificates::new();
@@ -142,14 +138,18 @@ fn a_guest_that_fails_fails_no_snapshot() {
     {
         scene.tag(&format!("OVM_description = 'xo:notify-on-snapshot={url}'"));
         let made = client.take_snapshot();
-        assert_eq!((runs(&made), &made["consistency"]), (vec!["sync pre failed".to_owned()], &json!("crash")), "{url}");
+        assert_eq!(
+            (hook_runs(&made, "kind"), &made["consistency"]),
+            (vec!["sync pre failed".to_owned()], &json!("crash")),
+            "{url}"
+        );
         assert!(text(&made["hooks"][0]["detail"]).contains(detail), "{made}");
     }
-    assert_eq!(stranger.asked(), Vec::<String>::new());
+    assert_eq!(stranger.take_requests(), Vec::<String>::new());
     scene.tag(&format!("OVM_description = 'xo:notify-on-snapshot=http://127.0.0.1:{}'", scene.guest.port));
     let made = client.take_snapshot();
     assert!(text(&made["hooks"][0]["detail"]).contains("in the clear"), "{made}");
-    assert_eq!((runs(&made), scene.asked()), (vec!["sync pre skipped".to_owned()], vec![]));
+    assert_eq!((hook_runs(&made, "kind"), scene.asked()), (vec!["sync pre skipped".to_owned()], vec![]));
 }
 
 #[test]
@@ -157,9 +157,9 @@ fn a_guest_is_asked_again_and_holds_nothing_meanwhile() {
     needs_root!();
     let scene = Scene::new("retries = 2\nretry_delay = \"1s\"");
     scene.tag(&scene.description());
-    scene.shelf.put("freeze", "touch $OUT/$2");
+    scene.hooks.put("freeze", "touch $OUT/$2");
     let client = scene.world.client();
-    scene.guest.behave(&[Manners::ServerError, Manners::ServerError, Manners::Good]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError, ServerBehavior::ServerError, ServerBehavior::Good]);
     let made = client.take_snapshot();
     let expected = [
         "sync pre failed",
@@ -172,12 +172,15 @@ fn a_guest_is_asked_again_and_holds_nothing_meanwhile() {
         "directory post ok",
         "sync post ok",
     ];
-    assert_eq!((runs(&made), &made["consistency"]), (expected.map(str::to_owned).to_vec(), &json!("quiesced")));
+    assert_eq!(
+        (hook_runs(&made, "kind"), &made["consistency"]),
+        (expected.map(str::to_owned).to_vec(), &json!("quiesced"))
+    );
     let sum: u64 = made["hooks"].as_array().unwrap().iter().map(|run| run["duration_ms"].as_u64().unwrap()).sum();
     assert!(made["freeze_ms"].as_u64().unwrap() < sum + 1000, "the pauses are no part of it: {made}");
     scene.asked();
     // In vain: a plain one.
-    scene.guest.behave(&[Manners::ServerError]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError]);
     let made = client.take_snapshot();
     assert_eq!(scene.asked(), ["/sync", "/post-sync", "/sync", "/post-sync", "/sync", "/post-sync"]);
     assert_eq!((made["hooks"].as_array().unwrap().len(), &made["consistency"]), (8, &json!("crash")));
@@ -188,16 +191,16 @@ fn a_snapshot_that_is_to_be_quiesced_or_not_at_all() {
     needs_root!();
     let scene = Scene::new("on_failure = \"abort\"");
     scene.tag(&scene.description());
-    scene.shelf.put("note", "echo $2 >> $OUT/calls");
+    scene.hooks.put("note", "echo $2 >> $OUT/calls");
     let client = scene.world.client();
-    scene.guest.behave(&[Manners::ServerError, Manners::Good]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError, ServerBehavior::Good]);
     let answer = client.post(&format!("/vms/{VM}/snapshots"));
     assert_eq!(answer.error(502), "hook_failed");
     let details = text(&answer.json()["details"]);
     assert!(details.contains(&scene.guest.url()) && details.contains("500"), "{details}");
-    assert_eq!((scene.asked(), scene.shelf.read("calls")), (vec!["/sync".into(), "/post-sync".into()], String::new()));
+    assert_eq!((scene.asked(), scene.hooks.read("calls")), (vec!["/sync".into(), "/post-sync".into()], String::new()));
     // A program that refuses: the guest is told all the same.
-    scene.shelf.put("refuse", "[ $2 = post ]");
+    scene.hooks.put("refuse", "[ $2 = post ]");
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
     assert_eq!(scene.asked(), ["/sync", "/post-sync"]);
     assert_eq!(scene.world.snapshot_files(), Vec::<std::path::PathBuf>::new());
@@ -208,17 +211,15 @@ fn a_guest_is_told_the_end_also_after_a_crash() {
     needs_root!();
     let mut scene = Scene::new("");
     scene.tag(&scene.description());
-    scene.shelf.put("hang", "touch $OUT/$2; [ $2 = post ] || sleep 600");
-    let client = scene.world.client();
-    let path = format!("/api/v1/vms/{VM}/snapshots");
-    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
-    scene.shelf.wait_for("pre");
+    scene.hooks.put("hang", "touch $OUT/$2; [ $2 = post ] || sleep 600");
+    let asking = scene.world.request_snapshot();
+    scene.hooks.wait_for("pre");
     scene.world.exporter.kill();
     asking.join().unwrap();
     assert_eq!(scene.asked(), ["/sync"]);
     scene.world.exporter.restart();
     assert_eq!(scene.asked(), ["/post-sync"]);
-    assert!(scene.shelf.at("post").exists());
+    assert!(scene.hooks.at("post").exists());
 }
 
 #[test]
@@ -227,26 +228,26 @@ fn a_guest_whose_sync_failed_is_told_the_end_or_named() {
     let mut scene = Scene::new("post_on_failure = false\ntimeout = \"1s\"\nretries = 1\nretry_delay = \"10ms\"");
     scene.tag(&scene.description());
     let client = scene.world.client();
-    for (manners, outcome) in [(Manners::ServerError, "failed"), (Manners::Slow, "timeout")] {
-        scene.guest.behave(&[manners, manners]);
+    for (behavior, outcome) in [(ServerBehavior::ServerError, "failed"), (ServerBehavior::Slow, "timeout")] {
+        scene.guest.set_behavior(&[behavior, behavior]);
         let made = client.take_snapshot();
         let failed = format!("sync pre {outcome}");
-        assert_eq!(runs(&made), [&failed, &failed, "sync post ok"], "{manners:?}");
+        assert_eq!(hook_runs(&made, "kind"), [&failed, &failed, "sync post ok"], "{behavior:?}");
         assert_eq!((scene.asked(), &made["consistency"]), (owned(&["/sync", "/sync", "/post-sync"]), &json!("crash")));
     }
     // A snapshot that was made, and a guest that does not hear it: it is owed that.
-    scene.guest.behave(&[Manners::ServerError, Manners::ServerError]);
-    scene.guest.behave_after(Manners::ServerError);
-    assert_eq!(runs(&client.take_snapshot()), ["sync pre failed", "sync pre failed", "sync post failed"]);
-    assert_eq!(client.get("/status").ok()["owed_hooks"][0]["hooks"], json!([scene.guest.url()]));
-    scene.guest.behave_after(Manners::Good);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError, ServerBehavior::ServerError]);
+    scene.guest.set_post_sync_behavior(ServerBehavior::ServerError);
+    assert_eq!(hook_runs(&client.take_snapshot(), "kind"), ["sync pre failed", "sync pre failed", "sync post failed"]);
+    assert_eq!(client.pending_hooks()[0]["hooks"], json!([scene.guest.url()]));
+    scene.guest.set_post_sync_behavior(ServerBehavior::Good);
     scene.world.exporter.settings().sections += "on_failure = \"abort\"\n";
     scene.world.exporter.restart();
     let client = scene.world.client();
-    eventually("it is told", || client.get("/status").ok()["owed_hooks"] == json!([]));
+    eventually("it is told", || client.pending_hooks() == json!([]));
     scene.asked();
     // One that was not made: the guest is not told, as the config has it, and the answer and the log say so.
-    scene.guest.behave(&[Manners::ServerError, Manners::ServerError]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError, ServerBehavior::ServerError]);
     let answer = client.post(&format!("/vms/{VM}/snapshots"));
     assert_eq!(answer.error(502), "hook_failed");
     let details = text(&answer.json()["details"]);
@@ -265,7 +266,7 @@ fn what_a_good_hook_has_left_survives_a_crash_before_the_operation_is_over() {
     let mut scene = Scene::new("timeout = \"60s\"");
     scene.tag(&scene.description());
     // One in the group of the hook, and one that is the leader of its own.
-    scene.shelf.put(
+    scene.hooks.put(
         "agent",
         "[ $2 = pre ] || exit 0; export OUT\n\
          sleep 600 </dev/null >/dev/null 2>&1 & echo $! > $OUT/in-group\n\
@@ -273,18 +274,16 @@ fn what_a_good_hook_has_left_survives_a_crash_before_the_operation_is_over() {
          until [ -s $OUT/in-session ]; do sleep 0.02; done",
     );
     // The programs are over, and the guest is told: nothing of that is written down yet.
-    scene.guest.behave_after(Manners::Slow);
-    let client = scene.world.client();
-    let path = format!("/api/v1/vms/{VM}/snapshots");
-    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
+    scene.guest.set_post_sync_behavior(ServerBehavior::Slow);
+    let asking = scene.world.request_snapshot();
     eventually("the guest is told the end", || scene.asked().contains(&"/post-sync".to_owned()));
     scene.world.exporter.kill();
     asking.join().unwrap();
-    scene.guest.behave_after(Manners::Good);
+    scene.guest.set_post_sync_behavior(ServerBehavior::Good);
     scene.world.exporter.restart();
     eventually("what is owed was called", || scene.world.client().get("/status").ok()["owed_hooks"] == json!([]));
     for left in ["in-group", "in-session"] {
-        let pid = scene.shelf.read(left).trim().to_owned();
+        let pid = scene.hooks.read(left).trim().to_owned();
         let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         assert!(command.starts_with("sleep"), "the process {left} of a hook that had ended well was killed");
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.parse().unwrap()), nix::sys::signal::Signal::SIGKILL)

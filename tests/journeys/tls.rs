@@ -8,7 +8,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Certificates, Client, VM, World, connect, eventually, text, write_at};
+use crate::harness::{Certificates, VM, World, connect, write_at};
 use crate::needs_root;
 
 /// Runs curl against `/healthz`; whether it was answered.
@@ -32,10 +32,6 @@ fn served_certificate(world: &World) -> String {
         format!("openssl s_client -connect 127.0.0.1:{} </dev/null 2>/dev/null | openssl x509", world.exporter.port);
     let output = Command::new("sh").args(["-c", &command]).output().unwrap();
     String::from_utf8(output.stdout).unwrap()
-}
-
-fn wait_for_log(world: &World, what: &str) {
-    eventually(&format!("the log says {what:?}"), || world.exporter.log().contains(what));
 }
 
 #[test]
@@ -62,12 +58,12 @@ fn versions_and_certificates() {
     assert!(first.starts_with("-----BEGIN CERTIFICATE"), "{first}");
     world.certificates.issue("service");
     world.exporter.signal(Signal::SIGHUP);
-    wait_for_log(&world, "certificate read anew");
+    world.exporter.wait_for_log("certificate read anew");
     let second = served_certificate(&world);
     assert_ne!(first, second);
     std::fs::write(world.certificates.path("service.pem"), "no certificate").unwrap();
     world.exporter.signal(Signal::SIGHUP);
-    wait_for_log(&world, "the old one stays");
+    world.exporter.wait_for_log("the old one stays");
     assert_eq!(served_certificate(&world), second);
     assert!(curl(&world, &[]));
 }
@@ -149,7 +145,7 @@ fn a_signal_lets_running_answers_finish() {
         let disk = &world.define_vm(&[("a.img", 64 << 20)])[0];
         write_at(disk, 0, &vec![7; 64 << 20]);
         let client = world.client();
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let path = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
         let mut response = client.request(Method::GET, &path).send().unwrap();
         let mut body = vec![0; 4096];
@@ -158,8 +154,8 @@ fn a_signal_lets_running_answers_finish() {
         let unused = connect(&world.exporter, &world.certificates);
         let silent = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
         world.exporter.signal(signal);
-        wait_for_log(&world, "stopping");
-        let newcomer = Client::new(&world.exporter, &world.certificates);
+        world.exporter.wait_for_log("stopping");
+        let newcomer = world.anonymous_client();
         let refused = newcomer.try_send(newcomer.request(Method::GET, "/healthz")).unwrap_err();
         assert!(refused.is_connect(), "{signal}: still taking connections: {refused:?}");
         response.read_to_end(&mut body).unwrap();

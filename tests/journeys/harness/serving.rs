@@ -1,5 +1,4 @@
-//! A server of a test's own, which takes no more connections when this is dropped, and lets go of those
-//! that it has.
+//! An HTTPS server in the test process; it stops when this is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,7 +30,7 @@ impl Serving {
 impl Drop for Serving {
     fn drop(&mut self) {
         self.stop.cancel();
-        // Whoever is being answered slowly is not waited for.
+        // Do not wait for slow responses.
         let _ = self.runtime.block_on(async { timeout(Duration::from_secs(2), &mut self.task).await });
     }
 }

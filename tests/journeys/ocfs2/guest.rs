@@ -13,13 +13,11 @@ use reqwest::Method;
 use serde_json::json;
 
 use crate::harness::{
-    Client, Harm, Random, Trial, VM, Volume, World, chunks, define_vm, eventually, make_disk, make_repository, output,
-    snapshot_folders, text, volume_space, write_at, xfs_io,
+    Client, Fault, FaultTest, MB, Random, SNAPSHOTS, VM, Volume, World, chunks, define_vm, eventually, make_disk,
+    make_repository, output, snapshot_folders, text, volume_space, write_at, xfs_io,
 };
-use crate::law::{self, Scale};
+use crate::restore_invariant::{self, Scale};
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 /// As the hosts' own tools make it.
 const FEATURES: &str = "refcount,sparse,unwritten,noinline-data";
 
@@ -41,7 +39,7 @@ fn a_journey(world: &World, client: &Client) {
     write_at(disk, 2 * MB + 4096, &[9; 4096]);
     // Whole clusters, whatever their size: a hole.
     xfs_io(disk, &[&format!("fpunch {MB} {MB}")]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let after = fs::read(disk).unwrap();
     let change = client.compare(&second, &first)["disks"][0].clone();
     assert_eq!(change["mode"], "incremental");
@@ -99,9 +97,9 @@ fn journey_and_law(cluster: u64) {
     let (mut listed, mut compared, mut done) = (0, 0, 0);
     // Other histories for each size of clusters.
     let first = cluster / 4096;
-    for seed in law::seeds(first..=first + 2 * WANTED as u64) {
+    for seed in restore_invariant::seeds(first..=first + 2 * WANTED as u64) {
         let started = std::time::Instant::now();
-        match catch_unwind(AssertUnwindSafe(|| law::follow(&world, &client, seed, &scale))) {
+        match catch_unwind(AssertUnwindSafe(|| restore_invariant::follow(&world, &client, seed, &scale))) {
             Ok(of_seed) => {
                 (listed, compared, done) = (listed + of_seed.0, compared + of_seed.1, done + 1);
                 println!("seed {seed}: {:.1} s", started.elapsed().as_secs_f32());
@@ -148,13 +146,13 @@ fn a_hundred_small_writes_are_listed_as_such() {
         let disk = &world.define_vm(&[("a.img", SIZE)])[0];
         write_at(disk, 0, &vec![0xa5; usize::try_from(SIZE).unwrap()]);
         let client = world.client();
-        let base = text(&client.take_snapshot()["id"]);
+        let base = client.take_snapshot_id();
         let mut random = Random(cluster);
         let mut written: Vec<u64> = (0..100).map(|_| random.below(SIZE / 4096) * 4096).collect();
         written.iter().zip(1..).for_each(|(at, byte)| write_at(disk, *at, &[byte; 4096]));
         written.sort_unstable();
         written.dedup();
-        let target = text(&client.take_snapshot()["id"]);
+        let target = client.take_snapshot_id();
         let part = |query: &str| {
             let path = format!("{SNAPSHOTS}/{target}?compareTo={base}{query}");
             client.get(&path).ok()["disks"][0].clone()
@@ -244,12 +242,12 @@ fn a_disk_that_lies_in_its_inode() {
     File::open(disk).unwrap().sync_all().unwrap();
     assert!(inline(disk), "the volume keeps no file in its inode");
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
     let mut before = fs::read(disk).unwrap();
     // Overwritten in place, then grown out of the inode.
     for (offset, bytes) in [(512, [2; 512]), (1 << 20, [3; 512])] {
         write_at(disk, offset, &bytes);
-        let target = text(&client.take_snapshot()["id"]);
+        let target = client.take_snapshot_id();
         let base = if offset == 512 { first.clone() } else { text(&client.get(SNAPSHOTS).ok()[1]["id"]) };
         let change = client.compare(&target, &base)["disks"][0].clone();
         assert!(chunks(&change).iter().any(|chunk| chunk.start <= offset && !chunk.zero), "{change}");
@@ -278,7 +276,7 @@ fn a_volume_without_reflinks_is_refused() {
         assert!(reason.contains("ocfs2") && reason.contains("reflinks") && reason.contains("refcount"), "{reason}");
     }
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
-    assert_eq!(fs::read_dir(world.repository.join("VirtualDisks")).unwrap().count(), 1, "the trial left something");
+    assert_eq!(fs::read_dir(world.repository.join("VirtualDisks")).unwrap().count(), 1, "the test left something");
 }
 
 #[test]
@@ -291,7 +289,7 @@ fn a_disk_with_space_past_its_end_is_refused() {
     let client = world.client();
     let faults = faults_of_the_kernel(&world.volume.device());
     let take_and_delete = || {
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
     };
     // The rest of the last cluster is no such space.
@@ -313,22 +311,22 @@ fn a_disk_with_space_past_its_end_is_refused() {
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
 fn killed_in_the_middle_of_a_creation() {
-    let mut trial = Trial::on(Volume::ocfs2(512, 4096, FEATURES), |_| {});
+    let mut test = FaultTest::on(Volume::ocfs2(512, 4096, FEATURES), |_| {});
     let mut killed = 0;
     // Not at every step: a start takes seconds here.
     for n in (3..).step_by(6) {
         let what = format!("creation, step {n}");
-        trial.write(n as u8);
-        let now = trial.now();
-        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
-            trial.answered.insert(text(&answer.ok()["id"]), now);
-            assert_eq!(trial.check(&what, None), None);
+        test.write(n as u8);
+        let contents = test.disk_contents();
+        if let Some(answer) = test.request_with_fault(n, Fault::KillBefore, Method::POST, SNAPSHOTS) {
+            test.confirmed.insert(text(&answer.ok()["id"]), contents);
+            assert_eq!(test.check(&what, None), None);
             break;
         }
         killed += 1;
-        trial.restart(Harm::KillBefore);
-        if let Some(id) = trial.check(&what, Some(&now)) {
-            trial.delete(&id);
+        test.restart(Fault::KillBefore);
+        if let Some(id) = test.check(&what, Some(&contents)) {
+            test.delete(&id);
         }
     }
     assert!(killed > 2, "killed {killed} times");

@@ -1,24 +1,19 @@
 //! Places for downloads: who gets them, who waits, and who has to make room.
 
-use std::io::Write;
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use rustls::{ClientConnection, StreamOwned};
+
 use serde_json::{Value, json};
 
-use crate::harness::{Client, USER, VM, World, connect, define_vm, eventually, make_disk, text, write_at};
+use crate::harness::{
+    Client, Connection, MB, OTHER_VM, USER, VM, World, define_vm, eventually, make_disk, text, write_at,
+};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 /// What somebody who has a place may have to wait on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
-
-type Connection = StreamOwned<ClientConnection, TcpStream>;
 
 /// Two VMs with a snapshot each: a disk that no buffer on the way takes whole, and a small one.
 fn two_vms(world: &World) -> (Client, String, String) {
@@ -27,22 +22,13 @@ fn two_vms(world: &World) -> (Client, String, String) {
     write_at(&disk, 0, &[8; 4096]);
     define_vm(&world.repository, OTHER_VM, &[disk]);
     let client = world.client();
-    let large = text(&client.take_snapshot()["id"]);
+    let large = client.take_snapshot_id();
     let small = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
     (
         client,
         format!("/vms/{VM}/snapshots/{large}/disks/a.img"),
         format!("/vms/{OTHER_VM}/snapshots/{small}/disks/b.img"),
     )
-}
-
-/// Asks for a disk, and takes nothing.
-fn ask(world: &World, client: &Client, path: &str) -> Connection {
-    let mut stream = connect(&world.exporter, &world.certificates);
-    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.flush().unwrap();
-    stream
 }
 
 /// Who has a place, and who waits.
@@ -57,7 +43,7 @@ fn slow_readers_of_one_vm_keep_no_other_out() {
     needs_root!();
     let world = World::with(512, |settings| settings.policy = "export_wait = \"3s\"".to_owned());
     let (client, large, small) = two_vms(&world);
-    let slow: Vec<Connection> = (0..12).map(|_| ask(&world, &client, &large)).collect();
+    let slow: Vec<Connection> = (0..12).map(|_| world.send_get(&client, &large)).collect();
     eventually("twelve are sent to", || exports(&client).0.len() == 12);
     // Another VM's disk comes at once, however often.
     for _ in 0..3 {
@@ -129,7 +115,7 @@ fn a_slow_client_is_cut_only_while_others_wait() {
         let line = log.lines().find(|line| line.contains(" audit ") && line.contains("outcome=\"cut\""));
         line.is_some_and(|line| line.contains("slower than export.min_rate") && line.contains("action=\"export\""))
     });
-    eventually("so does the log", || world.exporter.log().contains("its connection is cut"));
+    world.exporter.wait_for_log("its connection is cut");
 }
 
 #[test]

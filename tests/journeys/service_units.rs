@@ -1,11 +1,10 @@
 //! The units of service managers: what they let the service write, and when they do not start it again.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Certificates, Manager, eventually};
+use crate::harness::{Certificates, Manager, eventually, free_port};
 use crate::needs_root;
 
 fn example(path: &str) -> String {
@@ -55,7 +54,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
     }
     fs::create_dir(folder.join("hooks.d")).unwrap();
     fs::write(folder.join("hooks.d/10-good"), "#!/bin/sh\n").unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let text = format!(
         "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:{}\"\n[api]\nbind = \"127.0.0.1\"\nport = {port}\n\
          [api.tls]\ncertificate = {:?}\nkey = {:?}\n[manager]\nca_certificate = {:?}\n[repositories]\npaths = [\"/nonexistent/repo\"]\n",

@@ -1,17 +1,15 @@
 //! A repository whose device hangs in the middle: what becomes of whoever reads there, and of all others.
 
 use std::fs;
-use std::io::Write;
 use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
 
-use crate::harness::{Random, VM, Volume, World, connect, define_vm, eventually, make_disk, text, write_at};
+use crate::harness::{
+    MB, OTHER_VM, ProcessStats, Random, VM, Volume, World, define_vm, eventually, make_disk, text, write_at,
+};
 use crate::{needs, needs_root};
-
-const MB: u64 = 1 << 20;
-const OTHER: &str = "0004fb00000600000000000000000002";
 
 /// The I/O class of each of the service's threads that has one.
 fn classes(world: &World) -> Vec<String> {
@@ -39,38 +37,42 @@ fn it_keeps_few_threads_and_no_place_for_long() {
     write_at(&good, 0, &Random(1).bytes(MB));
     let disk = make_disk(&second, "b.img", 64 * MB);
     write_at(&disk, 0, &Random(2).bytes(64 * MB));
-    define_vm(&second, OTHER, &[disk]);
+    define_vm(&second, OTHER_VM, &[disk]);
     let client = world.client();
-    let (fine, id) = (text(&client.take_snapshot()["id"]), {
-        let made = client.post(&format!("/vms/{OTHER}/snapshots")).ok();
+    let (fine, id) = (client.take_snapshot_id(), {
+        let made = client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok();
         text(&made["id"])
     });
     // Where digests are made, others are not let go first, and nothing stays behind.
-    let path = format!("/api/v1/vms/{OTHER}/snapshots/{id}/disks/b.img");
-    let digest =
-        client.request(Method::GET, &path).header("Range", "bytes=0-99").header("Want-Content-Digest", "sha-256=1");
+    let path = format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img");
+    let digest = client
+        .request(Method::GET, &format!("/api/v1{path}"))
+        .header("Range", "bytes=0-99")
+        .header("Want-Content-Digest", "sha-256=1");
     assert_eq!(client.send(digest).status, 206);
     assert_eq!(idle(&world), 0, "{:?}", classes(&world));
     volume.unmount();
     volume.mount();
     // Names and places are known by then, bytes are not.
-    let range = |from: u64| client.request(Method::GET, &path).header("Range", format!("bytes={from}-{}", from + 4095));
+    let range = |from: u64| {
+        client.request(Method::GET, &format!("/api/v1{path}")).header("Range", format!("bytes={from}-{}", from + 4095))
+    };
     assert_eq!(client.send(range(0)).status, 206);
 
-    let threads = || fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap().count();
+    let threads = || ProcessStats::of(&world.exporter).threads();
     let hanging = device.hang();
-    let go_away_from = |from: u64| {
-        let mut gone = connect(&world.exporter, &world.certificates);
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\nRange: bytes={from}-\r\n\r\n",
-            client.token
-        );
-        gone.write_all(head.as_bytes()).unwrap();
-        gone.flush().unwrap();
-        gone
+    let send_range_from = |from: u64| {
+        world.send_get_with(
+            &client,
+            &path,
+            &format!(
+                "Range: bytes={from}-
+"
+            ),
+        )
     };
     // They take all the places, and read when nobody else wants to.
-    let readers: Vec<_> = (1..13).map(|n| go_away_from(n * 4 * MB)).collect();
+    let readers: Vec<_> = (1..13).map(|n| send_range_from(n * 4 * MB)).collect();
     eventually("twelve read", || idle(&world) == 12);
     drop(readers);
     // Others get them, in time.
@@ -80,19 +82,22 @@ fn it_keeps_few_threads_and_no_place_for_long() {
             .try_send(asked.timeout(Duration::from_secs(60)))
             .is_ok_and(|answer| answer.body == fs::read(&good).unwrap())
     });
-    eventually("the places are free", || world.exporter.log().contains("another export takes the place"));
+    world.exporter.wait_for_log("another export takes the place");
     // Who asks for more of it is told, and costs no thread.
     assert_eq!(client.send(range(9 * MB).timeout(Duration::from_secs(30))).error(503), "repository_unavailable");
     let before = threads();
     for n in 0..100 {
-        drop(go_away_from(n % 60 * MB));
+        drop(send_range_from(n % 60 * MB));
     }
     eventually("the threads of clients that left are gone", || threads() <= before + 10);
     assert_eq!(client.send(client.request(Method::GET, "/healthz")).status, 200);
     drop(hanging);
     eventually("the repository is back", || client.send(range(9 * MB)).status == 206);
     eventually("nobody reads", || idle(&world) == 0);
-    assert!(client.send(client.request(Method::GET, &path)).body == Random(2).bytes(64 * MB), "the disk differs");
+    assert!(
+        client.send(client.request(Method::GET, &format!("/api/v1{path}"))).body == Random(2).bytes(64 * MB),
+        "the disk differs"
+    );
 }
 
 #[test]
@@ -104,7 +109,7 @@ fn others_are_let_go_first_only_where_the_config_says_so() {
     let world = World::on(volume, |settings| settings.sections = "[export]\nio_class = \"normal\"\n".to_owned());
     write_at(&world.define_vm(&[("a.img", 16 * MB)])[0], 0, &Random(3).bytes(16 * MB));
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     world.volume.unmount();
     world.volume.mount();
     assert_eq!(client.disk_range(&id, "a.img", 0, 4096).len(), 4096);

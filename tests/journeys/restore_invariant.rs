@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use serde_json::Value;
 
-use crate::harness::{Client, Random, VM, World, chunks, define_vm, eventually, make_disk, text, write_at, xfs_io};
-use crate::law_views::Compared;
+use crate::harness::{
+    Client, Random, SNAPSHOTS, VM, World, chunks, define_vm, eventually, make_disk, text, write_at, xfs_io,
+};
 use crate::needs_root;
+use crate::restore_invariant_options::Compared;
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const BLOCK: u64 = 4096;
 
 /// How large a trial is, and what its file system can do.
@@ -208,7 +209,7 @@ pub fn follow(world: &World, client: &Client, seed: u64, scale: &Scale) -> (u64,
         }
         history.push("snapshot".to_owned());
         // Read only afterwards: reading must not be what makes the snapshot right.
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
     }
     let what = format!("LAW_SEED={seed} ({})", history.join(", "));
@@ -220,7 +221,7 @@ pub fn follow(world: &World, client: &Client, seed: u64, scale: &Scale) -> (u64,
     for op in [Op::Write, Op::WriteDirect, Op::WriteMapped, Op::Append, Op::Punch] {
         perform(&op, &disk, scale, &mut random);
     }
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     chain.push(Taken { id, bytes: fs::read(&disk).unwrap() });
     check_all_pairs(client, &chain, &name, &format!("{what}, one deleted"), scale.all_views);
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
@@ -293,7 +294,7 @@ fn a_snapshot_under_a_writer_is_a_state_that_was() {
             for _ in 0..8 {
                 eventually("the writer writes", || written.load(Ordering::Relaxed) > seen);
                 let before = written.load(Ordering::Relaxed);
-                let id = text(&client.take_snapshot()["id"]);
+                let id = client.take_snapshot_id();
                 let after = written.load(Ordering::Relaxed);
                 let bytes = client.disk(&id, "a.img");
                 seen = last_number(&bytes);

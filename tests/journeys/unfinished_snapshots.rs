@@ -4,24 +4,22 @@ use std::fs;
 
 use reqwest::Method;
 
-use crate::harness::{Clock, Harm, Shelf, Trial, World, snapshot_folders, text};
+use crate::harness::{Clock, Fault, FaultTest, HookDir, SNAPSHOTS, World, snapshot_folders, text};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 #[test]
 fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
     needs_root!();
-    let (clock, shelf) = (Clock::new(), Shelf::new());
+    let (clock, hooks) = (Clock::new(), HookDir::new());
     let mut world = World::with(512, |settings| {
         clock.load_into(settings);
-        settings.sections = shelf.section("");
+        settings.sections = hooks.section("");
     });
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.lasting_client();
-    let [finished, marked] = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
+    let [finished, marked] = std::array::from_fn(|_| client.take_snapshot_id());
     // The service dies when the disks are cloned and nothing says that the snapshot is finished.
-    shelf.put("die", "[ $2 = pre ] || kill -9 $PPID");
+    hooks.put("die", "[ $2 = pre ] || kill -9 $PPID");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
     let mut folders = snapshot_folders(&world.repository).into_iter();
     let half_made = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));
@@ -29,10 +27,10 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
     assert!(half_made.join("a.img").exists() && !half_made.join(".manifest.json").exists());
     assert!(half_made.join(".making").exists());
     // A crash after the manifest was written, before the marker went.
-    fs::write(world.repository.join("CoriolisSnapshots").join(&marked).join(".making"), "").unwrap();
+    fs::write(world.snapshot_folder(&marked).join(".making"), "").unwrap();
 
     fs::remove_file(world.exporter.db_file()).unwrap();
-    fs::remove_file(shelf.at("die")).ok();
+    fs::remove_file(hooks.at("die")).ok();
     world.exporter.settings().sections = String::new();
     clock.pass(24 * 30);
     world.exporter.restart();
@@ -48,23 +46,23 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
 #[test]
 fn a_manifest_is_whole_or_not_there_at_every_step() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
+    let mut test = FaultTest::new(|_| {});
     let mut seen = 0;
     for n in 1.. {
-        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
+        if let Some(answer) = test.request_with_fault(n, Fault::KillBefore, Method::POST, SNAPSHOTS) {
             answer.ok();
             break;
         }
-        let manifests = trial.world.snapshot_files().into_iter().filter(|path| path.ends_with(".manifest.json"));
+        let manifests = test.world.snapshot_files().into_iter().filter(|path| path.ends_with(".manifest.json"));
         for path in manifests {
             let text = fs::read(&path).unwrap();
             serde_json::from_slice::<serde_json::Value>(&text).unwrap_or_else(|error| panic!("step {n}: {error}"));
             seen += 1;
         }
-        trial.restart(Harm::KillBefore);
+        test.restart(Fault::KillBefore);
         // Killed after the commit and before the answer: it is there.
-        if let Some(id) = trial.check(&format!("step {n}"), Some(&trial.now())) {
-            trial.delete(&id);
+        if let Some(id) = test.check(&format!("step {n}"), Some(&test.disk_contents())) {
+            test.delete(&id);
         }
     }
     assert!(seen > 0);

@@ -6,11 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Random, VM, World, define_vm, define_vm_with, make_disk, text, write_at};
+use crate::harness::{MB, OTHER_VM, Random, VM, World, define_vm, define_vm_with, make_disk, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 fn disk_entry(path: &Path, device: &str, mode: &str) -> String {
     // As the manager writes it: with Python's escapes.

@@ -8,11 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Certificates, Guest, Manners, VM, World, eventually, text};
+use crate::harness::{Certificates, Guest, MB, SNAPSHOTS, ServerBehavior, VM, World, eventually, text};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// A port whose queue of connections is full: the kernel answers no further one, as a host that is off.
 struct Silent {
@@ -92,18 +89,18 @@ fn a_connection_that_was_never_made_owes_nothing() {
         let detail = text(&runs[0]["detail"]);
         assert!(detail.contains("does the VM run") || detail.contains("ca_certificate"), "{what}: {detail}");
     }
-    assert_eq!(stranger.asked(), Vec::<String>::new());
-    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]));
+    assert_eq!(stranger.take_requests(), Vec::<String>::new());
+    assert_eq!(client.pending_hooks(), json!([]));
 
     // One that was reached may hold something: it is told the end, and owes it where it does not hear.
     let guest = Guest::start(&certificates, "server");
     tag(&guest.url());
-    guest.behave(&[Manners::Slow]);
-    guest.behave_after(Manners::ServerError);
+    guest.set_behavior(&[ServerBehavior::Slow]);
+    guest.set_post_sync_behavior(ServerBehavior::ServerError);
     let made = client.take_snapshot();
     let runs: Vec<_> = made["hooks"].as_array().unwrap().iter().map(|run| text(&run["outcome"])).collect();
     assert_eq!(runs, ["timeout", "failed", "failed"], "{made}");
-    let owed = &client.get("/status").ok()["owed_hooks"];
+    let owed = &client.pending_hooks();
     assert_eq!(
         (&owed[0]["hooks"], &owed[0]["vm_id"], &owed[0]["attempts"]),
         (&json!([guest.url()]), &json!(VM), &json!(1))
@@ -113,13 +110,13 @@ fn a_connection_that_was_never_made_owes_nothing() {
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
     // Heard at the next start; then all is let go.
-    guest.behave_after(Manners::Good);
+    guest.set_post_sync_behavior(ServerBehavior::Good);
     world.exporter.restart();
     let client = world.client();
-    eventually("it is told again", || client.get("/status").ok()["owed_hooks"] == json!([]));
+    eventually("it is told again", || client.pending_hooks() == json!([]));
     // A guest that is in order, and whose thaw fails: it may have let go before the clones.
-    guest.behave(&[Manners::Good]);
-    guest.behave_after(Manners::ServerError);
+    guest.set_behavior(&[ServerBehavior::Good]);
+    guest.set_post_sync_behavior(ServerBehavior::ServerError);
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "crash", "{made}");
     assert!(text(&made["consistency_reason"]).contains("answers 500"), "{made}");

@@ -5,25 +5,10 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, snapshot_folders, text, write_at};
+use crate::harness::{Answer, Clock, HookDir, MB, SNAPSHOTS, VM, World, eventually, snapshot_folders, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn listed(client: &Client) -> Vec<String> {
-    client
-        .get(&format!("{SNAPSHOTS}?chunks=false"))
-        .ok()
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| text(&one["id"]))
-        .collect()
-}
 
 /// A folder outside of every repository that has files of the disks' names.
 fn elsewhere(below: &str) -> TempDir {
@@ -77,7 +62,7 @@ fn a_deletion_follows_no_link() {
     ];
     for (what, place) in &places {
         let client = world.client();
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let (path, target) = place(&id);
         exchange(&path, &target);
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(409), "snapshot_lost", "{what}");
@@ -97,13 +82,13 @@ fn a_deletion_follows_no_link() {
         fs::rename(path.with_extension("aside"), &path).unwrap();
         assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200, "{what}");
         assert!(!snapshots.join(&id).exists(), "{what}");
-        assert_eq!(listed(&client), Vec::<String>::new());
+        assert_eq!(client.snapshot_ids(), Vec::<String>::new());
         unharmed();
     }
 
     // The folder of all snapshots.
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let outside = elsewhere(&id);
     exchange(&snapshots, outside.path());
     let vm = client.get(&format!("/vms/{VM}")).ok();
@@ -125,15 +110,9 @@ fn the_sweeper_follows_no_link() {
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[7; 4096]);
     let live = fs::read(disk).unwrap();
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), std::time::Duration::from_secs(31_536_000));
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    let take = |ttl: &str| {
-        let body = json!({"ttl": ttl}).to_string();
-        text(&client.send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}")).body(body)).ok()["id"])
-    };
-    let (expiring, _newest) = (take("1h"), take("none"));
-    let folder = world.repository.join("CoriolisSnapshots").join(&expiring);
+    let client = world.lasting_client();
+    let (expiring, _newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("none"));
+    let folder = world.snapshot_folder(&expiring);
     exchange(&folder, &world.repository.join("VirtualDisks"));
     clock.pass(30);
     clock.rounds(&world, 2);
@@ -147,8 +126,8 @@ fn the_sweeper_follows_no_link() {
 #[test]
 fn a_creation_that_is_undone_follows_no_link() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     let snapshots = world.repository.join("CoriolisSnapshots");
     let client = world.client();
@@ -163,13 +142,13 @@ fn a_creation_that_is_undone_follows_no_link() {
         "rm $d/a.img; echo precious > $d/a.img; chmod 0440 $d/a.img".to_owned(),
     ];
     for exchange in exchanges {
-        shelf.put(
+        hooks.put(
             "10-exchange",
             &format!("[ $2 = pre ] || exit 0\nfor d in {}/*-*-*; do {exchange}; done\nexit 1", snapshots.display()),
         );
         assert_eq!(client.post(SNAPSHOTS).error(502), "hook_failed", "{exchange}");
         assert!(disks.iter().all(|disk| disk.exists()), "a live disk is gone: {exchange}");
-        assert_eq!(listed(&client), Vec::<String>::new());
+        assert_eq!(client.snapshot_ids(), Vec::<String>::new());
         let left = snapshot_folders(&world.repository);
         assert!(!left.is_empty(), "what is not the service's was removed: {exchange}");
         if exchange.contains("precious") {
@@ -180,23 +159,23 @@ fn a_creation_that_is_undone_follows_no_link() {
             removed.unwrap();
         }
     }
-    shelf.remove("10-exchange");
+    hooks.remove("10-exchange");
     client.take_snapshot();
 }
 
 #[test]
 fn a_recovery_follows_no_link() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let mut world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
-    shelf.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
+    hooks.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
     let client = world.client();
     // Killed while the snapshot is being made: which files are its own is recorded nowhere.
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
     std::thread::scope(|scope| {
         let asked = scope.spawn(|| client.try_send(request).is_err());
-        shelf.wait_for("waiting");
+        hooks.wait_for("waiting");
         world.exporter.kill();
         assert!(asked.join().unwrap());
     });

@@ -66,8 +66,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
     assert!(refusal.contains("ovm_endpoint: is empty, and ") && refusal.contains("server"), "{refusal}");
     agent.write_manager(address);
     let exporter = Exporter::start(settings());
-    let mut client = Client::new(&exporter, &certificates);
-    client.log_in();
+    let client = Client::logged_in(&exporter, &certificates);
 
     let list = client.get("/repositories").ok();
     assert_eq!(list.as_array().unwrap().len(), 4);
@@ -96,7 +95,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
 
     // A VM of it is snapshotted, and a repository that comes later is seen.
     define_vm(&first, VM, &[make_disk(&first, "a.img", 1 << 20)]);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).ok()["disks"][0]["repo_mountpoint"], json!(first));
     let (vm, third) = ("0004fb00000600000000000000000003", make_repository(&empty, "disks"));
     let third = third.parent().unwrap();

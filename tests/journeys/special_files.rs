@@ -9,11 +9,8 @@ use std::process::Command;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use reqwest::Method;
 
-use crate::harness::{VM, World, memory_kib, run, text, write_at};
+use crate::harness::{MB, SNAPSHOTS, VM, World, memory_kib, run, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// What somebody can put in a file's place.
 const ODD: [(&str, fn(&Path)); 6] = [
@@ -52,7 +49,7 @@ fn an_odd_ovsmeta_costs_the_friendly_names_alone() {
         let vms = client.get("/vms").ok();
         assert_eq!(vms[0]["snapshot_compatible"], true, "{what}: {vms}");
         assert!(vms[0]["disks"][0]["friendly_name"].is_null(), "{what}: {vms}");
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200, "{what}");
         let log = world.exporter.log();
         let warned = |line: &str| line.contains(" WARN ") && line.contains(".ovsmeta");
@@ -93,7 +90,7 @@ fn an_odd_live_disk_holds_up_nothing() {
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     write_at(&disk, 0, &[7; 4096]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     for (what, make) in ODD {
         if what == "a sparse file" {
             continue;
@@ -119,9 +116,9 @@ fn an_odd_file_of_a_snapshot_is_a_lost_snapshot() {
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[7; 4096]);
     let client = world.client();
-    let file = |id: &str| -> PathBuf { world.repository.join("CoriolisSnapshots").join(id).join("a.img") };
+    let file = |id: &str| -> PathBuf { world.snapshot_folder(&id).join("a.img") };
     for (what, make) in ODD {
-        let (base, target) = (text(&client.take_snapshot()["id"]), text(&client.take_snapshot()["id"]));
+        let (base, target) = (client.take_snapshot_id(), client.take_snapshot_id());
         fs::remove_file(file(&base)).unwrap();
         make(&file(&base));
         let disk = format!("{SNAPSHOTS}/{base}/disks/a.img");

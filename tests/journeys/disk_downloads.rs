@@ -8,10 +8,8 @@ use std::path::{Path, PathBuf};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, VM, World, eventually, memory_kib, text, write_at};
+use crate::harness::{Answer, Client, MB, ProcessStats, VM, World, eventually, memory_kib, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
 
 /// Bytes without a pattern that an offset could be mistaken in.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
@@ -47,7 +45,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
     write_at(&disks[0], size - 5, b"tail!");
     let expected = fs::read(&disks[0]).unwrap();
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let disk = path(&id, "a.img");
     write_at(&disks[0], 0, b"the guest goes on");
 
@@ -194,11 +192,6 @@ fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
     ranges.iter().map(part).collect()
 }
 
-/// The service's count of something in `/proc/<pid>`.
-fn count(world: &World, what: &str) -> usize {
-    fs::read_dir(format!("/proc/{}/{what}", world.exporter.pid())).unwrap().count()
-}
-
 #[test]
 fn memory_does_not_grow_and_nothing_stays_behind() {
     needs_root!();
@@ -208,11 +201,12 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     let expected = noise(3, size as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let url = path(&id, "a.img");
     drop(client.get("/vms"));
+    let stats = ProcessStats::of(&world.exporter);
     let (descriptors, threads, idle) =
-        (count(&world, "fd"), count(&world, "task"), memory_kib(world.exporter.pid(), "VmRSS"));
+        (stats.descriptors(), stats.threads(), memory_kib(world.exporter.pid(), "VmRSS"));
 
     // Eight that take nothing after their first bytes, and one that takes all.
     let stalled: Vec<_> = (0..8)
@@ -230,7 +224,7 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     drop(stalled);
     drop(client);
     eventually("descriptors and threads of clients that went away are given back", || {
-        count(&world, "fd") <= descriptors && count(&world, "task") <= threads + 1
+        stats.descriptors() <= descriptors && stats.threads() <= threads + 1
     });
 }
 
@@ -242,7 +236,7 @@ fn parallel_ranges_are_the_disk() {
     let expected = noise(4, 64 * MB as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     std::thread::scope(|scope| {
         for part in 0..8_u64 {
             let (client, id, expected) = (&client, &id, &expected);
@@ -263,7 +257,7 @@ fn open_for_writing(file: &Path) -> fs::File {
 }
 
 fn snapshot_file(world: &World, id: &str) -> PathBuf {
-    world.repository.join("CoriolisSnapshots").join(id).join("a.img")
+    world.snapshot_folder(&id).join("a.img")
 }
 
 #[test]
@@ -302,7 +296,7 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
         ("missing", &|file| fs::remove_file(file).unwrap()),
     ];
     for (what, change) in changes {
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert_eq!(client.disk_range(&id, "a.img", MB, 4), expected[MB as usize..MB as usize + 4]);
         change(&snapshot_file(&world, &id));
         for headers in [&[][..], &[("Range", "bytes=0-0")]] {
@@ -315,7 +309,7 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
 
     // Cut, or written to, while it is being sent: the body ends early, and nothing is padded.
     for (number, change) in ["cut", "write"].into_iter().enumerate() {
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
         let mut first = [0; 4096];
         response.read_exact(&mut first).unwrap();
@@ -343,7 +337,7 @@ fn a_download_outlives_the_deletion_of_its_snapshot() {
     let expected = noise(6, 64 * MB as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
     let mut body = vec![0; 4096];
     response.read_exact(&mut body).unwrap();

@@ -7,15 +7,12 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use coriolis_ovm_exporter::auth::Tokens;
-use reqwest::Method;
-use serde_json::json;
-
 use crate::harness::{
-    Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, SECRET, Settings, USER, Volume, World,
-    eventually_some, make_repository,
+    Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, Volume, World,
+    eventually_some, free_port, make_repository,
 };
 use crate::needs_root;
+use coriolis_ovm_exporter::auth::Tokens;
 
 /// EX_CONFIG: the unit restarts nothing after it.
 const BROKEN_CONFIG: Option<i32> = Some(78);
@@ -31,7 +28,7 @@ fn key_file(exporter: &Exporter) -> PathBuf {
 /// The status of a request with a token that is signed with `key`.
 fn with_forged_token(world: &World, key: &str) -> u16 {
     let tokens = Tokens::new(&key.into(), Duration::from_secs(3600));
-    let mut client = Client::new(&world.exporter, &world.certificates);
+    let mut client = world.anonymous_client();
     client.token = tokens.issue("admin", SystemTime::now()).unwrap();
     client.get("/vms").status
 }
@@ -297,30 +294,26 @@ fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
 fn a_manager_that_lets_anybody_in_is_refused() {
     needs_root!();
     let certificates = Certificates::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let manager = Manager::start_at(&certificates, "server", &format!("127.0.0.1:{port}"));
     for status in [200, 204] {
-        manager.behave(Behaviour::Status(status));
+        manager.set_behavior(ManagerBehavior::Status(status));
         let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
         let (status, refusal) = Exporter::refusal(&settings);
         assert!(status == BROKEN_CONFIG && refusal.contains("lets in who gives no password at all"), "{refusal}");
         assert!(refusal.contains("ovm_endpoint") && refusal.contains("manager.path"), "{refusal}");
     }
     // One that cannot be asked prevents no start, and is asked before its first word is believed.
-    for behaviour in [Behaviour::ServerError, Behaviour::Slow] {
-        manager.behave(behaviour);
+    for behavior in [ManagerBehavior::ServerError, ManagerBehavior::Slow] {
+        manager.set_behavior(behavior);
         let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&certificates.path("repo")]));
         let client = Client::new(&exporter, &certificates);
-        let log_in = |password: &str| {
-            let body = json!({"username": USER, "password": password}).to_string();
-            client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-        };
-        manager.behave(Behaviour::Status(200));
-        assert_eq!(log_in("anything").error(502), "manager_unavailable");
+        manager.set_behavior(ManagerBehavior::Status(200));
+        assert_eq!(client.try_log_in(USER, "anything").error(502), "manager_unavailable");
         assert!(exporter.log().contains("lets in who gives no password at all"), "{}", exporter.log());
-        manager.behave(Behaviour::Good);
-        assert_eq!(log_in("anything").error(401), "unauthorized");
-        assert_eq!(log_in(PASSWORD).status, 200);
+        manager.set_behavior(ManagerBehavior::Good);
+        assert_eq!(client.try_log_in(USER, "anything").error(401), "unauthorized");
+        assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
     }
     let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
     drop(manager);

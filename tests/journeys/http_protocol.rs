@@ -6,28 +6,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{Answer, Client, PASSWORD, USER, VM, World, connect, eventually, eventually_some, text, write_at};
+use crate::harness::{Answer, PASSWORD, SNAPSHOTS, USER, VM, World, connect, eventually_some, text, write_at};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// The answers that a connection had, one after the other.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
-        let mut lines = std::str::from_utf8(&bytes[..end]).unwrap().split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let header = |line: &str| {
-            let (name, value) = line.split_once(':').unwrap();
-            (name.parse::<HeaderName>().unwrap(), value.trim().parse::<HeaderValue>().unwrap())
-        };
-        let mut answer = Answer { status, headers: lines.map(header).collect(), body: Vec::new() };
-        let body = &bytes[end + 4..];
+        let (mut answer, body) = Answer::parse_head(bytes);
         let length = answer.header("content-length").parse().unwrap_or(0).min(body.len());
         answer.body = body[..length].to_vec();
         bytes = &body[length..];
@@ -143,7 +131,7 @@ fn answers_end_with_a_newline_and_are_neither_stored_nor_sniffed() {
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let created = client.post(SNAPSHOTS);
     let id = text(&created.json()["id"]);
     let snapshot = format!("{SNAPSHOTS}/{id}");
@@ -239,7 +227,7 @@ fn people_and_other_protocols_get_a_sentence_that_helps() {
         assert!(told.contains("HTTP/1.1 400 Bad Request") && told.contains("this port speaks HTTPS"), "{told}");
         assert!(told.contains("https_required") && told.to_lowercase().contains("x-request-id"), "{told}");
     }
-    eventually("it is in the log", || world.exporter.log().contains("https_required"));
+    world.exporter.wait_for_log("https_required");
     let mut half = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     half.write_all(b"GET / HT").unwrap();
@@ -274,9 +262,9 @@ fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
     write_at(disk, 65_536, &[2; 4096]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let snapshot = format!("{SNAPSHOTS}/{second}");
     let disk = format!("{snapshot}/disks/a.img");
     let files = world.snapshot_files();

@@ -5,19 +5,11 @@ use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::harness::{Client, VM, World, chunks, data, define_vm, text, write_at};
+use crate::harness::{Client, MB, OTHER_VM, SNAPSHOTS, VM, World, chunks, data, define_vm, ids, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
-
 fn list(client: &Client) -> Vec<String> {
-    client.get(SNAPSHOTS).ok().as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+    ids(&client.get(SNAPSHOTS).ok())
 }
 
 #[test]
@@ -27,7 +19,7 @@ fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 4096, &[1; 4096]);
     let client = world.client();
-    let (first, second) = (take(&client), take(&client));
+    let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());
     fs::remove_dir_all(world.repository.join("VirtualMachines").join(VM)).unwrap();
 
     assert_eq!(client.get(&format!("/vms/{VM}")).error(404), "not_found");
@@ -49,7 +41,7 @@ fn a_name_goes_before_a_uuid_that_another_vm_has() {
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     let client = world.client();
-    let kept = take(&client);
+    let kept = client.take_snapshot_id();
     // The VM is gone, and one that has its name as a uuid takes its place.
     let machines = world.repository.join("VirtualMachines");
     fs::remove_dir_all(machines.join(VM)).unwrap();
@@ -82,7 +74,7 @@ fn a_folder_of_snapshots_removed_by_hand_leaves_no_record() {
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    take(&client);
+    client.take_snapshot_id();
     fs::remove_dir_all(world.repository.join("CoriolisSnapshots")).unwrap();
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     world.exporter.restart();

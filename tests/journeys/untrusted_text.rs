@@ -4,10 +4,9 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use crate::harness::{Client, Shelf, VM, World, text};
+use crate::harness::{Client, HookDir, OTHER_VM, VM, World, text};
 use crate::needs_root;
 
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 const SECRETS: [&str; 5] = [
     "root:$6$SECRETSALT$SECRETHASH:19000:0:99999:7:::\n",
     "password = SECRETWORD\n",
@@ -70,9 +69,9 @@ fn is_plain(told: &str) -> bool {
 fn names_forge_no_lines_on_a_terminal() {
     needs_root!();
     const NAME: &str = "x\nFORGED\u{1b}[2J\u{202e}\r\u{9b}m";
-    let shelf = Shelf::new();
-    fs::write(shelf.hooks().join(NAME), "no program").unwrap();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    fs::write(hooks.directory().join(NAME), "no program").unwrap();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();
     fs::create_dir_all(world.repository.join("CoriolisSnapshots").join(NAME)).unwrap();

@@ -4,12 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, World, chunks, data, run, text, write_at};
+use crate::harness::{Client, MB, SNAPSHOTS, World, chunks, data, run, text, write_at};
 use crate::needs_root;
-use crate::touched::forge;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+use crate::touched_files::forge;
 
 fn world() -> (World, PathBuf, Client) {
     let world = World::new(512);

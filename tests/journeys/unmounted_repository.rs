@@ -18,8 +18,8 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
     let expected: Vec<u8> = (0..SIZE / 8).flat_map(|number| (number as u64).to_le_bytes()).collect();
     write_at(disk, 0, &expected);
     let client = world.client();
-    let base = text(&client.take_snapshot()["id"]);
-    let id = text(&client.take_snapshot()["id"]);
+    let base = client.take_snapshot_id();
+    let id = client.take_snapshot_id();
     let bytes = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
     let start = || {
         let mut response = client.request(Method::GET, &bytes).send().unwrap();
@@ -59,7 +59,7 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
 
     // The device fails: the body ends early, so that the client notices, and the log says why.
     let (mut response, mut body) = start();
-    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&world.volume.mount_point));
+    world.volume.shut_down();
     let ended = response.read_to_end(&mut body);
     assert!(ended.is_err() && body.len() < expected.len(), "{} bytes came", body.len());
     assert!(expected.starts_with(&body), "bytes came that are not the snapshot's");
@@ -90,7 +90,7 @@ fn a_repository_that_hangs_takes_no_other_with_it() {
         let entry = listed.as_array().unwrap().iter().find(|entry| entry["reflink"] == false).unwrap();
         assert!(text(&entry["reason"]).contains("does not answer"), "{listed}");
         assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert!(client.disk(&id, "a.img") == std::fs::read(&good).unwrap());
         // Its own VM cannot be snapshotted, and says so.
         assert_ne!(client.post(&format!("/vms/{other}/snapshots")).status, 200);

@@ -4,11 +4,8 @@
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Clock, World, text};
+use crate::harness::{Clock, MB, SNAPSHOTS, World, text};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn world(policy: &str) -> (Clock, World) {
     let clock = Clock::new();
@@ -21,9 +18,7 @@ fn world(policy: &str) -> (Clock, World) {
 }
 
 fn take(world: &World, ttl: &str) -> String {
-    let client = world.lasting_client();
-    let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
-    text(&client.send(request.body(json!({"ttl": ttl}).to_string())).ok()["id"])
+    world.lasting_client().take_snapshot_with_ttl(ttl)
 }
 
 #[test]

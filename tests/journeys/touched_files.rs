@@ -9,11 +9,8 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Client, VM, World, chunks, data, eventually, run, text, write_at};
+use crate::harness::{Client, MB, SNAPSHOTS, VM, World, chunks, data, eventually, run, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn world() -> (World, PathBuf, Client) {
     let world = World::new(512);

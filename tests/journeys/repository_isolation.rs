@@ -3,20 +3,17 @@
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Certificates, Exporter};
 use crate::harness::{
-    Client, HungMount, Manager, Random, Settings, VM, Volume, World, connect, define_vm, eventually, eventually_within,
-    make_disk, make_repository, run, snapshot_folders, text, write_at,
+    Certificates, Client, Exporter, HungMount, MB, Manager, ProcessStats, Random, Settings, VM, Volume, World,
+    define_vm, eventually, eventually_within, make_disk, make_repository, snapshot_folders, text, write_at,
 };
 use crate::{needs, needs_root};
 
-const MB: u64 = 1 << 20;
 /// A VM that is defined in the sound repository and has a disk in the other.
 const BOTH: &str = "0004fb00000600000000000000000002";
 /// A VM of the other repository.
@@ -26,10 +23,6 @@ const SECOND: &str = "0004fb00000300000000000000000002";
 fn entry<'a>(list: &'a Value, name: &str) -> &'a Value {
     let found = list.as_array().unwrap().iter().find(|entry| entry["name"] == name);
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
-}
-
-fn threads(world: &World) -> usize {
-    fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap().count()
 }
 
 /// A sound repository and one beside it, with the three VMs.
@@ -47,7 +40,7 @@ fn two_repositories() -> (Volume, PathBuf, World) {
 fn the_sound_one_works(world: &World, client: &Client) {
     assert_eq!(entry(&client.get("/vms").ok(), VM)["snapshot_compatible"], true);
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.disk(&id, "a.img").len() as u64, 4 * MB);
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     assert_eq!(world.client().get("/capabilities").status, 200, "a log-in");
@@ -81,14 +74,11 @@ fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
     the_sound_one_works(&world, &client);
 
     // Clients that leave take no threads with them.
-    let before = threads(&world);
+    let before = ProcessStats::of(&world.exporter).threads();
     for _ in 0..200 {
-        let mut gone = connect(&world.exporter, &world.certificates);
-        let head = format!("GET /api/v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        gone.write_all(head.as_bytes()).unwrap();
-        gone.flush().unwrap();
+        drop(world.send_get(&client, "/vms"));
     }
-    eventually("the threads end", || threads(&world) <= before + 40);
+    eventually("the threads end", || ProcessStats::of(&world.exporter).threads() <= before + 40);
     let started = Instant::now();
     the_sound_one_works(&world, &client);
     // Far below what one wait for the other would take, for each of the requests.
@@ -160,7 +150,7 @@ fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
     let (volume, _second, world) = two_repositories();
     let client = world.client();
     assert_eq!(client.get("/vms").ok().as_array().unwrap().len(), 3);
-    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&volume.mount_point));
+    volume.shut_down();
     let listed = client.get("/vms").ok();
     for vm in [BOTH, OTHER] {
         let entry = entry(&listed, vm);
@@ -183,8 +173,7 @@ fn where_nothing_is_known_of_any_vm_there_is_no_list() {
     let manager = Manager::start(&certificates);
     let _hung = HungMount::at(&repository);
     let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&repository]));
-    let mut client = Client::new(&exporter, &certificates);
-    client.log_in();
+    let client = Client::logged_in(&exporter, &certificates);
     for path in ["/vms".to_owned(), format!("/vms/{VM}"), format!("/vms/{VM}/snapshots")] {
         assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
     }
@@ -219,7 +208,7 @@ fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let ids: Vec<String> = (0..4).map(|_| text(&client.take_snapshot()["id"])).collect();
+    let ids: Vec<String> = (0..4).map(|_| client.take_snapshot_id()).collect();
     world.volume.unmount();
     make_repository(world.repository.parent().unwrap(), world.repository.file_name().unwrap().to_str().unwrap());
     // Nor are the definitions.
@@ -253,22 +242,16 @@ fn checksums_of_a_hung_repository_keep_nobody_else_waiting() {
     write_at(&disk, 0, &Random(2).bytes(64 * MB));
     define_vm(&second, OTHER, &[disk]);
     let client = world.client();
-    let fine = text(&client.take_snapshot()["id"]);
+    let fine = client.take_snapshot_id();
     let other = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
     volume.unmount();
     volume.mount();
     // Names are known by then, bytes are not.
-    let bytes = format!("/api/v1/vms/{OTHER}/snapshots/{other}/disks/d.img");
-    let first = client.request(Method::GET, &bytes).header("Range", "bytes=0-4095");
+    let disk_path = format!("/vms/{OTHER}/snapshots/{other}/disks/d.img");
+    let first = client.request(Method::GET, &format!("/api/v1{disk_path}")).header("Range", "bytes=0-4095");
     assert_eq!(client.send(first).status, 206);
     let hanging = device.hang();
-    let ask = |query: &str| {
-        let mut gone = connect(&world.exporter, &world.certificates);
-        let head = format!("GET {bytes}/{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        gone.write_all(head.as_bytes()).unwrap();
-        gone.flush().unwrap();
-        gone
-    };
+    let ask = |query: &str| world.send_get(&client, &format!("{disk_path}/{query}"));
     let asked: Vec<_> = (0..8).map(|number| ask(&format!("checksum?start={}", number * 4096))).collect();
     let sum = || client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum"));
     assert_eq!(sum().status, 200);

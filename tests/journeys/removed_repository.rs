@@ -1,9 +1,7 @@
 //! Snapshots in a repository that is not in the config any more.
 
-use crate::harness::{VM, World, define_vm, make_disk, text};
+use crate::harness::{MB, VM, World, define_vm, make_disk};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
 
 #[test]
 fn a_repository_that_left_the_config_keeps_nothing_else_from_being_deleted() {
@@ -12,8 +10,8 @@ fn a_repository_that_left_the_config_keeps_nothing_else_from_being_deleted() {
     define_vm(&world.repository, VM, &[make_disk(&world.repository, "a.img", MB), make_disk(&second, "b.img", MB)]);
     let client = world.client();
     let snapshots = format!("/vms/{VM}/snapshots");
-    let [first, second_one] = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
-    let folder = |id: &str| world.repository.join("CoriolisSnapshots").join(id);
+    let [first, second_one] = std::array::from_fn(|_| client.take_snapshot_id());
+    let folder = |id: &str| world.snapshot_folder(&id);
     let [first_folder, second_folder] = [folder(&first), folder(&second_one)];
     world.exporter.settings().paths.pop();
     world.exporter.restart();

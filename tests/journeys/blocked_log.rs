@@ -3,34 +3,30 @@
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Client, Shelf, Volume, World, eventually, text, write_at};
+use crate::harness::{Client, HookDir, MB, SNAPSHOTS, Volume, World, eventually, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 /// Prints as many lines as the log takes of one hook.
 const FLOOD: &str = "yes x | head -n 8192; yes x | head -n 8192 >&2";
 
 /// Hooks with these lines in the config, and a service that does `change` to its settings.
-fn with(lines: &str, top: &str, launcher: &[&str]) -> (Shelf, World) {
-    let shelf = Shelf::new();
+fn with(lines: &str, top: &str, launcher: &[&str]) -> (HookDir, World) {
+    let hooks = HookDir::new();
     let world = World::with(512, |settings| {
-        settings.sections = shelf.section(lines) + "[metrics]\nenabled = true\n";
+        settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n";
         settings.top = top.to_owned();
         settings.launcher = launcher.iter().map(|word| (*word).to_owned()).collect();
     });
     for disk in world.define_vm(&[("a.img", MB)]) {
         write_at(&disk, 0, &[1; 8192]);
     }
-    (shelf, world)
+    (hooks, world)
 }
 
 /// How many lines of the log were dropped, by the metrics.
@@ -56,50 +52,35 @@ fn use_it(world: &World) {
     });
 }
 
-fn thaw(volume: &Volume) -> bool {
-    let mut thaw = Command::new("fsfreeze");
-    thaw.arg("--unfreeze").arg(&volume.mount_point).output().unwrap().status.success()
-}
-
-/// Thaws the file system of the log when a test ends, also one that fails. It has to be dropped before the service,
-/// which cannot end while its log is frozen.
-struct Thaw<'a>(&'a Volume);
-
-impl Drop for Thaw<'_> {
-    fn drop(&mut self) {
-        thaw(self.0);
-    }
-}
-
 #[test]
 fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
-    let (shelf, world) = with("timeout = \"5s\"", &format!("log_file = {log:?}\n"), &[]);
-    let _thaw = Thaw(&volume);
+    let (hooks, world) = with("timeout = \"5s\"", &format!("log_file = {log:?}\n"), &[]);
+    let _thaw = volume.thaw_on_drop();
     let mount_point = volume.mount_point.display().to_string();
     let client = world.client();
     let on_post = format!("[ $2 = post ] && {{ echo post >> $OUT/calls; fsfreeze --unfreeze {mount_point}; exit; }}\n");
     let freeze = format!("echo quiesced; fsfreeze --freeze {mount_point}; touch $OUT/frozen\n");
     // A hook that ends when it may, and one that does not end.
     for (wait, status) in [("until [ -e $OUT/go ]; do sleep 0.02; done", 200), ("sleep 600", 502)] {
-        let (frozen, asked) = (shelf.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
-        let _ = (fs::remove_file(&frozen), fs::remove_file(shelf.at("go")));
-        shelf.put("10-freeze", &format!("{on_post}{freeze}{wait}"));
+        let (frozen, asked) = (hooks.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
+        let _ = (fs::remove_file(&frozen), fs::remove_file(hooks.at("go")));
+        hooks.put("10-freeze", &format!("{on_post}{freeze}{wait}"));
         std::thread::scope(|scope| {
             let request = client.request(Method::POST, &asked);
             let making = scope.spawn(|| client.send(request));
-            shelf.wait_for("frozen");
+            hooks.wait_for("frozen");
             use_it(&world);
             world.exporter.signal(Signal::SIGHUP);
             use_it(&world);
-            fs::write(shelf.at("go"), "").unwrap();
+            fs::write(hooks.at("go"), "").unwrap();
             let answer = making.join().unwrap();
             assert_eq!(answer.status, status, "{wait}: {answer:?}");
-            assert_eq!(shelf.take("calls"), "post\n", "{wait}");
+            assert_eq!(hooks.take("calls"), "post\n", "{wait}");
         });
-        assert!(!thaw(&volume), "{wait}: it was frozen still");
+        assert!(!volume.thaw(), "{wait}: it was frozen still");
     }
     assert_eq!(dropped(&client), 0);
     eventually("the log is written", || {
@@ -115,15 +96,15 @@ fn lines_that_find_no_room_are_counted_and_reported() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
-    let (shelf, world) = with("", &format!("log_file = {log:?}\n"), &[]);
-    let _thaw = Thaw(&volume);
+    let (hooks, world) = with("", &format!("log_file = {log:?}\n"), &[]);
+    let _thaw = volume.thaw_on_drop();
     let mount_point = volume.mount_point.display().to_string();
-    shelf.put(
+    hooks.put(
         "10-freeze",
         &format!("[ $2 = pre ] && {{ echo quiesced; exec fsfreeze --freeze {mount_point}; }}; fsfreeze --unfreeze {mount_point}"),
     );
     for name in ["20-flood", "30-flood", "40-flood", "50-flood"] {
-        shelf.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));
+        hooks.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));
     }
     let client = world.client();
     assert_eq!(client.take_snapshot()["consistency"], "quiesced");
@@ -147,12 +128,12 @@ fn a_pipe_that_nobody_reads_stops_neither_the_service_nor_its_end() {
     // Open for both, so that nobody waits for a reader.
     let mut unread = File::options().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
     let script = format!("exec \"$0\" \"$@\" 2>{}", pipe.display());
-    let (shelf, mut world) = with("", "", &["sh", "-c", &script]);
+    let (hooks, mut world) = with("", "", &["sh", "-c", &script]);
     let client = world.client();
     for name in ["20-flood", "30-flood", "40-flood", "50-flood"] {
-        shelf.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));
+        hooks.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));
     }
-    let first = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
     use_it(&world);
     let count = dropped(&client);
     assert!(count > 1000, "{count} lines were dropped of some 65000");
@@ -168,9 +149,9 @@ fn a_pipe_that_nobody_reads_stops_neither_the_service_nor_its_end() {
     // And then no more, until the end. What is owed then is an error, which nobody reads either.
     client.take_snapshot();
     for name in ["20-flood", "30-flood", "40-flood", "50-flood"] {
-        shelf.remove(name);
+        hooks.remove(name);
     }
-    shelf.put("60-fails", "[ $2 = pre ]");
+    hooks.put("60-fails", "[ $2 = pre ]");
     let made = client.take_snapshot();
     assert_eq!(made["hooks"][1]["outcome"], json!("failed"), "{made}");
     assert_eq!(client.get(SNAPSHOTS).ok()[0]["id"], json!(first));

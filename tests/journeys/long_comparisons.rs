@@ -1,24 +1,16 @@
 //! Comparisons that take long: a client that goes away, and files that are touched meanwhile.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::io::{BufRead, BufReader};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use rustls::{ClientConnection, StreamOwned};
 
-use crate::harness::{Client, Work, World, connect, eventually, text, write_at, xfs_io};
+use crate::harness::{Client, MB, ProcessStats, SNAPSHOTS, World, ends_completely, eventually, text, write_at, xfs_io};
 use crate::needs_root;
 
 const GB: u64 = 1 << 30;
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
 
 /// A world of two snapshots between which all of a disk was written again, 8 GiB of it: its extents
 /// lie one behind the other, and are few. The bytes are the same but for the first MiB, where every
@@ -36,13 +28,13 @@ fn with_much_to_compare() -> (World, Client, String, String) {
     };
     copies(disk);
     let client = world.client();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     fill("0x11");
     for block in (0..256).step_by(2) {
         write_at(disk, block * 4096, &[0x22; 4096]);
     }
     copies(disk);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     (world, client, base, target)
 }
 
@@ -50,28 +42,23 @@ fn with_much_to_compare() -> (World, Client, String, String) {
 fn a_refinement_ends_with_its_client() {
     needs_root!();
     let (world, client, base, target) = with_much_to_compare();
-    let work = Work::of(&world.exporter);
-    let document = format!("/api/v1{SNAPSHOTS}/{target}?compareTo={base}");
-    let chunks = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
+    let stats = ProcessStats::of(&world.exporter);
+    let document = format!("{SNAPSHOTS}/{target}?compareTo={base}");
+    let chunks = format!("{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
     for (path, accept) in [
         (format!("{document}&refine=4096"), "*/*"),
         (format!("{document}&refine=4096&summary=true"), "*/*"),
         (format!("{chunks}&refine=4096&startingOffset={MB}"), "*/*"),
         (format!("{chunks}&refine=4096"), "application/x-ndjson"),
     ] {
-        let head = format!(
-            "GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nAuthorization: Bearer {}\r\n\r\n",
-            client.token
-        );
-        let mut stream = connect(&world.exporter, &world.certificates);
-        stream.write_all(head.as_bytes()).unwrap();
-        let before = work.bytes_read();
-        eventually("the file is read", || work.bytes_read() > before + 64 * MB);
+        let before = stats.bytes_read();
+        let stream = world.send_get_with(&client, &path, &format!("Accept: {accept}\r\n"));
+        eventually("the file is read", || stats.bytes_read() > before + 64 * MB);
         drop(stream);
-        work.wait_for_rest();
-        let read = work.bytes_read() - before;
+        stats.wait_until_idle();
+        let read = stats.bytes_read() - before;
         assert!(read < 8 * GB, "{path}: {read} bytes were read of 16 GiB for nobody");
-        assert_eq!(work.threads("refine"), 0, "{path}: threads are left");
+        assert_eq!(stats.threads_named("refine"), 0, "{path}: threads are left");
     }
 }
 
@@ -88,31 +75,11 @@ fn with_many_chunks<const N: usize>() -> (World, Client, [String; N], String) {
     let world = World::new(8 << 10);
     let disk = &world.define_vm(&[("a.img", EXTENTS * 8192)])[0];
     let client = world.client();
-    let bases = std::array::from_fn(|_| take(&client));
+    let bases = std::array::from_fn(|_| client.take_snapshot_id());
     let file = fs::File::options().write(true).open(disk).unwrap();
     (0..EXTENTS).for_each(|extent| file.write_all_at(&[1; 4096], extent * 8192).unwrap());
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     (world, client, bases, target)
-}
-
-type Connection = StreamOwned<ClientConnection, TcpStream>;
-
-/// Asks for `path`, and takes the first 4 KiB of what comes.
-fn begin(world: &World, client: &Client, path: &str, accept: &str) -> (Connection, String) {
-    let mut stream = connect(&world.exporter, &world.certificates);
-    let head = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAccept: {accept}\r\nConnection: close\r\n");
-    stream.write_all(format!("{head}Authorization: Bearer {}\r\n\r\n", client.token).as_bytes()).unwrap();
-    let mut first = vec![0; 4096];
-    stream.read_exact(&mut first).unwrap();
-    let first = String::from_utf8(first).unwrap();
-    assert!(first.starts_with("HTTP/1.1 200 "), "{first}");
-    (stream, first)
-}
-
-/// Whether the rest of an answer is whole: its last chunk is there.
-fn comes_to_an_end(answer: &mut Connection) -> bool {
-    let mut rest = Vec::new();
-    answer.read_to_end(&mut rest).is_ok() && rest.ends_with(b"\r\n0\r\n\r\n")
 }
 
 /// Changes nothing of a file but when it was changed.
@@ -125,19 +92,20 @@ fn touch(path: &Path) {
 fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() {
     needs_root!();
     let (world, client, [base], target) = with_many_chunks();
-    let work = Work::of(&world.exporter);
-    let path = format!("/api/v1{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
-    let answer = client.request(Method::GET, &path).header("Accept", "application/x-ndjson").send().unwrap();
+    let stats = ProcessStats::of(&world.exporter);
+    let path = format!("{SNAPSHOTS}/{target}/disks/a.img/chunks?compareTo={base}");
+    let answer =
+        client.request(Method::GET, &format!("/api/v1{path}")).header("Accept", "application/x-ndjson").send().unwrap();
     assert_eq!(answer.status(), 200);
     assert_eq!(BufReader::new(answer).lines().map(Result::unwrap).count() as u64, EXTENTS);
 
     // The client takes some lines and no more for now: so the service waits, too.
-    let (mut answer, some) = begin(&world, &client, &path, "application/x-ndjson");
+    let (answer, some) = world.begin_get(&client, &path, "application/x-ndjson");
     assert!(some.contains("{\"start\":73728,"), "{some}");
-    work.wait_for_rest();
+    stats.wait_until_idle();
     touch(&file_of(&client, &target));
-    assert!(!comes_to_an_end(&mut answer), "the lines came to an end");
-    eventually("the log says it", || world.exporter.log().contains("the connection is cut"));
+    assert!(!ends_completely(answer), "the lines came to an end");
+    world.exporter.wait_for_log("the connection is cut");
     assert!(world.exporter.log().contains("its content is being checked"), "why");
 }
 
@@ -145,15 +113,15 @@ fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() 
 fn a_document_is_cut_where_its_base_is_touched() {
     needs_root!();
     let (world, client, bases, target) = with_many_chunks::<2>();
-    let work = Work::of(&world.exporter);
-    let untouched = format!("/api/v1{SNAPSHOTS}/{target}?compareTo={}&refine=0", bases[0]);
-    assert!(comes_to_an_end(&mut begin(&world, &client, &untouched, "*/*").0));
+    let stats = ProcessStats::of(&world.exporter);
+    let untouched = format!("{SNAPSHOTS}/{target}?compareTo={}&refine=0", bases[0]);
+    assert!(ends_completely(world.begin_get(&client, &untouched, "*/*").0));
     for (base, query) in bases.iter().zip(["refine=0", "refine=4096"]) {
         let path = format!("{SNAPSHOTS}/{target}?compareTo={base}&{query}");
-        let (mut answer, _) = begin(&world, &client, &format!("/api/v1{path}"), "*/*");
-        work.wait_for_rest();
+        let (answer, _) = world.begin_get(&client, &path, "*/*");
+        stats.wait_until_idle();
         touch(&file_of(&client, base));
-        assert!(!comes_to_an_end(&mut answer), "{query}: the document came to an end");
+        assert!(!ends_completely(answer), "{query}: the document came to an end");
         let cuts = || world.exporter.log().matches("the connection is cut").count();
         eventually("the log says it", || cuts() > usize::from(query != "refine=0"));
         // Its content is not changed: another attempt succeeds.

@@ -1,58 +1,37 @@
 //! What is frozen is let go: where a clone hangs, where a `post` fails or takes long, where the service stops.
 
 use std::fs;
-use std::path::PathBuf;
-use std::process::Command;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, Shelf, World, eventually, text, write_at};
+use crate::harness::{Answer, Client, HookDir, MB, SNAPSHOTS, World, eventually, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
 /// A world with hooks that have these lines in the config.
-fn with(lines: &str) -> (Shelf, World) {
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(lines) + "[metrics]\nenabled = true\n");
+fn with(lines: &str) -> (HookDir, World) {
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n");
     for disk in world.define_vm(&[("a.img", MB)]) {
         write_at(&disk, 0, &[1; 8192]);
     }
-    (shelf, world)
+    (hooks, world)
 }
 
 fn listed(client: &Client) -> usize {
     client.get(SNAPSHOTS).ok().as_array().unwrap().len()
 }
 
-/// Thaws the file system at its end, also that of a test that fails: nobody could unmount it.
-struct Frozen(PathBuf);
-
-impl Drop for Frozen {
-    fn drop(&mut self) {
-        let _ = Command::new("fsfreeze").arg("--unfreeze").arg(&self.0).status();
-    }
-}
-
-fn asking(world: &World) -> JoinHandle<()> {
-    let client = world.client();
-    let path = format!("/api/v1{SNAPSHOTS}");
-    std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))))
-}
-
 #[test]
 fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
     needs_root!();
-    let (shelf, world) = with("timeout = \"2s\"");
+    let (hooks, world) = with("timeout = \"2s\"");
     let client = world.client();
     // A frozen file system takes no clone, and the clone cannot be interrupted.
     let repository = world.repository.display();
-    let frozen = Frozen(world.repository.clone());
-    shelf.put(
+    let frozen = world.volume.thaw_on_drop();
+    hooks.put(
         "freeze",
         &format!("echo $2 >> $OUT/calls; [ $2 = pre ] || exit 0\necho quiesced; fsfreeze --freeze {repository}"),
     );
@@ -64,7 +43,7 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
     });
     assert_eq!(answer.error(503), "clone_timeout");
     assert!(text(&answer.json()["details"]).contains("hooks.timeout"), "{answer:?}");
-    assert_eq!(shelf.take("calls"), "pre\npost\n");
+    assert_eq!(hooks.take("calls"), "pre\npost\n");
     assert_eq!(listed(&client), 0);
     let counted = client.send(client.request(reqwest::Method::GET, "/metrics"));
     let counted = String::from_utf8(counted.body).unwrap();
@@ -72,12 +51,12 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
     assert!(world.exporter.log().contains("the guest was held up for it"));
     assert!(!world.exporter.log().contains("they are removed"), "nothing was to be removed yet");
     // Nobody else clones the VM's disks meanwhile: the next waits for its turn.
-    shelf.put("freeze", "echo $2 >> $OUT/calls");
-    let next = asking(&world);
+    hooks.put("freeze", "echo $2 >> $OUT/calls");
+    let next = world.request_snapshot();
     drop(frozen);
     next.join().unwrap();
     eventually("the next one is made", || listed(&client) == 1);
-    assert_eq!(shelf.read("calls"), "pre\npost\n");
+    assert_eq!(hooks.read("calls"), "pre\npost\n");
     assert!(world.exporter.log().contains("its clones have ended late: they are removed"));
     // The one that was made: a folder, a disk and a manifest, and nothing of the other.
     assert_eq!(world.snapshot_files().len(), 3, "{:?}", world.snapshot_files());
@@ -86,25 +65,25 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
 #[test]
 fn a_post_that_fails_is_called_again_after_a_restart() {
     needs_root!();
-    let (shelf, mut world) = with("");
-    shelf.put("freeze", "echo $1 $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/mended ]");
+    let (hooks, mut world) = with("");
+    hooks.put("freeze", "echo $1 $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/mended ]");
     let made = world.client().take_snapshot();
     assert_eq!(made["hooks"][1]["outcome"], "failed");
-    assert_eq!(shelf.read("calls"), "snapshot-create pre\nsnapshot-create post\n");
+    assert_eq!(hooks.read("calls"), "snapshot-create pre\nsnapshot-create post\n");
     // Its deletion owes its own.
     assert_eq!(world.client().delete(&format!("{SNAPSHOTS}/{}", text(&made["id"]))).status, 200);
-    shelf.take("calls");
+    hooks.take("calls");
     // Who stops it is told.
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
     let log = world.exporter.log();
     assert!(log.contains("what they froze may be frozen still") && log.contains("of 2 operations"), "{log}");
     world.exporter.restart();
-    eventually("it is called again", || shelf.read("calls").lines().count() == 2);
-    fs::write(shelf.at("mended"), "").unwrap();
+    eventually("it is called again", || hooks.read("calls").lines().count() == 2);
+    fs::write(hooks.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("it is called again", || shelf.read("calls").lines().count() >= 4);
-    let mut calls: Vec<_> = shelf.read("calls").lines().map(str::to_owned).collect();
+    eventually("it is called again", || hooks.read("calls").lines().count() >= 4);
+    let mut calls: Vec<_> = hooks.read("calls").lines().map(str::to_owned).collect();
     calls.dedup();
     assert!(
         calls.iter().all(|call| call.ends_with(" post"))
@@ -112,33 +91,33 @@ fn a_post_that_fails_is_called_again_after_a_restart() {
     );
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
-    shelf.take("calls");
+    hooks.take("calls");
     world.exporter.restart();
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
-    assert_eq!(shelf.read("calls"), "", "what was settled was called again");
+    assert_eq!(hooks.read("calls"), "", "what was settled was called again");
 }
 
 #[test]
 fn a_slow_post_is_waited_for_when_the_service_stops() {
     needs_root!();
-    let (shelf, mut world) = with("");
+    let (hooks, mut world) = with("");
     // Longer than running answers may take.
-    shelf.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
-    let asked = asking(&world);
-    shelf.wait_for("post");
+    hooks.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
+    let asked = world.request_snapshot();
+    hooks.wait_for("post");
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(240)).code(), Some(0));
     asked.join().unwrap();
-    assert!(shelf.at("post-done").exists(), "{}", world.exporter.log());
+    assert!(hooks.at("post-done").exists(), "{}", world.exporter.log());
     assert!(world.exporter.log().contains("its post hooks are waited for"), "{}", world.exporter.log());
 }
 
 #[test]
 fn a_snapshot_is_as_old_as_its_bytes() {
     needs_root!();
-    let (shelf, world) = with("");
-    shelf.put(
+    let (hooks, world) = with("");
+    hooks.put(
         "slow",
         "[ $2 = post ] || { date +%s.%N > $OUT/asked; sleep 1.5; date +%s.%N > $OUT/frozen; }; [ $2 = pre ] || sleep 1",
     );
@@ -150,7 +129,7 @@ fn a_snapshot_is_as_old_as_its_bytes() {
         let at: jiff::Timestamp = value.parse().unwrap();
         at.as_nanosecond() as f64 / 1e9
     };
-    let frozen: f64 = shelf.read("frozen").trim().parse().unwrap();
+    let frozen: f64 = hooks.read("frozen").trim().parse().unwrap();
     let created = seconds(&text(&made["created_at"]));
     // RFC 3339 of whole milliseconds or finer.
     assert!(created >= frozen - 0.001, "created {created}, frozen {frozen}");

@@ -2,18 +2,10 @@
 
 use std::fs;
 
-use reqwest::Method;
-use serde_json::{Value, json};
+use serde_json::Value;
 
-use crate::harness::{Answer, Client, World, eventually};
+use crate::harness::{SNAPSHOTS, World, eventually};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn log_in(client: &Client, user: &str) -> Answer {
-    let body = json!({"username": user, "password": "wrong"}).to_string();
-    client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-}
 
 #[test]
 fn tried_passwords_do_not_push_anything_out_of_the_audit() {
@@ -25,15 +17,15 @@ fn tried_passwords_do_not_push_anything_out_of_the_audit() {
     });
     world.define_vm(&[("a.img", 1 << 20)]);
     world.client().take_snapshot();
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     // One account many times, and many accounts.
     let (of_one, accounts) = (100, 200);
     for n in 0..of_one {
-        assert_eq!(log_in(&stranger, "root").status, 401);
+        assert_eq!(stranger.try_log_in("root", "wrong").status, 401);
         assert_eq!(stranger.get(&format!("/vms/{n}")).status, 401);
     }
     for n in 0..accounts {
-        assert_eq!(log_in(&stranger, &format!("user{n}")).status, 401);
+        assert_eq!(stranger.try_log_in(&format!("user{n}"), "wrong").status, 401);
     }
     let failed = || -> Vec<Value> {
         let text = fs::read_to_string(&file).unwrap();
