@@ -27,7 +27,7 @@ fn ends(report: &(Option<i32>, String), last: &str) -> bool {
 }
 
 #[test]
-fn snapshots_of_the_original_are_taken_over() {
+fn snapshots_of_the_original_exporter_are_adopted() {
     needs_root!();
     let (_volume, second, mut world) = World::with_two_repositories(512);
     let clock = Clock::new();
@@ -135,7 +135,7 @@ fn snapshots_of_the_original_are_taken_over() {
 }
 
 #[test]
-fn a_slip_adopts_nothing() {
+fn adopt_rejects_unknown_query_values() {
     needs_root!();
     let world = World::new(512);
     let client = world.client();
@@ -145,7 +145,7 @@ fn a_slip_adopts_nothing() {
 }
 
 #[test]
-fn who_asks_a_service_that_does_not_run_is_told() {
+fn adopt_reports_that_the_service_is_not_running() {
     needs_root!();
     let mut world = World::new(512);
     world.exporter.kill();

@@ -33,7 +33,7 @@ fn world(folder: &Path, more: &str) -> (World, PathBuf) {
 }
 
 #[test]
-fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
+fn audit_file_contains_json_lines() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (mut world, file) = world(folder.path(), "");
@@ -119,7 +119,7 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
 }
 
 #[test]
-fn many_small_requests_are_few_lines() {
+fn small_requests_are_aggregated_in_the_audit() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (mut world, file) = world(folder.path(), "max_size = \"64KiB\"\nmax_files = 2");
@@ -164,7 +164,7 @@ fn many_small_requests_are_few_lines() {
 }
 
 #[test]
-fn the_audit_is_rotated_and_its_modes_stay() {
+fn audit_file_is_rotated_and_keeps_its_mode() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (world, file) = world(folder.path(), "max_size = \"4KiB\"\nmax_files = 2");
@@ -184,7 +184,7 @@ fn the_audit_is_rotated_and_its_modes_stay() {
 }
 
 #[test]
-fn an_audit_that_cannot_be_written_holds_nobody_up() {
+fn blocked_audit_file_does_not_block_requests() {
     needs_root!();
     let volume = Volume::xfs(512);
     let (world, file) = world(&volume.mount_point, "");

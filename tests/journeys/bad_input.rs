@@ -40,7 +40,7 @@ fn parse(bytes: &[u8]) -> Answer {
 }
 
 #[test]
-fn nothing_that_is_asked_wrongly_does_harm() {
+fn invalid_requests_are_rejected_and_change_nothing() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
@@ -234,7 +234,7 @@ fn nothing_that_is_asked_wrongly_does_harm() {
 
 /// The refusal gets through to a client that is still sending when it is given.
 #[test]
-fn a_body_that_is_too_large_is_told_so() {
+fn too_large_body_gets_the_error_while_it_is_sent() {
     needs_root!();
     let world = World::new(512);
     let client = world.client();
@@ -264,7 +264,7 @@ fn told_to(world: &World, request: &str) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_no_http_is_refused() {
+fn malformed_http_is_rejected() {
     needs_root!();
     let world = World::new(512);
     let login = "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";

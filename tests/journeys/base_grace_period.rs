@@ -22,7 +22,7 @@ fn take(world: &World, ttl: &str) -> String {
 }
 
 #[test]
-fn a_base_outlives_its_successors_creation_by_the_grace() {
+fn expired_base_is_kept_for_the_grace_period() {
     needs_root!();
     let (clock, mut world) = world("");
     let base = take(&world, "1h");
@@ -43,7 +43,7 @@ fn a_base_outlives_its_successors_creation_by_the_grace() {
 }
 
 #[test]
-fn without_a_grace_the_base_goes_with_its_expiry() {
+fn expired_base_is_swept_without_a_grace_period() {
     needs_root!();
     let (clock, world) = world("superseded_grace = \"0\"");
     let base = take(&world, "1h");
@@ -56,7 +56,7 @@ fn without_a_grace_the_base_goes_with_its_expiry() {
 }
 
 #[test]
-fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
+fn lease_is_granted_if_the_clock_is_behind_the_snapshot() {
     needs_root!();
     let (clock, world) = world("");
     let id = take(&world, "1h");

@@ -53,7 +53,7 @@ fn use_it(world: &World) {
 }
 
 #[test]
-fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
+fn hook_that_freezes_the_log_file_is_still_thawed() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
@@ -92,7 +92,7 @@ fn a_hook_that_freezes_the_log_keeps_nothing_frozen() {
 }
 
 #[test]
-fn lines_that_find_no_room_are_counted_and_reported() {
+fn dropped_log_lines_are_counted_and_reported() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
@@ -120,7 +120,7 @@ fn lines_that_find_no_room_are_counted_and_reported() {
 }
 
 #[test]
-fn a_pipe_that_nobody_reads_stops_neither_the_service_nor_its_end() {
+fn unread_log_pipe_blocks_neither_service_nor_shutdown() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe");

@@ -17,7 +17,7 @@ fn line<'a>(table: &'a str, what: &str) -> (&'a str, Option<&'a str>) {
 }
 
 #[test]
-fn a_good_config_is_good_with_and_without_the_service() {
+fn valid_config_passes_with_and_without_the_service_running() {
     needs_root!();
     let mut world = World::new(512);
     fs::set_permissions(world.certificates.path("server.key"), fs::Permissions::from_mode(0o600)).unwrap();
@@ -47,7 +47,7 @@ fn a_good_config_is_good_with_and_without_the_service() {
 }
 
 #[test]
-fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
+fn each_fault_has_a_line_with_a_remedy() {
     needs_root!();
     let volume = Volume::xfs_with(512, &["-m", "reflink=0"]);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
@@ -145,7 +145,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
 }
 
 #[test]
-fn hooks_that_would_not_run_are_listed_with_the_reason() {
+fn skipped_hooks_are_listed_with_the_reason() {
     needs_root!();
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);

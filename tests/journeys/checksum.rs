@@ -62,7 +62,7 @@ fn with_a_disk() -> (World, std::path::PathBuf, Client, u64) {
 }
 
 #[test]
-fn checksums_are_those_of_other_tools() {
+fn checksums_match_other_tools() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
     let id = client.take_snapshot_id();
@@ -111,7 +111,7 @@ fn checksums_are_those_of_other_tools() {
 }
 
 #[test]
-fn what_cannot_be_summed_says_why() {
+fn invalid_checksum_requests_get_a_reason() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
     let id = client.take_snapshot_id();
@@ -151,7 +151,7 @@ fn snapshot_file(client: &Client, id: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn holes_are_not_read() {
+fn checksum_does_not_read_holes() {
     needs_root!();
     let world = World::new(512);
     let path = &world.define_vm(&[("a.img", 256 * MB)])[0];
@@ -170,7 +170,7 @@ fn holes_are_not_read() {
 }
 
 #[test]
-fn work_ends_with_the_client() {
+fn checksum_stops_when_the_client_disconnects() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", ENDLESS), ("b.img", MB)]);
@@ -200,7 +200,7 @@ fn work_ends_with_the_client() {
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_has_no_checksum() {
+fn checksum_fails_if_the_file_changes_meanwhile() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", ENDLESS)]);
@@ -233,7 +233,7 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
 }
 
 #[test]
-fn digests_of_the_representation_and_of_the_content() {
+fn digest_headers_are_sent_on_request() {
     needs_root!();
     let (world, path, client, size) = with_a_disk();
     let id = client.take_snapshot_id();

@@ -33,7 +33,7 @@ fn with_half_a_disk() -> (World, PathBuf, Client) {
 }
 
 #[test]
-fn a_small_write_into_a_large_extent_lists_itself_alone() {
+fn small_write_into_a_large_extent_lists_one_block() {
     needs_root!();
     let world = World::new(8192); // allocation groups of 2 GiB: room for one extent
     let size = 600 * MB;
@@ -57,7 +57,7 @@ fn a_small_write_into_a_large_extent_lists_itself_alone() {
 }
 
 #[test]
-fn a_hundred_small_writes_into_a_large_disk() {
+fn hundred_small_writes_list_only_their_blocks() {
     needs_root!();
     let world = World::new(10_240);
     let size = 4096 * MB;
@@ -94,7 +94,7 @@ fn a_hundred_small_writes_into_a_large_disk() {
 }
 
 #[test]
-fn each_way_to_change_lists_what_changed() {
+fn each_kind_of_change_lists_exactly_the_change() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
     let write = |at: u64, bytes: &[u8]| write_at(&path, at, bytes);
@@ -149,7 +149,7 @@ fn each_way_to_change_lists_what_changed() {
 }
 
 #[test]
-fn views_of_a_comparison() {
+fn comparison_honors_squash_zero_and_chunks_options() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
     let base = client.take_snapshot_id();
@@ -180,7 +180,7 @@ fn views_of_a_comparison() {
 }
 
 #[test]
-fn space_set_aside_is_not_data() {
+fn preallocated_space_is_not_data() {
     needs_root!();
     let world = World::new(512);
     let path = &world.define_vm(&[("a.img", 4 * MB)])[0];
@@ -194,7 +194,7 @@ fn space_set_aside_is_not_data() {
 }
 
 #[test]
-fn the_same_bytes_again_are_no_wrong_answer() {
+fn rewriting_the_same_bytes_lists_at_most_the_rewritten_range() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
     let base = client.take_snapshot_id();
@@ -207,7 +207,7 @@ fn the_same_bytes_again_are_no_wrong_answer() {
 }
 
 #[test]
-fn what_the_base_does_not_have_is_full() {
+fn disk_missing_from_the_base_is_full() {
     needs_root!();
     let (_xfs, second, world) = World::with_two_repositories(512);
     let a = make_disk(&world.repository, "a.img", MB);
@@ -250,7 +250,7 @@ fn what_the_base_does_not_have_is_full() {
 }
 
 #[test]
-fn a_base_that_cannot_be_trusted_is_never_compared_to() {
+fn damaged_base_is_rejected() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
     let damages: [(&str, fn(&Path)); 7] = [
@@ -296,7 +296,7 @@ fn a_base_that_cannot_be_trusted_is_never_compared_to() {
 }
 
 #[test]
-fn only_an_older_snapshot_is_a_base() {
+fn base_must_be_an_older_snapshot() {
     needs_root!();
     let (_world, _path, client) = with_half_a_disk();
     let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());

@@ -60,7 +60,7 @@ fn threads(world: &World) -> usize {
 }
 
 #[test]
-fn many_silent_connections_keep_nobody_out() {
+fn silent_connections_do_not_lock_out_other_clients() {
     needs_root!();
     raise_descriptor_limit();
     let world = World::new(512);
@@ -121,7 +121,7 @@ trait ReadWrite: Read + Write {}
 impl<T: Read + Write> ReadWrite for T {}
 
 #[test]
-fn connections_wait_in_the_kernel_while_nobody_accepts_them() {
+fn connections_queue_in_the_kernel_while_the_service_is_stopped() {
     needs_root!();
     let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     needs!(most.trim().parse::<usize>().unwrap() >= 1024, "net.core.somaxconn of 1024 or more");
@@ -135,7 +135,7 @@ fn connections_wait_in_the_kernel_while_nobody_accepts_them() {
 }
 
 #[test]
-fn a_bound_is_for_addresses_that_are_no_proxies() {
+fn address_limit_does_not_apply_to_trusted_proxies() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.api =
@@ -169,7 +169,7 @@ fn timer(stream: &TcpStream) -> String {
 }
 
 #[test]
-fn an_idle_connection_with_a_good_token_lives_longer() {
+fn authenticated_idle_connections_are_kept_longer() {
     needs_root!();
     let mut world = World::new(512);
     let client = world.client();

@@ -11,7 +11,7 @@ use crate::harness::{Fault, FaultTest, HookDir, SNAPSHOTS, text};
 use crate::needs_root;
 
 #[test]
-fn killed_at_every_step_of_a_creation() {
+fn snapshots_survive_a_kill_at_every_step_of_a_creation() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for fault in [Fault::KillBefore, Fault::KillAfter] {
@@ -41,7 +41,7 @@ fn killed_at_every_step_of_a_creation() {
 }
 
 #[test]
-fn killed_at_every_step_of_a_deletion() {
+fn snapshots_survive_a_kill_at_every_step_of_a_deletion() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for fault in [Fault::KillBefore, Fault::KillAfter] {
@@ -70,7 +70,7 @@ fn killed_at_every_step_of_a_deletion() {
 }
 
 #[test]
-fn killed_at_every_step_of_a_start() {
+fn snapshots_survive_a_kill_at_every_step_of_a_start() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     // Where there is most to take back: all is made, and the commit is about to come.
@@ -113,7 +113,7 @@ fn killed_at_every_step_of_a_start() {
 }
 
 #[test]
-fn killed_at_every_step_nothing_stays_frozen() {
+fn post_hooks_run_after_a_kill_at_every_step() {
     needs_root!();
     let hooks = HookDir::new();
     let mut test = FaultTest::new(|settings| settings.sections = hooks.section(""));
@@ -143,7 +143,7 @@ fn killed_at_every_step_nothing_stays_frozen() {
 }
 
 #[test]
-fn what_was_answered_outlives_the_power() {
+fn confirmed_changes_survive_a_power_cut() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     test.write(1);
@@ -166,7 +166,7 @@ fn what_was_answered_outlives_the_power() {
 }
 
 #[test]
-fn the_database_and_its_repository_lose_power_together() {
+fn database_in_the_repository_survives_a_power_cut() {
     needs_root!();
     let mut test = FaultTest::new(|settings| settings.db_file = Some(settings.paths[0].join("exporter.db")));
     for byte in 1..4 {

@@ -33,7 +33,7 @@ fn is_gone(client: &Client, id: &str) {
 }
 
 #[test]
-fn what_another_service_deletes_goes_from_the_list() {
+fn snapshot_deleted_by_another_service_leaves_the_list() {
     needs_root!();
     let (mut world, client) = world();
     let (_exporter, other) = other_service(&world);
@@ -56,7 +56,7 @@ fn what_another_service_deletes_goes_from_the_list() {
 }
 
 #[test]
-fn hooks_run_around_the_deletion_of_what_the_database_does_not_know() {
+fn hooks_run_around_the_deletion_of_an_unknown_snapshot() {
     needs_root!();
     let (world, client) = world();
     let id = client.take_snapshot_id();
@@ -70,7 +70,7 @@ fn hooks_run_around_the_deletion_of_what_the_database_does_not_know() {
 }
 
 #[test]
-fn a_deletion_of_what_is_not_known_is_refused_where_it_is_not_certain_what_it_is() {
+fn deletion_of_an_incomplete_unknown_snapshot_is_refused() {
     needs_root!();
     let (world, client) = world();
     let neighbour = "0004fb0000060000000000000000000a";
@@ -92,7 +92,7 @@ fn a_deletion_of_what_is_not_known_is_refused_where_it_is_not_certain_what_it_is
 }
 
 #[test]
-fn not_knowing_is_not_being_gone() {
+fn unavailable_snapshot_is_not_reported_as_deleted() {
     needs_root!();
     let (world, client) = world();
     let [id, deleted] = std::array::from_fn(|_| client.take_snapshot_id());

@@ -41,7 +41,7 @@ fn make_demo(launcher: &[&str]) -> (Output, bool) {
 }
 
 #[test]
-fn a_demo_that_cannot_run_says_so_before_anything_is_built() {
+fn demo_checks_requirements_before_it_builds() {
     needs_root!();
     needs!(Path::new("/usr/bin/make").exists(), "make");
     let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
@@ -57,7 +57,7 @@ fn a_demo_that_cannot_run_says_so_before_anything_is_built() {
 }
 
 #[test]
-fn a_demo_that_is_kept_leaves_a_service_that_can_be_tried() {
+fn kept_demo_leaves_a_working_service() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(root().join("examples/demo/demo.sh"))

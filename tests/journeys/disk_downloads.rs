@@ -35,7 +35,7 @@ fn ask(client: &Client, method: Method, path: &str, headers: &[(&str, &str)]) ->
 }
 
 #[test]
-fn whole_disks_and_all_kinds_of_ranges() {
+fn disks_and_ranges_are_served_with_conditions() {
     needs_root!();
     let world = World::new(1024);
     let size = 24 * MB + 777;
@@ -193,7 +193,7 @@ fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
 }
 
 #[test]
-fn memory_does_not_grow_and_nothing_stays_behind() {
+fn stalled_downloads_use_little_memory_and_leak_nothing() {
     needs_root!();
     let world = World::new(2048);
     let size = 256 * MB;
@@ -229,7 +229,7 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
 }
 
 #[test]
-fn parallel_ranges_are_the_disk() {
+fn parallel_ranges_match_the_disk() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
@@ -261,7 +261,7 @@ fn snapshot_file(world: &World, id: &str) -> PathBuf {
 }
 
 #[test]
-fn a_file_that_is_not_the_snapshots_is_never_served() {
+fn changed_or_replaced_file_is_not_served() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
@@ -330,7 +330,7 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
 }
 
 #[test]
-fn a_download_outlives_the_deletion_of_its_snapshot() {
+fn download_completes_after_its_snapshot_is_deleted() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];

@@ -37,7 +37,7 @@ fn clear(folder: &Path) {
 }
 
 #[test]
-fn a_full_repository() {
+fn full_repository_refuses_snapshots_and_allows_deletions() {
     needs_root!();
     // Without a floor: what is left is to be used up.
     let mut test = FaultTest::new(|settings| settings.policy = "min_free_space = 0".to_owned());
@@ -61,7 +61,7 @@ fn a_full_repository() {
 }
 
 #[test]
-fn a_repository_that_is_read_only() {
+fn read_only_repository_refuses_changes_and_allows_comparisons() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     let base = text(&test.client.get(SNAPSHOTS).ok()[0]["id"]);
@@ -85,7 +85,7 @@ fn a_repository_that_is_read_only() {
 }
 
 #[test]
-fn a_database_without_space() {
+fn database_without_space_refuses_snapshots_and_recovers() {
     needs_root!();
     let tmpfs = Tmpfs::new("size=6m");
     let mut test = FaultTest::new(|settings| settings.db_file = Some(tmpfs.path().join("exporter.db")));
@@ -121,7 +121,7 @@ fn a_database_without_space() {
 }
 
 #[test]
-fn a_creation_that_fails_at_any_step_leaves_nothing() {
+fn failed_creation_leaves_nothing() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for (errno, status, code) in
@@ -161,7 +161,7 @@ fn a_creation_that_fails_at_any_step_leaves_nothing() {
 }
 
 #[test]
-fn what_cannot_be_undone_at_once_is_undone_at_the_next_start() {
+fn failed_rollback_is_finished_at_the_next_start() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for n in 1.. {
@@ -185,7 +185,7 @@ fn what_cannot_be_undone_at_once_is_undone_at_the_next_start() {
 }
 
 #[test]
-fn a_deletion_that_fails_at_any_step_can_be_asked_again() {
+fn failed_deletion_can_be_repeated() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for fault in [Fault::Fail(Errno::EIO), Fault::FailFrom(Errno::EIO)] {

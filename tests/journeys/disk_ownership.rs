@@ -33,7 +33,7 @@ fn is_refused(world: &World, vm: &str, device: &str, reason: &str) {
 }
 
 #[test]
-fn what_belongs_to_others_is_no_disk() {
+fn files_of_other_owners_are_not_disks() {
     needs_root!();
     let world = World::new(512);
     let repository = &world.repository;
@@ -76,7 +76,7 @@ fn what_belongs_to_others_is_no_disk() {
 }
 
 #[test]
-fn a_disk_of_two_vms_is_taken_where_both_mark_it_as_shared() {
+fn disk_of_two_vms_is_snapshotted_if_both_mark_it_shared() {
     needs_root!();
     let world = World::new(512);
     let repository = &world.repository;
@@ -122,7 +122,7 @@ fn a_disk_of_two_vms_is_taken_where_both_mark_it_as_shared() {
 /// Definitions that are made up: each VM that is listed as compatible is snapshotted, and each other is refused
 /// with the words of the list.
 #[test]
-fn the_list_and_a_creation_agree() {
+fn vm_list_and_creation_agree() {
     needs_root!();
     let (_second_volume, second, world) = World::with_two_repositories(512);
     let repository = &world.repository;

@@ -29,7 +29,7 @@ fn define_full_vm(world: &World, size: u64) -> Vec<u8> {
 }
 
 #[test]
-fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
+fn read_error_aborts_the_body_and_is_logged() {
     needs_root!();
     let world = World::new(512);
     // So that the disk lies behind the file system's own log, and the device can be cut inside it.
@@ -71,7 +71,7 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
 }
 
 #[test]
-fn ranges_of_all_lengths_are_what_they_were() {
+fn ranges_of_all_lengths_match_the_disk() {
     needs_root!();
     let world = World::new(512);
     let size = 12 * MB + 777;
@@ -109,7 +109,7 @@ fn ranges_of_all_lengths_are_what_they_were() {
 }
 
 #[test]
-fn what_was_not_in_the_page_cache_is_not_left_there() {
+fn downloads_leave_the_page_cache_unchanged() {
     needs_root!();
     let world = World::new(512);
     let size = 64 * MB + 12_345;
@@ -169,7 +169,7 @@ fn what_was_not_in_the_page_cache_is_not_left_there() {
 }
 
 #[test]
-fn bytes_are_sent_no_faster_than_the_config_says() {
+fn downloads_keep_the_rate_limits() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.sections = "[export]\nmax_rate = \"8MiB\"\nmax_rate_per_connection = \"4MiB\"\n".to_owned();
@@ -200,7 +200,7 @@ fn bytes_are_sent_no_faster_than_the_config_says() {
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_cut_off() {
+fn stalled_client_is_disconnected() {
     needs_root!();
     let world = World::new(512);
     let expected = define_full_vm(&world, 64 * MB);

@@ -39,7 +39,7 @@ fn exports(client: &Client) -> (Vec<Value>, Vec<Value>) {
 }
 
 #[test]
-fn slow_readers_of_one_vm_keep_no_other_out() {
+fn slow_downloads_of_one_vm_do_not_block_another() {
     needs_root!();
     let world = World::with(512, |settings| settings.policy = "export_wait = \"3s\"".to_owned());
     let (client, large, small) = two_vms(&world);
@@ -80,7 +80,7 @@ fn slow_readers_of_one_vm_keep_no_other_out() {
 }
 
 #[test]
-fn a_slow_client_is_cut_only_while_others_wait() {
+fn slow_client_is_disconnected_only_if_others_wait() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.policy = "export_concurrency = 1\nexport_wait = \"10m\"".to_owned();
@@ -119,7 +119,7 @@ fn a_slow_client_is_cut_only_while_others_wait() {
 }
 
 #[test]
-fn our_own_limits_are_no_slowness_of_clients() {
+fn rate_limited_client_does_not_count_as_slow() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.policy = "export_concurrency = 1\nexport_wait = \"10m\"".to_owned();

@@ -8,7 +8,7 @@ use crate::harness::{SNAPSHOTS, World, eventually};
 use crate::needs_root;
 
 #[test]
-fn tried_passwords_do_not_push_anything_out_of_the_audit() {
+fn failed_logins_do_not_rotate_the_audit() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit.json");

@@ -24,7 +24,7 @@ fn listed(client: &Client) -> usize {
 }
 
 #[test]
-fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
+fn hung_clone_times_out_and_is_removed_when_it_ends() {
     needs_root!();
     let (hooks, world) = with("timeout = \"2s\"");
     let client = world.client();
@@ -63,7 +63,7 @@ fn a_clone_that_hangs_is_given_up_and_taken_back_when_it_ends() {
 }
 
 #[test]
-fn a_post_that_fails_is_called_again_after_a_restart() {
+fn failed_post_hook_is_retried_after_a_restart() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("freeze", "echo $1 $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/mended ]");
@@ -99,7 +99,7 @@ fn a_post_that_fails_is_called_again_after_a_restart() {
 }
 
 #[test]
-fn a_slow_post_is_waited_for_when_the_service_stops() {
+fn shutdown_waits_for_a_slow_post_hook() {
     needs_root!();
     let (hooks, mut world) = with("");
     // Longer than running answers may take.
@@ -114,7 +114,7 @@ fn a_slow_post_is_waited_for_when_the_service_stops() {
 }
 
 #[test]
-fn a_snapshot_is_as_old_as_its_bytes() {
+fn created_at_is_the_time_of_the_clones() {
     needs_root!();
     let (hooks, world) = with("");
     hooks.put(

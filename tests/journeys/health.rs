@@ -9,7 +9,7 @@ use crate::harness::World;
 use crate::needs_root;
 
 #[test]
-fn strangers_learn_whether_it_serves_and_no_more() {
+fn health_endpoints_are_public_and_reveal_no_paths() {
     needs_root!();
     let world = World::new(512);
     let stranger = world.anonymous_client();

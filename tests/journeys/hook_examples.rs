@@ -77,7 +77,7 @@ fn needs_recovery(disk: &Path) -> bool {
 }
 
 #[test]
-fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
+fn fsfreeze_hook_makes_a_clean_file_system() {
     needs_root!();
     let hooks = HookDir::new();
     let world = World::with(1024, |settings| settings.sections = hooks.section(""));
@@ -123,7 +123,7 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
 }
 
 #[test]
-fn a_freeze_that_ended_early_fails_once_and_a_crash_is_thawed() {
+fn fsfreeze_hook_reports_an_early_thaw_and_thaws_after_a_crash() {
     needs_root!();
     let hooks = HookDir::new();
     let mut world = World::with(1024, |settings| settings.sections = hooks.section(""));
@@ -183,7 +183,7 @@ impl Drop for Busy {
 }
 
 #[test]
-fn each_call_is_a_line_in_the_journal() {
+fn journal_hook_writes_a_line_per_call() {
     needs_root!();
     let hooks = HookDir::new();
     let world = World::with(512, |settings| settings.sections = hooks.section(""));
@@ -214,7 +214,7 @@ fn each_call_is_a_line_in_the_journal() {
 }
 
 #[test]
-fn a_clock_that_went_back_stops_snapshots() {
+fn clock_hook_stops_snapshots_after_the_clock_went_back() {
     needs_root!();
     let hooks = HookDir::new();
     let world = World::with(512, |settings| settings.sections = hooks.section(""));
@@ -299,7 +299,7 @@ fn ask_database(path: &Path, question: &str) -> String {
 }
 
 #[test]
-fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
+fn sync_server_makes_a_consistent_database() {
     needs_root!();
     let certificates = Certificates::new();
     let mut world = World::new(1024);

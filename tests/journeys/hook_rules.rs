@@ -32,7 +32,7 @@ fn lives(hooks: &HookDir, name: &str) -> bool {
 }
 
 #[test]
-fn copies_of_hooks_are_not_run() {
+fn backup_copies_of_hooks_are_skipped() {
     needs_root!();
     let (hooks, world) = with("");
     hooks.put("10-freeze", NOTE);
@@ -54,7 +54,7 @@ fn copies_of_hooks_are_not_run() {
 }
 
 #[test]
-fn the_answer_and_the_log_name_the_posts_that_are_not_called() {
+fn error_and_log_name_the_skipped_post_hooks() {
     needs_root!();
     let (hooks, world) = with("");
     hooks.put("10-says-nothing", NOTE);
@@ -97,7 +97,7 @@ fn the_answer_and_the_log_name_the_posts_that_are_not_called() {
 }
 
 #[test]
-fn a_freeze_that_ended_by_itself_is_no_quiesced_snapshot() {
+fn failed_post_hook_makes_the_snapshot_crash_consistent() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("10-freeze", "[ $2 = pre ] && echo quiesced && exit; echo freeze expired >&2; exit 3");
@@ -122,7 +122,7 @@ fn a_freeze_that_ended_by_itself_is_no_quiesced_snapshot() {
 }
 
 #[test]
-fn a_crash_ends_the_call_that_was_under_way_and_closes_the_brackets() {
+fn restart_ends_the_interrupted_hook_and_runs_post_hooks() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("10-agent", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/agent"));
@@ -154,7 +154,7 @@ fn a_crash_ends_the_call_that_was_under_way_and_closes_the_brackets() {
 }
 
 #[test]
-fn what_is_owed_is_never_lost_where_the_database_cannot_be_written() {
+fn pending_post_hooks_survive_a_database_failure() {
     needs_root!();
     let hooks = HookDir::new();
     let mut test = FaultTest::new(|settings| settings.sections = hooks.section(""));

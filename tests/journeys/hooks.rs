@@ -38,7 +38,7 @@ fn metrics(client: &Client) -> String {
 }
 
 #[test]
-fn a_snapshot_tells_what_ran_around_it() {
+fn snapshot_document_lists_the_hook_runs() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("10-freeze", "[ $2 = pre ] && echo quiesced && sleep 0.2; exit 0");
@@ -109,7 +109,7 @@ fn a_snapshot_tells_what_ran_around_it() {
 }
 
 #[test]
-fn nothing_but_the_clones_stands_between_pre_and_post() {
+fn only_clones_are_made_between_pre_and_post() {
     needs_root!();
     let (hooks, world) = with("");
     // What is there of the snapshot, with sizes.
@@ -129,7 +129,7 @@ fn nothing_but_the_clones_stands_between_pre_and_post() {
 }
 
 #[test]
-fn a_hook_that_refuses_leaves_nothing_behind() {
+fn failed_pre_hook_cancels_the_operation() {
     needs_root!();
     let (hooks, world) = with("post_on_failure = true");
     let client = world.client();
@@ -181,7 +181,7 @@ fn a_hook_that_refuses_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_clone_that_fails_is_thawed_all_the_same() {
+fn post_hook_runs_after_a_failed_clone() {
     needs_root!();
     let (hooks, world) = with("");
     // An immutable file takes no clone.
@@ -202,7 +202,7 @@ fn a_clone_that_fails_is_thawed_all_the_same() {
 }
 
 #[test]
-fn what_may_not_run_does_not_and_a_hook_that_hangs_is_ended() {
+fn unsafe_hooks_are_skipped_and_hung_hooks_are_killed() {
     needs_root!();
     let (hooks, world) = with("timeout = \"1s\"");
     let client = world.client();
@@ -232,7 +232,7 @@ fn what_may_not_run_does_not_and_a_hook_that_hangs_is_ended() {
 }
 
 #[test]
-fn a_client_that_goes_away_leaves_nothing_frozen() {
+fn post_hook_runs_after_the_client_disconnects() {
     needs_root!();
     let (hooks, world) = with("");
     hooks.put("freeze", "touch $OUT/$2; [ $2 = post ] || while [ ! -e $OUT/go ]; do sleep 0.05; done");
@@ -252,7 +252,7 @@ fn a_client_that_goes_away_leaves_nothing_frozen() {
 }
 
 #[test]
-fn a_service_that_is_killed_owes_the_post_and_calls_it_when_it_starts() {
+fn post_hooks_run_at_the_start_after_a_kill() {
     needs_root!();
     let (hooks, mut world) = with("");
     // Frozen later than it is killed, if the hook lives on: then for ever.
@@ -304,7 +304,7 @@ fn a_service_that_is_killed_owes_the_post_and_calls_it_when_it_starts() {
 }
 
 #[test]
-fn a_service_that_is_told_to_stop_finishes_what_it_has_frozen() {
+fn shutdown_finishes_the_operation_and_its_post_hooks() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("freeze", "touch $OUT/$2; [ $2 = post ] || sleep 1");

@@ -36,7 +36,7 @@ fn told_to(world: &World, request: &[u8]) -> Vec<Answer> {
 }
 
 #[test]
-fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
+fn every_rejected_request_gets_json_and_is_logged() {
     needs_root!();
     let world = World::new(512);
     let get = "GET /healthz HTTP/1.1\r\n";
@@ -125,7 +125,7 @@ fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
 }
 
 #[test]
-fn answers_end_with_a_newline_and_are_neither_stored_nor_sniffed() {
+fn responses_end_with_a_newline_and_forbid_caching_and_sniffing() {
     needs_root!();
     let world = World::with(512, |settings| settings.sections = "[metrics]\nenabled = true\n".to_owned());
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
@@ -207,7 +207,7 @@ fn curl(world: &World, arguments: &[&str], url: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn people_and_other_protocols_get_a_sentence_that_helps() {
+fn browsers_and_other_protocols_get_a_helpful_message() {
     needs_root!();
     let world = World::new(512);
     let https = format!("https://127.0.0.1:{}", world.exporter.port);
@@ -256,7 +256,7 @@ fn people_and_other_protocols_get_a_sentence_that_helps() {
 }
 
 #[test]
-fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
+fn misspelled_query_parameters_are_rejected() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];

@@ -27,7 +27,7 @@ fn idle(world: &World) -> usize {
 }
 
 #[test]
-fn it_keeps_few_threads_and_no_place_for_long() {
+fn hung_repository_blocks_few_threads_and_frees_slots() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let volume = Volume::xfs(512);
@@ -101,7 +101,7 @@ fn it_keeps_few_threads_and_no_place_for_long() {
 }
 
 #[test]
-fn others_are_let_go_first_only_where_the_config_says_so() {
+fn normal_io_class_does_not_read_with_idle_priority() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let volume = Volume::xfs(512);

@@ -22,7 +22,7 @@ fn count(client: &Client) -> usize {
 }
 
 #[test]
-fn one_key_makes_one_snapshot() {
+fn idempotency_key_makes_one_snapshot() {
     needs_root!();
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB), ("b.img", MB)]);
@@ -61,7 +61,7 @@ fn one_key_makes_one_snapshot() {
 }
 
 #[test]
-fn a_repeated_request_waits_for_the_first_and_one_that_failed_is_tried_anew() {
+fn repeated_request_waits_for_the_first_and_retries_after_a_failure() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -89,7 +89,7 @@ fn a_repeated_request_waits_for_the_first_and_one_that_failed_is_tried_anew() {
 }
 
 #[test]
-fn killed_at_every_step_and_asked_again() {
+fn idempotency_key_survives_a_kill_at_every_step() {
     needs_root!();
     let mut test = FaultTest::new(|_: &mut Settings| {});
     for fault in [Fault::KillBefore, Fault::KillAfter] {

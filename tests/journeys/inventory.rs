@@ -20,7 +20,7 @@ fn entry<'a>(vms: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
+fn every_vm_is_listed_and_only_compatible_ones_are_snapshotted() {
     needs_root!();
     let world = World::new(1024);
     let repository = &world.repository;
@@ -169,7 +169,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
 }
 
 #[test]
-fn a_file_system_that_cannot_clone_is_named() {
+fn unsupported_file_system_is_the_reason() {
     needs_root!();
     let tmpfs = Tmpfs::new("size=16m");
     let plain = Volume::xfs_with(512, &["-m", "reflink=0"]);

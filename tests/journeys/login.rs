@@ -25,7 +25,7 @@ fn log_in(client: &Client, path: &str, content_type: Option<&str>, user: &str, p
 const LOGIN: &str = "/api/v1/auth/login";
 
 #[test]
-fn good_credentials_give_a_token_whatever_the_content_type() {
+fn good_credentials_give_a_token_with_any_content_type() {
     needs_root!();
     let world = World::new(512);
     let client = world.anonymous_client();
@@ -74,7 +74,7 @@ fn claims(token: &str) -> Value {
 }
 
 #[test]
-fn a_refusal_says_the_same_to_every_stranger() {
+fn failed_login_reveals_no_reason() {
     needs_root!();
     let world = World::new(512);
     let client = world.anonymous_client();
@@ -93,7 +93,7 @@ fn a_refusal_says_the_same_to_every_stranger() {
 }
 
 #[test]
-fn an_outage_is_never_a_wrong_password() {
+fn manager_outage_is_not_a_wrong_password() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "1s"));
     let client = world.anonymous_client();
@@ -120,7 +120,7 @@ fn an_outage_is_never_a_wrong_password() {
 }
 
 #[test]
-fn the_managers_certificate_is_verified() {
+fn manager_certificate_is_verified() {
     needs_root!();
     let mut world = World::new(512);
     world.certificates.issue_self_signed_ca("manager");
@@ -247,7 +247,7 @@ fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
 }
 
 #[test]
-fn no_route_is_open_to_a_stranger() {
+fn routes_reject_forged_tokens() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
@@ -303,7 +303,7 @@ fn no_route_is_open_to_a_stranger() {
 }
 
 #[test]
-fn a_token_is_good_for_its_lifetime() {
+fn token_expires() {
     needs_root!();
     let world = World::with(512, |settings| settings.jwt = "time_to_live = \"4s\"".to_owned());
     let client = world.client();
@@ -317,7 +317,7 @@ fn a_token_is_good_for_its_lifetime() {
 }
 
 #[test]
-fn a_start_that_cannot_go_well_says_what_to_do() {
+fn failed_start_names_the_config_key() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let repository = certificates.path("repo");

@@ -39,7 +39,7 @@ fn with_much_to_compare() -> (World, Client, String, String) {
 }
 
 #[test]
-fn a_refinement_ends_with_its_client() {
+fn refinement_stops_when_the_client_disconnects() {
     needs_root!();
     let (world, client, base, target) = with_much_to_compare();
     let stats = ProcessStats::of(&world.exporter);
@@ -89,7 +89,7 @@ fn touch(path: &Path) {
 }
 
 #[test]
-fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() {
+fn touched_target_aborts_the_streamed_lines() {
     needs_root!();
     let (world, client, [base], target) = with_many_chunks();
     let stats = ProcessStats::of(&world.exporter);
@@ -110,7 +110,7 @@ fn lines_come_before_the_last_is_known_and_a_target_that_is_touched_cuts_them() 
 }
 
 #[test]
-fn a_document_is_cut_where_its_base_is_touched() {
+fn touched_base_aborts_the_streamed_document() {
     needs_root!();
     let (world, client, bases, target) = with_many_chunks::<2>();
     let stats = ProcessStats::of(&world.exporter);

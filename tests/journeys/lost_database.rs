@@ -37,7 +37,7 @@ fn repository(client: &Client) -> Value {
 }
 
 #[test]
-fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
+fn lost_database_is_reported_and_restored_from_the_manifests() {
     needs_root!();
     for lose in [|path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "").unwrap()] {
         let (mut world, client, ids) = world();
@@ -63,7 +63,7 @@ fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
 }
 
 #[test]
-fn another_services_snapshots_are_counted_and_are_no_problem() {
+fn snapshots_of_another_service_are_counted_and_not_a_problem() {
     needs_root!();
     let (world, client, _) = world();
     let other = world.second_service(|_| {});
@@ -75,7 +75,7 @@ fn another_services_snapshots_are_counted_and_are_no_problem() {
 }
 
 #[test]
-fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshots() {
+fn removed_database_is_reported_and_stops_snapshots() {
     needs_root!();
     type Damage = fn(&Path);
     let removed: Damage = |path| fs::remove_file(path).unwrap();
@@ -101,7 +101,7 @@ fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshot
 }
 
 #[test]
-fn a_full_disk_under_the_database_is_said() {
+fn full_database_disk_is_reported() {
     needs_root!();
     let (mut world, _, _) = world();
     let dir = Tmpfs::new("size=16m");
@@ -117,7 +117,7 @@ fn a_full_disk_under_the_database_is_said() {
 }
 
 #[test]
-fn a_read_only_repository_is_said() {
+fn read_only_repository_is_reported() {
     needs_root!();
     let (world, client, _) = world();
     world.volume.remount("ro");

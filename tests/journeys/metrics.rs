@@ -6,7 +6,7 @@ use crate::harness::{World, write_at};
 use crate::needs_root;
 
 #[test]
-fn what_is_done_is_counted_where_the_config_says_so() {
+fn metrics_count_requests_and_snapshots_if_enabled() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.sections = "[metrics]\nenabled = true\n".to_owned());
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];

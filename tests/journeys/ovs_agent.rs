@@ -39,7 +39,7 @@ fn write(agent: &AgentDb, entries: &[(&str, &[(&'static str, String)])]) {
 }
 
 #[test]
-fn repositories_and_manager_are_those_of_the_agent() {
+fn repositories_and_manager_come_from_the_agent_databases() {
     needs_root!();
     let volume = Volume::xfs(512);
     let (first, second) = (make_repository(&volume.mount_point, FIRST), make_repository(&volume.mount_point, SECOND));
@@ -129,7 +129,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
 }
 
 #[test]
-fn a_damaged_database_at_the_start_is_named() {
+fn start_error_names_the_damaged_agent_database() {
     needs_root!();
     let agent = AgentDb::new();
     let certificates = Certificates::new();

@@ -29,7 +29,7 @@ fn line(client: &Client, what: &str) -> (usize, usize) {
 }
 
 #[test]
-fn disks_are_taken_as_their_names_and_the_request_say() {
+fn disks_are_selected_by_name_tag_and_request() {
     needs_root!();
     let world = World::new(512);
     let path = world.repository.display().to_string();
@@ -95,7 +95,7 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
 }
 
 #[test]
-fn limits_are_kept_and_say_what_would_help() {
+fn policy_limits_are_enforced_and_explained() {
     needs_root!();
     let policy = "max_snapshots_per_vm = 2\nmax_extents = 3";
     let mut world = World::with(512, |settings| settings.policy = policy.to_owned());
@@ -141,7 +141,7 @@ fn limits_are_kept_and_say_what_would_help() {
 }
 
 #[test]
-fn a_disk_in_very_many_pieces_is_told_of() {
+fn very_fragmented_disk_is_logged() {
     use nix::fcntl::{FallocateFlags, fallocate};
     needs_root!();
     let world = World::new(2048);
@@ -175,7 +175,7 @@ fn two_vms(policy: &str) -> (Volume, PathBuf, World) {
 }
 
 #[test]
-fn a_stuck_creation_holds_up_its_own_vm_alone() {
+fn stuck_creation_does_not_block_other_vms() {
     needs_root!();
     let (_volume, _second, world) = two_vms("snapshot_concurrency = 2");
     let clients: Vec<Client> = (0..5).map(|_| world.client()).collect();
@@ -206,7 +206,7 @@ fn a_stuck_creation_holds_up_its_own_vm_alone() {
 }
 
 #[test]
-fn snapshots_at_a_time_are_as_many_as_the_config_says() {
+fn snapshot_concurrency_is_limited() {
     needs_root!();
     let (_volume, _second, world) = two_vms("snapshot_concurrency = 1");
     let clients: Vec<Client> = (0..3).map(|_| world.client()).collect();
@@ -226,7 +226,7 @@ fn snapshots_at_a_time_are_as_many_as_the_config_says() {
 }
 
 #[test]
-fn exports_wait_their_turn_and_the_queue_has_an_end() {
+fn export_queue_is_limited() {
     needs_root!();
     use std::io::Read;
     let world = World::with(512, |settings| settings.policy = "export_concurrency = 1".to_owned());

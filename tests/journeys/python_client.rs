@@ -29,7 +29,7 @@ fn good(world: &World, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn full_and_incremental_copies_are_the_snapshots() {
+fn full_and_incremental_copies_match_the_snapshots() {
     needs_root!();
     let world = World::new(1024);
     let disks = world.define_vm(&[("a.img", 128 * MB), ("data disk.img", 64 * MB + 512)]);
@@ -93,7 +93,7 @@ fn full_and_incremental_copies_are_the_snapshots() {
 }
 
 #[test]
-fn errors_are_told_in_a_line() {
+fn client_errors_are_one_line() {
     needs_root!();
     let world = World::new(512);
     let unknown = client(&world, &["snapshot", VM]);
@@ -102,7 +102,7 @@ fn errors_are_told_in_a_line() {
 }
 
 #[test]
-fn purge_tells_the_first_error_and_that_there_is_nothing() {
+fn purge_reports_the_first_error_and_an_empty_list() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);

@@ -161,7 +161,7 @@ fn text_of(path: &str) -> String {
 }
 
 #[test]
-fn every_route_and_every_code_is_in_the_api_document() {
+fn every_route_and_error_code_is_in_the_api_document() {
     let document = text_of("docs/api.md");
     let source = text_of("src/http/routes.rs");
     let routes: Vec<&str> = source.split("(\"/").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();

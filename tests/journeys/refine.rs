@@ -33,7 +33,7 @@ fn changed_in_some_ways(world: &World) -> (Client, String, String) {
 }
 
 #[test]
-fn blocks_of_the_same_bytes_are_left_out() {
+fn equal_blocks_are_left_out() {
     needs_root!();
     let world = World::new(512);
     let (client, base, target) = changed_in_some_ways(&world);
@@ -67,7 +67,7 @@ fn blocks_of_the_same_bytes_are_left_out() {
 }
 
 #[test]
-fn pages_and_lines_are_the_whole() {
+fn pages_and_lines_match_the_document() {
     needs_root!();
     let world = World::new(512);
     let (client, base, target) = changed_in_some_ways(&world);
@@ -100,7 +100,7 @@ fn pages_and_lines_are_the_whole() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused() {
+fn invalid_chunk_queries_are_rejected() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -127,7 +127,7 @@ fn what_makes_no_sense_is_refused() {
 }
 
 #[test]
-fn the_config_decides_where_nobody_says() {
+fn config_sets_the_default_refinement() {
     needs_root!();
     let world = World::with(512, |settings| settings.top += "compare = { refine = 4096, refine_limit = 65536 }\n");
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];

@@ -4,7 +4,7 @@ use crate::harness::{MB, VM, World, define_vm, make_disk};
 use crate::needs_root;
 
 #[test]
-fn a_repository_that_left_the_config_keeps_nothing_else_from_being_deleted() {
+fn snapshot_is_deleted_if_a_repository_left_the_config() {
     needs_root!();
     let (_volume, second, mut world) = World::with_two_repositories(512);
     define_vm(&world.repository, VM, &[make_disk(&world.repository, "a.img", MB), make_disk(&second, "b.img", MB)]);

@@ -47,7 +47,7 @@ fn the_sound_one_works(world: &World, client: &Client) {
 }
 
 #[test]
-fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
+fn repository_hung_at_the_start_is_reported_and_blocks_nothing() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (volume, second, mut world) = two_repositories();
@@ -93,7 +93,7 @@ fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
 }
 
 #[test]
-fn a_repository_that_begins_to_hang_keeps_its_vms_in_the_list() {
+fn vms_of_a_hung_repository_stay_in_the_list() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (_volume, second, world) = two_repositories();
@@ -123,7 +123,7 @@ fn a_repository_that_begins_to_hang_keeps_its_vms_in_the_list() {
 }
 
 #[test]
-fn a_start_does_not_wait_for_what_a_hung_repository_holds() {
+fn start_does_not_wait_for_leftovers_in_a_hung_repository() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (volume, second, mut world) = two_repositories();
@@ -145,7 +145,7 @@ fn a_start_does_not_wait_for_what_a_hung_repository_holds() {
 }
 
 #[test]
-fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
+fn failed_device_affects_only_its_vms() {
     needs_root!();
     let (volume, _second, world) = two_repositories();
     let client = world.client();
@@ -164,7 +164,7 @@ fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
 }
 
 #[test]
-fn where_nothing_is_known_of_any_vm_there_is_no_list() {
+fn vm_list_fails_if_the_only_repository_hangs() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let dir = tempfile::tempdir().unwrap();
@@ -181,7 +181,7 @@ fn where_nothing_is_known_of_any_vm_there_is_no_list() {
 }
 
 #[test]
-fn half_written_definitions_hide_no_vm() {
+fn truncated_definitions_do_not_hide_other_vms() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -203,7 +203,7 @@ fn half_written_definitions_hide_no_vm() {
 }
 
 #[test]
-fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
+fn files_hidden_by_a_stray_folder_are_not_reported_as_deleted() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -230,7 +230,7 @@ fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
 }
 
 #[test]
-fn checksums_of_a_hung_repository_keep_nobody_else_waiting() {
+fn checksums_of_a_hung_repository_do_not_block_others() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let volume = Volume::xfs(512);

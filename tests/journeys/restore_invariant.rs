@@ -229,7 +229,7 @@ pub fn follow(world: &World, client: &Client, seed: u64, scale: &Scale) -> (u64,
 }
 
 #[test]
-fn a_patched_base_is_the_target() {
+fn patched_base_equals_the_target() {
     needs_root!();
     let world = World::new(1024);
     let client = world.client();
@@ -276,7 +276,7 @@ fn last_number(bytes: &[u8]) -> u64 {
 }
 
 #[test]
-fn a_snapshot_under_a_writer_is_a_state_that_was() {
+fn snapshot_during_writes_is_a_past_disk_state() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", NUMBERS * BLOCK)])[0];
@@ -308,7 +308,7 @@ fn a_snapshot_under_a_writer_is_a_state_that_was() {
 }
 
 #[test]
-fn snapshots_asked_for_at_once_are_states_in_order() {
+fn concurrent_snapshots_are_ordered_disk_states() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", NUMBERS * BLOCK)])[0];

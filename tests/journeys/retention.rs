@@ -35,7 +35,7 @@ fn seconds(from: &Value, to: &Value) -> f64 {
 }
 
 #[test]
-fn what_has_expired_is_swept_and_nothing_else() {
+fn only_expired_snapshots_are_swept() {
     needs_root!();
     let (clock, world) = world("default_ttl = \"4h\"");
     let ours = world.lasting_client();
@@ -93,7 +93,7 @@ fn what_has_expired_is_swept_and_nothing_else() {
 }
 
 #[test]
-fn a_clock_that_leaps_sweeps_nothing() {
+fn clock_jump_sweeps_nothing() {
     needs_root!();
     let (clock, mut world) = world("");
     let ours = world.lasting_client();
@@ -124,7 +124,7 @@ fn a_clock_that_leaps_sweeps_nothing() {
 }
 
 #[test]
-fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
+fn lease_is_validated_and_binds_only_the_sweeper() {
     needs_root!();
     let (_clock, mut world) = world("");
     let client_one = world.client();
@@ -160,7 +160,7 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
 }
 
 #[test]
-fn hooks_stand_around_what_is_swept() {
+fn hooks_run_around_a_sweep() {
     needs_root!();
     let (clock, mut world) = world("");
     let hooks = HookDir::new();

@@ -25,7 +25,7 @@ fn told(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_is_notified() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let port = free_port();
@@ -124,7 +124,7 @@ fn unit_filter(unit: &str) -> (TempDir, String) {
 }
 
 #[test]
-fn what_the_unit_allows_is_enough() {
+fn unit_permissions_suffice() {
     needs_root!();
     let unit = example("systemd/coriolis-ovm-exporter.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
@@ -167,7 +167,7 @@ fn what_the_unit_allows_is_enough() {
 }
 
 #[test]
-fn the_job_says_only_what_old_upstart_knows() {
+fn upstart_job_uses_only_old_stanzas() {
     // init(5) of 0.6.5; `setuid`, `console log` and `reload signal` came later.
     let known = [
         "description",
@@ -216,7 +216,7 @@ fn wait_for_line(path: &Path, what: &str) {
 }
 
 #[test]
-fn the_log_file_is_rotated_and_opened_anew() {
+fn log_file_is_rotated_and_reopened() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("exporter.log");
@@ -257,7 +257,7 @@ fn the_log_file_is_rotated_and_opened_anew() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_takes_nothing_down() {
+fn unwritable_log_does_not_stop_the_service() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("exporter.log");
@@ -292,7 +292,7 @@ fn a_log_that_cannot_be_written_takes_nothing_down() {
 }
 
 #[test]
-fn what_is_no_log_file_is_told_at_start() {
+fn invalid_log_file_is_rejected_at_the_start() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let at = |name: &str| certificates.path(name);
@@ -318,7 +318,7 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn arguments() {
+fn command_line_arguments_are_parsed() {
     let version = format!("coriolis-ovm-exporter {}\n", env!("CARGO_PKG_VERSION"));
     for spelling in ["--version", "-V", "-version"] {
         assert_eq!(run(&[spelling]), (0, version.clone(), String::new()), "{spelling}");

@@ -12,7 +12,7 @@ fn example(path: &str) -> String {
 }
 
 #[test]
-fn a_broken_config_is_not_started_again_and_nothing_goes_into_a_core_file() {
+fn units_prevent_restarts_after_a_config_error_and_core_files() {
     let output = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter")).args(["--config", "/nonexistent"]).output();
     let status = output.unwrap().status.code().unwrap();
     let unit = example("systemd/coriolis-ovm-exporter.service");
@@ -38,7 +38,7 @@ fn unit_paths(key: &str, folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
+fn unit_allows_writing_the_database_but_not_the_config() {
     needs_root!();
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);

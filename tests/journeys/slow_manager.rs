@@ -25,7 +25,7 @@ fn status_from(world: &World, token: &str, address: &str) -> String {
 }
 
 #[test]
-fn hanging_log_ins_shut_nobody_out() {
+fn hung_logins_do_not_lock_out_other_clients() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "300s"));
     let token = world.client().token;
@@ -52,7 +52,7 @@ fn hanging_log_ins_shut_nobody_out() {
 }
 
 #[test]
-fn a_log_in_is_believed_only_where_the_manager_is_seen_to_refuse_strangers() {
+fn login_requires_a_manager_that_rejects_anonymous_requests() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "2s"));
     // It takes credentials as good, and cannot be seen to refuse a request without.

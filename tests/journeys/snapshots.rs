@@ -40,7 +40,7 @@ fn folders(repository: &Path) -> HashSet<String> {
 }
 
 #[test]
-fn the_main_job() {
+fn snapshot_is_created_compared_and_deleted() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
@@ -64,7 +64,7 @@ fn the_main_job() {
 }
 
 #[test]
-fn the_document() {
+fn document_has_all_fields() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
@@ -106,7 +106,7 @@ fn the_document() {
 }
 
 #[test]
-fn views_of_a_snapshot() {
+fn snapshot_honors_squash_zero_and_chunks_options() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
@@ -152,7 +152,7 @@ fn views_of_a_snapshot() {
 }
 
 #[test]
-fn disks_of_one_name_in_two_repositories() {
+fn disks_with_one_name_in_two_repositories_are_kept_apart() {
     needs_root!();
     let (_xfs, second, world) = World::with_two_repositories(512);
     let disks = [
@@ -198,7 +198,7 @@ fn disks_of_one_name_in_two_repositories() {
 }
 
 #[test]
-fn all_disks_or_none() {
+fn snapshot_contains_all_disks_or_fails() {
     needs_root!();
     let (xfs, second, world) = with_a_disk_in_each();
     let client = world.client();
@@ -223,7 +223,7 @@ fn all_disks_or_none() {
 }
 
 #[test]
-fn two_at_once_take_turns() {
+fn concurrent_creations_are_serialized() {
     needs_root!();
     let world = World::new(512);
     write_at(&world.define_vm(&[("a.img", MB)])[0], 0, &[1; 4096]);
@@ -239,7 +239,7 @@ fn two_at_once_take_turns() {
 }
 
 #[test]
-fn creation_goes_on_when_the_client_hangs_up() {
+fn started_creation_completes_after_a_disconnect() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
@@ -279,7 +279,7 @@ fn creation_goes_on_when_the_client_hangs_up() {
 }
 
 #[test]
-fn a_deletion_finds_nothing_and_is_content() {
+fn deletion_is_idempotent() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB), ("b.img", MB)]);
@@ -306,7 +306,7 @@ fn a_deletion_finds_nothing_and_is_content() {
 }
 
 #[test]
-fn snapshots_of_one_vm_are_not_those_of_another() {
+fn snapshots_are_not_reachable_through_another_vm() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -330,7 +330,7 @@ fn snapshots_of_one_vm_are_not_those_of_another() {
 }
 
 #[test]
-fn a_lost_snapshot_says_so_and_fails_no_list() {
+fn lost_snapshot_is_reported_and_does_not_fail_the_list() {
     needs_root!();
     let world = World::new(512);
     write_at(&world.define_vm(&[("a.img", MB)])[0], 4096, &[1; 4096]);
@@ -358,7 +358,7 @@ fn a_lost_snapshot_says_so_and_fails_no_list() {
 }
 
 #[test]
-fn a_repository_that_is_away_gives_up_its_files_when_it_is_back() {
+fn deleted_files_are_removed_when_the_repository_is_mounted_again() {
     needs_root!();
     let (xfs, second, mut world) = with_a_disk_in_each();
     let client = world.client();

@@ -35,7 +35,7 @@ fn remove(path: &Path) {
 }
 
 #[test]
-fn an_odd_ovsmeta_costs_the_friendly_names_alone() {
+fn special_ovsmeta_file_loses_only_the_friendly_names() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -60,7 +60,7 @@ fn an_odd_ovsmeta_costs_the_friendly_names_alone() {
 }
 
 #[test]
-fn an_odd_definition_is_an_entry_with_an_error() {
+fn special_definition_file_is_listed_as_an_error() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -84,7 +84,7 @@ fn an_odd_definition_is_an_entry_with_an_error() {
 }
 
 #[test]
-fn an_odd_live_disk_holds_up_nothing() {
+fn special_live_disk_file_blocks_nothing() {
     needs_root!();
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
@@ -110,7 +110,7 @@ fn an_odd_live_disk_holds_up_nothing() {
 }
 
 #[test]
-fn an_odd_file_of_a_snapshot_is_a_lost_snapshot() {
+fn special_file_in_a_snapshot_makes_it_lost() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];

@@ -34,7 +34,7 @@ fn with_forged_token(world: &World, key: &str) -> u16 {
 }
 
 #[test]
-fn the_service_makes_the_key_that_signs_tokens() {
+fn service_generates_the_token_key() {
     needs_root!();
     let mut world = World::with(512, |settings| {
         settings.secret.clear();
@@ -81,7 +81,7 @@ fn the_service_makes_the_key_that_signs_tokens() {
 }
 
 #[test]
-fn secrets_that_are_shared_or_can_be_guessed_are_refused() {
+fn shared_or_weak_secrets_are_refused() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let shared = format!("[hooks.sync]\nsecret = {SECRET:?}\n");
@@ -111,7 +111,7 @@ fn secrets_that_are_shared_or_can_be_guessed_are_refused() {
 }
 
 #[test]
-fn one_fault_hides_no_other() {
+fn all_faults_are_reported_at_once() {
     needs_root!();
     let volume = Volume::xfs(512);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
@@ -170,7 +170,7 @@ fn one_fault_hides_no_other() {
 }
 
 #[test]
-fn faults_are_told_in_the_same_plain_words_at_the_start_and_by_check_config() {
+fn start_and_check_config_report_the_same_faults() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     certificates.issue("other");
@@ -236,7 +236,7 @@ fn faults_are_told_in_the_same_plain_words_at_the_start_and_by_check_config() {
 }
 
 #[test]
-fn an_address_that_is_not_this_hosts_is_named() {
+fn foreign_bind_address_is_rejected() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
@@ -249,7 +249,7 @@ fn an_address_that_is_not_this_hosts_is_named() {
 }
 
 #[test]
-fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
+fn untrusted_manager_is_reported_with_its_fingerprint() {
     needs_root!();
     let certificates = Certificates::new();
     certificates.issue_self_signed_ca("manager");
@@ -291,7 +291,7 @@ fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
 }
 
 #[test]
-fn a_manager_that_lets_anybody_in_is_refused() {
+fn manager_that_accepts_anonymous_requests_is_refused() {
     needs_root!();
     let certificates = Certificates::new();
     let port = free_port();
@@ -322,7 +322,7 @@ fn a_manager_that_lets_anybody_in_is_refused() {
 }
 
 #[test]
-fn files_of_the_service_in_a_repository_are_noticed() {
+fn service_files_in_a_repository_are_reported() {
     needs_root!();
     let world = World::with(512, |settings| {
         let repository = settings.paths[0].clone();
@@ -352,7 +352,7 @@ fn files_of_the_service_in_a_repository_are_noticed() {
 }
 
 #[test]
-fn a_path_below_a_repository_is_refused_at_the_start() {
+fn path_below_a_repository_is_refused() {
     needs_root!();
     let volume = Volume::xfs(512);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");

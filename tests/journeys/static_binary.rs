@@ -33,7 +33,7 @@ fn output(program: &str, arguments: &[&str], file: &Path) -> String {
 }
 
 #[test]
-fn it_is_static_and_stripped() {
+fn release_is_static_and_stripped() {
     let Some(release) = release() else { return };
     let headers = output("readelf", &["--wide", "--program-headers", "--section-headers", "--dynamic"], &release);
     assert!(headers.contains("LOAD"), "{headers}");
@@ -59,7 +59,7 @@ fn old_kernel() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn the_whole_journey_on_the_oldest_kernel() {
+fn release_works_on_the_oldest_kernel() {
     needs_root!();
     let Some(release) = release() else { return };
     let (_dir, launcher) = old_kernel();
@@ -108,7 +108,7 @@ fn the_whole_journey_on_the_oldest_kernel() {
 
 /// A static libc that looks up names or users opens the host's modules for it, made for another libc.
 #[test]
-fn no_library_of_the_host_is_opened() {
+fn release_opens_no_host_library() {
     needs_root!();
     let Some(release) = release() else { return };
     let world = World::new(512);

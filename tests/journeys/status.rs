@@ -16,7 +16,7 @@ fn costs(client: &Client) -> Vec<(String, Option<u64>)> {
 }
 
 #[test]
-fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
+fn snapshot_cost_is_the_space_its_deletion_frees() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 32 * MB)])[0];
@@ -62,7 +62,7 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
 }
 
 #[test]
-fn the_status_is_json_or_text() {
+fn status_is_json_or_text() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -107,7 +107,7 @@ fn the_status_is_json_or_text() {
 }
 
 #[test]
-fn the_log_says_who_did_what_from_where_with_what_outcome() {
+fn audit_lines_name_user_address_action_and_outcome() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.environment.push(("RUST_LOG".to_owned(), "off".to_owned()));

@@ -10,7 +10,7 @@ use crate::needs_root;
 const EXTENTS: u64 = 100_000;
 
 #[test]
-fn what_an_answer_reads_is_kept_to_its_end() {
+fn snapshots_are_kept_until_the_answer_ends() {
     needs_root!();
     let clock = Clock::new();
     let world = World::with(8 << 10, |settings| clock.load_into(settings));
@@ -46,7 +46,7 @@ fn what_an_answer_reads_is_kept_to_its_end() {
 }
 
 #[test]
-fn a_client_that_lists_again_and_again_keeps_nothing() {
+fn listing_does_not_delay_the_sweep() {
     needs_root!();
     let clock = Clock::new();
     let world = World::with(512, |settings| clock.load_into(settings));

@@ -38,7 +38,7 @@ fn refused_by_name(world: &World, answer: &Answer, path: &Path) {
 }
 
 #[test]
-fn a_deletion_follows_no_link() {
+fn deletion_follows_no_symlink() {
     needs_root!();
     let mut world = World::new(512);
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
@@ -103,7 +103,7 @@ fn a_deletion_follows_no_link() {
 }
 
 #[test]
-fn the_sweeper_follows_no_link() {
+fn sweeper_follows_no_symlink() {
     needs_root!();
     let clock = Clock::new();
     let world = World::with(512, |settings| clock.load_into(settings));
@@ -124,7 +124,7 @@ fn the_sweeper_follows_no_link() {
 }
 
 #[test]
-fn a_creation_that_is_undone_follows_no_link() {
+fn rollback_follows_no_symlink() {
     needs_root!();
     let hooks = HookDir::new();
     let world = World::with(512, |settings| settings.sections = hooks.section(""));
@@ -164,7 +164,7 @@ fn a_creation_that_is_undone_follows_no_link() {
 }
 
 #[test]
-fn a_recovery_follows_no_link() {
+fn recovery_follows_no_symlink() {
     needs_root!();
     let hooks = HookDir::new();
     let mut world = World::with(512, |settings| settings.sections = hooks.section(""));

@@ -62,7 +62,7 @@ impl Scene {
 }
 
 #[test]
-fn a_guest_that_asks_for_it_is_told_before_and_after() {
+fn tagged_guest_is_called_before_and_after() {
     needs_root!();
     let scene = Scene::new("");
     let client = scene.world.client();
@@ -109,7 +109,7 @@ fn a_guest_that_asks_for_it_is_told_before_and_after() {
 }
 
 #[test]
-fn a_guest_that_fails_fails_no_snapshot() {
+fn failed_guest_sync_does_not_fail_the_snapshot() {
     needs_root!();
     let scene = Scene::new("timeout = \"1s\"");
     scene.tag(&scene.description());
@@ -153,7 +153,7 @@ fn a_guest_that_fails_fails_no_snapshot() {
 }
 
 #[test]
-fn a_guest_is_asked_again_and_holds_nothing_meanwhile() {
+fn guest_sync_is_retried_with_a_thaw_in_between() {
     needs_root!();
     let scene = Scene::new("retries = 2\nretry_delay = \"1s\"");
     scene.tag(&scene.description());
@@ -187,7 +187,7 @@ fn a_guest_is_asked_again_and_holds_nothing_meanwhile() {
 }
 
 #[test]
-fn a_snapshot_that_is_to_be_quiesced_or_not_at_all() {
+fn abort_on_sync_failure_cancels_the_snapshot() {
     needs_root!();
     let scene = Scene::new("on_failure = \"abort\"");
     scene.tag(&scene.description());
@@ -207,7 +207,7 @@ fn a_snapshot_that_is_to_be_quiesced_or_not_at_all() {
 }
 
 #[test]
-fn a_guest_is_told_the_end_also_after_a_crash() {
+fn post_sync_is_sent_after_a_crash() {
     needs_root!();
     let mut scene = Scene::new("");
     scene.tag(&scene.description());
@@ -223,7 +223,7 @@ fn a_guest_is_told_the_end_also_after_a_crash() {
 }
 
 #[test]
-fn a_guest_whose_sync_failed_is_told_the_end_or_named() {
+fn failed_sync_gets_post_sync_or_is_named() {
     needs_root!();
     let mut scene = Scene::new("post_on_failure = false\ntimeout = \"1s\"\nretries = 1\nretry_delay = \"10ms\"");
     scene.tag(&scene.description());
@@ -261,7 +261,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 #[test]
-fn what_a_good_hook_has_left_survives_a_crash_before_the_operation_is_over() {
+fn processes_of_a_successful_hook_survive_a_crash() {
     needs_root!();
     let mut scene = Scene::new("timeout = \"60s\"");
     scene.tag(&scene.description());

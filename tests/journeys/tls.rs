@@ -35,7 +35,7 @@ fn served_certificate(world: &World) -> String {
 }
 
 #[test]
-fn versions_and_certificates() {
+fn tls_versions_and_certificate_reload() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.certificate = settings.certificate.with_file_name("service.pem");
@@ -69,7 +69,7 @@ fn versions_and_certificates() {
 }
 
 #[test]
-fn clients_may_be_asked_for_a_certificate() {
+fn client_certificates_are_required_if_configured() {
     needs_root!();
     let world = World::with(512, |settings| {
         let ca = settings.certificate.with_file_name("ca.pem");
@@ -100,7 +100,7 @@ fn rest_until_cut(mut stream: impl Read) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn who_dawdles_is_cut_off() {
+fn slow_handshakes_and_requests_are_disconnected() {
     needs_root!();
     let world = World::new(512);
     let open = || {
@@ -138,7 +138,7 @@ fn who_dawdles_is_cut_off() {
 }
 
 #[test]
-fn a_signal_lets_running_answers_finish() {
+fn signal_lets_running_responses_finish() {
     needs_root!();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut world = World::new(512);

@@ -32,7 +32,7 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_copy_of_a_forged_snapshot_does_not_vouch_for_it() {
+fn copy_of_a_forged_snapshot_does_not_prove_it() {
     needs_root!();
     for removes_first in [true, false] {
         let (_world, disk, client) = world();
@@ -52,7 +52,7 @@ fn a_copy_of_a_forged_snapshot_does_not_vouch_for_it() {
 }
 
 #[test]
-fn the_base_of_a_comparison_is_not_read_for_its_checksum() {
+fn comparison_does_not_checksum_its_base() {
     needs_root!();
     let (world, disk, client) = world();
     let (base, file) = take(&client);

@@ -88,7 +88,7 @@ fn compared(client: &Client, target: &str, base: &str) -> Value {
 }
 
 #[test]
-fn what_was_only_touched_is_believed_again() {
+fn touched_file_is_accepted_again() {
     needs_root!();
     let (mut world, disk, mut client) = world();
     for (number, (what, touch)) in (0..).zip(touches()) {
@@ -118,7 +118,7 @@ fn what_was_only_touched_is_believed_again() {
 }
 
 #[test]
-fn a_change_of_content_is_found_with_the_modification_time_set_back() {
+fn changed_content_is_detected_with_mtime_restored() {
     needs_root!();
     let (_world, disk, client) = world();
     // Other files share its blocks: a write gives it new ones.
@@ -160,7 +160,7 @@ fn a_change_of_content_is_found_with_the_modification_time_set_back() {
 }
 
 #[test]
-fn a_checksum_that_was_recorded_proves_what_the_map_does_not() {
+fn recorded_checksum_proves_a_touched_file() {
     needs_root!();
     let (world, disk, client) = world();
     let (id, file) = take(&client);

@@ -20,7 +20,7 @@ fn two_services(hooks: &HookDir, lines: &str) -> (World, Exporter) {
 }
 
 #[test]
-fn creations_and_deletions_of_two_services_do_not_interleave() {
+fn operations_of_two_services_do_not_interleave() {
     needs_root!();
     let hooks = HookDir::new();
     let (world, second) = two_services(&hooks, "");
@@ -47,7 +47,7 @@ fn creations_and_deletions_of_two_services_do_not_interleave() {
 }
 
 #[test]
-fn whoever_waits_too_long_is_told_who_holds_the_vm() {
+fn vm_busy_error_names_the_lock_holder() {
     needs_root!();
     let hooks = HookDir::new();
     let (mut world, second) = two_services(&hooks, "timeout = \"10m\"");
@@ -114,7 +114,7 @@ impl Drop for Holder {
 }
 
 #[test]
-fn nothing_is_removed_while_another_service_holds_the_vm() {
+fn nothing_is_removed_while_another_service_holds_the_vm_lock() {
     needs_root!();
     let hooks = HookDir::new();
     let mut world = World::with(512, |settings| settings.sections = hooks.section(""));
@@ -138,7 +138,7 @@ fn nothing_is_removed_while_another_service_holds_the_vm() {
 }
 
 #[test]
-fn a_thaw_that_is_owed_waits_for_another_services_snapshot() {
+fn pending_thaw_waits_for_the_snapshot_of_another_service() {
     needs_root!();
     let hooks = HookDir::new();
     let (mut world, second) = two_services(&hooks, "timeout = \"10m\"");

@@ -8,7 +8,7 @@ use crate::harness::{Clock, Fault, FaultTest, HookDir, SNAPSHOTS, World, snapsho
 use crate::needs_root;
 
 #[test]
-fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
+fn unfinished_snapshot_is_never_adopted() {
     needs_root!();
     let (clock, hooks) = (Clock::new(), HookDir::new());
     let mut world = World::with(512, |settings| {
@@ -44,7 +44,7 @@ fn an_unfinished_snapshot_is_not_adopted_however_old_it_is() {
 }
 
 #[test]
-fn a_manifest_is_whole_or_not_there_at_every_step() {
+fn manifest_is_complete_or_missing_at_every_step() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     let mut seen = 0;

@@ -11,7 +11,7 @@ use crate::needs_root;
 const SIZE: usize = 64 << 20;
 
 #[test]
-fn a_repository_that_disappears_takes_nothing_with_it() {
+fn unmounted_repository_keeps_its_snapshots() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", SIZE as u64)])[0];
@@ -76,7 +76,7 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
 }
 
 #[test]
-fn a_repository_that_hangs_takes_no_other_with_it() {
+fn frozen_repository_does_not_block_others() {
     needs_root!();
     let (volume, second, world) = World::with_two_repositories(512);
     let good = world.define_vm(&[("a.img", 1 << 20)]).remove(0);
@@ -101,7 +101,7 @@ fn a_repository_that_hangs_takes_no_other_with_it() {
 }
 
 #[test]
-fn a_read_only_repository_is_not_called_good() {
+fn read_only_repository_is_an_error() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);

@@ -44,7 +44,7 @@ impl Drop for Silent {
 }
 
 #[test]
-fn a_connection_that_was_never_made_owes_nothing() {
+fn unreachable_guest_has_no_pending_post_hook() {
     needs_root!();
     let certificates = Certificates::new();
     let mut world = World::with(512, |settings| {

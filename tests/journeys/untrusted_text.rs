@@ -29,7 +29,7 @@ fn tells_nothing(world: &World, client: &Client, vm: &str) -> String {
 }
 
 #[test]
-fn a_definition_tells_nothing_of_other_files() {
+fn definition_errors_reveal_no_content_of_other_files() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
@@ -66,7 +66,7 @@ fn is_plain(told: &str) -> bool {
 }
 
 #[test]
-fn names_forge_no_lines_on_a_terminal() {
+fn names_cannot_forge_terminal_lines() {
     needs_root!();
     const NAME: &str = "x\nFORGED\u{1b}[2J\u{202e}\r\u{9b}m";
     let hooks = HookDir::new();

@@ -13,7 +13,7 @@ fn list(client: &Client) -> Vec<String> {
 }
 
 #[test]
-fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
+fn deleted_vm_keeps_its_snapshots() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
@@ -36,7 +36,7 @@ fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
 }
 
 #[test]
-fn a_name_goes_before_a_uuid_that_another_vm_has() {
+fn vm_name_takes_precedence_over_a_uuid() {
     needs_root!();
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
@@ -69,7 +69,7 @@ fn a_name_goes_before_a_uuid_that_another_vm_has() {
 }
 
 #[test]
-fn a_folder_of_snapshots_removed_by_hand_leaves_no_record() {
+fn manually_removed_snapshot_folder_leaves_no_record() {
     needs_root!();
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB)]);

@@ -121,25 +121,25 @@ fn journey_and_law(cluster: u64) {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn clusters_of_4_kib() {
+fn restore_invariant_holds_with_4_kib_clusters() {
     journey_and_law(4 << 10);
 }
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn clusters_of_64_kib() {
+fn restore_invariant_holds_with_64_kib_clusters() {
     journey_and_law(64 << 10);
 }
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn clusters_of_1_mib() {
+fn restore_invariant_holds_with_1_mib_clusters() {
     journey_and_law(1 << 20);
 }
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn a_hundred_small_writes_are_listed_as_such() {
+fn hundred_small_writes_list_only_their_blocks() {
     const SIZE: u64 = 64 * MB;
     for cluster in [4 << 10, 1 << 20] {
         let world = World::on(Volume::ocfs2(512, cluster, FEATURES), |_| {});
@@ -200,7 +200,7 @@ fn requests_of(world: &World, work: impl FnOnce()) -> Vec<String> {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn two_volumes_in_one_snapshot_and_no_ficlone() {
+fn snapshot_spans_two_volumes_without_ficlone() {
     const REFLINK: &str = "0x40186f04";
     const FICLONE: [&str; 2] = ["0x40049409", "0x4020940d"]; // and FICLONERANGE
     let other = Volume::ocfs2(512, 1 << 20, FEATURES);
@@ -235,7 +235,7 @@ fn two_volumes_in_one_snapshot_and_no_ficlone() {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn a_disk_that_lies_in_its_inode() {
+fn disk_stored_in_its_inode_is_compared() {
     let world = World::on(Volume::ocfs2(512, 64 << 10, "refcount,sparse,unwritten,inline-data"), |_| {});
     let disk = &world.define_vm(&[("a.img", 0)])[0];
     write_at(disk, 0, &[1; 2048]);
@@ -264,7 +264,7 @@ fn inline(disk: &PathBuf) -> bool {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn a_volume_without_reflinks_is_refused() {
+fn volume_without_reflinks_is_refused() {
     let world = World::on(Volume::ocfs2(512, 4096, "norefcount,sparse,unwritten"), |_| {});
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
@@ -281,7 +281,7 @@ fn a_volume_without_reflinks_is_refused() {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn a_disk_with_space_past_its_end_is_refused() {
+fn disk_with_space_past_its_end_is_refused() {
     const SIZE: u64 = 2 * MB - 100;
     let world = World::on(Volume::ocfs2(512, 64 << 10, FEATURES), |_| {});
     let disk = &world.define_vm(&[("a.img", SIZE)])[0];
@@ -310,7 +310,7 @@ fn a_disk_with_space_past_its_end_is_refused() {
 
 #[test]
 #[ignore = "runs in the guest of tests/ocfs2"]
-fn killed_in_the_middle_of_a_creation() {
+fn snapshots_survive_a_kill_during_a_creation() {
     let mut test = FaultTest::on(Volume::ocfs2(512, 4096, FEATURES), |_| {});
     let mut killed = 0;
     // Not at every step: a start takes seconds here.

@@ -9,7 +9,7 @@ use std::process::Command;
 use crate::{needs, needs_root};
 
 #[test]
-fn on_a_real_ocfs2() {
+fn tests_pass_on_ocfs2() {
     needs_root!();
     needs!(cfg!(target_arch = "x86_64"), "an x86-64 host, whose programs the guest runs");
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
