@@ -1,4 +1,4 @@
-//! A log that cannot be written: nobody waits for it, and the lines that are lost are counted.
+//! A log that cannot be written: the service does not block, and dropped lines are counted.
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -12,10 +12,10 @@ use serde_json::json;
 use crate::harness::{Client, HookDir, MB, SNAPSHOTS, Volume, World, eventually, write_at};
 use crate::needs_root;
 
-/// Prints as many lines as the log takes of one hook.
+/// Prints the maximum number of lines that the log accepts from one hook.
 const FLOOD: &str = "yes x | head -n 8192; yes x | head -n 8192 >&2";
 
-/// Hooks with these lines in the config, and a service that does `change` to its settings.
+/// A service with hooks; `lines` are for `[hooks]`, `top` is for the beginning of the config.
 fn with(lines: &str, top: &str, launcher: &[&str]) -> (HookDir, World) {
     let hooks = HookDir::new();
     let world = World::with(512, |settings| {
@@ -29,22 +29,22 @@ fn with(lines: &str, top: &str, launcher: &[&str]) -> (HookDir, World) {
     (hooks, world)
 }
 
-/// How many lines of the log were dropped, by the metrics.
+/// The number of dropped log lines according to the metrics.
 fn dropped(client: &Client) -> u64 {
     let answer = client.send(client.request(Method::GET, "/metrics"));
     let counted = String::from_utf8(answer.body).unwrap();
     let value = counted.lines().find_map(|line| line.strip_prefix("ovm_exporter_log_lines_dropped_total "));
-    value.unwrap_or_else(|| panic!("no count in\n{counted}")).parse().unwrap()
+    value.unwrap_or_else(|| panic!("no such metric in\n{counted}")).parse().unwrap()
 }
 
-/// How many dropped lines a log reports.
+/// The number of dropped lines that the log itself reports.
 fn reported(log: &str) -> u64 {
     let counts = log.lines().filter_map(|line| line.split_once(" log lines were dropped"));
     counts.map(|(before, _)| before.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
 }
 
-/// Uses the service as others would meanwhile: each log-in writes a line.
-fn use_it(world: &World) {
+/// Logs in 40 times, from 8 threads: each log-in writes a line.
+fn log_in_many_times(world: &World) {
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| (0..5).for_each(|_| drop(world.client().get("/vms").ok())));
@@ -63,7 +63,7 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
     let client = world.client();
     let on_post = format!("[ $2 = post ] && {{ echo post >> $OUT/calls; fsfreeze --unfreeze {mount_point}; exit; }}\n");
     let freeze = format!("echo quiesced; fsfreeze --freeze {mount_point}; touch $OUT/frozen\n");
-    // A hook that ends when it may, and one that does not end.
+    // A hook that ends, and one that hangs.
     for (wait, status) in [("until [ -e $OUT/go ]; do sleep 0.02; done", 200), ("sleep 600", 502)] {
         let (frozen, asked) = (hooks.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
         let _ = (fs::remove_file(&frozen), fs::remove_file(hooks.at("go")));
@@ -72,15 +72,15 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
             let request = client.request(Method::POST, &asked);
             let making = scope.spawn(|| client.send(request));
             hooks.wait_for("frozen");
-            use_it(&world);
+            log_in_many_times(&world);
             world.exporter.signal(Signal::SIGHUP);
-            use_it(&world);
+            log_in_many_times(&world);
             fs::write(hooks.at("go"), "").unwrap();
             let answer = making.join().unwrap();
             assert_eq!(answer.status, status, "{wait}: {answer:?}");
             assert_eq!(hooks.take("calls"), "post\n", "{wait}");
         });
-        assert!(!volume.thaw(), "{wait}: it was frozen still");
+        assert!(!volume.thaw(), "{wait}: the file system was still frozen");
     }
     assert_eq!(dropped(&client), 0);
     eventually("the log is written", || {
@@ -110,13 +110,13 @@ fn dropped_log_lines_are_counted_and_reported() {
     assert_eq!(client.take_snapshot()["consistency"], "quiesced");
     let count = dropped(&client);
     assert!(count > 1000, "{count} lines were dropped of some 65000");
-    eventually("the count is in the log", || reported(&fs::read_to_string(&log).unwrap()) == count);
-    // It goes on as if nothing had been.
+    eventually("the log reports the count", || reported(&fs::read_to_string(&log).unwrap()) == count);
+    // Later lines are logged as usual.
     client.get("/nowhere").error(404);
-    eventually("the log goes on", || fs::read_to_string(&log).unwrap().contains("/api/v1/nowhere"));
+    eventually("new lines are logged", || fs::read_to_string(&log).unwrap().contains("/api/v1/nowhere"));
     assert_eq!(dropped(&client), count);
     let told = fs::read_to_string(&log).unwrap();
-    assert!(told.lines().all(|line| line.starts_with("20") && line.contains("Z ")), "a line is torn");
+    assert!(told.lines().all(|line| line.starts_with("20") && line.contains("Z ")), "a line is incomplete");
 }
 
 #[test]
@@ -125,7 +125,7 @@ fn unread_log_pipe_blocks_neither_service_nor_shutdown() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe");
     nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
-    // Open for both, so that nobody waits for a reader.
+    // Opened for reading and writing, so that the open does not wait for a reader.
     let mut unread = File::options().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
     let script = format!("exec \"$0\" \"$@\" 2>{}", pipe.display());
     let (hooks, mut world) = with("", "", &["sh", "-c", &script]);
@@ -134,19 +134,19 @@ fn unread_log_pipe_blocks_neither_service_nor_shutdown() {
         hooks.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));
     }
     let first = client.take_snapshot_id();
-    use_it(&world);
+    log_in_many_times(&world);
     let count = dropped(&client);
     assert!(count > 1000, "{count} lines were dropped of some 65000");
-    // Somebody reads for a while.
-    let mut told = Vec::new();
+    // The pipe is read for a while.
+    let mut log = Vec::new();
     eventually("the count is reported", || {
         let mut piece = vec![0; 1 << 20];
         while let Ok(length @ 1..) = unread.read(&mut piece) {
-            told.extend_from_slice(&piece[..length]);
+            log.extend_from_slice(&piece[..length]);
         }
-        reported(&String::from_utf8_lossy(&told)) >= count
+        reported(&String::from_utf8_lossy(&log)) >= count
     });
-    // And then no more, until the end. What is owed then is an error, which nobody reads either.
+    // Then it is not read any more. The pending post hook makes the service exit with 1.
     client.take_snapshot();
     for name in ["20-flood", "30-flood", "40-flood", "50-flood"] {
         hooks.remove(name);

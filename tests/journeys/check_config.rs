@@ -1,4 +1,4 @@
-//! `check-config`: what is wrong is found before the service is started, and each time with a remedy.
+//! `check-config` finds faults before the service is started, and names a remedy for each.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +9,7 @@ use crate::harness::{
 };
 use crate::needs_root;
 
-/// The line of the table about `what`, and the remedy below it.
+/// The line of the table about `what`, and the remedy in the next line.
 fn line<'a>(table: &'a str, what: &str) -> (&'a str, Option<&'a str>) {
     let mut lines = table.lines().skip_while(|line| !line.get(6..).is_some_and(|rest| rest.starts_with(what)));
     let line = lines.next().unwrap_or_else(|| panic!("no {what} in\n{table}"));
@@ -33,7 +33,7 @@ fn valid_config_passes_with_and_without_the_service_running() {
     ] {
         assert!(line(&table, what).0.contains(told), "{table}");
     }
-    assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "something was left in the repository");
+    assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "check-config left a file in the repository");
     let settings = std::mem::replace(
         world.exporter.settings(),
         Settings::new(&world.certificates, &world.manager, &[&world.repository]),
@@ -86,7 +86,7 @@ fn each_fault_has_a_line_with_a_remedy() {
             "No such file",
             Box::new(|settings| settings.sections += "[audit]\nfile = \"/nonexistent/audit.jsonl\"\n"),
         ),
-        // Below a repository: by both paths, by the name of a folder, and by what lies beside it.
+        // Paths below a repository, recognized by the parent in the config, by the folder's name, or by its siblings.
         ("config", "lies below", Box::new(|settings| settings.paths.push(repository.join("VirtualDisks")))),
         (
             "repositories",
@@ -118,8 +118,8 @@ fn each_fault_has_a_line_with_a_remedy() {
         assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{told}:\n{table}");
         assert_eq!(status, Some(1), "{table}");
     }
-    assert_eq!(fs::read(&bolt).unwrap(), page, "the original's database was touched");
-    // What holds up one repository alone is a warning.
+    assert_eq!(fs::read(&bolt).unwrap(), page, "the database of the original exporter was changed");
+    // A fault of only one repository is a warning.
     let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     settings.paths.push("/nonexistent/nowhere".into());
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
@@ -132,7 +132,7 @@ fn each_fault_has_a_line_with_a_remedy() {
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "audit.file").0.starts_with("ok"), "{table}");
     assert!(table.lines().any(|line| line.contains("audit.jsonl lies in the repository")), "{table}");
-    // A page that everybody may see would let in everybody.
+    // A manager that answers anonymous requests accepts any password.
     manager.set_behavior(ManagerBehavior::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
@@ -176,14 +176,14 @@ fn skipped_hooks_are_listed_with_the_reason() {
         let (line, told) = line(&table, what);
         assert!(line.contains(found) && told.is_some() == remedy, "{what}:\n{table}");
     }
-    assert!(!hooks.at("called").exists(), "a check calls nothing");
+    assert!(!hooks.at("called").exists(), "check-config called a hook");
 
     let table = check(&format!("[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\n", certificates.ca()));
     assert!(line(&table, "hooks.sync").0.starts_with("ok"), "{table}");
     let (found, remedy) = line(&table, "hooks.sync.secret");
     assert!(found.starts_with("warn") && found.contains("is shorter than 32 bytes") && remedy.is_some(), "{table}");
     let strong = "[hooks.sync]\nsecret = \"a secret that every guest with the tag is sent\"\n";
-    assert!(!check(strong).contains("hooks.sync.secret"), "a strong secret is warned of");
+    assert!(!check(strong).contains("hooks.sync.secret"), "a warning about a strong secret");
     let table = check("[hooks.sync]\nsecret = \"hush\"\nca_certificate = \"/nonexistent\"\n");
     assert!(line(&table, "hooks.sync").0.starts_with("FAIL"), "{table}");
     let table = check("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\n");

@@ -1,4 +1,4 @@
-//! Checksums, judged by other programs: `b3sum`, `sha256sum`, Python's hashlib.
+//! Checksums, compared to those of `b3sum`, `sha256sum` and Python's hashlib.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -13,19 +13,19 @@ use crate::harness::{
 };
 use crate::needs_root;
 
-/// A disk of zeros that takes days.
+/// The size of a disk of zeros whose checksum takes days.
 const ENDLESS: u64 = 1 << 50;
 
 fn ask(client: &Client, id: &str, query: &str) -> Answer {
     client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?{query}"))
 }
 
-/// The digest that a command line tool prints of a file.
+/// The digest of a file that a command line tool prints.
 fn of_tool(tool: &str, path: &Path) -> String {
     output(Command::new(tool).arg(path)).split_whitespace().next().unwrap().to_owned()
 }
 
-/// What Python's hashlib says of a part of a file: plain, and of each block and of them all.
+/// Digests of a part of a file by Python's hashlib: of the bytes, of each block, and of the block digests.
 fn of_python(path: &Path, start: u64, length: u64, block: u64) -> Value {
     const PROGRAM: &str = "
 import hashlib, json, sys
@@ -48,7 +48,7 @@ print(json.dumps(found))
     serde_json::from_str(&output(Command::new("python3").args(["-c", PROGRAM]).arg(path).args(numbers))).unwrap()
 }
 
-/// A world whose VM has a disk with data, holes, space set aside, and an end inside a block.
+/// A VM whose disk has data, holes and preallocated space, and ends inside a block.
 fn with_a_disk() -> (World, std::path::PathBuf, Client, u64) {
     let size = 21 * MB + 777;
     let world = World::new(1024);
@@ -68,7 +68,7 @@ fn checksums_match_other_tools() {
     let id = client.take_snapshot_id();
     let expected = |algorithm: &str, start: u64, length: u64, checksum: &str| json!({"algorithm": algorithm, "start": start, "length": length, "checksum": checksum});
     assert_eq!(ask(&client, &id, "").ok(), expected("blake3", 0, size, &of_tool("b3sum", &path)));
-    // Once more, as it is remembered.
+    // The second answer comes from the cache.
     for _ in 0..2 {
         let sha256 = of_tool("sha256sum", &path);
         assert_eq!(ask(&client, &id, "algorithm=sha256").ok(), expected("sha256", 0, size, &sha256));
@@ -80,29 +80,33 @@ fn checksums_match_other_tools() {
         let query = format!("start={start}&length={length}");
         assert_eq!(ask(&client, &id, &query).ok(), expected("blake3", start, length, &of_tool("b3sum", &part)));
         for block in [4096, MB, 4 * MB, 16 * MB] {
-            let told = of_python(&path, start, length, block);
+            let python = of_python(&path, start, length, block);
             for algorithm in ["sha256", "blake2b-256"] {
-                let told = &told[algorithm];
+                let python = &python[algorithm];
                 let query = format!("algorithm={algorithm}&{query}");
-                assert_eq!(ask(&client, &id, &query).ok()["checksum"], told["plain"], "{query}");
+                assert_eq!(ask(&client, &id, &query).ok()["checksum"], python["plain"], "{query}");
                 let query = format!("{query}&blockSize={block}");
                 let answer = ask(&client, &id, &query).ok();
                 assert_eq!(
                     (&answer["checksum"], &answer["block_size"]),
-                    (&told["of_blocks"], &json!(block)),
+                    (&python["of_blocks"], &json!(block)),
                     "{query}"
                 );
                 assert_eq!(answer["blocks"], Value::Null, "{query}");
                 let answer = ask(&client, &id, &format!("{query}&blocks=true")).ok();
-                assert_eq!((&answer["checksum"], &answer["blocks"]), (&told["of_blocks"], &told["blocks"]), "{query}");
+                assert_eq!(
+                    (&answer["checksum"], &answer["blocks"]),
+                    (&python["of_blocks"], &python["blocks"]),
+                    "{query}"
+                );
             }
         }
     }
-    // As imageio's clients name a block's size.
-    let told = of_python(&path, 0, size, 4 * MB);
+    // `block_size` is imageio's name of the parameter.
+    let python = of_python(&path, 0, size, 4 * MB);
     let answer = ask(&client, &id, "algorithm=blake2b-256&block_size=4194304").ok();
-    assert_eq!(answer["checksum"], told["blake2b-256"]["of_blocks"]);
-    // Of a snapshot, and not of the disk as it goes on.
+    assert_eq!(answer["checksum"], python["blake2b-256"]["of_blocks"]);
+    // Later writes to the live disk do not matter.
     let before = of_tool("b3sum", &path);
     write_at(&path, 0, b"the guest goes on");
     assert_eq!(ask(&client, &id, "").ok()["checksum"], json!(before));
@@ -182,7 +186,7 @@ fn checksum_stops_when_the_client_disconnects() {
             head = format!("HEAD /api/v1{SNAPSHOTS}/{id}/disks/a.img HTTP/1.1\r\nWant-Repr-Digest: sha-256=1\r\n");
         }
         let request = format!("{head}Host: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        // More than are made at once.
+        // More requests than the service computes at a time.
         let waiting: Vec<_> = (0..6)
             .map(|_| {
                 let mut stream = connect(&world.exporter, &world.certificates);
@@ -193,7 +197,7 @@ fn checksum_stops_when_the_client_disconnects() {
         ProcessStats::of(&world.exporter).wait_until_busy();
         drop(waiting);
         ProcessStats::of(&world.exporter).wait_until_idle();
-        // There is room again.
+        // Other checksums are computed again.
         let small = client.get(&format!("{SNAPSHOTS}/{id}/disks/b.img/checksum")).ok();
         assert_eq!(small["length"], MB, "{query}");
     }
@@ -217,7 +221,7 @@ fn checksum_fails_if_the_file_changes_meanwhile() {
         assert_eq!(answer.error(409), "snapshot_lost", "{query}");
     }
 
-    // Where the answer has begun, it is cut.
+    // An answer that has begun is aborted.
     let id = client.take_snapshot_id();
     let file = snapshot_file(&client, &id);
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img/checksum?blockSize=4096&blocks=true");
@@ -227,7 +231,7 @@ fn checksum_fails_if_the_file_changes_meanwhile() {
     answer.read_exact(&mut first).unwrap();
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
-    assert!(rest.is_err(), "the answer came to an end: {rest:?}");
+    assert!(rest.is_err(), "the answer was completed: {rest:?}");
     world.exporter.wait_for_log("the connection is cut");
     assert!(world.exporter.log().contains("or was changed since"));
 }
@@ -252,7 +256,7 @@ fn digest_headers_are_sent_on_request() {
     let whole = of(0, size);
     let wanted = ("Want-Repr-Digest", "sha-512=9, sha-256=3");
     let before = ProcessStats::of(&world.exporter).bytes_read();
-    // All at once, and it is made once.
+    // Eight concurrent requests compute the digest once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -273,13 +277,13 @@ fn digest_headers_are_sent_on_request() {
     let part = ask(Method::GET, &[wanted, content, ("Range", &range)]);
     assert_eq!((part.status, part.header("repr-digest")), (206, &*whole));
     assert_eq!(part.header("content-digest"), of(50, 4 * MB + 1));
-    // Too much content; several parts.
+    // No content digest for long or multipart content.
     assert_eq!(ask(Method::GET, &[content]).header("content-digest"), "");
     let several = ask(Method::GET, &[wanted, content, ("Range", "bytes=0-1,5-6")]);
     assert_eq!((several.header("repr-digest"), several.header("content-digest")), (&*whole, ""));
-    // Not wanted, or not this one.
-    for wish in ["sha-256=0", "sha-512=10", "nonsense"] {
-        assert_eq!(ask(Method::GET, &[("Want-Repr-Digest", wish)]).header("repr-digest"), "", "{wish}");
+    // Not requested, or not with this algorithm.
+    for header in ["sha-256=0", "sha-512=10", "nonsense"] {
+        assert_eq!(ask(Method::GET, &[("Want-Repr-Digest", header)]).header("repr-digest"), "", "{header}");
     }
     let plain = ask(Method::GET, &[("Range", "bytes=0-9")]);
     assert_eq!((plain.header("repr-digest"), plain.header("content-digest")), ("", ""));

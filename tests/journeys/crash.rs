@@ -1,5 +1,5 @@
-//! Killed at every step, with and without the power going: what was answered is there and whole,
-//! what was not leaves nothing behind.
+//! The service is killed at every step, with and without a power cut: confirmed snapshots are complete, others leave
+//! no files.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -25,11 +25,11 @@ fn snapshots_survive_a_kill_at_every_step_of_a_creation() {
                 assert_eq!(test.check(&what, None), None);
                 test.delete(&id);
                 eprintln!("a creation has {} steps", n - 1);
-                assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                 break;
             }
             test.restart(fault);
-            // Made and not answered: there, and whole, or gone.
+            // A creation without an answer has made a complete snapshot, or none.
             if let Some(id) = test.check(&what, Some(&contents)) {
                 test.delete(&id);
             }
@@ -56,11 +56,11 @@ fn snapshots_survive_a_kill_at_every_step_of_a_deletion() {
                 assert_eq!(answer.status, 200);
                 assert_eq!(test.check(&what, None), None);
                 eprintln!("a deletion has {} steps", n - 1);
-                assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                 break;
             }
             test.restart(fault);
-            // Not answered: still there, and whole, or gone.
+            // A deletion without an answer has left a complete snapshot, or none.
             let left = test.check(&what, Some(&bytes));
             assert!(left.is_none_or(|left| left == id), "{what}");
             test.delete(&id);
@@ -73,7 +73,7 @@ fn snapshots_survive_a_kill_at_every_step_of_a_deletion() {
 fn snapshots_survive_a_kill_at_every_step_of_a_start() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
-    // Where there is most to take back: all is made, and the commit is about to come.
+    // The last step before the commit: here a rollback has most to do.
     let steps_before = |test: &mut FaultTest| {
         (1..).find(|n| {
             let answer = test.request_with_fault(*n, Fault::KillBefore, Method::POST, SNAPSHOTS);
@@ -81,7 +81,7 @@ fn snapshots_survive_a_kill_at_every_step_of_a_start() {
             if answer.is_none() {
                 test.restart(Fault::KillBefore);
             }
-            assert!(answer.is_none(), "no manifest was seen before the end");
+            assert!(answer.is_none(), "the creation completed before a manifest was seen");
             manifests > 1
         })
     };
@@ -90,7 +90,7 @@ fn snapshots_survive_a_kill_at_every_step_of_a_start() {
         for n in 1.. {
             let what = format!("start, step {n}, {fault:?}");
             assert!(test.request_with_fault(last_made, Fault::KillBefore, Method::POST, SNAPSHOTS).is_none());
-            assert!(test.world.snapshot_files().len() > 4, "nothing to take back");
+            assert!(test.world.snapshot_files().len() > 4, "nothing to roll back");
             test.shim.arm(n, fault);
             let started = test.world.exporter.try_restart();
             test.shim.disarm();
@@ -99,7 +99,7 @@ fn snapshots_survive_a_kill_at_every_step_of_a_start() {
                     test.client = test.world.client();
                     assert_eq!(test.check(&what, None), None);
                     eprintln!("a start has {} steps", n - 1);
-                    assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                    assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                     break;
                 }
                 Err(status) => assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{what}: {status}"),
@@ -133,8 +133,8 @@ fn post_hooks_run_after_a_kill_at_every_step() {
             test.delete(&id);
         }
     }
-    assert!(found_frozen > 1, "{found_frozen} kills met something frozen: the clones are two steps");
-    // What is owed is called once.
+    assert!(found_frozen > 1, "only {found_frozen} kills happened while frozen, but there are two clones");
+    // A pending post hook runs once.
     fs::remove_file(hooks.at("was-frozen")).unwrap();
     fs::write(hooks.at("frozen"), "").unwrap();
     test.restart(Fault::KillBefore);
@@ -154,7 +154,7 @@ fn confirmed_changes_survive_a_power_cut() {
     test.write(2);
     test.take_snapshot();
     test.delete(&gone);
-    // Last: whatever is written out after it would bring it to the device as well.
+    // This deletion comes last: a later sync would also write it to the device.
     test.delete(&foreign);
     test.world.exporter.kill();
     test.restart(Fault::KillAfter);

@@ -1,5 +1,4 @@
-//! The database and the repository disagree: another service has deleted a snapshot, or has one that the database
-//! does not know.
+//! The database and the repository differ: another service has deleted a snapshot, or has made one.
 
 use std::fs;
 
@@ -22,8 +21,8 @@ fn other_service(world: &World) -> (Exporter, Client) {
     (exporter, client)
 }
 
-/// What is asked of a snapshot that is gone for good.
-fn is_gone(client: &Client, id: &str) {
+/// Checks that all routes of a deleted snapshot answer 404.
+fn check_not_found(client: &Client, id: &str) {
     for query in ["", "?chunks=false", "?summary=true"] {
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}{query}")).error(404), "not_found", "{query}");
     }
@@ -38,18 +37,18 @@ fn snapshot_deleted_by_another_service_leaves_the_list() {
     let (mut world, client) = world();
     let (_exporter, other) = other_service(&world);
     let [first, second] = std::array::from_fn(|_| client.take_snapshot_id());
-    // The other one does not know it, and removes it all the same, with its hooks.
+    // The other service does not know the snapshot, and deletes it nevertheless.
     assert_eq!(other.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     assert!(!world.snapshot_folder(&first).exists());
-    is_gone(&client, &first);
+    check_not_found(&client, &first);
     assert_eq!(client.snapshot_ids(), std::slice::from_ref(&second));
     let base_is_gone = client.get(&format!("{SNAPSHOTS}/{second}?compareTo={first}"));
     assert!([404, 409].contains(&base_is_gone.status), "{base_is_gone:?}");
-    eventually("the record goes as well", || {
+    eventually("the record is removed, too", || {
         client.get(&format!("/vms/{VM}")).ok()["snapshots"] == serde_json::json!([second])
     });
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200, "nothing is left of it");
-    // The other one's record has gone with the files.
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200, "a repeated deletion");
+    // The record was removed together with the files.
     world.exporter.restart();
     assert_eq!(world.client().snapshot_ids(), [second]);
     assert!(other.snapshot_ids().is_empty());
@@ -88,7 +87,7 @@ fn deletion_of_an_incomplete_unknown_snapshot_is_refused() {
     }
     assert_eq!(other.delete(&format!("/vms/{neighbour}/snapshots/{whole}")).error(409), "other_vm");
     assert!(world.snapshot_folder(&whole).join("a.img").exists());
-    assert_eq!(other.delete(&format!("{SNAPSHOTS}/{}", uuid::Uuid::new_v4())).status, 200, "nobody has it");
+    assert_eq!(other.delete(&format!("{SNAPSHOTS}/{}", uuid::Uuid::new_v4())).status, 200, "an id without a folder");
 }
 
 #[test]
@@ -97,7 +96,7 @@ fn unavailable_snapshot_is_not_reported_as_deleted() {
     let (world, client) = world();
     let [id, deleted] = std::array::from_fn(|_| client.take_snapshot_id());
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{deleted}")).status, 200);
-    let away = |what: &str| {
+    let check_unavailable = |what: &str| {
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(503), "repository_unavailable", "{what}");
         assert_eq!(client.snapshot_ids(), std::slice::from_ref(&id), "{what}");
         let unknown = client.delete(&format!("{SNAPSHOTS}/{}", uuid::Uuid::new_v4()));
@@ -105,8 +104,8 @@ fn unavailable_snapshot_is_not_reported_as_deleted() {
         unknown
     };
     world.volume.unmount();
-    assert_eq!(away("unmounted").error(503), "repository_unavailable");
-    // Another file system in its place knows nothing of it.
+    assert_eq!(check_unavailable("unmounted").error(503), "repository_unavailable");
+    // Another file system is mounted in its place.
     let other = Volume::xfs(512);
     let bind = |volume: &Volume| {
         crate::harness::run(
@@ -118,16 +117,16 @@ fn unavailable_snapshot_is_not_reported_as_deleted() {
         fs::create_dir(other.mount_point.join(world.repository.file_name().unwrap()).join(name)).unwrap();
     }
     bind(&other);
-    away("another file system");
+    check_unavailable("another file system");
     world.volume.unmount();
     world.volume.mount();
     client.get(&format!("{SNAPSHOTS}/{id}")).ok();
-    // One file of it that is missing is a loss; all of it is none.
+    // One missing file means a lost snapshot; a missing folder means a deleted one.
     fs::remove_file(world.snapshot_folder(&id).join("a.img")).unwrap();
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(409), "snapshot_lost");
     assert_eq!(client.snapshot_ids(), std::slice::from_ref(&id));
     fs::remove_dir_all(world.snapshot_folder(&id)).unwrap();
-    is_gone(&client, &id);
+    check_not_found(&client, &id);
     assert!(client.snapshot_ids().is_empty());
     let request = client.request(Method::GET, "/readyz");
     assert_eq!(client.send(request).status, 200);

@@ -1,4 +1,4 @@
-//! A disk's bytes: whole, in ranges, under conditions, and when something goes wrong.
+//! Downloads of disks: whole, in ranges, with conditional headers, and in the presence of faults.
 
 use std::fs;
 use std::io::Read;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::harness::{Answer, Client, MB, ProcessStats, VM, World, eventually, memory_kib, write_at};
 use crate::needs_root;
 
-/// Bytes without a pattern that an offset could be mistaken in.
+/// Pseudo-random bytes, so that a wrong offset is noticed.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     (0..length)
@@ -163,7 +163,7 @@ fn disks_and_ranges_are_served_with_conditions() {
     }
 }
 
-/// The parts of a multipart/byteranges answer as RFC 2046 delimits them: Content-Range and bytes.
+/// The parts of a multipart/byteranges response, delimited as in RFC 2046: Content-Range and bytes.
 fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
     let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
     let boundary = answer.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap();
@@ -184,7 +184,7 @@ fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What those parts have to be.
+/// The expected parts.
 fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
     let part = |&(start, end): &(u64, u64)| {
         (format!("bytes {start}-{end}/{}", disk.len()), disk[start as usize..=end as usize].to_vec())
@@ -208,7 +208,7 @@ fn stalled_downloads_use_little_memory_and_leak_nothing() {
     let (descriptors, threads, idle) =
         (stats.descriptors(), stats.threads(), memory_kib(world.exporter.pid(), "VmRSS"));
 
-    // Eight that take nothing after their first bytes, and one that takes all.
+    // Eight downloads that stall after the first bytes, and one that completes.
     let stalled: Vec<_> = (0..8)
         .map(|_| {
             let mut response = client.request(Method::GET, &url).send().unwrap();
@@ -223,7 +223,7 @@ fn stalled_downloads_use_little_memory_and_leak_nothing() {
     assert!(grown < 64 << 10, "nine downloads of 256 MiB need {grown} KiB");
     drop(stalled);
     drop(client);
-    eventually("descriptors and threads of clients that went away are given back", || {
+    eventually("descriptors and threads of disconnected clients are released", || {
         stats.descriptors() <= descriptors && stats.threads() <= threads + 1
     });
 }
@@ -265,17 +265,17 @@ fn changed_or_replaced_file_is_not_served() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
-    // Data and holes in turn: what lies past a cut must not be taken for one more hole.
+    // Data and holes alternate: the range behind a truncation must not be mistaken for a hole.
     for start in (0..64 * MB).step_by(128 << 10) {
         write_at(disk, start, &noise(5 + start, 64 << 10));
     }
     let expected = fs::read(disk).unwrap();
     let client = world.client();
 
-    // Changed before it is asked for.
+    // Changed before the download.
     let changes: &[(&str, &dyn Fn(&Path))] = &[
         ("written to", &|file| write_at(file, MB, b"x")),
-        ("cut", &|file| open_for_writing(file).set_len(MB).unwrap()),
+        ("truncated", &|file| open_for_writing(file).set_len(MB).unwrap()),
         ("longer", &|file| open_for_writing(file).set_len(65 * MB).unwrap()),
         ("another file of the same bytes", &|file| {
             fs::copy(file, file.with_extension("copy")).unwrap();
@@ -307,7 +307,7 @@ fn changed_or_replaced_file_is_not_served() {
         assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).error(409), "snapshot_lost", "{what}");
     }
 
-    // Cut, or written to, while it is being sent: the body ends early, and nothing is padded.
+    // Truncated or written to during the download: the body ends early, without padding.
     for (number, change) in ["cut", "write"].into_iter().enumerate() {
         let id = client.take_snapshot_id();
         let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
@@ -318,14 +318,14 @@ fn changed_or_replaced_file_is_not_served() {
             "cut" => open_for_writing(&file).set_len(MB).unwrap(),
             _ => write_at(&file, 60 * MB, b"x"),
         }
-        let mut came = first.to_vec();
-        let ended = response.read_to_end(&mut came);
-        assert!(ended.is_err() && came.len() < expected.len(), "{change}: {} bytes came", came.len());
+        let mut received = first.to_vec();
+        let ended = response.read_to_end(&mut received);
+        assert!(ended.is_err() && received.len() < expected.len(), "{change}: {} bytes received", received.len());
         if change == "cut" {
-            assert!(expected.starts_with(&came), "bytes came that are not the snapshot's");
+            assert!(expected.starts_with(&received), "the service sent bytes that are not the snapshot's");
         }
-        let told = world.exporter.log().matches("the disk cannot be read: the connection is cut").count();
-        assert_eq!(told, number + 1, "{change}");
+        let aborted = world.exporter.log().matches("the disk cannot be read: the connection is cut").count();
+        assert_eq!(aborted, number + 1, "{change}");
     }
 }
 

@@ -1,5 +1,5 @@
-//! No space, no writing: in a repository, under the database, at any step. The answer says what is
-//! wrong, nothing is left, and the service goes on when there is space again.
+//! Full and read-only file systems under a repository or the database, and write errors at every step: the error says
+//! what is wrong, no files are left, and the service recovers when there is space again.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -11,7 +11,7 @@ use reqwest::Method;
 use crate::harness::{Fault, FaultTest, SNAPSHOTS, Tmpfs, chunks, data, snapshot_folders, text};
 use crate::needs_root;
 
-/// Takes all space below `folder`, to the last block and the last inode that can be had.
+/// Uses up all blocks and inodes of the file system of `folder`.
 fn fill(folder: &Path) {
     let filler = folder.join("filler");
     fs::create_dir_all(&filler).unwrap();
@@ -23,7 +23,7 @@ fn fill(folder: &Path) {
             at += size as u64;
         }
     }
-    // What is left has room for names.
+    // The remaining space is used up by names.
     for number in 0..100_000 {
         if fs::write(filler.join(format!("{number:0200}")), "x").is_err() {
             return;
@@ -39,7 +39,7 @@ fn clear(folder: &Path) {
 #[test]
 fn full_repository_refuses_snapshots_and_allows_deletions() {
     needs_root!();
-    // Without a floor: what is left is to be used up.
+    // Without the policy's minimum of free space.
     let mut test = FaultTest::new(|settings| settings.policy = "min_free_space = 0".to_owned());
     let mount_point = test.world.volume.mount_point.clone();
     let deleted = test.take_snapshot();
@@ -52,7 +52,7 @@ fn full_repository_refuses_snapshots_and_allows_deletions() {
         test.world.exporter.restart();
         test.client = test.world.client();
     }
-    // Making room is what a full repository needs.
+    // A deletion has to work on a full repository.
     test.delete(&deleted);
     assert_eq!(test.check("full, one deleted", None), None);
     clear(&mount_point);
@@ -93,7 +93,7 @@ fn database_without_space_refuses_snapshots_and_recovers() {
     let before = test.listed();
     for round in 0..3 {
         fill(&folder);
-        // It may have space set aside for some more.
+        // The database may have reserved space for some more records.
         let failed = (0..500).find_map(|_| {
             let contents = test.disk_contents();
             let answer = test.client.post(SNAPSHOTS);
@@ -103,7 +103,7 @@ fn database_without_space_refuses_snapshots_and_recovers() {
             test.confirmed.insert(text(&answer.ok()["id"]), contents);
             None
         });
-        let failed = failed.expect("the database needs no space");
+        let failed = failed.expect("500 snapshots fit into a full file system");
         assert_eq!(failed.error(503), "database_unavailable", "round {round}");
         let mut ids: Vec<String> = test.confirmed.keys().cloned().collect();
         ids.sort();
@@ -111,7 +111,7 @@ fn database_without_space_refuses_snapshots_and_recovers() {
         let on_disk: Vec<_> = on_disk.map(|path| text(&path.file_name().unwrap().to_str().into())).collect();
         assert_eq!(on_disk, ids, "round {round}: the failed creation left something");
         clear(&folder);
-        // The same process, and no start between.
+        // The service recovers without a restart.
         test.take_snapshot();
         assert_eq!(test.check(&format!("round {round}, with space again"), None), None);
         for id in test.listed().iter().filter(|id| !before.contains(id)) {
@@ -134,7 +134,7 @@ fn failed_creation_leaves_nothing() {
             let contents = test.disk_contents();
             let answer = test.request_with_fault(n, Fault::Fail(errno), Method::POST, SNAPSHOTS).unwrap();
             if answer.status == 200 {
-                // No such step was left, or it could be done without.
+                // There is no such step, or its failure was tolerated.
                 let id = text(&answer.ok()["id"]);
                 test.confirmed.insert(id.clone(), contents);
                 assert_eq!(test.check(&what, None), None);
@@ -165,7 +165,7 @@ fn failed_rollback_is_finished_at_the_next_start() {
     needs_root!();
     let mut test = FaultTest::new(|_| {});
     for n in 1.. {
-        let what = format!("creation, from step {n} on all fails");
+        let what = format!("creation, all calls fail from step {n} on");
         test.write(n as u8);
         let contents = test.disk_contents();
         let answer = test.request_with_fault(n, Fault::FailFrom(Errno::EIO), Method::POST, SNAPSHOTS).unwrap();
@@ -174,7 +174,7 @@ fn failed_rollback_is_finished_at_the_next_start() {
             break;
         }
         assert_ne!(answer.status, 200, "{what}");
-        // Not before the start either: what failed is not there, but for a commit that went through.
+        // Before the restart only confirmed snapshots are listed, except for a commit that succeeded.
         let listed = test.listed();
         assert!(test.confirmed.keys().all(|id| listed.contains(id)), "{what}: {listed:?}");
         test.restart(Fault::KillBefore);
@@ -203,7 +203,7 @@ fn failed_deletion_can_be_repeated() {
             } else {
                 assert!(!test.listed().contains(&id), "{what}");
             }
-            // Again at once, or at the next start: both finish it.
+            // A repeated deletion or a restart finishes it.
             if n % 2 == 0 {
                 test.restart(Fault::KillBefore);
             }

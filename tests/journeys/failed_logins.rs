@@ -1,4 +1,4 @@
-//! Failed log-ins in the audit: many of them are few lines.
+//! Failed log-ins are aggregated in the audit.
 
 use std::fs;
 
@@ -18,7 +18,7 @@ fn failed_logins_do_not_rotate_the_audit() {
     world.define_vm(&[("a.img", 1 << 20)]);
     world.client().take_snapshot();
     let stranger = world.anonymous_client();
-    // One account many times, and many accounts.
+    // One account many times, and many accounts once.
     let (of_one, accounts) = (100, 200);
     for n in 0..of_one {
         assert_eq!(stranger.try_log_in("root", "wrong").status, 401);
@@ -33,9 +33,9 @@ fn failed_logins_do_not_rotate_the_audit() {
         all.filter(|line| line["action"] == "log-in" && line["outcome"] == "refused").collect()
     };
     let requests = |lines: &[Value]| lines.iter().filter_map(|line| line["requests"].as_u64()).sum::<u64>();
-    eventually("all are counted", || requests(&failed()) == of_one + accounts);
+    eventually("all failures are counted", || requests(&failed()) == of_one + accounts);
     let failed = failed();
-    // A line at once for each of eight accounts, for all others, and one with each sum; a slow machine needs a few more.
+    // One line each for eight accounts and for all others, and one more with each sum; a slow machine writes a few more.
     assert!(failed.len() <= 30, "{} lines", failed.len());
     let root = &failed[0]["account"];
     let of_root: Vec<Value> = failed.iter().filter(|line| line["account"] == *root).cloned().collect();

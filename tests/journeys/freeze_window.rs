@@ -1,4 +1,4 @@
-//! What is frozen is let go: where a clone hangs, where a `post` fails or takes long, where the service stops.
+//! Frozen guests are thawed if a clone hangs, if a post hook fails or is slow, and if the service stops.
 
 use std::fs;
 use std::time::Duration;
@@ -9,7 +9,7 @@ use serde_json::json;
 use crate::harness::{Answer, Client, HookDir, MB, SNAPSHOTS, World, eventually, text, write_at};
 use crate::needs_root;
 
-/// A world with hooks that have these lines in the config.
+/// A service with hooks; `lines` are for `[hooks]`.
 fn with(lines: &str) -> (HookDir, World) {
     let hooks = HookDir::new();
     let world = World::with(512, |settings| settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n");
@@ -28,7 +28,7 @@ fn hung_clone_times_out_and_is_removed_when_it_ends() {
     needs_root!();
     let (hooks, world) = with("timeout = \"2s\"");
     let client = world.client();
-    // A frozen file system takes no clone, and the clone cannot be interrupted.
+    // A clone on a frozen file system blocks and cannot be interrupted.
     let repository = world.repository.display();
     let frozen = world.volume.thaw_on_drop();
     hooks.put(
@@ -37,8 +37,8 @@ fn hung_clone_times_out_and_is_removed_when_it_ends() {
     );
     let answer: Answer = std::thread::scope(|scope| {
         let asked = scope.spawn(|| client.post(SNAPSHOTS));
-        // The answer comes while the clone hangs still, so nothing but the deadline has brought it.
-        eventually("the client is answered", || asked.is_finished());
+        // The clone still hangs, so only the timeout can have produced the answer.
+        eventually("the client gets an answer", || asked.is_finished());
         asked.join().unwrap()
     });
     assert_eq!(answer.error(503), "clone_timeout");
@@ -49,16 +49,16 @@ fn hung_clone_times_out_and_is_removed_when_it_ends() {
     let counted = String::from_utf8(counted.body).unwrap();
     assert!(counted.contains("ovm_exporter_freeze_seconds_count 1\n"), "{counted}");
     assert!(world.exporter.log().contains("the guest was held up for it"));
-    assert!(!world.exporter.log().contains("they are removed"), "nothing was to be removed yet");
-    // Nobody else clones the VM's disks meanwhile: the next waits for its turn.
+    assert!(!world.exporter.log().contains("they are removed"), "the clones were removed before they ended");
+    // Until then no other snapshot of the VM is made: the next request waits.
     hooks.put("freeze", "echo $2 >> $OUT/calls");
     let next = world.request_snapshot();
     drop(frozen);
     next.join().unwrap();
-    eventually("the next one is made", || listed(&client) == 1);
+    eventually("the next snapshot is made", || listed(&client) == 1);
     assert_eq!(hooks.read("calls"), "pre\npost\n");
     assert!(world.exporter.log().contains("its clones have ended late: they are removed"));
-    // The one that was made: a folder, a disk and a manifest, and nothing of the other.
+    // The folder, disk and manifest of the second snapshot, and nothing of the first.
     assert_eq!(world.snapshot_files().len(), 3, "{:?}", world.snapshot_files());
 }
 
@@ -70,19 +70,19 @@ fn failed_post_hook_is_retried_after_a_restart() {
     let made = world.client().take_snapshot();
     assert_eq!(made["hooks"][1]["outcome"], "failed");
     assert_eq!(hooks.read("calls"), "snapshot-create pre\nsnapshot-create post\n");
-    // Its deletion owes its own.
+    // The deletion has its own pending post hook.
     assert_eq!(world.client().delete(&format!("{SNAPSHOTS}/{}", text(&made["id"]))).status, 200);
     hooks.take("calls");
-    // Who stops it is told.
+    // The exit status and the log report them.
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
     let log = world.exporter.log();
     assert!(log.contains("what they froze may be frozen still") && log.contains("of 2 operations"), "{log}");
     world.exporter.restart();
-    eventually("it is called again", || hooks.read("calls").lines().count() == 2);
+    eventually("both post hooks are called again", || hooks.read("calls").lines().count() == 2);
     fs::write(hooks.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("it is called again", || hooks.read("calls").lines().count() >= 4);
+    eventually("both post hooks are called again", || hooks.read("calls").lines().count() >= 4);
     let mut calls: Vec<_> = hooks.read("calls").lines().map(str::to_owned).collect();
     calls.dedup();
     assert!(
@@ -95,14 +95,14 @@ fn failed_post_hook_is_retried_after_a_restart() {
     world.exporter.restart();
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
-    assert_eq!(hooks.read("calls"), "", "what was settled was called again");
+    assert_eq!(hooks.read("calls"), "", "a finished post hook was called again");
 }
 
 #[test]
 fn shutdown_waits_for_a_slow_post_hook() {
     needs_root!();
     let (hooks, mut world) = with("");
-    // Longer than running answers may take.
+    // Longer than the shutdown limit for running requests.
     hooks.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
     let asked = world.request_snapshot();
     hooks.wait_for("post");
@@ -131,7 +131,7 @@ fn created_at_is_the_time_of_the_clones() {
     };
     let frozen: f64 = hooks.read("frozen").trim().parse().unwrap();
     let created = seconds(&text(&made["created_at"]));
-    // RFC 3339 of whole milliseconds or finer.
+    // The timestamp has at least milliseconds.
     assert!(created >= frozen - 0.001, "created {created}, frozen {frozen}");
     let expires = seconds(&text(&made["expires_at"]));
     assert!((expires - created - 3600.0).abs() < 0.01, "{made}");

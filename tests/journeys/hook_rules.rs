@@ -1,4 +1,4 @@
-//! What is run and what is not, what is said of it, and what of a hook's processes is ended.
+//! Which hooks run, how skipped hooks are reported, and which processes of hooks are killed.
 
 use std::fs;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::needs_root;
 
 const NOTE: &str = "echo \"${0##*/} $1 $2\" >> $OUT/calls";
 
-/// Leaves a process that keeps nothing open, and notes its number.
+/// Leaves a background process that keeps no descriptor open, and writes its pid to a file.
 const LEAVE: &str = "sleep 600 </dev/null >/dev/null 2>&1 & echo $! > $OUT";
 
 fn with(lines: &str) -> (HookDir, World) {
@@ -25,8 +25,8 @@ fn with(lines: &str) -> (HookDir, World) {
     (hooks, world)
 }
 
-/// Whether the process runs whose number a hook has noted.
-fn lives(hooks: &HookDir, name: &str) -> bool {
+/// Whether the process runs whose pid a hook has written to the file `name`.
+fn is_running(hooks: &HookDir, name: &str) -> bool {
     let stat = fs::read_to_string(format!("/proc/{}/stat", hooks.read(name).trim())).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
@@ -82,10 +82,14 @@ fn error_and_log_name_the_skipped_post_hooks() {
     }
     let log = world.exporter.log();
     for hook in ["10-says-nothing", "30-refuses"] {
-        let told = |line: &&str| line.contains(hook) && line.contains("not called: post_on_failure");
-        assert_eq!(log.lines().filter(|line| line.contains("outcome=\"skipped\"")).filter(told).count(), 2, "{log}");
+        let names_hook = |line: &&str| line.contains(hook) && line.contains("not called: post_on_failure");
+        assert_eq!(
+            log.lines().filter(|line| line.contains("outcome=\"skipped\"")).filter(names_hook).count(),
+            2,
+            "{log}"
+        );
     }
-    // A clone that fails: the error is the clone's, with the same words.
+    // A failed clone: its error lists the skipped post hooks, too.
     let repository = world.repository.display();
     hooks.put(
         "30-refuses",
@@ -108,14 +112,14 @@ fn failed_post_hook_makes_the_snapshot_crash_consistent() {
     let reason = text(&made["consistency_reason"]);
     assert!(reason.contains("10-freeze") && reason.contains("exit status: 3"), "{reason}");
     assert!(text(&made["hooks"][1]["detail"]).contains("does not count as quiesced"), "{made}");
-    // The snapshot stays, and says the same later, and in its manifest.
+    // The document stays the same after a restart, and so does the manifest.
     world.exporter.restart();
     let later = world.client().get(&format!("{SNAPSHOTS}/{id}?squashChunks=false")).ok();
     assert_eq!((&later["consistency"], &later["consistency_reason"]), (&json!("crash"), &json!(reason)));
     let manifest = world.snapshot_folder(&id).join(".manifest.json");
     let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
     assert_eq!((&manifest["consistency"], &manifest["hooks"]), (&json!("crash"), &made["hooks"]));
-    // One that nobody called quiesced has no reason.
+    // A snapshot that no hook called quiesced has no reason.
     hooks.put("10-freeze", "[ $2 = pre ]");
     let plain = world.client().take_snapshot();
     assert!(plain["consistency"] == "crash" && plain.get("consistency_reason").is_none(), "{plain}");
@@ -138,17 +142,17 @@ fn restart_ends_the_interrupted_hook_and_runs_post_hooks() {
         hooks.take("calls"),
         "30-hangs snapshot-create post\n20-plain snapshot-create post\n10-agent snapshot-create post\n"
     );
-    eventually("what the hook has left is ended", || !lives(&hooks, "of-hanging"));
-    assert!(lives(&hooks, "agent"), "a hook that had ended well has lost what it left running");
+    eventually("the background process of the interrupted hook is killed", || !is_running(&hooks, "of-hanging"));
+    assert!(is_running(&hooks, "agent"), "the background process of a successful hook was killed");
 
-    // The same for a post that fails and is called again, and for a stop in the middle of a hook.
+    // The same for a failed post hook that is retried.
     hooks.put("30-hangs", &format!("[ $2 = post ] || exit 0; [ -e $OUT/mended ] && exit; {LEAVE}/of-failing; exit 1"));
     world.client().take_snapshot();
-    assert!(lives(&hooks, "agent") && lives(&hooks, "of-failing"));
+    assert!(is_running(&hooks, "agent") && is_running(&hooks, "of-failing"));
     fs::write(hooks.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("what a failed call has left is ended", || !lives(&hooks, "of-failing"));
-    assert!(lives(&hooks, "agent"), "a retry has ended what another hook had left running");
+    eventually("the background process of the failed hook is killed", || !is_running(&hooks, "of-failing"));
+    assert!(is_running(&hooks, "agent"), "a retry has killed the background process of another hook");
     let pid = hooks.read("agent").trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
@@ -163,7 +167,7 @@ fn pending_post_hooks_survive_a_database_failure() {
         "echo $2 >> $OUT/calls; [ $2 = pre ] && echo quiesced && exit; [ -e $OUT/mended ] && exit\n\
          touch $OUT/in-post; until [ -e $OUT/go ]; do sleep 0.02; done; exit 1",
     );
-    // Not written down before: then nothing is frozen.
+    // The record cannot be written before the pre hook: then no hook runs.
     test.shim.arm(1, Fault::FailFrom(Errno::ENOSPC));
     assert_eq!(test.client.post(SNAPSHOTS).error(503), "database_unavailable");
     let id = test.confirmed.keys().next().unwrap().clone();
@@ -171,7 +175,7 @@ fn pending_post_hooks_survive_a_database_failure() {
     test.shim.disarm();
     assert_eq!(hooks.read("calls"), "");
 
-    // Not written down after: it is kept, and called again all the same.
+    // The record cannot be updated after the post hook: it is kept in memory, and the hook is retried.
     let client = test.world.client();
     let asked = std::thread::spawn(move || client.post(SNAPSHOTS));
     hooks.wait_for("in-post");
@@ -182,12 +186,12 @@ fn pending_post_hooks_survive_a_database_failure() {
     let log = test.world.exporter.log();
     assert!(log.contains("what hooks owe cannot be written down; it is tried again"), "{log}");
     test.shim.disarm();
-    eventually("it is owed", || test.client.pending_hooks()[0]["hooks"] == json!(["10-freeze"]));
+    eventually("the post hook is pending", || test.client.pending_hooks()[0]["hooks"] == json!(["10-freeze"]));
     let calls = || hooks.read("calls").lines().filter(|call| *call == "post").count();
     let before = calls();
-    eventually("it is called again", || calls() > before);
+    eventually("the post hook is retried", || calls() > before);
     fs::write(hooks.at("mended"), "").unwrap();
-    eventually("it is settled", || test.client.pending_hooks() == json!([]));
+    eventually("no post hook is pending", || test.client.pending_hooks() == json!([]));
     test.world.exporter.signal(Signal::SIGTERM);
     assert_eq!(test.world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
 }

@@ -1,4 +1,4 @@
-//! Programs around snapshots: what they see, what they can stop, and what is called in any case.
+//! Hooks: their input, their effect on the operation, and post hooks after failures.
 
 use std::fs::{self, Permissions};
 use std::io::Write;
@@ -14,11 +14,11 @@ use crate::harness::{
 };
 use crate::needs_root;
 
-/// Notes each call, and how the operation ended.
+/// Writes a line per call with the outcome of the operation.
 const NOTE: &str =
     "outcome=$(sed -n 's/.*\"outcome\":\"\\([a-z]*\\)\".*/ \\1/p'); echo \"${0##*/} $1 $2$outcome\" >> $OUT/calls";
 
-/// [`VM`] with two disks, and hooks with these lines in the config.
+/// [`VM`] with two disks, and a service with hooks; `lines` are for `[hooks]`.
 fn with(lines: &str) -> (HookDir, World) {
     let hooks = HookDir::new();
     let world = World::with(512, |settings| settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n");
@@ -53,7 +53,7 @@ fn snapshot_document_lists_the_hook_runs() {
     assert_eq!((&first["kind"], &first["detail"]), (&json!("directory"), &json!("")));
     assert_eq!(first.as_object().unwrap().len(), 6, "{first}");
     assert_eq!(made["consistency"], "quiesced");
-    // At most what it was held up, and at least what the first has slept.
+    // The freeze lasts at least as long as the first hook sleeps.
     assert!(made["freeze_ms"].as_u64() >= first["duration_ms"].as_u64() && first["duration_ms"].as_u64() >= Some(200));
     for told in
         ["freeze_ms=", "consistency=\"quiesced\"", "hook=\"10-freeze\"", "line=\"quiesced\"", "is not executable"]
@@ -80,7 +80,7 @@ fn snapshot_document_lists_the_hook_runs() {
     assert_eq!((&post["stage"], &post["data"]["outcome"]), (&json!("post"), &json!("ok")));
     assert_eq!(post["data"]["disks"], data["disks"]);
 
-    // It is the same for whoever asks later, and in the manifest.
+    // The document stays the same, also in the manifest and after a restart.
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?squashChunks=false")).ok(), made);
     let manifest = world.snapshot_folder(&id).join(".manifest.json");
     let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
@@ -99,7 +99,7 @@ fn snapshot_document_lists_the_hook_runs() {
     let client = world.client();
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?squashChunks=false")).ok(), made);
 
-    // Without hooks: as after a power cut, and the clones alone.
+    // Without hooks the snapshot is crash-consistent, and `freeze_ms` is the time of the clones.
     hooks.remove("10-freeze");
     hooks.remove("20-look");
     hooks.remove("README");
@@ -112,19 +112,27 @@ fn snapshot_document_lists_the_hook_runs() {
 fn only_clones_are_made_between_pre_and_post() {
     needs_root!();
     let (hooks, world) = with("");
-    // What is there of the snapshot, with sizes.
+    // Lists the files of the snapshot with their sizes.
     let look = "cd ${REPO}/CoriolisSnapshots/$EXPORTER_SNAPSHOT && stat -c '%n %s' .manifest.json * > $OUT/$2";
     let descriptors = "ls -l /proc/$$/fd > $OUT/descriptors";
     hooks.put("look", &format!("REPO={}\n{descriptors}; {look} 2>&1; exit 0", world.repository.display()));
     let id = world.client().take_snapshot_id();
     let absent = "stat: cannot statx '.manifest.json': No such file or directory\n";
-    assert_eq!(hooks.read("pre"), format!("{absent}a.img 0\nb.img 0\n"), "the empty files are there before");
-    assert_eq!(hooks.read("post"), format!("{absent}a.img {MB}\nb.img {MB}\n"), "the manifest comes after");
+    assert_eq!(
+        hooks.read("pre"),
+        format!("{absent}a.img 0\nb.img 0\n"),
+        "before the clones there are only empty files"
+    );
+    assert_eq!(
+        hooks.read("post"),
+        format!("{absent}a.img {MB}\nb.img {MB}\n"),
+        "the manifest is written after the post hooks"
+    );
     assert!(world.snapshot_folder(&id).join(".manifest.json").exists());
     let descriptors = hooks.read("descriptors");
     assert!(descriptors.contains("pipe:"), "{descriptors}");
-    for ours in ["socket:", "exporter.db", "VirtualDisks", "CoriolisSnapshots"] {
-        assert!(!descriptors.contains(ours), "a hook gets what is the service's own:\n{descriptors}");
+    for internal in ["socket:", "exporter.db", "VirtualDisks", "CoriolisSnapshots"] {
+        assert!(!descriptors.contains(internal), "a hook inherits a descriptor of the service:\n{descriptors}");
     }
 }
 
@@ -144,7 +152,7 @@ fn failed_pre_hook_cancels_the_operation() {
             details.contains("2-refuses") && details.contains("exit status: 7") && details.contains("log"),
             "{details}"
         );
-        assert!(!details.contains("clock"), "what a hook prints is for the log: {details}");
+        assert!(!details.contains("clock"), "the output of a hook belongs into the log only: {details}");
         assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
         assert_eq!(listed(&client), Vec::<String>::new());
         assert_eq!(
@@ -157,7 +165,7 @@ fn failed_pre_hook_cancels_the_operation() {
     let counted = metrics(&client);
     assert!(counted.contains("ovm_exporter_snapshots_total{outcome=\"failed\"} 2\n"), "{counted}");
 
-    // A deletion, too: the snapshot stays.
+    // A deletion is cancelled, too.
     hooks.remove("2-refuses");
     let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());
     hooks.put("2-refuses", &format!("{NOTE}; [ $1 $2 != 'snapshot-delete pre' ]"));
@@ -172,7 +180,7 @@ fn failed_pre_hook_cancels_the_operation() {
     let calls = "1-note snapshot-delete pre\n3-never snapshot-delete pre\n\
                  3-never snapshot-delete post ok\n1-note snapshot-delete post ok\n";
     assert_eq!(hooks.take("calls"), calls);
-    // What is gone is not deleted again.
+    // A repeated deletion calls no hooks.
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     assert_eq!(hooks.take("calls"), "");
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
@@ -184,7 +192,7 @@ fn failed_pre_hook_cancels_the_operation() {
 fn post_hook_runs_after_a_failed_clone() {
     needs_root!();
     let (hooks, world) = with("");
-    // An immutable file takes no clone.
+    // A clone into an immutable file fails.
     let repository = world.repository.display();
     hooks.put(
         "freeze",
@@ -197,7 +205,7 @@ fn post_hook_runs_after_a_failed_clone() {
     let client = world.client();
     assert_eq!(client.post(SNAPSHOTS).error(500), "io_error");
     let calls = "freeze snapshot-create pre\nplain snapshot-create pre\nfreeze snapshot-create post failed\n";
-    assert_eq!(hooks.read("calls"), calls, "what quiesces is told the end, the plain one is not");
+    assert_eq!(hooks.read("calls"), calls, "only the hook that printed \"quiesced\" gets a post call");
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
 }
 
@@ -255,7 +263,7 @@ fn post_hook_runs_after_the_client_disconnects() {
 fn post_hooks_run_at_the_start_after_a_kill() {
     needs_root!();
     let (hooks, mut world) = with("");
-    // Frozen later than it is killed, if the hook lives on: then for ever.
+    // If the hook outlived the service, it would freeze after the post hook, and stay frozen.
     hooks.put(
         "freeze",
         "[ $2 = post ] || echo $$ > $OUT/hook; echo $2 >> $OUT/calls; [ $2 = post ] && rm -f $OUT/frozen && exit
@@ -267,7 +275,11 @@ fn post_hooks_run_at_the_start_after_a_kill() {
     asked.join().unwrap();
     assert_eq!(hooks.read("calls"), "pre\n");
     world.exporter.restart();
-    assert_eq!(hooks.take("calls"), "pre\npost\n", "called before it listens, and once");
+    assert_eq!(
+        hooks.take("calls"),
+        "pre\npost\n",
+        "the post hook was not called exactly once before the service listened"
+    );
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
     let log = world.exporter.log();
     assert!(log.contains("stopped before its post hooks were called"), "{log}");
@@ -276,7 +288,7 @@ fn post_hooks_run_at_the_start_after_a_kill() {
     eventually("the hook of the killed service ends", || !hook.exists());
     assert!(!hooks.at("frozen").exists(), "a hook of the killed service froze after the thaw");
 
-    // Killed in the post: it is called again, and then no more.
+    // Killed during the post hook: it is called again, once.
     hooks.put("freeze", "echo $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/go ] || { touch $OUT/in-post; sleep 600; }");
     let asked = world.request_snapshot();
     hooks.wait_for("in-post");
@@ -289,7 +301,7 @@ fn post_hooks_run_at_the_start_after_a_kill() {
     assert_eq!(hooks.take("calls"), "pre\npost\npost\n");
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
 
-    // A deletion that is killed at its first half: the post is called, the snapshot stays.
+    // Killed during the pre hook of a deletion: the post hook is called, and the snapshot stays.
     let client = world.client();
     let id = client.take_snapshot_id();
     hooks.put("freeze", "echo $1 $2 >> $OUT/deletion; [ $2 = post ] || sleep 600");
@@ -318,7 +330,7 @@ fn shutdown_finishes_the_operation_and_its_post_hooks() {
     let client = world.client();
     assert_eq!(listed(&client).len(), 1);
 
-    // A hook that would take longer than the service may is ended, and what is owed is called.
+    // A pre hook that takes too long is killed at shutdown, and its post hook is called.
     hooks.put("freeze", "touch $OUT/slow-$2; echo quiesced; [ $2 = post ] || sleep 600");
     let asked = world.request_snapshot();
     hooks.wait_for("slow-pre");

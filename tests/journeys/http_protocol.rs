@@ -1,4 +1,4 @@
-//! What is on the wire: heads that are refused, headers of all answers, other protocols, slips in a query.
+//! HTTP on the wire: rejected heads, headers of all responses, other protocols, misspelled query parameters.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::harness::{Answer, PASSWORD, SNAPSHOTS, USER, VM, World, connect, eventually_some, text, write_at};
 use crate::needs_root;
 
-/// The answers that a connection had, one after the other.
+/// Parses the responses of a connection.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
@@ -24,10 +24,10 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     all
 }
 
-/// Sends this as it is; returns the answers that come until the connection ends.
-fn told_to(world: &World, request: &[u8]) -> Vec<Answer> {
+/// Sends raw bytes; returns the responses received until the connection ends.
+fn raw_responses(world: &World, request: &[u8]) -> Vec<Answer> {
     let mut stream = connect(&world.exporter, &world.certificates);
-    let _ = stream.write_all(request); // it may be cut off before its end
+    let _ = stream.write_all(request); // the service may close the connection before it has read everything
     let _ = stream.flush();
     let mut told = Vec::new();
     let ended = stream.read_to_end(&mut told);
@@ -79,46 +79,46 @@ fn every_rejected_request_gets_json_and_is_logged() {
         ("many headers", format!("{get}Host: x\r\n{many}\r\n"), 431, "headers_too_large"),
         ("a long header", format!("{get}Host: x\r\nA: {}\r\n\r\n", "b".repeat(1 << 20)), 431, "headers_too_large"),
     ] {
-        // As the first of its connection, right behind another, and behind one with a body.
+        // As the first request of a connection, after another one, and after one with a body.
         let with_body = format!("{login}Content-Length: 2\r\n\r\n{{}}");
         for (before, statuses) in [(String::new(), vec![]), (good.clone(), vec![200]), (with_body, vec![400])] {
-            let told = told_to(&world, format!("{before}{request}").as_bytes());
+            let told = raw_responses(&world, format!("{before}{request}").as_bytes());
             let found: Vec<u16> = told.iter().map(|answer| answer.status).collect();
             assert_eq!(found, [statuses, vec![status]].concat(), "{what}");
             let last = told.last().unwrap();
             assert_eq!(last.error(status), code, "{what}");
             assert!(last.body.ends_with(b"}\n"), "{what}");
             let id = text(&last.json()["request_id"]);
-            let line = eventually_some(&format!("{what}: {id} is in the log"), || {
+            let line = eventually_some(&format!("{what}: {id} is logged"), || {
                 let log = world.exporter.log();
                 log.lines().find(|line| line.contains(&id) && line.contains("answered")).map(str::to_owned)
             });
             assert!(line.contains("127.0.0.1:") && line.contains(&format!("status={status}")), "{line}");
         }
     }
-    // The answer to a HEAD has no body.
-    let told = told_to(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
+    // The response to a HEAD has no body.
+    let told = raw_responses(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
     assert_eq!((told.len(), told[0].status, told[0].body.len()), (1, 400, 0));
     assert!(told[0].header("content-length").parse::<u32>().unwrap() > 0);
 
-    // What is allowed: empty lines before a request, HTTP/1.0 without Host, a request behind a body.
+    // Allowed: empty lines before a request, HTTP/1.0 without Host, a request after a body.
     let host = "GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n";
     for (request, count) in [
         (format!("\r\n\r\n{host}"), 1),
         ("GET /healthz HTTP/1.0\r\n\r\n".to_owned(), 1),
         (format!("{good}{good}{host}"), 3),
     ] {
-        let told = told_to(&world, request.as_bytes());
+        let told = raw_responses(&world, request.as_bytes());
         assert!(told.iter().all(|answer| answer.status == 200), "{request:?}");
         assert_eq!(told.len(), count, "{request:?}");
     }
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let sized = format!("{login}Content-Length: {}\r\n\r\n{body}", body.len());
-    let told = told_to(&world, format!("{sized}{sized}{host}").as_bytes());
+    let told = raw_responses(&world, format!("{sized}{sized}{host}").as_bytes());
     assert_eq!(told.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200]);
-    // Nothing is read behind a body in chunks.
+    // Nothing is read after a chunked body.
     let chunked = format!("{login}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-    let told = told_to(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
+    let told = raw_responses(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
     assert_eq!((told.len(), told[0].status, told[0].header("connection")), (1, 200, "close"));
     let log = world.exporter.log();
     assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
@@ -198,7 +198,7 @@ fn responses_end_with_a_newline_and_forbid_caching_and_sniffing() {
     }
 }
 
-/// Asks for `/healthz` with curl, and these arguments.
+/// Runs curl; returns its exit status and its output.
 fn curl(world: &World, arguments: &[&str], url: &str) -> (Option<i32>, String) {
     let mut command = Command::new("curl");
     command.args(["-sSv", "--max-time", "20", "--cacert"]).arg(world.certificates.ca()).args(arguments).arg(url);
@@ -212,7 +212,7 @@ fn browsers_and_other_protocols_get_a_helpful_message() {
     let world = World::new(512);
     let https = format!("https://127.0.0.1:{}", world.exporter.port);
     let http = format!("http://127.0.0.1:{}", world.exporter.port);
-    // A browser at the root; a program gets an error.
+    // A browser at the root gets a page, a program gets an error.
     let browser = ["-H", "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"];
     let (_, told) = curl(&world, &browser, &format!("{https}/"));
     assert!(told.contains("HTTP/1.1 200 OK") && told.contains("content-type: text/plain"), "{told}");
@@ -220,7 +220,7 @@ fn browsers_and_other_protocols_get_a_helpful_message() {
     let (_, told) = curl(&world, &[], &format!("{https}/"));
     assert!(told.contains("HTTP/1.1 404 Not Found") && told.contains("those of the API start with /api/v1"), "{told}");
 
-    // Plain HTTP, also where the client waits for an answer before it says more, and none at all.
+    // Plain HTTP: complete requests, then an incomplete one whose client waits.
     for arguments in [&[][..], &["-d", "{}"], &["--http1.0"]] {
         let (status, told) = curl(&world, arguments, &format!("{http}/api/v1/vms"));
         assert_eq!(status, Some(0), "{told}");
@@ -235,7 +235,7 @@ fn browsers_and_other_protocols_get_a_helpful_message() {
     half.read_to_string(&mut told).unwrap();
     assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
 
-    // TLS tells a client of HTTP/2 alone that there is none.
+    // A client that speaks only HTTP/2 gets a TLS alert.
     let alpn = |protocols: &str| {
         let port = world.exporter.port;
         let command = format!("openssl s_client -connect 127.0.0.1:{port} -alpn {protocols} </dev/null 2>&1");
@@ -294,16 +294,16 @@ fn misspelled_query_parameters_are_rejected() {
         assert_eq!(answer.error(400), "bad_request", "{method} {path}");
         assert!(text(&answer.json()["details"]).contains(told), "{method} {path}: {}", answer.json());
     }
-    assert_eq!(world.snapshot_files(), files, "something was made");
+    assert_eq!(world.snapshot_files(), files, "a snapshot was made");
 
-    // Others are ignored, as the original does it.
+    // Unknown parameters are ignored, as by the original exporter.
     let plain = client.get(&snapshot).ok();
     for query in ["colour=red&colour=blue", "_=1690000000", "compareTo=&since=yesterday", "format=json"] {
         assert_eq!(client.get(&format!("{snapshot}?{query}")).ok(), plain, "{query}");
     }
     let list = client.get(SNAPSHOTS).ok();
     assert_eq!(client.get(&format!("{SNAPSHOTS}?compareTo=&refine=")).ok(), list);
-    // The documented ones work where a snapshot is made.
+    // The documented parameters also work when a snapshot is made.
     let made = |query: &str| client.post(&format!("{SNAPSHOTS}?{query}")).ok()["disks"][0].clone();
     assert!(made("chunks=false").get("chunks").is_none());
     let summary = made("summary=true");

@@ -1,4 +1,4 @@
-//! A repository whose device hangs in the middle: what becomes of whoever reads there, and of all others.
+//! A device that hangs during downloads: few threads block, and other clients are served.
 
 use std::fs;
 use std::process::Command;
@@ -11,18 +11,18 @@ use crate::harness::{
 };
 use crate::{needs, needs_root};
 
-/// The I/O class of each of the service's threads that has one.
+/// The I/O priority class of each thread of the service.
 fn classes(world: &World) -> Vec<String> {
     let threads = fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap();
-    // A thread may be gone when it is asked about.
+    // A listed thread may have ended.
     let class = |thread: fs::DirEntry| {
-        let asked = Command::new("ionice").arg("-p").arg(thread.file_name()).output().unwrap();
-        String::from_utf8(asked.stdout).unwrap().trim().to_owned()
+        let ionice = Command::new("ionice").arg("-p").arg(thread.file_name()).output().unwrap();
+        String::from_utf8(ionice.stdout).unwrap().trim().to_owned()
     };
     threads.map(|thread| class(thread.unwrap())).collect()
 }
 
-fn idle(world: &World) -> usize {
+fn idle_threads(world: &World) -> usize {
     classes(world).iter().filter(|class| *class == "idle").count()
 }
 
@@ -43,17 +43,17 @@ fn hung_repository_blocks_few_threads_and_frees_slots() {
         let made = client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok();
         text(&made["id"])
     });
-    // Where digests are made, others are not let go first, and nothing stays behind.
+    // A request that computes a digest does not leave a thread with idle priority.
     let path = format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img");
     let digest = client
         .request(Method::GET, &format!("/api/v1{path}"))
         .header("Range", "bytes=0-99")
         .header("Want-Content-Digest", "sha-256=1");
     assert_eq!(client.send(digest).status, 206);
-    assert_eq!(idle(&world), 0, "{:?}", classes(&world));
+    assert_eq!(idle_threads(&world), 0, "{:?}", classes(&world));
     volume.unmount();
     volume.mount();
-    // Names and places are known by then, bytes are not.
+    // Now the metadata is cached, but not the data.
     let range = |from: u64| {
         client.request(Method::GET, &format!("/api/v1{path}")).header("Range", format!("bytes={from}-{}", from + 4095))
     };
@@ -71,29 +71,29 @@ fn hung_repository_blocks_few_threads_and_frees_slots() {
             ),
         )
     };
-    // They take all the places, and read when nobody else wants to.
+    // Twelve downloads take all slots, and read with idle priority.
     let readers: Vec<_> = (1..13).map(|n| send_range_from(n * 4 * MB)).collect();
-    eventually("twelve read", || idle(&world) == 12);
+    eventually("twelve threads read", || idle_threads(&world) == 12);
     drop(readers);
-    // Others get them, in time.
-    eventually("others are served", || {
-        let asked = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{fine}/disks/a.img"));
+    // The slots are freed for others.
+    eventually("another download is served", || {
+        let request = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{fine}/disks/a.img"));
         client
-            .try_send(asked.timeout(Duration::from_secs(60)))
+            .try_send(request.timeout(Duration::from_secs(60)))
             .is_ok_and(|answer| answer.body == fs::read(&good).unwrap())
     });
     world.exporter.wait_for_log("another export takes the place");
-    // Who asks for more of it is told, and costs no thread.
+    // Further requests get an error, and block no thread.
     assert_eq!(client.send(range(9 * MB).timeout(Duration::from_secs(30))).error(503), "repository_unavailable");
     let before = threads();
     for n in 0..100 {
         drop(send_range_from(n % 60 * MB));
     }
-    eventually("the threads of clients that left are gone", || threads() <= before + 10);
+    eventually("the threads of disconnected clients end", || threads() <= before + 10);
     assert_eq!(client.send(client.request(Method::GET, "/healthz")).status, 200);
     drop(hanging);
-    eventually("the repository is back", || client.send(range(9 * MB)).status == 206);
-    eventually("nobody reads", || idle(&world) == 0);
+    eventually("the repository responds again", || client.send(range(9 * MB)).status == 206);
+    eventually("no thread reads", || idle_threads(&world) == 0);
     assert!(
         client.send(client.request(Method::GET, &format!("/api/v1{path}"))).body == Random(2).bytes(64 * MB),
         "the disk differs"
@@ -114,10 +114,10 @@ fn normal_io_class_does_not_read_with_idle_priority() {
     world.volume.mount();
     assert_eq!(client.disk_range(&id, "a.img", 0, 4096).len(), 4096);
     let hanging = device.hang();
-    let reading = std::thread::scope(|scope| {
+    let observed = std::thread::scope(|scope| {
         scope.spawn(|| client.disk_range(&id, "a.img", 8 * MB, 4096));
         let pid = world.exporter.pid();
-        let waits = || {
+        let blocked_threads = || {
             let threads = fs::read_dir(format!("/proc/{pid}/task")).unwrap();
             threads
                 .filter(|thread| {
@@ -126,11 +126,11 @@ fn normal_io_class_does_not_read_with_idle_priority() {
                 })
                 .count()
         };
-        eventually("one reads", || waits() == 1);
+        eventually("one thread reads", || blocked_threads() == 1);
         let found = classes(&world);
         drop(hanging);
         found
     });
-    // Of a thread that is gone by then nothing is told.
-    assert!(reading.iter().all(|class| class != "idle"), "{reading:?}");
+    // ionice prints nothing for a thread that has ended.
+    assert!(observed.iter().all(|class| class != "idle"), "{observed:?}");
 }

@@ -1,4 +1,4 @@
-//! A request that is repeated under one key makes one snapshot, whatever happened to the answer.
+//! Requests repeated with one idempotency key make one snapshot, even if the answer was lost.
 
 use reqwest::Method;
 use serde_json::json;
@@ -39,7 +39,7 @@ fn idempotency_key_makes_one_snapshot() {
     let twice = client.send(request.header("Idempotency-Key", "a").header("Idempotency-Key", "b"));
     assert_eq!(twice.error(400), "bad_request");
 
-    // Another user's key of that name is another key.
+    // The same key of another user is independent.
     let secret = secrecy::SecretString::from(crate::harness::SECRET);
     let tokens = coriolis_ovm_exporter::auth::Tokens::new(&secret, std::time::Duration::from_secs(600));
     let mut other = world.anonymous_client();
@@ -70,11 +70,11 @@ fn repeated_request_waits_for_the_first_and_retries_after_a_failure() {
         let frozen = world.volume.freeze();
         std::thread::scope(|scope| {
             let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| made(client, "same"))).collect();
-            let all_there = || {
+            let all_admitted = || {
                 let creates = clients[0].get("/status").ok()["creates"].clone();
                 creates["running"].as_array().unwrap().len() + creates["waiting"].as_array().unwrap().len() == 3
             };
-            eventually("all three have come", all_there);
+            eventually("all three requests run or wait", all_admitted);
             drop(frozen);
             running.into_iter().map(|one| one.join().unwrap()).collect()
         })
@@ -108,11 +108,11 @@ fn idempotency_key_survives_a_kill_at_every_step() {
             assert_eq!(count(&test.client), before + 1, "{what}");
             assert_eq!(made(&test.client, &key), id, "{what}");
             assert_eq!(snapshot_folders(&test.world.repository).len(), before + 1, "{what}: folders");
-            let done = answered.map(|answer| answer.ok()["id"].clone());
+            let first_id = answered.map(|answer| answer.ok()["id"].clone());
             test.client.delete(&format!("{SNAPSHOTS}/{id}"));
-            if let Some(answered) = done {
+            if let Some(answered) = first_id {
                 assert_eq!(answered, json!(id), "{what}");
-                assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                 break;
             }
         }

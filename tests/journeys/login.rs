@@ -1,4 +1,4 @@
-//! Log-in: what the manager says, and what becomes of it.
+//! Log-ins, the answers of the manager, and tokens.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -53,7 +53,7 @@ fn good_credentials_give_a_token_with_any_content_type() {
     assert!(claims(&token)["iss"].is_string());
 }
 
-/// Seconds since 1970.
+/// The Unix time.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -88,7 +88,7 @@ fn failed_login_reveals_no_reason() {
         texts.push(answer.json()["details"].clone());
     }
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]), "{texts:?}");
-    // Once at the start. Names that cannot be put into Basic credentials never reach the manager.
+    // One request at the start. Names that Basic credentials cannot contain never reach the manager.
     assert_eq!(world.manager.request_count(), 1 + 2);
 }
 
@@ -129,7 +129,7 @@ fn manager_certificate_is_verified() {
     let elsewhere = Manager::start_with(&world.certificates, "elsewhere");
     let chained = world.manager.port;
     let ca = format!("ca_certificate = {:?}", world.certificates.ca());
-    // What the host trusts where the config names nothing.
+    // The host's CA list, for a config without trust settings.
     let host = world.certificates.ca().display().to_string();
     world.exporter.settings().environment.push(("SSL_CERT_FILE".to_owned(), host));
     let certificate = world.certificates.path("manager.pem");
@@ -158,13 +158,13 @@ fn manager_certificate_is_verified() {
             assert_eq!(answer.error(502), "manager_unavailable");
         }
     }
-    // Whoever could not prove who it is was not told the password.
-    // Each start asks without one; the world's own has done so, too.
+    // Managers that failed verification got no request.
+    // Each start sends an anonymous request; the first start of the service did so, too.
     assert_eq!(
         (world.manager.request_count(), elsewhere.request_count(), manager.request_count()),
         (1 + 2 * 2, 0, 2 * 2)
     );
-    assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning of what is not so");
+    assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning about a setting that is not used");
     world.exporter.settings().manager = "insecure_skip_verify = true".to_owned();
     world.exporter.restart();
     let client = world.anonymous_client();
@@ -183,7 +183,7 @@ fn fingerprint(certificate: &std::path::Path) -> String {
     format!("sha256:{}", text.trim().split_once('=').unwrap().1)
 }
 
-/// A token as anybody could make it who knew `secret`.
+/// Makes a token without the service's code.
 fn sign(algorithm: hmac::Algorithm, secret: &str, header: &str, claims: &Value) -> String {
     let text = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.to_string().as_bytes()));
     let signature = hmac::sign(&hmac::Key::new(algorithm, secret.as_bytes()), text.as_bytes());
@@ -197,8 +197,7 @@ fn base64url(bytes: &[u8]) -> String {
     bits.chunks(6).map(|bits| char::from(DIGITS[usize::from(digit(bits))])).collect()
 }
 
-/// A forged token that has all it needs, and those that nobody may come in with, `good` being one of
-/// ours.
+/// A forged token without a flaw, and those that have to be rejected; `good` is a token of the service.
 fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
     const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
     let right = json!({"user": USER, "exp": now() + 600, "iss": claims(good)["iss"]});
@@ -232,7 +231,7 @@ fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
         ("not valid yet", ours(HS256, &with("nbf", (now() + 60).into()))),
         ("valid from a time in words", ours(HS256, &with("nbf", "now".into()))),
         ("a critical extension", ours(r#"{"alg":"HS256","typ":"JWT","crit":["b64"],"b64":true}"#, &right)),
-        ("no critical extensions, said in vain", ours(r#"{"alg":"HS256","typ":"JWT","crit":null}"#, &right)),
+        ("an empty list of critical extensions", ours(r#"{"alg":"HS256","typ":"JWT","crit":null}"#, &right)),
         ("another issuer", ours(HS256, &with("iss", "somebody".into()))),
         ("no issuer", ours(HS256, &without("iss"))),
         ("no user", ours(HS256, &without("user"))),
@@ -284,7 +283,7 @@ fn routes_reject_forged_tokens() {
     ];
     let (flawless, flawed) = forgeries(&good);
     client.token = flawless;
-    assert_eq!(client.get("/vms").status, 200, "the forger does not know the trade");
+    assert_eq!(client.get("/vms").status, 200, "the flawless forged token is rejected");
     for (what, token) in flawed {
         client.token = token;
         for (method, route) in &routes {
@@ -313,7 +312,7 @@ fn token_expires() {
     eventually("a token of 4 s is refused", || client.get("/vms").status != 200);
     assert!(now() >= claims(&client.token)["exp"].as_u64().unwrap(), "refused before its time");
     assert_eq!(client.get("/vms").error(401), "unauthorized");
-    assert_eq!(world.client().get("/vms").status, 200, "a new one is good");
+    assert_eq!(world.client().get("/vms").status, 200, "a new token is rejected");
 }
 
 #[test]
@@ -351,7 +350,7 @@ fn failed_start_names_the_config_key() {
         change(&mut settings);
         let (status, refusal) = Exporter::refusal(&settings);
         assert!(matches!(status, Some(1 | 78)), "{refusal}");
-        assert!(refusal.contains(expected), "{refusal:?} does not say {expected:?}");
+        assert!(refusal.contains(expected), "{refusal:?} does not contain {expected:?}");
         assert!(!refusal.contains("panic"), "{refusal}");
         assert!(!refusal.contains(&settings.secret), "the secret is shown: {refusal}");
     }
@@ -360,7 +359,7 @@ fn failed_start_names_the_config_key() {
         .args(["-config", "/nonexistent/config.toml"])
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(78), "{told}");
-    assert!(told.contains("/nonexistent/config.toml") && told.contains("--config"), "{told}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{errors}");
+    assert!(errors.contains("/nonexistent/config.toml") && errors.contains("--config"), "{errors}");
 }

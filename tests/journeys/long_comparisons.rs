@@ -1,4 +1,4 @@
-//! Comparisons that take long: a client that goes away, and files that are touched meanwhile.
+//! Long comparisons: clients that disconnect, and files that are touched meanwhile.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,15 +12,14 @@ use crate::needs_root;
 
 const GB: u64 = 1 << 30;
 
-/// A world of two snapshots between which all of a disk was written again, 8 GiB of it: its extents
-/// lie one behind the other, and are few. The bytes are the same but for the first MiB, where every
-/// second block differs.
+/// Two snapshots of a disk of 8 GiB, which was rewritten completely in between, in few extents. The bytes are the
+/// same, except that every second block of the first MiB differs.
 fn with_much_to_compare() -> (World, Client, String, String) {
     let world = World::new(40 << 10);
     let disk = &world.define_vm(&[("a.img", 8 * GB)])[0];
     let fill = |pattern: &str| xfs_io(disk, &[&format!("pwrite -q -b 16m -S {pattern} 0 {}", 64 * MB)]);
     fill("0x11");
-    // The same 64 MiB over and over: there is little to store.
+    // 64 MiB are cloned repeatedly to save space.
     let copies = |disk: &Path| {
         for at in 1..8 * GB / (64 * MB) {
             xfs_io(disk, &[&format!("reflink {} 0 {} {}", disk.display(), at * 64 * MB, 64 * MB)]);
@@ -57,8 +56,8 @@ fn refinement_stops_when_the_client_disconnects() {
         drop(stream);
         stats.wait_until_idle();
         let read = stats.bytes_read() - before;
-        assert!(read < 8 * GB, "{path}: {read} bytes were read of 16 GiB for nobody");
-        assert_eq!(stats.threads_named("refine"), 0, "{path}: threads are left");
+        assert!(read < 8 * GB, "{path}: {read} bytes of 16 GiB were read for a disconnected client");
+        assert_eq!(stats.threads_named("refine"), 0, "{path}: refine threads are left");
     }
 }
 
@@ -67,10 +66,10 @@ fn file_of(client: &Client, id: &str) -> PathBuf {
     text(&document["disks"][0]["path"]).into()
 }
 
-/// Extents of a disk whose comparison is longer than any buffer on the way.
+/// Enough extents to make a comparison larger than all buffers on the way.
 const EXTENTS: u64 = 160_000;
 
-/// A world of snapshots of an empty disk, as many as wanted, and one of the same with many extents.
+/// `N` snapshots of an empty disk, and one of the disk with many extents.
 fn with_many_chunks<const N: usize>() -> (World, Client, [String; N], String) {
     let world = World::new(8 << 10);
     let disk = &world.define_vm(&[("a.img", EXTENTS * 8192)])[0];
@@ -82,7 +81,7 @@ fn with_many_chunks<const N: usize>() -> (World, Client, [String; N], String) {
     (world, client, bases, target)
 }
 
-/// Changes nothing of a file but when it was changed.
+/// Changes only the change time of a file.
 fn touch(path: &Path) {
     let file = fs::File::options().write(true).open(path).unwrap();
     file.set_modified(file.metadata().unwrap().modified().unwrap()).unwrap();
@@ -99,14 +98,14 @@ fn touched_target_aborts_the_streamed_lines() {
     assert_eq!(answer.status(), 200);
     assert_eq!(BufReader::new(answer).lines().map(Result::unwrap).count() as u64, EXTENTS);
 
-    // The client takes some lines and no more for now: so the service waits, too.
+    // The client stops reading after some lines, so the service blocks.
     let (answer, some) = world.begin_get(&client, &path, "application/x-ndjson");
     assert!(some.contains("{\"start\":73728,"), "{some}");
     stats.wait_until_idle();
     touch(&file_of(&client, &target));
-    assert!(!ends_completely(answer), "the lines came to an end");
+    assert!(!ends_completely(answer), "the response was completed");
     world.exporter.wait_for_log("the connection is cut");
-    assert!(world.exporter.log().contains("its content is being checked"), "why");
+    assert!(world.exporter.log().contains("its content is being checked"), "the log lacks the reason");
 }
 
 #[test]
@@ -121,10 +120,10 @@ fn touched_base_aborts_the_streamed_document() {
         let (answer, _) = world.begin_get(&client, &path, "*/*");
         stats.wait_until_idle();
         touch(&file_of(&client, base));
-        assert!(!ends_completely(answer), "{query}: the document came to an end");
-        let cuts = || world.exporter.log().matches("the connection is cut").count();
-        eventually("the log says it", || cuts() > usize::from(query != "refine=0"));
-        // Its content is not changed: another attempt succeeds.
+        assert!(!ends_completely(answer), "{query}: the response was completed");
+        let aborts = || world.exporter.log().matches("the connection is cut").count();
+        eventually("the abort is logged", || aborts() > usize::from(query != "refine=0"));
+        // The content is unchanged, so another attempt succeeds.
         client.get(&format!("{path}&summary=true")).ok();
     }
 }

@@ -1,5 +1,5 @@
-//! A database that is removed, replaced, emptied or lost, a full disk under it, a read-only repository: `/readyz`
-//! and the log say so, and the snapshots come back from their manifests.
+//! A database that is removed, replaced or emptied, a full disk under it, a read-only repository: `/readyz` and the
+//! log report it. Snapshots are restored from their manifests.
 
 use std::fs;
 use std::path::Path;
@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::harness::{Client, SNAPSHOTS, Tmpfs, World, text};
 use crate::needs_root;
 
-/// A service with a VM of two snapshots.
+/// A service, and a VM with two snapshots.
 fn world() -> (World, Client, [String; 2]) {
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
@@ -20,7 +20,7 @@ fn world() -> (World, Client, [String; 2]) {
     (world, client, ids)
 }
 
-/// What `/readyz` says is wrong; the status fits it.
+/// The problems that `/readyz` lists; checks that the status fits.
 fn problems(client: &Client) -> Vec<String> {
     let answer = client.send(client.request(Method::GET, "/readyz"));
     let problems: Vec<String> = answer.json()["problems"].as_array().unwrap().iter().map(text).collect();
@@ -54,8 +54,8 @@ fn lost_database_is_reported_and_restored_from_the_manifests() {
         let log = world.exporter.log();
         assert!(log.contains("lost=2") && log.contains("adopt --manifests"), "{log}");
 
-        let (status, told) = world.exporter.command(&["adopt", "--manifests"]);
-        assert_eq!(status, Some(0), "{told}");
+        let (status, output) = world.exporter.command(&["adopt", "--manifests"]);
+        assert_eq!(status, Some(0), "{output}");
         assert_eq!(problems(&client), [""; 0]);
         assert_eq!((listed(&client), repository(&client)["unknown_snapshots"].clone()), (2, 0.into()));
         client.compare(&ids[1], &ids[0]);
@@ -90,10 +90,10 @@ fn removed_database_is_reported_and_stops_snapshots() {
         damage(&world.exporter.db_file());
         let problems = problems(&client);
         assert!(problems.len() == 1 && problems[0].contains(word), "{problems:?}");
-        assert!(!problems[0].contains('/'), "strangers are told no paths: {problems:?}");
+        assert!(!problems[0].contains('/'), "a public problem contains a path: {problems:?}");
         let log = world.exporter.log();
         assert!(log.contains(&problems[0]) && log.contains("adopt --manifests"), "{log}");
-        // It would be lost with the service's end.
+        // A new snapshot would be lost with the open database file.
         let files = world.snapshot_files();
         assert_eq!(client.post(SNAPSHOTS).error(503), "database_unavailable");
         assert_eq!(world.snapshot_files(), files);

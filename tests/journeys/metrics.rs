@@ -1,4 +1,4 @@
-//! What the service counts.
+//! The metrics endpoint.
 
 use reqwest::Method;
 

@@ -1,4 +1,4 @@
-//! What the policy refuses before it does fault, which disks are taken, and what waits.
+//! Policy limits, the selection of disks, and queues.
 
 use std::fs;
 use std::path::PathBuf;
@@ -21,8 +21,8 @@ fn names(snapshot: &Value) -> Vec<String> {
     snapshot["disks"].as_array().unwrap().iter().map(|disk| text(&disk["name"])).collect()
 }
 
-/// How many make snapshots or export, and how many wait.
-fn line(client: &Client, what: &str) -> (usize, usize) {
+/// The numbers of running and waiting `creates` or `exports`.
+fn queue(client: &Client, what: &str) -> (usize, usize) {
     let status = client.get("/status").ok();
     let count = |state: &str| status[what][state].as_array().unwrap().len();
     (count("running"), count("waiting"))
@@ -58,11 +58,11 @@ fn disks_are_selected_by_name_tag_and_request() {
         (r#"{"exclude_disks": ["b.img"]}"#, vec!["a.img"]),
         (r#"{"exclude_disks": ["xvda", "xvdd"]}"#, vec!["b.img"]),
         (r#"{"disks": ["xvdb", "a.img"]}"#, vec!["a.img", "b.img"]),
-        (r#"{"disks": ["swap.img"]}"#, vec!["swap.img"]), // asked for by name
+        (r#"{"disks": ["swap.img"]}"#, vec!["swap.img"]), // requested by name
     ] {
         assert_eq!(names(&create(&client, body).ok()), taken, "{body}");
     }
-    // A base without the disk: all of it.
+    // A disk that is missing in the base is full.
     let target = text(&create(&client, r#"{"disks": ["a.img", "b.img"]}"#).ok()["id"]);
     let base = text(&client.get(SNAPSHOTS).ok()[2]["id"]);
     let compared = client.compare(&target, &base);
@@ -87,7 +87,7 @@ fn disks_are_selected_by_name_tag_and_request() {
     }
     assert_eq!(world.snapshot_files(), files, "something was written");
 
-    // What prevents a snapshot can be left out by who says so.
+    // A disk that prevents a snapshot can be excluded explicitly.
     entries.push("'phy:/dev/mapper/3600,xvde,w'".to_owned());
     define_vm_with(&world.repository, VM, &entries);
     assert_eq!(create(&client, "").error(400), "not_snapshottable");
@@ -116,7 +116,7 @@ fn policy_limits_are_enforced_and_explained() {
     assert_eq!(refused(&client, SNAPSHOTS, 409, "max_snapshots_per_vm"), "too_many_snapshots");
     let of_other = format!("/vms/{OTHER_VM}/snapshots");
     (0..3).for_each(|n| write_at(&torn, n * 16384, &[1; 4096]));
-    client.post(&of_other).ok(); // three are as many as there may be, and the limit is a VM's
+    client.post(&of_other).ok(); // three extents are allowed, and the other VM's snapshots do not count
     write_at(&torn, 3 * 16384, &[1; 4096]);
     assert_eq!(refused(&client, &of_other, 409, "torn.img is in 4 pieces"), "too_many_extents");
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
@@ -147,7 +147,7 @@ fn very_fragmented_disk_is_logged() {
     let world = World::new(2048);
     let disk = &world.define_vm(&[("a.img", 0)])[0];
     let file = fs::File::options().write(true).open(disk).unwrap();
-    // Reserved, and every second block given back.
+    // Allocates the file, and punches out every second block.
     let pieces = 100_001;
     fallocate(&file, FallocateFlags::empty(), 0, pieces * 8192).unwrap();
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -155,11 +155,11 @@ fn very_fragmented_disk_is_logged() {
     let client = world.client();
     client.take_snapshot();
     let log = world.exporter.log();
-    let told = log.lines().find(|line| line.contains("very many pieces")).expect("the log says nothing");
+    let told = log.lines().find(|line| line.contains("very many pieces")).expect("no warning in the log");
     assert!(told.contains("extents=100001") && told.contains("disk=a.img") && told.contains("WARN"), "{told}");
 }
 
-/// Two VMs, each on a file system of its own.
+/// Two VMs on separate file systems.
 fn two_vms(policy: &str) -> (Volume, PathBuf, World) {
     let volume = Volume::xfs(512);
     let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
@@ -186,10 +186,10 @@ fn stuck_creation_does_not_block_other_vms() {
     let frozen = world.volume.freeze();
     std::thread::scope(|scope| {
         let stuck: Vec<_> = clients[1..].iter().map(|client| scope.spawn(|| client.post(SNAPSHOTS).status)).collect();
-        eventually("one is made, and three wait", || line(client, "creates") == (1, 3));
+        eventually("one creation runs and three wait", || queue(client, "creates") == (1, 3));
         let answer = client.post(SNAPSHOTS);
         assert_eq!((answer.error(429), answer.header("retry-after")), ("throttled".to_owned(), "10"));
-        // The other VM knows nothing of it.
+        // The other VM is not affected.
         assert_eq!(
             client.get(&format!("{others}/{id}/disks/b.img")).body,
             [[2; 4096].to_vec(), vec![0; 1_044_480]].concat()
@@ -197,11 +197,11 @@ fn stuck_creation_does_not_block_other_vms() {
         let another = text(&client.post(&others).ok()["id"]);
         assert_eq!(client.delete(&format!("{others}/{id}")).status, 200);
         assert_eq!(client.get(&others).ok()[0]["id"], another);
-        assert_eq!(line(client, "creates"), (1, 3));
+        assert_eq!(queue(client, "creates"), (1, 3));
         drop(frozen);
         assert!(stuck.into_iter().all(|one| one.join().unwrap() == 200));
     });
-    assert_eq!(line(client, "creates"), (0, 0));
+    assert_eq!(queue(client, "creates"), (0, 0));
     assert_eq!(client.get(SNAPSHOTS).ok().as_array().unwrap().len(), 5);
 }
 
@@ -216,9 +216,9 @@ fn snapshot_concurrency_is_limited() {
     let frozen = world.volume.freeze();
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| clients[1].post(SNAPSHOTS).status);
-        eventually("one is made", || line(&clients[0], "creates") == (1, 0));
+        eventually("one creation runs", || queue(&clients[0], "creates") == (1, 0));
         let waits = scope.spawn(|| clients[2].post(&others).status);
-        eventually("one waits", || line(&clients[0], "creates") == (1, 1));
+        eventually("one request waits", || queue(&clients[0], "creates") == (1, 1));
         assert_eq!(clients[0].get(&others).ok().as_array().unwrap().len(), 3);
         drop(frozen);
         assert_eq!((stuck.join().unwrap(), waits.join().unwrap()), (200, 200));
@@ -236,7 +236,7 @@ fn export_queue_is_limited() {
     let id = client.take_snapshot_id();
     let disk_path = format!("{SNAPSHOTS}/{id}/disks/a.img");
     let path = format!("/api/v1{disk_path}");
-    // Asks for the disk, and takes some of the answer where it is `answered`.
+    // Requests the disk; if `answered`, reads the beginning of the response.
     let ask = |answered: bool| {
         let mut stream = world.send_get(&client, &disk_path);
         if answered {
@@ -245,7 +245,7 @@ fn export_queue_is_limited() {
         stream
     };
     let first = ask(true);
-    eventually("it is told of", || line(&client, "exports") == (1, 0));
+    eventually("the export is in the status", || queue(&client, "exports") == (1, 0));
     let told = client.get("/status").ok()["exports"]["running"][0].clone();
     assert_eq!((&told["snapshot_id"], &told["disk"], &told["vm_id"]), (&json!(id), &json!("a.img"), &json!(VM)));
     assert_eq!((&told["address"], &told["bytes_total"]), (&json!("127.0.0.1"), &json!(64 * MB)));
@@ -253,20 +253,20 @@ fn export_queue_is_limited() {
     assert!(0 < done && done < 64 * MB, "{told}");
     assert!(told["bytes_per_second"].as_u64() > Some(0) && told["seconds_left"].as_u64().is_some(), "{told}");
 
-    // What has no body of a disk does not wait.
+    // Requests without a disk body do not wait.
     assert_eq!(client.send(client.request(Method::HEAD, &path)).status, 200);
     assert_eq!(client.send(client.request(Method::GET, &path).header("Range", "bytes=x")).status, 416);
     let waiting: Vec<_> = (0..128).map(|_| ask(false)).collect();
-    eventually("the queue is full", || line(&client, "exports") == (1, 128));
+    eventually("the queue is full", || queue(&client, "exports") == (1, 128));
     let refused = client.send(client.request(Method::GET, &path));
     assert_eq!((refused.error(429), refused.header("retry-after")), ("throttled".to_owned(), "10"));
     drop(waiting);
-    eventually("who goes away is out of the queue", || line(&client, "exports") == (1, 0));
+    eventually("disconnected clients leave the queue", || queue(&client, "exports") == (1, 0));
     std::thread::scope(|scope| {
         let last = scope.spawn(|| client.disk_range(&id, "a.img", 4096, 8192));
-        eventually("one waits", || line(&client, "exports") == (1, 1));
+        eventually("one request waits", || queue(&client, "exports") == (1, 1));
         drop(first);
         assert_eq!(last.join().unwrap(), [7; 8192]);
     });
-    eventually("all is over", || line(&client, "exports") == (0, 0));
+    eventually("all exports end", || queue(&client, "exports") == (0, 0));
 }

@@ -1,4 +1,4 @@
-//! Comparisons by content, their sums, pages and lines.
+//! Comparisons by content: summaries, pages and lines.
 
 use std::fs;
 use std::path::Path;
@@ -17,8 +17,8 @@ fn route(id: &str, query: &str) -> String {
     format!("/vms/{VM}/snapshots/{id}/disks/a.img/chunks?{query}")
 }
 
-/// 4 MiB of data, then: the same bytes written again, some others, zeros, and a hole.
-fn changed_in_some_ways(world: &World) -> (Client, String, String) {
+/// Two snapshots of 4 MiB of data; in between the same bytes, other bytes and zeros are written, and a hole is punched.
+fn two_snapshots(world: &World) -> (Client, String, String) {
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
     write_at(disk, 0, &Random(1).bytes(4 * MB));
     let client = world.client();
@@ -36,7 +36,7 @@ fn changed_in_some_ways(world: &World) -> (Client, String, String) {
 fn equal_blocks_are_left_out() {
     needs_root!();
     let world = World::new(512);
-    let (client, base, target) = changed_in_some_ways(&world);
+    let (client, base, target) = two_snapshots(&world);
     let part = |query: &str| client.get(&document(&target, query)).ok()["disks"][0].clone();
     let compared = |more: &str| part(&format!("compareTo={base}&{more}"));
 
@@ -45,7 +45,7 @@ fn equal_blocks_are_left_out() {
     assert_eq!(chunks(&plain), expected);
     assert!(plain.get("refine").is_none() && plain.get("candidate_bytes").is_none(), "{plain}");
     for (block, written) in [(512, data(2 * MB + 512, 1024)), (4096, data(2 * MB, 4096)), (MB, data(2 * MB, 4096))] {
-        for _from_memory in [false, true] {
+        for _from_cache in [false, true] {
             let refined = compared(&format!("refine={block}"));
             assert_eq!(chunks(&refined), [written, zero(3 * MB, 65536), zero(3_670_016, 65536)], "{block}");
             assert_eq!((&refined["refine"], &refined["mode"]), (&json!(block), &json!("incremental")));
@@ -54,14 +54,14 @@ fn equal_blocks_are_left_out() {
         }
     }
     assert_eq!(compared("refine=0"), plain);
-    // The sums alone.
+    // Summaries.
     let sums = compared("refine=4096&summary=true");
     assert_eq!((&sums["data_bytes"], &sums["zero_bytes"]), (&json!(4096), &json!(131_072)));
     assert!(sums.get("chunks").is_none(), "{sums}");
     let sums = part("summary=true");
     assert_eq!((&sums["data_bytes"], &sums["mode"]), (&part("")["data_bytes"], &json!("full")));
 
-    // What was remembered goes with the snapshot.
+    // The cache does not outlive the snapshot.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{base}")).status, 200);
     assert_eq!(client.get(&document(&target, &format!("compareTo={base}&refine=4096"))).error(404), "not_found");
 }
@@ -70,7 +70,7 @@ fn equal_blocks_are_left_out() {
 fn pages_and_lines_match_the_document() {
     needs_root!();
     let world = World::new(512);
-    let (client, base, target) = changed_in_some_ways(&world);
+    let (client, base, target) = two_snapshots(&world);
     for query in [format!("compareTo={base}"), format!("compareTo={base}&refine=512"), String::new()] {
         let document = client.get(&document(&target, &query)).ok()["disks"][0].clone();
         let whole = document["chunks"].as_array().unwrap().clone();
@@ -89,7 +89,7 @@ fn pages_and_lines_match_the_document() {
             String::from_utf8(lines.body).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
         assert_eq!(lines, whole, "{query}");
     }
-    // From within a chunk, and of one kind.
+    // From inside a chunk, and of one type.
     let page = |more: &str| client.get(&route(&target, &format!("compareTo={base}&{more}"))).ok();
     let cut = page(&format!("startingOffset={}", MB + 4096));
     assert_eq!(cut["chunks"][0]["start"], MB + 4096);
@@ -141,8 +141,8 @@ fn config_sets_the_default_refinement() {
     let third = client.take_snapshot_id();
     let part = |id: &str| client.compare(id, &base)["disks"][0].clone();
     assert_eq!((&part(&second)["chunks"], &part(&second)["refine"]), (&json!([]), &json!(4096)));
-    // Past the limit it takes being asked.
+    // Above the limit only an explicit parameter refines.
     assert_eq!((&part(&third)["data_bytes"], part(&third).get("refine")), (&json!(65536 + 4096), None));
-    let asked = client.get(&document(&third, &format!("compareTo={base}&refine=4096"))).ok();
-    assert_eq!(asked["disks"][0]["chunks"], json!([]));
+    let refined = client.get(&document(&third, &format!("compareTo={base}&refine=4096"))).ok();
+    assert_eq!(refined["disks"][0]["chunks"], json!([]));
 }

@@ -1,4 +1,4 @@
-//! Snapshots in a repository that is not in the config any more.
+//! Snapshots in a repository that was removed from the config.
 
 use crate::harness::{MB, VM, World, define_vm, make_disk};
 use crate::needs_root;
@@ -20,7 +20,7 @@ fn snapshot_is_deleted_if_a_repository_left_the_config() {
     assert!(!first_folder.exists() && second_folder.exists());
     assert_eq!(client.delete(&snapshots).status, 200);
     assert!(!second_folder.exists());
-    // The other part waits for its repository.
+    // The files in the removed repository are left for later.
     let left = client.get("/status").ok()["leftovers"].clone();
     assert_eq!(left.as_array().unwrap().len(), 2, "{left}");
     assert!(second.join("CoriolisSnapshots").join(&first).exists());

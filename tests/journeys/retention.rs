@@ -1,4 +1,4 @@
-//! What expires is swept: not the newest, not what is leased or read, and not because a clock leaps.
+//! Expired snapshots are swept, except the newest, leased ones and those being read. A clock jump sweeps nothing.
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -8,7 +8,7 @@ use crate::harness::{
 };
 use crate::needs_root;
 
-/// A service with clocks that leap.
+/// A service with movable clocks.
 fn world(policy: &str) -> (Clock, World) {
     let clock = Clock::new();
     let world = World::with(512, |settings| {
@@ -28,7 +28,7 @@ fn list(world: &World) -> Vec<String> {
     world.lasting_client().snapshot_ids()
 }
 
-/// Between two times of a document, seconds.
+/// The seconds between two timestamps.
 fn seconds(from: &Value, to: &Value) -> f64 {
     let [from, to] = [from, to].map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
     to.duration_since(from).as_secs_f64()
@@ -50,7 +50,7 @@ fn only_expired_snapshots_are_swept() {
     assert_eq!(forever["expires_at"], Value::Null);
     let by_default = text(&by_default["id"]);
     let forever = text(&forever["id"]);
-    // One snapshot alone is the newest of its VM.
+    // The only snapshot of another VM.
     let alone = "0004fb0000060000000000000000000a";
     define_vm(&world.repository, alone, &[make_disk(&world.repository, "alone.img", MB)]);
     post(&ours, &format!("/vms/{alone}/snapshots"), &json!({"ttl": "1h"})).ok();
@@ -67,7 +67,7 @@ fn only_expired_snapshots_are_swept() {
     clock.rounds(&world, 2);
     assert_eq!(list(&world).iter().collect::<Vec<_>>(), all);
     clock.pass(2);
-    // Somebody reads, and takes his time.
+    // A slow download is in progress.
     use std::io::Read;
     let mut stream = world.send_get(&ours, &format!("{SNAPSHOTS}/{read}/disks/a.img"));
     stream.read_exact(&mut [0; 100]).unwrap();
@@ -75,8 +75,8 @@ fn only_expired_snapshots_are_swept() {
     assert_eq!(list(&world), [&leased, &by_default, &forever, &read, &newest].map(Clone::clone));
     drop(stream);
     clock.rounds(&world, 2);
-    assert!(list(&world).contains(&read), "a reader comes back");
-    // Its default is over, and ten minutes since somebody has read the other.
+    assert!(list(&world).contains(&read), "a recently read snapshot was swept");
+    // The default lifetime is over, and the grace period after the read, too.
     clock.pass(2);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&leased, &forever, &newest].map(Clone::clone));
@@ -84,7 +84,7 @@ fn only_expired_snapshots_are_swept() {
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&forever, &newest].map(Clone::clone));
     assert_eq!(world.lasting_client().get(&format!("/vms/{alone}")).ok()["snapshots"].as_array().unwrap().len(), 1);
-    assert_eq!(snapshot_folders(&world.repository).len(), 3, "the files are gone as well");
+    assert_eq!(snapshot_folders(&world.repository).len(), 3, "files of swept snapshots are left");
     let log = world.exporter.log();
     for id in [&short, &released, &read, &by_default, &leased] {
         let swept = |line: &&str| line.contains("audit action=\"sweep\"") && line.contains(id.as_str());
@@ -98,12 +98,12 @@ fn clock_jump_sweeps_nothing() {
     let (clock, mut world) = world("");
     let ours = world.lasting_client();
     let ids = [ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h")];
-    // A lease as well, of what would be due.
+    // And a lease of a snapshot that would expire.
     post(&ours, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
     clock.leap(10 * 365 * 24);
     clock.rounds(&world, 15);
     assert_eq!(list(&world), ids);
-    // Also where it is wrong from the start on there is time to put it right.
+    // After a start with a wrong clock there is time to correct it.
     world.exporter.restart();
     clock.rounds(&world, 3);
     assert_eq!(list(&world), ids);
@@ -112,8 +112,8 @@ fn clock_jump_sweeps_nothing() {
     assert_eq!(list(&world), ids);
     clock.pass(4);
     clock.rounds(&world, 1);
-    assert_eq!(list(&world), ids[1..], "its time is over, and the other's lease is not");
-    // What expires while the service is down goes when it has looked around.
+    assert_eq!(list(&world), ids[1..], "one snapshot has expired, the other is leased");
+    // Snapshots that expired while the service was down are swept some rounds after the start.
     world.exporter.kill();
     clock.pass(4);
     world.exporter.restart();
@@ -150,10 +150,14 @@ fn lease_is_validated_and_binds_only_the_sweeper() {
     assert!(until.is_string());
     world.exporter.restart();
     let client_two = world.client();
-    assert_eq!(client_two.get(&format!("{SNAPSHOTS}/{id}")).ok()["leased_until"], until, "it outlives a start");
+    assert_eq!(
+        client_two.get(&format!("{SNAPSHOTS}/{id}")).ok()["leased_until"],
+        until,
+        "the lease is lost after a restart"
+    );
     assert_eq!(client_two.delete(&lease).status, 200);
-    assert_eq!(client_two.delete(&lease).status, 200, "given back twice");
-    // Who deletes it means it.
+    assert_eq!(client_two.delete(&lease).status, 200, "a repeated release");
+    // A lease does not prevent an explicit deletion.
     assert_eq!(client_two.delete(&format!("{SNAPSHOTS}/{other}")).status, 200);
     assert!(world.exporter.log().contains("somebody holds a lease on what is deleted"));
     assert_eq!(list(&world), [id]);
@@ -174,12 +178,12 @@ fn hooks_run_around_a_sweep() {
     clock.rounds(&world, 1);
     clock.pass(2);
     clock.rounds(&world, 1);
-    assert_eq!(list(&world), [short.clone(), newest.clone()], "a hook has refused");
+    assert_eq!(list(&world), [short.clone(), newest.clone()], "the snapshot was deleted although a hook failed");
     assert!(hooks.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
     std::fs::remove_file(hooks.at("refuse")).unwrap();
     hooks.take("calls");
     clock.rounds(&world, 1);
-    assert_eq!(hooks.read("calls"), "", "a hook that refuses is not asked every minute");
+    assert_eq!(hooks.read("calls"), "", "a failing hook was called every minute");
     clock.pass(1);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [newest]);

@@ -1,4 +1,4 @@
-//! The units of service managers: what they let the service write, and when they do not start it again.
+//! The units for systemd and upstart: writable paths, and exit statuses without a restart.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,7 +26,7 @@ fn units_prevent_restarts_after_a_config_error_and_core_files() {
     assert!(job.lines().any(|line| line == normal) && job.contains("\nlimit core 0 0\n"), "{job}");
 }
 
-/// The paths of `key` in the unit, with `folder` in the place of the one in /etc.
+/// The paths of `key` in the unit, with `folder` instead of the one in /etc.
 fn unit_paths(key: &str, folder: &Path) -> Vec<PathBuf> {
     let unit =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/systemd/coriolis-ovm-exporter.service"));
@@ -65,7 +65,7 @@ fn unit_allows_writing_the_database_but_not_the_config() {
         folder.join("manager.pem"),
     );
     fs::write(folder.join("config.toml"), text).unwrap();
-    // What systemd makes of the unit's lines: everything read-only, then what may be written, then what may not.
+    // As systemd does it: first the writable paths, then the read-only ones.
     let (writable, read_only) = (unit_paths("ReadWritePaths", folder), unit_paths("ReadOnlyPaths", folder));
     assert_eq!(writable, [folder.join("")]);
     let bind = |path: &Path, options: &str| {
@@ -83,7 +83,7 @@ fn unit_allows_writing_the_database_but_not_the_config() {
         .spawn()
         .unwrap();
     eventually("the service listens", || {
-        assert_eq!(service.try_wait().unwrap(), None, "it has ended");
+        assert_eq!(service.try_wait().unwrap(), None, "the service has ended");
         std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
     let inside = |script: &str| {

@@ -1,4 +1,4 @@
-//! A manager that does not answer: who is not logging in does not notice.
+//! A manager that does not answer affects only log-ins.
 
 use std::io::{Read, Write};
 use std::process::Command;
@@ -8,10 +8,10 @@ use serde_json::json;
 use crate::harness::{ManagerBehavior, PASSWORD, USER, World, connect_from};
 use crate::needs_root;
 
-/// As many as there are places for connections without a good token.
+/// The number of slots for unauthenticated connections.
 const LOG_INS: usize = 384;
 
-/// Asks with a good token, on a new connection from this address; the status.
+/// Sends a request with a token on a new connection from this address; returns the status.
 fn status_from(world: &World, token: &str, address: &str) -> String {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", "--interface", address, "--cacert"])
@@ -40,12 +40,12 @@ fn hung_logins_do_not_lock_out_other_clients() {
             stream
         })
         .collect();
-    // More log-ins than may wait are refused at once.
+    // Log-ins above the limit are refused at once.
     let mut answer = [0; 4096];
     let read = log_ins.last_mut().unwrap().read(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 429 ") && answer.contains("\r\nretry-after: "), "{answer}");
-    // Those who have a token are served, from the addresses of the log-ins and from others.
+    // Clients with a token are served, from the addresses of the log-ins and from others.
     for address in ["127.0.1.1", "127.0.1.6", "127.0.0.1", "127.0.2.1"] {
         assert_eq!(status_from(&world, &token, address), "200", "{address}");
     }
@@ -55,14 +55,14 @@ fn hung_logins_do_not_lock_out_other_clients() {
 fn login_requires_a_manager_that_rejects_anonymous_requests() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "2s"));
-    // It takes credentials as good, and cannot be seen to refuse a request without.
+    // The manager accepts credentials, but does not answer anonymous requests.
     world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
     world.exporter.restart();
     let client = world.anonymous_client();
     assert_eq!(client.try_log_in(USER, PASSWORD).error(502), "manager_unavailable");
     world.manager.set_behavior(ManagerBehavior::Good);
     assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
-    // It is seen once.
+    // One successful check is enough.
     world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
     assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
 }

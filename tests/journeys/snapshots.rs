@@ -1,4 +1,4 @@
-//! From a VM to its snapshots and back: create, list, get, delete.
+//! Snapshots: create, list, get, delete.
 
 use std::collections::HashSet;
 use std::fs;
@@ -33,7 +33,7 @@ fn manifest(repository: &Path, id: &str) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// What lies in the snapshots' folder of a repository: none where there is no such folder.
+/// The names of the snapshot folders in a repository.
 fn folders(repository: &Path) -> HashSet<String> {
     let names = snapshot_folders(repository).into_iter().map(|path| path.file_name().unwrap().to_owned());
     names.map(|name| name.into_string().unwrap()).collect()
@@ -71,7 +71,7 @@ fn document_has_all_fields() {
     write_at(disk, MB, &[7; 65536]);
     let client = world.client();
 
-    let before = jiff::Timestamp::now() - Duration::from_millis(1); // it is told in milliseconds
+    let before = jiff::Timestamp::now() - Duration::from_millis(1); // the timestamp has milliseconds
     let made = client.take_snapshot();
     let created_at = text(&made["created_at"]);
     assert!(created_at.ends_with('Z'), "{created_at} is not UTC");
@@ -101,7 +101,7 @@ fn document_has_all_fields() {
         assert_eq!(part[field], expected, "{field}");
     }
     assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, 0o750);
-    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).ok(), made, "one document, whoever tells it");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).ok(), made, "the documents of POST and GET differ");
     assert_eq!(client.get(SNAPSHOTS).ok(), json!([made]));
 }
 
@@ -113,7 +113,7 @@ fn snapshot_honors_squash_zero_and_chunks_options() {
     let client = world.client();
     write_at(disk, 65536, &[1; 65536]);
     let pin = client.take_snapshot_id();
-    // The copy of what is shared goes elsewhere: three extents that touch.
+    // The write to shared blocks goes elsewhere: three adjacent extents.
     write_at(disk, 65536 + 16384, &[2; 4096]);
     let made = client.take_snapshot();
     let id = text(&made["id"]);
@@ -181,7 +181,7 @@ fn disks_with_one_name_in_two_repositories_are_kept_apart() {
         }
 
         let note = manifest(&world.repository, &id);
-        assert_eq!(manifest(&second, &id), note, "each repository has the whole of it");
+        assert_eq!(manifest(&second, &id), note, "the manifests of the two repositories differ");
         assert_eq!((&note["version"], &note["snapshot_id"], &note["vm_id"]), (&json!(1), &json!(id), &json!(VM)));
         for ((disk, made), noted) in disks.iter().zip(made).zip(note["disks"].as_array().unwrap()) {
             let file = fs::metadata(text(&made["path"])).unwrap();
@@ -202,7 +202,7 @@ fn snapshot_contains_all_disks_or_fails() {
     needs_root!();
     let (xfs, second, world) = with_a_disk_in_each();
     let client = world.client();
-    // Seen once, so that it is known to clone; its snapshots' folder is not there yet.
+    // The service now knows that the repository can clone; its snapshot folder does not exist yet.
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
     let refused = || {
         xfs.remount("ro");
@@ -246,8 +246,8 @@ fn started_creation_completes_after_a_disconnect() {
     write_at(disk, 0, &[1; 4096]);
     let client = &world.client();
     {
-        // Nothing can be written, so nothing can be answered. The second request waits behind the first, and its
-        // client disconnects first: nothing was begun for it.
+        // The frozen file system blocks the first creation. The second request is queued; its client disconnects
+        // first, which cancels it.
         let _frozen = world.volume.freeze();
         let creates = || {
             let creates = client.get("/status").ok()["creates"].clone();
@@ -263,17 +263,17 @@ fn started_creation_completes_after_a_disconnect() {
             stream.write_all(head.as_bytes()).unwrap();
             stream.flush().unwrap();
             streams.push(stream);
-            eventually("the request runs, or waits behind the other", || creates() == counts);
+            eventually("the request runs or is queued", || creates() == counts);
         }
         streams.pop();
-        eventually("the one that waits is cancelled", || creates() == [1, 0]);
+        eventually("the queued request is cancelled", || creates() == [1, 0]);
         streams.pop();
         assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
     }
     eventually("the snapshot is made", || !list(client).is_empty());
-    // It comes behind whatever else would be made of this VM.
+    // Creations of a VM are serialized, so any other snapshot would be listed by now.
     let last = client.take_snapshot_id();
-    assert_eq!(list(client).len(), 2, "one was made for a client that left before its turn");
+    assert_eq!(list(client).len(), 2, "the cancelled request made a snapshot");
     assert_eq!(list(client)[1], last);
     list(client).iter().for_each(|id| assert_eq!(client.disk(id, "a.img"), fs::read(disk).unwrap()));
 }
@@ -321,10 +321,10 @@ fn snapshots_are_not_reachable_through_another_vm() {
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?compareTo={other}")).error(409), "other_vm");
     assert_eq!(client.delete(&format!("{others}/{id}")).error(409), "other_vm");
     assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![id.clone()], vec![other.clone()]));
-    assert_eq!(client.delete(SNAPSHOTS).status, 200, "of this VM alone");
+    assert_eq!(client.delete(SNAPSHOTS).status, 200, "deletes only the snapshots of this VM");
     assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![], vec![other]));
-    let nobody = format!("/vms/{}/snapshots", "f".repeat(32));
-    for answer in [client.get(&nobody), client.post(&nobody), client.delete(&nobody)] {
+    let unknown = format!("/vms/{}/snapshots", "f".repeat(32));
+    for answer in [client.get(&unknown), client.post(&unknown), client.delete(&unknown)] {
         assert_eq!(answer.error(404), "not_found");
     }
 }
@@ -345,7 +345,7 @@ fn lost_snapshot_is_reported_and_does_not_fail_the_list() {
         let (bad, good) = (&list[0]["disks"][0], &list[1]["disks"][0]);
         assert_eq!((&bad["status"], &good["status"]), (&json!("error"), &json!("ok")), "{query}");
         assert!(text(&bad["status_reason"]).contains("missing"), "{bad}");
-        assert_ne!(bad["chunks"], json!([]), "a client that reads no status must not think it empty");
+        assert_ne!(bad["chunks"], json!([]), "a client that ignores the status would take the disk for empty");
     }
     let one = format!("{SNAPSHOTS}/{id}");
     for query in ["", "?zero=include", "?chunks=false"] {
@@ -362,15 +362,15 @@ fn deleted_files_are_removed_when_the_repository_is_mounted_again() {
     needs_root!();
     let (xfs, second, mut world) = with_a_disk_in_each();
     let client = world.client();
-    let (gone, stays) = (client.take_snapshot_id(), client.take_snapshot_id());
+    let (deleted, stays) = (client.take_snapshot_id(), client.take_snapshot_id());
     xfs.unmount();
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{deleted}")).status, 200);
     assert_eq!(list(&client), [stays.as_str()]);
     assert_eq!(folders(&world.repository), HashSet::from([stays.clone()]));
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
-    world.exporter.restart(); // while it is away: the intent is kept
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{deleted}")).status, 200);
+    world.exporter.restart(); // while it is unmounted: the pending deletion is kept
     xfs.mount();
-    assert_eq!(folders(&second), HashSet::from([gone, stays.clone()]));
+    assert_eq!(folders(&second), HashSet::from([deleted, stays.clone()]));
     world.exporter.restart();
     assert_eq!(folders(&second), HashSet::from([stays.clone()]));
     assert_eq!(list(&world.client()), [stays]);

@@ -1,4 +1,4 @@
-//! The first steps of an operator: the key that the service makes, and faults in plain words, all at once.
+//! The first start: the generated token key, and errors about the config.
 
 use std::fs;
 use std::net::TcpListener;
@@ -14,7 +14,7 @@ use crate::harness::{
 use crate::needs_root;
 use coriolis_ovm_exporter::auth::Tokens;
 
-/// EX_CONFIG: the unit restarts nothing after it.
+/// EX_CONFIG: the units do not restart the service after it.
 const BROKEN_CONFIG: Option<i32> = Some(78);
 
 const SYNC_SECRET: &str = "a secret that every guest with the tag is sent";
@@ -46,21 +46,21 @@ fn service_generates_the_token_key() {
     assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o600, 0));
     let key = fs::read_to_string(&path).unwrap();
     assert!(key.trim().len() == 64 && !world.exporter.log().contains(key.trim()), "the key is in the log");
-    assert_eq!(with_forged_token(&world, key.trim()), 200, "this test forges no good token");
+    assert_eq!(with_forged_token(&world, key.trim()), 200, "this test cannot make a good token");
     let sample = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml")).unwrap();
     let public = sample.split('"').chain(["", SYNC_SECRET, "YSBzZWNyZXQgdGhhdCBldmVyeSBndWVzdA==", SECRET]);
     for guess in public {
-        assert_eq!(with_forged_token(&world, guess), 401, "a token signed with {guess:?} is good");
+        assert_eq!(with_forged_token(&world, guess), 401, "a token signed with {guess:?} is accepted");
     }
     let (status, table) = world.exporter.command(&["check-config"]);
     assert!(
         status == Some(0) && table.contains("jwt.secret") && table.contains("which the service has made"),
         "{table}"
     );
-    let (status, told) = world.exporter.command(&["adopt", "--dry-run"]);
-    assert_eq!(status, Some(0), "{told}");
+    let (status, output) = world.exporter.command(&["adopt", "--dry-run"]);
+    assert_eq!(status, Some(0), "{output}");
 
-    // It outlives a start, and one that is removed takes all tokens with it.
+    // The key survives a restart; removing it invalidates all tokens.
     world.exporter.restart();
     assert_eq!(client.get("/vms").status, 200);
     fs::remove_file(&path).unwrap();
@@ -68,7 +68,7 @@ fn service_generates_the_token_key() {
     assert_eq!(client.get("/vms").error(401), "unauthorized");
     assert_eq!(world.client().get("/vms").status, 200);
 
-    // What others can read is used no more, and nothing is put in its place.
+    // A key that others can read is refused and not replaced.
     let made = fs::read_to_string(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(world.exporter.try_restart().unwrap_err().code(), BROKEN_CONFIG);
@@ -140,11 +140,11 @@ fn all_faults_are_reported_at_once() {
     for expected in in_the_config {
         let line = refusal.lines().find(|line| line.contains(expected));
         let line = line.unwrap_or_else(|| panic!("{expected:?} is not in\n{refusal}"));
-        assert!(line.contains("/config.toml: ") && line.contains("; "), "no file or no remedy: {line}");
+        assert!(line.contains("/config.toml: ") && line.contains("; "), "the file or the remedy is missing: {line}");
     }
     assert!(!refusal.contains("hush") && !refusal.contains("u16"), "{refusal}");
 
-    // check-config goes on with what the other keys name.
+    // check-config also checks the values of the valid keys.
     settings.key = certificates.path("other.key");
     settings.port = Some(taken.local_addr().unwrap().port());
     settings.db_file = Some(certificates.path("server.pem"));
@@ -180,7 +180,7 @@ fn start_and_check_config_report_the_same_faults() {
     fs::write(at("short"), "x").unwrap();
     nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
-    // What is changed; the exit status; what is said, with the file; the remedy.
+    // The change; the exit status; the expected error with the file; the remedy.
     let cases: Vec<(Change<'_>, i32, String, &str)> = vec![
         (
             Box::new(|settings| settings.db_file = Some(at("notes.txt"))),
@@ -227,12 +227,12 @@ fn start_and_check_config_report_the_same_faults() {
         let (status, refusal) = Exporter::refusal(&settings);
         assert_eq!(status, Some(expected_status), "{refusal}");
         assert!(refusal.contains(&found), "{refusal} lacks {found:?}");
-        // Whoever has no table sees the same remedy; that of an unreadable authority is the table's own.
+        // The start names the same remedy, except for an unreadable CA certificate.
         assert!(refusal.contains(remedy) || found.contains("holds no"), "{refusal} lacks {remedy:?}");
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         assert!(status == Some(1) && table.contains(&found) && table.contains(remedy), "{found:?}: {table}");
     }
-    assert_eq!(fs::read(at("short")).unwrap(), b"x", "a file that is none of ours was touched");
+    assert_eq!(fs::read(at("short")).unwrap(), b"x", "a foreign file was changed");
 }
 
 #[test]
@@ -276,10 +276,10 @@ fn untrusted_manager_is_reported_with_its_fingerprint() {
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         let remedy = format!("manager.fingerprint = \"{}\"", print(name));
         assert!(status == Some(1) && table.contains(expected) && table.contains(&remedy), "{expected}: {table}");
-        // It serves, and says at once that nobody can log in.
+        // The service starts, and logs that no one can log in.
         let mut exporter = Exporter::start(settings);
-        let log = eventually_some("the manager is asked in time", || {
-            // On a loaded machine the log may not be written yet, or the start give up on the manager.
+        let log = eventually_some("the manager answers within the time limit of the start", || {
+            // On a loaded machine the log may be empty still, or the request may time out.
             let log = exporter.log();
             let is_late = log.is_empty() || !log.contains(expected) && log.contains("the manager does not answer");
             is_late.then(|| exporter.restart());
@@ -303,7 +303,7 @@ fn manager_that_accepts_anonymous_requests_is_refused() {
         assert!(status == BROKEN_CONFIG && refusal.contains("lets in who gives no password at all"), "{refusal}");
         assert!(refusal.contains("ovm_endpoint") && refusal.contains("manager.path"), "{refusal}");
     }
-    // One that cannot be asked prevents no start, and is asked before its first word is believed.
+    // An unavailable manager does not prevent the start; it is checked before the first log-in is accepted.
     for behavior in [ManagerBehavior::ServerError, ManagerBehavior::Slow] {
         manager.set_behavior(behavior);
         let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&certificates.path("repo")]));
@@ -331,16 +331,16 @@ fn service_files_in_a_repository_are_reported() {
         settings.top = format!("log_file = {:?}\n", repository.join("exporter.log"));
         settings.sections = format!("[audit]\nfile = {:?}\n", repository.join("audit.json"));
     });
-    let told = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
+    let log = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
     for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
         let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
-        assert!(told.lines().any(noticed), "{told}");
+        assert!(log.lines().any(noticed), "{log}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
     let world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
-    // A key is not made where other servers can read it.
+    // No key is generated in a repository, where other servers can read it.
     let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
     settings.secret.clear();
     settings.db_file = Some(world.repository.join("other.db"));
@@ -372,7 +372,7 @@ fn path_below_a_repository_is_refused() {
         assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{paths:?}: {refusal}");
         assert!(refusal.contains("repositories.paths: ") && refusal.contains("; "), "{refusal}");
     }
-    // Known only once links are followed.
+    // Recognized only after symbolic links are resolved.
     let through = link.join("VirtualDisks");
     let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &[&repository, &through]));
     assert!(status == BROKEN_CONFIG && refusal.contains("lies below"), "{refusal}");

@@ -1,4 +1,4 @@
-//! A snapshot is not swept while an answer about it is being written, however slowly the client takes it.
+//! A snapshot is not swept while an answer about it is being sent, even to a slow client.
 
 use std::fs;
 use std::os::unix::fs::FileExt;
@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use crate::harness::{Clock, ProcessStats, SNAPSHOTS, World, ends_completely, ids};
 use crate::needs_root;
 
-/// Extents of a disk whose map is longer than all buffers between the service and a client that does not read.
+/// Enough extents to make the answer larger than all buffers between the service and a client that does not read.
 const EXTENTS: u64 = 100_000;
 
 #[test]
@@ -28,14 +28,14 @@ fn snapshots_are_kept_until_the_answer_ends() {
     let blocks = format!("{SNAPSHOTS}/{summed}/disks/a.img/checksum?blockSize=4096&blocks=true");
     let answers = [(document.as_str(), "*/*"), (&lines, "application/x-ndjson"), (&blocks, "*/*")]
         .map(|(path, accept)| (path, world.begin_get(&client, path, accept).0));
-    // The clients take their time, and so does the service.
+    // The clients do not read, so the service blocks.
     ProcessStats::of(&world.exporter).wait_until_idle();
     clock.pass(24);
     clock.rounds(&world, 3);
     for (path, answer) in answers {
-        assert!(ends_completely(answer), "{path}: the answer was cut; {}", world.exporter.log());
+        assert!(ends_completely(answer), "{path}: the answer is incomplete; {}", world.exporter.log());
     }
-    // A client works on what it has for a while after that.
+    // The snapshots are kept for a while after the answer.
     clock.rounds(&world, 1);
     world.lasting_client().get(&format!("{SNAPSHOTS}/{target}?compareTo={}&summary=true", bases[0])).ok();
     clock.pass(1);

@@ -1,4 +1,4 @@
-//! TLS, connections that dawdle, and the end of the service's life.
+//! TLS versions and certificates, slow connections, and shutdown.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -11,7 +11,7 @@ use reqwest::Method;
 use crate::harness::{Certificates, VM, World, connect, write_at};
 use crate::needs_root;
 
-/// Runs curl against `/healthz`; whether it was answered.
+/// Requests `/healthz` with curl; returns whether it succeeded.
 fn curl(world: &World, arguments: &[&str]) -> bool {
     curl_output(world, arguments).status.success()
 }
@@ -26,7 +26,7 @@ fn curl_output(world: &World, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The certificate that is served, in PEM.
+/// The served certificate in PEM.
 fn served_certificate(world: &World) -> String {
     let command =
         format!("openssl s_client -connect 127.0.0.1:{} </dev/null 2>/dev/null | openssl x509", world.exporter.port);
@@ -53,7 +53,7 @@ fn tls_versions_and_certificate_reload() {
         assert!(output.status.success() == succeeds && text.contains(told), "{arguments:?}: {text}");
     }
 
-    // A renewed certificate is taken on SIGHUP, a broken one is not.
+    // SIGHUP loads a renewed certificate, and keeps the old one if the new one is invalid.
     let first = served_certificate(&world);
     assert!(first.starts_with("-----BEGIN CERTIFICATE"), "{first}");
     world.certificates.issue("service");
@@ -85,14 +85,14 @@ fn client_certificates_are_required_if_configured() {
     }
 }
 
-/// What still comes on a connection until it is cut; nothing where it is not.
-fn rest_until_cut(mut stream: impl Read) -> Option<Vec<u8>> {
+/// Reads until the connection is closed; `None` if it stays open.
+fn read_until_closed(mut stream: impl Read) -> Option<Vec<u8>> {
     let (mut rest, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => return Some(rest),
             Ok(length) => rest.extend_from_slice(&buffer[..length]),
-            // Our own patience has come to an end.
+            // The read timeout of this test.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
             Err(_) => return Some(rest),
         }
@@ -105,7 +105,7 @@ fn slow_handshakes_and_requests_are_disconnected() {
     let world = World::new(512);
     let open = || {
         let stream = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
-        // Longer than the deadline of a handshake, and shorter than that of a request.
+        // Longer than the timeout of a handshake, and shorter than that of a request.
         stream.set_read_timeout(Some(Duration::from_secs(25))).unwrap();
         stream
     };
@@ -119,19 +119,23 @@ fn slow_handshakes_and_requests_are_disconnected() {
     let mut half_a_body = connect(&world.exporter, &world.certificates);
     half_a_body.write_all(b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
     let unused = connect(&world.exporter, &world.certificates);
-    assert!(curl(&world, &[]), "others are not answered meanwhile");
+    assert!(curl(&world, &[]), "other clients are not served meanwhile");
 
-    let told = rest_until_cut(plain).expect("plain HTTP is not cut off");
-    assert!(told.starts_with(b"HTTP/1.1 400 "), "plain HTTP: {told:?}");
+    let response = read_until_closed(plain).expect("the plain HTTP connection stays open");
+    assert!(response.starts_with(b"HTTP/1.1 400 "), "plain HTTP: {response:?}");
     for (what, stream) in [("a client that says nothing", silent), ("half a hello", half_a_hello)] {
-        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
-        assert!(told.len() < 100, "{what} is told {} bytes", told.len());
+        let response = read_until_closed(stream).unwrap_or_else(|| panic!("{what}: the connection stays open"));
+        assert!(response.len() < 100, "{what}: {} bytes received", response.len());
     }
-    let told = rest_until_cut(half_a_body).expect("half a body is not cut off");
-    assert!(String::from_utf8_lossy(&told).starts_with("HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&told));
+    let response = read_until_closed(half_a_body).expect("half a body: the connection stays open");
+    assert!(String::from_utf8_lossy(&response).starts_with("HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&response));
     for (what, stream) in [("half a head", half_a_head), ("an unused connection", unused)] {
-        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
-        assert!(!String::from_utf8_lossy(&told).contains(" 200 "), "{what}: {}", String::from_utf8_lossy(&told));
+        let response = read_until_closed(stream).unwrap_or_else(|| panic!("{what}: the connection stays open"));
+        assert!(
+            !String::from_utf8_lossy(&response).contains(" 200 "),
+            "{what}: {}",
+            String::from_utf8_lossy(&response)
+        );
     }
     assert!(curl(&world, &[]));
     assert!(!world.exporter.log().contains("panic"));
@@ -150,17 +154,17 @@ fn signal_lets_running_responses_finish() {
         let mut response = client.request(Method::GET, &path).send().unwrap();
         let mut body = vec![0; 4096];
         response.read_exact(&mut body).unwrap();
-        let idle = world.client(); // stays connected behind its log-in
+        let idle = world.client(); // its connection stays open after the log-in
         let unused = connect(&world.exporter, &world.certificates);
         let silent = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
         world.exporter.signal(signal);
         world.exporter.wait_for_log("stopping");
         let newcomer = world.anonymous_client();
         let refused = newcomer.try_send(newcomer.request(Method::GET, "/healthz")).unwrap_err();
-        assert!(refused.is_connect(), "{signal}: still taking connections: {refused:?}");
+        assert!(refused.is_connect(), "{signal}: new connections are accepted: {refused:?}");
         response.read_to_end(&mut body).unwrap();
-        assert!(body == vec![7; 64 << 20], "{signal}: the download was cut");
-        // Less than the 30 s that running answers have: who asks for nothing holds nothing up.
+        assert!(body == vec![7; 64 << 20], "{signal}: the download is incomplete");
+        // Less than the 30 s for running requests: idle connections do not delay the shutdown.
         let status = world.exporter.wait(Duration::from_secs(20));
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
         assert!(!world.exporter.log().contains("before all was answered"), "{signal}");

@@ -1,4 +1,4 @@
-//! What vouches for a snapshot's file that was touched, and what does not have to be read for it.
+//! Which evidence proves a touched snapshot file, and which is not needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn world() -> (World, PathBuf, Client) {
     (world, disk, client)
 }
 
-/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
+/// Writes to the VM's disk and syncs, so that the file system allocates new blocks.
 fn write(disk: &Path, at: u64, bytes: &[u8]) {
     write_at(disk, at, bytes);
     fs::File::open(disk).unwrap().sync_all().unwrap();
@@ -37,14 +37,14 @@ fn copy_of_a_forged_snapshot_does_not_prove_it() {
     for removes_first in [true, false] {
         let (_world, disk, client) = world();
         let (id, file) = take(&client);
-        // Now the snapshot alone has this block: a write changes it in place.
+        // Now only the snapshot has this block: a write changes it in place.
         write(&disk, MB, &[2; 4096]);
         forge(&file, MB);
         if removes_first {
             fs::remove_file(&disk).unwrap();
         }
         copy(&file, &disk);
-        // Nor does a later snapshot, which is a copy of the copy.
+        // A later snapshot, a clone of the copy, is no proof either.
         let (_later, _) = take(&client);
         let answer = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img"));
         assert_eq!(answer.error(409), "snapshot_lost", "removed first: {removes_first}");

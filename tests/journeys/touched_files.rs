@@ -1,5 +1,5 @@
-//! A snapshot's file that was touched is believed again as far as its content is proven, and a change of content is
-//! found, also with the modification time set back.
+//! A touched snapshot file is accepted again if its content can be proven unchanged. Changed content is detected even
+//! if the modification time was restored.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -20,7 +20,7 @@ fn world() -> (World, PathBuf, Client) {
     (world, disk, client)
 }
 
-/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
+/// Writes to the VM's disk and syncs, so that the file system allocates new blocks.
 fn write(disk: &Path, at: u64, byte: u8) {
     write_at(disk, at, &[byte; 4096]);
     fs::File::open(disk).unwrap().sync_all().unwrap();
@@ -35,7 +35,7 @@ fn command(line: &[&str]) {
     run(Command::new(line[0]).args(&line[1..]));
 }
 
-/// As setfattr(1) does.
+/// Sets an extended attribute, as setfattr(1) does.
 fn label(path: &str, name: &str) {
     command(&[
         "python3",
@@ -46,7 +46,7 @@ fn label(path: &str, name: &str) {
     ]);
 }
 
-/// What changes a file's change time and nothing of its content.
+/// A change of a file that updates its ctime and not its content.
 type Touch = fn(&Path);
 
 fn touches() -> [(&'static str, Touch); 7] {
@@ -73,7 +73,7 @@ fn touches() -> [(&'static str, Touch); 7] {
     ]
 }
 
-/// Writes into a file and sets its modification time back, to the nanosecond.
+/// Writes into a file and restores its modification time to the nanosecond.
 pub fn forge(file: &Path, at: u64) {
     let before = fs::metadata(file).unwrap();
     write_at(file, at, &[0xee; 4096]);
@@ -95,11 +95,11 @@ fn touched_file_is_accepted_again() {
         let (base, base_file) = take(&client);
         let expected = fs::read(&disk).unwrap();
         touch(&base_file);
-        assert_eq!(client.disk(&base, "a.img"), expected, "{what}: its bytes");
+        assert_eq!(client.disk(&base, "a.img"), expected, "{what}: the content differs");
         write(&disk, 8192 * number, 2);
         let (target, target_file) = take(&client);
         touch(&target_file);
-        // The base has blocks of its own now, and is touched once more.
+        // The base now has blocks of its own.
         touch(&base_file);
         let entry = compared(&client, &target, &base);
         assert_eq!(entry["mode"], "incremental", "{what}: {entry}");
@@ -107,7 +107,7 @@ fn touched_file_is_accepted_again() {
         assert_eq!(client.disk(&target, "a.img"), fs::read(&disk).unwrap(), "{what}");
         let log = world.exporter.log();
         assert!(log.contains("its file was touched, and is believed again"), "{what}: {log}");
-        // What was proven of the target is so after a restart, and what the base is good for is found out again.
+        // After a restart the target is still accepted, and the base is checked again.
         world.exporter.restart();
         client = world.client();
         assert_eq!(chunks(&compared(&client, &target, &base)), [data(8192 * number, 4096)], "{what}: after a restart");
@@ -121,21 +121,21 @@ fn touched_file_is_accepted_again() {
 fn changed_content_is_detected_with_mtime_restored() {
     needs_root!();
     let (_world, disk, client) = world();
-    // Other files share its blocks: a write gives it new ones.
+    // A write to blocks shared with other files allocates new ones.
     let (shared, shared_file) = take(&client);
     forge(&shared_file, MB);
-    // It has this block alone: a write changes it in place, and no address tells.
+    // A write to an exclusive block changes it in place, at the same address.
     write(&disk, 2 * MB, 3);
     let (alone, alone_file) = take(&client);
     write(&disk, 2 * MB, 4);
     forge(&alone_file, 2 * MB);
-    // The same, and then it is shared with a copy.
+    // As before, and then a copy shares the block.
     write(&disk, 3 * MB, 5);
     let (copied, copied_file) = take(&client);
     write(&disk, 3 * MB, 6);
     forge(&copied_file, 3 * MB);
     command(&["cp", "--reflink=always", copied_file.to_str().unwrap(), disk.with_extension("copy").to_str().unwrap()]);
-    // The VM's disk is gone: all blocks are its own.
+    // The target, without changes.
     let (target, _) = take(&client);
 
     for (what, id) in [("shared", &shared), ("alone", &alone), ("copied", &copied)] {
@@ -147,8 +147,8 @@ fn changed_content_is_detected_with_mtime_restored() {
         assert_eq!(client.send(range).error(409), "snapshot_lost", "{what}");
     }
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{target}?compareTo={shared}")).error(409), "base_lost");
-    // A block that the base alone has is listed, whatever is in it: patched onto what the client holds, which is the
-    // base as it was, the result is the target. Contents are not compared with what may have been forged.
+    // A block that only the base has is always listed, so that the client's copy of the original base becomes the
+    // target. The comparison is not refined, since the content of the base may be forged.
     for (base, at) in [(&alone, 2 * MB), (&copied, 3 * MB)] {
         for query in ["", "&refine=4096"] {
             let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}{query}")).ok()["disks"][0].clone();
@@ -166,14 +166,14 @@ fn recorded_checksum_proves_a_touched_file() {
     let (id, file) = take(&client);
     let expected = fs::read(&disk).unwrap();
     let sum = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok();
-    // All blocks are its own.
+    // Without the live disk, all blocks belong to the snapshot only.
     fs::remove_file(&disk).unwrap();
     command(&["chmod", "0400", file.to_str().unwrap()]);
     let bytes = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
-    // It is made in the background.
+    // The checksum is computed in the background.
     let first = client.send(client.request(Method::HEAD, &bytes));
     assert_eq!((first.status, first.header("retry-after")), (503, "10"), "{first:?}");
-    eventually("it is believed", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
+    eventually("the file is accepted", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
     assert_eq!(client.disk(&id, "a.img"), expected);
     assert!(world.exporter.log().contains("its checksum is as it was recorded"));
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok(), sum);
@@ -181,8 +181,8 @@ fn recorded_checksum_proves_a_touched_file() {
     let route = format!("/vms/{VM}/snapshots/{id}/disks/a.img");
     let range = || client.send(client.request(Method::GET, &bytes).header("Range", "bytes=0-9"));
     assert_eq!(range().error(503), "snapshot_being_checked");
-    eventually("it is not believed", || range().status == 409);
+    eventually("the file is rejected", || range().status == 409);
     assert_eq!(client.get(&route).error(409), "snapshot_lost");
-    // What the checksum has said holds for the change time.
+    // One checksum is enough for each ctime.
     assert_eq!(world.exporter.log().matches("its checksum is made again").count(), 2);
 }

@@ -1,5 +1,4 @@
-//! Two services on one repository: they change the snapshots of a VM one after the other, and one that is killed
-//! holds up nobody.
+//! Two services on one repository: they serialize the operations on a VM, and a killed service blocks none.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -11,7 +10,7 @@ use reqwest::Method;
 use crate::harness::{Client, Exporter, HookDir, SNAPSHOTS, VM, World, define_vm, eventually, make_disk, text};
 use crate::needs_root;
 
-/// Two services, each with a database of its own, whose hooks run the same programs.
+/// Two services with separate databases and the same hook directory.
 fn two_services(hooks: &HookDir, lines: &str) -> (World, Exporter) {
     let world = World::with(512, |settings| settings.sections = hooks.section(lines));
     world.define_vm(&[("a.img", 1 << 20)]);
@@ -24,7 +23,7 @@ fn operations_of_two_services_do_not_interleave() {
     needs_root!();
     let hooks = HookDir::new();
     let (world, second) = two_services(&hooks, "");
-    // Notes when it begins and ends, and takes its time between.
+    // Records the beginning and the end of an operation, and takes some time.
     hooks.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ $2 = post ] || sleep 0.2");
     let clients = [world.client(), Client::logged_in(&second, &world.certificates)];
     thread::scope(|scope| {
@@ -57,7 +56,7 @@ fn vm_busy_error_names_the_lock_holder() {
     thread::scope(|scope| {
         let asked = scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
         hooks.wait_for("waiting");
-        // Another VM is held by nobody.
+        // Another VM is not locked.
         let free = "0004fb0000060000000000000000000a";
         define_vm(&world.repository, free, &[make_disk(&world.repository, "free.img", 1 << 20)]);
         let refused = other.post(SNAPSHOTS);
@@ -70,7 +69,7 @@ fn vm_busy_error_names_the_lock_holder() {
         asked.join().unwrap().unwrap();
     });
     other.take_snapshot();
-    // A holder that is killed frees it at once.
+    // A killed service releases the lock at once.
     fs::remove_file(hooks.at("go-on")).unwrap();
     fs::remove_file(hooks.at("waiting")).unwrap();
     thread::scope(|scope| {
@@ -82,14 +81,14 @@ fn vm_busy_error_names_the_lock_holder() {
     other.take_snapshot();
     world.exporter.restart();
     let first = world.client();
-    eventually("what was killed is removed", || {
+    eventually("the files of the killed creation are removed", || {
         let list = first.get(SNAPSHOTS).ok();
         world.snapshot_files().iter().filter(|path| path.ends_with(".making")).count() == 0
             && list.as_array().unwrap().iter().any(|snapshot| snapshot["id"] == *kept)
     });
 }
 
-/// Holds a VM's lock as another host would.
+/// A process that holds a VM's lock, as another host would.
 struct Holder(Child);
 
 impl Holder {
@@ -130,11 +129,11 @@ fn nothing_is_removed_while_another_service_holds_the_vm_lock() {
     world.exporter.restart();
     let client = world.client();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).error(503), "vm_busy");
-    assert_eq!(world.snapshot_files(), files, "also what a crash left unfinished");
+    assert_eq!(world.snapshot_files(), files, "files were removed without the lock");
     drop(holder);
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
     world.exporter.restart();
-    eventually("all is removed", || world.snapshot_files().is_empty());
+    eventually("all files are removed", || world.snapshot_files().is_empty());
 }
 
 #[test]
@@ -143,7 +142,7 @@ fn pending_thaw_waits_for_the_snapshot_of_another_service() {
     let hooks = HookDir::new();
     let (mut world, second) = two_services(&hooks, "timeout = \"10m\"");
     let (first, other) = (world.client(), Client::logged_in(&second, &world.certificates));
-    // The first service dies after it froze; the second one is busy with the VM when the first starts again.
+    // The first service dies after the freeze. The second service snapshots the VM while the first restarts.
     let log = "echo $EXPORTER_SNAPSHOT $2 >> $OUT/calls";
     hooks.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill -9 $PPID"));
     assert!(first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
@@ -158,14 +157,20 @@ fn pending_thaw_waits_for_the_snapshot_of_another_service() {
         let made = scope.spawn(|| other.take_snapshot());
         hooks.wait_for("frozen");
         let starting = scope.spawn(|| world.exporter.restart());
-        eventually("the first service knows what it owes", || log_of_first().contains("stopped before its post hooks"));
+        eventually("the first service finds its pending post hook", || {
+            log_of_first().contains("stopped before its post hooks")
+        });
         fs::write(hooks.at("go-on"), "").unwrap();
         made.join().unwrap();
         starting.join().unwrap();
     });
     let calls = hooks.read("calls");
     let calls: Vec<(&str, &str)> = calls.lines().map(|line| line.split_once(' ').unwrap()).collect();
-    let [died, seconds_pre, seconds_post, owed] = calls[..] else { panic!("{calls:?}") };
-    assert_eq!((died.1, seconds_pre.1, seconds_post.1, owed.1), ("pre", "pre", "post", "post"));
-    assert_eq!((seconds_pre.0, died.0), (seconds_post.0, owed.0), "the thaw fell into the other's window: {calls:?}");
+    let [first_pre, second_pre, second_post, first_post] = calls[..] else { panic!("{calls:?}") };
+    assert_eq!((first_pre.1, second_pre.1, second_post.1, first_post.1), ("pre", "pre", "post", "post"));
+    assert_eq!(
+        (second_pre.0, first_pre.0),
+        (second_post.0, first_post.0),
+        "the thaw ran during the other snapshot: {calls:?}"
+    );
 }

@@ -1,4 +1,4 @@
-//! A snapshot that is not finished is never taken for one that is, and nobody reads half a manifest.
+//! An unfinished snapshot is never taken for a finished one, and a manifest is never incomplete.
 
 use std::fs;
 
@@ -18,15 +18,15 @@ fn unfinished_snapshot_is_never_adopted() {
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.lasting_client();
     let [finished, marked] = std::array::from_fn(|_| client.take_snapshot_id());
-    // The service dies when the disks are cloned and nothing says that the snapshot is finished.
+    // The service dies after the clones and before the manifest.
     hooks.put("die", "[ $2 = pre ] || kill -9 $PPID");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
     let mut folders = snapshot_folders(&world.repository).into_iter();
-    let half_made = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));
-    let half_made = half_made.expect("nothing was left");
-    assert!(half_made.join("a.img").exists() && !half_made.join(".manifest.json").exists());
-    assert!(half_made.join(".making").exists());
-    // A crash after the manifest was written, before the marker went.
+    let unfinished = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));
+    let unfinished = unfinished.expect("no unfinished folder");
+    assert!(unfinished.join("a.img").exists() && !unfinished.join(".manifest.json").exists());
+    assert!(unfinished.join(".making").exists());
+    // As after a crash between writing the manifest and removing the marker.
     fs::write(world.snapshot_folder(&marked).join(".making"), "").unwrap();
 
     fs::remove_file(world.exporter.db_file()).unwrap();
@@ -60,7 +60,7 @@ fn manifest_is_complete_or_missing_at_every_step() {
             seen += 1;
         }
         test.restart(Fault::KillBefore);
-        // Killed after the commit and before the answer: it is there.
+        // Killed between the commit and the answer: the snapshot exists.
         if let Some(id) = test.check(&format!("step {n}"), Some(&test.disk_contents())) {
             test.delete(&id);
         }

@@ -1,4 +1,4 @@
-//! Which VM is meant, and what is left of one that is gone.
+//! How a VM is found by name and UUID, and the snapshots of deleted VMs.
 
 use std::fs;
 use std::path::PathBuf;
@@ -42,7 +42,7 @@ fn vm_name_takes_precedence_over_a_uuid() {
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     let client = world.client();
     let kept = client.take_snapshot_id();
-    // The VM is gone, and one that has its name as a uuid takes its place.
+    // The VM is deleted, and another one has its name as UUID.
     let machines = world.repository.join("VirtualMachines");
     fs::remove_dir_all(machines.join(VM)).unwrap();
     define_vm(&world.repository, OTHER_VM, &[disk]);
@@ -51,21 +51,21 @@ fn vm_name_takes_precedence_over_a_uuid() {
         fs::write(&path, fs::read_to_string(&path).unwrap() + &format!("uuid = '{VM}'\n")).unwrap();
     };
     add_uuid(OTHER_VM);
-    let theirs = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
+    let of_other = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
 
     assert_eq!(list(&client), [kept.as_str()]);
-    assert_eq!(client.get(&format!("{SNAPSHOTS}/{theirs}")).error(409), "other_vm");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{of_other}")).error(409), "other_vm");
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
-    // Nothing of the old one is left: now the uuid names the other one.
-    assert_eq!(list(&client), [theirs.as_str()]);
-    // Of two who have it, neither is meant.
+    // Without snapshots of the old VM, the UUID means the other one.
+    assert_eq!(list(&client), [of_other.as_str()]);
+    // A UUID of two VMs is ambiguous.
     let third = "0004fb00000600000000000000000003";
     define_vm(&world.repository, third, &[world.repository.join("VirtualDisks/a.img")]);
     add_uuid(third);
     for answer in [client.get(SNAPSHOTS), client.delete(SNAPSHOTS), client.post(SNAPSHOTS)] {
         assert_eq!(answer.error(400), "bad_request");
     }
-    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok()[0]["id"], theirs.as_str());
+    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok()[0]["id"], of_other.as_str());
 }
 
 #[test]
