@@ -72,24 +72,24 @@ fn main() {
 
 /// Where, when and of what.
 fn machine(gib: u64, rounds: u64) -> String {
-    let told = |command: &str| {
+    let output_of = |command: &str| {
         let output = Command::new("sh").args(["-c", command]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let model = told("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
-    let seal = told(
+    let model = output_of("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
+    let seal = output_of(
         "openssl speed -seconds 1 -bytes 16384 -evp aes-128-gcm 2>/dev/null | awk '/^AES-128-GCM|^aes-128-gcm/ { print int($NF / 1048.576) }'",
     );
     format!(
         "Commit {}, {}; {} ×{}, Linux {}; disks of {gib} GiB, medians of {rounds} rounds; {}, {}; `openssl speed` of \
          AES-128-GCM: {seal} MiB/s.",
-        told("git describe --always --dirty"),
-        told("date -u +%F"),
+        output_of("git describe --always --dirty"),
+        output_of("date -u +%F"),
         model,
-        told("nproc"),
-        told("uname -r"),
-        told("nginx -v 2>&1 | sed 's/.*: //'"),
-        told("openssl version | cut -d' ' -f1,2"),
+        output_of("nproc"),
+        output_of("uname -r"),
+        output_of("nginx -v 2>&1 | sed 's/.*: //'"),
+        output_of("openssl version | cut -d' ' -f1,2"),
     )
 }
 

@@ -52,12 +52,12 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     let target = fs::read(&a).unwrap();
     // Folders that belong to no VM.
     let stranger = make_disk(&repository, "stranger.img", 4096);
-    let odd = [
+    let not_adopted = [
         (original(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
         (original(&repository, 2, &[&a, &c]), "more than one VM"),
         (repository.join("CoriolisSnapshots/notes"), "no snapshot's id"),
     ];
-    fs::create_dir(&odd[2].0).unwrap();
+    fs::create_dir(&not_adopted[2].0).unwrap();
     let before = world.snapshot_files();
 
     // New folders are skipped: another service may still be writing them.
@@ -71,7 +71,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     world.exporter.restart();
 
     // A snapshot with a missing part is not adopted.
-    let moved = second.with_extension("away");
+    let moved = second.with_extension("moved");
     fs::rename(&second, &moved).unwrap();
     let report = world.exporter.command(&["adopt"]);
     assert!(report.1.contains("0 adopted") && report.1.contains("its VM has a disk in"), "{report:?}");
@@ -89,7 +89,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
 
     let report = world.exporter.command(&["adopt"]);
     assert!(ends(&report, "2 adopted, 3 left as they are"), "{report:?}");
-    for (path, reason) in &odd {
+    for (path, reason) in &not_adopted {
         let start = format!("left  {}: ", path.display());
         assert!(report.1.lines().any(|line| line.starts_with(&start) && line.contains(reason)), "{path:?}: {report:?}");
     }

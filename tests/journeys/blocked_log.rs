@@ -84,9 +84,9 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
     }
     assert_eq!(dropped(&client), 0);
     eventually("the log is written", || {
-        let told = fs::read_to_string(&log).unwrap();
+        let content = fs::read_to_string(&log).unwrap();
         let waited_for = ["snapshot made", "log opened anew", "took too long", "action=\"log-in\""];
-        waited_for.iter().all(|line| told.contains(line)) && told.matches("line=\"quiesced\"").count() == 2
+        waited_for.iter().all(|line| content.contains(line)) && content.matches("line=\"quiesced\"").count() == 2
     });
     assert_eq!(client.get(SNAPSHOTS).ok()[0]["consistency"], "quiesced");
 }
@@ -115,8 +115,8 @@ fn dropped_log_lines_are_counted_and_reported() {
     client.get("/nowhere").error(404);
     eventually("new lines are logged", || fs::read_to_string(&log).unwrap().contains("/api/v1/nowhere"));
     assert_eq!(dropped(&client), count);
-    let told = fs::read_to_string(&log).unwrap();
-    assert!(told.lines().all(|line| line.starts_with("20") && line.contains("Z ")), "a line is incomplete");
+    let content = fs::read_to_string(&log).unwrap();
+    assert!(content.lines().all(|line| line.starts_with("20") && line.contains("Z ")), "a line is incomplete");
 }
 
 #[test]

@@ -24,14 +24,14 @@ fn valid_config_passes_with_and_without_the_service_running() {
     let before = fs::read_dir(&world.repository).unwrap().count();
     let (status, table) = world.exporter.command(&["check-config"]);
     assert_eq!(status, Some(0), "{table}");
-    for (what, told) in [
+    for (what, expected) in [
         ("db_file", "the service is running"),
         ("api.bind", "the service is running"),
         ("ovm_endpoint", "answers"),
         ("repository 0004fb", "xfs"),
         ("api.tls.certificate", "good until"),
     ] {
-        assert!(line(&table, what).0.contains(told), "{table}");
+        assert!(line(&table, what).0.contains(expected), "{table}");
     }
     assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "check-config left a file in the repository");
     let settings = std::mem::replace(
@@ -109,13 +109,13 @@ fn each_fault_has_a_line_with_a_remedy() {
         ("ovm_endpoint", "404", Box::new(|settings| settings.manager += "path = \"/elsewhere\"\n")),
         ("repositories", "no snapshot can be made", Box::new(|_| {})),
     ];
-    for (what, told, change) in cases {
+    for (what, expected, change) in cases {
         let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
         change(&mut settings);
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         let (found, remedy) = line(&table, what);
-        assert!(found.starts_with("FAIL") && found.contains(told), "{told}:\n{table}");
-        assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{told}:\n{table}");
+        assert!(found.starts_with("FAIL") && found.contains(expected), "{expected}:\n{table}");
+        assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{expected}:\n{table}");
         assert_eq!(status, Some(1), "{table}");
     }
     assert_eq!(fs::read(&bolt).unwrap(), page, "the database of the original exporter was changed");
@@ -123,9 +123,9 @@ fn each_fault_has_a_line_with_a_remedy() {
     let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     settings.paths.push("/nonexistent/nowhere".into());
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
-    for (what, told) in [("repository nowhere", "is it mounted"), ("repository 0004fb", "without reflinks")] {
+    for (what, expected) in [("repository nowhere", "is it mounted"), ("repository 0004fb", "without reflinks")] {
         let (found, remedy) = line(&table, what);
-        assert!(found.starts_with("warn") && found.contains(told) && remedy.is_some(), "{table}");
+        assert!(found.starts_with("warn") && found.contains(expected) && remedy.is_some(), "{table}");
     }
     let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     settings.sections += &format!("[audit]\nfile = {:?}\n", repository.join("audit.jsonl"));
@@ -137,11 +137,11 @@ fn each_fault_has_a_line_with_a_remedy() {
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "ovm_endpoint").0.contains("no password at all"), "{table}");
-    let (status, told) = Exporter::command_alone(
+    let (status, output) = Exporter::command_alone(
         &Settings::new(&certificates, &manager, &[&repository]),
         &["check-config", "--config", "/nonexistent.toml"],
     );
-    assert_ne!(status, Some(0), "{told}");
+    assert_ne!(status, Some(0), "{output}");
 }
 
 #[test]
@@ -173,8 +173,8 @@ fn skipped_hooks_are_listed_with_the_reason() {
         ("hook 10-good", "is run", false),
         ("hook 20-writable", "is not run: it can be written by others", true),
     ] {
-        let (line, told) = line(&table, what);
-        assert!(line.contains(found) && told.is_some() == remedy, "{what}:\n{table}");
+        let (line, found_remedy) = line(&table, what);
+        assert!(line.contains(found) && found_remedy.is_some() == remedy, "{what}:\n{table}");
     }
     assert!(!hooks.at("called").exists(), "check-config called a hook");
 

@@ -117,9 +117,9 @@ fn each_kind_of_change_lists_exactly_the_change() {
         ("a write into it", &|| write(790_528, &[4; 4096]), &[data(790_528, 4096)]),
         ("preallocation past the end", &|| io("falloc -k 1048576 65536"), &[]),
         ("growth into it", &|| resize(&path, MB + 10_000), &[]),
-        ("a write to the odd end", &|| write(MB + 9_999, &[5]), &[data(MB + 8192, 1808)]),
+        ("a write to the unaligned end", &|| write(MB + 9_999, &[5]), &[data(MB + 8192, 1808)]),
         // The file system rewrites the block of the old end.
-        ("growth from the odd end", &|| resize(&path, 2 * MB), &[data(MB + 8192, 4096)]),
+        ("growth from the unaligned end", &|| resize(&path, 2 * MB), &[data(MB + 8192, 4096)]),
         (
             "data and zeros side by side",
             &|| (io("fpunch 0 4096"), write(4096, &[6; 4096])).0,

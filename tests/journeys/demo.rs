@@ -44,11 +44,12 @@ fn make_demo(launcher: &[&str]) -> (Output, bool) {
 fn demo_checks_requirements_before_it_builds() {
     needs_root!();
     needs!(Path::new("/usr/bin/make").exists(), "make");
-    let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let contained = ["/usr/bin/setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
-    for (launcher, expected) in
-        [(&nobody[..], "run it as root, or install sudo"), (&contained, "no mount namespace can be made here")]
-    {
+    let unprivileged = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let without_sys_admin = ["/usr/bin/setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
+    for (launcher, expected) in [
+        (&unprivileged[..], "run it as root, or install sudo"),
+        (&without_sys_admin, "no mount namespace can be made here"),
+    ] {
         let (output, is_built) = make_demo(launcher);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && errors.contains(expected), "{errors}");
@@ -66,10 +67,10 @@ fn kept_demo_leaves_a_working_service() {
         .env("TMPDIR", dir.path())
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
-    let keeper = told.trim_end().rsplit_once("kill ").unwrap().1.parse().map(Pid::from_raw).unwrap();
-    let commands: String = told
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    let keeper = printed.trim_end().rsplit_once("kill ").unwrap().1.parse().map(Pid::from_raw).unwrap();
+    let commands: String = printed
         .split_once("Try:\n")
         .unwrap()
         .1

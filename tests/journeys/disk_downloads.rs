@@ -286,8 +286,8 @@ fn changed_or_replaced_file_is_not_served() {
             symlink(disk, file).unwrap();
         }),
         ("a link to itself from elsewhere", &|file| {
-            fs::rename(file, file.with_extension("away")).unwrap();
-            symlink(file.with_extension("away"), file).unwrap();
+            fs::rename(file, file.with_extension("moved")).unwrap();
+            symlink(file.with_extension("moved"), file).unwrap();
         }),
         ("a folder", &|file| {
             fs::remove_file(file).unwrap();

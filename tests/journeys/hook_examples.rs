@@ -133,7 +133,7 @@ fn fsfreeze_hook_reports_an_early_thaw_and_thaws_after_a_crash() {
     fs::write(&mounts, format!("{VM} {folder}\n")).unwrap();
     install_fsfreeze(&hooks, &mounts);
     hooks.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
-    let pending_hooks = |world: &World| world.client().get("/status").ok()["owed_hooks"].clone();
+    let pending_hooks = |world: &World| world.client().pending_hooks();
     let made = world.client().take_snapshot();
     assert_eq!(made["consistency"], "crash", "{made}");
     assert!(text(&made["consistency_reason"]).contains("10-fsfreeze"), "{made}");

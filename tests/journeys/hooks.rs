@@ -55,10 +55,10 @@ fn snapshot_document_lists_the_hook_runs() {
     assert_eq!(made["consistency"], "quiesced");
     // The freeze lasts at least as long as the first hook sleeps.
     assert!(made["freeze_ms"].as_u64() >= first["duration_ms"].as_u64() && first["duration_ms"].as_u64() >= Some(200));
-    for told in
+    for expected in
         ["freeze_ms=", "consistency=\"quiesced\"", "hook=\"10-freeze\"", "line=\"quiesced\"", "is not executable"]
     {
-        assert!(world.exporter.log().contains(told), "the log does not say {told}");
+        assert!(world.exporter.log().contains(expected), "the log does not contain {expected}");
     }
 
     let message: Value = serde_json::from_str(&hooks.read("pre.json")).unwrap();

@@ -29,10 +29,10 @@ fn raw_responses(world: &World, request: &[u8]) -> Vec<Answer> {
     let mut stream = connect(&world.exporter, &world.certificates);
     let _ = stream.write_all(request); // the service may close the connection before it has read everything
     let _ = stream.flush();
-    let mut told = Vec::new();
-    let ended = stream.read_to_end(&mut told);
-    assert!(ended.is_ok(), "{ended:?} after {:?}", String::from_utf8_lossy(&told));
-    answers(&told)
+    let mut received = Vec::new();
+    let ended = stream.read_to_end(&mut received);
+    assert!(ended.is_ok(), "{ended:?} after {:?}", String::from_utf8_lossy(&received));
+    answers(&received)
 }
 
 #[test]
@@ -82,10 +82,10 @@ fn every_rejected_request_gets_json_and_is_logged() {
         // As the first request of a connection, after another one, and after one with a body.
         let with_body = format!("{login}Content-Length: 2\r\n\r\n{{}}");
         for (before, statuses) in [(String::new(), vec![]), (good.clone(), vec![200]), (with_body, vec![400])] {
-            let told = raw_responses(&world, format!("{before}{request}").as_bytes());
-            let found: Vec<u16> = told.iter().map(|answer| answer.status).collect();
+            let responses = raw_responses(&world, format!("{before}{request}").as_bytes());
+            let found: Vec<u16> = responses.iter().map(|answer| answer.status).collect();
             assert_eq!(found, [statuses, vec![status]].concat(), "{what}");
-            let last = told.last().unwrap();
+            let last = responses.last().unwrap();
             assert_eq!(last.error(status), code, "{what}");
             assert!(last.body.ends_with(b"}\n"), "{what}");
             let id = text(&last.json()["request_id"]);
@@ -97,9 +97,9 @@ fn every_rejected_request_gets_json_and_is_logged() {
         }
     }
     // The response to a HEAD has no body.
-    let told = raw_responses(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
-    assert_eq!((told.len(), told[0].status, told[0].body.len()), (1, 400, 0));
-    assert!(told[0].header("content-length").parse::<u32>().unwrap() > 0);
+    let responses = raw_responses(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
+    assert_eq!((responses.len(), responses[0].status, responses[0].body.len()), (1, 400, 0));
+    assert!(responses[0].header("content-length").parse::<u32>().unwrap() > 0);
 
     // Allowed: empty lines before a request, HTTP/1.0 without Host, a request after a body.
     let host = "GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n";
@@ -108,18 +108,18 @@ fn every_rejected_request_gets_json_and_is_logged() {
         ("GET /healthz HTTP/1.0\r\n\r\n".to_owned(), 1),
         (format!("{good}{good}{host}"), 3),
     ] {
-        let told = raw_responses(&world, request.as_bytes());
-        assert!(told.iter().all(|answer| answer.status == 200), "{request:?}");
-        assert_eq!(told.len(), count, "{request:?}");
+        let responses = raw_responses(&world, request.as_bytes());
+        assert!(responses.iter().all(|answer| answer.status == 200), "{request:?}");
+        assert_eq!(responses.len(), count, "{request:?}");
     }
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let sized = format!("{login}Content-Length: {}\r\n\r\n{body}", body.len());
-    let told = raw_responses(&world, format!("{sized}{sized}{host}").as_bytes());
-    assert_eq!(told.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200]);
+    let responses = raw_responses(&world, format!("{sized}{sized}{host}").as_bytes());
+    assert_eq!(responses.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200]);
     // Nothing is read after a chunked body.
     let chunked = format!("{login}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-    let told = raw_responses(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
-    assert_eq!((told.len(), told[0].status, told[0].header("connection")), (1, 200, "close"));
+    let responses = raw_responses(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
+    assert_eq!((responses.len(), responses[0].status, responses[0].header("connection")), (1, 200, "close"));
     let log = world.exporter.log();
     assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
 }
@@ -214,26 +214,29 @@ fn browsers_and_other_protocols_get_a_helpful_message() {
     let http = format!("http://127.0.0.1:{}", world.exporter.port);
     // A browser at the root gets a page, a program gets an error.
     let browser = ["-H", "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"];
-    let (_, told) = curl(&world, &browser, &format!("{https}/"));
-    assert!(told.contains("HTTP/1.1 200 OK") && told.contains("content-type: text/plain"), "{told}");
-    assert!(told.contains("/api/v1") && told.contains("docs/api.md"), "{told}");
-    let (_, told) = curl(&world, &[], &format!("{https}/"));
-    assert!(told.contains("HTTP/1.1 404 Not Found") && told.contains("those of the API start with /api/v1"), "{told}");
+    let (_, output) = curl(&world, &browser, &format!("{https}/"));
+    assert!(output.contains("HTTP/1.1 200 OK") && output.contains("content-type: text/plain"), "{output}");
+    assert!(output.contains("/api/v1") && output.contains("docs/api.md"), "{output}");
+    let (_, output) = curl(&world, &[], &format!("{https}/"));
+    assert!(
+        output.contains("HTTP/1.1 404 Not Found") && output.contains("those of the API start with /api/v1"),
+        "{output}"
+    );
 
     // Plain HTTP: complete requests, then an incomplete one whose client waits.
     for arguments in [&[][..], &["-d", "{}"], &["--http1.0"]] {
-        let (status, told) = curl(&world, arguments, &format!("{http}/api/v1/vms"));
-        assert_eq!(status, Some(0), "{told}");
-        assert!(told.contains("HTTP/1.1 400 Bad Request") && told.contains("this port speaks HTTPS"), "{told}");
-        assert!(told.contains("https_required") && told.to_lowercase().contains("x-request-id"), "{told}");
+        let (status, output) = curl(&world, arguments, &format!("{http}/api/v1/vms"));
+        assert_eq!(status, Some(0), "{output}");
+        assert!(output.contains("HTTP/1.1 400 Bad Request") && output.contains("this port speaks HTTPS"), "{output}");
+        assert!(output.contains("https_required") && output.to_lowercase().contains("x-request-id"), "{output}");
     }
     world.exporter.wait_for_log("https_required");
     let mut half = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     half.write_all(b"GET / HT").unwrap();
-    let mut told = String::new();
-    half.read_to_string(&mut told).unwrap();
-    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+    let mut received = String::new();
+    half.read_to_string(&mut received).unwrap();
+    assert!(received.starts_with("HTTP/1.1 400 "), "{received}");
 
     // A client that speaks only HTTP/2 gets a TLS alert.
     let alpn = |protocols: &str| {
@@ -241,17 +244,17 @@ fn browsers_and_other_protocols_get_a_helpful_message() {
         let command = format!("openssl s_client -connect 127.0.0.1:{port} -alpn {protocols} </dev/null 2>&1");
         String::from_utf8_lossy(&Command::new("sh").args(["-c", &command]).output().unwrap().stdout).into_owned()
     };
-    let told = alpn("h2");
-    assert!(told.contains("alert no application protocol"), "{told}");
+    let output = alpn("h2");
+    assert!(output.contains("alert no application protocol"), "{output}");
     for (protocols, chosen) in
         [("http/1.0", "http/1.0"), ("h2,http/1.1", "http/1.1"), ("http/1.0,http/1.1", "http/1.1")]
     {
-        let told = alpn(protocols);
-        assert!(told.contains(&format!("ALPN protocol: {chosen}")), "{protocols}: {told}");
+        let output = alpn(protocols);
+        assert!(output.contains(&format!("ALPN protocol: {chosen}")), "{protocols}: {output}");
     }
     for arguments in [&["--http1.0"][..], &["--http1.1"], &["--http2"], &["--no-alpn"]] {
-        let (status, told) = curl(&world, arguments, &format!("{https}/healthz"));
-        assert!(status == Some(0) && told.contains("200 OK"), "{arguments:?}: {told}");
+        let (status, output) = curl(&world, arguments, &format!("{https}/healthz"));
+        assert!(status == Some(0) && output.contains("200 OK"), "{arguments:?}: {output}");
     }
 }
 
@@ -268,7 +271,7 @@ fn misspelled_query_parameters_are_rejected() {
     let snapshot = format!("{SNAPSHOTS}/{second}");
     let disk = format!("{snapshot}/disks/a.img");
     let files = world.snapshot_files();
-    for (method, path, told) in [
+    for (method, path, expected) in [
         (Method::GET, format!("{snapshot}?compareto={first}"), "compareTo"),
         (Method::GET, format!("{snapshot}?compare_to={first}"), "compareTo"),
         (Method::GET, format!("{snapshot}?compareTo={first}&compareTo={first}"), "compareTo is given twice"),
@@ -292,7 +295,7 @@ fn misspelled_query_parameters_are_rejected() {
     ] {
         let answer = client.send(client.request(method.clone(), &format!("/api/v1{path}")));
         assert_eq!(answer.error(400), "bad_request", "{method} {path}");
-        assert!(text(&answer.json()["details"]).contains(told), "{method} {path}: {}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{method} {path}: {}", answer.json());
     }
     assert_eq!(world.snapshot_files(), files, "a snapshot was made");
 

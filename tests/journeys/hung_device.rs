@@ -1,13 +1,15 @@
 //! A device that hangs during downloads: few threads block, and other clients are served.
 
 use std::fs;
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
 
 use crate::harness::{
-    MB, OTHER_VM, ProcessStats, Random, VM, Volume, World, define_vm, eventually, make_disk, text, write_at,
+    Client, Device, MB, OTHER_VM, ProcessStats, Random, VM, Volume, World, define_vm, eventually, make_disk, text,
+    write_at,
 };
 use crate::{needs, needs_root};
 
@@ -26,23 +28,44 @@ fn idle_threads(world: &World) -> usize {
     classes(world).iter().filter(|class| *class == "idle").count()
 }
 
+/// A healthy repository with [`VM`], and one with [`OTHER_VM`] on a device that can hang. Each VM has a snapshot.
+///
+/// Bind the fields in the order device, volume, world: the service has to be dropped first, the device last.
+pub struct TwoRepositories {
+    pub client: Client,
+    pub world: World,
+    /// The volume of the second repository.
+    pub volume: Volume,
+    pub device: Device,
+    /// The snapshot of [`VM`].
+    pub healthy_id: String,
+    pub healthy_disk: PathBuf,
+    /// The snapshot of [`OTHER_VM`], whose disk `b.img` has 64 MiB.
+    pub id: String,
+}
+
+impl TwoRepositories {
+    pub fn new() -> Self {
+        let volume = Volume::xfs(512);
+        let device = volume.behind_a_device();
+        let (volume, second, world) = World::with_a_second_on(volume, 512);
+        let healthy_disk = world.define_vm(&[("a.img", MB)]).remove(0);
+        write_at(&healthy_disk, 0, &Random(1).bytes(MB));
+        let disk = make_disk(&second, "b.img", 64 * MB);
+        write_at(&disk, 0, &Random(2).bytes(64 * MB));
+        define_vm(&second, OTHER_VM, &[disk]);
+        let client = world.client();
+        let healthy_id = client.take_snapshot_id();
+        let id = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
+        Self { client, world, volume, device, healthy_id, healthy_disk, id }
+    }
+}
+
 #[test]
 fn hung_repository_blocks_few_threads_and_frees_slots() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
-    let volume = Volume::xfs(512);
-    let device = volume.behind_a_device();
-    let (volume, second, world) = World::with_a_second_on(volume, 512);
-    let good = world.define_vm(&[("a.img", MB)]).remove(0);
-    write_at(&good, 0, &Random(1).bytes(MB));
-    let disk = make_disk(&second, "b.img", 64 * MB);
-    write_at(&disk, 0, &Random(2).bytes(64 * MB));
-    define_vm(&second, OTHER_VM, &[disk]);
-    let client = world.client();
-    let (fine, id) = (client.take_snapshot_id(), {
-        let made = client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok();
-        text(&made["id"])
-    });
+    let TwoRepositories { device, volume, world, client, healthy_id, healthy_disk, id } = TwoRepositories::new();
     // A request that computes a digest does not leave a thread with idle priority.
     let path = format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img");
     let digest = client
@@ -61,26 +84,17 @@ fn hung_repository_blocks_few_threads_and_frees_slots() {
 
     let threads = || ProcessStats::of(&world.exporter).threads();
     let hanging = device.hang();
-    let send_range_from = |from: u64| {
-        world.send_get_with(
-            &client,
-            &path,
-            &format!(
-                "Range: bytes={from}-
-"
-            ),
-        )
-    };
+    let send_range_from = |from: u64| world.send_get_with(&client, &path, &format!("Range: bytes={from}-\r\n"));
     // Twelve downloads take all slots, and read with idle priority.
     let readers: Vec<_> = (1..13).map(|n| send_range_from(n * 4 * MB)).collect();
     eventually("twelve threads read", || idle_threads(&world) == 12);
     drop(readers);
     // The slots are freed for others.
     eventually("another download is served", || {
-        let request = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{fine}/disks/a.img"));
+        let request = client.request(Method::GET, &format!("/api/v1/vms/{VM}/snapshots/{healthy_id}/disks/a.img"));
         client
             .try_send(request.timeout(Duration::from_secs(60)))
-            .is_ok_and(|answer| answer.body == fs::read(&good).unwrap())
+            .is_ok_and(|answer| answer.body == fs::read(&healthy_disk).unwrap())
     });
     world.exporter.wait_for_log("another export takes the place");
     // Further requests get an error, and block no thread.

@@ -70,7 +70,7 @@ fn disks_are_selected_by_name_tag_and_request() {
     assert_eq!(chunks(&compared["disks"][1]), [zero(0, 8192), data(8192, 8192), zero(16384, MB - 16384)]);
 
     let files = world.snapshot_files();
-    for (body, code, told) in [
+    for (body, code, expected) in [
         (r#"{"disks": ["c.img"]}"#, "unknown_disk", "xvda (a.img), xvdb (b.img)"),
         (r#"{"exclude_disks": ["xvdz"]}"#, "unknown_disk", "\"xvdz\""),
         (r#"{"disks": ["xvdd"]}"#, "unfit_disk", "xvdd cannot be taken: a CD-ROM"),
@@ -83,7 +83,7 @@ fn disks_are_selected_by_name_tag_and_request() {
     ] {
         let answer = create(&client, body);
         assert_eq!(answer.error(400), code, "{body}");
-        assert!(text(&answer.json()["details"]).contains(told), "{body}: {}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{body}: {}", answer.json());
     }
     assert_eq!(world.snapshot_files(), files, "something was written");
 
@@ -104,11 +104,11 @@ fn policy_limits_are_enforced_and_explained() {
     let torn = make_disk(&world.repository, "torn.img", MB);
     define_vm(&world.repository, OTHER_VM, std::slice::from_ref(&torn));
     let client = world.client();
-    let refused = |client: &Client, path: &str, status: u16, told: &str| {
+    let refused = |client: &Client, path: &str, status: u16, expected: &str| {
         let files = world.snapshot_files();
         let answer = client.post(path);
         let code = answer.error(status);
-        assert!(text(&answer.json()["details"]).contains(told), "{}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{}", answer.json());
         assert_eq!(world.snapshot_files(), files, "something was written");
         code
     };
@@ -122,14 +122,14 @@ fn policy_limits_are_enforced_and_explained() {
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     client.take_snapshot();
 
-    for (floor, told) in [("99%", "min_free_space"), ("600GiB", "644245094400 have to stay free")] {
+    for (floor, expected) in [("99%", "min_free_space"), ("600GiB", "644245094400 have to stay free")] {
         world.exporter.settings().policy = format!("min_free_space = {floor:?}");
         world.exporter.restart();
         let client = world.client();
         let files = world.snapshot_files();
         let answer = client.post(SNAPSHOTS);
         assert_eq!(answer.error(507), "insufficient_space");
-        assert!(text(&answer.json()["details"]).contains(told), "{}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{}", answer.json());
         assert_eq!(world.snapshot_files(), files, "something was written");
         let status = client.get("/status").ok();
         let repository = &status["repositories"][0];
@@ -155,8 +155,11 @@ fn very_fragmented_disk_is_logged() {
     let client = world.client();
     client.take_snapshot();
     let log = world.exporter.log();
-    let told = log.lines().find(|line| line.contains("very many pieces")).expect("no warning in the log");
-    assert!(told.contains("extents=100001") && told.contains("disk=a.img") && told.contains("WARN"), "{told}");
+    let warning = log.lines().find(|line| line.contains("very many pieces")).expect("no warning in the log");
+    assert!(
+        warning.contains("extents=100001") && warning.contains("disk=a.img") && warning.contains("WARN"),
+        "{warning}"
+    );
 }
 
 /// Two VMs on separate file systems.
@@ -246,12 +249,12 @@ fn export_queue_is_limited() {
     };
     let first = ask(true);
     eventually("the export is in the status", || queue(&client, "exports") == (1, 0));
-    let told = client.get("/status").ok()["exports"]["running"][0].clone();
-    assert_eq!((&told["snapshot_id"], &told["disk"], &told["vm_id"]), (&json!(id), &json!("a.img"), &json!(VM)));
-    assert_eq!((&told["address"], &told["bytes_total"]), (&json!("127.0.0.1"), &json!(64 * MB)));
-    let done = told["bytes_done"].as_u64().unwrap();
-    assert!(0 < done && done < 64 * MB, "{told}");
-    assert!(told["bytes_per_second"].as_u64() > Some(0) && told["seconds_left"].as_u64().is_some(), "{told}");
+    let export = client.get("/status").ok()["exports"]["running"][0].clone();
+    assert_eq!((&export["snapshot_id"], &export["disk"], &export["vm_id"]), (&json!(id), &json!("a.img"), &json!(VM)));
+    assert_eq!((&export["address"], &export["bytes_total"]), (&json!("127.0.0.1"), &json!(64 * MB)));
+    let done = export["bytes_done"].as_u64().unwrap();
+    assert!(0 < done && done < 64 * MB, "{export}");
+    assert!(export["bytes_per_second"].as_u64() > Some(0) && export["seconds_left"].as_u64().is_some(), "{export}");
 
     // Requests without a disk body do not wait.
     assert_eq!(client.send(client.request(Method::HEAD, &path)).status, 200);

@@ -9,9 +9,10 @@ use reqwest::Method;
 use serde_json::Value;
 
 use crate::harness::{
-    Certificates, Client, Exporter, HungMount, MB, Manager, ProcessStats, Random, Settings, VM, Volume, World,
-    define_vm, eventually, eventually_within, make_disk, make_repository, snapshot_folders, text, write_at,
+    Certificates, Client, Exporter, HungMount, MB, Manager, OTHER_VM, ProcessStats, Random, Settings, VM, Volume,
+    World, define_vm, eventually, eventually_within, make_disk, make_repository, snapshot_folders, text, write_at,
 };
+use crate::hung_device::TwoRepositories;
 use crate::{needs, needs_root};
 
 /// A VM that is defined in the healthy repository and has a disk in the other.
@@ -235,32 +236,25 @@ fn files_hidden_by_a_stray_folder_are_not_reported_as_deleted() {
 fn checksums_of_a_hung_repository_do_not_block_others() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
-    let volume = Volume::xfs(512);
-    let device = volume.behind_a_device();
-    let (volume, second, world) = World::with_a_second_on(volume, 512);
-    let own = world.define_vm(&[("a.img", MB)]).remove(0);
-    write_at(&own, 0, &Random(1).bytes(MB));
-    let disk = make_disk(&second, "d.img", 64 * MB);
-    write_at(&disk, 0, &Random(2).bytes(64 * MB));
-    define_vm(&second, OTHER, &[disk]);
-    let client = world.client();
-    let fine = client.take_snapshot_id();
-    let other = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
+    let TwoRepositories { device, volume, world, client, healthy_id, id, .. } = TwoRepositories::new();
     volume.unmount();
     volume.mount();
     // Now the metadata is cached, but not the data.
-    let disk_path = format!("/vms/{OTHER}/snapshots/{other}/disks/d.img");
+    let disk_path = format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img");
     let first = client.request(Method::GET, &format!("/api/v1{disk_path}")).header("Range", "bytes=0-4095");
     assert_eq!(client.send(first).status, 206);
     let hanging = device.hang();
     let ask = |query: &str| world.send_get(&client, &format!("{disk_path}/{query}"));
     let requests: Vec<_> = (0..8).map(|number| ask(&format!("checksum?start={}", number * 4096))).collect();
-    let sum = || client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum"));
+    let sum = || client.get(&format!("/vms/{VM}/snapshots/{healthy_id}/disks/a.img/checksum"));
     assert_eq!(sum().status, 200);
     drop(requests);
-    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum?algorithm=sha256")).status, 200);
+    assert_eq!(
+        client.get(&format!("/vms/{VM}/snapshots/{healthy_id}/disks/a.img/checksum?algorithm=sha256")).status,
+        200
+    );
     drop(hanging);
     eventually("the device responds again", || {
-        client.get(&format!("/vms/{OTHER}/snapshots/{other}/disks/d.img/checksum")).status == 200
+        client.get(&format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img/checksum")).status == 200
     });
 }

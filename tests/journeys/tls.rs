@@ -43,14 +43,14 @@ fn tls_versions_and_certificate_reload() {
         std::fs::copy(settings.certificate.with_file_name("server.pem"), &settings.certificate).unwrap();
         std::fs::copy(settings.key.with_file_name("server.key"), &settings.key).unwrap();
     });
-    for (arguments, succeeds, told) in [
+    for (arguments, succeeds, expected) in [
         (&["--tlsv1.3"][..], true, "TLSv1.3 / "),
         (&["--tls-max", "1.2"], true, "TLSv1.2 / "),
         (&["--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"], false, "TLSv1.1 (IN), TLS alert"),
     ] {
         let output = curl_output(&world, arguments);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() == succeeds && text.contains(told), "{arguments:?}: {text}");
+        assert!(output.status.success() == succeeds && text.contains(expected), "{arguments:?}: {text}");
     }
 
     // SIGHUP loads a renewed certificate, and keeps the old one if the new one is invalid.

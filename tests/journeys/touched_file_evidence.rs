@@ -4,27 +4,16 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, MB, SNAPSHOTS, World, chunks, data, run, text, write_at};
+use crate::harness::{Client, MB, SNAPSHOTS, World, chunks, data, run};
 use crate::needs_root;
-use crate::touched_files::forge;
+use crate::touched_files::{forge, take_snapshot, write_and_sync};
 
 fn world() -> (World, PathBuf, Client) {
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
-    write(&disk, 0, &vec![1; 4 << 20]);
+    write_and_sync(&disk, 0, &vec![1; 4 << 20]);
     let client = world.client();
     (world, disk, client)
-}
-
-/// Writes to the VM's disk and syncs, so that the file system allocates new blocks.
-fn write(disk: &Path, at: u64, bytes: &[u8]) {
-    write_at(disk, at, bytes);
-    fs::File::open(disk).unwrap().sync_all().unwrap();
-}
-
-fn take(client: &Client) -> (String, PathBuf) {
-    let made = client.take_snapshot();
-    (text(&made["id"]), text(&made["disks"][0]["path"]).into())
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -36,16 +25,16 @@ fn copy_of_a_forged_snapshot_does_not_prove_it() {
     needs_root!();
     for removes_first in [true, false] {
         let (_world, disk, client) = world();
-        let (id, file) = take(&client);
+        let (id, file) = take_snapshot(&client);
         // Now only the snapshot has this block: a write changes it in place.
-        write(&disk, MB, &[2; 4096]);
+        write_and_sync(&disk, MB, &[2; 4096]);
         forge(&file, MB);
         if removes_first {
             fs::remove_file(&disk).unwrap();
         }
         copy(&file, &disk);
         // A later snapshot, a clone of the copy, is no proof either.
-        let (_later, _) = take(&client);
+        let (_later, _) = take_snapshot(&client);
         let answer = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img"));
         assert_eq!(answer.error(409), "snapshot_lost", "removed first: {removes_first}");
     }
@@ -55,10 +44,10 @@ fn copy_of_a_forged_snapshot_does_not_prove_it() {
 fn comparison_does_not_checksum_its_base() {
     needs_root!();
     let (world, disk, client) = world();
-    let (base, file) = take(&client);
+    let (base, file) = take_snapshot(&client);
     client.get(&format!("{SNAPSHOTS}/{base}/disks/a.img/checksum")).ok();
-    write(&disk, MB, &[2; 4096]);
-    let (target, _) = take(&client);
+    write_and_sync(&disk, MB, &[2; 4096]);
+    let (target, _) = take_snapshot(&client);
     run(Command::new("chmod").arg("0400").arg(&file));
     let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).ok()["disks"][0].clone();
     assert_eq!(chunks(&entry), [data(MB, 4096)]);

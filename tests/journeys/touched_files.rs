@@ -21,12 +21,13 @@ fn world() -> (World, PathBuf, Client) {
 }
 
 /// Writes to the VM's disk and syncs, so that the file system allocates new blocks.
-fn write(disk: &Path, at: u64, byte: u8) {
-    write_at(disk, at, &[byte; 4096]);
+pub fn write_and_sync(disk: &Path, at: u64, bytes: &[u8]) {
+    write_at(disk, at, bytes);
     fs::File::open(disk).unwrap().sync_all().unwrap();
 }
 
-fn take(client: &Client) -> (String, PathBuf) {
+/// Takes a snapshot; returns its id and the path of its disk file.
+pub fn take_snapshot(client: &Client) -> (String, PathBuf) {
     let made = client.take_snapshot();
     (text(&made["id"]), text(&made["disks"][0]["path"]).into())
 }
@@ -92,12 +93,12 @@ fn touched_file_is_accepted_again() {
     needs_root!();
     let (mut world, disk, mut client) = world();
     for (number, (what, touch)) in (0..).zip(touches()) {
-        let (base, base_file) = take(&client);
+        let (base, base_file) = take_snapshot(&client);
         let expected = fs::read(&disk).unwrap();
         touch(&base_file);
         assert_eq!(client.disk(&base, "a.img"), expected, "{what}: the content differs");
-        write(&disk, 8192 * number, 2);
-        let (target, target_file) = take(&client);
+        write_and_sync(&disk, 8192 * number, &[2; 4096]);
+        let (target, target_file) = take_snapshot(&client);
         touch(&target_file);
         // The base now has blocks of its own.
         touch(&base_file);
@@ -122,21 +123,21 @@ fn changed_content_is_detected_with_mtime_restored() {
     needs_root!();
     let (_world, disk, client) = world();
     // A write to blocks shared with other files allocates new ones.
-    let (shared, shared_file) = take(&client);
+    let (shared, shared_file) = take_snapshot(&client);
     forge(&shared_file, MB);
     // A write to an exclusive block changes it in place, at the same address.
-    write(&disk, 2 * MB, 3);
-    let (alone, alone_file) = take(&client);
-    write(&disk, 2 * MB, 4);
+    write_and_sync(&disk, 2 * MB, &[3; 4096]);
+    let (alone, alone_file) = take_snapshot(&client);
+    write_and_sync(&disk, 2 * MB, &[4; 4096]);
     forge(&alone_file, 2 * MB);
     // As before, and then a copy shares the block.
-    write(&disk, 3 * MB, 5);
-    let (copied, copied_file) = take(&client);
-    write(&disk, 3 * MB, 6);
+    write_and_sync(&disk, 3 * MB, &[5; 4096]);
+    let (copied, copied_file) = take_snapshot(&client);
+    write_and_sync(&disk, 3 * MB, &[6; 4096]);
     forge(&copied_file, 3 * MB);
     command(&["cp", "--reflink=always", copied_file.to_str().unwrap(), disk.with_extension("copy").to_str().unwrap()]);
     // The target, without changes.
-    let (target, _) = take(&client);
+    let (target, _) = take_snapshot(&client);
 
     for (what, id) in [("shared", &shared), ("alone", &alone), ("copied", &copied)] {
         let path = format!("{SNAPSHOTS}/{id}");
@@ -163,7 +164,7 @@ fn changed_content_is_detected_with_mtime_restored() {
 fn recorded_checksum_proves_a_touched_file() {
     needs_root!();
     let (world, disk, client) = world();
-    let (id, file) = take(&client);
+    let (id, file) = take_snapshot(&client);
     let expected = fs::read(&disk).unwrap();
     let sum = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok();
     // Without the live disk, all blocks belong to the snapshot only.

@@ -7,7 +7,6 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use coriolis_ovm_exporter::{config, http};
 
 use super::Certificates;
 use super::serving::Serving;
@@ -45,18 +44,7 @@ impl Guest {
             requests: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        let api = config::Api {
-            bind: [127, 0, 0, 1].into(),
-            port: 0,
-            certificate: certificates.path(format!("{name}.pem")),
-            key: certificates.path(format!("{name}.key")),
-            client_ca: None,
-        };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let serving = Serving::start(runtime, listener, tls, router);
+        let (port, serving) = Serving::start(certificates, name, "127.0.0.1:0", router);
         Self { port, shared, _serving: serving }
     }
 

@@ -10,7 +10,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coriolis_ovm_exporter::{config, http};
 
 use super::Certificates;
 use super::serving::Serving;
@@ -61,18 +60,7 @@ impl Manager {
         let shared = Arc::new(Shared { behavior: Mutex::new(ManagerBehavior::Good), requests: AtomicUsize::new(0) });
         let router =
             Router::new().route("/ovm/core/wsapi/rest/Repository/id", get(answer)).with_state(Arc::clone(&shared));
-        let api = config::Api {
-            bind: [127, 0, 0, 1].into(),
-            port: 0,
-            certificate: certificates.path(format!("{name}.pem")),
-            key: certificates.path(format!("{name}.key")),
-            client_ca: None,
-        };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let serving = Serving::start(runtime, listener, tls, router);
+        let (port, serving) = Serving::start(certificates, name, address, router);
         Self { port, shared, _serving: serving }
     }
 

@@ -42,7 +42,7 @@ pub use manager::{Manager, ManagerBehavior, PASSWORD, USER};
 pub use process_stats::{ProcessStats, memory_kib};
 pub use random::Random;
 pub use shim::{Fault, Shim};
-pub use volume::{Tmpfs, Volume, output, run};
+pub use volume::{Device, Tmpfs, Volume, output, run};
 pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
 
 /// The VM that most tests use.
