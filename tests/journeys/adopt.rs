@@ -93,7 +93,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
         let start = format!("left  {}: ", path.display());
         assert!(report.1.lines().any(|line| line.starts_with(&start) && line.contains(reason)), "{path:?}: {report:?}");
     }
-    assert!(before.iter().all(|path| path.exists()), "nothing is deleted");
+    assert!(before.iter().all(|path| path.exists()), "files were deleted");
     assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa)], "oldest first, by the files' times");
     let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
     assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");

@@ -65,11 +65,11 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
     let freeze = format!("echo quiesced; fsfreeze --freeze {mount_point}; touch $OUT/frozen\n");
     // A hook that ends, and one that hangs.
     for (wait, status) in [("until [ -e $OUT/go ]; do sleep 0.02; done", 200), ("sleep 600", 502)] {
-        let (frozen, asked) = (hooks.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
+        let (frozen, path) = (hooks.at("frozen"), format!("/api/v1{SNAPSHOTS}"));
         let _ = (fs::remove_file(&frozen), fs::remove_file(hooks.at("go")));
         hooks.put("10-freeze", &format!("{on_post}{freeze}{wait}"));
         std::thread::scope(|scope| {
-            let request = client.request(Method::POST, &asked);
+            let request = client.request(Method::POST, &path);
             let making = scope.spawn(|| client.send(request));
             hooks.wait_for("frozen");
             log_in_many_times(&world);

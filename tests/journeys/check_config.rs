@@ -60,7 +60,7 @@ fn each_fault_has_a_line_with_a_remedy() {
     page[16..20].copy_from_slice(&0xED0C_DAED_u32.to_ne_bytes());
     fs::write(&bolt, &page).unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = listener.local_addr().unwrap().port();
+    let occupied = listener.local_addr().unwrap().port();
 
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
     let cases: Vec<(&str, &str, Change<'_>)> = vec![
@@ -78,7 +78,7 @@ fn each_fault_has_a_line_with_a_remedy() {
         ),
         ("db_file", "the folder of", Box::new(|settings| settings.db_file = Some("/nonexistent/x.db".into()))),
         ("db_file", "(Bolt)", Box::new(|settings| settings.db_file = Some(bolt.clone()))),
-        ("api.bind", "in use", Box::new(|settings| settings.port = Some(taken))),
+        ("api.bind", "in use", Box::new(|settings| settings.port = Some(occupied))),
         ("log_file", "is not a regular file", Box::new(|settings| settings.top += "log_file = \"/tmp\"\n")),
         ("audit.file", "is not a regular file", Box::new(|settings| settings.sections += "[audit]\nfile = \"/tmp\"\n")),
         (

@@ -213,10 +213,10 @@ fn checksum_fails_if_the_file_changes_meanwhile() {
         let id = client.take_snapshot_id();
         let file = snapshot_file(&client, &id);
         let answer = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| ask(&client, &id, query));
+            let request = scope.spawn(|| ask(&client, &id, query));
             ProcessStats::of(&world.exporter).wait_until_busy();
             write_at(&file, 0, &[1]);
-            asked.join().unwrap()
+            request.join().unwrap()
         });
         assert_eq!(answer.error(409), "snapshot_lost", "{query}");
     }

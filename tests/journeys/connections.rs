@@ -14,7 +14,7 @@ use tokio::net::TcpSocket;
 use crate::harness::{PASSWORD, ProcessStats, USER, World, connect, connect_from, eventually};
 use crate::{needs, needs_root};
 
-/// More than all connection slots together.
+/// Enough connections to take all slots.
 const MANY: usize = 600;
 
 /// The longest that a client may have to wait on a busy machine.
@@ -160,12 +160,12 @@ fn address_limit_does_not_apply_to_trusted_proxies() {
 fn timer(stream: &TcpStream) -> String {
     let [local, peer] = [stream.peer_addr().unwrap().port(), stream.local_addr().unwrap().port()];
     let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-    let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
+    let socket = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
         fields.len() > 5
             && fields[1].ends_with(&format!(":{local:04X}"))
             && fields[2].ends_with(&format!(":{peer:04X}"))
     });
-    ours.expect("the connection is not in the kernel's table")[5].split(':').next().unwrap().to_owned()
+    socket.expect("the connection is not in the kernel's table")[5].split(':').next().unwrap().to_owned()
 }
 
 #[test]

@@ -42,7 +42,7 @@ fn read_error_aborts_the_body_and_is_logged() {
     let snapshot = client.take_snapshot();
     let (id, chunks) = (text(&snapshot["id"]), snapshot["disks"][0]["chunks"].as_array().unwrap().clone());
     let (start, length) = (chunks[0]["physical_start"].as_u64().unwrap(), chunks[0]["length"].as_u64().unwrap());
-    assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk has another place: {chunks:?}");
+    assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk is not where it should be: {chunks:?}");
     world.volume.sync();
     let image = File::options().write(true).open(world.volume.image()).unwrap();
     image.set_len(start + size / 2).unwrap();

@@ -35,7 +35,8 @@ fn failed_logins_do_not_rotate_the_audit() {
     let requests = |lines: &[Value]| lines.iter().filter_map(|line| line["requests"].as_u64()).sum::<u64>();
     eventually("all failures are counted", || requests(&failed()) == of_one + accounts);
     let failed = failed();
-    // One line each for eight accounts and for all others, and one more with each sum; a slow machine writes a few more.
+    // One line each for eight accounts and for all others, and one more with each sum. A slow machine writes a few
+    // more.
     assert!(failed.len() <= 30, "{} lines", failed.len());
     let root = &failed[0]["account"];
     let of_root: Vec<Value> = failed.iter().filter(|line| line["account"] == *root).cloned().collect();

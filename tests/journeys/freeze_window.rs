@@ -36,10 +36,10 @@ fn hung_clone_times_out_and_is_removed_when_it_ends() {
         &format!("echo $2 >> $OUT/calls; [ $2 = pre ] || exit 0\necho quiesced; fsfreeze --freeze {repository}"),
     );
     let answer: Answer = std::thread::scope(|scope| {
-        let asked = scope.spawn(|| client.post(SNAPSHOTS));
+        let request = scope.spawn(|| client.post(SNAPSHOTS));
         // The clone still hangs, so only the timeout can have produced the answer.
-        eventually("the client gets an answer", || asked.is_finished());
-        asked.join().unwrap()
+        eventually("the client gets an answer", || request.is_finished());
+        request.join().unwrap()
     });
     assert_eq!(answer.error(503), "clone_timeout");
     assert!(text(&answer.json()["details"]).contains("hooks.timeout"), "{answer:?}");
@@ -104,11 +104,11 @@ fn shutdown_waits_for_a_slow_post_hook() {
     let (hooks, mut world) = with("");
     // Longer than the shutdown limit for running requests.
     hooks.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("post");
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(240)).code(), Some(0));
-    asked.join().unwrap();
+    request.join().unwrap();
     assert!(hooks.at("post-done").exists(), "{}", world.exporter.log());
     assert!(world.exporter.log().contains("its post hooks are waited for"), "{}", world.exporter.log());
 }
@@ -119,7 +119,7 @@ fn created_at_is_the_time_of_the_clones() {
     let (hooks, world) = with("");
     hooks.put(
         "slow",
-        "[ $2 = post ] || { date +%s.%N > $OUT/asked; sleep 1.5; date +%s.%N > $OUT/frozen; }; [ $2 = pre ] || sleep 1",
+        "[ $2 = post ] || { date +%s.%N > $OUT/request; sleep 1.5; date +%s.%N > $OUT/frozen; }; [ $2 = pre ] || sleep 1",
     );
     let client = world.client();
     let made =

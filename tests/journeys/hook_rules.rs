@@ -132,10 +132,10 @@ fn restart_ends_the_interrupted_hook_and_runs_post_hooks() {
     hooks.put("10-agent", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/agent"));
     hooks.put("20-plain", NOTE);
     hooks.put("30-hangs", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/of-hanging; touch $OUT/hangs; sleep 600"));
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("hangs");
     world.exporter.kill();
-    asked.join().unwrap();
+    request.join().unwrap();
     hooks.take("calls");
     world.exporter.restart();
     assert_eq!(
@@ -177,11 +177,11 @@ fn pending_post_hooks_survive_a_database_failure() {
 
     // The record cannot be updated after the post hook: it is kept in memory, and the hook is retried.
     let client = test.world.client();
-    let asked = std::thread::spawn(move || client.post(SNAPSHOTS));
+    let request = std::thread::spawn(move || client.post(SNAPSHOTS));
     hooks.wait_for("in-post");
     test.shim.arm(1, Fault::FailFrom(Errno::ENOSPC));
     fs::write(hooks.at("go"), "").unwrap();
-    assert_ne!(asked.join().unwrap().status, 200);
+    assert_ne!(request.join().unwrap().status, 200);
     assert!(test.shim.fault_occurred());
     let log = test.world.exporter.log();
     assert!(log.contains("what hooks owe cannot be written down; it is tried again"), "{log}");

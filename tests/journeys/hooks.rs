@@ -269,10 +269,10 @@ fn post_hooks_run_at_the_start_after_a_kill() {
         "[ $2 = post ] || echo $$ > $OUT/hook; echo $2 >> $OUT/calls; [ $2 = post ] && rm -f $OUT/frozen && exit
          sleep 2; touch $OUT/frozen",
     );
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("calls");
     world.exporter.kill();
-    asked.join().unwrap();
+    request.join().unwrap();
     assert_eq!(hooks.read("calls"), "pre\n");
     world.exporter.restart();
     assert_eq!(
@@ -290,10 +290,10 @@ fn post_hooks_run_at_the_start_after_a_kill() {
 
     // Killed during the post hook: it is called again, once.
     hooks.put("freeze", "echo $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/go ] || { touch $OUT/in-post; sleep 600; }");
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("in-post");
     world.exporter.kill();
-    asked.join().unwrap();
+    request.join().unwrap();
     fs::write(hooks.at("go"), "").unwrap();
     world.exporter.restart();
     assert_eq!(hooks.read("calls"), "pre\npost\npost\n");
@@ -306,10 +306,10 @@ fn post_hooks_run_at_the_start_after_a_kill() {
     let id = client.take_snapshot_id();
     hooks.put("freeze", "echo $1 $2 >> $OUT/deletion; [ $2 = post ] || sleep 600");
     let path = format!("/api/v1{SNAPSHOTS}/{id}");
-    let asked = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::DELETE, &path))));
+    let request = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::DELETE, &path))));
     hooks.wait_for("deletion");
     world.exporter.kill();
-    asked.join().unwrap();
+    request.join().unwrap();
     world.exporter.restart();
     assert_eq!(hooks.read("deletion"), "snapshot-delete pre\nsnapshot-delete post\n");
     assert_eq!(listed(&world.client()), [id]);
@@ -320,11 +320,11 @@ fn shutdown_finishes_the_operation_and_its_post_hooks() {
     needs_root!();
     let (hooks, mut world) = with("");
     hooks.put("freeze", "touch $OUT/$2; [ $2 = post ] || sleep 1");
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("pre");
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(60)).code(), Some(0));
-    asked.join().unwrap();
+    request.join().unwrap();
     assert!(hooks.at("post").exists());
     world.exporter.restart();
     let client = world.client();
@@ -332,11 +332,11 @@ fn shutdown_finishes_the_operation_and_its_post_hooks() {
 
     // A pre hook that takes too long is killed at shutdown, and its post hook is called.
     hooks.put("freeze", "touch $OUT/slow-$2; echo quiesced; [ $2 = post ] || sleep 600");
-    let asked = world.request_snapshot();
+    let request = world.request_snapshot();
     hooks.wait_for("slow-pre");
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(60)).code(), Some(0));
-    asked.join().unwrap();
+    request.join().unwrap();
     assert!(hooks.at("slow-post").exists());
     assert!(!world.exporter.log().contains(SECRET));
     world.exporter.restart();

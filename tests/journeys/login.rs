@@ -321,7 +321,7 @@ fn failed_start_names_the_config_key() {
     let manager = Manager::start(&certificates);
     let repository = certificates.path("repo");
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let missing = certificates.path("missing.pem");
     let nowhere = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")];
     type Change<'a> = &'a dyn Fn(&mut Settings);
@@ -330,7 +330,7 @@ fn failed_start_names_the_config_key() {
         ("api.tls.key", &|settings| settings.key = missing.clone()),
         ("api.tls.certificate", &|settings| settings.certificate = missing.clone()),
         ("api.tls.ca_certificate", &|settings| settings.tls = "client_auth = true".to_owned()),
-        ("api.bind, api.port", &|settings| settings.port = Some(taken.local_addr().unwrap().port())),
+        ("api.bind, api.port", &|settings| settings.port = Some(occupied.local_addr().unwrap().port())),
         ("unknown field `colour`", &|settings| settings.tls = "colour = 1".to_owned()),
         ("jwt.secret", &|settings| settings.secret = "too short for a key".to_owned()),
         ("jwt.time_to_live", &|settings| settings.jwt = "time_to_live = \"soon\"".to_owned()),

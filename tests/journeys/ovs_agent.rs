@@ -145,7 +145,8 @@ fn start_error_names_the_damaged_agent_database() {
         assert!(refusal.contains("repositories.ovs_agent_db") && refusal.contains(&file), "{refusal}");
         assert!(refusal.contains("or name repositories in repositories.paths"), "{refusal}");
     }
-    // With repositories in the config the service starts. The VM list has an error entry for the unknown repositories, since it would look complete otherwise.
+    // With repositories in the config the service starts. The VM list has an error entry for the unknown repositories,
+    // since it would look complete otherwise.
     let world = World::with(512, |settings| settings.agent_db = Some(agent.path().to_owned()));
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();

@@ -38,14 +38,14 @@ fn seconds(from: &Value, to: &Value) -> f64 {
 fn only_expired_snapshots_are_swept() {
     needs_root!();
     let (clock, world) = world("default_ttl = \"4h\"");
-    let ours = world.lasting_client();
-    let short = ours.take_snapshot_with_ttl("1h");
-    let leased = ours.take_snapshot_with_ttl("1h");
-    let released = ours.take_snapshot_with_ttl("1h");
-    let by_default = ours.take_snapshot();
-    let forever = post(&ours, SNAPSHOTS, &json!({"ttl": "none"})).ok();
-    let read = ours.take_snapshot_with_ttl("1h");
-    let newest = ours.take_snapshot_with_ttl("1h");
+    let client = world.lasting_client();
+    let short = client.take_snapshot_with_ttl("1h");
+    let leased = client.take_snapshot_with_ttl("1h");
+    let released = client.take_snapshot_with_ttl("1h");
+    let by_default = client.take_snapshot();
+    let forever = post(&client, SNAPSHOTS, &json!({"ttl": "none"})).ok();
+    let read = client.take_snapshot_with_ttl("1h");
+    let newest = client.take_snapshot_with_ttl("1h");
     assert!((seconds(&by_default["created_at"], &by_default["expires_at"]) - 4.0 * 3600.0).abs() < 0.01);
     assert_eq!(forever["expires_at"], Value::Null);
     let by_default = text(&by_default["id"]);
@@ -53,15 +53,15 @@ fn only_expired_snapshots_are_swept() {
     // The only snapshot of another VM.
     let alone = "0004fb0000060000000000000000000a";
     define_vm(&world.repository, alone, &[make_disk(&world.repository, "alone.img", MB)]);
-    post(&ours, &format!("/vms/{alone}/snapshots"), &json!({"ttl": "1h"})).ok();
+    post(&client, &format!("/vms/{alone}/snapshots"), &json!({"ttl": "1h"})).ok();
     for id in [&leased, &released] {
-        let lease = post(&ours, &format!("{SNAPSHOTS}/{id}/lease"), &json!({"ttl": "6h"})).ok();
-        let document = ours.get(&format!("{SNAPSHOTS}/{id}")).ok();
+        let lease = post(&client, &format!("{SNAPSHOTS}/{id}/lease"), &json!({"ttl": "6h"})).ok();
+        let document = client.get(&format!("{SNAPSHOTS}/{id}")).ok();
         assert_eq!(document["leased_until"], lease["expires_at"]);
         assert!(seconds(&document["expires_at"], &lease["expires_at"]) > 4.9 * 3600.0, "{document}");
     }
-    assert_eq!(ours.delete(&format!("{SNAPSHOTS}/{released}/lease")).status, 200);
-    assert_eq!(ours.get(&format!("{SNAPSHOTS}/{released}")).ok()["leased_until"], Value::Null);
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{released}/lease")).status, 200);
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{released}")).ok()["leased_until"], Value::Null);
 
     let all = [&short, &leased, &released, &by_default, &forever, &read, &newest];
     clock.rounds(&world, 2);
@@ -69,7 +69,7 @@ fn only_expired_snapshots_are_swept() {
     clock.pass(2);
     // A slow download is in progress.
     use std::io::Read;
-    let mut stream = world.send_get(&ours, &format!("{SNAPSHOTS}/{read}/disks/a.img"));
+    let mut stream = world.send_get(&client, &format!("{SNAPSHOTS}/{read}/disks/a.img"));
     stream.read_exact(&mut [0; 100]).unwrap();
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&leased, &by_default, &forever, &read, &newest].map(Clone::clone));
@@ -96,10 +96,11 @@ fn only_expired_snapshots_are_swept() {
 fn clock_jump_sweeps_nothing() {
     needs_root!();
     let (clock, mut world) = world("");
-    let ours = world.lasting_client();
-    let ids = [ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h"), ours.take_snapshot_with_ttl("3h")];
+    let client = world.lasting_client();
+    let ids =
+        [client.take_snapshot_with_ttl("3h"), client.take_snapshot_with_ttl("3h"), client.take_snapshot_with_ttl("3h")];
     // And a lease of a snapshot that would expire.
-    post(&ours, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
+    post(&client, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
     clock.leap(10 * 365 * 24);
     clock.rounds(&world, 15);
     assert_eq!(list(&world), ids);
@@ -171,8 +172,8 @@ fn hooks_run_around_a_sweep() {
     hooks.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
     world.exporter.settings().sections = hooks.section("");
     world.exporter.restart();
-    let ours = world.lasting_client();
-    let (short, newest) = (ours.take_snapshot_with_ttl("1h"), ours.take_snapshot_with_ttl("1h"));
+    let client = world.lasting_client();
+    let (short, newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("1h"));
     std::fs::write(hooks.at("refuse"), "").unwrap();
     hooks.take("calls");
     clock.rounds(&world, 1);

@@ -118,7 +118,7 @@ fn all_faults_are_reported_at_once() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = Settings::new(&certificates, &manager, &[&repository]);
     settings.secret = "hush".to_owned();
     settings.jwt = "time_to_life = \"1h\"\n".to_owned();
@@ -146,7 +146,7 @@ fn all_faults_are_reported_at_once() {
 
     // check-config also checks the values of the valid keys.
     settings.key = certificates.path("other.key");
-    settings.port = Some(taken.local_addr().unwrap().port());
+    settings.port = Some(occupied.local_addr().unwrap().port());
     settings.db_file = Some(certificates.path("server.pem"));
     settings.ovm_endpoint = "https://127.0.0.1:1".to_owned();
     settings.paths.push("/nonexistent/nowhere".into());
@@ -174,7 +174,7 @@ fn start_and_check_config_report_the_same_faults() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = |name: &str| certificates.path(name);
     fs::write(at("notes.txt"), "no database at all\n".repeat(100)).unwrap();
     fs::write(at("short"), "x").unwrap();
@@ -209,7 +209,7 @@ fn start_and_check_config_report_the_same_faults() {
             "name the service's certificate",
         ),
         (
-            Box::new(|settings| settings.port = Some(taken.local_addr().unwrap().port())),
+            Box::new(|settings| settings.port = Some(occupied.local_addr().unwrap().port())),
             1,
             "is in use by another program".to_owned(),
             "or name another port",

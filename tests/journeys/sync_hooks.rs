@@ -50,12 +50,12 @@ impl Scene {
 
     /// The paths requested from the guest; checks that each request has the secret.
     fn take_paths(&self) -> Vec<String> {
-        let asked = self.guest.take_requests();
-        asked
+        let requests = self.guest.take_requests();
+        requests
             .iter()
-            .map(|asked| {
-                let path = asked.strip_prefix("GET ").and_then(|rest| rest.strip_suffix(BEARER));
-                path.unwrap_or_else(|| panic!("{asked}")).trim().to_owned()
+            .map(|request| {
+                let path = request.strip_prefix("GET ").and_then(|rest| rest.strip_suffix(BEARER));
+                path.unwrap_or_else(|| panic!("{request}")).trim().to_owned()
             })
             .collect()
     }

@@ -54,7 +54,7 @@ fn vm_busy_error_names_the_lock_holder() {
     let kept = first.take_snapshot_id();
     hooks.put("wait", "touch $OUT/waiting; while [ ! -e $OUT/go-on ]; do sleep 0.1; done");
     thread::scope(|scope| {
-        let asked = scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
+        let request = scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
         hooks.wait_for("waiting");
         // Another VM is not locked.
         let free = "0004fb0000060000000000000000000a";
@@ -66,7 +66,7 @@ fn vm_busy_error_names_the_lock_holder() {
         assert!(holder.contains(&format!("pid {}", world.exporter.pid())), "{holder}");
         fs::write(hooks.at("go-on"), "").unwrap();
         other.post(&format!("/vms/{free}/snapshots")).ok();
-        asked.join().unwrap().unwrap();
+        request.join().unwrap().unwrap();
     });
     other.take_snapshot();
     // A killed service releases the lock at once.

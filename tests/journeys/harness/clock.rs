@@ -1,4 +1,4 @@
-//! Clocks that the test moves: `clock_shim.c`, preloaded before libc.
+//! Clocks that the test shifts: `clock_shim.c`, preloaded before libc.
 
 use std::cell::Cell;
 use std::fs::File;
