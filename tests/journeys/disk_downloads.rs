@@ -257,7 +257,7 @@ fn open_for_writing(file: &Path) -> fs::File {
 }
 
 fn snapshot_file(world: &World, id: &str) -> PathBuf {
-    world.snapshot_folder(&id).join("a.img")
+    world.snapshot_folder(id).join("a.img")
 }
 
 #[test]

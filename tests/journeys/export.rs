@@ -18,7 +18,7 @@ fn path(id: &str) -> String {
 }
 
 fn file(world: &World, id: &str) -> PathBuf {
-    world.snapshot_folder(&id).join("a.img")
+    world.snapshot_folder(id).join("a.img")
 }
 
 /// Defines a VM with a disk of random bytes.

@@ -38,7 +38,7 @@ fn full_and_incremental_copies_match_the_snapshots() {
     let copy = copy_dir.path().to_str().unwrap();
     let is_copy = |id: &str| {
         for name in ["a.img", "data disk.img"] {
-            let snapshot = world.snapshot_folder(&id).join(name);
+            let snapshot = world.snapshot_folder(id).join(name);
             assert!(fs::read(snapshot).unwrap() == fs::read(copy_dir.path().join(name)).unwrap(), "{name} of {id}");
         }
     };

@@ -11,7 +11,7 @@ fn snapshot_is_deleted_if_a_repository_left_the_config() {
     let client = world.client();
     let snapshots = format!("/vms/{VM}/snapshots");
     let [first, second_one] = std::array::from_fn(|_| client.take_snapshot_id());
-    let folder = |id: &str| world.snapshot_folder(&id);
+    let folder = |id: &str| world.snapshot_folder(id);
     let [first_folder, second_folder] = [folder(&first), folder(&second_one)];
     world.exporter.settings().paths.pop();
     world.exporter.restart();

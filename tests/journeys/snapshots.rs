@@ -286,7 +286,7 @@ fn deletion_is_idempotent() {
     let client = world.client();
     let delete = |id: &str| client.delete(&format!("{SNAPSHOTS}/{id}"));
     let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| client.take_snapshot_id());
-    let folder = |id: &str| world.snapshot_folder(&id);
+    let folder = |id: &str| world.snapshot_folder(id);
     fs::remove_file(folder(&no_file).join("a.img")).unwrap();
     fs::remove_dir_all(folder(&no_folder)).unwrap();
     fs::write(folder(&foreign).join("notes.txt"), "not ours").unwrap();

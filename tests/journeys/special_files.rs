@@ -117,7 +117,7 @@ fn special_file_in_a_snapshot_makes_it_lost() {
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[7; 4096]);
     let client = world.client();
-    let file = |id: &str| -> PathBuf { world.snapshot_folder(&id).join("a.img") };
+    let file = |id: &str| -> PathBuf { world.snapshot_folder(id).join("a.img") };
     for (what, make) in SPECIAL {
         let (base, target) = (client.take_snapshot_id(), client.take_snapshot_id());
         fs::remove_file(file(&base)).unwrap();

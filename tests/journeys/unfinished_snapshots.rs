@@ -30,7 +30,6 @@ fn unfinished_snapshot_is_never_adopted() {
     fs::write(world.snapshot_folder(&marked).join(".making"), "").unwrap();
 
     fs::remove_file(world.exporter.db_file()).unwrap();
-    fs::remove_file(hooks.at("die")).ok();
     world.exporter.settings().sections = String::new();
     clock.pass(24 * 30);
     world.exporter.restart();
