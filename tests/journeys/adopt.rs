@@ -12,7 +12,7 @@ fn id(number: u32) -> String {
 }
 
 /// Makes a snapshot as the original exporter does: a folder with clones and nothing else.
-fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
+fn make_original_snapshot(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
     let folder = repository.join("CoriolisSnapshots").join(id(number));
     fs::create_dir_all(&folder).unwrap();
     for disk in disks {
@@ -22,7 +22,7 @@ fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
 }
 
 /// Whether a report succeeded and ends with `last`.
-fn ends(report: &(Option<i32>, String), last: &str) -> bool {
+fn report_ends_with(report: &(Option<i32>, String), last: &str) -> bool {
     report.0 == Some(0) && report.1.trim_end().ends_with(last)
 }
 
@@ -38,7 +38,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     define_vm(&repository, OTHER_VM, std::slice::from_ref(&c));
 
     write_at(&a, 0, &[1; 65536]);
-    let placed = [original(&repository, 0xb, &[&a]), original(&second, 0xb, &[&b])];
+    let placed = [make_original_snapshot(&repository, 0xb, &[&a]), make_original_snapshot(&second, 0xb, &[&b])];
     let base = fs::read(&a).unwrap();
     write_at(&a, 8192, &[2; 4096]);
     let (probe, last) = (tempfile::NamedTempFile::new_in(&second).unwrap(), placed[1].join("b.img"));
@@ -48,13 +48,13 @@ fn snapshots_of_the_original_exporter_are_adopted() {
         times[0] > times[1]
     });
     drop(probe);
-    original(&repository, 0xa, &[&a]);
+    make_original_snapshot(&repository, 0xa, &[&a]);
     let target = fs::read(&a).unwrap();
     // Folders that belong to no VM.
     let stranger = make_disk(&repository, "stranger.img", 4096);
     let not_adopted = [
-        (original(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
-        (original(&repository, 2, &[&a, &c]), "more than one VM"),
+        (make_original_snapshot(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
+        (make_original_snapshot(&repository, 2, &[&a, &c]), "more than one VM"),
         (repository.join("CoriolisSnapshots/notes"), "no snapshot's id"),
     ];
     fs::create_dir(&not_adopted[2].0).unwrap();
@@ -63,7 +63,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     // New folders are skipped: another service may still be writing them.
     let report = world.exporter.command(&["adopt"]);
     assert!(
-        ends(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
+        report_ends_with(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
         "{report:?}"
     );
     clock.load_into(world.exporter.settings());
@@ -79,7 +79,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     fs::rename(&moved, &second).unwrap();
 
     let report = world.exporter.command(&["adopt", "--dry-run"]);
-    assert!(ends(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
+    assert!(report_ends_with(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
     let client = world.client();
     assert_eq!(
         (client.snapshot_ids(), world.snapshot_files()),
@@ -88,7 +88,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     );
 
     let report = world.exporter.command(&["adopt"]);
-    assert!(ends(&report, "2 adopted, 3 left as they are"), "{report:?}");
+    assert!(report_ends_with(&report, "2 adopted, 3 left as they are"), "{report:?}");
     for (path, reason) in &not_adopted {
         let start = format!("left  {}: ", path.display());
         assert!(report.1.lines().any(|line| line.starts_with(&start) && line.contains(reason)), "{path:?}: {report:?}");
@@ -110,7 +110,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa), made.clone()]);
 
     // Known snapshots are not adopted again, and adopted ones can be deleted.
-    assert!(ends(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
+    assert!(report_ends_with(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", id(0xb))).status, 200);
     assert!(placed.iter().all(|folder| !folder.exists()));
 
@@ -124,7 +124,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     world.exporter.restart();
     let client = world.client();
     let report = world.exporter.command(&["adopt"]);
-    assert!(ends(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
+    assert!(report_ends_with(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
     let report = world.exporter.command(&["adopt", "--manifests"]);
     assert!(report.1.contains("2 adopted"), "{report:?}");
     assert_eq!(client.snapshot_ids(), [id(0xa), made.clone()]);

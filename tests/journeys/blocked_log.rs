@@ -16,7 +16,7 @@ use crate::needs_root;
 const FLOOD: &str = "yes x | head -n 8192; yes x | head -n 8192 >&2";
 
 /// A service with hooks; `lines` are for `[hooks]`, `top` is for the beginning of the config.
-fn with(lines: &str, top: &str, launcher: &[&str]) -> (HookDir, World) {
+fn service_with_hooks(lines: &str, top: &str, launcher: &[&str]) -> (HookDir, World) {
     let hooks = HookDir::new();
     let world = World::with(512, |settings| {
         settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n";
@@ -57,7 +57,7 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
-    let (hooks, world) = with("timeout = \"5s\"", &format!("log_file = {log:?}\n"), &[]);
+    let (hooks, world) = service_with_hooks("timeout = \"5s\"", &format!("log_file = {log:?}\n"), &[]);
     let _thaw = volume.thaw_on_drop();
     let mount_point = volume.mount_point.display().to_string();
     let client = world.client();
@@ -96,7 +96,7 @@ fn dropped_log_lines_are_counted_and_reported() {
     needs_root!();
     let volume = Volume::xfs(320);
     let log = volume.mount_point.join("exporter.log");
-    let (hooks, world) = with("", &format!("log_file = {log:?}\n"), &[]);
+    let (hooks, world) = service_with_hooks("", &format!("log_file = {log:?}\n"), &[]);
     let _thaw = volume.thaw_on_drop();
     let mount_point = volume.mount_point.display().to_string();
     hooks.put(
@@ -128,7 +128,7 @@ fn unread_log_pipe_blocks_neither_service_nor_shutdown() {
     // Opened for reading and writing, so that the open does not wait for a reader.
     let mut unread = File::options().read(true).write(true).custom_flags(nix::libc::O_NONBLOCK).open(&pipe).unwrap();
     let script = format!("exec \"$0\" \"$@\" 2>{}", pipe.display());
-    let (hooks, mut world) = with("", "", &["sh", "-c", &script]);
+    let (hooks, mut world) = service_with_hooks("", "", &["sh", "-c", &script]);
     let client = world.client();
     for name in ["20-flood", "30-flood", "40-flood", "50-flood"] {
         hooks.put(name, &format!("[ $2 = post ] || {{ {FLOOD}; }}"));

@@ -16,17 +16,17 @@ use crate::needs_root;
 /// The size of a disk of zeros whose checksum takes days.
 const ENDLESS: u64 = 1 << 50;
 
-fn ask(client: &Client, id: &str, query: &str) -> Answer {
+fn request_checksum(client: &Client, id: &str, query: &str) -> Answer {
     client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?{query}"))
 }
 
 /// The digest of a file that a command line tool prints.
-fn of_tool(tool: &str, path: &Path) -> String {
+fn tool_digest(tool: &str, path: &Path) -> String {
     output(Command::new(tool).arg(path)).split_whitespace().next().unwrap().to_owned()
 }
 
 /// Digests of a part of a file by Python's hashlib: of the bytes, of each block, and of the block digests.
-fn of_python(path: &Path, start: u64, length: u64, block: u64) -> Value {
+fn python_digests(path: &Path, start: u64, length: u64, block: u64) -> Value {
     const PROGRAM: &str = "
 import hashlib, json, sys
 path, start, length, block = sys.argv[1], *map(int, sys.argv[2:])
@@ -67,33 +67,36 @@ fn checksums_match_other_tools() {
     let (_world, path, client, size) = with_a_disk();
     let id = client.take_snapshot_id();
     let expected = |algorithm: &str, start: u64, length: u64, checksum: &str| json!({"algorithm": algorithm, "start": start, "length": length, "checksum": checksum});
-    assert_eq!(ask(&client, &id, "").ok(), expected("blake3", 0, size, &of_tool("b3sum", &path)));
+    assert_eq!(request_checksum(&client, &id, "").ok(), expected("blake3", 0, size, &tool_digest("b3sum", &path)));
     // The second answer comes from the cache.
     for _ in 0..2 {
-        let sha256 = of_tool("sha256sum", &path);
-        assert_eq!(ask(&client, &id, "algorithm=sha256").ok(), expected("sha256", 0, size, &sha256));
+        let sha256 = tool_digest("sha256sum", &path);
+        assert_eq!(request_checksum(&client, &id, "algorithm=sha256").ok(), expected("sha256", 0, size, &sha256));
     }
     let part = path.with_extension("part");
     for (start, length) in [(0, 1), (99, 2), (MB, 9 * MB), (4 * MB, 2 * MB), (size - 1, 1), (size, 0), (5, size - 5)] {
         let (from, to) = (usize::try_from(start).unwrap(), usize::try_from(start + length).unwrap());
         fs::write(&part, &fs::read(&path).unwrap()[from..to]).unwrap();
         let query = format!("start={start}&length={length}");
-        assert_eq!(ask(&client, &id, &query).ok(), expected("blake3", start, length, &of_tool("b3sum", &part)));
+        assert_eq!(
+            request_checksum(&client, &id, &query).ok(),
+            expected("blake3", start, length, &tool_digest("b3sum", &part))
+        );
         for block in [4096, MB, 4 * MB, 16 * MB] {
-            let python = of_python(&path, start, length, block);
+            let python = python_digests(&path, start, length, block);
             for algorithm in ["sha256", "blake2b-256"] {
                 let python = &python[algorithm];
                 let query = format!("algorithm={algorithm}&{query}");
-                assert_eq!(ask(&client, &id, &query).ok()["checksum"], python["plain"], "{query}");
+                assert_eq!(request_checksum(&client, &id, &query).ok()["checksum"], python["plain"], "{query}");
                 let query = format!("{query}&blockSize={block}");
-                let answer = ask(&client, &id, &query).ok();
+                let answer = request_checksum(&client, &id, &query).ok();
                 assert_eq!(
                     (&answer["checksum"], &answer["block_size"]),
                     (&python["of_blocks"], &json!(block)),
                     "{query}"
                 );
                 assert_eq!(answer["blocks"], Value::Null, "{query}");
-                let answer = ask(&client, &id, &format!("{query}&blocks=true")).ok();
+                let answer = request_checksum(&client, &id, &format!("{query}&blocks=true")).ok();
                 assert_eq!(
                     (&answer["checksum"], &answer["blocks"]),
                     (&python["of_blocks"], &python["blocks"]),
@@ -103,14 +106,14 @@ fn checksums_match_other_tools() {
         }
     }
     // `block_size` is imageio's name of the parameter.
-    let python = of_python(&path, 0, size, 4 * MB);
-    let answer = ask(&client, &id, "algorithm=blake2b-256&block_size=4194304").ok();
+    let python = python_digests(&path, 0, size, 4 * MB);
+    let answer = request_checksum(&client, &id, "algorithm=blake2b-256&block_size=4194304").ok();
     assert_eq!(answer["checksum"], python["blake2b-256"]["of_blocks"]);
     // Later writes to the live disk do not matter.
-    let before = of_tool("b3sum", &path);
+    let before = tool_digest("b3sum", &path);
     write_at(&path, 0, b"the guest goes on");
-    assert_eq!(ask(&client, &id, "").ok()["checksum"], json!(before));
-    assert_ne!(ask(&client, &client.take_snapshot_id(), "").ok()["checksum"], json!(before));
+    assert_eq!(request_checksum(&client, &id, "").ok()["checksum"], json!(before));
+    assert_ne!(request_checksum(&client, &client.take_snapshot_id(), "").ok()["checksum"], json!(before));
     assert_eq!(client.get("/capabilities").ok()["checksum_algorithms"], json!(["blake3", "sha256", "blake2b-256"]));
 }
 
@@ -133,7 +136,7 @@ fn invalid_checksum_requests_get_a_reason() {
         ("blocks=true".to_owned(), "blockSize"),
         ("blocks=yes&blockSize=4096".to_owned(), "write true or false"),
     ] {
-        let answer = ask(&client, &id, &query);
+        let answer = request_checksum(&client, &id, &query);
         assert_eq!(answer.error(400), "bad_request", "{query}");
         assert!(text(&answer.json()["details"]).contains(why), "{query}: {}", answer.json());
     }
@@ -144,9 +147,9 @@ fn invalid_checksum_requests_get_a_reason() {
 
     let file = snapshot_file(&client, &id);
     write_at(&file, 0, &fs::read(&path).unwrap()[..1]);
-    assert_eq!(ask(&client, &id, "").error(409), "snapshot_lost");
+    assert_eq!(request_checksum(&client, &id, "").error(409), "snapshot_lost");
     fs::remove_file(&file).unwrap();
-    assert_eq!(ask(&client, &id, "blockSize=4096&blocks=1").error(409), "snapshot_lost");
+    assert_eq!(request_checksum(&client, &id, "blockSize=4096&blocks=1").error(409), "snapshot_lost");
 }
 
 fn snapshot_file(client: &Client, id: &str) -> std::path::PathBuf {
@@ -162,10 +165,10 @@ fn checksum_does_not_read_holes() {
     write_at(path, 128 * MB, &[7; 4096]);
     let client = world.client();
     let id = client.take_snapshot_id();
-    let expected = of_tool("sha256sum", path);
+    let expected = tool_digest("sha256sum", path);
     let before = ProcessStats::of(&world.exporter).bytes_read();
-    assert_eq!(ask(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
-    let answer = ask(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
+    assert_eq!(request_checksum(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
+    let answer = request_checksum(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
     let blocks = answer["blocks"].as_array().unwrap();
     let data_blocks: Vec<usize> = (0..64).filter(|i| blocks[*i] != blocks[0]).collect();
     assert_eq!((blocks.len(), data_blocks), (64, vec![32]));
@@ -213,7 +216,7 @@ fn checksum_fails_if_the_file_changes_meanwhile() {
         let id = client.take_snapshot_id();
         let file = snapshot_file(&client, &id);
         let answer = std::thread::scope(|scope| {
-            let request = scope.spawn(|| ask(&client, &id, query));
+            let request = scope.spawn(|| request_checksum(&client, &id, query));
             ProcessStats::of(&world.exporter).wait_until_busy();
             write_at(&file, 0, &[1]);
             request.join().unwrap()

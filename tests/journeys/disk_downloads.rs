@@ -28,7 +28,7 @@ fn path(id: &str, disk: &str) -> String {
     format!("/api/v1/vms/{VM}/snapshots/{id}/disks/{disk}")
 }
 
-fn ask(client: &Client, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+fn send(client: &Client, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
     let request =
         headers.iter().fold(client.request(method, path), |request, (name, value)| request.header(*name, *value));
     client.send(request)
@@ -49,7 +49,7 @@ fn disks_and_ranges_are_served_with_conditions() {
     let disk = path(&id, "a.img");
     write_at(&disks[0], 0, b"the guest goes on");
 
-    let whole = ask(&client, Method::GET, &disk, &[("Accept-Encoding", "gzip, zstd")]);
+    let whole = send(&client, Method::GET, &disk, &[("Accept-Encoding", "gzip, zstd")]);
     assert_eq!(whole.status, 200);
     assert_eq!(whole.header("content-type"), "application/octet-stream");
     assert_eq!(whole.header("content-encoding"), "");
@@ -59,15 +59,15 @@ fn disks_and_ranges_are_served_with_conditions() {
     let (etag, modified) = (whole.header("etag").to_owned(), whole.header("last-modified").to_owned());
     assert!(etag.starts_with('"') && etag.ends_with('"') && modified.ends_with("GMT"), "{etag} {modified}");
 
-    let head = ask(&client, Method::HEAD, &disk, &[("Range", "bytes=0-9")]);
+    let head = send(&client, Method::HEAD, &disk, &[("Range", "bytes=0-9")]);
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, &*size.to_string(), 0));
     assert_eq!(head.header("etag"), etag);
     assert_eq!((head.header("accept-ranges"), head.header("content-type")), ("bytes", "application/octet-stream"));
-    assert_eq!(ask(&client, Method::HEAD, &disk, &[("If-None-Match", &etag)]).status, 304);
-    let slashed = ask(&client, Method::GET, &format!("{disk}/"), &[("Range", "bytes=100-199")]);
+    assert_eq!(send(&client, Method::HEAD, &disk, &[("If-None-Match", &etag)]).status, 304);
+    let slashed = send(&client, Method::GET, &format!("{disk}/"), &[("Range", "bytes=100-199")]);
     assert_eq!((slashed.status, &*slashed.body), (206, &expected[100..200]));
     for missing in [path(&id, "b.img"), path("6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d", "a.img")] {
-        let answer = ask(&client, Method::HEAD, &missing, &[]);
+        let answer = send(&client, Method::HEAD, &missing, &[]);
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{missing}");
     }
 
@@ -86,7 +86,7 @@ fn disks_and_ranges_are_served_with_conditions() {
         ("bytes=, 3-4 ,".to_owned(), 3, 5),
         (format!("bytes=5-6,{size}-"), 5, 7),
     ] {
-        let answer = ask(&client, Method::GET, &disk, &[("Range", &range)]);
+        let answer = send(&client, Method::GET, &disk, &[("Range", &range)]);
         assert_eq!(answer.status, 206, "{range}");
         assert_eq!(answer.header("content-range"), format!("bytes {start}-{}/{size}", end - 1), "{range}");
         assert!(answer.body == expected[start as usize..end as usize], "{range} differs");
@@ -106,7 +106,7 @@ fn disks_and_ranges_are_served_with_conditions() {
         &too_many,
         &whole_twice,
     ] {
-        let answer = ask(&client, Method::GET, &disk, &[("Range", range)]);
+        let answer = send(&client, Method::GET, &disk, &[("Range", range)]);
         assert_eq!(answer.error(416), "range_not_satisfiable", "{range}");
         assert_eq!(answer.header("content-range"), format!("bytes */{size}"), "{range}");
     }
@@ -114,17 +114,17 @@ fn disks_and_ranges_are_served_with_conditions() {
     let most: Vec<(u64, u64)> = (0..64).map(|i| (i * MB / 3, i * MB / 3 + 1000 * i)).collect();
     for ranges in [vec![(10, 19), (9_437_280, 9_437_300), (size - 4, last)], vec![(5, 14), (0, 9)], most] {
         let asked: Vec<String> = ranges.iter().map(|(start, end)| format!("{start}-{end}")).collect();
-        let multi = ask(&client, Method::GET, &disk, &[("Range", &format!("bytes={}", asked.join(", ")))]);
+        let multi = send(&client, Method::GET, &disk, &[("Range", &format!("bytes={}", asked.join(", ")))]);
         assert_eq!(multi.status, 206, "{ranges:?}");
         assert_eq!(multi.header("content-length"), multi.body.len().to_string());
-        assert!(parts(&multi) == cut(&ranges, &expected), "the parts of {ranges:?} differ");
+        assert!(parts(&multi) == expected_parts(&ranges, &expected), "the parts of {ranges:?} differ");
     }
 
     let empty = path(&id, "empty.img");
-    let answer = ask(&client, Method::GET, &empty, &[]);
+    let answer = send(&client, Method::GET, &empty, &[]);
     assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 0, "0"));
     for range in ["bytes=0-", "bytes=0-0", "bytes=-1"] {
-        let answer = ask(&client, Method::GET, &empty, &[("Range", range)]);
+        let answer = send(&client, Method::GET, &empty, &[("Range", range)]);
         assert_eq!(answer.error(416), "range_not_satisfiable", "{range}");
         assert_eq!(answer.header("content-range"), "bytes */0", "{range}");
     }
@@ -151,7 +151,7 @@ fn disks_and_ranges_are_served_with_conditions() {
     ] {
         let range = range.map(|range| ("Range", range));
         let headers: Vec<_> = [(name, value)].into_iter().chain(range).collect();
-        let answer = ask(&client, Method::GET, &disk, &headers);
+        let answer = send(&client, Method::GET, &disk, &headers);
         assert_eq!(answer.status, expected, "{name}: {value}");
         match expected {
             200 => assert_eq!(answer.body.len() as u64, size, "{name}: {value}"),
@@ -185,7 +185,7 @@ fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
 }
 
 /// The expected parts.
-fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
+fn expected_parts(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
     let part = |&(start, end): &(u64, u64)| {
         (format!("bytes {start}-{end}/{}", disk.len()), disk[start as usize..=end as usize].to_vec())
     };
@@ -300,10 +300,10 @@ fn changed_or_replaced_file_is_not_served() {
         assert_eq!(client.disk_range(&id, "a.img", MB, 4), expected[MB as usize..MB as usize + 4]);
         change(&snapshot_file(&world, &id));
         for headers in [&[][..], &[("Range", "bytes=0-0")]] {
-            let answer = ask(&client, Method::GET, &path(&id, "a.img"), headers);
+            let answer = send(&client, Method::GET, &path(&id, "a.img"), headers);
             assert_eq!(answer.error(409), "snapshot_lost", "{what}");
         }
-        assert_eq!(ask(&client, Method::HEAD, &path(&id, "a.img"), &[]).status, 409, "{what}");
+        assert_eq!(send(&client, Method::HEAD, &path(&id, "a.img"), &[]).status, 409, "{what}");
         assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).error(409), "snapshot_lost", "{what}");
     }
 

@@ -32,7 +32,7 @@ fn fill(folder: &Path) {
     panic!("{} does not fill up", folder.display());
 }
 
-fn clear(folder: &Path) {
+fn remove_filler(folder: &Path) {
     fs::remove_dir_all(folder.join("filler")).unwrap();
 }
 
@@ -55,7 +55,7 @@ fn full_repository_refuses_snapshots_and_allows_deletions() {
     // A deletion has to work on a full repository.
     test.delete(&deleted);
     assert_eq!(test.check("full, one deleted", None), None);
-    clear(&mount_point);
+    remove_filler(&mount_point);
     test.take_snapshot();
     assert_eq!(test.check("with space again", None), None);
 }
@@ -110,7 +110,7 @@ fn database_without_space_refuses_snapshots_and_recovers() {
         let on_disk = snapshot_folders(&test.world.repository).into_iter();
         let on_disk: Vec<_> = on_disk.map(|path| text(&path.file_name().unwrap().to_str().into())).collect();
         assert_eq!(on_disk, ids, "round {round}: the failed creation left something");
-        clear(&folder);
+        remove_filler(&folder);
         // The service recovers without a restart.
         test.take_snapshot();
         assert_eq!(test.check(&format!("round {round}, with space again"), None), None);

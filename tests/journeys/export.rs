@@ -17,7 +17,7 @@ fn path(id: &str) -> String {
     format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img")
 }
 
-fn file(world: &World, id: &str) -> PathBuf {
+fn snapshot_file(world: &World, id: &str) -> PathBuf {
     world.snapshot_folder(id).join("a.img")
 }
 
@@ -117,7 +117,7 @@ fn downloads_leave_the_page_cache_unchanged() {
     let client = world.client();
     let id = client.take_snapshot_id();
     world.volume.sync();
-    let path_of_file = file(&world, &id);
+    let path_of_file = snapshot_file(&world, &id);
     let cached_in = |range: Range<u64>| {
         let file = File::open(&path_of_file).unwrap();
         range.step_by(64 << 10).filter(|at| page_cache::holds(file.as_fd(), *at).unwrap()).count()

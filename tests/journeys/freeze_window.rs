@@ -6,18 +6,8 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, HookDir, MB, SNAPSHOTS, World, eventually, text, write_at};
+use crate::harness::{Answer, Client, SNAPSHOTS, World, eventually, text};
 use crate::needs_root;
-
-/// A service with hooks; `lines` are for `[hooks]`.
-fn with(lines: &str) -> (HookDir, World) {
-    let hooks = HookDir::new();
-    let world = World::with(512, |settings| settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n");
-    for disk in world.define_vm(&[("a.img", MB)]) {
-        write_at(&disk, 0, &[1; 8192]);
-    }
-    (hooks, world)
-}
 
 fn listed(client: &Client) -> usize {
     client.get(SNAPSHOTS).ok().as_array().unwrap().len()
@@ -26,7 +16,7 @@ fn listed(client: &Client) -> usize {
 #[test]
 fn hung_clone_times_out_and_is_removed_when_it_ends() {
     needs_root!();
-    let (hooks, world) = with("timeout = \"2s\"");
+    let (hooks, world) = World::with_hooks("timeout = \"2s\"", &["a.img"]);
     let client = world.client();
     // A clone on a frozen file system blocks and cannot be interrupted.
     let repository = world.repository.display();
@@ -65,7 +55,7 @@ fn hung_clone_times_out_and_is_removed_when_it_ends() {
 #[test]
 fn failed_post_hook_is_retried_after_a_restart() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
     hooks.put("freeze", "echo $1 $2 >> $OUT/calls; [ $2 = pre ] || [ -e $OUT/mended ]");
     let made = world.client().take_snapshot();
     assert_eq!(made["hooks"][1]["outcome"], "failed");
@@ -101,7 +91,7 @@ fn failed_post_hook_is_retried_after_a_restart() {
 #[test]
 fn shutdown_waits_for_a_slow_post_hook() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
     // Longer than the shutdown limit for running requests.
     hooks.put("freeze", "touch $OUT/$2; [ $2 = pre ] || sleep 34; touch $OUT/$2-done");
     let request = world.request_snapshot();
@@ -116,7 +106,7 @@ fn shutdown_waits_for_a_slow_post_hook() {
 #[test]
 fn created_at_is_the_time_of_the_clones() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img"]);
     hooks.put(
         "slow",
         "[ $2 = post ] || { date +%s.%N > $OUT/request; sleep 1.5; date +%s.%N > $OUT/frozen; }; [ $2 = pre ] || sleep 1",

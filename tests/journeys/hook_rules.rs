@@ -8,22 +8,13 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Fault, FaultTest, HookDir, MB, SNAPSHOTS, World, eventually, hook_runs, text, write_at};
+use crate::harness::{Fault, FaultTest, HookDir, SNAPSHOTS, World, eventually, hook_runs, text};
 use crate::needs_root;
 
 const NOTE: &str = "echo \"${0##*/} $1 $2\" >> $OUT/calls";
 
 /// Leaves a background process that keeps no descriptor open, and writes its pid to a file.
 const LEAVE: &str = "sleep 600 </dev/null >/dev/null 2>&1 & echo $! > $OUT";
-
-fn with(lines: &str) -> (HookDir, World) {
-    let hooks = HookDir::new();
-    let world = World::with(512, |settings| settings.sections = hooks.section(lines));
-    for disk in world.define_vm(&[("a.img", MB)]) {
-        write_at(&disk, 0, &[1; 8192]);
-    }
-    (hooks, world)
-}
 
 /// Whether the process runs whose pid a hook has written to the file `name`.
 fn is_running(hooks: &HookDir, name: &str) -> bool {
@@ -34,7 +25,7 @@ fn is_running(hooks: &HookDir, name: &str) -> bool {
 #[test]
 fn backup_copies_of_hooks_are_skipped() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img"]);
     hooks.put("10-freeze", NOTE);
     hooks.put("20-script.sh", NOTE);
     for copy in ["~", ".bak", ".orig", ".rpmsave", ".rpmnew", ".dpkg-old", ".ucf-dist", ".sample", ".swp", ".disabled"]
@@ -56,7 +47,7 @@ fn backup_copies_of_hooks_are_skipped() {
 #[test]
 fn error_and_log_name_the_skipped_post_hooks() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img"]);
     hooks.put("10-says-nothing", NOTE);
     hooks.put("20-says-so", &format!("echo quiesced; {NOTE}"));
     hooks.put("30-refuses", &format!("{NOTE}; [ $2 = post ]"));
@@ -103,7 +94,7 @@ fn error_and_log_name_the_skipped_post_hooks() {
 #[test]
 fn failed_post_hook_makes_the_snapshot_crash_consistent() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
     hooks.put("10-freeze", "[ $2 = pre ] && echo quiesced && exit; echo freeze expired >&2; exit 3");
     let client = world.client();
     let made = client.take_snapshot();
@@ -128,7 +119,7 @@ fn failed_post_hook_makes_the_snapshot_crash_consistent() {
 #[test]
 fn restart_ends_the_interrupted_hook_and_runs_post_hooks() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
     hooks.put("10-agent", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/agent"));
     hooks.put("20-plain", NOTE);
     hooks.put("30-hangs", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/of-hanging; touch $OUT/hangs; sleep 600"));

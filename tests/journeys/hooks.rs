@@ -9,24 +9,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Client, HookDir, MB, SECRET, SNAPSHOTS, VM, World, connect, eventually, hook_runs, ids, text, write_at,
-};
+use crate::harness::{Client, MB, SECRET, SNAPSHOTS, VM, World, connect, eventually, hook_runs, ids, text};
 use crate::needs_root;
 
 /// Writes a line per call with the outcome of the operation.
 const NOTE: &str =
     "outcome=$(sed -n 's/.*\"outcome\":\"\\([a-z]*\\)\".*/ \\1/p'); echo \"${0##*/} $1 $2$outcome\" >> $OUT/calls";
-
-/// [`VM`] with two disks, and a service with hooks; `lines` are for `[hooks]`.
-fn with(lines: &str) -> (HookDir, World) {
-    let hooks = HookDir::new();
-    let world = World::with(512, |settings| settings.sections = hooks.section(lines) + "[metrics]\nenabled = true\n");
-    for disk in world.define_vm(&[("a.img", MB), ("b.img", MB)]) {
-        write_at(&disk, 0, &[1; 8192]);
-    }
-    (hooks, world)
-}
 
 fn listed(client: &Client) -> Vec<String> {
     ids(&client.get(SNAPSHOTS).ok())
@@ -40,7 +28,7 @@ fn metrics(client: &Client) -> String {
 #[test]
 fn snapshot_document_lists_the_hook_runs() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img", "b.img"]);
     hooks.put("10-freeze", "[ $2 = pre ] && echo quiesced && sleep 0.2; exit 0");
     hooks.put("20-look", "cat > $OUT/$2.json");
     fs::write(hooks.directory().join("README"), "no hook").unwrap();
@@ -111,7 +99,7 @@ fn snapshot_document_lists_the_hook_runs() {
 #[test]
 fn only_clones_are_made_between_pre_and_post() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img", "b.img"]);
     // Lists the files of the snapshot with their sizes.
     let look = "cd ${REPO}/CoriolisSnapshots/$EXPORTER_SNAPSHOT && stat -c '%n %s' .manifest.json * > $OUT/$2";
     let descriptors = "ls -l /proc/$$/fd > $OUT/descriptors";
@@ -139,7 +127,7 @@ fn only_clones_are_made_between_pre_and_post() {
 #[test]
 fn failed_pre_hook_cancels_the_operation() {
     needs_root!();
-    let (hooks, world) = with("post_on_failure = true");
+    let (hooks, world) = World::with_hooks("post_on_failure = true", &["a.img", "b.img"]);
     let client = world.client();
     hooks.put("1-note", NOTE);
     hooks.put("2-refuses", &format!("{NOTE}; echo the clock is wrong >&2; [ $2 = post ] || exit 7"));
@@ -191,7 +179,7 @@ fn failed_pre_hook_cancels_the_operation() {
 #[test]
 fn post_hook_runs_after_a_failed_clone() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img", "b.img"]);
     // A clone into an immutable file fails.
     let repository = world.repository.display();
     hooks.put(
@@ -212,7 +200,7 @@ fn post_hook_runs_after_a_failed_clone() {
 #[test]
 fn unsafe_hooks_are_skipped_and_hung_hooks_are_killed() {
     needs_root!();
-    let (hooks, world) = with("timeout = \"1s\"");
+    let (hooks, world) = World::with_hooks("timeout = \"1s\"", &["a.img", "b.img"]);
     let client = world.client();
     for (name, mode, owner) in [("1-writable", 0o775, 0), ("2-data", 0o644, 0), ("3-stranger", 0o755, 1234)] {
         hooks.put(name, NOTE);
@@ -242,7 +230,7 @@ fn unsafe_hooks_are_skipped_and_hung_hooks_are_killed() {
 #[test]
 fn post_hook_runs_after_the_client_disconnects() {
     needs_root!();
-    let (hooks, world) = with("");
+    let (hooks, world) = World::with_hooks("", &["a.img", "b.img"]);
     hooks.put("freeze", "touch $OUT/$2; [ $2 = post ] || while [ ! -e $OUT/go ]; do sleep 0.05; done");
     let client = world.client();
     let mut connection = connect(&world.exporter, &world.certificates);
@@ -262,7 +250,7 @@ fn post_hook_runs_after_the_client_disconnects() {
 #[test]
 fn post_hooks_run_at_the_start_after_a_kill() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img", "b.img"]);
     // If the hook outlived the service, it would freeze after the post hook, and stay frozen.
     hooks.put(
         "freeze",
@@ -318,7 +306,7 @@ fn post_hooks_run_at_the_start_after_a_kill() {
 #[test]
 fn shutdown_finishes_the_operation_and_its_post_hooks() {
     needs_root!();
-    let (hooks, mut world) = with("");
+    let (hooks, mut world) = World::with_hooks("", &["a.img", "b.img"]);
     hooks.put("freeze", "touch $OUT/$2; [ $2 = post ] || sleep 1");
     let request = world.request_snapshot();
     hooks.wait_for("pre");

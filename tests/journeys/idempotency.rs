@@ -13,7 +13,7 @@ fn create(client: &Client, key: &str, body: &str) -> Answer {
     client.send(request.header("Idempotency-Key", key).body(body.to_owned()))
 }
 
-fn made(client: &Client, key: &str) -> String {
+fn create_id(client: &Client, key: &str) -> String {
     text(&create(client, key, "").ok()["id"])
 }
 
@@ -27,10 +27,10 @@ fn idempotency_key_makes_one_snapshot() {
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     let client = world.client();
-    let first = made(&client, "one");
+    let first = create_id(&client, "one");
     assert_eq!(create(&client, "\"one\"", "{}").ok(), client.get(&format!("{SNAPSHOTS}/{first}?squashChunks=0")).ok());
     assert_eq!(create(&client, "one", r#"{"disks": ["a.img"]}"#).error(422), "idempotency_key_reused");
-    assert_ne!(made(&client, "two"), first);
+    assert_ne!(create_id(&client, "two"), first);
     assert_eq!(count(&client), 2);
     for key in ["", "\"\"", "a\"b", &"x".repeat(256)] {
         assert_eq!(create(&client, key, "").error(400), "bad_request", "{key:?}");
@@ -44,12 +44,12 @@ fn idempotency_key_makes_one_snapshot() {
     let tokens = coriolis_ovm_exporter::auth::Tokens::new(&secret, std::time::Duration::from_secs(600));
     let mut other = world.anonymous_client();
     other.token = tokens.issue("somebody else", std::time::SystemTime::now()).unwrap();
-    assert_ne!(made(&other, "one"), first);
+    assert_ne!(create_id(&other, "one"), first);
     assert_eq!(count(&client), 3);
 
     world.exporter.restart();
     let client = world.client();
-    assert_eq!((made(&client, "one"), count(&client)), (first.clone(), 3));
+    assert_eq!((create_id(&client, "one"), count(&client)), (first.clone(), 3));
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     for _ in 0..2 {
         let gone = create(&client, "one", "");
@@ -69,7 +69,7 @@ fn repeated_request_waits_for_the_first_and_retries_after_a_failure() {
     let ids: Vec<String> = {
         let frozen = world.volume.freeze();
         std::thread::scope(|scope| {
-            let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| made(client, "same"))).collect();
+            let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| create_id(client, "same"))).collect();
             let all_admitted = || {
                 let creates = clients[0].get("/status").ok()["creates"].clone();
                 creates["running"].as_array().unwrap().len() + creates["waiting"].as_array().unwrap().len() == 3
@@ -84,8 +84,8 @@ fn repeated_request_waits_for_the_first_and_retries_after_a_failure() {
     world.volume.remount("ro");
     assert_eq!(create(&clients[0], "failing", "").error(503), "read_only");
     world.volume.remount("rw");
-    let id = made(&clients[0], "failing");
-    assert_eq!((made(&clients[0], "failing"), count(&clients[0])), (id, 2));
+    let id = create_id(&clients[0], "failing");
+    assert_eq!((create_id(&clients[0], "failing"), count(&clients[0])), (id, 2));
 }
 
 #[test]
@@ -104,9 +104,9 @@ fn idempotency_key_survives_a_kill_at_every_step() {
             }
             test.shim.disarm();
             test.restart(fault);
-            let id = made(&test.client, &key);
+            let id = create_id(&test.client, &key);
             assert_eq!(count(&test.client), before + 1, "{what}");
-            assert_eq!(made(&test.client, &key), id, "{what}");
+            assert_eq!(create_id(&test.client, &key), id, "{what}");
             assert_eq!(snapshot_folders(&test.world.repository).len(), before + 1, "{what}: folders");
             let first_id = answered.map(|answer| answer.ok()["id"].clone());
             test.client.delete(&format!("{SNAPSHOTS}/{id}"));

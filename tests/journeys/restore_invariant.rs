@@ -72,7 +72,7 @@ const OPS: [Op; 16] = [
 ];
 
 /// Applies `op` to a random range, half of the time aligned to blocks.
-fn perform(op: &Op, disk: &Path, scale: &Scale, random: &mut Random) {
+fn apply(op: &Op, disk: &Path, scale: &Scale, random: &mut Random) {
     let Scale { largest, reach, .. } = *scale;
     let size = fs::metadata(disk).unwrap().len();
     let mut start = random.below(size.max(1));
@@ -203,7 +203,7 @@ pub fn check_history(world: &World, client: &Client, seed: u64, scale: &Scale) -
     for _ in 0..scale.chain {
         for _ in 0..random.below(14) {
             let op = &OPS[random.below(OPS.len() as u64) as usize];
-            perform(op, &disk, scale, &mut random);
+            apply(op, &disk, scale, &mut random);
             history.push(format!("{op:?}"));
         }
         history.push("snapshot".to_owned());
@@ -218,7 +218,7 @@ pub fn check_history(world: &World, client: &Client, seed: u64, scale: &Scale) -
     let middle = chain.remove(1 + random.below(scale.chain as u64 - 2) as usize);
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", middle.id)).status, 200);
     for op in [Op::Write, Op::WriteDirect, Op::WriteMapped, Op::Append, Op::Punch] {
-        perform(&op, &disk, scale, &mut random);
+        apply(&op, &disk, scale, &mut random);
     }
     let id = client.take_snapshot_id();
     chain.push(Snapshot { id, bytes: fs::read(&disk).unwrap() });

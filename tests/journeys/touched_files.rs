@@ -37,7 +37,7 @@ fn command(line: &[&str]) {
 }
 
 /// Sets an extended attribute, as setfattr(1) does.
-fn label(path: &str, name: &str) {
+fn set_xattr(path: &str, name: &str) {
     command(&[
         "python3",
         "-c",
@@ -60,9 +60,9 @@ fn touches() -> [(&'static str, Touch); 7] {
             command(&["ln", path(file), path(&link)]);
             fs::remove_file(link).unwrap();
         }),
-        ("labelled", |file| label(path(file), "user.note")),
+        ("labelled", |file| set_xattr(path(file), "user.note")),
         // As `restorecon -R` does.
-        ("relabelled", |file| label(path(file), "security.selinux")),
+        ("relabelled", |file| set_xattr(path(file), "security.selinux")),
         ("given to another group", |file| command(&["chown", ":1", path(file)])),
         ("made executable", |file| command(&["chmod", "0550", path(file)])),
         ("read", |file| command(&["touch", "-a", path(file)])),

@@ -121,6 +121,18 @@ impl World {
         (volume, second, world)
     }
 
+    /// A service with hooks and metrics, and [`VM`] with these disks of 1 MiB. `lines` are for `[hooks]`.
+    pub fn with_hooks(lines: &str, disks: &[&str]) -> (HookDir, Self) {
+        let hooks = HookDir::new();
+        let sections = hooks.section(lines) + "[metrics]\nenabled = true\n";
+        let world = Self::with(512, |settings| settings.sections = sections);
+        let disks: Vec<_> = disks.iter().map(|name| (*name, MB)).collect();
+        for disk in world.define_vm(&disks) {
+            write_at(&disk, 0, &[1; 8192]);
+        }
+        (hooks, world)
+    }
+
     /// A logged-in client.
     pub fn client(&self) -> Client {
         Client::logged_in(&self.exporter, &self.certificates)
