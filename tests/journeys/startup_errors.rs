@@ -1,4 +1,4 @@
-//! The first steps of an operator: the key that the service makes, and faults in plain words, all at once.
+//! The first start: the generated token key, and errors about the config.
 
 use std::fs;
 use std::net::TcpListener;
@@ -7,17 +7,14 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use coriolis_ovm_exporter::auth::Tokens;
-use reqwest::Method;
-use serde_json::json;
-
 use crate::harness::{
-    Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, SECRET, Settings, USER, Volume, World,
-    eventually_some, make_repository,
+    Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, Volume, World,
+    eventually_some, free_port, make_repository,
 };
 use crate::needs_root;
+use coriolis_ovm_exporter::auth::Tokens;
 
-/// EX_CONFIG: the unit restarts nothing after it.
+/// EX_CONFIG: the units do not restart the service after it.
 const BROKEN_CONFIG: Option<i32> = Some(78);
 
 const SYNC_SECRET: &str = "a secret that every guest with the tag is sent";
@@ -31,13 +28,13 @@ fn key_file(exporter: &Exporter) -> PathBuf {
 /// The status of a request with a token that is signed with `key`.
 fn with_forged_token(world: &World, key: &str) -> u16 {
     let tokens = Tokens::new(&key.into(), Duration::from_secs(3600));
-    let mut client = Client::new(&world.exporter, &world.certificates);
+    let mut client = world.anonymous_client();
     client.token = tokens.issue("admin", SystemTime::now()).unwrap();
     client.get("/vms").status
 }
 
 #[test]
-fn the_service_makes_the_key_that_signs_tokens() {
+fn service_generates_the_token_key() {
     needs_root!();
     let mut world = World::with(512, |settings| {
         settings.secret.clear();
@@ -49,21 +46,21 @@ fn the_service_makes_the_key_that_signs_tokens() {
     assert_eq!((metadata.mode() & 0o7777, metadata.uid()), (0o600, 0));
     let key = fs::read_to_string(&path).unwrap();
     assert!(key.trim().len() == 64 && !world.exporter.log().contains(key.trim()), "the key is in the log");
-    assert_eq!(with_forged_token(&world, key.trim()), 200, "this test forges no good token");
+    assert_eq!(with_forged_token(&world, key.trim()), 200, "this test cannot make a good token");
     let sample = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/config.example.toml")).unwrap();
     let public = sample.split('"').chain(["", SYNC_SECRET, "YSBzZWNyZXQgdGhhdCBldmVyeSBndWVzdA==", SECRET]);
     for guess in public {
-        assert_eq!(with_forged_token(&world, guess), 401, "a token signed with {guess:?} is good");
+        assert_eq!(with_forged_token(&world, guess), 401, "a token signed with {guess:?} is accepted");
     }
     let (status, table) = world.exporter.command(&["check-config"]);
     assert!(
         status == Some(0) && table.contains("jwt.secret") && table.contains("which the service has made"),
         "{table}"
     );
-    let (status, told) = world.exporter.command(&["adopt", "--dry-run"]);
-    assert_eq!(status, Some(0), "{told}");
+    let (status, output) = world.exporter.command(&["adopt", "--dry-run"]);
+    assert_eq!(status, Some(0), "{output}");
 
-    // It outlives a start, and one that is removed takes all tokens with it.
+    // The key survives a restart; removing it invalidates all tokens.
     world.exporter.restart();
     assert_eq!(client.get("/vms").status, 200);
     fs::remove_file(&path).unwrap();
@@ -71,7 +68,7 @@ fn the_service_makes_the_key_that_signs_tokens() {
     assert_eq!(client.get("/vms").error(401), "unauthorized");
     assert_eq!(world.client().get("/vms").status, 200);
 
-    // What others can read is used no more, and nothing is put in its place.
+    // A key that others can read is refused and not replaced.
     let made = fs::read_to_string(&path).unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).unwrap();
     assert_eq!(world.exporter.try_restart().unwrap_err().code(), BROKEN_CONFIG);
@@ -84,7 +81,7 @@ fn the_service_makes_the_key_that_signs_tokens() {
 }
 
 #[test]
-fn secrets_that_are_shared_or_can_be_guessed_are_refused() {
+fn shared_or_weak_secrets_are_refused() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let shared = format!("[hooks.sync]\nsecret = {SECRET:?}\n");
@@ -114,14 +111,14 @@ fn secrets_that_are_shared_or_can_be_guessed_are_refused() {
 }
 
 #[test]
-fn one_fault_hides_no_other() {
+fn all_faults_are_reported_at_once() {
     needs_root!();
     let volume = Volume::xfs(512);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let mut settings = Settings::new(&certificates, &manager, &[&repository]);
     settings.secret = "hush".to_owned();
     settings.jwt = "time_to_life = \"1h\"\n".to_owned();
@@ -143,13 +140,13 @@ fn one_fault_hides_no_other() {
     for expected in in_the_config {
         let line = refusal.lines().find(|line| line.contains(expected));
         let line = line.unwrap_or_else(|| panic!("{expected:?} is not in\n{refusal}"));
-        assert!(line.contains("/config.toml: ") && line.contains("; "), "no file or no remedy: {line}");
+        assert!(line.contains("/config.toml: ") && line.contains("; "), "the file or the remedy is missing: {line}");
     }
     assert!(!refusal.contains("hush") && !refusal.contains("u16"), "{refusal}");
 
-    // check-config goes on with what the other keys name.
+    // check-config also checks the values of the valid keys.
     settings.key = certificates.path("other.key");
-    settings.port = Some(taken.local_addr().unwrap().port());
+    settings.port = Some(occupied.local_addr().unwrap().port());
     settings.db_file = Some(certificates.path("server.pem"));
     settings.ovm_endpoint = "https://127.0.0.1:1".to_owned();
     settings.paths.push("/nonexistent/nowhere".into());
@@ -173,17 +170,17 @@ fn one_fault_hides_no_other() {
 }
 
 #[test]
-fn faults_are_told_in_the_same_plain_words_at_the_start_and_by_check_config() {
+fn start_and_check_config_report_the_same_faults() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let at = |name: &str| certificates.path(name);
     fs::write(at("notes.txt"), "no database at all\n".repeat(100)).unwrap();
     fs::write(at("short"), "x").unwrap();
     nix::unistd::mkfifo(&at("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
-    // What is changed; the exit status; what is said, with the file; the remedy.
+    // The change; the exit status; the expected error with the file; the remedy.
     let cases: Vec<(Change<'_>, i32, String, &str)> = vec![
         (
             Box::new(|settings| settings.db_file = Some(at("notes.txt"))),
@@ -212,7 +209,7 @@ fn faults_are_told_in_the_same_plain_words_at_the_start_and_by_check_config() {
             "name the service's certificate",
         ),
         (
-            Box::new(|settings| settings.port = Some(taken.local_addr().unwrap().port())),
+            Box::new(|settings| settings.port = Some(occupied.local_addr().unwrap().port())),
             1,
             "is in use by another program".to_owned(),
             "or name another port",
@@ -230,16 +227,16 @@ fn faults_are_told_in_the_same_plain_words_at_the_start_and_by_check_config() {
         let (status, refusal) = Exporter::refusal(&settings);
         assert_eq!(status, Some(expected_status), "{refusal}");
         assert!(refusal.contains(&found), "{refusal} lacks {found:?}");
-        // Whoever has no table sees the same remedy; that of an unreadable authority is the table's own.
+        // The start names the same remedy, except for an unreadable CA certificate.
         assert!(refusal.contains(remedy) || found.contains("holds no"), "{refusal} lacks {remedy:?}");
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         assert!(status == Some(1) && table.contains(&found) && table.contains(remedy), "{found:?}: {table}");
     }
-    assert_eq!(fs::read(at("short")).unwrap(), b"x", "a file that is none of ours was touched");
+    assert_eq!(fs::read(at("short")).unwrap(), b"x", "a foreign file was changed");
 }
 
 #[test]
-fn an_address_that_is_not_this_hosts_is_named() {
+fn foreign_bind_address_is_rejected() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
@@ -252,7 +249,7 @@ fn an_address_that_is_not_this_hosts_is_named() {
 }
 
 #[test]
-fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
+fn untrusted_manager_is_reported_with_its_fingerprint() {
     needs_root!();
     let certificates = Certificates::new();
     certificates.issue_self_signed_ca("manager");
@@ -279,10 +276,10 @@ fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         let remedy = format!("manager.fingerprint = \"{}\"", print(name));
         assert!(status == Some(1) && table.contains(expected) && table.contains(&remedy), "{expected}: {table}");
-        // It serves, and says at once that nobody can log in.
+        // The service starts, and logs that no one can log in.
         let mut exporter = Exporter::start(settings);
-        let log = eventually_some("the manager is asked in time", || {
-            // On a loaded machine the log may not be written yet, or the start give up on the manager.
+        let log = eventually_some("the manager answers within the time limit of the start", || {
+            // On a loaded machine the log may be empty still, or the request may time out.
             let log = exporter.log();
             let is_late = log.is_empty() || !log.contains(expected) && log.contains("the manager does not answer");
             is_late.then(|| exporter.restart());
@@ -294,33 +291,29 @@ fn a_manager_that_does_not_prove_who_it_is_is_told_with_its_fingerprint() {
 }
 
 #[test]
-fn a_manager_that_lets_anybody_in_is_refused() {
+fn manager_that_accepts_anonymous_requests_is_refused() {
     needs_root!();
     let certificates = Certificates::new();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let manager = Manager::start_at(&certificates, "server", &format!("127.0.0.1:{port}"));
     for status in [200, 204] {
-        manager.behave(Behaviour::Status(status));
+        manager.set_behavior(ManagerBehavior::Status(status));
         let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
         let (status, refusal) = Exporter::refusal(&settings);
         assert!(status == BROKEN_CONFIG && refusal.contains("lets in who gives no password at all"), "{refusal}");
         assert!(refusal.contains("ovm_endpoint") && refusal.contains("manager.path"), "{refusal}");
     }
-    // One that cannot be asked prevents no start, and is asked before its first word is believed.
-    for behaviour in [Behaviour::ServerError, Behaviour::Slow] {
-        manager.behave(behaviour);
+    // An unavailable manager does not prevent the start; it is checked before the first log-in is accepted.
+    for behavior in [ManagerBehavior::ServerError, ManagerBehavior::Slow] {
+        manager.set_behavior(behavior);
         let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&certificates.path("repo")]));
         let client = Client::new(&exporter, &certificates);
-        let log_in = |password: &str| {
-            let body = json!({"username": USER, "password": password}).to_string();
-            client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-        };
-        manager.behave(Behaviour::Status(200));
-        assert_eq!(log_in("anything").error(502), "manager_unavailable");
+        manager.set_behavior(ManagerBehavior::Status(200));
+        assert_eq!(client.try_log_in(USER, "anything").error(502), "manager_unavailable");
         assert!(exporter.log().contains("lets in who gives no password at all"), "{}", exporter.log());
-        manager.behave(Behaviour::Good);
-        assert_eq!(log_in("anything").error(401), "unauthorized");
-        assert_eq!(log_in(PASSWORD).status, 200);
+        manager.set_behavior(ManagerBehavior::Good);
+        assert_eq!(client.try_log_in(USER, "anything").error(401), "unauthorized");
+        assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
     }
     let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
     drop(manager);
@@ -329,7 +322,7 @@ fn a_manager_that_lets_anybody_in_is_refused() {
 }
 
 #[test]
-fn files_of_the_service_in_a_repository_are_noticed() {
+fn service_files_in_a_repository_are_reported() {
     needs_root!();
     let world = World::with(512, |settings| {
         let repository = settings.paths[0].clone();
@@ -338,16 +331,16 @@ fn files_of_the_service_in_a_repository_are_noticed() {
         settings.top = format!("log_file = {:?}\n", repository.join("exporter.log"));
         settings.sections = format!("[audit]\nfile = {:?}\n", repository.join("audit.json"));
     });
-    let told = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
+    let log = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
     for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
         let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
-        assert!(told.lines().any(noticed), "{told}");
+        assert!(log.lines().any(noticed), "{log}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
     let world = World::new(512);
     assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
-    // A key is not made where other servers can read it.
+    // No key is generated in a repository, where other servers can read it.
     let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
     settings.secret.clear();
     settings.db_file = Some(world.repository.join("other.db"));
@@ -359,7 +352,7 @@ fn files_of_the_service_in_a_repository_are_noticed() {
 }
 
 #[test]
-fn a_path_below_a_repository_is_refused_at_the_start() {
+fn path_below_a_repository_is_refused() {
     needs_root!();
     let volume = Volume::xfs(512);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
@@ -379,7 +372,7 @@ fn a_path_below_a_repository_is_refused_at_the_start() {
         assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{paths:?}: {refusal}");
         assert!(refusal.contains("repositories.paths: ") && refusal.contains("; "), "{refusal}");
     }
-    // Known only once links are followed.
+    // Recognized only after symbolic links are resolved.
     let through = link.join("VirtualDisks");
     let (status, refusal) = Exporter::refusal(&Settings::new(&certificates, &manager, &[&repository, &through]));
     assert!(status == BROKEN_CONFIG && refusal.contains("lies below"), "{refusal}");

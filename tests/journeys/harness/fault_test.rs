@@ -1,42 +1,37 @@
-//! A service that is harmed in the middle of its work, and the accounts that are kept of it.
+//! A service with injected faults, and a record of the snapshots that it must preserve.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::Value;
 
-use super::{Answer, Client, Harm, Settings, Shim, VM, Volume, World, perhaps_within, text, write_at};
+use super::{Answer, Client, Fault, SNAPSHOTS, Settings, Shim, VM, Volume, World, ids, perhaps_within, write_at};
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 const DISKS: [&str; 2] = ["a.img", "b.img"];
 const SIZE: u64 = 256 << 10;
 
-/// What the disks hold.
+/// The contents of the disks.
 pub type Bytes = [Vec<u8>; 2];
 
-/// A service that can be harmed, and what it owes its clients.
-pub struct Trial {
+pub struct FaultTest {
     pub world: World,
     pub client: Client,
     pub shim: Shim,
     pub disks: Vec<PathBuf>,
-    /// Snapshots that a client was told of, and what they have to hold.
-    pub answered: BTreeMap<String, Bytes>,
+    /// The snapshots whose creation was confirmed to a client, with their expected contents.
+    pub confirmed: BTreeMap<String, Bytes>,
 }
 
-impl Trial {
-    /// A VM of two disks with one snapshot, and a service that can be harmed; `change` is made to
-    /// its settings.
+impl FaultTest {
+    /// A VM with two disks and one snapshot; `change` is applied to the settings of the service.
     pub fn new(change: impl FnOnce(&mut Settings)) -> Self {
         Self::on(Volume::xfs(512), change)
     }
 
-    /// The same on `volume`.
     pub fn on(volume: Volume, change: impl FnOnce(&mut Settings)) -> Self {
         let shim = Shim::new();
         let world = World::on(volume, |settings| {
@@ -45,16 +40,12 @@ impl Trial {
         });
         let disks = world.define_vm(&DISKS.map(|name| (name, SIZE)));
         let client = world.client();
-        let mut trial = Self { world, client, shim, disks, answered: BTreeMap::new() };
-        trial.write(0xaa);
-        trial.sync();
-        trial.take();
-        trial
-    }
-
-    /// Everything so far is on the device: only what the service does is at stake.
-    pub fn sync(&self) {
-        assert!(Command::new("sync").arg("--file-system").arg(&self.world.repository).status().unwrap().success());
+        let mut test = Self { world, client, shim, disks, confirmed: BTreeMap::new() };
+        test.write(0xaa);
+        // A later power cut loses only what the service itself writes.
+        test.world.volume.sync();
+        test.take_snapshot();
+        test
     }
 
     pub fn write(&self, byte: u8) {
@@ -63,83 +54,82 @@ impl Trial {
         }
     }
 
-    pub fn now(&self) -> Bytes {
+    pub fn disk_contents(&self) -> Bytes {
         [0, 1].map(|i| fs::read(&self.disks[i]).unwrap())
     }
 
-    /// Takes a snapshot, unharmed.
-    pub fn take(&mut self) -> String {
-        let now = self.now();
-        let id = text(&self.client.take_snapshot()["id"]);
-        self.answered.insert(id.clone(), now);
+    /// Takes a snapshot without a fault.
+    pub fn take_snapshot(&mut self) -> String {
+        let contents = self.disk_contents();
+        let id = self.client.take_snapshot_id();
+        self.confirmed.insert(id.clone(), contents);
         id
     }
 
-    /// Deletes a snapshot, unharmed.
+    /// Deletes a snapshot without a fault.
     pub fn delete(&mut self, id: &str) {
         assert_eq!(self.client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
-        self.answered.remove(id);
+        self.confirmed.remove(id);
         assert!(!self.listed().contains(&id.to_owned()));
     }
 
     pub fn listed(&self) -> Vec<String> {
-        let list = self.client.get(SNAPSHOTS).ok();
-        list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+        ids(&self.client.get(SNAPSHOTS).ok())
     }
 
-    /// Asks, harmed at the `n`-th step: the answer, or nothing where the service was killed.
-    pub fn ask(&mut self, n: u32, harm: Harm, method: Method, path: &str) -> Option<Answer> {
-        self.shim.arm(n, harm);
+    /// Sends a request with a fault at the `n`-th step; returns the answer, or `None` if the service was killed.
+    pub fn request_with_fault(&mut self, n: u32, fault: Fault, method: Method, path: &str) -> Option<Answer> {
+        self.shim.arm(n, fault);
         let request = self.client.request(method, &format!("/api/v1{path}"));
         let answer = self.client.try_send(request).ok();
         if answer.is_none() {
             let status = self.world.exporter.wait(Duration::from_secs(20));
             let killed = self.world.exporter.killed_by() == Some(Signal::SIGKILL as i32);
-            assert!(killed, "it ended, and not by our hand: {status}");
+            assert!(killed, "the service ended, but not by the injected SIGKILL: {status}");
         }
         self.shim.disarm();
         answer
     }
 
-    /// Starts the service again: after a kill that follows a step, the power has gone too.
-    pub fn restart(&mut self, harm: Harm) {
-        if matches!(harm, Harm::KillAfter) {
+    /// Restarts the service; after `KillAfter` a power cut comes first.
+    pub fn restart(&mut self, fault: Fault) {
+        if matches!(fault, Fault::KillAfter) {
             self.world.volume.cut_power();
         }
         self.world.exporter.restart();
         self.client = self.world.client();
     }
 
-    /// Checks that the answered snapshots are there and whole, and nothing else is, but for
-    /// `perhaps`, which then is whole too.
-    pub fn check(&self, what: &str, perhaps: Option<&Bytes>) -> Option<String> {
+    /// Checks that all confirmed snapshots exist and are complete, and that no other files exist, except possibly
+    /// one more complete snapshot with the contents `optional`. Returns the id of that one.
+    pub fn check(&self, what: &str, optional: Option<&Bytes>) -> Option<String> {
         let listed = self.listed();
         let vm: Value = self.client.get(&format!("/vms/{VM}")).ok();
         assert_eq!(vm["snapshots"], serde_json::json!(listed), "{what}");
         let mut files = Vec::new();
         let mut extra = None;
         for id in &listed {
-            let expected = self.answered.get(id).or_else(|| {
+            let expected = self.confirmed.get(id).or_else(|| {
                 assert!(extra.replace(id.clone()).is_none(), "{what}: {listed:?}");
-                perhaps
+                optional
             });
-            let expected = expected.unwrap_or_else(|| panic!("{what}: a snapshot that nobody asked for"));
+            let expected = expected.unwrap_or_else(|| panic!("{what}: an unexpected snapshot"));
             self.client.get(&format!("{SNAPSHOTS}/{id}")).ok();
             for (name, bytes) in DISKS.iter().zip(expected) {
-                assert!(self.client.disk(id, name) == *bytes, "{what}: {name} of {id} is not whole");
+                assert!(self.client.disk(id, name) == *bytes, "{what}: {name} of {id} has the wrong content");
             }
-            let folder = self.world.repository.join("CoriolisSnapshots").join(id);
+            let folder = self.world.snapshot_folder(id);
             let manifest = fs::read(folder.join(".manifest.json")).unwrap();
             let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(manifest["snapshot_id"], *id, "{what}");
             files.extend([".manifest.json", "a.img", "b.img"].map(|name| folder.join(name)));
             files.push(folder);
         }
-        for id in self.answered.keys() {
-            assert!(listed.contains(id), "{what}: {id} was answered and is gone");
+        for id in self.confirmed.keys() {
+            assert!(listed.contains(id), "{what}: {id} was confirmed and is gone");
         }
         files.sort();
-        // What a crash left unfinished is removed in the background.
+        // Leftovers of a crash are removed in the background.
         perhaps_within(Duration::from_secs(60), || self.world.snapshot_files() == files);
         assert_eq!(self.world.snapshot_files(), files, "{what}");
         extra

@@ -1,4 +1,4 @@
-//! Pipes, sockets, devices and endless files in a repository: nothing waits for them, nothing is read of them.
+//! Pipes, sockets, devices and huge sparse files in a repository: the service neither blocks on them nor reads them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -9,14 +9,11 @@ use std::process::Command;
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use reqwest::Method;
 
-use crate::harness::{VM, World, memory_kib, run, text, write_at};
+use crate::harness::{MB, SNAPSHOTS, VM, World, memory_kib, run, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// What somebody can put in a file's place.
-const ODD: [(&str, fn(&Path)); 6] = [
+/// Functions that replace a file by a special one.
+const SPECIAL: [(&str, fn(&Path)); 6] = [
     ("a pipe", |path| nix::unistd::mkfifo(path, Mode::S_IRWXU).unwrap()),
     ("a socket", bind),
     ("a device", |path| mknod(path, SFlag::S_IFCHR, Mode::S_IRWXU, makedev(1, 5)).unwrap()),
@@ -25,7 +22,7 @@ const ODD: [(&str, fn(&Path)); 6] = [
     ("a sparse file", |path| fs::File::create(path).unwrap().set_len(2 << 30).unwrap()),
 ];
 
-/// Makes a socket, also where the path is too long for one.
+/// Makes a socket, even if the path is too long for bind(2).
 fn bind(path: &Path) {
     let dir = tempfile::tempdir().unwrap();
     let _listener = UnixListener::bind(dir.path().join("socket")).unwrap();
@@ -38,7 +35,7 @@ fn remove(path: &Path) {
 }
 
 #[test]
-fn an_odd_ovsmeta_costs_the_friendly_names_alone() {
+fn special_ovsmeta_file_loses_only_the_friendly_names() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
@@ -46,55 +43,56 @@ fn an_odd_ovsmeta_costs_the_friendly_names_alone() {
     fs::write(&meta, r#"{"a.img": {"OBJECT_TYPE": "VIRTUAL_DISK", "SIMPLE_NAME": "system"}}"#).unwrap();
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["disks"][0]["friendly_name"], "system");
     remove(&meta);
-    for (what, make) in ODD {
+    for (what, make) in SPECIAL {
         make(&meta);
         let lines = world.exporter.log().lines().count();
         let vms = client.get("/vms").ok();
         assert_eq!(vms[0]["snapshot_compatible"], true, "{what}: {vms}");
         assert!(vms[0]["disks"][0]["friendly_name"].is_null(), "{what}: {vms}");
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200, "{what}");
         let log = world.exporter.log();
         let warned = |line: &str| line.contains(" WARN ") && line.contains(".ovsmeta");
-        assert!(log.lines().skip(lines).any(warned), "{what}: nothing in the log");
+        assert!(log.lines().skip(lines).any(warned), "{what}: no warning in the log");
         remove(&meta);
     }
-    assert!(memory_kib(world.exporter.pid(), "VmHWM") < 512 << 10, "a sparse file was read to its end");
+    assert!(memory_kib(world.exporter.pid(), "VmHWM") < 512 << 10, "the sparse file was read completely");
 }
 
 #[test]
-fn an_odd_definition_is_an_entry_with_an_error() {
+fn special_definition_file_is_listed_as_an_error() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let other = "0004fb00000600000000000000000002";
     let (client, folder) = (world.client(), world.repository.join("VirtualMachines").join(other));
     fs::create_dir(&folder).unwrap();
-    for (what, make) in ODD {
+    for (what, make) in SPECIAL {
         make(&folder.join("vm.cfg"));
         let vms = client.get("/vms").ok();
-        let [good, odd] = [VM, other].map(|name| vms.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap());
-        assert_eq!((&good["status"], &odd["status"]), (&"ok".into(), &"error".into()), "{what}: {vms}");
+        let [good, broken] =
+            [VM, other].map(|name| vms.as_array().unwrap().iter().find(|vm| vm["name"] == name).unwrap());
+        assert_eq!((&good["status"], &broken["status"]), (&"ok".into(), &"error".into()), "{what}: {vms}");
         let expected = match what {
             "a sparse file" => "is larger than 1048576",
             "a link to a device" => "is a symbolic link, which is not followed",
             _ => "is not a regular file",
         };
-        assert!(text(&odd["reason"]).contains(expected), "{what}: {odd}");
+        assert!(text(&broken["reason"]).contains(expected), "{what}: {broken}");
         assert_eq!(client.post(&format!("/vms/{other}/snapshots")).error(400), "not_snapshottable", "{what}");
         remove(&folder.join("vm.cfg"));
     }
 }
 
 #[test]
-fn an_odd_live_disk_holds_up_nothing() {
+fn special_live_disk_file_blocks_nothing() {
     needs_root!();
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     write_at(&disk, 0, &[7; 4096]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    for (what, make) in ODD {
+    let id = client.take_snapshot_id();
+    for (what, make) in SPECIAL {
         if what == "a sparse file" {
             continue;
         }
@@ -113,15 +111,15 @@ fn an_odd_live_disk_holds_up_nothing() {
 }
 
 #[test]
-fn an_odd_file_of_a_snapshot_is_a_lost_snapshot() {
+fn special_file_in_a_snapshot_makes_it_lost() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[7; 4096]);
     let client = world.client();
-    let file = |id: &str| -> PathBuf { world.repository.join("CoriolisSnapshots").join(id).join("a.img") };
-    for (what, make) in ODD {
-        let (base, target) = (text(&client.take_snapshot()["id"]), text(&client.take_snapshot()["id"]));
+    let file = |id: &str| -> PathBuf { world.snapshot_folder(id).join("a.img") };
+    for (what, make) in SPECIAL {
+        let (base, target) = (client.take_snapshot_id(), client.take_snapshot_id());
         fs::remove_file(file(&base)).unwrap();
         make(&file(&base));
         let disk = format!("{SNAPSHOTS}/{base}/disks/a.img");

@@ -1,19 +1,17 @@
-//! Snapshots in a repository that is not in the config any more.
+//! Snapshots in a repository that was removed from the config.
 
-use crate::harness::{VM, World, define_vm, make_disk, text};
+use crate::harness::{MB, VM, World, define_vm, make_disk};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-
 #[test]
-fn a_repository_that_left_the_config_keeps_nothing_else_from_being_deleted() {
+fn snapshot_is_deleted_if_a_repository_left_the_config() {
     needs_root!();
     let (_volume, second, mut world) = World::with_two_repositories(512);
     define_vm(&world.repository, VM, &[make_disk(&world.repository, "a.img", MB), make_disk(&second, "b.img", MB)]);
     let client = world.client();
     let snapshots = format!("/vms/{VM}/snapshots");
-    let [first, second_one] = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
-    let folder = |id: &str| world.repository.join("CoriolisSnapshots").join(id);
+    let [first, second_one] = std::array::from_fn(|_| client.take_snapshot_id());
+    let folder = |id: &str| world.snapshot_folder(id);
     let [first_folder, second_folder] = [folder(&first), folder(&second_one)];
     world.exporter.settings().paths.pop();
     world.exporter.restart();
@@ -22,7 +20,7 @@ fn a_repository_that_left_the_config_keeps_nothing_else_from_being_deleted() {
     assert!(!first_folder.exists() && second_folder.exists());
     assert_eq!(client.delete(&snapshots).status, 200);
     assert!(!second_folder.exists());
-    // The other part waits for its repository.
+    // The files in the removed repository are left for later.
     let left = client.get("/status").ok()["leftovers"].clone();
     assert_eq!(left.as_array().unwrap().len(), 2, "{left}");
     assert!(second.join("CoriolisSnapshots").join(&first).exists());

@@ -1,11 +1,10 @@
-//! The units of service managers: what they let the service write, and when they do not start it again.
+//! The units for systemd and upstart: writable paths, and exit statuses without a restart.
 
 use std::fs;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Certificates, Manager, eventually};
+use crate::harness::{Certificates, Manager, eventually, free_port};
 use crate::needs_root;
 
 fn example(path: &str) -> String {
@@ -13,7 +12,7 @@ fn example(path: &str) -> String {
 }
 
 #[test]
-fn a_broken_config_is_not_started_again_and_nothing_goes_into_a_core_file() {
+fn units_prevent_restarts_after_a_config_error_and_core_files() {
     let output = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter")).args(["--config", "/nonexistent"]).output();
     let status = output.unwrap().status.code().unwrap();
     let unit = example("systemd/coriolis-ovm-exporter.service");
@@ -27,7 +26,7 @@ fn a_broken_config_is_not_started_again_and_nothing_goes_into_a_core_file() {
     assert!(job.lines().any(|line| line == normal) && job.contains("\nlimit core 0 0\n"), "{job}");
 }
 
-/// The paths of `key` in the unit, with `folder` in the place of the one in /etc.
+/// The paths of `key` in the unit, with `folder` instead of the one in /etc.
 fn unit_paths(key: &str, folder: &Path) -> Vec<PathBuf> {
     let unit =
         fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/systemd/coriolis-ovm-exporter.service"));
@@ -39,7 +38,7 @@ fn unit_paths(key: &str, folder: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
-fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
+fn unit_allows_writing_the_database_but_not_the_config() {
     needs_root!();
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
@@ -55,7 +54,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
     }
     fs::create_dir(folder.join("hooks.d")).unwrap();
     fs::write(folder.join("hooks.d/10-good"), "#!/bin/sh\n").unwrap();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let text = format!(
         "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:{}\"\n[api]\nbind = \"127.0.0.1\"\nport = {port}\n\
          [api.tls]\ncertificate = {:?}\nkey = {:?}\n[manager]\nca_certificate = {:?}\n[repositories]\npaths = [\"/nonexistent/repo\"]\n",
@@ -66,7 +65,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
         folder.join("manager.pem"),
     );
     fs::write(folder.join("config.toml"), text).unwrap();
-    // What systemd makes of the unit's lines: everything read-only, then what may be written, then what may not.
+    // As systemd does it: first the writable paths, then the read-only ones.
     let (writable, read_only) = (unit_paths("ReadWritePaths", folder), unit_paths("ReadOnlyPaths", folder));
     assert_eq!(writable, [folder.join("")]);
     let bind = |path: &Path, options: &str| {
@@ -84,7 +83,7 @@ fn the_unit_lets_the_service_write_its_database_and_not_its_config() {
         .spawn()
         .unwrap();
     eventually("the service listens", || {
-        assert_eq!(service.try_wait().unwrap(), None, "it has ended");
+        assert_eq!(service.try_wait().unwrap(), None, "the service has ended");
         std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     });
     let inside = |script: &str| {

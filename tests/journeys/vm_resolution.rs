@@ -1,33 +1,25 @@
-//! Which VM is meant, and what is left of one that is gone.
+//! How a VM is found by name and UUID, and the snapshots of deleted VMs.
 
 use std::fs;
 use std::path::PathBuf;
 
 use serde_json::json;
 
-use crate::harness::{Client, VM, World, chunks, data, define_vm, text, write_at};
+use crate::harness::{Client, MB, OTHER_VM, SNAPSHOTS, VM, World, chunks, data, define_vm, ids, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
-
 fn list(client: &Client) -> Vec<String> {
-    client.get(SNAPSHOTS).ok().as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+    ids(&client.get(SNAPSHOTS).ok())
 }
 
 #[test]
-fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
+fn deleted_vm_keeps_its_snapshots() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 4096, &[1; 4096]);
     let client = world.client();
-    let (first, second) = (take(&client), take(&client));
+    let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());
     fs::remove_dir_all(world.repository.join("VirtualMachines").join(VM)).unwrap();
 
     assert_eq!(client.get(&format!("/vms/{VM}")).error(404), "not_found");
@@ -44,13 +36,13 @@ fn a_vm_that_left_the_inventory_keeps_its_snapshots() {
 }
 
 #[test]
-fn a_name_goes_before_a_uuid_that_another_vm_has() {
+fn vm_name_takes_precedence_over_a_uuid() {
     needs_root!();
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     let client = world.client();
-    let kept = take(&client);
-    // The VM is gone, and one that has its name as a uuid takes its place.
+    let kept = client.take_snapshot_id();
+    // The VM is deleted, and another one has its name as UUID.
     let machines = world.repository.join("VirtualMachines");
     fs::remove_dir_all(machines.join(VM)).unwrap();
     define_vm(&world.repository, OTHER_VM, &[disk]);
@@ -59,30 +51,30 @@ fn a_name_goes_before_a_uuid_that_another_vm_has() {
         fs::write(&path, fs::read_to_string(&path).unwrap() + &format!("uuid = '{VM}'\n")).unwrap();
     };
     add_uuid(OTHER_VM);
-    let theirs = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
+    let of_other = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
 
     assert_eq!(list(&client), [kept.as_str()]);
-    assert_eq!(client.get(&format!("{SNAPSHOTS}/{theirs}")).error(409), "other_vm");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{of_other}")).error(409), "other_vm");
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
-    // Nothing of the old one is left: now the uuid names the other one.
-    assert_eq!(list(&client), [theirs.as_str()]);
-    // Of two who have it, neither is meant.
+    // Without snapshots of the old VM, the UUID means the other one.
+    assert_eq!(list(&client), [of_other.as_str()]);
+    // A UUID of two VMs is ambiguous.
     let third = "0004fb00000600000000000000000003";
     define_vm(&world.repository, third, &[world.repository.join("VirtualDisks/a.img")]);
     add_uuid(third);
     for answer in [client.get(SNAPSHOTS), client.delete(SNAPSHOTS), client.post(SNAPSHOTS)] {
         assert_eq!(answer.error(400), "bad_request");
     }
-    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok()[0]["id"], theirs.as_str());
+    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok()[0]["id"], of_other.as_str());
 }
 
 #[test]
-fn a_folder_of_snapshots_removed_by_hand_leaves_no_record() {
+fn manually_removed_snapshot_folder_leaves_no_record() {
     needs_root!();
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    take(&client);
+    client.take_snapshot_id();
     fs::remove_dir_all(world.repository.join("CoriolisSnapshots")).unwrap();
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     world.exporter.restart();

@@ -1,25 +1,23 @@
-//! The trouble of one repository: it is told, and it takes nothing from the others.
+//! A fault of one repository is reported, and does not affect the others.
 
 use std::fs;
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Certificates, Exporter};
 use crate::harness::{
-    Client, HungMount, Manager, Random, Settings, VM, Volume, World, connect, define_vm, eventually, eventually_within,
-    make_disk, make_repository, run, snapshot_folders, text, write_at,
+    Certificates, Client, Exporter, HungMount, MB, Manager, OTHER_VM, ProcessStats, Random, Settings, VM, Volume,
+    World, define_vm, eventually, eventually_within, make_disk, make_repository, snapshot_folders, text, write_at,
 };
+use crate::hung_device::TwoRepositories;
 use crate::{needs, needs_root};
 
-const MB: u64 = 1 << 20;
-/// A VM that is defined in the sound repository and has a disk in the other.
+/// A VM that is defined in the healthy repository and has a disk in the other.
 const BOTH: &str = "0004fb00000600000000000000000002";
-/// A VM of the other repository.
+/// A VM in the other repository.
 const OTHER: &str = "0004fb00000600000000000000000003";
 const SECOND: &str = "0004fb00000300000000000000000002";
 
@@ -28,11 +26,7 @@ fn entry<'a>(list: &'a Value, name: &str) -> &'a Value {
     found.unwrap_or_else(|| panic!("no {name} in {list}"))
 }
 
-fn threads(world: &World) -> usize {
-    fs::read_dir(format!("/proc/{}/task", world.exporter.pid())).unwrap().count()
-}
-
-/// A sound repository and one beside it, with the three VMs.
+/// A healthy repository and another one, with the three VMs.
 fn two_repositories() -> (Volume, PathBuf, World) {
     let (volume, second, world) = World::with_two_repositories(512);
     let own = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
@@ -43,18 +37,18 @@ fn two_repositories() -> (Volume, PathBuf, World) {
     (volume, second, world)
 }
 
-/// What has to work whatever becomes of the other repository.
-fn the_sound_one_works(world: &World, client: &Client) {
+/// Checks that all operations work in the healthy repository.
+fn check_healthy_repository(world: &World, client: &Client) {
     assert_eq!(entry(&client.get("/vms").ok(), VM)["snapshot_compatible"], true);
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.disk(&id, "a.img").len() as u64, 4 * MB);
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
-    assert_eq!(world.client().get("/capabilities").status, 200, "a log-in");
+    assert_eq!(world.client().get("/capabilities").status, 200, "a log-in fails");
 }
 
 #[test]
-fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
+fn repository_hung_at_the_start_is_reported_and_blocks_nothing() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (volume, second, mut world) = two_repositories();
@@ -63,7 +57,7 @@ fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
     world.exporter.restart();
     let client = world.client();
 
-    // The VM with one disk there is listed with the reason, the VMs that are defined there are said to be unknown.
+    // The VM with a disk there is listed with the reason; an entry says that the VMs defined there are unknown.
     let listed = client.get("/vms").ok();
     let both = entry(&listed, BOTH);
     assert_eq!((&both["snapshot_compatible"], &both["status"]), (&false.into(), &"ok".into()), "{both}");
@@ -78,32 +72,31 @@ fn a_repository_that_hangs_from_the_start_is_told_and_holds_up_nothing() {
     assert_eq!(client.post(&format!("/vms/{BOTH}/snapshots")).error(503), "repository_unavailable");
     let ready = client.send(client.request(Method::GET, "/readyz"));
     assert!(ready.status == 503 && ready.json()["problems"].to_string().contains(SECOND), "{}", ready.json());
-    the_sound_one_works(&world, &client);
+    check_healthy_repository(&world, &client);
 
-    // Clients that leave take no threads with them.
-    let before = threads(&world);
+    // Disconnected clients leave no blocked threads.
+    let before = ProcessStats::of(&world.exporter).threads();
     for _ in 0..200 {
-        let mut gone = connect(&world.exporter, &world.certificates);
-        let head = format!("GET /api/v1/vms HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        gone.write_all(head.as_bytes()).unwrap();
-        gone.flush().unwrap();
+        drop(world.send_get(&client, "/vms"));
     }
-    eventually("the threads end", || threads(&world) <= before + 40);
+    eventually("the threads of disconnected clients end", || {
+        ProcessStats::of(&world.exporter).threads() <= before + 40
+    });
     let started = Instant::now();
-    the_sound_one_works(&world, &client);
-    // Far below what one wait for the other would take, for each of the requests.
+    check_healthy_repository(&world, &client);
+    // Much less than if each request waited for the hung repository.
     assert!(started.elapsed() < Duration::from_secs(20), "{:?}", started.elapsed());
 
-    // It answers again, which is noticed without a restart.
+    // The recovery is noticed without a restart.
     drop(hung);
-    eventually("it is seen", || client.get(&format!("/vms/{OTHER}")).status == 200);
+    eventually("the repository is available", || client.get(&format!("/vms/{OTHER}")).status == 200);
     assert_eq!(client.post(&format!("/vms/{BOTH}/snapshots")).status, 200);
-    eventually("it is ready", || client.send(client.request(Method::GET, "/readyz")).status == 200);
+    eventually("the service is ready", || client.send(client.request(Method::GET, "/readyz")).status == 200);
     drop(volume);
 }
 
 #[test]
-fn a_repository_that_begins_to_hang_keeps_its_vms_in_the_list() {
+fn vms_of_a_hung_repository_stay_in_the_list() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (_volume, second, world) = two_repositories();
@@ -117,29 +110,29 @@ fn a_repository_that_begins_to_hang_keeps_its_vms_in_the_list() {
     assert!(text(&other["reason"]).contains("does not answer"), "{other}");
     assert_eq!(other["snapshots"], serde_json::json!([id]));
     assert_eq!(client.post(&format!("/vms/{OTHER}/snapshots")).error(503), "repository_unavailable");
-    // Deletions do not pile up behind it.
+    // Deletions do not wait for it.
     let path = format!("/vms/{OTHER}/snapshots/{id}");
     assert_eq!(client.delete(&path).status, 200);
     assert_eq!(client.delete(&path).status, 200);
     let status = client.get("/status").ok();
     assert_eq!(status["leftovers"][0]["id"], id, "{status}");
-    the_sound_one_works(&world, &client);
+    check_healthy_repository(&world, &client);
     drop(hung);
-    // The files go when it is there again, without a restart.
+    // The files are removed when the repository responds again, without a restart.
     let folder = second.join("CoriolisSnapshots").join(&id);
     assert!(folder.exists());
-    eventually("the files are gone", || !folder.exists());
-    eventually("nothing is left", || client.get("/status").ok()["leftovers"] == serde_json::json!([]));
+    eventually("the files are removed", || !folder.exists());
+    eventually("no leftovers are listed", || client.get("/status").ok()["leftovers"] == serde_json::json!([]));
 }
 
 #[test]
-fn a_start_does_not_wait_for_what_a_hung_repository_holds() {
+fn start_does_not_wait_for_leftovers_in_a_hung_repository() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let (volume, second, mut world) = two_repositories();
     let client = world.client();
     let id = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
-    // Gone, and its files not yet.
+    // The snapshot is deleted, its files are not.
     volume.unmount();
     assert_eq!(client.delete(&format!("/vms/{OTHER}/snapshots/{id}")).status, 200);
     world.exporter.kill();
@@ -147,26 +140,26 @@ fn a_start_does_not_wait_for_what_a_hung_repository_holds() {
     let hung = HungMount::at(&second);
     world.exporter.restart();
     let client = world.client();
-    the_sound_one_works(&world, &client);
+    check_healthy_repository(&world, &client);
     assert_eq!(client.get("/status").ok()["leftovers"][0]["id"], id);
     drop(hung);
     let folder = second.join("CoriolisSnapshots").join(&id);
-    eventually("the files are gone", || !folder.exists());
+    eventually("the files are removed", || !folder.exists());
 }
 
 #[test]
-fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
+fn failed_device_affects_only_its_vms() {
     needs_root!();
     let (volume, _second, world) = two_repositories();
     let client = world.client();
     assert_eq!(client.get("/vms").ok().as_array().unwrap().len(), 3);
-    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&volume.mount_point));
+    volume.shut_down();
     let listed = client.get("/vms").ok();
     for vm in [BOTH, OTHER] {
         let entry = entry(&listed, vm);
         assert!(entry["snapshot_compatible"] == false && !text(&entry["reason"]).is_empty(), "{entry}");
     }
-    the_sound_one_works(&world, &client);
+    check_healthy_repository(&world, &client);
     for vm in [BOTH, OTHER] {
         let refused = client.post(&format!("/vms/{vm}/snapshots"));
         assert_eq!(refused.error(503), "repository_unavailable", "{vm}");
@@ -174,7 +167,7 @@ fn a_device_that_fails_under_one_repository_is_an_error_of_its_vms_alone() {
 }
 
 #[test]
-fn where_nothing_is_known_of_any_vm_there_is_no_list() {
+fn vm_list_fails_if_the_only_repository_hangs() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
     let dir = tempfile::tempdir().unwrap();
@@ -183,8 +176,7 @@ fn where_nothing_is_known_of_any_vm_there_is_no_list() {
     let manager = Manager::start(&certificates);
     let _hung = HungMount::at(&repository);
     let exporter = Exporter::start(Settings::new(&certificates, &manager, &[&repository]));
-    let mut client = Client::new(&exporter, &certificates);
-    client.log_in();
+    let client = Client::logged_in(&exporter, &certificates);
     for path in ["/vms".to_owned(), format!("/vms/{VM}"), format!("/vms/{VM}/snapshots")] {
         assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
     }
@@ -192,11 +184,11 @@ fn where_nothing_is_known_of_any_vm_there_is_no_list() {
 }
 
 #[test]
-fn half_written_definitions_hide_no_vm() {
+fn truncated_definitions_do_not_hide_other_vms() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
-    // Forty definitions that are cut, with a time that has not come yet.
+    // Forty truncated definitions with a modification time in the future.
     let later = std::time::SystemTime::now() + Duration::from_secs(30);
     for number in 0..40 {
         let folder = world.repository.join("VirtualMachines").join(format!("{number:032x}"));
@@ -214,15 +206,15 @@ fn half_written_definitions_hide_no_vm() {
 }
 
 #[test]
-fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
+fn files_hidden_by_a_stray_folder_are_not_reported_as_deleted() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let ids: Vec<String> = (0..4).map(|_| text(&client.take_snapshot()["id"])).collect();
+    let ids: Vec<String> = (0..4).map(|_| client.take_snapshot_id()).collect();
     world.volume.unmount();
     make_repository(world.repository.parent().unwrap(), world.repository.file_name().unwrap().to_str().unwrap());
-    // Nor are the definitions.
+    // The definitions are not reported as deleted either.
     let listed = client.get("/vms").ok();
     let reason = text(&entry(&listed, VM)["reason"]);
     assert!(reason.contains("is not mounted: its folder lies on another file system than before"), "{listed}");
@@ -235,47 +227,34 @@ fn files_that_a_stray_folder_hides_are_not_taken_for_gone() {
     world.volume.mount();
     let folders = || snapshot_folders(&world.repository).len();
     assert_eq!(folders(), ids.len());
-    // One round removes those of one VM.
-    eventually("some files are gone", || folders() < ids.len());
-    eventually_within(Duration::from_secs(45), "all files are gone", || folders() == 0);
+    // One round removes the files of one VM.
+    eventually("some files are removed", || folders() < ids.len());
+    eventually_within(Duration::from_secs(45), "all files are removed", || folders() == 0);
 }
 
 #[test]
-fn checksums_of_a_hung_repository_keep_nobody_else_waiting() {
+fn checksums_of_a_hung_repository_do_not_block_others() {
     needs_root!();
     needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
-    let volume = Volume::xfs(512);
-    let device = volume.behind_a_device();
-    let (volume, second, world) = World::with_a_second_on(volume, 512);
-    let own = world.define_vm(&[("a.img", MB)]).remove(0);
-    write_at(&own, 0, &Random(1).bytes(MB));
-    let disk = make_disk(&second, "d.img", 64 * MB);
-    write_at(&disk, 0, &Random(2).bytes(64 * MB));
-    define_vm(&second, OTHER, &[disk]);
-    let client = world.client();
-    let fine = text(&client.take_snapshot()["id"]);
-    let other = text(&client.post(&format!("/vms/{OTHER}/snapshots")).ok()["id"]);
+    let TwoRepositories { device, volume, world, client, healthy_id, id, .. } = TwoRepositories::new();
     volume.unmount();
     volume.mount();
-    // Names are known by then, bytes are not.
-    let bytes = format!("/api/v1/vms/{OTHER}/snapshots/{other}/disks/d.img");
-    let first = client.request(Method::GET, &bytes).header("Range", "bytes=0-4095");
+    // Now the metadata is cached, but not the data.
+    let disk_path = format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img");
+    let first = client.request(Method::GET, &format!("/api/v1{disk_path}")).header("Range", "bytes=0-4095");
     assert_eq!(client.send(first).status, 206);
     let hanging = device.hang();
-    let ask = |query: &str| {
-        let mut gone = connect(&world.exporter, &world.certificates);
-        let head = format!("GET {bytes}/{query} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        gone.write_all(head.as_bytes()).unwrap();
-        gone.flush().unwrap();
-        gone
-    };
-    let asked: Vec<_> = (0..8).map(|number| ask(&format!("checksum?start={}", number * 4096))).collect();
-    let sum = || client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum"));
+    let ask = |query: &str| world.send_get(&client, &format!("{disk_path}/{query}"));
+    let requests: Vec<_> = (0..8).map(|number| ask(&format!("checksum?start={}", number * 4096))).collect();
+    let sum = || client.get(&format!("/vms/{VM}/snapshots/{healthy_id}/disks/a.img/checksum"));
     assert_eq!(sum().status, 200);
-    drop(asked);
-    assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{fine}/disks/a.img/checksum?algorithm=sha256")).status, 200);
+    drop(requests);
+    assert_eq!(
+        client.get(&format!("/vms/{VM}/snapshots/{healthy_id}/disks/a.img/checksum?algorithm=sha256")).status,
+        200
+    );
     drop(hanging);
-    eventually("it answers again", || {
-        client.get(&format!("/vms/{OTHER}/snapshots/{other}/disks/d.img/checksum")).status == 200
+    eventually("the device responds again", || {
+        client.get(&format!("/vms/{OTHER_VM}/snapshots/{id}/disks/b.img/checksum")).status == 200
     });
 }

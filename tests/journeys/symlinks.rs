@@ -1,31 +1,16 @@
-//! Links that somebody else puts into a repository: nothing is touched through them.
+//! Symbolic links in a repository: the service changes nothing through them.
 
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use reqwest::Method;
-use serde_json::json;
 use tempfile::TempDir;
 
-use crate::harness::{Answer, Client, Clock, SECRET, Shelf, VM, World, eventually, snapshot_folders, text, write_at};
+use crate::harness::{Answer, Clock, HookDir, MB, SNAPSHOTS, VM, World, eventually, snapshot_folders, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn listed(client: &Client) -> Vec<String> {
-    client
-        .get(&format!("{SNAPSHOTS}?chunks=false"))
-        .ok()
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|one| text(&one["id"]))
-        .collect()
-}
-
-/// A folder outside of every repository that has files of the disks' names.
+/// A folder outside of all repositories, with files named as the disks.
 fn elsewhere(below: &str) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir_all(dir.path().join(below)).unwrap();
@@ -35,14 +20,14 @@ fn elsewhere(below: &str) -> TempDir {
     dir
 }
 
-/// Puts a link to `target` where `path` is, which is moved aside.
-fn exchange(path: &Path, target: &Path) {
+/// Moves `path` aside and puts a symbolic link to `target` there.
+fn replace_with_link(path: &Path, target: &Path) {
     fs::rename(path, path.with_extension("aside")).unwrap();
     symlink(target, path).unwrap();
 }
 
-/// Checks that a refusal names `path` and what is wrong with it: to the caller, in the log and in the audit.
-fn refused_by_name(world: &World, answer: &Answer, path: &Path) {
+/// Checks that the error and the audit line of a refused deletion name `path` and the symbolic link.
+fn check_refusal_names(world: &World, answer: &Answer, path: &Path) {
     assert_eq!(answer.error(409), "not_removed");
     let details = text(&answer.json()["details"]);
     assert!(details.contains(path.to_str().unwrap()) && details.contains("symbolic link"), "{details}");
@@ -53,14 +38,15 @@ fn refused_by_name(world: &World, answer: &Answer, path: &Path) {
 }
 
 #[test]
-fn a_deletion_follows_no_link() {
+fn deletion_follows_no_symlink() {
     needs_root!();
     let mut world = World::new(512);
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     disks.iter().for_each(|disk| write_at(disk, 0, &[7; 4096]));
     let (repository, snapshots) = (world.repository.clone(), world.repository.join("CoriolisSnapshots"));
     let live: Vec<Vec<u8>> = disks.iter().map(|disk| fs::read(disk).unwrap()).collect();
-    let unharmed = || assert!(disks.iter().zip(&live).all(|(disk, live)| fs::read(disk).is_ok_and(|now| now == *live)));
+    let check_live_disks =
+        || assert!(disks.iter().zip(&live).all(|(disk, live)| fs::read(disk).is_ok_and(|now| now == *live)));
 
     let outside = elsewhere("");
     type Place = Box<dyn Fn(&str) -> (PathBuf, PathBuf)>;
@@ -77,102 +63,99 @@ fn a_deletion_follows_no_link() {
     ];
     for (what, place) in &places {
         let client = world.client();
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let (path, target) = place(&id);
-        exchange(&path, &target);
+        replace_with_link(&path, &target);
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(409), "snapshot_lost", "{what}");
-        refused_by_name(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &path);
-        refused_by_name(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &path);
-        refused_by_name(&world, &client.delete(SNAPSHOTS), &path);
-        // A start tries again what was not removed.
+        check_refusal_names(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &path);
+        check_refusal_names(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &path);
+        check_refusal_names(&world, &client.delete(SNAPSHOTS), &path);
+        // A restart tries the deletion again.
         world.exporter.restart();
         let client = world.client();
-        unharmed();
-        assert!(path.is_symlink(), "{what}: a link of somebody's was removed");
+        check_live_disks();
+        assert!(path.is_symlink(), "{what}: the link was removed");
         for name in ["a.img", "b.img"] {
             assert_eq!(fs::read(outside.path().join(name)).unwrap(), b"precious", "{what}");
         }
-        // The operator puts it right.
+        // The operator restores the files.
         fs::remove_file(&path).unwrap();
         fs::rename(path.with_extension("aside"), &path).unwrap();
         assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200, "{what}");
         assert!(!snapshots.join(&id).exists(), "{what}");
-        assert_eq!(listed(&client), Vec::<String>::new());
-        unharmed();
+        assert_eq!(client.snapshot_ids(), Vec::<String>::new());
+        check_live_disks();
     }
 
-    // The folder of all snapshots.
+    // The folder of all snapshots is replaced.
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let outside = elsewhere(&id);
-    exchange(&snapshots, outside.path());
+    replace_with_link(&snapshots, outside.path());
     let vm = client.get(&format!("/vms/{VM}")).ok();
     assert_eq!(vm["snapshot_compatible"], false, "{vm}");
     assert!(text(&vm["reason"]).contains("\"CoriolisSnapshots\" is a symbolic link"), "{vm}");
     assert_eq!(client.post(SNAPSHOTS).error(400), "not_snapshottable");
-    refused_by_name(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &snapshots);
+    check_refusal_names(&world, &client.delete(&format!("{SNAPSHOTS}/{id}")), &snapshots);
     world.exporter.restart();
     assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 1, "a snapshot was made through the link");
     assert_eq!(fs::read_dir(outside.path().join(&id)).unwrap().count(), 2);
-    unharmed();
+    check_live_disks();
 }
 
 #[test]
-fn the_sweeper_follows_no_link() {
+fn sweeper_follows_no_symlink() {
     needs_root!();
     let clock = Clock::new();
     let world = World::with(512, |settings| clock.load_into(settings));
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[7; 4096]);
     let live = fs::read(disk).unwrap();
-    let mut client = Client::new(&world.exporter, &world.certificates);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), std::time::Duration::from_secs(31_536_000));
-    client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-    let take = |ttl: &str| {
-        let body = json!({"ttl": ttl}).to_string();
-        text(&client.send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}")).body(body)).ok()["id"])
-    };
-    let (expiring, _newest) = (take("1h"), take("none"));
-    let folder = world.repository.join("CoriolisSnapshots").join(&expiring);
-    exchange(&folder, &world.repository.join("VirtualDisks"));
+    let client = world.lasting_client();
+    let (expiring, _newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("none"));
+    let folder = world.snapshot_folder(&expiring);
+    replace_with_link(&folder, &world.repository.join("VirtualDisks"));
     clock.pass(30);
     clock.rounds(&world, 2);
     let log = world.exporter.log();
     let mut audit = log.lines().filter(|line| line.contains("action=\"sweep\"") && line.contains(&expiring));
-    assert!(audit.any(|line| line.contains(folder.to_str().unwrap())), "the sweeper has not named the link");
+    assert!(
+        audit.any(|line| line.contains(folder.to_str().unwrap())),
+        "the audit line of the sweeper does not name the link"
+    );
     assert!(fs::read(disk).is_ok_and(|now| now == live), "the live disk is gone");
     assert!(folder.is_symlink());
 }
 
 #[test]
-fn a_creation_that_is_undone_follows_no_link() {
+fn rollback_follows_no_symlink() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     let snapshots = world.repository.join("CoriolisSnapshots");
     let client = world.client();
-    let exchanges = [
-        // The folder, for a link to the live disks.
+    let replacements = [
+        // The folder by a link to the live disks.
         format!("mv $d $d.aside; ln -s {}/VirtualDisks $d", world.repository.display()),
-        // A file, for a link to the live disk.
+        // A file by a link to the live disk.
         format!("rm $d/a.img; ln -s {} $d/a.img", disks[0].display()),
-        // A file, for the live disk itself.
+        // A file by a hard link to the live disk.
         format!("rm $d/a.img; ln {} $d/a.img", disks[0].display()),
-        // A file, for another like those that the service makes.
+        // A file by another one that looks like the service's.
         "rm $d/a.img; echo precious > $d/a.img; chmod 0440 $d/a.img".to_owned(),
     ];
-    for exchange in exchanges {
-        shelf.put(
-            "10-exchange",
-            &format!("[ $2 = pre ] || exit 0\nfor d in {}/*-*-*; do {exchange}; done\nexit 1", snapshots.display()),
+    for replacement in replacements {
+        hooks.put(
+            "10-replace",
+            &format!("[ $2 = pre ] || exit 0\nfor d in {}/*-*-*; do {replacement}; done\nexit 1", snapshots.display()),
         );
-        assert_eq!(client.post(SNAPSHOTS).error(502), "hook_failed", "{exchange}");
-        assert!(disks.iter().all(|disk| disk.exists()), "a live disk is gone: {exchange}");
-        assert_eq!(listed(&client), Vec::<String>::new());
+        assert_eq!(client.post(SNAPSHOTS).error(502), "hook_failed", "{replacement}");
+        assert!(disks.iter().all(|disk| disk.exists()), "a live disk is gone: {replacement}");
+        assert_eq!(client.snapshot_ids(), Vec::<String>::new());
         let left = snapshot_folders(&world.repository);
-        assert!(!left.is_empty(), "what is not the service's was removed: {exchange}");
-        if exchange.contains("precious") {
+        assert!(!left.is_empty(), "a foreign file was removed: {replacement}");
+        if replacement.contains("precious") {
             assert_eq!(fs::read_to_string(left[0].join("a.img")).unwrap(), "precious\n");
         }
         for path in left {
@@ -180,37 +163,37 @@ fn a_creation_that_is_undone_follows_no_link() {
             removed.unwrap();
         }
     }
-    shelf.remove("10-exchange");
+    hooks.remove("10-replace");
     client.take_snapshot();
 }
 
 #[test]
-fn a_recovery_follows_no_link() {
+fn recovery_follows_no_symlink() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let mut world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", MB)]);
-    shelf.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
+    hooks.put("10-wait", "[ $2 = pre ] || exit 0\ntouch $OUT/waiting\nsleep 600");
     let client = world.client();
-    // Killed while the snapshot is being made: which files are its own is recorded nowhere.
+    // Killed during the creation: the service has no record of its own files.
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
     std::thread::scope(|scope| {
-        let asked = scope.spawn(|| client.try_send(request).is_err());
-        shelf.wait_for("waiting");
+        let request = scope.spawn(|| client.try_send(request).is_err());
+        hooks.wait_for("waiting");
         world.exporter.kill();
-        assert!(asked.join().unwrap());
+        assert!(request.join().unwrap());
     });
     let folder = snapshot_folders(&world.repository).remove(0);
-    exchange(&folder, &world.repository.join("VirtualDisks"));
+    replace_with_link(&folder, &world.repository.join("VirtualDisks"));
     world.exporter.restart();
     let named = |log: &str| {
         log.lines().any(|line| line.contains("audit action=\"delete\"") && line.contains(folder.to_str().unwrap()))
     };
     eventually("the recovery names the link", || named(&world.exporter.log()));
     assert!(folder.is_symlink() && disks.iter().all(|disk| disk.exists()), "a live disk is gone");
-    // Put right, it is removed.
+    // After the folder is restored, it is removed.
     fs::remove_file(&folder).unwrap();
     fs::rename(folder.with_extension("aside"), &folder).unwrap();
     world.exporter.restart();
-    eventually("the snapshot that was not made is removed", || !folder.exists());
+    eventually("the unfinished snapshot is removed", || !folder.exists());
 }

@@ -1,4 +1,4 @@
-//! On a host of Oracle VM: repositories and manager as ovs-agent's databases name them.
+//! On an Oracle VM server: repositories and manager come from ovs-agent's databases.
 
 use std::fs;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn write(agent: &AgentDb, entries: &[(&str, &[(&'static str, String)])]) {
 }
 
 #[test]
-fn repositories_and_manager_are_those_of_the_agent() {
+fn repositories_and_manager_come_from_the_agent_databases() {
     needs_root!();
     let volume = Volume::xfs(512);
     let (first, second) = (make_repository(&volume.mount_point, FIRST), make_repository(&volume.mount_point, SECOND));
@@ -51,7 +51,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
     let none: &[(&'static str, String)] = &[];
     write(&agent, &[(FIRST, &fields(&first)), (UNMOUNTED, &fields(&empty)), (SECOND, &otherwise), ("of no use", none)]);
 
-    // An address of this test's own, at the manager's port.
+    // The agent's databases contain no port, so this manager uses the default port at an unusual address.
     let address = "127.84.66.12";
     let certificates = Certificates::new();
     certificates.issue_for("manager", &[address]);
@@ -66,8 +66,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
     assert!(refusal.contains("ovm_endpoint: is empty, and ") && refusal.contains("server"), "{refusal}");
     agent.write_manager(address);
     let exporter = Exporter::start(settings());
-    let mut client = Client::new(&exporter, &certificates);
-    client.log_in();
+    let client = Client::logged_in(&exporter, &certificates);
 
     let list = client.get("/repositories").ok();
     assert_eq!(list.as_array().unwrap().len(), 4);
@@ -84,7 +83,7 @@ fn repositories_and_manager_are_those_of_the_agent() {
     assert_eq!(
         (&other["filesystem"], &other["reflink"]),
         (&json!("xfs"), &json!(true)),
-        "what it is, not what is said"
+        "the mounted file system, not the one in the database"
     );
     for (id, reason) in [(SECOND, "says ocfs2"), (UNMOUNTED, "nothing is mounted"), ("of no use", "no mount point")] {
         let listed = entry(&list, id);
@@ -94,9 +93,9 @@ fn repositories_and_manager_are_those_of_the_agent() {
     let stranger = Client::new(&exporter, &certificates);
     assert_eq!(stranger.get("/repositories").error(401), "unauthorized");
 
-    // A VM of it is snapshotted, and a repository that comes later is seen.
+    // A VM there is snapshotted, and a repository that is mounted later is noticed.
     define_vm(&first, VM, &[make_disk(&first, "a.img", 1 << 20)]);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).ok()["disks"][0]["repo_mountpoint"], json!(first));
     let (vm, third) = ("0004fb00000600000000000000000003", make_repository(&empty, "disks"));
     let third = third.parent().unwrap();
@@ -106,31 +105,31 @@ fn repositories_and_manager_are_those_of_the_agent() {
     assert_eq!(client.get("/repositories").ok().as_array().unwrap().len(), 1);
     assert_eq!(client.get(&format!("/vms/{vm}")).error(404), "not_found");
 
-    // A database that cannot be read: the last list stays, and readiness says so.
+    // An unreadable database: the last list stays in use, and /readyz reports the problem.
     let database = agent.path().join("repository");
     fs::write(&database, "no database").unwrap();
     assert_eq!(entry(&client.get("/repositories").ok(), FIRST)["status"], "ok");
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     let ready = client.send(client.request(reqwest::Method::GET, "/readyz"));
     assert_eq!(ready.status, 503);
-    // What it named is known; whether there is more is not.
+    // Known VMs are listed; of unknown VMs it is not certain that they do not exist.
     assert_eq!(client.get(&format!("/vms/{VM}")).status, 200);
     assert_eq!(client.get("/vms").ok().as_array().unwrap().len(), 1);
     assert_eq!(client.get(&format!("/vms/{vm}")).error(503), "repository_unavailable");
     assert!(String::from_utf8_lossy(&ready.body).contains("list of repositories"), "{:?}", ready.body);
-    assert!(exporter.log().contains(&database.display().to_string()), "the log names the file");
+    assert!(exporter.log().contains(&database.display().to_string()), "the log does not name the file");
 
-    // And a manager that cannot be told any more is an outage, no wrong password.
+    // An unreadable manager address is an outage, not a wrong password.
     fs::write(agent.path().join("server"), "no database").unwrap();
     let login = client.request(reqwest::Method::POST, "/api/v1/auth/login");
     let answer = client.send(login.body(json!({"username": "admin", "password": "x"}).to_string()));
     assert_eq!(answer.error(502), "manager_unavailable");
-    // What it said at the start is not asked of it again: the token still counts.
+    // Tokens stay valid.
     assert_eq!(client.get("/vms").status, 200);
 }
 
 #[test]
-fn a_damaged_database_at_the_start_is_named() {
+fn start_error_names_the_damaged_agent_database() {
     needs_root!();
     let agent = AgentDb::new();
     let certificates = Certificates::new();
@@ -146,7 +145,8 @@ fn a_damaged_database_at_the_start_is_named() {
         assert!(refusal.contains("repositories.ovs_agent_db") && refusal.contains(&file), "{refusal}");
         assert!(refusal.contains("or name repositories in repositories.paths"), "{refusal}");
     }
-    // Beside repositories that the config names, its own are not known: a list without an entry for them would look whole.
+    // With repositories in the config the service starts. The VM list has an error entry for the unknown repositories,
+    // since it would look complete otherwise.
     let world = World::with(512, |settings| settings.agent_db = Some(agent.path().to_owned()));
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();

@@ -1,4 +1,4 @@
-//! A disk's bytes: whole, in ranges, under conditions, and when something goes wrong.
+//! Downloads of disks: whole, in ranges, with conditional headers, and in the presence of faults.
 
 use std::fs;
 use std::io::Read;
@@ -8,12 +8,10 @@ use std::path::{Path, PathBuf};
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Client, VM, World, eventually, memory_kib, text, write_at};
+use crate::harness::{Answer, Client, MB, ProcessStats, VM, World, eventually, memory_kib, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-
-/// Bytes without a pattern that an offset could be mistaken in.
+/// Pseudo-random bytes, so that a wrong offset is noticed.
 fn noise(seed: u64, length: usize) -> Vec<u8> {
     let mut state = seed | 1;
     (0..length)
@@ -30,14 +28,14 @@ fn path(id: &str, disk: &str) -> String {
     format!("/api/v1/vms/{VM}/snapshots/{id}/disks/{disk}")
 }
 
-fn ask(client: &Client, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
+fn send(client: &Client, method: Method, path: &str, headers: &[(&str, &str)]) -> Answer {
     let request =
         headers.iter().fold(client.request(method, path), |request, (name, value)| request.header(*name, *value));
     client.send(request)
 }
 
 #[test]
-fn whole_disks_and_all_kinds_of_ranges() {
+fn disks_and_ranges_are_served_with_conditions() {
     needs_root!();
     let world = World::new(1024);
     let size = 24 * MB + 777;
@@ -47,11 +45,11 @@ fn whole_disks_and_all_kinds_of_ranges() {
     write_at(&disks[0], size - 5, b"tail!");
     let expected = fs::read(&disks[0]).unwrap();
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let disk = path(&id, "a.img");
     write_at(&disks[0], 0, b"the guest goes on");
 
-    let whole = ask(&client, Method::GET, &disk, &[("Accept-Encoding", "gzip, zstd")]);
+    let whole = send(&client, Method::GET, &disk, &[("Accept-Encoding", "gzip, zstd")]);
     assert_eq!(whole.status, 200);
     assert_eq!(whole.header("content-type"), "application/octet-stream");
     assert_eq!(whole.header("content-encoding"), "");
@@ -61,15 +59,15 @@ fn whole_disks_and_all_kinds_of_ranges() {
     let (etag, modified) = (whole.header("etag").to_owned(), whole.header("last-modified").to_owned());
     assert!(etag.starts_with('"') && etag.ends_with('"') && modified.ends_with("GMT"), "{etag} {modified}");
 
-    let head = ask(&client, Method::HEAD, &disk, &[("Range", "bytes=0-9")]);
+    let head = send(&client, Method::HEAD, &disk, &[("Range", "bytes=0-9")]);
     assert_eq!((head.status, head.header("content-length"), head.body.len()), (200, &*size.to_string(), 0));
     assert_eq!(head.header("etag"), etag);
     assert_eq!((head.header("accept-ranges"), head.header("content-type")), ("bytes", "application/octet-stream"));
-    assert_eq!(ask(&client, Method::HEAD, &disk, &[("If-None-Match", &etag)]).status, 304);
-    let slashed = ask(&client, Method::GET, &format!("{disk}/"), &[("Range", "bytes=100-199")]);
+    assert_eq!(send(&client, Method::HEAD, &disk, &[("If-None-Match", &etag)]).status, 304);
+    let slashed = send(&client, Method::GET, &format!("{disk}/"), &[("Range", "bytes=100-199")]);
     assert_eq!((slashed.status, &*slashed.body), (206, &expected[100..200]));
     for missing in [path(&id, "b.img"), path("6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d", "a.img")] {
-        let answer = ask(&client, Method::HEAD, &missing, &[]);
+        let answer = send(&client, Method::HEAD, &missing, &[]);
         assert_eq!((answer.status, answer.body.len()), (404, 0), "{missing}");
     }
 
@@ -88,7 +86,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
         ("bytes=, 3-4 ,".to_owned(), 3, 5),
         (format!("bytes=5-6,{size}-"), 5, 7),
     ] {
-        let answer = ask(&client, Method::GET, &disk, &[("Range", &range)]);
+        let answer = send(&client, Method::GET, &disk, &[("Range", &range)]);
         assert_eq!(answer.status, 206, "{range}");
         assert_eq!(answer.header("content-range"), format!("bytes {start}-{}/{size}", end - 1), "{range}");
         assert!(answer.body == expected[start as usize..end as usize], "{range} differs");
@@ -108,7 +106,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
         &too_many,
         &whole_twice,
     ] {
-        let answer = ask(&client, Method::GET, &disk, &[("Range", range)]);
+        let answer = send(&client, Method::GET, &disk, &[("Range", range)]);
         assert_eq!(answer.error(416), "range_not_satisfiable", "{range}");
         assert_eq!(answer.header("content-range"), format!("bytes */{size}"), "{range}");
     }
@@ -116,17 +114,17 @@ fn whole_disks_and_all_kinds_of_ranges() {
     let most: Vec<(u64, u64)> = (0..64).map(|i| (i * MB / 3, i * MB / 3 + 1000 * i)).collect();
     for ranges in [vec![(10, 19), (9_437_280, 9_437_300), (size - 4, last)], vec![(5, 14), (0, 9)], most] {
         let asked: Vec<String> = ranges.iter().map(|(start, end)| format!("{start}-{end}")).collect();
-        let multi = ask(&client, Method::GET, &disk, &[("Range", &format!("bytes={}", asked.join(", ")))]);
+        let multi = send(&client, Method::GET, &disk, &[("Range", &format!("bytes={}", asked.join(", ")))]);
         assert_eq!(multi.status, 206, "{ranges:?}");
         assert_eq!(multi.header("content-length"), multi.body.len().to_string());
-        assert!(parts(&multi) == cut(&ranges, &expected), "the parts of {ranges:?} differ");
+        assert!(parts(&multi) == expected_parts(&ranges, &expected), "the parts of {ranges:?} differ");
     }
 
     let empty = path(&id, "empty.img");
-    let answer = ask(&client, Method::GET, &empty, &[]);
+    let answer = send(&client, Method::GET, &empty, &[]);
     assert_eq!((answer.status, answer.body.len(), answer.header("content-length")), (200, 0, "0"));
     for range in ["bytes=0-", "bytes=0-0", "bytes=-1"] {
-        let answer = ask(&client, Method::GET, &empty, &[("Range", range)]);
+        let answer = send(&client, Method::GET, &empty, &[("Range", range)]);
         assert_eq!(answer.error(416), "range_not_satisfiable", "{range}");
         assert_eq!(answer.header("content-range"), "bytes */0", "{range}");
     }
@@ -153,7 +151,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
     ] {
         let range = range.map(|range| ("Range", range));
         let headers: Vec<_> = [(name, value)].into_iter().chain(range).collect();
-        let answer = ask(&client, Method::GET, &disk, &headers);
+        let answer = send(&client, Method::GET, &disk, &headers);
         assert_eq!(answer.status, expected, "{name}: {value}");
         match expected {
             200 => assert_eq!(answer.body.len() as u64, size, "{name}: {value}"),
@@ -165,7 +163,7 @@ fn whole_disks_and_all_kinds_of_ranges() {
     }
 }
 
-/// The parts of a multipart/byteranges answer as RFC 2046 delimits them: Content-Range and bytes.
+/// The parts of a multipart/byteranges response, delimited as in RFC 2046: Content-Range and bytes.
 fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
     let find = |bytes: &[u8], what: &[u8]| bytes.windows(what.len()).position(|window| window == what);
     let boundary = answer.header("content-type").strip_prefix("multipart/byteranges; boundary=").unwrap();
@@ -186,21 +184,16 @@ fn parts(answer: &Answer) -> Vec<(String, Vec<u8>)> {
     found
 }
 
-/// What those parts have to be.
-fn cut(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
+/// The expected parts.
+fn expected_parts(ranges: &[(u64, u64)], disk: &[u8]) -> Vec<(String, Vec<u8>)> {
     let part = |&(start, end): &(u64, u64)| {
         (format!("bytes {start}-{end}/{}", disk.len()), disk[start as usize..=end as usize].to_vec())
     };
     ranges.iter().map(part).collect()
 }
 
-/// The service's count of something in `/proc/<pid>`.
-fn count(world: &World, what: &str) -> usize {
-    fs::read_dir(format!("/proc/{}/{what}", world.exporter.pid())).unwrap().count()
-}
-
 #[test]
-fn memory_does_not_grow_and_nothing_stays_behind() {
+fn stalled_downloads_use_little_memory_and_leak_nothing() {
     needs_root!();
     let world = World::new(2048);
     let size = 256 * MB;
@@ -208,13 +201,14 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     let expected = noise(3, size as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let url = path(&id, "a.img");
     drop(client.get("/vms"));
+    let stats = ProcessStats::of(&world.exporter);
     let (descriptors, threads, idle) =
-        (count(&world, "fd"), count(&world, "task"), memory_kib(world.exporter.pid(), "VmRSS"));
+        (stats.descriptors(), stats.threads(), memory_kib(world.exporter.pid(), "VmRSS"));
 
-    // Eight that take nothing after their first bytes, and one that takes all.
+    // Eight downloads that stall after the first bytes, and one that completes.
     let stalled: Vec<_> = (0..8)
         .map(|_| {
             let mut response = client.request(Method::GET, &url).send().unwrap();
@@ -229,20 +223,20 @@ fn memory_does_not_grow_and_nothing_stays_behind() {
     assert!(grown < 64 << 10, "nine downloads of 256 MiB need {grown} KiB");
     drop(stalled);
     drop(client);
-    eventually("descriptors and threads of clients that went away are given back", || {
-        count(&world, "fd") <= descriptors && count(&world, "task") <= threads + 1
+    eventually("descriptors and threads of disconnected clients are released", || {
+        stats.descriptors() <= descriptors && stats.threads() <= threads + 1
     });
 }
 
 #[test]
-fn parallel_ranges_are_the_disk() {
+fn parallel_ranges_match_the_disk() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let expected = noise(4, 64 * MB as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     std::thread::scope(|scope| {
         for part in 0..8_u64 {
             let (client, id, expected) = (&client, &id, &expected);
@@ -263,25 +257,25 @@ fn open_for_writing(file: &Path) -> fs::File {
 }
 
 fn snapshot_file(world: &World, id: &str) -> PathBuf {
-    world.repository.join("CoriolisSnapshots").join(id).join("a.img")
+    world.snapshot_folder(id).join("a.img")
 }
 
 #[test]
-fn a_file_that_is_not_the_snapshots_is_never_served() {
+fn changed_or_replaced_file_is_not_served() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
-    // Data and holes in turn: what lies past a cut must not be taken for one more hole.
+    // Data and holes alternate: the range behind a truncation must not be mistaken for a hole.
     for start in (0..64 * MB).step_by(128 << 10) {
         write_at(disk, start, &noise(5 + start, 64 << 10));
     }
     let expected = fs::read(disk).unwrap();
     let client = world.client();
 
-    // Changed before it is asked for.
+    // Changed before the download.
     let changes: &[(&str, &dyn Fn(&Path))] = &[
         ("written to", &|file| write_at(file, MB, b"x")),
-        ("cut", &|file| open_for_writing(file).set_len(MB).unwrap()),
+        ("truncated", &|file| open_for_writing(file).set_len(MB).unwrap()),
         ("longer", &|file| open_for_writing(file).set_len(65 * MB).unwrap()),
         ("another file of the same bytes", &|file| {
             fs::copy(file, file.with_extension("copy")).unwrap();
@@ -292,8 +286,8 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
             symlink(disk, file).unwrap();
         }),
         ("a link to itself from elsewhere", &|file| {
-            fs::rename(file, file.with_extension("away")).unwrap();
-            symlink(file.with_extension("away"), file).unwrap();
+            fs::rename(file, file.with_extension("moved")).unwrap();
+            symlink(file.with_extension("moved"), file).unwrap();
         }),
         ("a folder", &|file| {
             fs::remove_file(file).unwrap();
@@ -302,20 +296,20 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
         ("missing", &|file| fs::remove_file(file).unwrap()),
     ];
     for (what, change) in changes {
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert_eq!(client.disk_range(&id, "a.img", MB, 4), expected[MB as usize..MB as usize + 4]);
         change(&snapshot_file(&world, &id));
         for headers in [&[][..], &[("Range", "bytes=0-0")]] {
-            let answer = ask(&client, Method::GET, &path(&id, "a.img"), headers);
+            let answer = send(&client, Method::GET, &path(&id, "a.img"), headers);
             assert_eq!(answer.error(409), "snapshot_lost", "{what}");
         }
-        assert_eq!(ask(&client, Method::HEAD, &path(&id, "a.img"), &[]).status, 409, "{what}");
+        assert_eq!(send(&client, Method::HEAD, &path(&id, "a.img"), &[]).status, 409, "{what}");
         assert_eq!(client.get(&format!("/vms/{VM}/snapshots/{id}")).error(409), "snapshot_lost", "{what}");
     }
 
-    // Cut, or written to, while it is being sent: the body ends early, and nothing is padded.
+    // Truncated or written to during the download: the body ends early, without padding.
     for (number, change) in ["cut", "write"].into_iter().enumerate() {
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
         let mut first = [0; 4096];
         response.read_exact(&mut first).unwrap();
@@ -324,26 +318,26 @@ fn a_file_that_is_not_the_snapshots_is_never_served() {
             "cut" => open_for_writing(&file).set_len(MB).unwrap(),
             _ => write_at(&file, 60 * MB, b"x"),
         }
-        let mut came = first.to_vec();
-        let ended = response.read_to_end(&mut came);
-        assert!(ended.is_err() && came.len() < expected.len(), "{change}: {} bytes came", came.len());
+        let mut received = first.to_vec();
+        let ended = response.read_to_end(&mut received);
+        assert!(ended.is_err() && received.len() < expected.len(), "{change}: {} bytes received", received.len());
         if change == "cut" {
-            assert!(expected.starts_with(&came), "bytes came that are not the snapshot's");
+            assert!(expected.starts_with(&received), "the service sent bytes that are not the snapshot's");
         }
-        let told = world.exporter.log().matches("the disk cannot be read: the connection is cut").count();
-        assert_eq!(told, number + 1, "{change}");
+        let aborted = world.exporter.log().matches("the disk cannot be read: the connection is cut").count();
+        assert_eq!(aborted, number + 1, "{change}");
     }
 }
 
 #[test]
-fn a_download_outlives_the_deletion_of_its_snapshot() {
+fn download_completes_after_its_snapshot_is_deleted() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let expected = noise(6, 64 * MB as usize);
     write_at(disk, 0, &expected);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let mut response = client.request(Method::GET, &path(&id, "a.img")).send().unwrap();
     let mut body = vec![0; 4096];
     response.read_exact(&mut body).unwrap();

@@ -1,4 +1,4 @@
-//! A repository that disappears, also in the middle of a download, and comes back.
+//! A repository that is unmounted, also during a download, and mounted again; a frozen and a read-only one.
 
 use std::io::Read;
 use std::process::Command;
@@ -11,15 +11,15 @@ use crate::needs_root;
 const SIZE: usize = 64 << 20;
 
 #[test]
-fn a_repository_that_disappears_takes_nothing_with_it() {
+fn unmounted_repository_keeps_its_snapshots() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", SIZE as u64)])[0];
     let expected: Vec<u8> = (0..SIZE / 8).flat_map(|number| (number as u64).to_le_bytes()).collect();
     write_at(disk, 0, &expected);
     let client = world.client();
-    let base = text(&client.take_snapshot()["id"]);
-    let id = text(&client.take_snapshot()["id"]);
+    let base = client.take_snapshot_id();
+    let id = client.take_snapshot_id();
     let bytes = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
     let start = || {
         let mut response = client.request(Method::GET, &bytes).send().unwrap();
@@ -28,21 +28,21 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
         (response, body)
     };
 
-    // Unmounted, as far as that goes while a file is open: the download goes on to its end.
+    // Lazily unmounted while a file is open: the download completes.
     let (mut response, mut body) = start();
     run(Command::new("umount").arg("--lazy").arg(&world.volume.mount_point));
     response.read_to_end(&mut body).unwrap();
     assert!(body == expected, "the disk differs");
     drop(response);
 
-    // Nothing is called lost that may come back, and nothing is made in the empty folder.
+    // Snapshots are unavailable, not lost, and nothing is written into the mount point.
     let document = format!("/vms/{VM}/snapshots/{id}");
     for path in [document.clone(), format!("{document}?compareTo={base}"), format!("{document}/disks/a.img")] {
         assert_eq!(client.get(&path).error(503), "repository_unavailable", "{path}");
     }
     assert_eq!(client.get(&format!("/vms/{VM}/snapshots")).ok()[0]["disks"][0]["status"], "error");
     let refused = client.post(&format!("/vms/{VM}/snapshots"));
-    // That the VM is not seen does not mean that there is none.
+    // An unavailable VM is not an unknown VM.
     assert_eq!(refused.error(503), "repository_unavailable");
     assert!(text(&refused.json()["details"]).contains("is it mounted?"), "{}", refused.json());
     let listed = &client.get("/vms").ok()[0];
@@ -52,17 +52,17 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
     assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 503);
     assert_eq!(std::fs::read_dir(&world.volume.mount_point).unwrap().count(), 0);
 
-    // And comes back.
+    // Mounted again.
     world.volume.mount();
     assert_eq!(client.compare(&id, &base)["disks"][0]["chunks"], serde_json::json!([]));
     assert_eq!(client.send(client.request(Method::GET, "/readyz")).status, 200);
 
-    // The device fails: the body ends early, so that the client notices, and the log says why.
+    // The device fails: the body ends early, and the log has the reason.
     let (mut response, mut body) = start();
-    run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&world.volume.mount_point));
+    world.volume.shut_down();
     let ended = response.read_to_end(&mut body);
-    assert!(ended.is_err() && body.len() < expected.len(), "{} bytes came", body.len());
-    assert!(expected.starts_with(&body), "bytes came that are not the snapshot's");
+    assert!(ended.is_err() && body.len() < expected.len(), "{} bytes received", body.len());
+    assert!(expected.starts_with(&body), "the service sent bytes that are not the snapshot's");
     assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
     let refused = client.get(&document);
     assert!(refused.status == 500 || refused.status == 503, "{}", refused.status);
@@ -76,7 +76,7 @@ fn a_repository_that_disappears_takes_nothing_with_it() {
 }
 
 #[test]
-fn a_repository_that_hangs_takes_no_other_with_it() {
+fn frozen_repository_does_not_block_others() {
     needs_root!();
     let (volume, second, world) = World::with_two_repositories(512);
     let good = world.define_vm(&[("a.img", 1 << 20)]).remove(0);
@@ -84,24 +84,24 @@ fn a_repository_that_hangs_takes_no_other_with_it() {
     define_vm(&second, other, &[make_disk(&second, "b.img", 1 << 20)]);
     let client = world.client();
     {
-        // What writes waits; who asks does not wait with it.
+        // Writes block, other requests do not.
         let _frozen = volume.freeze();
         let listed = client.get("/repositories").ok();
         let entry = listed.as_array().unwrap().iter().find(|entry| entry["reflink"] == false).unwrap();
         assert!(text(&entry["reason"]).contains("does not answer"), "{listed}");
         assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         assert!(client.disk(&id, "a.img") == std::fs::read(&good).unwrap());
-        // Its own VM cannot be snapshotted, and says so.
+        // The VM of the frozen repository cannot be snapshotted.
         assert_ne!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
     }
-    // It answers again.
+    // After the thaw.
     eventually("the repository answers", || client.get(&format!("/vms/{other}")).json()["snapshot_compatible"] == true);
     assert_eq!(client.post(&format!("/vms/{other}/snapshots")).status, 200);
 }
 
 #[test]
-fn a_read_only_repository_is_not_called_good() {
+fn read_only_repository_is_an_error() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);

@@ -1,33 +1,19 @@
-//! What vouches for a snapshot's file that was touched, and what does not have to be read for it.
+//! Which evidence proves a touched snapshot file, and which is not needed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, World, chunks, data, run, text, write_at};
+use crate::harness::{Client, MB, SNAPSHOTS, World, chunks, data, run};
 use crate::needs_root;
-use crate::touched::forge;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+use crate::touched_files::{forge, take_snapshot, write_and_sync};
 
 fn world() -> (World, PathBuf, Client) {
     let world = World::new(512);
     let disk = world.define_vm(&[("a.img", 4 * MB)]).remove(0);
-    write(&disk, 0, &vec![1; 4 << 20]);
+    write_and_sync(&disk, 0, &vec![1; 4 << 20]);
     let client = world.client();
     (world, disk, client)
-}
-
-/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
-fn write(disk: &Path, at: u64, bytes: &[u8]) {
-    write_at(disk, at, bytes);
-    fs::File::open(disk).unwrap().sync_all().unwrap();
-}
-
-fn take(client: &Client) -> (String, PathBuf) {
-    let made = client.take_snapshot();
-    (text(&made["id"]), text(&made["disks"][0]["path"]).into())
 }
 
 fn copy(from: &Path, to: &Path) {
@@ -35,33 +21,33 @@ fn copy(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_copy_of_a_forged_snapshot_does_not_vouch_for_it() {
+fn copy_of_a_forged_snapshot_does_not_prove_it() {
     needs_root!();
     for removes_first in [true, false] {
         let (_world, disk, client) = world();
-        let (id, file) = take(&client);
-        // Now the snapshot alone has this block: a write changes it in place.
-        write(&disk, MB, &[2; 4096]);
+        let (id, file) = take_snapshot(&client);
+        // Now only the snapshot has this block: a write changes it in place.
+        write_and_sync(&disk, MB, &[2; 4096]);
         forge(&file, MB);
         if removes_first {
             fs::remove_file(&disk).unwrap();
         }
         copy(&file, &disk);
-        // Nor does a later snapshot, which is a copy of the copy.
-        let (_later, _) = take(&client);
+        // A later snapshot, a clone of the copy, is no proof either.
+        let (_later, _) = take_snapshot(&client);
         let answer = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img"));
         assert_eq!(answer.error(409), "snapshot_lost", "removed first: {removes_first}");
     }
 }
 
 #[test]
-fn the_base_of_a_comparison_is_not_read_for_its_checksum() {
+fn comparison_does_not_checksum_its_base() {
     needs_root!();
     let (world, disk, client) = world();
-    let (base, file) = take(&client);
+    let (base, file) = take_snapshot(&client);
     client.get(&format!("{SNAPSHOTS}/{base}/disks/a.img/checksum")).ok();
-    write(&disk, MB, &[2; 4096]);
-    let (target, _) = take(&client);
+    write_and_sync(&disk, MB, &[2; 4096]);
+    let (target, _) = take_snapshot(&client);
     run(Command::new("chmod").arg("0400").arg(&file));
     let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).ok()["disks"][0].clone();
     assert_eq!(chunks(&entry), [data(MB, 4096)]);

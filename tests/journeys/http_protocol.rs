@@ -1,4 +1,4 @@
-//! What is on the wire: heads that are refused, headers of all answers, other protocols, slips in a query.
+//! HTTP on the wire: rejected heads, headers of all responses, other protocols, misspelled query parameters.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,28 +6,16 @@ use std::process::Command;
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{Answer, Client, PASSWORD, USER, VM, World, connect, eventually, eventually_some, text, write_at};
+use crate::harness::{Answer, PASSWORD, SNAPSHOTS, USER, VM, World, connect, eventually_some, text, write_at};
 use crate::needs_root;
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// The answers that a connection had, one after the other.
+/// Parses the responses of a connection.
 fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     let mut all = Vec::new();
     while !bytes.is_empty() {
-        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-        let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
-        let mut lines = std::str::from_utf8(&bytes[..end]).unwrap().split("\r\n");
-        let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-        let header = |line: &str| {
-            let (name, value) = line.split_once(':').unwrap();
-            (name.parse::<HeaderName>().unwrap(), value.trim().parse::<HeaderValue>().unwrap())
-        };
-        let mut answer = Answer { status, headers: lines.map(header).collect(), body: Vec::new() };
-        let body = &bytes[end + 4..];
+        let (mut answer, body) = Answer::parse_head(bytes);
         let length = answer.header("content-length").parse().unwrap_or(0).min(body.len());
         answer.body = body[..length].to_vec();
         bytes = &body[length..];
@@ -36,19 +24,19 @@ fn answers(mut bytes: &[u8]) -> Vec<Answer> {
     all
 }
 
-/// Sends this as it is; returns the answers that come until the connection ends.
-fn told_to(world: &World, request: &[u8]) -> Vec<Answer> {
+/// Sends raw bytes; returns the responses received until the connection ends.
+fn raw_responses(world: &World, request: &[u8]) -> Vec<Answer> {
     let mut stream = connect(&world.exporter, &world.certificates);
-    let _ = stream.write_all(request); // it may be cut off before its end
+    let _ = stream.write_all(request); // the service may close the connection before it has read everything
     let _ = stream.flush();
-    let mut told = Vec::new();
-    let ended = stream.read_to_end(&mut told);
-    assert!(ended.is_ok(), "{ended:?} after {:?}", String::from_utf8_lossy(&told));
-    answers(&told)
+    let mut received = Vec::new();
+    let ended = stream.read_to_end(&mut received);
+    assert!(ended.is_ok(), "{ended:?} after {:?}", String::from_utf8_lossy(&received));
+    answers(&received)
 }
 
 #[test]
-fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
+fn every_rejected_request_gets_json_and_is_logged() {
     needs_root!();
     let world = World::new(512);
     let get = "GET /healthz HTTP/1.1\r\n";
@@ -91,59 +79,59 @@ fn every_refused_request_has_json_an_id_and_a_line_in_the_log() {
         ("many headers", format!("{get}Host: x\r\n{many}\r\n"), 431, "headers_too_large"),
         ("a long header", format!("{get}Host: x\r\nA: {}\r\n\r\n", "b".repeat(1 << 20)), 431, "headers_too_large"),
     ] {
-        // As the first of its connection, right behind another, and behind one with a body.
+        // As the first request of a connection, after another one, and after one with a body.
         let with_body = format!("{login}Content-Length: 2\r\n\r\n{{}}");
         for (before, statuses) in [(String::new(), vec![]), (good.clone(), vec![200]), (with_body, vec![400])] {
-            let told = told_to(&world, format!("{before}{request}").as_bytes());
-            let found: Vec<u16> = told.iter().map(|answer| answer.status).collect();
+            let responses = raw_responses(&world, format!("{before}{request}").as_bytes());
+            let found: Vec<u16> = responses.iter().map(|answer| answer.status).collect();
             assert_eq!(found, [statuses, vec![status]].concat(), "{what}");
-            let last = told.last().unwrap();
+            let last = responses.last().unwrap();
             assert_eq!(last.error(status), code, "{what}");
             assert!(last.body.ends_with(b"}\n"), "{what}");
             let id = text(&last.json()["request_id"]);
-            let line = eventually_some(&format!("{what}: {id} is in the log"), || {
+            let line = eventually_some(&format!("{what}: {id} is logged"), || {
                 let log = world.exporter.log();
                 log.lines().find(|line| line.contains(&id) && line.contains("answered")).map(str::to_owned)
             });
             assert!(line.contains("127.0.0.1:") && line.contains(&format!("status={status}")), "{line}");
         }
     }
-    // The answer to a HEAD has no body.
-    let told = told_to(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
-    assert_eq!((told.len(), told[0].status, told[0].body.len()), (1, 400, 0));
-    assert!(told[0].header("content-length").parse::<u32>().unwrap() > 0);
+    // The response to a HEAD has no body.
+    let responses = raw_responses(&world, b"HEAD /healthz HTTP/1.1\r\n\r\n");
+    assert_eq!((responses.len(), responses[0].status, responses[0].body.len()), (1, 400, 0));
+    assert!(responses[0].header("content-length").parse::<u32>().unwrap() > 0);
 
-    // What is allowed: empty lines before a request, HTTP/1.0 without Host, a request behind a body.
+    // Allowed: empty lines before a request, HTTP/1.0 without Host, a request after a body.
     let host = "GET /healthz HTTP/1.0\r\nHost: x\r\n\r\n";
     for (request, count) in [
         (format!("\r\n\r\n{host}"), 1),
         ("GET /healthz HTTP/1.0\r\n\r\n".to_owned(), 1),
         (format!("{good}{good}{host}"), 3),
     ] {
-        let told = told_to(&world, request.as_bytes());
-        assert!(told.iter().all(|answer| answer.status == 200), "{request:?}");
-        assert_eq!(told.len(), count, "{request:?}");
+        let responses = raw_responses(&world, request.as_bytes());
+        assert!(responses.iter().all(|answer| answer.status == 200), "{request:?}");
+        assert_eq!(responses.len(), count, "{request:?}");
     }
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let sized = format!("{login}Content-Length: {}\r\n\r\n{body}", body.len());
-    let told = told_to(&world, format!("{sized}{sized}{host}").as_bytes());
-    assert_eq!(told.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200]);
-    // Nothing is read behind a body in chunks.
+    let responses = raw_responses(&world, format!("{sized}{sized}{host}").as_bytes());
+    assert_eq!(responses.iter().map(|answer| answer.status).collect::<Vec<_>>(), [200, 200, 200]);
+    // Nothing is read after a chunked body.
     let chunked = format!("{login}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
-    let told = told_to(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
-    assert_eq!((told.len(), told[0].status, told[0].header("connection")), (1, 200, "close"));
+    let responses = raw_responses(&world, format!("{chunked}GET /healthz HTTP/1.1\n\n").as_bytes());
+    assert_eq!((responses.len(), responses[0].status, responses[0].header("connection")), (1, 200, "close"));
     let log = world.exporter.log();
     assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
 }
 
 #[test]
-fn answers_end_with_a_newline_and_are_neither_stored_nor_sniffed() {
+fn responses_end_with_a_newline_and_forbid_caching_and_sniffing() {
     needs_root!();
     let world = World::with(512, |settings| settings.sections = "[metrics]\nenabled = true\n".to_owned());
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let created = client.post(SNAPSHOTS);
     let id = text(&created.json()["id"]);
     let snapshot = format!("{SNAPSHOTS}/{id}");
@@ -210,7 +198,7 @@ fn answers_end_with_a_newline_and_are_neither_stored_nor_sniffed() {
     }
 }
 
-/// Asks for `/healthz` with curl, and these arguments.
+/// Runs curl; returns its exit status and its output.
 fn curl(world: &World, arguments: &[&str], url: &str) -> (Option<i32>, String) {
     let mut command = Command::new("curl");
     command.args(["-sSv", "--max-time", "20", "--cacert"]).arg(world.certificates.ca()).args(arguments).arg(url);
@@ -219,68 +207,71 @@ fn curl(world: &World, arguments: &[&str], url: &str) -> (Option<i32>, String) {
 }
 
 #[test]
-fn people_and_other_protocols_get_a_sentence_that_helps() {
+fn browsers_and_other_protocols_get_a_helpful_message() {
     needs_root!();
     let world = World::new(512);
     let https = format!("https://127.0.0.1:{}", world.exporter.port);
     let http = format!("http://127.0.0.1:{}", world.exporter.port);
-    // A browser at the root; a program gets an error.
+    // A browser at the root gets a page, a program gets an error.
     let browser = ["-H", "Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"];
-    let (_, told) = curl(&world, &browser, &format!("{https}/"));
-    assert!(told.contains("HTTP/1.1 200 OK") && told.contains("content-type: text/plain"), "{told}");
-    assert!(told.contains("/api/v1") && told.contains("docs/api.md"), "{told}");
-    let (_, told) = curl(&world, &[], &format!("{https}/"));
-    assert!(told.contains("HTTP/1.1 404 Not Found") && told.contains("those of the API start with /api/v1"), "{told}");
+    let (_, output) = curl(&world, &browser, &format!("{https}/"));
+    assert!(output.contains("HTTP/1.1 200 OK") && output.contains("content-type: text/plain"), "{output}");
+    assert!(output.contains("/api/v1") && output.contains("docs/api.md"), "{output}");
+    let (_, output) = curl(&world, &[], &format!("{https}/"));
+    assert!(
+        output.contains("HTTP/1.1 404 Not Found") && output.contains("those of the API start with /api/v1"),
+        "{output}"
+    );
 
-    // Plain HTTP, also where the client waits for an answer before it says more, and none at all.
+    // Plain HTTP: complete requests, then an incomplete one whose client waits.
     for arguments in [&[][..], &["-d", "{}"], &["--http1.0"]] {
-        let (status, told) = curl(&world, arguments, &format!("{http}/api/v1/vms"));
-        assert_eq!(status, Some(0), "{told}");
-        assert!(told.contains("HTTP/1.1 400 Bad Request") && told.contains("this port speaks HTTPS"), "{told}");
-        assert!(told.contains("https_required") && told.to_lowercase().contains("x-request-id"), "{told}");
+        let (status, output) = curl(&world, arguments, &format!("{http}/api/v1/vms"));
+        assert_eq!(status, Some(0), "{output}");
+        assert!(output.contains("HTTP/1.1 400 Bad Request") && output.contains("this port speaks HTTPS"), "{output}");
+        assert!(output.contains("https_required") && output.to_lowercase().contains("x-request-id"), "{output}");
     }
-    eventually("it is in the log", || world.exporter.log().contains("https_required"));
+    world.exporter.wait_for_log("https_required");
     let mut half = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
     half.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     half.write_all(b"GET / HT").unwrap();
-    let mut told = String::new();
-    half.read_to_string(&mut told).unwrap();
-    assert!(told.starts_with("HTTP/1.1 400 "), "{told}");
+    let mut received = String::new();
+    half.read_to_string(&mut received).unwrap();
+    assert!(received.starts_with("HTTP/1.1 400 "), "{received}");
 
-    // TLS tells a client of HTTP/2 alone that there is none.
+    // A client that speaks only HTTP/2 gets a TLS alert.
     let alpn = |protocols: &str| {
         let port = world.exporter.port;
         let command = format!("openssl s_client -connect 127.0.0.1:{port} -alpn {protocols} </dev/null 2>&1");
         String::from_utf8_lossy(&Command::new("sh").args(["-c", &command]).output().unwrap().stdout).into_owned()
     };
-    let told = alpn("h2");
-    assert!(told.contains("alert no application protocol"), "{told}");
+    let output = alpn("h2");
+    assert!(output.contains("alert no application protocol"), "{output}");
     for (protocols, chosen) in
         [("http/1.0", "http/1.0"), ("h2,http/1.1", "http/1.1"), ("http/1.0,http/1.1", "http/1.1")]
     {
-        let told = alpn(protocols);
-        assert!(told.contains(&format!("ALPN protocol: {chosen}")), "{protocols}: {told}");
+        let output = alpn(protocols);
+        assert!(output.contains(&format!("ALPN protocol: {chosen}")), "{protocols}: {output}");
     }
     for arguments in [&["--http1.0"][..], &["--http1.1"], &["--http2"], &["--no-alpn"]] {
-        let (status, told) = curl(&world, arguments, &format!("{https}/healthz"));
-        assert!(status == Some(0) && told.contains("200 OK"), "{arguments:?}: {told}");
+        let (status, output) = curl(&world, arguments, &format!("{https}/healthz"));
+        assert!(status == Some(0) && output.contains("200 OK"), "{arguments:?}: {output}");
     }
 }
 
 #[test]
-fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
+fn misspelled_query_parameters_are_rejected() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
     write_at(disk, 65_536, &[2; 4096]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let snapshot = format!("{SNAPSHOTS}/{second}");
     let disk = format!("{snapshot}/disks/a.img");
     let files = world.snapshot_files();
-    for (method, path, told) in [
+    for (method, path, expected) in [
         (Method::GET, format!("{snapshot}?compareto={first}"), "compareTo"),
         (Method::GET, format!("{snapshot}?compare_to={first}"), "compareTo"),
         (Method::GET, format!("{snapshot}?compareTo={first}&compareTo={first}"), "compareTo is given twice"),
@@ -304,18 +295,18 @@ fn a_slip_in_a_query_is_refused_and_what_is_documented_works() {
     ] {
         let answer = client.send(client.request(method.clone(), &format!("/api/v1{path}")));
         assert_eq!(answer.error(400), "bad_request", "{method} {path}");
-        assert!(text(&answer.json()["details"]).contains(told), "{method} {path}: {}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{method} {path}: {}", answer.json());
     }
-    assert_eq!(world.snapshot_files(), files, "something was made");
+    assert_eq!(world.snapshot_files(), files, "a snapshot was made");
 
-    // Others are ignored, as the original does it.
+    // Unknown parameters are ignored, as by the original exporter.
     let plain = client.get(&snapshot).ok();
     for query in ["colour=red&colour=blue", "_=1690000000", "compareTo=&since=yesterday", "format=json"] {
         assert_eq!(client.get(&format!("{snapshot}?{query}")).ok(), plain, "{query}");
     }
     let list = client.get(SNAPSHOTS).ok();
     assert_eq!(client.get(&format!("{SNAPSHOTS}?compareTo=&refine=")).ok(), list);
-    // The documented ones work where a snapshot is made.
+    // The documented parameters also work when a snapshot is made.
     let made = |query: &str| client.post(&format!("{SNAPSHOTS}?{query}")).ok()["disks"][0].clone();
     assert!(made("chunks=false").get("chunks").is_none());
     let summary = made("summary=true");

@@ -1,5 +1,5 @@
-//! A snapshot's file that was touched is believed again as far as its content is proven, and a change of content is
-//! found, also with the modification time set back.
+//! A touched snapshot file is accepted again if its content can be proven unchanged. Changed content is detected even
+//! if the modification time was restored.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -9,11 +9,8 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Client, VM, World, chunks, data, eventually, run, text, write_at};
+use crate::harness::{Client, MB, SNAPSHOTS, VM, World, chunks, data, eventually, run, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn world() -> (World, PathBuf, Client) {
     let world = World::new(512);
@@ -23,13 +20,14 @@ fn world() -> (World, PathBuf, Client) {
     (world, disk, client)
 }
 
-/// Writes to the VM's disk, and waits until the file system has given the write blocks of its own.
-fn write(disk: &Path, at: u64, byte: u8) {
-    write_at(disk, at, &[byte; 4096]);
+/// Writes to the VM's disk and syncs, so that the file system allocates new blocks.
+pub fn write_and_sync(disk: &Path, at: u64, bytes: &[u8]) {
+    write_at(disk, at, bytes);
     fs::File::open(disk).unwrap().sync_all().unwrap();
 }
 
-fn take(client: &Client) -> (String, PathBuf) {
+/// Takes a snapshot; returns its id and the path of its disk file.
+pub fn take_snapshot(client: &Client) -> (String, PathBuf) {
     let made = client.take_snapshot();
     (text(&made["id"]), text(&made["disks"][0]["path"]).into())
 }
@@ -38,8 +36,8 @@ fn command(line: &[&str]) {
     run(Command::new(line[0]).args(&line[1..]));
 }
 
-/// As setfattr(1) does.
-fn label(path: &str, name: &str) {
+/// Sets an extended attribute, as setfattr(1) does.
+fn set_xattr(path: &str, name: &str) {
     command(&[
         "python3",
         "-c",
@@ -49,7 +47,7 @@ fn label(path: &str, name: &str) {
     ]);
 }
 
-/// What changes a file's change time and nothing of its content.
+/// A change of a file that updates its ctime and not its content.
 type Touch = fn(&Path);
 
 fn touches() -> [(&'static str, Touch); 7] {
@@ -62,9 +60,9 @@ fn touches() -> [(&'static str, Touch); 7] {
             command(&["ln", path(file), path(&link)]);
             fs::remove_file(link).unwrap();
         }),
-        ("labelled", |file| label(path(file), "user.note")),
+        ("labelled", |file| set_xattr(path(file), "user.note")),
         // As `restorecon -R` does.
-        ("relabelled", |file| label(path(file), "security.selinux")),
+        ("relabelled", |file| set_xattr(path(file), "security.selinux")),
         ("given to another group", |file| command(&["chown", ":1", path(file)])),
         ("made executable", |file| command(&["chmod", "0550", path(file)])),
         ("read", |file| command(&["touch", "-a", path(file)])),
@@ -76,7 +74,7 @@ fn touches() -> [(&'static str, Touch); 7] {
     ]
 }
 
-/// Writes into a file and sets its modification time back, to the nanosecond.
+/// Writes into a file and restores its modification time to the nanosecond.
 pub fn forge(file: &Path, at: u64) {
     let before = fs::metadata(file).unwrap();
     write_at(file, at, &[0xee; 4096]);
@@ -91,18 +89,18 @@ fn compared(client: &Client, target: &str, base: &str) -> Value {
 }
 
 #[test]
-fn what_was_only_touched_is_believed_again() {
+fn touched_file_is_accepted_again() {
     needs_root!();
     let (mut world, disk, mut client) = world();
     for (number, (what, touch)) in (0..).zip(touches()) {
-        let (base, base_file) = take(&client);
+        let (base, base_file) = take_snapshot(&client);
         let expected = fs::read(&disk).unwrap();
         touch(&base_file);
-        assert_eq!(client.disk(&base, "a.img"), expected, "{what}: its bytes");
-        write(&disk, 8192 * number, 2);
-        let (target, target_file) = take(&client);
+        assert_eq!(client.disk(&base, "a.img"), expected, "{what}: the content differs");
+        write_and_sync(&disk, 8192 * number, &[2; 4096]);
+        let (target, target_file) = take_snapshot(&client);
         touch(&target_file);
-        // The base has blocks of its own now, and is touched once more.
+        // The base now has blocks of its own.
         touch(&base_file);
         let entry = compared(&client, &target, &base);
         assert_eq!(entry["mode"], "incremental", "{what}: {entry}");
@@ -110,7 +108,7 @@ fn what_was_only_touched_is_believed_again() {
         assert_eq!(client.disk(&target, "a.img"), fs::read(&disk).unwrap(), "{what}");
         let log = world.exporter.log();
         assert!(log.contains("its file was touched, and is believed again"), "{what}: {log}");
-        // What was proven of the target is so after a restart, and what the base is good for is found out again.
+        // After a restart the target is still accepted, and the base is checked again.
         world.exporter.restart();
         client = world.client();
         assert_eq!(chunks(&compared(&client, &target, &base)), [data(8192 * number, 4096)], "{what}: after a restart");
@@ -121,25 +119,25 @@ fn what_was_only_touched_is_believed_again() {
 }
 
 #[test]
-fn a_change_of_content_is_found_with_the_modification_time_set_back() {
+fn changed_content_is_detected_with_mtime_restored() {
     needs_root!();
     let (_world, disk, client) = world();
-    // Other files share its blocks: a write gives it new ones.
-    let (shared, shared_file) = take(&client);
+    // A write to blocks shared with other files allocates new ones.
+    let (shared, shared_file) = take_snapshot(&client);
     forge(&shared_file, MB);
-    // It has this block alone: a write changes it in place, and no address tells.
-    write(&disk, 2 * MB, 3);
-    let (alone, alone_file) = take(&client);
-    write(&disk, 2 * MB, 4);
+    // A write to an exclusive block changes it in place, at the same address.
+    write_and_sync(&disk, 2 * MB, &[3; 4096]);
+    let (alone, alone_file) = take_snapshot(&client);
+    write_and_sync(&disk, 2 * MB, &[4; 4096]);
     forge(&alone_file, 2 * MB);
-    // The same, and then it is shared with a copy.
-    write(&disk, 3 * MB, 5);
-    let (copied, copied_file) = take(&client);
-    write(&disk, 3 * MB, 6);
+    // As before, and then a copy shares the block.
+    write_and_sync(&disk, 3 * MB, &[5; 4096]);
+    let (copied, copied_file) = take_snapshot(&client);
+    write_and_sync(&disk, 3 * MB, &[6; 4096]);
     forge(&copied_file, 3 * MB);
     command(&["cp", "--reflink=always", copied_file.to_str().unwrap(), disk.with_extension("copy").to_str().unwrap()]);
-    // The VM's disk is gone: all blocks are its own.
-    let (target, _) = take(&client);
+    // The target, without changes.
+    let (target, _) = take_snapshot(&client);
 
     for (what, id) in [("shared", &shared), ("alone", &alone), ("copied", &copied)] {
         let path = format!("{SNAPSHOTS}/{id}");
@@ -150,8 +148,8 @@ fn a_change_of_content_is_found_with_the_modification_time_set_back() {
         assert_eq!(client.send(range).error(409), "snapshot_lost", "{what}");
     }
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{target}?compareTo={shared}")).error(409), "base_lost");
-    // A block that the base alone has is listed, whatever is in it: patched onto what the client holds, which is the
-    // base as it was, the result is the target. Contents are not compared with what may have been forged.
+    // A block that only the base has is always listed, so that the client's copy of the original base becomes the
+    // target. The comparison is not refined, since the content of the base may be forged.
     for (base, at) in [(&alone, 2 * MB), (&copied, 3 * MB)] {
         for query in ["", "&refine=4096"] {
             let entry = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}{query}")).ok()["disks"][0].clone();
@@ -163,20 +161,20 @@ fn a_change_of_content_is_found_with_the_modification_time_set_back() {
 }
 
 #[test]
-fn a_checksum_that_was_recorded_proves_what_the_map_does_not() {
+fn recorded_checksum_proves_a_touched_file() {
     needs_root!();
     let (world, disk, client) = world();
-    let (id, file) = take(&client);
+    let (id, file) = take_snapshot(&client);
     let expected = fs::read(&disk).unwrap();
     let sum = client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok();
-    // All blocks are its own.
+    // Without the live disk, all blocks belong to the snapshot only.
     fs::remove_file(&disk).unwrap();
     command(&["chmod", "0400", file.to_str().unwrap()]);
     let bytes = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
-    // It is made in the background.
+    // The checksum is computed in the background.
     let first = client.send(client.request(Method::HEAD, &bytes));
     assert_eq!((first.status, first.header("retry-after")), (503, "10"), "{first:?}");
-    eventually("it is believed", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
+    eventually("the file is accepted", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
     assert_eq!(client.disk(&id, "a.img"), expected);
     assert!(world.exporter.log().contains("its checksum is as it was recorded"));
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok(), sum);
@@ -184,8 +182,8 @@ fn a_checksum_that_was_recorded_proves_what_the_map_does_not() {
     let route = format!("/vms/{VM}/snapshots/{id}/disks/a.img");
     let range = || client.send(client.request(Method::GET, &bytes).header("Range", "bytes=0-9"));
     assert_eq!(range().error(503), "snapshot_being_checked");
-    eventually("it is not believed", || range().status == 409);
+    eventually("the file is rejected", || range().status == 409);
     assert_eq!(client.get(&route).error(409), "snapshot_lost");
-    // What the checksum has said holds for the change time.
+    // One checksum is enough for each ctime.
     assert_eq!(world.exporter.log().matches("its checksum is made again").count(), 2);
 }

@@ -1,4 +1,4 @@
-//! Whose disk a file is, and that what is listed as compatible is snapshotted.
+//! Which files are disks of a VM, and the agreement of the VM list with the creation of snapshots.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,37 +6,38 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Random, VM, World, define_vm, define_vm_with, make_disk, text, write_at};
+use crate::harness::{MB, OTHER_VM, Random, VM, World, define_vm, define_vm_with, make_disk, text, write_at};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
-
 fn disk_entry(path: &Path, device: &str, mode: &str) -> String {
-    // As the manager writes it: with Python's escapes.
+    // With Python's escapes, as the manager writes it.
     let path = path.to_str().unwrap().replace('\\', "\\\\").replace('\'', "\\'").replace('\t', "\\t");
     format!("'file:{path},{device},{mode}'")
 }
 
-/// Checks that neither the list nor a creation takes the disk `device` of `vm`, and that both say why.
-fn is_refused(world: &World, vm: &str, device: &str, reason: &str) {
+/// Checks that the list and a creation reject the disk `device` of `vm` for the same reason.
+fn check_refused(world: &World, vm: &str, device: &str, reason: &str) {
     let client = world.client();
     let listed = client.get(&format!("/vms/{vm}")).ok();
     assert_eq!((&listed["status"], &listed["snapshot_compatible"]), (&json!("ok"), &json!(false)), "{listed}");
-    let told = text(&listed["reason"]);
-    assert!(told.starts_with(&format!("{device}: ")) && told.contains(reason), "{told} lacks {reason:?}");
+    let listed_reason = text(&listed["reason"]);
+    assert!(listed_reason.starts_with(&format!("{device}: ")) && listed_reason.contains(reason), "{listed}");
     let disks = listed["disks"].as_array().unwrap();
     let disk = disks.iter().find(|disk| disk["device_name"] == device).unwrap();
     assert_eq!(disk["snapshot_compatible"], false, "{disk}");
     assert!(text(&disk["incompatible_reason"]).contains(reason), "{disk}");
-    assert!(client.get("/vms").ok().as_array().unwrap().contains(&listed), "alone as in the list");
+    assert!(client.get("/vms").ok().as_array().unwrap().contains(&listed), "the VM's own route and the list differ");
     let refused = client.post(&format!("/vms/{vm}/snapshots"));
     assert_eq!(refused.error(400), "not_snapshottable", "{listed}");
-    assert!(text(&refused.json()["details"]).ends_with(&told), "{:?} is not {told:?}", refused.json());
+    assert!(
+        text(&refused.json()["details"]).ends_with(&listed_reason),
+        "{:?} is not {listed_reason:?}",
+        refused.json()
+    );
 }
 
 #[test]
-fn what_belongs_to_others_is_no_disk() {
+fn files_of_other_owners_are_not_disks() {
     needs_root!();
     let world = World::new(512);
     let repository = &world.repository;
@@ -61,8 +62,8 @@ fn what_belongs_to_others_is_no_disk() {
     let fine = make_disk(repository, "fine.img", MB);
     for (path, reason) in cases {
         define_vm_with(repository, OTHER_VM, &[disk_entry(&fine, "xvda", "w"), disk_entry(&path, "xvdb", "w")]);
-        is_refused(&world, OTHER_VM, "xvdb", reason);
-        // By its name, too, and where it is only read.
+        check_refused(&world, OTHER_VM, "xvdb", reason);
+        // Also if it is requested by name, or read-only.
         let read_only = [disk_entry(&fine, "xvda", "w"), disk_entry(&path, "xvdb", "r")];
         define_vm_with(repository, OTHER_VM, &read_only);
         let body = json!({"disks": ["xvdb"]}).to_string();
@@ -71,7 +72,7 @@ fn what_belongs_to_others_is_no_disk() {
         let made = client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok();
         assert_eq!(made["disks"].as_array().unwrap().len(), 1, "{made}");
     }
-    // A disk that has another name of its own is a disk.
+    // A hard link between disks is a disk.
     fs::remove_file(&linked).unwrap();
     fs::hard_link(&fine, &linked).unwrap();
     define_vm(repository, OTHER_VM, std::slice::from_ref(&linked));
@@ -79,7 +80,7 @@ fn what_belongs_to_others_is_no_disk() {
 }
 
 #[test]
-fn a_disk_of_two_vms_is_taken_where_both_mark_it_as_shared() {
+fn disk_of_two_vms_is_snapshotted_if_both_mark_it_shared() {
     needs_root!();
     let world = World::new(512);
     let repository = &world.repository;
@@ -101,17 +102,17 @@ fn a_disk_of_two_vms_is_taken_where_both_mark_it_as_shared() {
                 }
                 continue;
             }
-            is_refused(&world, VM, "xvda", &format!("is a disk of the VM {OTHER_VM} as well"));
+            check_refused(&world, VM, "xvda", &format!("is a disk of the VM {OTHER_VM} as well"));
             if second == "r" {
                 let listed = client.get(&format!("/vms/{OTHER_VM}")).ok();
                 let reason = text(&listed["disks"][1]["incompatible_reason"]);
                 assert!(reason.contains(&format!("is a disk of the VM {VM} as well")), "{listed}");
             } else {
-                is_refused(&world, OTHER_VM, "xvdb", &format!("is a disk of the VM {VM} as well"));
+                check_refused(&world, OTHER_VM, "xvdb", &format!("is a disk of the VM {VM} as well"));
             }
         }
     }
-    // An ISO is many VMs'.
+    // VMs may share an ISO.
     let iso = repository.join("ISOs/a.iso");
     fs::write(&iso, "an ISO").unwrap();
     for (vm, disk) in [(VM, &disk), (OTHER_VM, &own)] {
@@ -122,10 +123,10 @@ fn a_disk_of_two_vms_is_taken_where_both_mark_it_as_shared() {
     }
 }
 
-/// Definitions that are made up: each VM that is listed as compatible is snapshotted, and each other is refused
-/// with the words of the list.
+/// Random definitions: each VM listed as compatible is snapshotted, and all others are refused with the reason in the
+/// list.
 #[test]
-fn the_list_and_a_creation_agree() {
+fn vm_list_and_creation_agree() {
     needs_root!();
     let (_second_volume, second, world) = World::with_two_repositories(512);
     let repository = &world.repository;
@@ -142,9 +143,9 @@ fn the_list_and_a_creation_agree() {
     nix::unistd::mkfifo(&at("pipe.img"), nix::sys::stat::Mode::S_IRWXU).unwrap();
     fs::hard_link(at("b.img"), at("hard.img")).unwrap();
     fs::write(repository.join("ISOs/a.iso"), "an ISO").unwrap();
-    let odd =
+    let unusual =
         ["link.img", "folder.img", "pipe.img", "hard.img", "missing.img", "../ISOs/a.iso", "../vm.cfg", "../../x.img"];
-    files.extend(odd.map(at));
+    files.extend(unusual.map(at));
     let client = world.client();
     let (mut compatible, mut incompatible) = (0, 0);
     for round in 0..8 {
@@ -186,5 +187,8 @@ fn the_list_and_a_creation_agree() {
             assert_eq!(client.delete(&format!("/vms/{vm}/snapshots")).status, 200);
         }
     }
-    assert!(compatible > 5 && incompatible > 20, "{compatible} and {incompatible}: they say little");
+    assert!(
+        compatible > 5 && incompatible > 20,
+        "{compatible} compatible and {incompatible} incompatible VMs: too few"
+    );
 }

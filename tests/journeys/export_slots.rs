@@ -1,33 +1,28 @@
-//! Places for downloads: who gets them, who waits, and who has to make room.
+//! Download slots: fair shares, waiting clients, and slow clients.
 
-use std::io::Write;
-use std::net::TcpStream;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
-use rustls::{ClientConnection, StreamOwned};
+
 use serde_json::{Value, json};
 
-use crate::harness::{Client, USER, VM, World, connect, define_vm, eventually, make_disk, text, write_at};
+use crate::harness::{
+    Client, Connection, MB, OTHER_VM, USER, VM, World, define_vm, eventually, make_disk, text, write_at,
+};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
-
-/// What somebody who has a place may have to wait on a busy machine.
+/// The longest that a download with a slot may take on a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
-type Connection = StreamOwned<ClientConnection, TcpStream>;
-
-/// Two VMs with a snapshot each: a disk that no buffer on the way takes whole, and a small one.
+/// Two VMs with a snapshot each: a disk larger than all buffers on the way, and a small one. Returns their routes.
 fn two_vms(world: &World) -> (Client, String, String) {
     write_at(&world.define_vm(&[("a.img", 64 * MB)])[0], 0, &vec![7; 64 << 20]);
     let disk = make_disk(&world.repository, "b.img", MB);
     write_at(&disk, 0, &[8; 4096]);
     define_vm(&world.repository, OTHER_VM, &[disk]);
     let client = world.client();
-    let large = text(&client.take_snapshot()["id"]);
+    let large = client.take_snapshot_id();
     let small = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
     (
         client,
@@ -36,16 +31,7 @@ fn two_vms(world: &World) -> (Client, String, String) {
     )
 }
 
-/// Asks for a disk, and takes nothing.
-fn ask(world: &World, client: &Client, path: &str) -> Connection {
-    let mut stream = connect(&world.exporter, &world.certificates);
-    let head = format!("GET /api/v1{path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-    stream.write_all(head.as_bytes()).unwrap();
-    stream.flush().unwrap();
-    stream
-}
-
-/// Who has a place, and who waits.
+/// The running and the waiting exports.
 fn exports(client: &Client) -> (Vec<Value>, Vec<Value>) {
     let status = client.get("/status").ok();
     let of = |state: &str| status["exports"][state].as_array().unwrap().clone();
@@ -53,27 +39,27 @@ fn exports(client: &Client) -> (Vec<Value>, Vec<Value>) {
 }
 
 #[test]
-fn slow_readers_of_one_vm_keep_no_other_out() {
+fn slow_downloads_of_one_vm_do_not_block_another() {
     needs_root!();
     let world = World::with(512, |settings| settings.policy = "export_wait = \"3s\"".to_owned());
     let (client, large, small) = two_vms(&world);
-    let slow: Vec<Connection> = (0..12).map(|_| ask(&world, &client, &large)).collect();
-    eventually("twelve are sent to", || exports(&client).0.len() == 12);
-    // Another VM's disk comes at once, however often.
+    let slow: Vec<Connection> = (0..12).map(|_| world.send_get(&client, &large)).collect();
+    eventually("twelve exports run", || exports(&client).0.len() == 12);
+    // The disk of another VM is served at once, repeatedly.
     for _ in 0..3 {
         let started = Instant::now();
         let answer = client.get(&small);
         assert_eq!((answer.status, answer.body.len() as u64), (200, MB));
         assert!(started.elapsed() < SOON, "another VM's download took {:?}", started.elapsed());
     }
-    // One more of the same waits, and is seen to.
+    // One more download of the first VM waits, and is listed in the status.
     std::thread::scope(|scope| {
         let waits = scope.spawn(|| {
             let started = Instant::now();
             (client.get(&large), started.elapsed())
         });
         let mut seen = Value::Null;
-        eventually("one is seen to wait", || {
+        eventually("the waiting export is listed", || {
             let waiting = exports(&client).1;
             seen = waiting.first().cloned().unwrap_or_default();
             !waiting.is_empty()
@@ -86,22 +72,22 @@ fn slow_readers_of_one_vm_keep_no_other_out() {
         let (answer, took) = waits.join().unwrap();
         assert_eq!((answer.error(429), answer.header("retry-after")), ("throttled".to_owned(), "10"));
         assert!(text(&answer.json()["details"]).contains("in 3 s (policy.export_wait)"), "{}", answer.json());
-        assert!(took >= Duration::from_secs(3) && took < SOON, "it waited {took:?}");
+        assert!(took >= Duration::from_secs(3) && took < SOON, "waited {took:?}");
     });
     drop(slow);
-    eventually("all is over", || exports(&client).0.is_empty());
+    eventually("all exports end", || exports(&client).0.is_empty());
     assert_eq!(client.get(&large).body.len() as u64, 64 * MB);
 }
 
 #[test]
-fn a_slow_client_is_cut_only_while_others_wait() {
+fn slow_client_is_disconnected_only_if_others_wait() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.policy = "export_concurrency = 1\nexport_wait = \"10m\"".to_owned();
         settings.sections = "[export]\nmin_rate = \"256KiB\"\n".to_owned();
     });
     let (client, large, small) = two_vms(&world);
-    // Some 20 KiB a second, so that it is never still for long.
+    // 20 KiB/s, so that the client is slow but does not stall.
     let mut slow = Command::new("curl")
         .args(["-sS", "--fail", "--limit-rate", "20k", "-o", "/dev/null", "--cacert"])
         .arg(world.certificates.ca())
@@ -110,30 +96,30 @@ fn a_slow_client_is_cut_only_while_others_wait() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    eventually("it is sent to", || exports(&client).0.len() == 1);
-    // Nobody waits: it may go on like that.
-    eventually("it is slow for a while", || {
+    eventually("the slow export runs", || exports(&client).0.len() == 1);
+    // The slow client is tolerated while no other waits.
+    eventually("it has been slow for 75 seconds", || {
         let running = exports(&client).0;
-        assert_eq!(running.len(), 1, "the client was cut while nobody waited");
+        assert_eq!(running.len(), 1, "the client was disconnected while no other waited");
         running[0]["seconds"].as_f64().unwrap() > 75.0
     });
     assert!(!world.exporter.log().contains("slower than export.min_rate"));
     let started = Instant::now();
     assert_eq!(client.get(&small).body.len() as u64, MB);
-    assert!(started.elapsed() < Duration::from_secs(90), "it made room after {:?}", started.elapsed());
-    // It would see that its answer is no whole one once it had read all that is on the way.
+    assert!(started.elapsed() < Duration::from_secs(90), "the slot was free after {:?}", started.elapsed());
+    // curl would see the truncated body only after it had read all buffers on the way.
     slow.kill().unwrap();
     slow.wait().unwrap();
-    eventually("the audit says why", || {
+    eventually("the audit has the reason", || {
         let log = world.exporter.log();
         let line = log.lines().find(|line| line.contains(" audit ") && line.contains("outcome=\"cut\""));
         line.is_some_and(|line| line.contains("slower than export.min_rate") && line.contains("action=\"export\""))
     });
-    eventually("so does the log", || world.exporter.log().contains("its connection is cut"));
+    world.exporter.wait_for_log("its connection is cut");
 }
 
 #[test]
-fn our_own_limits_are_no_slowness_of_clients() {
+fn rate_limited_client_does_not_count_as_slow() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.policy = "export_concurrency = 1\nexport_wait = \"10m\"".to_owned();
@@ -142,18 +128,18 @@ fn our_own_limits_are_no_slowness_of_clients() {
     let (client, large, _) = two_vms(&world);
     std::thread::scope(|scope| {
         let first = scope.spawn(|| client.get(&large).body.len() as u64);
-        eventually("the first is sent", || exports(&client).0.len() == 1);
+        eventually("the first export runs", || exports(&client).0.len() == 1);
         let second = scope.spawn(|| client.disk_range(large.split('/').nth(4).unwrap(), "a.img", 0, 4096));
-        eventually("the second has waited for longer than a slow client may take", || {
+        eventually("the second has waited longer than a slow client is tolerated", || {
             let waiting = exports(&client).1;
             waiting.first().and_then(|one| one["seconds"].as_f64()).is_some_and(|seconds| seconds > 40.0)
         });
-        assert_eq!(first.join().unwrap(), 64 * MB, "the first was cut");
+        assert_eq!(first.join().unwrap(), 64 * MB, "the first was disconnected");
         assert_eq!(second.join().unwrap(), [7; 4096]);
     });
     assert!(!world.exporter.log().contains("its connection is cut"));
-    // Each minute the audit says how far it has come, and at the end no more than the rest.
-    let told = || {
+    // The audit counts the bytes of each minute; the last line has only the remaining bytes.
+    let audited = || {
         let log = world.exporter.log();
         let lines = log.lines().filter(|line| line.contains(" audit ") && line.contains("action=\"export\""));
         let bytes = |line: &str| line.split_once(" bytes=")?.1.split(' ').next()?.parse::<u64>().ok();
@@ -161,5 +147,5 @@ fn our_own_limits_are_no_slowness_of_clients() {
             lines.map(|line| (line.contains("outcome=\"under way\""), bytes(line).unwrap_or_default())).collect();
         (all.iter().any(|(under_way, _)| *under_way), all.iter().map(|(_, bytes)| bytes).sum::<u64>())
     };
-    eventually("all bytes are told of, some of them on the way", || told() == (true, 64 * MB + 4096));
+    eventually("all bytes are in the audit, some as under way", || audited() == (true, 64 * MB + 4096));
 }

@@ -1,14 +1,10 @@
-//! The base of the next backup is kept for a while after its successor was made; a lease is granted whatever
-//! the host's clock says.
+//! A base is kept for a grace period after its successor was made. A lease does not depend on the host's clock.
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Clock, World, text};
+use crate::harness::{Clock, MB, SNAPSHOTS, World, text};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn world(policy: &str) -> (Clock, World) {
     let clock = Clock::new();
@@ -20,25 +16,23 @@ fn world(policy: &str) -> (Clock, World) {
     (clock, world)
 }
 
-fn take(world: &World, ttl: &str) -> String {
-    let client = world.lasting_client();
-    let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
-    text(&client.send(request.body(json!({"ttl": ttl}).to_string())).ok()["id"])
+fn take_snapshot(world: &World, ttl: &str) -> String {
+    world.lasting_client().take_snapshot_with_ttl(ttl)
 }
 
 #[test]
-fn a_base_outlives_its_successors_creation_by_the_grace() {
+fn expired_base_is_kept_for_the_grace_period() {
     needs_root!();
     let (clock, mut world) = world("");
-    let base = take(&world, "1h");
+    let base = take_snapshot(&world, "1h");
     clock.rounds(&world, 1);
-    // Its time is over, and it is the newest: it stays until there is a successor, and an hour more.
+    // The base has expired, but it is the newest snapshot: it stays until an hour after the next one.
     clock.pass(24);
     clock.rounds(&world, 2);
-    let target = take(&world, "1h");
+    let target = take_snapshot(&world, "1h");
     clock.rounds(&world, 2);
     world.lasting_client().compare(&target, &base);
-    // A restart inside the hour does not end it.
+    // A restart does not end the grace period.
     world.exporter.restart();
     clock.rounds(&world, 15);
     world.lasting_client().compare(&target, &base);
@@ -48,33 +42,33 @@ fn a_base_outlives_its_successors_creation_by_the_grace() {
 }
 
 #[test]
-fn without_a_grace_the_base_goes_with_its_expiry() {
+fn expired_base_is_swept_without_a_grace_period() {
     needs_root!();
     let (clock, world) = world("superseded_grace = \"0\"");
-    let base = take(&world, "1h");
+    let base = take_snapshot(&world, "1h");
     clock.rounds(&world, 1);
     clock.pass(24);
     clock.rounds(&world, 1);
-    let target = take(&world, "1h");
+    let target = take_snapshot(&world, "1h");
     clock.rounds(&world, 1);
     assert_eq!(world.lasting_client().get(&format!("{SNAPSHOTS}/{target}?compareTo={base}")).error(404), "not_found");
 }
 
 #[test]
-fn a_lease_is_granted_while_the_clock_is_behind_the_snapshot() {
+fn lease_is_granted_if_the_clock_is_behind_the_snapshot() {
     needs_root!();
     let (clock, world) = world("");
-    let id = take(&world, "1h");
+    let id = take_snapshot(&world, "1h");
     let document = world.lasting_client().get(&format!("{SNAPSHOTS}/{id}?chunks=false")).ok();
-    // As where another host of the pool made it, by a clock that is ahead.
+    // As if another host of the pool had made the snapshot with a clock that is ahead.
     clock.leap(-2);
-    let asking = world.lasting_client();
-    let request = asking.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
-    let lease = asking.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
+    let client = world.lasting_client();
+    let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
+    let lease = client.send(request.body(json!({"ttl": "3h"}).to_string())).ok();
     let [created, leased] =
         [&document["created_at"], &lease["expires_at"]].map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
     assert!(leased.duration_since(created).as_secs_f64() >= 3.0 * 3600.0, "{lease}");
-    take(&world, "1h");
+    take_snapshot(&world, "1h");
     clock.leap(2);
     clock.pass(2);
     clock.rounds(&world, 1);

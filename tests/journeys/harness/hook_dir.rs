@@ -1,70 +1,74 @@
-//! A directory of hooks, as an operator fills it.
+//! A hook directory, and a folder in which the hooks leave files for the test.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
 use tempfile::TempDir;
 
-use super::eventually;
+use super::{eventually, text};
 
-/// The directory, and a place where hooks leave their marks.
-pub struct Shelf {
+pub struct HookDir {
     dir: TempDir,
 }
 
-impl Shelf {
+impl HookDir {
     pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         fs::create_dir(dir.path().join("hooks.d")).unwrap();
         Self { dir }
     }
 
-    /// The directory of the hooks.
-    pub fn hooks(&self) -> PathBuf {
+    pub fn directory(&self) -> PathBuf {
         self.at("hooks.d")
     }
 
-    /// `[hooks]` of the config, with these lines besides the directory.
+    /// `[hooks]` of the config, with `lines` after the directory.
     pub fn section(&self, lines: &str) -> String {
-        format!("[hooks]\ndirectory = {:?}\n{lines}\n", self.hooks())
+        format!("[hooks]\ndirectory = {:?}\n{lines}\n", self.directory())
     }
 
-    /// Puts a shell script there, in which `$OUT` is where marks are left.
+    /// Installs a shell script, in which `$OUT` is the folder for output files.
     pub fn put(&self, name: &str, script: &str) {
         self.put_program(name, &format!("#!/bin/sh\nOUT={}\n{script}\n", self.dir.path().display()));
     }
 
-    /// Puts a program there, word for word.
+    /// Installs an executable file with exactly this content.
     pub fn put_program(&self, name: &str, text: &str) {
-        let path = self.hooks().join(name);
+        let path = self.directory().join(name);
         fs::write(&path, text).unwrap();
         fs::set_permissions(path, Permissions::from_mode(0o755)).unwrap();
     }
 
     pub fn remove(&self, name: &str) {
-        fs::remove_file(self.hooks().join(name)).unwrap();
+        fs::remove_file(self.directory().join(name)).unwrap();
     }
 
-    /// Where a mark is left.
+    /// The path of an output file.
     pub fn at(&self, name: impl AsRef<Path>) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    /// What a mark says; nothing where it is not left.
+    /// The content of an output file; empty if the file is missing.
     pub fn read(&self, name: &str) -> String {
         fs::read_to_string(self.at(name)).unwrap_or_default()
     }
 
-    /// The same, taken away.
+    /// Reads and removes an output file.
     pub fn take(&self, name: &str) -> String {
         let text = self.read(name);
         let _ = fs::remove_file(self.at(name));
         text
     }
 
-    /// Waits until a mark is left.
     pub fn wait_for(&self, name: &str) {
-        eventually(&format!("a hook leaves {name}"), || self.at(name).exists());
+        eventually(&format!("a hook writes {name}"), || self.at(name).exists());
     }
+}
+
+/// The hook runs of a snapshot document, as "<field> <stage> <outcome>".
+pub fn hook_runs(document: &Value, field: &str) -> Vec<String> {
+    let run = |run: &Value| format!("{} {} {}", text(&run[field]), text(&run["stage"]), text(&run["outcome"]));
+    document["hooks"].as_array().unwrap().iter().map(run).collect()
 }

@@ -1,32 +1,32 @@
-//! The law in every view of a comparison: refined, in pages, as lines, from anywhere. Refined, it lists
-//! exactly what differs.
+//! The restore invariant with all options of a comparison: refined, in pages, as lines, from any offset. A refined
+//! comparison lists exactly the blocks that differ.
 
 use reqwest::Method;
 use serde_json::Value;
 
 use crate::harness::{Chunk, Client, Random, VM, chunks};
 
-/// A comparison whose two states are known.
+/// A comparison of two snapshots with known contents.
 pub struct Compared<'a> {
     pub client: &'a Client,
-    /// Ids of base and target.
+    /// The ids of base and target.
     pub ids: (&'a str, &'a str),
-    /// What the disk held at the base, and at the target.
+    /// The contents of base and target.
     pub bytes: (&'a [u8], &'a [u8]),
     pub disk: &'a str,
-    /// What to say where it fails.
+    /// The context for failure messages.
     pub what: &'a str,
 }
 
 impl Compared<'_> {
-    /// Checks the views of this comparison.
+    /// Checks all options.
     pub fn check(&self) {
-        // By extent: what is compared is never more than a block, nor more than an extent.
+        // Without squashing: a compared range is at most a block, and inside one extent.
         let plain = self.document("refine=0&squashChunks=false");
         let mut random = Random(self.bytes.1.len() as u64);
         for block in [None, Some(512), Some(4096), Some(65536)] {
             let refine = block.map_or_else(|| "refine=0".to_owned(), |block| format!("refine={block}"));
-            // From somewhere before the whole, which may be remembered.
+            // From a random offset first, since the complete answer may be cached.
             let from = random.below(self.bytes.1.len() as u64 + 1);
             let rest = self.page(&format!("{refine}&startingOffset={from}&maxResults=100000"));
             let whole = self.document(&refine);
@@ -35,7 +35,7 @@ impl Compared<'_> {
             assert_eq!(chunks(&rest), expected, "{}: {refine} from {from} on", self.what);
 
             assert_eq!(listed, self.refined(&chunks(&plain), block), "{}: {refine}", self.what);
-            self.check_law(&listed, &refine);
+            self.check_invariant(&listed, &refine);
             if let Some(block @ (512 | 4096)) = block {
                 self.check_minimality(&listed, block);
             }
@@ -63,7 +63,7 @@ impl Compared<'_> {
         self.client.get(&self.route(query)).ok()
     }
 
-    /// All chunks, `at_most` a page.
+    /// All chunks, in pages of `at_most`.
     fn paged(&self, query: &str, at_most: usize) -> Vec<Value> {
         let (mut found, mut next) = (Vec::new(), Some(0));
         while let Some(offset) = next {
@@ -72,7 +72,7 @@ impl Compared<'_> {
             assert!(chunks.len() <= at_most && (chunks.len() == at_most || page["next_offset"].is_null()), "{page}");
             found.extend(chunks.iter().cloned());
             next = page["next_offset"].as_u64();
-            assert!(next.is_none_or(|next| next > offset), "{page} goes on at or before {offset}");
+            assert!(next.is_none_or(|next| next > offset), "{page} continues at or before {offset}");
         }
         found
     }
@@ -85,7 +85,7 @@ impl Compared<'_> {
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
-    /// The bytes of the base and of the target in a range; past its end the base is zeros.
+    /// The bytes of base and target in a range; past its end the base is zeros.
     fn both(&self, start: u64, end: u64) -> (Vec<u8>, &[u8]) {
         let (start, end) = (usize::try_from(start).unwrap(), usize::try_from(end).unwrap());
         let (base, target) = self.bytes;
@@ -94,7 +94,7 @@ impl Compared<'_> {
         (was, &target[start..end])
     }
 
-    /// What is left of `candidates` where blocks of the same bytes are left out, joined.
+    /// `candidates` without the equal blocks, with adjacent chunks joined.
     fn refined(&self, candidates: &[Chunk], block: Option<u64>) -> Vec<Chunk> {
         let mut left: Vec<Chunk> = Vec::new();
         let mut add = |next: Chunk| match left.last_mut() {
@@ -122,8 +122,8 @@ impl Compared<'_> {
         left
     }
 
-    /// The base, patched, is the target.
-    fn check_law(&self, listed: &[Chunk], query: &str) {
+    /// Checks that the patched base equals the target.
+    fn check_invariant(&self, listed: &[Chunk], query: &str) {
         let (base, target) = self.bytes;
         let mut patched = base.to_vec();
         patched.resize(target.len(), 0);
@@ -138,7 +138,7 @@ impl Compared<'_> {
         assert!(patched == target, "{}: {query} does not give the target", self.what);
     }
 
-    /// The data that is listed is, of all blocks of the disk, those that differ and are not zeros now.
+    /// Checks that the listed data is exactly the blocks that differ and are not zero.
     fn check_minimality(&self, listed: &[Chunk], block: u64) {
         let size = self.bytes.1.len() as u64;
         let mut differing = 0;
@@ -154,14 +154,14 @@ impl Compared<'_> {
     }
 }
 
-/// What of `chunk` lies at `from` and after.
+/// The part of `chunk` from `from` on.
 fn after(chunk: &Chunk, from: u64) -> Option<Chunk> {
     let (start, end) = (chunk.start.max(from), chunk.start + chunk.length);
     (start < end).then(|| Chunk { start, length: end - start, ..*chunk })
 }
 
-/// Whether a block, which is not larger than the largest here, is zeros.
+/// Whether a block, of at most 64 KiB, is all zeros.
 fn is_zero(bytes: &[u8]) -> bool {
-    // Byte by byte would be slow in a guest that is emulated.
+    // A loop over bytes would be slow in the emulated guest.
     bytes == &[0; 65536][..bytes.len()]
 }

@@ -1,4 +1,4 @@
-//! Guests that take no connection: nothing was asked of them, so they owe nothing.
+//! Guests that accept no connection got no request, so no post hook is pending.
 
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -8,13 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-use crate::harness::{Certificates, Guest, Manners, VM, World, eventually, text};
+use crate::harness::{Certificates, Guest, MB, SNAPSHOTS, ServerBehavior, VM, World, eventually, text};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// A port whose queue of connections is full: the kernel answers no further one, as a host that is off.
+/// A port with a full accept queue: the kernel drops further SYNs, as if the host were off.
 struct Silent {
     child: Child,
     port: u16,
@@ -47,7 +44,7 @@ impl Drop for Silent {
 }
 
 #[test]
-fn a_connection_that_was_never_made_owes_nothing() {
+fn unreachable_guest_has_no_pending_post_hook() {
     needs_root!();
     let certificates = Certificates::new();
     let mut world = World::with(512, |settings| {
@@ -66,9 +63,9 @@ fn a_connection_that_was_never_made_owes_nothing() {
 
     let silent = Silent::start();
     let address = SocketAddr::from(([127, 0, 0, 1], silent.port));
-    TcpStream::connect_timeout(&address, Duration::from_millis(500)).expect_err("it takes a connection");
+    TcpStream::connect_timeout(&address, Duration::from_millis(500)).expect_err("the port accepts a connection");
     let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-    // It takes the connection and says nothing, or hangs up: no request was sent without TLS.
+    // Servers that accept and send nothing, or hang up: without TLS no request was sent.
     let mute = TcpListener::bind("127.0.0.1:0").unwrap();
     let hangs_up = TcpListener::bind("127.0.0.1:0").unwrap();
     let (mute_at, hangs_up_at) = (mute.local_addr().unwrap(), hangs_up.local_addr().unwrap());
@@ -92,34 +89,34 @@ fn a_connection_that_was_never_made_owes_nothing() {
         let detail = text(&runs[0]["detail"]);
         assert!(detail.contains("does the VM run") || detail.contains("ca_certificate"), "{what}: {detail}");
     }
-    assert_eq!(stranger.asked(), Vec::<String>::new());
-    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]));
+    assert_eq!(stranger.take_requests(), Vec::<String>::new());
+    assert_eq!(client.pending_hooks(), json!([]));
 
-    // One that was reached may hold something: it is told the end, and owes it where it does not hear.
+    // A guest that was reached may be frozen: its failed post call is pending.
     let guest = Guest::start(&certificates, "server");
     tag(&guest.url());
-    guest.behave(&[Manners::Slow]);
-    guest.behave_after(Manners::ServerError);
+    guest.set_behavior(&[ServerBehavior::Slow]);
+    guest.set_post_sync_behavior(ServerBehavior::ServerError);
     let made = client.take_snapshot();
     let runs: Vec<_> = made["hooks"].as_array().unwrap().iter().map(|run| text(&run["outcome"])).collect();
     assert_eq!(runs, ["timeout", "failed", "failed"], "{made}");
-    let owed = &client.get("/status").ok()["owed_hooks"];
+    let pending = &client.pending_hooks();
     assert_eq!(
-        (&owed[0]["hooks"], &owed[0]["vm_id"], &owed[0]["attempts"]),
+        (&pending[0]["hooks"], &pending[0]["vm_id"], &pending[0]["attempts"]),
         (&json!([guest.url()]), &json!(VM), &json!(1))
     );
     let page = client.send(client.request(reqwest::Method::GET, "/api/v1/status").header("Accept", "text/plain"));
     assert!(String::from_utf8(page.body).unwrap().contains("something may be frozen still"));
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
-    // Heard at the next start; then all is let go.
-    guest.behave_after(Manners::Good);
+    // The call succeeds after the next start.
+    guest.set_post_sync_behavior(ServerBehavior::Good);
     world.exporter.restart();
     let client = world.client();
-    eventually("it is told again", || client.get("/status").ok()["owed_hooks"] == json!([]));
-    // A guest that is in order, and whose thaw fails: it may have let go before the clones.
-    guest.behave(&[Manners::Good]);
-    guest.behave_after(Manners::ServerError);
+    eventually("no post hook is pending", || client.pending_hooks() == json!([]));
+    // A failed post call: the guest may have thawed before the clones, so the snapshot is only crash-consistent.
+    guest.set_behavior(&[ServerBehavior::Good]);
+    guest.set_post_sync_behavior(ServerBehavior::ServerError);
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "crash", "{made}");
     assert!(text(&made["consistency_reason"]).contains("answers 500"), "{made}");
