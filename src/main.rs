@@ -48,7 +48,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         let remedy = "name a file in a folder that can be written to";
         let fault = Fault::new(key, error.to_string(), remedy);
         // A full disk, or one that is mounted later.
-        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.that_may_pass() }
+        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
     };
     let log = logging::start(&config.log, metrics.log_lines_dropped());
     let log = log.map_err(|error| cannot_open("log_file", error))?;

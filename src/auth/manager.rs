@@ -11,7 +11,7 @@ use rustls::{AlertDescription, PeerIncompatible};
 use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 
-use super::authenticator::{Credentials, LoginError, LoginSlot};
+use super::login::{Credentials, LoginError, LoginSlot};
 use super::session::Identity;
 use crate::config;
 use crate::tls::{self, Untrusted};

@@ -2,11 +2,13 @@
 
 mod authenticator;
 pub mod key;
+mod login;
 mod manager;
 mod session;
 mod token;
 
-pub use authenticator::{Authenticator, Credentials, LoginError, LoginSlot};
+pub use authenticator::Authenticator;
 pub use key::KeyError;
+pub use login::{Credentials, LoginError, LoginSlot};
 pub use session::{Identity, Role, Session};
 pub use token::{BadToken, Tokens};

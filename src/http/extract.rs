@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::Peer;
 use super::connection::Connection;
 use super::failure::Failure;
-use super::request_middleware::{RequestId, logged_path};
+use super::request_id::{RequestId, logged_path};
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
 use crate::model::{DiskName, SnapshotId, VmId};

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::json::{self, JSON};
-use super::request_middleware::REQUEST_ID;
+use super::request_id::REQUEST_ID;
 use crate::api::{self, ErrorCode};
 
 /// How long a client that is refused may take to hear of it.

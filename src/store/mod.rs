@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
-use crate::model::{Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
+use crate::model::{PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
 
 pub use error::{StoreError, Trouble};
 pub use record::Record;
@@ -120,31 +120,31 @@ impl Store {
             put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
             if let Some(owed) = owed {
-                transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), owed)?;
+                transaction.open_table(OWED_HOOKS)?.insert(PendingHooksKey::of_creation(id).as_u128(), owed)?;
             }
             Ok(unfinished)
         })
     }
 
-    /// Writes down that hooks are about to be called around an operation on the snapshot `id`, of
-    /// which `operation` tells enough to call the second half of them later.
+    /// Stores that hooks are about to be called around an operation. `operation` contains what is needed to call its
+    /// post hooks later.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn record_pending_hooks(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
+    pub fn record_pending_hooks(&self, key: PendingHooksKey, operation: &[u8]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), operation)?;
+            transaction.open_table(OWED_HOOKS)?.insert(key.as_u128(), operation)?;
             Ok(())
         })
     }
 
-    /// Forgets what was owed for the snapshot `id`: the hooks have been called.
+    /// Removes the pending hooks of an operation.
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn clear_pending_hooks(&self, id: SnapshotId) -> Result<(), StoreError> {
+    pub fn clear_pending_hooks(&self, key: PendingHooksKey) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.remove(id.as_u128())?;
+            transaction.open_table(OWED_HOOKS)?.remove(key.as_u128())?;
             Ok(())
         })
     }
@@ -153,12 +153,12 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn owed(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
+    pub fn owed(&self) -> Result<Vec<(PendingHooksKey, Vec<u8>)>, StoreError> {
         self.handle.read(|transaction| {
             let mut owed = Vec::new();
             for entry in transaction.open_table(OWED_HOOKS)?.iter()? {
-                let (id, operation) = entry?;
-                owed.push((SnapshotId::from_u128(id.value()), operation.value().to_vec()));
+                let (key, operation) = entry?;
+                owed.push((PendingHooksKey::from_u128(key.value()), operation.value().to_vec()));
             }
             Ok(owed)
         })

@@ -205,7 +205,7 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         assert_eq!(store.retention(plain.id).unwrap(), retention);
         assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
-        assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
+        assert_eq!(store.owed().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
@@ -233,15 +233,21 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
     store.commit(&first, &CommitOptions::default()).unwrap();
-    store.record_pending_hooks(second.id, b"second").unwrap();
+    store.record_pending_hooks(PendingHooksKey::of_creation(second.id), b"second").unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.owed().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
-    store.clear_pending_hooks(first.id).unwrap();
+    assert_eq!(
+        store.owed().unwrap(),
+        [
+            (PendingHooksKey::of_creation(first.id), b"first".to_vec()),
+            (PendingHooksKey::of_creation(second.id), b"second".to_vec())
+        ]
+    );
+    store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
     // What is settled already is no error.
-    store.clear_pending_hooks(first.id).unwrap();
-    assert_eq!(store.owed().unwrap(), [(second.id, b"second".to_vec())]);
+    store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
+    assert_eq!(store.owed().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 

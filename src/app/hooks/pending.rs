@@ -17,9 +17,9 @@ use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
 use crate::app::inventory::Inventory;
 use crate::app::tasks::rounds;
-use crate::hooks::{Hooks, Operation, PendingHooks as LeftHooks, PendingPostHooks, run_isolated};
+use crate::hooks::{Hooks, Operation, PendingHooks as FailedHooks, PendingPostHooks, run_isolated};
 use crate::metrics::Metrics;
-use crate::model::{SnapshotId, VmId};
+use crate::model::{PendingHooksKey, SnapshotId, VmId};
 use crate::store::Store;
 
 /// Between two rounds.
@@ -40,23 +40,13 @@ const AT_ONCE: usize = 8;
 /// How long the database may take to say what is owed, when the service stops.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
-/// Under which number the debt of an `operation` on the snapshot `id` is written down. A snapshot that is
-/// deleted may be owed something still since it was made: so that of a deletion has another version of UUID,
-/// which no id has that we give.
-pub(crate) fn key(operation: Operation, id: SnapshotId) -> SnapshotId {
-    match operation {
-        Operation::SnapshotCreate => id,
-        Operation::SnapshotDelete => SnapshotId::from_u128(id.as_u128() ^ (1 << 76)),
-    }
-}
-
 /// What the database would not take, by key: the debt, or that nothing is owed any more. It is tried again each
 /// round. Until then this counts, and not what is written down.
 #[derive(Default)]
-pub(super) struct Unwritten(Mutex<HashMap<SnapshotId, Option<PendingPostHooks>>>);
+pub(super) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
 
 impl Unwritten {
-    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Option<PendingPostHooks>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -87,16 +77,16 @@ impl Calls {
 #[derive(Default)]
 pub(crate) struct Pending {
     /// With their keys.
-    pub readable: Vec<(SnapshotId, PendingPostHooks)>,
+    pub readable: Vec<(PendingHooksKey, PendingPostHooks)>,
     /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
     /// may have written it.
-    pub unreadable: Vec<(SnapshotId, String)>,
+    pub unreadable: Vec<(PendingHooksKey, String)>,
 }
 
 /// By the names of their VMs: what is owed to one guest is called one after the other.
 fn by_vm(
-    debts: impl Iterator<Item = (SnapshotId, PendingPostHooks)>,
-) -> BTreeMap<String, Vec<(SnapshotId, PendingPostHooks)>> {
+    debts: impl Iterator<Item = (PendingHooksKey, PendingPostHooks)>,
+) -> BTreeMap<String, Vec<(PendingHooksKey, PendingPostHooks)>> {
     let mut by_vm: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (key, debt) in debts {
         by_vm.entry(debt.event.vm.name.clone()).or_default().push((key, debt));
@@ -155,7 +145,7 @@ impl PendingHooks {
     ///
     /// # Errors
     /// Where that is not possible; then no hook may be called.
-    pub(crate) fn record_pending_hooks(&self, key: SnapshotId, debt: &PendingPostHooks) -> Result<(), Error> {
+    pub(crate) fn record_pending_hooks(&self, key: PendingHooksKey, debt: &PendingPostHooks) -> Result<(), Error> {
         let bytes = debt.to_bytes().map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
         Ok(self.store.record_pending_hooks(key, &bytes)?)
     }
@@ -166,20 +156,20 @@ impl PendingHooks {
         &self,
         operation: Operation,
         id: SnapshotId,
-    ) -> Result<(SnapshotId, Vec<OsString>), Error> {
-        let (key, debts) = (key(operation, id), self.debts()?);
+    ) -> Result<(PendingHooksKey, Vec<OsString>), Error> {
+        let (key, debts) = (operation.pending_hooks_key(id), self.debts()?);
         if debts.unreadable.iter().any(|(other, _)| *other == key) {
             // What cannot be read is not written over.
             let free = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
-            return Ok((self::key(operation, free), Vec::new()));
+            return Ok((operation.pending_hooks_key(free), Vec::new()));
         }
         let earlier = debts.readable.into_iter().find(|(other, _)| *other == key);
-        Ok((key, earlier.and_then(|(_, debt)| debt.owed).map(|owed| owed.programs).unwrap_or_default()))
+        Ok((key, earlier.and_then(|(_, debt)| debt.hooks).map(|hooks| hooks.programs).unwrap_or_default()))
     }
 
     /// Writes down what is owed after an operation, or that nothing is. What the database does not take is kept,
     /// and tried again.
-    pub(crate) fn note(&self, key: SnapshotId, debt: Option<PendingPostHooks>) {
+    pub(crate) fn note(&self, key: PendingHooksKey, debt: Option<PendingPostHooks>) {
         // Held while it is written, so that what is newer is written later.
         let mut unwritten = self.unwritten.lock();
         self.note_in(&mut unwritten, key, debt);
@@ -187,8 +177,8 @@ impl PendingHooks {
 
     fn note_in(
         &self,
-        unwritten: &mut HashMap<SnapshotId, Option<PendingPostHooks>>,
-        key: SnapshotId,
+        unwritten: &mut HashMap<PendingHooksKey, Option<PendingPostHooks>>,
+        key: PendingHooksKey,
         debt: Option<PendingPostHooks>,
     ) {
         let written = match &debt {
@@ -215,13 +205,13 @@ impl PendingHooks {
     }
 
     /// Writes down what is `left` of a debt, after its second half was called.
-    pub(crate) fn enter(&self, key: SnapshotId, debt: PendingPostHooks, left: Option<LeftHooks>) {
+    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<FailedHooks>) {
         let (snapshot, vm) = (debt.event.snapshot_id.clone(), debt.event.vm.name.clone());
-        if left.as_ref().is_some_and(LeftHooks::is_nothing) {
+        if left.as_ref().is_some_and(FailedHooks::is_empty) {
             return self.note(key, None);
         }
-        let debt = PendingPostHooks { owed: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
-        let (attempts, owed) = (debt.attempts, &debt.owed);
+        let debt = PendingPostHooks { hooks: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
+        let (attempts, owed) = (debt.attempts, &debt.hooks);
         if attempts > MAX_RETRIES {
             tracing::error!(snapshot, vm, attempts, ?owed, "post hooks have failed for a week: they are given up");
             return self.note(key, None);
@@ -236,7 +226,7 @@ impl PendingHooks {
     async fn lock_for_debts(
         self: &Arc<Self>,
         vm: &str,
-        debts: &[(SnapshotId, PendingPostHooks)],
+        debts: &[(PendingHooksKey, PendingPostHooks)],
         how: LockMode,
     ) -> Option<VmGuard> {
         let vm: VmId = vm.parse().ok()?;
@@ -247,11 +237,11 @@ impl PendingHooks {
         turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
     }
 
-    async fn call_again(&self, key: SnapshotId, debt: PendingPostHooks) {
+    async fn call_again(&self, key: PendingHooksKey, debt: PendingPostHooks) {
         let _held = self.active.token();
-        let ended = self.hooks.again(&debt).await;
+        let ended = self.hooks.call_pending(&debt).await;
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.enter(key, PendingPostHooks { past: ended.past, ..debt }, ended.left);
+        self.enter(key, PendingPostHooks { finished: ended.finished, ..debt }, ended.failed);
     }
 
     /// Calls what was owed when the service stopped. What it was stopped in is undone later.
@@ -348,7 +338,7 @@ impl PendingHooks {
     /// Where the database does not say so.
     pub(crate) async fn release_guests(self: &Arc<Self>) -> Result<usize, Error> {
         self.active.close();
-        let longest = self.hooks.longest_end();
+        let longest = self.hooks.max_frozen_duration();
         if !self.active.is_empty() {
             tracing::warn!(seconds = longest.as_secs(), "a guest may be frozen: its post hooks are waited for");
             if tokio::time::timeout(longest, self.active.wait()).await.is_err() {

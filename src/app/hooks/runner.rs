@@ -10,10 +10,10 @@ use super::pending::PendingHooks;
 use crate::app::Error;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
-use crate::hooks::{self, Ended, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, Refresh};
+use crate::hooks::{self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, Refresh};
 use crate::inventory;
 use crate::metrics::Metrics;
-use crate::model::{DiskName, DiskSource, HookRun, Snapshot, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
 
 /// What was called around an operation.
 #[derive(Default)]
@@ -83,7 +83,7 @@ impl HookRunner {
     /// keeps anything frozen.
     pub(crate) async fn with_hooks<T: Send + 'static>(
         self: &Arc<Self>,
-        debt: Option<(SnapshotId, PendingPostHooks)>,
+        debt: Option<(PendingHooksKey, PendingPostHooks)>,
         between: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
         let Some((key, debt)) = debt else { return (self.tasks.blocking(between.work).await, HookReport::default()) };
@@ -111,14 +111,14 @@ impl HookRunner {
 
     async fn call_around<T: Send + 'static>(
         self: &Arc<Self>,
-        key: SnapshotId,
+        key: PendingHooksKey,
         debt: PendingPostHooks,
         between: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
         let GuardedStep { work, refresh, on_late_completion } = between;
         let debt = Arc::new(debt);
         let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
-        let before = tokio::spawn(async move { runner.hooks.before(&told, &refresh).await }.in_current_span()).await;
+        let before = tokio::spawn(async move { runner.hooks.call_pre(&told, &refresh).await }.in_current_span()).await;
         let (begun, outcome) = match before {
             Ok(begun) => {
                 let refused = begun.refusal.as_ref().map(|run| Error::HookFailed {
@@ -138,23 +138,23 @@ impl HookRunner {
         let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
         let after = async move {
             match begun {
-                Some(begun) => runner.hooks.after(&told, begun, done).await,
-                None => runner.hooks.again(&told).await,
+                Some(begun) => runner.hooks.call_post(&told, begun, done).await,
+                None => runner.hooks.call_pending(&told).await,
             }
         };
         let after = tokio::spawn(after.in_current_span()).await;
         let held = since.map(|since| since.elapsed());
         let ended = after.unwrap_or_else(|panic| {
             tracing::error!(%panic, "the hooks after the operation were not all called");
-            Ended { left: debt.owed.clone(), ..Ended::default() }
+            PostResult { failed: debt.hooks.clone(), ..PostResult::default() }
         });
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
         self.pending.enter(
             key,
-            PendingPostHooks { done, past: ended.past, ..PendingPostHooks::clone(&debt) },
-            ended.left,
+            PendingPostHooks { succeeded: done, finished: ended.finished, ..PendingPostHooks::clone(&debt) },
+            ended.failed,
         );
-        let Ended { runs, quiesced, not_called, .. } = ended;
+        let PostResult { runs, quiesced, not_called, .. } = ended;
         (outcome, HookReport { runs, quiesced, held, not_called })
     }
 
@@ -167,7 +167,7 @@ impl HookRunner {
         work: Step<Result<T, Error>>,
         on_late_completion: Option<Step<()>>,
     ) -> Result<T, Error> {
-        let patience = on_late_completion.is_some().then(|| self.hooks.patience());
+        let patience = on_late_completion.is_some().then(|| self.hooks.step_timeout());
         let span = tracing::Span::current();
         let (done, mut ended) = tokio::sync::oneshot::channel();
         let work = move || {

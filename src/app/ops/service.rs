@@ -170,7 +170,7 @@ impl Ops {
 /// Hooks of operations that still run are not pending yet.
 fn pending_hooks(debts: Pending) -> Vec<api::OwedHooks> {
     let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| api::OwedHooks {
-        hooks: debt.hooks(),
+        hooks: debt.names(),
         operation: Some(debt.event.operation.as_str().to_owned()),
         snapshot_id: Some(debt.event.snapshot_id),
         vm_id: Some(debt.event.vm.name),

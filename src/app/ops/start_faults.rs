@@ -17,11 +17,11 @@ pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
         }
         StoreError::Io(error) => {
             let found = format!("{shown} cannot be used: {error}");
-            Fault::new(key, found, "look at the folder, its file system and its permissions").that_may_pass()
+            Fault::new(key, found, "look at the folder, its file system and its permissions").transient()
         }
         StoreError::InUse => {
             let found = format!("{shown} is in use by another process");
-            Fault::new(key, found, "is the service running already? Stop that first").that_may_pass()
+            Fault::new(key, found, "is the service running already? Stop that first").transient()
         }
         // These say what to do themselves.
         StoreError::Bolt(_) | StoreError::NotADatabase(_) | StoreError::NewerSchema { .. } | StoreError::Damaged(_) => {
@@ -29,7 +29,7 @@ pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
         }
         error => {
             let remedy = "restore the file from a copy, or move it away";
-            Fault::new(key, format!("{shown}: {error}"), remedy).that_may_pass()
+            Fault::new(key, format!("{shown}: {error}"), remedy).transient()
         }
     }
 }
@@ -42,7 +42,7 @@ pub(crate) fn key(error: &KeyError) -> Fault {
         }
         KeyError::Io { .. } => {
             let remedy = "look at the file and its folder, or give a secret in the config";
-            Fault::new("jwt.secret", error.to_string(), remedy).that_may_pass()
+            Fault::new("jwt.secret", error.to_string(), remedy).transient()
         }
     }
 }
@@ -58,7 +58,7 @@ pub(crate) fn manager(error: &LoginError) -> Fault {
         }
         error => {
             let remedy = "look at the address, at the way there, and at the keys of [manager]";
-            Fault::from_line(key, &error.to_string(), remedy).that_may_pass()
+            Fault::from_line(key, &error.to_string(), remedy).transient()
         }
     }
 }

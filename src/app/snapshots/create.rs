@@ -27,8 +27,8 @@ use crate::auth::Session;
 use crate::hooks::{Event, Operation, PendingPostHooks, milliseconds};
 use crate::inventory::Problem;
 use crate::model::{
-    Consistency, DiskName, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId,
-    UnfinishedSnapshot, VmId,
+    Consistency, DiskName, PendingHooksKey, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft,
+    SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::Kind;
@@ -184,7 +184,8 @@ impl Snapshots {
             refresh: Arc::new(refresh),
             on_late_completion: Some(Box::new(on_late_completion)),
         };
-        let (cloned, around) = self.hooks.with_hooks(debt.map(|debt| (unfinished.draft.id, debt)), between).await;
+        let pending = debt.map(|debt| (PendingHooksKey::of_creation(unfinished.draft.id), debt));
+        let (cloned, around) = self.hooks.with_hooks(pending, between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
             return Err(around.beside(error));
@@ -256,7 +257,7 @@ impl Snapshots {
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { draft, sources, retention, event } = plan;
-        let debt = self.hooks.hooks.debt(event);
+        let debt = self.hooks.hooks.pending_post_hooks(event);
         let owed = debt.as_ref().map(PendingPostHooks::to_bytes).transpose();
         let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
         let mut unfinished = self.store.begin(draft, owed.as_deref())?;
@@ -265,7 +266,7 @@ impl Snapshots {
             Err(error) => {
                 self.removals.undo(&unfinished.files());
                 if debt.is_some() {
-                    self.hooks.pending.note(unfinished.draft.id, None);
+                    self.hooks.pending.note(PendingHooksKey::of_creation(unfinished.draft.id), None);
                 }
                 Err(error)
             }

@@ -6,7 +6,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::error::Refusal;
 use crate::app::retention::parse_duration;
-use crate::config::LONGEST;
+use crate::config::MAX_TTL;
 use crate::inventory::{Disk, Medium};
 
 /// A request for a snapshot.
@@ -71,7 +71,7 @@ impl CreateRequest {
         let retention = match body.ttl.as_deref() {
             None => RetentionRequest::Default,
             Some("none") => RetentionRequest::UntilDeleted,
-            Some(text) => RetentionRequest::For(parse_duration("ttl", text, LONGEST)?),
+            Some(text) => RetentionRequest::For(parse_duration("ttl", text, MAX_TTL)?),
         };
         let selection = match (body.disks, body.exclude_disks) {
             (Some(_), Some(_)) => return bad("disks and exclude_disks are both given; keep one".to_owned()),

@@ -131,7 +131,7 @@ impl Snapshots {
             if snapshots.store.record(snapshot.id)?.is_some_and(|record| !record.is_ready()) {
                 return Ok(None);
             }
-            let Some(mut debt) = snapshots.hooks.hooks.debt(snapshots.hooks.deletion(&snapshot)) else {
+            let Some(mut debt) = snapshots.hooks.hooks.pending_post_hooks(snapshots.hooks.deletion(&snapshot)) else {
                 return Ok(None);
             };
             let (key, earlier) = snapshots.hooks.pending.owed_earlier(Operation::SnapshotDelete, snapshot.id)?;

@@ -17,12 +17,12 @@ struct Scene {
 }
 
 /// A hook that notes its calls.
-async fn scene(script: &str) -> (tempfile::TempDir, Arc<Scene>, SnapshotId, PendingPostHooks) {
+async fn scene(script: &str) -> (tempfile::TempDir, Arc<Scene>, PendingHooksKey, PendingPostHooks) {
     scene_with(script, "1s").await
 }
 
 /// The same with another `hooks.timeout`.
-async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scene>, SnapshotId, PendingPostHooks) {
+async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scene>, PendingHooksKey, PendingPostHooks) {
     let dir = tempfile::tempdir().unwrap();
     let (hooks, calls) = (dir.path().join("hooks"), dir.path().join("calls"));
     fs::create_dir(&hooks).unwrap();
@@ -59,9 +59,10 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
         disks: Vec::new(),
         sync: None,
     };
-    let debt = scene.runner.hooks.debt(event).unwrap();
-    scene.store.record_pending_hooks(id, &debt.to_bytes().unwrap()).unwrap();
-    (dir, scene, id, debt)
+    let debt = scene.runner.hooks.pending_post_hooks(event).unwrap();
+    let key = Operation::SnapshotCreate.pending_hooks_key(id);
+    scene.store.record_pending_hooks(key, &debt.to_bytes().unwrap()).unwrap();
+    (dir, scene, key, debt)
 }
 
 fn between(
@@ -202,9 +203,10 @@ fn hooks_and_their_timeouts_do_not_wait_for_a_runtime_that_is_stalled() {
 
 #[tokio::test]
 async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
-    let (_dir, scene, id, _) = scene("").await;
-    let key = crate::app::hooks::pending::key(Operation::SnapshotDelete, id);
-    scene.store.clear_pending_hooks(id).unwrap();
+    let (_dir, scene, creation, _) = scene("").await;
+    let id = SnapshotId::from_u128(creation.as_u128());
+    let key = PendingHooksKey::of_deletion(id);
+    scene.store.clear_pending_hooks(creation).unwrap();
     scene.store.record_pending_hooks(key, b"from another version").unwrap();
     scene.pending.call_after_start().await.unwrap();
     scene.pending.call_failed(0).await;
@@ -247,9 +249,9 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     let mut other = debt.clone();
     other.event.vm.name = "0004fb00000600000000000000000002".to_owned();
     // Of another operation: what calls of the same one have left is ended first.
-    other.id = uuid::Uuid::new_v4().to_string();
+    other.call_prefix = uuid::Uuid::new_v4().to_string();
     // After the first one, by its key.
-    scene.store.record_pending_hooks(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
+    scene.store.record_pending_hooks(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     scene.pending.call_after_start().await.unwrap();
     assert_eq!(scene.store.owed().unwrap(), []);
     assert!(dir.path().join("first").exists());
@@ -257,7 +259,7 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
 
 /// The same debt of another VM, with a disk in the repository.
 fn of_vm(debt: &PendingPostHooks, vm: &str, attempts: u32) -> PendingPostHooks {
-    let mut debt = PendingPostHooks { attempts, id: uuid::Uuid::new_v4().to_string(), ..debt.clone() };
+    let mut debt = PendingPostHooks { attempts, call_prefix: uuid::Uuid::new_v4().to_string(), ..debt.clone() };
     debt.event.vm.name = vm.to_owned();
     debt.event.disks.push(EventDisk {
         name: "a.img".to_owned(),
@@ -308,7 +310,7 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
         ..of_vm(&debt, sound, 1)
     };
     scene.store.record_pending_hooks(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
-    scene.store.record_pending_hooks(SnapshotId::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
+    scene.store.record_pending_hooks(PendingHooksKey::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
     // All threads that the repository may have hang.
     let repository = scene.inventory.repository(&"repository".parse().unwrap()).unwrap();
     let (hold, release) = std::sync::mpsc::channel::<()>();
