@@ -271,6 +271,6 @@ impl Reader {
 
 impl Drop for Reader {
     fn drop(&mut self) {
-        self.file.executor().lend_on(|access| self.page_cache_policy.release(access, &self.file, u64::MAX));
+        self.file.executor().run_here_started(|access| self.page_cache_policy.release(access, &self.file, u64::MAX));
     }
 }

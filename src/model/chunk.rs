@@ -43,7 +43,7 @@ impl Chunk {
     }
 
     /// Whether `next` only goes on where this one stops, in the file and on the device.
-    pub fn runs_on_in(&self, next: &Chunk) -> bool {
+    pub fn continues_in(&self, next: &Chunk) -> bool {
         match (self.kind, next.kind) {
             (ChunkKind::Zero, ChunkKind::Zero) => true,
             (ChunkKind::Data, ChunkKind::Data) => {
@@ -66,11 +66,11 @@ fn append(chunks: &mut Vec<Chunk>, next: Chunk, joins: impl Fn(&Chunk, &Chunk) -
 
 /// Adds `next`, joined to the last chunk where both are one run on the device.
 pub fn append_run(chunks: &mut Vec<Chunk>, next: Chunk) {
-    append(chunks, next, Chunk::runs_on_in);
+    append(chunks, next, Chunk::continues_in);
 }
 
 /// Whether two chunks that touch are one where the address does not count. It is then the first one's.
-pub fn is_one_kind(chunk: &Chunk, next: &Chunk) -> bool {
+pub fn same_kind(chunk: &Chunk, next: &Chunk) -> bool {
     chunk.kind == next.kind
 }
 
@@ -78,7 +78,7 @@ pub fn is_one_kind(chunk: &Chunk, next: &Chunk) -> bool {
 pub fn squash(chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut joined = Vec::with_capacity(chunks.len());
     for chunk in chunks {
-        append(&mut joined, chunk, is_one_kind);
+        append(&mut joined, chunk, same_kind);
     }
     joined
 }

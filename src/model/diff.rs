@@ -201,7 +201,7 @@ mod tests {
                     let windows = [ByteRange::new(0, at), ByteRange::new(at, target.size)];
                     let parts = windows.into_iter().flatten();
                     let parts = parts.flat_map(|window| changed_within(window, &base.map(), &target.map()));
-                    let rejoined: Vec<_> = joined(parts.map(Ok::<_, ()>), Chunk::runs_on_in).map(Result::unwrap).collect();
+                    let rejoined: Vec<_> = joined(parts.map(Ok::<_, ()>), Chunk::continues_in).map(Result::unwrap).collect();
                     prop_assert_eq!(&rejoined, &chunks);
                     for listed in [&chunks, &squashed] {
                         prop_assert!(is_sorted_and_disjoint(listed));

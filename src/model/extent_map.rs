@@ -56,7 +56,7 @@ pub struct ExtentMap {
 /// Extents that are not in ascending order, or overlap: no map can be made of them.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the extent at {start} starts before the one ahead of it ends, at {previous_end}")]
-pub struct Disordered {
+pub struct UnorderedExtents {
     /// Where the extent starts, bytes.
     pub start: u64,
     /// Where the extent ahead of it ends, bytes.
@@ -68,14 +68,14 @@ impl ExtentMap {
     /// blocks: they are clipped. [`Backing::Zero`] ones are left out.
     ///
     /// # Errors
-    /// [`Disordered`] where extents are not sorted or overlap.
-    pub fn new(size: u64, extents: Vec<Extent>) -> Result<Self, Disordered> {
+    /// [`UnorderedExtents`] where extents are not sorted or overlap.
+    pub fn new(size: u64, extents: Vec<Extent>) -> Result<Self, UnorderedExtents> {
         let mut extents = extents;
         let mut previous_end = 0;
         for extent in &extents {
             let start = extent.range.start();
             if start < previous_end {
-                return Err(Disordered { start, previous_end });
+                return Err(UnorderedExtents { start, previous_end });
             }
             previous_end = extent.range.end();
         }
@@ -176,7 +176,7 @@ mod tests {
     #[test]
     fn disorder_is_refused() {
         let overlapping = vec![extent(0, 4096, Backing::Opaque), extent(4095, 8192, Backing::Opaque)];
-        assert_eq!(ExtentMap::new(9000, overlapping), Err(Disordered { start: 4095, previous_end: 4096 }));
+        assert_eq!(ExtentMap::new(9000, overlapping), Err(UnorderedExtents { start: 4095, previous_end: 4096 }));
     }
 
     #[test]

@@ -100,18 +100,18 @@ pub struct HookRun {
 }
 
 /// What the detail of a `post` says whose failure makes its `pre`'s "quiesced" worth nothing.
-const DISBELIEVED: &str = "the freeze may have ended before the disks were cloned, so it does not count as quiesced";
+const NOT_QUIESCED: &str = "the freeze may have ended before the disks were cloned, so it does not count as quiesced";
 
 impl HookRun {
     /// Notes on a `post` that failed that what its `pre` said is not believed.
-    pub fn disbelieve(&mut self) {
+    pub fn deny_quiesced(&mut self) {
         let separator = if self.detail.is_empty() { "" } else { "; " };
-        self.detail = format!("{}{separator}{DISBELIEVED}", self.detail);
+        self.detail = format!("{}{separator}{NOT_QUIESCED}", self.detail);
     }
 
-    /// Whether [`HookRun::disbelieve`] was called on it.
-    pub fn is_disbelieved(&self) -> bool {
-        self.detail.ends_with(DISBELIEVED)
+    /// Whether [`HookRun::deny_quiesced`] was called on it.
+    pub fn denies_quiesced(&self) -> bool {
+        self.detail.ends_with(NOT_QUIESCED)
     }
 
     /// Whether it was called and did not do what it should.

@@ -105,7 +105,7 @@ impl Watch {
     }
 
     /// Looks at a snapshot with this retention: from now on the monotonic clock counts.
-    pub fn look(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, retention: Retention) {
+    pub fn observe(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, retention: Retention) {
         // A clock that is behind what happened already is wrong, and says nothing.
         let Some(kept_until) = retention.kept_until().filter(|_| now.wall >= created_at) else {
             self.seen.remove(&id);
@@ -141,7 +141,7 @@ impl Watch {
         let mut due = Vec::new();
         for pair in snapshots.windows(2) {
             let (snapshot, successor) = (&pair[0], &pair[1]);
-            self.look(now, snapshot.id, snapshot.created_at, snapshot.retention);
+            self.observe(now, snapshot.id, snapshot.created_at, snapshot.retention);
             let grace_is_over = self.grace_is_over(now, snapshot.id, successor);
             let is_due = |seen: &Seen| now.wall >= seen.kept_until && now.monotonic >= seen.due;
             if self.seen.get(&snapshot.id).is_some_and(is_due) && grace_is_over && !snapshot.in_use {
@@ -217,7 +217,7 @@ mod tests {
     fn a_clock_that_leaps_sweeps_nothing_early() {
         let all = [candidate(1, Some(2), None), candidate(2, None, None)];
         let mut watch = Watch::default();
-        watch.look(at(0, 0), id(1), wall(0), all[0].retention);
+        watch.observe(at(0, 0), id(1), wall(0), all[0].retention);
         // Ten years ahead, within a minute: what it had left counts on.
         assert_eq!(watch.sweepable(at(87_600, 0), &all), []);
         assert_eq!(watch.sweepable(at(87_601, 1), &all), []);
@@ -279,7 +279,7 @@ mod tests {
             // A leap ahead ends no grace.
             wall: wall(300),
         };
-        watch.look(at(30, 30), id(1), wall(0), base.retention);
+        watch.observe(at(30, 30), id(1), wall(0), base.retention);
         assert_eq!(watch.sweepable(minutes(1), &night), []);
         assert_eq!(watch.sweepable(minutes(59), &night), []);
         assert_eq!(watch.sweepable(minutes(60), &night), [id(1)]);

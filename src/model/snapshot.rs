@@ -61,7 +61,7 @@ impl Provenance {
 
     /// Why it is not quiesced, where a hook said that it was.
     pub fn consistency_reason(&self) -> Option<String> {
-        let run = self.hooks.iter().find(|run| run.is_disbelieved())?;
+        let run = self.hooks.iter().find(|run| run.denies_quiesced())?;
         Some(format!("the post hook {} has failed: {}", run.name, run.detail))
     }
 }

@@ -14,13 +14,13 @@ use super::executor::{Access, Interrupted};
 use super::map::MapError;
 
 /// Bytes read, or zeros counted, at a time.
-const PIECE: usize = 256 << 10;
+const READ_BYTES: usize = 256 << 10;
 
 /// Bytes that are read on the repository's threads at a time: after that it is another's turn.
-const TURN: u64 = 4 << 20;
+const STEP_BYTES: u64 = 4 << 20;
 
 /// What a hole counts as.
-static ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; READ_BYTES] = [0; READ_BYTES];
 
 /// How a checksum is made. Each gives 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -82,31 +82,31 @@ impl std::str::FromStr for Digest {
 
 /// Why there is no checksum.
 #[derive(Debug, thiserror::Error)]
-pub enum SumError {
+pub enum ChecksumError {
     /// Nobody waits for it any more.
     #[error("stopped before the end")]
-    Stopped,
+    Cancelled,
     /// The file cannot be read, or is not what was snapshotted.
     #[error(transparent)]
     File(#[from] MapError),
 }
 
-impl From<io::Error> for SumError {
+impl From<io::Error> for ChecksumError {
     fn from(error: io::Error) -> Self {
         Self::File(error.into())
     }
 }
 
-impl From<OpenError> for SumError {
+impl From<OpenError> for ChecksumError {
     fn from(error: OpenError) -> Self {
         Self::File(error.into())
     }
 }
 
-impl From<Interrupted> for SumError {
+impl From<Interrupted> for ChecksumError {
     fn from(interrupted: Interrupted) -> Self {
         match interrupted {
-            Interrupted::Unwanted => Self::Stopped,
+            Interrupted::Cancelled => Self::Cancelled,
             Interrupted::Unresponsive(unresponsive) => Self::from(OpenError::from(unresponsive)),
         }
     }
@@ -115,23 +115,23 @@ impl From<Interrupted> for SumError {
 /// The checksum of `range` of `file`, which is within its size. It is made on the repository's threads.
 ///
 /// # Errors
-/// [`SumError`]; also where the file was changed meanwhile.
-pub fn sum(
+/// [`ChecksumError`]; also where the file was changed meanwhile.
+pub fn of_range(
     file: Arc<DiskFile>,
     range: Range<u64>,
     algorithm: Algorithm,
     is_wanted: &IsWanted,
-) -> Result<Digest, SumError> {
+) -> Result<Digest, ChecksumError> {
     let executor = file.executor().clone();
     let mut work = (Reader::new(file, range.start, range.end), Hasher::new(algorithm));
     loop {
         let (rest, done) = executor.step(work, &**is_wanted, move |access, (reader, hasher)| {
-            reader.feed(access, hasher, range.end.min(reader.at.saturating_add(TURN)))?;
+            reader.hash_to(access, hasher, range.end.min(reader.at.saturating_add(STEP_BYTES)))?;
             let is_done = reader.at >= range.end;
             if is_done {
                 reader.file.verify_content(access)?;
             }
-            Ok::<_, SumError>(is_done)
+            Ok::<_, ChecksumError>(is_done)
         })?;
         if done? {
             return Ok(rest.1.finish());
@@ -144,7 +144,7 @@ pub fn sum(
 /// H(H(block 1) ‖ H(block 2) ‖ …), as oVirt imageio and blksum make it.
 ///
 /// They are made on the repository's threads, some blocks at a time, when the next one is asked for.
-pub struct BlockSums {
+pub struct BlockChecksums {
     file: Arc<DiskFile>,
     is_wanted: IsWanted,
     /// None where a turn was interrupted.
@@ -152,7 +152,7 @@ pub struct BlockSums {
     ready: VecDeque<Digest>,
 }
 
-impl BlockSums {
+impl BlockChecksums {
     /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
     /// counted from the start of the range; the last one may be shorter.
     pub fn new(
@@ -167,7 +167,7 @@ impl BlockSums {
             end: range.end,
             algorithm,
             block: block.get(),
-            of_zeros: None,
+            zero_block: None,
             whole: Hasher::new(algorithm),
         };
         Self { file, is_wanted, blocks: Some(blocks), ready: VecDeque::new() }
@@ -176,12 +176,12 @@ impl BlockSums {
     /// The checksum of the next block; nothing after the last.
     ///
     /// # Errors
-    /// [`SumError`].
-    pub fn next_block(&mut self) -> Result<Option<Digest>, SumError> {
+    /// [`ChecksumError`].
+    pub fn next_block(&mut self) -> Result<Option<Digest>, ChecksumError> {
         if self.ready.is_empty() {
-            let blocks = self.blocks.take().ok_or(SumError::Stopped)?;
-            let turn = self.file.executor().step(blocks, &*self.is_wanted, |access, blocks| blocks.turn(access));
-            let (blocks, ready) = turn?;
+            let blocks = self.blocks.take().ok_or(ChecksumError::Cancelled)?;
+            let step = self.file.executor().step(blocks, &*self.is_wanted, |access, blocks| blocks.step(access));
+            let (blocks, ready) = step?;
             self.blocks = Some(blocks);
             self.ready = ready?;
         }
@@ -191,9 +191,9 @@ impl BlockSums {
     /// The checksum of the blocks' checksums, after the last.
     ///
     /// # Errors
-    /// [`SumError::File`] where the file was changed meanwhile.
-    pub fn finish(self) -> Result<Digest, SumError> {
-        let blocks = self.blocks.ok_or(SumError::Stopped)?;
+    /// [`ChecksumError::File`] where the file was changed meanwhile.
+    pub fn finish(self) -> Result<Digest, ChecksumError> {
+        let blocks = self.blocks.ok_or(ChecksumError::Cancelled)?;
         let verify = |access: &Access<'_>, blocks: &mut Blocks| blocks.reader.file.verify_content(access);
         let (blocks, verified) = self.file.executor().step(blocks, &*self.is_wanted, verify)?;
         verified?;
@@ -208,14 +208,14 @@ struct Blocks {
     algorithm: Algorithm,
     block: u64,
     /// Of a block of zeros: made once.
-    of_zeros: Option<Digest>,
+    zero_block: Option<Digest>,
     whole: Hasher,
 }
 
 impl Blocks {
     /// The checksums of the next blocks; none after the last.
-    fn turn(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, SumError> {
-        let limit = self.reader.at.saturating_add(TURN);
+    fn step(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, ChecksumError> {
+        let limit = self.reader.at.saturating_add(STEP_BYTES);
         let mut ready = VecDeque::new();
         while self.reader.at < limit.min(self.end) {
             ready.push_back(self.next(access)?);
@@ -223,18 +223,18 @@ impl Blocks {
         Ok(ready)
     }
 
-    fn next(&mut self, access: &Access<'_>) -> Result<Digest, SumError> {
+    fn next(&mut self, access: &Access<'_>) -> Result<Digest, ChecksumError> {
         let start = self.reader.at;
         let end = start.saturating_add(self.block).min(self.end);
         let is_whole = end - start == self.block;
-        let digest = match self.of_zeros {
+        let digest = match self.zero_block {
             Some(zeros) if is_whole && self.reader.skip_hole(access, end)? => zeros,
             _ => {
                 let mut hasher = Hasher::new(self.algorithm);
-                let is_zero = self.reader.feed(access, &mut hasher, end)?;
+                let is_zero = self.reader.hash_to(access, &mut hasher, end)?;
                 let digest = hasher.finish();
                 if is_whole && is_zero {
-                    self.of_zeros = Some(digest);
+                    self.zero_block = Some(digest);
                 }
                 digest
             }
@@ -305,8 +305,8 @@ impl Reader {
     }
 
     /// Goes on to `end` without reading, where there is a hole up to there.
-    fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, SumError> {
-        self.may_go_on(access)?;
+    fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, ChecksumError> {
+        self.check(access)?;
         let (run_end, is_data) = self.run(access)?;
         let is_hole = !is_data && run_end >= end;
         if is_hole {
@@ -316,14 +316,14 @@ impl Reader {
     }
 
     /// Gives `hasher` all up to `end`; whether there were only holes.
-    fn feed(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, SumError> {
+    fn hash_to(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, ChecksumError> {
         let mut only_holes = true;
         while self.at < end {
-            self.may_go_on(access)?;
+            self.check(access)?;
             let (run_end, is_data) = self.run(access)?;
-            let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(PIECE).min(PIECE);
+            let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(READ_BYTES).min(READ_BYTES);
             if is_data {
-                self.buffer.resize(PIECE, 0);
+                self.buffer.resize(READ_BYTES, 0);
                 self.file.read_exact_at(access, &mut self.buffer[..length], self.at)?;
                 hasher.add(&self.buffer[..length]);
                 only_holes = false;
@@ -335,10 +335,10 @@ impl Reader {
         Ok(only_holes)
     }
 
-    fn may_go_on(&self, access: &Access<'_>) -> Result<(), SumError> {
-        access.moved();
+    fn check(&self, access: &Access<'_>) -> Result<(), ChecksumError> {
+        access.progress();
         if !access.is_wanted() {
-            return Err(SumError::Stopped);
+            return Err(ChecksumError::Cancelled);
         }
         // Also at the end, which may be hours away.
         Ok(self.file.verify_content(access)?)

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-use super::executor::{Access, Executor, Kind};
+use super::executor::{Access, Executor, JobKind};
 use super::seal::{self, Sealed};
 use super::{Repository, Unavailable};
 use crate::sys::folder::Folder;
@@ -81,11 +81,11 @@ impl Clones {
         let mut clones = Vec::with_capacity(disks.len());
         for (index, (repository, source, target)) in disks.into_iter().enumerate() {
             let executor = repository.executor().clone();
-            let ready = in_turn(&executor, key, move |access| {
+            let ready = run_exclusively(&executor, key, move |access| {
                 write_out(access, &source.file)?;
                 Clone::prepare(source, target)
             });
-            clones.push((executor, ready.map_err(|error| (index, explained(error)))?));
+            clones.push((executor, ready.map_err(|error| (index, with_remedy(error)))?));
         }
         Ok(Self { clones, key })
     }
@@ -108,7 +108,7 @@ impl Clones {
         move || {
             for (executor, file) in &files {
                 let file = Arc::clone(file);
-                drop(executor.run(Kind::CHANGE, move |access| write_out(access, &file)));
+                drop(executor.run(JobKind::CHANGE, move |access| write_out(access, &file)));
             }
         }
     }
@@ -118,7 +118,7 @@ impl Clones {
     /// # Errors
     /// [`CloneError`].
     pub fn make(self) -> Result<Cloned, CloneError> {
-        let window = all_at_once(&self.clones).map_err(|(index, error)| (index, explained(error)))?;
+        let window = clone_together(&self.clones).map_err(|(index, error)| (index, with_remedy(error)))?;
         Ok(Cloned { clones: self.clones, key: self.key, window })
     }
 }
@@ -131,28 +131,28 @@ impl Cloned {
     pub fn seal(self) -> Result<Vec<Sealed>, CloneError> {
         let key = self.key;
         let seal = |(index, (executor, clone)): (usize, (Executor, Clone))| {
-            let sealed = in_turn(&executor, key, move |_| {
+            let sealed = run_exclusively(&executor, key, move |_| {
                 let file = clone.finish()?;
                 file.sync_all()?;
                 seal::of(&file)
             });
-            sealed.map_err(|error| (index, explained(error)))
+            sealed.map_err(|error| (index, with_remedy(error)))
         };
         self.clones.into_iter().enumerate().map(seal).collect()
     }
 }
 
 /// Changes something of a snapshot, after what is under way on it.
-fn in_turn<T: Send + 'static>(
+fn run_exclusively<T: Send + 'static>(
     executor: &Executor,
     key: u128,
     work: impl FnOnce(&Access<'_>) -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
-    executor.run(Kind::CHANGE.after(key), work).map_err(Unavailable::from)?
+    executor.run(JobKind::CHANGE.exclusive(key), work).map_err(Unavailable::from)?
 }
 
 fn write_out(access: &Access<'_>, file: &File) -> io::Result<()> {
-    page_cache::write_out(file, file.metadata()?.len(), &|| access.moved())
+    page_cache::write_out(file, file.metadata()?.len(), &|| access.progress())
 }
 
 /// Clones one file: for a trial.
@@ -165,7 +165,7 @@ pub(super) fn clone_one(source: Source, target: Target) -> io::Result<File> {
     clone.finish()
 }
 
-fn all_at_once(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> {
+fn clone_together(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> {
     // Whether all threads are there. Without them all nobody may wait for the others.
     let complete: OnceLock<bool> = OnceLock::new();
     let barrier = Barrier::new(clones.len());
@@ -176,7 +176,7 @@ fn all_at_once(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> {
         barrier.wait();
         let started = Instant::now();
         // On this thread: nothing may stand between the start and the clone.
-        executor.lend_for(Kind::CHANGE, |_| clone.make())?;
+        executor.run_here_as(JobKind::CHANGE, |_| clone.make())?;
         Ok((started, Instant::now()))
     };
     thread::scope(|scope| {
@@ -210,7 +210,7 @@ impl Clone {
             // Through the folders that are open: nobody can put another folder in their place.
             let source_path = source.folder.path_through(&source.name)?;
             let target_path = target.folder.path_through(&target.name)?;
-            source.still_there()?;
+            source.check_not_replaced()?;
             return Ok(Self::Ocfs2 { source, source_path, target, target_path });
         }
         let target = target.folder.create_file(&target.name, MODE)?;
@@ -238,7 +238,7 @@ impl Clone {
             Self::Ficlone { target, .. } => Ok(target),
             Self::Ocfs2 { source, target, .. } => {
                 // The kernel took what had the name: it has to be what was opened.
-                source.still_there()?;
+                source.check_not_replaced()?;
                 let file = target.folder.open_file(&target.name)?;
                 file.set_permissions(Permissions::from_mode(MODE))?;
                 Ok(file)
@@ -249,7 +249,7 @@ impl Clone {
 
 impl Source {
     /// Checks that its name is still its own.
-    fn still_there(&self) -> io::Result<()> {
+    fn check_not_replaced(&self) -> io::Result<()> {
         let (open, found) = (self.file.metadata()?, self.folder.stat(&self.name)?);
         if (open.dev(), open.ino()) == (found.dev(), found.ino()) {
             Ok(())
@@ -261,7 +261,7 @@ impl Source {
 
 /// The error with what an operator can do about it. A full or read-only file system has its own
 /// words already, and is told by its errno.
-fn explained(error: io::Error) -> io::Error {
+fn with_remedy(error: io::Error) -> io::Error {
     let remedy = match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY) => "the file system has no reflinks, or was made without them",
         Some(Errno::EXDEV) => "the disk and the repository's folder CoriolisSnapshots lie on two file systems",

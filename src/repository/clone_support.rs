@@ -13,8 +13,8 @@ use nix::errno::Errno;
 
 use super::SNAPSHOTS;
 use super::clone::{self, Source, Target};
-use super::executor::{Executor, Kind, Unresponsive};
-use crate::sys::folder::{Folder, Odd};
+use super::executor::{Executor, JobKind, Unresponsive};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fiemap, fsinfo, mounts};
 
 /// Why disks in a folder cannot be snapshotted.
@@ -49,7 +49,7 @@ pub enum Unclonable {
     LocalLocks,
     /// Snapshots have no place there: the name of their folder is a link's, or a file's.
     #[error("{0}; remove it, and the service makes the folder for the snapshots")]
-    NoPlace(String),
+    SnapshotsNotAFolder(String),
     /// It hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
@@ -71,13 +71,13 @@ fn remedy(file_system: &str) -> &'static str {
 pub(super) const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
 
 /// How long an answer is believed: a repository can be unmounted, changed and mounted again.
-const MEMORY: Duration = Duration::from_secs(60);
+const CACHE_TTL: Duration = Duration::from_secs(60);
 
 /// The key of trials: one at a time, as one that hangs says what the next would.
 const TRIAL_KEY: u128 = 0;
 
 /// Device number and inode of a folder, so that another file system mounted there is asked anew.
-type Mounted = (u64, u64);
+type FolderKey = (u64, u64);
 
 /// When it was asked, and what it answered.
 type Answer = (Instant, Result<(), Unclonable>);
@@ -85,7 +85,7 @@ type Answer = (Instant, Result<(), Unclonable>);
 /// What has been found out about mounts, remembered for a minute.
 #[derive(Debug, Default)]
 pub struct CloneSupport {
-    known: Mutex<HashMap<Mounted, Answer>>,
+    known: Mutex<HashMap<FolderKey, Answer>>,
 }
 
 impl CloneSupport {
@@ -96,24 +96,24 @@ impl CloneSupport {
     pub fn of(&self, folder: &Path) -> Result<(), Unclonable> {
         let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
         let (asked, executor) = (folder.to_owned(), Executor::of(folder));
-        let opened = executor.run(Kind::SHORT, move |_| {
+        let opened = executor.run(JobKind::SHORT, move |_| {
             let root = Folder::open(&asked)?;
             let metadata = root.metadata()?;
-            let place = root.folder(SNAPSHOTS).map_err(|error| Odd::of(&error).map(|_| error.to_string()));
+            let place = root.folder(SNAPSHOTS).map_err(|error| UnexpectedEntry::of(&error).map(|_| error.to_string()));
             Ok((root, metadata, place.err().flatten()))
         })?;
         let (root, metadata, place) = opened.map_err(failed)?;
         if let Some(problem) = place {
-            return Err(Unclonable::NoPlace(problem));
+            return Err(Unclonable::SnapshotsNotAFolder(problem));
         }
         let key = (metadata.dev(), metadata.ino());
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((asked, answer)) = known().get(&key)
-            && asked.elapsed() < MEMORY
+            && asked.elapsed() < CACHE_TTL
         {
             return answer.clone();
         }
-        let answer = executor.run(Kind::SHORT.after(TRIAL_KEY), move |_| probe(&root))?;
+        let answer = executor.run(JobKind::SHORT.exclusive(TRIAL_KEY), move |_| try_clone(&root))?;
         match &answer {
             // By accident, for now: the next one may go better.
             Err(Unclonable::TrialFailed(_) | Unclonable::NotNow(_) | Unclonable::Unresponsive(_)) => {}
@@ -148,7 +148,7 @@ pub fn of_disk(file: &File, path: &Path) -> Result<(), Unclonable> {
 }
 
 /// Clones a small file, where the file system is one that is supported.
-fn probe(root: &Folder) -> Result<(), Unclonable> {
+fn try_clone(root: &Folder) -> Result<(), Unclonable> {
     let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
     let name = fsinfo::name_of(root).map_err(failed)?;
     if !SUPPORTED.contains(&name.as_str()) {
@@ -157,7 +157,7 @@ fn probe(root: &Folder) -> Result<(), Unclonable> {
     if mounts::keeps_locks_local(root.metadata().map_err(failed)?.dev()).map_err(failed)? {
         return Err(Unclonable::LocalLocks);
     }
-    remove_litter(root);
+    remove_old_trials(root);
     let trial = Trial::new(root);
     trial.run().map_err(|error| match error.raw_os_error().map(Errno::from_raw) {
         Some(Errno::EOPNOTSUPP | Errno::ENOTTY | Errno::EINVAL) => Unclonable::NoReflinks(name),
@@ -200,12 +200,12 @@ impl Drop for Trial<'_> {
 }
 
 /// Removes what trials left that were killed. Another server's may be under way: those are young.
-fn remove_litter(root: &Folder) {
-    const OLD: Duration = Duration::from_secs(3600);
+fn remove_old_trials(root: &Folder) {
+    const MAX_TRIAL_AGE: Duration = Duration::from_secs(3600);
     for name in root.entries().unwrap_or_default() {
         let is_old_file = || {
             let found = root.stat(&name).ok().filter(Metadata::is_file)?;
-            SystemTime::now().duration_since(found.modified().ok()?).ok().filter(|age| *age > OLD)
+            SystemTime::now().duration_since(found.modified().ok()?).ok().filter(|age| *age > MAX_TRIAL_AGE)
         };
         if name.as_encoded_bytes().starts_with(TRIAL_PREFIX.as_bytes()) && is_old_file().is_some() {
             let _ = root.unlink(&name);

@@ -7,10 +7,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use super::executor::{Access, Executor, Kind, Unresponsive};
+use super::executor::{Access, Executor, JobKind, Unresponsive};
 use super::{Repository, SnapshotDir, seal};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
-use crate::sys::folder::{Folder, Odd};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
@@ -99,7 +99,7 @@ impl DiskFile {
         proven: Option<i128>,
     ) -> Result<Self, OpenError> {
         let root = repository.open(access).map_err(|absent| OpenError::RepositoryUnavailable(absent.to_string()))?;
-        let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
+        let file = open_below(&root, id, &disk.name).map_err(|error| match UnexpectedEntry::of(&error) {
             // A link, a socket, a folder: none of which the service makes.
             Some(_) => OpenError::Replaced,
             None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
@@ -132,7 +132,7 @@ impl DiskFile {
     /// [`Unresponsive`].
     pub fn copies_more_than_was_written(self: &Arc<Self>) -> Result<bool, Unresponsive> {
         let file = Arc::clone(self);
-        self.executor.run(Kind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
+        self.executor.run(JobKind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
     }
 
     /// What does the work on it.
@@ -206,7 +206,7 @@ impl DiskFile {
     }
 
     /// Whether the kernel is to read more than is asked for.
-    pub(super) fn reads_ahead(&self, yes: bool) {
+    pub(super) fn set_read_ahead(&self, yes: bool) {
         // Where it does not listen, reading is no less right.
         let _ = page_cache::read_ahead(&self.file, yes);
     }

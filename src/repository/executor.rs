@@ -14,36 +14,36 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use health::{Call, Health, Ticket};
+use health::{Call, Health, JobStatus};
 use pending::Job;
 pub use pending::Pending;
 
 /// How long a call may stand still before the file system counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(5);
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The same for calls that may take long without a sign of life: writing out, removing large files.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+const CHANGE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same for reads on a caller's own thread. With an idle I/O class they let everybody else go first.
-const LENT: Duration = Duration::from_secs(20);
+const READ_STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Callers' own threads that may be in calls at a time, and from how many on a stop of a second is enough to
 /// refuse more: a file system that hangs must not take a thread for each connection.
-const LENT_LIMIT: usize = 256;
-const LENT_MANY: usize = 64;
-const LENT_STOP: Duration = Duration::from_secs(1);
+const MAX_CALLER_THREADS: usize = 256;
+const MANY_CALLER_THREADS: usize = 64;
+const SHORT_STALL: Duration = Duration::from_secs(1);
 
 /// Jobs that may wait in a lane.
-const QUEUE: usize = 4096;
+const MAX_QUEUED: usize = 4096;
 
 /// Threads of a lane, those that hang included.
-const THREADS: usize = 32;
+const MAX_THREADS: usize = 32;
 
 /// From when on a thread counts as taken, so that another is started in its place.
-const TAKEN: Duration = Duration::from_secs(2);
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
 /// How long a thread waits for its next job.
-const IDLE: Duration = Duration::from_secs(10);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file system does not answer, or its executor is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -58,7 +58,7 @@ pub enum Interrupted {
     Unresponsive(#[from] Unresponsive),
     /// Nobody wants it any more.
     #[error("nobody waits for it any more")]
-    Unwanted,
+    Cancelled,
 }
 
 /// Which threads do a job.
@@ -82,35 +82,35 @@ impl Lane {
 
 /// What kind of job it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub struct JobKind {
     lane: Lane,
-    patience: Duration,
+    stall_timeout: Duration,
     key: Option<u128>,
 }
 
-impl Kind {
+impl JobKind {
     /// A question that is answered at once where the file system is well.
-    pub const SHORT: Self = Self { lane: Lane::Short, patience: PATIENCE, key: None };
+    pub const SHORT: Self = Self { lane: Lane::Short, stall_timeout: STALL_TIMEOUT, key: None };
     /// Reading in bulk.
-    pub const BULK: Self = Self { lane: Lane::Bulk, patience: LENT, key: None };
+    pub const BULK: Self = Self { lane: Lane::Bulk, stall_timeout: READ_STALL_TIMEOUT, key: None };
     /// A change, which may have much to write out.
-    pub const CHANGE: Self = Self { lane: Lane::Short, patience: CHANGE_TIMEOUT, key: None };
+    pub const CHANGE: Self = Self { lane: Lane::Short, stall_timeout: CHANGE_STALL_TIMEOUT, key: None };
 
     /// The same, never at the same time as another job with this key. It follows such a job, also one that
     /// nobody waits for any more; one that hangs makes it fail at once.
     #[must_use]
-    pub const fn after(self, key: u128) -> Self {
+    pub const fn exclusive(self, key: u128) -> Self {
         Self { key: Some(key), ..self }
     }
 }
 
 /// The permission to use the file system now. Only the executor gives it.
-pub struct Access<'a>(&'a Ticket);
+pub struct Access<'a>(&'a JobStatus);
 
 impl Access<'_> {
     /// A sign of life: what follows may take its own time.
-    pub fn moved(&self) {
-        self.0.beat();
+    pub fn progress(&self) {
+        self.0.record_progress();
     }
 
     /// Whether somebody still waits for the job.
@@ -168,23 +168,23 @@ impl State {
         queue.remove(free)
     }
 
-    fn begin(&mut self, lane: Option<Lane>, kind: Kind, ticket: Arc<Ticket>) -> u64 {
+    fn start(&mut self, lane: Option<Lane>, kind: JobKind, status: Arc<JobStatus>) -> u64 {
         let number = self.next_call;
         self.next_call += 1;
-        ticket.beat();
-        let Kind { patience, key, .. } = kind;
-        self.calls.insert(number, Call { ticket, lane, patience, key, is_written_off: false });
+        status.record_progress();
+        let JobKind { stall_timeout, key, .. } = kind;
+        self.calls.insert(number, Call { status, lane, stall_timeout, key, is_written_off: false });
         number
     }
 }
 
 /// The executors, by mount point: a repository that is found anew keeps its own.
-static ALL: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+static EXECUTORS: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
 
 impl Executor {
     /// The executor of the repository at `mount_point`.
     pub fn of(mount_point: &Path) -> Self {
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = EXECUTORS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = all.get(mount_point).and_then(Weak::upgrade) {
             return Self(shared);
         }
@@ -206,7 +206,7 @@ impl Executor {
     /// [`Unresponsive`]. The work may still be done then, unless it had not begun.
     pub fn run<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Result<T, Unresponsive> {
         self.submit(kind, work).wait()
@@ -223,7 +223,7 @@ impl Executor {
         is_wanted: impl Fn() -> bool,
         work: impl FnOnce(&Access<'_>, &mut S) -> T + Send + 'static,
     ) -> Result<(S, T), Interrupted> {
-        let pending = self.submit(Kind::BULK, move |access| {
+        let pending = self.submit(JobKind::BULK, move |access| {
             let result = work(access, &mut state);
             (state, result)
         });
@@ -233,11 +233,11 @@ impl Executor {
     /// Queues `work` for a thread of the repository.
     pub fn submit<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Pending<T> {
         let mut state = self.0.state();
-        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || state.blocks(kind) {
+        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= MAX_QUEUED || state.is_blocked(kind) {
             return Pending::refused();
         }
         let (job, pending) = Pending::of(self.clone(), kind, work);
@@ -252,29 +252,29 @@ impl Executor {
     ///
     /// # Errors
     /// [`Unresponsive`].
-    pub fn lend<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> Result<T, Unresponsive> {
+    pub fn run_here<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> Result<T, Unresponsive> {
         {
             let mut state = self.0.state();
             let lent = state.calls.values().filter(|call| call.lane.is_none()).count();
-            let stops = lent >= LENT_MANY && state.stands_still_for(Instant::now()) >= LENT_STOP;
-            if stops || lent >= LENT_LIMIT || !self.admits(&mut state) {
+            let stops = lent >= MANY_CALLER_THREADS && state.stalled_for(Instant::now()) >= SHORT_STALL;
+            if stops || lent >= MAX_CALLER_THREADS || !self.admits(&mut state) {
                 return Err(Unresponsive);
             }
         }
-        Ok(self.lend_on(work))
+        Ok(self.run_here_started(work))
     }
 
     /// The same for what has begun, and goes on whatever other calls meet.
-    pub fn lend_on<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        self.lend_for(Kind { patience: LENT, ..Kind::BULK }, work)
+    pub fn run_here_started<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
+        self.run_here_as(JobKind { stall_timeout: READ_STALL_TIMEOUT, ..JobKind::BULK }, work)
     }
 
     /// The same for work of another kind, which waits for nothing.
-    pub fn lend_for<T>(&self, kind: Kind, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        let ticket = Arc::<Ticket>::default();
-        let number = self.0.state().begin(None, kind, Arc::clone(&ticket));
-        let _running = Running { shared: &self.0, number };
-        work(&Access(&ticket))
+    pub fn run_here_as<T>(&self, kind: JobKind, work: impl FnOnce(&Access<'_>) -> T) -> T {
+        let status = Arc::<JobStatus>::default();
+        let number = self.0.state().start(None, kind, Arc::clone(&status));
+        let _running = RunningCall { shared: &self.0, number };
+        work(&Access(&status))
     }
 
     /// Whether the file system `volume` is what was there before. Another one can only have been mounted there: where
@@ -290,7 +290,7 @@ impl Executor {
 
     /// Whether the file system answers, as far as the calls that are under way tell. Nothing is asked of it.
     pub fn is_responsive(&self) -> bool {
-        !self.0.state().stands_still(Instant::now())
+        !self.0.state().is_stalled(Instant::now())
     }
 
     /// Calls that are under way, those that hang included.
@@ -301,13 +301,13 @@ impl Executor {
     /// Starts threads for what waits in a lane.
     fn start_threads(&self, state: &mut State, lane: Lane) {
         let now = Instant::now();
-        let is_taken = |call: &&Call| call.lane == Some(lane) && call.ticket.still_for(now) > TAKEN;
+        let is_taken = |call: &&Call| call.lane == Some(lane) && call.status.stalled_for(now) > STUCK_AFTER;
         let taken = state.calls.values().filter(is_taken).count();
         let threads = state.lane(lane);
-        while threads.queue.len() > threads.idle && threads.all < THREADS && threads.all < lane.limit() + taken {
+        while threads.queue.len() > threads.idle && threads.all < MAX_THREADS && threads.all < lane.limit() + taken {
             let shared = Arc::clone(&self.0);
             let builder = thread::Builder::new().name("repository".to_owned()).stack_size(512 << 10);
-            match builder.spawn(move || work_in(&shared, lane)) {
+            match builder.spawn(move || run_jobs(&shared, lane)) {
                 // Counted as idle until it takes its first job.
                 Ok(_) => (threads.all, threads.idle) = (threads.all + 1, threads.idle + 1),
                 Err(error) => return tracing::error!(%error, "a thread of a repository cannot be started"),
@@ -330,15 +330,15 @@ impl Shared {
 }
 
 /// A call that is under way until this is dropped.
-struct Running<'a> {
+struct RunningCall<'a> {
     shared: &'a Shared,
     number: u64,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningCall<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        self.shared.ended(&mut state, self.number);
+        self.shared.call_ended(&mut state, self.number);
         // What waits may wait for the key of this one.
         for lane in [Lane::Short, Lane::Bulk] {
             if !state.lane(lane).queue.is_empty() {
@@ -349,11 +349,11 @@ impl Drop for Running<'_> {
 }
 
 /// Does the jobs of a lane until there are none for a while.
-fn work_in(shared: &Shared, lane: Lane) {
+fn run_jobs(shared: &Shared, lane: Lane) {
     let mut state = shared.state();
     loop {
         let Some(job) = state.next_job(lane) else {
-            let waited = shared.lane(lane).wait_timeout(state, IDLE);
+            let waited = shared.lane(lane).wait_timeout(state, IDLE_TIMEOUT);
             let (woken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
             let threads = state.lane(lane);
@@ -364,16 +364,16 @@ fn work_in(shared: &Shared, lane: Lane) {
             continue;
         };
         state.lane(lane).idle -= 1;
-        if job.ticket.is_wanted() {
-            let number = state.begin(Some(lane), job.kind, Arc::clone(&job.ticket));
+        if job.status.is_wanted() {
+            let number = state.start(Some(lane), job.kind, Arc::clone(&job.status));
             drop(state);
-            let running = Running { shared, number };
+            let running = RunningCall { shared, number };
             job.run();
             drop(running);
             state = shared.state();
         } else {
             // It holds open files, and closing one can hang. That it ends says nothing about the file system.
-            let number = state.begin(Some(lane), Kind { key: None, ..job.kind }, Arc::clone(&job.ticket));
+            let number = state.start(Some(lane), JobKind { key: None, ..job.kind }, Arc::clone(&job.status));
             drop(state);
             drop(job);
             state = shared.state();

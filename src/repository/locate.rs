@@ -29,7 +29,7 @@ pub enum PathError {
 
 /// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
 #[derive(Clone, Debug)]
-pub struct Assigned {
+pub struct AssignedPath {
     /// The repository that it lies in.
     pub repository: Repository,
     /// The path below the repository: plain names alone.
@@ -48,7 +48,7 @@ pub struct LocatedDisk {
     /// The open disk.
     pub file: File,
     /// The folder that it was opened in, and its name there.
-    pub place: (Folder, OsString),
+    pub location: (Folder, OsString),
     /// Its path, for messages.
     pub path: PathBuf,
     /// Its size when it was opened, bytes.
@@ -66,7 +66,7 @@ pub struct LocatedDisk {
 pub fn assign<'a>(
     repositories: impl IntoIterator<Item = &'a Repository, IntoIter: Clone>,
     path: &Path,
-) -> Result<Assigned, PathError> {
+) -> Result<AssignedPath, PathError> {
     let repositories = repositories.into_iter();
     let mut outer = below_any(repositories.clone(), path).filter_map(|(_, root, below)| {
         let (below, detours) = without_detours(below)?;
@@ -79,7 +79,7 @@ pub fn assign<'a>(
     // A detour that leads through another repository is not followed either.
     let detours = detours.iter().map(|detour| detour.strip_prefix(root).map(Path::to_path_buf));
     let detours = detours.collect::<Result<_, _>>().map_err(|_| PathError::Outside)?;
-    Ok(Assigned { repository: repository.clone(), below: below.to_path_buf(), detours })
+    Ok(AssignedPath { repository: repository.clone(), below: below.to_path_buf(), detours })
 }
 
 /// The repositories that `path` lies below as it is spelled: each with that spelling of its folder, and the
@@ -123,9 +123,9 @@ fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
 ///
 /// # Errors
 /// [`PathError`] with the reason.
-pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError> {
-    let Assigned { repository, below, detours } = assigned;
-    must_be_a_disks_place(below)?;
+pub fn open(root: &Folder, assigned: &AssignedPath) -> Result<LocatedDisk, PathError> {
+    let AssignedPath { repository, below, detours } = assigned;
+    check_disk_location(below)?;
     // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
     // would be another one than ours.
     for detour in detours {
@@ -141,7 +141,7 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError
         repository: repository.clone(),
         source: DiskSource { repository: repository.id().clone(), path: text },
         file,
-        place: (folder, name.to_owned()),
+        location: (folder, name.to_owned()),
         path: repository.mount_point().join(below),
         size,
         volume,
@@ -149,7 +149,7 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError
 }
 
 /// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
-fn must_be_a_disks_place(below: &Path) -> Result<(), PathError> {
+fn check_disk_location(below: &Path) -> Result<(), PathError> {
     let first = below.iter().next().unwrap_or_default();
     // At any depth: another repository may lie in this one, and not be known.
     if below.iter().any(|name| name == SNAPSHOTS) {

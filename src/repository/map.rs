@@ -3,7 +3,7 @@
 //! A map that was stored goes stale: a defragmenter moves blocks, a freed address is given to
 //! somebody else, and "same address" would no longer mean "same bytes".
 //!
-//! They are read piece by piece, so that memory does not grow with the extents.
+//! They are read window by window, so that memory does not grow with the extents.
 
 use std::fs::File;
 use std::io;
@@ -22,14 +22,14 @@ pub enum MapError {
     Io(#[from] io::Error),
     /// The answers of FIEMAP contradict themselves.
     #[error("the file system's map of extents makes no sense: {0}")]
-    Nonsense(String),
+    Inconsistent(String),
     /// The file is not the snapshot's, or no longer.
     #[error(transparent)]
     File(#[from] OpenError),
 }
 
 /// How often a map is read anew where it moves under our hands.
-pub(super) const ATTEMPTS: usize = 4;
+pub(super) const MAX_READS: usize = 4;
 
 /// What is asked of a file to make its map.
 pub(super) trait ExtentSource {
@@ -41,7 +41,7 @@ pub(super) trait ExtentSource {
     fn next_hole(&self, from: u64) -> io::Result<Option<u64>>;
     /// Whether FIEMAP and `SEEK_DATA` are known to answer from one and the same place, so that only
     /// the end of a map has to be checked.
-    fn holes_are_sure(&self) -> bool;
+    fn holes_are_reliable(&self) -> bool;
     /// Checks that the file is still the one that was opened.
     fn verify(&self) -> Result<(), OpenError>;
 }
@@ -59,7 +59,7 @@ pub(super) struct MapWindow {
 
 impl MapWindow {
     /// Bytes of data in `window` that FIEMAP did not list.
-    pub(super) fn unlisted_in(&self, window: ByteRange) -> u64 {
+    pub(super) fn unverified_in(&self, window: ByteRange) -> u64 {
         let within = |range: &ByteRange| {
             let start = range.start().max(window.start());
             range.end().min(window.end()).saturating_sub(start)
@@ -93,15 +93,17 @@ impl<S: ExtentSource> MapWindows<S> {
     ///
     /// What FIEMAP calls a hole is checked against `SEEK_DATA`: data there is taken as
     /// [`Backing::Opaque`], which is never "unchanged".
-    pub(super) fn from(&mut self, start: u64) -> Result<MapWindow, MapError> {
+    pub(super) fn read_from(&mut self, start: u64) -> Result<MapWindow, MapError> {
         // Blocks that are moved between two answers make no sense together.
-        for _ in 1..ATTEMPTS {
-            match self.read_from(start) {
-                Err(MapError::Nonsense(problem)) => tracing::warn!(problem, "a map that makes no sense is read again"),
+        for _ in 1..MAX_READS {
+            match self.read_once(start) {
+                Err(MapError::Inconsistent(problem)) => {
+                    tracing::warn!(problem, "a map that makes no sense is read again")
+                }
                 read => return read,
             }
         }
-        self.read_from(start)
+        self.read_once(start)
     }
 
     /// Size of the file, bytes.
@@ -114,34 +116,34 @@ impl<S: ExtentSource> MapWindows<S> {
         Ok(self.source.verify()?)
     }
 
-    fn read_from(&mut self, start: u64) -> Result<MapWindow, MapError> {
+    fn read_once(&mut self, start: u64) -> Result<MapWindow, MapError> {
         let mut page = std::mem::take(&mut self.page);
         page.clear();
         self.source.page(start, &mut page)?;
-        let piece = self.put_together(start, &page);
+        let window = self.assemble(start, &page);
         self.page = page;
-        piece
+        window
     }
 
-    fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<MapWindow, MapError> {
+    fn assemble(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<MapWindow, MapError> {
         let mut extents = Vec::with_capacity(page.len());
         let (mut covered, mut unverified, mut last_seen) = (start, Vec::new(), page.is_empty());
         for raw in page {
             if last_seen {
-                return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
+                return Err(MapError::Inconsistent(format!("an extent at {} after the last one", raw.logical)));
             }
             let end = raw.logical.checked_add(raw.length);
             let Some(range) = end.and_then(|end| ByteRange::new(raw.logical, end)) else {
-                return Err(MapError::Nonsense(format!("{} bytes at {}", raw.length, raw.logical)));
+                return Err(MapError::Inconsistent(format!("{} bytes at {}", raw.length, raw.logical)));
             };
             // The first one may have begun before what was asked for, unless an extent ended there.
             let may_be_cut = extents.is_empty() && start != self.boundary && range.end() > start;
             if range.start() < covered && !may_be_cut {
                 let text = format!("an extent at {} inside of one that ends at {covered}", range.start());
-                return Err(MapError::Nonsense(text));
+                return Err(MapError::Inconsistent(text));
             }
-            if !self.source.holes_are_sure() {
-                self.find_unlisted(covered, range.start().min(self.size), &mut unverified, &mut extents)?;
+            if !self.source.holes_are_reliable() {
+                self.add_unlisted_data(covered, range.start().min(self.size), &mut unverified, &mut extents)?;
             }
             let skipped = start.saturating_sub(range.start());
             let rest = ByteRange::new(range.start() + skipped, range.end());
@@ -151,15 +153,16 @@ impl<S: ExtentSource> MapWindows<S> {
         }
         self.boundary = covered;
         if last_seen {
-            self.find_unlisted(covered, self.size, &mut unverified, &mut extents)?;
+            self.add_unlisted_data(covered, self.size, &mut unverified, &mut extents)?;
             covered = self.size;
         }
-        let map = ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))?;
+        let map =
+            ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Inconsistent(disorder.to_string()))?;
         Ok(MapWindow { map, end: covered.min(self.size), unverified })
     }
 
     /// Adds the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP knows of none.
-    fn find_unlisted(
+    fn add_unlisted_data(
         &self,
         from: u64,
         to: u64,
@@ -181,38 +184,38 @@ impl<S: ExtentSource> MapWindows<S> {
 }
 
 /// Extents that are asked for at once where a map is read in one request, at most: 14 MiB of room.
-const WHOLE: u32 = 1 << 18;
+const MAX_WHOLE_MAP: u32 = 1 << 18;
 
 /// A snapshot's file as a source of its map.
 pub(super) struct FileSource {
     file: Arc<DiskFile>,
     reader: fiemap::Reader,
     /// Whether every request is for the whole map. Older OCFS2 can lose extents where a request
-    /// starts above 0. Where a map is larger than [`WHOLE`], what is lost is found by `SEEK_DATA`.
+    /// starts above 0. Where a map is larger than [`MAX_WHOLE_MAP`], what is lost is found by `SEEK_DATA`.
     whole: bool,
-    holes_are_sure: bool,
+    holes_are_reliable: bool,
 }
 
 impl FileSource {
     fn new(file: Arc<DiskFile>) -> io::Result<Self> {
         let file_system = fsinfo::name_of(file.file())?;
-        let (room, whole) = room(file.file())?;
-        let holes_are_sure = file_system == "xfs";
-        Ok(Self { file, reader: fiemap::Reader::new(room), whole, holes_are_sure })
+        let (capacity, whole) = reader_capacity(file.file())?;
+        let holes_are_reliable = file_system == "xfs";
+        Ok(Self { file, reader: fiemap::Reader::new(capacity), whole, holes_are_reliable })
     }
 }
 
 /// Extents to ask for at a time, and whether each request is to be for the whole map.
 ///
 /// Older OCFS2 can lose extents where a request starts above 0, so there the whole map is asked for at
-/// once, up to [`WHOLE`].
-pub(super) fn room(file: &File) -> io::Result<(u32, bool)> {
+/// once, up to [`MAX_WHOLE_MAP`].
+pub(super) fn reader_capacity(file: &File) -> io::Result<(u32, bool)> {
     if fsinfo::name_of(file)? != "ocfs2" {
-        return Ok((fiemap::PAGE, false));
+        return Ok((fiemap::EXTENTS_PER_CALL, false));
     }
     // One more, as a sign that there were no more.
     let count = fiemap::Reader::count(file.as_fd())?.saturating_add(1);
-    Ok((count.clamp(fiemap::PAGE, WHOLE), count <= WHOLE))
+    Ok((count.clamp(fiemap::EXTENTS_PER_CALL, MAX_WHOLE_MAP), count <= MAX_WHOLE_MAP))
 }
 
 impl ExtentSource for FileSource {
@@ -232,8 +235,8 @@ impl ExtentSource for FileSource {
         sparse::next_hole(self.file.file(), from)
     }
 
-    fn holes_are_sure(&self) -> bool {
-        self.holes_are_sure
+    fn holes_are_reliable(&self) -> bool {
+        self.holes_are_reliable
     }
 
     fn verify(&self) -> Result<(), OpenError> {
@@ -243,10 +246,10 @@ impl ExtentSource for FileSource {
 
 /// The flags under which an address still stands for its content. Any other, also one that a later
 /// kernel invents, says compressed, inline, not yet placed, or something that we do not know.
-pub(super) const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
+pub(super) const TRUSTED_FLAGS: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
 
 fn backing(raw: &fiemap::RawExtent) -> Backing {
-    if raw.flags & !TRUSTED != 0 {
+    if raw.flags & !TRUSTED_FLAGS != 0 {
         Backing::Opaque
     } else if raw.flags & fiemap::UNWRITTEN != 0 {
         Backing::Zero

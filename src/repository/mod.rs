@@ -29,13 +29,13 @@ use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
 use crate::sys::volume;
-use executor::{Access, Kind, Pending};
+use executor::{Access, JobKind, Pending};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
 pub use executor::{Executor, Unresponsive};
-pub use locate::{Assigned, LocatedDisk, PathError, assign};
+pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
 pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
@@ -137,7 +137,7 @@ impl Repository {
     /// Those of `work`; [`Unavailable`], as the error's own cause, where the repository is not there or hangs.
     pub fn run<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         self.submit(kind, work).wait().map_err(Unavailable::from)?
@@ -146,7 +146,7 @@ impl Repository {
     /// Queues `work` below its folder; see [`Repository::run`].
     pub fn submit<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
     ) -> Pending<io::Result<T>> {
         let repository = self.clone();
@@ -180,9 +180,9 @@ impl Repository {
     ///
     /// # Errors
     /// As [`Repository::run`].
-    pub fn real_folder(&self) -> io::Result<Option<PathBuf>> {
+    pub fn enclosing_repository(&self) -> io::Result<Option<PathBuf>> {
         let is_one = |folder: &Folder| CONTENT.iter().any(|name| folder.folder(name).is_ok());
-        self.run(Kind::SHORT, move |_, root| {
+        self.run(JobKind::SHORT, move |_, root| {
             if is_one(root) {
                 return Ok(None);
             }
@@ -218,13 +218,13 @@ impl Repository {
     /// # Errors
     /// [`Unavailable`] where nothing is.
     pub fn mounted(&self) -> Result<Mounted, Unavailable> {
-        self.ask_mounted().wait()?
+        self.submit_mounted().wait()?
     }
 
     /// Begins to ask what is mounted there.
-    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Unavailable>> {
+    pub fn submit_mounted(&self) -> Pending<Result<Mounted, Unavailable>> {
         let repository = self.clone();
-        self.executor.submit(Kind::SHORT, move |access| repository.mounted_now(access))
+        self.executor.submit(JobKind::SHORT, move |access| repository.mounted_now(access))
     }
 
     /// The same, of whoever has access already.

@@ -21,13 +21,13 @@ use super::executor::Access;
 const WINDOW: u64 = 2 << 20;
 
 /// How far ahead of the reader windows are looked at: further than the kernel reads by itself.
-const AHEAD: u64 = 16 << 20;
+const LOOK_AHEAD: u64 = 16 << 20;
 
 /// Shorter runs are no windows: the kernel is told not to read ahead for them.
-const SHORT: u64 = 128 << 10;
+const SHORT_RUN: u64 = 128 << 10;
 
 /// What is let go of are whole pages.
-const PAGE: u64 = 4 << 10;
+const PAGE_SIZE: u64 = 4 << 10;
 
 /// How far a reader has come that reads in order.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ pub struct PageCachePolicy {
     /// What is about to be read, each with whether it was in the cache before.
     windows: VecDeque<(Range<u64>, bool)>,
     /// Whether the kernel was told not to read ahead.
-    reads_no_more_ahead: bool,
+    read_ahead_is_off: bool,
 }
 
 impl PageCachePolicy {
@@ -53,7 +53,7 @@ impl PageCachePolicy {
     ) -> io::Result<()> {
         let goes_back = self.windows.front().is_some_and(|(window, _)| at < window.start);
         self.release(access, file, if goes_back { u64::MAX } else { at });
-        if self.windows.is_empty() && end - at < SHORT {
+        if self.windows.is_empty() && end - at < SHORT_RUN {
             return self.read_short(access, file, buffer, at);
         }
         self.look_ahead(file, at, end);
@@ -61,9 +61,9 @@ impl PageCachePolicy {
     }
 
     fn read_short(&mut self, access: &Access<'_>, file: &DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
-        if !self.reads_no_more_ahead {
-            file.reads_ahead(false);
-            self.reads_no_more_ahead = true;
+        if !self.read_ahead_is_off {
+            file.set_read_ahead(false);
+            self.read_ahead_is_off = true;
         }
         let was_cached = match file.read_if_cached(buffer, at) {
             Ok(true) => return Ok(()),
@@ -73,18 +73,18 @@ impl PageCachePolicy {
         };
         file.read_exact_at(access, buffer, at)?;
         if !was_cached {
-            file.drop_cached(&(at / PAGE * PAGE..(at + buffer.len() as u64).next_multiple_of(PAGE)));
+            file.drop_cached(&(at / PAGE_SIZE * PAGE_SIZE..(at + buffer.len() as u64).next_multiple_of(PAGE_SIZE)));
         }
         Ok(())
     }
 
     fn look_ahead(&mut self, file: &DiskFile, at: u64, end: u64) {
-        if self.reads_no_more_ahead {
-            file.reads_ahead(true);
-            self.reads_no_more_ahead = false;
+        if self.read_ahead_is_off {
+            file.set_read_ahead(true);
+            self.read_ahead_is_off = false;
         }
         let mut next = self.windows.back().map_or(at, |(window, _)| at.max(window.end));
-        while next < end.min(at + AHEAD) {
+        while next < end.min(at + LOOK_AHEAD) {
             let window = next..end.min((next / WINDOW + 1) * WINDOW);
             next = window.end;
             let was_cached = file.is_cached(window.start.midpoint(window.end));

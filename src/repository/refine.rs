@@ -12,15 +12,15 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::{CompareError, IsWanted};
 use super::disk_file::DiskFile;
-use super::executor::{Access, Interrupted, Kind, Pending};
+use super::executor::{Access, Interrupted, JobKind, Pending};
 use crate::model::chunk::append_run;
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
 /// Bytes that are read of each file at a time; a multiple of every block size.
-const WINDOW: u64 = 1 << 20;
+const WINDOW_BYTES: u64 = 1 << 20;
 
 /// Windows of one comparison that are on their way.
-const AHEAD: usize = 8;
+const MAX_PENDING_WINDOWS: usize = 8;
 
 /// Where a block's bytes were before.
 #[derive(Clone, Debug)]
@@ -53,17 +53,17 @@ enum Waiting {
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
-    /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
+    /// Refines `candidates`, the changes from `base` to `target`, to blocks of `block` bytes, which
     /// is a power of two and not more than 1 MiB, while they are wanted.
     pub fn new(
         candidates: C,
-        held: BaseContents,
+        base: BaseContents,
         target: Arc<DiskFile>,
         block: NonZero<u64>,
         is_wanted: IsWanted,
     ) -> Self {
         let (incomplete, buffers) = (Arc::default(), Mutex::default());
-        let comparer = Arc::new(Comparer { held, target, block: block.get(), incomplete, buffers });
+        let comparer = Arc::new(Comparer { base, target, block: block.get(), incomplete, buffers });
         let (waiting, ready) = (VecDeque::new(), VecDeque::new());
         Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
     }
@@ -74,8 +74,8 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     }
 
     /// Queues as many windows as may be on their way.
-    fn feed(&mut self) {
-        while self.waiting.len() < AHEAD && self.failed.is_none() {
+    fn queue_windows(&mut self) {
+        while self.waiting.len() < MAX_PENDING_WINDOWS && self.failed.is_none() {
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
@@ -92,13 +92,13 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
                 continue;
             }
             let range = candidate.range;
-            let cut = (range.start() + 1).next_multiple_of(WINDOW).min(range.end());
+            let cut = (range.start() + 1).next_multiple_of(WINDOW_BYTES).min(range.end());
             let part = |start, end| ByteRange::new(start, end).and_then(|range| candidate.within(range));
             self.rest = part(cut, range.end());
             let Some(candidate) = part(range.start(), cut) else { continue };
             let comparer = Arc::clone(&self.comparer);
             let window = move |access: &Access<'_>| comparer.compare_or_list(access, candidate);
-            self.waiting.push_back(Waiting::Window(self.comparer.target.executor().submit(Kind::BULK, window)));
+            self.waiting.push_back(Waiting::Window(self.comparer.target.executor().submit(JobKind::BULK, window)));
         }
     }
 
@@ -113,7 +113,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     fn end(&mut self) -> Result<(), CompareError> {
         match self.failed.take() {
             Some(error) => Err(error),
-            None => verify(&self.comparer.held, &self.comparer.target),
+            None => verify(&self.comparer.base, &self.comparer.target),
         }
     }
 }
@@ -122,15 +122,15 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
 ///
 /// # Errors
 /// [`CompareError::Base`], [`CompareError::Target`].
-pub fn verify(held: &BaseContents, target: &Arc<DiskFile>) -> Result<(), CompareError> {
-    let (held, file) = (held.clone(), Arc::clone(target));
+pub fn verify(base: &BaseContents, target: &Arc<DiskFile>) -> Result<(), CompareError> {
+    let (base, file) = (base.clone(), Arc::clone(target));
     let verify = move |_: &Access<'_>| {
-        if let BaseContents::File(base) = held {
+        if let BaseContents::File(base) = base {
             base.verify().map_err(|error| CompareError::Base(error.into()))?;
         }
         file.verify().map_err(|error| CompareError::Target(error.into()))
     };
-    target.executor().run(Kind::SHORT, verify).map_err(|error| CompareError::from(Interrupted::from(error)))?
+    target.executor().run(JobKind::SHORT, verify).map_err(|error| CompareError::from(Interrupted::from(error)))?
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
@@ -144,7 +144,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
             if self.is_done {
                 return None;
             }
-            self.feed();
+            self.queue_windows();
             let ended = match self.waiting.pop_front() {
                 Some(Waiting::Known(chunk)) => return Some(Ok(chunk)),
                 Some(Waiting::Window(window)) => self.take(window).err(),
@@ -163,7 +163,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
 
 /// Compares windows.
 struct Comparer {
-    held: BaseContents,
+    base: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
     incomplete: Arc<AtomicBool>,
@@ -198,7 +198,7 @@ impl Comparer {
         let (start, length) = (candidate.range.start(), usize::try_from(candidate.range.len()).unwrap_or(usize::MAX));
         now.resize(length, 0);
         self.target.read_exact_at(access, now, start)?;
-        let base = match &self.held {
+        let base = match &self.base {
             BaseContents::Unknown => None,
             BaseContents::File(base) => {
                 was.clear();

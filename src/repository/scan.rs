@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::seal::Sealed;
-use super::snapshot_dir::MAKING;
+use super::snapshot_dir::UNFINISHED_MARKER;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
 use crate::model::{DiskName, Snapshot, SnapshotId};
 use crate::sys::folder::{self, Folder};
@@ -26,7 +26,7 @@ pub struct FoundFolder {
     /// The service that its manifest names. Such a manifest is written last of all.
     pub maker: Option<String>,
     /// Whether it carries the marker of a snapshot that is not finished.
-    pub is_making: bool,
+    pub is_unfinished: bool,
     /// When its files were made, as far as it can be told: the earliest time that they show.
     pub made_at: jiff::Timestamp,
     /// When anything in it was changed last.
@@ -57,7 +57,7 @@ pub fn scan(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Ve
             continue;
         }
         moved();
-        match look_into(&snapshots, &name) {
+        match scan_folder(&snapshots, &name) {
             Ok(folder) => found.push(folder),
             Err(reason) => odd.push(Unrecognized { path: snapshots.path().join(name), reason }),
         }
@@ -79,7 +79,7 @@ pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<Fo
     };
     match snapshots.stat(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(|_| Some(look_into(&snapshots, OsStr::new(&name)))),
+        found => found.map(|_| Some(scan_folder(&snapshots, OsStr::new(&name)))),
     }
 }
 
@@ -119,9 +119,9 @@ pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
     Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
 }
 
-fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
+fn scan_folder(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
     let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
-    let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
+    let folder = snapshots.folder(name).map_err(|error| match folder::UnexpectedEntry::of(&error) {
         Some(what) => what.to_string(),
         None => error.to_string(),
     })?;
@@ -131,9 +131,9 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
     // file that is made in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
     let names = folder.entries().map_err(|error| error.to_string())?;
-    let is_making = names.iter().any(|name| name == MAKING);
+    let is_unfinished = names.iter().any(|name| name == UNFINISHED_MARKER);
     // What is in a folder that is not finished says nothing.
-    for name in names.into_iter().filter(|_| !is_making) {
+    for name in names.into_iter().filter(|_| !is_unfinished) {
         if name == manifest::FILE_NAME {
             let read = read_manifest(&folder).map_err(|error| error.to_string());
             maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
@@ -155,15 +155,15 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
         touched_at = touched_at.max(changed(&metadata));
         files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
     }
-    if files.is_empty() && !is_making {
+    if files.is_empty() && !is_unfinished {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_making, made_at, touched_at })
+    Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_unfinished, made_at, touched_at })
 }
 
 /// Checks that a file which anybody may have put there is under its only name.
-fn only_name(file: &File) -> io::Result<()> {
+fn check_single_link(file: &File) -> io::Result<()> {
     match file.metadata()?.nlink() {
         1 => Ok(()),
         _ => Err(io::Error::other("has another name elsewhere")),
@@ -172,11 +172,11 @@ fn only_name(file: &File) -> io::Result<()> {
 
 fn read_manifest(folder: &Folder) -> io::Result<Vec<u8>> {
     /// Bytes; a manifest has a few hundred a disk.
-    const LIMIT: u64 = 1 << 20;
+    const MAX_BYTES: u64 = 1 << 20;
     let file = folder.open_file(manifest::FILE_NAME)?;
-    only_name(&file)?;
+    check_single_link(&file)?;
     let mut text = Vec::new();
-    file.take(LIMIT).read_to_end(&mut text)?;
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -199,7 +199,7 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 /// The errno of openat(2), fsync(2) or fstat(2).
 pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
     let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
-    only_name(&file)?;
+    check_single_link(&file)?;
     SnapshotDir::seal_disk(&file)
 }
 
@@ -242,15 +242,15 @@ mod tests {
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let first = folder(0).file_name().unwrap().to_owned();
         let opened = root.folder(SNAPSHOTS).unwrap();
-        assert!(look_into(&opened, &first).unwrap().manifest.unwrap().is_err());
+        assert!(scan_folder(&opened, &first).unwrap().manifest.unwrap().is_err());
         let linked = dir.path().join("linked");
         fs::create_dir(&linked).unwrap();
         symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
         assert!(scan(&Folder::open(&linked).unwrap(), &|| ()).is_err());
-        fs::write(folder(0).join(MAKING), "").unwrap();
-        let half_made = look_into(&opened, &first).unwrap();
-        assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());
-        assert!(folders.iter().all(|folder| !folder.is_making));
+        fs::write(folder(0).join(UNFINISHED_MARKER), "").unwrap();
+        let half_made = scan_folder(&opened, &first).unwrap();
+        assert!(half_made.is_unfinished && half_made.files.is_empty() && half_made.manifest.is_none());
+        assert!(folders.iter().all(|folder| !folder.is_unfinished));
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();

@@ -14,14 +14,14 @@ use std::time::UNIX_EPOCH;
 
 use super::disk_file::identity;
 use super::executor::Access;
-use super::map::{self, TRUSTED};
+use super::map::{self, TRUSTED_FLAGS};
 use super::{Repository, SnapshotDir};
 use crate::model::{FileIdentity, Seal, SnapshotDisk, SnapshotId};
 use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo, sparse};
 
 /// Runs of a file that are compared with other files, at most: 32 bytes each.
-const MOST_RUNS: usize = 1 << 20;
+const MAX_RUNS: usize = 1 << 20;
 
 /// What is recorded of a finished file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,15 +46,15 @@ pub enum Proof {
 
 /// A run of blocks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+struct BlockRun {
     start: u64,
     end: u64,
     address: u64,
     is_written: bool,
 }
 
-impl Run {
-    fn goes_on_in(&self, next: &Self) -> bool {
+impl BlockRun {
+    fn continues_in(&self, next: &Self) -> bool {
         self.end == next.start
             && self.address.checked_add(self.end - self.start) == Some(next.address)
             && self.is_written == next.is_written
@@ -84,7 +84,7 @@ pub(super) fn is_touched_only(metadata: &Metadata, disk: &SnapshotDisk) -> bool 
 
 /// Another snapshot of a disk.
 #[derive(Clone, Debug)]
-pub struct Witness {
+pub struct OtherSnapshot {
     /// The snapshot.
     pub id: SnapshotId,
     /// Its disk.
@@ -106,7 +106,7 @@ pub fn examine(
     access: &Access<'_>,
     repository: &Repository,
     (id, disk): (SnapshotId, &SnapshotDisk),
-    others: &[Witness],
+    others: &[OtherSnapshot],
 ) -> io::Result<(Proof, i128)> {
     let root = repository.open(access)?;
     let file = SnapshotDir::new(&root, id).open()?.open_file(disk.name.as_str())?;
@@ -118,7 +118,7 @@ pub fn examine(
     }
     let proof = match written_runs(&file, before.len())? {
         Some(runs) => {
-            let mut rest = Unvouched(runs);
+            let mut rest = UnsharedRuns(runs);
             let live = root.open_file(Path::new(&disk.source.path));
             let live = live.and_then(|live| Ok(is_the_original(&live, &before, recorded)?.then_some(live)));
             // One that cannot be opened vouches for nothing.
@@ -127,10 +127,10 @@ pub fn examine(
                 if rest.0.is_empty() {
                     break;
                 }
-                access.moved();
+                access.progress();
                 let _ = rest.compare_with_snapshot(&root, other.id, &other.disk);
             }
-            access.moved();
+            access.progress();
             if let Some(live) = live {
                 let _ = live.metadata().and_then(|metadata| rest.compare_with(&live, metadata.len()));
             }
@@ -162,9 +162,9 @@ fn is_the_original(live: &File, snapshot: &Metadata, recorded: Option<[u8; 32]>)
 }
 
 /// Runs of a file that no other file is known to share.
-struct Unvouched(Vec<Run>);
+struct UnsharedRuns(Vec<BlockRun>);
 
-impl Unvouched {
+impl UnsharedRuns {
     /// Another snapshot that is as it was recorded holds the blocks that both have: whoever wrote to one of the
     /// files got a copy.
     fn compare_with_snapshot(&mut self, root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> io::Result<()> {
@@ -181,7 +181,7 @@ impl Unvouched {
     fn compare_with(&mut self, file: &File, size: u64) -> io::Result<()> {
         let mut others = Vec::new();
         each_run(file, size, &mut |run| {
-            if run.is_written && others.len() < MOST_RUNS {
+            if run.is_written && others.len() < MAX_RUNS {
                 others.push(run);
             }
         })?;
@@ -191,7 +191,7 @@ impl Unvouched {
 }
 
 /// What of `runs` is not in `others` at the same offset and the same address. Both are in order.
-fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
+fn without(runs: &[BlockRun], others: &[BlockRun]) -> Vec<BlockRun> {
     let (mut rest, mut others) = (Vec::new(), others.iter().peekable());
     for run in runs {
         let mut run = *run;
@@ -201,9 +201,9 @@ fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
             let is_shared = run.address + (start - run.start) == other.address + (start - other.start);
             let unshared_end = if is_shared { start } else { end };
             if run.start < unshared_end {
-                rest.push(Run { end: unshared_end, ..run });
+                rest.push(BlockRun { end: unshared_end, ..run });
             }
-            run = Run { start: end, address: run.address + (end - run.start), ..run };
+            run = BlockRun { start: end, address: run.address + (end - run.start), ..run };
             if other.end > end || others.next().is_none() {
                 break;
             }
@@ -216,21 +216,21 @@ fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
 }
 
 /// The written runs of a file; nothing where not all of it has an address, or there are very many.
-fn written_runs(file: &File, size: u64) -> io::Result<Option<Vec<Run>>> {
+fn written_runs(file: &File, size: u64) -> io::Result<Option<Vec<BlockRun>>> {
     let (mut runs, mut count) = (Vec::new(), 0);
     let is_known = each_run(file, size, &mut |run| {
         count += 1;
-        if run.is_written && count <= MOST_RUNS {
+        if run.is_written && count <= MAX_RUNS {
             runs.push(run);
         }
     })?;
-    Ok(Some(runs).filter(|_| is_known && count <= MOST_RUNS))
+    Ok(Some(runs).filter(|_| is_known && count <= MAX_RUNS))
 }
 
 /// BLAKE3 over the map of a file, whatever extents its runs are told in; nothing where not all of it has an address.
 fn digest(file: &File, size: u64) -> io::Result<Option<[u8; 32]>> {
     let mut hasher = blake3::Hasher::new();
-    let is_known = each_run(file, size, &mut |Run { start, end, address, is_written }| {
+    let is_known = each_run(file, size, &mut |BlockRun { start, end, address, is_written }| {
         for number in [start, end, address, u64::from(is_written)] {
             hasher.update(&number.to_le_bytes());
         }
@@ -240,26 +240,26 @@ fn digest(file: &File, size: u64) -> io::Result<Option<[u8; 32]>> {
 
 /// Shows the runs of a file in order, each as long as it can be. Returns whether they are all that there is, each
 /// with an address that counts.
-fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<bool> {
-    let holes_are_sure = fsinfo::name_of(file)? == "xfs";
-    let (room, is_whole) = map::room(file)?;
+fn each_run(file: &File, size: u64, each: &mut dyn FnMut(BlockRun)) -> io::Result<bool> {
+    let holes_are_reliable = fsinfo::name_of(file)? == "xfs";
+    let (room, is_whole) = map::reader_capacity(file)?;
     let mut reader = fiemap::Reader::new(room);
-    let (mut covered, mut last_seen, mut pending) = (0, false, None::<Run>);
+    let (mut covered, mut last_seen, mut pending) = (0, false, None::<BlockRun>);
     while !last_seen {
         let extents = reader.read(file.as_fd(), if is_whole { 0 } else { covered })?;
         last_seen = extents.is_empty() || is_whole;
         for raw in extents {
             last_seen |= raw.flags & fiemap::LAST != 0;
             let Some(end) = raw.logical.checked_add(raw.length).filter(|_| raw.length > 0) else { return Ok(false) };
-            let has_address = raw.flags & !TRUSTED == 0 && raw.physical > 0;
+            let has_address = raw.flags & !TRUSTED_FLAGS == 0 && raw.physical > 0;
             if raw.logical < covered || !has_address || raw.physical.checked_add(raw.length).is_none() {
                 return Ok(false);
             }
-            if !holes_are_sure && has_data(file, covered, raw.logical.min(size))? {
+            if !holes_are_reliable && has_data(file, covered, raw.logical.min(size))? {
                 return Ok(false);
             }
             covered = end;
-            let run = Run {
+            let run = BlockRun {
                 start: raw.logical,
                 end: end.min(size),
                 address: raw.physical,
@@ -270,7 +270,7 @@ fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<boo
                 continue;
             }
             match &mut pending {
-                Some(before) if before.goes_on_in(&run) => before.end = run.end,
+                Some(before) if before.continues_in(&run) => before.end = run.end,
                 before => before.replace(run).into_iter().for_each(&mut *each),
             }
         }
@@ -290,8 +290,8 @@ mod tests {
 
     use super::*;
 
-    fn run(start: u64, end: u64, address: u64) -> Run {
-        Run { start, end, address, is_written: true }
+    fn run(start: u64, end: u64, address: u64) -> BlockRun {
+        BlockRun { start, end, address, is_written: true }
     }
 
     #[test]
@@ -310,7 +310,7 @@ mod tests {
     proptest! {
         #[test]
         fn as_found_byte_by_byte(mine in runs(), others in runs()) {
-            let address_at = |runs: &[Run], at: u64| {
+            let address_at = |runs: &[BlockRun], at: u64| {
                 let found = runs.iter().find(|run| (run.start..run.end).contains(&at));
                 found.map(|run| run.address + (at - run.start))
             };
@@ -323,7 +323,7 @@ mod tests {
     }
 
     /// Runs in order, at one of a few addresses.
-    fn runs() -> impl Strategy<Value = Vec<Run>> {
+    fn runs() -> impl Strategy<Value = Vec<BlockRun>> {
         prop::collection::vec((0_u64..10, 1_u64..15, 0_u64..3), 0..8).prop_map(|parts| {
             let mut at = 0;
             let mut runs = Vec::new();

@@ -10,15 +10,15 @@ use super::clone_support::SUPPORTED;
 use super::seal::{self, Sealed};
 use super::{SNAPSHOTS, manifest};
 use crate::model::{Snapshot, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
-use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, volume};
 
 /// Marks a folder whose snapshot is not finished: it is there before the first disk, and goes when the manifest
 /// is in place in every repository of the snapshot.
-pub const MAKING: &str = ".making";
+pub const UNFINISHED_MARKER: &str = ".making";
 
 /// A manifest that is being written: it gets its name when all of it is on stable storage.
-const MANIFEST_IN_THE_MAKING: &str = ".manifest.json.new";
+const MANIFEST_TEMP: &str = ".manifest.json.new";
 
 /// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
 #[derive(Clone, Debug)]
@@ -33,7 +33,7 @@ pub enum Removal {
     /// Nothing of the snapshot is left there.
     Done,
     /// The repository is not mounted: its files may come back with it.
-    RepositoryAbsent,
+    RepositoryUnavailable,
 }
 
 /// Why something of a snapshot is still there.
@@ -44,23 +44,23 @@ pub enum RemoveError {
     Io(#[from] io::Error),
     /// Something stands there that the service has not made. It stays as it is.
     #[error("{}", list(.0))]
-    NotOurs(Vec<Stranger>),
+    Foreign(Vec<ForeignEntry>),
 }
 
 /// A file, a folder or a link that the service has not made.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
+pub struct ForeignEntry {
     /// Where it stands.
     pub path: PathBuf,
     /// What tells that it is not the service's.
     pub reason: String,
 }
 
-fn list(strangers: &[Stranger]) -> String {
+fn list(foreign: &[ForeignEntry]) -> String {
     /// Most of them that an answer names.
-    const NAMED: usize = 10;
-    let each = strangers.iter().take(NAMED).map(|Stranger { path, reason }| format!("{path:?} {reason}"));
-    let more = strangers.len().saturating_sub(NAMED);
+    const MAX_NAMED: usize = 10;
+    let each = foreign.iter().take(MAX_NAMED).map(|ForeignEntry { path, reason }| format!("{path:?} {reason}"));
+    let more = foreign.len().saturating_sub(MAX_NAMED);
     let more = (more > 0).then(|| format!("and {more} more"));
     each.chain(more).collect::<Vec<_>>().join("; ")
 }
@@ -74,7 +74,7 @@ impl SnapshotDir {
     /// Makes the folder, mode 0750, with the marker of a snapshot in the making, and opens it.
     ///
     /// # Errors
-    /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
+    /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`UnexpectedEntry`] where the folder of all
     /// snapshots is a link.
     pub fn create(&self) -> io::Result<Folder> {
         match self.root.create_folder(SNAPSHOTS, 0o750) {
@@ -86,7 +86,7 @@ impl SnapshotDir {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         snapshots.create_folder(&self.name, 0o750)?;
         let folder = snapshots.folder(&self.name)?;
-        folder.create_file(MAKING, 0o440)?;
+        folder.create_file(UNFINISHED_MARKER, 0o440)?;
         // Before the first disk: a power cut must not leave disks without the marker.
         folder.sync()?;
         Ok(folder)
@@ -95,7 +95,7 @@ impl SnapshotDir {
     /// Opens the folder.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where it is a link or no folder.
+    /// The errno of openat(2); [`UnexpectedEntry`] where it is a link or no folder.
     pub fn open(&self) -> io::Result<Folder> {
         self.root.folder(SNAPSHOTS)?.folder(&self.name)
     }
@@ -117,11 +117,11 @@ impl SnapshotDir {
     pub fn seal(&self, snapshot: &Snapshot, exporter: &str) -> io::Result<()> {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         let folder = snapshots.folder(&self.name)?;
-        let mut file = folder.create_file(MANIFEST_IN_THE_MAKING, 0o440)?;
+        let mut file = folder.create_file(MANIFEST_TEMP, 0o440)?;
         file.write_all(&manifest::encode(snapshot, exporter)?)?;
         file.sync_all()?;
         // Whoever reads it at any time reads all of it, or none.
-        folder.rename(MANIFEST_IN_THE_MAKING, manifest::FILE_NAME)?;
+        folder.rename(MANIFEST_TEMP, manifest::FILE_NAME)?;
         folder.sync()?;
         snapshots.sync()
     }
@@ -132,7 +132,7 @@ impl SnapshotDir {
     /// Those of unlinkat(2) and fsync(2).
     pub fn finish(&self) -> io::Result<()> {
         let folder = self.open()?;
-        unless_gone(folder.unlink(MAKING))?;
+        ignore_missing(folder.unlink(UNFINISHED_MARKER))?;
         folder.sync()
     }
 
@@ -140,7 +140,7 @@ impl SnapshotDir {
     /// is not recorded, nothing proves that it is gone.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where something else has its name.
+    /// The errno of openat(2); [`UnexpectedEntry`] where something else has its name.
     pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
         if !is_the_recorded_volume(&self.root, disks.into_iter().map(|disk| disk.volume))?.unwrap_or(false) {
             return Ok(false);
@@ -154,7 +154,7 @@ impl SnapshotDir {
     /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
     ///
     /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
-    /// ended while it made the snapshot), see `is_as_made`. What has the name of a file of the snapshot, and
+    /// ended while it made the snapshot), see `looks_like_ours`. What has the name of a file of the snapshot, and
     /// is another one, stays and is an error. Files of other names stay too, with the folder.
     ///
     /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
@@ -168,19 +168,19 @@ impl SnapshotDir {
     ) -> Result<Removal, RemoveError> {
         let files = files.into_iter();
         if !is_the_volume(&self.root, files.clone().map(|file| file.volume))? {
-            return Ok(Removal::RepositoryAbsent);
+            return Ok(Removal::RepositoryUnavailable);
         }
-        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
+        let Some(snapshots) = self.open_own_folder(&self.root, OsStr::new(SNAPSHOTS))? else {
             return Ok(Removal::Done);
         };
-        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
+        let Some(folder) = self.open_own_folder(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);
         };
-        let mut strangers = Vec::new();
+        let mut foreign = Vec::new();
         let mut first_error = None;
         for file in files {
             match remove_disk(&folder, file) {
-                Ok(stranger) => strangers.extend(stranger),
+                Ok(foreign_entry) => foreign.extend(foreign_entry),
                 Err(error) => {
                     tracing::error!(folder = ?folder.path(), disk = %file.name, %error, "a snapshot's file cannot be removed");
                     first_error.get_or_insert(error);
@@ -190,17 +190,17 @@ impl SnapshotDir {
         if let Some(error) = first_error {
             return Err(error.into());
         }
-        if !strangers.is_empty() {
-            return Err(RemoveError::NotOurs(strangers));
+        if !foreign.is_empty() {
+            return Err(RemoveError::Foreign(foreign));
         }
         // The manifest goes last: what has one can still be told from litter. The inodes of these are recorded
         // nowhere, and they hold nothing that is not in the database.
-        for name in [MANIFEST_IN_THE_MAKING, manifest::FILE_NAME, MAKING] {
-            if let Some(stranger) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
-                return Err(RemoveError::NotOurs(vec![stranger]));
+        for name in [MANIFEST_TEMP, manifest::FILE_NAME, UNFINISHED_MARKER] {
+            if let Some(foreign_entry) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
+                return Err(RemoveError::Foreign(vec![foreign_entry]));
             }
         }
-        match unless_gone(snapshots.remove_folder(&self.name)) {
+        match ignore_missing(snapshots.remove_folder(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 let left = folder.entries()?;
                 tracing::warn!(folder = ?folder.path(), ?left, "left in place: it holds files that are not the service's");
@@ -215,12 +215,12 @@ impl SnapshotDir {
     }
 
     /// The folder `name`; nothing where nothing has that name.
-    fn folder_or_stranger(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
+    fn open_own_folder(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
         match parent.folder(name) {
             Ok(folder) => Ok(Some(folder)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(match Odd::of(&error) {
-                Some(what) => RemoveError::NotOurs(vec![stranger(parent, name, what.to_string())]),
+            Err(error) => Err(match UnexpectedEntry::of(&error) {
+                Some(what) => RemoveError::Foreign(vec![foreign_entry(parent, name, what.to_string())]),
                 None => error.into(),
             }),
         }
@@ -259,15 +259,15 @@ fn is_in_use(root: &Folder) -> io::Result<bool> {
     }
 }
 
-fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {
-    Stranger { path: folder.path().join(name), reason: reason.into() }
+fn foreign_entry(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> ForeignEntry {
+    ForeignEntry { path: folder.path().join(name), reason: reason.into() }
 }
 
 /// Removes the file of a disk, where it is there and is the one that the service made.
-fn remove_disk(folder: &Folder, file: &SnapshotFile) -> io::Result<Option<Stranger>> {
+fn remove_disk(folder: &Folder, file: &SnapshotFile) -> io::Result<Option<ForeignEntry>> {
     remove_if(folder, OsStr::new(file.name.as_str()), |found| {
         Ok(match file.inode {
-            None => (!is_as_made(found, folder)?).then_some("is no file that the service made"),
+            None => (!looks_like_ours(found, folder)?).then_some("is no file that the service made"),
             Some(inode) => (found.ino() != inode.get()).then_some("is not the file that was snapshotted"),
         })
     })
@@ -278,21 +278,21 @@ fn remove_if(
     folder: &Folder,
     name: &OsStr,
     refusal: impl FnOnce(&Metadata) -> io::Result<Option<&'static str>>,
-) -> io::Result<Option<Stranger>> {
+) -> io::Result<Option<ForeignEntry>> {
     let found = match folder.stat(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?,
     };
     let reason = if found.is_symlink() {
-        Some(What::Link.to_string())
+        Some(EntryProblem::Link.to_string())
     } else if !found.is_file() {
-        Some(What::NotAFile.to_string())
+        Some(EntryProblem::NotAFile.to_string())
     } else {
         refusal(&found)?.map(str::to_owned)
     };
     match reason {
-        Some(reason) => Ok(Some(stranger(folder, name, reason))),
-        None => unless_gone(folder.unlink(name)).map(|()| None),
+        Some(reason) => Ok(Some(foreign_entry(folder, name, reason))),
+        None => ignore_missing(folder.unlink(name)).map(|()| None),
     }
 }
 
@@ -302,14 +302,14 @@ fn remove_if(
 /// That has to do where a crash has lost the inodes of a snapshot in the making. It reaches nothing that is
 /// anybody else's: the folder was made under a name that nobody could know before, and no link leads out of
 /// it. Who puts a file there on purpose may remove that file himself.
-fn is_as_made(found: &Metadata, folder: &Folder) -> io::Result<bool> {
+fn looks_like_ours(found: &Metadata, folder: &Folder) -> io::Result<bool> {
     // A clone on OCFS2 has the mode of its disk until it is sealed.
     let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";
     Ok(found.nlink() == 1 && is_read_only)
 }
 
 /// What is gone already need not be removed.
-fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
+fn ignore_missing(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DiskFile;
 use super::executor::Access;
-use super::map::{self, TRUSTED};
+use super::map::{self, TRUSTED_FLAGS};
 use crate::model::DiskSource;
 use crate::model::exclusive::Reference;
 use crate::sys::folder::Folder;
@@ -24,11 +24,11 @@ pub enum UsageError {
     TooMany(usize),
     /// Nobody waits for the answer any more.
     #[error("nobody waits for it any more")]
-    Stopped,
+    Cancelled,
 }
 
 /// Extents of all files of one disk that are looked at: 80 bytes each, all told.
-const EXTENTS: usize = 1 << 20;
+const MAX_EXTENTS: usize = 1 << 20;
 
 /// The blocks of a disk's states, as they are added.
 pub struct Usage<'a> {
@@ -71,25 +71,25 @@ impl<'a> Usage<'a> {
     fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
         // XFS tells of each run whether it is shared. OCFS2 goes on saying so when it no longer is.
         let sharing_is_exact = fsinfo::name_of(file)? == "xfs";
-        let mut reader = fiemap::Reader::new(map::room(file)?.0);
+        let mut reader = fiemap::Reader::new(map::reader_capacity(file)?.0);
         let (mut at, mut unknown, mut last_seen) = (0, 0, false);
         while !last_seen {
-            self.access.moved();
+            self.access.progress();
             if self.stop.load(Ordering::Relaxed) {
-                return Err(UsageError::Stopped);
+                return Err(UsageError::Cancelled);
             }
             let extents = reader.read(file.as_fd(), at)?;
             if extents.is_empty() {
                 break;
             }
-            if self.references.len() + extents.len() > EXTENTS {
-                return Err(UsageError::TooMany(EXTENTS));
+            if self.references.len() + extents.len() > MAX_EXTENTS {
+                return Err(UsageError::TooMany(MAX_EXTENTS));
             }
             for extent in extents {
                 at = extent.logical.saturating_add(extent.length).max(at + 1);
                 last_seen = extent.flags & fiemap::LAST != 0;
                 // Space that is reserved and not written is taken all the same.
-                if extent.flags & !TRUSTED != 0 || extent.physical == 0 {
+                if extent.flags & !TRUSTED_FLAGS != 0 || extent.physical == 0 {
                     unknown += extent.length;
                     continue;
                 }

@@ -7,10 +7,10 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::{POOL, SNAPSHOTS};
 use crate::model::VmId;
-use crate::sys::folder::{Folder, Odd};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// Bytes of a lock file that are read: the name of its holder.
-const HOLDER_LIMIT: u64 = 256;
+const MAX_HOLDER_BYTES: u64 = 256;
 
 /// A VM's lock, held until this is dropped.
 #[derive(Debug)]
@@ -32,11 +32,11 @@ pub enum Attempt {
 /// nothing is written, so that a frozen file system does not hold this up.
 ///
 /// # Errors
-/// Those of making and opening the lock file, and of flock(2); [`Odd`] where the folder of snapshots is a link or no
+/// Those of making and opening the lock file, and of flock(2); [`UnexpectedEntry`] where the folder of snapshots is a link or no
 /// folder, so that there are no snapshots either.
 pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<Attempt> {
     let snapshots = make_folder(root, SNAPSHOTS)?;
-    lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match Odd::of(&error) {
+    lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match UnexpectedEntry::of(&error) {
         Some(_) => io::Error::other(error.to_string()),
         None => error,
     })
@@ -77,7 +77,7 @@ fn make_folder(parent: &Folder, name: &str) -> io::Result<Folder> {
 /// What the file says, without what has no place in a line of text.
 fn holder_of(file: &File) -> String {
     let mut bytes = Vec::new();
-    let _ = file.take(HOLDER_LIMIT).read_to_end(&mut bytes);
+    let _ = file.take(MAX_HOLDER_BYTES).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
     let text: String = text.trim().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
     if text.is_empty() { "a service that does not say its name".to_owned() } else { text }

@@ -13,13 +13,13 @@ use super::{DatabaseState, StoreError, Trouble, schema};
 use crate::sys::fsinfo;
 
 /// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
-const CACHE: usize = 8 << 20;
+const CACHE_BYTES: usize = 8 << 20;
 
 /// With less than this free, the next write may well fail.
-const LITTLE: u64 = 1 << 20;
+const MIN_FREE_BYTES: u64 = 1 << 20;
 
-/// How a file is opened: made where it is not there, or not.
-type How = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
+/// OpenFn a file is opened: made where it is not there, or not.
+type OpenFn = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
 
 /// An open database that survives a full disk.
 pub(super) struct Handle {
@@ -81,7 +81,7 @@ impl Handle {
         match File::open(folder).and_then(fsinfo::space) {
             Err(error) => return Some(Trouble::Unreadable(error.to_string())),
             Ok(space) if space.is_read_only => return Some(Trouble::ReadOnly),
-            Ok(space) if space.total > 0 && space.free < LITTLE => return Some(Trouble::Full),
+            Ok(space) if space.total > 0 && space.free < MIN_FREE_BYTES => return Some(Trouble::Full),
             Ok(_) => {}
         }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
@@ -116,7 +116,7 @@ impl Handle {
             return Ok(());
         }
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
-            return Err(StoreError::OutOfPlace(trouble));
+            return Err(StoreError::FileLost(trouble));
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
@@ -133,12 +133,12 @@ fn file_id(metadata: &Metadata) -> (u64, u64) {
 }
 
 /// Looks at the database at `path` and changes nothing.
-pub(super) fn look(path: &Path) -> Result<DatabaseState, StoreError> {
-    refuse_others(path)?;
+pub(super) fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
+    refuse_foreign(path)?;
     if !path.try_exists()? {
-        return Ok(DatabaseState::Nothing);
+        return Ok(DatabaseState::Missing);
     }
-    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
+    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {
         Err(DatabaseError::RepairAborted) => Ok(DatabaseState::Unclean),
         opened => {
             let transaction = opened?.begin_read()?;
@@ -150,13 +150,13 @@ pub(super) fn look(path: &Path) -> Result<DatabaseState, StoreError> {
 }
 
 /// The database at `path`, opened `how` and looked through.
-fn opened(path: &Path, how: How) -> Result<Database, StoreError> {
-    catch_unwind(|| open_file(path, how)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+fn opened(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
+    catch_unwind(|| open_file(path, open)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
-fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
-    refuse_others(path)?;
-    let mut database = how(Database::builder().set_cache_size(CACHE), path.to_owned())?;
+fn open_file(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
+    refuse_foreign(path)?;
+    let mut database = open(Database::builder().set_cache_size(CACHE_BYTES), path.to_owned())?;
     // Damaged data pages open fine and fail later: look now, while nobody waits.
     match database.check_integrity() {
         Ok(true) => {}
@@ -175,7 +175,7 @@ const MAGIC: &[u8] = b"redb";
 /// Refuses what is no database of ours: what is no file, and files that begin otherwise. That of the original
 /// exporter (Bolt) has the magic number 0xED0CDAED after the 16 bytes of the first page's header, in the byte order
 /// of the machine.
-fn refuse_others(path: &Path) -> Result<(), StoreError> {
+fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => return Err(StoreError::NotADatabase(path.to_owned())),
         Ok(_) => {}

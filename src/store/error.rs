@@ -18,14 +18,14 @@ pub enum StoreError {
     InUse,
     /// A newer program has made it.
     #[error(
-        "the database has schema {found}, and this program knows schemas up to {today}: \
+        "the database has schema {found}, and this program knows schemas up to {supported}: \
          it was made by a newer version; run that, or name another db_file"
     )]
     NewerSchema {
         /// The file's.
         found: u64,
         /// This program's.
-        today: u64,
+        supported: u64,
     },
     /// The original exporter's database.
     #[error(
@@ -58,7 +58,7 @@ pub enum StoreError {
     Closed,
     /// The open file is not the one at the path any more: what is written to it is lost with the service's end.
     #[error("{0}")]
-    OutOfPlace(Trouble),
+    FileLost(Trouble),
 }
 
 /// What is wrong with the database's file or its disk while the service goes on with the file that it has open.
@@ -119,7 +119,7 @@ impl StoreError {
             | Self::NotADatabase(_)
             | Self::Record { .. }
             | Self::Closed
-            | Self::OutOfPlace(_) => false,
+            | Self::FileLost(_) => false,
         }
     }
 }

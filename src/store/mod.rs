@@ -29,7 +29,7 @@ const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapsh
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
 /// Snapshot id → the operation (JSON) whose `post` hooks have not run yet.
-const OWED_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
+const PENDING_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
 
 /// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
 /// adopted, by the second of their creation.
@@ -48,7 +48,7 @@ pub struct Store {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseState {
     /// No file: the service will make one.
-    Nothing,
+    Missing,
     /// A database of ours.
     Good,
     /// One that was not closed well: the service will repair it.
@@ -59,8 +59,8 @@ pub enum DatabaseState {
 ///
 /// # Errors
 /// What [`Store::open`] would say.
-pub fn look(path: &Path) -> Result<DatabaseState, StoreError> {
-    database::look(path)
+pub fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
+    database::inspect(path)
 }
 
 impl Store {
@@ -102,10 +102,10 @@ impl Store {
     /// given, its post hooks are pending from now on: see [`Store::record_pending_hooks`].
     ///
     /// # Errors
-    /// [`StoreError::OutOfPlace`] where the next start would not find the record.
+    /// [`StoreError::FileLost`] where the next start would not find the record.
     pub fn begin(&self, draft: SnapshotDraft, owed: Option<&[u8]>) -> Result<UnfinishedSnapshot, StoreError> {
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
-            return Err(StoreError::OutOfPlace(trouble));
+            return Err(StoreError::FileLost(trouble));
         }
         self.handle.write(|transaction| {
             let sequence = {
@@ -120,7 +120,7 @@ impl Store {
             put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
             if let Some(owed) = owed {
-                transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), owed)?;
+                transaction.open_table(PENDING_HOOKS)?.insert(id.as_u128(), owed)?;
             }
             Ok(unfinished)
         })
@@ -133,7 +133,7 @@ impl Store {
     /// [`StoreError`].
     pub fn record_pending_hooks(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.insert(id.as_u128(), operation)?;
+            transaction.open_table(PENDING_HOOKS)?.insert(id.as_u128(), operation)?;
             Ok(())
         })
     }
@@ -144,7 +144,7 @@ impl Store {
     /// [`StoreError`].
     pub fn clear_pending_hooks(&self, id: SnapshotId) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.remove(id.as_u128())?;
+            transaction.open_table(PENDING_HOOKS)?.remove(id.as_u128())?;
             Ok(())
         })
     }
@@ -153,10 +153,10 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn owed(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
+    pub fn pending_hooks(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
         self.handle.read(|transaction| {
             let mut owed = Vec::new();
-            for entry in transaction.open_table(OWED_HOOKS)?.iter()? {
+            for entry in transaction.open_table(PENDING_HOOKS)?.iter()? {
                 let (id, operation) = entry?;
                 owed.push((SnapshotId::from_u128(id.value()), operation.value().to_vec()));
             }

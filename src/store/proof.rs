@@ -16,7 +16,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn proven(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
+    pub fn proven_change(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
         self.handle.read(|transaction| {
             let proven = transaction.open_table(PROVEN)?.get((id.as_u128(), disk.as_str()))?;
             Ok(proven.map(|changed_ns| changed_ns.value()))
@@ -27,7 +27,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn prove(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
+    pub fn record_proof(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
                 transaction.open_table(PROVEN)?.insert((id.as_u128(), disk.as_str()), changed_ns)?;
@@ -59,7 +59,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`].
-    pub fn note_checksum(
+    pub fn record_checksum(
         &self,
         id: SnapshotId,
         disk: &DiskName,
@@ -103,10 +103,10 @@ mod tests {
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
-            store.prove(id, &disk, 77).unwrap();
-            store.note_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
+            store.record_proof(id, &disk, 77).unwrap();
+            store.record_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
         }
-        let found = |id| (store.proven(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
+        let found = |id| (store.proven_change(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
         let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
         assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
         assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");

@@ -1,4 +1,4 @@
-//! How long snapshots are kept, who needs them, and which request made them.
+//! OpenFn long snapshots are kept, who needs them, and which request made them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -18,11 +18,11 @@ const LEASES: TableDefinition<'_, (u128, &str), i64> = TableDefinition::new("lea
 /// (user, VM, Idempotency-Key) → what it made.
 const IDEMPOTENCY_KEYS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("idempotency_keys");
 
-/// How long a key is remembered.
+/// OpenFn long a key is remembered.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
 /// Keys remembered at a time; past that, the oldest go.
-const KEYS: usize = 10_000;
+const MAX_KEYS: usize = 10_000;
 
 /// What a client repeats where it does not know whether its request was carried out.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,13 +59,13 @@ impl KeyUse {
         SnapshotId::from_u128(self.snapshot)
     }
 
-    fn is_remembered(&self, now: Timestamp) -> bool {
-        is_remembered(self.used_at_ms, now)
+    fn is_valid(&self, now: Timestamp) -> bool {
+        is_valid(self.used_at_ms, now)
     }
 }
 
 /// Also where the clock was set back: a key that is remembered makes no second snapshot.
-fn is_remembered(used_at_ms: i64, now: Timestamp) -> bool {
+fn is_valid(used_at_ms: i64, now: Timestamp) -> bool {
     let age = now.as_millisecond().saturating_sub(used_at_ms);
     age < i64::try_from(KEY_LIFETIME.as_millis()).unwrap_or(i64::MAX)
 }
@@ -76,14 +76,14 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError`]. It may have been written all the same: ask [`Store::record`].
-    pub fn commit(&self, snapshot: &Snapshot, order: &CommitOptions) -> Result<(), StoreError> {
+    pub fn commit(&self, snapshot: &Snapshot, options: &CommitOptions) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             put(transaction, State::Ready, snapshot)?;
-            if let Some(expiry) = order.expires_at {
+            if let Some(expiry) = options.expires_at {
                 transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
             }
-            match &order.key {
-                Some(key) => remember(transaction, snapshot, key),
+            match &options.key {
+                Some(key) => record_key_use(transaction, snapshot, key),
                 None => Ok(()),
             }
         })
@@ -97,7 +97,7 @@ impl Store {
         self.handle.read(|transaction| {
             let keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
             let found = keys.get((key.user.as_str(), vm.as_str(), key.key.as_str()))?;
-            Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_remembered(now)))
+            Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_valid(now)))
         })
     }
 
@@ -219,7 +219,7 @@ fn is_leased(transaction: &WriteTransaction, id: SnapshotId, now: Timestamp) -> 
     Ok(false)
 }
 
-fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKey) -> Result<(), StoreError> {
+fn record_key_use(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKey) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let new = KeyUse { digest: key.digest, snapshot: snapshot.id.as_u128(), used_at_ms: now.as_millisecond() };
     let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
@@ -233,9 +233,9 @@ fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKe
     }
     // The oldest first, and with it all that are forgotten.
     known.sort_by_key(|(used_at_ms, _)| *used_at_ms);
-    let too_many = (known.len() + 1).saturating_sub(KEYS);
+    let too_many = (known.len() + 1).saturating_sub(MAX_KEYS);
     for (index, (used_at_ms, [user, vm, key])) in known.iter().enumerate() {
-        if index < too_many || !is_remembered(*used_at_ms, now) {
+        if index < too_many || !is_valid(*used_at_ms, now) {
             keys.remove((user.as_str(), vm.as_str(), key.as_str()))?;
         }
     }

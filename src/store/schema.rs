@@ -54,5 +54,5 @@ pub(super) fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
 /// The database's schema, 0 where it has none yet.
 fn found(counters: &impl ReadableTable<&'static str, u64>) -> Result<u64, StoreError> {
     let found = counters.get("schema")?.map_or(0, |value| value.value());
-    if found > CURRENT_SCHEMA { Err(StoreError::NewerSchema { found, today: CURRENT_SCHEMA }) } else { Ok(found) }
+    if found > CURRENT_SCHEMA { Err(StoreError::NewerSchema { found, supported: CURRENT_SCHEMA }) } else { Ok(found) }
 }

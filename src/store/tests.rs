@@ -164,12 +164,12 @@ fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 
-fn golden_order() -> CommitOptions {
+fn golden_options() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    CommitOptions { expires_at: golden_terms().expires_at, key: Some(key) }
+    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key) }
 }
 
-fn golden_terms() -> Retention {
+fn golden_retention() -> Retention {
     let at = |text: &str| Some(text.parse().unwrap());
     Retention { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
 }
@@ -184,11 +184,11 @@ fn the_database_of_schema_1_is_opened() {
     let mut creating = snapshot(8);
     creating.sequence = 2;
     assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
-    assert_eq!(store.owed().unwrap(), []);
+    assert_eq!(store.pending_hooks().unwrap(), []);
     // The order goes on, past the places of snapshots that are adopted.
     let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
-    store.commit(&next, &golden_order()).unwrap();
+    store.commit(&next, &golden_options()).unwrap();
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4.
@@ -201,11 +201,11 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         plain.sequence = FIRST_SEQUENCE;
         quiesced.sequence = FIRST_SEQUENCE + 1;
         creating.sequence = FIRST_SEQUENCE + 2;
-        let retention = if schema < 3 { Retention::default() } else { golden_terms() };
+        let retention = if schema < 3 { Retention::default() } else { golden_retention() };
         assert_eq!(store.retention(plain.id).unwrap(), retention);
-        assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
+        assert!(store.lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
-        assert_eq!(store.owed().unwrap(), [(creating.id, b"{}".to_vec())]);
+        assert_eq!(store.pending_hooks().unwrap(), [(creating.id, b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
@@ -219,9 +219,9 @@ fn write_the_golden_database() {
     assert!(!path.exists(), "a golden file is never written anew");
     let store = Store::open(&path).unwrap();
     for snapshot in [snapshot(7), sealed(8)] {
-        store.commit(&begin(&store, snapshot, None), &golden_order()).unwrap();
+        store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
     }
-    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_terms().leased_until.unwrap()).unwrap());
+    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap());
     begin(&store, snapshot(9), Some(b"{}"));
 }
 
@@ -237,11 +237,11 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
     drop(store);
 
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.owed().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
+    assert_eq!(store.pending_hooks().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
     store.clear_pending_hooks(first.id).unwrap();
     // What is settled already is no error.
     store.clear_pending_hooks(first.id).unwrap();
-    assert_eq!(store.owed().unwrap(), [(second.id, b"second".to_vec())]);
+    assert_eq!(store.pending_hooks().unwrap(), [(second.id, b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 

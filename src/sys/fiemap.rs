@@ -61,35 +61,35 @@ nix::ioctl_readwrite!(
     Request
 );
 
-/// Extents asked for at a time, where nothing speaks for more: 56 KiB of room.
-pub const PAGE: u32 = 1024;
+/// Extents asked for at a time, where nothing speaks for more: 56 KiB of capacity.
+pub const EXTENTS_PER_CALL: u32 = 1024;
 
 /// Words before the extents, and words of an extent.
-const HEAD: usize = size_of::<Request>() / size_of::<u64>();
-const EXTENT: usize = size_of::<RawExtent>() / size_of::<u64>();
+const HEADER_WORDS: usize = size_of::<Request>() / size_of::<u64>();
+const EXTENT_WORDS: usize = size_of::<RawExtent>() / size_of::<u64>();
 
 /// Room for one answer; made once, used for a whole map.
 pub struct Reader {
     /// `struct fiemap` and its extents, side by side as the kernel wants them.
     words: Vec<u64>,
-    room: u32,
+    capacity: u32,
 }
 
 impl Reader {
-    /// Room for `room` extents at a time, 56 bytes each.
-    pub fn new(room: u32) -> Self {
-        Self { words: vec![0; HEAD + room as usize * EXTENT], room }
+    /// Room for `capacity` extents at a time, 56 bytes each.
+    pub fn new(capacity: u32) -> Self {
+        Self { words: vec![0; HEADER_WORDS + capacity as usize * EXTENT_WORDS], capacity }
     }
 
-    /// The first extents of `file` that reach past `start` bytes, as many as there is room for;
+    /// The first extents of `file` that reach past `start` bytes, as many as there is capacity for;
     /// none where there are none.
     ///
     /// # Errors
     /// The errno of ioctl(2); `EOPNOTSUPP` where the file system has no FIEMAP. A call that a
     /// signal interrupted is made again.
     pub fn read(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<&[RawExtent]> {
-        let mapped = self.ask(file, start, FLAG_SYNC)?.min(self.room) as usize;
-        let extents = self.words[HEAD..][..mapped * EXTENT].as_ptr().cast::<RawExtent>();
+        let mapped = self.call(file, start, FLAG_SYNC)?.min(self.capacity) as usize;
+        let extents = self.words[HEADER_WORDS..][..mapped * EXTENT_WORDS].as_ptr().cast::<RawExtent>();
         // SAFETY: the slice before holds the words of `mapped` extents, which any bits are good for,
         // at the alignment of their `u64`s; it is borrowed from `self`, as is what is returned.
         Ok(unsafe { std::slice::from_raw_parts(extents, mapped) })
@@ -100,8 +100,8 @@ impl Reader {
     /// # Errors
     /// As [`Reader::read`].
     pub fn count(file: BorrowedFd<'_>) -> io::Result<u32> {
-        // A request without room is answered with the number alone.
-        Self::new(0).ask(file, 0, FLAG_SYNC)
+        // A request without capacity is answered with the number alone.
+        Self::new(0).call(file, 0, FLAG_SYNC)
     }
 
     /// Whether `file` has an extent that reaches past `start` bytes. Nothing is written out for it.
@@ -109,17 +109,17 @@ impl Reader {
     /// # Errors
     /// As [`Reader::read`].
     pub fn reaches_past(file: BorrowedFd<'_>, start: u64) -> io::Result<bool> {
-        Ok(Self::new(0).ask(file, start, 0)? > 0)
+        Ok(Self::new(0).call(file, start, 0)? > 0)
     }
 
-    fn ask(&mut self, file: BorrowedFd<'_>, start: u64, flags: u32) -> io::Result<u32> {
+    fn call(&mut self, file: BorrowedFd<'_>, start: u64, flags: u32) -> io::Result<u32> {
         let request = self.words.as_mut_ptr().cast::<Request>();
         loop {
             let asked =
-                Request { start, length: u64::MAX - start, flags, extent_count: self.room, ..Request::default() };
+                Request { start, length: u64::MAX - start, flags, extent_count: self.capacity, ..Request::default() };
             // SAFETY: `words` has at least the words of a `Request`, at its alignment.
             unsafe { request.write(asked) };
-            // SAFETY: the pointer is to a `struct fiemap` followed by room for `extent_count`
+            // SAFETY: the pointer is to a `struct fiemap` followed by capacity for `extent_count`
             // extents, which is all that the kernel writes to. It stays valid and unaliased for the
             // call.
             match unsafe { fs_ioc_fiemap(file.as_raw_fd(), request) } {
@@ -141,7 +141,7 @@ mod tests {
         assert_eq!(size_of::<Request>(), 32);
         assert_eq!(size_of::<RawExtent>(), 56);
         assert_eq!(std::mem::offset_of!(RawExtent, flags), 40);
-        assert_eq!((HEAD, EXTENT), (4, 7));
+        assert_eq!((HEADER_WORDS, EXTENT_WORDS), (4, 7));
         assert_eq!(nix::request_code_readwrite!(b'f', 11, size_of::<Request>()), 0xc020_660b);
     }
 }

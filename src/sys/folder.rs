@@ -20,7 +20,7 @@ use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
 /// Most names that are listed of one directory, so that a directory cannot take all memory.
-const MOST_ENTRIES: usize = 1 << 18;
+const MAX_ENTRIES: usize = 1 << 18;
 
 const FOLDER: OFlag = OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_CLOEXEC);
 
@@ -38,17 +38,17 @@ pub struct Folder {
 
 /// Something below a folder that is not what it should be.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{name:?} {what}")]
-pub struct Odd {
+#[error("{name:?} {problem}")]
+pub struct UnexpectedEntry {
     /// Its name.
     pub name: OsString,
     /// What it is instead.
-    pub what: What,
+    pub problem: EntryProblem,
 }
 
 /// What is wrong with something below a folder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum What {
+pub enum EntryProblem {
     /// Following it could lead anywhere.
     #[error("is a symbolic link, which is not followed")]
     Link,
@@ -63,19 +63,19 @@ pub enum What {
     TooLarge(usize),
 }
 
-impl Odd {
+impl UnexpectedEntry {
     /// What an error of a [`Folder`] says of the kind of what it met, where it is about that.
-    pub fn of(error: &io::Error) -> Option<What> {
-        Some(error.get_ref()?.downcast_ref::<Self>()?.what)
+    pub fn of(error: &io::Error) -> Option<EntryProblem> {
+        Some(error.get_ref()?.downcast_ref::<Self>()?.problem)
     }
 
-    fn error(name: &OsStr, what: What) -> io::Error {
-        let kind = match what {
-            What::Link | What::NotAFile => io::ErrorKind::InvalidInput,
-            What::NotAFolder => io::ErrorKind::NotADirectory,
-            What::TooLarge(_) => io::ErrorKind::FileTooLarge,
+    fn error(name: &OsStr, problem: EntryProblem) -> io::Error {
+        let kind = match problem {
+            EntryProblem::Link | EntryProblem::NotAFile => io::ErrorKind::InvalidInput,
+            EntryProblem::NotAFolder => io::ErrorKind::NotADirectory,
+            EntryProblem::TooLarge(_) => io::ErrorKind::FileTooLarge,
         };
-        io::Error::new(kind, Self { name: name.to_owned(), what })
+        io::Error::new(kind, Self { name: name.to_owned(), problem })
     }
 }
 
@@ -92,13 +92,13 @@ impl Folder {
     /// Opens the directory at `below`, a relative path of plain names.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where a part of the path is a link or is not a directory.
+    /// The errno of openat(2); [`UnexpectedEntry`] where a part of the path is a link or is not a directory.
     pub fn folder(&self, below: impl AsRef<Path>) -> io::Result<Self> {
         let mut folder = self.clone();
         for component in below.as_ref().components() {
             let Component::Normal(name) = component else { return Err(not_plain()) };
             let opened = openat(&folder, name, FOLDER | OFlag::O_NOFOLLOW, Mode::empty());
-            let file = opened.map_err(|errno| folder.explained(name, errno, What::NotAFolder))?;
+            let file = opened.map_err(|errno| folder.open_error(name, errno, EntryProblem::NotAFolder))?;
             folder = Self { file: Arc::new(file.into()), path: folder.path.join(name) };
         }
         Ok(folder)
@@ -108,26 +108,26 @@ impl Folder {
     /// else may have made.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where it, or a part of its path, is anything else.
+    /// The errno of openat(2); [`UnexpectedEntry`] where it, or a part of its path, is anything else.
     pub fn open_file(&self, below: impl AsRef<Path>) -> io::Result<File> {
         let (folder, name) = self.parent_of(below.as_ref())?;
         // Looked at before it is opened: opening a device can do something.
-        folder.must_be_a_file(name)?;
+        folder.check_regular_file(name)?;
         let file = openat(&folder, name, FILE, Mode::empty());
-        let file = File::from(file.map_err(|errno| folder.explained(name, errno, What::NotAFile))?);
-        if file.metadata()?.is_file() { Ok(file) } else { Err(Odd::error(name, What::NotAFile)) }
+        let file = File::from(file.map_err(|errno| folder.open_error(name, errno, EntryProblem::NotAFile))?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)) }
     }
 
     /// Reads the regular file at `below`, which has at most `limit` bytes, whatever its size is said to be.
     ///
     /// # Errors
-    /// As [`Folder::open_file`]; the errno of read(2); [`Odd`] where there is more.
+    /// As [`Folder::open_file`]; the errno of read(2); [`UnexpectedEntry`] where there is more.
     pub fn read_small(&self, below: impl AsRef<Path>, limit: usize) -> io::Result<Vec<u8>> {
         let below = below.as_ref();
         let mut bytes = Vec::new();
         self.open_file(below)?.take(limit as u64 + 1).read_to_end(&mut bytes)?;
         if bytes.len() > limit {
-            return Err(Odd::error(below.file_name().unwrap_or_default(), What::TooLarge(limit)));
+            return Err(UnexpectedEntry::error(below.file_name().unwrap_or_default(), EntryProblem::TooLarge(limit)));
         }
         Ok(bytes)
     }
@@ -144,7 +144,7 @@ impl Folder {
     /// Opens the regular file `name` for reading and writing, and makes it where nothing has that name.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where it is anything else.
+    /// The errno of openat(2); [`UnexpectedEntry`] where it is anything else.
     pub fn open_or_create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
         let name = plain(name.as_ref())?;
         // To make it where it is there already would wait for a frozen file system.
@@ -159,10 +159,10 @@ impl Folder {
     }
 
     fn open_to_write(&self, name: &OsStr) -> io::Result<File> {
-        self.must_be_a_file(name)?;
+        self.check_regular_file(name)?;
         let file = openat(self, name, FILE | OFlag::O_RDWR, Mode::empty());
-        let file = File::from(file.map_err(|errno| self.explained(name, errno, What::NotAFile))?);
-        if file.metadata()?.is_file() { Ok(file) } else { Err(Odd::error(name, What::NotAFile)) }
+        let file = File::from(file.map_err(|errno| self.open_error(name, errno, EntryProblem::NotAFile))?);
+        if file.metadata()?.is_file() { Ok(file) } else { Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)) }
     }
 
     /// Makes the directory `name`.
@@ -200,14 +200,14 @@ impl Folder {
     /// The names in it, in no order.
     ///
     /// # Errors
-    /// The errno of getdents(2); [`Odd`] where there are more than 262,144: a part is never taken for the
+    /// The errno of getdents(2); [`UnexpectedEntry`] where there are more than 262,144: a part is never taken for the
     /// whole.
     pub fn entries(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        self.each_entry(|name| {
-            if names.len() == MOST_ENTRIES {
+        self.find_entry(|name| {
+            if names.len() == MAX_ENTRIES {
                 let own_name = self.path.file_name().unwrap_or_default();
-                return Some(Err(Odd::error(own_name, What::TooLarge(MOST_ENTRIES))));
+                return Some(Err(UnexpectedEntry::error(own_name, EntryProblem::TooLarge(MAX_ENTRIES))));
             }
             names.push(name.to_owned());
             None
@@ -221,13 +221,13 @@ impl Folder {
     /// # Errors
     /// The errno of getdents(2).
     pub fn is_empty(&self) -> io::Result<bool> {
-        self.each_entry(|_| Some(Ok(false))).unwrap_or(Ok(true))
+        self.find_entry(|_| Some(Ok(false))).unwrap_or(Ok(true))
     }
 
     /// What is known of `below`: of the link itself, where it is one. It is not opened.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where a part of the path is a link or is not a directory.
+    /// The errno of openat(2); [`UnexpectedEntry`] where a part of the path is a link or is not a directory.
     pub fn stat(&self, below: impl AsRef<Path>) -> io::Result<Metadata> {
         let (folder, name) = self.parent_of(below.as_ref())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -289,11 +289,11 @@ impl Folder {
         Ok((self.folder(below.parent().unwrap_or(Path::new("")))?, name))
     }
 
-    fn must_be_a_file(&self, name: &OsStr) -> io::Result<()> {
+    fn check_regular_file(&self, name: &OsStr) -> io::Result<()> {
         match self.kind_of(name)? {
             SFlag::S_IFREG => Ok(()),
-            SFlag::S_IFLNK => Err(Odd::error(name, What::Link)),
-            _ => Err(Odd::error(name, What::NotAFile)),
+            SFlag::S_IFLNK => Err(UnexpectedEntry::error(name, EntryProblem::Link)),
+            _ => Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)),
         }
     }
 
@@ -303,20 +303,20 @@ impl Folder {
     }
 
     /// The error of an openat(2) that expected something else than what has that `name`.
-    fn explained(&self, name: &OsStr, errno: Errno, expected: What) -> io::Error {
+    fn open_error(&self, name: &OsStr, errno: Errno, expected: EntryProblem) -> io::Error {
         match errno {
             Errno::ELOOP | Errno::ENOTDIR => match self.kind_of(name) {
-                Ok(SFlag::S_IFLNK) => Odd::error(name, What::Link),
-                _ => Odd::error(name, expected),
+                Ok(SFlag::S_IFLNK) => UnexpectedEntry::error(name, EntryProblem::Link),
+                _ => UnexpectedEntry::error(name, expected),
             },
             // A socket, or a device that has no driver.
-            Errno::ENXIO | Errno::ENODEV => Odd::error(name, expected),
+            Errno::ENXIO | Errno::ENODEV => UnexpectedEntry::error(name, expected),
             errno => errno.into(),
         }
     }
 
     /// Goes through the names until `look` returns something.
-    fn each_entry<T>(&self, mut look: impl FnMut(&OsStr) -> Option<io::Result<T>>) -> Option<io::Result<T>> {
+    fn find_entry<T>(&self, mut look: impl FnMut(&OsStr) -> Option<io::Result<T>>) -> Option<io::Result<T>> {
         // Opened once more: the position is the descriptor's, and others may list it at the same time.
         let opened = openat(self, ".", FOLDER, Mode::empty()).and_then(Dir::from_fd);
         let mut listing = match opened {

@@ -4,7 +4,7 @@
 /// Keeps freed memory of up to `bytes` for what comes next: else each request of a few hundred KiB takes its
 /// pages from the kernel and gives them back, which costs more than to fill them. Where the C library is not
 /// glibc, this changes nothing.
-pub fn keep(bytes: i32) {
+pub fn retain(bytes: i32) {
     #[cfg(target_env = "gnu")]
     {
         use nix::libc::{M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};

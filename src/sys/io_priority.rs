@@ -27,7 +27,7 @@ pub struct Idle {
 ///
 /// # Errors
 /// The errno of ioprio_get(2) or ioprio_set(2).
-pub fn let_others_go_first() -> io::Result<Idle> {
+pub fn set_idle() -> io::Result<Idle> {
     // SAFETY: the call takes two numbers and touches no memory.
     let before = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, THIS_THREAD) })?;
     set(IDLE.into())?;
@@ -62,7 +62,7 @@ mod tests {
         // SAFETY: the call takes two numbers and touches no memory.
         let class = || unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) } >> 13;
         let before = class();
-        let idle = let_others_go_first().unwrap();
+        let idle = set_idle().unwrap();
         assert_ne!(before, 3);
         assert_eq!(class(), 3);
         drop(idle);

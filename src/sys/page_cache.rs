@@ -12,7 +12,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use nix::libc;
 
 /// What every size of a page divides.
-const GRAIN: u64 = 64 << 10;
+const PAGE_ALIGNMENT: u64 = 64 << 10;
 
 /// Whether the page cache has the page of `file` at `offset`, rounded down to 64 KiB. It is not read for
 /// that. Where others may not be told (`file` is not the caller's), it always has.
@@ -21,7 +21,7 @@ const GRAIN: u64 = 64 << 10;
 /// The errno of mmap(2) or mincore(2).
 pub fn is_resident(file: BorrowedFd<'_>, offset: u64) -> io::Result<bool> {
     const LENGTH: usize = 1;
-    let start = i64::try_from(offset - offset % GRAIN).map_err(|_| Errno::EOVERFLOW)?;
+    let start = i64::try_from(offset - offset % PAGE_ALIGNMENT).map_err(|_| Errno::EOVERFLOW)?;
     // SAFETY: a new mapping, wherever the kernel likes, of a descriptor that is open for the call.
     // Nobody reads or writes through it, so that a file that is cut meanwhile does no harm.
     let page =
@@ -82,21 +82,21 @@ pub fn drop_cached(file: impl AsFd, range: &Range<u64>) -> io::Result<()> {
 }
 
 /// Writes out what the page cache has of the first `size` bytes of `file`, piece by piece, and then all of it, its
-/// size included. `moved` is called after each piece: all together may take long.
+/// size included. `progress` is called after each piece: all together may take long.
 ///
 /// # Errors
 /// The errno of sync_file_range(2) or fdatasync(2).
-pub fn write_out(file: &File, size: u64, moved: &dyn Fn()) -> io::Result<()> {
-    const PIECE: u64 = 32 << 20;
+pub fn write_out(file: &File, size: u64, progress: &dyn Fn()) -> io::Result<()> {
+    const STEP_BYTES: u64 = 32 << 20;
     const ALL: libc::c_uint =
         libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE | libc::SYNC_FILE_RANGE_WAIT_AFTER;
     let mut offset = 0;
     while offset < size {
         let start = i64::try_from(offset).map_err(|_| Errno::EOVERFLOW)?;
         // SAFETY: the call takes no memory of ours.
-        Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), start, PIECE as i64, ALL) })?;
-        moved();
-        offset = offset.saturating_add(PIECE);
+        Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), start, STEP_BYTES as i64, ALL) })?;
+        progress();
+        offset = offset.saturating_add(STEP_BYTES);
     }
     file.sync_data()
 }

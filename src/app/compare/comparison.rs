@@ -11,7 +11,7 @@ use crate::app::Error;
 use crate::app::compare::refined_cache::{Key, RefinedCache, Refinement};
 use crate::app::retention::uses::InUse;
 use crate::app::snapshots::document::MapOptions;
-use crate::model::chunk::{is_one_kind, joined};
+use crate::model::chunk::{joined, same_kind};
 use crate::model::{ByteRange, Chunk, ChunkKind};
 use crate::repository::changes::IsWanted;
 use crate::repository::refine::{self, BaseContents, Refined};
@@ -117,7 +117,7 @@ impl DiskComparison {
     pub(crate) fn stream(self, totals: Arc<Totals>, stop: Cancellation) -> Result<ChunkStream, Error> {
         let Self { changes, held, target, refine, cache, from, error, .. } = self;
         let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
-            (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::runs_on_in)),
+            (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::continues_in)),
             (Some(block), cache) => {
                 if let Some(known) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
                     Box::new(again(&known, from, &totals, held, target))
@@ -126,7 +126,7 @@ impl DiskComparison {
                     let candidates = Candidates { changes, totals };
                     let refined = Refined::new(candidates, held, target, block, stop.is_wanted());
                     let incomplete = refined.incomplete();
-                    let refined = joined(refined, Chunk::runs_on_in);
+                    let refined = joined(refined, Chunk::continues_in);
                     match cache.filter(|_| from == 0) {
                         Some((cache, key)) => Box::new(remembering(refined, checksums, incomplete, cache, key)),
                         None => Box::new(refined),
@@ -136,7 +136,7 @@ impl DiskComparison {
         };
         Ok(Box::new(chunks.map(move |chunk| {
             if stop.cancel.is_cancelled() {
-                return Err(stop.broke(error(CompareError::Abandoned)));
+                return Err(stop.broke(error(CompareError::Cancelled)));
             }
             chunk.map_err(|cause| stop.broke(error(cause)))
         })))
@@ -244,7 +244,7 @@ fn add(sum: &AtomicU64, bytes: u64) {
 pub(crate) fn as_asked(chunks: ChunkStream, view: MapOptions) -> ChunkStream {
     let zeros = view.zeros.unwrap_or(view.compare_to.is_some());
     let chunks = chunks.filter(move |chunk| zeros || !matches!(chunk, Ok(Chunk { kind: ChunkKind::Zero, .. })));
-    if view.squash { Box::new(joined(chunks, is_one_kind)) } else { Box::new(chunks) }
+    if view.squash { Box::new(joined(chunks, same_kind)) } else { Box::new(chunks) }
 }
 
 /// `chunks`, and where they break, all the rest of a disk of `size` bytes as data; `failed` is told.

@@ -15,7 +15,7 @@ use crate::app::retention::uses::InUse;
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::model::SnapshotDisk;
-use crate::repository::checksum::{self, Algorithm, BlockSums, Digest, SumError};
+use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Digest};
 
 /// Which checksum is wanted.
 #[derive(Clone, Copy, Debug)]
@@ -85,7 +85,7 @@ impl App {
             None => (self.sum(&disk, range.clone(), algorithm, &stop).await?.into(), None),
             Some(block) => {
                 let is_wanted = stop.is_wanted();
-                let checksums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
+                let checksums = BlockChecksums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
                 let (checksum, held) = (api::Deferred::default(), disk.held);
                 let mut blocks =
                     Blocks { checksums: Some(checksums), checksum: checksum.clone(), disk: disk.disk, stop, held };
@@ -131,7 +131,7 @@ impl App {
     async fn note_sum(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
         let noted =
-            self.blocking(move |app| Ok(app.store.note_checksum(id, &name, algorithm.name(), &digest.0)?)).await;
+            self.blocking(move |app| Ok(app.store.record_checksum(id, &name, algorithm.name(), &digest.0)?)).await;
         if let Err(error) = noted {
             tracing::warn!(snapshot = %id, %error, "its checksum cannot be written down");
         }
@@ -149,14 +149,16 @@ impl App {
         stop: &Cancellation,
     ) -> Result<Digest, Error> {
         let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), stop.is_wanted());
-        self.blocking(move |_| checksum::sum(file, range, algorithm, &is_wanted).map_err(|error| sum_error(&of, error)))
-            .await
+        self.blocking(move |_| {
+            checksum::of_range(file, range, algorithm, &is_wanted).map_err(|error| sum_error(&of, error))
+        })
+        .await
     }
 }
 
 /// The checksums of blocks as they are written out, and then the one of them all.
 struct Blocks {
-    checksums: Option<BlockSums>,
+    checksums: Option<BlockChecksums>,
     checksum: api::Deferred,
     disk: SnapshotDisk,
     stop: Cancellation,
@@ -169,7 +171,7 @@ impl Blocks {
         self.by_ref().try_for_each(|block| block.0.map(drop)).map_err(|StreamAborted| self.stop.cause_or_internal())
     }
 
-    fn advance(&mut self) -> Result<Option<String>, SumError> {
+    fn advance(&mut self) -> Result<Option<String>, ChecksumError> {
         let Some(checksums) = &mut self.checksums else { return Ok(None) };
         if let Some(digest) = checksums.next_block()? {
             return Ok(Some(digest.to_string()));
@@ -193,10 +195,10 @@ impl Iterator for Blocks {
     }
 }
 
-fn sum_error(disk: &SnapshotDisk, error: SumError) -> Error {
+fn sum_error(disk: &SnapshotDisk, error: ChecksumError) -> Error {
     match error {
-        SumError::Stopped => Error::Internal("the client is gone".to_owned()),
-        SumError::File(cause) => lost(disk, cause),
+        ChecksumError::Cancelled => Error::Internal("the client is gone".to_owned()),
+        ChecksumError::File(cause) => lost(disk, cause),
     }
 }
 

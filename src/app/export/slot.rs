@@ -101,12 +101,12 @@ impl ExportPlace {
         let Export { executor, done: sent, .. } = self.place.what();
         let read = |access: &Access<'_>| {
             // Where the kernel does not let us, we read as others do.
-            let _idle = self.app.idle_io.then(io_priority::let_others_go_first);
+            let _idle = self.app.idle_io.then(io_priority::set_idle);
             read(access)
         };
         // What has begun goes on, so that no download is cut for what others meet.
         let has_begun = sent.load(Ordering::Relaxed) > 0;
-        if has_begun { executor.lend_on(read) } else { executor.lend(read)? }
+        if has_begun { executor.run_here_started(read) } else { executor.run_here(read)? }
     }
 
     /// Counts bytes that are handed to the connection. From now on it is the client's turn.

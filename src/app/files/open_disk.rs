@@ -6,7 +6,7 @@ use crate::app::retention::uses::InUse;
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::model::{DiskName, FileIdentity, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::seal::Proof;
 use crate::repository::{DiskFile, MapError, OpenError};
 
@@ -69,7 +69,7 @@ impl App {
         let (asked, id, wanted) = (repository.clone(), snapshot.id, disk.clone());
         let opened = repository
             .executor()
-            .run(Kind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
+            .run(JobKind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
             .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
         opened.map_err(|error| self.of_whole(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
@@ -118,7 +118,7 @@ pub(crate) fn passing(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
         MapError::File(OpenError::Touched { .. }) => Some(Error::ContentCheckRunning { disk: disk.to_string() }),
-        MapError::Nonsense(_)
+        MapError::Inconsistent(_)
         | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Unproven) => None,
     }
 }

@@ -106,7 +106,7 @@ impl App {
     pub(crate) fn debts(&self) -> Result<Debts, Error> {
         let unwritten = self.unwritten.lock().clone();
         let mut debts = Debts::default();
-        for (key, written) in self.store.owed()? {
+        for (key, written) in self.store.pending_hooks()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
                 Ok(debt) => debts.readable.push((key, debt)),

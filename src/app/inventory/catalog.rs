@@ -13,7 +13,7 @@ use crate::app::{App, Error};
 use crate::inventory::{self, Definitions, Vm};
 use crate::model::{RepositoryId, VmId};
 use crate::repository::Repository;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 
 /// The VMs of all repositories.
 #[derive(Debug, Default)]
@@ -121,9 +121,9 @@ impl Catalog {
     /// Begins to read the definitions of a repository; returns what waits for them.
     fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
         let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
-        let reading = repository.submit(Kind::SHORT, move |access, root| {
+        let reading = repository.submit(JobKind::SHORT, move |access, root| {
             asked.mounted_now(access)?;
-            before.read(root, &|| access.moved())
+            before.read(root, &|| access.progress())
         });
         move || reading.wait().map_err(crate::repository::Unavailable::from)?
     }

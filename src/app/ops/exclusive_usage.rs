@@ -10,7 +10,7 @@ use crate::app::admission::policy::Refusal;
 use crate::app::{App, Error};
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::usage::Usage;
 
 /// Stops the work when whoever waits for it goes away.
@@ -120,7 +120,7 @@ impl App {
         let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
         let stop = Arc::clone(stop);
         let (references, unknown) = repository
-            .run(Kind::BULK, move |access, root| {
+            .run(JobKind::BULK, move |access, root| {
                 let mut usage = Usage::new(access, &stop);
                 let mut unknown = Vec::with_capacity(files.len());
                 for (owner, (file, name)) in files.iter().zip(names).enumerate() {

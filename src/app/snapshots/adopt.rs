@@ -14,7 +14,7 @@ use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::inventory::vm_cfg;
 use crate::model::{DiskName, DiskSource, Provenance, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, FoundFolder};
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
@@ -119,7 +119,7 @@ impl App {
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.repositories.found().usable().filter(|repository| repository.mounted().is_ok()) {
-            match repository.run(Kind::SHORT, |access, root| scan::scan(root, &|| access.moved())) {
+            match repository.run(JobKind::SHORT, |access, root| scan::scan(root, &|| access.progress())) {
                 Ok((folders, odd)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
@@ -221,7 +221,7 @@ impl App {
 
     fn take_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), String> {
         let Candidate { placed, parts } = candidate;
-        let (id, kind) = (placed.id, Kind::CHANGE.after(placed.id.as_u128()));
+        let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
         let snapshot = match &placed.origin {
             Origin::Manifest(snapshot) => Snapshot { sequence, ..snapshot.clone() },
             Origin::Files { created_by, disks } => Snapshot {
@@ -261,7 +261,7 @@ impl App {
     /// The disk whose file was found, with the file's identity from now on.
     fn seal_found(&self, id: SnapshotId, name: &DiskName, source: &DiskSource) -> Result<SnapshotDisk, String> {
         let repository = self.repository(&source.repository).ok_or("its repository is gone")?;
-        let (kind, asked) = (Kind::CHANGE.after(id.as_u128()), name.clone());
+        let (kind, asked) = (JobKind::CHANGE.exclusive(id.as_u128()), name.clone());
         let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &asked));
         let sealed = sealed.map_err(|error| format!("{name}: {error}"))?;
         let (name, source) = (name.clone(), source.clone());
@@ -272,12 +272,12 @@ impl App {
 fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, PathError> {
     let assigned = assign(repositories, path)?;
     let repository = assigned.repository.clone();
-    repository.run(Kind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
+    repository.run(JobKind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
 }
 
 /// The snapshot that `parts` are.
 fn place(parts: &Parts, owners: &Owners, what: Adoption, user: &str) -> Result<PlacedSnapshot, String> {
-    if parts.iter().any(|(_, folder)| folder.is_making) {
+    if parts.iter().any(|(_, folder)| folder.is_unfinished) {
         return Err("is being made, or was left half made: it carries the marker .making".to_owned());
     }
     let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();

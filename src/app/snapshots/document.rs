@@ -359,7 +359,7 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
             passing(&base, &cause).unwrap_or_else(|| base_lost(&cause))
         }
         CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
-        CompareError::Abandoned => Error::Internal("the client is gone".to_owned()),
+        CompareError::Cancelled => Error::Internal("the client is gone".to_owned()),
     }
 }
 

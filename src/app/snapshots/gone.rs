@@ -8,7 +8,7 @@ use crate::app::audit::Actor;
 use crate::app::{App, Error};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::SnapshotDir;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, FoundFolder};
 
 /// Deletions that are remembered, so that a client that repeats one is answered whatever repositories are away.
@@ -39,7 +39,7 @@ impl App {
         let is_gone_from = |id: &RepositoryId| {
             let repository = self.repository(id)?;
             let (of, asked) = (snapshot.clone(), repository.clone());
-            let gone = repository.run(Kind::SHORT, move |access, root| {
+            let gone = repository.run(JobKind::SHORT, move |access, root| {
                 asked.mounted_now(access)?;
                 let disks = of.disks.iter().filter(|disk| disk.source.repository == *asked.id());
                 SnapshotDir::new(root, of.id).is_gone(disks)
@@ -101,7 +101,7 @@ impl App {
         let found = self.repositories.found();
         let asked = found.usable().map(|repository| {
             let asked = repository.clone();
-            let looking = repository.submit(Kind::SHORT, move |access, root| {
+            let looking = repository.submit(JobKind::SHORT, move |access, root| {
                 asked.mounted_now(access)?;
                 scan::of_snapshot(root, id)
             });
@@ -139,7 +139,7 @@ fn complete(
     let mut manifests = Vec::new();
     for (_, part) in parts {
         let part = part.as_ref().map_err(|reason| refused(reason))?;
-        if part.is_making {
+        if part.is_unfinished {
             return Err(refused("it is being made, or was left half made"));
         }
         match &part.manifest {

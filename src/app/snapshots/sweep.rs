@@ -50,7 +50,7 @@ impl App {
     pub(crate) fn watch(&self, snapshot: &Snapshot) -> Result<(), Error> {
         let retention = self.store.retention(snapshot.id)?;
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
-        watch.look(self.moment(), snapshot.id, snapshot.created_at, retention);
+        watch.observe(self.moment(), snapshot.id, snapshot.created_at, retention);
         Ok(())
     }
 

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::{App, Error};
 use crate::model::{RepositoryId, Snapshot, SnapshotId};
 use crate::repository::Repository;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
 use crate::store::Trouble;
 use crate::sys::folder::Folder;
@@ -214,7 +214,7 @@ fn ask<T: Send + 'static>(
     question: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
 ) -> impl FnOnce() -> Option<T> {
     let (asked, id) = (repository.clone(), repository.id().clone());
-    let answer = repository.submit(Kind::SHORT, move |access, root| {
+    let answer = repository.submit(JobKind::SHORT, move |access, root| {
         asked.mounted_now(access)?;
         question(root)
     });

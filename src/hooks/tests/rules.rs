@@ -126,13 +126,13 @@ async fn a_freeze_whose_thaw_failed_does_not_count_as_quiesced() {
         let begun = begin(&of, &event).await;
         assert_eq!(begun.quiesced, quiesced || reason.is_some(), "{hooks:?}");
         let ended = of.after(&debt(&of, &event), begun.clone(), true).await;
-        let disbelieved: Vec<_> = ended.runs.iter().filter(|run| run.is_disbelieved()).collect();
+        let disbelieved: Vec<_> = ended.runs.iter().filter(|run| run.denies_quiesced()).collect();
         assert_eq!(ended.quiesced, quiesced, "{hooks:?}: {:?}", ended.runs);
         assert_eq!(disbelieved.iter().map(|run| run.name.as_str()).collect::<Vec<_>>(), Vec::from_iter(reason));
         assert!(disbelieved.iter().all(|run| run.stage == HookStage::Post && run.has_failed()));
         // Nobody asks that of an operation that failed.
         let ended = of.after(&debt(&of, &event), begun, false).await;
-        assert!(!ended.runs.iter().any(HookRun::is_disbelieved), "{:?}", ended.runs);
+        assert!(!ended.runs.iter().any(HookRun::denies_quiesced), "{:?}", ended.runs);
     }
 }
 

@@ -99,7 +99,7 @@ pub(super) struct Asked {
     pub(super) room: usize,
     pub(super) requests: Rc<Cell<u32>>,
     pub(super) fault: Fault,
-    pub(super) holes_are_sure: bool,
+    pub(super) holes_are_reliable: bool,
     pub(super) is_replaced: Rc<Cell<bool>>,
 }
 
@@ -110,7 +110,7 @@ impl Asked {
             room,
             requests: Rc::default(),
             fault: Box::new(|_, _, page| Ok(page)),
-            holes_are_sure: false,
+            holes_are_reliable: false,
             is_replaced: Rc::default(),
         }
     }
@@ -123,7 +123,7 @@ impl Asked {
         self
     }
 
-    pub(super) fn pieces(self) -> MapWindows<Self> {
+    pub(super) fn windows(self) -> MapWindows<Self> {
         let size = self.file.borrow().size;
         MapWindows::new(self, size)
     }
@@ -146,8 +146,8 @@ impl ExtentSource for Asked {
         Ok(self.file.borrow().next(from, false))
     }
 
-    fn holes_are_sure(&self) -> bool {
-        self.holes_are_sure
+    fn holes_are_reliable(&self) -> bool {
+        self.holes_are_reliable
     }
 
     fn verify(&self) -> Result<(), OpenError> {

@@ -13,28 +13,27 @@ use crate::model::diff::changed;
 use crate::repository::disk_file::OpenError;
 use crate::sys::fiemap::{LAST, RawExtent};
 
-fn windows(base: Asked, target: Asked, from: u64) -> Windows<Asked> {
-    let base = Base::File(BaseFile { pieces: base.pieces(), before: None });
-    Windows { base, target: target.pieces(), at: from, found: VecDeque::new(), unverified: 0 }
+fn finder(base: Asked, target: Asked, from: u64) -> ChangeFinder<Asked> {
+    ChangeFinder::new(Base::File(BaseFile::new(base.windows())), target.windows(), from)
 }
 
 /// All changes, joined as one run on the device; and why there are no more, where they break.
-fn all(windows: &mut Windows<Asked>) -> (Vec<Chunk>, Option<CompareError>) {
+fn all(finder: &mut ChangeFinder<Asked>) -> (Vec<Chunk>, Option<CompareError>) {
     let (mut chunks, mut broken) = (Vec::new(), None);
-    for chunk in joined(std::iter::from_fn(|| windows.next(&|| true)), Chunk::runs_on_in) {
+    for chunk in joined(std::iter::from_fn(|| finder.next(&|| true)), Chunk::continues_in) {
         assert!(broken.is_none(), "it went on after {broken:?} with {chunk:?}");
         match chunk {
             Ok(chunk) => chunks.push(chunk),
             Err(error) => broken = Some(error),
         }
     }
-    assert!(windows.next(&|| true).is_none(), "it has ended");
+    assert!(finder.next(&|| true).is_none(), "it has ended");
     (chunks, broken)
 }
 
 /// The same where nothing breaks.
 fn whole(base: Asked, target: Asked) -> Vec<Chunk> {
-    let (chunks, broken) = all(&mut windows(base, target, 0));
+    let (chunks, broken) = all(&mut finder(base, target, 0));
     assert!(broken.is_none(), "{broken:?}");
     chunks
 }
@@ -80,10 +79,10 @@ fn a_base_that_never_rests_is_an_error() {
         Ok(page)
     });
     let requests = Rc::clone(&base.requests);
-    let (chunks, broken) = all(&mut windows(base, Asked::new(&file, 2), 0));
+    let (chunks, broken) = all(&mut finder(base, Asked::new(&file, 2), 0));
     assert_eq!(chunks, []);
     assert!(matches!(broken, Some(CompareError::BaseUnstable)), "{broken:?}");
-    assert_eq!(requests.get(), 2 + 1 + ATTEMPTS as u32);
+    assert_eq!(requests.get(), 2 + 1 + MAX_READS as u32);
 }
 
 #[test]
@@ -135,7 +134,7 @@ fn nonsense_is_read_again_and_then_an_error() {
     let mut target = file.clone();
     target.blocks[0] = At(900);
     target.blocks[12] = At(901);
-    for times in [1, ATTEMPTS as u32 - 1, ATTEMPTS as u32] {
+    for times in [1, MAX_READS as u32 - 1, MAX_READS as u32] {
         let of_base = move |request: u32, start: u64, mut page: Vec<RawExtent>| {
             if start > 0 && (3..3 + times).contains(&request) {
                 // The second extent lies in the first.
@@ -143,11 +142,11 @@ fn nonsense_is_read_again_and_then_an_error() {
             }
             Ok(page)
         };
-        let (chunks, broken) = all(&mut windows(Asked::new(&file, 4).with_fault(of_base), Asked::new(&target, 4), 0));
-        if times < ATTEMPTS as u32 {
+        let (chunks, broken) = all(&mut finder(Asked::new(&file, 4).with_fault(of_base), Asked::new(&target, 4), 0));
+        if times < MAX_READS as u32 {
             assert_eq!((ranges(&chunks), broken.is_none()), (vec![(0, 1), (12, 13)], true), "{times} times");
         } else {
-            assert!(matches!(broken, Some(CompareError::Base(MapError::Nonsense(_)))), "{broken:?}");
+            assert!(matches!(broken, Some(CompareError::Base(MapError::Inconsistent(_)))), "{broken:?}");
             assert_eq!(ranges(&chunks), [(0, 1)], "what was sure before stays said");
         }
     }
@@ -166,10 +165,10 @@ fn an_error_in_the_middle_ends_it_and_says_whose() {
     let is_eio =
         |error: &MapError| matches!(error, MapError::Io(error) if error.raw_os_error() == Some(nix::libc::EIO));
     let (chunks, broken) =
-        all(&mut windows(Asked::new(&file, 2), Asked::new(&target, 2).with_fault(failing(8 * BLOCK)), 0));
+        all(&mut finder(Asked::new(&file, 2), Asked::new(&target, 2).with_fault(failing(8 * BLOCK)), 0));
     assert!(matches!(&broken, Some(CompareError::Target(error)) if is_eio(error)), "{broken:?}");
     assert_eq!(ranges(&chunks), [(0, 1), (2, 3), (4, 5), (6, 7), (8, 9), (10, 11)]);
-    let (chunks, broken) = all(&mut windows(Asked::new(&file, 2).with_fault(failing(1)), Asked::new(&target, 2), 0));
+    let (chunks, broken) = all(&mut finder(Asked::new(&file, 2).with_fault(failing(1)), Asked::new(&target, 2), 0));
     assert!(matches!(&broken, Some(CompareError::Base(error)) if is_eio(error)), "{broken:?}");
     assert_eq!(ranges(&chunks), [(0, 1), (2, 3)]);
 }
@@ -182,20 +181,20 @@ fn a_map_that_ends_too_early_lists_what_it_hides() {
         page[0].flags |= LAST;
         Ok(page)
     };
-    for holes_are_sure in [false, true] {
+    for holes_are_reliable in [false, true] {
         // In the base, in the target, in both: never "unchanged".
         for (of_base, of_target) in [(true, false), (false, true), (true, true)] {
             let asked = |lies: bool| {
-                let asked = Asked { holes_are_sure, ..Asked::new(&file, 4) };
+                let asked = Asked { holes_are_reliable, ..Asked::new(&file, 4) };
                 asked.with_fault(move |_, start, page| if lies && start > 0 { early(page) } else { Ok(page) })
             };
-            let mut windows = windows(asked(of_base), asked(of_target), 0);
-            let (chunks, broken) = all(&mut windows);
+            let mut finder = finder(asked(of_base), asked(of_target), 0);
+            let (chunks, broken) = all(&mut finder);
             assert!(broken.is_none(), "{broken:?}");
             // The first page has the blocks 0 to 6, the second one says only 8.
             assert_eq!(ranges(&chunks), [(10, 11), (12, 13), (14, 15)], "base {of_base}, target {of_target}");
             let lying = u64::from(of_base) + u64::from(of_target);
-            assert_eq!(windows.unverified, lying * 3 * BLOCK);
+            assert_eq!(finder.unverified, lying * 3 * BLOCK);
         }
     }
 }
@@ -213,11 +212,11 @@ fn an_answer_that_does_not_go_on_is_an_error() {
         };
         let (base, target) = (stuck(of_base), stuck(!of_base));
         let requests = [Rc::clone(&base.requests), Rc::clone(&target.requests)];
-        let (chunks, broken) = all(&mut windows(base, target, 0));
+        let (chunks, broken) = all(&mut finder(base, target, 0));
         assert_eq!(chunks, []);
         let is_nonsense = match &broken {
-            Some(CompareError::Base(MapError::Nonsense(_))) => of_base,
-            Some(CompareError::Target(MapError::Nonsense(_))) => !of_base,
+            Some(CompareError::Base(MapError::Inconsistent(_))) => of_base,
+            Some(CompareError::Target(MapError::Inconsistent(_))) => !of_base,
             _ => false,
         };
         assert!(is_nonsense, "{broken:?}");
@@ -233,11 +232,11 @@ fn a_file_that_is_changed_in_the_middle_ends_it() {
     for of_base in [false, true] {
         let (base, target) = (Asked::new(&file, 2), Asked::new(&newer, 2));
         let is_replaced = Rc::clone(if of_base { &base.is_replaced } else { &target.is_replaced });
-        let mut windows = windows(base, target, 0);
-        let first = windows.next(&|| true).unwrap().unwrap();
+        let mut finder = finder(base, target, 0);
+        let first = finder.next(&|| true).unwrap().unwrap();
         assert_eq!(ranges(&[first]), [(0, 1)]);
         is_replaced.set(true);
-        let (chunks, broken) = all(&mut windows);
+        let (chunks, broken) = all(&mut finder);
         // The rest of the window that was known by then, and nothing of the next.
         assert_eq!(ranges(&chunks), [(2, 3)]);
         match broken {
@@ -281,18 +280,18 @@ proptest! {
         base_room in 1..12usize,
         target_room in 1..12usize,
         from in 0..50 * BLOCK,
-        holes_are_sure: bool,
+        holes_are_reliable: bool,
     ) {
         let expected = changed(&base.map(), &target.map());
         for from in [0, from.min(target.size)] {
-            let asked = |file: &File, room| Asked { holes_are_sure, ..Asked::new(file, room) };
-            let mut windows = windows(asked(&base, base_room), asked(&target, target_room), from);
-            let (found, broken) = all(&mut windows);
+            let asked = |file: &File, room| Asked { holes_are_reliable, ..Asked::new(file, room) };
+            let mut finder = finder(asked(&base, base_room), asked(&target, target_room), from);
+            let (found, broken) = all(&mut finder);
             prop_assert!(broken.is_none(), "{:?}", broken);
             let rest = ByteRange::new(from, u64::MAX).unwrap();
             let expected: Vec<Chunk> = expected.iter().filter_map(|chunk| chunk.within(rest)).collect();
             prop_assert_eq!(found, expected, "from {}", from);
-            prop_assert_eq!(windows.unverified, 0);
+            prop_assert_eq!(finder.unverified, 0);
         }
     }
 }

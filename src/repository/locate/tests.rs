@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 
 fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
     Repository::new(id.parse().unwrap(), mount_point.into())
@@ -10,7 +10,7 @@ fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
 
 fn open_at(repository: &Repository, path: &Path) -> Result<LocatedDisk, PathError> {
     let assigned = assign([repository], path)?;
-    repository.run(Kind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
+    repository.run(JobKind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
 }
 
 #[test]
@@ -93,7 +93,7 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
     let later = repository("r", base.join("later"));
     symlink(base.join("real"), base.join("later")).unwrap();
     assert!(assign([&later], &base.join("real/VirtualDisks/a.img")).is_err());
-    later.run(Kind::SHORT, |_, _| Ok(())).unwrap();
+    later.run(JobKind::SHORT, |_, _| Ok(())).unwrap();
     for (repository, name) in [(&known, "link"), (&later, "later")] {
         for name in [name, "real"] {
             let disk = open_at(repository, &base.join(name).join("VirtualDisks/a.img")).unwrap();
@@ -104,7 +104,7 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
 
 #[test]
 fn a_disk_has_no_place_among_snapshots_and_definitions() {
-    let no_disk = |path: &str| matches!(must_be_a_disks_place(Path::new(path)), Err(PathError::NoDisk(_)));
+    let no_disk = |path: &str| matches!(check_disk_location(Path::new(path)), Err(PathError::NoDisk(_)));
     for refused in [
         "CoriolisSnapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d/a.img",
         "CoriolisSnapshots/x",

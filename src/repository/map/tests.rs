@@ -27,7 +27,7 @@ impl ExtentSource for Script<'_> {
         Ok(Some(self.data.iter().find(|(start, end)| *start <= from && from < *end).map_or(from, |(_, end)| *end)))
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         false
     }
 
@@ -36,16 +36,16 @@ impl ExtentSource for Script<'_> {
     }
 }
 
-/// Reads a whole map piece by piece.
+/// Reads a whole map window by window.
 fn whole(source: impl ExtentSource, size: u64) -> Result<ExtentMap, MapError> {
-    let mut pieces = MapWindows::new(source, size);
+    let mut windows = MapWindows::new(source, size);
     let (mut at, mut extents) = (0, Vec::new());
     while at < size {
-        let piece = pieces.read_from(at)?;
-        assert!(piece.end > at, "no progress at {at}");
-        let within = |extent: &&Extent| extent.range.start() < piece.end;
-        extents.extend(piece.map.extents().iter().filter(within).copied());
-        at = piece.end;
+        let window = windows.read_once(at)?;
+        assert!(window.end > at, "no progress at {at}");
+        let within = |extent: &&Extent| extent.range.start() < window.end;
+        extents.extend(window.map.extents().iter().filter(within).copied());
+        at = window.end;
     }
     Ok(ExtentMap::new(size, extents).unwrap())
 }
@@ -137,7 +137,7 @@ impl ExtentSource for OldOcfs2<'_> {
         Ok(Some(if from % (8 * K) < 4 * K { from - from % (8 * K) + 4 * K } else { from }))
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         false
     }
 
@@ -178,9 +178,9 @@ fn a_map_can_be_read_from_anywhere() {
         let rest: Vec<_> = raws.iter().filter(|raw| raw.logical + raw.length > start).copied().collect();
         let data = [(0, 8 * K), (16 * K, 24 * K)];
         let page = [&rest[..]];
-        let mut pieces = MapWindows::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
-        let piece = pieces.read_from(start).unwrap();
-        assert_eq!((listed(&piece.map), piece.end), (expected, 24 * K), "from {start}");
+        let mut windows = MapWindows::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
+        let window = windows.read_once(start).unwrap();
+        assert_eq!((listed(&window.map), window.end), (expected, 24 * K), "from {start}");
     }
 }
 
@@ -202,11 +202,11 @@ fn nonsense_is_an_error_not_a_map() {
         ("more after the last", vec![RawExtent::new(0, 0, K, LAST), RawExtent::new(K, 0, K, LAST)]),
     ];
     for (name, raws) in &cases {
-        assert!(matches!(collect_from(32 * K, &[raws], &[]), Err(MapError::Nonsense(_))), "{name}");
+        assert!(matches!(collect_from(32 * K, &[raws], &[]), Err(MapError::Inconsistent(_))), "{name}");
     }
     // No progress: the second page repeats the first.
     let page = [RawExtent::new(0, 0, 4 * K, 0)];
-    assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Nonsense(_))));
+    assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Inconsistent(_))));
 }
 
 /// What only fails.
@@ -225,7 +225,7 @@ impl ExtentSource for Broken {
         Ok(None)
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         true
     }
 

@@ -53,7 +53,7 @@ impl Scene {
     /// What is refused, and stays.
     fn refused(&self, disks: &[SnapshotFile]) -> Vec<(PathBuf, String)> {
         match self.remove(disks) {
-            Err(RemoveError::NotOurs(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
+            Err(RemoveError::Foreign(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -86,7 +86,7 @@ fn what_the_service_made_is_removed_as_far_as_it_is_there() {
     // On any other file system nothing is known of it.
     let mut elsewhere = disks;
     elsewhere.iter_mut().for_each(|disk| disk.volume = Some(VolumeId([7; 16])));
-    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryAbsent);
+    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryUnavailable);
 }
 
 #[test]
@@ -165,8 +165,9 @@ fn files_of_other_names_stay_with_the_folder() {
 
 #[test]
 fn an_answer_names_ten_files_at_most() {
-    let stranger = |number: usize| Stranger { path: format!("/r/{number}\n").into(), reason: "is odd".to_owned() };
-    let told = RemoveError::NotOurs((0..12).map(stranger).collect()).to_string();
+    let foreign_entry =
+        |number: usize| ForeignEntry { path: format!("/r/{number}\n").into(), reason: "is odd".to_owned() };
+    let told = RemoveError::Foreign((0..12).map(foreign_entry).collect()).to_string();
     assert!(told.starts_with("\"/r/0\\n\" is odd; ") && told.ends_with("; and 2 more"), "{told}");
 }
 

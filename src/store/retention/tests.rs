@@ -10,9 +10,9 @@ fn key(text: &str) -> RequestKey {
     RequestKey { user: "admin".to_owned(), key: text.to_owned(), digest: [7; 32] }
 }
 
-fn made(store: &Store, number: u128, order: &CommitOptions) -> Snapshot {
+fn made(store: &Store, number: u128, options: &CommitOptions) -> Snapshot {
     let snapshot = begin(store, snapshot(number), None);
-    store.commit(&snapshot, order).unwrap();
+    store.commit(&snapshot, options).unwrap();
     snapshot
 }
 
@@ -92,7 +92,7 @@ fn keys_are_bounded() {
         .handle
         .write(|transaction| {
             let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
-            for number in 0..KEYS {
+            for number in 0..MAX_KEYS {
                 let used_at_ms = Timestamp::now().as_millisecond() - number as i64;
                 let used = KeyUse { digest: [7; 32], snapshot: number as u128, used_at_ms };
                 let bytes = postcard::to_stdvec(&used).unwrap();
@@ -103,6 +103,6 @@ fn keys_are_bounded() {
         .unwrap();
     made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")) });
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
-    assert!(known("new") && known("0") && known(&format!("{}", KEYS - 2)));
-    assert!(!known(&format!("{}", KEYS - 1)), "the oldest has gone");
+    assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
+    assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest has gone");
 }

@@ -11,8 +11,8 @@ fn scene() -> (tempfile::TempDir, Folder) {
     (dir, folder)
 }
 
-fn what<T: std::fmt::Debug>(outcome: io::Result<T>) -> Option<What> {
-    Odd::of(&outcome.unwrap_err())
+fn what<T: std::fmt::Debug>(outcome: io::Result<T>) -> Option<EntryProblem> {
+    UnexpectedEntry::of(&outcome.unwrap_err())
 }
 
 #[test]
@@ -28,11 +28,11 @@ fn only_regular_files_are_opened_and_nothing_blocks() {
     symlink("nothing", at("dangling")).unwrap();
     assert_eq!(folder.read_small("a/b/file", 5).unwrap(), b"bytes");
     for odd in ["pipe", "socket", "a", "a/b"] {
-        assert_eq!(what(folder.open_file(odd)), Some(What::NotAFile), "{odd}");
-        assert_eq!(what(folder.read_small(odd, 5)), Some(What::NotAFile), "{odd}");
+        assert_eq!(what(folder.open_file(odd)), Some(EntryProblem::NotAFile), "{odd}");
+        assert_eq!(what(folder.read_small(odd, 5)), Some(EntryProblem::NotAFile), "{odd}");
     }
     for link in ["zero", "link", "dangling"] {
-        assert_eq!(what(folder.open_file(link)), Some(What::Link), "{link}");
+        assert_eq!(what(folder.open_file(link)), Some(EntryProblem::Link), "{link}");
     }
     assert_eq!(folder.open_file("missing").unwrap_err().kind(), io::ErrorKind::NotFound);
     let error = folder.open_file("link").unwrap_err().to_string();
@@ -49,14 +49,14 @@ fn no_link_on_the_way_is_followed() {
     symlink("real", at("relative")).unwrap();
     fs::write(at("file"), "x").unwrap();
     for link in ["absolute", "relative"] {
-        assert_eq!(what(folder.folder(link)), Some(What::Link));
-        assert_eq!(what(folder.folder(format!("{link}/inner"))), Some(What::Link));
-        assert_eq!(what(folder.open_file(format!("{link}/inner/file"))), Some(What::Link));
+        assert_eq!(what(folder.folder(link)), Some(EntryProblem::Link));
+        assert_eq!(what(folder.folder(format!("{link}/inner"))), Some(EntryProblem::Link));
+        assert_eq!(what(folder.open_file(format!("{link}/inner/file"))), Some(EntryProblem::Link));
     }
-    assert_eq!(what(folder.folder("file")), Some(What::NotAFolder));
-    assert_eq!(what(folder.stat("relative/inner")), Some(What::Link));
+    assert_eq!(what(folder.folder("file")), Some(EntryProblem::NotAFolder));
+    assert_eq!(what(folder.stat("relative/inner")), Some(EntryProblem::Link));
     assert!(folder.stat("real/inner/file").unwrap().is_file() && folder.stat("relative").unwrap().is_symlink());
-    assert_eq!(what(folder.open_file("file/inner")), Some(What::NotAFolder));
+    assert_eq!(what(folder.open_file("file/inner")), Some(EntryProblem::NotAFolder));
     // What the operator names may be a link.
     let named = Folder::open(&at("absolute")).unwrap();
     assert!(named.open_file("inner/file").is_ok());
@@ -97,13 +97,13 @@ fn what_is_read_is_bounded_by_what_is_read() {
     let (dir, folder) = scene();
     fs::File::create(dir.path().join("sparse")).unwrap().set_len(2 << 30).unwrap();
     fs::write(dir.path().join("exact"), [1; 16]).unwrap();
-    assert_eq!(what(folder.read_small("sparse", 16)), Some(What::TooLarge(16)));
-    assert_eq!(what(folder.read_small("exact", 15)), Some(What::TooLarge(15)));
+    assert_eq!(what(folder.read_small("sparse", 16)), Some(EntryProblem::TooLarge(16)));
+    assert_eq!(what(folder.read_small("exact", 15)), Some(EntryProblem::TooLarge(15)));
     assert_eq!(folder.read_small("exact", 16).unwrap(), [1; 16]);
     // Files that say that they are empty, and are not.
     let process = Folder::open(Path::new("/proc/self")).unwrap();
     assert!(!process.read_small("status", 1 << 16).unwrap().is_empty());
-    assert_eq!(what(process.read_small("status", 4)), Some(What::TooLarge(4)));
+    assert_eq!(what(process.read_small("status", 4)), Some(EntryProblem::TooLarge(4)));
 }
 
 #[test]
