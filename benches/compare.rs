@@ -1,4 +1,4 @@
-//! What a comparison costs beside what reading the maps costs: ratios from one run.
+//! The cost of a comparison relative to reading the two maps: ratios from one run.
 //!
 //! `make bench`, as root: it makes a loop-mounted XFS with disks of 1,000 to 100,000 extents.
 

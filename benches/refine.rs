@@ -1,7 +1,7 @@
-//! What a comparison by content costs beside `cmp` of the same bytes: ratios from one run.
+//! The cost of a comparison by content relative to `cmp` of the same bytes: ratios from one run.
 //!
-//! `make bench`, as root: a loop-mounted XFS with two snapshots of one disk, between which all of it was
-//! written again with the same bytes. So all of it is a candidate, and nothing is left of it.
+//! `make bench`, as root: a loop-mounted XFS with two snapshots of one disk. Between them the whole disk is rewritten
+//! with the same bytes, so all of it is a candidate and none of it is a change.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
@@ -73,7 +73,7 @@ fn main() {
     }
 }
 
-/// Chunks that are left of the changes.
+/// The number of chunks after refinement.
 fn refine(base: &Arc<DiskFile>, target: &Arc<DiskFile>) -> usize {
     let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0, Arc::new(|| true)).unwrap().unwrap();
     let block = NonZero::new(4096).unwrap();

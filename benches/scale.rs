@@ -1,5 +1,5 @@
-//! What the number of extents costs: the real service, over TLS, beside other programs that read the same
-//! maps. Ratios are of one run.
+//! The cost of many extents: the real service, over TLS, beside other programs that read the same maps. Ratios are from
+//! one run.
 //!
 //! `make bench`, as root: a loop-mounted XFS with disks of 1,000 to 1,000,000 extents.
 
@@ -46,7 +46,7 @@ fn main() {
     many_vms(std::env::var("VMS").map_or(100_000, |vms| vms.parse().unwrap()), 1, 20);
 }
 
-/// Prints a line of the first table; returns one of the second.
+/// Prints a row of the first table, and returns one of the second.
 fn row(extents: u64) -> String {
     let world = World::new(16 << 10);
     let disk = &world.define_vm(&[("a.img", extents * 2 * BLOCK)])[0];
@@ -100,7 +100,7 @@ fn row(extents: u64) -> String {
         std::io::copy(&mut answer, &mut std::io::sink()).unwrap();
         last.push(started.elapsed());
     }
-    // Once before, so that it is not the device that is measured.
+    // One round before, so that the device is not measured.
     let places: Vec<u64> = (0..100).map(|i| extents * i / 100 * 2 * BLOCK).collect();
     let read = |at: &u64| timed(|| assert_eq!(client.disk_range(&target.0, "a.img", *at, BLOCK).len() as u64, BLOCK));
     let [_, range] = [(); 2].map(|()| places.iter().map(read).collect::<Vec<_>>());
@@ -149,7 +149,7 @@ fn listing() {
     println!("GET /vms/{{vm}}/snapshots, of each of them: {:.1} ms each", each.as_secs_f64() * 1e3 / VMS as f64);
 }
 
-/// What a list of many VMs takes, asked for by some clients at the same time.
+/// The cost of a list of many VMs, requested by several clients at the same time.
 fn many_vms(vms: u64, disks: u64, clients: usize) {
     let world = World::new(8 << 10);
     for number in 0..vms {
@@ -158,7 +158,7 @@ fn many_vms(vms: u64, disks: u64, clients: usize) {
             (0..disks).map(|disk| make_disk(&world.repository, &format!("{vm}-{disk}.img"), 1 << 20)).collect();
         define_vm(&world.repository, &vm, &paths);
     }
-    // What was just written is read each time.
+    // Files that were just written are not cached by the service.
     std::thread::sleep(Duration::from_secs(3));
     let idle = memory_kib(world.exporter.pid(), "VmRSS");
     let client = world.client();

@@ -1,4 +1,4 @@
-//! A client for many small requests, which costs little itself: one thread, one connection.
+//! A cheap client for many small requests: one thread, one connection.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, Strea
 
 use crate::peer::Peer;
 
-/// What connections of one client have in common: among it the tickets to resume sessions with.
+/// Shared by the connections of one client, with the tickets to resume TLS sessions.
 pub fn config(peer: &Peer) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&peer.ca).unwrap()).unwrap();
@@ -45,13 +45,13 @@ impl<'a> Connection<'a> {
         self.stream.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// Fetches `range` of `file` and forgets it.
+    /// Fetches `range` of `file` and drops it.
     pub fn fetch(&mut self, file: &str, range: Range<u64>) {
         let length = self.request(file, &format!("{}-{}", range.start, range.end - 1));
         assert_eq!(length, range.end - range.start, "{}", self.peer.name);
     }
 
-    /// Fetches `ranges` of `file`, as the header has them; returns the length of what came.
+    /// Fetches `ranges` of `file`, in the syntax of the Range header. Returns the length of the response.
     pub fn request(&mut self, file: &str, ranges: &str) -> u64 {
         let Peer { name, prefix, authorization, .. } = self.peer;
         let authorization = match authorization.as_str() {

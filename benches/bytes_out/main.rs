@@ -1,9 +1,8 @@
-//! What bytes cost on their way out, beside nginx serving the same file: ratios from one run.
+//! The cost of downloads, beside nginx with the same file: ratios from one run.
 //!
-//! `make bench`, as root. Each round asks the peers in turn, so that what else the machine does meets all
-//! of them. `BENCH_GIB` (4) and `BENCH_ROUNDS` (5) make it shorter, and so do words of rows' names as
-//! arguments; with `BENCH_WRITE` the table goes into docs/benchmarks.md. `EXPORTERS` names builds of the
-//! exporter to compare, with colons between.
+//! `make bench`, as root. Each round runs all peers in turn, so that other load on the machine affects all of them.
+//! `BENCH_GIB` (4) and `BENCH_ROUNDS` (5) shorten it, and so do parts of row names as arguments. With `BENCH_WRITE` the
+//! table is written into docs/benchmarks.md. `EXPORTERS` names builds of the exporter to compare, separated by colons.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a bench that cannot run may panic
 
@@ -32,7 +31,7 @@ fn main() {
     let (gib, rounds) = (number("BENCH_GIB", 4), number("BENCH_ROUNDS", 5));
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
 
-    // Several builds beside each other show what a change does.
+    // Several builds side by side show the effect of a change.
     let built = env!("CARGO_BIN_EXE_coriolis-ovm-exporter");
     let binaries = std::env::var("EXPORTERS").unwrap_or_else(|_| built.to_owned());
     let worlds: Vec<World> = binaries.split(':').map(world).collect();
@@ -53,7 +52,7 @@ fn main() {
                 continue;
             }
             eprintln!("round {} of {rounds}: {name}", round + 1);
-            // Who comes first changes, too.
+            // The order of the peers changes, too.
             let turn = usize::try_from(round).unwrap() % peers.len();
             for (peer, input) in peers[turn..].iter().chain(&peers[..turn]).filter(|(peer, _)| load::fits(name, peer)) {
                 for (measure, value) in load(peer, input) {
@@ -70,30 +69,30 @@ fn main() {
     }
 }
 
-/// Where, when and of what.
+/// The machine, the date, and the parameters.
 fn machine(gib: u64, rounds: u64) -> String {
-    let told = |command: &str| {
+    let output = |command: &str| {
         let output = Command::new("sh").args(["-c", command]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let model = told("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
-    let seal = told(
+    let model = output("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
+    let seal = output(
         "openssl speed -seconds 1 -bytes 16384 -evp aes-128-gcm 2>/dev/null | awk '/^AES-128-GCM|^aes-128-gcm/ { print int($NF / 1048.576) }'",
     );
     format!(
         "Commit {}, {}; {} ×{}, Linux {}; disks of {gib} GiB, medians of {rounds} rounds; {}, {}; `openssl speed` of \
          AES-128-GCM: {seal} MiB/s.",
-        told("git describe --always --dirty"),
-        told("date -u +%F"),
+        output("git describe --always --dirty"),
+        output("date -u +%F"),
         model,
-        told("nproc"),
-        told("uname -r"),
-        told("nginx -v 2>&1 | sed 's/.*: //'"),
-        told("openssl version | cut -d' ' -f1,2"),
+        output("nproc"),
+        output("uname -r"),
+        output("nginx -v 2>&1 | sed 's/.*: //'"),
+        output("openssl version | cut -d' ' -f1,2"),
     )
 }
 
-/// Between the two marks of docs/benchmarks.md.
+/// Writes between the two marks in docs/benchmarks.md.
 fn write_down(text: &str) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
     let document = std::fs::read_to_string(path).unwrap();
@@ -109,7 +108,7 @@ fn world(binary: &str) -> World {
     })
 }
 
-/// A VM with a full disk, an empty one, and one of 1 TiB with 1 GiB in it; its snapshot.
+/// The snapshot of a VM with a full disk, an empty one, and one of 1 TiB with 1 GiB of data.
 fn input(world: &World, size: u64) -> Input {
     const MIB: usize = 1 << 20;
     let disks = world.define_vm(&[("full.img", size), ("hole.img", size), ("sparse.img", 1 << 40)]);

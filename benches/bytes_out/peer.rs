@@ -1,4 +1,4 @@
-//! The servers that are compared, as processes: where they answer, and what they cost.
+//! The servers that are compared: their processes, addresses, and costs.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,16 +10,16 @@ use tempfile::TempDir;
 use crate::harness::work::ticks;
 use crate::harness::{VM, World, eventually_ok, memory_kib, run};
 
-/// A server that serves the files of one snapshot.
+/// A server for the files of one snapshot.
 pub struct Peer {
     pub name: String,
     pub port: u16,
-    /// Before a file's name.
+    /// Path before a file's name.
     pub prefix: String,
     /// Empty, or the value of `Authorization`.
     pub authorization: String,
     pub ca: String,
-    /// Speaks NBD, and has `full.img` alone.
+    /// Speaks NBD, and has only `full.img`.
     pub is_nbd: bool,
     /// The processes that do the work.
     pids: Vec<u32>,
@@ -40,8 +40,8 @@ impl Peer {
         }
     }
 
-    /// nginx as fast as we could make it: buffers of 256 KiB were the best of 32 KiB to 1 MiB, its
-    /// sendfile is of no use under TLS, nothing is logged.
+    /// nginx with the fastest settings that we found: of buffers from 32 KiB to 1 MiB, 256 KiB are best; sendfile does
+    /// not help with TLS; logs are off.
     pub fn nginx(world: &World, folder: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -83,7 +83,7 @@ impl Peer {
         Self { name: "nginx".to_owned(), port, prefix, authorization, ca, is_nbd: false, pids, _process: Some(process) }
     }
 
-    /// qemu-nbd, as it serves a disk over TLS to nbdcopy.
+    /// qemu-nbd, which serves a disk over TLS to nbdcopy.
     pub fn nbd(world: &World, folder: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -112,17 +112,17 @@ impl Peer {
         }
     }
 
-    /// CPU time of all its threads so far, seconds.
+    /// CPU time of all threads so far, seconds.
     pub fn cpu(&self) -> f64 {
         self.pids.iter().map(|pid| ticks(*pid)).sum::<u64>() as f64 / 100.0
     }
 
-    /// A number of /proc/<pid>/status over all its processes, KiB: `VmRSS`, `VmHWM`.
+    /// A field of /proc/<pid>/status, summed over all processes, KiB: `VmRSS`, `VmHWM`.
     pub fn memory(&self, what: &str) -> u64 {
         self.pids.iter().map(|pid| memory_kib(*pid, what)).sum()
     }
 
-    /// From now on `VmHWM` is the most since now.
+    /// From now on `VmHWM` is the maximum since this call.
     pub fn forget_peak(&self) {
         for pid in &self.pids {
             fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();

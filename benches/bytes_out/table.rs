@@ -1,9 +1,9 @@
-//! Medians of what was measured, and of the ratios inside each round, as a Markdown table.
+//! Medians of measurements, and of ratios within each round, as a Markdown table.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// Name of a load, and of what is measured of it.
+/// The name of a load, and of a measurement.
 type Row = (&'static str, &'static str);
 
 /// Measured values in the order of the rounds.

@@ -1,6 +1,6 @@
-//! What several benches need: snapshots without the service, a raw reading of a map, medians.
+//! Helpers of several benches: snapshots without the service, raw reads of a map, medians.
 
-#![allow(dead_code)] // none of them needs all of it
+#![allow(dead_code)] // no bench uses all of it
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -15,7 +15,7 @@ use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
 use coriolis_ovm_exporter::sys::folder::Folder;
 
-/// A snapshot of the file `live`, and where it lies.
+/// A snapshot of the file `live`, and its path.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
     let id = SnapshotId::from_u128(number);
     let make = move |_: &Access<'_>, root: &Folder| Ok((root.clone(), SnapshotDir::new(root, id).create()?));
@@ -31,7 +31,7 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     (Arc::new(opened.unwrap().unwrap()), path)
 }
 
-/// Reads a map with as few calls as our reader makes, and keeps nothing.
+/// Reads a map with as few calls as the service makes, and keeps nothing.
 pub fn count_extents(file: &File) -> u64 {
     let mut reader = fiemap::Reader::new(fiemap::EXTENTS_PER_CALL);
     let (mut at, mut count) = (0, 0);

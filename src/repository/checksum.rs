@@ -1,4 +1,4 @@
-//! Checksums of a snapshot's bytes. Holes are not read; their zeros count all the same.
+//! Checksums of a snapshot's bytes. Holes are not read, but their zeros count.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,31 +13,28 @@ use super::disk_file::{DiskFile, OpenError};
 use super::executor::{Access, Interrupted};
 use super::map::MapError;
 
-/// Bytes read, or zeros counted, at a time.
+/// Bytes that are read, or zeros that are hashed, at a time.
 const READ_BYTES: usize = 256 << 10;
 
-/// Bytes that are read on the repository's threads at a time: after that it is another's turn.
+/// Bytes that are hashed in one job on the repository's threads, before other jobs get their turn.
 const STEP_BYTES: u64 = 4 << 20;
 
-/// What a hole counts as.
 static ZEROS: [u8; READ_BYTES] = [0; READ_BYTES];
 
-/// How a checksum is made. Each gives 32 bytes.
+/// Each makes 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// BLAKE3.
     Blake3,
-    /// SHA-256 (FIPS 180-4).
+    /// FIPS 180-4.
     Sha256,
-    /// BLAKE2b with 32 bytes of digest (RFC 7693): oVirt imageio's own.
+    /// With a digest of 32 bytes (RFC 7693), as oVirt imageio uses it.
     Blake2b256,
 }
 
 impl Algorithm {
-    /// All that there are.
     pub const ALL: [Self; 3] = [Self::Blake3, Self::Sha256, Self::Blake2b256];
 
-    /// What it is called in requests and answers.
+    /// The name in requests and responses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Blake3 => "blake3",
@@ -46,13 +43,11 @@ impl Algorithm {
         }
     }
 
-    /// The one that is called so.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 }
 
-/// A checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(pub [u8; 32]);
 
@@ -63,7 +58,7 @@ impl std::fmt::Display for Digest {
     }
 }
 
-/// A text is no checksum.
+/// A text is not a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotADigest;
 
@@ -75,18 +70,16 @@ impl std::str::FromStr for Digest {
         let digits = digits.ok_or(NotADigest)?;
         let bytes: Vec<u8> =
             digits.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect();
-        // An odd number of digits leaves one over.
+        // With an odd number of digits, the last one has no pair.
         if digits.len() != 64 { Err(NotADigest) } else { Ok(Self(bytes.try_into().map_err(|_| NotADigest)?)) }
     }
 }
 
-/// Why there is no checksum.
 #[derive(Debug, thiserror::Error)]
 pub enum ChecksumError {
-    /// Nobody waits for it any more.
-    #[error("stopped before the end")]
+    #[error("the client no longer waits for the checksum")]
     Cancelled,
-    /// The file cannot be read, or is not what was snapshotted.
+    /// The file cannot be read, or is not the snapshot's.
     #[error(transparent)]
     File(#[from] MapError),
 }
@@ -112,10 +105,10 @@ impl From<Interrupted> for ChecksumError {
     }
 }
 
-/// The checksum of `range` of `file`, which is within its size. It is made on the repository's threads.
+/// The checksum of `range` of `file`. The range must be within its size. The work is done on the repository's threads.
 ///
 /// # Errors
-/// [`ChecksumError`]; also where the file was changed meanwhile.
+/// [`ChecksumError::File`] if the file was changed meanwhile.
 pub fn of_range(
     file: Arc<DiskFile>,
     range: Range<u64>,
@@ -140,21 +133,21 @@ pub fn of_range(
     }
 }
 
-/// The checksums of the blocks of a range, in order, and of them the checksum of the whole:
-/// H(H(block 1) ‖ H(block 2) ‖ …), as oVirt imageio and blksum make it.
+/// The checksums of a range's blocks, in order, and a checksum of these checksums: H(H(block 1) ‖ H(block 2) ‖ …), as
+/// oVirt imageio and blksum compute it.
 ///
-/// They are made on the repository's threads, some blocks at a time, when the next one is asked for.
+/// The work is done on the repository's threads, some blocks at a time, when the next checksum is needed.
 pub struct BlockChecksums {
     file: Arc<DiskFile>,
     is_wanted: IsWanted,
-    /// None where a turn was interrupted.
+    /// `None` after an error.
     blocks: Option<Blocks>,
     ready: VecDeque<Digest>,
 }
 
 impl BlockChecksums {
-    /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
-    /// counted from the start of the range; the last one may be shorter.
+    /// Blocks of `block` bytes, counted from the start of `range`. The last one may be shorter. The range must be
+    /// within the file's size.
     pub fn new(
         file: Arc<DiskFile>,
         range: Range<u64>,
@@ -173,10 +166,7 @@ impl BlockChecksums {
         Self { file, is_wanted, blocks: Some(blocks), ready: VecDeque::new() }
     }
 
-    /// The checksum of the next block; nothing after the last.
-    ///
-    /// # Errors
-    /// [`ChecksumError`].
+    /// The checksum of the next block. `None` after the last one.
     pub fn next_block(&mut self) -> Result<Option<Digest>, ChecksumError> {
         if self.ready.is_empty() {
             let blocks = self.blocks.take().ok_or(ChecksumError::Cancelled)?;
@@ -188,10 +178,10 @@ impl BlockChecksums {
         Ok(self.ready.pop_front())
     }
 
-    /// The checksum of the blocks' checksums, after the last.
+    /// The checksum of all block checksums. To be called after the last block.
     ///
     /// # Errors
-    /// [`ChecksumError::File`] where the file was changed meanwhile.
+    /// [`ChecksumError::File`] if the file was changed meanwhile.
     pub fn finish(self) -> Result<Digest, ChecksumError> {
         let blocks = self.blocks.ok_or(ChecksumError::Cancelled)?;
         let verify = |access: &Access<'_>, blocks: &mut Blocks| blocks.reader.file.verify_content(access);
@@ -201,19 +191,18 @@ impl BlockChecksums {
     }
 }
 
-/// Makes the checksums of blocks.
 struct Blocks {
     reader: Reader,
     end: u64,
     algorithm: Algorithm,
     block: u64,
-    /// Of a block of zeros: made once.
+    /// The checksum of a block of zeros, once it is known.
     zero_block: Option<Digest>,
     whole: Hasher,
 }
 
 impl Blocks {
-    /// The checksums of the next blocks; none after the last.
+    /// The checksums of the next blocks. Empty after the last one.
     fn step(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, ChecksumError> {
         let limit = self.reader.at.saturating_add(STEP_BYTES);
         let mut ready = VecDeque::new();
@@ -281,11 +270,11 @@ impl Hasher {
 /// Reads a file from front to back.
 struct Reader {
     file: Arc<DiskFile>,
-    /// Up to where it was read.
+    /// The next offset to read.
     at: u64,
-    /// Where all ends.
+    /// The end of the range.
     limit: u64,
-    /// End of the run that `at` is in, and whether it holds data.
+    /// The end of the current run, and whether it holds data.
     run: (u64, bool),
     buffer: Vec<u8>,
 }
@@ -295,7 +284,7 @@ impl Reader {
         Self { file, at: start, limit, run: (start, false), buffer: Vec::new() }
     }
 
-    /// The end of the run that goes on here, and whether it holds data.
+    /// The end of the run at the current offset, and whether it holds data.
     fn run(&mut self, access: &Access<'_>) -> io::Result<(u64, bool)> {
         if self.run.0 <= self.at {
             let run = self.file.run_at(access, self.at, self.limit)?;
@@ -304,7 +293,7 @@ impl Reader {
         Ok(self.run)
     }
 
-    /// Goes on to `end` without reading, where there is a hole up to there.
+    /// Skips to `end`, if there is a hole up to there.
     fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, ChecksumError> {
         self.check(access)?;
         let (run_end, is_data) = self.run(access)?;
@@ -315,7 +304,7 @@ impl Reader {
         Ok(is_hole)
     }
 
-    /// Gives `hasher` all up to `end`; whether there were only holes.
+    /// Hashes everything up to `end`. Returns whether there were only holes.
     fn hash_to(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, ChecksumError> {
         let mut only_holes = true;
         while self.at < end {
@@ -340,7 +329,7 @@ impl Reader {
         if !access.is_wanted() {
             return Err(ChecksumError::Cancelled);
         }
-        // Also at the end, which may be hours away.
+        // Checked at each read: the end may be hours away.
         Ok(self.file.verify_content(access)?)
     }
 }

@@ -1,8 +1,7 @@
-//! Candidates turned into what really changed: within them both files are read, and blocks of the
-//! same bytes are left out.
+//! Refines changes by content: reads both files where the maps differ, and drops blocks with the same bytes.
 //!
-//! On OCFS2 a write of 4 KiB copies about 1 MiB, so that maps alone list far too much. Reading is
-//! cheaper than sending. What cannot be read stays listed as it was.
+//! On OCFS2 a write of 4 KiB copies about 1 MiB, so the maps list far too much. Reading costs less than sending. A
+//! range that cannot be read stays listed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -16,26 +15,26 @@ use super::executor::{Access, Interrupted, JobKind, Pending};
 use crate::model::chunk::append_run;
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
-/// Bytes that are read of each file at a time; a multiple of every block size.
+/// Bytes of each file that are read at a time: a multiple of every block size.
 const WINDOW_BYTES: u64 = 1 << 20;
 
-/// Windows of one comparison that are on their way.
+/// Windows of one comparison that are queued or running.
 const MAX_PENDING_WINDOWS: usize = 8;
 
-/// Where a block's bytes were before.
+/// The base's contents, to compare with.
 #[derive(Clone, Debug)]
 pub enum BaseContents {
-    /// In this file; past its end there are zeros.
+    /// Past its end a file reads as zeros.
     File(Arc<DiskFile>),
-    /// Nobody knows: every block is listed, and those of zeros as such.
+    /// Unknown contents: every block is listed, blocks of zeros as zeros.
     Unknown,
 }
 
-/// Refined changes, in the order of the candidates. The files are read on the repository's threads.
+/// Refined changes, in the order of the candidates. Files are read on the repository's threads.
 pub struct Refined<C> {
     candidates: C,
     comparer: Arc<Comparer>,
-    /// What is left of the candidate at hand.
+    /// What is left of the current candidate.
     rest: Option<Chunk>,
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
@@ -44,17 +43,17 @@ pub struct Refined<C> {
     is_wanted: IsWanted,
 }
 
-/// What comes next, in order.
+/// The next results, in order.
 enum Waiting {
-    /// Nothing to read: zeros.
+    /// A candidate of zeros: there is nothing to read.
     Known(Chunk),
-    /// A window that is compared.
+    /// A window that is being compared.
     Window(Pending<Vec<Chunk>>),
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
-    /// Refines `candidates`, the changes from `base` to `target`, to blocks of `block` bytes, which
-    /// is a power of two and not more than 1 MiB, while they are wanted.
+    /// Refines `candidates`, the changes from `base` to `target`, to blocks of `block` bytes. The block size must be a
+    /// power of two, and at most 1 MiB.
     pub fn new(
         candidates: C,
         base: BaseContents,
@@ -68,12 +67,11 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
         Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
     }
 
-    /// Set where something could not be read, and is listed for that.
+    /// Set if a range could not be read, and was listed for that reason.
     pub fn incomplete(&self) -> Arc<AtomicBool> {
         Arc::clone(&self.comparer.incomplete)
     }
 
-    /// Queues as many windows as may be on their way.
     fn queue_windows(&mut self) {
         while self.waiting.len() < MAX_PENDING_WINDOWS && self.failed.is_none() {
             let candidate = match self.rest.take() {
@@ -102,14 +100,13 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
         }
     }
 
-    /// The chunks of the window that is next.
     fn take(&mut self, window: Pending<Vec<Chunk>>) -> Result<(), CompareError> {
         let chunks = window.wait_while(&*self.is_wanted)?;
         self.ready.extend(chunks);
         Ok(())
     }
 
-    /// Checks at the end that the files still are what they were.
+    /// Verifies the files after the last candidate.
     fn end(&mut self) -> Result<(), CompareError> {
         match self.failed.take() {
             Some(error) => Err(error),
@@ -118,7 +115,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
     }
 }
 
-/// Checks that the bytes of both are still those of the snapshots.
+/// Checks that both files have not changed since they were opened.
 ///
 /// # Errors
 /// [`CompareError::Base`], [`CompareError::Target`].
@@ -161,18 +158,18 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
     }
 }
 
-/// Compares windows.
+/// Compares windows, on several threads.
 struct Comparer {
     base: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
     incomplete: Arc<AtomicBool>,
-    /// Room for a window of each file, used again.
+    /// Buffers for a window of each file, reused.
     buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }
 
 impl Comparer {
-    /// What changed in a window. One that cannot be read is listed as it is.
+    /// The changes in a window. If it cannot be read, the whole window.
     fn compare_or_list(&self, access: &Access<'_>, candidate: Chunk) -> Vec<Chunk> {
         if !access.is_wanted() {
             return Vec::new();
@@ -180,7 +177,7 @@ impl Comparer {
         let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let [mut was, mut now] = buffers().pop().unwrap_or_default();
         let chunks = self.compare(access, &candidate, &mut was, &mut now).unwrap_or_else(|error| {
-            tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
+            tracing::warn!(start = candidate.range.start(), %error, "cannot compare contents; listing the range as changed");
             self.incomplete.store(true, Ordering::Relaxed);
             vec![candidate]
         });
@@ -223,12 +220,12 @@ impl Comparer {
     }
 }
 
-/// Where `offset` of the file is in a window that starts at `start`.
+/// The index of the file offset `offset` in a window that starts at `start`.
 fn at(start: u64, offset: u64) -> usize {
     usize::try_from(offset - start).unwrap_or(usize::MAX)
 }
 
-/// The parts of `range` that lie in one block each, of blocks that are counted from the file's start.
+/// The parts of `range` by block. Blocks are counted from the start of the file.
 fn blocks(range: ByteRange, block: u64) -> impl Iterator<Item = ByteRange> {
     let mut start = range.start();
     std::iter::from_fn(move || {

@@ -1,4 +1,4 @@
-//! A job on its way: queued, begun, ended, or given up.
+//! A job: queued, running, ended, or abandoned by its caller.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 use super::health::JobStatus;
 use super::{Access, Executor, Interrupted, JobKind, Unresponsive};
 
-/// How often whoever waits looks whether the job moves.
+/// How often a waiting caller checks for progress.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Work that waits for a thread.
+/// Work that is queued for a thread.
 pub(super) struct Job {
     pub kind: JobKind,
     pub status: Arc<JobStatus>,
@@ -31,10 +31,10 @@ impl Job {
     }
 }
 
-/// What a job comes to, or what it panicked with.
+/// The result of a job, or its panic.
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
-/// The result of a job, which may not be there yet. Dropping it gives the job up: it does not begin any more.
+/// The result of a job, which may not exist yet. Dropping it abandons the job: it no longer starts.
 pub struct Pending<T>(Option<Submitted<T>>);
 
 struct Submitted<T> {
@@ -58,7 +58,7 @@ impl<T: Send + 'static> Pending<T> {
         let span = tracing::Span::current();
         let work = move |access: &Access<'_>| {
             let _in_span = span.entered();
-            // Where nobody waits any more, the result is dropped.
+            // Without a caller the result is dropped.
             let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(access))));
         };
         let status = Arc::<JobStatus>::default();
@@ -66,22 +66,16 @@ impl<T: Send + 'static> Pending<T> {
         (job, Self(Some(Submitted { executor, kind, status, outcome })))
     }
 
-    /// Waits for the result, as long as the file system moves.
-    ///
-    /// # Errors
-    /// [`Unresponsive`].
+    /// Waits for the result while there is progress.
     pub fn wait(self) -> Result<T, Unresponsive> {
         self.wait_while(|| true).map_err(|_| Unresponsive)
     }
 
-    /// The same, as long as the result `is_wanted`.
-    ///
-    /// # Errors
-    /// [`Interrupted`].
+    /// Waits for the result while there is progress and `is_wanted` returns true.
     pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Result<T, Interrupted> {
         let waiting = self.0.as_ref().ok_or(Unresponsive)?;
         loop {
-            // Also where each step of long work is short.
+            // Checked here too, because each step of long work may be short.
             if !is_wanted() {
                 return Err(Interrupted::Cancelled);
             }
@@ -97,7 +91,7 @@ impl<T: Send + 'static> Pending<T> {
 }
 
 impl<T> Submitted<T> {
-    /// Whether the job stands still for longer than it may, or waits behind such ones.
+    /// Whether the job has stalled, or is queued behind stalled ones.
     fn is_stalled(&self) -> bool {
         let shared = &self.executor.0;
         let (mut state, now) = (shared.state(), Instant::now());
@@ -105,7 +99,7 @@ impl<T> Submitted<T> {
             shared.check_stalled(&mut state, now);
             return self.status.stalled_for(now) > self.kind.stall_timeout;
         }
-        // Threads may have been taken since it was queued.
+        // Threads may have become stuck since it was queued.
         self.executor.start_threads(&mut state, self.kind.lane);
         state.is_blocked(self.kind) || !self.executor.admits(&mut state)
     }

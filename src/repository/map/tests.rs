@@ -1,11 +1,11 @@
-//! A scripted FIEMAP under the code that reads the real one.
+//! A scripted FIEMAP for the code that reads the real one.
 
 use super::*;
 use crate::sys::fiemap::{LAST, RawExtent, UNWRITTEN};
 
 const K: u64 = 1 << 10;
 
-/// Answers call after call from `pages`; `data` is what SEEK_DATA and SEEK_HOLE know.
+/// Answers one call after the other from `pages`. SEEK_DATA and SEEK_HOLE know `data`.
 struct Script<'a> {
     pages: std::slice::Iter<'a, &'a [RawExtent]>,
     data: &'a [(u64, u64)],
@@ -36,7 +36,7 @@ impl ExtentSource for Script<'_> {
     }
 }
 
-/// Reads a whole map window by window.
+/// Reads a whole map, window by window.
 fn whole(source: impl ExtentSource, size: u64) -> Result<ExtentMap, MapError> {
     let mut windows = MapWindows::new(source, size);
     let (mut at, mut extents) = (0, Vec::new());
@@ -63,7 +63,7 @@ fn at(address: u64) -> Backing {
 }
 
 #[test]
-fn pages_are_put_together_and_clipped_to_the_size() {
+fn pages_are_joined_and_clipped_to_the_size() {
     let first = [RawExtent::new(0, 100 * K, 4 * K, 0), RawExtent::new(8 * K, 200 * K, 4 * K, UNWRITTEN)];
     let second = [RawExtent::new(12 * K, 300 * K, 8 * K, LAST)];
     let map = collect_from(17 * K, &[&first, &second], &[(0, 4 * K), (12 * K, 17 * K)]).unwrap();
@@ -77,7 +77,7 @@ fn an_empty_file_has_an_empty_map() {
 }
 
 #[test]
-fn each_flag_that_makes_an_address_worthless_does() {
+fn flags_decide_whether_an_address_is_trusted() {
     for bit in 0..32 {
         let flag = 1_u32 << bit;
         let raw = [RawExtent::new(0, 100 * K, 4 * K, flag | LAST)];
@@ -92,23 +92,23 @@ fn each_flag_that_makes_an_address_worthless_does() {
         };
         assert_eq!(listed(&map), expected, "flag {flag:#x}");
     }
-    // Unwritten space that holds data not yet placed is data.
+    // Unwritten space with data that is not yet placed is data.
     let raw = [RawExtent::new(0, 0, 4 * K, 0x800 | 0x4 | LAST)];
     assert_eq!(listed(&collect_from(4 * K, &[&raw], &[]).unwrap()), [(0, 4 * K, Backing::Opaque)]);
 }
 
 #[test]
-fn a_map_that_ends_early_is_found_out() {
+fn data_past_an_early_end_is_found() {
     let lies = [RawExtent::new(0, 100 * K, 4 * K, LAST)];
     let data = [(0, 4 * K), (16 * K, 20 * K), (24 * K, 32 * K)];
     let expected = [(0, 4 * K, at(100 * K)), (16 * K, 20 * K, Backing::Opaque), (24 * K, 32 * K, Backing::Opaque)];
     assert_eq!(listed(&collect_from(32 * K, &[&lies], &data).unwrap()), expected);
-    // The same where the next page is empty without any extent having been the last.
+    // The next page is empty although no extent was the last.
     let silent = [RawExtent::new(0, 100 * K, 4 * K, 0)];
     assert_eq!(listed(&collect_from(32 * K, &[&silent, &[]], &data).unwrap()), expected);
 }
 
-/// An older OCFS2: a request that starts above 0 ends after `early` extents, and may call that the end.
+/// An older OCFS2: a request that starts above 0 ends after `early` extents, which may be marked as the last.
 struct OldOcfs2<'a> {
     raws: &'a [RawExtent],
     room: usize,
@@ -147,25 +147,29 @@ impl ExtentSource for OldOcfs2<'_> {
 }
 
 #[test]
-fn extents_that_older_ocfs2_loses_are_found_out() {
+fn extents_that_older_ocfs2_loses_are_found() {
     let raws: Vec<_> = (0..100)
         .map(|i| RawExtent::new(i * 8 * K, (1000 + i * 16) * K, 4 * K, if i == 99 { LAST } else { 0 }))
         .collect();
     let read = |room, early, flag| listed(&whole(OldOcfs2 { raws: &raws, room, early, flag }, 800 * K).unwrap());
     let all = read(101, 0, 0);
     assert_eq!(all, raws.iter().map(|raw| (raw.logical, raw.logical + 4 * K, at(raw.physical))).collect::<Vec<_>>());
-    // Read in pages, all that was lost is listed, as something that cannot be trusted.
+    // Read in pages, all lost extents are listed as opaque data.
     for (early, flag) in [(0, 0), (1, LAST), (3, LAST)] {
         let paged = read(10, early, flag);
         assert_eq!(paged.len(), 100);
-        for (i, (found, told)) in paged.iter().zip(&all).enumerate() {
-            let backing = if i < 10 + early { told.2 } else { Backing::Opaque };
-            assert_eq!(*found, (told.0, told.1, backing), "extent {i} of a map that ends {early} after the tenth");
+        for (i, (found, expected)) in paged.iter().zip(&all).enumerate() {
+            let backing = if i < 10 + early { expected.2 } else { Backing::Opaque };
+            assert_eq!(
+                *found,
+                (expected.0, expected.1, backing),
+                "extent {i} of a map that ends {early} after the tenth"
+            );
         }
     }
 }
 
-/// From any offset on, a map is the rest of the whole one.
+/// From any offset, a map is the rest of the whole one.
 #[test]
 fn a_map_can_be_read_from_anywhere() {
     let raws = [RawExtent::new(0, 100 * K, 8 * K, 0), RawExtent::new(16 * K, 200 * K, 8 * K, LAST)];
@@ -185,7 +189,7 @@ fn a_map_can_be_read_from_anywhere() {
 }
 
 #[test]
-fn an_extent_lost_in_the_middle_is_found_out() {
+fn an_extent_lost_in_the_middle_is_found() {
     let lies = [RawExtent::new(0, 100 * K, 4 * K, 0), RawExtent::new(12 * K, 300 * K, 4 * K, LAST)];
     let map = collect_from(16 * K, &[&lies], &[(0, 8 * K), (12 * K, 16 * K)]).unwrap();
     let expected = [(0, 4 * K, at(100 * K)), (4 * K, 8 * K, Backing::Opaque), (12 * K, 16 * K, at(300 * K))];
@@ -193,7 +197,7 @@ fn an_extent_lost_in_the_middle_is_found_out() {
 }
 
 #[test]
-fn nonsense_is_an_error_not_a_map() {
+fn contradictory_extents_are_an_error() {
     let cases: [(&str, Vec<RawExtent>); 5] = [
         ("overlap", vec![RawExtent::new(0, K, 8 * K, 0), RawExtent::new(4 * K, 0, 8 * K, LAST)]),
         ("disorder", vec![RawExtent::new(8 * K, 0, 4 * K, 0), RawExtent::new(0, 0, 4 * K, LAST)]),
@@ -209,7 +213,7 @@ fn nonsense_is_an_error_not_a_map() {
     assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Inconsistent(_))));
 }
 
-/// What only fails.
+/// A source that always fails.
 struct Broken;
 
 impl ExtentSource for Broken {
