@@ -35,7 +35,7 @@ const RETAINED_HEAP: i32 = 2 << 20;
 /// What keeps it from starting, in words for an operator.
 pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    heap::keep(RETAINED_HEAP);
+    heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, reopen_log));
     // What is not done by now is undone at the next start; a hung file system must not keep us.

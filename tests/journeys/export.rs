@@ -120,7 +120,7 @@ fn downloads_leave_the_page_cache_unchanged() {
     let path_of_file = snapshot_file(&world, &id);
     let cached_in = |range: Range<u64>| {
         let file = File::open(&path_of_file).unwrap();
-        range.step_by(64 << 10).filter(|at| page_cache::holds(file.as_fd(), *at).unwrap()).count()
+        range.step_by(64 << 10).filter(|at| page_cache::is_resident(file.as_fd(), *at).unwrap()).count()
     };
     let cached = || cached_in(0..size);
     // The service drops the last bytes from the cache after the answer.
@@ -135,7 +135,7 @@ fn downloads_leave_the_page_cache_unchanged() {
     let drop_cache = || {
         eventually("the device is idle, and nothing of the disk is cached", || {
             let is_idle = fs::read_to_string(&inflight).unwrap().split_whitespace().all(|count| count == "0");
-            page_cache::forget(File::open(&path_of_file).unwrap(), &(0..size)).unwrap();
+            page_cache::drop_cached(File::open(&path_of_file).unwrap(), &(0..size)).unwrap();
             is_idle && cached() == 0
         });
     };

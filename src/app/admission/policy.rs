@@ -8,7 +8,7 @@ use crate::app::{Error, error::Refusal};
 use crate::config::Policy;
 use crate::model::SnapshotDraft;
 use crate::repository::clone::Source;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::store::Store;
 use crate::sys::fiemap;
 
@@ -45,7 +45,7 @@ impl PolicyCheck {
             let Some(repository) = self.inventory.repository(&disk.source.repository) else { continue };
             let step = || format!("counting the extents of {}", disk.name);
             let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
-            let counted = repository.run(Kind::CHANGE, move |_, _| fiemap::Reader::count(file.as_fd()));
+            let counted = repository.run(JobKind::CHANGE, move |_, _| fiemap::Reader::count(file.as_fd()));
             let extents = counted.map_err(|error| Error::of_step(step(), error))?;
             if let Some(limit) = self.policy.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());

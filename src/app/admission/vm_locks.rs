@@ -15,9 +15,9 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::model::{RepositoryId, SnapshotDraft, VmId};
 use crate::repository::Unavailable;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::vm_lock::{self, Attempt, VmLock};
-use crate::sys::folder::Odd;
+use crate::sys::folder::UnexpectedEntry;
 use crate::sys::host;
 
 /// How a VM is locked.
@@ -26,7 +26,7 @@ pub(crate) struct LockMode {
     /// How long another service that has locked it is waited for.
     wait: Duration,
     /// How long a repository may take for it.
-    kind: Kind,
+    kind: JobKind,
     /// Whether the lock says who holds it.
     is_named: bool,
     /// Whether the caller has a thread of its own, and waits on that. The service's pool of blocking threads can be
@@ -37,12 +37,12 @@ pub(crate) struct LockMode {
 impl LockMode {
     /// For a request.
     pub(crate) const REQUEST: Self =
-        Self { wait: Duration::from_secs(30), kind: Kind::CHANGE, is_named: true, is_isolated: false };
+        Self { wait: Duration::from_secs(30), kind: JobKind::CHANGE, is_named: true, is_isolated: false };
     /// For what is tried again later.
     pub(crate) const NOW: Self = Self { wait: Duration::ZERO, ..Self::REQUEST };
     /// To let go of what may be frozen, and be it the repository; only in [`crate::hooks::run_isolated`].
     pub(crate) const THAW: Self =
-        Self { wait: Duration::from_secs(20), kind: Kind::SHORT, is_named: false, is_isolated: true };
+        Self { wait: Duration::from_secs(20), kind: JobKind::SHORT, is_named: false, is_isolated: true };
     /// The same, where it is tried again later.
     pub(crate) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
 }
@@ -90,8 +90,9 @@ impl VmGuard {
     /// # Errors
     /// [`Error::VmBusy`], [`Error::Unavailable`].
     pub(crate) fn allows_removal(&self, repositories: &[&RepositoryId]) -> Result<(), Error> {
-        let is_harmless =
-            |error: &io::Error| Unavailable::of(error).is_some() || Odd::of(error).is_some() || cannot_write(error);
+        let is_harmless = |error: &io::Error| {
+            Unavailable::of(error).is_some() || UnexpectedEntry::of(error).is_some() || cannot_write(error)
+        };
         for &of in repositories {
             if let Some((_, holder)) = self.busy.iter().find(|(id, _)| id == of) {
                 return Err(Error::VmBusy { holder: holder.clone() });

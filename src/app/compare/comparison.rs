@@ -82,14 +82,14 @@ impl DiskComparison {
         let Sides { changes, base, target, mode, reason, refine, cache, from, error } = sides;
         let mut keep = None;
         let found = match (refine, cache) {
-            (None, _) => Found::Maps(joined(changes, Chunk::runs_on_in)),
+            (None, _) => Found::Maps(joined(changes, Chunk::continues_in)),
             (Some(block), cache) => match cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
                 Some(known) => Found::cached(&known, from),
                 None => {
                     keep = cache.filter(|_| from == 0).map(|(cache, key)| (cache, key, Vec::new()));
                     let (base, target) = (base.clone(), Arc::clone(&target));
                     let refined = Refined::new(changes, base, target, block, cancellation.is_wanted());
-                    Found::Contents(joined(refined, Chunk::runs_on_in))
+                    Found::Contents(joined(refined, Chunk::continues_in))
                 }
             },
         };
@@ -136,7 +136,7 @@ impl Iterator for DiskComparison {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.found.next(&self.base, &self.target);
         if next.is_some() && self.cancellation.is_cancelled() {
-            return Some(Err((self.error)(CompareError::Abandoned)));
+            return Some(Err((self.error)(CompareError::Cancelled)));
         }
         match next {
             None => {

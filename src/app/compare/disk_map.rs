@@ -3,7 +3,7 @@
 use super::comparison::{DiskComparison, Mode, Totals};
 use super::options::MapOptions;
 use crate::app::Error;
-use crate::model::chunk::{Joined, is_one_kind, joined};
+use crate::model::chunk::{Joined, joined, same_kind};
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
 /// The map of a disk: chunks as they are found, so that no memory holds all of them.
@@ -63,8 +63,7 @@ impl DiskMap {
         let DiskComparison { mode, reason, refine, size, .. } = comparison;
         let source = Source::Comparison(Box::new(comparison));
         let listed = Listed { source, from, zeros: options.lists_zeros(), on_failure };
-        let chunks =
-            if options.squash { Chunks::Squashed(joined(listed, is_one_kind)) } else { Chunks::AsFound(listed) };
+        let chunks = if options.squash { Chunks::Squashed(joined(listed, same_kind)) } else { Chunks::AsFound(listed) };
         Self { mode, reason, refine: refine.map(std::num::NonZero::get), size, chunks }
     }
 

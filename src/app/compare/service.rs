@@ -329,7 +329,7 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
             temporary(&base, &cause).unwrap_or_else(|| base_lost(&cause))
         }
         CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
-        CompareError::Abandoned => Error::Cancelled,
+        CompareError::Cancelled => Error::Cancelled,
     }
 }
 

@@ -93,6 +93,6 @@ impl BlockExport for DiskExport {
 impl Drop for DiskExport {
     fn drop(&mut self) {
         let Self { file, policy, .. } = self;
-        file.executor().lend_on(|access| policy.release(access, file, u64::MAX));
+        file.executor().run_here_started(|access| policy.release(access, file, u64::MAX));
     }
 }

@@ -15,7 +15,7 @@ use crate::app::retention::InUse;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::model::SnapshotDisk;
-use crate::repository::checksum::{self, Algorithm, BlockSums, Digest, SumError};
+use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Digest};
 use crate::store::Store;
 
 /// Which checksum is wanted.
@@ -45,7 +45,7 @@ pub enum Digests {
     /// The checksum.
     One(Digest),
     /// The checksums of blocks, made as they are taken.
-    Blocks(Box<BlockChecksums>),
+    Blocks(Box<DiskBlockChecksums>),
 }
 
 /// Checksums of whole disks that are kept, at most.
@@ -118,8 +118,8 @@ impl Checksums {
             None => Digests::One(self.of_range(&disk, range.clone(), algorithm, &cancellation).await?),
             Some(block) => {
                 let is_wanted = cancellation.is_wanted();
-                let sums = BlockSums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
-                let mut blocks = Box::new(BlockChecksums { sums, disk: disk.disk, _in_use: disk.in_use });
+                let sums = BlockChecksums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
+                let mut blocks = Box::new(DiskBlockChecksums { sums, disk: disk.disk, _in_use: disk.in_use });
                 if list {
                     Digests::Blocks(blocks)
                 } else {
@@ -157,7 +157,7 @@ impl Checksums {
     async fn record(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
         let recorded = self
-            .blocking(move |checksums| Ok(checksums.store.note_checksum(id, &name, algorithm.name(), &digest.0)?));
+            .blocking(move |checksums| Ok(checksums.store.record_checksum(id, &name, algorithm.name(), &digest.0)?));
         if let Err(error) = recorded.await {
             tracing::warn!(snapshot = %id, %error, "cannot record a checksum");
         }
@@ -175,20 +175,20 @@ impl Checksums {
         cancellation: &Cancellation,
     ) -> Result<Digest, Error> {
         let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), cancellation.is_wanted());
-        let sum = move |_: &Self| checksum::sum(file, range, algorithm, &is_wanted);
+        let sum = move |_: &Self| checksum::of_range(file, range, algorithm, &is_wanted);
         self.blocking(move |checksums| sum(checksums).map_err(|error| sum_error(&of, error))).await
     }
 }
 
 /// The checksums of blocks, made as they are taken.
-pub struct BlockChecksums {
-    sums: BlockSums,
+pub struct DiskBlockChecksums {
+    sums: BlockChecksums,
     disk: SnapshotDisk,
     /// Keeps the snapshot from being swept.
     _in_use: Arc<InUse>,
 }
 
-impl BlockChecksums {
+impl DiskBlockChecksums {
     /// The checksum of the next block; nothing after the last. This blocks.
     ///
     /// # Errors
@@ -200,16 +200,16 @@ impl BlockChecksums {
     /// The checksum of all blocks' checksums.
     ///
     /// # Errors
-    /// As [`BlockChecksums::next`].
+    /// As [`DiskBlockChecksums::next`].
     pub fn finish(self) -> Result<Digest, Error> {
         self.sums.finish().map_err(|error| sum_error(&self.disk, error))
     }
 }
 
-fn sum_error(disk: &SnapshotDisk, error: SumError) -> Error {
+fn sum_error(disk: &SnapshotDisk, error: ChecksumError) -> Error {
     match error {
-        SumError::Stopped => Error::Cancelled,
-        SumError::File(cause) => lost(disk, cause),
+        ChecksumError::Cancelled => Error::Cancelled,
+        ChecksumError::File(cause) => lost(disk, cause),
     }
 }
 

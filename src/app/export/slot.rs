@@ -28,12 +28,12 @@ impl ExportSlot {
         let export = self.permit.what();
         let read = |access: &Access<'_>| {
             // If the kernel does not allow it, the disk is read at the normal priority.
-            let _idle = self.idle_io.then(io_priority::let_others_go_first);
+            let _idle = self.idle_io.then(io_priority::set_idle);
             read(access)
         };
         // A download that has started goes on: it must not be cut because other reads hang.
         let has_begun = export.done.load(Ordering::Relaxed) > 0;
-        if has_begun { export.executor.lend_on(read) } else { export.executor.lend(read)? }
+        if has_begun { export.executor.run_here_started(read) } else { export.executor.run_here(read)? }
     }
 }
 

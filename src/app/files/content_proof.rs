@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::app::inventory::Inventory;
 use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId};
 use crate::repository::changes::IsWanted;
-use crate::repository::checksum::{self, Algorithm, Digest, SumError};
-use crate::repository::executor::Kind;
-use crate::repository::seal::{self, Proof, Witness};
+use crate::repository::checksum::{self, Algorithm, ChecksumError, Digest};
+use crate::repository::executor::JobKind;
+use crate::repository::seal::{self, OtherSnapshot, Proof};
 use crate::repository::{DiskFile, OpenError, Repository, Unavailable};
 use crate::store::Store;
 
@@ -152,20 +152,19 @@ impl ContentProofs {
 
 impl Check {
     /// Whether the file has the checksum that is recorded of it.
-    fn agrees(&self) -> Result<bool, SumError> {
+    fn agrees(&self) -> Result<bool, ChecksumError> {
         let Self { snapshot, changed_ns, .. } = *self;
         tracing::info!(%snapshot, disk = %self.disk.name, "its file was touched: its checksum is made again");
         let (repository, disk) = (self.repository.clone(), self.disk.clone());
-        let opened = self
-            .repository
-            .executor()
-            .run(Kind::SHORT, move |access| DiskFile::open(access, &repository, (snapshot, &disk), Some(changed_ns)));
+        let opened = self.repository.executor().run(JobKind::SHORT, move |access| {
+            DiskFile::open(access, &repository, (snapshot, &disk), Some(changed_ns))
+        });
         let file = Arc::new(opened.map_err(OpenError::from)??);
         let store = self.store.clone();
         // Nobody needs it when the snapshot is deleted.
         let is_wanted: IsWanted = Arc::new(move || store.snapshot(snapshot).is_ok_and(|found| found.is_some()));
         let range = 0..file.size();
-        Ok(checksum::sum(file, range, self.algorithm, &is_wanted)? == self.recorded)
+        Ok(checksum::of_range(file, range, self.algorithm, &is_wanted)? == self.recorded)
     }
 }
 
@@ -195,7 +194,7 @@ fn say(snapshot: SnapshotId, disk: &DiskName, proof: Proof, how: &str) {
 }
 
 fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: i128) {
-    if let Err(error) = store.prove(snapshot, disk, changed_ns) {
+    if let Err(error) = store.record_proof(snapshot, disk, changed_ns) {
         tracing::warn!(%snapshot, %disk, %error, "that its content is proven cannot be written down");
     }
 }
@@ -275,7 +274,7 @@ impl ContentProofs {
     }
 
     fn is_written_down(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
-        let proven = self.store.proven(snapshot.id, &disk.name);
+        let proven = self.store.proven_change(snapshot.id, &disk.name);
         let proven = proven.inspect_err(|error| tracing::warn!(%error, "what is proven of it is not known"));
         proven.is_ok_and(|proven| proven == Some(changed_ns))
     }
@@ -288,12 +287,12 @@ impl ContentProofs {
         let of_disk = |other: Snapshot| {
             let (id, is_earlier) = (other.id, other.sequence < snapshot.sequence);
             let disk = other.disks.into_iter().find(|other| other.source == disk.source)?;
-            Some(Witness { id, disk, is_earlier })
+            Some(OtherSnapshot { id, disk, is_earlier })
         };
         let others: Vec<_> = others.into_iter().filter_map(of_disk).take(WITNESSES).collect();
         let (asked, id, of) = (repository.clone(), snapshot.id, disk.clone());
         let examined =
-            repository.executor().run(Kind::BULK, move |access| seal::examine(access, &asked, (id, &of), &others));
+            repository.executor().run(JobKind::BULK, move |access| seal::examine(access, &asked, (id, &of), &others));
         examined?.map_err(|error| match Unavailable::of(&error) {
             Some(absent) => OpenError::RepositoryUnavailable(absent.to_string()),
             None => error.into(),

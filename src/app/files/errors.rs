@@ -25,7 +25,7 @@ pub(crate) fn temporary(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> 
             Some(Error::Io { step: format!("reading {disk}"), cause: error.to_string() })
         }
         MapError::File(OpenError::Touched { .. }) => Some(Error::ContentCheckRunning { disk: disk.to_string() }),
-        MapError::Nonsense(_)
+        MapError::Inconsistent(_)
         | MapError::File(OpenError::Missing | OpenError::Gone | OpenError::Replaced | OpenError::Unproven) => None,
     }
 }

@@ -13,7 +13,7 @@ use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::seal::Proof;
 use crate::repository::{DiskFile, OpenError, SnapshotDir};
 use crate::store::Store;
@@ -92,7 +92,7 @@ impl FileOpener {
         let (asked, id, wanted) = (repository.clone(), snapshot.id, disk.clone());
         let opened = repository
             .executor()
-            .run(Kind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
+            .run(JobKind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
             .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
         opened.map_err(|error| self.gone_or_missing(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
@@ -118,7 +118,7 @@ impl FileOpener {
         let is_gone_from = |id: &RepositoryId| {
             let repository = self.inventory.repository(id)?;
             let (of, asked) = (snapshot.clone(), repository.clone());
-            let gone = repository.run(Kind::SHORT, move |access, root| {
+            let gone = repository.run(JobKind::SHORT, move |access, root| {
                 asked.mounted_now(access)?;
                 let disks = of.disks.iter().filter(|disk| disk.source.repository == *asked.id());
                 SnapshotDir::new(root, of.id).is_gone(disks)

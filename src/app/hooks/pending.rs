@@ -130,7 +130,7 @@ impl PendingHooks {
     pub(crate) fn debts(&self) -> Result<Pending, Error> {
         let unwritten = self.unwritten.lock().clone();
         let mut debts = Pending::default();
-        for (key, written) in self.store.owed()? {
+        for (key, written) in self.store.pending_hooks()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
                 Ok(debt) => debts.readable.push((key, debt)),

@@ -13,7 +13,7 @@ use crate::app::Error;
 use crate::inventory::{self, Definitions, Platform, Vm};
 use crate::model::{RepositoryId, VmId};
 use crate::repository::Repository;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 
 /// The VMs of all repositories.
 #[derive(Debug, Default)]
@@ -131,9 +131,9 @@ impl Catalog {
     fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
         let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
         let platform = self.platform;
-        let reading = repository.submit(Kind::SHORT, move |access, root| {
+        let reading = repository.submit(JobKind::SHORT, move |access, root| {
             asked.mounted_now(access)?;
-            platform.read_definitions(root, &before, &|| access.moved())
+            platform.read_definitions(root, &before, &|| access.progress())
         });
         move || reading.wait().map_err(crate::repository::Unavailable::from)?
     }

@@ -10,12 +10,13 @@ use std::sync::Arc;
 use super::claims::{Claim, Claims};
 use crate::inventory::{Disk, FileNotes, Platform, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
-use crate::repository::executor::{Access, Kind};
+use crate::repository::executor::{Access, JobKind};
 use crate::repository::{
-    Assigned, CloneSupport, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support, locate,
+    AssignedPath, CloneSupport, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support,
+    locate,
 };
 use crate::store::Store;
-use crate::sys::folder::{Folder, Odd};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// A disk's file, as it was found.
 #[derive(Clone, Debug)]
@@ -75,7 +76,7 @@ pub(crate) struct DiskFiles<'a> {
 }
 
 /// The disks of one repository, each with the path that the definition names.
-type Disks = Vec<(String, Assigned)>;
+type Disks = Vec<(String, AssignedPath)>;
 
 /// What a look at a disk comes to.
 type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
@@ -131,7 +132,7 @@ impl<'a> DiskFiles<'a> {
                     let found = look_in(access, root, disks, keep_open);
                     Ok((found, is_new.then(|| platform.read_file_notes(root)).flatten()))
                 };
-                let pending = repository.submit(Kind::SHORT, look);
+                let pending = repository.submit(JobKind::SHORT, look);
                 (repository, paths, move || pending.wait().map_err(Unavailable::from)?)
             })
             .collect();
@@ -223,14 +224,14 @@ impl<'a> DiskFiles<'a> {
 fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, InspectedFile)> {
     let mut found = Vec::with_capacity(disks.len());
     for (path, assigned) in disks {
-        access.moved();
+        access.progress();
         let looked = look(root, &assigned);
         found.push((path, looked.map(|(facts, disk)| (facts, keep_open.then_some(disk)))));
     }
     found
 }
 
-fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
+fn look(root: &Folder, assigned: &AssignedPath) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
     let disk = locate::open(root, assigned).map_err(|misplaced| match misplaced {
         PathError::Unreadable(error) if !is_about_the_file(&error) => NoFacts::Unavailable(error.to_string()),
         misplaced => NoFacts::Unfit(misplaced.to_string()),
@@ -251,7 +252,7 @@ fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), 
 fn is_about_the_file(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let told = error.raw_os_error().map(Errno::from_raw);
-    Odd::of(error).is_some()
+    UnexpectedEntry::of(error).is_some()
         || matches!(told, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES | Errno::ENAMETOOLONG))
 }
 
@@ -262,10 +263,10 @@ fn linked(
     named: Vec<(Claim, PathBuf)>,
 ) -> Result<HashMap<FileNumber, Owners>, String> {
     let snapshots = store.snapshots().map_err(|error| error.to_string())?;
-    let looked = repository.run(Kind::SHORT, move |access, root| {
+    let looked = repository.run(JobKind::SHORT, move |access, root| {
         let mut linked: HashMap<FileNumber, Owners> = HashMap::new();
         for (claim, below) in named {
-            access.moved();
+            access.progress();
             if let Ok(found) = root.stat(below) {
                 linked.entry((found.dev(), found.ino())).or_default().claims.push(claim);
             }

@@ -48,7 +48,7 @@ impl RepositorySet {
     pub(crate) fn with_mounts(
         &self,
     ) -> impl Iterator<Item = (&RepositoryState, Result<(&Repository, Mounted), String>)> {
-        let ask = |known| (known, RepositoryState::repository(known).map(Repository::ask_mounted));
+        let ask = |known| (known, RepositoryState::repository(known).map(Repository::submit_mounted));
         let asked: Vec<_> = self.known.iter().map(ask).collect();
         asked.into_iter().map(|(known, asked)| {
             let mounted = asked.and_then(|asked| {
@@ -205,7 +205,7 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
         }
         // Looked at only where the name is a reason to: where the repository hangs, that takes its time.
         if one.is_named_as_content()
-            && let Ok(Some(real)) = one.real_folder()
+            && let Ok(Some(real)) = one.enclosing_repository()
         {
             return Err(below_a_repository(one, &real).into());
         }

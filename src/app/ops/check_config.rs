@@ -169,8 +169,8 @@ impl Findings {
             self.fault(start_faults::database(path, &StoreError::Io(errno.into())));
             return false;
         }
-        match store::look(path) {
-            Ok(DatabaseState::Nothing) => {
+        match store::inspect(path) {
+            Ok(DatabaseState::Missing) => {
                 self.good(what, format!("{shown} is not there yet; the service will make it"))
             }
             Ok(DatabaseState::Good) => self.good(what, shown),
@@ -280,7 +280,7 @@ impl Findings {
 
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
-        if let Ok(Some(real)) = repository.real_folder() {
+        if let Ok(Some(real)) = repository.enclosing_repository() {
             let Fault { found, remedy, .. } = below_a_repository(repository, &real);
             return self.bad(what, found, &remedy);
         }

@@ -16,7 +16,7 @@ use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks};
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::usage::Usage;
 use crate::store::Store;
 
@@ -144,7 +144,7 @@ impl ExclusiveUsage {
         let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
         let stop = Arc::clone(stop);
         let (references, unknown) = repository
-            .run(Kind::BULK, move |access, root| {
+            .run(JobKind::BULK, move |access, root| {
                 let mut usage = Usage::new(access, &stop);
                 let mut unknown = Vec::with_capacity(files.len());
                 for (owner, (file, name)) in files.iter().zip(names).enumerate() {

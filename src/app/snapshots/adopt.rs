@@ -20,7 +20,7 @@ use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::inventory::Disk;
 use crate::model::{DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan;
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
 use crate::store::Store;
@@ -109,7 +109,7 @@ impl Adopter {
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.inventory.repositories().usable().filter(|repository| repository.mounted().is_ok()) {
-            match repository.run(Kind::SHORT, |access, root| scan::scan(root, &|| access.moved())) {
+            match repository.run(JobKind::SHORT, |access, root| scan::scan(root, &|| access.progress())) {
                 Ok((folders, odd)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
@@ -208,7 +208,7 @@ impl Adopter {
 
     fn take_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), String> {
         let Candidate { placed, parts } = candidate;
-        let (id, kind) = (placed.id, Kind::CHANGE.after(placed.id.as_u128()));
+        let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
         let snapshot = match &placed.origin {
             Origin::Manifest(snapshot) => Snapshot { sequence, ..snapshot.clone() },
             Origin::Files { created_by, disks } => Snapshot {
@@ -248,7 +248,7 @@ impl Adopter {
     /// The disk whose file was found, with the file's identity from now on.
     fn seal_found(&self, id: SnapshotId, name: &DiskName, source: &DiskSource) -> Result<SnapshotDisk, String> {
         let repository = self.inventory.repository(&source.repository).ok_or("its repository is gone")?;
-        let (kind, asked) = (Kind::CHANGE.after(id.as_u128()), name.clone());
+        let (kind, asked) = (JobKind::CHANGE.exclusive(id.as_u128()), name.clone());
         let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &asked));
         let sealed = sealed.map_err(|error| format!("{name}: {error}"))?;
         let (name, source) = (name.clone(), source.clone());
@@ -259,5 +259,5 @@ impl Adopter {
 fn located(repositories: &[Repository], path: &Path) -> Result<LocatedDisk, PathError> {
     let assigned = assign(repositories, path)?;
     let repository = assigned.repository.clone();
-    repository.run(Kind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
+    repository.run(JobKind::SHORT, move |_, root| Ok(locate::open(root, &assigned)))?
 }

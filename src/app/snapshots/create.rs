@@ -31,7 +31,7 @@ use crate::model::{
     SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::{Repository, SnapshotDir};
 use crate::store::{CommitOptions, RequestKey};
 
@@ -233,7 +233,7 @@ impl Snapshots {
             let (Some(name), DiskDecision::Taken(disk)) = (names.remove(&index), decision) else { continue };
             let opened = files.take(&disk.source).ok_or_else(|| Error::Internal(format!("{name} is not open")))?;
             disks.push(PlannedDisk { name, source: disk.source, size: disk.size, volume: disk.volume });
-            let (folder, name) = opened.place;
+            let (folder, name) = opened.location;
             sources.push(Source { file: opened.file, folder, name });
         }
         let draft = SnapshotDraft {
@@ -278,7 +278,8 @@ impl Snapshots {
         let (id, key) = (draft.id, draft.id.as_u128());
         let mut folders = HashMap::new();
         for repository in self.repositories_with(&draft.repositories())? {
-            let made = repository.run(Kind::CHANGE.after(key), move |_, root| SnapshotDir::new(root, id).create());
+            let made =
+                repository.run(JobKind::CHANGE.exclusive(key), move |_, root| SnapshotDir::new(root, id).create());
             let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
             folders.insert(repository.id().clone(), (repository, made));
         }
@@ -341,7 +342,7 @@ impl Snapshots {
         let files = files.into_iter().map(|file| (file.identity, file.seal)).collect();
         let snapshot = unfinished.clone().finish(created_at, provenance, files);
         let (repositories, kind) =
-            (self.repositories_with(&snapshot.repositories())?, Kind::CHANGE.after(snapshot.id.as_u128()));
+            (self.repositories_with(&snapshot.repositories())?, JobKind::CHANGE.exclusive(snapshot.id.as_u128()));
         let failed = |error| Error::of_step("writing the snapshot's manifest", error);
         for repository in &repositories {
             let (of, exporter) = (snapshot.clone(), self.exporter.clone());

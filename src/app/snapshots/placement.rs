@@ -58,7 +58,7 @@ pub(super) fn place(
     with_manifests: bool,
     user: &str,
 ) -> Result<PlacedSnapshot, String> {
-    if parts.iter().any(|(_, folder)| folder.is_making) {
+    if parts.iter().any(|(_, folder)| folder.is_unfinished) {
         return Err("is being made, or was left half made: it carries the marker .making".to_owned());
     }
     let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();

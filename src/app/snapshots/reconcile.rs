@@ -17,7 +17,7 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::Repository;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
 use crate::store::{Store, Trouble};
 use crate::sys::folder::Folder;
@@ -303,7 +303,7 @@ fn ask<T: Send + 'static>(
     question: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
 ) -> impl FnOnce() -> Option<T> {
     let (asked, id) = (repository.clone(), repository.id().clone());
-    let answer = repository.submit(Kind::SHORT, move |access, root| {
+    let answer = repository.submit(JobKind::SHORT, move |access, root| {
         asked.mounted_now(access)?;
         question(root)
     });

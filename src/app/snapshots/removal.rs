@@ -7,7 +7,7 @@ use crate::app::Error;
 use crate::app::compare::Comparisons;
 use crate::app::inventory::Inventory;
 use crate::model::{RepositoryId, SnapshotFiles, SnapshotId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
 use crate::store::Store;
 
@@ -76,7 +76,7 @@ impl Removals {
         for id in snapshot.repositories() {
             match self.remove_in(id, snapshot) {
                 Ok(Removal::Done) => {}
-                Ok(Removal::RepositoryAbsent) => absent.push(id.as_str()),
+                Ok(Removal::RepositoryUnavailable) => absent.push(id.as_str()),
                 Err(error) => {
                     first_error.get_or_insert(error);
                 }
@@ -91,7 +91,7 @@ impl Removals {
             }
             None => Ok(()),
             Some(RemoveError::Io(error)) => Err(Error::of_step("removing the snapshot's files", error)),
-            Some(strangers @ RemoveError::NotOurs(_)) => {
+            Some(strangers @ RemoveError::Foreign(_)) => {
                 Err(Error::NotRemoved { snapshot: snapshot.id, left: strangers.to_string() })
             }
         };
@@ -107,20 +107,20 @@ impl Removals {
 
     /// Removes the files that the snapshot has in one repository.
     fn remove_in(&self, id: &RepositoryId, snapshot: &SnapshotFiles) -> Result<Removal, RemoveError> {
-        let Some(repository) = self.inventory.repository(id) else { return Ok(Removal::RepositoryAbsent) };
+        let Some(repository) = self.inventory.repository(id) else { return Ok(Removal::RepositoryUnavailable) };
         // Asked first, as a removal has more patience than a question.
         if repository.mounted().is_err() {
-            return Ok(Removal::RepositoryAbsent);
+            return Ok(Removal::RepositoryUnavailable);
         }
         let files = snapshot.files.iter().filter(|file| file.repository == *id);
         let (files, snapshot) = (files.cloned().collect::<Vec<_>>(), snapshot.id);
-        let kind = Kind::CHANGE.after(snapshot.as_u128());
+        let kind = JobKind::CHANGE.exclusive(snapshot.as_u128());
         let removal = repository.run(kind, move |access, root| {
             // Each file may take its time.
-            Ok(SnapshotDir::new(root, snapshot).remove(files.iter().inspect(|_| access.moved())))
+            Ok(SnapshotDir::new(root, snapshot).remove(files.iter().inspect(|_| access.progress())))
         });
         match removal {
-            Err(error) if Unavailable::of(&error).is_some() => Ok(Removal::RepositoryAbsent),
+            Err(error) if Unavailable::of(&error).is_some() => Ok(Removal::RepositoryUnavailable),
             removal => removal?,
         }
     }

@@ -3,7 +3,7 @@
 use crate::app::Error;
 use crate::app::inventory::RepositorySet;
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, FoundFolder};
 
 /// The snapshot `id` of `vm`, which the database does not know, as a repository has it; nothing where no
@@ -15,7 +15,7 @@ use crate::repository::scan::{self, FoundFolder};
 pub(super) fn find(found: &RepositorySet, vm: &VmId, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
     let asked = found.usable().map(|repository| {
         let asked = repository.clone();
-        let looking = repository.submit(Kind::SHORT, move |access, root| {
+        let looking = repository.submit(JobKind::SHORT, move |access, root| {
             asked.mounted_now(access)?;
             scan::of_snapshot(root, id)
         });
@@ -52,7 +52,7 @@ fn complete(
     let mut manifests = Vec::new();
     for (_, part) in parts {
         let part = part.as_ref().map_err(|reason| refused(reason))?;
-        if part.is_making {
+        if part.is_unfinished {
             return Err(refused("it is being made, or was left half made"));
         }
         match &part.manifest {

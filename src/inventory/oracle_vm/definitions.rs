@@ -14,7 +14,7 @@ use super::vm_cfg::{self, VmConfig};
 use crate::inventory::{Problem, Vm};
 use crate::model::VmId;
 use crate::model::layout::{VIRTUAL_MACHINES, VM_CFG};
-use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 
 /// How often definitions are read that look half-written, and the pause between: one for all of them.
 const ATTEMPTS: usize = 4;
@@ -110,7 +110,10 @@ impl Definitions {
     fn read_one(&self, machines: &Folder, name: &OsStr) -> (Option<Entry>, bool) {
         let folder = match machines.folder(name) {
             Ok(folder) => folder,
-            Err(error) if Odd::of(&error) == Some(What::NotAFolder) || error.kind() == io::ErrorKind::NotFound => {
+            Err(error)
+                if UnexpectedEntry::of(&error) == Some(EntryProblem::NotAFolder)
+                    || error.kind() == io::ErrorKind::NotFound =>
+            {
                 return (None, true);
             }
             Err(error) => {
@@ -152,7 +155,7 @@ fn distance(time: SystemTime) -> Option<Duration> {
 /// What an error of the file system says of a definition: a missing or odd file is a broken one.
 fn problem_of(step: &str, error: &io::Error) -> Problem {
     let text = format!("{step}: {error}");
-    if error.kind() == io::ErrorKind::NotFound || Odd::of(error).is_some() {
+    if error.kind() == io::ErrorKind::NotFound || UnexpectedEntry::of(error).is_some() {
         Problem::Invalid(text)
     } else {
         Problem::Unavailable(text)

@@ -6,7 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use axum::Router;
 use coriolis_ovm_exporter::http::server::Options;
-use coriolis_ovm_exporter::{config, http};
+use coriolis_ovm_exporter::{config, http, tls};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -31,7 +31,7 @@ impl Serving {
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
         };
-        let tls = Arc::new(ArcSwap::new(http::tls::server_config(&api).unwrap()));
+        let tls = Arc::new(ArcSwap::new(tls::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();

@@ -2,7 +2,7 @@ use super::*;
 use crate::app::admission::Admission;
 use crate::app::inventory::Repositories;
 use crate::config;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 use crate::store::Store;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
@@ -73,7 +73,7 @@ fn between(
 }
 
 fn attempts(scene: &Scene) -> Vec<u32> {
-    let owed = scene.store.owed().unwrap();
+    let owed = scene.store.pending_hooks().unwrap();
     owed.iter().map(|(_, written)| PendingPostHooks::from_bytes(written).unwrap().attempts).collect()
 }
 
@@ -84,7 +84,7 @@ async fn a_panic_between_the_halves_is_thawed_all_the_same() {
     assert!(matches!(outcome, Err(Error::Internal(_))));
     assert!(around.runs.len() == 2 && around.held.is_some());
     assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), "pre\npost\n");
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn work_that_hangs_is_given_up_thawed_and_taken_back_when_it_ends() {
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
     assert_eq!(fs::read_to_string(calls).unwrap(), "pre\npost\n");
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
     let mut undone = undone;
     assert!(undone.try_recv().is_err(), "taken back while it is still under way");
     go_on.send(()).unwrap();
@@ -124,7 +124,7 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     scene.pending.call_failed(1).await;
     assert_eq!((calls().as_str(), attempts(&scene)), ("pre\npost\npost\n", vec![2]));
     // After an hour once a day; after a week no more.
-    let (key, written) = scene.store.owed().unwrap().remove(0);
+    let (key, written) = scene.store.pending_hooks().unwrap().remove(0);
     let with = |attempts| {
         let debt = PendingPostHooks { attempts, ..PendingPostHooks::from_bytes(&written).unwrap() };
         scene.store.record_pending_hooks(key, &debt.to_bytes().unwrap()).unwrap();
@@ -140,7 +140,7 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     with(3);
     fs::write(dir.path().join("mended"), "").unwrap();
     scene.pending.call_failed(1).await;
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
     let before = calls();
     scene.pending.call_failed(0).await;
     assert_eq!(calls(), before);
@@ -198,7 +198,7 @@ fn hooks_and_their_timeouts_do_not_wait_for_a_runtime_that_is_stalled() {
     let (outcome, around) = runtime.block_on(around).unwrap();
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
 }
 
 #[tokio::test]
@@ -215,7 +215,7 @@ async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     assert!(other != key && earlier.is_empty());
     let debts = scene.pending.debts().unwrap();
     assert_eq!((debts.readable, debts.unreadable.len(), debts.unreadable[0].0), (Vec::new(), 1, key));
-    assert_eq!(scene.store.owed().unwrap(), [(key, b"from another version".to_vec())]);
+    assert_eq!(scene.store.pending_hooks().unwrap(), [(key, b"from another version".to_vec())]);
     // It is nothing that a stop could wait for.
     assert_eq!(scene.pending.release_guests().await.unwrap(), 0);
 }
@@ -237,7 +237,7 @@ async fn what_could_not_be_written_down_is_tried_again_and_called_again() {
     scene.store.record_pending_hooks(id, &PendingPostHooks { attempts: 1, ..debt }.to_bytes().unwrap()).unwrap();
     scene.pending.unwritten.lock().insert(id, None);
     scene.pending.call_failed(3).await;
-    assert_eq!((calls().as_str(), scene.store.owed().unwrap()), ("post\npost\n", vec![]));
+    assert_eq!((calls().as_str(), scene.store.pending_hooks().unwrap()), ("post\npost\n", vec![]));
     assert!(scene.pending.unwritten.lock().is_empty());
 }
 
@@ -253,7 +253,7 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     // After the first one, by its key.
     scene.store.record_pending_hooks(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     scene.pending.call_after_start().await.unwrap();
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
     assert!(dir.path().join("first").exists());
 }
 
@@ -318,7 +318,7 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
     let hanging: Vec<_> = (0..64)
         .map(|_| {
             let release = Arc::clone(&release);
-            repository.executor().submit(Kind::SHORT, move |_| release.lock().unwrap().recv())
+            repository.executor().submit(JobKind::SHORT, move |_| release.lock().unwrap().recv())
         })
         .collect();
     scene.pending.call_failed(1).await;
@@ -326,5 +326,5 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
     let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
     let at = |vm| calls.find(vm).unwrap_or_else(|| panic!("{vm} is not called: {calls}"));
     assert!(at(sound) < at(silent), "the VM in a sound repository waits for the other one: {calls}");
-    assert_eq!(scene.store.owed().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().unwrap(), []);
 }
