@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use coriolis_ovm_exporter::app::ops::check_config::{CheckStatus, check_config};
+use coriolis_ovm_exporter::app::ops::{CheckStatus, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};

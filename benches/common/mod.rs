@@ -1,6 +1,6 @@
-//! What several benches need: snapshots without the service, a raw reading of a map, medians.
+//! Shared code of the benches: snapshots without the service, raw FIEMAP reads, medians.
 
-#![allow(dead_code)] // none of them needs all of it
+#![allow(dead_code)] // no bench uses all of it
 
 use std::fs::File;
 use std::os::fd::AsFd;
@@ -10,16 +10,16 @@ use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::model::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
 use coriolis_ovm_exporter::repository::clone::{Clones, Source, Target};
-use coriolis_ovm_exporter::repository::executor::{Access, Kind};
+use coriolis_ovm_exporter::repository::executor::{Access, JobKind};
 use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
 use coriolis_ovm_exporter::sys::folder::Folder;
 
-/// A snapshot of the file `live`, and where it lies.
+/// Makes a snapshot of the file `live`; returns it with its path.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
     let id = SnapshotId::from_u128(number);
     let make = move |_: &Access<'_>, root: &Folder| Ok((root.clone(), SnapshotDir::new(root, id).create()?));
-    let (root, folder) = repository.run(Kind::CHANGE, make).unwrap();
+    let (root, folder) = repository.run(JobKind::CHANGE, make).unwrap();
     let name: DiskName = "disk".parse().unwrap();
     let path = repository.snapshot_path(id, &name);
     let source = Source { file: live.try_clone().unwrap(), folder: root, name: "live".into() };
@@ -27,13 +27,13 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     let sealed = Clones::prepare(disks, number).unwrap().make().unwrap().seal().unwrap()[0];
     let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
     let disk = SnapshotDisk { name, source, identity: sealed.identity, volume: None, seal: Some(sealed.seal) };
-    let opened = repository.executor().lend(|access| DiskFile::open(access, repository, (id, &disk), None));
+    let opened = repository.executor().run_here(|access| DiskFile::open(access, repository, (id, &disk), None));
     (Arc::new(opened.unwrap().unwrap()), path)
 }
 
-/// Reads a map with as few calls as our reader makes, and keeps nothing.
+/// Reads a map with the same calls as the service, and only counts the extents.
 pub fn count_extents(file: &File) -> u64 {
-    let mut reader = fiemap::Reader::new(fiemap::PAGE);
+    let mut reader = fiemap::Reader::new(fiemap::EXTENTS_PER_CALL);
     let (mut at, mut count) = (0, 0);
     loop {
         let page = reader.read(file.as_fd(), at).unwrap();

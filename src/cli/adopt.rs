@@ -66,9 +66,9 @@ pub fn report(adoption: &api::Adoption) -> Lines {
     for snapshot in &adoption.adopted {
         lines.add(format_args!("{done}  {}  of VM {}, made {}", snapshot.id, snapshot.vm_id, snapshot.created_at));
     }
-    for folder in &adoption.left {
+    for folder in &adoption.skipped {
         lines.add(format_args!("left  {}: {}", folder.path, folder.reason));
     }
-    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.left.len()));
+    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.skipped.len()));
     lines
 }

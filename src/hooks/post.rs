@@ -57,7 +57,7 @@ impl Hooks {
         let is_made = succeeded && pending.event.operation == Operation::SnapshotCreate;
         let posts = calls.runs[first_post..].iter_mut();
         for run in posts.filter(|run| is_made && run.has_failed() && claimed_quiesced(run)) {
-            run.disbelieve();
+            run.deny_quiesced();
             quiesced = false;
         }
         let mut not_called = Vec::new();

@@ -37,7 +37,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
             _ => None,
         };
-        let session = token.ok_or(BadToken).and_then(|token| app.tokens().check(token));
+        let session = token.ok_or(BadToken).and_then(|token| app.sessions.check(token));
         let address = address(parts);
         match session {
             Ok(session) => {
@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 Ok(Self(session.with_request(address, request_id(parts))))
             }
             Err(bad) => {
-                app.audit_stranger(address, request_id(parts), &logged_path(&parts.uri));
+                app.trail.stranger(address, request_id(parts), &logged_path(&parts.uri));
                 Err(bad.into())
             }
         }

@@ -2,7 +2,6 @@
 
 pub mod byte_range;
 pub mod conditional;
-pub mod rate_limit;
 pub mod server;
 
 mod body;
@@ -25,6 +24,7 @@ mod refusal;
 mod request_id;
 mod request_middleware;
 mod routes;
+mod snapshot_document;
 mod status_page;
 
 use std::net::SocketAddr;

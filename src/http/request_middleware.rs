@@ -15,7 +15,7 @@ use super::failure::ErrorBody;
 use super::json::{JSON, Json};
 use super::paths::DISK;
 use super::request_id::{REQUEST_ID, RequestId, logged_path};
-use crate::api;
+use crate::api::{self, ErrorCode};
 use crate::app::App;
 
 /// Answers a request through `next`.
@@ -32,12 +32,13 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         let mut response = next.run(request).await;
         let status = response.status();
         let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
-        app.metrics().request(known_method(&method), route, status.as_u16());
+        app.metrics.request(known_method(&method), route, status.as_u16());
         // A response with a JSON body, such as that of /readyz, explains itself.
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
         let mut code = "-";
         if (status.is_client_error() || status.is_server_error()) && !is_json {
-            (response, code) = explain(response, &id);
+            let (explained, error_code) = explain(response, &id);
+            (response, code) = (explained, error_code.as_str());
         }
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::try_from(&*id) {
@@ -70,14 +71,14 @@ fn known_method(method: &Method) -> &str {
 }
 
 /// Adds the JSON body to an error, and returns its code. Status and headers stay.
-fn explain(mut response: Response, request_id: &str) -> (Response, &'static str) {
+fn explain(mut response: Response, request_id: &str) -> (Response, ErrorCode) {
     let status = response.status();
     let ErrorBody { code, details, hidden_cause } =
         response.extensions_mut().remove().unwrap_or_else(|| ErrorBody::of_status(status));
     if status.is_server_error() {
-        tracing::error!(code, details, cause = hidden_cause.unwrap_or_default(), "failed");
+        tracing::error!(code = code.as_str(), details, cause = hidden_cause.unwrap_or_default(), "failed");
     } else {
-        tracing::info!(code, ?details, "refused");
+        tracing::info!(code = code.as_str(), ?details, "refused");
     }
     // Clients of the original exporter look for this text.
     let error = match status {

@@ -31,7 +31,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         ("/api/v1/vms/{vm}", get(handlers::vm)),
         ("/api/v1/vms/{vm}/snapshots", snapshots),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::give_lease_back)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::end_lease)),
         (DISK, get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),

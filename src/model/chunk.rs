@@ -1,30 +1,26 @@
-//! What a client is told: ranges to take, and ranges that are zeros.
+//! The ranges of a disk that a client fetches, and those that it fills with zeros.
 
 use super::extent_map::Backing;
 use super::range::{ByteRange, PhysAddr};
 
-/// What a client has to do with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkKind {
-    /// Fetch its bytes.
+    /// The client fetches the bytes.
     Data,
-    /// Make it zeros: nothing is stored there.
+    /// The client writes zeros: nothing is stored there.
     Zero,
 }
 
-/// A range of a disk that a client has to bring up to date.
+/// A range of a disk that differs from the client's copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
-    /// Where on the disk.
     pub range: ByteRange,
-    /// What is there.
     pub kind: ChunkKind,
-    /// Where its first byte is stored, as far as the file system tells.
+    /// The device address of the first byte, if the file system reports one.
     pub address: Option<PhysAddr>,
 }
 
 impl Chunk {
-    /// The chunk that brings `range` to what `backing` says.
     pub fn of(range: ByteRange, backing: Backing) -> Self {
         let (kind, address) = match backing {
             Backing::Zero => (ChunkKind::Zero, None),
@@ -34,7 +30,7 @@ impl Chunk {
         Self { range, kind, address }
     }
 
-    /// The part of this chunk that lies in `range`, if any does.
+    /// The part of this chunk inside `range`, if any.
     pub fn within(&self, range: ByteRange) -> Option<Self> {
         let start = self.range.start().max(range.start());
         let range = ByteRange::new(start, self.range.end().min(range.end()))?;
@@ -42,8 +38,8 @@ impl Chunk {
         Some(Self { range, address: self.address.map(|address| address.advanced(skipped)), ..*self })
     }
 
-    /// Whether `next` only goes on where this one stops, in the file and on the device.
-    pub fn runs_on_in(&self, next: &Chunk) -> bool {
+    /// Whether `next` continues this chunk on the device. The caller has checked that it continues it in the file.
+    pub fn continues_in(&self, next: &Chunk) -> bool {
         match (self.kind, next.kind) {
             (ChunkKind::Zero, ChunkKind::Zero) => true,
             (ChunkKind::Data, ChunkKind::Data) => {
@@ -54,7 +50,7 @@ impl Chunk {
     }
 }
 
-/// Adds `next` to `chunks`, as part of the last one where it touches that and `joins` agrees.
+/// Appends `next`, merged into the last chunk if the two touch and `joins` agrees.
 fn append(chunks: &mut Vec<Chunk>, next: Chunk, joins: impl Fn(&Chunk, &Chunk) -> bool) {
     match chunks.last_mut() {
         Some(last) if last.range.end() == next.range.start() && joins(last, &next) => {
@@ -64,57 +60,84 @@ fn append(chunks: &mut Vec<Chunk>, next: Chunk, joins: impl Fn(&Chunk, &Chunk) -
     }
 }
 
-/// Adds `next`, joined to the last chunk where both are one run on the device.
+/// Appends `next`, merged into the last chunk if they are one run on the device.
 pub fn append_run(chunks: &mut Vec<Chunk>, next: Chunk) {
-    append(chunks, next, Chunk::runs_on_in);
+    append(chunks, next, Chunk::continues_in);
 }
 
-/// Whether two chunks that touch are one where the address does not count. It is then the first one's.
-pub fn is_one_kind(chunk: &Chunk, next: &Chunk) -> bool {
+/// A rule for [`joined`] that ignores addresses. The joined chunk keeps the first one's address.
+pub fn same_kind(chunk: &Chunk, next: &Chunk) -> bool {
     chunk.kind == next.kind
 }
 
-/// Joins chunks of one kind that touch. Fills no gap.
+/// Joins chunks of one kind that touch. Gaps stay gaps.
 pub fn squash(chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut joined = Vec::with_capacity(chunks.len());
     for chunk in chunks {
-        append(&mut joined, chunk, is_one_kind);
+        append(&mut joined, chunk, same_kind);
     }
     joined
 }
 
 /// Joins chunks, as they come, that touch and that `joins` agrees to.
-pub fn joined<E>(
-    chunks: impl Iterator<Item = Result<Chunk, E>>,
+pub fn joined<E, I: Iterator<Item = Result<Chunk, E>>>(chunks: I, joins: fn(&Chunk, &Chunk) -> bool) -> Joined<I, E> {
+    Joined { chunks, joins, held: None, failed: None, is_over: false }
+}
+
+/// Chunks that are joined as they come.
+pub struct Joined<I, E> {
+    chunks: I,
     joins: fn(&Chunk, &Chunk) -> bool,
-) -> impl Iterator<Item = Result<Chunk, E>> {
-    let mut chunks = chunks.fuse();
-    let mut held: Option<Chunk> = None;
-    let mut failed = None;
-    std::iter::from_fn(move || {
-        if let Some(error) = failed.take() {
+    /// The last chunk: the next one may go on where it ends.
+    held: Option<Chunk>,
+    /// An error that came while a chunk was held.
+    failed: Option<E>,
+    is_over: bool,
+}
+
+impl<I, E> Joined<I, E> {
+    /// Where the chunks come from.
+    pub fn inner(&self) -> &I {
+        &self.chunks
+    }
+
+    pub fn inner_mut(&mut self) -> &mut I {
+        &mut self.chunks
+    }
+}
+
+impl<E, I: Iterator<Item = Result<Chunk, E>>> Iterator for Joined<I, E> {
+    type Item = Result<Chunk, E>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
             return Some(Err(error));
         }
-        loop {
-            match (chunks.next(), held.take()) {
-                (None, None) => return None,
-                (None, Some(last)) => return Some(Ok(last)),
+        while !self.is_over {
+            match (self.chunks.next(), self.held.take()) {
+                (None, last) => {
+                    self.is_over = true;
+                    return last.map(Ok);
+                }
                 (Some(Err(error)), None) => return Some(Err(error)),
                 (Some(Err(error)), Some(last)) => {
-                    failed = Some(error);
+                    self.failed = Some(error);
                     return Some(Ok(last));
                 }
-                (Some(Ok(next)), None) => held = Some(next),
-                (Some(Ok(next)), Some(last)) if last.range.end() == next.range.start() && joins(&last, &next) => {
-                    held = Some(Chunk { range: last.range.joined(next.range), ..last });
+                (Some(Ok(next)), None) => self.held = Some(next),
+                (Some(Ok(next)), Some(last))
+                    if last.range.end() == next.range.start() && (self.joins)(&last, &next) =>
+                {
+                    self.held = Some(Chunk { range: last.range.joined(next.range), ..last });
                 }
                 (Some(Ok(next)), Some(last)) => {
-                    held = Some(next);
+                    self.held = Some(next);
                     return Some(Ok(last));
                 }
             }
         }
-    })
+        None
+    }
 }
 
 #[cfg(test)]
@@ -126,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn squashing_joins_what_touches_and_fills_no_gap() {
+    fn squashing_joins_touching_chunks_and_fills_no_gap() {
         let far = Backing::Stored(PhysAddr(1 << 30));
         let near = Backing::Stored(PhysAddr(4096));
         let chunks = vec![

@@ -1,23 +1,25 @@
-//! The heart: which bytes of a disk may differ from an older state of it.
+//! The diff: which bytes of a disk may differ from an older state of it.
 
 use super::chunk::{Chunk, append_run};
 use super::extent_map::ExtentMap;
 use super::range::ByteRange;
 
-/// The parts of `target` whose bytes may differ from `base`: in order, disjoint, and joined where
-/// they are one run on the device.
+/// The parts of `target` whose bytes may differ from `base`, in order and disjoint, joined where they are one run on
+/// the device.
 ///
-/// Same bytes means: both read as zeros, or both are stored at one address, since a copy-on-write
-/// file system never rewrites a block that two files share. Past its end `base` is zeros, as a
-/// client's copy is once it is extended. The law: *base bytes, cut or extended with zeros to the
-/// target's size and patched with the chunks, are the target's bytes.*
+/// Bytes are the same if both files read as zeros, or if both store them at one address: a copy-on-write file system
+/// never rewrites a block that two files share. Past its end `base` reads as zeros, like a client's copy after it is
+/// extended.
+///
+/// The restore invariant: *the bytes of the base, cut or extended with zeros to the target's size and patched with the
+/// chunks, equal the bytes of the target.*
 ///
 /// One pass over both maps: O(n + m).
 pub fn changed(base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
     ByteRange::new(0, target.size()).map(|all| changed_within(all, base, target)).unwrap_or_default()
 }
 
-/// As [`changed`], for one window of the target, which is all that the maps have to know.
+/// [`changed`] for one window of the target. Outside the window the maps need not be complete.
 pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let (mut base_cursor, mut target_cursor) = (base.cursor(), target.cursor());
@@ -27,7 +29,7 @@ pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -
         let (now, now_end) = target_cursor.backing_at(at);
         let end = was_end.min(now_end).min(window.end());
         if let Some(range) = ByteRange::new(at, end)
-            && !was.surely_same_as(now)
+            && !was.certainly_equals(now)
         {
             append_run(&mut chunks, Chunk::of(range, now));
         }
@@ -44,18 +46,18 @@ mod tests {
     use crate::model::range::PhysAddr;
     use proptest::prelude::*;
 
-    // Small, so that many histories are tried: nothing depends on its size.
+    // A small block makes more histories fit into a test. No result depends on its size.
     const BLOCK: u64 = 64;
 
-    /// A model of a copy-on-write file system: a file is a list of blocks; a block is a hole, an
-    /// unwritten one, or one at an address, whose content is the address itself. A write gives
-    /// blocks new addresses; addresses are never used twice while anybody has them.
+    /// A model of a copy-on-write file system. A file is a list of blocks. A block is a hole, unwritten, or stored at
+    /// an address, and its content is the address itself. A write gives blocks new addresses; an address is never
+    /// reused while a file has it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     enum Block {
         Hole,
         Unwritten,
         At(u64),
-        /// Data whose address tells nothing, with its content.
+        /// Data without a usable address, with its content.
         Opaque(u64),
     }
 
@@ -67,7 +69,7 @@ mod tests {
 
     impl File {
         fn bytes(&self) -> Vec<u64> {
-            // One number stands for each byte: what the block holds there. 0 is zero.
+            // Each byte is one number, derived from the block's content. 0 is a zero byte.
             let mut bytes = Vec::new();
             for offset in 0..self.size {
                 let within = offset % BLOCK;
@@ -79,7 +81,7 @@ mod tests {
             bytes
         }
 
-        /// As FIEMAP would tell it: whole blocks, unwritten ones too, merged where they run on.
+        /// The map as FIEMAP reports it: whole blocks, with unwritten ones, merged where they are one run.
         fn map(&self) -> ExtentMap {
             let mut extents: Vec<Extent> = Vec::new();
             for (i, block) in self.blocks.iter().enumerate() {
@@ -132,7 +134,7 @@ mod tests {
             Op::Resize { size } => {
                 if size < file.size {
                     file.blocks.truncate(size.div_ceil(BLOCK) as usize);
-                    // The tail of the last block is zeroed through copy-on-write.
+                    // A file system zeroes the tail of the last block through copy-on-write.
                     let tail = (size / BLOCK) as usize;
                     if size % BLOCK != 0
                         && let Some(block @ (Block::At(_) | Block::Opaque(_))) = file.blocks.get_mut(tail)
@@ -196,12 +198,12 @@ mod tests {
                 for target in &snapshots[i..] {
                     let chunks = changed(&base.map(), &target.map());
                     let squashed = squash(chunks.clone());
-                    // Window by window it is the same.
+                    // Window by window the result is the same.
                     let at = target.size / 3;
                     let windows = [ByteRange::new(0, at), ByteRange::new(at, target.size)];
                     let parts = windows.into_iter().flatten();
                     let parts = parts.flat_map(|window| changed_within(window, &base.map(), &target.map()));
-                    let rejoined: Vec<_> = joined(parts.map(Ok::<_, ()>), Chunk::runs_on_in).map(Result::unwrap).collect();
+                    let rejoined: Vec<_> = joined(parts.map(Ok::<_, ()>), Chunk::continues_in).map(Result::unwrap).collect();
                     prop_assert_eq!(&rejoined, &chunks);
                     for listed in [&chunks, &squashed] {
                         prop_assert!(is_sorted_and_disjoint(listed));
@@ -210,7 +212,7 @@ mod tests {
                     }
                     prop_assert!(squashed.windows(2).all(|pair|
                         pair[0].range.end() < pair[1].range.start() || pair[0].kind != pair[1].kind));
-                    // Nothing that is the same is listed, block by block.
+                    // No unchanged block is listed.
                     for chunk in &squashed {
                         let blocks = chunk.range.start() / BLOCK..chunk.range.end().div_ceil(BLOCK);
                         for block in blocks {
@@ -224,7 +226,7 @@ mod tests {
                             prop_assert!(!one_address || base_ended_inside, "block {} did not change", block);
                         }
                     }
-                    // A client whose base is not known to us is brought to the target as well.
+                    // A client with an unknown base reaches the target, too.
                     let everything = changed(&ExtentMap::unknown(), &target.map());
                     prop_assert_eq!(patched(base, target, &everything), target.bytes());
                 }

@@ -1,27 +1,27 @@
-//! Which blocks only one owner references: what its deletion would free.
+//! Which blocks only one owner references: what the deletion of that owner's files would free.
 
 use std::collections::BTreeMap;
 
-/// A run of blocks that a file of an owner references, from its first address to after its last.
+/// A run of blocks that a file references.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reference {
-    /// Address of the first byte on the device.
+    /// Device address of the first byte.
     pub start: u64,
-    /// Address after the last byte.
+    /// Device address after the last byte.
     pub end: u64,
-    /// Whose it is: a number below the count of owners.
+    /// A number below the count of owners.
     pub owner: usize,
-    /// Whether it is certain that another reference exists, of whomever.
+    /// Whether another reference certainly exists, by any file.
     pub shared: bool,
 }
 
-/// For each of the owners, the bytes that nobody else references.
+/// For each owner, the bytes that nobody else references.
 ///
-/// A run that is certainly shared, and of which `references` holds one reference alone, is somebody's
-/// who is not among the owners: it is nobody's here.
+/// If a run is certainly shared and `references` holds only one reference to it, the other file belongs to nobody in
+/// `owners`. Such a run counts for no owner.
 pub fn exclusive(references: &[Reference], owners: usize) -> Vec<u64> {
     let mut bytes = vec![0; owners];
-    // Address, and the reference that starts or ends there.
+    // Address, index of the reference, and whether the reference starts there.
     let mut edges: Vec<(u64, usize, bool)> = Vec::with_capacity(references.len() * 2);
     for (index, reference) in references.iter().enumerate().filter(|(_, one)| one.start < one.end) {
         edges.push((reference.start, index, true));
@@ -67,12 +67,12 @@ mod tests {
     }
 
     #[test]
-    fn what_one_alone_references_is_its_own() {
+    fn a_run_with_one_owner_is_exclusive() {
         let all = [reference(0, 100, 0, true), reference(40, 60, 1, true), reference(200, 250, 1, false)];
-        assert_eq!(exclusive(&all, 3), [0, 50, 0], "what is shared with a stranger is nobody's");
+        assert_eq!(exclusive(&all, 3), [0, 50, 0], "a run shared with an unknown file is not exclusive");
         let all = all.map(|one| Reference { shared: false, ..one });
         assert_eq!(exclusive(&all, 3), [80, 50, 0]);
-        // Twice in one file: still one owner, and both references are known.
+        // One owner references the run twice, and both references are known.
         let twice = [reference(0, 10, 0, true), reference(0, 10, 0, true)];
         assert_eq!(exclusive(&twice, 1), [10]);
         assert_eq!(exclusive(&[], 2), [0, 0]);
@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn as_counted_byte_by_byte(runs in prop::collection::vec((0_u64..40, 1_u64..12, 0_usize..4, any::<bool>()), 0..14)) {
+        fn the_result_equals_a_count_byte_by_byte(runs in prop::collection::vec((0_u64..40, 1_u64..12, 0_usize..4, any::<bool>()), 0..14)) {
             let references: Vec<_> =
                 runs.iter().map(|(start, length, owner, shared)| reference(*start, start + length, *owner, *shared)).collect();
             let mut expected = vec![0; 4];

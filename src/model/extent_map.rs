@@ -1,21 +1,19 @@
-//! What a file's bytes are stored in, from its first byte to its last.
+//! Where the bytes of a file are stored, from its first byte to its last.
 
 use super::range::{ByteRange, PhysAddr};
 
-/// What stands behind a range of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Backing {
-    /// Nothing written: a hole, or space allocated and not yet written. Reads as zeros.
+    /// A hole, or space that is allocated and not yet written. Reads as zeros.
     Zero,
-    /// Data stored from this address on.
+    /// Data that is stored from this device address on.
     Stored(PhysAddr),
-    /// Data whose address says nothing about its content: compressed, inline, not yet placed, or
-    /// otherwise in doubt.
+    /// Data whose address says nothing about its content: compressed, inline, not yet placed, or unverified.
     Opaque,
 }
 
 impl Backing {
-    /// What stands `bytes` further on in the same extent.
+    /// The backing `bytes` further on in the same extent.
     pub fn advanced(self, bytes: u64) -> Self {
         match self {
             Backing::Stored(address) => Backing::Stored(address.advanced(bytes)),
@@ -24,11 +22,11 @@ impl Backing {
         }
     }
 
-    /// Whether two files that have these at one offset certainly have the same bytes there.
+    /// Whether two files with these backings at one offset certainly have the same bytes there.
     ///
-    /// Holds while both files exist: a copy-on-write file system does not rewrite a block that two
-    /// files share, and does not give its address to anybody else.
-    pub fn surely_same_as(self, other: Self) -> bool {
+    /// This holds while both files exist: a copy-on-write file system neither rewrites a block that two files share nor
+    /// gives its address to another file.
+    pub fn certainly_equals(self, other: Self) -> bool {
         match (self, other) {
             (Backing::Zero, Backing::Zero) => true,
             (Backing::Stored(a), Backing::Stored(b)) => a == b,
@@ -37,45 +35,40 @@ impl Backing {
     }
 }
 
-/// A range of a file that holds data, and where.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// Where in the file.
     pub range: ByteRange,
-    /// What stands behind its first byte.
+    /// The backing of its first byte.
     pub backing: Backing,
 }
 
-/// The data of a file, in order; all between reads as zeros.
+/// The extents of a file that hold data, in order. The gaps read as zeros.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExtentMap {
     size: u64,
     extents: Vec<Extent>,
 }
 
-/// Extents that are not in ascending order, or overlap: no map can be made of them.
+/// Extents that are not in ascending order, or that overlap.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("the extent at {start} starts before the one ahead of it ends, at {previous_end}")]
-pub struct Disordered {
-    /// Where the extent starts, bytes.
+pub struct UnorderedExtents {
+    /// Offset of the extent, bytes.
     pub start: u64,
-    /// Where the extent ahead of it ends, bytes.
+    /// Where the previous extent ends, bytes.
     pub previous_end: u64,
 }
 
 impl ExtentMap {
-    /// The map of a file of `size` bytes. Extents may pass the end, as file systems report whole
-    /// blocks: they are clipped. [`Backing::Zero`] ones are left out.
-    ///
-    /// # Errors
-    /// [`Disordered`] where extents are not sorted or overlap.
-    pub fn new(size: u64, extents: Vec<Extent>) -> Result<Self, Disordered> {
+    /// The map of a file of `size` bytes. File systems report whole blocks, so extents may pass the end: they are
+    /// clipped. [`Backing::Zero`] extents are dropped.
+    pub fn new(size: u64, extents: Vec<Extent>) -> Result<Self, UnorderedExtents> {
         let mut extents = extents;
         let mut previous_end = 0;
         for extent in &extents {
             let start = extent.range.start();
             if start < previous_end {
-                return Err(Disordered { start, previous_end });
+                return Err(UnorderedExtents { start, previous_end });
             }
             previous_end = extent.range.end();
         }
@@ -89,29 +82,29 @@ impl ExtentMap {
         Ok(Self { size, extents })
     }
 
-    /// A file of no bytes: what a client starts from that holds nothing.
+    /// The map of an empty file: the base of a client that holds nothing.
     pub fn empty() -> Self {
         Self { size: 0, extents: Vec::new() }
     }
 
-    /// A file of which nothing is known, not even its size: compared with it, everything changed.
+    /// The map of a file of which nothing is known, not even its size. Compared with it, everything has changed.
     pub fn unknown() -> Self {
         let extents =
             ByteRange::new(0, u64::MAX).map(|range| Extent { range, backing: Backing::Opaque }).into_iter().collect();
         Self { size: u64::MAX, extents }
     }
 
-    /// Size of the file, bytes.
+    /// Bytes.
     pub fn size(&self) -> u64 {
         self.size
     }
 
-    /// The extents that hold data, in order, disjoint, within the size.
+    /// In order, disjoint, and within the size.
     pub fn extents(&self) -> &[Extent] {
         &self.extents
     }
 
-    /// Whether both say the same of `window`.
+    /// Whether both maps have the same backings in `window`.
     pub fn agrees_with(&self, other: &Self, window: ByteRange) -> bool {
         let (mut ours, mut theirs) = (self.cursor(), other.cursor());
         let mut at = window.start();
@@ -125,7 +118,6 @@ impl ExtentMap {
         true
     }
 
-    /// A reader of this map from its start to its end.
     pub(super) fn cursor(&self) -> Cursor<'_> {
         Cursor { ahead: &self.extents }
     }
@@ -138,8 +130,8 @@ pub(super) struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// What stands at offset `at`, and up to where that goes on unbroken. `at` never decreases
-    /// from call to call; past the last extent there are zeros without end.
+    /// The backing at offset `at`, and where that run ends. `at` must not decrease from call to call. Past the last
+    /// extent the map reads as zeros.
     pub(super) fn backing_at(&mut self, at: u64) -> (Backing, u64) {
         while let Some((first, rest)) = self.ahead.split_first() {
             if at < first.range.start() {
@@ -163,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn extents_are_clipped_to_the_size_and_zeros_left_out() {
+    fn extents_are_clipped_to_the_size_and_zeros_are_dropped() {
         let stored = Backing::Stored(PhysAddr(1 << 20));
         let map = ExtentMap::new(
             5000,
@@ -174,16 +166,16 @@ mod tests {
     }
 
     #[test]
-    fn disorder_is_refused() {
+    fn unordered_extents_are_refused() {
         let overlapping = vec![extent(0, 4096, Backing::Opaque), extent(4095, 8192, Backing::Opaque)];
-        assert_eq!(ExtentMap::new(9000, overlapping), Err(Disordered { start: 4095, previous_end: 4096 }));
+        assert_eq!(ExtentMap::new(9000, overlapping), Err(UnorderedExtents { start: 4095, previous_end: 4096 }));
     }
 
     #[test]
     fn maps_agree_within_a_window() {
         let stored = |address| Backing::Stored(PhysAddr(address));
         let one = vec![extent(0, 8192, stored(4096)), extent(12288, 16384, Backing::Opaque)];
-        // Cut elsewhere, the same; and something else from 16384 on.
+        // The same map with other cuts, and a difference from 16384 on.
         let mut other = vec![extent(0, 4096, stored(4096)), extent(4096, 8192, stored(8192))];
         other.extend([extent(12288, 16384, Backing::Opaque), extent(16384, 20480, stored(4096))]);
         let (one, other) = (ExtentMap::new(20480, one).unwrap(), ExtentMap::new(20480, other).unwrap());
@@ -199,11 +191,11 @@ mod tests {
     }
 
     #[test]
-    fn opaque_is_the_same_as_nothing() {
+    fn opaque_data_equals_nothing() {
         let all = [Backing::Zero, Backing::Stored(PhysAddr(0)), Backing::Stored(PhysAddr(4096)), Backing::Opaque];
         for (i, a) in all.iter().enumerate() {
             for (j, b) in all.iter().enumerate() {
-                assert_eq!(a.surely_same_as(*b), i == j && *a != Backing::Opaque, "{a:?} {b:?}");
+                assert_eq!(a.certainly_equals(*b), i == j && *a != Backing::Opaque, "{a:?} {b:?}");
             }
         }
     }

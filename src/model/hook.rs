@@ -1,8 +1,8 @@
-//! What ran around a snapshot, and what that makes of it.
+//! The hooks around a snapshot, and the consistency that follows from them.
 
 use std::str::FromStr;
 
-/// A value that is told as one stable word.
+/// An enum whose values are stored and shown as fixed words.
 macro_rules! string_enum {
     ($(#[$doc:meta])* $name:ident { $($(#[$variant_doc:meta])* $variant:ident = $word:literal,)+ }) => {
         $(#[$doc])*
@@ -12,7 +12,6 @@ macro_rules! string_enum {
         }
 
         impl $name {
-            /// The word for it.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
@@ -33,25 +32,24 @@ macro_rules! string_enum {
     };
 }
 
-/// A word that stands for nothing.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("is no word that this version knows")]
+#[error("is not a word that this version knows")]
 pub struct UnknownVariant;
 
 string_enum! {
-    /// What a disk of a snapshot is like when it is restored.
+    /// The state of a disk after it is restored.
     Consistency {
         /// As after a power cut.
         Crash = "crash",
-        /// As something inside the guest, or around it, has put it in order for the snapshot.
+        /// A program in the guest, or around it, prepared the disk for the snapshot.
         Quiesced = "quiesced",
     }
 }
 
 string_enum! {
-    /// By which way a hook is called.
+    /// How a hook is called.
     HookKind {
-        /// A program in the directory of hooks.
+        /// A program in the hook directory.
         Directory = "directory",
         /// A request to a server in the guest.
         Sync = "sync",
@@ -59,62 +57,53 @@ string_enum! {
 }
 
 string_enum! {
-    /// When a hook is called.
     HookStage {
         /// Before the operation.
         Pre = "pre",
-        /// After it.
+        /// After the operation.
         Post = "post",
     }
 }
 
 string_enum! {
-    /// How a hook ended.
     HookOutcome {
-        /// It did what it should.
         Ok = "ok",
-        /// It did not, or could not be called.
+        /// It reported a failure, or could not be called.
         Failed = "failed",
-        /// It took too long, and was ended.
+        /// It ran too long and was killed.
         Timeout = "timeout",
         /// It was not called.
         Skipped = "skipped",
     }
 }
 
-/// One call of a hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HookRun {
     /// The program's file name, or the server's URL.
     pub name: String,
-    /// By which way it was called.
     pub kind: HookKind,
-    /// When.
     pub stage: HookStage,
-    /// How it ended.
     pub outcome: HookOutcome,
-    /// How long it ran, milliseconds.
     pub duration_ms: u64,
-    /// What there is to say about its end, for people.
+    /// How it ended, for people.
     pub detail: String,
 }
 
-/// What the detail of a `post` says whose failure makes its `pre`'s "quiesced" worth nothing.
-const DISBELIEVED: &str = "the freeze may have ended before the disks were cloned, so it does not count as quiesced";
+/// Added to the detail of a failed post hook whose pre hook said "quiesced".
+const NOT_QUIESCED: &str = "the freeze may have ended before the disks were cloned, so it does not count as quiesced";
 
 impl HookRun {
-    /// Notes on a `post` that failed that what its `pre` said is not believed.
-    pub fn disbelieve(&mut self) {
+    /// Records on a failed post hook that its pre hook's "quiesced" does not count.
+    pub fn deny_quiesced(&mut self) {
         let separator = if self.detail.is_empty() { "" } else { "; " };
-        self.detail = format!("{}{separator}{DISBELIEVED}", self.detail);
+        self.detail = format!("{}{separator}{NOT_QUIESCED}", self.detail);
     }
 
-    /// Whether [`HookRun::disbelieve`] was called on it.
-    pub fn is_disbelieved(&self) -> bool {
-        self.detail.ends_with(DISBELIEVED)
+    /// Whether [`HookRun::deny_quiesced`] was called on this run.
+    pub fn denies_quiesced(&self) -> bool {
+        self.detail.ends_with(NOT_QUIESCED)
     }
 
-    /// Whether it was called and did not do what it should.
     pub fn has_failed(&self) -> bool {
         matches!(self.outcome, HookOutcome::Failed | HookOutcome::Timeout)
     }

@@ -1,34 +1,29 @@
-//! Names that come from outside: parsed once, safe to use ever after.
+//! Names and ids from outside the program. They are checked once, when they are parsed.
 
 use std::fmt;
 use std::str::FromStr;
 
-/// Why a text is not the id it was meant to be.
+/// Why a text is not a valid id.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidId {
-    /// Not 32 hexadecimal digits, with or without the dashes of a UUID.
     #[error("a VM is named by 32 hexadecimal digits, or by its dashed uuid")]
     Vm,
-    /// Not a dashed UUID.
     #[error("a snapshot is named by a uuid such as 6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d")]
     Snapshot,
-    /// Not one visible path component.
     #[error("a disk is named by one file name that does not start with a dot")]
     Disk,
-    /// Not one visible path component.
     #[error("a repository is named by one folder name that does not start with a dot")]
     Repository,
 }
 
-/// Name of a virtual machine: 32 lower-case hexadecimal digits, such as
-/// `0004fb00000600000000000000000001`.
+/// The id of a virtual machine: 32 lower-case hexadecimal digits, such as `0004fb00000600000000000000000001`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VmId(String);
 
 impl FromStr for VmId {
     type Err = InvalidId;
 
-    /// Takes the digits plain, or dashed like a UUID, in either case.
+    /// Accepts the digits with or without the dashes of a UUID, in either case.
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         let dashed = text.len() == 36 && [8, 13, 18, 23].iter().all(|&i| text.as_bytes()[i] == b'-');
         let digits = if dashed { text.replace('-', "") } else { text.to_owned() };
@@ -59,17 +54,16 @@ impl fmt::Display for VmId {
     }
 }
 
-/// Id of a snapshot: a random UUID, written with dashes.
+/// A random UUID, written with dashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct SnapshotId(uuid::Uuid);
 
 impl SnapshotId {
-    /// A snapshot's id from its number.
     pub fn from_u128(number: u128) -> Self {
         Self(uuid::Uuid::from_u128(number))
     }
 
-    /// The id as a number, as the database keys it.
+    /// The key in the database.
     pub fn as_u128(self) -> u128 {
         self.0.as_u128()
     }
@@ -78,7 +72,7 @@ impl SnapshotId {
 impl FromStr for SnapshotId {
     type Err = InvalidId;
 
-    /// Takes the dashed form only, so that one snapshot has one address.
+    /// Accepts only the form with dashes, so that a snapshot has one address.
     fn from_str(text: &str) -> Result<Self, InvalidId> {
         if text.len() != 36 {
             return Err(InvalidId::Snapshot);
@@ -93,10 +87,10 @@ impl fmt::Display for SnapshotId {
     }
 }
 
-/// Bytes a file name can have: `NAME_MAX` of limits.h.
+/// `NAME_MAX` of limits.h, bytes.
 const NAME_MAX: usize = 255;
 
-/// Whether `name` is one path component that cannot leave its folder and is not hidden.
+/// Whether `name` is one path component that neither leaves its folder nor is hidden.
 fn is_visible_component(name: &str) -> bool {
     let visible = !name.is_empty() && !name.starts_with('.');
     let one_component = !name.contains(|c: char| c == '/' || c.is_control());
@@ -118,7 +112,6 @@ macro_rules! component {
         }
 
         impl $name {
-            /// The name as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -133,14 +126,14 @@ macro_rules! component {
 }
 
 component! {
-    /// Name of a disk in a snapshot, and of its file there, such as `0004fb0000120000.img`.
+    /// The name of a disk in a snapshot, and of its file there, such as `0004fb0000120000.img`.
     ///
-    /// Always one visible path component: joined to a directory, it cannot leave it.
+    /// It is one visible path component: joined to a folder, it cannot leave that folder.
     DiskName, Disk
 }
 
 component! {
-    /// Id of a repository: the name of its folder, such as `0004fb0000030000a1b2c3d4e5f60718`.
+    /// The name of a repository's folder, such as `0004fb0000030000a1b2c3d4e5f60718`.
     RepositoryId, Repository
 }
 

@@ -1,9 +1,9 @@
-//! Foreign text made harmless for people's eyes: on a terminal, in a log, on a page of text.
+//! Makes foreign text safe to show on a terminal, in a log, or on a text page.
 
 use std::borrow::Cow;
 
-/// The text with each character escaped that does more than to be seen: control characters, which end lines and
-/// steer terminals, and marks that turn the direction of what follows or are not seen at all.
+/// Escapes each character that is not simply visible: control characters, which end lines and drive terminals, and
+/// marks that are invisible or change the text direction.
 pub fn printable(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -16,7 +16,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
 }
 
 fn is_plain(c: char) -> bool {
-    // One character: the library's table of what can be printed has it. Quotes and backslashes can be.
+    // `escape_debug` leaves one character if it is printable. It also escapes quotes and backslashes, which are
+    // printable.
     matches!(c, '\\' | '\'' | '"') || c.escape_debug().len() == 1
 }
 
@@ -25,7 +26,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_seen_stays_and_all_else_is_escaped() {
+    fn visible_characters_stay_and_all_others_are_escaped() {
         for plain in ["", "a.img", "Größe 漢字 'x' \"y\" \\z", "[0m"] {
             assert!(matches!(printable(plain), Cow::Borrowed(_)), "{plain}");
         }

@@ -1,7 +1,7 @@
-//! How long snapshots are kept: which may be swept, and when.
+//! How long snapshots are kept: which ones may be swept, and when.
 //!
-//! The wall clock may leap. So it only says how much time a snapshot has left when that is looked at
-//! for the first time; from there on the monotonic clock counts. A leap ahead sweeps nothing early.
+//! The wall clock may jump. It is used once, to compute how long a snapshot has left when it is first observed. From
+//! then on the monotonic clock counts, so a jump ahead sweeps nothing early.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,21 +10,20 @@ use jiff::Timestamp;
 
 use super::id::SnapshotId;
 
-/// How long a snapshot is kept that has expired already when it is first looked at: after a start
-/// with a wrong clock there is time to put it right.
+/// How long a snapshot is kept that has already expired when it is first observed. It leaves time to correct a wrong
+/// clock after a start.
 pub const STARTUP_GRACE: Duration = Duration::from_secs(10 * 60);
 
-/// Until when a snapshot is kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Retention {
-    /// When it expires; nothing: it does not.
+    /// `None`: the snapshot does not expire.
     pub expires_at: Option<Timestamp>,
-    /// Until when a client needs it all the same.
+    /// A lease extends the life of a snapshot that expires.
     pub leased_until: Option<Timestamp>,
 }
 
 impl Retention {
-    /// From when on it may be swept; nothing: never.
+    /// When the snapshot may be swept. `None`: never.
     pub fn kept_until(self) -> Option<Timestamp> {
         self.expires_at.map(|expiry| self.leased_until.map_or(expiry, |lease| lease.max(expiry)))
     }
@@ -33,41 +32,37 @@ impl Retention {
 /// One moment on both clocks.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment {
-    /// The wall clock.
     pub wall: Timestamp,
-    /// The monotonic clock, from any start.
+    /// The monotonic clock, from any origin.
     pub monotonic: Duration,
 }
 
-/// A snapshot of which it is asked whether it may be swept.
+/// A snapshot that may be swept, or not.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate {
-    /// Which.
     pub id: SnapshotId,
-    /// When it was made.
     pub created_at: Timestamp,
-    /// Until when it is kept.
     pub retention: Retention,
-    /// Whether somebody reads it, or did a short time ago.
+    /// Whether a client reads it, or did a short time ago.
     pub in_use: bool,
 }
 
-/// Remembers when which snapshot is due.
+/// Tracks when snapshots are due.
 #[derive(Debug, Default)]
 pub struct Watch {
     seen: HashMap<SnapshotId, Seen>,
-    /// How long a snapshot is kept after its successor was committed: it is the base of the comparison
-    /// that the successor was made for.
+    /// How long a snapshot is kept after its successor was committed. It is the base of the comparison that the
+    /// successor was made for.
     grace: Duration,
     superseded: HashMap<SnapshotId, Superseded>,
 }
 
-/// A snapshot that is not the newest of its VM any more.
+/// A snapshot that is no longer the newest of its VM.
 #[derive(Debug)]
 struct Superseded {
     /// The next newer snapshot.
     by: SnapshotId,
-    /// When its grace ends, on the monotonic clock.
+    /// On the monotonic clock.
     grace_ends: Duration,
 }
 
@@ -84,16 +79,16 @@ impl Watch {
         Self { grace, ..Self::default() }
     }
 
-    /// Starts the grace of the snapshot `id`: its successor `by` is committed now.
+    /// Starts the grace period of the snapshot `id`, whose successor `by` is committed now.
     pub fn supersede(&mut self, now: Moment, id: SnapshotId, by: SnapshotId) {
         let grace_ends = now.monotonic.saturating_add(self.grace);
         self.superseded.insert(id, Superseded { by, grace_ends });
     }
 
-    /// Whether the grace of the snapshot `id` is over, whose next newer one is `successor`.
+    /// Whether the grace period of the snapshot `id` is over.
     ///
-    /// After a restart, or where the direct successor was deleted, the wall clock says how much of the
-    /// grace is left; as for expiries, it is not trusted with the last minutes of it.
+    /// After a restart, or if the direct successor was deleted, the wall clock tells how much of the period is left. As
+    /// for expiries, it is not trusted with the last minutes.
     fn grace_is_over(&mut self, now: Moment, id: SnapshotId, successor: &Candidate) -> bool {
         if self.superseded.get(&id).is_none_or(|known| known.by != successor.id) {
             let age = Duration::try_from(now.wall.duration_since(successor.created_at)).unwrap_or_default();
@@ -104,16 +99,16 @@ impl Watch {
         self.superseded.get(&id).is_some_and(|known| now.monotonic >= known.grace_ends)
     }
 
-    /// Looks at a snapshot with this retention: from now on the monotonic clock counts.
-    pub fn look(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, retention: Retention) {
-        // A clock that is behind what happened already is wrong, and says nothing.
+    /// Records a snapshot's retention. From now on the monotonic clock counts for it.
+    pub fn observe(&mut self, now: Moment, id: SnapshotId, created_at: Timestamp, retention: Retention) {
+        // A clock that is behind the snapshot's creation is wrong.
         let Some(kept_until) = retention.kept_until().filter(|_| now.wall >= created_at) else {
             self.seen.remove(&id);
             return;
         };
         let due = match self.seen.get(&id) {
             Some(seen) if seen.kept_until == kept_until => return,
-            // A new retention moves the end by as much, whatever the wall clock says now.
+            // A new retention moves the due time by the same amount, whatever the wall clock says now.
             Some(seen) => {
                 let longer = Duration::try_from(kept_until.duration_since(seen.kept_until)).unwrap_or_default();
                 let shorter = Duration::try_from(seen.kept_until.duration_since(kept_until)).unwrap_or_default();
@@ -128,20 +123,20 @@ impl Watch {
         self.seen.insert(id, Seen { kept_until, due });
     }
 
-    /// Leaves a snapshot alone for `pause`: what was tried with it failed.
+    /// Skips a snapshot for `pause`, after an attempt to sweep it failed.
     pub fn postpone(&mut self, now: Moment, id: SnapshotId, pause: Duration) {
         if let Some(seen) = self.seen.get_mut(&id) {
             seen.due = now.monotonic.saturating_add(pause);
         }
     }
 
-    /// The snapshots of one VM that may be swept now; `snapshots` are all it has, oldest first. The
-    /// newest never is, nor one that is in use, nor one whose successor was committed a short time ago.
+    /// The snapshots of one VM that may be swept now. `snapshots` are all of the VM's snapshots, oldest first. Never
+    /// swept are the newest, those in use, and those whose successor was committed a short time ago.
     pub fn sweepable(&mut self, now: Moment, snapshots: &[Candidate]) -> Vec<SnapshotId> {
         let mut due = Vec::new();
         for pair in snapshots.windows(2) {
             let (snapshot, successor) = (&pair[0], &pair[1]);
-            self.look(now, snapshot.id, snapshot.created_at, snapshot.retention);
+            self.observe(now, snapshot.id, snapshot.created_at, snapshot.retention);
             let grace_is_over = self.grace_is_over(now, snapshot.id, successor);
             let is_due = |seen: &Seen| now.wall >= seen.kept_until && now.monotonic >= seen.due;
             if self.seen.get(&snapshot.id).is_some_and(is_due) && grace_is_over && !snapshot.in_use {
@@ -151,10 +146,10 @@ impl Watch {
         due
     }
 
-    /// Forgets all but the snapshots that are `there`.
-    pub fn retain(&mut self, there: impl Fn(SnapshotId) -> bool) {
-        self.seen.retain(|id, _| there(*id));
-        self.superseded.retain(|id, _| there(*id));
+    /// Drops all snapshots for which `exists` is false.
+    pub fn retain(&mut self, exists: impl Fn(SnapshotId) -> bool) {
+        self.seen.retain(|id, _| exists(*id));
+        self.superseded.retain(|id, _| exists(*id));
     }
 }
 
@@ -176,25 +171,25 @@ mod tests {
         SnapshotId::from_u128(number)
     }
 
-    /// Made at hour 0, with this retention in hours.
+    /// A snapshot made at hour 0, with this retention in hours.
     fn candidate(number: u128, expires: Option<i64>, leased: Option<i64>) -> Candidate {
         let retention = Retention { expires_at: expires.map(wall), leased_until: leased.map(wall) };
         Candidate { id: id(number), created_at: wall(0), retention, in_use: false }
     }
 
     #[test]
-    fn what_expires_goes_when_its_time_is_over() {
+    fn an_expired_snapshot_is_swept() {
         let mut watch = Watch::default();
         let all = [candidate(1, Some(2), None), candidate(2, None, None), candidate(3, Some(2), None)];
         assert_eq!(watch.sweepable(at(0, 100), &all), []);
         assert_eq!(watch.sweepable(at(1, 101), &all), []);
-        assert_eq!(watch.sweepable(at(2, 102), &all), [id(1)], "not the one without end, nor the newest");
+        assert_eq!(watch.sweepable(at(2, 102), &all), [id(1)], "neither the one without expiry nor the newest");
         assert_eq!(watch.sweepable(at(1000, 1100), &all[..1]), [], "the only one is the newest");
         assert_eq!(watch.sweepable(at(1000, 1100), &[]), []);
     }
 
     #[test]
-    fn a_lease_and_a_reader_keep_it() {
+    fn leases_and_readers_keep_a_snapshot() {
         let mut watch = Watch::default();
         let newest = candidate(9, None, None);
         let leased = [candidate(1, Some(1), Some(5)), newest];
@@ -203,10 +198,10 @@ mod tests {
         assert_eq!(watch.sweepable(at(5, 5), &leased), [id(1)]);
         let read = [Candidate { in_use: true, ..leased[0] }, newest];
         assert_eq!(watch.sweepable(at(6, 6), &read), []);
-        // A lease that ends before the expiry shortens nothing; one alone is no expiry.
+        // A lease that ends before the expiry shortens nothing. A lease alone is no expiry.
         assert_eq!(candidate(1, Some(5), Some(1)).retention.kept_until(), Some(wall(5)));
         assert_eq!(candidate(1, None, Some(1)).retention.kept_until(), None);
-        // A new lease counts anew.
+        // A new lease counts from now on.
         let again = [candidate(1, Some(1), Some(8)), newest];
         assert_eq!(watch.sweepable(at(6, 6), &again), []);
         assert_eq!(watch.sweepable(at(7, 7), &again), []);
@@ -214,25 +209,25 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_that_leaps_sweeps_nothing_early() {
+    fn a_clock_jump_sweeps_nothing_early() {
         let all = [candidate(1, Some(2), None), candidate(2, None, None)];
         let mut watch = Watch::default();
-        watch.look(at(0, 0), id(1), wall(0), all[0].retention);
-        // Ten years ahead, within a minute: what it had left counts on.
+        watch.observe(at(0, 0), id(1), wall(0), all[0].retention);
+        // The clock jumps ten years ahead within a minute. The time that was left still counts.
         assert_eq!(watch.sweepable(at(87_600, 0), &all), []);
         assert_eq!(watch.sweepable(at(87_601, 1), &all), []);
         assert_eq!(watch.sweepable(at(2, 2), &all), [id(1)], "the clock is right again");
-        // Back again: later, never earlier.
+        // The clock jumps back. The snapshot is swept later, never earlier.
         assert_eq!(watch.sweepable(at(1, 3), &all), []);
         assert_eq!(watch.sweepable(at(2, 4), &all), [id(1)]);
     }
 
     #[test]
-    fn new_terms_count_on_from_the_old_ones() {
+    fn a_new_retention_continues_from_the_old_one() {
         let newest = candidate(9, None, None);
         let mut watch = Watch::default();
         assert_eq!(watch.sweepable(at(0, 0), &[candidate(1, Some(5), Some(20)), newest]), []);
-        // The clock is a year ahead when the lease is given back: the expiry is five hours after the start.
+        // The clock is a year ahead when the lease is returned. The expiry stays five hours after the start.
         let given_back = [candidate(1, Some(5), None), newest];
         assert_eq!(watch.sweepable(at(8760, 1), &given_back), []);
         assert_eq!(watch.sweepable(at(8763, 4), &given_back), []);
@@ -243,7 +238,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_expired_before_the_first_look_is_kept_for_a_while() {
+    fn a_snapshot_expired_before_it_is_observed_is_kept_for_a_while() {
         let all = [candidate(1, Some(2), None), candidate(2, None, None)];
         let mut watch = Watch::default();
         let soon = |seconds| Moment { wall: wall(50), monotonic: Duration::from_secs(seconds) };
@@ -253,19 +248,19 @@ mod tests {
     }
 
     #[test]
-    fn a_clock_behind_the_snapshot_is_not_believed() {
+    fn a_clock_behind_the_snapshot_is_ignored() {
         let all = [candidate(1, Some(2), None), candidate(2, None, None)];
         let mut watch = Watch::default();
-        // A host whose clock starts in 1970, until it is set: the time left would be decades.
+        // The clock of a host starts in 1970 until it is set: by that clock, decades would be left.
         assert_eq!(watch.sweepable(at(-400_000, 0), &all), []);
         assert_eq!(watch.sweepable(at(3, 1), &all), []);
         assert_eq!(watch.sweepable(at(4, 2), &all), [id(1)]);
         watch.retain(|_| false);
-        assert_eq!(watch.sweepable(at(4, 2), &all), [], "forgotten, it is looked at for the first time");
+        assert_eq!(watch.sweepable(at(4, 2), &all), [], "after retain it is observed for the first time");
     }
 
     #[test]
-    fn the_former_newest_is_kept_for_a_grace_after_its_successor_was_committed() {
+    fn a_superseded_snapshot_is_kept_for_the_grace_period() {
         let mut watch = Watch::new(Duration::from_secs(HOUR));
         let base = candidate(1, Some(24), None);
         let successor =
@@ -276,23 +271,23 @@ mod tests {
         watch.supersede(at(30, 30), id(1), id(2));
         let minutes = |minutes: u64| Moment {
             monotonic: at(30, 30).monotonic + Duration::from_secs(minutes * 60),
-            // A leap ahead ends no grace.
+            // A jump ahead does not end the grace period.
             wall: wall(300),
         };
-        watch.look(at(30, 30), id(1), wall(0), base.retention);
+        watch.observe(at(30, 30), id(1), wall(0), base.retention);
         assert_eq!(watch.sweepable(minutes(1), &night), []);
         assert_eq!(watch.sweepable(minutes(59), &night), []);
         assert_eq!(watch.sweepable(minutes(60), &night), [id(1)]);
-        // The successor is deleted, and another one is made: the grace is of the newer pair.
+        // The successor is deleted and another one is made: the grace period of the new pair counts.
         watch.supersede(minutes(70), id(1), id(3));
         assert_eq!(watch.sweepable(minutes(71), &[base, successor(3, 31)]), []);
         assert_eq!(watch.sweepable(minutes(130), &[base, successor(3, 31)]), [id(1)]);
-        // What is not superseded any more is the newest again.
+        // Without a successor it is the newest again.
         assert_eq!(watch.sweepable(minutes(200), &[base]), []);
     }
 
     #[test]
-    fn after_a_restart_the_rest_of_the_grace_is_kept() {
+    fn a_restart_keeps_the_rest_of_the_grace_period() {
         let restarted = |grace: u64, made: i64, minutes: u64| {
             let mut watch = Watch::new(Duration::from_secs(grace * 60));
             let pair = [candidate(1, Some(1), None), Candidate { created_at: wall(made), ..candidate(2, None, None) }];
@@ -301,7 +296,7 @@ mod tests {
             assert_eq!(watch.sweepable(later(minutes - 1), &pair), []);
             assert_eq!(watch.sweepable(later(minutes), &pair), [id(1)]);
         };
-        // Two of three hours had passed; of one hour, all; the clock is behind; a short grace; none.
+        // Two of three hours have passed; all of one hour; the clock is behind; a short grace period; none.
         restarted(180, 28, 60);
         restarted(60, 28, 10);
         restarted(60, 35, 60);

@@ -1,17 +1,17 @@
-//! Snapshots that are not complete: planned, being made, being removed.
+//! Snapshots that are not complete: planned, being made, or being removed.
 
 use std::num::NonZero;
 
 use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
 use super::snapshot::{DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId, each_once};
 
-/// A snapshot that is about to be made. The database gives it its place in the order; its files do not exist yet.
+/// A snapshot that is about to be made. The store assigns its sequence, and its files do not exist yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotDraft {
     pub id: SnapshotId,
     pub vm: VmId,
     pub created_at: jiff::Timestamp,
-    /// The user who asked for it.
+    /// The user who requested it.
     pub created_by: String,
     /// In the order of the VM's definition.
     pub disks: Vec<PlannedDisk>,
@@ -28,19 +28,18 @@ pub struct PlannedDisk {
 }
 
 impl SnapshotDraft {
-    /// The repositories that the snapshot will have files in, each once.
     pub fn repositories(&self) -> Vec<&RepositoryId> {
         each_once(self.disks.iter().map(|disk| &disk.source.repository))
     }
 }
 
-/// A snapshot that is being made: the database knows it, and shows it to nobody.
+/// A snapshot that is being made. The store knows it and shows it to no client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnfinishedSnapshot {
     pub draft: SnapshotDraft,
     /// See [`Snapshot::sequence`].
     pub sequence: u64,
-    /// The inode of each disk's file, in the order of the disks, as far as the files exist.
+    /// The inode of each disk's file, in the order of the disks. `None` if the file does not exist yet.
     pub inodes: Vec<Option<NonZero<u64>>>,
 }
 
@@ -50,7 +49,7 @@ impl UnfinishedSnapshot {
         Self { draft, sequence, inodes }
     }
 
-    /// What has to be removed if the snapshot is not completed.
+    /// The files to remove if the snapshot is not completed.
     pub fn files(&self) -> SnapshotFiles {
         let files = self.draft.disks.iter().zip(&self.inodes).map(|(disk, inode)| SnapshotFile {
             name: disk.name.clone(),
@@ -62,7 +61,8 @@ impl UnfinishedSnapshot {
         SnapshotFiles { id, vm: vm.clone(), sequence: self.sequence, files: files.collect() }
     }
 
-    /// The complete snapshot, cloned at `created_at`. `files` describes its finished files in the order of the disks.
+    /// The complete snapshot. Its disks were cloned at `created_at`, and `files` are their finished files, in the same
+    /// order.
     pub fn finish(
         self,
         created_at: jiff::Timestamp,
@@ -80,7 +80,7 @@ impl UnfinishedSnapshot {
     }
 }
 
-/// The files of a snapshot, complete or not: all that its removal needs to know.
+/// The files of a snapshot, complete or not: all that its removal needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFiles {
     pub id: SnapshotId,
@@ -90,18 +90,17 @@ pub struct SnapshotFiles {
     pub files: Vec<SnapshotFile>,
 }
 
-/// The file of one disk of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotFile {
     pub name: DiskName,
     pub repository: RepositoryId,
     pub volume: Option<VolumeId>,
-    /// `None` where the file was not finished, or its inode is not recorded.
+    /// `None` if the file was not finished, or its inode is not recorded.
     pub inode: Option<NonZero<u64>>,
 }
 
 impl SnapshotFiles {
-    /// The repositories that the files lie in, each once.
+    /// The repositories that hold the files, each once.
     pub fn repositories(&self) -> Vec<&RepositoryId> {
         each_once(self.files.iter().map(|file| &file.repository))
     }

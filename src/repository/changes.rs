@@ -1,152 +1,149 @@
 //! What changed between two files, found window by window.
 //!
-//! In each window the base's map is read, then the target's, then the base's again: only where both
-//! readings of the base agree did each of its addresses belong to it while the target was read, so
-//! that equal addresses mean equal bytes. Memory is that of a window, whatever the number of extents.
+//! For each window the base's map is read, then the target's, then the base's again. If both readings of the base
+//! agree, the base owned each of its addresses while the target was read, so equal addresses mean equal bytes.
+//! Memory is bounded by one window, whatever the number of extents.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::disk_file::{DiskFile, OpenError};
-use super::executor::{Executor, Interrupted, Kind};
-use super::map::{ATTEMPTS, ExtentSource, FileSource, MapError, MapWindow, MapWindows};
+use super::executor::{Executor, Interrupted, JobKind};
+use super::map::{ExtentSource, FileSource, MAX_READS, MapError, MapWindow, MapWindows};
 use crate::model::diff::changed_within;
 use crate::model::{ByteRange, Chunk, ExtentMap};
 
 /// Why two files cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareError {
-    /// The base is not what was snapshotted.
     #[error("the base cannot be trusted: {0}")]
     Base(MapError),
-    /// The target is not what was snapshotted.
     #[error("the target cannot be trusted: {0}")]
     Target(MapError),
-    /// Blocks of the base are being moved.
+    /// Every reading of the base's map differed from the one before.
     #[error("the blocks of the base keep moving; is a defragmenter running?")]
     BaseUnstable,
-    /// Nobody waits for the answer any more.
-    #[error("nobody waits for the answer any more")]
-    Abandoned,
+    #[error("the client no longer waits for the answer")]
+    Cancelled,
 }
 
 /// What a target is compared with.
 enum Base<S> {
     /// A file on the same device.
     File(BaseFile<S>),
-    /// A map that is known without being read.
-    Known(ExtentMap),
+    /// A map that need not be read.
+    Map(ExtentMap),
 }
 
-/// A base, read before the target and after it.
+/// A base whose map is read before and after the target's.
 struct BaseFile<S> {
-    pieces: MapWindows<S>,
-    /// A piece that was read before whatever is read next.
-    before: Option<MapWindow>,
+    windows: MapWindows<S>,
+    /// A window that was read before the target's next window will be.
+    read_before: Option<MapWindow>,
 }
 
 impl<S: ExtentSource> BaseFile<S> {
-    /// A piece that goes on past `at`, read before whatever is read next.
+    fn new(windows: MapWindows<S>) -> Self {
+        Self { windows, read_before: None }
+    }
+
+    /// A window that reaches past `at` and is read before the target.
     fn before(&mut self, at: u64) -> Result<MapWindow, MapError> {
-        match self.before.take().filter(|piece| piece.end > at) {
-            Some(piece) => Ok(piece),
-            None => self.pieces.from(at),
+        match self.read_before.take().filter(|window| window.end > at) {
+            Some(window) => Ok(window),
+            None => self.windows.read_from(at),
         }
     }
 
-    /// Up to where the base is known with a piece that ends at `end`: past its own end it is zeros.
-    fn known(&self, end: u64) -> u64 {
-        if end == self.pieces.size() { u64::MAX } else { end }
+    /// How far the base is known, given a window that ends at `end`. Past its own end a base reads as zeros.
+    fn known_to(&self, end: u64) -> u64 {
+        if end == self.windows.size() { u64::MAX } else { end }
     }
 }
 
-/// Asked now and then: whether anybody still waits for the changes.
+/// Called now and then. If it returns false, the work stops with an error that says so.
 pub type IsWanted = Arc<dyn Fn() -> bool + Send + Sync>;
 
-/// The changes from a base to a target, in order and disjoint. A run of them may be cut where a
-/// window ends.
+/// The changes from a base to a target, in order and disjoint. A run of changes may be cut where a window ends.
 ///
-/// They are found on the repository's threads, window by window, when the next one is asked for.
+/// Each window is read on the repository's threads, when its first chunk is asked for.
 pub struct Changes {
     executor: Executor,
-    /// None after the end, and where a turn was interrupted.
-    windows: Option<Windows<FileSource>>,
+    /// `None` after the end, and after an error.
+    finder: Option<ChangeFinder<FileSource>>,
     found: VecDeque<Chunk>,
     unverified: u64,
     is_wanted: IsWanted,
 }
 
 impl Changes {
-    /// What changed from the file `base` to the file `target`, at `from` and after, while it `is_wanted`. Nothing
-    /// where they lie on two devices, whose addresses have nothing to do with each other.
-    ///
-    /// # Errors
-    /// [`CompareError`].
+    /// The changes from the file `base` to the file `target`, from the offset `from` on. `None` if the files lie on
+    /// two devices: their addresses cannot be compared.
     pub fn incremental(
         base: Arc<DiskFile>,
         target: Arc<DiskFile>,
         from: u64,
         is_wanted: IsWanted,
     ) -> Result<Option<Self>, CompareError> {
-        Self::new(&Arc::clone(&target), is_wanted, move || {
+        Self::open(&Arc::clone(&target), is_wanted, move || {
             let device = |file: &DiskFile| file.device().map_err(MapError::from);
             if device(&base).map_err(CompareError::Base)? != device(&target).map_err(CompareError::Target)? {
                 return Ok(None);
             }
-            let pieces = MapWindows::of_file(base).map_err(CompareError::Base)?;
-            Windows::new(Base::File(BaseFile { pieces, before: None }), target, from).map(Some)
+            let base = BaseFile::new(MapWindows::of_file(base).map_err(CompareError::Base)?);
+            ChangeFinder::of_files(Base::File(base), target, from).map(Some)
         })
     }
 
-    /// What changed for a client that holds `held`, such as [`ExtentMap::empty`], to the file
-    /// `target`, at `from` and after, while it `is_wanted`.
+    /// The changes from `base`, such as [`ExtentMap::empty`], to the file `target`, from the offset `from` on.
     ///
     /// # Errors
-    /// [`CompareError::Target`].
-    pub fn full(held: ExtentMap, target: Arc<DiskFile>, from: u64, is_wanted: IsWanted) -> Result<Self, CompareError> {
-        let changes =
-            Self::new(&Arc::clone(&target), is_wanted, move || Windows::new(Base::Known(held), target, from).map(Some));
-        changes?.ok_or(CompareError::Abandoned)
+    /// [`CompareError::Target`], [`CompareError::Cancelled`].
+    pub fn full(base: ExtentMap, target: Arc<DiskFile>, from: u64, is_wanted: IsWanted) -> Result<Self, CompareError> {
+        let changes = Self::open(&Arc::clone(&target), is_wanted, move || {
+            ChangeFinder::of_files(Base::Map(base), target, from).map(Some)
+        });
+        changes?.ok_or(CompareError::Cancelled)
     }
 
-    fn new(
+    fn open(
         target: &DiskFile,
         is_wanted: IsWanted,
-        open: impl FnOnce() -> Result<Option<Windows<FileSource>>, CompareError> + Send + 'static,
+        open: impl FnOnce() -> Result<Option<ChangeFinder<FileSource>>, CompareError> + Send + 'static,
     ) -> Result<Option<Self>, CompareError> {
         let executor = target.executor().clone();
-        let opened = executor.submit(Kind::BULK, move |_| open()).wait_while(&*is_wanted);
-        let windows = opened??;
-        Ok(windows.map(|windows| Self {
+        let opened = executor.submit(JobKind::BULK, move |_| open()).wait_while(&*is_wanted);
+        let finder = opened??;
+        Ok(finder.map(|finder| Self {
             executor,
-            windows: Some(windows),
+            finder: Some(finder),
             found: VecDeque::new(),
             unverified: 0,
             is_wanted,
         }))
     }
 
-    /// Bytes that are listed only because the file system's answers about them cannot be trusted.
+    /// Bytes so far that are listed only because FIEMAP did not list data that `SEEK_DATA` found.
     pub fn unverified(&self) -> u64 {
         self.unverified
     }
 
-    /// Finds more; nothing after the end.
-    fn turn(&mut self) -> Option<Result<Chunk, CompareError>> {
-        let windows = self.windows.take()?;
-        let turn = self.executor.step(windows, &*self.is_wanted, |access, windows| {
-            let first = windows.next(&|| {
-                access.moved();
+    /// Reads windows until one has a change. `None` after the end.
+    fn step(&mut self) -> Option<Result<Chunk, CompareError>> {
+        let finder = self.finder.take()?;
+        let step = self.executor.step(finder, &*self.is_wanted, |access, finder| {
+            let first = finder.next(&|| {
+                access.progress();
                 access.is_wanted()
             });
-            (first, std::mem::take(&mut windows.found), windows.unverified)
+            (first, std::mem::take(&mut finder.found), finder.unverified)
         });
-        let (windows, (first, found, unverified)) = match turn {
-            Ok(turn) => turn,
+        let (finder, (first, found, unverified)) = match step {
+            Ok(step) => step,
             Err(interrupted) => return Some(Err(interrupted.into())),
         };
         (self.found, self.unverified) = (found, unverified);
-        self.windows = Some(windows).filter(|_| matches!(first, Some(Ok(_))));
+        self.finder = Some(finder).filter(|_| matches!(first, Some(Ok(_))));
         first
     }
 }
@@ -154,7 +151,7 @@ impl Changes {
 impl From<Interrupted> for CompareError {
     fn from(interrupted: Interrupted) -> Self {
         match interrupted {
-            Interrupted::Unwanted => Self::Abandoned,
+            Interrupted::Cancelled => Self::Cancelled,
             Interrupted::Unresponsive(unresponsive) => Self::Target(OpenError::from(unresponsive).into()),
         }
     }
@@ -166,53 +163,58 @@ impl Iterator for Changes {
     fn next(&mut self) -> Option<Self::Item> {
         match self.found.pop_front() {
             Some(chunk) => Some(Ok(chunk)),
-            None => self.turn(),
+            None => self.step(),
         }
     }
 }
 
-struct Windows<S> {
+/// Finds the changes of one window after the other.
+struct ChangeFinder<S> {
     base: Base<S>,
     target: MapWindows<S>,
-    /// Up to where the changes are found.
+    /// Where the next window starts.
     at: u64,
     found: VecDeque<Chunk>,
     unverified: u64,
 }
 
-impl Windows<FileSource> {
-    fn new(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
+impl ChangeFinder<FileSource> {
+    fn of_files(base: Base<FileSource>, target: Arc<DiskFile>, from: u64) -> Result<Self, CompareError> {
         let target = MapWindows::of_file(target).map_err(CompareError::Target)?;
-        Ok(Self { base, target, at: from, found: VecDeque::new(), unverified: 0 })
+        Ok(Self::new(base, target, from))
     }
 }
 
-impl<S: ExtentSource> Windows<S> {
-    /// Finds the changes of the next window.
-    fn advance(&mut self) -> Result<(), CompareError> {
+impl<S: ExtentSource> ChangeFinder<S> {
+    fn new(base: Base<S>, target: MapWindows<S>, at: u64) -> Self {
+        Self { base, target, at, found: VecDeque::new(), unverified: 0 }
+    }
+
+    fn find_in_next_window(&mut self) -> Result<(), CompareError> {
         let (end, unverified) = match &mut self.base {
-            Base::Known(held) => {
-                let now = self.target.from(self.at).map_err(CompareError::Target)?;
-                self.found.extend(changes_in(self.at, now.end, held, &now));
-                (now.end, unverified(&now, self.at, now.end))
+            Base::Map(base) => {
+                let target = self.target.read_from(self.at).map_err(CompareError::Target)?;
+                self.found.extend(changes_in(self.at, target.end, base, &target));
+                (target.end, unverified(&target, self.at, target.end))
             }
-            // Past its end a base is zeros.
-            Base::File(base) if self.at >= base.pieces.size() => {
-                let now = self.target.from(self.at).map_err(CompareError::Target)?;
-                self.found.extend(changes_in(self.at, now.end, &ExtentMap::empty(), &now));
-                (now.end, unverified(&now, self.at, now.end))
+            // Past its end a base reads as zeros.
+            Base::File(base) if self.at >= base.windows.size() => {
+                let target = self.target.read_from(self.at).map_err(CompareError::Target)?;
+                self.found.extend(changes_in(self.at, target.end, &ExtentMap::empty(), &target));
+                (target.end, unverified(&target, self.at, target.end))
             }
             Base::File(base) => {
-                let (was, now, end) = settled(base, &mut self.target, self.at)?;
-                self.found.extend(changes_in(self.at, end, &was.map, &now));
-                base.pieces.verify().map_err(CompareError::Base)?;
-                (end, unverified(&was, self.at, end) + unverified(&now, self.at, end))
+                let stable = read_stable(base, &mut self.target, self.at)?;
+                self.found.extend(changes_in(self.at, stable.end, &stable.base.map, &stable.target));
+                base.windows.verify().map_err(CompareError::Base)?;
+                let of = |window| unverified(window, self.at, stable.end);
+                (stable.end, of(&stable.base) + of(&stable.target))
             }
         };
         self.target.verify().map_err(CompareError::Target)?;
         if end <= self.at {
             let stuck = format!("nothing is known past {}", self.at);
-            return Err(CompareError::Target(MapError::Nonsense(stuck)));
+            return Err(CompareError::Target(MapError::Inconsistent(stuck)));
         }
         self.unverified += unverified;
         self.at = end;
@@ -221,10 +223,10 @@ impl<S: ExtentSource> Windows<S> {
 
     fn next(&mut self, is_wanted: &dyn Fn() -> bool) -> Option<Result<Chunk, CompareError>> {
         while self.found.is_empty() && self.at < self.target.size() {
-            let outcome = if is_wanted() { self.advance() } else { Err(CompareError::Abandoned) };
+            let outcome = if is_wanted() { self.find_in_next_window() } else { Err(CompareError::Cancelled) };
             if let Err(error) = outcome {
                 self.at = u64::MAX;
-                // Found before the files were known to be good, and nothing may follow the error.
+                // These chunks were found before the files were verified. Nothing may follow the error.
                 self.found.clear();
                 return Some(Err(error));
             }
@@ -233,30 +235,35 @@ impl<S: ExtentSource> Windows<S> {
     }
 }
 
-fn changes_in(start: u64, end: u64, was: &ExtentMap, now: &MapWindow) -> Vec<Chunk> {
-    ByteRange::new(start, end).map(|window| changed_within(window, was, &now.map)).unwrap_or_default()
+fn changes_in(start: u64, end: u64, base: &ExtentMap, target: &MapWindow) -> Vec<Chunk> {
+    ByteRange::new(start, end).map(|window| changed_within(window, base, &target.map)).unwrap_or_default()
 }
 
-fn unverified(piece: &MapWindow, start: u64, end: u64) -> u64 {
-    ByteRange::new(start, end).map_or(0, |window| piece.unlisted_in(window))
+fn unverified(window: &MapWindow, start: u64, end: u64) -> u64 {
+    ByteRange::new(start, end).map_or(0, |range| window.unverified_in(range))
 }
 
-/// A piece of the base's map and one of the target's, and up to where the base's was the same before
-/// and after the target's was read.
-fn settled<S: ExtentSource>(
+/// Windows of both maps. Up to `end` the base's map was the same before and after the target's was read.
+struct StableWindows {
+    base: MapWindow,
+    target: MapWindow,
+    end: u64,
+}
+
+fn read_stable<S: ExtentSource>(
     base: &mut BaseFile<S>,
     target: &mut MapWindows<S>,
     at: u64,
-) -> Result<(MapWindow, MapWindow, u64), CompareError> {
+) -> Result<StableWindows, CompareError> {
     let mut before = base.before(at).map_err(CompareError::Base)?;
-    for _ in 0..ATTEMPTS {
-        let now = target.from(at).map_err(CompareError::Target)?;
-        let after = base.pieces.from(at).map_err(CompareError::Base)?;
-        let end = base.known(before.end).min(base.known(after.end)).min(now.end);
+    for _ in 0..MAX_READS {
+        let target = target.read_from(at).map_err(CompareError::Target)?;
+        let after = base.windows.read_from(at).map_err(CompareError::Base)?;
+        let end = base.known_to(before.end).min(base.known_to(after.end)).min(target.end);
         if ByteRange::new(at, end).is_none_or(|window| before.map.agrees_with(&after.map, window)) {
-            // What of it lies further on was read before what comes next, too.
-            base.before = (after.end > end).then(|| after.clone());
-            return Ok((after, now, end));
+            // The rest of this reading was read before the target's next window, too.
+            base.read_before = (after.end > end).then(|| after.clone());
+            return Ok(StableWindows { base: after, target, end });
         }
         before = after;
     }

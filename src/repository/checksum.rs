@@ -1,4 +1,4 @@
-//! Checksums of a snapshot's bytes. Holes are not read; their zeros count all the same.
+//! Checksums of a snapshot's bytes. Holes are not read, but their zeros count.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,31 +13,28 @@ use super::disk_file::{DiskFile, OpenError};
 use super::executor::{Access, Interrupted};
 use super::map::MapError;
 
-/// Bytes read, or zeros counted, at a time.
-const PIECE: usize = 256 << 10;
+/// Bytes that are read, or zeros that are hashed, at a time.
+const READ_BYTES: usize = 256 << 10;
 
-/// Bytes that are read on the repository's threads at a time: after that it is another's turn.
-const TURN: u64 = 4 << 20;
+/// Bytes that are hashed in one job on the repository's threads, before other jobs get their turn.
+const STEP_BYTES: u64 = 4 << 20;
 
-/// What a hole counts as.
-static ZEROS: [u8; PIECE] = [0; PIECE];
+static ZEROS: [u8; READ_BYTES] = [0; READ_BYTES];
 
-/// How a checksum is made. Each gives 32 bytes.
+/// Each makes 32 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Algorithm {
-    /// BLAKE3.
     Blake3,
-    /// SHA-256 (FIPS 180-4).
+    /// FIPS 180-4.
     Sha256,
-    /// BLAKE2b with 32 bytes of digest (RFC 7693): oVirt imageio's own.
+    /// With a digest of 32 bytes (RFC 7693), as oVirt imageio uses it.
     Blake2b256,
 }
 
 impl Algorithm {
-    /// All that there are.
     pub const ALL: [Self; 3] = [Self::Blake3, Self::Sha256, Self::Blake2b256];
 
-    /// What it is called in requests and answers.
+    /// The name in requests and responses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Blake3 => "blake3",
@@ -46,13 +43,11 @@ impl Algorithm {
         }
     }
 
-    /// The one that is called so.
     pub fn named(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|algorithm| algorithm.name() == name)
     }
 }
 
-/// A checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Digest(pub [u8; 32]);
 
@@ -63,7 +58,7 @@ impl std::fmt::Display for Digest {
     }
 }
 
-/// A text is no checksum.
+/// A text is not a checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotADigest;
 
@@ -75,63 +70,61 @@ impl std::str::FromStr for Digest {
         let digits = digits.ok_or(NotADigest)?;
         let bytes: Vec<u8> =
             digits.chunks(2).filter_map(|pair| u8::try_from(pair[0] * 16 + pair.get(1)?).ok()).collect();
-        // An odd number of digits leaves one over.
+        // With an odd number of digits, the last one has no pair.
         if digits.len() != 64 { Err(NotADigest) } else { Ok(Self(bytes.try_into().map_err(|_| NotADigest)?)) }
     }
 }
 
-/// Why there is no checksum.
 #[derive(Debug, thiserror::Error)]
-pub enum SumError {
-    /// Nobody waits for it any more.
-    #[error("stopped before the end")]
-    Stopped,
-    /// The file cannot be read, or is not what was snapshotted.
+pub enum ChecksumError {
+    #[error("the client no longer waits for the checksum")]
+    Cancelled,
+    /// The file cannot be read, or is not the snapshot's.
     #[error(transparent)]
     File(#[from] MapError),
 }
 
-impl From<io::Error> for SumError {
+impl From<io::Error> for ChecksumError {
     fn from(error: io::Error) -> Self {
         Self::File(error.into())
     }
 }
 
-impl From<OpenError> for SumError {
+impl From<OpenError> for ChecksumError {
     fn from(error: OpenError) -> Self {
         Self::File(error.into())
     }
 }
 
-impl From<Interrupted> for SumError {
+impl From<Interrupted> for ChecksumError {
     fn from(interrupted: Interrupted) -> Self {
         match interrupted {
-            Interrupted::Unwanted => Self::Stopped,
+            Interrupted::Cancelled => Self::Cancelled,
             Interrupted::Unresponsive(unresponsive) => Self::from(OpenError::from(unresponsive)),
         }
     }
 }
 
-/// The checksum of `range` of `file`, which is within its size. It is made on the repository's threads.
+/// The checksum of `range` of `file`. The range must be within its size. The work is done on the repository's threads.
 ///
 /// # Errors
-/// [`SumError`]; also where the file was changed meanwhile.
-pub fn sum(
+/// [`ChecksumError::File`] if the file was changed meanwhile.
+pub fn of_range(
     file: Arc<DiskFile>,
     range: Range<u64>,
     algorithm: Algorithm,
     is_wanted: &IsWanted,
-) -> Result<Digest, SumError> {
+) -> Result<Digest, ChecksumError> {
     let executor = file.executor().clone();
     let mut work = (Reader::new(file, range.start, range.end), Hasher::new(algorithm));
     loop {
         let (rest, done) = executor.step(work, &**is_wanted, move |access, (reader, hasher)| {
-            reader.feed(access, hasher, range.end.min(reader.at.saturating_add(TURN)))?;
+            reader.hash_to(access, hasher, range.end.min(reader.at.saturating_add(STEP_BYTES)))?;
             let is_done = reader.at >= range.end;
             if is_done {
                 reader.file.verify_content(access)?;
             }
-            Ok::<_, SumError>(is_done)
+            Ok::<_, ChecksumError>(is_done)
         })?;
         if done? {
             return Ok(rest.1.finish());
@@ -140,21 +133,21 @@ pub fn sum(
     }
 }
 
-/// The checksums of the blocks of a range, in order, and of them the checksum of the whole:
-/// H(H(block 1) ‖ H(block 2) ‖ …), as oVirt imageio and blksum make it.
+/// The checksums of a range's blocks, in order, and a checksum of these checksums: H(H(block 1) ‖ H(block 2) ‖ …), as
+/// oVirt imageio and blksum compute it.
 ///
-/// They are made on the repository's threads, some blocks at a time, when the next one is asked for.
-pub struct BlockSums {
+/// The work is done on the repository's threads, some blocks at a time, when the next checksum is needed.
+pub struct BlockChecksums {
     file: Arc<DiskFile>,
     is_wanted: IsWanted,
-    /// None where a turn was interrupted.
+    /// `None` after an error.
     blocks: Option<Blocks>,
     ready: VecDeque<Digest>,
 }
 
-impl BlockSums {
-    /// Those of `range` of `file`, which is within its size. Blocks have `block` bytes and are
-    /// counted from the start of the range; the last one may be shorter.
+impl BlockChecksums {
+    /// Blocks of `block` bytes, counted from the start of `range`. The last one may be shorter. The range must be
+    /// within the file's size.
     pub fn new(
         file: Arc<DiskFile>,
         range: Range<u64>,
@@ -167,33 +160,30 @@ impl BlockSums {
             end: range.end,
             algorithm,
             block: block.get(),
-            of_zeros: None,
+            zero_block: None,
             whole: Hasher::new(algorithm),
         };
         Self { file, is_wanted, blocks: Some(blocks), ready: VecDeque::new() }
     }
 
-    /// The checksum of the next block; nothing after the last.
-    ///
-    /// # Errors
-    /// [`SumError`].
-    pub fn next_block(&mut self) -> Result<Option<Digest>, SumError> {
+    /// The checksum of the next block. `None` after the last one.
+    pub fn next_block(&mut self) -> Result<Option<Digest>, ChecksumError> {
         if self.ready.is_empty() {
-            let blocks = self.blocks.take().ok_or(SumError::Stopped)?;
-            let turn = self.file.executor().step(blocks, &*self.is_wanted, |access, blocks| blocks.turn(access));
-            let (blocks, ready) = turn?;
+            let blocks = self.blocks.take().ok_or(ChecksumError::Cancelled)?;
+            let step = self.file.executor().step(blocks, &*self.is_wanted, |access, blocks| blocks.step(access));
+            let (blocks, ready) = step?;
             self.blocks = Some(blocks);
             self.ready = ready?;
         }
         Ok(self.ready.pop_front())
     }
 
-    /// The checksum of the blocks' checksums, after the last.
+    /// The checksum of all block checksums. To be called after the last block.
     ///
     /// # Errors
-    /// [`SumError::File`] where the file was changed meanwhile.
-    pub fn finish(self) -> Result<Digest, SumError> {
-        let blocks = self.blocks.ok_or(SumError::Stopped)?;
+    /// [`ChecksumError::File`] if the file was changed meanwhile.
+    pub fn finish(self) -> Result<Digest, ChecksumError> {
+        let blocks = self.blocks.ok_or(ChecksumError::Cancelled)?;
         let verify = |access: &Access<'_>, blocks: &mut Blocks| blocks.reader.file.verify_content(access);
         let (blocks, verified) = self.file.executor().step(blocks, &*self.is_wanted, verify)?;
         verified?;
@@ -201,21 +191,20 @@ impl BlockSums {
     }
 }
 
-/// Makes the checksums of blocks.
 struct Blocks {
     reader: Reader,
     end: u64,
     algorithm: Algorithm,
     block: u64,
-    /// Of a block of zeros: made once.
-    of_zeros: Option<Digest>,
+    /// The checksum of a block of zeros, once it is known.
+    zero_block: Option<Digest>,
     whole: Hasher,
 }
 
 impl Blocks {
-    /// The checksums of the next blocks; none after the last.
-    fn turn(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, SumError> {
-        let limit = self.reader.at.saturating_add(TURN);
+    /// The checksums of the next blocks. Empty after the last one.
+    fn step(&mut self, access: &Access<'_>) -> Result<VecDeque<Digest>, ChecksumError> {
+        let limit = self.reader.at.saturating_add(STEP_BYTES);
         let mut ready = VecDeque::new();
         while self.reader.at < limit.min(self.end) {
             ready.push_back(self.next(access)?);
@@ -223,18 +212,18 @@ impl Blocks {
         Ok(ready)
     }
 
-    fn next(&mut self, access: &Access<'_>) -> Result<Digest, SumError> {
+    fn next(&mut self, access: &Access<'_>) -> Result<Digest, ChecksumError> {
         let start = self.reader.at;
         let end = start.saturating_add(self.block).min(self.end);
         let is_whole = end - start == self.block;
-        let digest = match self.of_zeros {
+        let digest = match self.zero_block {
             Some(zeros) if is_whole && self.reader.skip_hole(access, end)? => zeros,
             _ => {
                 let mut hasher = Hasher::new(self.algorithm);
-                let is_zero = self.reader.feed(access, &mut hasher, end)?;
+                let is_zero = self.reader.hash_to(access, &mut hasher, end)?;
                 let digest = hasher.finish();
                 if is_whole && is_zero {
-                    self.of_zeros = Some(digest);
+                    self.zero_block = Some(digest);
                 }
                 digest
             }
@@ -281,11 +270,11 @@ impl Hasher {
 /// Reads a file from front to back.
 struct Reader {
     file: Arc<DiskFile>,
-    /// Up to where it was read.
+    /// The next offset to read.
     at: u64,
-    /// Where all ends.
+    /// The end of the range.
     limit: u64,
-    /// End of the run that `at` is in, and whether it holds data.
+    /// The end of the current run, and whether it holds data.
     run: (u64, bool),
     buffer: Vec<u8>,
 }
@@ -295,7 +284,7 @@ impl Reader {
         Self { file, at: start, limit, run: (start, false), buffer: Vec::new() }
     }
 
-    /// The end of the run that goes on here, and whether it holds data.
+    /// The end of the run at the current offset, and whether it holds data.
     fn run(&mut self, access: &Access<'_>) -> io::Result<(u64, bool)> {
         if self.run.0 <= self.at {
             let run = self.file.run_at(access, self.at, self.limit)?;
@@ -304,9 +293,9 @@ impl Reader {
         Ok(self.run)
     }
 
-    /// Goes on to `end` without reading, where there is a hole up to there.
-    fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, SumError> {
-        self.may_go_on(access)?;
+    /// Skips to `end`, if there is a hole up to there.
+    fn skip_hole(&mut self, access: &Access<'_>, end: u64) -> Result<bool, ChecksumError> {
+        self.check(access)?;
         let (run_end, is_data) = self.run(access)?;
         let is_hole = !is_data && run_end >= end;
         if is_hole {
@@ -315,15 +304,15 @@ impl Reader {
         Ok(is_hole)
     }
 
-    /// Gives `hasher` all up to `end`; whether there were only holes.
-    fn feed(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, SumError> {
+    /// Hashes everything up to `end`. Returns whether there were only holes.
+    fn hash_to(&mut self, access: &Access<'_>, hasher: &mut Hasher, end: u64) -> Result<bool, ChecksumError> {
         let mut only_holes = true;
         while self.at < end {
-            self.may_go_on(access)?;
+            self.check(access)?;
             let (run_end, is_data) = self.run(access)?;
-            let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(PIECE).min(PIECE);
+            let length = usize::try_from(run_end.min(end) - self.at).unwrap_or(READ_BYTES).min(READ_BYTES);
             if is_data {
-                self.buffer.resize(PIECE, 0);
+                self.buffer.resize(READ_BYTES, 0);
                 self.file.read_exact_at(access, &mut self.buffer[..length], self.at)?;
                 hasher.add(&self.buffer[..length]);
                 only_holes = false;
@@ -335,12 +324,12 @@ impl Reader {
         Ok(only_holes)
     }
 
-    fn may_go_on(&self, access: &Access<'_>) -> Result<(), SumError> {
-        access.moved();
+    fn check(&self, access: &Access<'_>) -> Result<(), ChecksumError> {
+        access.progress();
         if !access.is_wanted() {
-            return Err(SumError::Stopped);
+            return Err(ChecksumError::Cancelled);
         }
-        // Also at the end, which may be hours away.
+        // Checked at each read: the end may be hours away.
         Ok(self.file.verify_content(access)?)
     }
 }

@@ -1,4 +1,4 @@
-//! A disk of a snapshot, open, and proven to be the file that was snapshotted.
+//! A disk of a snapshot: an open file that is verified to be the snapshotted one.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -7,37 +7,35 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
-use super::executor::{Access, Executor, Kind, Unresponsive};
+use super::executor::{Access, Executor, JobKind, Unresponsive};
 use super::{Repository, SnapshotDir, seal};
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
-use crate::sys::folder::{Folder, Odd};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, page_cache, sparse};
 
 /// Why a snapshot's file cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// It is not there.
     #[error("the snapshot's file is missing")]
     Missing,
-    /// All of the snapshot is gone, on the file system that it was made on.
+    /// The snapshot is gone from the file system that it was made on.
     #[error("the snapshot was removed by another service, or by hand")]
     Gone,
-    /// The repository is not there, and with it nothing of the snapshot: both may come back.
+    /// The repository is not available, and may come back with the snapshot.
     #[error("the repository {0}")]
     RepositoryUnavailable(String),
-    /// It is another file, or was changed.
+    /// It is another file, or its content or inode was changed.
     #[error("the snapshot's file is not the one that was taken, or was changed since")]
     Replaced,
-    /// Its change time is another one, and nothing else that is recorded of it, and its content could not be proven.
+    /// Only its ctime differs from the record, and its content could not be proven.
     #[error("the snapshot's file was touched since it was taken, and its content is not proven")]
     Unproven,
-    /// Its change time is another one, and nothing else that is recorded of it: its content may be proven.
+    /// Only its ctime differs from the record. Its content may still be proven.
     #[error("the snapshot's file was touched, and its content is being checked")]
     Touched {
-        /// The change time, nanoseconds since 1970.
+        /// The current ctime, nanoseconds since 1970.
         changed_ns: i128,
     },
-    /// The file system's own error.
     #[error("the snapshot's file cannot be read: {0}")]
     Io(#[from] io::Error),
 }
@@ -48,19 +46,18 @@ impl From<Unresponsive> for OpenError {
     }
 }
 
-/// An open disk of a snapshot.
+/// The open file of a snapshot's disk.
 ///
-/// While it is open its blocks stay allocated, even if the snapshot is deleted.
+/// While it is open, its blocks stay allocated, even if the snapshot is deleted.
 #[derive(Debug)]
 pub struct DiskFile {
     file: File,
     executor: Executor,
     recorded: FileIdentity,
-    /// Time of the last change of content, when it was opened.
+    /// The mtime when it was opened.
     modified: (i64, i64),
 }
 
-/// The identity of the file behind `metadata`.
 pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
     FileIdentity {
         inode: metadata.ino(),
@@ -73,7 +70,7 @@ fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File
     SnapshotDir::new(root, id).open()?.open_file(name.as_str())
 }
 
-/// Why the file of a disk is not there.
+/// Why the file of a disk does not exist.
 fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
     let dir = SnapshotDir::new(root, id);
     match (dir.is_gone([disk]), dir.open()) {
@@ -87,24 +84,21 @@ fn missing(root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> OpenError {
 }
 
 impl DiskFile {
-    /// Opens the file of `disk` and checks that it is the one that was snapshotted. It may have the change time
-    /// `proven`, for which its content was proven.
-    ///
-    /// # Errors
-    /// [`OpenError`].
+    /// Opens the file of `disk` and checks that it is the snapshotted one. `proven` is a ctime for which its content
+    /// was proven: the file may have it instead of the recorded one.
     pub fn open(
         access: &Access<'_>,
         repository: &Repository,
         (id, disk): (SnapshotId, &SnapshotDisk),
         proven: Option<i128>,
     ) -> Result<Self, OpenError> {
-        let root = repository.open(access).map_err(|absent| OpenError::RepositoryUnavailable(absent.to_string()))?;
-        let file = open_below(&root, id, &disk.name).map_err(|error| match Odd::of(&error) {
-            // A link, a socket, a folder: none of which the service makes.
+        let root = repository.open(access).map_err(|reason| OpenError::RepositoryUnavailable(reason.to_string()))?;
+        let file = open_below(&root, id, &disk.name).map_err(|error| match UnexpectedEntry::of(&error) {
+            // The service makes no links, sockets or folders there.
             Some(_) => OpenError::Replaced,
             None if error.kind() == io::ErrorKind::NotFound => match repository.mounted_now(access) {
                 Ok(_) => missing(&root, id, disk),
-                Err(absent) => OpenError::RepositoryUnavailable(absent.to_string()),
+                Err(reason) => OpenError::RepositoryUnavailable(reason.to_string()),
             },
             None => OpenError::Io(error),
         })?;
@@ -120,47 +114,41 @@ impl DiskFile {
         Ok(Self { file, executor: repository.executor().clone(), recorded: found, modified })
     }
 
-    /// Size of the disk, bytes.
+    /// Bytes.
     pub fn size(&self) -> u64 {
         self.recorded.size
     }
 
-    /// Whether its file system copies much more than is written, so that maps list too much: OCFS2
-    /// copies about 1 MiB for a write of 4 KiB.
-    ///
-    /// # Errors
-    /// [`Unresponsive`].
+    /// Whether its file system copies much more than was written, so that its maps list too much. OCFS2 copies about 1
+    /// MiB for a write of 4 KiB.
     pub fn copies_more_than_was_written(self: &Arc<Self>) -> Result<bool, Unresponsive> {
         let file = Arc::clone(self);
-        self.executor.run(Kind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
+        self.executor.run(JobKind::SHORT, move |_| fsinfo::name_of(&file.file).is_ok_and(|name| name == "ocfs2"))
     }
 
-    /// What does the work on it.
+    /// The threads that access it.
     pub fn executor(&self) -> &Executor {
         &self.executor
     }
 
-    /// The open file.
     pub(super) fn file(&self) -> &File {
         &self.file
     }
 
-    /// Number of the device that the file lies on, now.
+    /// The device that holds the file now.
     pub(super) fn device(&self) -> Result<u64, OpenError> {
         Ok(self.file.metadata()?.dev())
     }
 
-    /// Checks once more that the file is the one that was snapshotted.
+    /// Checks that the file has not changed since it was opened.
     ///
     /// # Errors
-    /// [`OpenError::Touched`] where its change time alone is another one since it was opened;
-    /// [`OpenError::Replaced`] where more is, or it was deleted.
+    /// [`OpenError::Touched`] if only its ctime changed; [`OpenError::Replaced`] if more did, or the file was deleted.
     pub(super) fn verify(&self) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
         if identity(&metadata) == self.recorded { Ok(()) } else { Err(self.difference(&metadata)) }
     }
 
-    /// Why the file is not as it was opened.
     fn difference(&self, metadata: &Metadata) -> OpenError {
         let changed_ns = identity(metadata).changed_ns;
         let is_touched_only = identity(metadata) == FileIdentity { changed_ns, ..self.recorded }
@@ -169,59 +157,52 @@ impl DiskFile {
         if is_touched_only { OpenError::Touched { changed_ns } } else { OpenError::Replaced }
     }
 
-    /// Checks that the bytes read so far are those of the snapshot: no one has written to the file
-    /// since it was opened. Its deletion is no such change.
+    /// Checks that no one has written to the file since it was opened, so the bytes read so far are the snapshot's. A
+    /// deletion is allowed.
     ///
     /// # Errors
-    /// [`OpenError::Replaced`] where somebody has; [`OpenError::Touched`] where that cannot be told.
+    /// [`OpenError::Replaced`] if it was written to; [`OpenError::Touched`] if that cannot be decided.
     pub fn verify_content(&self, _: &Access<'_>) -> Result<(), OpenError> {
         let metadata = self.file.metadata()?;
         let is_touched = identity(&metadata).changed_ns != self.recorded.changed_ns;
-        // A write whose modification time was set back is a touch. So is the removal of the file's last name.
+        // A write whose mtime was set back looks like a touch. So does the removal of the file's last name.
         let same = metadata.len() == self.size()
             && (metadata.mtime(), metadata.mtime_nsec()) == self.modified
             && (!is_touched || metadata.nlink() == 0);
         if same { Ok(()) } else { Err(self.difference(&metadata)) }
     }
 
-    /// Fills `buffer` from `offset` on.
-    ///
     /// # Errors
-    /// The errno of pread(2); `UnexpectedEof` where the file is shorter than it was.
+    /// The errno of pread(2); `UnexpectedEof` if the file is shorter than it was.
     pub(super) fn read_exact_at(&self, _: &Access<'_>, buffer: &mut [u8], offset: u64) -> io::Result<()> {
         self.file.read_exact_at(buffer, offset)
     }
 
-    /// The same, where the page cache has all of it; says whether it had.
+    /// Fills `buffer` if the page cache holds all of it. Returns whether it did.
     ///
     /// # Errors
-    /// The errno of preadv2(2): `EOPNOTSUPP` and `ENOSYS` of those that cannot tell.
+    /// `EOPNOTSUPP` and `ENOSYS` if the kernel cannot tell; the errno of preadv2(2).
     pub(super) fn read_if_cached(&self, buffer: &mut [u8], offset: u64) -> io::Result<bool> {
         page_cache::read(self.file.as_fd(), buffer, offset)
     }
 
-    /// Whether the page cache holds the bytes around `offset`. Where that cannot be known, it does.
+    /// Whether the page cache holds the bytes around `offset`. True if that cannot be known.
     pub(super) fn is_cached(&self, offset: u64) -> bool {
         page_cache::is_resident(self.file.as_fd(), offset).unwrap_or(true)
     }
 
-    /// Whether the kernel is to read more than is asked for.
-    pub(super) fn reads_ahead(&self, yes: bool) {
-        // Where it does not listen, reading is no less right.
+    /// Switches readahead on or off.
+    pub(super) fn set_read_ahead(&self, yes: bool) {
+        // Only advice: reading works without it.
         let _ = page_cache::read_ahead(&self.file, yes);
     }
 
-    /// Has the page cache let go of `range`.
     pub(super) fn drop_cached(&self, range: &Range<u64>) {
-        // Where it does not, reading is no less right.
+        // Only advice: reading works without it.
         let _ = page_cache::drop_cached(&self.file, range);
     }
 
-    /// Where the run that starts at `offset` ends, and whether it holds data. The end is never
-    /// past `limit`, which is within the file and past `offset`.
-    ///
-    /// # Errors
-    /// The errno of lseek(2).
+    /// The run at `offset`. It is cut at `limit`, which must be past `offset` and within the file.
     pub fn run_at(&self, _: &Access<'_>, offset: u64, limit: u64) -> io::Result<Run> {
         let data = sparse::next_data(&self.file, offset)?;
         match data {
@@ -235,12 +216,11 @@ impl DiskFile {
     }
 }
 
-/// A part of a file that holds data throughout, or nothing.
+/// A part of a file that is either all data or all hole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
-    /// Offset after its last byte.
     pub end: u64,
-    /// Whether there is anything to read; zeros otherwise.
+    /// False: it reads as zeros.
     pub is_data: bool,
 }
 
@@ -252,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_touch_while_it_is_open_is_no_change_of_content() {
+    fn a_touch_of_an_open_file_is_told_from_a_change_of_content() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.img");
         let open = || {
@@ -262,7 +242,7 @@ mod tests {
             let modified = (metadata.mtime(), metadata.mtime_nsec());
             DiskFile { file, executor: Executor::of(dir.path()), recorded: identity(&metadata), modified }
         };
-        // Change times have the resolution of the kernel's tick: it is done until it is seen.
+        // Times have the resolution of the kernel's tick, so the change is repeated until it shows.
         let changed = |file: &DiskFile, change: &dyn Fn()| loop {
             change();
             if let Err(error) = file.verify() {

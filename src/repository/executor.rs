@@ -1,9 +1,8 @@
-//! The executor of a repository: the threads that do its file work, their queues, and whether it answers.
+//! The executor of a repository: the threads for its file work, their queues, and whether its file system responds.
 //!
-//! A file system can hang: it is frozen, or its servers are gone. A system call on it then keeps its thread for
-//! as long as that lasts. So all file work of a repository runs in threads that belong to that repository alone,
-//! and whoever needs the result waits only as long as something moves. Nothing of one repository can take the
-//! threads, the queue or the time of another.
+//! A file system can hang because it is frozen or its servers are gone. A system call on it then blocks its thread
+//! until the file system responds. Therefore each repository has its own threads, and callers wait only while there is
+//! progress. A repository that hangs takes no threads, queue places or time from the others.
 
 mod health;
 mod pending;
@@ -14,64 +13,62 @@ use std::sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use health::{Call, Health, Ticket};
+use health::{Call, Health, JobStatus};
 use pending::Job;
 pub use pending::Pending;
 
-/// How long a call may stand still before the file system counts as hanging.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a call may go without progress before the file system counts as hanging.
+const STALL_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The same for calls that may take long without a sign of life: writing out, removing large files.
-const CHANGE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For calls that may take long without progress: writing dirty pages, removing large files.
+const CHANGE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same for reads on a caller's own thread. With an idle I/O class they let everybody else go first.
-const LENT: Duration = Duration::from_secs(20);
+/// For reads. With the idle I/O class, they wait for the I/O of everyone else.
+const READ_STALL_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Callers' own threads that may be in calls at a time, and from how many on a stop of a second is enough to
-/// refuse more: a file system that hangs must not take a thread for each connection.
-const LENT_LIMIT: usize = 256;
-const LENT_MANY: usize = 64;
-const LENT_STOP: Duration = Duration::from_secs(1);
+/// How many callers may be in calls on their own threads: a file system that hangs must not take a thread of each
+/// connection. From [`MANY_CALLER_THREADS`] on, a stall of [`SHORT_STALL`] is enough to refuse more.
+const MAX_CALLER_THREADS: usize = 256;
+const MANY_CALLER_THREADS: usize = 64;
+const SHORT_STALL: Duration = Duration::from_secs(1);
 
-/// Jobs that may wait in a lane.
-const QUEUE: usize = 4096;
+/// Jobs in the queue of a lane.
+const MAX_QUEUED: usize = 4096;
 
-/// Threads of a lane, those that hang included.
-const THREADS: usize = 32;
+/// Threads of a lane, including those that hang.
+const MAX_THREADS: usize = 32;
 
-/// From when on a thread counts as taken, so that another is started in its place.
-const TAKEN: Duration = Duration::from_secs(2);
+/// A thread that is stuck for this long is replaced by a new one.
+const STUCK_AFTER: Duration = Duration::from_secs(2);
 
-/// How long a thread waits for its next job.
-const IDLE: Duration = Duration::from_secs(10);
+/// How long a thread waits for its next job before it ends.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The file system does not answer, or its executor is full.
+/// The file system does not respond, or its executor is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("does not answer; is it frozen, or are its servers gone?")]
 pub struct Unresponsive;
 
-/// Why a job that was waited for has no result.
+/// Why a job has no result.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Interrupted {
-    /// The file system hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
-    /// Nobody wants it any more.
-    #[error("nobody waits for it any more")]
-    Unwanted,
+    #[error("the caller no longer waits for it")]
+    Cancelled,
 }
 
-/// Which threads do a job.
+/// The group of threads that runs a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Lane {
     /// Short calls: names, sizes, small files.
     Short,
-    /// Reading in bulk, which uses the host's processors too: maps, checksums, comparisons.
+    /// Long reads, which also use the CPU: maps, checksums, comparisons.
     Bulk,
 }
 
 impl Lane {
-    /// Threads at a time that do not hang. The host's processors belong to its guests.
+    /// Threads that may run at a time, not counting stuck ones. The host's CPUs belong to its guests.
     fn limit(self) -> usize {
         match self {
             Self::Short => 8,
@@ -80,40 +77,40 @@ impl Lane {
     }
 }
 
-/// What kind of job it is.
+/// Which threads run a job, and how long it may go without progress.
 #[derive(Clone, Copy, Debug)]
-pub struct Kind {
+pub struct JobKind {
     lane: Lane,
-    patience: Duration,
+    stall_timeout: Duration,
     key: Option<u128>,
 }
 
-impl Kind {
-    /// A question that is answered at once where the file system is well.
-    pub const SHORT: Self = Self { lane: Lane::Short, patience: PATIENCE, key: None };
-    /// Reading in bulk.
-    pub const BULK: Self = Self { lane: Lane::Bulk, patience: LENT, key: None };
-    /// A change, which may have much to write out.
-    pub const CHANGE: Self = Self { lane: Lane::Short, patience: CHANGE_TIMEOUT, key: None };
+impl JobKind {
+    /// A call that returns at once on a healthy file system.
+    pub const SHORT: Self = Self { lane: Lane::Short, stall_timeout: STALL_TIMEOUT, key: None };
+    /// A long read.
+    pub const BULK: Self = Self { lane: Lane::Bulk, stall_timeout: READ_STALL_TIMEOUT, key: None };
+    /// A change, which may have much to write.
+    pub const CHANGE: Self = Self { lane: Lane::Short, stall_timeout: CHANGE_STALL_TIMEOUT, key: None };
 
-    /// The same, never at the same time as another job with this key. It follows such a job, also one that
-    /// nobody waits for any more; one that hangs makes it fail at once.
+    /// The same kind, but never at the same time as another job with this key. The job waits for such a job, even for
+    /// one whose caller has left. If that one hangs, the job fails at once.
     #[must_use]
-    pub const fn after(self, key: u128) -> Self {
+    pub const fn exclusive(self, key: u128) -> Self {
         Self { key: Some(key), ..self }
     }
 }
 
-/// The permission to use the file system now. Only the executor gives it.
-pub struct Access<'a>(&'a Ticket);
+/// Permission to access the file system now. Only the executor grants it.
+pub struct Access<'a>(&'a JobStatus);
 
 impl Access<'_> {
-    /// A sign of life: what follows may take its own time.
-    pub fn moved(&self) {
-        self.0.beat();
+    /// Reports progress: the stall timeout starts again.
+    pub fn progress(&self) {
+        self.0.record_progress();
     }
 
-    /// Whether somebody still waits for the job.
+    /// Whether a caller still waits for the job.
     pub fn is_wanted(&self) -> bool {
         self.0.is_wanted()
     }
@@ -126,10 +123,10 @@ pub struct Executor(Arc<Shared>);
 #[derive(Debug)]
 struct Shared {
     mount_point: PathBuf,
-    /// The file system that was there last, once it was asked.
+    /// The id of the file system that was seen there last, once it is known.
     volume: Mutex<Option<Option<[u8; 16]>>>,
     state: Mutex<State>,
-    /// Notified when a job of the lane may begin.
+    /// Notified when a job of the lane may start.
     short: Condvar,
     bulk: Condvar,
 }
@@ -138,13 +135,13 @@ struct Shared {
 struct State {
     short: Threads,
     bulk: Threads,
-    /// The calls that are under way, in the order in which they began.
+    /// The running calls, in the order of their starts.
     calls: BTreeMap<u64, Call>,
     next_call: u64,
     health: Health,
 }
 
-/// The threads of a lane, and what waits for them.
+/// The threads of a lane, and its queue.
 #[derive(Debug, Default)]
 struct Threads {
     queue: VecDeque<Job>,
@@ -160,7 +157,7 @@ impl State {
         }
     }
 
-    /// The next job of a lane that may begin.
+    /// The next job of a lane whose key is free.
     fn next_job(&mut self, lane: Lane) -> Option<Job> {
         let taken: Vec<u128> = self.calls.values().filter_map(|call| call.key).collect();
         let queue = &mut self.lane(lane).queue;
@@ -168,23 +165,23 @@ impl State {
         queue.remove(free)
     }
 
-    fn begin(&mut self, lane: Option<Lane>, kind: Kind, ticket: Arc<Ticket>) -> u64 {
+    fn start(&mut self, lane: Option<Lane>, kind: JobKind, status: Arc<JobStatus>) -> u64 {
         let number = self.next_call;
         self.next_call += 1;
-        ticket.beat();
-        let Kind { patience, key, .. } = kind;
-        self.calls.insert(number, Call { ticket, lane, patience, key, is_written_off: false });
+        status.record_progress();
+        let JobKind { stall_timeout, key, .. } = kind;
+        self.calls.insert(number, Call { status, lane, stall_timeout, key, is_written_off: false });
         number
     }
 }
 
-/// The executors, by mount point: a repository that is found anew keeps its own.
-static ALL: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
+/// The executors by mount point. A repository that is removed and added again keeps its executor.
+static EXECUTORS: LazyLock<Mutex<HashMap<PathBuf, Weak<Shared>>>> = LazyLock::new(Mutex::default);
 
 impl Executor {
     /// The executor of the repository at `mount_point`.
     pub fn of(mount_point: &Path) -> Self {
-        let mut all = ALL.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = EXECUTORS.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(shared) = all.get(mount_point).and_then(Weak::upgrade) {
             return Self(shared);
         }
@@ -200,30 +197,30 @@ impl Executor {
         Self(shared)
     }
 
-    /// Does `work` on a thread of the repository, and waits for it as long as it moves.
+    /// Runs `work` on a thread of the repository, and waits for it while there is progress.
     ///
     /// # Errors
-    /// [`Unresponsive`]. The work may still be done then, unless it had not begun.
+    /// After [`Unresponsive`] the work may still be done, unless it had not started.
     pub fn run<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Result<T, Unresponsive> {
         self.submit(kind, work).wait()
     }
 
-    /// One step of long work: `work` changes `state` on a thread of the repository, and so it is done in turns
-    /// with others. It is waited for as long as it moves and `is_wanted`.
+    /// Runs one step of long work: `work` changes `state` on a thread of the repository. Between two steps other jobs
+    /// get their turn. The caller waits while there is progress and `is_wanted` returns true.
     ///
     /// # Errors
-    /// [`Interrupted`]; the state is gone with it.
+    /// After an error the state is lost.
     pub fn step<S: Send + 'static, T: Send + 'static>(
         &self,
         mut state: S,
         is_wanted: impl Fn() -> bool,
         work: impl FnOnce(&Access<'_>, &mut S) -> T + Send + 'static,
     ) -> Result<(S, T), Interrupted> {
-        let pending = self.submit(Kind::BULK, move |access| {
+        let pending = self.submit(JobKind::BULK, move |access| {
             let result = work(access, &mut state);
             (state, result)
         });
@@ -233,11 +230,11 @@ impl Executor {
     /// Queues `work` for a thread of the repository.
     pub fn submit<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Pending<T> {
         let mut state = self.0.state();
-        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= QUEUE || state.blocks(kind) {
+        if !self.admits(&mut state) || state.lane(kind.lane).queue.len() >= MAX_QUEUED || state.is_blocked(kind) {
             return Pending::refused();
         }
         let (job, pending) = Pending::of(self.clone(), kind, work);
@@ -247,38 +244,35 @@ impl Executor {
         pending
     }
 
-    /// Does `work` on the caller's own thread, which hangs where the file system does. It is not begun where
-    /// the file system hangs already, so that not all threads end there.
-    ///
-    /// # Errors
-    /// [`Unresponsive`].
-    pub fn lend<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> Result<T, Unresponsive> {
+    /// Runs `work` on the caller's own thread, which blocks if the file system hangs. While the file system hangs, no
+    /// work is started: callers' threads must not all block there.
+    pub fn run_here<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> Result<T, Unresponsive> {
         {
             let mut state = self.0.state();
-            let lent = state.calls.values().filter(|call| call.lane.is_none()).count();
-            let stops = lent >= LENT_MANY && state.stands_still_for(Instant::now()) >= LENT_STOP;
-            if stops || lent >= LENT_LIMIT || !self.admits(&mut state) {
+            let callers = state.calls.values().filter(|call| call.lane.is_none()).count();
+            let is_stalled = callers >= MANY_CALLER_THREADS && state.stalled_for(Instant::now()) >= SHORT_STALL;
+            if is_stalled || callers >= MAX_CALLER_THREADS || !self.admits(&mut state) {
                 return Err(Unresponsive);
             }
         }
-        Ok(self.lend_on(work))
+        Ok(self.run_here_started(work))
     }
 
-    /// The same for what has begun, and goes on whatever other calls meet.
-    pub fn lend_on<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        self.lend_for(Kind { patience: LENT, ..Kind::BULK }, work)
+    /// As [`Executor::run_here`], for work that has started before: it is never refused.
+    pub fn run_here_started<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
+        self.run_here_as(JobKind { stall_timeout: READ_STALL_TIMEOUT, ..JobKind::BULK }, work)
     }
 
-    /// The same for work of another kind, which waits for nothing.
-    pub fn lend_for<T>(&self, kind: Kind, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        let ticket = Arc::<Ticket>::default();
-        let number = self.0.state().begin(None, kind, Arc::clone(&ticket));
-        let _running = Running { shared: &self.0, number };
-        work(&Access(&ticket))
+    /// As [`Executor::run_here_started`], for work of another kind. Its key is not waited for.
+    pub fn run_here_as<T>(&self, kind: JobKind, work: impl FnOnce(&Access<'_>) -> T) -> T {
+        let status = Arc::<JobStatus>::default();
+        let number = self.0.state().start(None, kind, Arc::clone(&status));
+        let _running = RunningCall { shared: &self.0, number };
+        work(&Access(&status))
     }
 
-    /// Whether the file system `volume` is what was there before. Another one can only have been mounted there: where
-    /// nothing is mounted, the folder alone is left.
+    /// Whether `volume` is the file system that was there before, or a newly mounted one. If nothing is mounted, only
+    /// the folder is left.
     pub(super) fn recognizes(&self, volume: Option<[u8; 16]>, is_mounted_on: bool) -> bool {
         let mut known = self.0.volume.lock().unwrap_or_else(PoisonError::into_inner);
         let is_it = is_mounted_on || known.is_none_or(|known| known == volume);
@@ -288,29 +282,28 @@ impl Executor {
         is_it
     }
 
-    /// Whether the file system answers, as far as the calls that are under way tell. Nothing is asked of it.
+    /// Whether the file system responds, judging by the running calls. This makes no call itself.
     pub fn is_responsive(&self) -> bool {
-        !self.0.state().stands_still(Instant::now())
+        !self.0.state().is_stalled(Instant::now())
     }
 
-    /// Calls that are under way, those that hang included.
+    /// The number of running calls, including those that hang.
     pub fn calls(&self) -> usize {
         self.0.state().calls.len()
     }
 
-    /// Starts threads for what waits in a lane.
     fn start_threads(&self, state: &mut State, lane: Lane) {
         let now = Instant::now();
-        let is_taken = |call: &&Call| call.lane == Some(lane) && call.ticket.still_for(now) > TAKEN;
-        let taken = state.calls.values().filter(is_taken).count();
+        let is_stuck = |call: &&Call| call.lane == Some(lane) && call.status.stalled_for(now) > STUCK_AFTER;
+        let stuck = state.calls.values().filter(is_stuck).count();
         let threads = state.lane(lane);
-        while threads.queue.len() > threads.idle && threads.all < THREADS && threads.all < lane.limit() + taken {
+        while threads.queue.len() > threads.idle && threads.all < MAX_THREADS && threads.all < lane.limit() + stuck {
             let shared = Arc::clone(&self.0);
             let builder = thread::Builder::new().name("repository".to_owned()).stack_size(512 << 10);
-            match builder.spawn(move || work_in(&shared, lane)) {
-                // Counted as idle until it takes its first job.
+            match builder.spawn(move || run_jobs(&shared, lane)) {
+                // It counts as idle until it takes its first job.
                 Ok(_) => (threads.all, threads.idle) = (threads.all + 1, threads.idle + 1),
-                Err(error) => return tracing::error!(%error, "a thread of a repository cannot be started"),
+                Err(error) => return tracing::error!(%error, "cannot start a repository thread"),
             }
         }
     }
@@ -329,17 +322,17 @@ impl Shared {
     }
 }
 
-/// A call that is under way until this is dropped.
-struct Running<'a> {
+/// A running call, until this is dropped.
+struct RunningCall<'a> {
     shared: &'a Shared,
     number: u64,
 }
 
-impl Drop for Running<'_> {
+impl Drop for RunningCall<'_> {
     fn drop(&mut self) {
         let mut state = self.shared.state();
-        self.shared.ended(&mut state, self.number);
-        // What waits may wait for the key of this one.
+        self.shared.call_ended(&mut state, self.number);
+        // A queued job may wait for the key of this call.
         for lane in [Lane::Short, Lane::Bulk] {
             if !state.lane(lane).queue.is_empty() {
                 self.shared.lane(lane).notify_all();
@@ -348,12 +341,12 @@ impl Drop for Running<'_> {
     }
 }
 
-/// Does the jobs of a lane until there are none for a while.
-fn work_in(shared: &Shared, lane: Lane) {
+/// Runs jobs of a lane until the queue stays empty for a while.
+fn run_jobs(shared: &Shared, lane: Lane) {
     let mut state = shared.state();
     loop {
         let Some(job) = state.next_job(lane) else {
-            let waited = shared.lane(lane).wait_timeout(state, IDLE);
+            let waited = shared.lane(lane).wait_timeout(state, IDLE_TIMEOUT);
             let (woken, waited) = waited.unwrap_or_else(PoisonError::into_inner);
             state = woken;
             let threads = state.lane(lane);
@@ -364,16 +357,16 @@ fn work_in(shared: &Shared, lane: Lane) {
             continue;
         };
         state.lane(lane).idle -= 1;
-        if job.ticket.is_wanted() {
-            let number = state.begin(Some(lane), job.kind, Arc::clone(&job.ticket));
+        if job.status.is_wanted() {
+            let number = state.start(Some(lane), job.kind, Arc::clone(&job.status));
             drop(state);
-            let running = Running { shared, number };
+            let running = RunningCall { shared, number };
             job.run();
             drop(running);
             state = shared.state();
         } else {
-            // It holds open files, and closing one can hang. That it ends says nothing about the file system.
-            let number = state.begin(Some(lane), Kind { key: None, ..job.kind }, Arc::clone(&job.ticket));
+            // The job holds open files, and closing one can hang. Its end says nothing about the file system.
+            let number = state.start(Some(lane), JobKind { key: None, ..job.kind }, Arc::clone(&job.status));
             drop(state);
             drop(job);
             state = shared.state();

@@ -1,4 +1,4 @@
-//! From the path that a VM definition names to an open disk inside a repository.
+//! From a path in a VM definition to an open disk in a repository.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,63 +10,57 @@ use crate::model::{DiskSource, VolumeId};
 use crate::sys::folder::Folder;
 use crate::sys::volume;
 
-/// Why a path is not taken as a VM's disk.
+/// Why a path cannot be used as a VM's disk.
 #[derive(Debug, thiserror::Error)]
 pub enum PathError {
-    /// The path leads nowhere, or to what cannot be opened as a disk: a folder, a device, a link.
+    /// The path leads nowhere, or to a folder, a device or a link.
     #[error("cannot be opened: {0}")]
     Unreadable(#[from] io::Error),
-    /// It lies outside all repositories.
     #[error("lies outside of every repository")]
     Outside,
-    /// A path that is no text.
     #[error("has a name that is not UTF-8")]
     NotText,
-    /// No disk of a VM has its place there.
+    /// No VM has a disk there.
     #[error("{0}")]
     NoDisk(&'static str),
 }
 
-/// A path that a VM definition names, and where it lies. Nothing was looked at to find that out.
+/// A path of a VM definition, and the repository that it lies in. The file system was not accessed for it.
 #[derive(Clone, Debug)]
-pub struct Assigned {
-    /// The repository that it lies in.
+pub struct AssignedPath {
     pub repository: Repository,
-    /// The path below the repository: plain names alone.
+    /// The path below the repository, of plain names only.
     pub below: PathBuf,
-    /// The folders that the path leads into and out of again by `..`.
+    /// The folders that the path enters and leaves again by `..`.
     detours: Vec<PathBuf>,
 }
 
 /// A VM's disk, open for reading.
 #[derive(Debug)]
 pub struct LocatedDisk {
-    /// The repository that it lies in.
     pub repository: Repository,
-    /// Which disk it is.
     pub source: DiskSource,
-    /// The open disk.
     pub file: File,
-    /// The folder that it was opened in, and its name there.
-    pub place: (Folder, OsString),
-    /// Its path, for messages.
+    /// The folder of the disk, and its name there.
+    pub location: (Folder, OsString),
+    /// Only for messages.
     pub path: PathBuf,
-    /// Its size when it was opened, bytes.
+    /// Bytes, when it was opened.
     pub size: u64,
-    /// The file system that it lies on.
+    /// The file system of the disk.
     pub volume: Option<VolumeId>,
 }
 
-/// The repository that a VM definition's `path` lies in; of repositories inside one another, the innermost.
+/// The repository of a path in a VM definition. If repositories are nested, the innermost.
 ///
-/// The path alone decides: no file system is asked, so that none that hangs can hold this up.
+/// Only the text of the path decides. No file system is accessed, so none that hangs can block this.
 ///
 /// # Errors
-/// [`PathError::Outside`], also where `..` leads out of the repository.
+/// [`PathError::Outside`], also if `..` leads out of the repository.
 pub fn assign<'a>(
     repositories: impl IntoIterator<Item = &'a Repository, IntoIter: Clone>,
     path: &Path,
-) -> Result<Assigned, PathError> {
+) -> Result<AssignedPath, PathError> {
     let repositories = repositories.into_iter();
     let mut outer = below_any(repositories.clone(), path).filter_map(|(_, root, below)| {
         let (below, detours) = without_detours(below)?;
@@ -76,14 +70,14 @@ pub fn assign<'a>(
     let (path, detours) = outer.next().ok_or(PathError::Outside)?;
     let innermost = below_any(repositories, &path).min_by_key(|(.., below)| below.components().count());
     let (repository, root, below) = innermost.ok_or(PathError::Outside)?;
-    // A detour that leads through another repository is not followed either.
+    // A detour through another repository is refused, too.
     let detours = detours.iter().map(|detour| detour.strip_prefix(root).map(Path::to_path_buf));
     let detours = detours.collect::<Result<_, _>>().map_err(|_| PathError::Outside)?;
-    Ok(Assigned { repository: repository.clone(), below: below.to_path_buf(), detours })
+    Ok(AssignedPath { repository: repository.clone(), below: below.to_path_buf(), detours })
 }
 
-/// The repositories that `path` lies below as it is spelled: each with that spelling of its folder, and the
-/// rest of the path, which is not empty.
+/// The repositories that contain `path` by its text. Each comes with the matching path of its folder, and the rest of
+/// `path`, which is not empty.
 fn below_any<'a, 'p>(
     repositories: impl Iterator<Item = &'a Repository>,
     path: &'p Path,
@@ -96,8 +90,7 @@ fn below_any<'a, 'p>(
     })
 }
 
-/// The relative path without `..`, and the folders that it leads into and out of again; nothing where it
-/// leads out altogether.
+/// The relative path without `..`, and the folders that it enters and leaves again. `None` if it leaves the repository.
 fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     let (mut plain, mut detours) = (PathBuf::new(), Vec::new());
     for component in path.components() {
@@ -116,18 +109,15 @@ fn without_detours(path: &Path) -> Option<(PathBuf, Vec<PathBuf>)> {
     (!plain.as_os_str().is_empty()).then_some((plain, detours))
 }
 
-/// Opens a VM's disk in the repository whose folder is `root`.
+/// Opens a VM's disk in the repository with the folder `root`.
 ///
-/// The definition is a file that a guest's administrator may influence. So no link is followed below the
-/// repository, and what is not a regular file is not opened.
-///
-/// # Errors
-/// [`PathError`] with the reason.
-pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError> {
-    let Assigned { repository, below, detours } = assigned;
-    must_be_a_disks_place(below)?;
-    // `x/..` is nothing only where x is a folder: behind a link it leads elsewhere, and the guest's disk
-    // would be another one than ours.
+/// A guest's administrator may influence the definition. Below the repository, therefore, no links are followed, and
+/// only regular files are opened.
+pub fn open(root: &Folder, assigned: &AssignedPath) -> Result<LocatedDisk, PathError> {
+    let AssignedPath { repository, below, detours } = assigned;
+    check_disk_location(below)?;
+    // `x/..` has no effect only if x is a folder. If x is a link, the path leads elsewhere, and the guest's disk is
+    // another file.
     for detour in detours {
         root.folder(detour)?;
     }
@@ -141,23 +131,23 @@ pub fn open(root: &Folder, assigned: &Assigned) -> Result<LocatedDisk, PathError
         repository: repository.clone(),
         source: DiskSource { repository: repository.id().clone(), path: text },
         file,
-        place: (folder, name.to_owned()),
+        location: (folder, name.to_owned()),
         path: repository.mount_point().join(below),
         size,
         volume,
     })
 }
 
-/// Refuses what a repository has besides the VMs' disks: what others' snapshots and definitions are in.
-fn must_be_a_disks_place(below: &Path) -> Result<(), PathError> {
+/// Refuses what a repository holds besides VM disks: snapshots and definitions.
+fn check_disk_location(below: &Path) -> Result<(), PathError> {
     let first = below.iter().next().unwrap_or_default();
-    // At any depth: another repository may lie in this one, and not be known.
+    // At any depth: an unknown repository may lie in this one.
     if below.iter().any(|name| name == SNAPSHOTS) {
         Err(PathError::NoDisk("is in a folder of snapshots, where no VM has a disk"))
     } else if first.as_encoded_bytes().starts_with(b".") {
         Err(PathError::NoDisk("is hidden at the top of the repository, where no VM has a disk"))
     } else if below.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("cfg")) {
-        Err(PathError::NoDisk("is a definition, and no disk"))
+        Err(PathError::NoDisk("is a definition, not a disk"))
     } else {
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! `.manifest.json` in each snapshot folder: enough to rebuild the database's entry from.
+//! `.manifest.json` in each snapshot folder: enough to rebuild the snapshot's database record.
 //!
-//! Version 1. Every repository that a snapshot touches gets the whole of it. Times are RFC 3339
-//! texts with nanoseconds, as numbers of that size do not survive every JSON reader. Fields can be
-//! added: who does not know them passes over them, and what lacks them is as before there were any.
+//! Version 1. Each repository with files of the snapshot gets the whole manifest. Times are RFC 3339 texts with
+//! nanoseconds, because not every JSON reader keeps numbers of that size. Fields can be added later: older programs
+//! ignore them, and a missing field has a default.
 
 use std::io;
 use std::path::{Component, Path};
@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::checksum::Digest;
 use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId};
 
-/// Name of the file. A disk's name never starts with a dot, so the two cannot meet.
+/// A disk's name never starts with a dot, so this name is free.
 pub const FILE_NAME: &str = ".manifest.json";
 
 const VERSION: u32 = 1;
@@ -20,21 +20,18 @@ const VERSION: u32 = 1;
 /// Why a manifest cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ManifestError {
-    /// It is not JSON of the shape. What stands there is not repeated: anybody may have put the file there.
+    /// The error repeats nothing of the file: anyone may have put it there.
     #[error("not a manifest: line {line}, column {column}: {expected}")]
     Json {
-        /// Where, counted from 1.
+        /// Counted from 1.
         line: usize,
         /// The byte in that line, counted from 1.
         column: usize,
-        /// What was expected.
         expected: &'static str,
     },
-    /// It is of a version that this program does not know.
     #[error("version {0}, made by a newer program")]
     Newer(u32),
-    /// A field does not hold what it should.
-    #[error("{0} is not what it should be")]
+    #[error("{0} is invalid")]
     Field(&'static str),
 }
 
@@ -57,7 +54,7 @@ struct Manifest {
     sequence: u64,
     created_at: jiff::Timestamp,
     created_by: String,
-    /// Which service wrote it: see [`maker`].
+    /// The service that wrote it: see [`maker`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     exporter: Option<String>,
     disks: Vec<ManifestDisk>,
@@ -83,10 +80,10 @@ struct ManifestDisk {
     changed_at: jiff::Timestamp,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     modified_at: Option<jiff::Timestamp>,
-    /// Of the file system, hexadecimal.
+    /// The id of the file system, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     volume: Option<String>,
-    /// BLAKE3 over the map of extents, hexadecimal.
+    /// BLAKE3 of the extent map, hexadecimal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     map_digest: Option<String>,
 }
@@ -110,10 +107,10 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
     Ok(VolumeId(number.to_be_bytes()))
 }
 
-/// The manifest of `snapshot`, written by the service that calls itself `exporter`.
+/// The manifest of `snapshot`, written by the service with the id `exporter`.
 ///
 /// # Errors
-/// Never, as long as no key of a map in it is anything but text.
+/// None: all map keys are texts.
 pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
@@ -159,10 +156,7 @@ pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
     Ok(text)
 }
 
-/// Which service wrote a manifest; nothing where it does not say so.
-///
-/// # Errors
-/// [`ManifestError`].
+/// The id of the service that wrote a manifest. `None` if the manifest does not name it.
 pub fn maker(text: &[u8]) -> Result<Option<String>, ManifestError> {
     #[derive(Deserialize)]
     struct Maker {
@@ -172,16 +166,13 @@ pub fn maker(text: &[u8]) -> Result<Option<String>, ManifestError> {
     Ok(exporter)
 }
 
-/// Whether a path stays below its repository: it is shown to clients, and handed to hooks.
+/// Whether a path stays below its repository. It is shown to clients and passed to hooks.
 fn is_below(path: &str) -> bool {
     let mut components = Path::new(path).components();
     !path.is_empty() && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
-/// The snapshot that a manifest tells of.
-///
-/// # Errors
-/// [`ManifestError`].
+/// The snapshot that a manifest describes.
 pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
     #[derive(Deserialize)]
     struct Version {
@@ -237,7 +228,7 @@ mod tests {
     use crate::model::{Consistency, HookKind, HookOutcome, HookStage, SnapshotId};
 
     #[test]
-    fn what_is_written_is_read() {
+    fn a_manifest_survives_encoding() {
         let snapshot = Snapshot {
             id: SnapshotId::from_u128(0x1234),
             vm: "0004fb00000600000000000000000001".parse().unwrap(),
@@ -285,13 +276,13 @@ mod tests {
         for text in
             [r#"{"version": "secret"}"#, r#"{"version": 1, "secret": 7, "vm_id": ["secret"]}"#, "secret", "\"secret"]
         {
-            let told = decode(text.as_bytes()).unwrap_err().to_string();
-            assert!(told.starts_with("not a manifest: line 1, column ") && !told.contains("secret"), "{told}");
+            let message = decode(text.as_bytes()).unwrap_err().to_string();
+            assert!(message.starts_with("not a manifest: line 1, column ") && !message.contains("secret"), "{message}");
         }
     }
 
     #[test]
-    fn a_manifest_from_before_there_were_hooks_is_read() {
+    fn a_manifest_without_hooks_is_read() {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;

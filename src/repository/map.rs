@@ -1,9 +1,9 @@
-//! Maps of snapshots' files, read when they are asked for and never from memory.
+//! Extent maps of snapshots' files. They are read when they are needed, and never stored.
 //!
-//! A map that was stored goes stale: a defragmenter moves blocks, a freed address is given to
-//! somebody else, and "same address" would no longer mean "same bytes".
+//! A stored map goes stale: a defragmenter moves blocks, freed addresses are reused, and equal addresses no longer mean
+//! equal bytes.
 //!
-//! They are read piece by piece, so that memory does not grow with the extents.
+//! A map is read window by window, so memory does not grow with the number of extents.
 
 use std::fs::File;
 use std::io;
@@ -14,52 +14,48 @@ use super::disk_file::{DiskFile, OpenError};
 use crate::model::{Backing, ByteRange, Extent, ExtentMap, PhysAddr};
 use crate::sys::{fiemap, fsinfo, sparse};
 
-/// Why a map cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
-    /// The file system's own error.
-    #[error("reading the map of extents failed: {0}")]
+    #[error("reading the extent map failed: {0}")]
     Io(#[from] io::Error),
-    /// The answers of FIEMAP contradict themselves.
-    #[error("the file system's map of extents makes no sense: {0}")]
-    Nonsense(String),
+    /// The answers of FIEMAP contradict each other.
+    #[error("the file system's extent map contradicts itself: {0}")]
+    Inconsistent(String),
     /// The file is not the snapshot's, or no longer.
     #[error(transparent)]
     File(#[from] OpenError),
 }
 
-/// How often a map is read anew where it moves under our hands.
-pub(super) const ATTEMPTS: usize = 4;
+/// How often a window is read if blocks move meanwhile.
+pub(super) const MAX_READS: usize = 4;
 
-/// What is asked of a file to make its map.
+/// The calls that make a file's map.
 pub(super) trait ExtentSource {
-    /// Adds to `page` the next extents that reach past `start`.
+    /// Appends the next extents that reach past `start`.
     fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()>;
-    /// [`sparse::next_data`].
+    /// See [`sparse::next_data`].
     fn next_data(&self, from: u64) -> io::Result<Option<u64>>;
-    /// [`sparse::next_hole`].
+    /// See [`sparse::next_hole`].
     fn next_hole(&self, from: u64) -> io::Result<Option<u64>>;
-    /// Whether FIEMAP and `SEEK_DATA` are known to answer from one and the same place, so that only
-    /// the end of a map has to be checked.
-    fn holes_are_sure(&self) -> bool;
-    /// Checks that the file is still the one that was opened.
+    /// Whether FIEMAP and `SEEK_DATA` are known to use the same source. Then only the end of the map has to be checked.
+    fn holes_are_reliable(&self) -> bool;
+    /// Checks that the file has not changed since it was opened.
     fn verify(&self) -> Result<(), OpenError>;
 }
 
 /// A part of a file's map.
 #[derive(Clone, Debug)]
 pub(super) struct MapWindow {
-    /// What stands from where it was asked for to `end`, and perhaps further.
+    /// Complete from the offset of the request to `end`.
     pub map: ExtentMap,
-    /// Up to where the map is known.
     pub end: u64,
-    /// Data that FIEMAP did not list, and `SEEK_DATA` did.
+    /// Data that `SEEK_DATA` found and FIEMAP did not list.
     unverified: Vec<ByteRange>,
 }
 
 impl MapWindow {
-    /// Bytes of data in `window` that FIEMAP did not list.
-    pub(super) fn unlisted_in(&self, window: ByteRange) -> u64 {
+    /// Bytes of data in `range` that FIEMAP did not list.
+    pub(super) fn unverified_in(&self, window: ByteRange) -> u64 {
         let within = |range: &ByteRange| {
             let start = range.start().max(window.start());
             range.end().min(window.end()).saturating_sub(start)
@@ -89,59 +85,60 @@ impl<S: ExtentSource> MapWindows<S> {
         Self { source, size, page: Vec::new(), boundary: 0 }
     }
 
-    /// The map from `start`, which is within the size, up to where one page of answers goes.
+    /// The map from `start`, which must be within the size, to the end of one page of extents.
     ///
-    /// What FIEMAP calls a hole is checked against `SEEK_DATA`: data there is taken as
-    /// [`Backing::Opaque`], which is never "unchanged".
-    pub(super) fn from(&mut self, start: u64) -> Result<MapWindow, MapError> {
-        // Blocks that are moved between two answers make no sense together.
-        for _ in 1..ATTEMPTS {
-            match self.read_from(start) {
-                Err(MapError::Nonsense(problem)) => tracing::warn!(problem, "a map that makes no sense is read again"),
+    /// Holes are checked with `SEEK_DATA`. Data that it finds there becomes [`Backing::Opaque`], which never counts as
+    /// unchanged.
+    pub(super) fn read_from(&mut self, start: u64) -> Result<MapWindow, MapError> {
+        // Answers contradict each other if blocks moved between them.
+        for _ in 1..MAX_READS {
+            match self.read_once(start) {
+                Err(MapError::Inconsistent(problem)) => {
+                    tracing::warn!(problem, "the extent map contradicts itself; reading it again")
+                }
                 read => return read,
             }
         }
-        self.read_from(start)
+        self.read_once(start)
     }
 
-    /// Size of the file, bytes.
     pub(super) fn size(&self) -> u64 {
         self.size
     }
 
-    /// Checks that the file is still the one that was opened.
+    /// Checks that the file has not changed since it was opened.
     pub(super) fn verify(&self) -> Result<(), MapError> {
         Ok(self.source.verify()?)
     }
 
-    fn read_from(&mut self, start: u64) -> Result<MapWindow, MapError> {
+    fn read_once(&mut self, start: u64) -> Result<MapWindow, MapError> {
         let mut page = std::mem::take(&mut self.page);
         page.clear();
         self.source.page(start, &mut page)?;
-        let piece = self.put_together(start, &page);
+        let window = self.assemble(start, &page);
         self.page = page;
-        piece
+        window
     }
 
-    fn put_together(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<MapWindow, MapError> {
+    fn assemble(&mut self, start: u64, page: &[fiemap::RawExtent]) -> Result<MapWindow, MapError> {
         let mut extents = Vec::with_capacity(page.len());
         let (mut covered, mut unverified, mut last_seen) = (start, Vec::new(), page.is_empty());
         for raw in page {
             if last_seen {
-                return Err(MapError::Nonsense(format!("an extent at {} after the last one", raw.logical)));
+                return Err(MapError::Inconsistent(format!("an extent at {} after the last one", raw.logical)));
             }
             let end = raw.logical.checked_add(raw.length);
             let Some(range) = end.and_then(|end| ByteRange::new(raw.logical, end)) else {
-                return Err(MapError::Nonsense(format!("{} bytes at {}", raw.length, raw.logical)));
+                return Err(MapError::Inconsistent(format!("{} bytes at {}", raw.length, raw.logical)));
             };
-            // The first one may have begun before what was asked for, unless an extent ended there.
+            // The first extent may begin before `start`, unless the last page ended there.
             let may_be_cut = extents.is_empty() && start != self.boundary && range.end() > start;
             if range.start() < covered && !may_be_cut {
-                let text = format!("an extent at {} inside of one that ends at {covered}", range.start());
-                return Err(MapError::Nonsense(text));
+                let text = format!("an extent at {} inside one that ends at {covered}", range.start());
+                return Err(MapError::Inconsistent(text));
             }
-            if !self.source.holes_are_sure() {
-                self.find_unlisted(covered, range.start().min(self.size), &mut unverified, &mut extents)?;
+            if !self.source.holes_are_reliable() {
+                self.add_unlisted_data(covered, range.start().min(self.size), &mut unverified, &mut extents)?;
             }
             let skipped = start.saturating_sub(range.start());
             let rest = ByteRange::new(range.start() + skipped, range.end());
@@ -151,15 +148,16 @@ impl<S: ExtentSource> MapWindows<S> {
         }
         self.boundary = covered;
         if last_seen {
-            self.find_unlisted(covered, self.size, &mut unverified, &mut extents)?;
+            self.add_unlisted_data(covered, self.size, &mut unverified, &mut extents)?;
             covered = self.size;
         }
-        let map = ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Nonsense(disorder.to_string()))?;
+        let map =
+            ExtentMap::new(self.size, extents).map_err(|disorder| MapError::Inconsistent(disorder.to_string()))?;
         Ok(MapWindow { map, end: covered.min(self.size), unverified })
     }
 
-    /// Adds the data that `SEEK_DATA` knows of between `from` and `to`, where FIEMAP knows of none.
-    fn find_unlisted(
+    /// Adds data that `SEEK_DATA` finds between `from` and `to`, where FIEMAP listed none.
+    fn add_unlisted_data(
         &self,
         from: u64,
         to: u64,
@@ -170,7 +168,7 @@ impl<S: ExtentSource> MapWindows<S> {
         while at < to {
             let Some(start) = self.source.next_data(at)?.filter(|start| *start < to) else { break };
             let end = self.source.next_hole(start)?.unwrap_or(to).clamp(start + 1, to);
-            tracing::warn!(start, end, "data that FIEMAP does not list: taken as changed");
+            tracing::warn!(start, end, "FIEMAP does not list this data; treating it as changed");
             let range = ByteRange::new(start, end);
             unverified.extend(range);
             extents.extend(range.map(|range| Extent { range, backing: Backing::Opaque }));
@@ -180,39 +178,38 @@ impl<S: ExtentSource> MapWindows<S> {
     }
 }
 
-/// Extents that are asked for at once where a map is read in one request, at most: 14 MiB of room.
-const WHOLE: u32 = 1 << 18;
+/// The most extents that are read in one request: a buffer of 14 MiB.
+const MAX_WHOLE_MAP: u32 = 1 << 18;
 
-/// A snapshot's file as a source of its map.
+/// A snapshot's file as the source of its map.
 pub(super) struct FileSource {
     file: Arc<DiskFile>,
     reader: fiemap::Reader,
-    /// Whether every request is for the whole map. Older OCFS2 can lose extents where a request
-    /// starts above 0. Where a map is larger than [`WHOLE`], what is lost is found by `SEEK_DATA`.
+    /// Whether each request reads the whole map. See [`reader_capacity`].
     whole: bool,
-    holes_are_sure: bool,
+    holes_are_reliable: bool,
 }
 
 impl FileSource {
     fn new(file: Arc<DiskFile>) -> io::Result<Self> {
         let file_system = fsinfo::name_of(file.file())?;
-        let (room, whole) = room(file.file())?;
-        let holes_are_sure = file_system == "xfs";
-        Ok(Self { file, reader: fiemap::Reader::new(room), whole, holes_are_sure })
+        let (capacity, whole) = reader_capacity(file.file())?;
+        let holes_are_reliable = file_system == "xfs";
+        Ok(Self { file, reader: fiemap::Reader::new(capacity), whole, holes_are_reliable })
     }
 }
 
-/// Extents to ask for at a time, and whether each request is to be for the whole map.
+/// How many extents to read at a time, and whether each request must read the whole map.
 ///
-/// Older OCFS2 can lose extents where a request starts above 0, so there the whole map is asked for at
-/// once, up to [`WHOLE`].
-pub(super) fn room(file: &File) -> io::Result<(u32, bool)> {
+/// Older OCFS2 can lose extents in a request that starts above 0. There each request reads the whole map, up to
+/// [`MAX_WHOLE_MAP`] extents. In larger maps `SEEK_DATA` finds what is lost.
+pub(super) fn reader_capacity(file: &File) -> io::Result<(u32, bool)> {
     if fsinfo::name_of(file)? != "ocfs2" {
-        return Ok((fiemap::PAGE, false));
+        return Ok((fiemap::EXTENTS_PER_CALL, false));
     }
-    // One more, as a sign that there were no more.
+    // One more, which stays free: a sign that the answer is complete.
     let count = fiemap::Reader::count(file.as_fd())?.saturating_add(1);
-    Ok((count.clamp(fiemap::PAGE, WHOLE), count <= WHOLE))
+    Ok((count.clamp(fiemap::EXTENTS_PER_CALL, MAX_WHOLE_MAP), count <= MAX_WHOLE_MAP))
 }
 
 impl ExtentSource for FileSource {
@@ -232,8 +229,8 @@ impl ExtentSource for FileSource {
         sparse::next_hole(self.file.file(), from)
     }
 
-    fn holes_are_sure(&self) -> bool {
-        self.holes_are_sure
+    fn holes_are_reliable(&self) -> bool {
+        self.holes_are_reliable
     }
 
     fn verify(&self) -> Result<(), OpenError> {
@@ -241,17 +238,17 @@ impl ExtentSource for FileSource {
     }
 }
 
-/// The flags under which an address still stands for its content. Any other, also one that a later
-/// kernel invents, says compressed, inline, not yet placed, or something that we do not know.
-pub(super) const TRUSTED: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
+/// The flags with which an address still identifies content. All others, also those of later kernels, may mean
+/// compressed, inline, or not yet placed.
+pub(super) const TRUSTED_FLAGS: u32 = fiemap::LAST | fiemap::UNWRITTEN | fiemap::MERGED | fiemap::SHARED;
 
 fn backing(raw: &fiemap::RawExtent) -> Backing {
-    if raw.flags & !TRUSTED != 0 {
+    if raw.flags & !TRUSTED_FLAGS != 0 {
         Backing::Opaque
     } else if raw.flags & fiemap::UNWRITTEN != 0 {
         Backing::Zero
     } else if raw.physical == 0 || raw.physical.checked_add(raw.length).is_none() {
-        // Where no data can be; some file systems say 0 of what has no address.
+        // Some file systems report address 0 for data without an address.
         Backing::Opaque
     } else {
         Backing::Stored(PhysAddr(raw.physical))

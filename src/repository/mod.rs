@@ -1,6 +1,6 @@
-//! Every path below a repository: which disk is where, and the snapshots' files.
+//! Repositories: where disks and snapshots are, and all access to their files.
 //!
-//! A repository is a mounted file system with the folders of Oracle VM. Snapshots lie at
+//! A repository is a mounted file system with the folders of Oracle VM. The file of a snapshot's disk is
 //! `<repository>/CoriolisSnapshots/<snapshot id>/<disk name>`.
 
 pub mod changes;
@@ -30,13 +30,13 @@ use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
 use crate::sys::volume;
-use executor::{Access, Kind, Pending};
+use executor::{Access, JobKind, Pending};
 
 pub use changes::{Changes, CompareError};
 pub use clone_support::{CloneSupport, Unclonable};
 pub use disk_file::{DiskFile, OpenError, Run};
 pub use executor::{Executor, Unresponsive};
-pub use locate::{Assigned, LocatedDisk, PathError, assign};
+pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
 pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
@@ -44,69 +44,64 @@ pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
 
-/// The folder in it that the services of a pool share, and where they keep their locks.
+/// The folder in it for what the services of a pool share: their locks.
 const POOL: &str = ".pool";
 
-/// A repository: a folder on a mounted file system.
 #[derive(Clone, Debug)]
 pub struct Repository {
     id: RepositoryId,
     mount_point: PathBuf,
     executor: Executor,
-    /// The mount point with every link followed, once it is known.
+    /// The mount point without links, once it is known.
     resolved: Arc<OnceLock<PathBuf>>,
 }
 
-/// What a repository lies on.
+/// The file system that is mounted at a repository.
 #[derive(Debug)]
 pub struct Mounted {
-    /// Name of the file system, such as `ocfs2`.
+    /// As mount(8) spells it, such as `ocfs2`.
     pub file_system: String,
-    /// How full it is.
     pub space: Space,
 }
 
-/// Why a repository is not there.
+/// Why a repository cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum Unavailable {
-    /// The folder cannot be opened.
     #[error("is not there: {0}; is it mounted?")]
     Unreadable(#[from] io::Error),
-    /// It is no folder.
     #[error("is not a folder")]
     NotAFolder,
-    /// Nothing is in it, and nothing mounted on it.
+    /// It has no entries, and nothing is mounted on it.
     #[error("is empty: nothing is mounted there")]
     Empty,
-    /// Something is in it, but not what was there: its file system was unmounted.
+    /// It has entries, but it is on another file system than before.
     #[error(
-        "is not mounted: its folder lies on another file system than before; mount it, or restart the service if it \
+        "is not mounted: its folder is on another file system than before; mount it, or restart the service if it \
          was moved"
     )]
     Unmounted,
-    /// It hangs.
     #[error(transparent)]
     Unresponsive(#[from] Unresponsive),
-    /// The service does not know it (any more).
+    /// The service does not know it, or no longer.
     #[error("is not in the list of repositories any more")]
     NotListed,
 }
 
 impl Unavailable {
-    /// What an error says of the repository itself, where it is about that.
+    /// The reason, if `error` is about the repository itself.
     pub fn of(error: &io::Error) -> Option<&Self> {
         error.get_ref()?.downcast_ref::<Self>()
     }
 }
 
 impl From<Unavailable> for io::Error {
-    fn from(absent: Unavailable) -> Self {
-        Self::new(io::ErrorKind::TimedOut, absent)
+    fn from(unavailable: Unavailable) -> Self {
+        Self::new(io::ErrorKind::TimedOut, unavailable)
     }
 }
 
 impl Repository {
-    /// The repository `id` at `mount_point`. It need not be mounted at the moment.
+    /// A repository need not be mounted when it is created here.
     pub fn new(id: RepositoryId, mount_point: PathBuf) -> Self {
         // Definitions may name the folder by either path.
         let resolved = folder::resolve(&mount_point).map(OnceLock::from).unwrap_or_default();
@@ -114,47 +109,42 @@ impl Repository {
         Self { id, mount_point, executor, resolved: Arc::new(resolved) }
     }
 
-    /// What does its file work.
+    /// The threads that access its files.
     pub fn executor(&self) -> &Executor {
         &self.executor
     }
 
-    /// Its id.
     pub fn id(&self) -> &RepositoryId {
         &self.id
     }
 
-    /// Where it is mounted.
     pub fn mount_point(&self) -> &Path {
         &self.mount_point
     }
 
-    /// Does `work` below its folder, in its executor.
+    /// Runs `work` with its folder, on a thread of its executor.
     ///
     /// # Errors
-    /// Those of `work`; [`Unavailable`], as the error's own cause, where the repository is not there or hangs.
+    /// Those of `work`; an error with [`Unavailable`] as its source if the repository cannot be used.
     pub fn run<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
     ) -> io::Result<T> {
         self.submit(kind, work).wait().map_err(Unavailable::from)?
     }
 
-    /// Queues `work` below its folder; see [`Repository::run`].
+    /// Queues `work`; see [`Repository::run`].
     pub fn submit<T: Send + 'static>(
         &self,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>, &Folder) -> io::Result<T> + Send + 'static,
     ) -> Pending<io::Result<T>> {
         let repository = self.clone();
         self.executor.submit(kind, move |access| work(access, &repository.open(access)?))
     }
 
-    /// Opens its folder, through which all else in it is reached.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
+    /// Opens its folder. Everything else in the repository is reached through it.
     pub fn open(&self, _: &Access<'_>) -> Result<Folder, Unavailable> {
         let root = Folder::open(&self.mount_point).map_err(|error| match error.kind() {
             io::ErrorKind::NotADirectory => Unavailable::NotAFolder,
@@ -168,19 +158,16 @@ impl Repository {
         Ok(root)
     }
 
-    /// Where it is mounted with every link followed, as far as that is known.
+    /// Its mount point without links, as far as that is known.
     pub fn resolved(&self) -> &Path {
         self.resolved.get().unwrap_or(&self.mount_point)
     }
 
-    /// The repository that it only seems to be, where its folder is one in a repository: one above it has folders of
-    /// disks or definitions, and it has none.
-    ///
-    /// # Errors
-    /// As [`Repository::run`].
-    pub fn real_folder(&self) -> io::Result<Option<PathBuf>> {
+    /// The repository that contains this one's folder: a folder above has the folders of Oracle VM, and this one has
+    /// none.
+    pub fn enclosing_repository(&self) -> io::Result<Option<PathBuf>> {
         let is_one = |folder: &Folder| CONTENT.iter().any(|name| folder.folder(name).is_ok());
-        self.run(Kind::SHORT, move |_, root| {
+        self.run(JobKind::SHORT, move |_, root| {
             if is_one(root) {
                 return Ok(None);
             }
@@ -190,12 +177,12 @@ impl Repository {
         })
     }
 
-    /// Whether its path has the name of a folder that a repository has.
+    /// Whether its path contains the name of one of Oracle VM's folders.
     pub fn is_named_as_content(&self) -> bool {
         self.spellings().flat_map(Path::iter).any(|part| CONTENT.iter().any(|name| part == *name))
     }
 
-    /// Whether its folder lies below that of `other`.
+    /// Whether its folder is below that of `other`.
     pub fn is_below(&self, other: &Self) -> bool {
         let is_below = |inner: &Path| other.spellings().any(|outer| inner != outer && inner.starts_with(outer));
         self.resolved() != other.resolved() && self.spellings().any(is_below)
@@ -206,33 +193,27 @@ impl Repository {
         [self.mount_point(), self.resolved()].into_iter()
     }
 
-    /// The path of a snapshot's file: for documents and messages, and for nothing else.
+    /// The path of a snapshot's file, only for documents and messages.
     pub fn snapshot_path(&self, id: SnapshotId, disk: &DiskName) -> PathBuf {
         self.mount_point.join(SNAPSHOTS).join(id.to_string()).join(disk.as_str())
     }
 
-    /// What is mounted there.
-    ///
-    /// # Errors
-    /// [`Unavailable`] where nothing is.
+    /// The file system that is mounted there.
     pub fn mounted(&self) -> Result<Mounted, Unavailable> {
-        self.ask_mounted().wait()?
+        self.submit_mounted().wait()?
     }
 
-    /// Begins to ask what is mounted there.
-    pub fn ask_mounted(&self) -> Pending<Result<Mounted, Unavailable>> {
+    /// Queues a check of what is mounted there.
+    pub fn submit_mounted(&self) -> Pending<Result<Mounted, Unavailable>> {
         let repository = self.clone();
-        self.executor.submit(Kind::SHORT, move |access| repository.mounted_now(access))
+        self.executor.submit(JobKind::SHORT, move |access| repository.mounted_now(access))
     }
 
-    /// The same, of whoever has access already.
-    ///
-    /// # Errors
-    /// [`Unavailable`].
+    /// As [`Repository::mounted`], for callers that already have access.
     pub fn mounted_now(&self, access: &Access<'_>) -> Result<Mounted, Unavailable> {
         let root = self.open(access)?;
-        // What a mount point is like when nothing is mounted. A folder with something in it may be
-        // a repository all the same: several can share one file system.
+        // An empty folder that is not a mount point means that nothing is mounted. One with entries may be a
+        // repository: several can share a file system.
         let is_mounted_on = root.outer_device()? != root.metadata()?.dev();
         if !is_mounted_on && root.is_empty()? {
             return Err(Unavailable::Empty);

@@ -1,8 +1,7 @@
-//! Candidates turned into what really changed: within them both files are read, and blocks of the
-//! same bytes are left out.
+//! Refines changes by content: reads both files where the maps differ, and drops blocks with the same bytes.
 //!
-//! On OCFS2 a write of 4 KiB copies about 1 MiB, so that maps alone list far too much. Reading is
-//! cheaper than sending. What cannot be read stays listed as it was.
+//! On OCFS2 a write of 4 KiB copies about 1 MiB, so the maps list far too much. Reading costs less than sending. A
+//! range that cannot be read stays listed.
 
 use std::collections::VecDeque;
 use std::io;
@@ -12,74 +11,100 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::changes::{CompareError, IsWanted};
 use super::disk_file::DiskFile;
-use super::executor::{Access, Interrupted, Kind, Pending};
+use super::executor::{Access, Interrupted, JobKind, Pending};
 use crate::model::chunk::append_run;
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
-/// Bytes that are read of each file at a time; a multiple of every block size.
-const WINDOW: u64 = 1 << 20;
+/// Bytes of each file that are read at a time: a multiple of every block size.
+const WINDOW_BYTES: u64 = 1 << 20;
 
-/// Windows of one comparison that are on their way.
-const AHEAD: usize = 8;
+/// Windows of one comparison that are queued or running.
+const MAX_PENDING_WINDOWS: usize = 8;
 
-/// Where a block's bytes were before.
+/// The base's contents, to compare with.
 #[derive(Clone, Debug)]
 pub enum BaseContents {
-    /// In this file; past its end there are zeros.
+    /// Past its end a file reads as zeros.
     File(Arc<DiskFile>),
-    /// Nobody knows: every block is listed, and those of zeros as such.
+    /// Unknown contents: every block is listed, blocks of zeros as zeros.
     Unknown,
 }
 
-/// Refined changes, in the order of the candidates. The files are read on the repository's threads.
+/// Refined changes, in the order of the candidates. Files are read on the repository's threads.
 pub struct Refined<C> {
     candidates: C,
     comparer: Arc<Comparer>,
-    /// What is left of the candidate at hand.
+    /// What is left of the current candidate.
     rest: Option<Chunk>,
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
     failed: Option<CompareError>,
+    /// Bytes of the data candidates so far.
+    candidate_bytes: u64,
     is_done: bool,
     is_wanted: IsWanted,
 }
 
-/// What comes next, in order.
+/// The next results, in order.
 enum Waiting {
-    /// Nothing to read: zeros.
+    /// A candidate of zeros: there is nothing to read.
     Known(Chunk),
-    /// A window that is compared.
+    /// A window that is being compared.
     Window(Pending<Vec<Chunk>>),
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
-    /// Refines `candidates`, the changes from `held` to `target`, to blocks of `block` bytes, which
-    /// is a power of two and not more than 1 MiB, while they are wanted.
+    /// Refines `candidates`, the changes from `base` to `target`, to blocks of `block` bytes. The block size must be a
+    /// power of two, and at most 1 MiB.
     pub fn new(
         candidates: C,
-        held: BaseContents,
+        base: BaseContents,
         target: Arc<DiskFile>,
         block: NonZero<u64>,
         is_wanted: IsWanted,
     ) -> Self {
-        let (incomplete, buffers) = (Arc::default(), Mutex::default());
-        let comparer = Arc::new(Comparer { held, target, block: block.get(), incomplete, buffers });
+        let (incomplete, buffers) = (AtomicBool::default(), Mutex::default());
+        let comparer = Arc::new(Comparer { base, target, block: block.get(), incomplete, buffers });
         let (waiting, ready) = (VecDeque::new(), VecDeque::new());
-        Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
+        Self {
+            candidates,
+            comparer,
+            rest: None,
+            waiting,
+            ready,
+            failed: None,
+            candidate_bytes: 0,
+            is_done: false,
+            is_wanted,
+        }
     }
 
-    /// Set where something could not be read, and is listed for that.
-    pub fn incomplete(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.comparer.incomplete)
+    /// Whether a range could not be read, and was listed for that reason.
+    pub fn is_incomplete(&self) -> bool {
+        self.comparer.incomplete.load(Ordering::Relaxed)
     }
 
-    /// Queues as many windows as may be on their way.
-    fn feed(&mut self) {
-        while self.waiting.len() < AHEAD && self.failed.is_none() {
+    /// Bytes of the data candidates; all of them are known after the last chunk.
+    pub fn candidate_bytes(&self) -> u64 {
+        self.candidate_bytes
+    }
+
+    /// Where the candidates come from.
+    pub fn candidates(&self) -> &C {
+        &self.candidates
+    }
+
+    fn queue_windows(&mut self) {
+        while self.waiting.len() < MAX_PENDING_WINDOWS && self.failed.is_none() {
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
-                    Some(Ok(candidate)) => candidate,
+                    Some(Ok(candidate)) => {
+                        if candidate.kind == ChunkKind::Data {
+                            self.candidate_bytes += candidate.range.len();
+                        }
+                        candidate
+                    }
                     Some(Err(error)) => {
                         self.failed = Some(error);
                         return;
@@ -92,45 +117,44 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
                 continue;
             }
             let range = candidate.range;
-            let cut = (range.start() + 1).next_multiple_of(WINDOW).min(range.end());
+            let cut = (range.start() + 1).next_multiple_of(WINDOW_BYTES).min(range.end());
             let part = |start, end| ByteRange::new(start, end).and_then(|range| candidate.within(range));
             self.rest = part(cut, range.end());
             let Some(candidate) = part(range.start(), cut) else { continue };
             let comparer = Arc::clone(&self.comparer);
             let window = move |access: &Access<'_>| comparer.compare_or_list(access, candidate);
-            self.waiting.push_back(Waiting::Window(self.comparer.target.executor().submit(Kind::BULK, window)));
+            self.waiting.push_back(Waiting::Window(self.comparer.target.executor().submit(JobKind::BULK, window)));
         }
     }
 
-    /// The chunks of the window that is next.
     fn take(&mut self, window: Pending<Vec<Chunk>>) -> Result<(), CompareError> {
         let chunks = window.wait_while(&*self.is_wanted)?;
         self.ready.extend(chunks);
         Ok(())
     }
 
-    /// Checks at the end that the files still are what they were.
+    /// Verifies the files after the last candidate.
     fn end(&mut self) -> Result<(), CompareError> {
         match self.failed.take() {
             Some(error) => Err(error),
-            None => verify(&self.comparer.held, &self.comparer.target),
+            None => verify(&self.comparer.base, &self.comparer.target),
         }
     }
 }
 
-/// Checks that the bytes of both are still those of the snapshots.
+/// Checks that both files have not changed since they were opened.
 ///
 /// # Errors
 /// [`CompareError::Base`], [`CompareError::Target`].
-pub fn verify(held: &BaseContents, target: &Arc<DiskFile>) -> Result<(), CompareError> {
-    let (held, file) = (held.clone(), Arc::clone(target));
+pub fn verify(base: &BaseContents, target: &Arc<DiskFile>) -> Result<(), CompareError> {
+    let (base, file) = (base.clone(), Arc::clone(target));
     let verify = move |_: &Access<'_>| {
-        if let BaseContents::File(base) = held {
+        if let BaseContents::File(base) = base {
             base.verify().map_err(|error| CompareError::Base(error.into()))?;
         }
         file.verify().map_err(|error| CompareError::Target(error.into()))
     };
-    target.executor().run(Kind::SHORT, verify).map_err(|error| CompareError::from(Interrupted::from(error)))?
+    target.executor().run(JobKind::SHORT, verify).map_err(|error| CompareError::from(Interrupted::from(error)))?
 }
 
 impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
@@ -144,7 +168,7 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
             if self.is_done {
                 return None;
             }
-            self.feed();
+            self.queue_windows();
             let ended = match self.waiting.pop_front() {
                 Some(Waiting::Known(chunk)) => return Some(Ok(chunk)),
                 Some(Waiting::Window(window)) => self.take(window).err(),
@@ -161,18 +185,18 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Iterator for Refined<C> {
     }
 }
 
-/// Compares windows.
+/// Compares windows, on several threads.
 struct Comparer {
-    held: BaseContents,
+    base: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
-    incomplete: Arc<AtomicBool>,
-    /// Room for a window of each file, used again.
+    incomplete: AtomicBool,
+    /// Buffers for a window of each file, reused.
     buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }
 
 impl Comparer {
-    /// What changed in a window. One that cannot be read is listed as it is.
+    /// The changes in a window. If it cannot be read, the whole window.
     fn compare_or_list(&self, access: &Access<'_>, candidate: Chunk) -> Vec<Chunk> {
         if !access.is_wanted() {
             return Vec::new();
@@ -180,7 +204,7 @@ impl Comparer {
         let buffers = || self.buffers.lock().unwrap_or_else(PoisonError::into_inner);
         let [mut was, mut now] = buffers().pop().unwrap_or_default();
         let chunks = self.compare(access, &candidate, &mut was, &mut now).unwrap_or_else(|error| {
-            tracing::warn!(start = candidate.range.start(), %error, "cannot be compared: listed as changed");
+            tracing::warn!(start = candidate.range.start(), %error, "cannot compare contents; listing the range as changed");
             self.incomplete.store(true, Ordering::Relaxed);
             vec![candidate]
         });
@@ -198,7 +222,7 @@ impl Comparer {
         let (start, length) = (candidate.range.start(), usize::try_from(candidate.range.len()).unwrap_or(usize::MAX));
         now.resize(length, 0);
         self.target.read_exact_at(access, now, start)?;
-        let base = match &self.held {
+        let base = match &self.base {
             BaseContents::Unknown => None,
             BaseContents::File(base) => {
                 was.clear();
@@ -223,12 +247,12 @@ impl Comparer {
     }
 }
 
-/// Where `offset` of the file is in a window that starts at `start`.
+/// The index of the file offset `offset` in a window that starts at `start`.
 fn at(start: u64, offset: u64) -> usize {
     usize::try_from(offset - start).unwrap_or(usize::MAX)
 }
 
-/// The parts of `range` that lie in one block each, of blocks that are counted from the file's start.
+/// The parts of `range` by block. Blocks are counted from the start of the file.
 fn blocks(range: ByteRange, block: u64) -> impl Iterator<Item = ByteRange> {
     let mut start = range.start();
     std::iter::from_fn(move || {

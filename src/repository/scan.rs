@@ -1,4 +1,4 @@
-//! What lies in a repository's folder of snapshots, whoever made it.
+//! What is in a repository's snapshot folder, whoever made it.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -7,46 +7,40 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::seal::Sealed;
-use super::snapshot_dir::MAKING;
+use super::snapshot_dir::UNFINISHED_MARKER;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
 use crate::model::{DiskName, Snapshot, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
-/// A folder that has a snapshot's name.
+/// A folder with the name of a snapshot.
 #[derive(Debug)]
 pub struct FoundFolder {
-    /// The snapshot that it is of.
     pub id: SnapshotId,
-    /// The folder.
     pub path: PathBuf,
-    /// Its disks, sorted by name.
+    /// Sorted by name.
     pub files: Vec<DiskName>,
-    /// What its manifest says, if it has one.
+    /// The snapshot of its manifest, or why that cannot be read. `None`: it has no manifest.
     pub manifest: Option<Result<Snapshot, String>>,
-    /// The service that its manifest names. Such a manifest is written last of all.
+    /// The service that its manifest names. It writes the manifest last.
     pub maker: Option<String>,
-    /// Whether it carries the marker of a snapshot that is not finished.
-    pub is_making: bool,
-    /// When its files were made, as far as it can be told: the earliest time that they show.
+    /// Whether it has the marker of an unfinished snapshot.
+    pub is_unfinished: bool,
+    /// The earliest time of its files: when they were made, as far as that can be told.
     pub made_at: jiff::Timestamp,
     /// When anything in it was changed last.
     pub touched_at: jiff::Timestamp,
 }
 
-/// Something that no snapshot's folder is like, and why.
+/// Something that is not like a snapshot's folder.
 #[derive(Debug)]
 pub struct Unrecognized {
-    /// The folder or file.
     pub path: PathBuf,
-    /// What is wrong with it.
     pub reason: String,
 }
 
-/// Looks through the folder of snapshots of the repository `root`, and changes nothing. `moved` is called for each.
-///
-/// # Errors
-/// Where it cannot be listed. A repository without one has no snapshots.
-pub fn scan(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Vec<Unrecognized>)> {
+/// Lists the snapshot folder of the repository `root`. `progress` is called for each entry. A repository without the
+/// folder has no snapshots.
+pub fn scan(root: &Folder, progress: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Vec<Unrecognized>)> {
     let (mut found, mut odd) = (Vec::new(), Vec::new());
     let snapshots = match root.folder(SNAPSHOTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, odd)),
@@ -56,8 +50,8 @@ pub fn scan(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Ve
         if name == POOL {
             continue;
         }
-        moved();
-        match look_into(&snapshots, &name) {
+        progress();
+        match scan_folder(&snapshots, &name) {
             Ok(folder) => found.push(folder),
             Err(reason) => odd.push(Unrecognized { path: snapshots.path().join(name), reason }),
         }
@@ -67,10 +61,7 @@ pub fn scan(root: &Folder, moved: &dyn Fn()) -> io::Result<(Vec<FoundFolder>, Ve
     Ok((found, odd))
 }
 
-/// What there is of the snapshot `id`, or why that is not like a snapshot; nothing where nothing has its name.
-///
-/// # Errors
-/// Where the folder of snapshots cannot be opened.
+/// The folder of the snapshot `id`, or why it is not like a snapshot's. `None` if it does not exist.
 pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<FoundFolder, String>>> {
     let name = id.to_string();
     let snapshots = match root.folder(SNAPSHOTS) {
@@ -79,25 +70,22 @@ pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<Fo
     };
     match snapshots.stat(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(|_| Some(look_into(&snapshots, OsStr::new(&name)))),
+        found => found.map(|_| Some(scan_folder(&snapshots, OsStr::new(&name)))),
     }
 }
 
-/// Who made a snapshot that was found.
+/// The service that made a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Maker {
-    /// Its manifest names this service.
+    /// The one that its manifest names.
     Service(String),
     /// Its manifest names none, as those of older versions.
     Unnamed,
-    /// It has no manifest that can be read.
+    /// It has no readable manifest.
     Unknown,
 }
 
-/// The snapshots of which there are folders.
-///
-/// # Errors
-/// Where they cannot be listed.
+/// The ids of the snapshots that have folders.
 pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
     let snapshots = match root.folder(SNAPSHOTS) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -106,10 +94,7 @@ pub fn ids(root: &Folder) -> io::Result<Vec<SnapshotId>> {
     Ok(snapshots.entries()?.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
 }
 
-/// Who made the snapshot; nothing where its folder is gone by now.
-///
-/// # Errors
-/// Where its folder cannot be opened.
+/// The service that made the snapshot. `None` if its folder is gone.
 pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
     let folder = match SnapshotDir::new(root, id).open() {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -119,21 +104,21 @@ pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
     Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
 }
 
-fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
-    let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is no snapshot's id".to_owned())?;
-    let folder = snapshots.folder(name).map_err(|error| match folder::Odd::of(&error) {
+fn scan_folder(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
+    let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is not a snapshot id".to_owned())?;
+    let folder = snapshots.folder(name).map_err(|error| match folder::UnexpectedEntry::of(&error) {
         Some(what) => what.to_string(),
         None => error.to_string(),
     })?;
     let metadata = folder.metadata().map_err(|error| error.to_string())?;
     let (mut files, mut manifest, mut maker) = (Vec::new(), None, None);
-    // Of a file the time of its inode's change, which no program can set; a folder changes with each
-    // file that is made in it.
+    // For files the ctime, which no program can set. For the folder also the mtime, which changes when a file is
+    // created in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
     let names = folder.entries().map_err(|error| error.to_string())?;
-    let is_making = names.iter().any(|name| name == MAKING);
-    // What is in a folder that is not finished says nothing.
-    for name in names.into_iter().filter(|_| !is_making) {
+    let is_unfinished = names.iter().any(|name| name == UNFINISHED_MARKER);
+    // The contents of an unfinished folder say nothing.
+    for name in names.into_iter().filter(|_| !is_unfinished) {
         if name == manifest::FILE_NAME {
             let read = read_manifest(&folder).map_err(|error| error.to_string());
             maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
@@ -143,40 +128,40 @@ fn look_into(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
         let metadata = folder.stat(&name).map_err(|error| error.to_string())?;
         let name = name.to_string_lossy();
         if !metadata.is_file() {
-            return Err(format!("{name:?} in it is no regular file"));
+            return Err(format!("{name:?} in it is not a regular file"));
         }
         if metadata.nlink() != 1 {
-            return Err(format!("{name:?} in it has another name elsewhere, under which it can be written to"));
+            return Err(format!("{name:?} in it has a second hard link, through which it could be written"));
         }
         if metadata.len() == 0 {
-            return Err(format!("{name:?} in it is empty, as a clone that failed leaves it"));
+            return Err(format!("{name:?} in it is empty, as after a failed clone"));
         }
         made_at = made_at.min(changed(&metadata));
         touched_at = touched_at.max(changed(&metadata));
-        files.push(name.parse().map_err(|_| format!("{name:?} in it is no name of a disk"))?);
+        files.push(name.parse().map_err(|_| format!("{name:?} in it is not a valid disk name"))?);
     }
-    if files.is_empty() && !is_making {
+    if files.is_empty() && !is_unfinished {
         return Err("holds no disk".to_owned());
     }
     files.sort();
-    Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_making, made_at, touched_at })
+    Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_unfinished, made_at, touched_at })
 }
 
-/// Checks that a file which anybody may have put there is under its only name.
-fn only_name(file: &File) -> io::Result<()> {
+/// Refuses a file with a second name, which anyone may have created.
+fn check_single_link(file: &File) -> io::Result<()> {
     match file.metadata()?.nlink() {
         1 => Ok(()),
-        _ => Err(io::Error::other("has another name elsewhere")),
+        _ => Err(io::Error::other("has a second hard link")),
     }
 }
 
 fn read_manifest(folder: &Folder) -> io::Result<Vec<u8>> {
-    /// Bytes; a manifest has a few hundred a disk.
-    const LIMIT: u64 = 1 << 20;
+    /// A manifest has a few hundred bytes a disk.
+    const MAX_BYTES: u64 = 1 << 20;
     let file = folder.open_file(manifest::FILE_NAME)?;
-    only_name(&file)?;
+    check_single_link(&file)?;
     let mut text = Vec::new();
-    file.take(LIMIT).read_to_end(&mut text)?;
+    file.take(MAX_BYTES).read_to_end(&mut text)?;
     Ok(text)
 }
 
@@ -193,13 +178,10 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
     timestamp(metadata.mtime(), metadata.mtime_nsec())
 }
 
-/// Writes a disk of a folder that was found to stable storage; from then on its identity stands.
-///
-/// # Errors
-/// The errno of openat(2), fsync(2) or fstat(2).
+/// Writes the file of a found disk to stable storage. From then on its identity does not change.
 pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
     let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
-    only_name(&file)?;
+    check_single_link(&file)?;
     SnapshotDir::seal_disk(&file)
 }
 
@@ -212,7 +194,7 @@ mod tests {
     const ID: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
 
     #[test]
-    fn folders_of_snapshots_are_told_from_all_else() {
+    fn snapshot_folders_are_told_from_other_entries() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
         assert!(scan(&root, &|| ()).unwrap().0.is_empty());
@@ -237,20 +219,20 @@ mod tests {
         let (folders, odd) = scan(&root, &|| ()).unwrap();
         let names: Vec<_> = folders.iter().map(|folder| folder.path.file_name().unwrap().to_owned()).collect();
         assert_eq!(names, [folder(0).file_name().unwrap(), folder(1).file_name().unwrap()]);
-        // Nothing blocks, and nothing leads elsewhere.
+        // A FIFO blocks nothing, and a link leads nowhere.
         let pipe = folder(0).join(".manifest.json");
         nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
         let first = folder(0).file_name().unwrap().to_owned();
         let opened = root.folder(SNAPSHOTS).unwrap();
-        assert!(look_into(&opened, &first).unwrap().manifest.unwrap().is_err());
+        assert!(scan_folder(&opened, &first).unwrap().manifest.unwrap().is_err());
         let linked = dir.path().join("linked");
         fs::create_dir(&linked).unwrap();
         symlink(&snapshots, linked.join(SNAPSHOTS)).unwrap();
         assert!(scan(&Folder::open(&linked).unwrap(), &|| ()).is_err());
-        fs::write(folder(0).join(MAKING), "").unwrap();
-        let half_made = look_into(&opened, &first).unwrap();
-        assert!(half_made.is_making && half_made.files.is_empty() && half_made.manifest.is_none());
-        assert!(folders.iter().all(|folder| !folder.is_making));
+        fs::write(folder(0).join(UNFINISHED_MARKER), "").unwrap();
+        let unfinished = scan_folder(&opened, &first).unwrap();
+        assert!(unfinished.is_unfinished && unfinished.files.is_empty() && unfinished.manifest.is_none());
+        assert!(folders.iter().all(|folder| !folder.is_unfinished));
         assert!(folders[0].manifest.is_none() && folders[1].manifest.as_ref().unwrap().is_err());
         assert!(folders[0].made_at <= folders[0].touched_at);
         let reasons: Vec<_> = odd.iter().map(|odd| odd.reason.as_str()).collect();
@@ -258,12 +240,12 @@ mod tests {
             reasons,
             [
                 "holds no disk",
-                "\".hidden\" in it is no name of a disk",
-                "\"b.img\" in it is no regular file",
-                "\"a.img\" in it has another name elsewhere, under which it can be written to",
+                "\".hidden\" in it is not a valid disk name",
+                "\"b.img\" in it is not a regular file",
+                "\"a.img\" in it has a second hard link, through which it could be written",
                 "is not a folder",
-                "\"a.img\" in it is empty, as a clone that failed leaves it",
-                "its name is no snapshot's id",
+                "\"a.img\" in it is empty, as after a failed clone",
+                "its name is not a snapshot id",
             ]
         );
     }

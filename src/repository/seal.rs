@@ -1,9 +1,9 @@
-//! Whether a snapshot's file whose change time alone is another one still has the content that was recorded.
+//! Whether a file still has its recorded content although its ctime has changed.
 //!
-//! Links, labels, owners, modes and `touch -a` change the change time of a file and nothing of its content. A write
-//! changes the modification time too, but that can be set back. What cannot be set back are addresses: a block that
-//! another file shares is copied before it is written to. So the map of the file must be the recorded one. A block
-//! that no other file has any more can be written to in place, and so proves nothing.
+//! Links, labels, owners, modes and `touch -a` change the ctime and not the content. A write also changes the mtime,
+//! but the mtime can be set back. Addresses cannot: a block that another file shares is copied before it is written.
+//! Therefore the file's map must be the recorded one. A block that no other file shares can be written in place, so its
+//! address proves nothing.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -14,57 +14,52 @@ use std::time::UNIX_EPOCH;
 
 use super::disk_file::identity;
 use super::executor::Access;
-use super::map::{self, TRUSTED};
+use super::map::{self, TRUSTED_FLAGS};
 use super::{Repository, SnapshotDir};
 use crate::model::{FileIdentity, Seal, SnapshotDisk, SnapshotId};
 use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo, sparse};
 
-/// Runs of a file that are compared with other files, at most: 32 bytes each.
-const MOST_RUNS: usize = 1 << 20;
+/// The most runs of a file that are compared with other files: 32 bytes each.
+const MAX_RUNS: usize = 1 << 20;
 
 /// What is recorded of a finished file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sealed {
-    /// What it is known by.
     pub identity: FileIdentity,
-    /// More of it.
     pub seal: Seal,
 }
 
-/// How far the content of a file is proven.
+/// How much of a file's content is proven.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// All of it is the recorded one.
+    /// All of it.
     Whole,
-    /// It is where it was recorded to be. Blocks that no other file has may have been written to: none of them is
-    /// in a later snapshot, so that a comparison with this one lists them.
+    /// Its map. Blocks that no other file shares may have been written to. No later snapshot has these blocks, so a
+    /// comparison with this one as the base lists them.
     Map,
-    /// Nothing is proven.
+    /// Nothing.
     None,
 }
 
 /// A run of blocks of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Run {
+struct BlockRun {
     start: u64,
     end: u64,
     address: u64,
     is_written: bool,
 }
 
-impl Run {
-    fn goes_on_in(&self, next: &Self) -> bool {
+impl BlockRun {
+    fn continues_in(&self, next: &Self) -> bool {
         self.end == next.start
             && self.address.checked_add(self.end - self.start) == Some(next.address)
             && self.is_written == next.is_written
     }
 }
 
-/// What is recorded of a file that was written out and does not change any more.
-///
-/// # Errors
-/// The errno of fstat(2) or of reading its map.
+/// What is recorded of a file that was written out and no longer changes.
 pub fn of(file: &File) -> io::Result<Sealed> {
     let metadata = file.metadata()?;
     let map = digest(file, metadata.len())?;
@@ -75,38 +70,32 @@ pub(super) fn modified(metadata: &Metadata) -> i128 {
     i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
 }
 
-/// Whether nothing but the change time differs from what was recorded of the file of `disk`.
+/// Whether only the ctime differs from the record of `disk`.
 pub(super) fn is_touched_only(metadata: &Metadata, disk: &SnapshotDisk) -> bool {
     let Some(seal) = disk.seal else { return false };
     let found = FileIdentity { changed_ns: disk.identity.changed_ns, ..identity(metadata) };
     found == disk.identity && modified(metadata) == seal.modified_ns
 }
 
-/// Another snapshot of a disk.
+/// Another snapshot of the disk.
 #[derive(Clone, Debug)]
-pub struct Witness {
-    /// The snapshot.
+pub struct OtherSnapshot {
     pub id: SnapshotId,
-    /// Its disk.
     pub disk: SnapshotDisk,
-    /// Whether it was taken before the snapshot that is looked at.
+    /// Whether it is older than the examined snapshot.
     pub is_earlier: bool,
 }
 
-/// Looks closely at the file of `disk` of the snapshot `id`. `others` are other snapshots of that disk. Returns
-/// how far it is proven, and for which change time.
+/// Examines the file of `disk` of the snapshot `id`. `others` are other snapshots of that disk. Returns how much is
+/// proven, and for which ctime.
 ///
 /// Earlier snapshots vouch for the blocks that they share. The VM's own disk and later snapshots, which are clones of
-/// it, do so only where the disk is known to be the one that was snapshotted, and not a copy of the snapshot: see
-/// `is_the_original`.
-///
-/// # Errors
-/// Where it cannot be looked at.
+/// it, do so only if the disk is known to be the snapshotted one and not a copy of the snapshot: see `is_the_original`.
 pub fn examine(
     access: &Access<'_>,
     repository: &Repository,
     (id, disk): (SnapshotId, &SnapshotDisk),
-    others: &[Witness],
+    others: &[OtherSnapshot],
 ) -> io::Result<(Proof, i128)> {
     let root = repository.open(access)?;
     let file = SnapshotDir::new(&root, id).open()?.open_file(disk.name.as_str())?;
@@ -118,19 +107,19 @@ pub fn examine(
     }
     let proof = match written_runs(&file, before.len())? {
         Some(runs) => {
-            let mut rest = Unvouched(runs);
+            let mut rest = UnsharedRuns(runs);
             let live = root.open_file(Path::new(&disk.source.path));
             let live = live.and_then(|live| Ok(is_the_original(&live, &before, recorded)?.then_some(live)));
-            // One that cannot be opened vouches for nothing.
+            // A disk that cannot be opened vouches for nothing.
             let live = live.unwrap_or_default();
             for other in others.iter().filter(|other| other.is_earlier || live.is_some()) {
                 if rest.0.is_empty() {
                     break;
                 }
-                access.moved();
+                access.progress();
                 let _ = rest.compare_with_snapshot(&root, other.id, &other.disk);
             }
-            access.moved();
+            access.progress();
             if let Some(live) = live {
                 let _ = live.metadata().and_then(|metadata| rest.compare_with(&live, metadata.len()));
             }
@@ -142,13 +131,13 @@ pub fn examine(
     Ok((if is_settled { proof } else { Proof::None }, changed_ns))
 }
 
-/// Whether the VM's own disk is the one that was snapshotted, as far as that can be told, and so has had the blocks
-/// that both share since the snapshot was taken. A copy of the snapshot (`cp --reflink`, as for a rollback) shares
-/// what was written into the snapshot before.
+/// Whether the VM's own disk is known to be the snapshotted one, so that it has had the shared blocks since the
+/// snapshot was taken. A copy of the snapshot (`cp --reflink`, as for a rollback) also shares what was written into the
+/// snapshot before the copy.
 ///
-/// A copy into a new file was born after the snapshot. Where the file system keeps no time of birth (OCFS2), no disk
-/// is the original. A copy into the old file is known by its map, which is that of the snapshot, although it was
-/// written to since. It is not known any more when the VM has then written to it: no file system records that.
+/// A copy into a new file has a later birth time than the snapshot. If the file system keeps no birth times (OCFS2), no
+/// disk counts as the original. A copy into the old file has the snapshot's map although its mtime is later. If the VM
+/// wrote to that copy, it can no longer be detected: no file system records that.
 fn is_the_original(live: &File, snapshot: &Metadata, recorded: Option<[u8; 32]>) -> io::Result<bool> {
     let metadata = live.metadata()?;
     let taken_ns = modified(snapshot);
@@ -162,11 +151,11 @@ fn is_the_original(live: &File, snapshot: &Metadata, recorded: Option<[u8; 32]>)
 }
 
 /// Runs of a file that no other file is known to share.
-struct Unvouched(Vec<Run>);
+struct UnsharedRuns(Vec<BlockRun>);
 
-impl Unvouched {
-    /// Another snapshot that is as it was recorded holds the blocks that both have: whoever wrote to one of the
-    /// files got a copy.
+impl UnsharedRuns {
+    /// Compares with another snapshot, if that is as it was recorded. Both files have had the shared blocks since then:
+    /// a write to either of them would have got a copy.
     fn compare_with_snapshot(&mut self, root: &Folder, id: SnapshotId, disk: &SnapshotDisk) -> io::Result<()> {
         let file = SnapshotDir::new(root, id).open()?.open_file(disk.name.as_str())?;
         let metadata = file.metadata()?;
@@ -177,11 +166,11 @@ impl Unvouched {
         if is_as_recorded { self.compare_with(&file, metadata.len()) } else { Ok(()) }
     }
 
-    /// Takes away what `file` has at the same offset and the same address.
+    /// Removes the runs that `file` has at the same offset and address.
     fn compare_with(&mut self, file: &File, size: u64) -> io::Result<()> {
         let mut others = Vec::new();
         each_run(file, size, &mut |run| {
-            if run.is_written && others.len() < MOST_RUNS {
+            if run.is_written && others.len() < MAX_RUNS {
                 others.push(run);
             }
         })?;
@@ -190,8 +179,8 @@ impl Unvouched {
     }
 }
 
-/// What of `runs` is not in `others` at the same offset and the same address. Both are in order.
-fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
+/// The parts of `runs` that are not in `others` at the same offset and address. Both are in order.
+fn without(runs: &[BlockRun], others: &[BlockRun]) -> Vec<BlockRun> {
     let (mut rest, mut others) = (Vec::new(), others.iter().peekable());
     for run in runs {
         let mut run = *run;
@@ -201,9 +190,9 @@ fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
             let is_shared = run.address + (start - run.start) == other.address + (start - other.start);
             let unshared_end = if is_shared { start } else { end };
             if run.start < unshared_end {
-                rest.push(Run { end: unshared_end, ..run });
+                rest.push(BlockRun { end: unshared_end, ..run });
             }
-            run = Run { start: end, address: run.address + (end - run.start), ..run };
+            run = BlockRun { start: end, address: run.address + (end - run.start), ..run };
             if other.end > end || others.next().is_none() {
                 break;
             }
@@ -215,22 +204,22 @@ fn without(runs: &[Run], others: &[Run]) -> Vec<Run> {
     rest
 }
 
-/// The written runs of a file; nothing where not all of it has an address, or there are very many.
-fn written_runs(file: &File, size: u64) -> io::Result<Option<Vec<Run>>> {
+/// The written runs of a file. `None` if not all of it has an address, or there are too many runs.
+fn written_runs(file: &File, size: u64) -> io::Result<Option<Vec<BlockRun>>> {
     let (mut runs, mut count) = (Vec::new(), 0);
     let is_known = each_run(file, size, &mut |run| {
         count += 1;
-        if run.is_written && count <= MOST_RUNS {
+        if run.is_written && count <= MAX_RUNS {
             runs.push(run);
         }
     })?;
-    Ok(Some(runs).filter(|_| is_known && count <= MOST_RUNS))
+    Ok(Some(runs).filter(|_| is_known && count <= MAX_RUNS))
 }
 
-/// BLAKE3 over the map of a file, whatever extents its runs are told in; nothing where not all of it has an address.
+/// BLAKE3 of a file's map, independent of how runs are split into extents. `None` if not all of it has an address.
 fn digest(file: &File, size: u64) -> io::Result<Option<[u8; 32]>> {
     let mut hasher = blake3::Hasher::new();
-    let is_known = each_run(file, size, &mut |Run { start, end, address, is_written }| {
+    let is_known = each_run(file, size, &mut |BlockRun { start, end, address, is_written }| {
         for number in [start, end, address, u64::from(is_written)] {
             hasher.update(&number.to_le_bytes());
         }
@@ -238,39 +227,39 @@ fn digest(file: &File, size: u64) -> io::Result<Option<[u8; 32]>> {
     Ok(Some(*hasher.finalize().as_bytes()).filter(|_| is_known))
 }
 
-/// Shows the runs of a file in order, each as long as it can be. Returns whether they are all that there is, each
-/// with an address that counts.
-fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<bool> {
-    let holes_are_sure = fsinfo::name_of(file)? == "xfs";
-    let (room, is_whole) = map::room(file)?;
+/// Calls `each` with the runs of a file, in order and as long as possible. Returns whether they are complete and all
+/// have trusted addresses.
+fn each_run(file: &File, size: u64, each: &mut dyn FnMut(BlockRun)) -> io::Result<bool> {
+    let holes_are_reliable = fsinfo::name_of(file)? == "xfs";
+    let (room, is_whole) = map::reader_capacity(file)?;
     let mut reader = fiemap::Reader::new(room);
-    let (mut covered, mut last_seen, mut pending) = (0, false, None::<Run>);
+    let (mut covered, mut last_seen, mut pending) = (0, false, None::<BlockRun>);
     while !last_seen {
         let extents = reader.read(file.as_fd(), if is_whole { 0 } else { covered })?;
         last_seen = extents.is_empty() || is_whole;
         for raw in extents {
             last_seen |= raw.flags & fiemap::LAST != 0;
             let Some(end) = raw.logical.checked_add(raw.length).filter(|_| raw.length > 0) else { return Ok(false) };
-            let has_address = raw.flags & !TRUSTED == 0 && raw.physical > 0;
+            let has_address = raw.flags & !TRUSTED_FLAGS == 0 && raw.physical > 0;
             if raw.logical < covered || !has_address || raw.physical.checked_add(raw.length).is_none() {
                 return Ok(false);
             }
-            if !holes_are_sure && has_data(file, covered, raw.logical.min(size))? {
+            if !holes_are_reliable && has_data(file, covered, raw.logical.min(size))? {
                 return Ok(false);
             }
             covered = end;
-            let run = Run {
+            let run = BlockRun {
                 start: raw.logical,
                 end: end.min(size),
                 address: raw.physical,
                 is_written: raw.flags & fiemap::UNWRITTEN == 0,
             };
-            // What is reserved past the end of the file is none of it.
+            // Space reserved past the end is not part of the file.
             if run.start >= size {
                 continue;
             }
             match &mut pending {
-                Some(before) if before.goes_on_in(&run) => before.end = run.end,
+                Some(before) if before.continues_in(&run) => before.end = run.end,
                 before => before.replace(run).into_iter().for_each(&mut *each),
             }
         }
@@ -279,7 +268,6 @@ fn each_run(file: &File, size: u64, each: &mut dyn FnMut(Run)) -> io::Result<boo
     Ok(!has_data(file, covered, size)?)
 }
 
-/// Whether there is data between two offsets.
 fn has_data(file: &File, from: u64, to: u64) -> io::Result<bool> {
     Ok(from < to && sparse::next_data(file, from)?.is_some_and(|at| at < to))
 }
@@ -290,27 +278,27 @@ mod tests {
 
     use super::*;
 
-    fn run(start: u64, end: u64, address: u64) -> Run {
-        Run { start, end, address, is_written: true }
+    fn run(start: u64, end: u64, address: u64) -> BlockRun {
+        BlockRun { start, end, address, is_written: true }
     }
 
     #[test]
-    fn what_others_share_is_taken_away() {
+    fn shared_runs_are_removed() {
         let mine = [run(0, 100, 1000), run(200, 300, 5000)];
         assert_eq!(without(&mine, &[]), mine);
         assert_eq!(without(&mine, &mine), []);
-        // The middle of one; another address; another offset.
+        // The middle of a run; another address; another offset.
         assert_eq!(without(&mine, &[run(20, 40, 1020)]), [run(0, 20, 1000), run(40, 100, 1040), mine[1]]);
         assert_eq!(without(&mine[..1], &[run(0, 100, 9000)]), mine[..1]);
         assert_eq!(without(&mine[..1], &[run(50, 150, 1000)]), mine[..1]);
-        // One run of the other over both of mine.
+        // One run that covers both.
         assert_eq!(without(&mine, &[run(0, 400, 1000)]), [mine[1]]);
     }
 
     proptest! {
         #[test]
-        fn as_found_byte_by_byte(mine in runs(), others in runs()) {
-            let address_at = |runs: &[Run], at: u64| {
+        fn the_result_equals_a_comparison_byte_by_byte(mine in runs(), others in runs()) {
+            let address_at = |runs: &[BlockRun], at: u64| {
                 let found = runs.iter().find(|run| (run.start..run.end).contains(&at));
                 found.map(|run| run.address + (at - run.start))
             };
@@ -322,8 +310,8 @@ mod tests {
         }
     }
 
-    /// Runs in order, at one of a few addresses.
-    fn runs() -> impl Strategy<Value = Vec<Run>> {
+    /// Runs in order, each at one of a few addresses.
+    fn runs() -> impl Strategy<Value = Vec<BlockRun>> {
         prop::collection::vec((0_u64..10, 1_u64..15, 0_u64..3), 0..8).prop_map(|parts| {
             let mut at = 0;
             let mut runs = Vec::new();

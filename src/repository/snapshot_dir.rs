@@ -1,4 +1,4 @@
-//! The files of one snapshot in one repository: made, sealed, removed.
+//! The files of one snapshot in one repository: how they are made, sealed and removed.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -10,137 +10,123 @@ use super::clone_support::SUPPORTED;
 use super::seal::{self, Sealed};
 use super::{SNAPSHOTS, manifest};
 use crate::model::{Snapshot, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
-use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, volume};
 
-/// Marks a folder whose snapshot is not finished: it is there before the first disk, and goes when the manifest
-/// is in place in every repository of the snapshot.
-pub const MAKING: &str = ".making";
+/// Marks the folder of an unfinished snapshot. It is created before the first disk, and removed when every repository
+/// of the snapshot has the manifest.
+pub const UNFINISHED_MARKER: &str = ".making";
 
-/// A manifest that is being written: it gets its name when all of it is on stable storage.
-const MANIFEST_IN_THE_MAKING: &str = ".manifest.json.new";
+/// A manifest that is being written. It is renamed when it is on stable storage.
+const MANIFEST_TEMP: &str = ".manifest.json.new";
 
-/// The folder `CoriolisSnapshots/<snapshot id>` of a repository that is open.
+/// The folder `CoriolisSnapshots/<snapshot id>` of an open repository.
 #[derive(Clone, Debug)]
 pub struct SnapshotDir {
     root: Folder,
     name: String,
 }
 
-/// How a removal ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Removal {
     /// Nothing of the snapshot is left there.
     Done,
-    /// The repository is not mounted: its files may come back with it.
-    RepositoryAbsent,
+    /// The repository is not mounted. The files may come back with it.
+    RepositoryUnavailable,
 }
 
 /// Why something of a snapshot is still there.
 #[derive(Debug, thiserror::Error)]
 pub enum RemoveError {
-    /// The file system's own error.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Something stands there that the service has not made. It stays as it is.
+    /// Entries that the service did not make. They are left untouched.
     #[error("{}", list(.0))]
-    NotOurs(Vec<Stranger>),
+    Foreign(Vec<ForeignEntry>),
 }
 
-/// A file, a folder or a link that the service has not made.
+/// A file, folder or link that the service did not make.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stranger {
-    /// Where it stands.
+pub struct ForeignEntry {
     pub path: PathBuf,
-    /// What tells that it is not the service's.
+    /// How it was recognized.
     pub reason: String,
 }
 
-fn list(strangers: &[Stranger]) -> String {
-    /// Most of them that an answer names.
-    const NAMED: usize = 10;
-    let each = strangers.iter().take(NAMED).map(|Stranger { path, reason }| format!("{path:?} {reason}"));
-    let more = strangers.len().saturating_sub(NAMED);
+fn list(foreign: &[ForeignEntry]) -> String {
+    /// The most entries that an error message names.
+    const MAX_NAMED: usize = 10;
+    let each = foreign.iter().take(MAX_NAMED).map(|ForeignEntry { path, reason }| format!("{path:?} {reason}"));
+    let more = foreign.len().saturating_sub(MAX_NAMED);
     let more = (more > 0).then(|| format!("and {more} more"));
     each.chain(more).collect::<Vec<_>>().join("; ")
 }
 
 impl SnapshotDir {
-    /// The folder of snapshot `id` in the repository `root`. It need not exist.
+    /// The folder need not exist.
     pub fn new(root: &Folder, id: SnapshotId) -> Self {
         Self { root: root.clone(), name: id.to_string() }
     }
 
-    /// Makes the folder, mode 0750, with the marker of a snapshot in the making, and opens it.
+    /// Creates the folder, mode 0750, with the marker of an unfinished snapshot, and opens it.
     ///
     /// # Errors
-    /// The errno of mkdirat(2), `EEXIST` where the folder is there already; [`Odd`] where the folder of all
-    /// snapshots is a link.
+    /// `EEXIST` if the folder exists; [`UnexpectedEntry`] if the folder of all snapshots is a link; the errno of
+    /// mkdirat(2).
     pub fn create(&self) -> io::Result<Folder> {
         match self.root.create_folder(SNAPSHOTS, 0o750) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
             _ => {}
         }
-        // Always: who made it may have died before this.
+        // Even if it exists: its creator may have died before this.
         self.root.sync()?;
         let snapshots = self.root.folder(SNAPSHOTS)?;
         snapshots.create_folder(&self.name, 0o750)?;
         let folder = snapshots.folder(&self.name)?;
-        folder.create_file(MAKING, 0o440)?;
+        folder.create_file(UNFINISHED_MARKER, 0o440)?;
         // Before the first disk: a power cut must not leave disks without the marker.
         folder.sync()?;
         Ok(folder)
     }
 
-    /// Opens the folder.
-    ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where it is a link or no folder.
+    /// [`UnexpectedEntry`] if it is a link or not a folder; the errno of openat(2).
     pub fn open(&self) -> io::Result<Folder> {
         self.root.folder(SNAPSHOTS)?.folder(&self.name)
     }
 
-    /// Writes a cloned disk to stable storage; from then on its identity stands.
-    ///
-    /// # Errors
-    /// The errno of fsync(2) or fstat(2).
+    /// Writes a cloned disk to stable storage. From then on its identity does not change.
     pub fn seal_disk(disk: &File) -> io::Result<Sealed> {
         disk.sync_all()?;
         seal::of(disk)
     }
 
-    /// Writes the manifest, then the folder and its entry to stable storage. `exporter` says who writes it. The
+    /// Writes the manifest, then the folder and its entry, to stable storage. `exporter` is the id of this service. The
     /// marker stays: see [`SnapshotDir::finish`].
-    ///
-    /// # Errors
-    /// Those of writing a file, and of fsync(2).
     pub fn seal(&self, snapshot: &Snapshot, exporter: &str) -> io::Result<()> {
         let snapshots = self.root.folder(SNAPSHOTS)?;
         let folder = snapshots.folder(&self.name)?;
-        let mut file = folder.create_file(MANIFEST_IN_THE_MAKING, 0o440)?;
+        let mut file = folder.create_file(MANIFEST_TEMP, 0o440)?;
         file.write_all(&manifest::encode(snapshot, exporter)?)?;
         file.sync_all()?;
-        // Whoever reads it at any time reads all of it, or none.
-        folder.rename(MANIFEST_IN_THE_MAKING, manifest::FILE_NAME)?;
+        // Readers see the whole manifest or none.
+        folder.rename(MANIFEST_TEMP, manifest::FILE_NAME)?;
         folder.sync()?;
         snapshots.sync()
     }
 
-    /// Takes the marker away: the manifest is in place in every repository of the snapshot.
-    ///
-    /// # Errors
-    /// Those of unlinkat(2) and fsync(2).
+    /// Removes the marker. Every repository of the snapshot has the manifest now.
     pub fn finish(&self) -> io::Result<()> {
         let folder = self.open()?;
-        unless_gone(folder.unlink(MAKING))?;
+        ignore_missing(folder.unlink(UNFINISHED_MARKER))?;
         folder.sync()
     }
 
-    /// Whether nothing of the snapshot is there, on the file system that the files of `disks` were made on. Where that
-    /// is not recorded, nothing proves that it is gone.
+    /// Whether the snapshot is gone from the file system that its `disks` were made on. If that file system is not
+    /// recorded, the answer is no.
     ///
     /// # Errors
-    /// The errno of openat(2); [`Odd`] where something else has its name.
+    /// [`UnexpectedEntry`] if something else has its name; the errno of openat(2).
     pub fn is_gone<'a>(&self, disks: impl IntoIterator<Item = &'a SnapshotDisk>) -> io::Result<bool> {
         if !is_the_recorded_volume(&self.root, disks.into_iter().map(|disk| disk.volume))?.unwrap_or(false) {
             return Ok(false);
@@ -151,38 +137,38 @@ impl SnapshotDir {
         }
     }
 
-    /// Removes the snapshot's files, which are those of `disks`, and its folder, as far as they are there.
+    /// Removes the snapshot's `files` and its folder, as far as they exist.
     ///
-    /// A file is the service's own where it has the inode that is recorded for it; where none is (the service
-    /// ended while it made the snapshot), see `is_as_made`. What has the name of a file of the snapshot, and
-    /// is another one, stays and is an error. Files of other names stay too, with the folder.
+    /// A file is removed if it has the recorded inode. If none is recorded, because the service stopped while it made
+    /// the snapshot, see `looks_like_ours`. Another file with the name of a snapshot's file stays, and is an error.
+    /// Files with other names stay too, and with them the folder.
     ///
-    /// What is not there is gone only on the file system that the snapshot was made on. For a snapshot from before
-    /// that was recorded, any file system that can clone will do, where it is mounted or has snapshots.
+    /// A missing file counts as removed only on the file system that the snapshot was made on. For a snapshot from
+    /// before that was recorded, any file system that supports clones will do, if it is mounted or has snapshots.
     ///
     /// # Errors
-    /// [`RemoveError`]; all the rest has been tried all the same.
+    /// After a [`RemoveError`] everything else has been tried.
     pub fn remove<'a>(
         &self,
         files: impl IntoIterator<Item = &'a SnapshotFile, IntoIter: Clone>,
     ) -> Result<Removal, RemoveError> {
         let files = files.into_iter();
         if !is_the_volume(&self.root, files.clone().map(|file| file.volume))? {
-            return Ok(Removal::RepositoryAbsent);
+            return Ok(Removal::RepositoryUnavailable);
         }
-        let Some(snapshots) = self.folder_or_stranger(&self.root, OsStr::new(SNAPSHOTS))? else {
+        let Some(snapshots) = self.open_own_folder(&self.root, OsStr::new(SNAPSHOTS))? else {
             return Ok(Removal::Done);
         };
-        let Some(folder) = self.folder_or_stranger(&snapshots, OsStr::new(&self.name))? else {
+        let Some(folder) = self.open_own_folder(&snapshots, OsStr::new(&self.name))? else {
             return Ok(Removal::Done);
         };
-        let mut strangers = Vec::new();
+        let mut foreign = Vec::new();
         let mut first_error = None;
         for file in files {
             match remove_disk(&folder, file) {
-                Ok(stranger) => strangers.extend(stranger),
+                Ok(foreign_entry) => foreign.extend(foreign_entry),
                 Err(error) => {
-                    tracing::error!(folder = ?folder.path(), disk = %file.name, %error, "a snapshot's file cannot be removed");
+                    tracing::error!(folder = ?folder.path(), disk = %file.name, %error, "cannot remove a snapshot's file");
                     first_error.get_or_insert(error);
                 }
             }
@@ -190,20 +176,20 @@ impl SnapshotDir {
         if let Some(error) = first_error {
             return Err(error.into());
         }
-        if !strangers.is_empty() {
-            return Err(RemoveError::NotOurs(strangers));
+        if !foreign.is_empty() {
+            return Err(RemoveError::Foreign(foreign));
         }
-        // The manifest goes last: what has one can still be told from litter. The inodes of these are recorded
-        // nowhere, and they hold nothing that is not in the database.
-        for name in [MANIFEST_IN_THE_MAKING, manifest::FILE_NAME, MAKING] {
-            if let Some(stranger) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
-                return Err(RemoveError::NotOurs(vec![stranger]));
+        // The manifest goes last: as long as it exists, the folder is recognizable. The inodes of these files are not
+        // recorded, and all that they hold is in the database.
+        for name in [MANIFEST_TEMP, manifest::FILE_NAME, UNFINISHED_MARKER] {
+            if let Some(foreign_entry) = remove_if(&folder, OsStr::new(name), |_| Ok(None))? {
+                return Err(RemoveError::Foreign(vec![foreign_entry]));
             }
         }
-        match unless_gone(snapshots.remove_folder(&self.name)) {
+        match ignore_missing(snapshots.remove_folder(&self.name)) {
             Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {
                 let left = folder.entries()?;
-                tracing::warn!(folder = ?folder.path(), ?left, "left in place: it holds files that are not the service's");
+                tracing::warn!(folder = ?folder.path(), ?left, "folder left in place: it has files that the service did not make");
                 folder.sync()?;
             }
             outcome => {
@@ -214,21 +200,20 @@ impl SnapshotDir {
         Ok(Removal::Done)
     }
 
-    /// The folder `name`; nothing where nothing has that name.
-    fn folder_or_stranger(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
+    /// Opens the folder `name`, if it exists.
+    fn open_own_folder(&self, parent: &Folder, name: &OsStr) -> Result<Option<Folder>, RemoveError> {
         match parent.folder(name) {
             Ok(folder) => Ok(Some(folder)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(match Odd::of(&error) {
-                Some(what) => RemoveError::NotOurs(vec![stranger(parent, name, what.to_string())]),
+            Err(error) => Err(match UnexpectedEntry::of(&error) {
+                Some(what) => RemoveError::Foreign(vec![foreign_entry(parent, name, what.to_string())]),
                 None => error.into(),
             }),
         }
     }
 }
 
-/// Whether a repository lies on the file system that the files of `disks` were made on; nothing where that is not
-/// recorded.
+/// Whether the repository is on one of the recorded `volumes`. `None` if none is recorded.
 fn is_the_recorded_volume(
     root: &Folder,
     mut volumes: impl Iterator<Item = Option<VolumeId>>,
@@ -239,8 +224,8 @@ fn is_the_recorded_volume(
     }
 }
 
-/// The same. For a snapshot from before that was recorded, any file system that can clone will do, where it is
-/// mounted there, or has snapshots: a folder that somebody has made at the mount point is none.
+/// As [`is_the_recorded_volume`]. If none is recorded, any file system that supports clones will do, if it is mounted
+/// or has snapshots. A folder that someone created at the mount point does not count.
 fn is_the_volume(root: &Folder, volumes: impl Iterator<Item = Option<VolumeId>>) -> io::Result<bool> {
     if let Some(is_it) = is_the_recorded_volume(root, volumes)? {
         return Ok(is_it);
@@ -248,7 +233,7 @@ fn is_the_volume(root: &Folder, volumes: impl Iterator<Item = Option<VolumeId>>)
     Ok(SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()) && is_in_use(root)?)
 }
 
-/// Whether something is mounted at a repository's folder, or the folder of snapshots is there.
+/// Whether something is mounted at the repository's folder, or the folder of snapshots exists.
 fn is_in_use(root: &Folder) -> io::Result<bool> {
     if root.outer_device()? != root.metadata()?.dev() {
         return Ok(true);
@@ -259,57 +244,56 @@ fn is_in_use(root: &Folder) -> io::Result<bool> {
     }
 }
 
-fn stranger(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> Stranger {
-    Stranger { path: folder.path().join(name), reason: reason.into() }
+fn foreign_entry(folder: &Folder, name: &OsStr, reason: impl Into<String>) -> ForeignEntry {
+    ForeignEntry { path: folder.path().join(name), reason: reason.into() }
 }
 
-/// Removes the file of a disk, where it is there and is the one that the service made.
-fn remove_disk(folder: &Folder, file: &SnapshotFile) -> io::Result<Option<Stranger>> {
+/// Removes the file of a disk, if it exists and the service made it.
+fn remove_disk(folder: &Folder, file: &SnapshotFile) -> io::Result<Option<ForeignEntry>> {
     remove_if(folder, OsStr::new(file.name.as_str()), |found| {
         Ok(match file.inode {
-            None => (!is_as_made(found, folder)?).then_some("is no file that the service made"),
+            None => (!looks_like_ours(found, folder)?).then_some("was not made by the service"),
             Some(inode) => (found.ino() != inode.get()).then_some("is not the file that was snapshotted"),
         })
     })
 }
 
-/// Removes the regular file `name`, where it is there and `refusal` says nothing against it.
+/// Removes the regular file `name`, if it exists and `refusal` returns no reason against it.
 fn remove_if(
     folder: &Folder,
     name: &OsStr,
     refusal: impl FnOnce(&Metadata) -> io::Result<Option<&'static str>>,
-) -> io::Result<Option<Stranger>> {
+) -> io::Result<Option<ForeignEntry>> {
     let found = match folder.stat(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         found => found?,
     };
     let reason = if found.is_symlink() {
-        Some(What::Link.to_string())
+        Some(EntryProblem::Link.to_string())
     } else if !found.is_file() {
-        Some(What::NotAFile.to_string())
+        Some(EntryProblem::NotAFile.to_string())
     } else {
         refusal(&found)?.map(str::to_owned)
     };
     match reason {
-        Some(reason) => Ok(Some(stranger(folder, name, reason))),
-        None => unless_gone(folder.unlink(name)).map(|()| None),
+        Some(reason) => Ok(Some(foreign_entry(folder, name, reason))),
+        None => ignore_missing(folder.unlink(name)).map(|()| None),
     }
 }
 
-/// Whether a regular file, of a disk's name and in a snapshot's own folder, is like those that the service
-/// makes: under no other name, and not to be written to.
+/// Whether a regular file with a disk's name in a snapshot's own folder is like those that the service makes: with one
+/// link, and read-only.
 ///
-/// That has to do where a crash has lost the inodes of a snapshot in the making. It reaches nothing that is
-/// anybody else's: the folder was made under a name that nobody could know before, and no link leads out of
-/// it. Who puts a file there on purpose may remove that file himself.
-fn is_as_made(found: &Metadata, folder: &Folder) -> io::Result<bool> {
-    // A clone on OCFS2 has the mode of its disk until it is sealed.
+/// This check has to do after a crash has lost the inodes of an unfinished snapshot. It cannot hit anyone else's files:
+/// no one could know the folder's name before, and no link leads out of it. Whoever put a file there on purpose could
+/// have removed it as well.
+fn looks_like_ours(found: &Metadata, folder: &Folder) -> io::Result<bool> {
+    // On OCFS2 a clone has the mode of its disk until it is sealed.
     let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";
     Ok(found.nlink() == 1 && is_read_only)
 }
 
-/// What is gone already need not be removed.
-fn unless_gone(outcome: io::Result<()>) -> io::Result<()> {
+fn ignore_missing(outcome: io::Result<()>) -> io::Result<()> {
     match outcome {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,

@@ -1,4 +1,4 @@
-//! Which blocks files reference, so that it can be told what a deletion would free.
+//! The blocks that files reference, to tell what a deletion would free.
 
 use std::fs::File;
 use std::io;
@@ -7,30 +7,27 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::DiskFile;
 use super::executor::Access;
-use super::map::{self, TRUSTED};
+use super::map::{self, TRUSTED_FLAGS};
 use crate::model::DiskSource;
 use crate::model::exclusive::Reference;
 use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo};
 
-/// Why there is no figure.
 #[derive(Debug, thiserror::Error)]
 pub enum UsageError {
-    /// The file system's own error.
-    #[error("reading a map of extents failed: {0}")]
+    #[error("reading an extent map failed: {0}")]
     Io(#[from] io::Error),
-    /// There is more than is worth the memory.
-    #[error("the files are in more than {0} pieces")]
+    /// More extents than the memory for them is worth.
+    #[error("the files have more than {0} extents")]
     TooMany(usize),
-    /// Nobody waits for the answer any more.
-    #[error("nobody waits for it any more")]
-    Stopped,
+    #[error("the client no longer waits for it")]
+    Cancelled,
 }
 
-/// Extents of all files of one disk that are looked at: 80 bytes each, all told.
-const EXTENTS: usize = 1 << 20;
+/// The most extents of all files of one disk: 80 bytes each.
+const MAX_EXTENTS: usize = 1 << 20;
 
-/// The blocks of a disk's states, as they are added.
+/// Collects the blocks of a disk and its snapshots.
 pub struct Usage<'a> {
     access: &'a Access<'a>,
     stop: &'a AtomicBool,
@@ -38,23 +35,17 @@ pub struct Usage<'a> {
 }
 
 impl<'a> Usage<'a> {
-    /// None yet. `stop` ends it early.
+    /// `stop` cancels it.
     pub fn new(access: &'a Access<'a>, stop: &'a AtomicBool) -> Self {
         Self { access, stop, references: Vec::new() }
     }
 
-    /// Adds a snapshot's file as `owner`'s; returns the bytes of it whose place is not known.
-    ///
-    /// # Errors
-    /// [`UsageError`].
+    /// Adds a snapshot's file for `owner`. Returns the bytes of it whose address is not known.
     pub fn add_snapshot(&mut self, disk: &DiskFile, owner: usize) -> Result<u64, UsageError> {
         self.add(disk.file(), owner)
     }
 
-    /// Adds the VM's own disk in the repository `root` as `owner`'s, where it is there.
-    ///
-    /// # Errors
-    /// [`UsageError`].
+    /// Adds the VM's own disk in the repository `root` for `owner`, if it exists.
     pub fn add_live(&mut self, root: &Folder, source: &DiskSource, owner: usize) -> Result<(), UsageError> {
         match root.open_file(&source.path) {
             Ok(file) => self.add(&file, owner).map(drop),
@@ -63,33 +54,32 @@ impl<'a> Usage<'a> {
         }
     }
 
-    /// All of them.
     pub fn into_references(self) -> Vec<Reference> {
         self.references
     }
 
     fn add(&mut self, file: &File, owner: usize) -> Result<u64, UsageError> {
-        // XFS tells of each run whether it is shared. OCFS2 goes on saying so when it no longer is.
+        // XFS reports exactly which runs are shared. OCFS2 goes on reporting runs as shared when they no longer are.
         let sharing_is_exact = fsinfo::name_of(file)? == "xfs";
-        let mut reader = fiemap::Reader::new(map::room(file)?.0);
+        let mut reader = fiemap::Reader::new(map::reader_capacity(file)?.0);
         let (mut at, mut unknown, mut last_seen) = (0, 0, false);
         while !last_seen {
-            self.access.moved();
+            self.access.progress();
             if self.stop.load(Ordering::Relaxed) {
-                return Err(UsageError::Stopped);
+                return Err(UsageError::Cancelled);
             }
             let extents = reader.read(file.as_fd(), at)?;
             if extents.is_empty() {
                 break;
             }
-            if self.references.len() + extents.len() > EXTENTS {
-                return Err(UsageError::TooMany(EXTENTS));
+            if self.references.len() + extents.len() > MAX_EXTENTS {
+                return Err(UsageError::TooMany(MAX_EXTENTS));
             }
             for extent in extents {
                 at = extent.logical.saturating_add(extent.length).max(at + 1);
                 last_seen = extent.flags & fiemap::LAST != 0;
-                // Space that is reserved and not written is taken all the same.
-                if extent.flags & !TRUSTED != 0 || extent.physical == 0 {
+                // Reserved space counts, even if it was not written.
+                if extent.flags & !TRUSTED_FLAGS != 0 || extent.physical == 0 {
                     unknown += extent.length;
                     continue;
                 }

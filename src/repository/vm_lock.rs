@@ -1,5 +1,5 @@
-//! The lock of a VM in a repository, which the services of all hosts respect: flock(2) on a file that is never
-//! removed. OCFS2 makes it cluster-wide. It is free again when its holder ends, however that is.
+//! The lock of a VM in a repository, which the services of all hosts respect: flock(2) on a file that is never removed.
+//! On OCFS2 it holds for the whole cluster. It is released when its holder ends, however that happens.
 
 use std::fs::{File, TryLockError};
 use std::io::{self, Read};
@@ -7,36 +7,35 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::{POOL, SNAPSHOTS};
 use crate::model::VmId;
-use crate::sys::folder::{Folder, Odd};
+use crate::sys::folder::{Folder, UnexpectedEntry};
 
-/// Bytes of a lock file that are read: the name of its holder.
-const HOLDER_LIMIT: u64 = 256;
+/// The most bytes of a lock file that are read: the holder's name.
+const MAX_HOLDER_BYTES: u64 = 256;
 
-/// A VM's lock, held until this is dropped.
+/// Held until this is dropped.
 #[derive(Debug)]
 pub struct VmLock {
     #[expect(dead_code, reason = "the lock is that of the open file")]
     file: File,
 }
 
-/// How an attempt to lock a VM ended.
+/// The result of an attempt to lock a VM.
 #[derive(Debug)]
 pub enum Attempt {
-    /// It is locked now.
     Locked(VmLock),
-    /// Somebody else has locked it: what the lock file says of whom.
+    /// Another service holds the lock: its name, from the lock file.
     Held(String),
 }
 
-/// Locks `vm` in the repository `root`, where nobody else has: `holder` is what others are told then. Without one
-/// nothing is written, so that a frozen file system does not hold this up.
+/// Locks `vm` in the repository `root`, if no other service holds the lock. `holder` is the name that others will see.
+/// Without it nothing is written, so a frozen file system does not block this.
 ///
 /// # Errors
-/// Those of making and opening the lock file, and of flock(2); [`Odd`] where the folder of snapshots is a link or no
-/// folder, so that there are no snapshots either.
+/// [`UnexpectedEntry`] if the snapshot folder is a link or not a folder: then there are no snapshots either; those of
+/// creating and opening the lock file, and of flock(2).
 pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<Attempt> {
     let snapshots = make_folder(root, SNAPSHOTS)?;
-    lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match Odd::of(&error) {
+    lock_in(&snapshots, vm.as_str(), holder).map_err(|error| match UnexpectedEntry::of(&error) {
         Some(_) => io::Error::other(error.to_string()),
         None => error,
     })
@@ -50,13 +49,13 @@ fn lock_in(snapshots: &Folder, name: &str, holder: Option<&str>) -> io::Result<A
         Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(holder_of(&file))),
         Err(TryLockError::Error(error)) => return Err(error),
     }
-    // Where somebody removed the file meanwhile, another one may be locked by now.
+    // If someone removed the file meanwhile, another service may hold a lock on a new one.
     if locks.stat(name)?.ino() != file.metadata()?.ino() {
-        return Ok(Attempt::Held("another lock file".to_owned()));
+        return Ok(Attempt::Held("the holder of a replaced lock file".to_owned()));
     }
     if let Some(holder) = holder {
         let text = format!("{holder}\n");
-        // For people alone. A full file system must not keep a deletion from making room.
+        // Only for people. A full file system must not keep a deletion from freeing space.
         let _ = file.write_all_at(text.as_bytes(), 0).and_then(|()| file.set_len(text.len() as u64));
     }
     Ok(Attempt::Locked(VmLock { file }))
@@ -74,13 +73,13 @@ fn make_folder(parent: &Folder, name: &str) -> io::Result<Folder> {
     parent.folder(name)
 }
 
-/// What the file says, without what has no place in a line of text.
+/// The text of the file, without characters that do not belong into a line of text.
 fn holder_of(file: &File) -> String {
     let mut bytes = Vec::new();
-    let _ = file.take(HOLDER_LIMIT).read_to_end(&mut bytes);
+    let _ = file.take(MAX_HOLDER_BYTES).read_to_end(&mut bytes);
     let text = String::from_utf8_lossy(&bytes);
     let text: String = text.trim().chars().filter(|c| c.is_ascii_graphic() || *c == ' ').collect();
-    if text.is_empty() { "a service that does not say its name".to_owned() } else { text }
+    if text.is_empty() { "an unnamed service".to_owned() } else { text }
 }
 
 #[cfg(test)]
@@ -99,31 +98,31 @@ mod tests {
     }
 
     #[test]
-    fn one_holds_it_and_the_others_learn_who() {
+    fn others_learn_who_holds_the_lock() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
         let Attempt::Locked(first) = try_lock(&root, &VM.parse().unwrap(), Some("the first")).unwrap() else {
-            panic!("it is held already");
+            panic!("another service holds it");
         };
         assert_eq!(held_by(&root).as_deref(), Some("the first"));
-        // Another VM's is free.
+        // The lock of another VM is free.
         let other = try_lock(&root, &"0004fb00000600000000000000000002".parse().unwrap(), None).unwrap();
         assert!(matches!(other, Attempt::Locked(_)));
         drop(first);
         assert_eq!(held_by(&root), None);
         let path = dir.path().join("CoriolisSnapshots/.pool/locks").join(VM);
-        assert_eq!(fs::read_to_string(path).unwrap(), "the second\n", "it stays, with the last holder's name");
+        assert_eq!(fs::read_to_string(path).unwrap(), "the second\n", "the file stays, with the last holder's name");
     }
 
     #[test]
-    fn what_the_file_says_is_shown_as_plain_text() {
+    fn the_holder_is_shown_as_plain_text() {
         let dir = tempfile::tempdir().unwrap();
         let root = Folder::open(dir.path()).unwrap();
         let Attempt::Locked(_first) = try_lock(&root, &VM.parse().unwrap(), Some("x")).unwrap() else { panic!() };
         let path = dir.path().join("CoriolisSnapshots/.pool/locks").join(VM);
         for (text, shown) in [
             (b"\x1b[31mred\n\xff".as_slice(), "[31mred"),
-            (b"\n", "a service that does not say its name"),
+            (b"\n", "an unnamed service"),
             (&[b'a'; 5000], &"a".repeat(256)),
         ] {
             fs::write(&path, text).unwrap();
@@ -132,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn no_link_leads_to_another_lock() {
+    fn links_are_not_followed_to_a_lock() {
         let dir = tempfile::tempdir().unwrap();
         let elsewhere = dir.path().join("elsewhere");
         fs::create_dir(&elsewhere).unwrap();

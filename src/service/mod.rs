@@ -13,8 +13,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::app::export::Limits;
 use crate::config::{Api, Config, ConfigError, Fault};
-use crate::http::rate_limit::Limits;
 use crate::http::router;
 use crate::http::server::{self, Options};
 use crate::metrics::Metrics;
@@ -35,7 +35,7 @@ const RETAINED_HEAP: i32 = 2 << 20;
 /// The service cannot start, or stops with pending post hooks. The text is for an operator.
 pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
-    heap::keep(RETAINED_HEAP);
+    heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, reopen_log));
     // A hung file system must not keep the process alive. The next start undoes unfinished work.
@@ -57,13 +57,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let serving =
         server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
-    let sweeping = tokio::spawn(Arc::clone(&app).sweep_until(stop.clone()));
-    let cleaning = tokio::spawn(Arc::clone(&app).clean_up_until(stop.clone()));
-    tokio::spawn(Arc::clone(&app).free_places_until(stop.clone()));
-    tokio::spawn(Arc::clone(&app).watch_clients_until(stop.clone()));
-    tokio::spawn(Arc::clone(&app).audit_reads_until(stop.clone()));
-    tokio::spawn(Arc::clone(&app).look_after_until(stop.clone()));
-    let calling = tokio::spawn(Arc::clone(&app).call_owed_until(stop.clone()));
+    let background = app.run_in_background(&stop);
     notify::ready();
     let on_hang_up = || {
         notify::reloading();
@@ -78,9 +72,9 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     stop.cancel();
     let finish = async {
         let _ = serving.await;
-        let _ = sweeping.await;
-        let _ = cleaning.await;
-        let _ = calling.await;
+        for task in background {
+            let _ = task.await;
+        }
         app.finish().await;
     };
     let cancel_pre_hooks = async {
@@ -98,8 +92,8 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         Ok(()) => tracing::info!("all requests have finished"),
         Err(_) => tracing::warn!("requests were still running at the deadline"),
     }
-    app.finish_audit();
-    match app.let_go().await {
+    app.exports.finish_audit();
+    match app.release_guests().await {
         Ok(0) => tracing::info!("stopped"),
         Ok(pending) => {
             tracing::error!(pending, "stopped with pending post hooks: guests may still be frozen");

@@ -1,4 +1,4 @@
-//! The redb file: opened, migrated, reopened after a failure, panics caught at its edge.
+//! The redb file: opening, migration, reopening after a failure. Panics of redb are caught here.
 
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -12,24 +12,23 @@ use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, 
 use super::{DatabaseState, StoreError, Trouble, schema};
 use crate::sys::fsinfo;
 
-/// Memory that the database may keep pages in, bytes. Its content is a few KiB a snapshot.
-const CACHE: usize = 8 << 20;
+/// Memory for cached pages, bytes. A snapshot takes a few KiB in the database.
+const CACHE_BYTES: usize = 8 << 20;
 
-/// With less than this free, the next write may well fail.
-const LITTLE: u64 = 1 << 20;
+/// With less than this free, bytes, the next write may fail.
+const MIN_FREE_BYTES: u64 = 1 << 20;
 
-/// How a file is opened: made where it is not there, or not.
-type How = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
+/// [`Builder::create`] or [`Builder::open`].
+type OpenFn = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
 
 /// An open database that survives a full disk.
 pub(super) struct Handle {
     path: PathBuf,
-    /// Nothing after a failure: redb refuses all writes after a failed one until it is opened
-    /// anew, even with space back.
+    /// `None` after a failure: after a failed write, redb refuses all writes until it is reopened, even if there is
+    /// space again.
     database: RwLock<Option<Database>>,
-    /// The file that was opened: another one at its path is another database.
+    /// Device and inode of the open file. Another file at its path is another database.
     opened: (u64, u64),
-    /// Why the last write failed.
     failed: Mutex<Option<String>>,
 }
 
@@ -39,14 +38,14 @@ impl Handle {
         let (database, opened) = (RwLock::new(Some(database)), file_id(&fs::metadata(path)?));
         let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
         handle.write(schema::migrate)?;
-        // The file's own entry, so that a crash does not take the whole database away.
+        // Without its directory entry, a crash would take the whole database away.
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             File::open(folder)?.sync_all()?;
         }
         Ok(handle)
     }
 
-    /// Runs `work` in a transaction that is on stable storage when this returns.
+    /// Runs `work` in a transaction. When this returns, the transaction is on stable storage.
     pub(super) fn write<T>(
         &self,
         work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
@@ -61,14 +60,14 @@ impl Handle {
         match &written {
             Ok(_) => *failed = None,
             Err(error) if error.needs_reopening() => *failed = Some(error.to_string()),
-            // The work itself refused: that says nothing about the disk.
+            // The work itself refused. That says nothing about the disk.
             Err(_) => {}
         }
         drop(failed);
         written
     }
 
-    /// What is wrong with the file or its disk. What is open goes on all the same, so it has to be looked at.
+    /// What is wrong with the file or its disk. The open file stays usable, so only this check notices.
     pub(super) fn trouble(&self) -> Option<Trouble> {
         match fs::metadata(&self.path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Some(Trouble::Gone),
@@ -81,14 +80,14 @@ impl Handle {
         match File::open(folder).and_then(fsinfo::space) {
             Err(error) => return Some(Trouble::Unreadable(error.to_string())),
             Ok(space) if space.is_read_only => return Some(Trouble::ReadOnly),
-            Ok(space) if space.total > 0 && space.free < LITTLE => return Some(Trouble::Full),
+            Ok(space) if space.total > 0 && space.free < MIN_FREE_BYTES => return Some(Trouble::Full),
             Ok(_) => {}
         }
         let failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
         failed.as_ref().map(|cause| Trouble::WriteFailed(cause.clone()))
     }
 
-    /// Runs `work` over one unchanging state of the database.
+    /// Runs `work` on one consistent state of the database.
     pub(super) fn read<T>(
         &self,
         work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
@@ -101,7 +100,7 @@ impl Handle {
         let outcome = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else { return Err(StoreError::Closed) };
-            // A damaged page makes redb panic. The request fails; the service lives.
+            // A damaged page makes redb panic. The request fails; the service goes on.
             catch_unwind(AssertUnwindSafe(|| work(database)))
                 .unwrap_or_else(|_| Err(StoreError::Damaged(self.path.clone())))
         };
@@ -116,29 +115,29 @@ impl Handle {
             return Ok(());
         }
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
-            return Err(StoreError::OutOfPlace(trouble));
+            return Err(StoreError::FileLost(trouble));
         }
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         if database.is_none() {
-            // It was there: an empty one in its place would be a lie.
+            // The file existed before: do not create an empty one in its place.
             *database = Some(opened(&self.path, Builder::open)?);
         }
         Ok(())
     }
 }
 
-/// What tells a file from any other on this host.
+/// Identifies a file on this host.
 fn file_id(metadata: &Metadata) -> (u64, u64) {
     (metadata.dev(), metadata.ino())
 }
 
-/// Looks at the database at `path` and changes nothing.
-pub(super) fn look(path: &Path) -> Result<DatabaseState, StoreError> {
-    refuse_others(path)?;
+/// Checks the database at `path` without changing it.
+pub(super) fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
+    refuse_foreign(path)?;
     if !path.try_exists()? {
-        return Ok(DatabaseState::Nothing);
+        return Ok(DatabaseState::Missing);
     }
-    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE).open_read_only(path) {
+    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {
         Err(DatabaseError::RepairAborted) => Ok(DatabaseState::Unclean),
         opened => {
             let transaction = opened?.begin_read()?;
@@ -149,18 +148,20 @@ pub(super) fn look(path: &Path) -> Result<DatabaseState, StoreError> {
     looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
-/// The database at `path`, opened `how` and looked through.
-fn opened(path: &Path, how: How) -> Result<Database, StoreError> {
-    catch_unwind(|| open_file(path, how)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+/// Opens the database at `path` and checks its integrity.
+fn opened(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
+    catch_unwind(|| open_file(path, open)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
 }
 
-fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
-    refuse_others(path)?;
-    let mut database = how(Database::builder().set_cache_size(CACHE), path.to_owned())?;
-    // Damaged data pages open fine and fail later: look now, while nobody waits.
+fn open_file(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
+    refuse_foreign(path)?;
+    let mut database = open(Database::builder().set_cache_size(CACHE_BYTES), path.to_owned())?;
+    // Damaged data pages do not keep a database from opening. Checked now, they do not fail a request later.
     match database.check_integrity() {
         Ok(true) => {}
-        Ok(false) => tracing::warn!(path = %path.display(), "the database was not closed well and has been repaired"),
+        Ok(false) => {
+            tracing::warn!(path = %path.display(), "the database was not closed cleanly and has been repaired")
+        }
         Err(DatabaseError::Storage(StorageError::Corrupted(_))) => {
             return Err(StoreError::Damaged(path.to_owned()));
         }
@@ -169,13 +170,13 @@ fn open_file(path: &Path, how: How) -> Result<Database, StoreError> {
     Ok(database)
 }
 
-/// What every redb file begins with.
+/// Every redb file begins with this.
 const MAGIC: &[u8] = b"redb";
 
-/// Refuses what is no database of ours: what is no file, and files that begin otherwise. That of the original
-/// exporter (Bolt) has the magic number 0xED0CDAED after the 16 bytes of the first page's header, in the byte order
-/// of the machine.
-fn refuse_others(path: &Path) -> Result<(), StoreError> {
+/// Refuses a path that is not a regular file, and a file that is not a redb database. A database of the original
+/// exporter (Bolt) has the magic number 0xED0CDAED after the 16 bytes of the first page's header, in the machine's byte
+/// order.
+fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => return Err(StoreError::NotADatabase(path.to_owned())),
         Ok(_) => {}

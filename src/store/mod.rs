@@ -1,7 +1,7 @@
-//! What the service remembers: which snapshots there are, and which are half made or half gone.
+//! The database: which snapshots exist, which are unfinished or being deleted, and what else survives a restart.
 //!
-//! The database is an index: every snapshot folder carries a manifest from which its entry could be
-//! written anew. It never holds a map of extents.
+//! The database is an index. Each snapshot folder has a manifest from which the snapshot's record can be rebuilt. The
+//! database never holds an extent map.
 
 mod database;
 mod error;
@@ -23,74 +23,70 @@ pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, KeyUse, RequestKey};
 
-/// Snapshot id → record. Made by the migrations.
+/// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
-/// Snapshot id → the operation (JSON) whose `post` hooks have not run yet.
-const OWED_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
+/// Key → the operation (JSON) whose post hooks have not run yet.
+const PENDING_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
 
-/// The first place in the order that [`Store::begin`] gives. Those before are for snapshots that were
-/// adopted, by the second of their creation.
+/// The first sequence that [`Store::begin`] assigns. Lower ones are for adopted snapshots, which get the second of
+/// their creation.
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
 
-/// The last place that an adopted snapshot may name: a damaged manifest must not use up the order.
+/// The highest sequence that an adopted snapshot may name. Without this limit, a damaged manifest could use up all
+/// sequences.
 pub const LAST_SEQUENCE: u64 = 1 << 48;
 
-/// The database. Its calls block; each write is on stable storage when it returns.
+/// The database. Its calls block. When a write returns, it is on stable storage.
 #[derive(Clone)]
 pub struct Store {
     handle: Arc<database::Handle>,
 }
 
-/// What was found where the database is to be.
+/// What is at the path of the database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DatabaseState {
-    /// No file: the service will make one.
-    Nothing,
-    /// A database of ours.
+    /// No file. The service will create one.
+    Missing,
+    /// A database of this service.
     Good,
-    /// One that was not closed well: the service will repair it.
+    /// A database that was not closed cleanly. The service will repair it.
     Unclean,
 }
 
-/// Looks at the database at `path`, and changes nothing.
+/// Checks the database at `path` without changing it.
 ///
 /// # Errors
-/// What [`Store::open`] would say.
-pub fn look(path: &Path) -> Result<DatabaseState, StoreError> {
-    database::look(path)
+/// Those of [`Store::open`].
+pub fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
+    database::inspect(path)
 }
 
 impl Store {
-    /// Opens the database at `path`, or makes it, and brings it to today's schema.
-    ///
-    /// # Errors
-    /// [`StoreError`]; a file that is not ours is left as it is.
+    /// Opens the database at `path`, creates it if it does not exist, and migrates it to the current schema. A file
+    /// that is not a database of this service stays untouched.
     pub fn open(path: &Path) -> Result<Self, StoreError> {
         Ok(Self { handle: Arc::new(database::Handle::open(path)?) })
     }
 
-    /// Writes once more where the last write failed and nothing else is wrong: what kept it from being written may
-    /// be over, and nobody else may write for long.
+    /// Writes again after a failed write, if nothing else is wrong. The cause may be gone, and the next regular write
+    /// may be far off.
     pub fn retry_failed_write(&self) {
         if matches!(self.handle.trouble(), Some(Trouble::WriteFailed(_)))
             && let Err(error) = self.handle.write(|_| Ok(()))
         {
-            tracing::warn!(%error, "the database still cannot be written to");
+            tracing::warn!(%error, "the database still cannot be written");
         }
     }
 
-    /// What is wrong with the database's file or its disk, though it answers.
+    /// What is wrong with the database's file or its disk, even if the database answers.
     pub fn trouble(&self) -> Option<Trouble> {
         self.handle.trouble()
     }
 
     /// Checks that the database answers.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub fn check(&self) -> Result<(), StoreError> {
         self.handle.read(|transaction| {
             transaction.open_table(SNAPSHOTS)?;
@@ -98,14 +94,14 @@ impl Store {
         })
     }
 
-    /// Records that the snapshot of `draft` is about to be made, and gives it its place in the order. If `owed` is
-    /// given, its post hooks are pending from now on: see [`Store::record_pending_hooks`].
+    /// Records that the snapshot of `draft` is about to be made, and assigns its sequence. If `pending_hooks` are
+    /// given, they are recorded with it: see [`Store::record_pending_hooks`].
     ///
     /// # Errors
-    /// [`StoreError::OutOfPlace`] where the next start would not find the record.
-    pub fn begin(&self, draft: SnapshotDraft, owed: Option<&[u8]>) -> Result<UnfinishedSnapshot, StoreError> {
+    /// [`StoreError::FileLost`] if the next start would not find the record.
+    pub fn begin(&self, draft: SnapshotDraft, pending_hooks: Option<&[u8]>) -> Result<UnfinishedSnapshot, StoreError> {
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
-            return Err(StoreError::OutOfPlace(trouble));
+            return Err(StoreError::FileLost(trouble));
         }
         self.handle.write(|transaction| {
             let sequence = {
@@ -119,56 +115,46 @@ impl Store {
             let SnapshotDraft { id, ref vm, .. } = unfinished.draft;
             put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
-            if let Some(owed) = owed {
-                transaction.open_table(OWED_HOOKS)?.insert(PendingHooksKey::of_creation(id).as_u128(), owed)?;
+            if let Some(pending_hooks) = pending_hooks {
+                transaction
+                    .open_table(PENDING_HOOKS)?
+                    .insert(PendingHooksKey::of_creation(id).as_u128(), pending_hooks)?;
             }
             Ok(unfinished)
         })
     }
 
-    /// Stores that hooks are about to be called around an operation. `operation` contains what is needed to call its
-    /// post hooks later.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that the hooks of an operation are about to be called. If the service stops before the post hooks have
+    /// run, `operation` is what the next start needs to call them.
     pub fn record_pending_hooks(&self, key: PendingHooksKey, operation: &[u8]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.insert(key.as_u128(), operation)?;
+            transaction.open_table(PENDING_HOOKS)?.insert(key.as_u128(), operation)?;
             Ok(())
         })
     }
 
-    /// Removes the pending hooks of an operation.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that the post hooks have run.
     pub fn clear_pending_hooks(&self, key: PendingHooksKey) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            transaction.open_table(OWED_HOOKS)?.remove(key.as_u128())?;
+            transaction.open_table(PENDING_HOOKS)?.remove(key.as_u128())?;
             Ok(())
         })
     }
 
-    /// The operations whose hooks were called by half when the service stopped.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn owed(&self) -> Result<Vec<(PendingHooksKey, Vec<u8>)>, StoreError> {
+    /// The operations whose post hooks have not run.
+    pub fn pending_hooks(&self) -> Result<Vec<(PendingHooksKey, Vec<u8>)>, StoreError> {
         self.handle.read(|transaction| {
-            let mut owed = Vec::new();
-            for entry in transaction.open_table(OWED_HOOKS)?.iter()? {
+            let mut pending = Vec::new();
+            for entry in transaction.open_table(PENDING_HOOKS)?.iter()? {
                 let (key, operation) = entry?;
-                owed.push((PendingHooksKey::from_u128(key.value()), operation.value().to_vec()));
+                pending.push((PendingHooksKey::from_u128(key.value()), operation.value().to_vec()));
             }
-            Ok(owed)
+            Ok(pending)
         })
     }
 
-    /// Writes down a complete `snapshot` that the database does not know, at the place in the order
-    /// that it names. Says whether it did: not where it is known by now, or its place is taken.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records a complete `snapshot` with the sequence that it names. Returns false, and records nothing, if the
+    /// snapshot is known or its sequence is taken.
     pub fn adopt(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
             let place = (snapshot.vm.as_str(), snapshot.sequence);
@@ -179,7 +165,7 @@ impl Store {
             }
             put(transaction, State::Ready, snapshot)?;
             by_vm.insert(place, snapshot.id.as_u128())?;
-            // What is made from now on is newer.
+            // Sequences that are assigned from now on are higher.
             let mut counters = transaction.open_table(schema::COUNTERS)?;
             let last = counters.get("sequence")?.map_or(0, |value| value.value());
             counters.insert("sequence", last.max(snapshot.sequence))?;
@@ -187,22 +173,16 @@ impl Store {
         })
     }
 
-    /// Writes down that `snapshot` is about to be removed: from now on it is gone.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that the files of `snapshot` are about to be removed. From now on no client sees it.
     pub fn begin_deletion(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
         self.handle.write(|transaction| put(transaction, State::Deleting, snapshot))
     }
 
-    /// Forgets `snapshot`, of which no file is left.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Removes the record of a snapshot that has no files any more.
     pub fn forget(&self, snapshot: &SnapshotFiles) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(SNAPSHOTS)?.remove(snapshot.id.as_u128())?;
-            // One that another service has made may have the place of another.
+            // A snapshot of another service may have the sequence of one of ours.
             let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
             let place = (snapshot.vm.as_str(), snapshot.sequence);
             if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
@@ -213,18 +193,12 @@ impl Store {
         })
     }
 
-    /// The complete snapshot `id`, if there is one.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The snapshot `id`, if it is complete.
     pub fn snapshot(&self, id: SnapshotId) -> Result<Option<Snapshot>, StoreError> {
         Ok(self.record(id)?.and_then(Record::ready))
     }
 
-    /// The snapshot `id` and how far it has come, if it is known at all.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The snapshot `id` in any state.
     pub fn record(&self, id: SnapshotId) -> Result<Option<Record>, StoreError> {
         self.handle.read(|transaction| {
             let records = transaction.open_table(SNAPSHOTS)?;
@@ -234,17 +208,11 @@ impl Store {
     }
 
     /// The complete snapshots of `vm`, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub fn snapshots_of(&self, vm: &VmId) -> Result<Vec<Snapshot>, StoreError> {
         Ok(self.records_of(vm)?.into_iter().filter_map(Record::ready).collect())
     }
 
-    /// The snapshots of `vm`, oldest first, also those that are half made or half gone.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The snapshots of `vm` in any state, oldest first.
     pub fn records_of(&self, vm: &VmId) -> Result<Vec<Record>, StoreError> {
         self.handle.read(|transaction| {
             let by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
@@ -260,18 +228,12 @@ impl Store {
         })
     }
 
-    /// All complete snapshots, in no order.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// All complete snapshots, unsorted.
     pub fn snapshots(&self) -> Result<Vec<Snapshot>, StoreError> {
         self.all(Record::ready)
     }
 
     /// The ids of all complete snapshots by VM, oldest first.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub fn snapshot_ids(&self) -> Result<HashMap<VmId, Vec<SnapshotId>>, StoreError> {
         let mut ids: HashMap<VmId, Vec<SnapshotId>> = HashMap::new();
         let mut snapshots = self.snapshots()?;
@@ -282,10 +244,7 @@ impl Store {
         Ok(ids)
     }
 
-    /// The ids of all snapshots, also of those that are half made or half gone.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The ids of all snapshots in any state.
     pub fn ids(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         self.handle.read(|transaction| {
             let mut ids = HashSet::new();
@@ -296,10 +255,7 @@ impl Store {
         })
     }
 
-    /// The snapshots that are half made or half gone.
-    ///
-    /// # Errors
-    /// [`StoreError`]; not for a record that cannot be read, which the log names.
+    /// The snapshots that are being made or removed. Records that cannot be read are logged and skipped.
     pub fn unfinished(&self) -> Result<Vec<SnapshotFiles>, StoreError> {
         self.all(Record::unfinished)
     }
@@ -309,10 +265,10 @@ impl Store {
             let mut found = Vec::new();
             for entry in transaction.open_table(SNAPSHOTS)?.iter()? {
                 let (id, bytes) = entry?;
-                // One bad record must not hide the others.
+                // A damaged record must not hide the others.
                 match record::decode(id.value(), bytes.value()) {
                     Ok(record) => found.extend(wanted(record)),
-                    Err(error) => tracing::error!(%error, "passed over"),
+                    Err(error) => tracing::error!(%error, "skipping a snapshot's record"),
                 }
             }
             Ok(found)

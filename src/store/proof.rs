@@ -1,33 +1,27 @@
-//! What was found out about the files of snapshots since they were finished.
+//! What was learned about snapshots' files after they were finished.
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use super::{SNAPSHOTS, Store, StoreError};
 use crate::model::{DiskName, SnapshotId};
 
-/// (snapshot id, disk) → the change time of its file, nanoseconds since 1970, for which it was proven that the
-/// content is the one that was recorded.
+/// (snapshot id, disk) → ctime of its file, nanoseconds since 1970. For this ctime it was proven that the content is
+/// the recorded one.
 const PROVEN: TableDefinition<'_, (u128, &str), i128> = TableDefinition::new("proven");
 /// (snapshot id, disk, algorithm) → checksum of the whole disk.
 const CHECKSUMS: TableDefinition<'_, (u128, &str, &str), &[u8]> = TableDefinition::new("checksums");
 
 impl Store {
-    /// The change time for which the content of a disk was proven last.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn proven(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
+    /// The ctime for which a disk's content was last proven.
+    pub fn proven_change(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
         self.handle.read(|transaction| {
             let proven = transaction.open_table(PROVEN)?.get((id.as_u128(), disk.as_str()))?;
             Ok(proven.map(|changed_ns| changed_ns.value()))
         })
     }
 
-    /// Writes down for which change time the content of a disk was proven.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn prove(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
+    /// Records that a disk's content was proven while its file had this ctime.
+    pub fn record_proof(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
                 transaction.open_table(PROVEN)?.insert((id.as_u128(), disk.as_str()), changed_ns)?;
@@ -36,10 +30,7 @@ impl Store {
         })
     }
 
-    /// The checksums that are recorded of a disk, each with its algorithm.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The recorded checksums of a disk, each with its algorithm.
     pub fn checksums(&self, id: SnapshotId, disk: &DiskName) -> Result<Vec<(String, [u8; 32])>, StoreError> {
         self.handle.read(|transaction| {
             let mut found = Vec::new();
@@ -55,11 +46,8 @@ impl Store {
         })
     }
 
-    /// Writes down the checksum of a whole disk.
-    ///
-    /// # Errors
-    /// [`StoreError`].
-    pub fn note_checksum(
+    /// Records the checksum of a whole disk.
+    pub fn record_checksum(
         &self,
         id: SnapshotId,
         disk: &DiskName,
@@ -76,7 +64,6 @@ impl Store {
     }
 }
 
-/// Forgets what was found out about a snapshot that is forgotten.
 pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
     let id = id.as_u128();
     if let Some(next) = id.checked_add(1) {
@@ -94,7 +81,7 @@ mod tests {
     use crate::model::SnapshotFiles;
 
     #[test]
-    fn what_was_found_out_goes_with_the_snapshot() {
+    fn proofs_and_checksums_are_removed_with_the_snapshot() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         let [first, second] = [1, 2].map(|number| begin(&store, snapshot(number), None));
@@ -103,10 +90,10 @@ mod tests {
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
-            store.prove(id, &disk, 77).unwrap();
-            store.note_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
+            store.record_proof(id, &disk, 77).unwrap();
+            store.record_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
         }
-        let found = |id| (store.proven(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
+        let found = |id| (store.proven_change(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
         let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
         assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
         assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");
@@ -115,12 +102,12 @@ mod tests {
     }
 
     #[test]
-    fn a_snapshot_that_another_service_made_takes_no_other_ones_place_along() {
+    fn forgetting_a_foreign_snapshot_keeps_ours_with_the_same_sequence() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         let ours = begin(&store, snapshot(1), None);
         store.commit(&ours, &CommitOptions::default()).unwrap();
-        // The other service counts on its own.
+        // The other service assigns its own sequences.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;
         store.begin_deletion(&theirs).unwrap();

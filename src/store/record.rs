@@ -1,4 +1,4 @@
-//! A snapshot as it is stored: postcard bytes, apart from the model so that each can change alone.
+//! The stored form of a snapshot: postcard bytes. It is separate from the model, so that each can change alone.
 
 use serde::{Deserialize, Serialize};
 
@@ -74,7 +74,7 @@ struct StoredRecord {
     consistency: String,
     freeze_ms: Option<u64>,
     hooks: Vec<RecordHook>,
-    /// One for each disk, in their order; none where nothing was recorded.
+    /// One for each disk, in the same order. Empty in records from before files were recorded.
     files: Vec<RecordFile>,
 }
 
@@ -156,7 +156,8 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
     postcard::to_stdvec(&record).map_err(|error| StoreError::Record { id: snapshot.id, cause: error.to_string() })
 }
 
-/// The record of a snapshot that is being made: its files have no identities yet, so zeros are stored for them.
+/// The record of a snapshot that is being made. Its files have no identities yet, and the record has zeros in their
+/// place.
 pub(super) fn encode_unfinished(unfinished: &UnfinishedSnapshot) -> Result<Vec<u8>, StoreError> {
     let draft = &unfinished.draft;
     let disks = draft.disks.iter().map(|disk| SnapshotDisk {
@@ -236,7 +237,7 @@ mod tests {
     use super::*;
     use crate::model::{PlannedDisk, SnapshotDraft};
 
-    /// Version 0.1 wrote these bytes, and reads them after a crash.
+    /// These bytes are in the databases of running services.
     #[test]
     fn an_unfinished_record_stores_zeros_for_what_is_not_known() {
         let disk = PlannedDisk {

@@ -1,4 +1,4 @@
-//! How long snapshots are kept, who needs them, and which request made them.
+//! How long snapshots are kept, who needs them, and which requests made them.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -11,107 +11,97 @@ use super::{Record, SNAPSHOTS, State, Store, StoreError, put, record};
 use crate::model::retention::Retention;
 use crate::model::{Snapshot, SnapshotId, VmId};
 
-/// Snapshot id → when it expires, milliseconds since 1970.
+/// Snapshot id → expiry, milliseconds since 1970.
 const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
-/// (snapshot id, user) → until when that user needs it, milliseconds since 1970.
+/// (snapshot id, user) → end of the lease, milliseconds since 1970.
 const LEASES: TableDefinition<'_, (u128, &str), i64> = TableDefinition::new("leases");
-/// (user, VM, Idempotency-Key) → what it made.
+/// (user, VM, Idempotency-Key) → [`KeyUse`].
 const IDEMPOTENCY_KEYS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("idempotency_keys");
 
-/// How long a key is remembered.
+/// How long a used key is remembered.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);
 
-/// Keys remembered at a time; past that, the oldest go.
-const KEYS: usize = 10_000;
+/// Beyond this number the oldest keys are dropped.
+const MAX_KEYS: usize = 10_000;
 
-/// What a client repeats where it does not know whether its request was carried out.
+/// Identifies a request that a client repeats because it does not know whether the first one succeeded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestKey {
-    /// The user who sends it.
     pub user: String,
-    /// The header `Idempotency-Key`.
+    /// The `Idempotency-Key` header.
     pub key: String,
-    /// SHA-256 of what is asked for.
+    /// SHA-256 of the request.
     pub digest: [u8; 32],
 }
 
-/// What is written down together with a new snapshot.
+/// What is recorded together with a new snapshot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitOptions {
-    /// When the snapshot expires.
     pub expires_at: Option<Timestamp>,
-    /// The key of the request that made it.
+    /// The key of the request that made the snapshot.
     pub key: Option<RequestKey>,
 }
 
-/// What a key was used for.
+/// The request that used a key. These are the stored bytes: postcard writes the fields in this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyUse {
-    /// SHA-256 of what was asked for.
+    /// SHA-256 of the request.
     pub digest: [u8; 32],
     snapshot: u128,
     used_at_ms: i64,
 }
 
 impl KeyUse {
-    /// The snapshot that was made.
+    /// The snapshot that the request made.
     pub fn snapshot(&self) -> SnapshotId {
         SnapshotId::from_u128(self.snapshot)
     }
 
-    fn is_remembered(&self, now: Timestamp) -> bool {
-        is_remembered(self.used_at_ms, now)
+    fn is_valid(&self, now: Timestamp) -> bool {
+        is_valid(self.used_at_ms, now)
     }
 }
 
-/// Also where the clock was set back: a key that is remembered makes no second snapshot.
-fn is_remembered(used_at_ms: i64, now: Timestamp) -> bool {
+/// A key stays valid when the clock is set back: its request must not make a second snapshot.
+fn is_valid(used_at_ms: i64, now: Timestamp) -> bool {
     let age = now.as_millisecond().saturating_sub(used_at_ms);
     age < i64::try_from(KEY_LIFETIME.as_millis()).unwrap_or(i64::MAX)
 }
 
 impl Store {
-    /// Writes down that `snapshot` is complete, and what was ordered with it: from now on it is
-    /// there.
+    /// Records that `snapshot` is complete, together with `options`. From now on clients see it.
     ///
     /// # Errors
-    /// [`StoreError`]. It may have been written all the same: ask [`Store::record`].
-    pub fn commit(&self, snapshot: &Snapshot, order: &CommitOptions) -> Result<(), StoreError> {
+    /// After an error the record may still have been written: check with [`Store::record`].
+    pub fn commit(&self, snapshot: &Snapshot, options: &CommitOptions) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             put(transaction, State::Ready, snapshot)?;
-            if let Some(expiry) = order.expires_at {
+            if let Some(expiry) = options.expires_at {
                 transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
             }
-            match &order.key {
-                Some(key) => remember(transaction, snapshot, key),
+            match &options.key {
+                Some(key) => record_key_use(transaction, snapshot, key),
                 None => Ok(()),
             }
         })
     }
 
-    /// What the key was used for, by this user for this VM, in the last 24 hours.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// What this user's key was used for on this VM, in the last 24 hours.
     pub fn key_use(&self, vm: &VmId, key: &RequestKey, now: Timestamp) -> Result<Option<KeyUse>, StoreError> {
         self.handle.read(|transaction| {
             let keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
             let found = keys.get((key.user.as_str(), vm.as_str(), key.key.as_str()))?;
-            Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_remembered(now)))
+            Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_valid(now)))
         })
     }
 
-    /// Until when the snapshot `id` is kept.
-    ///
-    /// # Errors
-    /// [`StoreError`].
     pub fn retention(&self, id: SnapshotId) -> Result<Retention, StoreError> {
         self.handle.read(|transaction| {
             let timestamp = |ms| timestamp(id, ms);
             let id = id.as_u128();
             let expiry = transaction.open_table(EXPIRIES)?.get(id)?.map(|ms| ms.value());
             let mut retention = Retention { expires_at: expiry.map(timestamp).transpose()?, leased_until: None };
-            // Who holds more than one lease of it is as well off as with the longest.
+            // Of several leases the longest counts.
             for lease in transaction.open_table(LEASES)?.range((id, "")..)? {
                 let (key, until) = lease?;
                 if key.value().0 != id {
@@ -123,10 +113,7 @@ impl Store {
         })
     }
 
-    /// The snapshots that expire.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// The snapshots that have an expiry.
     pub fn expiring(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         self.handle.read(|transaction| {
             let mut ids = HashSet::new();
@@ -137,11 +124,8 @@ impl Store {
         })
     }
 
-    /// Writes down that `user` needs the snapshot `id` until then, whatever was said before. Not
-    /// where the snapshot is gone.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Records that `user` needs the snapshot `id` until the given time. It replaces the user's former lease. Returns
+    /// false if the snapshot is not complete.
     pub fn lease(&self, id: SnapshotId, user: &str, until: Timestamp) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
             let is_there = is_ready(transaction, id)?;
@@ -152,10 +136,7 @@ impl Store {
         })
     }
 
-    /// Writes down that `user` does not need the snapshot `id` any more.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// Ends the lease of `user` on the snapshot `id`.
     pub fn release(&self, id: SnapshotId, user: &str) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             transaction.open_table(LEASES)?.remove((id.as_u128(), user))?;
@@ -163,11 +144,8 @@ impl Store {
         })
     }
 
-    /// As [`Store::begin_deletion`], where the snapshot is there and nobody has taken a lease on it
-    /// that ends after `now`: in one step, so that no lease is given in between. Whether it was so.
-    ///
-    /// # Errors
-    /// [`StoreError`].
+    /// As [`Store::begin_deletion`], if the snapshot is complete and no lease on it ends after `now`. Check and record
+    /// are one transaction, so no lease is granted in between. Returns whether the deletion has begun.
     pub fn begin_sweep(&self, snapshot: &Snapshot, now: Timestamp) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
             if !is_ready(transaction, snapshot.id)? || is_leased(transaction, snapshot.id, now)? {
@@ -179,11 +157,11 @@ impl Store {
     }
 }
 
-/// Forgets the retention of a snapshot that is forgotten. What its key made stays known.
+/// The key of the request that made the snapshot stays known.
 pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
     let id = id.as_u128();
     transaction.open_table(EXPIRIES)?.remove(id)?;
-    // Users' names have no last one to end a range with.
+    // A range over all users has no upper bound: there is no last user name.
     let mut leases = transaction.open_table(LEASES)?;
     let mut users = Vec::new();
     for lease in leases.range((id, "")..)? {
@@ -219,7 +197,7 @@ fn is_leased(transaction: &WriteTransaction, id: SnapshotId, now: Timestamp) -> 
     Ok(false)
 }
 
-fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKey) -> Result<(), StoreError> {
+fn record_key_use(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKey) -> Result<(), StoreError> {
     let now = Timestamp::now();
     let new = KeyUse { digest: key.digest, snapshot: snapshot.id.as_u128(), used_at_ms: now.as_millisecond() };
     let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
@@ -227,15 +205,15 @@ fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKe
     for entry in keys.iter()? {
         let (name, bytes) = entry?;
         let (user, vm, key) = name.value();
-        // One that cannot be read goes as the oldest.
+        // A key that cannot be read is dropped first.
         let used_at_ms = decode(bytes.value()).map_or(i64::MIN, |known| known.used_at_ms);
         known.push((used_at_ms, [user.to_owned(), vm.to_owned(), key.to_owned()]));
     }
-    // The oldest first, and with it all that are forgotten.
+    // Oldest first, so that those past their lifetime are in front.
     known.sort_by_key(|(used_at_ms, _)| *used_at_ms);
-    let too_many = (known.len() + 1).saturating_sub(KEYS);
+    let too_many = (known.len() + 1).saturating_sub(MAX_KEYS);
     for (index, (used_at_ms, [user, vm, key])) in known.iter().enumerate() {
-        if index < too_many || !is_remembered(*used_at_ms, now) {
+        if index < too_many || !is_valid(*used_at_ms, now) {
             keys.remove((user.as_str(), vm.as_str(), key.as_str()))?;
         }
     }
@@ -245,9 +223,11 @@ fn remember(transaction: &WriteTransaction, snapshot: &Snapshot, key: &RequestKe
     Ok(())
 }
 
-/// A use that cannot be read is as none: the worst that it costs is a second snapshot.
+/// A key use that cannot be read counts as none. At worst a repeated request makes a second snapshot.
 fn decode(bytes: &[u8]) -> Option<KeyUse> {
-    postcard::from_bytes(bytes).inspect_err(|error| tracing::error!(%error, "a key's use cannot be read")).ok()
+    postcard::from_bytes(bytes)
+        .inspect_err(|error| tracing::error!(%error, "the use of an idempotency key cannot be read"))
+        .ok()
 }
 
 fn timestamp(id: SnapshotId, ms: i64) -> Result<Timestamp, StoreError> {

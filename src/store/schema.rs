@@ -1,4 +1,4 @@
-//! The database's schema, and the way from an older one to today's.
+//! The database's schema, and the migration from older ones.
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
@@ -15,18 +15,18 @@ mod m0004_seals;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
-/// Migration `i` makes schema `i + 1` of schema `i`.
+/// Migration `i` leads from schema `i` to schema `i + 1`.
 const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run, m0004_seals::run];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;
 
-/// Name → number: `schema`, and `sequence`, the last one given to a snapshot.
+/// Name → number. `schema` is the schema's number; `sequence` is the last one assigned to a snapshot.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
-/// Brings the database to today's schema inside `transaction`.
+/// Migrates the database to the current schema in `transaction`.
 ///
 /// # Errors
-/// [`StoreError::NewerSchema`] where a newer program made it; those of the database.
+/// [`StoreError::NewerSchema`] if a newer program made it.
 pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> {
     let found = found(&transaction.open_table(COUNTERS)?)?;
     for migration in &MIGRATIONS[usize::try_from(found).unwrap_or(MIGRATIONS.len())..] {
@@ -34,7 +34,7 @@ pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> 
     }
     if found < CURRENT_SCHEMA {
         transaction.open_table(COUNTERS)?.insert("schema", CURRENT_SCHEMA)?;
-        tracing::info!(from = found, to = CURRENT_SCHEMA, "database schema brought up to date");
+        tracing::info!(from = found, to = CURRENT_SCHEMA, "migrated the database schema");
     }
     Ok(())
 }
@@ -42,17 +42,17 @@ pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> 
 /// Checks that this program knows the database's schema.
 ///
 /// # Errors
-/// As [`migrate`].
+/// Those of [`migrate`].
 pub(super) fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
     match transaction.open_table(COUNTERS) {
-        // Made, and never used.
+        // Created and never used.
         Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
         table => found(&table?).map(|_| ()),
     }
 }
 
-/// The database's schema, 0 where it has none yet.
+/// The database's schema; 0 if it has none yet.
 fn found(counters: &impl ReadableTable<&'static str, u64>) -> Result<u64, StoreError> {
     let found = counters.get("schema")?.map_or(0, |value| value.value());
-    if found > CURRENT_SCHEMA { Err(StoreError::NewerSchema { found, today: CURRENT_SCHEMA }) } else { Ok(found) }
+    if found > CURRENT_SCHEMA { Err(StoreError::NewerSchema { found, supported: CURRENT_SCHEMA }) } else { Ok(found) }
 }

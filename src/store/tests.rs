@@ -49,13 +49,13 @@ pub(super) fn begin(store: &Store, snapshot: Snapshot, pending_hooks: Option<&[u
 }
 
 /// The files of a snapshot that is being made.
-fn files_in_the_making(snapshot: &Snapshot) -> SnapshotFiles {
+fn unfinished_files(snapshot: &Snapshot) -> SnapshotFiles {
     let mut files = SnapshotFiles::from(snapshot);
     files.files.iter_mut().for_each(|file: &mut SnapshotFile| file.inode = None);
     files
 }
 
-/// The same, with hooks around it.
+/// A snapshot with hooks.
 fn hooked(number: u128) -> Snapshot {
     let run = |stage, outcome, detail: &str| HookRun {
         name: "10-freeze".to_owned(),
@@ -75,7 +75,7 @@ fn hooked(number: u128) -> Snapshot {
     }
 }
 
-/// The same, with a seal of its disk.
+/// A snapshot with hooks, whose disk is sealed.
 fn sealed(number: u128) -> Snapshot {
     let mut snapshot = hooked(number);
     snapshot.disks[0].volume = Some(VolumeId([0xa5; 16]));
@@ -84,20 +84,20 @@ fn sealed(number: u128) -> Snapshot {
 }
 
 #[test]
-fn a_snapshot_is_there_from_commit_to_deletion() {
+fn a_snapshot_is_visible_from_commit_to_deletion() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
     let first = begin(&store, snapshot(2), None);
     assert_eq!(store.snapshot(first.id).unwrap(), None);
-    assert_eq!(store.unfinished().unwrap(), [files_in_the_making(&first)]);
+    assert_eq!(store.unfinished().unwrap(), [unfinished_files(&first)]);
     store.commit(&first, &CommitOptions::default()).unwrap();
 
     let second = begin(&store, snapshot(1), None);
     store.commit(&second, &CommitOptions::default()).unwrap();
     drop(store);
 
-    // Another process, later: order is that of creation, not of ids or clocks.
+    // Another process, later. The order is that of creation, not of ids or clocks.
     let store = Store::open(&path).unwrap();
     let vm: VmId = VM.parse().unwrap();
     assert_eq!(store.snapshots_of(&vm).unwrap(), [first.clone(), second.clone()]);
@@ -113,14 +113,14 @@ fn a_snapshot_is_there_from_commit_to_deletion() {
 }
 
 #[test]
-fn a_second_opener_is_told_so() {
+fn a_second_opener_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let _first = Store::open(&dir.path().join("db")).unwrap();
     assert!(matches!(Store::open(&dir.path().join("db")), Err(StoreError::InUse)));
 }
 
 #[test]
-fn files_that_are_not_ours_are_left_as_they_are() {
+fn foreign_files_are_refused_and_left_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let mut bolt = vec![0; 64 << 10];
     bolt[16..20].copy_from_slice(&0xED0C_DAED_u32.to_ne_bytes());
@@ -135,7 +135,7 @@ fn files_that_are_not_ours_are_left_as_they_are() {
 }
 
 #[test]
-fn a_newer_schema_is_refused_in_plain_words() {
+fn a_newer_schema_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
@@ -151,7 +151,7 @@ fn a_newer_schema_is_refused_in_plain_words() {
     assert!(error.contains("schema 99") && error.contains("newer version"), "{error}");
 }
 
-/// A copy of the database that the program of a schema wrote, as it is in the field.
+/// A copy of the database that the program of that schema wrote.
 fn golden(schema: u64) -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
@@ -164,12 +164,12 @@ fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 
-fn golden_order() -> CommitOptions {
+fn golden_options() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    CommitOptions { expires_at: golden_terms().expires_at, key: Some(key) }
+    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key) }
 }
 
-fn golden_terms() -> Retention {
+fn golden_retention() -> Retention {
     let at = |text: &str| Some(text.parse().unwrap());
     Retention { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
 }
@@ -184,11 +184,11 @@ fn the_database_of_schema_1_is_opened() {
     let mut creating = snapshot(8);
     creating.sequence = 2;
     assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
-    assert_eq!(store.owed().unwrap(), []);
-    // The order goes on, past the places of snapshots that are adopted.
+    assert_eq!(store.pending_hooks().unwrap(), []);
+    // New sequences come after those of adopted snapshots.
     let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
-    store.commit(&next, &golden_order()).unwrap();
+    store.commit(&next, &golden_options()).unwrap();
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4.
@@ -201,32 +201,32 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         plain.sequence = FIRST_SEQUENCE;
         quiesced.sequence = FIRST_SEQUENCE + 1;
         creating.sequence = FIRST_SEQUENCE + 2;
-        let retention = if schema < 3 { Retention::default() } else { golden_terms() };
+        let retention = if schema < 3 { Retention::default() } else { golden_retention() };
         assert_eq!(store.retention(plain.id).unwrap(), retention);
-        assert!(store.lease(plain.id, "somebody else", golden_terms().leased_until.unwrap()).unwrap());
+        assert!(store.lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
-        assert_eq!(store.owed().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
+        assert_eq!(store.pending_hooks().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
 
-/// Writes the golden file of today's schema; run by hand when a schema is new:
-/// `cargo test --lib -- --ignored write_the_golden_database`.
+/// Writes the golden file of the current schema. Run it by hand after a new migration: `cargo test --lib -- --ignored
+/// write_the_golden_database`.
 #[test]
 #[ignore = "writes tests/golden, by hand"]
 fn write_the_golden_database() {
     let path = golden_path(schema::CURRENT_SCHEMA);
-    assert!(!path.exists(), "a golden file is never written anew");
+    assert!(!path.exists(), "a golden file is never overwritten");
     let store = Store::open(&path).unwrap();
     for snapshot in [snapshot(7), sealed(8)] {
-        store.commit(&begin(&store, snapshot, None), &golden_order()).unwrap();
+        store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
     }
-    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_terms().leased_until.unwrap()).unwrap());
+    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap());
     begin(&store, snapshot(9), Some(b"{}"));
 }
 
 #[test]
-fn what_hooks_are_owed_is_kept_until_it_is_settled() {
+fn pending_hooks_are_kept_until_they_are_cleared() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
@@ -238,21 +238,21 @@ fn what_hooks_are_owed_is_kept_until_it_is_settled() {
 
     let store = Store::open(&path).unwrap();
     assert_eq!(
-        store.owed().unwrap(),
+        store.pending_hooks().unwrap(),
         [
             (PendingHooksKey::of_creation(first.id), b"first".to_vec()),
             (PendingHooksKey::of_creation(second.id), b"second".to_vec())
         ]
     );
     store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
-    // What is settled already is no error.
+    // Clearing them twice is no error.
     store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
-    assert_eq!(store.owed().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
+    assert_eq!(store.pending_hooks().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 
 #[test]
-fn a_damaged_database_is_an_error_and_stays() {
+fn a_damaged_database_is_refused_and_left_untouched() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
@@ -270,7 +270,7 @@ fn a_damaged_database_is_an_error_and_stays() {
 }
 
 #[test]
-fn one_bad_record_hides_no_other() {
+fn a_damaged_record_hides_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let snapshots = [1, 2].map(|number| begin(&store, snapshot(number), None));
@@ -279,13 +279,13 @@ fn one_bad_record_hides_no_other() {
         Ok(())
     };
     store.handle.write(spoil).unwrap();
-    assert_eq!(store.unfinished().unwrap(), [files_in_the_making(&snapshots[1])]);
+    assert_eq!(store.unfinished().unwrap(), [unfinished_files(&snapshots[1])]);
     let error = store.record(snapshots[0].id).unwrap_err().to_string();
     assert!(error.contains(&snapshots[0].id.to_string()), "{error}");
 }
 
 #[test]
-fn a_file_that_goes_away_is_not_replaced_by_an_empty_one() {
+fn a_removed_file_is_not_replaced_by_an_empty_one() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
@@ -297,7 +297,7 @@ fn a_file_that_goes_away_is_not_replaced_by_an_empty_one() {
 }
 
 #[test]
-fn an_adopted_snapshot_stands_before_those_that_were_made() {
+fn an_adopted_snapshot_is_older_than_those_of_this_service() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let made = begin(&store, snapshot(1), None);
@@ -305,7 +305,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     assert!(store.adopt(&adopted).unwrap());
-    // What is known is not written down again, nor what would take the place of another.
+    // Refused are a known snapshot, a sequence that is taken, and one beyond the limit.
     let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
     let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
     let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
@@ -313,7 +313,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
         assert!(!store.adopt(&refused).unwrap());
     }
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
-    // One that had its place from a database that is lost: what is made now is newer.
+    // A sequence from a lost database: those assigned from now on are higher.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
     assert!(store.adopt(&rebuilt).unwrap());
@@ -322,7 +322,7 @@ fn an_adopted_snapshot_stands_before_those_that_were_made() {
 }
 
 #[test]
-fn only_a_failed_write_is_trouble_and_it_is_over_with_the_next_good_one() {
+fn a_failed_write_is_trouble_until_the_next_good_one() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("exporter.db")).unwrap();
     let refused = StoreError::Record { id: SnapshotId::from_u128(1), cause: "a test".to_owned() };

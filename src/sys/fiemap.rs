@@ -10,38 +10,38 @@ use nix::errno::Errno;
 pub const LAST: u32 = 0x0001;
 /// Allocated, never written: reads as zeros (`FIEMAP_EXTENT_UNWRITTEN`).
 pub const UNWRITTEN: u32 = 0x0800;
-/// Several runs of blocks told as one (`FIEMAP_EXTENT_MERGED`).
+/// Several runs of blocks reported as one (`FIEMAP_EXTENT_MERGED`).
 pub const MERGED: u32 = 0x1000;
-/// Shared with another file, perhaps (`FIEMAP_EXTENT_SHARED`).
+/// Perhaps shared with another file (`FIEMAP_EXTENT_SHARED`).
 pub const SHARED: u32 = 0x2000;
 
-/// Place dirty pages before answering (`FIEMAP_FLAG_SYNC`).
+/// Write dirty pages first, so that they have addresses (`FIEMAP_FLAG_SYNC`).
 const FLAG_SYNC: u32 = 0x0001;
 
-/// `struct fiemap_extent` of linux/fiemap.h. All positions and lengths in bytes.
+/// `struct fiemap_extent` of linux/fiemap.h. Positions and lengths are in bytes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RawExtent {
-    /// Offset in the file (`fe_logical`).
+    /// `fe_logical`: offset in the file.
     pub logical: u64,
-    /// Address on the device (`fe_physical`).
+    /// `fe_physical`: address on the device.
     pub physical: u64,
-    /// Length (`fe_length`).
+    /// `fe_length`
     pub length: u64,
     reserved64: [u64; 2],
-    /// `FIEMAP_EXTENT_*` (`fe_flags`).
+    /// `fe_flags`: `FIEMAP_EXTENT_*`.
     pub flags: u32,
     reserved: [u32; 3],
 }
 
 impl RawExtent {
-    /// An extent as the kernel would give it.
+    /// An extent as the kernel returns it.
     pub fn new(logical: u64, physical: u64, length: u64, flags: u32) -> Self {
         Self { logical, physical, length, flags, ..Self::default() }
     }
 }
 
-/// `struct fiemap` of linux/fiemap.h, without its tail of extents.
+/// `struct fiemap` of linux/fiemap.h, without the extents after it.
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 struct Request {
@@ -61,69 +61,67 @@ nix::ioctl_readwrite!(
     Request
 );
 
-/// Extents asked for at a time, where nothing speaks for more: 56 KiB of room.
-pub const PAGE: u32 = 1024;
+/// The usual capacity of a [`Reader`]: 56 KiB.
+pub const EXTENTS_PER_CALL: u32 = 1024;
 
-/// Words before the extents, and words of an extent.
-const HEAD: usize = size_of::<Request>() / size_of::<u64>();
-const EXTENT: usize = size_of::<RawExtent>() / size_of::<u64>();
+/// The sizes of the header and of one extent, in words.
+const HEADER_WORDS: usize = size_of::<Request>() / size_of::<u64>();
+const EXTENT_WORDS: usize = size_of::<RawExtent>() / size_of::<u64>();
 
-/// Room for one answer; made once, used for a whole map.
+/// A buffer for one answer of the kernel, reused for the whole map.
 pub struct Reader {
-    /// `struct fiemap` and its extents, side by side as the kernel wants them.
+    /// `struct fiemap` followed by its extents, as the kernel expects them.
     words: Vec<u64>,
-    room: u32,
+    capacity: u32,
 }
 
 impl Reader {
-    /// Room for `room` extents at a time, 56 bytes each.
-    pub fn new(room: u32) -> Self {
-        Self { words: vec![0; HEAD + room as usize * EXTENT], room }
+    /// A buffer for `capacity` extents of 56 bytes.
+    pub fn new(capacity: u32) -> Self {
+        Self { words: vec![0; HEADER_WORDS + capacity as usize * EXTENT_WORDS], capacity }
     }
 
-    /// The first extents of `file` that reach past `start` bytes, as many as there is room for;
-    /// none where there are none.
+    /// The first extents of `file` that reach past the offset `start`, up to the capacity. A call that a signal
+    /// interrupted is repeated.
     ///
     /// # Errors
-    /// The errno of ioctl(2); `EOPNOTSUPP` where the file system has no FIEMAP. A call that a
-    /// signal interrupted is made again.
+    /// The errno of ioctl(2): `EOPNOTSUPP` if the file system has no FIEMAP.
     pub fn read(&mut self, file: BorrowedFd<'_>, start: u64) -> io::Result<&[RawExtent]> {
-        let mapped = self.ask(file, start, FLAG_SYNC)?.min(self.room) as usize;
-        let extents = self.words[HEAD..][..mapped * EXTENT].as_ptr().cast::<RawExtent>();
-        // SAFETY: the slice before holds the words of `mapped` extents, which any bits are good for,
-        // at the alignment of their `u64`s; it is borrowed from `self`, as is what is returned.
+        let mapped = self.call(file, start, FLAG_SYNC)?.min(self.capacity) as usize;
+        let extents = self.words[HEADER_WORDS..][..mapped * EXTENT_WORDS].as_ptr().cast::<RawExtent>();
+        // SAFETY: the slice above holds the words of `mapped` extents. Any bits are a valid `RawExtent`, and `u64`s
+        // have its alignment. The slice borrows from `self`, as does the result.
         Ok(unsafe { std::slice::from_raw_parts(extents, mapped) })
     }
 
-    /// How many extents `file` has.
+    /// The number of extents of `file`.
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// Those of [`Reader::read`].
     pub fn count(file: BorrowedFd<'_>) -> io::Result<u32> {
-        // A request without room is answered with the number alone.
-        Self::new(0).ask(file, 0, FLAG_SYNC)
+        // Without capacity the kernel returns only the number.
+        Self::new(0).call(file, 0, FLAG_SYNC)
     }
 
-    /// Whether `file` has an extent that reaches past `start` bytes. Nothing is written out for it.
+    /// Whether `file` has an extent that reaches past the offset `start`. Dirty pages are not written for it.
     ///
     /// # Errors
-    /// As [`Reader::read`].
+    /// Those of [`Reader::read`].
     pub fn reaches_past(file: BorrowedFd<'_>, start: u64) -> io::Result<bool> {
-        Ok(Self::new(0).ask(file, start, 0)? > 0)
+        Ok(Self::new(0).call(file, start, 0)? > 0)
     }
 
-    fn ask(&mut self, file: BorrowedFd<'_>, start: u64, flags: u32) -> io::Result<u32> {
+    fn call(&mut self, file: BorrowedFd<'_>, start: u64, flags: u32) -> io::Result<u32> {
         let request = self.words.as_mut_ptr().cast::<Request>();
         loop {
             let asked =
-                Request { start, length: u64::MAX - start, flags, extent_count: self.room, ..Request::default() };
-            // SAFETY: `words` has at least the words of a `Request`, at its alignment.
+                Request { start, length: u64::MAX - start, flags, extent_count: self.capacity, ..Request::default() };
+            // SAFETY: `words` has at least the size of a `Request`, and its alignment.
             unsafe { request.write(asked) };
-            // SAFETY: the pointer is to a `struct fiemap` followed by room for `extent_count`
-            // extents, which is all that the kernel writes to. It stays valid and unaliased for the
-            // call.
+            // SAFETY: the pointer is to a `struct fiemap` with room for `extent_count` extents after it. The kernel
+            // writes nothing else. The pointer stays valid and unaliased for the call.
             match unsafe { fs_ioc_fiemap(file.as_raw_fd(), request) } {
-                // SAFETY: it was written above, and any bits are a good `Request`.
+                // SAFETY: it was written above, and any bits are a valid `Request`.
                 Ok(_) => return Ok(unsafe { request.read() }.mapped_extents),
                 Err(Errno::EINTR) => {}
                 Err(errno) => return Err(errno.into()),
@@ -137,11 +135,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_layout_is_the_kernels() {
+    fn the_layout_matches_the_kernel() {
         assert_eq!(size_of::<Request>(), 32);
         assert_eq!(size_of::<RawExtent>(), 56);
         assert_eq!(std::mem::offset_of!(RawExtent, flags), 40);
-        assert_eq!((HEAD, EXTENT), (4, 7));
+        assert_eq!((HEADER_WORDS, EXTENT_WORDS), (4, 7));
         assert_eq!(nix::request_code_readwrite!(b'f', 11, size_of::<Request>()), 0xc020_660b);
     }
 }

@@ -1,4 +1,4 @@
-//! statfs(2), statvfs(3): what a file system is, and how full.
+//! statfs(2) and statvfs(3): which file system, and how full.
 
 use std::io;
 use std::os::fd::AsFd;
@@ -6,11 +6,8 @@ use std::os::fd::AsFd;
 use nix::sys::statfs::{self, FsType};
 use nix::sys::statvfs;
 
-/// Name of the file system that an open file lies on, as mount(8) spells it, or its magic number
-/// (linux/magic.h) where it has no name here.
-///
-/// # Errors
-/// The errno of fstatfs(2).
+/// The name of the file system of an open file, as mount(8) spells it. Unknown ones have their magic number of
+/// linux/magic.h.
 pub fn name_of(file: impl AsFd) -> io::Result<String> {
     const XFS: FsType = FsType(0x5846_5342);
     const OCFS2: FsType = FsType(0x7461_636f);
@@ -27,21 +24,16 @@ pub fn name_of(file: impl AsFd) -> io::Result<String> {
     Ok(name.to_owned())
 }
 
-/// How large a file system is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Space {
-    /// Bytes in all.
+    /// Bytes.
     pub total: u64,
     /// Bytes that can still be written.
     pub free: u64,
-    /// Whether nothing can be written.
     pub is_read_only: bool,
 }
 
-/// The space of the file system that an open file lies on.
-///
-/// # Errors
-/// The errno of fstatvfs(3).
+/// The space of the file system of an open file.
 pub fn space(file: impl AsFd) -> io::Result<Space> {
     let found = statvfs::fstatvfs(file)?;
     let bytes = |blocks: u64| blocks.saturating_mul(found.fragment_size());

@@ -1,17 +1,17 @@
-//! What tells this host, and a service on it, from others.
+//! The identity of this host, and of a service on it.
 
 use std::fs;
 use std::path::Path;
 
-/// The host's name.
+/// The host name.
 pub fn name() -> String {
     let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim();
     if name.is_empty() { "unnamed".to_owned() } else { name.to_owned() }
 }
 
-/// What a service with its database at `db_file` is called: the same after its database was lost, another one
-/// for each host and database file. It tells nobody the path.
+/// The id of a service with its database at `db_file`. It differs for each host and database file, and it stays the
+/// same if the database is lost. It does not reveal the path.
 pub fn service_id(db_file: &Path) -> String {
     let machine = fs::read_to_string("/etc/machine-id").unwrap_or_default();
     let machine = if machine.trim().is_empty() { name() } else { machine.trim().to_owned() };
@@ -21,7 +21,7 @@ pub fn service_id(db_file: &Path) -> String {
     format!("{}-{}", name(), &hasher.finalize().to_hex()[..16])
 }
 
-/// Whether two services are one, also where the host was given another name in between.
+/// Whether two ids are of one service, even if the host was renamed in between.
 pub fn is_same_service(one: &str, other: &str) -> bool {
     let number = |id: &str| id.rsplit('-').next().map(str::to_owned);
     number(one) == number(other)
@@ -32,7 +32,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_service_is_told_from_another_by_its_database_file() {
+    fn the_database_file_identifies_a_service() {
         let one = service_id(Path::new("/var/lib/one.db"));
         assert_eq!(one, service_id(Path::new("/var/lib/one.db")));
         assert_ne!(one, service_id(Path::new("/var/lib/two.db")));

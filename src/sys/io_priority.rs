@@ -1,4 +1,4 @@
-//! ioprio_set(2): whose reads and writes go first.
+//! ioprio_set(2): the I/O priority of a thread.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -13,21 +13,19 @@ const IDLE: libc::c_int = 3 << 13;
 
 const THIS_THREAD: libc::c_int = 0;
 
-/// A thread that lets others go first, until this is dropped.
+/// The calling thread has the idle I/O class until this is dropped.
 #[derive(Debug)]
 pub struct Idle {
-    /// Its class and priority before.
+    /// Its I/O class and priority before.
     before: libc::c_long,
-    /// It is the thread's own.
+    /// Not `Send`: the priority is the thread's.
     _stays: PhantomData<*const ()>,
 }
 
-/// From now on the calling thread reads when nobody else wants to, where the device's scheduler tells
-/// threads apart (BFQ, CFQ, mq-deadline); elsewhere this changes nothing. So would any thread that it starts.
-///
-/// # Errors
-/// The errno of ioprio_get(2) or ioprio_set(2).
-pub fn let_others_go_first() -> io::Result<Idle> {
+/// Gives the calling thread the idle I/O class: the device serves it only when no one else needs the device. This works
+/// with the I/O schedulers BFQ, CFQ and mq-deadline, and has no effect with others. Threads started meanwhile inherit
+/// it.
+pub fn set_idle() -> io::Result<Idle> {
     // SAFETY: the call takes two numbers and touches no memory.
     let before = Errno::result(unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, THIS_THREAD) })?;
     set(IDLE.into())?;
@@ -36,13 +34,13 @@ pub fn let_others_go_first() -> io::Result<Idle> {
 
 impl Drop for Idle {
     fn drop(&mut self) {
-        // Nobody else has changed it: what it was is allowed, but for capabilities that are gone.
+        // The former priority was allowed, unless capabilities were dropped since.
         let _ = set(settable(self.before));
     }
 }
 
-/// What sets the class and priority that `found` tells. Before Linux 5.14 that of a thread that has none
-/// comes with a number (`IOPRIO_NORM`), which ioprio_set(2) refuses.
+/// The value that restores the priority `found`. Before Linux 5.14, a thread without a priority reports a level
+/// (`IOPRIO_NORM`) that ioprio_set(2) refuses.
 fn settable(found: libc::c_long) -> libc::c_long {
     if found >> 13 == 0 { 0 } else { found }
 }
@@ -58,11 +56,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_thread_is_idle_for_a_while() {
+    fn a_thread_is_idle_until_the_guard_is_dropped() {
         // SAFETY: the call takes two numbers and touches no memory.
         let class = || unsafe { libc::syscall(libc::SYS_ioprio_get, WHO_PROCESS, 0) } >> 13;
         let before = class();
-        let idle = let_others_go_first().unwrap();
+        let idle = set_idle().unwrap();
         assert_ne!(before, 3);
         assert_eq!(class(), 3);
         drop(idle);
@@ -70,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn no_class_is_set_as_none() {
+    fn a_thread_without_a_class_is_restored_without_one() {
         assert_eq!([0, 4, (2 << 13) | 4, 3 << 13].map(settable), [0, 0, (2 << 13) | 4, 3 << 13]);
     }
 }

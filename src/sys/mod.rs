@@ -1,4 +1,5 @@
-//! Kernel calls, one a file: errno kept, nothing of ours imported, and the only `unsafe`.
+//! System calls, one subject a file. Errors keep their errno. Nothing here imports other modules of the program, and
+//! all `unsafe` code is here.
 
 pub mod fiemap;
 pub mod folder;

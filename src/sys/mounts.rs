@@ -5,18 +5,15 @@ use std::io;
 
 use nix::sys::stat::{major, minor};
 
-/// Whether the file system on the device keeps flock(2) to this host although it is shared with others: OCFS2 that
-/// is mounted with `localflocks`.
-///
-/// # Errors
-/// Those of reading the file.
+/// Whether the file system on `device` is OCFS2 mounted with `localflocks`: flock(2) then does not reach the other
+/// hosts that share it.
 pub fn keeps_locks_local(device: u64) -> io::Result<bool> {
     let mounts = fs::read("/proc/self/mountinfo")?;
     Ok(is_local(&String::from_utf8_lossy(&mounts), &format!("{}:{}", major(device), minor(device))))
 }
 
-/// Each line: id, parent, `major:minor`, root, mount point, options, optional fields, `-`, type, source, options of
-/// the file system.
+/// Fields of a line: id, parent, `major:minor`, root, mount point, options, optional fields, `-`, type, source, options
+/// of the file system.
 fn is_local(mounts: &str, device: &str) -> bool {
     mounts.lines().any(|line| {
         let Some((mount, file_system)) = line.split_once(" - ") else { return false };
@@ -33,7 +30,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn localflocks_is_seen_on_ocfs2_alone() {
+    fn localflocks_counts_only_on_ocfs2() {
         let mounts = "\
             26 30 0:22 / /proc rw,nosuid - proc proc rw\n\
             41 30 8:17 / /OVS/Repositories/a rw,relatime shared:7 master:2 - ocfs2 /dev/sdb1 rw,_netdev,heartbeat=local,nointr,localflocks,user_xattr\n\

@@ -1,4 +1,4 @@
-//! What the kernel knows of a TCP connection.
+//! The state of a TCP connection according to the kernel.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -11,14 +11,14 @@ nix::ioctl_read_bad!(
     nix::libc::c_int
 );
 
-/// Bytes that were written to a TCP socket, and that its peer has not acknowledged (tcp(7)).
+/// Bytes that were written to a TCP socket and that its peer has not acknowledged (tcp(7)).
 ///
 /// # Errors
-/// The errno of ioctl(2): `EINVAL` where it listens, `EBADF`, `ENOTTY` where it is no socket.
+/// The errno of ioctl(2): `EINVAL` if it listens, `EBADF`, `ENOTTY` if it is not a socket.
 pub fn unacknowledged(socket: RawFd) -> io::Result<u64> {
     let mut bytes = 0;
-    // SAFETY: the call writes one int, which is ours. A number that is no open descriptor, or another's, is answered
-    // with an error or that one's bytes.
+    // SAFETY: the call writes one int, which is ours. For a number that is not an open descriptor it fails; for one of
+    // another file it returns that file's bytes.
     unsafe { ioctl_outq(socket, &raw mut bytes) }?;
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
@@ -32,12 +32,12 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn what_the_peer_has_not_taken_is_counted() {
+    fn bytes_that_the_peer_has_not_acknowledged_are_counted() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut writer = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         let (mut reader, _) = listener.accept().unwrap();
         assert_eq!(unacknowledged(writer.as_raw_fd()).unwrap(), 0);
-        // Until no buffer on the way takes more.
+        // Until all buffers on the way are full.
         writer.set_write_timeout(Some(Duration::from_millis(200))).unwrap();
         let mut written = 0;
         while let Ok(length) = writer.write(&[0; 64 << 10]) {
@@ -48,7 +48,7 @@ mod tests {
         reader.read_exact(&mut vec![0; written as usize]).unwrap();
         let end = Instant::now() + Duration::from_secs(60);
         while unacknowledged(writer.as_raw_fd()).unwrap() > 0 {
-            assert!(Instant::now() < end, "all was read, and is not acknowledged");
+            assert!(Instant::now() < end, "all bytes were read, but not acknowledged");
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(unacknowledged(-1).is_err());

@@ -6,19 +6,13 @@ use std::os::fd::AsFd;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-/// Offset of the first data at or after `from`; nothing where only a hole follows.
-///
-/// # Errors
-/// The errno of lseek(2).
+/// The offset of the first data at or after `from`. `None` if only a hole follows.
 pub fn next_data(file: impl AsFd, from: u64) -> io::Result<Option<u64>> {
     seek(file, from, Whence::SeekData)
 }
 
-/// Offset of the first hole at or after `from`, which is the end of the file where there is no
-/// other; nothing where `from` is at or past the end.
-///
-/// # Errors
-/// The errno of lseek(2).
+/// The offset of the first hole at or after `from`. The end of the file counts as a hole. `None` if `from` is at or
+/// past the end.
 pub fn next_hole(file: impl AsFd, from: u64) -> io::Result<Option<u64>> {
     seek(file, from, Whence::SeekHole)
 }

@@ -1,4 +1,4 @@
-//! What tells a file system from any other: its UUID, on whatever host and device it is mounted.
+//! The id of a file system: its UUID, on whatever host and device it is mounted.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -24,13 +24,10 @@ nix::ioctl_read!(
     XfsGeometry
 );
 
-/// Names the file system that an open file lies on; nothing where it has no name that outlives a mount.
-///
-/// # Errors
-/// The errno of fstatfs(2) or ioctl(2).
+/// The id of the file system of an open file. `None` if it has no id that survives a remount.
 pub fn id_of(file: impl AsFd) -> io::Result<Option<[u8; 16]>> {
     const XFS: FsType = FsType(0x5846_5342);
-    // Their f_fsid is made from their UUID. XFS has the number of the device there, others have nothing.
+    // These file systems derive their f_fsid from their UUID. XFS reports a device number there, others nothing.
     const OCFS2: FsType = FsType(0x7461_636f);
     let found = statfs::fstatfs(&file)?;
     match found.filesystem_type() {
@@ -42,14 +39,14 @@ pub fn id_of(file: impl AsFd) -> io::Result<Option<[u8; 16]>> {
 
 fn xfs_uuid(file: BorrowedFd<'_>) -> io::Result<[u8; 16]> {
     let mut geometry = XfsGeometry::default();
-    // SAFETY: the pointer is to a `struct xfs_fsop_geom_v1`, which is what the kernel writes there.
+    // SAFETY: the pointer is to a `struct xfs_fsop_geom_v1`, and the kernel writes no more than that.
     unsafe { xfs_ioc_fsgeometry(file.as_raw_fd(), &raw mut geometry) }?;
     Ok(geometry.uuid)
 }
 
 fn fsid(found: &statfs::Statfs) -> Option<[u8; 16]> {
     let fsid = found.filesystem_id();
-    // SAFETY: `fsid_t` is two `int`s, any bits of which are good bytes.
+    // SAFETY: `fsid_t` is two `int`s, and any bits are valid bytes.
     let bytes: [u8; 8] = unsafe { std::mem::transmute(fsid) };
     let mut id = [0; 16];
     id[..8].copy_from_slice(&bytes);
@@ -61,12 +58,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_geometry_has_the_size_that_its_request_names() {
+    fn the_geometry_has_the_size_of_its_request() {
         assert_eq!(size_of::<XfsGeometry>(), 112);
     }
 
     #[test]
-    fn a_file_system_without_a_uuid_has_no_name() {
+    fn a_file_system_without_a_uuid_has_no_id() {
         assert_eq!(id_of(std::fs::File::open("/proc").unwrap()).unwrap(), None);
     }
 }

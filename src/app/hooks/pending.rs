@@ -10,11 +10,17 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::app::admission::vm_guard::{How, VmGuard};
-use crate::app::{App, Error};
-use crate::hooks::{Operation, PendingHooks, PendingPostHooks, run_isolated};
+use crate::app::Error;
+use crate::app::admission::{LockMode, VmGuard, VmLocks};
+use crate::app::inventory::Inventory;
+use crate::app::tasks::rounds;
+use crate::hooks::{Hooks, Operation, PendingHooks as FailedHooks, PendingPostHooks, run_isolated};
+use crate::metrics::Metrics;
 use crate::model::{PendingHooksKey, SnapshotId, VmId};
+use crate::store::Store;
 
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -37,10 +43,10 @@ const LAST_LOOK: Duration = Duration::from_secs(5);
 /// What the database would not take, by key: the debt, or that nothing is owed any more. It is tried again each
 /// round. Until then this counts, and not what is written down.
 #[derive(Default)]
-pub(crate) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
+pub(super) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
 
 impl Unwritten {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -69,7 +75,7 @@ impl Calls {
 
 /// What is owed.
 #[derive(Default)]
-pub(crate) struct Debts {
+pub(crate) struct Pending {
     /// With their keys.
     pub readable: Vec<(PendingHooksKey, PendingPostHooks)>,
     /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
@@ -88,15 +94,43 @@ fn by_vm(
     by_vm
 }
 
-impl App {
+/// The `post` hooks that are still to be called.
+pub(crate) struct PendingHooks {
+    pub(super) hooks: Arc<Hooks>,
+    store: Store,
+    pub(super) unwritten: Unwritten,
+    /// Operations between their `pre` and the end of their `post`: their guests may be frozen.
+    active: TaskTracker,
+    vm_locks: Arc<VmLocks>,
+    inventory: Arc<Inventory>,
+    metrics: Arc<Metrics>,
+}
+
+impl PendingHooks {
+    pub(crate) fn new(
+        hooks: Hooks,
+        store: Store,
+        vm_locks: Arc<VmLocks>,
+        inventory: Arc<Inventory>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (hooks, unwritten, active) = (Arc::new(hooks), Unwritten::default(), TaskTracker::new());
+        Self { hooks, store, unwritten, active, vm_locks, inventory, metrics }
+    }
+
+    /// Marks an operation as one whose guest may be frozen, until the token is dropped.
+    pub(super) fn hold(&self) -> TaskTrackerToken {
+        self.active.token()
+    }
+
     /// What is owed.
     ///
     /// # Errors
     /// Where the database does not say.
-    pub(crate) fn debts(&self) -> Result<Debts, Error> {
+    pub(crate) fn debts(&self) -> Result<Pending, Error> {
         let unwritten = self.unwritten.lock().clone();
-        let mut debts = Debts::default();
-        for (key, written) in self.store.owed()? {
+        let mut debts = Pending::default();
+        for (key, written) in self.store.pending_hooks()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
                 Ok(debt) => debts.readable.push((key, debt)),
@@ -171,9 +205,9 @@ impl App {
     }
 
     /// Writes down what is `left` of a debt, after its second half was called.
-    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<PendingHooks>) {
+    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<FailedHooks>) {
         let (snapshot, vm) = (debt.event.snapshot_id.clone(), debt.event.vm.name.clone());
-        if left.as_ref().is_some_and(PendingHooks::is_empty) {
+        if left.as_ref().is_some_and(FailedHooks::is_empty) {
             return self.note(key, None);
         }
         let debt = PendingPostHooks { hooks: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
@@ -193,18 +227,18 @@ impl App {
         self: &Arc<Self>,
         vm: &str,
         debts: &[(PendingHooksKey, PendingPostHooks)],
-        how: How,
+        how: LockMode,
     ) -> Option<VmGuard> {
         let vm: VmId = vm.parse().ok()?;
         let own = self.vm_locks.try_take(&vm)?;
         let disks = debts.iter().flat_map(|(_, debt)| &debt.event.disks);
         let paths: Vec<_> = disks.map(|disk| disk.path.clone().into()).collect();
-        let turn = self.lock_vm(own, &vm, self.repositories_at(&paths), how).await;
+        let turn = self.vm_locks.lock(own, &vm, self.inventory.repositories_at(&paths), how).await;
         turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
     }
 
     async fn call_again(&self, key: PendingHooksKey, debt: PendingPostHooks) {
-        let _held = self.held.token();
+        let _held = self.active.token();
         let ended = self.hooks.call_pending(&debt).await;
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
         self.enter(key, PendingPostHooks { finished: ended.finished, ..debt }, ended.failed);
@@ -214,12 +248,12 @@ impl App {
     ///
     /// # Errors
     /// Where the database does not answer.
-    pub(crate) async fn call_owed_hooks(self: &Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn call_after_start(self: &Arc<Self>) -> Result<(), Error> {
         let debts = self.debts_now().await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
-            let app = Arc::clone(self);
+            let pending = Arc::clone(self);
             let call = async move {
                 for (_, debt) in &debts {
                     let (snapshot, vm, operation) =
@@ -228,9 +262,9 @@ impl App {
                 }
                 // What this service froze may be frozen by another one now, for a snapshot that must not see a
                 // thaw; that one thaws it soon. But a guest is not left frozen for it.
-                let _turn = app.lock_for_debts(&vm, &debts, How::THAW).await;
+                let _turn = pending.lock_for_debts(&vm, &debts, LockMode::THAW).await;
                 for (key, debt) in debts {
-                    app.call_again(key, debt).await;
+                    pending.call_again(key, debt).await;
                 }
             };
             calls.begin(call).await;
@@ -241,9 +275,9 @@ impl App {
 
     /// Calls what has failed now and then, until `stop`. All of it runs on threads of its own, as what stands
     /// between two hooks does.
-    pub async fn call_owed_until(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let rounds = async move {
-            let mut rounds = crate::app::rounds(INTERVAL);
+            let mut rounds = rounds(INTERVAL);
             for round in 0.. {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -268,7 +302,7 @@ impl App {
             tracing::error!(%error, "which post hooks have failed is not known");
             let unwritten = self.unwritten.lock().clone();
             let readable = unwritten.into_iter().filter_map(|(key, debt)| Some((key, debt?)));
-            Debts { readable: readable.collect(), ..Debts::default() }
+            Pending { readable: readable.collect(), ..Pending::default() }
         });
         if round.is_multiple_of(DAILY_INTERVAL) {
             for (key, reason) in &debts.unreadable {
@@ -280,15 +314,15 @@ impl App {
         };
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
-            let app = Arc::clone(self);
+            let pending = Arc::clone(self);
             let call = async move {
                 // Here, so that a repository that hangs holds up this VM alone.
-                let Some(_turn) = app.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { return };
+                let Some(_turn) = pending.lock_for_debts(&vm, &debts, LockMode::THAW_NOW).await else { return };
                 for (key, debt) in debts {
                     // It may have been settled meanwhile.
-                    match app.debts() {
+                    match pending.debts() {
                         Ok(debts) if !debts.readable.contains(&(key, debt.clone())) => {}
-                        _ => app.call_again(key, debt).await,
+                        _ => pending.call_again(key, debt).await,
                     }
                 }
             };
@@ -302,12 +336,12 @@ impl App {
     ///
     /// # Errors
     /// Where the database does not say so.
-    pub async fn let_go(self: &Arc<Self>) -> Result<usize, Error> {
-        self.held.close();
+    pub(crate) async fn release_guests(self: &Arc<Self>) -> Result<usize, Error> {
+        self.active.close();
         let longest = self.hooks.max_frozen_duration();
-        if !self.held.is_empty() {
+        if !self.active.is_empty() {
             tracing::warn!(seconds = longest.as_secs(), "a guest may be frozen: its post hooks are waited for");
-            if tokio::time::timeout(longest, self.held.wait()).await.is_err() {
+            if tokio::time::timeout(longest, self.active.wait()).await.is_err() {
                 tracing::error!("post hooks were not over in time; the next start calls them");
             }
         }
@@ -318,11 +352,11 @@ impl App {
 
     /// What is owed, with all that was not written down yet written: on a thread of its own, since the pool of
     /// blocking threads may be used up.
-    async fn debts_now(self: &Arc<Self>) -> Result<Debts, Error> {
-        let app = Arc::clone(self);
+    async fn debts_now(self: &Arc<Self>) -> Result<Pending, Error> {
+        let pending = Arc::clone(self);
         let look = async move {
-            app.write_unwritten();
-            app.debts()
+            pending.write_unwritten();
+            pending.debts()
         };
         let found =
             run_isolated(look).map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use crate::inventory::Vm;
 use crate::model::DiskSource;
-use crate::repository::{Assigned, Repository, assign};
+use crate::repository::{AssignedPath, Repository, assign};
 
 /// A VM that names a file, by its place in the list, and whether it says that others do too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,7 +79,7 @@ fn sources<'a>(
 ) -> impl Iterator<Item = (Claim, DiskSource)> + use<'a> {
     vms.iter().enumerate().flat_map(move |(number, vm)| {
         vm.disks.as_deref().unwrap_or_default().iter().filter_map(move |disk| {
-            let Assigned { repository, below, .. } = assign(repositories, Path::new(disk.file()?)).ok()?;
+            let AssignedPath { repository, below, .. } = assign(repositories, Path::new(disk.file()?)).ok()?;
             let path = below.into_os_string().into_string().ok()?;
             let source = DiskSource { repository: repository.id().clone(), path };
             Some((Claim { vm: number, is_shared: disk.shared }, source))

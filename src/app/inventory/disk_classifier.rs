@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use crate::app::inventory::disk_files::{DiskFacts, DiskFiles, NoFacts};
-use crate::app::inventory::disk_names::{NO_NAME, can_be_named, names_for};
+use super::disk_files::{DiskFacts, DiskFiles, NoFacts};
+use super::disk_names::{NO_NAME, can_be_named, names_for};
 use crate::inventory::{Disk, DiskRole, Medium};
 use crate::model::{DiskName, DiskSource, RepositoryId};
 
@@ -82,7 +82,7 @@ pub(crate) fn choose<'a>(
 }
 
 /// Decides about a disk of the VM that is called `vm`.
-pub(crate) fn classify(files: &DiskFiles, vm: &str, disk: &Disk) -> ClassifiedDisk {
+pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> ClassifiedDisk {
     let nothing_found = |decision| ClassifiedDisk { found: None, friendly_name: None, decision };
     let path = match &disk.medium {
         Medium::File(path) => path,

@@ -7,15 +7,16 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::app::App;
-use crate::app::inventory::claims::{Claim, Claims};
-use crate::inventory::{Disk, FileNotes, Vm};
+use super::claims::{Claim, Claims};
+use crate::inventory::{Disk, FileNotes, Platform, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
-use crate::repository::executor::{Access, Kind};
+use crate::repository::executor::{Access, JobKind};
 use crate::repository::{
-    Assigned, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support, locate,
+    AssignedPath, CloneSupport, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support,
+    locate,
 };
-use crate::sys::folder::{Folder, Odd};
+use crate::store::Store;
+use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// A disk's file, as it was found.
 #[derive(Clone, Debug)]
@@ -60,7 +61,10 @@ struct Owners {
 }
 
 /// The files of VMs' disks.
-pub(crate) struct DiskFiles {
+pub(crate) struct DiskFiles<'a> {
+    platform: Platform,
+    clone_support: &'a CloneSupport,
+    store: &'a Store,
     repositories: Vec<Repository>,
     /// By the path that the definition names.
     facts: HashMap<String, Result<DiskFacts, NoFacts>>,
@@ -72,7 +76,7 @@ pub(crate) struct DiskFiles {
 }
 
 /// The disks of one repository, each with the path that the definition names.
-type Disks = Vec<(String, Assigned)>;
+type Disks = Vec<(String, AssignedPath)>;
 
 /// What a look at a disk comes to.
 type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
@@ -80,16 +84,30 @@ type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
 /// What a look at them comes to, and what the manager noted about them where that was asked for.
 type FoundFiles = (Vec<(String, InspectedFile)>, Option<FileNotes>);
 
-impl DiskFiles {
+impl<'a> DiskFiles<'a> {
     /// None yet. `all` are the VMs of the inventory, as a disk may be another VM's as well.
-    pub(crate) fn new(app: &App, all: &[Arc<Vm>], keep_open: bool) -> Self {
-        let repositories: Vec<Repository> = app.repositories.found().usable().cloned().collect();
+    pub(super) fn new(
+        platform: Platform,
+        (repositories, clone_support, store): (Vec<Repository>, &'a CloneSupport, &'a Store),
+        all: &[Arc<Vm>],
+        keep_open: bool,
+    ) -> Self {
         let claims = Claims::of(all, &repositories);
-        Self { repositories, facts: HashMap::new(), looked: HashMap::new(), claims, keep_open, open: HashMap::new() }
+        Self {
+            platform,
+            clone_support,
+            store,
+            repositories,
+            facts: HashMap::new(),
+            looked: HashMap::new(),
+            claims,
+            keep_open,
+            open: HashMap::new(),
+        }
     }
 
     /// Looks at the disks of `vms`, and forgets those that were looked at before.
-    pub(crate) fn look_at(&mut self, app: &App, vms: &[Arc<Vm>]) {
+    pub(crate) fn inspect(&mut self, vms: &[Arc<Vm>]) {
         self.facts.clear();
         let mut by_repository: BTreeMap<String, (Repository, Disks)> = BTreeMap::new();
         for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(Disk::file) {
@@ -108,22 +126,22 @@ impl DiskFiles {
             .map(|(repository, disks)| {
                 let paths = disks.iter().map(|(path, _)| path.clone()).collect();
                 let is_new = !self.looked.contains_key(repository.id());
-                let (asked, keep_open, platform) = (repository.clone(), self.keep_open, app.catalog.platform);
+                let (asked, keep_open, platform) = (repository.clone(), self.keep_open, self.platform);
                 let look = move |access: &Access<'_>, root: &Folder| {
                     asked.mounted_now(access)?;
                     let found = look_in(access, root, disks, keep_open);
                     Ok((found, is_new.then(|| platform.read_file_notes(root)).flatten()))
                 };
-                let pending = repository.submit(Kind::SHORT, look);
+                let pending = repository.submit(JobKind::SHORT, look);
                 (repository, paths, move || pending.wait().map_err(Unavailable::from)?)
             })
             .collect();
         for (repository, paths, found) in asked {
-            self.enter(app, &repository, paths, found());
+            self.enter(&repository, paths, found());
         }
     }
 
-    fn enter(&mut self, app: &App, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
+    fn enter(&mut self, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
         let (found, notes) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -144,11 +162,11 @@ impl DiskFiles {
         let looked = self.looked.entry(repository.id().clone()).or_insert_with(|| Looked {
             notes,
             linked: None,
-            support: app.clone_support.of(repository.mount_point()),
+            support: self.clone_support.of(repository.mount_point()),
         });
         if has_links && looked.linked.is_none() {
             let named = self.claims.in_repository(repository, &self.repositories);
-            looked.linked = Some(linked(app, repository, named));
+            looked.linked = Some(linked(self.store, repository, named));
         }
     }
 
@@ -206,14 +224,14 @@ impl DiskFiles {
 fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, InspectedFile)> {
     let mut found = Vec::with_capacity(disks.len());
     for (path, assigned) in disks {
-        access.moved();
+        access.progress();
         let looked = look(root, &assigned);
         found.push((path, looked.map(|(facts, disk)| (facts, keep_open.then_some(disk)))));
     }
     found
 }
 
-fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
+fn look(root: &Folder, assigned: &AssignedPath) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
     let disk = locate::open(root, assigned).map_err(|misplaced| match misplaced {
         PathError::Unreadable(error) if !is_about_the_file(&error) => NoFacts::Unavailable(error.to_string()),
         misplaced => NoFacts::Unfit(misplaced.to_string()),
@@ -234,21 +252,21 @@ fn look(root: &Folder, assigned: &Assigned) -> Result<(DiskFacts, LocatedDisk), 
 fn is_about_the_file(error: &io::Error) -> bool {
     use nix::errno::Errno;
     let told = error.raw_os_error().map(Errno::from_raw);
-    Odd::of(error).is_some()
+    UnexpectedEntry::of(error).is_some()
         || matches!(told, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES | Errno::ENAMETOOLONG))
 }
 
 /// Whose the files of a repository are that have a VM's or a snapshot's name among others; `named` are those of VMs.
 fn linked(
-    app: &App,
+    store: &Store,
     repository: &Repository,
     named: Vec<(Claim, PathBuf)>,
 ) -> Result<HashMap<FileNumber, Owners>, String> {
-    let snapshots = app.store.snapshots().map_err(|error| error.to_string())?;
-    let looked = repository.run(Kind::SHORT, move |access, root| {
+    let snapshots = store.snapshots().map_err(|error| error.to_string())?;
+    let looked = repository.run(JobKind::SHORT, move |access, root| {
         let mut linked: HashMap<FileNumber, Owners> = HashMap::new();
         for (claim, below) in named {
-            access.moved();
+            access.progress();
             if let Ok(found) = root.stat(below) {
                 linked.entry((found.dev(), found.ino())).or_default().claims.push(claim);
             }

@@ -3,12 +3,10 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::api::{self, Array};
-use crate::app::inventory::catalog::{Inventory, Missing, Unknown};
-use crate::app::inventory::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
-use crate::app::inventory::disk_files::DiskFiles;
-use crate::app::{App, Error};
-use crate::auth::Session;
+use super::catalog::{Missing, VmList};
+use super::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
+use super::disk_files::DiskFiles;
+use crate::api;
 use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
 
@@ -17,7 +15,7 @@ const PAGE: usize = 1024;
 
 /// What the list of VMs says, but for the words: put together once for all who ask at the same time.
 pub(crate) struct Listing {
-    inventory: Arc<Inventory>,
+    inventory: Arc<VmList>,
     /// For each VM, in their order.
     decisions: Vec<VmSummary>,
 }
@@ -37,18 +35,18 @@ struct DiskSummary {
 }
 
 impl Listing {
-    fn of(app: &App, inventory: Arc<Inventory>) -> Self {
-        let mut files = DiskFiles::new(app, &inventory.vms, false);
+    /// The list of `inventory`, whose disks `files` inspects.
+    pub(super) fn of(inventory: Arc<VmList>, mut files: DiskFiles<'_>) -> Self {
         let mut decisions = Vec::with_capacity(inventory.vms.len());
         for page in inventory.vms.chunks(PAGE) {
-            files.look_at(app, page);
+            files.inspect(page);
             decisions.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
         }
         Self { inventory, decisions }
     }
 
     /// The entry at a place; none after the last.
-    fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
+    pub(super) fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
         if let (Some(vm), Some(decision)) = (self.inventory.vms.get(index), self.decisions.get(index)) {
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
             return Some(to_wire(vm, ids, decision));
@@ -59,7 +57,7 @@ impl Listing {
 }
 
 impl VmSummary {
-    fn about(vm: &Vm, files: &DiskFiles) -> Self {
+    fn about(vm: &Vm, files: &DiskFiles<'_>) -> Self {
         let disks = vm.disks.as_deref().unwrap_or_default();
         let mut classified: Vec<_> =
             disks.iter().map(|disk| classify(files, &vm.name, disk).apply_nobackup_tag()).collect();
@@ -87,38 +85,9 @@ impl VmSummary {
     }
 }
 
-impl App {
-    /// All VMs, each put into words when it is taken.
-    ///
-    /// # Errors
-    /// [`Error::AgentDb`], [`Error::Unavailable`] where nothing is known of any VM; [`Error::Store`].
-    pub async fn list_vms(self: &Arc<Self>, _session: &Session) -> Result<Array<api::Vm>, Error> {
-        let listed = self.blocking(|app| {
-            let listing = app.listings.get(|| Ok(Arc::new(Listing::of(app, app.inventory()?))));
-            Ok((listing.map_err(|unknown: Unknown| Error::from(unknown))?, app.store.snapshot_ids()?))
-        });
-        let ((listing, snapshots), mut places) = (listed.await?, 0..);
-        Ok(Array::new(std::iter::from_fn(move || listing.entry(places.next()?, &snapshots))))
-    }
-
-    /// One VM of the inventory.
-    ///
-    /// # Errors
-    /// [`Error::NoVm`], also where it has left the inventory; [`Error::Unavailable`], [`Error::Store`].
-    pub async fn vm(self: &Arc<Self>, _session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
-        self.blocking(move |app| {
-            let (inventory, vm) = app.find_vm(&vm_ref)?;
-            let mut files = DiskFiles::new(app, &inventory.vms, false);
-            files.look_at(app, std::slice::from_ref(&vm));
-            let snapshots = match &vm.id {
-                Some(id) => app.store.snapshots_of(id)?,
-                None => Vec::new(),
-            };
-            let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-            Ok(to_wire(&vm, &ids, &VmSummary::about(&vm, &files)))
-        })
-        .await
-    }
+/// One VM, whose disks `files` has inspected.
+pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>) -> api::Vm {
+    to_wire(vm, snapshots, &VmSummary::about(vm, files))
 }
 
 /// An entry for VMs that are not known, as their repository cannot be read and never was, or ovs-agent's list of

@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::app::file_cache::FileCache;
-use crate::app::ops::start_faults::below_a_repository;
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
@@ -49,7 +48,7 @@ impl RepositorySet {
     pub(crate) fn with_mounts(
         &self,
     ) -> impl Iterator<Item = (&RepositoryState, Result<(&Repository, Mounted), String>)> {
-        let ask = |known| (known, RepositoryState::repository(known).map(Repository::ask_mounted));
+        let ask = |known| (known, RepositoryState::repository(known).map(Repository::submit_mounted));
         let asked: Vec<_> = self.known.iter().map(ask).collect();
         asked.into_iter().map(|(known, asked)| {
             let mounted = asked.and_then(|asked| {
@@ -206,12 +205,19 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
         }
         // Looked at only where the name is a reason to: where the repository hangs, that takes its time.
         if one.is_named_as_content()
-            && let Ok(Some(real)) = one.real_folder()
+            && let Ok(Some(real)) = one.enclosing_repository()
         {
             return Err(below_a_repository(one, &real).into());
         }
     }
     Ok(())
+}
+
+/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
+pub(crate) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
+    let (shown, real) = (repository.mount_point().display(), real.display());
+    let found = format!("{shown} is a folder in the repository {real}, and no repository");
+    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
 }
 
 fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
@@ -227,7 +233,6 @@ fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn entry(id: &str, mount_point: Option<&str>) -> RepositoryEntry {
         RepositoryEntry {

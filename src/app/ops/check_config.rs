@@ -12,9 +12,9 @@ use nix::unistd::{AccessFlags, access};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::app::inventory::repositories::Repositories;
-use crate::app::ops::start_faults;
-use crate::app::session::login::ManagerAddress;
+use super::start_faults;
+use crate::app::inventory::{Repositories, below_a_repository};
+use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
@@ -169,8 +169,8 @@ impl Findings {
             self.fault(start_faults::database(path, &StoreError::Io(errno.into())));
             return false;
         }
-        match store::look(path) {
-            Ok(DatabaseState::Nothing) => {
+        match store::inspect(path) {
+            Ok(DatabaseState::Missing) => {
                 self.good(what, format!("{shown} is not there yet; the service will make it"))
             }
             Ok(DatabaseState::Good) => self.good(what, shown),
@@ -280,8 +280,8 @@ impl Findings {
 
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
-        if let Ok(Some(real)) = repository.real_folder() {
-            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+        if let Ok(Some(real)) = repository.enclosing_repository() {
+            let Fault { found, remedy, .. } = below_a_repository(repository, &real);
             return self.bad(what, found, &remedy);
         }
         let mounted = match repository.mounted() {

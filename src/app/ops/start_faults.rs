@@ -3,10 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::app::inventory::repositories::RepositorySet;
+use crate::app::inventory::RepositorySet;
 use crate::auth::{self, KeyError, LoginError};
 use crate::config::{Config, Fault};
-use crate::repository::Repository;
 use crate::store::StoreError;
 
 /// Why the database cannot be used.
@@ -62,13 +61,6 @@ pub(crate) fn manager(error: &LoginError) -> Fault {
             Fault::from_line(key, &error.to_string(), remedy).transient()
         }
     }
-}
-
-/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
-pub(crate) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
-    let (shown, real) = (repository.mount_point().display(), real.display());
-    let found = format!("{shown} is a folder in the repository {real}, and no repository");
-    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
 }
 
 /// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use crate::api;
 use crate::app::Error;
-use crate::app::admission::policy::Refusal;
+use crate::app::error::Refusal;
+use crate::app::retention::parse_duration;
 use crate::config::MAX_TTL;
 use crate::inventory::{Disk, Medium};
 
@@ -83,15 +84,6 @@ impl CreateRequest {
         };
         Ok(Self { selection, retention, key })
     }
-}
-
-/// A duration that a client names, between a second and `longest`.
-pub(crate) fn parse_duration(name: &str, text: &str, longest: Duration) -> Result<Duration, Error> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let hours = longest.as_secs() / 3600;
-    parsed.filter(|duration| (Duration::from_secs(1)..=longest).contains(duration)).ok_or_else(|| {
-        Error::BadRequest(format!("{name}: {text:?} is no time from 1s to {hours}h; write it as 72h or 1h30m"))
-    })
 }
 
 /// The key, with or without the quotes that the draft of its header asks for.

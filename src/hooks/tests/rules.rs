@@ -132,13 +132,13 @@ async fn a_freeze_whose_thaw_failed_does_not_count_as_quiesced() {
         let pre = call_pre(&of, &event).await;
         assert_eq!(pre.quiesced, quiesced || reason.is_some(), "{hooks:?}");
         let ended = of.call_post(&pending(&of, &event), pre.clone(), true).await;
-        let disbelieved: Vec<_> = ended.runs.iter().filter(|run| run.is_disbelieved()).collect();
+        let disbelieved: Vec<_> = ended.runs.iter().filter(|run| run.denies_quiesced()).collect();
         assert_eq!(ended.quiesced, quiesced, "{hooks:?}: {:?}", ended.runs);
         assert_eq!(disbelieved.iter().map(|run| run.name.as_str()).collect::<Vec<_>>(), Vec::from_iter(reason));
         assert!(disbelieved.iter().all(|run| run.stage == HookStage::Post && run.has_failed()));
         // After a failed operation it does not matter.
         let ended = of.call_post(&pending(&of, &event), pre, false).await;
-        assert!(!ended.runs.iter().any(HookRun::is_disbelieved), "{:?}", ended.runs);
+        assert!(!ended.runs.iter().any(HookRun::denies_quiesced), "{:?}", ended.runs);
     }
 }
 

@@ -14,7 +14,7 @@ use super::vm_cfg::{self, VmConfig};
 use crate::inventory::{Problem, Vm};
 use crate::model::VmId;
 use crate::model::layout::{VIRTUAL_MACHINES, VM_CFG};
-use crate::sys::folder::{Folder, Odd, What};
+use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 
 /// Definitions that look half-written are read again, all of them after one pause.
 const ATTEMPTS: usize = 4;
@@ -104,7 +104,10 @@ impl Definitions {
     fn read_one(&self, machines: &Folder, name: &OsStr) -> (Option<Entry>, bool) {
         let folder = match machines.folder(name) {
             Ok(folder) => folder,
-            Err(error) if Odd::of(&error) == Some(What::NotAFolder) || error.kind() == io::ErrorKind::NotFound => {
+            Err(error)
+                if UnexpectedEntry::of(&error) == Some(EntryProblem::NotAFolder)
+                    || error.kind() == io::ErrorKind::NotFound =>
+            {
                 return (None, true);
             }
             Err(error) => {
@@ -146,7 +149,7 @@ fn distance(time: SystemTime) -> Option<Duration> {
 /// A missing or special file is an invalid definition; other errors say nothing about it.
 fn problem_of(step: &str, error: &io::Error) -> Problem {
     let text = format!("{step}: {error}");
-    if error.kind() == io::ErrorKind::NotFound || Odd::of(error).is_some() {
+    if error.kind() == io::ErrorKind::NotFound || UnexpectedEntry::of(error).is_some() {
         Problem::Invalid(text)
     } else {
         Problem::Unavailable(text)

@@ -1,4 +1,4 @@
-//! A file system that answers from a script: files that move, lie and break between two answers.
+//! A scripted FIEMAP: files that move, and answers that lie or fail.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -15,7 +15,7 @@ pub(super) const BLOCK: u64 = 4 * K;
 /// `FIEMAP_EXTENT_UNKNOWN`.
 pub(super) const UNKNOWN: u32 = 0x0002;
 
-/// What stands behind a block of a file.
+/// The backing of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Block {
     Hole,
@@ -26,7 +26,6 @@ pub(super) enum Block {
 
 pub(super) use Block::{At, Hole, Opaque, Unwritten};
 
-/// A file, block by block.
 #[derive(Clone, Debug)]
 pub(super) struct File {
     pub(super) size: u64,
@@ -38,7 +37,7 @@ impl File {
         Self { size: blocks.len() as u64 * BLOCK, blocks: blocks.to_vec() }
     }
 
-    /// As FIEMAP tells it: merged where they run on.
+    /// As FIEMAP reports it: merged where blocks are one run.
     pub(super) fn raws(&self) -> Vec<RawExtent> {
         let mut raws: Vec<RawExtent> = Vec::new();
         for (block, start) in self.blocks.iter().zip((0..).step_by(BLOCK as usize)) {
@@ -77,7 +76,6 @@ impl File {
         ExtentMap::new(self.size, self.raws().iter().map(extent).collect()).unwrap()
     }
 
-    /// Whether there is data at `at`.
     pub(super) fn has_data(&self, at: u64) -> bool {
         matches!(self.blocks.get((at / BLOCK) as usize), Some(At(_) | Opaque)) && at < self.size
     }
@@ -89,28 +87,28 @@ impl File {
     }
 }
 
-/// What a fault does to an answer: number of the request from 1 on, where it starts, the answer.
+/// Changes an answer, given the number of the request from 1 on, its start, and the answer.
 type Fault = Box<dyn FnMut(u32, u64, Vec<RawExtent>) -> io::Result<Vec<RawExtent>>>;
 
-/// A file that is asked for its map.
-pub(super) struct Asked {
+/// A file whose map is read.
+pub(super) struct ScriptedFile {
     pub(super) file: Rc<RefCell<File>>,
     /// Extents in one answer.
     pub(super) room: usize,
     pub(super) requests: Rc<Cell<u32>>,
     pub(super) fault: Fault,
-    pub(super) holes_are_sure: bool,
+    pub(super) holes_are_reliable: bool,
     pub(super) is_replaced: Rc<Cell<bool>>,
 }
 
-impl Asked {
+impl ScriptedFile {
     pub(super) fn new(file: &File, room: usize) -> Self {
         Self {
             file: Rc::new(RefCell::new(file.clone())),
             room,
             requests: Rc::default(),
             fault: Box::new(|_, _, page| Ok(page)),
-            holes_are_sure: false,
+            holes_are_reliable: false,
             is_replaced: Rc::default(),
         }
     }
@@ -123,13 +121,13 @@ impl Asked {
         self
     }
 
-    pub(super) fn pieces(self) -> MapWindows<Self> {
+    pub(super) fn windows(self) -> MapWindows<Self> {
         let size = self.file.borrow().size;
         MapWindows::new(self, size)
     }
 }
 
-impl ExtentSource for Asked {
+impl ExtentSource for ScriptedFile {
     fn page(&mut self, start: u64, page: &mut Vec<RawExtent>) -> io::Result<()> {
         self.requests.set(self.requests.get() + 1);
         let raws = self.file.borrow().raws();
@@ -146,8 +144,8 @@ impl ExtentSource for Asked {
         Ok(self.file.borrow().next(from, false))
     }
 
-    fn holes_are_sure(&self) -> bool {
-        self.holes_are_sure
+    fn holes_are_reliable(&self) -> bool {
+        self.holes_are_reliable
     }
 
     fn verify(&self) -> Result<(), OpenError> {

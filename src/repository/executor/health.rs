@@ -1,4 +1,4 @@
-//! Whether a file system answers, told from the calls that are under way.
+//! Whether a file system responds, judging by its running calls.
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -6,47 +6,46 @@ use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use super::{Executor, Kind, Lane, Shared, State, THREADS};
+use super::{Executor, JobKind, Lane, MAX_THREADS, Shared, State};
 
-/// How long after the last look a file system that hangs is looked at again, to see whether it answers. What hangs
-/// on a mount that is gone may never come back, and another file system may be mounted there by then. Each look that
-/// hangs too doubles the time, so that threads are few; it is never much longer than the file system has been
-/// hanging.
-const TRIAL: Duration = Duration::from_secs(10);
+/// How long after the last probe a hanging file system is probed again. A call on a mount that is gone may never
+/// return, although another file system may be mounted there by now. Each probe that hangs too doubles the interval, to
+/// bound the threads; the interval stays in proportion to the time that the file system has been hanging.
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 
-/// The longest such time.
-const LONGEST_TRIAL: Duration = Duration::from_secs(3600);
+/// The upper limit of that interval.
+const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// What a job and whoever waits for it know of each other.
+/// Shared by a job and its caller.
 #[derive(Debug, Default)]
-pub(super) struct Ticket {
-    is_given_up: AtomicBool,
-    /// When it began, and when it gave its last sign of life: milliseconds, 0 for "not yet".
-    moved: AtomicU64,
+pub(super) struct JobStatus {
+    is_abandoned: AtomicBool,
+    /// The start, or the last progress: milliseconds, 0 before the start.
+    progressed_at: AtomicU64,
 }
 
-impl Ticket {
-    pub(super) fn has_begun(&self) -> bool {
-        self.moved.load(Ordering::Relaxed) > 0
+impl JobStatus {
+    pub(super) fn has_started(&self) -> bool {
+        self.progressed_at.load(Ordering::Relaxed) > 0
     }
 
-    pub(super) fn beat(&self) {
-        self.moved.store(milliseconds(Instant::now()), Ordering::Relaxed);
+    pub(super) fn record_progress(&self) {
+        self.progressed_at.store(milliseconds(Instant::now()), Ordering::Relaxed);
     }
 
-    pub(super) fn give_up(&self) {
-        self.is_given_up.store(true, Ordering::Relaxed);
+    pub(super) fn abandon(&self) {
+        self.is_abandoned.store(true, Ordering::Relaxed);
     }
 
     pub(super) fn is_wanted(&self) -> bool {
-        !self.is_given_up.load(Ordering::Relaxed)
+        !self.is_abandoned.load(Ordering::Relaxed)
     }
 
-    /// How long it has stood still since it began.
-    pub(super) fn still_for(&self, now: Instant) -> Duration {
-        match self.moved.load(Ordering::Relaxed) {
+    /// The time since the start, or since the last progress.
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        match self.progressed_at.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
-            moved => Duration::from_millis(milliseconds(now).saturating_sub(moved)),
+            progressed_at => Duration::from_millis(milliseconds(now).saturating_sub(progressed_at)),
         }
     }
 }
@@ -58,22 +57,22 @@ fn milliseconds(at: Instant) -> u64 {
     u64::try_from(at.saturating_duration_since(start).as_millis()).unwrap_or(u64::MAX - 1) + 1
 }
 
-/// A call that has begun and not ended.
+/// A call that has started and not ended.
 #[derive(Debug)]
 pub(super) struct Call {
-    pub ticket: Arc<Ticket>,
-    /// None: it is on the caller's own thread.
+    pub status: Arc<JobStatus>,
+    /// `None`: it runs on the caller's own thread.
     pub lane: Option<Lane>,
-    /// How long it may stand still.
-    pub patience: Duration,
+    /// How long it may go without progress.
+    pub stall_timeout: Duration,
     pub key: Option<u128>,
-    /// Whether calls that began later have ended, so that this one says nothing about the file system.
+    /// Calls that started later have ended, so this one no longer says anything about the file system.
     pub is_written_off: bool,
 }
 
 impl Call {
-    pub(super) fn hangs(&self, now: Instant) -> bool {
-        self.ticket.still_for(now) > self.patience
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        self.status.stalled_for(now) > self.stall_timeout
     }
 }
 
@@ -82,100 +81,99 @@ impl Call {
 pub(super) struct Health {
     /// When a call ended last.
     ended: Option<Instant>,
-    /// Whether the log says that it hangs.
-    is_told: bool,
-    /// When it was looked at last although it hangs, and how many of these looks are under way.
-    tried: Option<Instant>,
-    trials: usize,
+    /// Whether the log says that the file system hangs.
+    is_logged: bool,
+    /// The last probe of a hanging file system, and how many probes are running.
+    last_probe: Option<Instant>,
+    running_probes: usize,
 }
 
 impl Health {
-    /// Whether a file system that hangs is to be looked at again.
-    pub(super) fn is_look_due(&self, now: Instant) -> bool {
-        let after = TRIAL.saturating_mul(1 << self.trials.min(16)).min(LONGEST_TRIAL);
-        self.tried.is_none_or(|tried| now.saturating_duration_since(tried) >= after)
+    /// Whether a hanging file system is to be probed again.
+    pub(super) fn is_probe_due(&self, now: Instant) -> bool {
+        let after = PROBE_INTERVAL.saturating_mul(1 << self.running_probes.min(16)).min(MAX_PROBE_INTERVAL);
+        self.last_probe.is_none_or(|last_probe| now.saturating_duration_since(last_probe) >= after)
     }
 }
 
 impl State {
-    /// For how long calls have been under way, and nothing moved.
-    pub(super) fn stands_still_for(&self, now: Instant) -> Duration {
-        self.still(now).map(|(_, still)| still).max().unwrap_or_default()
+    /// How long there has been no progress in any running call.
+    pub(super) fn stalled_for(&self, now: Instant) -> Duration {
+        self.stalls(now).map(|(_, still)| still).max().unwrap_or_default()
     }
 
-    /// Whether a call stands still for longer than it may, and nothing else has moved meanwhile.
-    pub(super) fn stands_still(&self, now: Instant) -> bool {
-        self.still(now).any(|(call, still)| still > call.patience)
+    /// Whether a call has exceeded its stall timeout, and no other call has made progress meanwhile.
+    pub(super) fn is_stalled(&self, now: Instant) -> bool {
+        self.stalls(now).any(|(call, still)| still > call.stall_timeout)
     }
 
-    /// Whether a job of this kind cannot begin: one with its key hangs, or all threads of its lane do.
-    pub(super) fn blocks(&self, kind: Kind) -> bool {
+    /// Whether a job of this kind cannot start: a job with its key hangs, or all threads of its lane do.
+    pub(super) fn is_blocked(&self, kind: JobKind) -> bool {
         let now = Instant::now();
-        let hanging = || self.calls.values().filter(|call| call.hangs(now));
+        let hanging = || self.calls.values().filter(|call| call.is_stalled(now));
         kind.key.is_some_and(|key| hanging().any(|call| call.key == Some(key)))
-            || hanging().filter(|call| call.lane == Some(kind.lane)).count() >= THREADS
+            || hanging().filter(|call| call.lane == Some(kind.lane)).count() >= MAX_THREADS
     }
 
-    /// The calls that tell something, each with how long neither it nor any other has moved.
-    fn still(&self, now: Instant) -> impl Iterator<Item = (&Call, Duration)> {
+    /// The calls that count, each with the time since its own last progress or the last end of any call.
+    fn stalls(&self, now: Instant) -> impl Iterator<Item = (&Call, Duration)> {
         let ended = self.health.ended.map_or(Duration::MAX, |ended| now.saturating_duration_since(ended));
-        let telling = self.calls.values().filter(|call| !call.is_written_off);
-        telling.map(move |call| (call, call.ticket.still_for(now).min(ended)))
+        let relevant = self.calls.values().filter(|call| !call.is_written_off);
+        relevant.map(move |call| (call, call.status.stalled_for(now).min(ended)))
     }
 }
 
 impl Executor {
-    /// Whether another call may begin. On a file system that hangs none may; it is tried now and then whether it
-    /// answers again.
+    /// Whether another call may start. On a hanging file system it may not; instead, a probe is started now and then.
     pub(super) fn admits(&self, state: &mut State) -> bool {
         let now = Instant::now();
-        if !self.0.notices(state, now) {
+        if !self.0.check_stalled(state, now) {
             return true;
         }
-        if state.health.is_look_due(now) {
-            self.try_again(state, now);
+        if state.health.is_probe_due(now) {
+            self.probe(state, now);
         }
         false
     }
 
-    /// Lists the mount point, on a thread of its own: no caller has to wait for it. Its metadata alone may be in
-    /// the kernel's memory.
-    fn try_again(&self, state: &mut State, now: Instant) {
-        state.health.tried = Some(now);
+    /// Lists the mount point on a thread of its own, so that no caller waits. Its metadata would not do: the kernel may
+    /// have that cached.
+    fn probe(&self, state: &mut State, now: Instant) {
+        state.health.last_probe = Some(now);
         let executor = self.clone();
         let trial = move || {
             let list = |path: &Path| std::fs::read_dir(path).map(|mut entries| drop(entries.next()));
-            executor.lend_for(Kind::SHORT, |_| drop(list(&executor.0.mount_point)));
-            executor.0.state().health.trials -= 1;
+            executor.run_here_as(JobKind::SHORT, |_| drop(list(&executor.0.mount_point)));
+            executor.0.state().health.running_probes -= 1;
         };
         let started = thread::Builder::new().name("repository".to_owned()).stack_size(128 << 10).spawn(trial);
         if started.is_ok() {
-            state.health.trials += 1;
+            state.health.running_probes += 1;
         }
     }
 }
 
 impl Shared {
-    /// Whether the file system hangs; the log says so once.
-    pub(super) fn notices(&self, state: &mut State, now: Instant) -> bool {
-        let hangs = state.stands_still(now);
-        if hangs && !state.health.is_told {
+    /// Whether the file system hangs. The log says so once.
+    pub(super) fn check_stalled(&self, state: &mut State, now: Instant) -> bool {
+        let hangs = state.is_stalled(now);
+        if hangs && !state.health.is_logged {
             tracing::error!(mount_point = %self.mount_point.display(), "a repository does not answer");
-            // It was looked at just now: by the call that hangs.
-            (state.health.is_told, state.health.tried) = (true, Some(now));
+            // The call that hangs counts as the first probe.
+            (state.health.is_logged, state.health.last_probe) = (true, Some(now));
         }
         hangs
     }
 
-    /// A call has ended: the file system answers, whatever becomes of those that began before.
-    pub(super) fn ended(&self, state: &mut State, number: u64) {
+    /// A call has ended, so the file system responds. Older calls that still hang no longer count.
+    pub(super) fn call_ended(&self, state: &mut State, number: u64) {
         let now = Instant::now();
         state.calls.remove(&number);
         state.health.ended = Some(now);
         for (_, call) in state.calls.range_mut(..number) {
-            call.is_written_off |= call.hangs(now);
+            call.is_written_off |= call.is_stalled(now);
         }
-        if std::mem::take(&mut state.health.is_told) {
+        if std::mem::take(&mut state.health.is_logged) {
             tracing::info!(mount_point = %self.mount_point.display(), "a repository answers again");
         }
     }
@@ -186,11 +184,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_system_that_hangs_is_looked_at_again_without_an_end() {
-        let tried = Instant::now();
-        let is_due = |looks_that_hang, seconds| {
-            let health = Health { tried: Some(tried), trials: looks_that_hang, ..Health::default() };
-            health.is_look_due(tried + Duration::from_secs(seconds))
+    fn a_hanging_file_system_is_probed_without_end() {
+        let last_probe = Instant::now();
+        let is_due = |hanging_probes, seconds| {
+            let health = Health { last_probe: Some(last_probe), running_probes: hanging_probes, ..Health::default() };
+            health.is_probe_due(last_probe + Duration::from_secs(seconds))
         };
         assert!(!is_due(0, 9) && is_due(0, 10));
         assert!(!is_due(4, 159) && is_due(4, 160));

@@ -1,4 +1,4 @@
-//! A job on its way: queued, begun, ended, or given up.
+//! A job: queued, running, ended, or abandoned by its caller.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -6,16 +6,16 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use super::health::Ticket;
-use super::{Access, Executor, Interrupted, Kind, Unresponsive};
+use super::health::JobStatus;
+use super::{Access, Executor, Interrupted, JobKind, Unresponsive};
 
-/// How often whoever waits looks whether the job moves.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a waiting caller checks for progress.
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
-/// Work that waits for a thread.
+/// Work that is queued for a thread.
 pub(super) struct Job {
-    pub kind: Kind,
-    pub ticket: Arc<Ticket>,
+    pub kind: JobKind,
+    pub status: Arc<JobStatus>,
     work: Box<dyn FnOnce(&Access<'_>) + Send>,
 }
 
@@ -27,20 +27,20 @@ impl std::fmt::Debug for Job {
 
 impl Job {
     pub(super) fn run(self) {
-        (self.work)(&Access(&self.ticket));
+        (self.work)(&Access(&self.status));
     }
 }
 
-/// What a job comes to, or what it panicked with.
+/// The result of a job, or its panic.
 type Outcome<T> = Result<T, Box<dyn Any + Send>>;
 
-/// The result of a job, which may not be there yet. Dropping it gives the job up: it does not begin any more.
-pub struct Pending<T>(Option<Waiting<T>>);
+/// The result of a job, which may not exist yet. Dropping it abandons the job: it no longer starts.
+pub struct Pending<T>(Option<Submitted<T>>);
 
-struct Waiting<T> {
+struct Submitted<T> {
     executor: Executor,
-    kind: Kind,
-    ticket: Arc<Ticket>,
+    kind: JobKind,
+    status: Arc<JobStatus>,
     outcome: Receiver<Outcome<T>>,
 }
 
@@ -51,70 +51,64 @@ impl<T: Send + 'static> Pending<T> {
 
     pub(super) fn of(
         executor: Executor,
-        kind: Kind,
+        kind: JobKind,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> (Job, Self) {
         let (sender, outcome) = sync_channel(1);
         let span = tracing::Span::current();
         let work = move |access: &Access<'_>| {
             let _in_span = span.entered();
-            // Where nobody waits any more, the result is dropped.
+            // Without a caller the result is dropped.
             let _ = sender.send(catch_unwind(AssertUnwindSafe(|| work(access))));
         };
-        let ticket = Arc::<Ticket>::default();
-        let job = Job { kind, ticket: Arc::clone(&ticket), work: Box::new(work) };
-        (job, Self(Some(Waiting { executor, kind, ticket, outcome })))
+        let status = Arc::<JobStatus>::default();
+        let job = Job { kind, status: Arc::clone(&status), work: Box::new(work) };
+        (job, Self(Some(Submitted { executor, kind, status, outcome })))
     }
 
-    /// Waits for the result, as long as the file system moves.
-    ///
-    /// # Errors
-    /// [`Unresponsive`].
+    /// Waits for the result while there is progress.
     pub fn wait(self) -> Result<T, Unresponsive> {
         self.wait_while(|| true).map_err(|_| Unresponsive)
     }
 
-    /// The same, as long as the result `is_wanted`.
-    ///
-    /// # Errors
-    /// [`Interrupted`].
+    /// Waits for the result while there is progress and `is_wanted` returns true.
     pub fn wait_while(self, is_wanted: impl Fn() -> bool) -> Result<T, Interrupted> {
         let waiting = self.0.as_ref().ok_or(Unresponsive)?;
         loop {
-            // Also where each step of long work is short.
+            // Checked here too, because each step of long work may be short.
             if !is_wanted() {
-                return Err(Interrupted::Unwanted);
+                return Err(Interrupted::Cancelled);
             }
-            match waiting.outcome.recv_timeout(LOOK) {
+            match waiting.outcome.recv_timeout(POLL_INTERVAL) {
                 Ok(Ok(result)) => return Ok(result),
                 Ok(Err(panic)) => resume_unwind(panic),
                 Err(RecvTimeoutError::Disconnected) => return Err(Unresponsive.into()),
-                Err(RecvTimeoutError::Timeout) if waiting.hangs() => return Err(Unresponsive.into()),
+                Err(RecvTimeoutError::Timeout) if waiting.is_stalled() => return Err(Unresponsive.into()),
                 Err(RecvTimeoutError::Timeout) => {}
             }
         }
     }
 }
 
-impl<T> Waiting<T> {
-    /// Whether the job stands still for longer than it may, or waits behind such ones.
-    fn hangs(&self) -> bool {
+impl<T> Submitted<T> {
+    /// Whether the job has stalled, or is queued behind stalled ones.
+    fn is_stalled(&self) -> bool {
         let shared = &self.executor.0;
         let (mut state, now) = (shared.state(), Instant::now());
-        if self.ticket.has_begun() {
-            shared.notices(&mut state, now);
-            return self.ticket.still_for(now) > self.kind.patience;
+        if self.status.has_started() {
+            shared.check_stalled(&mut state, now);
+            return self.status.stalled_for(now) > self.kind.stall_timeout;
         }
-        // Threads may have been taken since it was queued.
+        // Threads may have become stuck since it was queued.
         self.executor.start_threads(&mut state, self.kind.lane);
-        state.blocks(self.kind) || !self.executor.admits(&mut state)
+        state.is_blocked(self.kind) || !self.executor.admits(&mut state)
     }
 }
 
 impl<T> Drop for Pending<T> {
     fn drop(&mut self) {
         if let Some(waiting) = &self.0 {
-            waiting.ticket.give_up();
+            waiting.status.abandon();
         }
     }
 }

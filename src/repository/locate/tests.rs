@@ -2,7 +2,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 
 use super::*;
-use crate::repository::executor::Kind;
+use crate::repository::executor::JobKind;
 
 fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
     Repository::new(id.parse().unwrap(), mount_point.into())
@@ -10,17 +10,17 @@ fn repository(id: &str, mount_point: impl Into<PathBuf>) -> Repository {
 
 fn open_at(repository: &Repository, path: &Path) -> Result<LocatedDisk, PathError> {
     let assigned = assign([repository], path)?;
-    repository.run(Kind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
+    repository.run(JobKind::SHORT, move |_, root| Ok(open(root, &assigned))).unwrap()
 }
 
 #[test]
-fn a_path_is_assigned_by_its_text_alone() {
+fn a_path_is_assigned_by_its_text() {
     let repositories = [repository("a", "/none/a"), repository("b", "/none/a/b"), repository("c", "/none/c")];
     let cases = [
         ("/none/a/VirtualDisks/x.img", Some(("a", "VirtualDisks/x.img"))),
         ("/none//a/./VirtualDisks/./x.img", Some(("a", "VirtualDisks/x.img"))),
         ("/none/a/VirtualDisks/../Other/x.img", Some(("a", "Other/x.img"))),
-        // The innermost, however it is named.
+        // The innermost repository, by any of its names.
         ("/none/a/b/x.img", Some(("b", "x.img"))),
         ("/none/a/y/../b/x.img", None),
         ("/none/a/b/y/../x.img", Some(("b", "x.img"))),
@@ -41,7 +41,7 @@ fn a_path_is_assigned_by_its_text_alone() {
 }
 
 #[test]
-fn only_files_inside_a_repository_are_opened() {
+fn only_files_in_a_repository_are_opened() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().canonicalize().unwrap();
     let repository = repository("repo", base.join("repo"));
@@ -70,7 +70,7 @@ fn only_files_inside_a_repository_are_opened() {
         ("repo/VirtualDisks/link.img", "\"link.img\" is a symbolic link"),
         ("repo/VirtualDisks/inside.img", "\"inside.img\" is a symbolic link"),
         ("repo/folder/secret", "\"folder\" is a symbolic link"),
-        // What the kernel would open there is no file of the repository.
+        // The kernel would open another file there.
         ("repo/folder/../VirtualDisks/a.img", "\"folder\" is a symbolic link"),
         ("repo/missing/../VirtualDisks/a.img", "No such file"),
         ("repo/pipe", "not a regular file"),
@@ -83,7 +83,7 @@ fn only_files_inside_a_repository_are_opened() {
 }
 
 #[test]
-fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
+fn a_repository_is_known_by_its_configured_and_its_resolved_path() {
     let dir = tempfile::tempdir().unwrap();
     let base = dir.path().canonicalize().unwrap();
     fs::create_dir_all(base.join("real/VirtualDisks")).unwrap();
@@ -93,7 +93,7 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
     let later = repository("r", base.join("later"));
     symlink(base.join("real"), base.join("later")).unwrap();
     assert!(assign([&later], &base.join("real/VirtualDisks/a.img")).is_err());
-    later.run(Kind::SHORT, |_, _| Ok(())).unwrap();
+    later.run(JobKind::SHORT, |_, _| Ok(())).unwrap();
     for (repository, name) in [(&known, "link"), (&later, "later")] {
         for name in [name, "real"] {
             let disk = open_at(repository, &base.join(name).join("VirtualDisks/a.img")).unwrap();
@@ -103,8 +103,8 @@ fn a_repository_has_the_path_that_is_configured_and_the_one_it_leads_to() {
 }
 
 #[test]
-fn a_disk_has_no_place_among_snapshots_and_definitions() {
-    let no_disk = |path: &str| matches!(must_be_a_disks_place(Path::new(path)), Err(PathError::NoDisk(_)));
+fn snapshots_and_definitions_are_not_disks() {
+    let no_disk = |path: &str| matches!(check_disk_location(Path::new(path)), Err(PathError::NoDisk(_)));
     for refused in [
         "CoriolisSnapshots/6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d/a.img",
         "CoriolisSnapshots/x",

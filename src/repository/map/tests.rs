@@ -1,11 +1,11 @@
-//! A scripted FIEMAP under the code that reads the real one.
+//! A scripted FIEMAP for the code that reads the real one.
 
 use super::*;
 use crate::sys::fiemap::{LAST, RawExtent, UNWRITTEN};
 
 const K: u64 = 1 << 10;
 
-/// Answers call after call from `pages`; `data` is what SEEK_DATA and SEEK_HOLE know.
+/// Answers one call after the other from `pages`. SEEK_DATA and SEEK_HOLE know `data`.
 struct Script<'a> {
     pages: std::slice::Iter<'a, &'a [RawExtent]>,
     data: &'a [(u64, u64)],
@@ -27,7 +27,7 @@ impl ExtentSource for Script<'_> {
         Ok(Some(self.data.iter().find(|(start, end)| *start <= from && from < *end).map_or(from, |(_, end)| *end)))
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         false
     }
 
@@ -36,16 +36,16 @@ impl ExtentSource for Script<'_> {
     }
 }
 
-/// Reads a whole map piece by piece.
+/// Reads a whole map, window by window.
 fn whole(source: impl ExtentSource, size: u64) -> Result<ExtentMap, MapError> {
-    let mut pieces = MapWindows::new(source, size);
+    let mut windows = MapWindows::new(source, size);
     let (mut at, mut extents) = (0, Vec::new());
     while at < size {
-        let piece = pieces.read_from(at)?;
-        assert!(piece.end > at, "no progress at {at}");
-        let within = |extent: &&Extent| extent.range.start() < piece.end;
-        extents.extend(piece.map.extents().iter().filter(within).copied());
-        at = piece.end;
+        let window = windows.read_once(at)?;
+        assert!(window.end > at, "no progress at {at}");
+        let within = |extent: &&Extent| extent.range.start() < window.end;
+        extents.extend(window.map.extents().iter().filter(within).copied());
+        at = window.end;
     }
     Ok(ExtentMap::new(size, extents).unwrap())
 }
@@ -63,7 +63,7 @@ fn at(address: u64) -> Backing {
 }
 
 #[test]
-fn pages_are_put_together_and_clipped_to_the_size() {
+fn pages_are_joined_and_clipped_to_the_size() {
     let first = [RawExtent::new(0, 100 * K, 4 * K, 0), RawExtent::new(8 * K, 200 * K, 4 * K, UNWRITTEN)];
     let second = [RawExtent::new(12 * K, 300 * K, 8 * K, LAST)];
     let map = collect_from(17 * K, &[&first, &second], &[(0, 4 * K), (12 * K, 17 * K)]).unwrap();
@@ -77,7 +77,7 @@ fn an_empty_file_has_an_empty_map() {
 }
 
 #[test]
-fn each_flag_that_makes_an_address_worthless_does() {
+fn flags_decide_whether_an_address_is_trusted() {
     for bit in 0..32 {
         let flag = 1_u32 << bit;
         let raw = [RawExtent::new(0, 100 * K, 4 * K, flag | LAST)];
@@ -92,23 +92,23 @@ fn each_flag_that_makes_an_address_worthless_does() {
         };
         assert_eq!(listed(&map), expected, "flag {flag:#x}");
     }
-    // Unwritten space that holds data not yet placed is data.
+    // Unwritten space with data that is not yet placed is data.
     let raw = [RawExtent::new(0, 0, 4 * K, 0x800 | 0x4 | LAST)];
     assert_eq!(listed(&collect_from(4 * K, &[&raw], &[]).unwrap()), [(0, 4 * K, Backing::Opaque)]);
 }
 
 #[test]
-fn a_map_that_ends_early_is_found_out() {
+fn data_past_an_early_end_is_found() {
     let lies = [RawExtent::new(0, 100 * K, 4 * K, LAST)];
     let data = [(0, 4 * K), (16 * K, 20 * K), (24 * K, 32 * K)];
     let expected = [(0, 4 * K, at(100 * K)), (16 * K, 20 * K, Backing::Opaque), (24 * K, 32 * K, Backing::Opaque)];
     assert_eq!(listed(&collect_from(32 * K, &[&lies], &data).unwrap()), expected);
-    // The same where the next page is empty without any extent having been the last.
+    // The next page is empty although no extent was the last.
     let silent = [RawExtent::new(0, 100 * K, 4 * K, 0)];
     assert_eq!(listed(&collect_from(32 * K, &[&silent, &[]], &data).unwrap()), expected);
 }
 
-/// An older OCFS2: a request that starts above 0 ends after `early` extents, and may call that the end.
+/// An older OCFS2: a request that starts above 0 ends after `early` extents, which may be marked as the last.
 struct OldOcfs2<'a> {
     raws: &'a [RawExtent],
     room: usize,
@@ -137,7 +137,7 @@ impl ExtentSource for OldOcfs2<'_> {
         Ok(Some(if from % (8 * K) < 4 * K { from - from % (8 * K) + 4 * K } else { from }))
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         false
     }
 
@@ -147,25 +147,29 @@ impl ExtentSource for OldOcfs2<'_> {
 }
 
 #[test]
-fn extents_that_older_ocfs2_loses_are_found_out() {
+fn extents_that_older_ocfs2_loses_are_found() {
     let raws: Vec<_> = (0..100)
         .map(|i| RawExtent::new(i * 8 * K, (1000 + i * 16) * K, 4 * K, if i == 99 { LAST } else { 0 }))
         .collect();
     let read = |room, early, flag| listed(&whole(OldOcfs2 { raws: &raws, room, early, flag }, 800 * K).unwrap());
     let all = read(101, 0, 0);
     assert_eq!(all, raws.iter().map(|raw| (raw.logical, raw.logical + 4 * K, at(raw.physical))).collect::<Vec<_>>());
-    // Read in pages, all that was lost is listed, as something that cannot be trusted.
+    // Read in pages, all lost extents are listed as opaque data.
     for (early, flag) in [(0, 0), (1, LAST), (3, LAST)] {
         let paged = read(10, early, flag);
         assert_eq!(paged.len(), 100);
-        for (i, (found, told)) in paged.iter().zip(&all).enumerate() {
-            let backing = if i < 10 + early { told.2 } else { Backing::Opaque };
-            assert_eq!(*found, (told.0, told.1, backing), "extent {i} of a map that ends {early} after the tenth");
+        for (i, (found, expected)) in paged.iter().zip(&all).enumerate() {
+            let backing = if i < 10 + early { expected.2 } else { Backing::Opaque };
+            assert_eq!(
+                *found,
+                (expected.0, expected.1, backing),
+                "extent {i} of a map that ends {early} after the tenth"
+            );
         }
     }
 }
 
-/// From any offset on, a map is the rest of the whole one.
+/// From any offset, a map is the rest of the whole one.
 #[test]
 fn a_map_can_be_read_from_anywhere() {
     let raws = [RawExtent::new(0, 100 * K, 8 * K, 0), RawExtent::new(16 * K, 200 * K, 8 * K, LAST)];
@@ -178,14 +182,14 @@ fn a_map_can_be_read_from_anywhere() {
         let rest: Vec<_> = raws.iter().filter(|raw| raw.logical + raw.length > start).copied().collect();
         let data = [(0, 8 * K), (16 * K, 24 * K)];
         let page = [&rest[..]];
-        let mut pieces = MapWindows::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
-        let piece = pieces.read_from(start).unwrap();
-        assert_eq!((listed(&piece.map), piece.end), (expected, 24 * K), "from {start}");
+        let mut windows = MapWindows::new(Script { pages: page.iter(), data: &data, size: 24 * K }, 24 * K);
+        let window = windows.read_once(start).unwrap();
+        assert_eq!((listed(&window.map), window.end), (expected, 24 * K), "from {start}");
     }
 }
 
 #[test]
-fn an_extent_lost_in_the_middle_is_found_out() {
+fn an_extent_lost_in_the_middle_is_found() {
     let lies = [RawExtent::new(0, 100 * K, 4 * K, 0), RawExtent::new(12 * K, 300 * K, 4 * K, LAST)];
     let map = collect_from(16 * K, &[&lies], &[(0, 8 * K), (12 * K, 16 * K)]).unwrap();
     let expected = [(0, 4 * K, at(100 * K)), (4 * K, 8 * K, Backing::Opaque), (12 * K, 16 * K, at(300 * K))];
@@ -193,7 +197,7 @@ fn an_extent_lost_in_the_middle_is_found_out() {
 }
 
 #[test]
-fn nonsense_is_an_error_not_a_map() {
+fn contradictory_extents_are_an_error() {
     let cases: [(&str, Vec<RawExtent>); 5] = [
         ("overlap", vec![RawExtent::new(0, K, 8 * K, 0), RawExtent::new(4 * K, 0, 8 * K, LAST)]),
         ("disorder", vec![RawExtent::new(8 * K, 0, 4 * K, 0), RawExtent::new(0, 0, 4 * K, LAST)]),
@@ -202,14 +206,14 @@ fn nonsense_is_an_error_not_a_map() {
         ("more after the last", vec![RawExtent::new(0, 0, K, LAST), RawExtent::new(K, 0, K, LAST)]),
     ];
     for (name, raws) in &cases {
-        assert!(matches!(collect_from(32 * K, &[raws], &[]), Err(MapError::Nonsense(_))), "{name}");
+        assert!(matches!(collect_from(32 * K, &[raws], &[]), Err(MapError::Inconsistent(_))), "{name}");
     }
     // No progress: the second page repeats the first.
     let page = [RawExtent::new(0, 0, 4 * K, 0)];
-    assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Nonsense(_))));
+    assert!(matches!(collect_from(32 * K, &[&page, &page], &[]), Err(MapError::Inconsistent(_))));
 }
 
-/// What only fails.
+/// A source that always fails.
 struct Broken;
 
 impl ExtentSource for Broken {
@@ -225,7 +229,7 @@ impl ExtentSource for Broken {
         Ok(None)
     }
 
-    fn holes_are_sure(&self) -> bool {
+    fn holes_are_reliable(&self) -> bool {
         true
     }
 

@@ -10,7 +10,7 @@ fn id() -> SnapshotId {
     SnapshotId::from_u128(7)
 }
 
-/// A repository with a snapshot's folder, and a live disk beside it.
+/// A repository with a snapshot's folder and a live disk.
 struct Scene {
     dir: tempfile::TempDir,
     folder: PathBuf,
@@ -37,7 +37,7 @@ impl Scene {
         self.dir.path().join("VirtualDisks/a.img")
     }
 
-    /// A file of the snapshot, as the service makes it.
+    /// Makes a file of the snapshot as the service does.
     fn make(&self, name: &str) -> SnapshotFile {
         let root = Folder::open(self.dir.path()).unwrap();
         let mut file = SnapshotDir::new(&root, id()).open().unwrap().create_file(name, 0o440).unwrap();
@@ -50,10 +50,10 @@ impl Scene {
         SnapshotDir::new(&root, id()).remove(disks)
     }
 
-    /// What is refused, and stays.
+    /// The entries that a removal refuses.
     fn refused(&self, disks: &[SnapshotFile]) -> Vec<(PathBuf, String)> {
         match self.remove(disks) {
-            Err(RemoveError::NotOurs(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
+            Err(RemoveError::Foreign(left)) => left.into_iter().map(|one| (one.path, one.reason)).collect(),
             other => panic!("{other:?}"),
         }
     }
@@ -67,13 +67,13 @@ fn file_of(name: &str, inode: Option<NonZero<u64>>) -> SnapshotFile {
     SnapshotFile { name: name.parse().unwrap(), repository: "r".parse().unwrap(), volume: volume(), inode }
 }
 
-/// The file of a disk whose snapshot is being made.
+/// The file of a disk of an unfinished snapshot.
 fn unknown(name: &str) -> SnapshotFile {
     file_of(name, None)
 }
 
 #[test]
-fn what_the_service_made_is_removed_as_far_as_it_is_there() {
+fn existing_files_of_the_service_are_removed() {
     let scene = Scene::new();
     let disks = [scene.make("a.img"), scene.make("b.img")];
     fs::write(scene.folder.join(manifest::FILE_NAME), "{}").unwrap();
@@ -83,16 +83,16 @@ fn what_the_service_made_is_removed_as_far_as_it_is_there() {
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
     fs::remove_dir(scene.snapshots()).unwrap();
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
-    // On any other file system nothing is known of it.
+    // On another file system nothing is known about it.
     let mut elsewhere = disks;
     elsewhere.iter_mut().for_each(|disk| disk.volume = Some(VolumeId([7; 16])));
-    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryAbsent);
+    assert_eq!(scene.remove(&elsewhere).unwrap(), Removal::RepositoryUnavailable);
 }
 
 #[test]
-fn nothing_is_removed_through_a_link() {
+fn links_are_not_followed_by_a_removal() {
     let live = |scene: &Scene| fs::read(scene.live()).unwrap() == b"live";
-    // The folder of the snapshot.
+    // The snapshot's folder is a link.
     let scene = Scene::new();
     let disks = [scene.make("a.img")];
     fs::rename(&scene.folder, scene.folder.with_extension("away")).unwrap();
@@ -102,11 +102,11 @@ fn nothing_is_removed_through_a_link() {
         assert_eq!(scene.refused(disks), [(scene.folder.clone(), reason)]);
         assert!(live(&scene) && scene.folder.is_symlink());
     }
-    // Once the operator has removed it, nothing is left.
+    // After the operator has removed the link, nothing is left.
     fs::remove_file(&scene.folder).unwrap();
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
 
-    // The folder of all snapshots.
+    // The folder of all snapshots is a link.
     let scene = Scene::new();
     let elsewhere = tempfile::tempdir().unwrap();
     fs::create_dir(elsewhere.path().join(id().to_string())).unwrap();
@@ -119,7 +119,7 @@ fn nothing_is_removed_through_a_link() {
     let root = Folder::open(scene.dir.path()).unwrap();
     assert!(SnapshotDir::new(&root, SnapshotId::from_u128(8)).create().is_err());
 
-    // A disk's file, and the manifest.
+    // A disk's file and the manifest are links.
     let scene = Scene::new();
     let disks = [scene.make("a.img"), scene.make("b.img")];
     let (file, manifest) = (scene.folder.join("a.img"), scene.folder.join(manifest::FILE_NAME));
@@ -145,7 +145,7 @@ fn only_the_recorded_file_is_removed() {
     let reason = "is not the file that was snapshotted".to_owned();
     assert_eq!(scene.refused(&disks), [(scene.folder.join("a.img"), reason)]);
     assert!(scene.folder.join("ours").exists());
-    // By its other name it stays; by the snapshot's it goes.
+    // Under another name it stays; under the snapshot's it is removed.
     fs::rename(scene.folder.join("ours"), scene.folder.join("a.img")).unwrap();
     fs::hard_link(scene.folder.join("a.img"), scene.dir.path().join("kept")).unwrap();
     assert_eq!(scene.remove(&disks).unwrap(), Removal::Done);
@@ -164,14 +164,15 @@ fn files_of_other_names_stay_with_the_folder() {
 }
 
 #[test]
-fn an_answer_names_ten_files_at_most() {
-    let stranger = |number: usize| Stranger { path: format!("/r/{number}\n").into(), reason: "is odd".to_owned() };
-    let told = RemoveError::NotOurs((0..12).map(stranger).collect()).to_string();
-    assert!(told.starts_with("\"/r/0\\n\" is odd; ") && told.ends_with("; and 2 more"), "{told}");
+fn an_error_names_at_most_ten_files() {
+    let foreign_entry =
+        |number: usize| ForeignEntry { path: format!("/r/{number}\n").into(), reason: "is odd".to_owned() };
+    let message = RemoveError::Foreign((0..12).map(foreign_entry).collect()).to_string();
+    assert!(message.starts_with("\"/r/0\\n\" is odd; ") && message.ends_with("; and 2 more"), "{message}");
 }
 
 #[test]
-fn of_a_snapshot_in_the_making_only_files_like_the_services_go() {
+fn of_an_unfinished_snapshot_only_files_like_ours_are_removed() {
     type Change = fn(&Path, &Path);
     let foreign: [(&str, Change); 5] = [
         ("a disk that can be written to", |file, live| fs::rename(live, file).unwrap()),
@@ -195,12 +196,12 @@ fn of_a_snapshot_in_the_making_only_files_like_the_services_go() {
 }
 
 #[test]
-fn without_a_recorded_volume_only_what_is_in_use_is_the_repository() {
+fn without_a_recorded_volume_the_repository_must_be_in_use() {
     let scene = Scene::new();
     let root = Folder::open(scene.dir.path()).unwrap();
     assert!(is_in_use(&root).unwrap());
     fs::remove_dir_all(scene.snapshots()).unwrap();
-    // As a stray folder at a mount point is.
+    // Like a stray folder at a mount point.
     assert!(!is_in_use(&root).unwrap());
     assert!(is_in_use(&Folder::open(Path::new("/proc")).unwrap()).unwrap(), "something is mounted there");
     let source = DiskSource { repository: "r".parse().unwrap(), path: "VirtualDisks/a.img".to_owned() };

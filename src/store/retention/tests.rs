@@ -10,14 +10,14 @@ fn key(text: &str) -> RequestKey {
     RequestKey { user: "admin".to_owned(), key: text.to_owned(), digest: [7; 32] }
 }
 
-fn made(store: &Store, number: u128, order: &CommitOptions) -> Snapshot {
+fn made(store: &Store, number: u128, options: &CommitOptions) -> Snapshot {
     let snapshot = begin(store, snapshot(number), None);
-    store.commit(&snapshot, order).unwrap();
+    store.commit(&snapshot, options).unwrap();
     snapshot
 }
 
 #[test]
-fn terms_outlive_a_start_and_end_with_the_snapshot() {
+fn retention_survives_a_restart_and_ends_with_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
@@ -37,21 +37,25 @@ fn terms_outlive_a_start_and_end_with_the_snapshot() {
     assert_eq!(store.expiring().unwrap(), HashSet::from([first.id]));
     store.release(first.id, "").unwrap();
     store.lease(first.id, "admin", ms(6000)).unwrap();
-    assert_eq!(store.retention(first.id).unwrap().leased_until, Some(ms(6000)), "the last word counts");
+    assert_eq!(
+        store.retention(first.id).unwrap().leased_until,
+        Some(ms(6000)),
+        "the new lease replaces the former one"
+    );
 
     store.begin_deletion(&first).unwrap();
-    assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is about to go");
+    assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is being deleted");
     store.forget(&SnapshotFiles::from(&first)).unwrap();
     assert_eq!(store.retention(first.id).unwrap(), Retention::default());
     assert_eq!(store.expiring().unwrap(), HashSet::new());
     assert_eq!(store.retention(other.id).unwrap().leased_until, Some(ms(8000)));
     let vm: VmId = VM.parse().unwrap();
     let used = store.key_use(&vm, &key("a"), Timestamp::now()).unwrap().unwrap();
-    assert_eq!((used.snapshot(), used.digest), (first.id, [7; 32]), "what the key made stays known");
+    assert_eq!((used.snapshot(), used.digest), (first.id, [7; 32]), "the use of the key stays known");
 }
 
 #[test]
-fn a_sweep_and_a_lease_do_not_pass_each_other() {
+fn a_leased_snapshot_is_not_swept() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let snapshot = made(&store, 1, &CommitOptions::default());
@@ -62,12 +66,12 @@ fn a_sweep_and_a_lease_do_not_pass_each_other() {
     assert!(store.begin_sweep(&snapshot, ms(5000)).unwrap(), "the lease is over");
     assert!(store.snapshot(snapshot.id).unwrap().is_none());
     assert!(!store.lease(snapshot.id, "admin", ms(9000)).unwrap());
-    assert!(!store.begin_sweep(&snapshot, ms(9000)).unwrap(), "once is enough");
+    assert!(!store.begin_sweep(&snapshot, ms(9000)).unwrap(), "it is being deleted already");
     assert!(store.begin_sweep(&last, ms(0)).unwrap());
 }
 
 #[test]
-fn a_key_is_the_users_and_the_vms_and_is_forgotten_in_time() {
+fn a_key_belongs_to_user_and_vm_and_expires() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let made = made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("a")) });
@@ -83,16 +87,16 @@ fn a_key_is_the_users_and_the_vms_and_is_forgotten_in_time() {
 }
 
 #[test]
-fn keys_are_bounded() {
+fn the_number_of_keys_is_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let vm: VmId = VM.parse().unwrap();
-    // As many as there may be, in one step, each older than the one before.
+    // The maximum number of keys, in one transaction, each older than the one before.
     store
         .handle
         .write(|transaction| {
             let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
-            for number in 0..KEYS {
+            for number in 0..MAX_KEYS {
                 let used_at_ms = Timestamp::now().as_millisecond() - number as i64;
                 let used = KeyUse { digest: [7; 32], snapshot: number as u128, used_at_ms };
                 let bytes = postcard::to_stdvec(&used).unwrap();
@@ -103,6 +107,6 @@ fn keys_are_bounded() {
         .unwrap();
     made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")) });
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
-    assert!(known("new") && known("0") && known(&format!("{}", KEYS - 2)));
-    assert!(!known(&format!("{}", KEYS - 1)), "the oldest has gone");
+    assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
+    assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest is dropped");
 }

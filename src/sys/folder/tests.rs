@@ -5,19 +5,19 @@ use std::os::unix::net::UnixListener;
 
 use super::*;
 
-fn scene() -> (tempfile::TempDir, Folder) {
+fn test_folder() -> (tempfile::TempDir, Folder) {
     let dir = tempfile::tempdir().unwrap();
     let folder = Folder::open(dir.path()).unwrap();
     (dir, folder)
 }
 
-fn what<T: std::fmt::Debug>(outcome: io::Result<T>) -> Option<What> {
-    Odd::of(&outcome.unwrap_err())
+fn problem<T: std::fmt::Debug>(outcome: io::Result<T>) -> Option<EntryProblem> {
+    UnexpectedEntry::of(&outcome.unwrap_err())
 }
 
 #[test]
 fn only_regular_files_are_opened_and_nothing_blocks() {
-    let (dir, folder) = scene();
+    let (dir, folder) = test_folder();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir_all(at("a/b")).unwrap();
     fs::write(at("a/b/file"), "bytes").unwrap();
@@ -28,11 +28,11 @@ fn only_regular_files_are_opened_and_nothing_blocks() {
     symlink("nothing", at("dangling")).unwrap();
     assert_eq!(folder.read_small("a/b/file", 5).unwrap(), b"bytes");
     for odd in ["pipe", "socket", "a", "a/b"] {
-        assert_eq!(what(folder.open_file(odd)), Some(What::NotAFile), "{odd}");
-        assert_eq!(what(folder.read_small(odd, 5)), Some(What::NotAFile), "{odd}");
+        assert_eq!(problem(folder.open_file(odd)), Some(EntryProblem::NotAFile), "{odd}");
+        assert_eq!(problem(folder.read_small(odd, 5)), Some(EntryProblem::NotAFile), "{odd}");
     }
     for link in ["zero", "link", "dangling"] {
-        assert_eq!(what(folder.open_file(link)), Some(What::Link), "{link}");
+        assert_eq!(problem(folder.open_file(link)), Some(EntryProblem::Link), "{link}");
     }
     assert_eq!(folder.open_file("missing").unwrap_err().kind(), io::ErrorKind::NotFound);
     let error = folder.open_file("link").unwrap_err().to_string();
@@ -40,8 +40,8 @@ fn only_regular_files_are_opened_and_nothing_blocks() {
 }
 
 #[test]
-fn no_link_on_the_way_is_followed() {
-    let (dir, folder) = scene();
+fn links_in_a_path_are_not_followed() {
+    let (dir, folder) = test_folder();
     let at = |name: &str| dir.path().join(name);
     fs::create_dir_all(at("real/inner")).unwrap();
     fs::write(at("real/inner/file"), "x").unwrap();
@@ -49,19 +49,19 @@ fn no_link_on_the_way_is_followed() {
     symlink("real", at("relative")).unwrap();
     fs::write(at("file"), "x").unwrap();
     for link in ["absolute", "relative"] {
-        assert_eq!(what(folder.folder(link)), Some(What::Link));
-        assert_eq!(what(folder.folder(format!("{link}/inner"))), Some(What::Link));
-        assert_eq!(what(folder.open_file(format!("{link}/inner/file"))), Some(What::Link));
+        assert_eq!(problem(folder.folder(link)), Some(EntryProblem::Link));
+        assert_eq!(problem(folder.folder(format!("{link}/inner"))), Some(EntryProblem::Link));
+        assert_eq!(problem(folder.open_file(format!("{link}/inner/file"))), Some(EntryProblem::Link));
     }
-    assert_eq!(what(folder.folder("file")), Some(What::NotAFolder));
-    assert_eq!(what(folder.stat("relative/inner")), Some(What::Link));
+    assert_eq!(problem(folder.folder("file")), Some(EntryProblem::NotAFolder));
+    assert_eq!(problem(folder.stat("relative/inner")), Some(EntryProblem::Link));
     assert!(folder.stat("real/inner/file").unwrap().is_file() && folder.stat("relative").unwrap().is_symlink());
-    assert_eq!(what(folder.open_file("file/inner")), Some(What::NotAFolder));
-    // What the operator names may be a link.
+    assert_eq!(problem(folder.open_file("file/inner")), Some(EntryProblem::NotAFolder));
+    // The operator may name a link.
     let named = Folder::open(&at("absolute")).unwrap();
     assert!(named.open_file("inner/file").is_ok());
     assert_eq!(named.resolved().unwrap(), at("real").canonicalize().unwrap());
-    // An exchange of the directory for a link is not seen: it is open.
+    // Replacing the directory by a link has no effect: it is open.
     let inner = folder.folder("real/inner").unwrap();
     fs::rename(at("real"), at("moved")).unwrap();
     symlink("/etc", at("real")).unwrap();
@@ -69,8 +69,8 @@ fn no_link_on_the_way_is_followed() {
 }
 
 #[test]
-fn paths_lead_nowhere_else() {
-    let (dir, folder) = scene();
+fn paths_cannot_leave_the_folder() {
+    let (dir, folder) = test_folder();
     fs::create_dir(dir.path().join("a")).unwrap();
     fs::write(dir.path().join("file"), "x").unwrap();
     let inner = folder.folder("a").unwrap();
@@ -93,22 +93,22 @@ fn paths_lead_nowhere_else() {
 }
 
 #[test]
-fn what_is_read_is_bounded_by_what_is_read() {
-    let (dir, folder) = scene();
+fn the_limit_counts_the_bytes_that_are_read() {
+    let (dir, folder) = test_folder();
     fs::File::create(dir.path().join("sparse")).unwrap().set_len(2 << 30).unwrap();
     fs::write(dir.path().join("exact"), [1; 16]).unwrap();
-    assert_eq!(what(folder.read_small("sparse", 16)), Some(What::TooLarge(16)));
-    assert_eq!(what(folder.read_small("exact", 15)), Some(What::TooLarge(15)));
+    assert_eq!(problem(folder.read_small("sparse", 16)), Some(EntryProblem::TooLarge(16)));
+    assert_eq!(problem(folder.read_small("exact", 15)), Some(EntryProblem::TooLarge(15)));
     assert_eq!(folder.read_small("exact", 16).unwrap(), [1; 16]);
-    // Files that say that they are empty, and are not.
+    // Files that report size 0 and are not empty.
     let process = Folder::open(Path::new("/proc/self")).unwrap();
     assert!(!process.read_small("status", 1 << 16).unwrap().is_empty());
-    assert_eq!(what(process.read_small("status", 4)), Some(What::TooLarge(4)));
+    assert_eq!(problem(process.read_small("status", 4)), Some(EntryProblem::TooLarge(4)));
 }
 
 #[test]
-fn files_and_folders_are_made_renamed_and_removed_by_name() {
-    let (dir, folder) = scene();
+fn files_and_folders_are_created_renamed_and_removed() {
+    let (dir, folder) = test_folder();
     let outside = tempfile::tempdir().unwrap();
     fs::write(outside.path().join("precious"), "x").unwrap();
     symlink(outside.path().join("precious"), dir.path().join("link")).unwrap();
@@ -139,8 +139,8 @@ fn files_and_folders_are_made_renamed_and_removed_by_name() {
 }
 
 #[test]
-fn a_path_through_an_open_folder_leads_to_what_was_opened() {
-    let (dir, folder) = scene();
+fn a_path_through_an_open_folder_stays_in_that_folder() {
+    let (dir, folder) = test_folder();
     fs::create_dir(dir.path().join("a")).unwrap();
     fs::write(dir.path().join("a/file"), "ours").unwrap();
     let inner = folder.folder("a").unwrap();
