@@ -149,7 +149,7 @@ impl App {
     async fn prove_manager(&self) -> anyhow::Result<()> {
         match self.sessions.prove_manager().await {
             Ok(()) => Ok(()),
-            Err(error @ LoginError::LetsAnybodyIn(_)) => Err(start_faults::manager(&error).into()),
+            Err(error @ LoginError::NoPasswordRequired(_)) => Err(start_faults::manager(&error).into()),
             Err(error) => {
                 let Fault { key, found, remedy, .. } = start_faults::manager(&error);
                 tracing::warn!(key, remedy, "log-in is not possible for now: {found}");

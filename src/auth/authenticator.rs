@@ -50,7 +50,7 @@ impl Authenticator {
     /// Checks that the server at `endpoint` answers and refuses a request without credentials.
     ///
     /// # Errors
-    /// [`LoginError::LetsAnybodyIn`], [`LoginError::Unavailable`] or [`LoginError::Unclear`].
+    /// [`LoginError::NoPasswordRequired`], [`LoginError::Unavailable`] or [`LoginError::Unclear`].
     pub async fn reach(&self, endpoint: &str) -> Result<(), LoginError> {
         match self {
             Self::Manager(manager) => manager.reach(endpoint).await,

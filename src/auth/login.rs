@@ -24,8 +24,8 @@ pub enum LoginError {
     #[error("too many log-ins at once")]
     Busy,
     /// It accepts any password, so its answers prove nothing.
-    #[error("{0} lets in who gives no password at all")]
-    LetsAnybodyIn(String),
+    #[error("{0} accepts requests without a password")]
+    NoPasswordRequired(String),
 }
 
 /// Permission to ask, which is limited to a few log-ins at a time. Dropping it lets the next one ask.

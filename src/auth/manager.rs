@@ -98,7 +98,7 @@ impl Manager {
                 *self.proven.lock().unwrap_or_else(PoisonError::into_inner) = Some(url);
                 Ok(())
             }
-            Ok(()) => Err(LoginError::LetsAnybodyIn(url)),
+            Ok(()) => Err(LoginError::NoPasswordRequired(url)),
             Err(error) => Err(error),
         }
     }

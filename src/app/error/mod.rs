@@ -261,7 +261,7 @@ impl From<LoginError> for Error {
         match error {
             LoginError::Refused => Self::BadCredentials,
             LoginError::Unavailable(cause) | LoginError::Unclear(cause) => Self::ManagerUnavailable(cause),
-            error @ LoginError::LetsAnybodyIn(_) => Self::ManagerUnavailable(error.to_string()),
+            error @ LoginError::NoPasswordRequired(_) => Self::ManagerUnavailable(error.to_string()),
             LoginError::Busy => Self::Throttled,
         }
     }

@@ -51,7 +51,7 @@ pub(crate) fn key(error: &KeyError) -> Fault {
 pub(crate) fn manager(error: &LoginError) -> Fault {
     let key = "ovm_endpoint";
     match error {
-        LoginError::LetsAnybodyIn(_) => {
+        LoginError::NoPasswordRequired(_) => {
             let remedy =
                 "name the manager's REST endpoint, which asks for a password, in ovm_endpoint and manager.path";
             Fault::new(key, format!("{error}: with it, anybody could log in here"), remedy)

@@ -150,11 +150,11 @@ fn impossible_items_are_refused() {
     let hash = (1..file.len() / 512).find(|page| file[page * 512 + field::ENTRIES] >= 2).unwrap();
     for (at, bytes, expected) in [
         (field::ENTRIES, [1, 0], "a key without a value"),
-        (field::ENTRIES, [0xfe, 0xff], "where none can be"),
-        (field::HEADER, [0, 0], "where none can be"),
-        (field::HEADER, [0xff, 0xff], "where none can be"),
+        (field::ENTRIES, [0xfe, 0xff], "at an impossible offset"),
+        (field::HEADER, [0, 0], "at an impossible offset"),
+        (field::HEADER, [0xff, 0xff], "at an impossible offset"),
         (field::NUMBER, [0x77, 0], "number of another page"),
-        (24, [0, 9], "of a type that hash files have not"),
+        (24, [0, 9], "has an unexpected type"),
     ] {
         let mut file = file.clone();
         file[hash * 512 + at..][..2].copy_from_slice(&bytes);
