@@ -44,7 +44,7 @@ pub(super) struct Connection {
 #[derive(Debug)]
 pub(super) struct Times {
     /// The last progress: the handshake, a request, or an answer.
-    pub step: Instant,
+    pub progress: Instant,
     /// The end of the last answer to a valid token.
     pub valid_token: Option<Instant>,
     /// Whether the current request has a valid token.
@@ -57,7 +57,7 @@ impl Connection {
             origin,
             is_proxy,
             exchange: Arc::default(),
-            times: Mutex::new(Times { step: Instant::now(), valid_token: None, is_authenticated: false }),
+            times: Mutex::new(Times { progress: Instant::now(), valid_token: None, is_authenticated: false }),
             log_ins: AtomicUsize::new(0),
             keepalive,
             socket: AtomicI32::new(-1),
@@ -71,7 +71,7 @@ impl Connection {
 
     /// The handshake has ended, or a request has arrived.
     pub(super) fn made_progress(&self) {
-        self.times().step = Instant::now();
+        self.times().progress = Instant::now();
     }
 
     /// The current request has a valid token, or is a successful log-in.
@@ -82,7 +82,7 @@ impl Connection {
     /// An answer has been sent completely.
     pub(super) fn has_answered(&self) {
         let (mut times, now) = (self.times(), Instant::now());
-        times.step = now;
+        times.progress = now;
         if std::mem::take(&mut times.is_authenticated) {
             times.valid_token = Some(now);
         }
@@ -103,7 +103,7 @@ impl Connection {
 
     /// The time since the last progress.
     pub(super) fn idle(&self) -> Duration {
-        self.times().step.elapsed()
+        self.times().progress.elapsed()
     }
 
     /// Whether it may be closed for another.

@@ -151,7 +151,7 @@ mod tests {
     /// Makes it idle for a number of seconds.
     fn idle(place: &Place, seconds: u64) {
         let mut times = place.connection.times();
-        times.step = times.step.checked_sub(Duration::from_secs(seconds)).unwrap();
+        times.progress = times.progress.checked_sub(Duration::from_secs(seconds)).unwrap();
     }
 
     fn is_open(place: &Place) -> bool {
