@@ -235,7 +235,7 @@ fn checksum_fails_if_the_file_changes_meanwhile() {
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
     assert!(rest.is_err(), "the answer was completed: {rest:?}");
-    world.exporter.wait_for_log("the connection is cut");
+    world.exporter.wait_for_log("cutting the connection");
     assert!(world.exporter.log().contains("or was changed since"));
 }
 

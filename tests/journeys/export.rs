@@ -52,7 +52,7 @@ fn read_error_aborts_the_body_and_is_logged() {
     let ended = response.read_to_end(&mut received);
     assert!(ended.is_err() && received.len() as u64 <= size / 2, "{} bytes received: {ended:?}", received.len());
     assert!(received.len() as u64 >= size / 4 && expected.starts_with(&received), "wrong bytes");
-    assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
+    assert!(world.exporter.log().contains("cannot read the disk: cutting the connection"));
     // If nothing has been sent yet, the client gets an error.
     let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
     let disconnects = || world.exporter.log().matches("the client went away").count();
@@ -212,7 +212,7 @@ fn stalled_client_is_disconnected() {
     assert!(first.starts_with(b"HTTP/1.1 200 "));
     // Other clients are served meanwhile.
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    world.exporter.wait_for_log("the client went away before the end");
+    world.exporter.wait_for_log("client disconnected before the end");
     // The stalled client gets only a part.
     let mut rest = Vec::new();
     assert!(stalled.read_to_end(&mut rest).is_err() && rest.len() < 32 << 20, "{} bytes received", rest.len());

@@ -96,7 +96,7 @@ fn hung_repository_blocks_few_threads_and_frees_slots() {
             .try_send(request.timeout(Duration::from_secs(60)))
             .is_ok_and(|answer| answer.body == fs::read(&healthy_disk).unwrap())
     });
-    world.exporter.wait_for_log("another export takes the place");
+    world.exporter.wait_for_log("releasing the download's slot");
     // Further requests get an error, and block no thread.
     assert_eq!(client.send(range(9 * MB).timeout(Duration::from_secs(30))).error(503), "repository_unavailable");
     let before = threads();

@@ -104,7 +104,7 @@ fn touched_target_aborts_the_streamed_lines() {
     stats.wait_until_idle();
     touch(&file_of(&client, &target));
     assert!(!ends_completely(answer), "the response was completed");
-    world.exporter.wait_for_log("the connection is cut");
+    world.exporter.wait_for_log("cutting the connection");
     assert!(world.exporter.log().contains("its content is being checked"), "the log lacks the reason");
 }
 
@@ -121,7 +121,7 @@ fn touched_base_aborts_the_streamed_document() {
         stats.wait_until_idle();
         touch(&file_of(&client, base));
         assert!(!ends_completely(answer), "{query}: the response was completed");
-        let aborts = || world.exporter.log().matches("the connection is cut").count();
+        let aborts = || world.exporter.log().matches("cutting the connection").count();
         eventually("the abort is logged", || aborts() > usize::from(query != "refine=0"));
         // The content is unchanged, so another attempt succeeds.
         client.get(&format!("{path}&summary=true")).ok();

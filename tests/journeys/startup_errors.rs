@@ -285,7 +285,7 @@ fn untrusted_manager_is_reported_with_its_fingerprint() {
             is_late.then(|| exporter.restart());
             (!is_late).then_some(log)
         });
-        assert!(log.contains("nobody can log in for now") && log.contains(expected), "{log}");
+        assert!(log.contains("log-in is not possible for now") && log.contains(expected), "{log}");
         assert!(log.contains("manager.fingerprint"), "{log}");
     }
 }
@@ -318,7 +318,7 @@ fn manager_that_accepts_anonymous_requests_is_refused() {
     let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
     drop(manager);
     let exporter = Exporter::start(settings);
-    assert!(exporter.log().contains("nobody can log in for now"), "{}", exporter.log());
+    assert!(exporter.log().contains("log-in is not possible for now"), "{}", exporter.log());
 }
 
 #[test]
