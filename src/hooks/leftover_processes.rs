@@ -199,7 +199,7 @@ mod tests {
     use std::process::Command;
 
     fn call() -> String {
-        super::super::calls::next_id(&uuid::Uuid::new_v4().to_string())
+        crate::hooks::calls::next_id(&uuid::Uuid::new_v4().to_string())
     }
 
     /// Starts the program of a call.
@@ -226,7 +226,7 @@ mod tests {
     #[test]
     fn only_failed_calls_and_the_last_call_of_an_operation_are_killed() {
         let prefix = uuid::Uuid::new_v4().to_string();
-        let ids: Vec<String> = (0..5).map(|_| super::super::calls::next_id(&prefix)).collect();
+        let ids: Vec<String> = (0..5).map(|_| crate::hooks::calls::next_id(&prefix)).collect();
         assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
         let mut sleepers: Vec<_> = ids.iter().map(|id| sleeper(id)).collect();
         let alive = |sleepers: &mut Vec<std::process::Child>| {
@@ -257,7 +257,7 @@ mod tests {
     #[test]
     fn a_call_whose_program_has_ended_is_finished() {
         let prefix = uuid::Uuid::new_v4().to_string();
-        let (id, last) = (super::super::calls::next_id(&prefix), super::super::calls::next_id(&prefix));
+        let (id, last) = (crate::hooks::calls::next_id(&prefix), crate::hooks::calls::next_id(&prefix));
         let mut program = sleeper(&id);
         // The last call leaves one process in the group of its ended program, and one with a session of its own.
         let script = "sleep 602 & setsid sleep 602 & exit";
