@@ -33,9 +33,6 @@ impl Authenticator {
     }
 
     /// Asks the server at `endpoint`, such as `https://manager.example:7002`, whether `credentials` are valid.
-    ///
-    /// # Errors
-    /// [`LoginError`]
     pub async fn verify(
         &self,
         slot: &LoginSlot<'_>,
