@@ -130,8 +130,9 @@ impl App {
     /// Writes a checksum of all of a disk down: should its file be touched, its content can be proven by that.
     async fn note_sum(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
-        let noted =
-            self.blocking(move |app| Ok(app.store.record_checksum(id, &name, algorithm.name(), &digest.0)?)).await;
+        let noted = self
+            .blocking(move |app| Ok(app.store.proofs().record_checksum(id, &name, algorithm.name(), &digest.0)?))
+            .await;
         if let Err(error) = noted {
             tracing::warn!(snapshot = %id, %error, "its checksum cannot be written down");
         }

@@ -49,7 +49,7 @@ impl App {
         let snapshot = self.snapshot_of(vm_ref, id)?;
         // Another host may have made it, by a clock that is ahead of ours: a lease is never shorter than asked for.
         let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
-        if !self.store.lease(id, actor.user(), until)? {
+        if !self.store.retentions().lease(id, actor.user(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));
         }
         self.watch(&snapshot)?;
@@ -68,7 +68,8 @@ impl App {
     ) -> Result<(), Error> {
         let actor = Actor::from(session);
         self.blocking(move |app| {
-            let outcome = app.snapshot_of(&vm_ref, id).and_then(|_| Ok(app.store.release(id, actor.user())?));
+            let outcome =
+                app.snapshot_of(&vm_ref, id).and_then(|_| Ok(app.store.retentions().release(id, actor.user())?));
             actor.did("lease-end", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })

@@ -278,7 +278,7 @@ impl App {
 
     /// A snapshot's document, without maps.
     fn document(&self, snapshot: &Snapshot) -> api::Snapshot {
-        let retention = self.store.retention(snapshot.id).unwrap_or_else(|error| {
+        let retention = self.store.retentions().of(snapshot.id).unwrap_or_else(|error| {
             tracing::error!(snapshot = %snapshot.id, %error, "it is not known how long it is kept");
             Retention::default()
         });

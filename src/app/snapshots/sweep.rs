@@ -48,7 +48,7 @@ impl App {
 
     /// Looks at a snapshot whose retention is new: from now on the monotonic clock counts.
     pub(crate) fn watch(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        let retention = self.store.retention(snapshot.id)?;
+        let retention = self.store.retentions().of(snapshot.id)?;
         let mut watch = self.watch.lock().unwrap_or_else(PoisonError::into_inner);
         watch.observe(self.moment(), snapshot.id, snapshot.created_at, retention);
         Ok(())
@@ -68,7 +68,7 @@ impl App {
     /// What may be swept now.
     fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
         self.uses.forget_old();
-        let expiring = self.store.expiring()?;
+        let expiring = self.store.retentions().expiring()?;
         self.watch.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| expiring.contains(&id));
         if expiring.is_empty() {
             return Ok(Vec::new());
@@ -89,7 +89,7 @@ impl App {
     fn due_of(&self, vm: &VmId) -> Result<Vec<SnapshotId>, Error> {
         let candidate = |snapshot: Snapshot| {
             let Snapshot { id, created_at, .. } = snapshot;
-            let retention: Retention = self.store.retention(id)?;
+            let retention: Retention = self.store.retentions().of(id)?;
             Ok(Candidate { id, created_at, retention, in_use: self.uses.counts(id) })
         };
         let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
@@ -140,7 +140,7 @@ impl App {
         }
         let _swept = self.uses.sweep(id).ok_or(NEEDED)?;
         let snapshot = self.store.snapshot(id)?.ok_or(NEEDED)?;
-        if !self.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
+        if !self.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now())? {
             return Err(NEEDED);
         }
         tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");

@@ -39,7 +39,7 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<App>
         sync: None,
     };
     let debt = app.hooks.debt(event).unwrap();
-    app.store.record_pending_hooks(id, &debt.to_bytes().unwrap()).unwrap();
+    app.store.pending_hooks().record(id, &debt.to_bytes().unwrap()).unwrap();
     (dir, app, id, debt)
 }
 
@@ -51,7 +51,7 @@ fn between(
 }
 
 fn attempts(app: &App) -> Vec<u32> {
-    let owed = app.store.pending_hooks().unwrap();
+    let owed = app.store.pending_hooks().all().unwrap();
     owed.iter().map(|(_, written)| PendingPostHooks::from_bytes(written).unwrap().attempts).collect()
 }
 
@@ -62,7 +62,7 @@ async fn a_panic_between_the_halves_is_thawed_all_the_same() {
     assert!(matches!(outcome, Err(Error::Internal(_))));
     assert!(around.runs.len() == 2 && around.held.is_some());
     assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), "pre\npost\n");
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
 }
 
 #[tokio::test]
@@ -80,7 +80,7 @@ async fn work_that_hangs_is_given_up_thawed_and_taken_back_when_it_ends() {
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
     assert_eq!(fs::read_to_string(calls).unwrap(), "pre\npost\n");
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
     let mut undone = undone;
     assert!(undone.try_recv().is_err(), "taken back while it is still under way");
     go_on.send(()).unwrap();
@@ -102,10 +102,10 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     app.call_failed(1).await;
     assert_eq!((calls().as_str(), attempts(&app)), ("pre\npost\npost\n", vec![2]));
     // After an hour once a day; after a week no more.
-    let (key, written) = app.store.pending_hooks().unwrap().remove(0);
+    let (key, written) = app.store.pending_hooks().all().unwrap().remove(0);
     let with = |attempts| {
         let debt = PendingPostHooks { attempts, ..PendingPostHooks::from_bytes(&written).unwrap() };
-        app.store.record_pending_hooks(key, &debt.to_bytes().unwrap()).unwrap();
+        app.store.pending_hooks().record(key, &debt.to_bytes().unwrap()).unwrap();
     };
     with(61);
     app.call_failed(1).await;
@@ -118,7 +118,7 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     with(3);
     fs::write(dir.path().join("mended"), "").unwrap();
     app.call_failed(1).await;
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
     let before = calls();
     app.call_failed(0).await;
     assert_eq!(calls(), before);
@@ -175,15 +175,15 @@ fn hooks_and_their_timeouts_do_not_wait_for_a_runtime_that_is_stalled() {
     let (outcome, around) = runtime.block_on(around).unwrap();
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
 }
 
 #[tokio::test]
 async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     let (_dir, app, id, _) = scene("").await;
     let key = crate::app::hooks::pending::key(Operation::SnapshotDelete, id);
-    app.store.clear_pending_hooks(id).unwrap();
-    app.store.record_pending_hooks(key, b"from another version").unwrap();
+    app.store.pending_hooks().clear(id).unwrap();
+    app.store.pending_hooks().record(key, b"from another version").unwrap();
     app.call_owed_hooks().await.unwrap();
     app.call_failed(0).await;
     // The deletion of that snapshot may owe something as well.
@@ -191,7 +191,7 @@ async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     assert!(other != key && earlier.is_empty());
     let debts = app.debts().unwrap();
     assert_eq!((debts.readable, debts.unreadable.len(), debts.unreadable[0].0), (Vec::new(), 1, key));
-    assert_eq!(app.store.pending_hooks().unwrap(), [(key, b"from another version".to_vec())]);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), [(key, b"from another version".to_vec())]);
     // It is nothing that a stop could wait for.
     assert_eq!(app.let_go().await.unwrap(), 0);
 }
@@ -210,10 +210,10 @@ async fn what_could_not_be_written_down_is_tried_again_and_called_again() {
     app.call_failed(2).await;
     assert_eq!((calls().as_str(), attempts(&app)), ("post\npost\n", vec![]));
     // The same for what is settled: it is not called any more.
-    app.store.record_pending_hooks(id, &PendingPostHooks { attempts: 1, ..debt }.to_bytes().unwrap()).unwrap();
+    app.store.pending_hooks().record(id, &PendingPostHooks { attempts: 1, ..debt }.to_bytes().unwrap()).unwrap();
     app.unwritten.lock().insert(id, None);
     app.call_failed(3).await;
-    assert_eq!((calls().as_str(), app.store.pending_hooks().unwrap()), ("post\npost\n", vec![]));
+    assert_eq!((calls().as_str(), app.store.pending_hooks().all().unwrap()), ("post\npost\n", vec![]));
     assert!(app.unwritten.lock().is_empty());
 }
 
@@ -227,9 +227,9 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     // Of another operation: what calls of the same one have left is ended first.
     other.id = uuid::Uuid::new_v4().to_string();
     // After the first one, by its key.
-    app.store.record_pending_hooks(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
+    app.store.pending_hooks().record(SnapshotId::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     app.call_owed_hooks().await.unwrap();
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
     assert!(dir.path().join("first").exists());
 }
 
@@ -265,7 +265,7 @@ fn owed_posts_do_not_wait_for_the_pool_of_blocking_threads() {
     let long = Duration::from_secs(120);
     for (attempts, calls) in [(0, "post\n"), (1, "post\npost\n")] {
         let debt = of_vm(&debt, "0004fb00000600000000000000000001", attempts);
-        app.store.record_pending_hooks(id, &debt.to_bytes().unwrap()).unwrap();
+        app.store.pending_hooks().record(id, &debt.to_bytes().unwrap()).unwrap();
         runtime.block_on(async {
             // As at the start, as in each round, and as at the end.
             tokio::time::timeout(long, app.call_owed_hooks()).await.expect("it waits for the pool").unwrap();
@@ -285,8 +285,8 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
         event: Event { disks: Vec::new(), ..of_vm(&debt, sound, 1).event },
         ..of_vm(&debt, sound, 1)
     };
-    app.store.record_pending_hooks(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
-    app.store.record_pending_hooks(SnapshotId::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
+    app.store.pending_hooks().record(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
+    app.store.pending_hooks().record(SnapshotId::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
     // All threads that the repository may have hang.
     let repository = app.repository(&"repository".parse().unwrap()).unwrap();
     let (hold, release) = std::sync::mpsc::channel::<()>();
@@ -302,5 +302,5 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
     let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
     let at = |vm| calls.find(vm).unwrap_or_else(|| panic!("{vm} is not called: {calls}"));
     assert!(at(sound) < at(silent), "the VM in a sound repository waits for the other one: {calls}");
-    assert_eq!(app.store.pending_hooks().unwrap(), []);
+    assert_eq!(app.store.pending_hooks().all().unwrap(), []);
 }
