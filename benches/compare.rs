@@ -1,6 +1,6 @@
-//! The cost of a comparison relative to reading the two maps: ratios from one run.
+//! The time of a comparison relative to reading the two maps, from one run.
 //!
-//! `make bench`, as root: it makes a loop-mounted XFS with disks of 1,000 to 100,000 extents.
+//! `make bench` runs it as root, on a loop-mounted XFS with disks of 1,000 to 100,000 extents.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
@@ -14,10 +14,10 @@ use common::{count_extents, median_ms, snapshot, timed};
 use coriolis_ovm_exporter::repository::{Changes, Repository};
 
 mod common;
-#[allow(dead_code)] // the tests need more of it
+#[allow(dead_code)] // the tests use the rest
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
-#[allow(dead_code)] // the tests need more of it
+#[allow(dead_code)] // the tests use the rest
 #[path = "../tests/journeys/harness/wait.rs"]
 mod wait;
 

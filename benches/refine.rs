@@ -1,7 +1,7 @@
-//! The cost of a comparison by content relative to `cmp` of the same bytes: ratios from one run.
+//! The time of a comparison by content relative to `cmp` of the same bytes, from one run.
 //!
-//! `make bench`, as root: a loop-mounted XFS with two snapshots of one disk. Between them the whole disk is rewritten
-//! with the same bytes, so all of it is a candidate and none of it is a change.
+//! `make bench` runs it as root, on a loop-mounted XFS with two snapshots of a disk that was rewritten with the same
+//! bytes in between. So all blocks are candidates, and none of them differs.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
@@ -17,10 +17,10 @@ use coriolis_ovm_exporter::repository::refine::{BaseContents, Refined};
 use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository};
 
 mod common;
-#[allow(dead_code)] // the tests need more of it
+#[allow(dead_code)] // the tests use the rest
 #[path = "../tests/journeys/harness/volume.rs"]
 mod volume;
-#[allow(dead_code)] // the tests need more of it
+#[allow(dead_code)] // the tests use the rest
 #[path = "../tests/journeys/harness/wait.rs"]
 mod wait;
 

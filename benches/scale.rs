@@ -1,7 +1,6 @@
-//! The cost of many extents: the real service, over TLS, beside other programs that read the same maps. Ratios are from
-//! one run.
+//! The cost of many extents: the real service over TLS, and other programs that read the same maps, in one run.
 //!
-//! `make bench`, as root: a loop-mounted XFS with disks of 1,000 to 1,000,000 extents.
+//! `make bench` runs it as root, on a loop-mounted XFS with disks of 1,000 to 1,000,000 extents.
 
 #![allow(clippy::unwrap_used)] // a bench that cannot run may panic
 
@@ -16,7 +15,7 @@ use harness::{VM, World, define_vm, make_disk, memory_kib, text};
 use reqwest::Method;
 
 mod common;
-#[allow(dead_code, unused_imports)] // the tests need more of it
+#[allow(dead_code, unused_imports)] // the tests use the rest
 #[path = "../tests/journeys/harness/mod.rs"]
 mod harness;
 
@@ -46,7 +45,7 @@ fn main() {
     many_vms(std::env::var("VMS").map_or(100_000, |vms| vms.parse().unwrap()), 1, 20);
 }
 
-/// Prints a row of the first table, and returns one of the second.
+/// Prints a row of the first table; returns a row of the second.
 fn row(extents: u64) -> String {
     let world = World::new(16 << 10);
     let disk = &world.define_vm(&[("a.img", extents * 2 * BLOCK)])[0];
@@ -100,7 +99,7 @@ fn row(extents: u64) -> String {
         std::io::copy(&mut answer, &mut std::io::sink()).unwrap();
         last.push(started.elapsed());
     }
-    // One round before, so that the device is not measured.
+    // The first round warms the page cache.
     let places: Vec<u64> = (0..100).map(|i| extents * i / 100 * 2 * BLOCK).collect();
     let read = |at: &u64| timed(|| assert_eq!(client.disk_range(&target.0, "a.img", *at, BLOCK).len() as u64, BLOCK));
     let [_, range] = [(); 2].map(|()| places.iter().map(read).collect::<Vec<_>>());
@@ -114,7 +113,7 @@ fn row(extents: u64) -> String {
     format!("| {extents} | {created:.1} | {first:.1} | {last:.1} | {range:.2} |")
 }
 
-/// 200 VMs with 1,000 snapshots.
+/// Lists 200 VMs with 1,000 snapshots.
 fn listing() {
     const VMS: u64 = 200;
     const EACH: u64 = 5;
@@ -149,7 +148,7 @@ fn listing() {
     println!("GET /vms/{{vm}}/snapshots, of each of them: {:.1} ms each", each.as_secs_f64() * 1e3 / VMS as f64);
 }
 
-/// The cost of a list of many VMs, requested by several clients at the same time.
+/// The time and memory of a list of many VMs, also with concurrent clients.
 fn many_vms(vms: u64, disks: u64, clients: usize) {
     let world = World::new(8 << 10);
     for number in 0..vms {
@@ -158,7 +157,7 @@ fn many_vms(vms: u64, disks: u64, clients: usize) {
             (0..disks).map(|disk| make_disk(&world.repository, &format!("{vm}-{disk}.img"), 1 << 20)).collect();
         define_vm(&world.repository, &vm, &paths);
     }
-    // Files that were just written are not cached by the service.
+    // Recently written definitions are not cached yet.
     std::thread::sleep(Duration::from_secs(3));
     let idle = memory_kib(world.exporter.pid(), "VmRSS");
     let client = world.client();

@@ -1,17 +1,17 @@
 #!/usr/bin/env python3
 """An example backup client for coriolis-ovm-exporter: Linux, Python 3.8 or newer, no other library.
 
-Written to be read by whoever teaches a backup product to speak to the exporter. The two ideas:
+It shows developers of backup products how to use the exporter. It makes two kinds of copies:
 
     full         an empty sparse file of the disk's size, plus the `data` chunks of a snapshot
     incremental  the copy of BASE, cut or extended to the disk's size, plus the chunks that
                  `compareTo=BASE` lists: bytes from the service for `data`, a hole for `zero`
 
-What a copy can be trusted to be is recorded beside it, in <disk>.state.json. An interrupted
-incremental can be run again, since applying a chunk twice does no harm.
+<disk>.state.json beside each copy records which snapshot it is a copy of, and whether it is complete.
+An interrupted incremental can be run again, because applying a chunk twice is harmless.
 
-Exit status: 0 done; 1 the service, the network or the local disk failed; 2 wrong usage;
-3 verify found a difference; 4 no complete copy of the base here.
+Exit status: 0 success; 1 the service, the network or the local disk failed; 2 wrong usage;
+3 verify found a difference; 4 there is no complete copy of the base.
 """
 
 import argparse
@@ -31,20 +31,20 @@ from urllib.parse import quote, urlencode, urlsplit
 
 MIB = 1 << 20
 BLOCK = 1 * MIB           # bytes held in memory at a time
-PIECE = 16 * MIB          # bytes asked for in one request
-READ_TIMEOUT = 60         # seconds without a byte of a disk
-CALL_TIMEOUT = 900        # seconds for an answer: a snapshot runs hooks, a comparison reads disks
-DELAYS = (0, 1, 2, 4, 8)  # seconds before each retry; the first is for an idle connection cut
+PIECE = 16 * MIB          # bytes per request
+READ_TIMEOUT = 60         # seconds without data from a disk
+CALL_TIMEOUT = 900        # seconds for a response: a snapshot runs hooks, a comparison reads disks
+DELAYS = (0, 1, 2, 4, 8)  # seconds before each retry; the first is for a closed idle connection
 BUSY = (429, 502, 503, 504)
 LOGIN = "/auth/login"
 STATE = ".state.json"
 USAGE, MISMATCH, NO_BASE = 2, 3, 4  # exit statuses
 Json = Dict[str, Any]
-warn = partial(print, file=sys.stderr)  # standard output is for results
+warn = partial(print, file=sys.stderr)  # standard output has only results
 
 
 class ClientError(Exception):
-    """What the user is told, and what the calling script is."""
+    """An error message for the user, and an exit status for the calling script."""
 
     def __init__(self, message: str, exit_status: int = 1) -> None:
         super().__init__(message)
@@ -52,7 +52,7 @@ class ClientError(Exception):
 
 
 class ServiceError(ClientError):
-    """An answer that is not a success, with the service's own words where it sent any."""
+    """An unsuccessful response, with the service's error message if it sent one."""
 
     def __init__(self, status: int, reason: str, body: bytes, retry_after: str) -> None:
         try:
@@ -66,11 +66,11 @@ class ServiceError(ClientError):
         super().__init__(f"{text} ({origin})")
 
 
-TRANSIENT = (ServiceError, OSError, http.client.HTTPException)  # where another attempt may help
+TRANSIENT = (ServiceError, OSError, http.client.HTTPException)  # errors for which a retry may help
 
 
 class Service:
-    """The exporter over one kept-alive connection. A redirect is an error: a token must not travel on."""
+    """The exporter over one keep-alive connection. It does not follow redirects: they could leak the token."""
 
     def __init__(self, url: str, tls: ssl.SSLContext, token: Optional[str], credentials: Optional[Json]) -> None:
         parts = urlsplit(url)
@@ -81,14 +81,14 @@ class Service:
         self._token, self._credentials = token, credentials
 
     def login(self) -> str:
-        """Trade the credentials for a token."""
+        """Exchange the credentials for a token."""
         if self._credentials is None:
             raise ClientError("no credentials: give --username, or a token in EXPORTER_TOKEN", USAGE)
         self._token = str(self.call("POST", LOGIN, self._credentials)["token"])
         return self._token
 
     def call(self, method: str, path: str, body: Optional[Json] = None) -> Any:
-        """The JSON of an answer, or the headers of a HEAD. A POST is not repeated: it may have worked, unheard."""
+        """Return the JSON of a response, or the headers of a HEAD. Do not repeat a POST: it may have succeeded."""
         failures = 0
         while True:
             try:
@@ -99,21 +99,21 @@ class Service:
                 failures += 1 if method != "POST" else len(DELAYS) + 1
                 self._wait_or_raise(error, failures)
             except json.JSONDecodeError as error:
-                raise ClientError(f"the answer to {method} {path} is not JSON: {error}") from error
+                raise ClientError(f"the response to {method} {path} is not JSON: {error}") from error
 
     def version_of(self, disk: str, size: int) -> str:
-        """The ETag that every piece of this disk must come with."""
+        """Return the ETag that every response for this disk must have."""
         headers = self.call("HEAD", disk)
         if headers["Content-Length"] != str(size):
-            raise ClientError(f"{disk}: {headers['Content-Length']} bytes, where {size} are listed")
-        if not (headers["ETag"] or "").startswith('"'):  # If-Range knows strong tags only
+            raise ClientError(f"{disk}: {headers['Content-Length']} bytes, but {size} are listed")
+        if not (headers["ETag"] or "").startswith('"'):  # If-Range needs a strong tag
             raise ClientError(f"{disk}: no strong ETag, so bytes of two versions could mix")
         return str(headers["ETag"])
 
     def stream(self, disk: str, start: int, end: int, size: int, etag: str) -> Iterator[Tuple[int, memoryview]]:
-        """Yield (offset, bytes) from `start` to `end`, going on from where a connection broke.
+        """Yield (offset, bytes) from `start` to `end`; resume after a broken connection.
 
-        Bounded by failures in a row without a whole new block. The buffer is reused: do not keep it.
+        It fails after several attempts in a row without a whole new block. The buffer is reused: do not keep it.
         """
         buffer, at, failures = memoryview(bytearray(min(BLOCK, end - start))), start, 0
         while at < end:
@@ -122,22 +122,22 @@ class Service:
                 answer = self._exchange("GET", disk, READ_TIMEOUT, headers=wanted)
                 expected = (206, f"bytes {at}-{end - 1}/{size}", str(end - at), etag)
                 sent = (answer.status, *map(answer.getheader, ("Content-Range", "Content-Length", "ETag")))
-                if sent != expected:  # a 200 is the whole of another version
-                    raise ClientError(f"{disk} is not what it was: expected {expected}, was sent {sent}")
+                if sent != expected:  # a 200 would be the whole disk, in another version
+                    raise ClientError(f"{disk} has changed: expected {expected}, received {sent}")
                 while at < end:
                     got = answer.readinto(buffer[:end - at])
                     if not got:
                         raise http.client.IncompleteRead(b"", end - at)
                     yield at, buffer[:got]
                     at, failures = at + got, 0 if got == len(buffer) else failures
-                answer.read()  # nothing is left; this frees the connection for the next request
+                answer.read()  # nothing remains; this frees the connection for the next request
             except TRANSIENT as error:
                 failures += 1
                 self._wait_or_raise(error, failures)
 
     def _exchange(self, method: str, path: str, timeout: float, body: Optional[Json] = None,
                   headers: Optional[Dict[str, str]] = None, again: bool = True) -> http.client.HTTPResponse:
-        """Send one request, logging in where that is needed; a 2xx answer, its body unread."""
+        """Send one request, and log in first if necessary. Return a 2xx response with its body unread."""
         sent = dict(headers or {}, **{"Content-Type": "application/json"} if body else {})
         if path != LOGIN:
             sent["Authorization"] = f"Bearer {self._token or self.login()}"
@@ -150,12 +150,12 @@ class Service:
             return answer
         refusal = ServiceError(answer.status, answer.reason, answer.read(), answer.getheader("Retry-After", ""))
         if answer.status == 401 and path != LOGIN and self._credentials and again:
-            self._token = None  # a long transfer may outlive its token
+            self._token = None  # the token may expire during a long transfer
             return self._exchange(method, path, timeout, body, headers, again=False)
         raise refusal
 
     def _wait_or_raise(self, error: Exception, failures: int) -> None:
-        """Wait before the next attempt, or raise where another would not help."""
+        """Wait before the next attempt, or raise the error if a retry would not help."""
         self._connection.close()
         refused = isinstance(error, ServiceError) and error.status not in BUSY
         if refused or failures > len(DELAYS) or isinstance(error, ssl.SSLCertVerificationError):
@@ -164,15 +164,15 @@ class Service:
 
 
 def route(*components: str, **query: str) -> str:
-    """A path below /vms, each component quoted whole, so that no name can reach another resource."""
+    """Return a path below /vms. Each component is quoted, so that no name can reach another resource."""
     path = "/vms" + "".join("/" + quote(component, safe="") for component in components)
     return path + ("?" + urlencode(query) if query else "")
 
 
 def spans(disk: Json, kind: str) -> List[Tuple[int, int]]:
-    """(start, end) of a disk's chunks of one kind, joined only where they touch.
+    """Return (start, end) of a disk's chunks of one kind; adjacent chunks are joined.
 
-    A service that breaks the contract is caught here, before its list reaches the copy.
+    This checks the list before it is applied to the copy.
     """
     joined: List[Tuple[int, int]] = []
     end = 0
@@ -187,10 +187,10 @@ def spans(disk: Json, kind: str) -> List[Tuple[int, int]]:
 
 
 def punch_hole(file: BinaryIO, start: int, end: int) -> None:
-    """Make a range read as zeros: a hole where the file system can, zeros written where not."""
+    """Make a range read as zeros: punch a hole, or write zeros if the file system has no holes."""
     keep_size, punch = 0x01, 0x02  # linux/falloc.h
     libc = ctypes.CDLL(None)
-    fallocate = getattr(libc, "fallocate64", None) or libc.fallocate  # off_t of 64 bits, always
+    fallocate = getattr(libc, "fallocate64", None) or libc.fallocate  # always a 64-bit off_t
     if fallocate(file.fileno(), keep_size | punch, ctypes.c_int64(start), ctypes.c_int64(end - start)) != 0:
         file.seek(start)
         for at in range(start, end, BLOCK):
@@ -198,17 +198,17 @@ def punch_hole(file: BinaryIO, start: int, end: int) -> None:
 
 
 class Copy:
-    """A disk's local image, and the record of which snapshot it is a copy of, and whether wholly."""
+    """A disk's local image, and the record of its snapshot and whether it is complete."""
 
     def __init__(self, directory: Path, disk: str) -> None:
-        # The name becomes a path here, and it is the service that chooses it.
+        # The service chooses this name, and it becomes a path here.
         if "/" in disk or "\0" in disk or disk[:1] in ("", ".") or disk.endswith((".partial", STATE)):
-            raise ClientError(f"the disk name {disk!r} cannot be a file name here")
+            raise ClientError(f"the disk name {disk!r} is not a safe file name")
         self.image, self.partial = directory / disk, directory / f"{disk}.partial"
         self._state = directory / (disk + STATE)
 
     def state(self) -> Tuple[str, bool, Optional[str]]:
-        """(snapshot, complete, base) as recorded, or ("", False, None) where that cannot be relied on."""
+        """Return the recorded (snapshot, complete, base), or ("", False, None) if the record is unusable."""
         try:
             state = json.loads(self._state.read_text())
             if not state["complete"] or self.image.stat().st_size == state["size"]:
@@ -218,7 +218,7 @@ class Copy:
         return "", False, None
 
     def record(self, snapshot: str, complete: bool, size: int, base: Optional[str]) -> None:
-        """Replace the record in one step, on stable storage before this returns."""
+        """Replace the record atomically; it is on stable storage when this returns."""
         fresh = self._state.with_name(self._state.name + ".partial")
         with open(fresh, "w", encoding="utf-8") as file:
             json.dump({"snapshot": snapshot, "complete": complete, "size": size, "base": base}, file)
@@ -231,10 +231,10 @@ class Copy:
 
 
 def fetch(service: Service, args: argparse.Namespace, disk: Json, base: Optional[str] = None) -> Json:
-    """Make the copy of one disk: from nothing, or from the copy of `base`.
+    """Make the copy of one disk: from an empty file, or from the copy of `base`.
 
-    A full goes into a file of its own and takes the old copy's place only when it is whole. An
-    incremental works in place, so the record says "not complete" before the first byte changes.
+    A full copy goes to a separate file, which replaces the old copy when it is complete. An incremental
+    works in place, so the record says "not complete" before the first byte changes.
     """
     copy, size, began = Copy(args.dir, disk["name"]), disk["size"], time.monotonic()
     summary = {"disk": disk["name"], "mode": "incremental" if base else "full", "size": size,
@@ -242,7 +242,7 @@ def fetch(service: Service, args: argparse.Namespace, disk: Json, base: Optional
     if base and copy.state()[:2] == (args.snapshot, True):
         return {**summary, "mode": "up to date"}
     path = route(args.vm, "snapshots", args.snapshot, "disks", disk["name"])
-    data, zeros = spans(disk, "data"), spans(disk, "zero") if base else []  # a new file is zeros already
+    data, zeros = spans(disk, "data"), spans(disk, "zero") if base else []  # a new file already reads as zeros
     etag = service.version_of(path, size)
     if base:
         copy.record(args.snapshot, False, size, base)
@@ -260,42 +260,42 @@ def fetch(service: Service, args: argparse.Namespace, disk: Json, base: Optional
         file.flush()
         os.fsync(file.fileno())
     if not base:
-        copy.record(args.snapshot, False, size, None)  # while files change places, no record would be true
+        copy.record(args.snapshot, False, size, None)  # during the rename no other record would be correct
         os.replace(copy.partial, copy.image)
     copy.record(args.snapshot, True, size, base)
     return {**summary, "seconds": round(time.monotonic() - began, 3)}
 
 
 def full(service: Service, args: argparse.Namespace) -> None:
-    """Copy every disk of a snapshot, whatever is there already."""
+    """Copy every disk of a snapshot, even if there are copies already."""
     disks = service.call("GET", route(args.vm, "snapshots", args.snapshot))["disks"]
     show([fetch(service, args, disk) for disk in disks], args.json)
 
 
 def incremental(service: Service, args: argparse.Namespace) -> None:
-    """Bring the copies of BASE to SNAPSHOT; all of them are looked at before one is touched."""
+    """Update the copies of BASE to SNAPSHOT. Check all of them before changing any."""
     try:
         disks = service.call("GET", route(args.vm, "snapshots", args.snapshot, compareTo=args.base))["disks"]
     except ServiceError as error:
         if error.code != "base_lost":
             raise
-        warn(f"the base is lost, doing a full instead: {error}")
+        warn(f"the base is lost, making a full copy instead: {error}")
         return full(service, args)
     for disk in disks:
         snapshot, complete, base = Copy(args.dir, disk["name"]).state()
         if disk["mode"] != "incremental":
             warn(f"{disk['name']}: fetched in full: {disk.get('reason') or 'no reason given'}")
         elif (snapshot, complete) not in ((args.base, True), (args.snapshot, True)) and (
-                (snapshot, base) != (args.snapshot, args.base)):  # begun before, and not finished
-            raise ClientError(f"no complete copy of {args.base} in {args.dir / disk['name']}: do a full", NO_BASE)
+                (snapshot, base) != (args.snapshot, args.base)):  # started earlier and not finished
+            raise ClientError(f"no complete copy of {args.base} in {args.dir / disk['name']}: run full instead", NO_BASE)
     for gone in {state.name[:-len(STATE)] for state in args.dir.glob("*" + STATE)} - {d["name"] for d in disks}:
-        warn(f"{gone}: not in the snapshot any more; its copy is left as it is")
+        warn(f"{gone}: no longer in the snapshot; its copy is unchanged")
     show([fetch(service, args, disk, args.base if disk["mode"] == "incremental" else None)
           for disk in disks], args.json)
 
 
 def show(done: List[Json], as_json: bool) -> None:
-    """What was done: one JSON document for scripts, or a line for each disk."""
+    """Print the results: one JSON document for scripts, or a line per disk."""
     if as_json:
         return print(json.dumps({"disks": done}))
     for disk in done:
@@ -304,7 +304,7 @@ def show(done: List[Json], as_json: bool) -> None:
 
 
 def verify(service: Service, args: argparse.Namespace) -> None:
-    """Compare every byte of a snapshot with the copy, trusting neither maps nor records."""
+    """Compare every byte of a snapshot with the copy, without using maps or records."""
     differs = False
     for disk in service.call("GET", route(args.vm, "snapshots", args.snapshot, chunks="false"))["disks"]:
         path, size = route(args.vm, "snapshots", args.snapshot, "disks", disk["name"]), disk["size"]
@@ -321,7 +321,7 @@ def verify(service: Service, args: argparse.Namespace) -> None:
 
 
 def vms(service: Service, _: argparse.Namespace) -> None:
-    """A table of the virtual machines, with the reason where one cannot be snapshotted."""
+    """Print a table of the virtual machines, with the reason if one cannot be snapshotted."""
     found = service.call("GET", route())
     print(f"{'NAME':32}  {'FRIENDLY NAME':20}  DISKS  SNAPSHOTS  STATE")
     for vm in found:
@@ -330,7 +330,7 @@ def vms(service: Service, _: argparse.Namespace) -> None:
 
 
 def snapshots(service: Service, args: argparse.Namespace) -> None:
-    """A table of a virtual machine's snapshots, oldest first."""
+    """Print a table of a virtual machine's snapshots, oldest first."""
     found = service.call("GET", route(args.vm, "snapshots", chunks="false"))
     print(f"{'ID':36}  {'CREATED':30}  CONSISTENCY  DISKS  SIZE")
     for one in found:
@@ -339,15 +339,14 @@ def snapshots(service: Service, args: argparse.Namespace) -> None:
 
 
 def purge(service: Service, args: argparse.Namespace) -> None:
-    """Delete all snapshots of a virtual machine, and print which are gone: the next backup is a full one."""
+    """Delete all snapshots of a virtual machine, and print them. The next backup is then a full one."""
     before = [one["id"] for one in service.call("GET", route(args.vm, "snapshots", chunks="false"))]
     if not before:
         return print("there are none")
     if not args.yes:
         for one in before:
             print(f"would delete {one}")
-        raise ClientError(f"{len(before)} snapshots of {args.vm} would be deleted, and nothing is: to delete them, "
-                          "say --yes", USAGE)
+        raise ClientError(f"nothing deleted; add --yes to delete {len(before)} snapshots of {args.vm}", USAGE)
     failed: Optional[Exception] = None
     try:
         service.call("DELETE", route(args.vm, "snapshots"))
@@ -358,17 +357,17 @@ def purge(service: Service, args: argparse.Namespace) -> None:
         for one in before:
             print(f"{'kept' if one in left else 'deleted'} {one}")
     except (ClientError, KeyError) as error:
-        warn(f"exporter_client: what is left cannot be listed: {error}")
+        warn(f"exporter_client: cannot list the remaining snapshots: {error}")
         failed = failed or error
     if failed:
         raise failed
 
 
 def connect(args: argparse.Namespace) -> Service:
-    """The service as the options and the environment name it."""
+    """Return the service that the options and the environment name."""
     tls = ssl.create_default_context(cafile=args.cacert)
     if args.insecure:
-        warn("WARNING: --insecure: whoever sits in between can read the password and change the disks")
+        warn("WARNING: --insecure: an attacker on the network can read the password and change the disks")
         tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     token = os.environ.get("EXPORTER_TOKEN", "").strip() if args.command != "login" else ""
     if token or not args.username:
@@ -378,30 +377,30 @@ def connect(args: argparse.Namespace) -> Service:
     return Service(args.url, tls, None, {"username": args.username, "password": password})
 
 
-# name: (what it does, arguments, how)
+# name: (description, arguments, function)
 COMMANDS: Dict[str, Tuple[str, str, Callable[[Service, argparse.Namespace], None]]] = {
     "login": ("print a token", "", lambda service, args: print(service.login())),
     "vms": ("list the virtual machines", "", vms),
     "snapshots": ("list a virtual machine's snapshots", "vm", snapshots),
-    "snapshot": ("make a snapshot, print its id", "vm", lambda service, args: print(
+    "snapshot": ("create a snapshot, print its id", "vm", lambda service, args: print(
         service.call("POST", route(args.vm, "snapshots"))["id"])),
     "delete": ("delete a snapshot", "vm snapshot", lambda service, args: service.call(
         "DELETE", route(args.vm, "snapshots", args.snapshot))),
     "purge": ("delete all snapshots of a virtual machine, with --yes", "vm", purge),
     "full": ("copy a snapshot's disks into DIR", "vm snapshot dir", full),
-    "incremental": ("bring the copies in DIR from BASE to SNAPSHOT", "vm snapshot base dir", incremental),
+    "incremental": ("update the copies in DIR from BASE to SNAPSHOT", "vm snapshot base dir", incremental),
     "verify": ("compare a snapshot with the copies in DIR", "vm snapshot dir", verify),
 }
 
 
 def main() -> None:
-    """Read the command line and do the one thing it asks for."""
+    """Read the command line and run the command."""
     parser = argparse.ArgumentParser(description="Example backup client for coriolis-ovm-exporter.")
     parser.add_argument("--url", required=True, help="https://host:5544")
-    parser.add_argument("--cacert", help="PEM file of the authority behind the service's certificate")
+    parser.add_argument("--cacert", help="PEM file of the CA of the service's certificate")
     parser.add_argument("--insecure", action="store_true", help="do not verify that certificate")
-    parser.add_argument("--username", help="EXPORTER_TOKEN does without")
-    parser.add_argument("--password-file", type=Path, help="else EXPORTER_PASSWORD, else a prompt")
+    parser.add_argument("--username", help="not needed with EXPORTER_TOKEN")
+    parser.add_argument("--password-file", type=Path, help="default: EXPORTER_PASSWORD, or a prompt")
     parser.add_argument("--json", action="store_true", help="summaries of full and incremental as JSON")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, (summary, operands, _) in COMMANDS.items():
@@ -409,13 +408,13 @@ def main() -> None:
         for operand in operands.split():
             command.add_argument(operand, metavar=operand.upper(), type=Path if operand == "dir" else str)
         if name == "purge":
-            command.add_argument("--yes", action="store_true", help="delete them; without it they are only listed")
+            command.add_argument("--yes", action="store_true", help="delete them; the default is to list them")
     args = parser.parse_args()
-    os.umask(0o077)  # a disk's copy is as secret as the disk
+    os.umask(0o077)  # copies are as confidential as the disks
     try:
         COMMANDS[args.command][2](connect(args), args)
     except KeyError as error:
-        sys.exit(f"exporter_client: the service's answer has no {error}")
+        sys.exit(f"exporter_client: the service's response has no {error}")
     except (ClientError, OSError, ValueError) as error:
         warn(f"exporter_client: {error}")
         sys.exit(getattr(error, "exit_status", 1))

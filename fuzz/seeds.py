@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seeds for the fuzzers: the databases of the tests, and pickles of values like theirs.
+"""Makes seeds for the fuzzers: the databases of the tests, and pickles of similar values.
 
 usage: seeds.py FIXTURES CORPUS
 """
@@ -32,7 +32,7 @@ for file in fixtures.glob("*/expected.json"):
             except OSError as error:
                 sys.exit(f"{seed}: {error}")
 
-# What Python 3 does not write: strings of Python 2, and opcodes that are refused.
+# Pickles that Python 3 does not write: strings of Python 2, and opcodes that the parser rejects.
 for number, source in enumerate([
     b"(dp1\nS'alias'\np2\nS'caf\\xc3\\xa9 \\'\\n'\np3\nsS'version'\nI3\nsS'is_master'\nI01\ns.",
     b"}q\x01(U\x05aliasq\x02T\x03\x00\x00\x00abcq\x03U\x01bL5L\nU\x01cF1.5\nu.",

@@ -14,5 +14,7 @@ pub mod inventory;
 pub mod metrics;
 pub mod model;
 pub mod repository;
+pub mod service;
 pub mod store;
 pub mod sys;
+pub mod tls;

@@ -4,12 +4,12 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use coriolis_ovm_exporter::app::ops::check_config::{CheckStatus, check_config};
+use coriolis_ovm_exporter::app::ops::{CheckStatus, check_config};
 use coriolis_ovm_exporter::cli::args::{Args, Command};
 use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
 use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
-use coriolis_ovm_exporter::http::{service, tls};
 use coriolis_ovm_exporter::metrics::Metrics;
+use coriolis_ovm_exporter::{service, tls};
 
 fn main() -> ExitCode {
     let args = Args::parse_from(args::normalize_go_flags(std::env::args_os()));
@@ -48,7 +48,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         let remedy = "name a file in a folder that can be written to";
         let fault = Fault::new(key, error.to_string(), remedy);
         // A full disk, or one that is mounted later.
-        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.that_may_pass() }
+        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
     };
     let log = logging::start(&config.log, metrics.log_lines_dropped());
     let log = log.map_err(|error| cannot_open("log_file", error))?;

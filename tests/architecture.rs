@@ -97,8 +97,8 @@ fn a_file_is_one_idea() {
 #[test]
 fn journeys_wait_for_what_they_see() {
     let journeys = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys");
-    // `work.rs` measures over a time; whatever else waits, asks `wait.rs`.
-    let sleeps = ["harness/wait.rs", "harness/work.rs"].map(|name| journeys.join(name));
+    // `process_stats.rs` measures over a time; whatever else waits, asks `wait.rs`.
+    let sleeps = ["harness/wait.rs", "harness/process_stats.rs"].map(|name| journeys.join(name));
     for path in sources(&journeys).iter().filter(|path| !sleeps.contains(path)) {
         let text = fs::read_to_string(path).unwrap();
         assert!(!text.contains("thread::sleep"), "{}: use `eventually` of the harness", path.display());

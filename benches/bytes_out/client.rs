@@ -12,7 +12,7 @@ use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, Strea
 
 use crate::peer::Peer;
 
-/// Shared by the connections of one client, with the tickets to resume TLS sessions.
+/// The TLS config that the connections of a client share, including the tickets for resumption.
 pub fn config(peer: &Peer) -> Arc<ClientConfig> {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(&peer.ca).unwrap()).unwrap();
@@ -45,13 +45,13 @@ impl<'a> Connection<'a> {
         self.stream.conn.handshake_kind() == Some(HandshakeKind::Resumed)
     }
 
-    /// Fetches `range` of `file` and drops it.
+    /// Fetches `range` of `file` and discards it.
     pub fn fetch(&mut self, file: &str, range: Range<u64>) {
         let length = self.request(file, &format!("{}-{}", range.start, range.end - 1));
         assert_eq!(length, range.end - range.start, "{}", self.peer.name);
     }
 
-    /// Fetches `ranges` of `file`, in the syntax of the Range header. Returns the length of the response.
+    /// Fetches `ranges` of `file`, in the syntax of the header; returns the length of the body.
     pub fn request(&mut self, file: &str, ranges: &str) -> u64 {
         let Peer { name, prefix, authorization, .. } = self.peer;
         let authorization = match authorization.as_str() {
@@ -63,9 +63,9 @@ impl<'a> Connection<'a> {
         self.stream.write_all(request.as_bytes()).unwrap();
         let mut filled = 0;
         let body = loop {
-            let came = self.stream.read(&mut self.buffer[filled..]).unwrap();
-            assert!(came > 0, "{name}: the connection ended");
-            filled += came;
+            let received = self.stream.read(&mut self.buffer[filled..]).unwrap();
+            assert!(received > 0, "{name}: the connection ended");
+            filled += received;
             if let Some(end) = self.buffer[..filled].windows(4).position(|four| four == b"\r\n\r\n") {
                 break end + 4;
             }
@@ -75,9 +75,9 @@ impl<'a> Connection<'a> {
         let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap().parse().unwrap();
         let mut left: u64 = length - (filled - body) as u64;
         while left > 0 {
-            let came = self.stream.read(&mut self.buffer).unwrap();
-            assert!(came > 0, "{name}: the body ended early");
-            left -= came as u64;
+            let received = self.stream.read(&mut self.buffer).unwrap();
+            assert!(received > 0, "{name}: the body ended early");
+            left -= received as u64;
         }
         length
     }

@@ -1,4 +1,4 @@
-//! The loads on each peer, and what is measured of them.
+//! The loads for each peer, and their measurements.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -15,13 +15,13 @@ use crate::peer::Peer;
 const MIB: f64 = 1_048_576.0;
 const GIB: f64 = 1_073_741_824.0;
 
-/// The files that can be requested.
+/// The files to serve.
 #[derive(Clone)]
 pub struct Input {
     /// The size of `full.img` and `hole.img`.
     pub size: u64,
     pub snapshot: String,
-    /// The snapshot's folder.
+    /// The folder of the snapshot.
     pub folder: PathBuf,
     /// The image that the repository is mounted from.
     pub image: PathBuf,
@@ -32,7 +32,7 @@ impl Input {
         std::io::copy(&mut File::open(self.folder.join(file)).unwrap(), &mut std::io::sink()).unwrap();
     }
 
-    /// Drops the file from the page cache, both as a file and as a part of the image.
+    /// Drops a file from the page cache, both as a file and as a part of the image.
     fn cool(&self, file: &str) {
         for path in [&self.folder.join(file), &self.image] {
             let file = File::open(path).unwrap();
@@ -57,7 +57,7 @@ const THROUGHPUT: &str = "MiB/s";
 const CPU: &str = "CPU s/GiB";
 const MEMORY: &str = "memory over idle, MiB";
 
-/// Whether the peer supports this load.
+/// Whether a peer supports the load.
 pub fn fits(name: &str, peer: &Peer) -> bool {
     !peer.is_nbd || name.starts_with("one stream")
 }
@@ -94,13 +94,13 @@ pub const LOADS: &[(&str, Load)] = &[
         let mut connection = Connection::open(peer, &config);
         let (cpu, started) = (peer.cpu(), Instant::now());
         for _ in 0..COUNT {
-            // In order, like a list of changes.
+            // In order, as the chunks of a comparison are.
             let mut starts: Vec<u64> = (0..64).map(|_| random.below(input.size >> 12) << 12).collect();
             starts.sort_unstable();
             starts.dedup();
             let ranges: Vec<String> = starts.iter().map(|start| format!("{start}-{}", start + 4095)).collect();
             let length = connection.request("full.img", &ranges.join(","));
-            assert!(length > starts.len() as u64 * 4096, "{}: {length} bytes came", peer.name);
+            assert!(length > starts.len() as u64 * 4096, "{}: {length} bytes received", peer.name);
         }
         let ranges = (COUNT * 64) as f64;
         vec![
@@ -148,7 +148,7 @@ pub const LOADS: &[(&str, Load)] = &[
 ];
 
 impl Input {
-    /// Only the data of `sparse.img`.
+    /// Reads only the data of `sparse.img` into the page cache.
     fn warm_sparse(&self) {
         use std::os::unix::fs::FileExt;
         let file = File::open(self.folder.join("sparse.img")).unwrap();
@@ -157,10 +157,10 @@ impl Input {
     }
 }
 
-/// `file` in parts, one for each of `count` clients (curl or nbdcopy).
+/// Fetches `file` with `count` clients (curl or nbdcopy), one part each.
 fn streams(peer: &Peer, file: &str, size: u64, count: u64) -> Measured {
     let idle = peer.memory("VmRSS");
-    peer.forget_peak();
+    peer.reset_peak();
     let (cpu, started) = (peer.cpu(), Instant::now());
     let part = size / count;
     let clients: Vec<Child> = (0..count).map(|n| client(peer, file, n * part, (n + 1) * part)).collect();
@@ -188,7 +188,7 @@ fn client(peer: &Peer, file: &str, start: u64, end: u64) -> Child {
     command.arg(peer.url(file)).stdin(Stdio::null()).spawn().unwrap()
 }
 
-/// `count` ranges of `length` bytes, one after the other, at the same offsets for all peers.
+/// Fetches `count` ranges of `length` bytes sequentially, at the same random offsets for all peers.
 fn ranges(peer: &Peer, length: u64, size: u64, count: u32) -> Measured {
     let mut random = Random(length);
     let config = config(peer);

@@ -1,12 +1,13 @@
-//! The cost of downloads, beside nginx with the same file: ratios from one run.
+//! The cost of downloads relative to nginx and qemu-nbd serving the same files, from one run.
 //!
-//! `make bench`, as root. Each round runs all peers in turn, so that other load on the machine affects all of them.
-//! `BENCH_GIB` (4) and `BENCH_ROUNDS` (5) shorten it, and so do parts of row names as arguments. With `BENCH_WRITE` the
-//! table is written into docs/benchmarks.md. `EXPORTERS` names builds of the exporter to compare, separated by colons.
+//! `make bench` runs it as root. Each round uses all peers in turn, so that other activity on the machine affects all
+//! of them. Lower values of `BENCH_GIB` (4) and `BENCH_ROUNDS` (5) make it shorter, as do parts of load names as
+//! arguments. With `BENCH_WRITE` the table is written to docs/benchmarks.md. `EXPORTERS` lists builds of the exporter
+//! to compare, separated by colons.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout)] // a bench that cannot run may panic
 
-#[allow(dead_code, unused_imports)] // the tests need more of it
+#[allow(dead_code, unused_imports)] // the tests use the rest
 #[path = "../../tests/journeys/harness/mod.rs"]
 mod harness;
 
@@ -31,7 +32,7 @@ fn main() {
     let (gib, rounds) = (number("BENCH_GIB", 4), number("BENCH_ROUNDS", 5));
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
 
-    // Several builds side by side show the effect of a change.
+    // Several builds can be compared to show the effect of a change.
     let built = env!("CARGO_BIN_EXE_coriolis-ovm-exporter");
     let binaries = std::env::var("EXPORTERS").unwrap_or_else(|_| built.to_owned());
     let worlds: Vec<World> = binaries.split(':').map(world).collect();
@@ -52,7 +53,7 @@ fn main() {
                 continue;
             }
             eprintln!("round {} of {rounds}: {name}", round + 1);
-            // The order of the peers changes, too.
+            // The order of the peers changes with each round.
             let turn = usize::try_from(round).unwrap() % peers.len();
             for (peer, input) in peers[turn..].iter().chain(&peers[..turn]).filter(|(peer, _)| load::fits(name, peer)) {
                 for (measure, value) in load(peer, input) {
@@ -69,30 +70,30 @@ fn main() {
     }
 }
 
-/// The machine, the date, and the parameters.
+/// The commit, date, machine and parameters of the run.
 fn machine(gib: u64, rounds: u64) -> String {
-    let output = |command: &str| {
+    let output_of = |command: &str| {
         let output = Command::new("sh").args(["-c", command]).output().unwrap();
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     };
-    let model = output("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
-    let seal = output(
+    let model = output_of("sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1");
+    let seal = output_of(
         "openssl speed -seconds 1 -bytes 16384 -evp aes-128-gcm 2>/dev/null | awk '/^AES-128-GCM|^aes-128-gcm/ { print int($NF / 1048.576) }'",
     );
     format!(
         "Commit {}, {}; {} ×{}, Linux {}; disks of {gib} GiB, medians of {rounds} rounds; {}, {}; `openssl speed` of \
          AES-128-GCM: {seal} MiB/s.",
-        output("git describe --always --dirty"),
-        output("date -u +%F"),
+        output_of("git describe --always --dirty"),
+        output_of("date -u +%F"),
         model,
-        output("nproc"),
-        output("uname -r"),
-        output("nginx -v 2>&1 | sed 's/.*: //'"),
-        output("openssl version | cut -d' ' -f1,2"),
+        output_of("nproc"),
+        output_of("uname -r"),
+        output_of("nginx -v 2>&1 | sed 's/.*: //'"),
+        output_of("openssl version | cut -d' ' -f1,2"),
     )
 }
 
-/// Writes between the two marks in docs/benchmarks.md.
+/// Replaces the text between the two marks of docs/benchmarks.md.
 fn write_down(text: &str) {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/benchmarks.md");
     let document = std::fs::read_to_string(path).unwrap();
@@ -108,7 +109,7 @@ fn world(binary: &str) -> World {
     })
 }
 
-/// The snapshot of a VM with a full disk, an empty one, and one of 1 TiB with 1 GiB of data.
+/// Snapshots a VM with a full disk, an empty disk, and a disk of 1 TiB with 1 GiB of data.
 fn input(world: &World, size: u64) -> Input {
     const MIB: usize = 1 << 20;
     let disks = world.define_vm(&[("full.img", size), ("hole.img", size), ("sparse.img", 1 << 40)]);

@@ -1,4 +1,4 @@
-//! The servers that are compared: their processes, addresses, and costs.
+//! The servers that are compared, and their CPU time and memory.
 
 use std::fs;
 use std::net::TcpListener;
@@ -7,21 +7,21 @@ use std::process::{Child, Command};
 
 use tempfile::TempDir;
 
-use crate::harness::work::ticks;
+use crate::harness::process_stats::ticks;
 use crate::harness::{VM, World, eventually_ok, memory_kib, run};
 
-/// A server for the files of one snapshot.
+/// A server that serves the files of one snapshot.
 pub struct Peer {
     pub name: String,
     pub port: u16,
-    /// Path before a file's name.
+    /// The path before a file's name.
     pub prefix: String,
     /// Empty, or the value of `Authorization`.
     pub authorization: String,
     pub ca: String,
-    /// Speaks NBD, and has only `full.img`.
+    /// Whether it speaks NBD; then it only serves `full.img`.
     pub is_nbd: bool,
-    /// The processes that do the work.
+    /// The processes to measure.
     pids: Vec<u32>,
     _process: Option<Process>,
 }
@@ -40,8 +40,8 @@ impl Peer {
         }
     }
 
-    /// nginx with the fastest settings that we found: of buffers from 32 KiB to 1 MiB, 256 KiB are best; sendfile does
-    /// not help with TLS; logs are off.
+    /// nginx in its fastest configuration: buffers of 256 KiB were the best of 32 KiB to 1 MiB, sendfile does not help
+    /// with TLS, and nothing is logged.
     pub fn nginx(world: &World, folder: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -83,7 +83,7 @@ impl Peer {
         Self { name: "nginx".to_owned(), port, prefix, authorization, ca, is_nbd: false, pids, _process: Some(process) }
     }
 
-    /// qemu-nbd, which serves a disk over TLS to nbdcopy.
+    /// qemu-nbd with TLS, for nbdcopy.
     pub fn nbd(world: &World, folder: &Path) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
@@ -112,18 +112,18 @@ impl Peer {
         }
     }
 
-    /// CPU time of all threads so far, seconds.
+    /// The CPU time of all threads so far, in seconds.
     pub fn cpu(&self) -> f64 {
         self.pids.iter().map(|pid| ticks(*pid)).sum::<u64>() as f64 / 100.0
     }
 
-    /// A field of /proc/<pid>/status, summed over all processes, KiB: `VmRSS`, `VmHWM`.
+    /// The sum of `VmRSS` or `VmHWM` of /proc/<pid>/status over all processes, in KiB.
     pub fn memory(&self, what: &str) -> u64 {
         self.pids.iter().map(|pid| memory_kib(*pid, what)).sum()
     }
 
-    /// From now on `VmHWM` is the maximum since this call.
-    pub fn forget_peak(&self) {
+    /// Resets `VmHWM`.
+    pub fn reset_peak(&self) {
         for pid in &self.pids {
             fs::write(format!("/proc/{pid}/clear_refs"), "5").unwrap();
         }

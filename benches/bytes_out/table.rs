@@ -1,9 +1,9 @@
-//! Medians of measurements, and of ratios within each round, as a Markdown table.
+//! A Markdown table with the medians of the measurements, and of the ratios in each round.
 
 use std::collections::HashMap;
 use std::fmt::Write;
 
-/// The name of a load, and of a measurement.
+/// The names of a load and of a measurement.
 type Row = (&'static str, &'static str);
 
 /// Measured values in the order of the rounds.
@@ -22,7 +22,7 @@ impl Table {
         self.values.entry((row, peer.to_owned())).or_default().push(value);
     }
 
-    /// A column for each of `peers`, and the ratios of all but the last to the last.
+    /// Makes a column for each of `peers`, and the ratios of all but the last to the last.
     pub fn markdown(&self, peers: &[&str]) -> String {
         let (last, others) = peers.split_last().unwrap();
         let ratios: String = others.iter().map(|peer| format!(" {peer} ÷ {last} |")).collect();

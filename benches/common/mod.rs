@@ -1,4 +1,4 @@
-//! Helpers of several benches: snapshots without the service, raw reads of a map, medians.
+//! Shared code of the benches: snapshots without the service, raw FIEMAP reads, medians.
 
 #![allow(dead_code)] // no bench uses all of it
 
@@ -15,7 +15,7 @@ use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
 use coriolis_ovm_exporter::sys::fiemap;
 use coriolis_ovm_exporter::sys::folder::Folder;
 
-/// A snapshot of the file `live`, and its path.
+/// Makes a snapshot of the file `live`; returns it with its path.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {
     let id = SnapshotId::from_u128(number);
     let make = move |_: &Access<'_>, root: &Folder| Ok((root.clone(), SnapshotDir::new(root, id).create()?));
@@ -31,7 +31,7 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     (Arc::new(opened.unwrap().unwrap()), path)
 }
 
-/// Reads a map with as few calls as the service makes, and keeps nothing.
+/// Reads a map with the same calls as the service, and only counts the extents.
 pub fn count_extents(file: &File) -> u64 {
     let mut reader = fiemap::Reader::new(fiemap::EXTENTS_PER_CALL);
     let (mut at, mut count) = (0, 0);

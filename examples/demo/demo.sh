@@ -1,16 +1,16 @@
 #!/usr/bin/env bash
 #
-# The whole service in less than half a minute: a repository, a virtual machine, a full and an
-# incremental backup, and the proof that the copy is what the snapshot was.
+# Demo of the service in less than half a minute: a repository, a virtual machine, a full and an
+# incremental backup, and a check that the copy equals the snapshot.
 #
 #     demo.sh PATH-TO-BINARY
-#     demo.sh --check          only whether it can run here
+#     demo.sh --check          only check whether it can run here
 #
-# Wants root, for loop mounts. Speaks to 127.0.0.1 only, writes below $TMPDIR only, and leaves
-# nothing behind: it works in a mount namespace of its own, its images lose their names as soon as
-# they are mounted, and its servers die with it. So even a SIGKILL leaves but a folder of small files.
+# It needs root, for loop mounts. It uses only 127.0.0.1 and $TMPDIR, and removes everything it
+# creates. It runs in its own mount namespace, unlinks its images as soon as they are mounted, and its
+# servers end with it. Even after a SIGKILL only a folder of small files remains.
 #
-# With KEEP=1 it leaves the service running, beside a process that cleans up when it is told to stop.
+# With KEEP=1 it leaves the service running, and a process that cleans up when it is stopped.
 
 set -euo pipefail
 export LC_ALL=C
@@ -24,10 +24,10 @@ die() {
     exit 1
 }
 
-[[ $EUID -eq 0 ]] || die 'must be root, to mount loop devices'
+[[ $EUID -eq 0 ]] || die 'run it as root: it mounts loop devices'
 unshare --mount --propagation slave true 2>/dev/null ||
     die 'no mount namespace can be made here, as in a container without CAP_SYS_ADMIN: run it on a host or in a VM'
-[[ -e /dev/loop-control ]] || modprobe loop 2>/dev/null || die 'there are no loop devices here: load the module loop'
+[[ -e /dev/loop-control ]] || modprobe loop 2>/dev/null || die 'no loop devices: load the kernel module loop'
 [[ ${1:-} != --check ]] || exit 0
 [[ $# -eq 1 && -x $1 && -f $1 ]] || die "usage: ${0##*/} PATH-TO-BINARY"
 binary=$(realpath -- "$1")
@@ -36,19 +36,19 @@ for tool in mkfs.xfs mkfs.ext4 e2fsck fstrim losetup unshare setpriv curl jq ope
     command -v "$tool" >/dev/null || die "$tool is missing: install xfsprogs e2fsprogs util-linux curl jq openssl python3"
 done
 
-# A mount of ours is then seen by our own processes only, and gone with the last of them; what the host unmounts is
-# unmounted here too.
+# In its own mount namespace, only the demo's processes see its mounts, and the mounts end with the last of them.
+# Unmounts on the host apply here too.
 mounts_seen_by_all=${DEMO_MOUNT_NAMESPACE:-$(readlink /proc/self/ns/mnt)}
 if [[ $mounts_seen_by_all == "$(readlink /proc/self/ns/mnt)" ]]; then
     export DEMO_MOUNT_NAMESPACE=$mounts_seen_by_all
     exec unshare --mount --propagation slave -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary"
 fi
 
-# --- What is to be cleaned up, and how
+# --- Cleanup
 
 work='' signalled='' mounted=() children=() logs=()
 
-# cleanup: runs once, at whatever end. Goes on where one thing fails, and says which did.
+# cleanup: runs once, at every exit. Continues after a failure, and reports it.
 cleanup() {
     local status=$? left=() log mount pid
     status=${signalled:-$status} # bash forgets an exit status given while it expands a word
@@ -81,11 +81,11 @@ trap 'signalled=129; exit' HUP
 trap 'signalled=130; exit' INT
 trap 'signalled=143; exit' TERM
 
-# eventually COMMAND...: whether it succeeds within five seconds.
+# eventually COMMAND...: repeats it for up to five seconds, until it succeeds.
 eventually() {
     local tries
     for ((tries = 0; tries < 50; tries++)); do
-        "$@" && return 0 # the 0 matters: in a trap, the default is the status before the trap
+        "$@" && return 0 # 0 is required: in a trap, the default is the status before the trap
         sleep 0.1
     done
     return 1
@@ -97,14 +97,14 @@ no_loop_device() { ! losetup --list --noheadings --output BACK-FILE | grep -qF -
 
 unmounted() { ! mountpoint -q -- "$1" || umount -- "$1" 2>/dev/null; }
 
-# stop PID: one of our own children, asked first.
+# stop PID: ends a child process, with SIGTERM first.
 stop() {
     kill -TERM "$1" 2>/dev/null
     eventually not_running "$1" || kill -KILL "$1" 2>/dev/null
     wait "$1" 2>/dev/null
 }
 
-# dismount FOLDER: retried, since something may look into a fresh mount; its loop device goes with it.
+# dismount FOLDER: unmounts it and its loop device. Retries, because other programs may scan a new mount.
 dismount() { eventually unmounted "$1"; }
 
 # mount_image IMAGE FOLDER [OPTION]
@@ -114,7 +114,7 @@ mount_image() {
     mount -o "loop${3:+,$3}" -- "$1" "$2"
 }
 
-# storage FOLDER SIZE: a new XFS there. Its image has no name any more, so it cannot stay behind.
+# storage FOLDER SIZE: mounts a new XFS there. Its image is unlinked, so that it disappears with the mount.
 storage() {
     truncate -s "$2" -- "$work/image"
     mkfs.xfs -q -m reflink=1 -- "$work/image"
@@ -122,8 +122,7 @@ storage() {
     rm -- "$work/image"
 }
 
-# start NAME COMMAND...: a server in the background, which dies with this script however that dies, unless it is to
-# be kept.
+# start NAME COMMAND...: starts a server in the background. It dies with this script, except with KEEP.
 start() {
     local log=$work/$1.log
     shift
@@ -134,7 +133,7 @@ start() {
     children+=("$!")
 }
 
-# wait_for NAME COMMAND...: until the server started last can do that.
+# wait_for NAME COMMAND...: waits until the command succeeds, while the server started last runs.
 wait_for() {
     local name=$1 end=$((SECONDS + patience))
     shift
@@ -145,16 +144,16 @@ wait_for() {
     done
 }
 
-# --- What is shown
+# --- Output
 
-exec 3>&1 # the terminal, also where an answer is captured
+exec 3>&1 # the terminal, even when stdout is captured
 steps=0 token='' snapshot='' second=''
 
 step() { printf '%2d. %s\n' $((++steps)) "$*"; }
 note() { printf '      %s\n' "$*"; }
 bytes() { numfmt --to=iec-i --suffix=B --format=%.1f "$1"; }
 
-# run COMMAND...: shows it as it is run, with names for what is long, and runs it.
+# run COMMAND...: prints the command, with short names for long values, and runs it.
 run() {
     local shown='' word
     for word in "$@"; do
@@ -170,7 +169,7 @@ run() {
     setpriv --pdeathsig KILL -- "$@"
 }
 
-# ask [CURL-OPTION...] URL: with a token, once there is one.
+# ask [CURL-OPTION...] URL: calls the service, with the token if there is one.
 ask() {
     run curl -sS --fail --max-time 60 --cacert "$work/ca.pem" ${token:+-H "Authorization: Bearer $token"} "$@"
 }
@@ -179,13 +178,13 @@ client() {
     EXPORTER_TOKEN=$token run "$here/../exporter_client.py" --url "${api%/api/v1}" --cacert "$work/ca.pem" "$@"
 }
 
-# --- The parts of the scene
+# --- Helpers
 
 random_hex() { od -An -v -N"$1" -tx1 /dev/urandom | tr -d ' \n'; }
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-sum_of() { openssl dgst -sha256 -r "$1" | cut -d ' ' -f 1; } # four times as fast as some sha256sum
+sum_of() { openssl dgst -sha256 -r "$1" | cut -d ' ' -f 1; } # up to four times as fast as sha256sum
 
-# authority: a CA, in ca.pem and ca.key.
+# authority: creates a CA, in ca.pem and ca.key.
 authority() {
     openssl req -x509 -config /dev/stdin -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 \
         -keyout "$work/ca.key" -out "$work/ca.pem" 2>"$work/openssl.log" <<'END' || die "openssl: $(<"$work/openssl.log")"
@@ -202,7 +201,7 @@ subjectKeyIdentifier = hash
 END
 }
 
-# certificate NAME: of a server on this host, signed by that authority, in NAME.pem and NAME.key.
+# certificate NAME: creates a server certificate for this host, signed by the CA, in NAME.pem and NAME.key.
 certificate() {
     {
         openssl req -config /dev/stdin -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes \
@@ -225,15 +224,15 @@ END
     } 2>"$work/openssl.log" || die "openssl: $(<"$work/openssl.log")"
 }
 
-# guest_boots, guest_halts: the guest's file system, mounted as the guest would.
+# guest_boots, guest_halts: mount and unmount the guest's file system, as the guest would.
 guest_boots() { mount_image "$disk" "$work/guest"; }
 guest_halts() {
     (cd "$work/guest" && find . -type f -exec sha256sum {} +) >"$work/guest.sha256"
-    dismount "$work/guest" || die 'the guest does not halt'
-    eventually no_loop_device "$disk" || die 'the guest does not let go of its disk'
+    dismount "$work/guest" || die 'the guest does not halt: its file system is still mounted'
+    eventually no_loop_device "$disk" || die 'the guest does not release its disk'
 }
 
-# backup SNAPSHOT-AS-JSON COMMAND...: of the client, its summary kept, its result checked.
+# backup SNAPSHOT-AS-JSON COMMAND...: runs a command of the client, keeps its summary and checks the copy.
 backup() {
     local original copied expected
     original=$(jq -er '.disks[0].path' <<<"$1")
@@ -242,14 +241,14 @@ backup() {
     expected=$(sum_of "$original")
     copied=$(sum_of "$work/backup/$disk_name")
     [[ $copied == "$expected" ]] || die "the copy's SHA-256 is $copied, the snapshot's $expected"
-    note "SHA-256 of the snapshot in the repository, and of the copy: ${expected:0:12}..., the same"
+    note "SHA-256 of the snapshot in the repository equals that of the copy: ${expected:0:12}..."
 }
 
 summary() { jq -r ".disks[0].$1" "$work/summary.json"; }
 
-# --- What is left running, with KEEP=1
+# --- KEEP=1
 
-# keep_running: the rest of the process that cleans up, once it is told to stop or the servers have ended.
+# keep_running: waits until it is stopped or a server ends; then cleanup runs.
 keep_running() {
     local pid
     trap '' HUP
@@ -264,20 +263,20 @@ keep_running() {
     done
 }
 
-# hand_over: leaves everything to that process, and says what to try.
+# hand_over: leaves the servers and mounts to that process, and prints commands to try.
 hand_over() {
     local IFS=$'\n' keeper sudo=''
     DEMO_WORK=$work DEMO_MOUNTED="${mounted[*]}" DEMO_CHILDREN="${children[*]}" \
         setsid -- "$BASH" "$here/${BASH_SOURCE[0]##*/}" "$binary" </dev/null >"$work/keeper.log" 2>&1 3>&- &
     keeper=$!
-    eventually test -e "$work/kept" || die 'nobody takes over'
+    eventually test -e "$work/kept" || die 'the process that keeps the demo running does not start'
     trap - EXIT HUP INT TERM
     chmod 0755 "$work"
     chmod 0644 "$work/ca.pem"
     [[ -z ${SUDO_USER:-} ]] || sudo='sudo '
     cat <<END
 
-The service goes on running. Try:
+The service is running. Try:
 
     export EXPORTER=${api%/api/v1} CURL_CA_BUNDLE=$work/ca.pem VM=$vm
     TOKEN=\$(curl -sS \$EXPORTER/api/v1/auth/login -d '{"username": "$user", "password": "$password"}' | jq -r .token)
@@ -288,21 +287,21 @@ The service goes on running. Try:
     export EXPORTER_PASSWORD=$password
     $(realpath -- "$here/../exporter_client.py") --url \$EXPORTER --cacert \$CURL_CA_BUNDLE --username $user snapshots \$VM
 
-The repository is seen by its own processes alone; a shell that sees it: ${sudo}nsenter -t $keeper -m bash
-Its disk: $disk
+Only the demo sees the repository. To open a shell that sees it: ${sudo}nsenter -t $keeper -m bash
+The disk of the VM: $disk
 The log of the service: $work/service.log
 
-Stop it, and remove all that it made: ${sudo}kill $keeper
+To stop the service and remove everything: ${sudo}kill $keeper
 END
     exit 0
 }
 
 [[ -z ${DEMO_WORK:-} ]] || keep_running
 
-# --- The play
+# --- The demo
 
 work=$(realpath -- "$(mktemp -d "${TMPDIR:-/tmp}/exporter-demo.XXXXXX")")
-[[ $work =~ ^[A-Za-z0-9/._-]+$ ]] || die "TMPDIR must be plain letters, digits and ./_-: vm.cfg has no way to quote others"
+[[ $work =~ ^[A-Za-z0-9/._-]+$ ]] || die "TMPDIR may have only letters, digits and ./_-: vm.cfg cannot quote other characters"
 (($(df --output=avail -B1 -- "$work" | tail -n 1) > 512 << 20)) || die "less than 512 MiB free in ${work%/*}"
 
 repository=$work/0004fb0000030000$(random_hex 8)
@@ -317,7 +316,7 @@ storage "$work/backup" 2G
 mkdir -p "$repository"/{VirtualDisks,ISOs,Templates,Assemblies} "$repository/VirtualMachines/$vm"
 
 truncate -s "$disk_size" -- "$disk"
-mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 -- "$disk" # else the guest writes them, later
+mkfs.ext4 -q -F -E lazy_itable_init=0,lazy_journal_init=0 -- "$disk" # otherwise the guest writes them later
 guest_boots
 for file in document-{01..12}; do head -c "$guest_file" /dev/urandom >"$work/guest/$file"; done
 head -c "$guest_archive" /dev/urandom >"$work/guest/old-archive"
@@ -360,16 +359,16 @@ paths = ["$repository"]
 END
 start service "$binary" --config "$work/config.toml"
 wait_for service curl -s --fail -o "$work/ready.json" --max-time 5 --cacert "$work/ca.pem" "${api%/api/v1}/readyz"
-step "The service is ready; a stand-in manager knows the user $user"
+step "The service is ready; a stand-in manager accepts the user $user"
 note "API=$api"
 note "VM=$vm DISK=$disk_name"
 
-step 'Log in, look around, take a snapshot, read a piece of it: any HTTP client will do'
+step 'Log in, list the VMs, take a snapshot, read a part of it, with any HTTP client'
 jq -n --arg username "$user" --arg password "$password" '$ARGS.named' >"$work/login.json"
 token=$(ask -d "@$work/login.json" "$api/auth/login" | jq -er .token)
 note "a token: ${token:0:12}..."
 vms=$(ask "$api/vms")
-jq -e 'length == 1 and .[0].snapshot_compatible' <<<"$vms" >/dev/null || die "the VM is not as expected: $vms"
+jq -e 'length == 1 and .[0].snapshot_compatible' <<<"$vms" >/dev/null || die "unexpected VM: $vms"
 note "$(jq -r '.[0] | "\(.friendly_name): \(.disks | map(.device_name) | join(" ")), can be snapshotted"' <<<"$vms")"
 first_snapshot=$(ask -X POST "$api/vms/$vm/snapshots")
 snapshot=$(jq -er .id <<<"$first_snapshot")
@@ -400,22 +399,22 @@ second_snapshot=$(curl -sS --fail --max-time 60 --cacert "$work/ca.pem" -H "Auth
     "$api/vms/$vm/snapshots/$second?chunks=false")
 backup "$second_snapshot" incremental "$vm" "$second" "$snapshot" "$work/backup"
 incremental=("$(summary fetched)" "$(summary punched)" "$(summary seconds)")
-[[ $(summary mode) == incremental ]] || die "that was no incremental backup: $(<"$work/summary.json")"
+[[ $(summary mode) == incremental ]] || die "expected an incremental backup: $(<"$work/summary.json")"
 
 mkdir "$work/restored"
 e2fsck -fn "$work/backup/$disk_name" >"$work/e2fsck.log" 2>&1 || die "e2fsck: $(<"$work/e2fsck.log")"
 mount_image "$work/backup/$disk_name" "$work/restored" ro
-(cd "$work/restored" && sha256sum --quiet --check "$work/guest.sha256") || die 'the restored files are not the guest'\''s'
+(cd "$work/restored" && sha256sum --quiet --check "$work/guest.sha256") || die 'the restored files differ from the guest'\''s'
 [[ ! -e $work/restored/old-archive ]] || die 'a file that the guest deleted is in the copy'
 dismount "$work/restored" || die 'the restored copy is still in use'
-step "The copy, mounted: e2fsck finds nothing, all $(wc -l <"$work/guest.sha256") files are the guest's"
+step "The mounted copy: e2fsck finds no errors, all $(wc -l <"$work/guest.sha256") files equal the guest's"
 
 if [[ -z ${KEEP:-} ]]; then
-    step 'Delete a snapshot, then all that are left'
+    step 'Delete one snapshot, then all others'
     client delete "$vm" "$snapshot"
     client purge --yes "$vm"
-    [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'there are snapshots left'
-    [[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'there are snapshot files left'
+    [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'some snapshots remain'
+    [[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'some snapshot files remain'
 fi
 
 row() { printf '    %-14s%12s%12s%10s\n' "$@"; }

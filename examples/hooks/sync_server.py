@@ -1,13 +1,13 @@
 #!/usr/bin/env python3
-"""A sync server for a guest with an SQLite database: it is at rest while the disks are cloned.
+"""A sync server for a guest: it keeps an SQLite database still while the disks are cloned.
 
-Run it in the guest, with a certificate that the exporter believes (hooks.sync.ca_certificate) and the secret
-that it sends (hooks.sync.secret), and tag the VM in its description: xo:notify-on-snapshot=https://guest:1727
+Run it in the guest, with a certificate that the exporter trusts (hooks.sync.ca_certificate) and the exporter's secret
+(hooks.sync.secret). Add a tag to the VM's description: xo:notify-on-snapshot=https://guest:1727
 
     sync_server.py --database /srv/app.db --certificate cert.pem --key key.pem --secret-file secret
 
-GET /sync takes the database's write lock, moves what lies in its log into it, and writes everything out. GET
-/post-sync gives the lock back, and so does --hold, should nobody ever ask.
+GET /sync takes the database's write lock, checkpoints its write-ahead log, and flushes everything to disk.
+GET /post-sync releases the lock. If /post-sync does not come, the lock is released after --hold seconds.
 """
 
 import argparse
@@ -24,22 +24,22 @@ from pathlib import Path
 
 
 class Database:
-    """A database that can be held still."""
+    """A database that can be locked against writes."""
 
     def __init__(self, path: str, hold: float) -> None:
         self.path = path
         self.hold = hold
-        self.turn = threading.Lock()
+        self.mutex = threading.Lock()
         self.held: sqlite3.Connection | None = None
         self.timer: threading.Timer | None = None
 
     def connect(self) -> sqlite3.Connection:
-        # Writers are waited for; the connection is used by one thread after the other.
+        # Wait for writers. Different threads use the connection, one at a time.
         return sqlite3.connect(self.path, timeout=30, isolation_level=None, check_same_thread=False)
 
     def sync(self) -> None:
-        with self.turn:
-            self.let_go()
+        with self.mutex:
+            self.release()
             held = self.connect()
             try:
                 held.execute("BEGIN IMMEDIATE")
@@ -56,10 +56,10 @@ class Database:
             self.timer.start()
 
     def post_sync(self) -> None:
-        with self.turn:
-            self.let_go()
+        with self.mutex:
+            self.release()
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
@@ -76,7 +76,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         given = self.headers.get("Authorization", "").encode()
         if not hmac.compare_digest(given, self.bearer):
-            return self.answer(401, "no good secret")
+            return self.answer(401, "wrong secret")
         actions = {"/sync": self.database.sync, "/post-sync": self.database.post_sync}
         action = actions.get(self.path)
         if action is None:
@@ -102,23 +102,23 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], tls: ssl.SSLContext) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
         super().__init__(address, Handler)
-        # The handshake is left to the connection's own thread: who dawdles holds up nobody.
+        # Each connection's thread does its own handshake, so that a slow client does not block the others.
         self.socket = tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--database", required=True)
-    parser.add_argument("--certificate", required=True, help="PEM, with its chain")
+    parser.add_argument("--certificate", required=True, help="PEM, with the chain")
     parser.add_argument("--key", required=True, help="PEM")
-    parser.add_argument("--secret-file", required=True, help="holds the secret; a newline at its end does not count")
+    parser.add_argument("--secret-file", required=True, help="file with the secret; a newline at the end is ignored")
     parser.add_argument("--bind", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=1727)
-    parser.add_argument("--hold", type=float, default=120, help="seconds that the database is held still at most")
+    parser.add_argument("--hold", type=float, default=120, help="longest time to lock the database, in seconds")
     options = parser.parse_args()
 
     if not Path(options.database).is_file():
-        parser.error(f"{options.database} is not there")
+        parser.error(f"{options.database} does not exist")
     secret = Path(options.secret_file).read_bytes().rstrip(b"\r\n")
     if not secret:
         parser.error(f"{options.secret_file} is empty")

@@ -1,4 +1,4 @@
-//! Any bytes as a pickle.
+//! Parses arbitrary bytes as a pickle.
 
 #![no_main]
 

@@ -1,16 +1,19 @@
-//! The JSON bodies of the API: what an unmodified client of the original reads, and ours on top.
+//! The JSON bodies of the API: those that clients of the original read, and more.
+//!
+//! Plain types, which serialize and deserialize: a client in the same program reads what the server writes.
 
-mod array;
 mod checksum;
 mod disk_map;
+mod error_code;
 mod request;
 mod status;
 
-use serde::{Deserialize, Serialize};
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize, Serializer};
 
-pub use array::Array;
-pub use checksum::{BlockSum, Checksum, Deferred};
-pub use disk_map::{ChunkPage, ChunkStream, DiskMap, DiskState, Mode, StreamAborted, Totals, WireChunk};
+pub use checksum::Checksum;
+pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
+pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
 pub use status::{Create, Export, Leftover, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
@@ -22,23 +25,27 @@ pub fn time(at: jiff::Timestamp) -> String {
 }
 
 /// Body of `POST /auth/login`.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 pub struct Login {
-    /// The user's name at the manager.
     pub username: String,
-    /// The user's password there.
+    #[serde(serialize_with = "expose")]
     pub password: secrecy::SecretString,
 }
 
+/// A client sends the password.
+fn expose<S: Serializer>(password: &secrecy::SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(password.expose_secret())
+}
+
 /// Answer to a log-in.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Token {
     /// The JWT for `Authorization: Bearer`.
     pub token: String,
 }
 
 /// Whether an entry of a listing can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     /// It can.
@@ -48,7 +55,7 @@ pub enum Status {
 }
 
 /// A virtual machine.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Vm {
     /// The name that people gave it.
     pub friendly_name: String,
@@ -73,7 +80,7 @@ pub struct Vm {
 }
 
 /// A disk of a virtual machine.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct VmDisk {
     /// File name.
     pub name: String,
@@ -100,7 +107,7 @@ pub struct VmDisk {
 }
 
 /// A repository.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Repository {
     /// Its id.
     pub id: String,
@@ -126,54 +133,53 @@ pub struct Repository {
     pub reason: Option<String>,
 }
 
-/// A snapshot. The VM's name goes out in both spellings that the original's texts and code have.
-#[derive(Debug, Serialize)]
+/// A snapshot. The VM's name has both spellings that the original's texts and code have.
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// Its id.
     pub id: String,
     /// Name of its VM.
     pub vm_id: String,
-    /// The same.
     #[serde(rename = "vmID")]
     pub vm_id_legacy: String,
-    /// Its disks.
-    pub disks: Vec<SnapshotDisk>,
-    /// When it was asked for: RFC 3339, UTC.
+    /// When its disks were cloned: RFC 3339, UTC.
     pub created_at: String,
-    /// Who asked for it.
+    /// The user who asked for it.
     pub created_by: String,
     /// What a restored disk is like: `crash`, as after a power cut, or `quiesced`.
-    pub consistency: &'static str,
-    /// Why it is `crash`, where a hook has said `quiesced`.
+    pub consistency: String,
+    /// Why it is `crash`, if a hook has said `quiesced`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistency_reason: Option<String>,
-    /// The longest that the guest can have been held up for it, milliseconds, where that is known.
+    /// The longest time that the guest can have been held for it, milliseconds, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,
-    /// What ran around it, in its order.
+    /// The hooks that ran, in their order.
     pub hooks: Vec<HookRun>,
     /// Id of the snapshot that it is compared to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
-    /// When it may be swept, unless it is leased: RFC 3339, UTC.
+    /// When it expires: RFC 3339, UTC. A lease keeps it longer.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
-    /// Until when somebody needs it all the same: RFC 3339, UTC.
+    /// When the last lease of it ends: RFC 3339, UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leased_until: Option<String>,
+    /// The server writes them one after the other, so they are last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<SnapshotDisk>,
 }
 
 /// A call of a hook.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct HookRun {
     /// The program's file name, or the server's URL.
     pub name: String,
     /// `directory` or `sync`.
-    pub kind: &'static str,
+    pub kind: String,
     /// `pre` or `post`.
-    pub stage: &'static str,
+    pub stage: String,
     /// `ok`, `failed`, `timeout` or `skipped`.
-    pub outcome: &'static str,
+    pub outcome: String,
     /// How long it ran, milliseconds.
     pub duration_ms: u64,
     /// What there is to say about its end, for people.
@@ -181,41 +187,43 @@ pub struct HookRun {
 }
 
 /// A disk of a snapshot.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct SnapshotDisk {
-    /// Path of the disk that it is a state of.
+    /// Path of the VM's disk.
     pub parent_path: String,
-    /// Path of its file.
+    /// Path of the snapshot's file.
     pub path: String,
-    /// Id of the snapshot, in both spellings.
     pub snapshot_id: String,
-    /// The same.
     #[serde(rename = "snapshotID")]
     pub snapshot_id_legacy: String,
     /// Its name, unique in the snapshot.
     pub name: String,
     /// Where its repository is mounted.
     pub repo_mountpoint: String,
-    /// Size, bytes.
+    /// Bytes.
     pub size: u64,
-    /// What a client has to fetch or make zeros. Left out with `chunks=false`.
+    /// What a client has to fetch or fill with zeros. Absent with `chunks=false`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub map: Option<DiskMap>,
-    /// Whether its file is there and is the one that was taken: what came to light while the map
-    /// was written out, which is why it stands behind it.
-    #[serde(flatten)]
-    pub state: DiskState,
+    /// Whether its file is there and unchanged. It comes after the map: a fault may be found while the map is read.
+    pub status: Status,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub status_reason: Option<String>,
 }
 
 /// Answer to `POST /adopt`.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Adoption {
     /// Whether nothing was done.
     pub dry_run: bool,
     /// The snapshots that were taken over, or would be.
     pub adopted: Vec<AdoptedSnapshot>,
-    /// What was left as it is.
-    pub left: Vec<LeftFolder>,
+    /// The folders that were not taken over.
+    #[serde(default)]
+    pub skipped: Vec<SkippedFolder>,
+    /// The same, by its old name.
+    #[serde(rename = "left", default)]
+    pub skipped_legacy: Vec<SkippedFolder>,
 }
 
 /// A snapshot that was taken over.
@@ -231,9 +239,9 @@ pub struct AdoptedSnapshot {
     pub paths: Vec<String>,
 }
 
-/// A folder that was left as it is.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct LeftFolder {
+/// A folder that was not taken over.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SkippedFolder {
     /// The folder.
     pub path: String,
     /// Why.
@@ -241,33 +249,33 @@ pub struct LeftFolder {
 }
 
 /// The body of every error.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Error {
     /// What the status means, in words.
     pub error: String,
     /// What happened, and what to do.
     pub details: String,
-    /// A stable word for programs.
-    pub code: &'static str,
+    /// Stable, for programs.
+    pub code: ErrorCode,
     /// Under which the log tells more.
     pub request_id: String,
 }
 
 /// Body of `GET /capabilities`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Capabilities {
     /// The program's version.
-    pub version: &'static str,
+    pub version: String,
     /// What the API can do.
-    pub features: &'static [&'static str],
+    pub features: Vec<String>,
     /// How checksums can be made.
-    pub checksum_algorithms: Vec<&'static str>,
+    pub checksum_algorithms: Vec<String>,
     /// What it does not go beyond.
     pub limits: Limits,
 }
 
 /// Bounds of the API.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Limits {
     /// Ranges in one `Range` header.
     pub ranges_per_request: usize,
@@ -278,7 +286,7 @@ pub struct Limits {
 }
 
 /// Body of `GET /healthz` and `GET /readyz`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Health {
     /// Whether all is well.
     pub status: Status,

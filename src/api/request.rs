@@ -15,7 +15,7 @@ pub struct CreateSnapshot {
 }
 
 /// Body of `POST …/lease`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TakeLease {
     /// How long the snapshot is needed from now on, such as `2h`.
@@ -23,7 +23,7 @@ pub struct TakeLease {
 }
 
 /// Answer to `POST …/lease`.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Lease {
     /// Until when the snapshot is not swept: RFC 3339, UTC.
     pub expires_at: String,

@@ -1,14 +1,14 @@
 //! Body of `GET /status`: what is running, what waits, how full it is.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::Status;
 
 /// The whole answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// The program's version.
-    pub version: &'static str,
+    pub version: String,
     /// When this was so: RFC 3339, UTC.
     pub at: String,
     /// Snapshots that are being made.
@@ -27,7 +27,7 @@ pub struct ServiceStatus {
 }
 
 /// Work of one kind.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Queue<T> {
     /// How much of it is done at a time.
     pub limit: usize,
@@ -38,7 +38,7 @@ pub struct Queue<T> {
 }
 
 /// A snapshot that is being made, or is to be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
     /// Name of its VM.
     pub vm_id: String,
@@ -49,7 +49,7 @@ pub struct Create {
 }
 
 /// A body that is being sent, or is to be.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Export {
     /// Name of the VM.
     pub vm_id: String,
@@ -76,7 +76,7 @@ pub struct Export {
 }
 
 /// A repository, and what the policy says of it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct RepositoryStatus {
     /// Its id.
     pub id: String,
@@ -102,14 +102,14 @@ pub struct RepositoryStatus {
 }
 
 /// `post` hooks that have failed, of one operation.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct OwedHooks {
     /// Id of the snapshot, where that is known.
     pub snapshot_id: Option<String>,
     /// Name of its VM, where that is known.
     pub vm_id: Option<String>,
     /// The operation, where that is known.
-    pub operation: Option<&'static str>,
+    pub operation: Option<String>,
     /// The hooks; nothing where nobody knows which.
     pub hooks: Vec<String>,
     /// How often they were called in vain.
@@ -120,7 +120,7 @@ pub struct OwedHooks {
 }
 
 /// A snapshot whose files are still there, though nobody sees it any more.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct Leftover {
     /// Its id.
     pub id: String,
@@ -133,7 +133,7 @@ pub struct Leftover {
 }
 
 /// What a snapshot costs.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, Deserialize)]
 pub struct SnapshotCost {
     /// Its id.
     pub id: String,

@@ -1,11 +1,14 @@
-//! Who may ask: the manager's answer to credentials, tokens, and the [`Session`] of a good token.
+//! Who may ask: credentials are exchanged for a token, and a token for a [`Session`].
 
+mod authenticator;
 pub mod key;
-pub mod manager;
-pub mod token;
-pub mod trust;
+mod login;
+mod manager;
+mod session;
+mod token;
 
+pub use authenticator::Authenticator;
 pub use key::KeyError;
-pub use manager::{Credentials, Manager, ManagerError};
-pub use token::{BadToken, Session, Tokens};
-pub use trust::client_config;
+pub use login::{Credentials, LoginError, LoginSlot};
+pub use session::{Identity, Role, Session};
+pub use token::{BadToken, Tokens};

@@ -1,7 +1,5 @@
 //! JSON Web Tokens (RFC 7519), signed with HMAC-SHA-256.
 
-use std::net::IpAddr;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
@@ -10,6 +8,8 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
+
+use super::session::{Identity, Session};
 
 /// The claim `iss` of our tokens.
 const ISSUER: &str = "coriolis-ovm-exporter";
@@ -26,36 +26,6 @@ struct Claims {
     /// Seconds since 1970.
     exp: u64,
     iss: String,
-}
-
-/// A user whose token was good. There is no other way to make one.
-#[derive(Clone, Debug)]
-pub struct Session {
-    user: String,
-    address: Option<IpAddr>,
-    request_id: Option<Arc<str>>,
-}
-
-impl Session {
-    /// The user's name, as the manager knows it.
-    pub fn user(&self) -> &str {
-        &self.user
-    }
-
-    /// The address that the user was seen at, where there is one.
-    pub fn address(&self) -> Option<IpAddr> {
-        self.address
-    }
-
-    /// The id of the request that carried the token.
-    pub fn request_id(&self) -> Option<&Arc<str>> {
-        self.request_id.as_ref()
-    }
-
-    /// The session of a user who was seen at `address`, in the request with this id.
-    pub fn seen_at(self, address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
-        Self { address, request_id, ..self }
-    }
 }
 
 /// Makes and checks tokens.
@@ -116,7 +86,7 @@ impl Tokens {
         if has_critical_extensions(token) {
             return Err(BadToken);
         }
-        Ok(Session { user: decoded.claims.user, address: None, request_id: None })
+        Ok(Session::new(Identity::administrator(decoded.claims.user)))
     }
 }
 
@@ -143,7 +113,7 @@ mod tests {
     fn a_token_is_good_until_it_expires() {
         let tokens = tokens("0123456789abcdef0123456789abcdef");
         let now = SystemTime::now();
-        assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().user(), "admin");
+        assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().subject(), "admin");
         let old = tokens.issue("admin", now - HOUR - Duration::from_secs(2)).unwrap();
         assert!(tokens.check(&old).is_err());
     }

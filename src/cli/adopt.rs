@@ -7,8 +7,9 @@ use anyhow::Context;
 
 use super::terminal::Lines;
 use crate::api;
-use crate::auth::{self, Tokens, client_config};
+use crate::auth::{self, Tokens};
 use crate::config::{Api, Config, Trust};
+use crate::tls;
 
 /// Who the service is told is asking: whoever can read the config can make tokens.
 const USER: &str = "operator";
@@ -28,7 +29,7 @@ pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Res
     })?;
     let token = Tokens::new(&key, PATIENCE).issue(USER, SystemTime::now())?;
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(client_config(&Trust::CaFile(config.api.certificate.clone()))?)
+        .tls_backend_preconfigured(tls::client_config(&Trust::CaFile(config.api.certificate.clone()))?)
         .timeout(PATIENCE)
         .no_proxy()
         .build()?;
@@ -65,9 +66,9 @@ pub fn report(adoption: &api::Adoption) -> Lines {
     for snapshot in &adoption.adopted {
         lines.add(format_args!("{done}  {}  of VM {}, made {}", snapshot.id, snapshot.vm_id, snapshot.created_at));
     }
-    for folder in &adoption.left {
+    for folder in &adoption.skipped {
         lines.add(format_args!("left  {}: {}", folder.path, folder.reason));
     }
-    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.left.len()));
+    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.skipped.len()));
     lines
 }

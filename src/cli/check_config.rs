@@ -1,7 +1,7 @@
 //! `check-config`: the findings as a table for people.
 
 use super::terminal::Lines;
-use crate::app::ops::check_config::{CheckStatus, Finding};
+use crate::app::ops::{CheckStatus, Finding};
 use crate::model::printable;
 
 /// The findings, a line each; below a line that is not good, what to do.

@@ -1,92 +1,134 @@
-//! `[api]` and `[api.tls]`.
+//! `[api]` and `[api.tls]`: where the service listens, and for whom.
 
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use ipnet::IpNet;
+use serde::{Deserialize, Serialize};
 
-use super::{Check, file, optional};
+use super::validator::{Validator, optional};
 
-/// `[api]`: where the service listens.
 #[derive(Debug)]
 pub struct Api {
-    /// `bind`.
     pub bind: IpAddr,
-    /// `port`.
     pub port: u16,
-    /// `tls.certificate`, a chain in PEM.
+    /// A chain in PEM.
     pub certificate: PathBuf,
-    /// `tls.key`, in PEM.
+    /// In PEM.
     pub key: PathBuf,
-    /// `tls.ca_certificate`, where `tls.client_auth` asks for certificates of clients.
+    /// The CA of clients' certificates, if `client_auth` requires these.
     pub client_ca: Option<PathBuf>,
 }
 
 /// The keys of `[api]` about connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Connections {
-    /// `max_connections_per_address`: those of one address that have not carried a good token.
+    /// `max_connections_per_address`: limits connections of one address that have not sent a valid token.
     pub per_address: usize,
-    /// `trusted_proxies`: addresses that may have more.
+    /// `trusted_proxies`: addresses without that limit.
     pub trusted_proxies: Vec<IpNet>,
-    /// `keepalive_timeout`: how long a connection that has carried a good token may be idle.
+    /// `keepalive_timeout`: how long a connection that has sent a valid token may be idle.
     pub keepalive: Duration,
 }
 
 impl Default for Connections {
     fn default() -> Self {
-        Check::default().connections(&file::Api::default())
+        Validator::default().connections(&Keys::default())
     }
 }
 
-/// The longest time that a connection may be idle.
-const KEEPALIVE_MAX: Duration = Duration::from_secs(3600);
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Keys {
+    bind: String,
+    port: u16,
+    max_connections_per_address: usize,
+    trusted_proxies: Vec<String>,
+    keepalive_timeout: String,
+    tls: TlsKeys,
+}
 
-impl Check {
-    pub(super) fn connections(&mut self, api: &file::Api) -> Connections {
-        if api.max_connections_per_address == 0 {
-            self.problem("api.max_connections_per_address", "0 would let nobody in; the usual number is 64");
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            bind: "0.0.0.0".to_owned(),
+            port: 5544,
+            max_connections_per_address: 64,
+            trusted_proxies: Vec::new(),
+            keepalive_timeout: "75s".to_owned(),
+            tls: TlsKeys::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+struct TlsKeys {
+    certificate: String,
+    key: String,
+    ca_certificate: String,
+    client_auth: bool,
+}
+
+impl Default for TlsKeys {
+    fn default() -> Self {
+        Self {
+            certificate: "/etc/coriolis-ovm-exporter/srv-pub.pem".to_owned(),
+            key: "/etc/coriolis-ovm-exporter/srv-key.pem".to_owned(),
+            ca_certificate: String::new(),
+            client_auth: false,
+        }
+    }
+}
+
+const MAX_KEEPALIVE: Duration = Duration::from_secs(3600);
+
+impl Validator {
+    pub(super) fn connections(&mut self, keys: &Keys) -> Connections {
+        if keys.max_connections_per_address == 0 {
+            let problem = "is 0, which refuses every connection; the default is 64";
+            self.problem("api.max_connections_per_address", problem);
         }
         let mut trusted_proxies = Vec::new();
-        for text in &api.trusted_proxies {
+        for text in &keys.trusted_proxies {
             let address = text.parse::<IpAddr>().map(IpNet::from);
             match address.or_else(|_| text.parse()) {
                 Ok(proxy) => trusted_proxies.push(proxy),
                 Err(_) => {
-                    let remedy = "is no address; write 10.0.0.5, or 10.0.0.0/24 for a network";
-                    self.problem("api.trusted_proxies", format_args!("{text:?} {remedy}"));
+                    let expected = "expected 10.0.0.5, or 10.0.0.0/24 for a network";
+                    self.problem("api.trusted_proxies", format_args!("invalid address {text:?}; {expected}"));
                 }
             }
         }
-        let keepalive = self.duration("api.keepalive_timeout", &api.keepalive_timeout);
-        if keepalive > KEEPALIVE_MAX {
-            self.problem("api.keepalive_timeout", "is longer than an hour; write a little more than a proxy's, as 75s");
+        let keepalive = self.duration("api.keepalive_timeout", &keys.keepalive_timeout);
+        if keepalive > MAX_KEEPALIVE {
+            let expected = "expected a little more than the proxy's timeout, such as 75s";
+            self.problem("api.keepalive_timeout", format_args!("is longer than an hour; {expected}"));
         }
-        Connections { per_address: api.max_connections_per_address, trusted_proxies, keepalive }
+        Connections { per_address: keys.max_connections_per_address, trusted_proxies, keepalive }
     }
 
-    pub(super) fn api(&mut self, api: &file::Api) -> Api {
-        let bind = api.bind.parse().unwrap_or_else(|_| {
-            self.problem("api.bind", format_args!("{:?} is no IP address; write 0.0.0.0 for all of IPv4", api.bind));
+    pub(super) fn api(&mut self, keys: &Keys) -> Api {
+        let bind = keys.bind.parse().unwrap_or_else(|_| {
+            let expected = "expected 0.0.0.0 for all of IPv4";
+            self.problem("api.bind", format_args!("invalid IP address {:?}; {expected}", keys.bind));
             IpAddr::from([127, 0, 0, 1])
         });
-        if api.port == 0 {
-            self.problem("api.port", "0 is no port to be found at; the usual one is 5544");
+        if keys.port == 0 {
+            self.problem("api.port", "invalid port 0; the default is 5544");
         }
-        let client_ca = optional(&api.tls.ca_certificate).map(PathBuf::from);
-        if api.tls.client_auth && client_ca.is_none() {
-            self.problem(
-                "api.tls.ca_certificate",
-                "is needed with client_auth: clients' certificates must chain to it",
-            );
+        let client_ca = optional(&keys.tls.ca_certificate).map(PathBuf::from);
+        if keys.tls.client_auth && client_ca.is_none() {
+            let problem = "is required with client_auth; name the CA of the clients' certificates";
+            self.problem("api.tls.ca_certificate", problem);
         }
         Api {
             bind,
-            port: api.port,
-            certificate: self.path("api.tls.certificate", &api.tls.certificate),
-            key: self.path("api.tls.key", &api.tls.key),
-            client_ca: client_ca.filter(|_| api.tls.client_auth),
+            port: keys.port,
+            certificate: self.path("api.tls.certificate", &keys.tls.certificate),
+            key: self.path("api.tls.key", &keys.tls.key),
+            client_ca: client_ca.filter(|_| keys.tls.client_auth),
         }
     }
 }

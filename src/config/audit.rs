@@ -1,21 +1,19 @@
-//! `[audit]`: where the audit goes.
+//! `[audit]`: where the audit trail is written.
 
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use super::file::File;
-use super::log::size;
-use super::{Check, optional};
+use super::units::size;
+use super::validator::{Validator, optional};
 
-/// `[audit]`: where the audit goes.
 #[derive(Debug)]
 pub struct Audit {
-    /// `file`; the log where there is none.
+    /// `None`: the log.
     pub file: Option<PathBuf>,
-    /// `max_size`: the file is rotated before it is larger, bytes. 0: it is not.
+    /// Size at which the file is rotated, in bytes. 0 disables rotation.
     pub max_size: u64,
-    /// `max_files`: how many rotated files are kept, at least one.
+    /// Rotated files that are kept, at least one.
     pub max_files: u32,
 }
 
@@ -23,9 +21,8 @@ pub struct Audit {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Keys {
     pub(super) file: String,
-    /// A number of bytes, or text with a unit.
-    pub(super) max_size: toml::Value,
-    pub(super) max_files: u32,
+    max_size: toml::Value,
+    max_files: u32,
 }
 
 impl Default for Keys {
@@ -34,20 +31,20 @@ impl Default for Keys {
     }
 }
 
-impl Check {
-    pub(super) fn audit(&mut self, file: &File) -> Audit {
-        let keys = &file.audit;
+impl Validator {
+    /// `others` are the keys and paths of other files that the service writes.
+    pub(super) fn audit(&mut self, keys: &Keys, others: &[(&str, &str)]) -> Audit {
         let max_size = size(&keys.max_size).unwrap_or_else(|| {
-            let remedy = "is no size; write it as 10MiB, 512KiB or 10485760";
-            self.problem("audit.max_size", format_args!("{} {remedy}", keys.max_size));
+            let expected = "expected 10MiB, 512KiB or 10485760";
+            self.problem("audit.max_size", format_args!("invalid size {}; {expected}", keys.max_size));
             0
         });
         if keys.max_files == 0 {
-            self.problem("audit.max_files", "is 0; keep one at least, or set audit.max_size = 0 to rotate nothing");
+            self.problem("audit.max_files", "is 0; expected at least 1, or set audit.max_size = 0 to disable rotation");
         }
-        for (key, other) in [("db_file", &file.db_file), ("log_file", &file.log_file)] {
-            if optional(&keys.file).is_some_and(|audit| audit == other) {
-                self.problem("audit.file", format_args!("is {key}; name another file"));
+        for (key, other) in others {
+            if optional(&keys.file).is_some_and(|audit| audit == *other) {
+                self.problem("audit.file", format_args!("is the same file as {key}; name another file"));
             }
         }
         Audit { file: optional(&keys.file).map(PathBuf::from), max_size, max_files: keys.max_files }

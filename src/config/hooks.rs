@@ -1,4 +1,4 @@
-//! `[hooks]` and `[hooks.sync]`.
+//! `[hooks]` and `[hooks.sync]`: what runs before and after an operation.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -6,55 +6,54 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 
-use super::{Check, Trust, file, optional};
+use super::manager::Trust;
+use super::secret::expose;
+use super::validator::{Validator, optional};
 use crate::model::VmId;
 
-/// `[hooks]`: what runs around an operation.
 #[derive(Clone, Debug)]
 pub struct Hooks {
-    /// `directory`: the folder of the programs.
+    /// The folder of the programs.
     pub directory: Option<PathBuf>,
-    /// `timeout`, for all programs of one stage together.
+    /// For all programs of one stage together.
     pub timeout: Duration,
-    /// `on_failure`: what becomes of the operation when a `pre` program fails.
+    /// When a `pre` program fails.
     pub on_failure: OnFailure,
-    /// `post_on_failure`: whether `post` programs run after an operation that failed.
+    /// Whether `post` programs run after an operation that failed.
     pub post_on_failure: bool,
-    /// `post_order`: in which order `post` programs run.
     pub post_order: PostOrder,
-    /// `[hooks.sync]`, where it has a secret.
+    /// `[hooks.sync]`, if it has a secret.
     pub sync: Option<Sync>,
 }
 
 /// `[hooks.sync]`: requests to servers in the guests.
 #[derive(Clone, Debug)]
 pub struct Sync {
-    /// `secret`, which the guests know too. Never printed.
+    /// Shared with the guests. Never printed.
     pub secret: SecretString,
-    /// `port`, where no URL names one.
+    /// For guests whose URL names no port.
     pub port: u16,
-    /// `timeout`, for one whole answer.
+    /// For one whole answer.
     pub timeout: Duration,
-    /// `on_failure`: what becomes of the snapshot when the last attempt fails.
+    /// When the last attempt fails.
     pub on_failure: OnFailure,
-    /// `post_on_failure`: whether a guest is told the end of a snapshot that failed.
+    /// Whether a guest hears about the end of a snapshot that failed.
     pub post_on_failure: bool,
-    /// How a guest's server proves who it is.
     pub trust: Trust,
-    /// `retries`: attempts after the first.
+    /// Attempts after the first.
     pub retries: u32,
-    /// `retry_delay`: the pause before each of them.
     pub retry_delay: Duration,
-    /// `hosts`: to which a VM's tag may lead: names, addresses, ends of names with their dot, or `*`.
+    /// Where a VM's tag may send the secret: host names, addresses, domains with a leading dot, or `*`.
     pub hosts: Vec<String>,
-    /// `urls`, checked, by VM.
+    /// The URL of a VM's server goes before its tag.
     pub urls: BTreeMap<VmId, String>,
 }
 
 impl Sync {
-    /// Whether the secret may go to `host` because a VM's tag says so: whoever may edit a VM's description can
-    /// name any. Where no hosts are named, only a guests' authority of one's own vouches for them.
+    /// Whether the secret may be sent to `host`, which a VM's tag names. Anyone who may edit a VM's description can
+    /// name any host, so it has to be listed. Without a list, the config must name the CA of the guests.
     pub fn may_be_named(&self, host: &str) -> bool {
         let host = host.trim_matches(['[', ']']).to_ascii_lowercase();
         let address = host.parse::<IpAddr>().ok();
@@ -69,40 +68,95 @@ impl Sync {
     }
 }
 
-/// What becomes of an operation when a hook before it fails.
+/// What a failed `pre` hook does to the operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnFailure {
-    /// It is not done.
     Abort,
-    /// It is done all the same.
     Continue,
 }
 
-/// In which order `post` programs run.
+/// The order of `post` programs, compared with that of the `pre` programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PostOrder {
-    /// As brackets close: what was called last before the operation is called first after it.
     Reverse,
-    /// As before the operation.
     Same,
 }
 
-/// Attempts in vain that a snapshot may wait for.
-const RETRIES_MAX: u32 = 10;
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Keys {
+    directory: String,
+    timeout: String,
+    on_failure: String,
+    post_on_failure: bool,
+    post_order: String,
+    pub(super) sync: SyncKeys,
+}
 
-impl Check {
-    pub(super) fn hooks(&mut self, hooks: &file::Hooks) -> Hooks {
-        let directory = optional(&hooks.directory).map(PathBuf::from);
+impl Default for Keys {
+    fn default() -> Self {
+        Self {
+            directory: String::new(),
+            timeout: "1m".to_owned(),
+            on_failure: "abort".to_owned(),
+            post_on_failure: false,
+            post_order: "reverse".to_owned(),
+            sync: SyncKeys::default(),
+        }
+    }
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct SyncKeys {
+    #[serde(serialize_with = "expose")]
+    pub(super) secret: SecretString,
+    port: u16,
+    timeout: String,
+    on_failure: String,
+    post_on_failure: bool,
+    ca_certificate: String,
+    insecure_skip_verify: bool,
+    retries: u32,
+    retry_delay: String,
+    hosts: Vec<String>,
+    urls: BTreeMap<String, String>,
+}
+
+impl Default for SyncKeys {
+    fn default() -> Self {
+        Self {
+            secret: SecretString::default(),
+            port: 1727,
+            timeout: "1m".to_owned(),
+            on_failure: "continue".to_owned(),
+            post_on_failure: true,
+            ca_certificate: String::new(),
+            insecure_skip_verify: false,
+            retries: 0,
+            retry_delay: "1m".to_owned(),
+            hosts: Vec::new(),
+            urls: BTreeMap::new(),
+        }
+    }
+}
+
+const MAX_RETRIES: u32 = 10;
+
+impl Validator {
+    pub(super) fn hooks(&mut self, keys: &Keys) -> Hooks {
+        let directory = optional(&keys.directory).map(PathBuf::from);
         if directory.as_deref().is_some_and(|path| !path.is_absolute()) {
-            self.problem("hooks.directory", format_args!("{:?} is no absolute path", hooks.directory));
+            let expected = "expected an absolute path";
+            self.problem("hooks.directory", format_args!("invalid path {:?}; {expected}", keys.directory));
         }
         Hooks {
             directory,
-            timeout: self.duration("hooks.timeout", &hooks.timeout),
-            on_failure: self.on_failure("hooks.on_failure", &hooks.on_failure),
-            post_on_failure: hooks.post_on_failure,
-            post_order: self.post_order(&hooks.post_order),
-            sync: self.sync(&hooks.sync),
+            timeout: self.duration("hooks.timeout", &keys.timeout),
+            on_failure: self.on_failure("hooks.on_failure", &keys.on_failure),
+            post_on_failure: keys.post_on_failure,
+            post_order: self.post_order(&keys.post_order),
+            sync: self.sync(&keys.sync),
         }
     }
 
@@ -111,7 +165,7 @@ impl Check {
             "reverse" => PostOrder::Reverse,
             "same" => PostOrder::Same,
             _ => {
-                self.problem("hooks.post_order", format_args!("{text:?} is neither \"reverse\" nor \"same\""));
+                self.problem("hooks.post_order", format_args!("invalid order {text:?}; expected reverse or same"));
                 PostOrder::Reverse
             }
         }
@@ -122,82 +176,84 @@ impl Check {
             "continue" => OnFailure::Continue,
             "abort" => OnFailure::Abort,
             _ => {
-                self.problem(key, format_args!("{text:?} is neither \"abort\" nor \"continue\""));
+                self.problem(key, format_args!("invalid value {text:?}; expected abort or continue"));
                 OnFailure::Abort
             }
         }
     }
 
-    fn sync(&mut self, sync: &file::HooksSync) -> Option<Sync> {
-        if sync.port == 0 {
-            self.problem("hooks.sync.port", "0 is no port; the usual one is 1727");
+    fn sync(&mut self, keys: &SyncKeys) -> Option<Sync> {
+        if keys.port == 0 {
+            self.problem("hooks.sync.port", "invalid port 0; the default is 1727");
         }
-        if sync.retries > RETRIES_MAX {
-            self.problem("hooks.sync.retries", format_args!("is over {RETRIES_MAX}: the client waits meanwhile"));
+        if keys.retries > MAX_RETRIES {
+            let expected = format_args!("invalid number {}; expected 0 to {MAX_RETRIES}", keys.retries);
+            self.problem("hooks.sync.retries", expected);
         }
-        if sync.insecure_skip_verify && !sync.ca_certificate.is_empty() {
+        if keys.insecure_skip_verify && !keys.ca_certificate.is_empty() {
             self.problem("hooks.sync", "has both ca_certificate and insecure_skip_verify; keep one");
         }
-        let trust = match optional(&sync.ca_certificate) {
-            _ if sync.insecure_skip_verify => Trust::InsecureSkipVerify,
+        let trust = match optional(&keys.ca_certificate) {
+            _ if keys.insecure_skip_verify => Trust::InsecureSkipVerify,
             Some(path) => Trust::CaFile(path.into()),
             None => Trust::System,
         };
-        for host in &sync.hosts {
+        for host in &keys.hosts {
             if host.is_empty() || host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@' | '[')) {
-                let remedy = "write guest.example, .example for all below it, 10.0.0.5, fd00::5, or *";
-                self.problem("hooks.sync.hosts", format_args!("{host:?} is no host; {remedy}"));
+                let expected = "expected guest.example, .example for all names below it, 10.0.0.5, fd00::5, or *";
+                self.problem("hooks.sync.hosts", format_args!("invalid host {host:?}; {expected}"));
             }
         }
         let mut urls = BTreeMap::new();
-        for (vm, url) in &sync.urls {
+        for (vm, url) in &keys.urls {
             let key = format!("hooks.sync.urls.{vm}");
             match (vm.parse::<VmId>(), sync_url(url, &trust)) {
                 (Ok(vm), Ok(url)) => {
                     urls.insert(vm, url);
                 }
                 (Err(problem), _) => self.problem(&key, problem),
-                (_, Err(problem)) => self.problem(&key, format_args!("{problem}; write https://10.0.0.5:1727")),
+                (_, Err(problem)) => self.problem(&key, format_args!("{problem}; expected https://10.0.0.5:1727")),
             }
         }
-        let checked = Sync {
-            secret: sync.secret.clone(),
-            port: sync.port,
-            timeout: self.duration("hooks.sync.timeout", &sync.timeout),
-            on_failure: self.on_failure("hooks.sync.on_failure", &sync.on_failure),
-            post_on_failure: sync.post_on_failure,
+        let sync = Sync {
+            secret: keys.secret.clone(),
+            port: keys.port,
+            timeout: self.duration("hooks.sync.timeout", &keys.timeout),
+            on_failure: self.on_failure("hooks.sync.on_failure", &keys.on_failure),
+            post_on_failure: keys.post_on_failure,
             trust,
-            retries: sync.retries,
-            retry_delay: self.duration("hooks.sync.retry_delay", &sync.retry_delay),
-            hosts: sync.hosts.clone(),
+            retries: keys.retries,
+            retry_delay: self.duration("hooks.sync.retry_delay", &keys.retry_delay),
+            hosts: keys.hosts.clone(),
             urls,
         };
-        (!sync.secret.expose_secret().is_empty()).then_some(checked)
+        (!keys.secret.expose_secret().is_empty()).then_some(sync)
     }
 }
 
-/// The URL of a sync server, without a slash at its end.
+/// Checks the URL of a sync server, and removes trailing slashes. The secret is sent there, so it has to be HTTPS,
+/// unless certificates are not verified anyway.
 ///
 /// # Errors
-/// What is wrong with it. The secret goes there: it has to be HTTPS, unless nothing is verified anyway.
+/// What is wrong with the URL.
 pub fn sync_url(text: &str, trust: &Trust) -> Result<String, &'static str> {
-    let uri: http::Uri = text.parse().map_err(|_| "is no URL")?;
+    let uri: http::Uri = text.parse().map_err(|_| "is not a URL")?;
     match uri.scheme_str() {
         Some("https") => {}
         Some("http") if *trust == Trust::InsecureSkipVerify => {}
         Some("http") => return Err("would send the secret in the clear"),
-        _ => return Err("is no URL"),
+        _ => return Err("is not a URL"),
     }
-    let authority = uri.authority().ok_or("names no host")?;
+    let authority = uri.authority().ok_or("has no host")?;
     if authority.host().is_empty() {
-        return Err("names no host");
+        return Err("has no host");
     }
-    // It stands in documents and in the log.
+    // The URL is shown in API documents and in the log.
     if authority.as_str().contains('@') {
-        return Err("holds a user's name");
+        return Err("contains a user name");
     }
     if uri.query().is_some() || text.contains('#') {
-        return Err("holds a query, to which no path can be added");
+        return Err("has a query or a fragment, so no path can be appended");
     }
     Ok(text.trim_end_matches('/').to_owned())
 }

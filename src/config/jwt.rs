@@ -1,38 +1,52 @@
-//! `[jwt]`.
+//! `[jwt]`: tokens.
 
 use std::time::Duration;
 
 use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
 
-use super::secret::{is_given_away, weakness};
-use super::{Check, file};
+use super::secret::{expose, is_given_away, weakness};
+use super::validator::Validator;
 
-/// `[jwt]`: how tokens are made.
 #[derive(Debug)]
 pub struct Jwt {
-    /// `secret`, the key of HMAC-SHA-256, where one is given. Never printed.
+    /// The key of HMAC-SHA-256, if the config has one. Never printed.
     pub secret: Option<SecretString>,
-    /// `time_to_live`.
     pub time_to_live: Duration,
 }
 
-impl Check {
-    pub(super) fn jwt(&mut self, jwt: &file::Jwt, sync: &SecretString) -> Jwt {
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Keys {
+    #[serde(serialize_with = "expose")]
+    secret: SecretString,
+    time_to_live: String,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { secret: SecretString::default(), time_to_live: "168h".to_owned() }
+    }
+}
+
+impl Validator {
+    /// `sync` is the secret of `[hooks.sync]`.
+    pub(super) fn jwt(&mut self, keys: &Keys, sync: &SecretString) -> Jwt {
         if ["…", "..."].contains(&sync.expose_secret().trim()) {
             let remedy = "make one with: openssl rand -hex 32";
-            self.problem("hooks.sync.secret", format_args!("is the placeholder of the documents; {remedy}"));
+            self.problem("hooks.sync.secret", format_args!("is the placeholder from the documentation; {remedy}"));
         }
-        let secret = Some(jwt.secret.clone()).filter(|secret| !secret.expose_secret().is_empty());
+        let secret = Some(keys.secret.clone()).filter(|secret| !secret.expose_secret().is_empty());
         if let Some(secret) = &secret {
-            let remedy = "leave it empty, and the service makes one, or make one with: openssl rand -hex 32";
+            let remedy = "leave it empty and the service makes one, or make one with: openssl rand -hex 32";
             if let Some(why) = weakness(secret) {
                 self.problem("jwt.secret", format_args!("{why}; {remedy}"));
             }
             if is_given_away(secret, sync) {
-                let why = "is hooks.sync.secret, which guests are sent: they could log in as anybody";
+                let why = "is the same as hooks.sync.secret, which is sent to guests: a guest could log in as any user";
                 self.problem("jwt.secret", format_args!("{why}; {remedy}"));
             }
         }
-        Jwt { secret, time_to_live: self.duration("jwt.time_to_live", &jwt.time_to_live) }
+        Jwt { secret, time_to_live: self.duration("jwt.time_to_live", &keys.time_to_live) }
     }
 }

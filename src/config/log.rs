@@ -1,54 +1,49 @@
-//! `log_file` and `[log]`.
+//! `log_file` and `[log]`: where the log is written.
 
 use std::path::PathBuf;
 
-use super::file::File;
-use super::{Check, optional};
+use serde::{Deserialize, Serialize};
 
-/// `log_file` and `[log]`: where the log goes.
+use super::units::size;
+use super::validator::{Validator, optional};
+
 #[derive(Debug)]
 pub struct Log {
-    /// `log_file`; standard error where there is none.
+    /// `None`: standard error.
     pub file: Option<PathBuf>,
-    /// `log.max_size`: the file is rotated before it is larger, bytes. 0: it is not.
+    /// Size at which the file is rotated, in bytes. 0 disables rotation.
     pub max_size: u64,
-    /// `log.max_files`: how many rotated files are kept, at least one.
+    /// Rotated files that are kept, at least one.
     pub max_files: u32,
 }
 
-impl Check {
-    pub(super) fn log(&mut self, file: &File) -> Log {
-        let value = &file.log.max_size;
-        let max_size = size(value).unwrap_or_else(|| {
-            self.problem("log.max_size", format_args!("{value} is no size; write it as 10MiB, 512KiB or 10485760"));
-            0
-        });
-        if file.log.max_files == 0 {
-            self.problem("log.max_files", "is 0; keep one at least, or set log.max_size = 0 to rotate nothing");
-        }
-        if optional(&file.log_file).is_some_and(|log| log == file.db_file) {
-            self.problem("log_file", "is db_file; name another file");
-        }
-        Log { file: optional(&file.log_file).map(PathBuf::from), max_size, max_files: file.log.max_files }
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Keys {
+    max_size: toml::Value,
+    max_files: u32,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { max_size: "10MiB".into(), max_files: 5 }
     }
 }
 
-/// A number of bytes, or text as [`parse_size`] takes it.
-pub(super) fn size(value: &toml::Value) -> Option<u64> {
-    let bytes = value.as_integer().and_then(|bytes| u64::try_from(bytes).ok());
-    bytes.or_else(|| value.as_str().and_then(parse_size))
-}
-
-/// A number and `B`, `KiB`, `MiB` or `GiB`; bytes.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
-    let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(end);
-    let shift = match unit.trim_start() {
-        "" | "B" => 0,
-        "KiB" => 10,
-        "MiB" => 20,
-        "GiB" => 30,
-        _ => return None,
-    };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+impl Validator {
+    pub(super) fn log(&mut self, keys: &Keys, log_file: &str, db_file: &str) -> Log {
+        let max_size = size(&keys.max_size).unwrap_or_else(|| {
+            let expected = "expected 10MiB, 512KiB or 10485760";
+            self.problem("log.max_size", format_args!("invalid size {}; {expected}", keys.max_size));
+            0
+        });
+        if keys.max_files == 0 {
+            self.problem("log.max_files", "is 0; expected at least 1, or set log.max_size = 0 to disable rotation");
+        }
+        let file = optional(log_file);
+        if file == Some(db_file) {
+            self.problem("log_file", "is the same file as db_file; name another file");
+        }
+        Log { file: file.map(PathBuf::from), max_size, max_files: keys.max_files }
+    }
 }

@@ -1,44 +1,40 @@
-//! `[policy]`: how much at once, how many snapshots, how full, how long.
+//! `[policy]`: limits on snapshots and downloads.
 
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::log::parse_size;
-use super::{Check, optional};
+use super::units::parse_size;
+use super::validator::{Validator, optional};
 
-/// `[policy]`: what is refused before it does harm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// `snapshot_concurrency`: snapshots that are made at a time.
+    /// Snapshots that are created at the same time.
     pub snapshot_concurrency: usize,
-    /// `export_concurrency`: bodies of disks that are sent at a time.
+    /// Downloads of disks at the same time.
     pub export_concurrency: usize,
-    /// `export_wait`: how long a body may wait for its turn.
+    /// How long a download may wait for its turn.
     pub export_wait: Duration,
-    /// `max_snapshots_per_vm`, where there is a limit.
     pub max_snapshots_per_vm: Option<usize>,
-    /// `min_free_space`: with less than that free, no snapshot is made.
-    pub min_free_space: LowSpace,
-    /// `max_extents`: of a disk that is cloned, where there is a limit.
+    /// With less free space, no snapshot is created.
+    pub min_free_space: MinFreeSpace,
+    /// A disk with more extents is not cloned.
     pub max_extents: Option<u32>,
-    /// `default_ttl`, where snapshots expire unless something else is asked for.
+    /// The lifetime of a snapshot whose request names none. `None`: it is unlimited.
     pub default_ttl: Option<Duration>,
-    /// `superseded_grace`: how long a snapshot is kept after the next one of its VM was made.
+    /// How long a snapshot is kept after the VM's next one.
     pub superseded_grace: Duration,
 }
 
 /// How much of a repository has to be free.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LowSpace {
-    /// Of its size.
+pub enum MinFreeSpace {
     Percent(u8),
-    /// Bytes.
     Bytes(u64),
 }
 
-impl LowSpace {
-    /// The floor of a repository of `total` bytes, bytes.
+impl MinFreeSpace {
+    /// The bytes that have to be free in a repository of `total` bytes.
     pub fn of(self, total: u64) -> u64 {
         match self {
             Self::Percent(percent) => u64::try_from(u128::from(total) * u128::from(percent) / 100).unwrap_or(u64::MAX),
@@ -47,21 +43,21 @@ impl LowSpace {
     }
 }
 
-/// The longest that a time to live or a lease can be asked for: ten years. What is longer is a slip.
-pub const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// The longest time to live: ten years. Anything longer is taken for a mistake.
+pub const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Keys {
-    pub(super) snapshot_concurrency: usize,
-    pub(super) export_concurrency: usize,
-    pub(super) export_wait: String,
-    pub(super) max_snapshots_per_vm: usize,
+    snapshot_concurrency: usize,
+    export_concurrency: usize,
+    export_wait: String,
+    max_snapshots_per_vm: usize,
     /// A percentage, a number of bytes, or text with a unit.
-    pub(super) min_free_space: toml::Value,
-    pub(super) max_extents: u32,
-    pub(super) default_ttl: String,
-    pub(super) superseded_grace: String,
+    min_free_space: toml::Value,
+    max_extents: u32,
+    default_ttl: String,
+    superseded_grace: String,
 }
 
 impl Default for Keys {
@@ -79,34 +75,32 @@ impl Default for Keys {
     }
 }
 
-/// The longest that a body may wait.
-const EXPORT_WAIT_MAX: Duration = Duration::from_secs(3600);
+const MAX_EXPORT_WAIT: Duration = Duration::from_secs(3600);
 
-/// More at a time than any host has use for.
 const MAX_CONCURRENCY: usize = 1000;
 
-impl Check {
+impl Validator {
     pub(super) fn policy(&mut self, keys: &Keys) -> Policy {
         for (key, value) in [
             ("policy.snapshot_concurrency", keys.snapshot_concurrency),
             ("policy.export_concurrency", keys.export_concurrency),
         ] {
             if !(1..=MAX_CONCURRENCY).contains(&value) {
-                self.problem(key, format_args!("{value} is not between 1 and {MAX_CONCURRENCY}"));
+                self.problem(key, format_args!("invalid number {value}; expected 1 to {MAX_CONCURRENCY}"));
             }
         }
-        let min_free_space = parse_floor(&keys.min_free_space).unwrap_or_else(|| {
-            let value = &keys.min_free_space;
-            self.problem("policy.min_free_space", format_args!("{value} is no floor; write it as 5%, 20GiB or 0"));
-            LowSpace::Bytes(0)
+        let min_free_space = parse_min_free_space(&keys.min_free_space).unwrap_or_else(|| {
+            let expected = "expected 5%, 20GiB or 0";
+            self.problem("policy.min_free_space", format_args!("invalid value {}; {expected}", keys.min_free_space));
+            MinFreeSpace::Bytes(0)
         });
         let export_wait = self.duration("policy.export_wait", &keys.export_wait);
-        if export_wait > EXPORT_WAIT_MAX {
-            self.problem("policy.export_wait", "is longer than an hour; clients give up before that");
+        if export_wait > MAX_EXPORT_WAIT {
+            self.problem("policy.export_wait", "is longer than an hour; clients time out before that");
         }
         let default_ttl = optional(&keys.default_ttl).map(|text| self.duration("policy.default_ttl", text));
-        if default_ttl.is_some_and(|ttl| ttl > LONGEST) {
-            self.problem("policy.default_ttl", "is longer than ten years; leave it empty to keep snapshots for ever");
+        if default_ttl.is_some_and(|ttl| ttl > MAX_TTL) {
+            self.problem("policy.default_ttl", "is longer than ten years; leave it empty to keep snapshots forever");
         }
         let superseded_grace = match keys.superseded_grace.as_str() {
             "0" => Duration::ZERO,
@@ -125,14 +119,14 @@ impl Check {
     }
 }
 
-fn parse_floor(value: &toml::Value) -> Option<LowSpace> {
+fn parse_min_free_space(value: &toml::Value) -> Option<MinFreeSpace> {
     if let Some(bytes) = value.as_integer() {
-        return u64::try_from(bytes).ok().map(LowSpace::Bytes);
+        return u64::try_from(bytes).ok().map(MinFreeSpace::Bytes);
     }
     let text = value.as_str()?;
     match text.strip_suffix('%') {
-        Some(number) => number.trim().parse().ok().filter(|percent| *percent < 100).map(LowSpace::Percent),
-        None => parse_size(text).map(LowSpace::Bytes),
+        Some(number) => number.trim().parse().ok().filter(|percent| *percent < 100).map(MinFreeSpace::Percent),
+        None => parse_size(text).map(MinFreeSpace::Bytes),
     }
 }
 
@@ -141,14 +135,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_floor_is_a_share_or_a_size() {
+    fn min_free_space_is_a_percentage_or_a_size() {
         for (value, expected) in [
-            ("5%".into(), Some(LowSpace::Percent(5))),
-            ("0%".into(), Some(LowSpace::Percent(0))),
-            ("99 %".into(), Some(LowSpace::Percent(99))),
-            ("20GiB".into(), Some(LowSpace::Bytes(20 << 30))),
-            ("512".into(), Some(LowSpace::Bytes(512))),
-            (toml::Value::from(0), Some(LowSpace::Bytes(0))),
+            ("5%".into(), Some(MinFreeSpace::Percent(5))),
+            ("0%".into(), Some(MinFreeSpace::Percent(0))),
+            ("99 %".into(), Some(MinFreeSpace::Percent(99))),
+            ("20GiB".into(), Some(MinFreeSpace::Bytes(20 << 30))),
+            ("512".into(), Some(MinFreeSpace::Bytes(512))),
+            (toml::Value::from(0), Some(MinFreeSpace::Bytes(0))),
             (toml::Value::from(-1), None),
             ("100%".into(), None),
             ("-5%".into(), None),
@@ -158,26 +152,26 @@ mod tests {
             ("".into(), None),
             (toml::Value::from(5.0), None),
         ] {
-            assert_eq!(parse_floor(&value), expected, "{value}");
+            assert_eq!(parse_min_free_space(&value), expected, "{value}");
         }
-        assert_eq!(LowSpace::Percent(5).of(1000), 50);
-        assert_eq!(LowSpace::Percent(99).of(u64::MAX), u64::MAX / 100 * 99 + 14);
-        assert_eq!(LowSpace::Bytes(7).of(1000), 7);
+        assert_eq!(MinFreeSpace::Percent(5).of(1000), 50);
+        assert_eq!(MinFreeSpace::Percent(99).of(u64::MAX), u64::MAX / 100 * 99 + 14);
+        assert_eq!(MinFreeSpace::Bytes(7).of(1000), 7);
     }
 
     #[test]
-    fn nought_is_no_limit_and_each_wrong_key_is_named() {
-        let mut check = Check::default();
-        let policy = check.policy(&Keys::default());
+    fn zero_is_no_limit_and_every_wrong_key_is_named() {
+        let mut validator = Validator::default();
+        let policy = validator.policy(&Keys::default());
         assert_eq!((policy.snapshot_concurrency, policy.export_concurrency), (2, 12));
         assert_eq!(policy.export_wait, Duration::from_secs(30));
         assert_eq!((policy.max_snapshots_per_vm, policy.max_extents, policy.default_ttl), (None, None, None));
-        assert_eq!(policy.min_free_space, LowSpace::Percent(5));
+        assert_eq!(policy.min_free_space, MinFreeSpace::Percent(5));
         assert_eq!(policy.superseded_grace, Duration::from_secs(3600));
-        let off = check.policy(&Keys { superseded_grace: "0".to_owned(), ..Keys::default() });
+        let off = validator.policy(&Keys { superseded_grace: "0".to_owned(), ..Keys::default() });
         assert_eq!(off.superseded_grace, Duration::ZERO);
-        assert!(check.problems.is_empty());
-        check.policy(&Keys {
+        assert!(validator.problems.is_empty());
+        validator.policy(&Keys {
             snapshot_concurrency: 0,
             export_concurrency: 1001,
             export_wait: "2h".to_owned(),
@@ -186,7 +180,7 @@ mod tests {
             superseded_grace: "an hour".to_owned(),
             ..Keys::default()
         });
-        let named: Vec<_> = check.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
+        let named: Vec<_> = validator.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
         let expected = [
             "snapshot_concurrency",
             "export_concurrency",

@@ -1,5 +1,5 @@
-//! From the text of the file to its keys. A key that cannot be used is named and left out, so that it does not
-//! hide what is wrong with the others.
+//! Parses the text of the file into its sections. A key of the wrong type is reported and removed, so that the other
+//! keys are checked too.
 
 use std::ops::Range;
 
@@ -9,7 +9,7 @@ use toml::de::{DeTable, DeValue, Deserializer, Error};
 
 use super::file::File;
 
-/// The keys of `text`, and a line about each that cannot be used. Values are not quoted: one may be a secret.
+/// Returns the keys of `text`, and a line about each problem. Values are not quoted, since one may be a secret.
 pub(super) fn read(text: &str) -> (File, Vec<String>) {
     let line_of = |span: Option<Range<usize>>| {
         let start = span.map_or(0, |span| span.start).min(text.len());
@@ -23,7 +23,7 @@ pub(super) fn read(text: &str) -> (File, Vec<String>) {
             Err(error) => error,
         };
         let line = line_of(error.span());
-        let Some(path) = error.span().and_then(|span| place(root.get_ref(), &span)) else {
+        let Some(path) = error.span().and_then(|span| path_at(root.get_ref(), &span)) else {
             problems.push(format!("line {line}: {}", error.message()));
             return (File::default(), problems);
         };
@@ -34,18 +34,18 @@ pub(super) fn read(text: &str) -> (File, Vec<String>) {
 
 fn syntax(text: &str, line: usize, error: &Error) -> String {
     let key = text.lines().nth(line - 1).and_then(|line| line.split_once('=')).map(|(key, _)| key.trim());
-    // What stands before an equals sign may be anything where the line makes no sense.
+    // In a malformed line, the text before an equals sign may be anything.
     let is_key = |key: &&str| key.chars().all(|c| c.is_alphanumeric() || matches!(c, '_' | '-' | '.'));
     let key = key.filter(is_key).map(|key| format!("{key}: ")).unwrap_or_default();
     format!("line {line}: {key}{}; look at the quotes and brackets of this line", error.message())
 }
 
-/// The keys that lead to what lies at `span`.
-fn place(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
+/// The path of the key at `span`.
+fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
     let contains = |found: Range<usize>| found.start <= span.start && span.start < found.end.max(found.start + 1);
     table.iter().find_map(|(key, value)| {
-        // The span of a section is that of its head: look into it in any case.
-        let below = value.get_ref().as_table().and_then(|table| place(table, span));
+        // The span of a section covers only its header.
+        let below = value.get_ref().as_table().and_then(|table| path_at(table, span));
         let here = || (contains(key.span()) || contains(value.span())).then(Vec::new);
         let mut path = below.or_else(here)?;
         path.insert(0, key.get_ref().to_string());
@@ -73,11 +73,11 @@ fn explain(error: &Error, path: &[String], value: &DeValue<'_>) -> String {
     let expected = match expected {
         "u16" => "a whole number from 0 to 65535",
         "u32" => "a whole number from 0 to 4294967295",
-        "u64" | "usize" => "a whole number that is not below 0",
+        "u64" | "usize" => "a whole number, at least 0",
         "a boolean" => "true or false, without quotes",
         "a string" => "text in quotes",
-        "a sequence" => "a list, as [\"one\", \"two\"]",
-        other if other.starts_with("struct ") || other == "a map" => "a section, as [section]",
+        "a sequence" => "a list, such as [\"one\", \"two\"]",
+        other if other.starts_with("struct ") || other == "a map" => "a section, such as [section]",
         other => other,
     };
     let found = match value {
@@ -90,10 +90,10 @@ fn explain(error: &Error, path: &[String], value: &DeValue<'_>) -> String {
         DeValue::Array(_) => "a list".to_owned(),
         DeValue::Table(_) => "a section".to_owned(),
     };
-    format!("is {found}; write {expected}")
+    format!("is {found}; expected {expected}")
 }
 
-/// How like each other two names are that are taken for one: 1 is the same.
+/// Names with at least this similarity are suggested; 1 is equality.
 const SIMILAR: f64 = 0.85;
 
 fn unknown(path: &[String]) -> String {
@@ -101,9 +101,9 @@ fn unknown(path: &[String]) -> String {
     let known = toml::Table::try_from(File::default()).unwrap_or_default();
     let siblings = section.iter().try_fold(&known, |table, key| table.get(key).and_then(toml::Value::as_table));
     let siblings: Vec<&str> = siblings.into_iter().flat_map(|table| table.keys().map(String::as_str)).collect();
-    let likeness = |key: &&str| strsim::jaro_winkler(key, leaf);
-    let nearest = siblings.iter().copied().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-    let remedy = match (nearest.filter(|key| likeness(key) >= SIMILAR), elsewhere(&known, leaf)) {
+    let similarity = |key: &&str| strsim::jaro_winkler(key, leaf);
+    let nearest = siblings.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
+    let remedy = match (nearest.filter(|key| similarity(key) >= SIMILAR), elsewhere(&known, leaf)) {
         (Some(nearest), _) => format!("did you mean `{nearest}`?"),
         (None, Some(place)) => format!("`{leaf}` belongs {place}"),
         (None, None) => format!("the keys here are {}", siblings.join(", ")),
@@ -111,7 +111,7 @@ fn unknown(path: &[String]) -> String {
     format!("unknown field `{leaf}`; {remedy}")
 }
 
-/// Where a key of this name belongs.
+/// The section to which a key of this name belongs.
 fn elsewhere(known: &toml::Table, leaf: &str) -> Option<String> {
     fn find(table: &toml::Table, leaf: &str, section: &str) -> Option<String> {
         if table.contains_key(leaf) {
@@ -122,6 +122,6 @@ fn elsewhere(known: &toml::Table, leaf: &str) -> Option<String> {
     }
     Some(match find(known, leaf, "")? {
         section if section.is_empty() => "at the top of the file, before the first section".to_owned(),
-        section => format!("into the section [{section}]"),
+        section => format!("in the section [{section}]"),
     })
 }

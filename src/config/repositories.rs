@@ -1,44 +1,59 @@
-//! `[repositories]`.
+//! `[repositories]`: where the disks are.
 
 use std::path::PathBuf;
 
-use super::{Check, file, optional};
+use serde::{Deserialize, Serialize};
 
-/// `[repositories]`: where disks are.
+use super::validator::{Validator, optional};
+
 #[derive(Debug)]
 pub struct Repositories {
-    /// `paths`: id (the folder's name) and mount point.
+    /// The id, which is the name of the folder, and the mount point.
     pub paths: Vec<(String, PathBuf)>,
-    /// `ovs_agent_db`, a folder.
+    /// The folder of ovs-agent's databases.
     pub agent_db: Option<PathBuf>,
 }
 
-impl Check {
-    pub(super) fn repositories(&mut self, repositories: &file::Repositories) -> Repositories {
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(deny_unknown_fields, default)]
+pub(super) struct Keys {
+    pub(super) ovs_agent_db: String,
+    paths: Vec<String>,
+}
+
+impl Default for Keys {
+    fn default() -> Self {
+        Self { ovs_agent_db: "/etc/ovs-agent/db".to_owned(), paths: Vec::new() }
+    }
+}
+
+impl Validator {
+    pub(super) fn repositories(&mut self, keys: &Keys) -> Repositories {
         let key = "repositories.paths";
         let mut found: Vec<(String, PathBuf)> = Vec::new();
-        let agent_db = optional(&repositories.ovs_agent_db).map(PathBuf::from);
-        if repositories.paths.is_empty() && agent_db.is_none() {
+        let agent_db = optional(&keys.ovs_agent_db).map(PathBuf::from);
+        if keys.paths.is_empty() && agent_db.is_none() {
             self.problem(key, "is empty, and so is ovs_agent_db; name the folder of at least one repository");
         }
-        for path in &repositories.paths {
+        for path in &keys.paths {
             let path = PathBuf::from(path);
             let name = path.file_name().and_then(|name| name.to_str());
             let Some(name) = name.filter(|name| path.is_absolute() && !name.starts_with('.')) else {
-                self.problem(key, format_args!("{path:?} is no absolute path of a visible folder"));
+                self.problem(
+                    key,
+                    format_args!("invalid path {path:?}; expected the absolute path of a visible folder"),
+                );
                 continue;
             };
             if let Some((_, other)) = found.iter().find(|(id, _)| id == name) {
-                self.problem(
-                    key,
-                    format_args!("{path:?} and {other:?} have one folder name, which is a repository's id; rename one"),
-                );
+                let problem = "have the same folder name, which is the repository's id; rename one";
+                self.problem(key, format_args!("{path:?} and {other:?} {problem}"));
             }
             found.push((name.to_owned(), path));
         }
         for (_, path) in &found {
             if let Some((_, outer)) = found.iter().find(|(_, outer)| path != outer && path.starts_with(outer)) {
-                let remedy = "a repository is in no other; remove the one that is none";
+                let remedy = "repositories cannot be nested: remove the one that is not a repository";
                 self.problem(key, format_args!("{path:?} lies below {outer:?}; {remedy}"));
             }
         }

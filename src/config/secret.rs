@@ -1,47 +1,53 @@
-//! What makes a secret one that can be guessed.
+//! Which secrets are too weak.
 
 use std::collections::BTreeSet;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
+use serde::Serializer;
 
-/// Secrets that stand in public documents, as SHA-256: whoever reads those could make tokens.
+/// The SHA-256 of secrets in public documents. Any reader of those could make tokens.
 const PUBLISHED: &[&str] = &["4d52bc2f2a1489b6bcde025a04a7c18c92c8cb6e280b309e10b473fff431ea15"];
 
-/// What RFC 7518, 3.2 asks of an HS256 key, bytes.
-const SHORTEST: usize = 32;
+/// The length in bytes that RFC 7518, 3.2 requires of an HS256 key.
+const MIN_LENGTH: usize = 32;
 
-/// With fewer bytes that differ, a secret was not made at random.
-const DISTINCT: usize = 8;
+/// A random secret has at least this many different bytes.
+const MIN_DISTINCT: usize = 8;
 
-/// The longest piece of which a secret may not be made up by repetition, bytes.
-const PERIOD: usize = 12;
+/// A secret must not be the repetition of this many bytes or fewer.
+const MAX_PERIOD: usize = 12;
 
-/// Why a key of tokens can be guessed, where it can.
+/// Why the key of tokens is too weak, if it is.
 pub fn weakness(secret: &SecretString) -> Option<String> {
     let secret = secret.expose_secret().trim().as_bytes();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret);
     let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
     let repeats = |period: usize| secret[period..] == secret[..secret.len() - period];
-    if secret.len() < SHORTEST {
-        Some(format!("is shorter than {SHORTEST} bytes"))
+    if secret.len() < MIN_LENGTH {
+        Some(format!("is shorter than {MIN_LENGTH} bytes"))
     } else if PUBLISHED.contains(&digest.as_str()) {
         Some("is a published sample, with which anybody can log in".to_owned())
-    } else if secret.iter().collect::<BTreeSet<_>>().len() < DISTINCT {
-        Some(format!("has fewer than {DISTINCT} different characters, and can be guessed"))
-    } else if (1..=PERIOD).any(repeats) {
+    } else if secret.iter().collect::<BTreeSet<_>>().len() < MIN_DISTINCT {
+        Some(format!("has fewer than {MIN_DISTINCT} different characters, and can be guessed"))
+    } else if (1..=MAX_PERIOD).any(repeats) {
         Some("repeats a few characters, and can be guessed".to_owned())
     } else {
         None
     }
 }
 
-/// Whether whoever knows `sent`, the secret of `[hooks.sync]`, knows `key` too: the guests are sent `sent`.
+/// Whether guests learn the key of tokens, because it is also `sent`, the secret of `[hooks.sync]`.
 pub fn is_given_away(key: &SecretString, sent: &SecretString) -> bool {
     let (key, sent) = (key.expose_secret().trim(), sent.expose_secret());
-    // It is sent as base64.
+    // The guests receive it as base64.
     !sent.is_empty() && [sent, sent.trim()].iter().any(|sent| key == *sent || key == BASE64_STANDARD.encode(sent))
+}
+
+/// Serializes a secret. Only defaults are ever serialized, in which secrets are empty.
+pub(super) fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(secret.expose_secret())
 }
 
 #[cfg(test)]
@@ -49,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn secrets_that_can_be_guessed_are_known() {
+    fn weak_secrets_are_recognized() {
         let weak = |text: &str| weakness(&text.into());
         for (text, expected) in [
             ("short", "shorter"),
@@ -74,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_guests_are_sent_is_known() {
+    fn a_key_that_is_sent_to_guests_is_recognized() {
         let key = SecretString::from("0123456789abcdef0123456789abcdef");
         let given = |sent: &str| is_given_away(&key, &sent.into());
         assert!(given("0123456789abcdef0123456789abcdef") && given(" 0123456789abcdef0123456789abcdef\n"));

@@ -1,6 +1,6 @@
-//! The directory of hooks: which programs are in it, and which of them may run.
+//! The directory of hooks: which programs it contains, and which of them may run.
 //!
-//! What runs here runs as the service, which is root. So nobody else may be able to put it there.
+//! Hooks run as the service, which is root. So only root and the service may be able to change them.
 
 use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -18,52 +18,47 @@ use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstatat};
 use nix::unistd::geteuid;
 
-/// Links that are followed, as many as the kernel follows.
-const LINKS: u32 = 40;
+/// The kernel's limit.
+const MAX_LINKS: u32 = 40;
 
-/// Something in the directory.
+/// An entry of the directory.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Its file name.
     pub name: OsString,
-    /// Where it lies, with no link in the way: what is run.
+    /// The path that is run, without links.
     pub path: PathBuf,
-    /// Why it is not run, where it is not.
+    /// Why it is not run, if it is not.
     pub problem: Option<String>,
 }
 
-/// Why none of them is run.
+/// Why no program is run.
 #[derive(Debug, thiserror::Error)]
 pub enum Unusable {
-    /// It cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    /// Others than root and the service can change what is in it.
+    /// Users other than root and the service can change its content.
     #[error("{0}")]
     Untrusted(String),
 }
 
-/// Endings that scripts have. run-parts(8) takes none at all, but hooks written for other products have them.
-const SCRIPTS: [&str; 11] = ["sh", "bash", "dash", "ksh", "zsh", "py", "pl", "rb", "php", "js", "lua"];
+/// Allowed extensions. run-parts(8) allows none, but hooks for other products have them.
+const EXTENSIONS: [&str; 11] = ["sh", "bash", "dash", "ksh", "zsh", "py", "pl", "rb", "php", "js", "lua"];
 
 impl Program {
-    /// Whether its name starts with a dot: such files are nobody's hooks, and are not worth a word each time.
+    /// Whether its name starts with a dot. Such files are not hooks, and are not reported.
     pub fn is_hidden(&self) -> bool {
         self.name.as_bytes().starts_with(b".")
     }
 }
 
-/// What is in the directory at `path`, in the order of names, byte by byte.
-///
-/// # Errors
-/// [`Unusable`].
+/// The entries of the directory at `path`, sorted by the bytes of their names.
 pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
-    let path = settled(path)?;
+    let path = resolve(path)?;
     let folder = OpenOptions::new().read(true).custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW).open(&path)?;
     let metadata: Metadata = folder.metadata()?;
-    // Also with the sticky bit: it keeps nobody from putting something new there.
+    // The sticky bit does not keep other users from adding files.
     refuse(&path, trust(metadata.uid(), metadata.mode()))?;
-    // From here on by the open folder: it is the one that was looked at.
+    // From here on the open folder is used, which is the one that was checked.
     let mut names: Vec<CString> = Vec::new();
     for entry in Dir::from_fd(folder.try_clone()?.into()).map_err(io::Error::from)?.iter() {
         names.push(entry.map_err(io::Error::from)?.file_name().to_owned());
@@ -75,18 +70,17 @@ pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
     Ok(names.iter().map(program).collect())
 }
 
-/// Where `path`, which is absolute, leads to. Each folder on the way, each link, and each folder in which
-/// a link lies, is root's or the service's own: so nobody else can make it lead elsewhere later.
-fn settled(path: &Path) -> Result<PathBuf, Unusable> {
+/// Resolves the absolute `path`. Root or the service must own every link and every folder on the way, so that no other
+/// user can make the path lead elsewhere later.
+fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
     let mut ahead: VecDeque<OsString> = path.iter().map(OsStr::to_owned).collect();
     let (mut at, mut links) = (PathBuf::from("/"), 0);
     while let Some(step) = ahead.pop_front() {
-        // The root's own, or "..", too.
         let next = at.join(&step);
         let metadata = fs::symlink_metadata(&next)?;
         if metadata.is_symlink() {
             links += 1;
-            if links > LINKS {
+            if links > MAX_LINKS {
                 return Err(io::Error::from(Errno::ELOOP).into());
             }
             // A link has no mode of its own.
@@ -100,7 +94,7 @@ fn settled(path: &Path) -> Result<PathBuf, Unusable> {
             continue;
         }
         if !ahead.is_empty() {
-            // In a folder with the sticky bit nobody moves what is another's: /tmp.
+            // In a folder with the sticky bit, such as /tmp, users cannot move the files of others.
             let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
             refuse(&next, trust(metadata.uid(), if sticky { 0 } else { metadata.mode() }))?;
         }
@@ -117,23 +111,25 @@ fn refuse(path: &Path, trusted: Result<(), String>) -> Result<(), Unusable> {
     trusted.map_err(|problem| Unusable::Untrusted(format!("{} {problem}", path.display())))
 }
 
-/// Whether a file of this name is run. Copies of hooks that editors and package managers leave would freeze
-/// twice: hook~, hook.bak, hook.rpmsave, hook.dpkg-old. The rule of run-parts(8) leaves all of them out.
-fn is_hooks_name(name: &[u8]) -> bool {
+/// Whether a file with this name is run. Copies by editors and package managers (hook~, hook.bak, hook.rpmsave) would
+/// freeze twice; the rule of run-parts(8) excludes them all.
+fn is_hook_name(name: &[u8]) -> bool {
     let is_stem = |stem: &[u8]| {
         !stem.is_empty() && stem.iter().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-'))
     };
     match name.iter().position(|byte| *byte == b'.') {
         None => is_stem(name),
-        Some(dot) => is_stem(&name[..dot]) && SCRIPTS.iter().any(|script| script.as_bytes() == &name[dot + 1..]),
+        Some(dot) => {
+            is_stem(&name[..dot]) && EXTENSIONS.iter().any(|extension| extension.as_bytes() == &name[dot + 1..])
+        }
     }
 }
 
 fn problem_of(folder: &impl AsFd, name: &CStr) -> Option<String> {
-    if !is_hooks_name(name.to_bytes()) {
+    if !is_hook_name(name.to_bytes()) {
         return Some(
-            "is passed over for its name, as run-parts(8) does: letters, digits, - and _ alone, with or without the \
-             ending of a script, such as .sh or .py"
+            "is passed over for its name, as run-parts(8) does: expected letters, digits, - and _, optionally with an \
+             extension such as .sh or .py"
                 .to_owned(),
         );
     }
@@ -142,7 +138,7 @@ fn problem_of(folder: &impl AsFd, name: &CStr) -> Option<String> {
         Err(errno) => return Some(errno.desc().to_owned()),
     };
     if let Some(kind) = odd_kind(&found) {
-        return Some(format!("is {kind}, and no regular file"));
+        return Some(format!("is {kind}, not a regular file"));
     }
     if found.st_mode & 0o111 == 0 {
         return Some("is not executable (chmod +x)".to_owned());
@@ -159,10 +155,10 @@ fn odd_kind(found: &FileStat) -> Option<&'static str> {
     }
 }
 
-/// Whether nobody but root and the service can change what has this owner and mode.
+/// Checks that only root and the service can change a file with this owner and mode.
 fn trust(owner: u32, mode: u32) -> Result<(), String> {
     if owner != 0 && owner != geteuid().as_raw() {
-        return Err(format!("belongs to the user {owner}, and not to root (chown root)"));
+        return Err(format!("belongs to the user {owner}, not to root (chown root)"));
     }
     if mode & 0o022 != 0 {
         return Err(format!("can be written by others than its owner: its mode is {:04o} (chmod go-w)", mode & 0o7777));
@@ -181,7 +177,7 @@ mod tests {
         fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     }
 
-    /// Names of executables that are no hooks.
+    /// Executables with these names are not hooks.
     const OTHER_NAMES: [&str; 32] = [
         ".10-hook",
         ".10-hook.swp",
@@ -218,17 +214,17 @@ mod tests {
     ];
 
     #[test]
-    fn names_of_scripts_are_names_of_hooks() {
+    fn hooks_are_recognized_by_their_names() {
         for name in ["10-hook", "hook", "A_b-9", "freeze.sh", "10-freeze.py", "x.bash"] {
-            assert!(is_hooks_name(name.as_bytes()), "{name}");
+            assert!(is_hook_name(name.as_bytes()), "{name}");
         }
         for name in OTHER_NAMES.into_iter().chain(["", ".", ".sh", "a.", "a..sh", "a.b.sh", "a.SH"]) {
-            assert!(!is_hooks_name(name.as_bytes()), "{name}");
+            assert!(!is_hook_name(name.as_bytes()), "{name}");
         }
     }
 
     #[test]
-    fn only_what_nobody_else_can_change_is_run() {
+    fn only_programs_that_other_users_cannot_change_are_run() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         put(&at("20-good"), 0o755);
@@ -272,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_that_others_can_change_runs_nothing() {
+    fn no_program_of_a_directory_that_others_can_change_is_run() {
         let dir = tempfile::tempdir().unwrap();
         let (parent, hooks) = (dir.path().join("parent"), dir.path().join("parent/hooks"));
         fs::create_dir_all(&hooks).unwrap();
@@ -283,7 +279,7 @@ mod tests {
         };
         mode(&hooks, 0o775);
         assert!(refusal().contains("parent/hooks can be written by others"), "{}", refusal());
-        // The sticky bit does not keep anybody from putting something new there.
+        // The sticky bit does not keep other users from adding files.
         mode(&hooks, 0o1777);
         assert!(refusal().contains("parent/hooks can be written by others"), "{}", refusal());
         mode(&hooks, 0o755);
@@ -297,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_elses_link_leads_to_a_hook() {
+    fn links_of_other_users_are_refused() {
         if !geteuid().is_root() {
             return;
         }
@@ -314,21 +310,21 @@ mod tests {
             Err(Unusable::Untrusted(problem)) => problem,
             other => panic!("{name}: {other:?}"),
         };
-        // What it leads to is ours, and where it leads is the stranger's to say.
+        // The target is ours, but the stranger controls the link.
         link("ours", "stranger/link");
         assert!(refusal("stranger/link/hooks").contains("stranger belongs to the user 1234"));
-        // Also behind a link of ours.
+        // The same behind a link of ours.
         link("stranger/link/hooks", "through");
         assert!(refusal("through").contains("stranger belongs to the user 1234"));
         link("stranger/link/../hooks", "up");
         assert!(refusal("up").contains("stranger belongs to the user 1234"));
-        // A link of theirs in a folder with the sticky bit.
+        // A stranger's link in a folder with the sticky bit.
         fs::create_dir(at("tmp")).unwrap();
         fs::set_permissions(at("tmp"), Permissions::from_mode(0o1777)).unwrap();
         link("ours/hooks", "tmp/theirs");
         chowned(&at("tmp/theirs"));
         assert!(refusal("tmp/theirs").contains("tmp/theirs belongs to the user 1234"));
-        // A link of ours, a relative one, and ".." are followed; what is run has none of them in its way.
+        // Our own links, relative links and ".." are resolved.
         link("ours/hooks", "tmp/mine");
         symlink("../ours/../ours/hooks", at("tmp/relative")).unwrap();
         for name in ["tmp/mine", "tmp/relative", "tmp/../ours/hooks", "ours/hooks/"] {

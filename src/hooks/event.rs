@@ -1,65 +1,95 @@
-//! What hooks are told: which operation, on what, and which half of it.
+//! What hooks hear about an operation.
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::HookStage;
+use crate::model::{HookStage, PendingHooksKey, SnapshotId};
 
-/// What is done between the two halves.
+/// An operation with hooks around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Operation {
-    /// A snapshot is made.
     SnapshotCreate,
-    /// A snapshot is deleted.
     SnapshotDelete,
 }
 
 impl Operation {
-    /// The word for it: the first argument of a program.
+    /// The first argument of a program.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::SnapshotCreate => "snapshot-create",
             Self::SnapshotDelete => "snapshot-delete",
         }
     }
+
+    /// The key of the pending hooks of this operation on `snapshot`.
+    pub fn pending_hooks_key(self, snapshot: SnapshotId) -> PendingHooksKey {
+        match self {
+            Self::SnapshotCreate => PendingHooksKey::of_creation(snapshot),
+            Self::SnapshotDelete => PendingHooksKey::of_deletion(snapshot),
+        }
+    }
 }
 
-/// One operation that hooks are called around.
+/// Why a hook is called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum CallReason {
+    Pre,
+    PostSuccess,
+    PostFailure,
+}
+
+impl CallReason {
+    pub(super) fn post(succeeded: bool) -> Self {
+        if succeeded { Self::PostSuccess } else { Self::PostFailure }
+    }
+
+    pub(super) fn stage(self) -> HookStage {
+        match self {
+            Self::Pre => HookStage::Pre,
+            Self::PostSuccess | Self::PostFailure => HookStage::Post,
+        }
+    }
+
+    /// How the operation ended, in the message to programs.
+    fn outcome(self) -> Option<&'static str> {
+        match self {
+            Self::Pre => None,
+            Self::PostSuccess => Some("ok"),
+            Self::PostFailure => Some("failed"),
+        }
+    }
+}
+
+/// One operation on one snapshot. It is stored with the pending hooks.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
-    /// What is done.
     pub operation: Operation,
-    /// Id of the snapshot.
     pub snapshot_id: String,
-    /// Whose it is.
     pub vm: EventVm,
-    /// Its disks.
     pub disks: Vec<EventDisk>,
-    /// The server in the guest, where one is to be asked.
+    /// The server in the guest, if it is to be asked.
     pub sync: Option<SyncTarget>,
 }
 
-/// A virtual machine, as hooks know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventVm {
-    /// Its name: 32 hexadecimal digits.
+    /// 32 hexadecimal digits.
     pub name: String,
-    /// Its uuid, dashed.
+    /// With dashes.
     pub uuid: String,
-    /// The name that people gave it; empty where it has left the inventory.
+    /// Empty if the VM has left the inventory.
     pub friendly_name: String,
 }
 
-/// A disk, as hooks know it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EventDisk {
-    /// Its name in the snapshot.
+    /// The name in the snapshot.
     pub name: String,
-    /// Where the VM's disk lies.
+    /// The path of the VM's disk.
     pub path: String,
-    /// Where the snapshot's file lies, or will.
+    /// The path of the snapshot's file. Before the creation it does not exist yet.
     pub snapshot_path: String,
-    /// Size, bytes.
+    /// In bytes.
     pub size: u64,
 }
 
@@ -67,13 +97,12 @@ pub struct EventDisk {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum SyncTarget {
-    /// At this URL.
     Url(String),
-    /// One is asked for, and cannot be found: why.
+    /// The VM asks for it, but its server cannot be found; the reason.
     Unknown(String),
 }
 
-/// What a program gets on its standard input.
+/// The standard input of a program.
 #[derive(Serialize)]
 struct Message<'a> {
     action: &'static str,
@@ -91,12 +120,12 @@ struct Data<'a> {
 }
 
 impl Event {
-    /// The message to programs: one line of JSON. `done` is how the operation ended, once it has.
-    pub(super) fn message(&self, stage: HookStage, done: Option<bool>) -> Vec<u8> {
-        let outcome = done.map(|done| if done { "ok" } else { "failed" });
+    /// The message to programs: one line of JSON.
+    pub(super) fn message(&self, reason: CallReason) -> Vec<u8> {
+        let (stage, outcome) = (reason.stage(), reason.outcome());
         let data = Data { snapshot_id: &self.snapshot_id, vm: &self.vm, disks: &self.disks, outcome };
         let message = Message { action: self.operation.as_str(), stage: stage.as_str(), data };
-        // Only maps with keys that are no strings, and failing writers, make this fail.
+        // It only fails for maps with keys that are not strings.
         let mut text = serde_json::to_vec(&message).unwrap_or_default();
         text.push(b'\n');
         text
@@ -129,9 +158,9 @@ mod tests {
     use serde_json::{Value, json};
 
     #[test]
-    fn programs_are_told_in_one_line_of_json() {
+    fn the_message_to_programs_is_one_line_of_json() {
         let event = example();
-        let text = event.message(HookStage::Pre, None);
+        let text = event.message(CallReason::Pre);
         assert_eq!(text.iter().position(|byte| *byte == b'\n'), Some(text.len() - 1));
         let pre: Value = serde_json::from_slice(&text).unwrap();
         assert_eq!(pre.as_object().unwrap().keys().collect::<Vec<_>>(), ["action", "data", "stage"]);
@@ -139,8 +168,8 @@ mod tests {
         assert_eq!(pre["data"]["vm"]["friendly_name"], "wéb \"1\"\n");
         assert_eq!(pre["data"]["disks"][0]["path"], "/r/VirtualDisks/a.img");
         assert!(pre["data"].get("outcome").is_none() && pre["data"].get("sync").is_none(), "{pre}");
-        for (done, outcome) in [(true, "ok"), (false, "failed")] {
-            let post: Value = serde_json::from_slice(&event.message(HookStage::Post, Some(done))).unwrap();
+        for (succeeded, outcome) in [(true, "ok"), (false, "failed")] {
+            let post: Value = serde_json::from_slice(&event.message(CallReason::post(succeeded))).unwrap();
             assert_eq!((&post["stage"], &post["data"]["outcome"]), (&json!("post"), &json!(outcome)));
         }
     }

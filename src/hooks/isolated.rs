@@ -1,18 +1,18 @@
-//! A thread and a runtime for one operation's hooks.
+//! A thread and a runtime for the hooks of one operation.
 //!
-//! A runtime that is shared stalls when all its workers are blocked, and its pool of blocking threads can be used
-//! up by a file system that hangs. Neither may keep a `post` from being called or a timeout from firing.
+//! A shared runtime stalls when all its workers are blocked, and a hung file system can use up its blocking threads.
+//! Neither may keep a `post` hook from being called or a timeout from firing.
 
 use std::io;
 
 use tokio::sync::oneshot;
 use tracing::Instrument;
 
-/// Runs `work` to its end on a thread with a runtime of its own, whatever becomes of the receiver. Nothing is
-/// received where `work` panics.
+/// Runs `work` to its end on a new thread with its own runtime, even if the receiver is dropped. If `work` panics,
+/// nothing is received.
 ///
 /// # Errors
-/// Where no thread or no runtime can be made; then nothing has begun.
+/// No thread or runtime can be created; then `work` has not started.
 pub fn run_isolated<T: Send + 'static>(
     work: impl Future<Output = T> + Send + 'static,
 ) -> io::Result<oneshot::Receiver<T>> {
@@ -21,9 +21,9 @@ pub fn run_isolated<T: Send + 'static>(
     let work = work.in_current_span();
     let run = move || {
         let outcome = runtime.block_on(work);
-        // Not waited for: a blocking task of it may hang.
+        // Without waiting for its blocking tasks, which may hang.
         runtime.shutdown_background();
-        // Nobody may be waiting any more.
+        // The receiver may be gone.
         let _ = done.send(outcome);
     };
     std::thread::Builder::new().name("hooks".to_owned()).spawn(run)?;

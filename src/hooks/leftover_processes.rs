@@ -1,7 +1,7 @@
-//! Programs that outlived the service that called them, or their own end.
+//! Processes that a hook left behind: it was killed at its deadline, or the service was.
 //!
-//! One that was about to freeze something may do so yet, after its `post` has thawed it. So it is ended
-//! first, also where it runs in a process group of its own, as under timeout(1), setsid(1) or sudo(8).
+//! A process that was about to freeze something may do so after the `post` hook has thawed it. So leftover processes
+//! are killed first, including those in process groups of their own, as under timeout(1), setsid(1) or sudo(8).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -11,114 +11,115 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::pending::PendingPostHooks;
-use super::program::{CALL, SNAPSHOT};
+use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 
-/// How long they are waited for. One that hangs in the kernel dies when what it hangs on is thawed.
-pub(super) const KILL_WAIT: Duration = Duration::from_secs(3);
+/// Reading the environment of another process can hang in the kernel, so the search has a limit too.
+const SEARCH_WAIT: Duration = Duration::from_secs(1);
 
-/// How long the search is waited for besides: reading another process's environment can hang in the kernel too.
-pub(super) const SEARCH: Duration = Duration::from_secs(1);
+/// How long [`kill_on_thread`] takes at most.
+pub(super) const MAX_DURATION: Duration = KILL_WAIT.saturating_add(SEARCH_WAIT);
 
-/// Looks that have to find nothing, one after the other: a process that is being started has no environment
-/// for a moment.
-const QUIET: u32 = 3;
+/// Consecutive scans that have to find nothing: a process that is being started has no environment for a moment.
+const SCANS: u32 = 3;
 
-/// Between two looks.
-const PAUSE: Duration = Duration::from_millis(20);
+const SCAN_PAUSE: Duration = Duration::from_millis(20);
 
-/// Which processes are to be ended.
+/// Which processes are killed.
 #[derive(Clone, Debug)]
-pub(super) enum Which {
+pub(super) enum Selection {
     /// Those of one call.
     Call(String),
-    /// Those of an operation's calls that failed, and of the call that was under way when the service was killed:
-    /// the last one whose program itself still runs. A call whose program has ended was over, and what it left
-    /// running stays.
+    /// Those of an operation's failed calls, and of the call that was running when the service was killed: the last
+    /// one whose program still runs. If the program of a call has ended, the processes that it left are kept.
     Unfinished {
-        /// With what the ids of its calls begin.
-        operation: String,
-        /// Ids of the calls that ended well.
-        well: Vec<String>,
-        /// Ids of the calls that failed.
+        call_prefix: String,
+        /// Ids of the successful calls.
+        succeeded: Vec<String>,
+        /// Ids of the failed calls.
         failed: Vec<String>,
     },
-    /// All those of a snapshot: an earlier version gave its calls no ids.
+    /// All those of a snapshot, because an earlier version gave its calls no ids.
     Snapshot(String),
 }
 
-impl Which {
-    /// Those that may be at work still for what is written down in `debt`.
-    pub(super) fn unfinished(debt: &PendingPostHooks) -> Self {
-        if debt.id.is_empty() {
-            return Self::Snapshot(debt.event.snapshot_id.clone());
+impl Selection {
+    /// The processes that may still run for the pending hooks.
+    pub(super) fn unfinished(pending: &PendingPostHooks) -> Self {
+        if pending.call_prefix.is_empty() {
+            return Self::Snapshot(pending.event.snapshot_id.clone());
         }
-        let ids = |well| debt.past.iter().filter(move |call| call.well == well).map(|call| call.id.clone()).collect();
-        Self::Unfinished { operation: debt.id.clone(), well: ids(true), failed: ids(false) }
+        let ids = |succeeded| {
+            let calls = pending.finished.iter().filter(move |call| call.succeeded == succeeded);
+            calls.map(|call| call.id.clone()).collect()
+        };
+        Self::Unfinished { call_prefix: pending.call_prefix.clone(), succeeded: ids(true), failed: ids(false) }
     }
 
-    /// The variables, as they stand in an environment, of which one marks a process to be ended.
+    /// The environment variables, with their values, that mark a process to be killed.
     fn marks(&self) -> Vec<String> {
         match self {
-            Self::Call(id) => vec![format!("{CALL}={id}")],
-            Self::Snapshot(id) => vec![format!("{SNAPSHOT}={id}")],
-            Self::Unfinished { operation, well, failed } => {
-                let begin = format!("{CALL}={operation}.");
+            Self::Call(id) => vec![format!("{CALL_ENV}={id}")],
+            Self::Snapshot(id) => vec![format!("{SNAPSHOT_ENV}={id}")],
+            Self::Unfinished { call_prefix, succeeded, failed } => {
+                let prefix = format!("{CALL_ENV}={call_prefix}.");
                 let mut last = None;
-                for _ in 0..QUIET {
+                for _ in 0..SCANS {
                     let seen = environments(&pids()).into_iter().filter_map(|(pid, environment)| {
-                        let mark = environment.into_iter().find(|variable| variable.starts_with(&begin))?;
+                        let mark = environment.into_iter().find(|variable| variable.starts_with(&prefix))?;
                         Stat::of(pid)?.is_program().then_some(mark)
                     });
-                    let is_past = |mark: &String| {
-                        let id = mark.strip_prefix(&format!("{CALL}=")).unwrap_or_default();
-                        well.iter().chain(failed).any(|past| past == id)
+                    let is_finished = |mark: &String| {
+                        let id = mark.strip_prefix(&format!("{CALL_ENV}=")).unwrap_or_default();
+                        succeeded.iter().chain(failed).any(|finished| finished == id)
                     };
-                    last = seen.filter(|mark| !is_past(mark)).chain(last).max();
-                    std::thread::sleep(PAUSE);
+                    last = seen.filter(|mark| !is_finished(mark)).chain(last).max();
+                    std::thread::sleep(SCAN_PAUSE);
                 }
-                failed.iter().map(|id| format!("{CALL}={id}")).chain(last).collect()
+                failed.iter().map(|id| format!("{CALL_ENV}={id}")).chain(last).collect()
             }
         }
     }
 }
 
-/// Ends all processes of `which`, on a thread of its own that is waited for with an end: something is frozen.
-pub(super) async fn end_on_a_thread(which: Which) {
+/// Kills the selected processes on a new thread, for which it waits a limited time: a guest may be frozen.
+pub(super) async fn kill_on_thread(selection: Selection) {
     let (done, ended) = tokio::sync::oneshot::channel();
     let work = move || {
-        let killed = end(&which.marks());
+        let killed = kill_marked(&selection.marks());
         if killed > 0 {
-            tracing::warn!(processes = killed, ?which, "what a hook has left was killed");
+            tracing::warn!(processes = killed, ?selection, "killed processes that a hook left behind");
         }
         let _ = done.send(());
     };
-    let started = std::thread::Builder::new().name("orphans".to_owned()).spawn(work);
+    let started = std::thread::Builder::new().name("leftovers".to_owned()).spawn(work);
     if let Err(error) = started {
-        return tracing::error!(%error, "what hooks have left is not looked for");
+        return tracing::error!(%error, "cannot search for processes that hooks left behind");
     }
-    if tokio::time::timeout(KILL_WAIT + SEARCH, ended).await.is_err() {
-        tracing::error!("what hooks have left could not be looked for in time: it may freeze something yet");
+    if tokio::time::timeout(MAX_DURATION, ended).await.is_err() {
+        tracing::error!(
+            "the search for processes that hooks left behind took too long: they may still freeze something"
+        );
     }
 }
 
-/// Ends all processes that one of `marks` marks. Says how many there were.
-fn end(marks: &[String]) -> usize {
-    let until = Instant::now() + KILL_WAIT;
-    let (mut killed, mut quiet) = (HashSet::new(), 0);
+/// Kills all processes with one of `marks`, and returns how many there were.
+fn kill_marked(marks: &[String]) -> usize {
+    let deadline = Instant::now() + KILL_WAIT;
+    let (mut killed, mut empty_scans) = (HashSet::new(), 0);
     while !marks.is_empty() {
-        let left = find(marks);
-        // First all are stopped: a shell whose child is killed before it would go on to the next line.
+        let found = find(marks);
+        // All are stopped first: a shell whose child dies would go on to its next line.
         for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
-            for pid in &left {
+            for pid in &found {
                 let _ = kill(*pid, signal);
             }
         }
-        killed.extend(left.iter().copied());
-        quiet = if left.is_empty() { quiet + 1 } else { 0 };
-        if quiet == QUIET || Instant::now() > until {
+        killed.extend(found.iter().copied());
+        empty_scans = if found.is_empty() { empty_scans + 1 } else { 0 };
+        if empty_scans == SCANS || Instant::now() > deadline {
             break;
         }
-        std::thread::sleep(PAUSE);
+        std::thread::sleep(SCAN_PAUSE);
     }
     killed.len()
 }
@@ -128,19 +129,18 @@ fn pids() -> Vec<i32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
 }
 
-/// What stands in the environments of `pids`, of each what names a call or a snapshot.
+/// Returns the variables in the environments of `pids` that name a call or a snapshot.
 fn environments(pids: &[i32]) -> Vec<(i32, Vec<String>)> {
     let of = |pid: &i32| {
         let environment = fs::read(format!("/proc/{pid}/environ")).ok()?;
-        let ours = |one: &&[u8]| one.starts_with(CALL.as_bytes()) || one.starts_with(SNAPSHOT.as_bytes());
+        let ours = |one: &&[u8]| one.starts_with(CALL_ENV.as_bytes()) || one.starts_with(SNAPSHOT_ENV.as_bytes());
         let text = |one: &[u8]| String::from_utf8_lossy(one).into_owned();
         Some((*pid, environment.split(|byte| *byte == 0).filter(ours).map(text).collect()))
     };
     pids.iter().filter_map(of).collect()
 }
 
-/// The processes that one of `marks` marks, with all that they have started: sudo(8) gives its children another
-/// environment.
+/// Returns the processes with one of `marks`, and all their descendants: sudo(8) clears the environment of its children.
 fn find(marks: &[String]) -> Vec<Pid> {
     let pids = pids();
     let marked = |(_, environment): &(i32, Vec<String>)| environment.iter().any(|one| marks.contains(one));
@@ -160,7 +160,7 @@ fn find(marks: &[String]) -> Vec<Pid> {
     }
 }
 
-/// What the kernel says of a process that has not ended.
+/// The state of a process that has not ended.
 struct Stat {
     pid: i32,
     parent: i32,
@@ -171,7 +171,7 @@ struct Stat {
 impl Stat {
     fn of(pid: i32) -> Option<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The name stands in parentheses, and may hold some.
+        // The name is in parentheses, and may contain some.
         let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
         let state = fields.next()?;
         let mut number = || fields.next()?.parse().ok();
@@ -179,9 +179,8 @@ impl Stat {
         (!matches!(state, "Z" | "X")).then_some(stat)
     }
 
-    /// Whether it can be the program of a call: that is started as the leader of a process group, in the service's
-    /// session. A daemon that it has left leads no group, or a session of its own, which a group's leader cannot
-    /// begin.
+    /// Whether it can be the program of a call, which is started as the leader of a process group in the service's
+    /// session. A daemon that it left behind either leads no group, or leads a session too.
     fn is_program(&self) -> bool {
         self.group == self.pid && self.session != self.pid
     }
@@ -202,21 +201,21 @@ mod tests {
         super::super::calls::next_id(&uuid::Uuid::new_v4().to_string())
     }
 
-    /// The program of a call, as it is started.
+    /// Starts the program of a call.
     fn sleeper(id: &str) -> std::process::Child {
-        Command::new("sleep").arg("600").env(CALL, id).env(SNAPSHOT, "same").process_group(0).spawn().unwrap()
+        Command::new("sleep").arg("600").env(CALL_ENV, id).env(SNAPSHOT_ENV, "same").process_group(0).spawn().unwrap()
     }
 
     fn count(id: &str) -> usize {
-        find(&Which::Call(id.to_owned()).marks()).len()
+        find(&Selection::Call(id.to_owned()).marks()).len()
     }
 
     #[test]
-    fn only_those_of_the_call_are_ended() {
+    fn only_processes_of_the_call_are_killed() {
         let (id, other) = (call(), call());
         let (mut ours, mut others) = (sleeper(&id), sleeper(&other));
-        // One that is dead and not collected has no environment.
-        end(&Which::Call(id).marks());
+        // A zombie has no environment.
+        kill_marked(&Selection::Call(id).marks());
         assert_eq!(ours.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
         assert_eq!(count(&other), 1);
         others.kill().unwrap();
@@ -224,29 +223,29 @@ mod tests {
     }
 
     #[test]
-    fn of_an_operation_only_failed_calls_and_the_last_one_are_ended() {
-        let operation = uuid::Uuid::new_v4().to_string();
-        let ids: Vec<String> = (0..5).map(|_| super::super::calls::next_id(&operation)).collect();
+    fn only_failed_calls_and_the_last_call_of_an_operation_are_killed() {
+        let prefix = uuid::Uuid::new_v4().to_string();
+        let ids: Vec<String> = (0..5).map(|_| super::super::calls::next_id(&prefix)).collect();
         assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
         let mut sleepers: Vec<_> = ids.iter().map(|id| sleeper(id)).collect();
         let alive = |sleepers: &mut Vec<std::process::Child>| {
             sleepers.iter_mut().map(|sleeper| sleeper.try_wait().unwrap().is_none()).collect::<Vec<_>>()
         };
-        // The first failed, the last is known to have ended well, and nothing is known of those between.
-        let which = |well: &[&String], failed: &[&String]| {
+        // The first failed, the last succeeded, and nothing is recorded about those between.
+        let selection = |succeeded: &[&String], failed: &[&String]| {
             let owned = |ids: &[&String]| ids.iter().copied().cloned().collect();
-            Which::Unfinished { operation: operation.clone(), well: owned(well), failed: owned(failed) }
+            Selection::Unfinished { call_prefix: prefix.clone(), succeeded: owned(succeeded), failed: owned(failed) }
         };
-        end(&which(&[&ids[4]], &[&ids[0]]).marks());
+        kill_marked(&selection(&[&ids[4]], &[&ids[0]]).marks());
         for dead in [0, 3] {
             sleepers[dead].wait().unwrap();
         }
         assert_eq!(alive(&mut sleepers), [false, true, true, false, true]);
-        // After a crash, with nothing recorded: the last one.
-        end(&which(&[], &[]).marks());
+        // After a crash nothing is recorded: only the last call is killed.
+        kill_marked(&selection(&[], &[]).marks());
         sleepers[4].wait().unwrap();
         assert_eq!(alive(&mut sleepers), [false, true, true, false, false]);
-        end(&which(&[&ids[1], &ids[2]], &[]).marks());
+        kill_marked(&selection(&[&ids[1], &ids[2]], &[]).marks());
         assert_eq!(alive(&mut sleepers), [false, true, true, false, false]);
         for sleeper in &mut sleepers {
             let _ = sleeper.kill();
@@ -255,43 +254,44 @@ mod tests {
     }
 
     #[test]
-    fn a_call_whose_program_has_ended_is_not_under_way() {
-        let operation = uuid::Uuid::new_v4().to_string();
-        let (id, last) = (super::super::calls::next_id(&operation), super::super::calls::next_id(&operation));
+    fn a_call_whose_program_has_ended_is_finished() {
+        let prefix = uuid::Uuid::new_v4().to_string();
+        let (id, last) = (super::super::calls::next_id(&prefix), super::super::calls::next_id(&prefix));
         let mut program = sleeper(&id);
-        // Left by the last call: in the group of a program that has ended, and with a session of its own.
+        // The last call leaves one process in the group of its ended program, and one with a session of its own.
         let script = "sleep 602 & setsid sleep 602 & exit";
         let mut shell = Command::new("sh");
-        shell.args(["-c", script]).env(CALL, &last).process_group(0).spawn().unwrap().wait().unwrap();
+        shell.args(["-c", script]).env(CALL_ENV, &last).process_group(0).spawn().unwrap().wait().unwrap();
         let until = Instant::now() + Duration::from_secs(60);
         while count(&last) < 2 {
             assert!(Instant::now() < until, "{}", count(&last));
             std::thread::sleep(Duration::from_millis(10));
         }
-        let which = || Which::Unfinished { operation: operation.clone(), well: Vec::new(), failed: Vec::new() };
-        // The call before it is under way still.
-        end(&which().marks());
+        let selection =
+            || Selection::Unfinished { call_prefix: prefix.clone(), succeeded: Vec::new(), failed: Vec::new() };
+        // The call before it still runs.
+        kill_marked(&selection().marks());
         assert_eq!(program.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
-        assert_eq!((which().marks().len(), count(&last)), (0, 2));
-        end(&Which::Call(last).marks());
+        assert_eq!((selection().marks().len(), count(&last)), (0, 2));
+        kill_marked(&Selection::Call(last).marks());
     }
 
     #[test]
-    fn what_they_have_started_is_found_by_its_parents() {
+    fn descendants_with_another_environment_are_killed() {
         let id = call();
-        // As sudo(8): another environment, another session.
+        // As sudo(8) does: another environment, another session.
         let script = "setsid env -i sleep 601 & wait";
-        let mut shell = Command::new("sh").args(["-c", script]).env(CALL, &id).spawn().unwrap();
+        let mut shell = Command::new("sh").args(["-c", script]).env(CALL_ENV, &id).spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(60);
         while count(&id) < 2 {
             assert!(Instant::now() < until, "{}", count(&id));
             std::thread::sleep(Duration::from_millis(10));
         }
-        let all = find(&Which::Call(id.clone()).marks());
-        end(&Which::Call(id).marks());
+        let all = find(&Selection::Call(id.clone()).marks());
+        kill_marked(&Selection::Call(id).marks());
         shell.wait().unwrap();
         while all.iter().any(|pid| parent(pid.as_raw()).is_some()) {
-            assert!(Instant::now() < until, "one of {all:?} lives on");
+            assert!(Instant::now() < until, "one of {all:?} is still alive");
             std::thread::sleep(Duration::from_millis(10));
         }
     }

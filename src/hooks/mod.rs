@@ -1,18 +1,20 @@
-//! What is called around an operation, so that a snapshot is more than what a power cut leaves.
+//! Hooks: programs in a directory and servers in guests that are called before and after an operation, so that a
+//! snapshot can be better than crash-consistent.
 //!
-//! One model, two kinds: programs in a directory, and servers in the guests. Each is called before
-//! (`pre`) and after (`post`), and what a `pre` may have frozen gets its `post`.
+//! Both kinds are called before (`pre`) and after (`post`) the operation. Whatever a `pre` hook may have frozen gets its
+//! `post` hook.
 
 pub mod directory;
 pub mod event;
 
-mod after;
-mod before;
 mod calls;
 mod isolated;
 mod leftover_processes;
 mod output;
 mod pending;
+mod post;
+mod pre;
+mod process_env;
 mod program;
 mod sync;
 
@@ -20,70 +22,73 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
-use rustls::ClientConfig;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use after::Ended;
-pub use before::{Begun, Refresh};
-pub use calls::{PastCall, milliseconds};
+pub use calls::{FinishedCall, milliseconds};
 pub use directory::{Program, Unusable};
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
 pub use pending::{PendingHooks, PendingPostHooks};
+pub use post::PostResult;
+pub use pre::{PreResult, Refresh};
 
 use crate::config;
 use crate::model::{HookKind, HookRun, HookStage, VmId};
 use calls::Call;
+use event::CallReason;
 
-/// All hooks of the service.
+/// The hooks that the config names.
 pub struct Hooks {
     config: config::Hooks,
     sync: Option<sync::Client>,
-    /// The service stops: nothing new is waited for.
+    /// The service is stopping.
     cancel_pre_hooks: CancellationToken,
 }
 
 impl Hooks {
-    /// The hooks that `config` names. `tls` is what guests' servers are believed by.
-    ///
     /// # Errors
-    /// Where no client of these servers can be made.
-    pub fn new(
-        config: config::Hooks,
-        tls: impl FnOnce(&config::Trust) -> io::Result<ClientConfig>,
-    ) -> io::Result<Self> {
+    /// The certificates to verify the guests' servers with cannot be read.
+    pub fn new(config: config::Hooks) -> io::Result<Self> {
         let sync = match &config.sync {
             Some(sync) => {
                 if sync.trust == config::Trust::InsecureSkipVerify {
-                    tracing::warn!("hooks.sync.insecure_skip_verify: the secret goes to whoever answers");
+                    tracing::warn!(
+                        "hooks.sync.insecure_skip_verify: certificates of guests are not verified; the secret can be \
+                         intercepted"
+                    );
                 }
-                Some(sync::Client::new(sync, tls(&sync.trust)?)?)
+                Some(sync::Client::new(sync)?)
             }
             None => None,
         };
         Ok(Self { config, sync, cancel_pre_hooks: CancellationToken::new() })
     }
 
-    /// Where the sync server of `vm` is, if it is to be asked. `labels` are where its tag may stand;
-    /// `address` is the guest's, where the definition names it.
+    /// Where the sync server of `vm` is, if it has one. `labels` are searched for its tag; `address` is the guest's, if
+    /// the definition names it.
     pub fn sync_target(&self, vm: &VmId, labels: &[&str], address: Option<&str>) -> Option<SyncTarget> {
         sync::target(self.config.sync.as_ref()?, vm, labels, address)
     }
 
-    /// What is to be written down before `event`, where anything is called around it. This reads the
-    /// directory.
-    pub fn debt(&self, event: Event) -> Option<PendingPostHooks> {
+    /// What has to be stored before the hooks of `event` are called; `None` if there are no hooks. Reads the directory.
+    pub fn pending_post_hooks(&self, event: Event) -> Option<PendingPostHooks> {
         if self.config.directory.is_none() && event.sync.is_none() {
             return None;
         }
-        let owed = self.all(&event);
-        let (id, earlier, past) = (uuid::Uuid::new_v4().to_string(), Vec::new(), Vec::new());
-        Some(PendingPostHooks { event, owed, earlier, done: false, attempts: 0, id, past })
+        Some(PendingPostHooks {
+            hooks: self.all_hooks(&event),
+            event,
+            earlier: Vec::new(),
+            succeeded: false,
+            attempts: 0,
+            call_prefix: uuid::Uuid::new_v4().to_string(),
+            finished: Vec::new(),
+        })
     }
 
-    /// All that may be called around `event`; nothing where the directory cannot be looked into.
-    fn all(&self, event: &Event) -> Option<PendingHooks> {
+    /// All hooks of `event`; `None` if the directory cannot be read.
+    fn all_hooks(&self, event: &Event) -> Option<PendingHooks> {
         let mut programs = Vec::new();
         if let Some(directory) = &self.config.directory {
             let found = directory::programs(directory).ok()?.into_iter();
@@ -92,45 +97,42 @@ impl Hooks {
         Some(PendingHooks { programs, server: matches!(event.sync, Some(SyncTarget::Url(_))) })
     }
 
-    /// How long what stands between the two halves may take while something is held.
-    pub fn patience(&self) -> Duration {
+    /// How long the operation between pre and post hooks may take while the guest may be frozen.
+    pub fn step_timeout(&self) -> Duration {
         self.config.timeout
     }
 
-    /// How long it may take from a `pre` that is ended until all is let go: the operation, a `post` of each
-    /// kind, and the ends of what hangs.
-    pub fn longest_end(&self) -> Duration {
+    /// How long it takes at most from the end of a pre hook until the guest is thawed: the operation, a post hook of
+    /// each kind, and killing what hangs.
+    pub fn max_frozen_duration(&self) -> Duration {
         let server = self.config.sync.as_ref().map_or(Duration::ZERO, |sync| sync.timeout);
-        2 * self.config.timeout + server + 3 * program::LONGEST_END
+        2 * self.config.timeout + server + 3 * program::MAX_KILL_DURATION
     }
 
-    /// Lets no `pre` hook hold up the service's end any longer.
+    /// Cancels running pre hooks, so that the service can stop.
     pub fn cancel_pre_hooks(&self) {
         self.cancel_pre_hooks.cancel();
     }
 }
 
-/// Calls one program: before the operation, or after it, which then is `done` or has failed. Says too whether
-/// it said `quiesced`.
+/// Calls a program. Also returns whether it printed `quiesced`.
 async fn call(
     program: &Path,
-    debt: &PendingPostHooks,
-    done: Option<bool>,
+    pending: &PendingPostHooks,
+    reason: CallReason,
     deadline: Instant,
-    cancel_pre_hooks: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> (Call, bool) {
-    let (stage, id) = (if done.is_none() { HookStage::Pre } else { HookStage::Post }, calls::next_id(&debt.id));
-    let started = Instant::now();
-    let message = debt.event.message(stage, done);
-    let ended = program::call(program, &debt.event, &id, stage, message, deadline, cancel_pre_hooks).await;
+    let (id, started) = (calls::next_id(&pending.call_prefix), Instant::now());
+    let result = program::call(program, &pending.event, &id, reason, deadline, cancel).await;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let run = calls::run(name, HookKind::Directory, stage, started);
-    let quiesced = ended.quiesced();
-    let run = HookRun { outcome: ended.outcome, detail: ended.detail, ..run };
-    (Call { run, said: ended.said, id: Some(id) }, quiesced)
+    let run = calls::run(name, HookKind::Directory, reason.stage(), started);
+    let quiesced = result.quiesced();
+    let run = HookRun { outcome: result.outcome, detail: result.detail, ..run };
+    (Call { run, output: result.output, id: Some(id) }, quiesced)
 }
 
-/// Asks one server.
+/// Calls a server.
 async fn ask(client: &sync::Client, url: &str, stage: HookStage, reached: &sync::Reached) -> Call {
     let request = match stage {
         HookStage::Pre => sync::Request::Sync,
@@ -139,7 +141,7 @@ async fn ask(client: &sync::Client, url: &str, stage: HookStage, reached: &sync:
     let started = Instant::now();
     let answer = client.ask(url, request, reached).await;
     let run = calls::run(url.to_owned(), HookKind::Sync, stage, started);
-    Call { run: HookRun { outcome: answer.outcome, detail: answer.detail, ..run }, said: Vec::new(), id: None }
+    Call { run: HookRun { outcome: answer.outcome, detail: answer.detail, ..run }, output: Vec::new(), id: None }
 }
 
 #[cfg(test)]

@@ -1,19 +1,19 @@
-//! What a program prints: read to the end, kept and logged as far as a bound.
+//! The output of a program. All of it is read, and a limited part is kept and logged.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// Bytes of one stream that go into the log. What comes after them is read and thrown away.
+/// Bytes of one stream that are logged. The rest is discarded.
 const OUTPUT_LIMIT: usize = 16 << 10;
 
-/// The line by which a program says that it has put the guest's disks in order.
+/// The line by which a program claims to have quiesced the guest's disks.
 const QUIESCED: &[u8] = b"quiesced";
 
-/// Bytes of a line that are looked at.
-const LINE: usize = 64;
+/// Bytes of a line that are compared.
+const LINE_LIMIT: usize = 64;
 
-/// One stream of a program. Clones are the same.
+/// One stream of a program. Clones share their content.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Output(Arc<Mutex<State>>);
 
@@ -21,13 +21,12 @@ pub(super) struct Output(Arc<Mutex<State>>);
 struct State {
     kept: Vec<u8>,
     total: usize,
-    /// The line that is not ended yet, as far as it is looked at.
+    /// The first bytes of the unfinished line.
     line: Vec<u8>,
     quiesced: bool,
 }
 
 impl Output {
-    /// Reads `stream` to its end.
     pub(super) async fn read(self, mut stream: impl AsyncRead + Unpin) {
         let mut piece = vec![0; 64 << 10];
         while let Ok(length @ 1..) = stream.read(&mut piece).await {
@@ -36,21 +35,20 @@ impl Output {
         self.state().end_line();
     }
 
-    /// Whether a line of it is `quiesced`.
     pub(super) fn says_quiesced(&self) -> bool {
         self.state().quiesced
     }
 
-    /// Writes it into the log, line by line.
+    /// Logs what is kept, line by line.
     pub(super) fn log(&self, hook: &str, stage: &'static str, stream: &'static str) {
         let state = self.state();
-        // Escaped: whoever reads the log in a terminal reads no commands to it.
+        // Lines are escaped, so that they cannot control the terminal of a reader.
         for line in String::from_utf8_lossy(&state.kept).lines() {
-            tracing::info!(hook, stage, stream, ?line, "said");
+            tracing::info!(hook, stage, stream, ?line, "output");
         }
-        let left_out = state.total - state.kept.len();
-        if left_out > 0 {
-            tracing::warn!(hook, stage, stream, bytes = left_out, "said more than is kept");
+        let discarded = state.total - state.kept.len();
+        if discarded > 0 {
+            tracing::warn!(hook, stage, stream, bytes = discarded, "more output was discarded");
         }
     }
 
@@ -65,7 +63,7 @@ impl State {
         self.kept.extend_from_slice(&piece[..piece.len().min(room)]);
         self.total += piece.len();
         for part in piece.split_inclusive(|byte| *byte == b'\n') {
-            let room = LINE - self.line.len();
+            let room = LINE_LIMIT - self.line.len();
             self.line.extend_from_slice(&part[..part.len().min(room)]);
             if part.ends_with(b"\n") {
                 self.end_line();
@@ -84,7 +82,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn quiesced_is_a_line_of_its_own() {
+    fn quiesced_counts_only_as_a_whole_line() {
         let says = |pieces: &[&str]| {
             let mut state = State::default();
             pieces.iter().for_each(|piece| state.take(piece.as_bytes()));
@@ -97,7 +95,7 @@ mod tests {
         {
             assert!(says(good), "{} pieces", good.len());
         }
-        let padded = " ".repeat(LINE) + "quiesced\n";
+        let padded = " ".repeat(LINE_LIMIT) + "quiesced\n";
         for other in
             [&["not quiesced\n"][..], &["quiesced: no\n"], &["quiesced", "x\n"], &[&padded], &[], &["Quiesced"]]
         {
@@ -106,12 +104,12 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_kept_is_bounded() {
+    async fn kept_output_is_limited() {
         let output = Output::default();
         let bytes = vec![b'y'; 3 << 20];
         output.clone().read(bytes.as_slice()).await;
         let state = output.state();
         assert_eq!((state.kept.len(), state.total), (OUTPUT_LIMIT, 3 << 20));
-        assert!(state.line.capacity() <= 2 * LINE);
+        assert!(state.line.capacity() <= 2 * LINE_LIMIT);
     }
 }

@@ -1,82 +1,77 @@
-//! What is owed after an operation: written down before it, and what is left of it written down after.
+//! The post hooks that an operation still has to call. They are stored before its pre hooks are called.
 
 use std::ffi::{OsStr, OsString};
 
 use serde::{Deserialize, Serialize};
 
-use super::calls::PastCall;
+use super::calls::FinishedCall;
 use super::event::{Event, SyncTarget};
 
-/// The calls that are owed.
+/// Hooks to call.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingHooks {
-    /// Programs, by their names, in their order.
+    /// The names of programs, sorted.
     pub programs: Vec<OsString>,
-    /// The guest's server.
+    /// Whether the guest's server is to be called.
     pub server: bool,
 }
 
 impl PendingHooks {
-    /// Whether all was called, and did what it should.
-    pub fn is_nothing(&self) -> bool {
+    pub fn is_empty(&self) -> bool {
         self.programs.is_empty() && !self.server
     }
 }
 
-/// An operation, with what is owed after it.
+/// An operation with its pending post hooks. The names in the database are those of earlier versions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PendingPostHooks {
-    /// The operation.
     #[serde(flatten)]
     pub event: Event,
-    /// What is owed; nothing where that could not be told: then it is whatever there is.
-    #[serde(default)]
-    pub owed: Option<PendingHooks>,
-    /// Programs that an earlier operation of this kind, on the same snapshot, still owes.
+    /// `None` if the directory could not be read: then all hooks that exist.
+    #[serde(rename = "owed", default)]
+    pub hooks: Option<PendingHooks>,
+    /// Programs that are still pending from an earlier operation of this kind on the same snapshot.
     #[serde(default)]
     pub earlier: Vec<OsString>,
-    /// Whether the operation was done.
-    #[serde(default)]
-    pub done: bool,
-    /// How often the second half was called in vain. None: the operation is not over yet.
+    /// Whether the operation succeeded.
+    #[serde(rename = "done", default)]
+    pub succeeded: bool,
+    /// Failed attempts to call the post hooks. 0: the operation has not ended yet.
     #[serde(default)]
     pub attempts: u32,
-    /// With what the ids of its calls begin; empty in what earlier versions wrote.
-    #[serde(default)]
-    pub id: String,
-    /// Calls of programs that are known to be over.
-    #[serde(default)]
-    pub past: Vec<PastCall>,
+    /// The prefix of the ids of its calls. Empty if an earlier version stored it.
+    #[serde(rename = "id", default)]
+    pub call_prefix: String,
+    /// Calls of programs that are known to have ended.
+    #[serde(rename = "past", default)]
+    pub finished: Vec<FinishedCall>,
 }
 
 impl PendingPostHooks {
-    /// Whether a program is one that was there when this was written down.
+    /// Whether the program existed when this was stored.
     pub(super) fn knows(&self, program: &OsStr) -> bool {
-        self.owed.as_ref().is_none_or(|owed| owed.programs.iter().any(|known| known == program))
+        self.hooks.as_ref().is_none_or(|hooks| hooks.programs.iter().any(|known| known == program))
     }
 
-    /// The hooks that are owed, by their names, as far as they are known.
-    pub fn hooks(&self) -> Vec<String> {
-        let Some(owed) = &self.owed else { return Vec::new() };
+    /// The names of the pending hooks, as far as they are known.
+    pub fn names(&self) -> Vec<String> {
+        let Some(hooks) = &self.hooks else { return Vec::new() };
         let server = match &self.event.sync {
-            Some(SyncTarget::Url(url)) if owed.server => Some(url.clone()),
+            Some(SyncTarget::Url(url)) if hooks.server => Some(url.clone()),
             _ => None,
         };
-        owed.programs.iter().map(|name| name.to_string_lossy().into_owned()).chain(server).collect()
+        hooks.programs.iter().map(|name| name.to_string_lossy().into_owned()).chain(server).collect()
     }
 
-    /// As it is written down.
+    /// Encodes it for the database.
     ///
     /// # Errors
-    /// Where it cannot be; then nothing may be frozen under it.
+    /// It cannot be encoded; then no hook may be called.
     pub fn to_bytes(&self) -> Result<Vec<u8>, serde_json::Error> {
         serde_json::to_vec(self)
     }
 
-    /// What was written down.
-    ///
-    /// # Errors
-    /// Where it was not written by [`PendingPostHooks::to_bytes`].
+    /// Decodes what [`PendingPostHooks::to_bytes`] of this or an earlier version encoded.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, serde_json::Error> {
         serde_json::from_slice(bytes)
     }
@@ -86,28 +81,40 @@ impl PendingPostHooks {
 mod tests {
     use super::*;
     use crate::hooks::event;
+    use serde_json::{Value, json};
     use std::os::unix::ffi::OsStringExt;
 
     #[test]
-    fn a_debt_is_read_as_it_was_written_down() {
+    fn pending_hooks_are_decoded_as_they_were_encoded() {
         let programs = vec!["10-é".into(), OsString::from_vec(vec![b'x', 0xff])];
-        let owed = Some(PendingHooks { programs: programs.clone(), server: true });
-        let past = vec![PastCall { id: "x.1".to_owned(), well: true }];
-        let id = "x".to_owned();
-        let debt =
-            PendingPostHooks { event: event::example(), owed, earlier: programs, done: true, attempts: 7, id, past };
-        assert_eq!(PendingPostHooks::from_bytes(&debt.to_bytes().unwrap()).unwrap(), debt);
+        let hooks = Some(PendingHooks { programs: programs.clone(), server: true });
+        let pending = PendingPostHooks {
+            event: event::example(),
+            hooks,
+            earlier: programs,
+            succeeded: true,
+            attempts: 7,
+            call_prefix: "x".to_owned(),
+            finished: vec![FinishedCall { id: "x.1".to_owned(), succeeded: true }],
+        };
+        let bytes = pending.to_bytes().unwrap();
+        assert_eq!(PendingPostHooks::from_bytes(&bytes).unwrap(), pending);
         assert!(PendingPostHooks::from_bytes(b"{}").is_err());
-        // An event alone, as schema 2 began with: whatever there is.
+        // Databases of earlier versions have these names.
+        let stored: Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((&stored["done"], &stored["id"], &stored["attempts"]), (&json!(true), &json!("x"), &json!(7)));
+        assert_eq!(stored["past"], json!([{"id": "x.1", "well": true}]));
+        assert_eq!(stored["owed"]["server"], true);
+        // Schema 2 began with the event alone: all hooks that exist are pending.
         let event = serde_json::to_vec(&event::example()).unwrap();
         let expected = PendingPostHooks {
-            owed: None,
+            hooks: None,
             earlier: Vec::new(),
-            done: false,
+            succeeded: false,
             attempts: 0,
-            id: String::new(),
-            past: Vec::new(),
-            ..debt
+            call_prefix: String::new(),
+            finished: Vec::new(),
+            ..pending
         };
         assert_eq!(PendingPostHooks::from_bytes(&event).unwrap(), expected);
     }

@@ -1,4 +1,4 @@
-//! Servers in the guests: asked to put their disks in order before a snapshot, and told its end.
+//! Servers in the guests, which quiesce their disks before a snapshot and resume after it.
 
 use std::io;
 use std::pin::Pin;
@@ -18,33 +18,31 @@ use tower::layer::layer_fn;
 use super::event::SyncTarget;
 use crate::config::{self, Trust, sync_url};
 use crate::model::{HookOutcome, VmId};
+use crate::tls;
 
-/// The tag by which a VM asks for it.
+/// The tag of a VM that has such a server.
 const TAG: &str = "xo:notify-on-snapshot";
 
-/// How long a guest may take to accept the connection. One that is off takes none at all.
-const CONNECT: Duration = Duration::from_secs(10);
+/// For the connection to a guest, which may be off.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of an answer that are read.
-const ANSWER: usize = 64 << 10;
+const MAX_ANSWER: usize = 64 << 10;
 
-/// What a guest is asked.
 #[derive(Clone, Copy)]
 pub(super) enum Request {
-    /// To put its disks in order, and to keep them so.
+    /// Quiesce the disks.
     Sync,
-    /// To go on.
+    /// Resume.
     PostSync,
 }
 
-/// How a request ended.
 pub(super) struct Answer {
     pub outcome: HookOutcome,
     pub detail: String,
 }
 
-/// Whether a connection was made, TLS included. Before that nothing of a request is sent, so the guest cannot
-/// have done anything.
+/// Whether a TLS connection was established. Before that no part of a request is sent, so the guest cannot have done
+/// anything.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Reached(Arc<AtomicBool>);
 
@@ -54,14 +52,14 @@ impl Reached {
     }
 }
 
-/// Notes on the way through the connector of a client that it has made a connection.
+/// A connector that records when a connection is established.
 #[derive(Clone)]
-struct Noting<S> {
+struct RecordingConnector<S> {
     connector: S,
     reached: Reached,
 }
 
-impl<R, S: Service<R>> Service<R> for Noting<S>
+impl<R, S: Service<R>> Service<R> for RecordingConnector<S>
 where
     S::Future: Send + 'static,
 {
@@ -83,7 +81,7 @@ where
     }
 }
 
-/// What all the servers are asked with.
+/// The client of all servers.
 pub(super) struct Client {
     timeout: Duration,
     tls: ClientConfig,
@@ -91,33 +89,29 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// A client as `config` has it, which believes what `tls` believes.
-    ///
-    /// # Errors
-    /// Where no client can be made.
-    pub(super) fn new(config: &config::Sync, tls: ClientConfig) -> io::Result<Self> {
+    pub(super) fn new(config: &config::Sync) -> io::Result<Self> {
         let bearer = SecretString::from(STANDARD.encode(config.secret.expose_secret()));
-        let client = Self { timeout: config.timeout, tls, bearer };
-        client.http(&Reached::default()).map_err(|error| io::Error::other(chain(&error)))?;
+        let client = Self { timeout: config.timeout, tls: tls::client_config(&config.trust)?, bearer };
+        client.http(&Reached::default()).map_err(|error| io::Error::other(tls::with_causes(&error)))?;
         Ok(client)
     }
 
-    /// A client for one request: it works in the runtime that it is made in, and no other.
+    /// A client for one request. It only works in the runtime in which it is created.
     fn http(&self, reached: &Reached) -> reqwest::Result<reqwest::Client> {
         let reached = reached.clone();
         reqwest::Client::builder()
             .tls_backend_preconfigured(self.tls.clone())
-            .connect_timeout(CONNECT.min(self.timeout))
-            .connector_layer(layer_fn(move |connector| Noting { connector, reached: reached.clone() }))
+            .connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
+            .connector_layer(layer_fn(move |connector| RecordingConnector { connector, reached: reached.clone() }))
             .timeout(self.timeout)
-            // A redirection could carry the secret to anybody.
+            // A redirection could carry the secret to another server.
             .redirect(Policy::none())
             .no_proxy()
             .build()
     }
 
-    /// Sends `request` to the server at `url`, and waits for its whole answer. `reached` tells, also while this
-    /// is waited for, whether the guest may have done something.
+    /// Sends `request` to the server at `url`, and waits for its whole answer. `reached` shows at any time whether the
+    /// guest may have done something.
     pub(super) async fn ask(&self, url: &str, request: Request, reached: &Reached) -> Answer {
         let path = match request {
             Request::Sync => "sync",
@@ -130,7 +124,7 @@ impl Client {
         answer.await.unwrap_or_else(|error| {
             let is_late = error.is_timeout() && reached.get();
             let outcome = if is_late { HookOutcome::Timeout } else { HookOutcome::Failed };
-            Answer { outcome, detail: described(&error.without_url(), reached.get()) }
+            Answer { outcome, detail: describe(&error.without_url(), reached.get()) }
         })
     }
 }
@@ -141,45 +135,34 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
     let mut length = 0;
     while let Some(piece) = answer.chunk().await? {
         length += piece.len();
-        if length > ANSWER {
-            let detail = format!("answers {status} with more than {ANSWER} bytes: is that a sync server?");
+        if length > MAX_ANSWER {
+            let detail = format!("answers {status} with more than {MAX_ANSWER} bytes: is that a sync server?");
             return Ok(Answer { outcome: HookOutcome::Failed, detail });
         }
     }
     let outcome = if status.is_success() { HookOutcome::Ok } else { HookOutcome::Failed };
     let detail = if status.is_redirection() {
-        format!("answers {status}, which is not followed: the secret would go along")
+        format!("answers {status}, which is not followed: the secret would be sent along")
     } else {
         format!("answers {status}")
     };
     Ok(Answer { outcome, detail })
 }
 
-fn described(error: &reqwest::Error, reached: bool) -> String {
-    let text = chain(error);
-    let remedy = if text.contains("invalid peer certificate") {
-        " (name its authority, or itself, with hooks.sync.ca_certificate)"
+fn describe(error: &reqwest::Error, reached: bool) -> String {
+    let text = tls::with_causes(error);
+    let remedy = if matches!(tls::rustls_error(error), Some(rustls::Error::InvalidCertificate(_))) {
+        " (name its authority, or the certificate itself, with hooks.sync.ca_certificate)"
     } else if !reached {
-        " (does the VM run, and its sync server?)"
+        " (does the VM run, and does its sync server?)"
     } else {
         ""
     };
     text + remedy
 }
 
-/// An error with all its causes.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
-    }
-    text
-}
-
-/// Where the sync server of `vm` is, if it is to be asked: at the URL that the config names, or else
-/// as the tag in one of its `labels` says. `address` is the guest's, where that is known.
+/// Where the sync server of `vm` is, if it has one: at the URL in the config, otherwise where the tag in one of `labels`
+/// says. `address` is the guest's, if it is known.
 pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address: Option<&str>) -> Option<SyncTarget> {
     if let Some(url) = config.urls.get(vm) {
         return Some(SyncTarget::Url(url.clone()));
@@ -187,32 +170,32 @@ pub(super) fn target(config: &config::Sync, vm: &VmId, labels: &[&str], address:
     let tag = labels.iter().find_map(|label| tag_in(label))?;
     let target = match (tag, address) {
         ("", None) => Err(format!(
-            "the tag {TAG} names no URL, and the VM's definition no address; name a URL in hooks.sync.urls"
+            "the tag {TAG} has no URL, and the VM's definition has no address; name a URL in hooks.sync.urls"
         )),
-        ("", Some(address)) => checked(&host_url(address, config.port), &config.trust),
-        (url, _) => checked(url, &config.trust).and_then(|url| named(config, url)),
+        ("", Some(address)) => check_url(&host_url(address, config.port), &config.trust),
+        (url, _) => check_url(url, &config.trust).and_then(|url| check_host(config, url)),
     };
     Some(target.map_or_else(SyncTarget::Unknown, SyncTarget::Url))
 }
 
-/// Characters of a wrong URL that are told.
-const REPLY_LIMIT: usize = 200;
+/// Characters of an invalid URL that are shown.
+const URL_LIMIT: usize = 200;
 
-fn checked(url: &str, trust: &Trust) -> Result<String, String> {
-    let told = || url.chars().take(REPLY_LIMIT).collect::<String>();
-    sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", told()))
+fn check_url(url: &str, trust: &Trust) -> Result<String, String> {
+    let shown = || url.chars().take(URL_LIMIT).collect::<String>();
+    sync_url(url, trust).map_err(|problem| format!("the tag's URL {:?} {problem}", shown()))
 }
 
-/// The URL of a tag, where the secret may go there.
-fn named(config: &config::Sync, url: String) -> Result<String, String> {
+/// Refuses the URL of a tag to which the secret must not be sent.
+fn check_host(config: &config::Sync, url: String) -> Result<String, String> {
     let uri = url.parse::<http::Uri>().ok();
     let host = uri.as_ref().and_then(http::Uri::host).unwrap_or_default();
     if config.may_be_named(host) {
         return Ok(url);
     }
     Err(format!(
-        "the tag's URL leads to {host}, to which the secret does not go; name it in hooks.sync.hosts, or the VM's URL in \
-         hooks.sync.urls"
+        "the tag's URL names the host {host}, which is not trusted with the secret; name it in hooks.sync.hosts, or the \
+         VM's URL in hooks.sync.urls"
     ))
 }
 
@@ -220,7 +203,7 @@ fn host_url(address: &str, port: u16) -> String {
     if address.contains(':') { format!("https://[{address}]:{port}") } else { format!("https://{address}:{port}") }
 }
 
-/// What the tag in `label` names: a URL, or nothing.
+/// The URL of the tag in `label`; empty if the tag has none.
 fn tag_in(label: &str) -> Option<&str> {
     let words = label.split(|c: char| c.is_whitespace() || matches!(c, ',' | ';'));
     words.filter_map(|word| word.strip_prefix(TAG)).find_map(|rest| match rest.strip_prefix('=') {
@@ -246,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_vm_asks_for_it_by_a_tag_or_is_named_in_the_config() {
+    fn a_tag_or_the_config_names_the_server() {
         let (config, vm, named) = (config(), VM.parse().unwrap(), "0004fb00000600000000000000000002".parse().unwrap());
         let url = |labels: &[&str], address| match target(&config, &vm, labels, address) {
             None => "none".to_owned(),
@@ -265,16 +248,16 @@ mod tests {
         assert_eq!(tagged("https://guest:99/x/"), "https://guest:99/x");
         assert_eq!(tagged(""), "https://10.0.0.5:1727");
         assert!(tagged("http://guest").contains("in the clear"));
-        assert!(tagged("guest").contains("is no URL"));
-        // The config goes before the tag.
+        assert!(tagged("guest").contains("is not a URL"));
+        // The config overrides the tag.
         let target = target(&config, &named, &["xo:notify-on-snapshot=https://other"], None);
         assert_eq!(target, Some(SyncTarget::Url("https://named:1".to_owned())));
     }
 
     #[test]
-    fn a_tag_leads_the_secret_to_no_host_that_nobody_vouches_for() {
+    fn the_sync_secret_is_sent_only_to_trusted_hosts() {
         let vm = VM.parse().unwrap();
-        let goes = |lines: &str, url: &str| {
+        let is_sent = |lines: &str, url: &str| {
             let tag = format!("xo:notify-on-snapshot={url}");
             match target(&with(lines), &vm, &[&tag], None).unwrap() {
                 SyncTarget::Url(_) => true,
@@ -284,22 +267,22 @@ mod tests {
                 }
             }
         };
-        // Any authority of the host, or nobody at all, vouches for anybody's server.
-        assert!(!goes("", "https://attacker.example"));
-        assert!(!goes("insecure_skip_verify = true", "https://attacker.example"));
-        assert!(goes("ca_certificate = \"/guests.pem\"", "https://guest.example"));
+        // Public authorities sign certificates for anybody.
+        assert!(!is_sent("", "https://attacker.example"));
+        assert!(!is_sent("insecure_skip_verify = true", "https://attacker.example"));
+        assert!(is_sent("ca_certificate = \"/guests.pem\"", "https://guest.example"));
         let some =
             "ca_certificate = \"/x\"\nhosts = [\"DB.example\", \".guests.example\", \"10.0.0.5\", \"fd00:0::5\"]";
         for good in ["db.example:1", "a.GUESTS.example", "a.b.guests.example:2/x", "10.0.0.5", "[fd00::5]:1727"] {
-            assert!(goes(some, &format!("https://{good}")), "{good}");
+            assert!(is_sent(some, &format!("https://{good}")), "{good}");
         }
         for bad in
             ["guests.example", "xguests.example", "a.guests.example.attacker.example", "db.example.x", "10.0.0.50"]
         {
-            assert!(!goes(some, &format!("https://{bad}")), "{bad}");
+            assert!(!is_sent(some, &format!("https://{bad}")), "{bad}");
         }
-        assert!(goes("hosts = [\"*\"]", "https://anybody"));
-        // The VM's own address, and what the config names, need no list.
+        assert!(is_sent("hosts = [\"*\"]", "https://anybody"));
+        // The VM's own address needs no list.
         let address = target(&with(""), &vm, &["xo:notify-on-snapshot"], Some("10.0.0.5"));
         assert_eq!(address, Some(SyncTarget::Url("https://10.0.0.5:1727".to_owned())));
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchange;
-use crate::app::export::slot::ExportClient;
+use crate::app::admission::ExportClient;
 use crate::sys::socket;
 
 /// How long a good token makes a connection known.
@@ -133,7 +133,7 @@ impl Connection {
         let (mut left, mut since) = (0, Instant::now());
         loop {
             tokio::time::sleep(if self.exchange.is_idle() { STALLED / 2 } else { LOOK }).await;
-            let now = self.not_taken();
+            let now = self.unacknowledged();
             if now == 0 || now != left {
                 (left, since) = (now, Instant::now());
             } else if since.elapsed() >= STALLED {
@@ -156,11 +156,11 @@ impl Connection {
 }
 
 impl ExportClient for Connection {
-    fn not_taken(&self) -> u64 {
+    fn unacknowledged(&self) -> u64 {
         socket::unacknowledged(self.socket.load(Ordering::Relaxed)).unwrap_or_default()
     }
 
-    fn end(&self) {
+    fn disconnect(&self) {
         self.end.cancel();
     }
 }

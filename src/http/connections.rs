@@ -13,8 +13,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use crate::app::admission::ExportClient;
 use crate::app::audit::host_of;
-use crate::app::export::slot::ExportClient;
 use crate::config;
 
 /// Connections at a time.
@@ -130,7 +130,7 @@ fn end_one(open: &mut Open, weight: impl Fn(&Connection) -> Option<usize>) -> bo
     let weighed = candidates.filter_map(|(number, one)| Some((weight(one)?, one.idle(), *number)));
     let Some((.., number)) = weighed.max_by_key(|(weight, idle, _)| (*weight, *idle)) else { return false };
     let Some(connection) = open.by_number.remove(&number) else { return false };
-    connection.end();
+    connection.disconnect();
     tracing::debug!(address = %connection.origin, "a connection is ended to make room for another");
     open.ended += 1;
     open.tell(connection.origin);

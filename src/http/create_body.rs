@@ -7,7 +7,7 @@ use super::extract::SmallBody;
 use super::failure::Failure;
 use crate::api;
 use crate::app::Error;
-use crate::app::snapshots::create_request::CreateRequest;
+use crate::app::snapshots::CreateRequest;
 
 /// The header of the IETF's draft `idempotency-key-header`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";

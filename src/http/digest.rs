@@ -11,7 +11,7 @@ use base64::prelude::BASE64_STANDARD;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::app::export::checksum::ChecksumRequest;
+use crate::app::export::ChecksumRequest;
 use crate::app::{App, Error};
 use crate::repository::checksum::{Algorithm, Digest};
 

@@ -17,15 +17,15 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 
-use super::body::{DiskBody, Part};
+use super::body::DiskBody;
 use super::byte_range::{self, Selection};
 use super::conditional::{self, Precondition, StrongTag, Validators};
 use super::connection::Connection;
 use super::digest;
 use super::failure::Failure;
-use super::rate_limit::ConnectionLimits;
-use crate::app::compare::comparison::Cancellation;
-use crate::app::files::open_disk::{OpenDisk, lost};
+use crate::app::cancellation::Cancellation;
+use crate::app::export::{ConnectionLimits, Part};
+use crate::app::files::OpenDisk;
 use crate::app::{App, Error};
 use crate::auth::Session;
 use crate::repository::checksum::Algorithm;
@@ -84,11 +84,10 @@ pub(super) async fn respond(
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
-        let recipient = Arc::clone(&client.connection);
-        let place = app.export_place(&client.session, &disk, (length, count), recipient).await?;
-        let served = app.metrics().bytes_served();
-        let body = DiskBody::start(disk.file, parts, place, client.limits.clone(), served);
-        Body::new(body.map_err(|cause| lost(&disk.disk, cause))?)
+        let connection = Arc::clone(&client.connection);
+        let (parts, limits) = ((parts, count), client.limits.clone());
+        let download = app.exports.download(&client.session, disk, parts, connection, limits).await?;
+        Body::new(DiskBody::new(download))
     };
     with_headers(status, body, out)
 }
@@ -103,12 +102,12 @@ async fn digests(
     selection: &Selection,
     out: &mut Vec<(HeaderName, String)>,
 ) -> Result<(), Failure> {
-    let stop = Cancellation::default();
-    let _guard = stop.cancel.clone().drop_guard();
+    let cancellation = Cancellation::default();
+    let _guard = cancellation.on_drop();
     if digest::wants_sha_256(headers, digest::WANT_REPR_DIGEST) {
-        let sum = app.sum_of_disk(disk, Algorithm::Sha256, &stop).await;
+        let sum = app.checksums.of_disk(disk, Algorithm::Sha256, &cancellation).await;
         let ((vm, snapshot), name) = (&disk.snapshot, &disk.disk.name);
-        app.audit_read(&client.session, "checksum", format_args!("{vm}/{snapshot}/{name}"), &sum);
+        app.trail.read(&client.session, "checksum", format_args!("{vm}/{snapshot}/{name}"), &sum);
         out.push((digest::REPR_DIGEST, digest::field(sum?)));
     }
     // HEAD has no content.
@@ -121,7 +120,7 @@ async fn digests(
     if let Some(range) = content
         && digest::wants_sha_256(headers, digest::WANT_CONTENT_DIGEST)
     {
-        let sum = app.sum(disk, range, Algorithm::Sha256, &stop).await?;
+        let sum = app.checksums.of_range(disk, range, Algorithm::Sha256, &cancellation).await?;
         out.push((digest::CONTENT_DIGEST, digest::field(sum)));
     }
     Ok(())

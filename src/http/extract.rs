@@ -19,7 +19,7 @@ use serde::de::DeserializeOwned;
 use super::Peer;
 use super::connection::Connection;
 use super::failure::Failure;
-use super::request_middleware::{RequestId, logged_path};
+use super::request_id::{RequestId, logged_path};
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
@@ -37,17 +37,17 @@ impl FromRequestParts<Arc<App>> for Authenticated {
             Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
             _ => None,
         };
-        let session = token.ok_or(BadToken).and_then(|token| app.tokens().check(token));
+        let session = token.ok_or(BadToken).and_then(|token| app.sessions.check(token));
         let address = address(parts);
         match session {
             Ok(session) => {
                 if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
                     connection.is_good();
                 }
-                Ok(Self(session.seen_at(address, request_id(parts))))
+                Ok(Self(session.with_request(address, request_id(parts))))
             }
             Err(bad) => {
-                app.audit_stranger(address, request_id(parts), &logged_path(&parts.uri));
+                app.trail.stranger(address, request_id(parts), &logged_path(&parts.uri));
                 Err(bad.into())
             }
         }

@@ -5,15 +5,16 @@ use axum::http::{HeaderName, HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
 use super::byte_range;
+use crate::api::ErrorCode;
 use crate::app::Error;
-use crate::app::admission::policy::Refusal;
+use crate::app::error::Refusal;
 
 const NO_ROUTE: &str = "there is no such route; those of the API start with /api/v1";
 
 /// Why a request is refused.
 #[derive(Debug)]
 pub(super) enum Failure {
-    /// The journey says why.
+    /// The operation says why.
     App(Error),
     /// There is no such route.
     NoRoute,
@@ -33,11 +34,11 @@ impl<E: Into<Error>> From<E> for Failure {
     }
 }
 
-/// What the body of an error says, kept on the response until it is written in `exchange`.
+/// What the body of an error says, kept on the response until it is written in `request_middleware`.
 #[derive(Clone, Debug)]
 pub(super) struct ErrorBody {
     /// The stable word for programs.
-    pub code: &'static str,
+    pub code: ErrorCode,
     /// For the caller.
     pub details: String,
     /// For the log alone.
@@ -48,24 +49,24 @@ impl ErrorBody {
     /// For a refusal that did not come from a [`Failure`].
     pub(super) fn of_status(status: StatusCode) -> Self {
         let (code, details) = match status {
-            StatusCode::METHOD_NOT_ALLOWED => ("method_not_allowed", "this route has other methods; see Allow"),
-            StatusCode::NOT_FOUND => ("not_found", NO_ROUTE),
-            status if status.is_client_error() => ("bad_request", "the request cannot be understood"),
-            _ => ("internal", "an internal error; the service's log says more"),
+            StatusCode::METHOD_NOT_ALLOWED => (ErrorCode::MethodNotAllowed, "this route has other methods; see Allow"),
+            StatusCode::NOT_FOUND => (ErrorCode::NotFound, NO_ROUTE),
+            status if status.is_client_error() => (ErrorCode::BadRequest, "the request cannot be understood"),
+            _ => (ErrorCode::Internal, "an internal error; the service's log says more"),
         };
         Self { code, details: details.to_owned(), hidden_cause: None }
     }
 }
 
 impl Failure {
-    fn status(&self) -> (StatusCode, &'static str) {
+    fn status(&self) -> (StatusCode, ErrorCode) {
         match self {
             Self::App(error) => app_status(error),
-            Self::NoRoute => (StatusCode::NOT_FOUND, "not_found"),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, "body_too_large"),
-            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, "body_too_slow"),
-            Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, "precondition_failed"),
-            Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, "range_not_satisfiable"),
+            Self::NoRoute => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::BodyTooLarge),
+            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, ErrorCode::BodyTooSlow),
+            Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, ErrorCode::PreconditionFailed),
+            Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeNotSatisfiable),
         }
     }
 
@@ -109,51 +110,51 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     }
 }
 
-fn app_status(error: &Error) -> (StatusCode, &'static str) {
+fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
-        Error::BadRequest(_) => (StatusCode::BAD_REQUEST, "bad_request"),
-        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, "unauthorized"),
-        Error::NotFound(_) | Error::NoVm => (StatusCode::NOT_FOUND, "not_found"),
-        Error::OtherVm(_) => (StatusCode::CONFLICT, "other_vm"),
-        Error::NotOlder(_) => (StatusCode::BAD_REQUEST, "base_not_older"),
-        Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, "not_snapshottable"),
+        Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
+        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
+        Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
+        Error::NotOlder(_) => (StatusCode::BAD_REQUEST, ErrorCode::BaseNotOlder),
+        Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, ErrorCode::NotSnapshottable),
         Error::Refused(refusal) => refusal_status(refusal),
-        Error::BaseLost { .. } => (StatusCode::CONFLICT, "base_lost"),
-        Error::SnapshotLost { .. } => (StatusCode::CONFLICT, "snapshot_lost"),
+        Error::BaseLost { .. } => (StatusCode::CONFLICT, ErrorCode::BaseLost),
+        Error::SnapshotLost { .. } => (StatusCode::CONFLICT, ErrorCode::SnapshotLost),
         Error::PostHooksSkipped { .. } => app_status(error.cause()),
-        Error::NotRemoved { .. } => (StatusCode::CONFLICT, "not_removed"),
-        Error::NotAdopted { .. } => (StatusCode::CONFLICT, "not_adopted"),
-        Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, "hook_failed"),
-        Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, "clone_timeout"),
-        Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, "manager_unavailable"),
-        Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
-        Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
-        Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, "read_only"),
-        Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, "io_error"),
-        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "vm_busy"),
-        Error::BaseUnstable { .. } => (StatusCode::SERVICE_UNAVAILABLE, "base_unsettled"),
-        Error::ContentCheckRunning { .. } => (StatusCode::SERVICE_UNAVAILABLE, "snapshot_being_checked"),
+        Error::NotRemoved { .. } => (StatusCode::CONFLICT, ErrorCode::NotRemoved),
+        Error::NotAdopted { .. } => (StatusCode::CONFLICT, ErrorCode::NotAdopted),
+        Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::HookFailed),
+        Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
+        Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
+        Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+        Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
+        Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly),
+        Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::IoError),
+        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::VmBusy),
+        Error::BaseUnstable { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::BaseUnsettled),
+        Error::ContentCheckRunning { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::SnapshotBeingChecked),
         Error::RepositoryUnavailable { .. } | Error::Unavailable(_) => {
-            (StatusCode::SERVICE_UNAVAILABLE, "repository_unavailable")
+            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::RepositoryUnavailable)
         }
-        Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, "ovs_agent_db_unreadable"),
-        Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, "database_unavailable"),
-        Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "internal"),
+        Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::OvsAgentDbUnreadable),
+        Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DatabaseUnavailable),
+        Error::Cancelled | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
     }
 }
 
-fn refusal_status(refusal: &Refusal) -> (StatusCode, &'static str) {
+fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
     match refusal {
-        Refusal::UnknownDisk { .. } => (StatusCode::BAD_REQUEST, "unknown_disk"),
-        Refusal::AmbiguousDisk { .. } => (StatusCode::BAD_REQUEST, "ambiguous_disk"),
-        Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, "unfit_disk"),
-        Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, "no_disk_left"),
-        Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, "too_many_snapshots"),
-        Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, "too_many_extents"),
-        Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, "insufficient_space"),
-        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, "throttled"),
-        Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, "idempotency_key_reused"),
-        Refusal::KeySnapshotGone(_) => (StatusCode::GONE, "idempotency_key_spent"),
+        Refusal::UnknownDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnknownDisk),
+        Refusal::AmbiguousDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::AmbiguousDisk),
+        Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnfitDisk),
+        Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, ErrorCode::NoDiskLeft),
+        Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
+        Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
+        Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
+        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+        Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::IdempotencyKeyReused),
+        Refusal::KeySnapshotGone(_) => (StatusCode::GONE, ErrorCode::IdempotencyKeySpent),
     }
 }
 

@@ -1,4 +1,4 @@
-//! The handlers: take apart, call the journey, put together.
+//! The handlers: they take requests apart, call the operation, and put answers together.
 
 use std::sync::Arc;
 
@@ -19,11 +19,12 @@ use super::json_stream;
 use super::query::{
     AcceptsText, AdoptQuery, ChunksQuery, NewSnapshotQuery, ResponseFormat, SnapshotQuery, SnapshotsQuery, WantsPage,
 };
-use super::rate_limit::ConnectionLimits;
+use super::snapshot_document;
 use super::status_page::{StatusParameters, render};
 use crate::api;
-use crate::app::compare::comparison::Cancellation;
-use crate::app::snapshots::document::MapOptions;
+use crate::app::cancellation::Cancellation;
+use crate::app::compare::MapOptions;
+use crate::app::export::ConnectionLimits;
 use crate::app::{App, Error};
 use crate::auth::{Credentials, Session};
 use crate::metrics;
@@ -31,19 +32,19 @@ use crate::repository::checksum::Algorithm;
 
 type AppState = State<Arc<App>>;
 
-/// Does `journey`. Whoever drops this future, such as a connection that ends, ends its work too.
-async fn cancel_on_drop<T>(stop: &Cancellation, journey: impl Future<Output = T>) -> T {
-    let guard = stop.cancel.clone().drop_guard();
-    let done = journey.await;
+/// Does `operation`. Dropping this future, as a connection does that ends, cancels its work.
+async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<Output = T>) -> T {
+    let guard = cancellation.on_drop();
+    let done = operation.await;
     guard.disarm();
     done
 }
 
-/// Writes down that maps of `what` were asked for, if they were.
-fn audit_maps<T>(app: &App, session: &Session, what: String, view: MapOptions, outcome: &Result<T, Error>) {
-    match view.compare_to {
-        Some(base) => app.audit_read(session, "compare", format_args!("{what} since {base}"), outcome),
-        None if view.chunks || view.summary => app.audit_read(session, "chunks", what, outcome),
+/// Records in the audit that maps of `what` were asked for, if they were.
+fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions, outcome: &Result<T, Error>) {
+    match options.compare_to {
+        Some(base) => app.trail.read(session, "compare", format_args!("{what} since {base}"), outcome),
+        None if options.maps() => app.trail.read(session, "chunks", what, outcome),
         None => {}
     }
 }
@@ -55,15 +56,15 @@ pub(super) async fn login(
     JsonBody(body): JsonBody<api::Login>,
 ) -> Result<Json<api::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.login(credentials, address, request_id, || connection.log_in()).await?;
+    let token = app.sessions.log_in(credentials, address, request_id, || connection.log_in()).await?;
     connection.is_good();
     Ok(Json(api::Token { token }))
 }
 
 pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<api::Capabilities> {
     Json(api::Capabilities {
-        version: env!("CARGO_PKG_VERSION"),
-        features: &[
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        features: [
             "adopt",
             "chunk-pages",
             "chunk-stream",
@@ -86,12 +87,14 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "checksum",
             "repr-digest",
             "content-digest",
-        ],
-        checksum_algorithms: Algorithm::ALL.map(Algorithm::name).to_vec(),
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        checksum_algorithms: Algorithm::ALL.map(|algorithm| algorithm.name().to_owned()).to_vec(),
         limits: api::Limits {
             ranges_per_request: super::byte_range::MAX_RANGES,
             request_body_bytes: BODY_LIMIT,
-            token_seconds: app.token_lifetime().as_secs(),
+            token_seconds: app.sessions.token_lifetime().as_secs(),
         },
     })
 }
@@ -100,7 +103,7 @@ pub(super) async fn repositories(
     State(app): AppState,
     Authenticated(session): Authenticated,
 ) -> Result<Json<Vec<api::Repository>>, Failure> {
-    Ok(Json(app.list_repositories(&session).await?))
+    Ok(Json(app.inventory.list_repositories(&session).await?))
 }
 
 pub(super) async fn adopt(
@@ -109,11 +112,12 @@ pub(super) async fn adopt(
     AdoptQuery(what): AdoptQuery,
     _body: SmallBody,
 ) -> Result<Json<api::Adoption>, Failure> {
-    Ok(Json(app.adopt(&session, what).await?))
+    Ok(Json(app.operator.adopter.adopt(&session, what).await?))
 }
 
 pub(super) async fn vms(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {
-    json_stream::document(app.list_vms(&session).await?, Cancellation::default()).await
+    let vms = app.inventory.list_vms(&session).await?;
+    json_stream::document(Cancellation::default(), |writer| writer.array(vms.map(Ok))).await
 }
 
 pub(super) async fn vm(
@@ -121,32 +125,34 @@ pub(super) async fn vm(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
 ) -> Result<Json<api::Vm>, Failure> {
-    Ok(Json(app.vm(&session, vm).await?))
+    Ok(Json(app.inventory.vm(&session, vm).await?))
 }
 
 pub(super) async fn snapshots(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    SnapshotsQuery(view): SnapshotsQuery,
+    SnapshotsQuery(options): SnapshotsQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Cancellation::default(), vm.to_string());
-    let documents = app.snapshots(&session, vm, view, stop.clone()).await;
-    audit_maps(&app, &session, what, view, &documents);
-    json_stream::document(documents?, stop).await
+    let (cancellation, what) = (Cancellation::default(), vm.to_string());
+    let documents = app.documents.all(&session, vm, options, cancellation.clone()).await;
+    audit_maps(&app, &session, what, options, &documents);
+    let documents = documents?;
+    json_stream::document(cancellation, |writer| writer.array_of(documents, snapshot_document::write)).await
 }
 
 pub(super) async fn create_snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    NewSnapshotQuery(view): NewSnapshotQuery,
+    NewSnapshotQuery(options): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.create_snapshot(&session, vm, request).await?;
-    let stop = Cancellation::default();
-    let journey = app.describe_new(&session, snapshot, view, stop.clone());
-    json_stream::document(cancel_on_drop(&stop, journey).await?, stop).await
+    let snapshot = app.snapshots.create(&session, vm, request).await?;
+    let cancellation = Cancellation::default();
+    let operation = app.documents.new_one(&session, snapshot, options, cancellation.clone());
+    let document = cancel_on_drop(&cancellation, operation).await?;
+    json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -154,7 +160,7 @@ pub(super) async fn delete_all_snapshots(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
 ) -> Result<StatusCode, Failure> {
-    app.delete_all_snapshots(&session, vm).await?;
+    app.snapshots.delete_all(&session, vm).await?;
     Ok(StatusCode::OK)
 }
 
@@ -162,13 +168,14 @@ pub(super) async fn snapshot(
     State(app): AppState,
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
-    SnapshotQuery(view): SnapshotQuery,
+    SnapshotQuery(options): SnapshotQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
-    let journey = app.snapshot(&session, vm, snapshot, view, stop.clone());
-    let document = cancel_on_drop(&stop, journey).await;
-    audit_maps(&app, &session, what, view, &document);
-    json_stream::document(document?, stop).await
+    let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
+    let operation = app.documents.one(&session, vm, snapshot, options, cancellation.clone());
+    let document = cancel_on_drop(&cancellation, operation).await;
+    audit_maps(&app, &session, what, options, &document);
+    let document = document?;
+    json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }
 
 pub(super) async fn delete_snapshot(
@@ -176,7 +183,7 @@ pub(super) async fn delete_snapshot(
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
 ) -> Result<StatusCode, Failure> {
-    app.delete_snapshot(&session, vm, snapshot).await?;
+    app.snapshots.delete(&session, vm, snapshot).await?;
     Ok(StatusCode::OK)
 }
 
@@ -186,15 +193,15 @@ pub(super) async fn take_lease(
     SnapshotPath(vm, snapshot): SnapshotPath,
     JsonBody(body): JsonBody<api::TakeLease>,
 ) -> Result<Json<api::Lease>, Failure> {
-    Ok(Json(app.take_lease(&session, vm, snapshot, body).await?))
+    Ok(Json(app.retention.take_lease(&session, vm, snapshot, body).await?))
 }
 
-pub(super) async fn give_lease_back(
+pub(super) async fn end_lease(
     State(app): AppState,
     Authenticated(session): Authenticated,
     SnapshotPath(vm, snapshot): SnapshotPath,
 ) -> Result<StatusCode, Failure> {
-    app.give_lease_back(&session, vm, snapshot).await?;
+    app.retention.end_lease(&session, vm, snapshot).await?;
     Ok(StatusCode::OK)
 }
 
@@ -204,7 +211,7 @@ pub(super) async fn status(
     StatusParameters(query): StatusParameters,
     AcceptsText(text): AcceptsText,
 ) -> Result<Response, Failure> {
-    let status = app.status(&session, query).await?;
+    let status = app.operator.ops.status(&session, query).await?;
     Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
 }
 
@@ -217,35 +224,35 @@ pub(super) async fn disk(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let disk = app.open_disk(&session, vm, snapshot, disk).await?;
+    let disk = app.files.open_disk(&session, vm, snapshot, disk).await?;
     let client = Client { session, limits, connection };
     disk_response::respond(&app, &client, &method, &headers, disk).await
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
-    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics().text())
+    ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics.text())
 }
 
 pub(super) async fn chunks(
     State(app): AppState,
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
-    ChunksQuery(wanted, form): ChunksQuery,
+    ChunksQuery(query, format): ChunksQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
-    let place = (vm, snapshot, disk);
-    match form {
+    let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
+    let disk = (vm, snapshot, disk);
+    match format {
         ResponseFormat::Page => {
-            let journey = app.chunk_page(&session, place, wanted, stop.clone());
-            let page = cancel_on_drop(&stop, journey).await;
-            audit_maps(&app, &session, what, wanted.view, &page);
-            Ok(Json(page?).into_response())
+            let operation = app.comparisons.chunk_page(&session, disk, query, cancellation.clone());
+            let page = cancel_on_drop(&cancellation, operation).await;
+            audit_maps(&app, &session, what, query.options, &page);
+            Ok(Json(snapshot_document::chunk_page(page?)).into_response())
         }
         ResponseFormat::Lines => {
-            let found = app.chunks(&session, place, wanted, stop.clone()).await;
-            audit_maps(&app, &session, what, wanted.view, &found);
-            let lines = found?.first(wanted.at_most).map(api::WireChunk);
-            json_stream::lines(lines, stop).await
+            let found = app.comparisons.chunks(&session, disk, query, cancellation.clone()).await;
+            audit_maps(&app, &session, what, query.options, &found);
+            let lines = found?.first(query.limit).map(|chunk| chunk.map(api::Chunk::from));
+            json_stream::lines(lines, cancellation).await
         }
     }
 }
@@ -254,13 +261,14 @@ pub(super) async fn checksum(
     State(app): AppState,
     Authenticated(session): Authenticated,
     DiskPath(vm, snapshot, disk): DiskPath,
-    ChecksumQuery(wanted): ChecksumQuery,
+    ChecksumQuery(request): ChecksumQuery,
 ) -> Result<Response, Failure> {
-    let (stop, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
-    let journey = app.checksum(&session, (vm, snapshot, disk), wanted, stop.clone());
-    let checksum = cancel_on_drop(&stop, journey).await;
-    app.audit_read(&session, "checksum", what, &checksum);
-    json_stream::document(checksum?, stop).await
+    let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
+    let operation = app.checksums.checksum(&session, (vm, snapshot, disk), request, cancellation.clone());
+    let checksum = cancel_on_drop(&cancellation, operation).await;
+    app.trail.read(&session, "checksum", what, &checksum);
+    let checksum = checksum?;
+    json_stream::document(cancellation, |writer| snapshot_document::write_checksum(writer, checksum)).await
 }
 
 /// What a person sees who opens the service in a browser.
@@ -281,7 +289,7 @@ pub(super) async fn healthz() -> Json<api::Health> {
 }
 
 pub(super) async fn readyz(State(app): AppState) -> Result<Response, Failure> {
-    let health = app.readiness().await?;
+    let health = app.operator.ops.readiness().await?;
     let status = match health.status {
         api::Status::Ok => StatusCode::OK,
         api::Status::Error => StatusCode::SERVICE_UNAVAILABLE,

@@ -1,9 +1,9 @@
-//! JSON that is written out while it is made: memory does not grow with what is listed.
+//! JSON that is sent while it is made: memory does not grow with what is listed.
 //!
-//! The first part is held back. What goes wrong until then is an answer with a status of its own;
-//! after that the connection is cut, and so the client notices.
+//! The first part is held back. A failure until then is an answer with its own status; a later one cuts the connection, so
+//! that the client notices.
 
-use std::io::{self, Write};
+use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -19,15 +19,16 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::DropGuard;
 
 use super::failure::Failure;
+use super::json::JSON;
 use crate::app::Error;
-use crate::app::compare::comparison::Cancellation;
+use crate::app::cancellation::Cancellation;
 
-/// Bytes that are held back before a status is given.
+/// Bytes that are held back before the status is sent.
 const HELD: usize = 256 << 10;
 /// Bytes sent at a time.
 const PIECE: usize = 64 << 10;
-/// How long a line waits for more to be sent with it.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// How long a line waits for others to be sent with it.
+const LINE_DELAY: Duration = Duration::from_secs(1);
 /// Pieces that wait for the client.
 const AHEAD: usize = 2;
 
@@ -39,27 +40,43 @@ enum Start {
     First(Vec<u8>, mpsc::Receiver<io::Result<Bytes>>),
 }
 
-/// Answers with `document`, whose streams are ended by `stop`.
-pub(super) async fn document<T: Serialize + Send + 'static>(
-    document: T,
-    stop: Cancellation,
+/// Why an answer cannot be written to its end.
+pub(super) enum WriteError {
+    /// The client has disconnected.
+    Disconnected,
+    Failed(Error),
+}
+
+impl From<Error> for WriteError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+type Written = Result<(), WriteError>;
+
+/// Answers with the JSON document that `write` writes.
+pub(super) async fn document(
+    cancellation: Cancellation,
+    write: impl FnOnce(&mut JsonWriter) -> Written + Send + 'static,
 ) -> Result<Response, Failure> {
-    respond("application/json", stop, move |writer| {
-        serde_json::to_writer(&mut *writer, &document)?;
-        writer.write_all(b"\n").map_err(serde_json::Error::io)
+    respond(JSON, cancellation, move |writer| {
+        write(writer)?;
+        writer.raw(b"\n")
     })
     .await
 }
 
 /// Answers with `lines`, a JSON text each.
 pub(super) async fn lines<T: Serialize>(
-    lines: impl Iterator<Item = T> + Send + 'static,
-    stop: Cancellation,
+    lines: impl Iterator<Item = Result<T, Error>> + Send + 'static,
+    cancellation: Cancellation,
 ) -> Result<Response, Failure> {
-    respond("application/x-ndjson", stop, move |writer| {
+    respond("application/x-ndjson", cancellation, move |writer| {
         for line in lines {
-            serde_json::to_writer(&mut *writer, &line)?;
-            writer.write_all(b"\n").and_then(|()| writer.send_if_due()).map_err(serde_json::Error::io)?;
+            writer.value(&line?)?;
+            writer.raw(b"\n")?;
+            writer.send_if_due()?;
         }
         Ok(())
     })
@@ -68,18 +85,18 @@ pub(super) async fn lines<T: Serialize>(
 
 async fn respond(
     content_type: &'static str,
-    stop: Cancellation,
-    write: impl FnOnce(&mut Writer) -> serde_json::Result<()> + Send + 'static,
+    cancellation: Cancellation,
+    write: impl FnOnce(&mut JsonWriter) -> Written + Send + 'static,
 ) -> Result<Response, Failure> {
-    // Whoever drops this future or the body, such as a connection that ends, ends the work too.
-    let guard = stop.cancel.clone().drop_guard();
+    // Dropping this future or the body, as a connection does that ends, cancels the work.
+    let guard = cancellation.on_drop();
     let (started, start) = oneshot::channel();
     let span = tracing::Span::current();
     tokio::task::spawn_blocking(move || {
         let _in_span = span.entered();
-        let mut writer = Writer { buffer: Vec::new(), started: Some(started), pieces: None, sent_at: None };
+        let mut writer = JsonWriter { buffer: Vec::new(), started: Some(started), pieces: None, sent_at: None };
         let written = write(&mut writer);
-        writer.finish(written, &stop);
+        writer.finish(written, &cancellation);
     });
     let start = start.await.unwrap_or_else(|_| Err(Error::Internal("the answer's writer is gone".to_owned())))?;
     let mut response = match start {
@@ -98,73 +115,140 @@ async fn respond(
     Ok(response)
 }
 
-/// Where the JSON is written to.
-struct Writer {
+/// Writes JSON, and sends it piece by piece.
+pub(super) struct JsonWriter {
     buffer: Vec<u8>,
     started: Option<oneshot::Sender<Result<Start, Error>>>,
     pieces: Option<mpsc::Sender<io::Result<Bytes>>>,
     sent_at: Option<Instant>,
 }
 
-impl Writer {
-    fn send(&mut self) -> io::Result<()> {
-        let gone = || io::Error::from(io::ErrorKind::BrokenPipe);
+impl JsonWriter {
+    /// Writes a value.
+    pub(super) fn value(&mut self, value: &impl Serialize) -> Written {
+        let written = serde_json::to_writer(&mut self.buffer, value);
+        written.map_err(|error| Error::Internal(error.to_string()))?;
+        self.send_if_full()
+    }
+
+    /// Writes an array of values.
+    pub(super) fn array<T: Serialize>(&mut self, values: impl Iterator<Item = Result<T, Error>>) -> Written {
+        self.array_of(values, |writer, value| writer.value(&value?))
+    }
+
+    /// Writes an array whose elements `write` writes.
+    pub(super) fn array_of<T>(
+        &mut self,
+        elements: impl Iterator<Item = T>,
+        mut write: impl FnMut(&mut Self, T) -> Written,
+    ) -> Written {
+        self.raw(b"[")?;
+        for (index, element) in elements.enumerate() {
+            if index > 0 {
+                self.raw(b",")?;
+            }
+            write(self, element)?;
+        }
+        self.raw(b"]")
+    }
+
+    /// Writes an object.
+    pub(super) fn object(&mut self, write: impl FnOnce(&mut ObjectWriter<'_>) -> Written) -> Written {
+        self.raw(b"{")?;
+        write(&mut ObjectWriter { writer: self, is_empty: true })?;
+        self.raw(b"}")
+    }
+
+    fn raw(&mut self, text: &[u8]) -> Written {
+        self.buffer.extend_from_slice(text);
+        self.send_if_full()
+    }
+
+    fn send_if_full(&mut self) -> Written {
+        let room = if self.started.is_some() { HELD } else { PIECE };
+        if self.buffer.len() >= room { self.send() } else { Ok(()) }
+    }
+
+    fn send(&mut self) -> Written {
         let piece = std::mem::take(&mut self.buffer);
         self.sent_at = Some(Instant::now());
         match (self.started.take(), &self.pieces) {
             (Some(started), _) => {
                 let (sender, pieces) = mpsc::channel(AHEAD);
                 self.pieces = Some(sender);
-                started.send(Ok(Start::First(piece, pieces))).map_err(|_| gone())
+                started.send(Ok(Start::First(piece, pieces))).map_err(|_| WriteError::Disconnected)
             }
-            (None, Some(pieces)) => pieces.blocking_send(Ok(piece.into())).map_err(|_| gone()),
-            (None, None) => Err(gone()),
+            (None, Some(pieces)) => pieces.blocking_send(Ok(piece.into())).map_err(|_| WriteError::Disconnected),
+            (None, None) => Err(WriteError::Disconnected),
         }
     }
 
-    /// Sends what there is, where it has waited long enough: the first line at once.
-    fn send_if_due(&mut self) -> io::Result<()> {
-        let is_due = self.sent_at.is_none_or(|at| at.elapsed() > PATIENCE);
+    /// Sends what is buffered if it has waited long enough. The first line is sent at once.
+    fn send_if_due(&mut self) -> Written {
+        let is_due = self.sent_at.is_none_or(|at| at.elapsed() > LINE_DELAY);
         if is_due && !self.buffer.is_empty() { self.send() } else { Ok(()) }
     }
 
-    fn finish(mut self, written: serde_json::Result<()>, stop: &Cancellation) {
-        let failed = written.err().map(|error| stop.cause().unwrap_or_else(|| Error::Internal(error.to_string())));
-        // A client that is gone hears nothing any more.
-        match (failed, self.started.take(), &self.pieces) {
-            (None, Some(started), _) => drop(started.send(Ok(Start::Whole(self.buffer)))),
+    fn finish(mut self, written: Written, cancellation: &Cancellation) {
+        let error = match written {
+            Ok(()) => return self.finish_completely(),
+            Err(WriteError::Disconnected) => None,
+            Err(WriteError::Failed(error)) => Some(error),
+        };
+        match (error, self.started.take(), &self.pieces) {
             (Some(error), Some(started), _) => drop(started.send(Err(error))),
-            (None, None, _) => {
-                drop(self.send());
-                // Only what says so is complete: a writer that dies says nothing.
-                if let Some(pieces) = &self.pieces {
-                    drop(pieces.blocking_send(Ok(Bytes::new())));
-                }
-            }
-            (Some(_), None, _) if stop.cancel.is_cancelled() => tracing::info!("the client went away before the end"),
-            (Some(error), None, pieces) => {
+            (Some(error), None, pieces) if !cancellation.is_cancelled() => {
                 let cause = error.hidden_cause().unwrap_or_default();
-                tracing::error!(%error, cause, "an answer cannot be finished: the connection is cut");
+                tracing::error!(%error, cause, "cannot finish the answer: cutting the connection");
                 if let Some(pieces) = pieces {
                     drop(pieces.blocking_send(Err(io::Error::other(error.to_string()))));
                 }
             }
+            _ => tracing::info!("client disconnected before the end"),
+        }
+    }
+
+    fn finish_completely(mut self) {
+        if let Some(started) = self.started.take() {
+            return drop(started.send(Ok(Start::Whole(self.buffer))));
+        }
+        drop(self.send());
+        // Only an answer that ends with this is complete: a writer that dies sends nothing.
+        if let Some(pieces) = &self.pieces {
+            drop(pieces.blocking_send(Ok(Bytes::new())));
         }
     }
 }
 
-impl Write for Writer {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.buffer.extend_from_slice(bytes);
-        let room = if self.started.is_some() { HELD } else { PIECE };
-        if self.buffer.len() >= room {
-            self.send()?;
+/// Writes the members of an object.
+pub(super) struct ObjectWriter<'a> {
+    writer: &'a mut JsonWriter,
+    is_empty: bool,
+}
+
+impl ObjectWriter<'_> {
+    /// Writes all members of `value`, which serializes as an object.
+    pub(super) fn members(&mut self, value: &impl Serialize) -> Written {
+        let text = serde_json::to_vec(value).map_err(|error| Error::Internal(error.to_string()))?;
+        let members = text.strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}"));
+        let members = members.ok_or_else(|| Error::Internal("an answer is no JSON object".to_owned()))?;
+        if members.is_empty() {
+            return Ok(());
         }
-        Ok(bytes.len())
+        self.separate()?;
+        self.writer.raw(members)
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    /// Writes a member whose value `write` writes.
+    pub(super) fn member(&mut self, name: &str, write: impl FnOnce(&mut JsonWriter) -> Written) -> Written {
+        self.separate()?;
+        self.writer.value(&name)?;
+        self.writer.raw(b":")?;
+        write(self.writer)
+    }
+
+    fn separate(&mut self) -> Written {
+        if std::mem::take(&mut self.is_empty) { Ok(()) } else { self.writer.raw(b",") }
     }
 }
 

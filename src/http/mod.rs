@@ -2,10 +2,7 @@
 
 pub mod byte_range;
 pub mod conditional;
-pub mod rate_limit;
 pub mod server;
-pub mod service;
-pub mod tls;
 
 mod body;
 mod connection;
@@ -21,11 +18,13 @@ mod head;
 mod heads;
 mod json;
 mod json_stream;
-mod notify;
+mod paths;
 mod query;
 mod refusal;
+mod request_id;
 mod request_middleware;
 mod routes;
+mod snapshot_document;
 mod status_page;
 
 use std::net::SocketAddr;

@@ -12,9 +12,9 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use crate::app::Error;
-use crate::app::compare::chunks::ChunkQuery;
-use crate::app::snapshots::adopt::Adoption;
-use crate::app::snapshots::document::MapOptions;
+use crate::app::compare::ChunkQuery;
+use crate::app::compare::MapOptions;
+use crate::app::snapshots::Adoption;
 use crate::config::{Refine, block_size};
 use crate::model::ChunkKind;
 
@@ -224,11 +224,11 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
             Some("zero") => Some(ChunkKind::Zero),
             Some(other) => return Err(Error::BadRequest(format!("type={other:?}: write data or zero")).into()),
         };
-        let mut view = query.view(true)?;
+        let mut options = query.view(true)?;
         // To refine by default, all of the disk would have to be looked at for each page.
-        view.refine = view.refine.or(Some(Refine::Never));
+        options.refine = options.refine.or(Some(Refine::Never));
         if kind == Some(ChunkKind::Zero) {
-            view.zeros = Some(true);
+            options.zeros = Some(true);
         }
         let from = query.number("startingOffset", u64::MAX)?.unwrap_or_default();
         let (usual, limit) = if wants_lines { (usize::MAX, usize::MAX) } else { (PAGE, PAGE_LIMIT) };
@@ -236,8 +236,8 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
         if at_most == Some(0) {
             return Err(Error::BadRequest("maxResults=0: at least one".to_owned()).into());
         }
-        let at_most = at_most.map_or(usual, |number| usize::try_from(number).unwrap_or(usize::MAX));
-        Ok(Self(ChunkQuery { view, kind, from, at_most }, form))
+        let limit = at_most.map_or(usual, |number| usize::try_from(number).unwrap_or(usize::MAX));
+        Ok(Self(ChunkQuery { options, kind, from, limit }, form))
     }
 }
 

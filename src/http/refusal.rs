@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::json::{self, JSON};
-use super::request_middleware::REQUEST_ID;
-use crate::api;
+use super::request_id::REQUEST_ID;
+use crate::api::{self, ErrorCode};
 
 /// How long a client that is refused may take to hear of it.
 const ANSWER_DEADLINE: Duration = Duration::from_secs(10);
@@ -35,22 +35,22 @@ const PLAIN_HEAD: usize = 8 << 10;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Refusal {
     pub status: StatusCode,
-    pub code: &'static str,
+    pub code: ErrorCode,
     pub details: String,
 }
 
 impl Refusal {
     pub(super) fn malformed(details: impl Into<String>) -> Self {
-        Self { status: StatusCode::BAD_REQUEST, code: "bad_request", details: details.into() }
+        Self { status: StatusCode::BAD_REQUEST, code: ErrorCode::BadRequest, details: details.into() }
     }
 
     pub(super) fn line_too_long(limit: usize) -> Self {
         let details = format!("the first line of the request is longer than {limit} bytes");
-        Self { status: StatusCode::URI_TOO_LONG, code: "uri_too_long", details }
+        Self { status: StatusCode::URI_TOO_LONG, code: ErrorCode::UriTooLong, details }
     }
 
     pub(super) fn head_too_large(details: String) -> Self {
-        Self { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, code: "headers_too_large", details }
+        Self { status: StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, code: ErrorCode::HeadersTooLarge, details }
     }
 
     /// Answers, and ends the connection. `to_head`: a request with the method HEAD, whose answer has no body.
@@ -62,7 +62,7 @@ impl Refusal {
     ) -> io::Result<()> {
         let (status, code) = (self.status, self.code);
         let id = uuid::Uuid::new_v4().to_string();
-        tracing::info!(%id, %peer, status = status.as_u16(), code, details = ?self.details, "answered: no request");
+        tracing::info!(%id, %peer, status = status.as_u16(), code = code.as_str(), details = ?self.details, "answered: no request");
         let reason = status.canonical_reason().unwrap_or("Error");
         let body = api::Error { error: reason.to_owned(), details: self.details.clone(), code, request_id: id.clone() };
         let body = json::text(&body)?;
@@ -103,6 +103,6 @@ pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -
         read?;
     }
     let details = "this port speaks HTTPS; ask for https:// and not for http://".to_owned();
-    let refusal = Refusal { status: StatusCode::BAD_REQUEST, code: "https_required", details };
+    let refusal = Refusal { status: StatusCode::BAD_REQUEST, code: ErrorCode::HttpsRequired, details };
     refusal.answer(stream, peer, head.starts_with(b"HEAD ")).await
 }

@@ -1,11 +1,11 @@
-//! What goes around every request: its id, its line in the log, the JSON body of its error.
+//! Around every request: its id, its line in the log, and the JSON body of an error.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, X_CONTENT_TYPE_OPTIONS};
-use axum::http::{HeaderValue, Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use tracing::Instrument;
@@ -13,24 +13,10 @@ use tracing::Instrument;
 use super::Peer;
 use super::failure::ErrorBody;
 use super::json::{JSON, Json};
-use super::routes::DISK;
-use crate::api;
+use super::paths::DISK;
+use super::request_id::{REQUEST_ID, RequestId, logged_path};
+use crate::api::{self, ErrorCode};
 use crate::app::App;
-
-/// The response header with the id under which the log tells of a request.
-pub(super) const REQUEST_ID: &str = "x-request-id";
-
-/// The same id among a request's extensions.
-#[derive(Clone, Debug)]
-pub(super) struct RequestId(pub Arc<str>);
-
-/// Characters of a path that go into the log.
-const LOGGED_PATH: usize = 300;
-
-/// The path as it goes into the log: without the query, where a token may be by mistake.
-pub(super) fn logged_path(uri: &Uri) -> String {
-    uri.path().chars().take(LOGGED_PATH).collect()
-}
 
 /// Answers a request through `next`.
 pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, next: Next) -> Response {
@@ -46,24 +32,25 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         let mut response = next.run(request).await;
         let status = response.status();
         let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
-        app.metrics().request(known_method(&method), route, status.as_u16());
-        // What has a JSON body already says itself what is wrong: /readyz.
+        app.metrics.request(known_method(&method), route, status.as_u16());
+        // A response with a JSON body, such as that of /readyz, explains itself.
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
         let mut code = "-";
         if (status.is_client_error() || status.is_server_error()) && !is_json {
-            (response, code) = explain(response, &id);
+            let (explained, error_code) = explain(response, &id);
+            (response, code) = (explained, error_code.as_str());
         }
         let headers = response.headers_mut();
         if let Ok(value) = HeaderValue::try_from(&*id) {
             headers.insert(REQUEST_ID, value);
         }
-        // Tokens and the guests' data are nothing that a proxy or a browser may keep, or take for a page.
+        // Proxies and browsers must not store tokens and guests' data, or treat them as a page.
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         let bytes = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
         let status = status.as_u16();
         let ms = started.elapsed().as_secs_f64() * 1e3;
-        // A backup is thousands of range requests, and the audit trail has a line for all of them.
+        // A backup consists of thousands of range requests, for which the audit trail has one line.
         if status == 206 || (route == DISK && [304, 416].contains(&status)) {
             tracing::debug!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
         } else {
@@ -75,7 +62,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
     .await
 }
 
-/// The method, as far as it is one of those that the API has: anybody can make up more.
+/// The label for metrics: clients can send any method.
 fn known_method(method: &Method) -> &str {
     match *method {
         Method::GET | Method::HEAD | Method::POST | Method::DELETE => method.as_str(),
@@ -83,17 +70,17 @@ fn known_method(method: &Method) -> &str {
     }
 }
 
-/// Gives an error its JSON body, and tells its code. Its status and headers stay.
-fn explain(mut response: Response, request_id: &str) -> (Response, &'static str) {
+/// Adds the JSON body to an error, and returns its code. Status and headers stay.
+fn explain(mut response: Response, request_id: &str) -> (Response, ErrorCode) {
     let status = response.status();
     let ErrorBody { code, details, hidden_cause } =
         response.extensions_mut().remove().unwrap_or_else(|| ErrorBody::of_status(status));
     if status.is_server_error() {
-        tracing::error!(code, details, cause = hidden_cause.unwrap_or_default(), "failed");
+        tracing::error!(code = code.as_str(), details, cause = hidden_cause.unwrap_or_default(), "failed");
     } else {
-        tracing::info!(code, ?details, "refused");
+        tracing::info!(code = code.as_str(), ?details, "refused");
     }
-    // The original's text, which its clients look for.
+    // Clients of the original exporter look for this text.
     let error = match status {
         StatusCode::UNAUTHORIZED => "Authentication failed",
         status => status.canonical_reason().unwrap_or("Error"),

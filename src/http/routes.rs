@@ -13,16 +13,11 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use super::failure::Failure;
+use super::paths::{DISK, METRICS};
 use super::{handlers, request_middleware};
 use crate::app::{App, Error};
 
-/// The bytes of a disk: answered on the connection's own thread.
-pub(super) const DISK: &str = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}";
-
-/// Where the counters are, for whoever asks.
-const METRICS: &str = "/metrics";
-
-/// The whole API over `app`, and `GET /metrics` where it is wanted. Every route answers with and without a trailing slash.
+/// The API of `app`, optionally with `GET /metrics`. Every route accepts a trailing slash.
 pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
     let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
@@ -36,7 +31,7 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
         ("/api/v1/vms/{vm}", get(handlers::vm)),
         ("/api/v1/vms/{vm}/snapshots", snapshots),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::give_lease_back)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::end_lease)),
         (DISK, get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
@@ -51,13 +46,13 @@ pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     }
     router
         .fallback(handlers::no_route)
-        // A bug in one handler is one failed request; what it panicked with is in the log.
+        // A panic in a handler fails one request. The log has its message.
         .layer(CatchPanicLayer::custom(|_| http_status(StatusCode::INTERNAL_SERVER_ERROR)))
         .layer(from_fn_with_state(Arc::clone(&app), request_middleware::answer))
         .with_state(app)
 }
 
-/// Answers in `runtime`, which outlives the connection, as what the answer leaves behind may have to.
+/// Handles the request in `runtime`, because tasks that the handler spawns may outlive the connection.
 async fn run_in(State(runtime): State<Handle>, request: Request, next: Next) -> Result<Response, Failure> {
     let answer = runtime.spawn(next.run(request).in_current_span());
     // Disconnecting cancels the answer.

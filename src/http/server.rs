@@ -33,8 +33,8 @@ use super::connection::Connection;
 use super::connections::{Connections, Guest};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
-use super::rate_limit::{ConnectionLimits, Limits};
 use super::refusal::{Refusal, answer_plain_http};
+use crate::app::export::{ConnectionLimits, Limits};
 use crate::config;
 
 /// Connections that the kernel may have made before they are accepted.

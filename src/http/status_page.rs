@@ -9,7 +9,7 @@ use super::failure::Failure;
 use super::query::Parameters;
 use crate::api::{Queue, ServiceStatus, Status};
 use crate::app::Error;
-use crate::app::ops::status::StatusQuery;
+use crate::app::ops::StatusQuery;
 use crate::model::printable;
 
 /// `cost` and `vm` of a query.
@@ -80,7 +80,7 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     }
     for owed in &status.owed_hooks {
         let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
-        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), owed.operation.unwrap_or("?"));
+        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), known(&owed.operation));
         let hooks = if owed.hooks.is_empty() { "not known which".to_owned() } else { format!("{:?}", owed.hooks) };
         let reason = owed.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} times{reason}", owed.attempts);

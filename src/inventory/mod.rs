@@ -1,13 +1,13 @@
-//! Which virtual machines there are: the `vm.cfg` files of the repositories.
+//! Which virtual machines there are, from the definitions in the repositories.
 //!
-//! The parsers are pure functions over text; this is the thin part that reads files. One bad file
-//! is one entry with an error, never a failed listing.
+//! [`Platform`] selects whose definitions are read; everything above this module sees only [`Vm`], [`Disk`] and
+//! [`FileNotes`]. The parsers are pure functions over text, apart from the thin part that reads files. One bad file is
+//! one entry with an error, never a failed listing.
 
-pub mod definitions;
+mod file_notes;
+pub mod oracle_vm;
 pub mod ovs_agent;
-pub mod ovsmeta;
-pub mod python_literal;
-pub mod vm_cfg;
+mod vm;
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -16,51 +16,36 @@ use std::sync::Arc;
 
 use crate::model::VmId;
 use crate::sys::folder::Folder;
-pub use definitions::Definitions;
-use vm_cfg::DiskLine;
+pub use file_notes::{FileNote, FileNotes};
+pub use oracle_vm::Definitions;
+pub use vm::{Disk, DiskFormat, DiskRole, Medium, Problem, Vm};
 
-/// A virtual machine as its definition says.
-#[derive(Clone, Debug)]
-pub struct Vm {
-    /// Its id; nothing where its folder and its definition name none.
-    pub id: Option<VmId>,
-    /// What its definition or, failing that, its folder calls it.
-    pub name: String,
-    /// Its uuid, which is not always the name's.
-    pub uuid: Option<String>,
-    /// The name that people gave it.
-    pub friendly_name: String,
-    /// What people noted about it.
-    pub description: String,
-    /// Its first address, where the definition names one.
-    pub address: Option<String>,
-    /// Its disks in the order of the definition, or why they are not known.
-    pub disks: Result<Vec<DiskLine>, Problem>,
+/// The virtualization platform of the host. A new one is a variant here and a module that produces the neutral types.
+#[derive(Clone, Copy, Debug, Default)]
+pub enum Platform {
+    #[default]
+    OracleVm,
 }
 
-/// Why a VM's disks are not known.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Problem {
-    /// Its definition cannot be used.
-    #[error("{0}")]
-    Invalid(String),
-    /// Its definition cannot be read now, which says nothing about the definition.
-    #[error("{0}")]
-    Unavailable(String),
-}
+impl Platform {
+    /// Reads the definitions in the repository `root`. One that has not changed since `before` is not read again.
+    /// Calls `progress` before each.
+    ///
+    /// # Errors
+    /// The folder of the definitions exists but cannot be listed. A repository without that folder defines no VM.
+    pub fn read_definitions(self, root: &Folder, before: &Definitions, progress: &dyn Fn()) -> io::Result<Definitions> {
+        match self {
+            Self::OracleVm => before.read(root, progress),
+        }
+    }
 
-impl Vm {
-    /// Whether `id` is its uuid, which need not be its name's.
-    pub fn has_uuid(&self, id: &VmId) -> bool {
-        self.uuid.as_deref().and_then(|uuid| uuid.parse().ok()).as_ref() == Some(id)
+    /// Reads what the manager noted about the files of the repository `root`, if it did.
+    pub fn read_file_notes(self, root: &Folder) -> Option<FileNotes> {
+        match self {
+            Self::OracleVm => oracle_vm::ovsmeta::read(root),
+        }
     }
 }
-
-/// The manager's notes on the files of a repository.
-const OVSMETA: &str = ".ovsmeta";
-
-/// Bytes that are read of it.
-const MAX_OVSMETA: usize = 16 << 20;
 
 /// The VMs of all repositories in one list, sorted by name. Each repository's definitions come with its mount point.
 pub fn put_together(sources: &[(PathBuf, Arc<Definitions>)]) -> Vec<Arc<Vm>> {
@@ -90,19 +75,6 @@ fn refuse_doubles(sources: &[(PathBuf, Arc<Definitions>)], vms: &mut [Arc<Vm>]) 
         let Some(folders) = vm.id.as_ref().and_then(|id| folders.get(id)) else { continue };
         let problem = Problem::Invalid(format!("defined more than once: {folders:?}; remove all but one"));
         Arc::make_mut(vm).disks = Err(problem);
-    }
-}
-
-/// What the manager noted about the files of the repository `root`, where there is such a file and it can
-/// be read. It is a hint: without it, disks have no friendly names.
-pub fn load_ovsmeta(root: &Folder) -> Option<ovsmeta::OvsMeta> {
-    match root.read_small(OVSMETA, MAX_OVSMETA) {
-        Ok(bytes) => ovsmeta::parse(&bytes),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-        Err(error) => {
-            tracing::warn!(repository = ?root.path(), %error, "friendly names of disks are not known");
-            None
-        }
     }
 }
 

@@ -79,38 +79,65 @@ pub fn squash(chunks: Vec<Chunk>) -> Vec<Chunk> {
     joined
 }
 
-/// Joins consecutive chunks of a stream that touch and that `joins` agrees to.
-pub fn joined<E>(
-    chunks: impl Iterator<Item = Result<Chunk, E>>,
+/// Joins chunks, as they come, that touch and that `joins` agrees to.
+pub fn joined<E, I: Iterator<Item = Result<Chunk, E>>>(chunks: I, joins: fn(&Chunk, &Chunk) -> bool) -> Joined<I, E> {
+    Joined { chunks, joins, held: None, failed: None, is_over: false }
+}
+
+/// Chunks that are joined as they come.
+pub struct Joined<I, E> {
+    chunks: I,
     joins: fn(&Chunk, &Chunk) -> bool,
-) -> impl Iterator<Item = Result<Chunk, E>> {
-    let mut chunks = chunks.fuse();
-    let mut held: Option<Chunk> = None;
-    let mut failed = None;
-    std::iter::from_fn(move || {
-        if let Some(error) = failed.take() {
+    /// The last chunk: the next one may go on where it ends.
+    held: Option<Chunk>,
+    /// An error that came while a chunk was held.
+    failed: Option<E>,
+    is_over: bool,
+}
+
+impl<I, E> Joined<I, E> {
+    /// Where the chunks come from.
+    pub fn inner(&self) -> &I {
+        &self.chunks
+    }
+
+    pub fn inner_mut(&mut self) -> &mut I {
+        &mut self.chunks
+    }
+}
+
+impl<E, I: Iterator<Item = Result<Chunk, E>>> Iterator for Joined<I, E> {
+    type Item = Result<Chunk, E>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(error) = self.failed.take() {
             return Some(Err(error));
         }
-        loop {
-            match (chunks.next(), held.take()) {
-                (None, None) => return None,
-                (None, Some(last)) => return Some(Ok(last)),
+        while !self.is_over {
+            match (self.chunks.next(), self.held.take()) {
+                (None, last) => {
+                    self.is_over = true;
+                    return last.map(Ok);
+                }
                 (Some(Err(error)), None) => return Some(Err(error)),
                 (Some(Err(error)), Some(last)) => {
-                    failed = Some(error);
+                    self.failed = Some(error);
                     return Some(Ok(last));
                 }
-                (Some(Ok(next)), None) => held = Some(next),
-                (Some(Ok(next)), Some(last)) if last.range.end() == next.range.start() && joins(&last, &next) => {
-                    held = Some(Chunk { range: last.range.joined(next.range), ..last });
+                (Some(Ok(next)), None) => self.held = Some(next),
+                (Some(Ok(next)), Some(last))
+                    if last.range.end() == next.range.start() && (self.joins)(&last, &next) =>
+                {
+                    self.held = Some(Chunk { range: last.range.joined(next.range), ..last });
                 }
                 (Some(Ok(next)), Some(last)) => {
-                    held = Some(next);
+                    self.held = Some(next);
                     return Some(Ok(last));
                 }
             }
         }
-    })
+        None
+    }
 }
 
 #[cfg(test)]

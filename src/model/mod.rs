@@ -6,6 +6,8 @@ pub mod exclusive;
 pub mod extent_map;
 pub mod hook;
 pub mod id;
+pub mod layout;
+mod pending_hooks_key;
 pub mod printable;
 mod range;
 pub mod retention;
@@ -16,6 +18,7 @@ pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
+pub use pending_hooks_key::PendingHooksKey;
 pub use printable::printable;
 pub use range::{ByteRange, PhysAddr};
 pub use snapshot::{

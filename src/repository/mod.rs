@@ -27,6 +27,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use crate::model::layout::CONTENT;
 use crate::model::{DiskName, RepositoryId, SnapshotId};
 use crate::sys::folder::{self, Folder};
 use crate::sys::fsinfo::{self, Space};
@@ -41,9 +42,6 @@ pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
 pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
-
-/// The folders in which Oracle VM keeps disks and definitions.
-const CONTENT: [&str; 2] = ["VirtualDisks", "VirtualMachines"];
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";

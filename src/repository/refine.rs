@@ -39,6 +39,8 @@ pub struct Refined<C> {
     waiting: VecDeque<Waiting>,
     ready: VecDeque<Chunk>,
     failed: Option<CompareError>,
+    /// Bytes of the data candidates so far.
+    candidate_bytes: u64,
     is_done: bool,
     is_wanted: IsWanted,
 }
@@ -61,15 +63,35 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
         block: NonZero<u64>,
         is_wanted: IsWanted,
     ) -> Self {
-        let (incomplete, buffers) = (Arc::default(), Mutex::default());
+        let (incomplete, buffers) = (AtomicBool::default(), Mutex::default());
         let comparer = Arc::new(Comparer { base, target, block: block.get(), incomplete, buffers });
         let (waiting, ready) = (VecDeque::new(), VecDeque::new());
-        Self { candidates, comparer, rest: None, waiting, ready, failed: None, is_done: false, is_wanted }
+        Self {
+            candidates,
+            comparer,
+            rest: None,
+            waiting,
+            ready,
+            failed: None,
+            candidate_bytes: 0,
+            is_done: false,
+            is_wanted,
+        }
     }
 
-    /// Set if a range could not be read, and was listed for that reason.
-    pub fn incomplete(&self) -> Arc<AtomicBool> {
-        Arc::clone(&self.comparer.incomplete)
+    /// Whether a range could not be read, and was listed for that reason.
+    pub fn is_incomplete(&self) -> bool {
+        self.comparer.incomplete.load(Ordering::Relaxed)
+    }
+
+    /// Bytes of the data candidates; all of them are known after the last chunk.
+    pub fn candidate_bytes(&self) -> u64 {
+        self.candidate_bytes
+    }
+
+    /// Where the candidates come from.
+    pub fn candidates(&self) -> &C {
+        &self.candidates
     }
 
     fn queue_windows(&mut self) {
@@ -77,7 +99,12 @@ impl<C: Iterator<Item = Result<Chunk, CompareError>>> Refined<C> {
             let candidate = match self.rest.take() {
                 Some(rest) => rest,
                 None => match self.candidates.next() {
-                    Some(Ok(candidate)) => candidate,
+                    Some(Ok(candidate)) => {
+                        if candidate.kind == ChunkKind::Data {
+                            self.candidate_bytes += candidate.range.len();
+                        }
+                        candidate
+                    }
                     Some(Err(error)) => {
                         self.failed = Some(error);
                         return;
@@ -163,7 +190,7 @@ struct Comparer {
     base: BaseContents,
     target: Arc<DiskFile>,
     block: u64,
-    incomplete: Arc<AtomicBool>,
+    incomplete: AtomicBool,
     /// Buffers for a window of each file, reused.
     buffers: Mutex<Vec<[Vec<u8>; 2]>>,
 }

@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
-use crate::model::{Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
+use crate::model::{PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
 
 pub use error::{StoreError, Trouble};
 pub use pending_hooks::PendingHookTable;
@@ -116,7 +116,8 @@ impl Store {
             put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
             if let Some(pending_hooks) = pending_hooks {
-                transaction.open_table(pending_hooks::TABLE)?.insert(id.as_u128(), pending_hooks)?;
+                let key = PendingHooksKey::of_creation(id);
+                transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks)?;
             }
             Ok(unfinished)
         })

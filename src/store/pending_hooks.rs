@@ -3,7 +3,7 @@
 use redb::{ReadableTable, TableDefinition};
 
 use super::{StoreError, database};
-use crate::model::SnapshotId;
+use crate::model::PendingHooksKey;
 
 /// Key → the operation (JSON) whose post hooks have not run yet.
 pub(super) const TABLE: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
@@ -14,28 +14,28 @@ pub struct PendingHookTable<'a>(pub(super) &'a database::Handle);
 impl PendingHookTable<'_> {
     /// Records that the hooks of an operation are about to be called. If the service stops before the post hooks have
     /// run, `operation` is what the next start needs to call them.
-    pub fn record(&self, id: SnapshotId, operation: &[u8]) -> Result<(), StoreError> {
+    pub fn record(&self, key: PendingHooksKey, operation: &[u8]) -> Result<(), StoreError> {
         self.0.write(|transaction| {
-            transaction.open_table(TABLE)?.insert(id.as_u128(), operation)?;
+            transaction.open_table(TABLE)?.insert(key.as_u128(), operation)?;
             Ok(())
         })
     }
 
     /// Records that the post hooks have run.
-    pub fn clear(&self, id: SnapshotId) -> Result<(), StoreError> {
+    pub fn clear(&self, key: PendingHooksKey) -> Result<(), StoreError> {
         self.0.write(|transaction| {
-            transaction.open_table(TABLE)?.remove(id.as_u128())?;
+            transaction.open_table(TABLE)?.remove(key.as_u128())?;
             Ok(())
         })
     }
 
     /// The operations whose post hooks have not run.
-    pub fn all(&self) -> Result<Vec<(SnapshotId, Vec<u8>)>, StoreError> {
+    pub fn all(&self) -> Result<Vec<(PendingHooksKey, Vec<u8>)>, StoreError> {
         self.0.read(|transaction| {
             let mut pending = Vec::new();
             for entry in transaction.open_table(TABLE)?.iter()? {
-                let (id, operation) = entry?;
-                pending.push((SnapshotId::from_u128(id.value()), operation.value().to_vec()));
+                let (key, operation) = entry?;
+                pending.push((PendingHooksKey::from_u128(key.value()), operation.value().to_vec()));
             }
             Ok(pending)
         })

@@ -205,7 +205,7 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         assert_eq!(store.retentions().of(plain.id).unwrap(), retention);
         assert!(store.retentions().lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
-        assert_eq!(store.pending_hooks().all().unwrap(), [(creating.id, b"{}".to_vec())]);
+        assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
@@ -235,15 +235,21 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
     store.commit(&first, &CommitOptions::default()).unwrap();
-    store.pending_hooks().record(second.id, b"second").unwrap();
+    store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second").unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
-    assert_eq!(store.pending_hooks().all().unwrap(), [(first.id, b"first".to_vec()), (second.id, b"second".to_vec())]);
-    store.pending_hooks().clear(first.id).unwrap();
+    assert_eq!(
+        store.pending_hooks().all().unwrap(),
+        [
+            (PendingHooksKey::of_creation(first.id), b"first".to_vec()),
+            (PendingHooksKey::of_creation(second.id), b"second".to_vec())
+        ]
+    );
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
     // Clearing them twice is no error.
-    store.pending_hooks().clear(first.id).unwrap();
-    assert_eq!(store.pending_hooks().all().unwrap(), [(second.id, b"second".to_vec())]);
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
+    assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 

@@ -1,21 +1,18 @@
-//! The way from the original exporter, and from a database that is lost: `adopt`.
+//! `adopt`: snapshots of the original exporter, and of a lost database.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::harness::{Client, Clock, VM, World, define_vm, eventually, make_disk, run, text, write_at};
+use crate::harness::{Clock, OTHER_VM, SNAPSHOTS, VM, World, define_vm, eventually, make_disk, run, write_at};
 use crate::needs_root;
-
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 fn id(number: u32) -> String {
     format!("{number:08x}-9f3c-4f0e-8a52-0c3f3a1b2c4d")
 }
 
-/// What the original exporter leaves of a snapshot: clones in a folder, and nothing else.
-fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
+/// Makes a snapshot as the original exporter does: a folder with clones and nothing else.
+fn make_original_snapshot(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
     let folder = repository.join("CoriolisSnapshots").join(id(number));
     fs::create_dir_all(&folder).unwrap();
     for disk in disks {
@@ -24,18 +21,13 @@ fn original(repository: &Path, number: u32, disks: &[&Path]) -> PathBuf {
     folder
 }
 
-fn listed(client: &Client) -> Vec<String> {
-    let list = client.get(&format!("{SNAPSHOTS}?chunks=false")).ok();
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
-}
-
-/// Whether the last line of a report is this.
-fn ends(report: &(Option<i32>, String), last: &str) -> bool {
+/// Whether a report succeeded and ends with `last`.
+fn report_ends_with(report: &(Option<i32>, String), last: &str) -> bool {
     report.0 == Some(0) && report.1.trim_end().ends_with(last)
 }
 
 #[test]
-fn snapshots_of_the_original_are_taken_over() {
+fn snapshots_of_the_original_exporter_are_adopted() {
     needs_root!();
     let (_volume, second, mut world) = World::with_two_repositories(512);
     let clock = Clock::new();
@@ -46,100 +38,104 @@ fn snapshots_of_the_original_are_taken_over() {
     define_vm(&repository, OTHER_VM, std::slice::from_ref(&c));
 
     write_at(&a, 0, &[1; 65536]);
-    let placed = [original(&repository, 0xb, &[&a]), original(&second, 0xb, &[&b])];
+    let placed = [make_original_snapshot(&repository, 0xb, &[&a]), make_original_snapshot(&second, 0xb, &[&b])];
     let base = fs::read(&a).unwrap();
     write_at(&a, 8192, &[2; 4096]);
     let (probe, last) = (tempfile::NamedTempFile::new_in(&second).unwrap(), placed[1].join("b.img"));
-    eventually("the next file is younger", || {
+    eventually("a new file gets a later timestamp", || {
         write_at(probe.path(), 0, &[1]);
         let times = [probe.path(), &last].map(|path| fs::metadata(path).unwrap().modified().unwrap());
         times[0] > times[1]
     });
     drop(probe);
-    original(&repository, 0xa, &[&a]);
+    make_original_snapshot(&repository, 0xa, &[&a]);
     let target = fs::read(&a).unwrap();
-    // What cannot be placed.
+    // Folders that belong to no VM.
     let stranger = make_disk(&repository, "stranger.img", 4096);
-    let odd = [
-        (original(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
-        (original(&repository, 2, &[&a, &c]), "more than one VM"),
+    let not_adopted = [
+        (make_original_snapshot(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
+        (make_original_snapshot(&repository, 2, &[&a, &c]), "more than one VM"),
         (repository.join("CoriolisSnapshots/notes"), "no snapshot's id"),
     ];
-    fs::create_dir(&odd[2].0).unwrap();
+    fs::create_dir(&not_adopted[2].0).unwrap();
     let before = world.snapshot_files();
 
-    // They were made a moment ago, perhaps by somebody who is not done yet.
+    // New folders are skipped: another service may still be writing them.
     let report = world.exporter.command(&["adopt"]);
     assert!(
-        ends(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
+        report_ends_with(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
         "{report:?}"
     );
     clock.load_into(world.exporter.settings());
     clock.leap(1);
     world.exporter.restart();
 
-    // Half of a snapshot is not taken for the whole.
-    let away = second.with_extension("away");
-    fs::rename(&second, &away).unwrap();
+    // A snapshot with a missing part is not adopted.
+    let moved = second.with_extension("moved");
+    fs::rename(&second, &moved).unwrap();
     let report = world.exporter.command(&["adopt"]);
     assert!(report.1.contains("0 adopted") && report.1.contains("its VM has a disk in"), "{report:?}");
     assert!(report.1.contains(&format!("left  {}: ", second.display())), "{report:?}");
-    fs::rename(&away, &second).unwrap();
+    fs::rename(&moved, &second).unwrap();
 
     let report = world.exporter.command(&["adopt", "--dry-run"]);
-    assert!(ends(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
+    assert!(report_ends_with(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
     let client = world.client();
-    assert_eq!((listed(&client), world.snapshot_files()), (Vec::new(), before.clone()), "a dry run changes nothing");
+    assert_eq!(
+        (client.snapshot_ids(), world.snapshot_files()),
+        (Vec::new(), before.clone()),
+        "a dry run changes nothing"
+    );
 
     let report = world.exporter.command(&["adopt"]);
-    assert!(ends(&report, "2 adopted, 3 left as they are"), "{report:?}");
-    for (path, reason) in &odd {
-        let told = format!("left  {}: ", path.display());
-        assert!(report.1.lines().any(|line| line.starts_with(&told) && line.contains(reason)), "{path:?}: {report:?}");
+    assert!(report_ends_with(&report, "2 adopted, 3 left as they are"), "{report:?}");
+    for (path, reason) in &not_adopted {
+        let start = format!("left  {}: ", path.display());
+        assert!(report.1.lines().any(|line| line.starts_with(&start) && line.contains(reason)), "{path:?}: {report:?}");
     }
-    assert!(before.iter().all(|path| path.exists()), "nothing is deleted");
-    assert_eq!(listed(&client), [id(0xb), id(0xa)], "oldest first, by the files' times");
+    assert!(before.iter().all(|path| path.exists()), "files were deleted");
+    assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa)], "oldest first, by the files' times");
     let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
     assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");
     assert_eq!(taken["created_by"], "operator");
 
-    // The chain goes on over the border.
+    // Comparisons work between adopted snapshots, and between an adopted and a new one.
     let change = client.compare(&id(0xa), &id(0xb));
     assert!(client.patched(&change["disks"][0], &base) == target, "{change}");
     assert_eq!(change["disks"][0]["data_bytes"], 4096);
     write_at(&a, 32768, &[3; 4096]);
-    let made = text(&client.take_snapshot()["id"]);
+    let made = client.take_snapshot_id();
     let change = client.compare(&made, &id(0xa));
     assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
-    assert_eq!(listed(&client), [id(0xb), id(0xa), made.clone()]);
+    assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa), made.clone()]);
 
-    // What is known already is no news, and what was adopted can be deleted.
-    assert!(ends(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
+    // Known snapshots are not adopted again, and adopted ones can be deleted.
+    assert!(report_ends_with(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", id(0xb))).status, 200);
     assert!(placed.iter().all(|folder| !folder.exists()));
 
-    // A database that is lost.
+    // A lost database.
     world.exporter.kill();
     fs::remove_file(world.exporter.db_file()).unwrap();
     world.exporter.restart();
-    assert_eq!(listed(&client), Vec::<String>::new());
-    // The last was made an hour ahead, so it is young to a clock that is.
+    assert_eq!(client.snapshot_ids(), Vec::<String>::new());
+    // The last snapshot was made with the clock an hour ahead; another two hours make it old enough.
     clock.leap(2);
     world.exporter.restart();
     let client = world.client();
     let report = world.exporter.command(&["adopt"]);
-    assert!(ends(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
+    assert!(report_ends_with(&report, "left as they are") && report.1.contains("has a manifest"), "{report:?}");
     let report = world.exporter.command(&["adopt", "--manifests"]);
     assert!(report.1.contains("2 adopted"), "{report:?}");
-    assert_eq!(listed(&client), [id(0xa), made.clone()]);
+    assert_eq!(client.snapshot_ids(), [id(0xa), made.clone()]);
     let change = client.compare(&made, &id(0xa));
     assert!(client.patched(&change["disks"][0], &target) == fs::read(&a).unwrap(), "{change}");
-    let next = text(&client.take_snapshot()["id"]);
-    assert_eq!(listed(&client), [id(0xa), made, next]);
+    let next = client.take_snapshot_id();
+    assert_eq!(client.snapshot_ids(), [id(0xa), made, next]);
 }
 
 #[test]
-fn a_slip_adopts_nothing() {
+fn adopt_rejects_unknown_query_values() {
     needs_root!();
     let world = World::new(512);
     let client = world.client();
@@ -149,10 +145,10 @@ fn a_slip_adopts_nothing() {
 }
 
 #[test]
-fn who_asks_a_service_that_does_not_run_is_told() {
+fn adopt_reports_that_the_service_is_not_running() {
     needs_root!();
     let mut world = World::new(512);
     world.exporter.kill();
-    let (status, told) = world.exporter.command(&["adopt"]);
-    assert!(status == Some(1) && told.contains("is it running?"), "{told}");
+    let (status, output) = world.exporter.command(&["adopt"]);
+    assert!(status == Some(1) && output.contains("is it running?"), "{output}");
 }

@@ -1,4 +1,4 @@
-//! The audit in a file of its own: what is in it, and what does not push it out.
+//! The audit file: its lines, their aggregation, and its rotation.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -9,27 +9,19 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, PASSWORD, USER, VM, Volume, World, eventually, text, write_at};
+use crate::harness::{Answer, MB, PASSWORD, SNAPSHOTS, USER, VM, Volume, World, eventually, text, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn lines(file: &Path) -> Vec<Value> {
     let text = fs::read_to_string(file).unwrap_or_default();
     text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
-fn of<'a>(lines: &'a [Value], action: &str) -> Vec<&'a Value> {
+fn with_action<'a>(lines: &'a [Value], action: &str) -> Vec<&'a Value> {
     lines.iter().filter(|line| line["action"] == action).collect()
 }
 
-fn log_in(client: &Client, user: &str, password: &str) -> Answer {
-    let body = json!({"username": user, "password": password}).to_string();
-    client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-}
-
-/// A service whose audit is in this folder.
+/// A service that writes its audit file in this folder.
 fn world(folder: &Path, more: &str) -> (World, PathBuf) {
     let file = folder.join("audit.json");
     let world = World::with(512, |settings| {
@@ -41,28 +33,28 @@ fn world(folder: &Path, more: &str) -> (World, PathBuf) {
 }
 
 #[test]
-fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
+fn audit_file_contains_json_lines() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (mut world, file) = world(folder.path(), "");
     let client = world.client();
     let created = client.post(SNAPSHOTS);
     let first = text(&created.json()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let snapshot = format!("{SNAPSHOTS}/{second}");
     let disk = format!("{snapshot}/disks/a.img");
     client.get(&format!("{snapshot}?compareTo={first}")).ok();
     client.get(&format!("{disk}/chunks")).ok();
     client.get(&format!("{disk}/checksum")).ok();
     client.get(&format!("{snapshot}?compareTo={second}")).error(400);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let hidden = "a-password-for-a-name";
     let refused: Vec<Answer> =
-        ["root", "root", hidden].into_iter().map(|user| log_in(&stranger, user, "wrong")).collect();
+        ["root", "root", hidden].into_iter().map(|user| stranger.try_log_in(user, "wrong")).collect();
     assert!(refused.iter().all(|answer| answer.status == 401));
     assert_eq!(stranger.get("/vms").status, 401);
     assert_eq!(client.disk(&second, "a.img").len() as u64, 16 * MB);
-    eventually("all is in the file", || !of(&lines(&file), "export").is_empty());
+    eventually("the export is in the audit file", || !with_action(&lines(&file), "export").is_empty());
 
     let all = lines(&file);
     for line in &all {
@@ -73,15 +65,15 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
         assert!(text(&line["time"]).ends_with('Z') && line["address"] == "127.0.0.1", "{line}");
     }
     let one = |action: &str| {
-        let found = of(&all, action);
+        let found = with_action(&all, action);
         assert_eq!(found.len(), 1, "{action}: {found:?}");
         found[0].clone()
     };
-    let create = of(&all, "create")[0];
+    let create = with_action(&all, "create")[0];
     assert_eq!((&create["who"], &create["outcome"]), (&json!(USER), &json!("done")));
     assert_eq!(create["what"], format!("{VM}/{first}"));
     assert_eq!(create["request_id"], created.header("x-request-id"));
-    let compared = of(&all, "compare");
+    let compared = with_action(&all, "compare");
     assert_eq!(compared.len(), 2, "{compared:?}");
     assert_eq!(compared[0]["what"], format!("{VM}/{second} since {first}"));
     assert_eq!((&compared[1]["outcome"], compared[1]["reason"].is_string()), (&json!("refused"), true));
@@ -93,12 +85,12 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
     assert_eq!((&export["who"], &export["what"]), (&json!(USER), &json!(format!("{VM}/{second}/a.img"))));
     let request = one("request");
     assert_eq!((&request["who"], &request["what"]), (&Value::Null, &json!("/api/v1/vms")));
-    // Who failed to log in is not named, and yet known again. The second time is counted, and written later.
+    // Failed log-ins show a hash instead of the name. The second failure is counted and written later.
     let failed = || -> Vec<Value> {
         let all = lines(&file);
-        of(&all, "log-in").into_iter().filter(|line| line["outcome"] == "refused").cloned().collect()
+        with_action(&all, "log-in").into_iter().filter(|line| line["outcome"] == "refused").cloned().collect()
     };
-    eventually("the failed log-ins are in the file", || failed().len() == 3);
+    eventually("the failed log-ins are in the audit file", || failed().len() == 3);
     let failed = failed();
     let accounts: Vec<String> = failed.iter().map(|line| text(&line["account"])).collect();
     assert!(accounts[0] == accounts[2] && accounts[0] != accounts[1], "{accounts:?}");
@@ -110,29 +102,29 @@ fn the_audit_is_lines_of_json_in_a_file_of_its_own() {
     for secret in [hidden, "root", PASSWORD, &client.token] {
         assert!(!raw.contains(secret), "{secret} is in the audit");
     }
-    assert!(!log.contains(" audit "), "the log has lines of the audit, too");
+    assert!(!log.contains(" audit "), "the log contains audit lines, too");
     assert_eq!(fs::metadata(&file).unwrap().permissions().mode() & 0o777, 0o600);
 
-    // The hash is the same after a restart; SIGHUP opens the file by its name again.
+    // The hash is the same after a restart; SIGHUP reopens the file.
     world.exporter.restart();
-    let stranger = Client::new(&world.exporter, &world.certificates);
-    log_in(&stranger, "root", "wrong");
+    let stranger = world.anonymous_client();
+    stranger.try_log_in("root", "wrong");
     let last = || lines(&file).last().map(|line| line["account"].clone()).unwrap_or_default();
-    eventually("the account is known again", || last() == accounts[0].as_str());
+    eventually("the account has the same hash", || last() == accounts[0].as_str());
     fs::rename(&file, folder.path().join("moved")).unwrap();
     world.exporter.signal(Signal::SIGHUP);
-    eventually("a new file is there", || file.exists());
-    log_in(&stranger, "root", "wrong");
-    eventually("it is written to", || lines(&file).len() == 1);
+    eventually("a new file exists", || file.exists());
+    stranger.try_log_in("root", "wrong");
+    eventually("the new file is written to", || lines(&file).len() == 1);
 }
 
 #[test]
-fn many_small_requests_are_few_lines() {
+fn small_requests_are_aggregated_in_the_audit() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (mut world, file) = world(folder.path(), "max_size = \"64KiB\"\nmax_files = 2");
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let before = world.exporter.log().len();
     let requests = 1000;
     for n in 0..requests {
@@ -141,45 +133,45 @@ fn many_small_requests_are_few_lines() {
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
     let several = client.request(Method::GET, &path).header("Range", "bytes=0-9,20-29,40-49");
     assert_eq!(client.send(several).status, 206);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     for n in 0..requests {
         assert_eq!(stranger.get(&format!("/vms/{n}")).status, 401);
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?squashChunks=true")).status, 200);
     }
-    let known_after_the_end = || {
+    let all_counted = || {
         let all = lines(&file);
-        let sum = |field: &str| of(&all, "export").iter().filter_map(|line| line[field].as_u64()).sum::<u64>();
-        // A body of three ranges has heads as well.
+        let sum = |field: &str| with_action(&all, "export").iter().filter_map(|line| line[field].as_u64()).sum::<u64>();
+        // A multipart body also contains part headers.
         sum("ranges") == requests + 3 && sum("requests") == requests + 1 && sum("bytes") > requests * 4096
     };
-    eventually("all ranges are told of", known_after_the_end);
+    eventually("all ranges are in the audit", all_counted);
     let all = lines(&file);
-    assert!(of(&all, "export").len() <= 5, "{all:?}");
-    assert!(of(&all, "request").len() <= 5 && of(&all, "chunks").len() <= 5, "{all:?}");
-    assert!(!folder.path().join("audit.json.1").exists(), "the file was rotated away");
-    // By default, that is with RUST_LOG=info, the log has no line for a range either.
+    assert!(with_action(&all, "export").len() <= 5, "{all:?}");
+    assert!(with_action(&all, "request").len() <= 5 && with_action(&all, "chunks").len() <= 5, "{all:?}");
+    assert!(!folder.path().join("audit.json.1").exists(), "the file was rotated");
+    // At the default level, RUST_LOG=info, the log has no line per range either.
     let log = world.exporter.log();
     let answered = log[before..].lines().filter(|line| line.contains("answered") && line.contains("status=206"));
     assert!(answered.clone().count() > 0 && answered.clone().all(|line| line.contains("DEBUG")));
 
-    // What is not told of yet is at the end of the service.
+    // The remaining counts are written when the service stops.
     client.disk_range(&id, "a.img", 0, 4096);
     world.exporter.signal(Signal::SIGTERM);
     world.exporter.wait(Duration::from_secs(60));
     let all = lines(&file);
-    let last = of(&all, "export").pop().unwrap();
+    let last = with_action(&all, "export").pop().unwrap();
     assert_eq!((&last["ranges"], &last["bytes"]), (&json!(1), &json!(4096)));
 }
 
 #[test]
-fn the_audit_is_rotated_and_its_modes_stay() {
+fn audit_file_is_rotated_and_keeps_its_mode() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let (world, file) = world(folder.path(), "max_size = \"4KiB\"\nmax_files = 2");
     let client = world.client();
     let unknown = "/vms/0004fb0000060000000000000000ffff/snapshots";
     let old = |n: u32| folder.path().join(format!("audit.json.{n}"));
-    eventually("two old files are there", || {
+    eventually("two old files exist", || {
         assert_eq!(client.post(unknown).status, 404);
         old(2).exists()
     });
@@ -192,20 +184,20 @@ fn the_audit_is_rotated_and_its_modes_stay() {
 }
 
 #[test]
-fn an_audit_that_cannot_be_written_holds_nobody_up() {
+fn blocked_audit_file_does_not_block_requests() {
     needs_root!();
     let volume = Volume::xfs(512);
     let (world, file) = world(&volume.mount_point, "");
     let client = world.client();
-    eventually("the log-in is in the file", || lines(&file).len() == 1);
+    eventually("the log-in is in the audit file", || lines(&file).len() == 1);
     let frozen = volume.freeze();
     for _ in 0..100 {
         assert_eq!(client.post("/vms/0004fb0000060000000000000000ffff/snapshots").status, 404);
     }
     client.take_snapshot();
-    assert_eq!(lines(&file).len(), 1, "the file is not frozen");
+    assert_eq!(lines(&file).len(), 1, "the file system is not frozen");
     drop(frozen);
-    eventually("the lines come when they can", || lines(&file).len() == 102);
+    eventually("the lines are written after the thaw", || lines(&file).len() == 102);
     let metrics = client.send(client.request(Method::GET, "/metrics")).body;
     assert!(String::from_utf8(metrics).unwrap().contains("ovm_exporter_audit_lines_dropped_total 0"));
 }

@@ -1,21 +1,21 @@
-//! What clients get wrong, by mistake or on purpose: a status of the contract, a JSON body, no
-//! panic, no descriptor lost, nothing written.
+//! Invalid requests: they get a documented status and a JSON body, cause no panic, leak no descriptor, and write
+//! nothing.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::process::Command;
 
 use reqwest::Method;
-use reqwest::header::{HeaderName, HeaderValue};
 use serde_json::json;
 
-use crate::harness::{self, Answer, Client, PASSWORD, USER, VM, World, eventually_ok, text, write_at};
+use crate::harness::{
+    self, Answer, Client, OTHER_VM, PASSWORD, ProcessStats, USER, VM, World, eventually_ok, text, write_at,
+};
 use crate::needs_root;
 
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 const UNKNOWN: &str = "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d";
 
-/// Asks with curl, which takes a path as it is.
+/// Sends a request with curl, which does not normalize the path.
 fn curl(world: &World, client: &Client, path: &str) -> Answer {
     curl_with(world, client, path, &[])
 }
@@ -33,26 +33,14 @@ fn curl_with(world: &World, client: &Client, path: &str, arguments: &[&str]) -> 
     parse(&output.stdout)
 }
 
-/// An answer as it came over the wire.
+/// Parses a response; the body is everything after the head.
 fn parse(bytes: &[u8]) -> Answer {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n");
-    let end = end.unwrap_or_else(|| panic!("no answer: {:?}", String::from_utf8_lossy(bytes)));
-    let head = std::str::from_utf8(&bytes[..end]).unwrap();
-    let mut lines = head.split("\r\n");
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let header = |line: &str| {
-        let (name, value) = line.split_once(':').unwrap();
-        (name.parse::<HeaderName>().unwrap(), value.trim().parse::<HeaderValue>().unwrap())
-    };
-    Answer { status, headers: lines.map(header).collect(), body: bytes[end + 4..].to_vec() }
-}
-
-fn descriptors(world: &World) -> usize {
-    fs::read_dir(format!("/proc/{}/fd", world.exporter.pid())).unwrap().count()
+    let (answer, body) = Answer::parse_head(bytes);
+    Answer { body: body.to_vec(), ..answer }
 }
 
 #[test]
-fn nothing_that_is_asked_wrongly_does_harm() {
+fn invalid_requests_are_rejected_and_change_nothing() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
@@ -61,15 +49,16 @@ fn nothing_that_is_asked_wrongly_does_harm() {
     harness::define_vm(&world.repository, OTHER_VM, &[other]);
     fs::write(world.repository.join("CoriolisSnapshots.txt"), "secret").unwrap();
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
+    let second = client.take_snapshot_id();
     let of_other = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
     let before = (world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok());
-    let open_before = descriptors(&world);
+    let descriptors = || ProcessStats::of(&world.exporter).descriptors();
+    let open_before = descriptors();
     let vm = format!("/api/v1/vms/{VM}");
     let snapshot = format!("{vm}/snapshots/{first}");
 
-    // Paths as they are.
+    // Paths.
     let long = |length: usize| "a".repeat(length);
     for (path, status, code) in [
         ("/".to_owned(), 404, "not_found"),
@@ -130,7 +119,7 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         assert_eq!((answer.status, answer.error(answer.status).as_str()), (status, code), "{path:.200}");
     }
 
-    // What is odd, and right.
+    // Unusual but valid requests.
     let plain = client.get(&format!("/vms/{VM}/snapshots/{first}")).ok();
     for query in [
         "?compareTo=",
@@ -178,7 +167,7 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         }
     }
 
-    // Methods, and ids where something would be changed.
+    // Methods, and unknown ids in changing requests.
     let (get, brew) = ("GET,HEAD", Method::from_bytes(b"BREW").unwrap());
     for (method, path, allowed) in [
         (Method::PUT, vm.clone(), get),
@@ -202,13 +191,13 @@ fn nothing_that_is_asked_wrongly_does_harm() {
             assert_eq!(answer.error(405), "method_not_allowed", "{method} {path}");
         }
     }
-    let nobody = "/vms/0004fb0000060000000000000000ffff";
+    let unknown_vm = "/vms/0004fb0000060000000000000000ffff";
     for (method, path, status, code) in [
-        (Method::POST, format!("{nobody}/snapshots"), 404, "not_found"),
+        (Method::POST, format!("{unknown_vm}/snapshots"), 404, "not_found"),
         (Method::POST, "/vms/nonsense/snapshots".to_owned(), 404, "not_found"),
-        (Method::DELETE, format!("{nobody}/snapshots"), 404, "not_found"),
-        (Method::DELETE, format!("{nobody}/snapshots/{UNKNOWN}"), 404, "not_found"),
-        (Method::DELETE, format!("{nobody}/snapshots/{first}"), 404, "not_found"),
+        (Method::DELETE, format!("{unknown_vm}/snapshots"), 404, "not_found"),
+        (Method::DELETE, format!("{unknown_vm}/snapshots/{UNKNOWN}"), 404, "not_found"),
+        (Method::DELETE, format!("{unknown_vm}/snapshots/{first}"), 404, "not_found"),
         (Method::DELETE, format!("/vms/{VM}/snapshots/nonsense"), 404, "not_found"),
         (Method::DELETE, format!("/vms/{VM}/snapshots/..%2f{first}"), 404, "not_found"),
         (Method::DELETE, format!("/vms/{VM}/snapshots/{of_other}"), 409, "other_vm"),
@@ -217,19 +206,19 @@ fn nothing_that_is_asked_wrongly_does_harm() {
         let answer = client.send(client.request(method.clone(), &format!("/api/v1{path}")));
         assert_eq!((answer.status, answer.error(answer.status).as_str()), (status, code), "{method} {path}");
     }
-    // One that is gone already is no error.
+    // Deleting an unknown snapshot succeeds.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{UNKNOWN}")).status, 200);
 
     assert_eq!((world.snapshot_files(), client.get(&format!("/vms/{VM}/snapshots")).ok()), before);
     eventually_ok(&format!("{open_before} descriptors are open, as before"), || {
-        let now = descriptors(&world);
+        let now = descriptors();
         if now > open_before + 1 { Err(now) } else { Ok(()) }
     });
 
-    // A body that is no wish for a snapshot; the routes that change something, with a trailing slash.
+    // Invalid bodies of a creation; changing routes with a trailing slash.
     let post =
         |body: &str| client.send(client.request(Method::POST, &format!("{vm}/snapshots/")).body(body.to_owned()));
-    for wrong in ["neither JSON nor asked for", "[]", "1", "{\"disks\": \"xvda\"}", "{\"ttl\": 5}", "{} {}", "{"] {
+    for wrong in ["not JSON", "[]", "1", "{\"disks\": \"xvda\"}", "{\"ttl\": 5}", "{} {}", "{"] {
         assert_eq!(post(wrong).error(400), "bad_request", "{wrong}");
     }
     let third = text(&post(" ").ok()["id"]);
@@ -243,9 +232,9 @@ fn nothing_that_is_asked_wrongly_does_harm() {
     assert!(!log.contains("panic") && !log.contains(" ERROR "), "{log}");
 }
 
-/// The refusal gets through to a client that is still sending when it is given.
+/// The client is still sending the body when the service answers.
 #[test]
-fn a_body_that_is_too_large_is_told_so() {
+fn too_large_body_gets_the_error_while_it_is_sent() {
     needs_root!();
     let world = World::new(512);
     let client = world.client();
@@ -263,19 +252,19 @@ fn a_body_that_is_too_large_is_told_so() {
     }
 }
 
-/// Sends a request as it is; returns all that comes until the connection ends.
-fn told_to(world: &World, request: &str) -> Vec<u8> {
+/// Sends raw bytes; returns everything received until the connection ends.
+fn raw_response(world: &World, request: &str) -> Vec<u8> {
     let mut stream = harness::connect(&world.exporter, &world.certificates);
-    let mut told = Vec::new();
-    let _ = stream.write_all(request.as_bytes()); // it may be cut off before its end
-    let ended = stream.read_to_end(&mut told);
+    let mut received = Vec::new();
+    let _ = stream.write_all(request.as_bytes()); // the service may close the connection before it has read everything
+    let ended = stream.read_to_end(&mut received);
     let kept = ended.is_err_and(|error| matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut));
     assert!(!kept, "the connection is kept: {request:.100?}");
-    told
+    received
 }
 
 #[test]
-fn what_is_no_http_is_refused() {
+fn malformed_http_is_rejected() {
     needs_root!();
     let world = World::new(512);
     let login = "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nConnection: close\r\n";
@@ -299,19 +288,19 @@ fn what_is_no_http_is_refused() {
         (format!("{login}Transfer-Encoding: gzip\r\n\r\n{{}}"), 400),
         (format!("{health}{headers}\r\n"), 431),
     ] {
-        let told = told_to(&world, &request);
-        assert!(!told.is_empty(), "no answer to {request:.100?}");
-        let answer = parse(&told);
+        let response = raw_response(&world, &request);
+        assert!(!response.is_empty(), "no response to {request:.100?}");
+        let answer = parse(&response);
         assert_eq!(answer.status, status, "{request:.100?}");
         if status >= 400 {
             answer.error(status);
         }
     }
-    // Another protocol, and a head without end.
+    // Another protocol, and a head that is too large.
     for (request, status) in
         [("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400), (&format!("{health}X: {}\r\n\r\n", "a".repeat(2 << 20)), 431)]
     {
-        parse(&told_to(&world, request)).error(status);
+        parse(&raw_response(&world, request)).error(status);
     }
 
     let client = world.client();

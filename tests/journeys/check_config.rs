@@ -1,13 +1,15 @@
-//! `check-config`: what is wrong is found before the service is started, and each time with a remedy.
+//! `check-config` finds faults before the service is started, and names a remedy for each.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::harness::{Behaviour, Certificates, Exporter, Manager, Settings, Shelf, Volume, World, make_repository};
+use crate::harness::{
+    Certificates, Exporter, HookDir, Manager, ManagerBehavior, Settings, Volume, World, make_repository,
+};
 use crate::needs_root;
 
-/// The line of the table about `what`, and the remedy below it.
+/// The line of the table about `what`, and the remedy in the next line.
 fn line<'a>(table: &'a str, what: &str) -> (&'a str, Option<&'a str>) {
     let mut lines = table.lines().skip_while(|line| !line.get(6..).is_some_and(|rest| rest.starts_with(what)));
     let line = lines.next().unwrap_or_else(|| panic!("no {what} in\n{table}"));
@@ -15,23 +17,23 @@ fn line<'a>(table: &'a str, what: &str) -> (&'a str, Option<&'a str>) {
 }
 
 #[test]
-fn a_good_config_is_good_with_and_without_the_service() {
+fn valid_config_passes_with_and_without_the_service_running() {
     needs_root!();
     let mut world = World::new(512);
     fs::set_permissions(world.certificates.path("server.key"), fs::Permissions::from_mode(0o600)).unwrap();
     let before = fs::read_dir(&world.repository).unwrap().count();
     let (status, table) = world.exporter.command(&["check-config"]);
     assert_eq!(status, Some(0), "{table}");
-    for (what, told) in [
+    for (what, expected) in [
         ("db_file", "the service is running"),
         ("api.bind", "the service is running"),
         ("ovm_endpoint", "answers"),
         ("repository 0004fb", "xfs"),
         ("api.tls.certificate", "good until"),
     ] {
-        assert!(line(&table, what).0.contains(told), "{table}");
+        assert!(line(&table, what).0.contains(expected), "{table}");
     }
-    assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "something was left in the repository");
+    assert_eq!(fs::read_dir(&world.repository).unwrap().count(), before, "check-config left a file in the repository");
     let settings = std::mem::replace(
         world.exporter.settings(),
         Settings::new(&world.certificates, &world.manager, &[&world.repository]),
@@ -45,7 +47,7 @@ fn a_good_config_is_good_with_and_without_the_service() {
 }
 
 #[test]
-fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
+fn each_fault_has_a_line_with_a_remedy() {
     needs_root!();
     let volume = Volume::xfs_with(512, &["-m", "reflink=0"]);
     let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
@@ -58,7 +60,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
     page[16..20].copy_from_slice(&0xED0C_DAED_u32.to_ne_bytes());
     fs::write(&bolt, &page).unwrap();
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let taken = listener.local_addr().unwrap().port();
+    let occupied = listener.local_addr().unwrap().port();
 
     type Change<'a> = Box<dyn Fn(&mut Settings) + 'a>;
     let cases: Vec<(&str, &str, Change<'_>)> = vec![
@@ -76,7 +78,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         ),
         ("db_file", "the folder of", Box::new(|settings| settings.db_file = Some("/nonexistent/x.db".into()))),
         ("db_file", "(Bolt)", Box::new(|settings| settings.db_file = Some(bolt.clone()))),
-        ("api.bind", "in use", Box::new(|settings| settings.port = Some(taken))),
+        ("api.bind", "in use", Box::new(|settings| settings.port = Some(occupied))),
         ("log_file", "is not a regular file", Box::new(|settings| settings.top += "log_file = \"/tmp\"\n")),
         ("audit.file", "is not a regular file", Box::new(|settings| settings.sections += "[audit]\nfile = \"/tmp\"\n")),
         (
@@ -84,7 +86,7 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
             "No such file",
             Box::new(|settings| settings.sections += "[audit]\nfile = \"/nonexistent/audit.jsonl\"\n"),
         ),
-        // Below a repository: by both paths, by the name of a folder, and by what lies beside it.
+        // Paths below a repository, recognized by the parent in the config, by the folder's name, or by its siblings.
         ("config", "lies below", Box::new(|settings| settings.paths.push(repository.join("VirtualDisks")))),
         (
             "repositories",
@@ -107,58 +109,58 @@ fn each_thing_that_is_wrong_has_a_line_with_a_remedy() {
         ("ovm_endpoint", "404", Box::new(|settings| settings.manager += "path = \"/elsewhere\"\n")),
         ("repositories", "no snapshot can be made", Box::new(|_| {})),
     ];
-    for (what, told, change) in cases {
+    for (what, expected, change) in cases {
         let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
         change(&mut settings);
         let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
         let (found, remedy) = line(&table, what);
-        assert!(found.starts_with("FAIL") && found.contains(told), "{told}:\n{table}");
-        assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{told}:\n{table}");
+        assert!(found.starts_with("FAIL") && found.contains(expected), "{expected}:\n{table}");
+        assert!(remedy.is_some_and(|remedy| !remedy.is_empty()), "{expected}:\n{table}");
         assert_eq!(status, Some(1), "{table}");
     }
-    assert_eq!(fs::read(&bolt).unwrap(), page, "the original's database was touched");
-    // What holds up one repository alone is a warning.
+    assert_eq!(fs::read(&bolt).unwrap(), page, "the database of the original exporter was changed");
+    // A fault of only one repository is a warning.
     let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     settings.paths.push("/nonexistent/nowhere".into());
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
-    for (what, told) in [("repository nowhere", "is it mounted"), ("repository 0004fb", "without reflinks")] {
+    for (what, expected) in [("repository nowhere", "is it mounted"), ("repository 0004fb", "without reflinks")] {
         let (found, remedy) = line(&table, what);
-        assert!(found.starts_with("warn") && found.contains(told) && remedy.is_some(), "{table}");
+        assert!(found.starts_with("warn") && found.contains(expected) && remedy.is_some(), "{table}");
     }
     let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     settings.sections += &format!("[audit]\nfile = {:?}\n", repository.join("audit.jsonl"));
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "audit.file").0.starts_with("ok"), "{table}");
     assert!(table.lines().any(|line| line.contains("audit.jsonl lies in the repository")), "{table}");
-    // A page that everybody may see would let in everybody.
-    manager.behave(Behaviour::Status(204));
+    // A manager that answers anonymous requests accepts any password.
+    manager.set_behavior(ManagerBehavior::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "ovm_endpoint").0.contains("no password at all"), "{table}");
-    let (status, told) = Exporter::command_alone(
+    let (status, output) = Exporter::command_alone(
         &Settings::new(&certificates, &manager, &[&repository]),
         &["check-config", "--config", "/nonexistent.toml"],
     );
-    assert_ne!(status, Some(0), "{told}");
+    assert_ne!(status, Some(0), "{output}");
 }
 
 #[test]
-fn hooks_that_would_not_run_are_listed_with_the_reason() {
+fn skipped_hooks_are_listed_with_the_reason() {
     needs_root!();
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
-    let shelf = Shelf::new();
-    shelf.put("10-good", "touch $OUT/called");
-    shelf.put("20-writable", "");
-    fs::set_permissions(shelf.hooks().join("20-writable"), fs::Permissions::from_mode(0o775)).unwrap();
+    let hooks = HookDir::new();
+    hooks.put("10-good", "touch $OUT/called");
+    hooks.put("20-writable", "");
+    fs::set_permissions(hooks.directory().join("20-writable"), fs::Permissions::from_mode(0o775)).unwrap();
     let settings = |sync: &str| {
         let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
-        settings.sections = shelf.section("") + sync;
+        settings.sections = hooks.section("") + sync;
         settings
     };
     let check = |sync: &str| Exporter::command_alone(&settings(sync), &["check-config"]).1;
     for name in ["10-good~", "10-good.rpmsave", "10-good.sample", ".10-good.swp"] {
-        shelf.put(name, "touch $OUT/called");
+        hooks.put(name, "touch $OUT/called");
     }
     let table = check("");
     for (what, found, remedy) in [
@@ -171,17 +173,17 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
         ("hook 10-good", "is run", false),
         ("hook 20-writable", "is not run: it can be written by others", true),
     ] {
-        let (line, told) = line(&table, what);
-        assert!(line.contains(found) && told.is_some() == remedy, "{what}:\n{table}");
+        let (line, found_remedy) = line(&table, what);
+        assert!(line.contains(found) && found_remedy.is_some() == remedy, "{what}:\n{table}");
     }
-    assert!(!shelf.at("called").exists(), "a check calls nothing");
+    assert!(!hooks.at("called").exists(), "check-config called a hook");
 
     let table = check(&format!("[hooks.sync]\nsecret = \"hush\"\nca_certificate = {:?}\n", certificates.ca()));
     assert!(line(&table, "hooks.sync").0.starts_with("ok"), "{table}");
     let (found, remedy) = line(&table, "hooks.sync.secret");
     assert!(found.starts_with("warn") && found.contains("is shorter than 32 bytes") && remedy.is_some(), "{table}");
     let strong = "[hooks.sync]\nsecret = \"a secret that every guest with the tag is sent\"\n";
-    assert!(!check(strong).contains("hooks.sync.secret"), "a strong secret is warned of");
+    assert!(!check(strong).contains("hooks.sync.secret"), "a warning about a strong secret");
     let table = check("[hooks.sync]\nsecret = \"hush\"\nca_certificate = \"/nonexistent\"\n");
     assert!(line(&table, "hooks.sync").0.starts_with("FAIL"), "{table}");
     let table = check("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\n");
@@ -190,10 +192,10 @@ fn hooks_that_would_not_run_are_listed_with_the_reason() {
     let (found, remedy) = line(&table, "hooks.sync.hosts");
     assert!(found.starts_with("warn") && remedy.is_some(), "{table}");
     assert!(!table.contains("hush"));
-    fs::set_permissions(shelf.hooks(), fs::Permissions::from_mode(0o777)).unwrap();
+    fs::set_permissions(hooks.directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let table = check("");
     assert!(line(&table, "hooks.directory").0.contains("none of its hooks is run"), "{table}");
-    fs::remove_dir_all(shelf.hooks()).unwrap();
+    fs::remove_dir_all(hooks.directory()).unwrap();
     let table = check("");
     assert!(line(&table, "hooks.directory").0.contains("No such file"), "{table}");
 }

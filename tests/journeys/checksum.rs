@@ -1,4 +1,4 @@
-//! Checksums, judged by other programs: `b3sum`, `sha256sum`, Python's hashlib.
+//! Checksums, compared to those of `b3sum`, `sha256sum` and Python's hashlib.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -8,29 +8,25 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Client, Random, VM, Work, World, connect, eventually, output, text, write_at, xfs_io};
+use crate::harness::{
+    Answer, Client, MB, ProcessStats, Random, SNAPSHOTS, VM, World, connect, output, text, write_at, xfs_io,
+};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-/// A disk of zeros that takes days.
+/// The size of a disk of zeros whose checksum takes days.
 const ENDLESS: u64 = 1 << 50;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
-
-fn ask(client: &Client, id: &str, query: &str) -> Answer {
+fn request_checksum(client: &Client, id: &str, query: &str) -> Answer {
     client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?{query}"))
 }
 
-/// The digest that a command line tool prints of a file.
-fn of_tool(tool: &str, path: &Path) -> String {
+/// The digest of a file that a command line tool prints.
+fn tool_digest(tool: &str, path: &Path) -> String {
     output(Command::new(tool).arg(path)).split_whitespace().next().unwrap().to_owned()
 }
 
-/// What Python's hashlib says of a part of a file: plain, and of each block and of them all.
-fn of_python(path: &Path, start: u64, length: u64, block: u64) -> Value {
+/// Digests of a part of a file by Python's hashlib: of the bytes, of each block, and of the block digests.
+fn python_digests(path: &Path, start: u64, length: u64, block: u64) -> Value {
     const PROGRAM: &str = "
 import hashlib, json, sys
 path, start, length, block = sys.argv[1], *map(int, sys.argv[2:])
@@ -52,7 +48,7 @@ print(json.dumps(found))
     serde_json::from_str(&output(Command::new("python3").args(["-c", PROGRAM]).arg(path).args(numbers))).unwrap()
 }
 
-/// A world whose VM has a disk with data, holes, space set aside, and an end inside a block.
+/// A VM whose disk has data, holes and preallocated space, and ends inside a block.
 fn with_a_disk() -> (World, std::path::PathBuf, Client, u64) {
     let size = 21 * MB + 777;
     let world = World::new(1024);
@@ -66,59 +62,66 @@ fn with_a_disk() -> (World, std::path::PathBuf, Client, u64) {
 }
 
 #[test]
-fn checksums_are_those_of_other_tools() {
+fn checksums_match_other_tools() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let expected = |algorithm: &str, start: u64, length: u64, checksum: &str| json!({"algorithm": algorithm, "start": start, "length": length, "checksum": checksum});
-    assert_eq!(ask(&client, &id, "").ok(), expected("blake3", 0, size, &of_tool("b3sum", &path)));
-    // Once more, as it is remembered.
+    assert_eq!(request_checksum(&client, &id, "").ok(), expected("blake3", 0, size, &tool_digest("b3sum", &path)));
+    // The second answer comes from the cache.
     for _ in 0..2 {
-        let sha256 = of_tool("sha256sum", &path);
-        assert_eq!(ask(&client, &id, "algorithm=sha256").ok(), expected("sha256", 0, size, &sha256));
+        let sha256 = tool_digest("sha256sum", &path);
+        assert_eq!(request_checksum(&client, &id, "algorithm=sha256").ok(), expected("sha256", 0, size, &sha256));
     }
     let part = path.with_extension("part");
     for (start, length) in [(0, 1), (99, 2), (MB, 9 * MB), (4 * MB, 2 * MB), (size - 1, 1), (size, 0), (5, size - 5)] {
         let (from, to) = (usize::try_from(start).unwrap(), usize::try_from(start + length).unwrap());
         fs::write(&part, &fs::read(&path).unwrap()[from..to]).unwrap();
         let query = format!("start={start}&length={length}");
-        assert_eq!(ask(&client, &id, &query).ok(), expected("blake3", start, length, &of_tool("b3sum", &part)));
+        assert_eq!(
+            request_checksum(&client, &id, &query).ok(),
+            expected("blake3", start, length, &tool_digest("b3sum", &part))
+        );
         for block in [4096, MB, 4 * MB, 16 * MB] {
-            let told = of_python(&path, start, length, block);
+            let python = python_digests(&path, start, length, block);
             for algorithm in ["sha256", "blake2b-256"] {
-                let told = &told[algorithm];
+                let python = &python[algorithm];
                 let query = format!("algorithm={algorithm}&{query}");
-                assert_eq!(ask(&client, &id, &query).ok()["checksum"], told["plain"], "{query}");
+                assert_eq!(request_checksum(&client, &id, &query).ok()["checksum"], python["plain"], "{query}");
                 let query = format!("{query}&blockSize={block}");
-                let answer = ask(&client, &id, &query).ok();
+                let answer = request_checksum(&client, &id, &query).ok();
                 assert_eq!(
                     (&answer["checksum"], &answer["block_size"]),
-                    (&told["of_blocks"], &json!(block)),
+                    (&python["of_blocks"], &json!(block)),
                     "{query}"
                 );
                 assert_eq!(answer["blocks"], Value::Null, "{query}");
-                let answer = ask(&client, &id, &format!("{query}&blocks=true")).ok();
-                assert_eq!((&answer["checksum"], &answer["blocks"]), (&told["of_blocks"], &told["blocks"]), "{query}");
+                let answer = request_checksum(&client, &id, &format!("{query}&blocks=true")).ok();
+                assert_eq!(
+                    (&answer["checksum"], &answer["blocks"]),
+                    (&python["of_blocks"], &python["blocks"]),
+                    "{query}"
+                );
             }
         }
     }
-    // As imageio's clients name a block's size.
-    let told = of_python(&path, 0, size, 4 * MB);
-    let answer = ask(&client, &id, "algorithm=blake2b-256&block_size=4194304").ok();
-    assert_eq!(answer["checksum"], told["blake2b-256"]["of_blocks"]);
-    // Of a snapshot, and not of the disk as it goes on.
-    let before = of_tool("b3sum", &path);
+    // `block_size` is imageio's name of the parameter.
+    let python = python_digests(&path, 0, size, 4 * MB);
+    let answer = request_checksum(&client, &id, "algorithm=blake2b-256&block_size=4194304").ok();
+    assert_eq!(answer["checksum"], python["blake2b-256"]["of_blocks"]);
+    // Later writes to the live disk do not matter.
+    let before = tool_digest("b3sum", &path);
     write_at(&path, 0, b"the guest goes on");
-    assert_eq!(ask(&client, &id, "").ok()["checksum"], json!(before));
-    assert_ne!(ask(&client, &take(&client), "").ok()["checksum"], json!(before));
+    assert_eq!(request_checksum(&client, &id, "").ok()["checksum"], json!(before));
+    assert_ne!(request_checksum(&client, &client.take_snapshot_id(), "").ok()["checksum"], json!(before));
     assert_eq!(client.get("/capabilities").ok()["checksum_algorithms"], json!(["blake3", "sha256", "blake2b-256"]));
 }
 
 #[test]
-fn what_cannot_be_summed_says_why() {
+fn invalid_checksum_requests_get_a_reason() {
     needs_root!();
     let (_world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     for (query, why) in [
         ("algorithm=md5".to_owned(), "blake3, sha256, blake2b-256"),
         ("algorithm=SHA256".to_owned(), "blake3, sha256, blake2b-256"),
@@ -133,7 +136,7 @@ fn what_cannot_be_summed_says_why() {
         ("blocks=true".to_owned(), "blockSize"),
         ("blocks=yes&blockSize=4096".to_owned(), "write true or false"),
     ] {
-        let answer = ask(&client, &id, &query);
+        let answer = request_checksum(&client, &id, &query);
         assert_eq!(answer.error(400), "bad_request", "{query}");
         assert!(text(&answer.json()["details"]).contains(why), "{query}: {}", answer.json());
     }
@@ -144,9 +147,9 @@ fn what_cannot_be_summed_says_why() {
 
     let file = snapshot_file(&client, &id);
     write_at(&file, 0, &fs::read(&path).unwrap()[..1]);
-    assert_eq!(ask(&client, &id, "").error(409), "snapshot_lost");
+    assert_eq!(request_checksum(&client, &id, "").error(409), "snapshot_lost");
     fs::remove_file(&file).unwrap();
-    assert_eq!(ask(&client, &id, "blockSize=4096&blocks=1").error(409), "snapshot_lost");
+    assert_eq!(request_checksum(&client, &id, "blockSize=4096&blocks=1").error(409), "snapshot_lost");
 }
 
 fn snapshot_file(client: &Client, id: &str) -> std::path::PathBuf {
@@ -155,38 +158,38 @@ fn snapshot_file(client: &Client, id: &str) -> std::path::PathBuf {
 }
 
 #[test]
-fn holes_are_not_read() {
+fn checksum_does_not_read_holes() {
     needs_root!();
     let world = World::new(512);
     let path = &world.define_vm(&[("a.img", 256 * MB)])[0];
     write_at(path, 128 * MB, &[7; 4096]);
     let client = world.client();
-    let id = take(&client);
-    let expected = of_tool("sha256sum", path);
-    let before = Work::of(&world.exporter).bytes_read();
-    assert_eq!(ask(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
-    let answer = ask(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
+    let id = client.take_snapshot_id();
+    let expected = tool_digest("sha256sum", path);
+    let before = ProcessStats::of(&world.exporter).bytes_read();
+    assert_eq!(request_checksum(&client, &id, "algorithm=sha256").ok()["checksum"], json!(expected));
+    let answer = request_checksum(&client, &id, "algorithm=sha256&blockSize=4194304&blocks=true").ok();
     let blocks = answer["blocks"].as_array().unwrap();
-    let odd: Vec<usize> = (0..64).filter(|i| blocks[*i] != blocks[0]).collect();
-    assert_eq!((blocks.len(), odd), (64, vec![32]));
-    let read = Work::of(&world.exporter).bytes_read() - before;
+    let data_blocks: Vec<usize> = (0..64).filter(|i| blocks[*i] != blocks[0]).collect();
+    assert_eq!((blocks.len(), data_blocks), (64, vec![32]));
+    let read = ProcessStats::of(&world.exporter).bytes_read() - before;
     assert!(read < MB, "{read} bytes were read");
 }
 
 #[test]
-fn work_ends_with_the_client() {
+fn checksum_stops_when_the_client_disconnects() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", ENDLESS), ("b.img", MB)]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     for query in ["algorithm=sha256", "algorithm=blake2b-256&blockSize=16777216", "blockSize=4096&blocks=true", "b"] {
         let mut head = format!("GET /api/v1{SNAPSHOTS}/{id}/disks/a.img/checksum?{query} HTTP/1.1\r\n");
         if query == "b" {
             head = format!("HEAD /api/v1{SNAPSHOTS}/{id}/disks/a.img HTTP/1.1\r\nWant-Repr-Digest: sha-256=1\r\n");
         }
         let request = format!("{head}Host: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        // More than are made at once.
+        // More requests than the service computes at a time.
         let waiting: Vec<_> = (0..6)
             .map(|_| {
                 let mut stream = connect(&world.exporter, &world.certificates);
@@ -194,35 +197,35 @@ fn work_ends_with_the_client() {
                 stream
             })
             .collect();
-        Work::of(&world.exporter).wait_for_some();
+        ProcessStats::of(&world.exporter).wait_until_busy();
         drop(waiting);
-        Work::of(&world.exporter).wait_for_rest();
-        // There is room again.
+        ProcessStats::of(&world.exporter).wait_until_idle();
+        // Other checksums are computed again.
         let small = client.get(&format!("{SNAPSHOTS}/{id}/disks/b.img/checksum")).ok();
         assert_eq!(small["length"], MB, "{query}");
     }
 }
 
 #[test]
-fn a_file_that_changes_meanwhile_has_no_checksum() {
+fn checksum_fails_if_the_file_changes_meanwhile() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", ENDLESS)]);
     let client = world.client();
     for query in ["algorithm=sha256", "algorithm=sha256&blockSize=16777216"] {
-        let id = take(&client);
+        let id = client.take_snapshot_id();
         let file = snapshot_file(&client, &id);
         let answer = std::thread::scope(|scope| {
-            let asked = scope.spawn(|| ask(&client, &id, query));
-            Work::of(&world.exporter).wait_for_some();
+            let request = scope.spawn(|| request_checksum(&client, &id, query));
+            ProcessStats::of(&world.exporter).wait_until_busy();
             write_at(&file, 0, &[1]);
-            asked.join().unwrap()
+            request.join().unwrap()
         });
         assert_eq!(answer.error(409), "snapshot_lost", "{query}");
     }
 
-    // Where the answer has begun, it is cut.
-    let id = take(&client);
+    // An answer that has begun is aborted.
+    let id = client.take_snapshot_id();
     let file = snapshot_file(&client, &id);
     let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img/checksum?blockSize=4096&blocks=true");
     let mut answer = client.request(Method::GET, &path).send().unwrap();
@@ -231,16 +234,16 @@ fn a_file_that_changes_meanwhile_has_no_checksum() {
     answer.read_exact(&mut first).unwrap();
     write_at(&file, 0, &[1]);
     let rest = answer.read_to_end(&mut Vec::new());
-    assert!(rest.is_err(), "the answer came to an end: {rest:?}");
-    eventually("the log says why", || world.exporter.log().contains("the connection is cut"));
+    assert!(rest.is_err(), "the answer was completed: {rest:?}");
+    world.exporter.wait_for_log("the connection is cut");
     assert!(world.exporter.log().contains("or was changed since"));
 }
 
 #[test]
-fn digests_of_the_representation_and_of_the_content() {
+fn digest_headers_are_sent_on_request() {
     needs_root!();
     let (world, path, client, size) = with_a_disk();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let disk = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
     let ask = |method: Method, headers: &[(&str, &str)]| {
         let request =
@@ -255,8 +258,8 @@ fn digests_of_the_representation_and_of_the_content() {
     };
     let whole = of(0, size);
     let wanted = ("Want-Repr-Digest", "sha-512=9, sha-256=3");
-    let before = Work::of(&world.exporter).bytes_read();
-    // All at once, and it is made once.
+    let before = ProcessStats::of(&world.exporter).bytes_read();
+    // Eight concurrent requests compute the digest once.
     std::thread::scope(|scope| {
         for _ in 0..8 {
             scope.spawn(|| {
@@ -268,7 +271,7 @@ fn digests_of_the_representation_and_of_the_content() {
             });
         }
     });
-    let read = Work::of(&world.exporter).bytes_read() - before;
+    let read = ProcessStats::of(&world.exporter).bytes_read() - before;
     assert!((3 * MB..8 * MB).contains(&read), "{read} bytes were read of the 3.5 MiB");
     let get = ask(Method::GET, &[wanted]);
     assert_eq!((get.status, get.header("repr-digest"), get.header("content-digest")), (200, &*whole, ""));
@@ -277,13 +280,13 @@ fn digests_of_the_representation_and_of_the_content() {
     let part = ask(Method::GET, &[wanted, content, ("Range", &range)]);
     assert_eq!((part.status, part.header("repr-digest")), (206, &*whole));
     assert_eq!(part.header("content-digest"), of(50, 4 * MB + 1));
-    // Too much content; several parts.
+    // No content digest for long or multipart content.
     assert_eq!(ask(Method::GET, &[content]).header("content-digest"), "");
     let several = ask(Method::GET, &[wanted, content, ("Range", "bytes=0-1,5-6")]);
     assert_eq!((several.header("repr-digest"), several.header("content-digest")), (&*whole, ""));
-    // Not wanted, or not this one.
-    for wish in ["sha-256=0", "sha-512=10", "nonsense"] {
-        assert_eq!(ask(Method::GET, &[("Want-Repr-Digest", wish)]).header("repr-digest"), "", "{wish}");
+    // Not requested, or not with this algorithm.
+    for header in ["sha-256=0", "sha-512=10", "nonsense"] {
+        assert_eq!(ask(Method::GET, &[("Want-Repr-Digest", header)]).header("repr-digest"), "", "{header}");
     }
     let plain = ask(Method::GET, &[("Range", "bytes=0-9")]);
     assert_eq!((plain.header("repr-digest"), plain.header("content-digest")), ("", ""));

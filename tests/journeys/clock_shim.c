@@ -1,6 +1,6 @@
 /*
- * Clocks that are steered by the file that CLOCK_FILE names, two numbers of 64 bits: by how many seconds
- * the wall clock is ahead, and the monotonic one. Loaded by LD_PRELOAD.
+ * Shifts the clocks of a process. The environment variable CLOCK_FILE names a file with two 64-bit
+ * numbers: the offsets of the wall clock and of the monotonic clock, in seconds. Loaded with LD_PRELOAD.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-static volatile long long *steered;
+static volatile long long *offsets;
 
 __attribute__((constructor)) static void find_file(void)
 {
@@ -20,10 +20,10 @@ __attribute__((constructor)) static void find_file(void)
 
 	if (file < 0)
 		return;
-	found = mmap(NULL, 2 * sizeof(*steered), PROT_READ, MAP_SHARED, file, 0);
+	found = mmap(NULL, 2 * sizeof(*offsets), PROT_READ, MAP_SHARED, file, 0);
 	close(file);
 	if (found != MAP_FAILED)
-		steered = found;
+		offsets = found;
 }
 
 int clock_gettime(clockid_t clock, struct timespec *now)
@@ -32,9 +32,9 @@ int clock_gettime(clockid_t clock, struct timespec *now)
 
 	if (result)
 		return result;
-	if (clock == CLOCK_REALTIME && steered)
-		now->tv_sec += steered[0];
-	if (clock == CLOCK_MONOTONIC && steered)
-		now->tv_sec += steered[1];
+	if (clock == CLOCK_REALTIME && offsets)
+		now->tv_sec += offsets[0];
+	if (clock == CLOCK_MONOTONIC && offsets)
+		now->tv_sec += offsets[1];
 	return result;
 }

@@ -1,4 +1,4 @@
-//! What changed between two snapshots: exactly that, in each way that a disk can change.
+//! Comparisons list exactly what changed between two snapshots.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -6,18 +6,11 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Chunk, Client, Random, VM, World, chunks, data, define_vm, make_disk, text, write_at, xfs_io, zero,
+    Chunk, Client, MB, Random, SNAPSHOTS, VM, World, chunks, data, define_vm, make_disk, text, write_at, xfs_io, zero,
 };
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
-}
-
-/// The first disk of `target` compared to `base`, chunks squashed.
+/// The first disk of `target` compared to `base`, with squashed chunks.
 fn disk(client: &Client, target: &str, base: &str) -> Value {
     client.compare(target, base)["disks"][0].clone()
 }
@@ -30,7 +23,7 @@ fn resize(disk: &Path, size: u64) {
     File::options().write(true).open(disk).unwrap().set_len(size).unwrap();
 }
 
-/// A world whose VM has a disk of 1 MiB, the first half of it data.
+/// A VM with a disk of 1 MiB whose first half is data.
 fn with_half_a_disk() -> (World, PathBuf, Client) {
     let world = World::new(512);
     let path = world.define_vm(&[("a.img", MB)]).remove(0);
@@ -40,9 +33,9 @@ fn with_half_a_disk() -> (World, PathBuf, Client) {
 }
 
 #[test]
-fn a_small_write_into_a_large_extent_lists_itself_alone() {
+fn small_write_into_a_large_extent_lists_one_block() {
     needs_root!();
-    let world = World::new(8192); // allocation groups of 2 GiB: room for one extent
+    let world = World::new(8192); // allocation groups of 2 GiB: the disk fits into one extent
     let size = 600 * MB;
     let path = &world.define_vm(&[("a.img", size)])[0];
     xfs_io(path, &[&format!("falloc 0 {size}"), &format!("pwrite -q -b 4m -S 0x5a 0 {size}"), "fsync"]);
@@ -52,24 +45,24 @@ fn a_small_write_into_a_large_extent_lists_itself_alone() {
 
     let at = 123 * MB + 4096;
     write_at(path, at, &[9; 4096]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let changed = disk(&client, &target, &text(&base["id"]));
     assert_eq!(chunks(&changed), [data(at, 4096)]);
     assert_eq!((&changed["data_bytes"], &changed["zero_bytes"]), (&json!(4096), &json!(0)));
     assert_eq!(changed["mode"], "incremental");
     assert_eq!(client.disk_range(&target, "a.img", at - 1, 4098), [&[0x5a][..], &[9; 4096], &[0x5a]].concat());
-    // A part of a block is stored as a block.
+    // A write inside a block changes the whole block.
     write_at(path, 5 * MB + 100, &[9; 10]);
-    assert_eq!(chunks(&disk(&client, &take(&client), &target)), [data(5 * MB, 4096)]);
+    assert_eq!(chunks(&disk(&client, &client.take_snapshot_id(), &target)), [data(5 * MB, 4096)]);
 }
 
 #[test]
-fn a_hundred_small_writes_into_a_large_disk() {
+fn hundred_small_writes_list_only_their_blocks() {
     needs_root!();
     let world = World::new(10_240);
     let size = 4096 * MB;
     let path = &world.define_vm(&[("a.img", size)])[0];
-    // 64 pieces of 4 MiB, spread evenly.
+    // 64 pieces of 4 MiB at equal distances.
     for piece in 0..64 {
         write_at(path, piece * 64 * MB, &vec![0x5a; 4 << 20]);
     }
@@ -84,7 +77,7 @@ fn a_hundred_small_writes_into_a_large_disk() {
     }
     written.sort_unstable();
     written.dedup();
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let changed = disk(&client, &target, &text(&base["id"]));
     let listed = chunks(&changed);
     assert!(listed.len() <= 100, "{} chunks", listed.len());
@@ -101,7 +94,7 @@ fn a_hundred_small_writes_into_a_large_disk() {
 }
 
 #[test]
-fn each_way_to_change_lists_what_changed() {
+fn each_kind_of_change_lists_exactly_the_change() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
     let write = |at: u64, bytes: &[u8]| write_at(&path, at, bytes);
@@ -120,13 +113,13 @@ fn each_way_to_change_lists_what_changed() {
         ("a hole over data and hole", &|| io("fpunch 65536 65536"), &[zero(69632, 4096), zero(98304, 32768)]),
         ("zeros made by the file system", &|| io("fzero 131072 8192"), &[zero(131_072, 8192)]),
         ("zeros written", &|| write(262_144, &[0; 4096]), &[data(262_144, 4096)]),
-        ("space set aside in a hole", &|| io("falloc 786432 65536"), &[]),
+        ("preallocation in a hole", &|| io("falloc 786432 65536"), &[]),
         ("a write into it", &|| write(790_528, &[4; 4096]), &[data(790_528, 4096)]),
-        ("space set aside past the end", &|| io("falloc -k 1048576 65536"), &[]),
+        ("preallocation past the end", &|| io("falloc -k 1048576 65536"), &[]),
         ("growth into it", &|| resize(&path, MB + 10_000), &[]),
-        ("a write to the odd end", &|| write(MB + 9_999, &[5]), &[data(MB + 8192, 1808)]),
-        // The file system rewrites the block in which the end was.
-        ("growth from the odd end", &|| resize(&path, 2 * MB), &[data(MB + 8192, 4096)]),
+        ("a write to the unaligned end", &|| write(MB + 9_999, &[5]), &[data(MB + 8192, 1808)]),
+        // The file system rewrites the block of the old end.
+        ("growth from the unaligned end", &|| resize(&path, 2 * MB), &[data(MB + 8192, 4096)]),
         (
             "data and zeros side by side",
             &|| (io("fpunch 0 4096"), write(4096, &[6; 4096])).0,
@@ -136,16 +129,16 @@ fn each_way_to_change_lists_what_changed() {
         ("growth over what was cut off", &|| resize(&path, MB), &[data(299_008, 4096)]),
         ("one byte", &|| write(262_145, &[7]), &[data(262_144, 4096)]),
     ];
-    let mut base = (take(&client), fs::read(&path).unwrap());
+    let mut base = (client.take_snapshot_id(), fs::read(&path).unwrap());
     for (what, change, expected) in steps {
         change();
         let now = fs::read(&path).unwrap();
-        let target = take(&client);
+        let target = client.take_snapshot_id();
         let part = disk(&client, &target, &base.0);
         let listed = chunks(&part);
-        // Another kernel may do without rewriting a block that an end was moved in.
-        let spared = now.len() != base.1.len() && listed.is_empty();
-        assert!(listed == *expected || spared, "{what}: {listed:?}, not {expected:?}");
+        // Other kernels may not rewrite the block of a moved end.
+        let not_rewritten = now.len() != base.1.len() && listed.is_empty();
+        assert!(listed == *expected || not_rewritten, "{what}: {listed:?}, not {expected:?}");
         assert_eq!(part["size"], json!(now.len()), "{what}");
         assert_eq!((&part["mode"], &part["reason"]), (&json!("incremental"), &Value::Null), "{what}");
         assert_eq!(part["data_bytes"], json!(bytes_of(&listed, false)), "{what}");
@@ -156,23 +149,23 @@ fn each_way_to_change_lists_what_changed() {
 }
 
 #[test]
-fn views_of_a_comparison() {
+fn comparison_honors_squash_zero_and_chunks_options() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let base = take(&client);
-    // A snapshot between them makes the second write go elsewhere: three extents that touch.
+    let base = client.take_snapshot_id();
+    // The snapshot between the writes moves the second one elsewhere: three adjacent extents.
     write_at(&path, 4096, &[1; 12288]);
-    take(&client);
+    client.take_snapshot_id();
     write_at(&path, 8192, &[2; 4096]);
     xfs_io(&path, &["fpunch 16384 8192"]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let get = |query: &str| {
         let document = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}{query}")).ok();
         assert_eq!(document["compare_to"], json!(base));
         document["disks"][0].clone()
     };
     let joined = get("");
-    assert_eq!(chunks(&joined), [data(4096, 12288), zero(16384, 8192)], "no chunk is of two types");
+    assert_eq!(chunks(&joined), [data(4096, 12288), zero(16384, 8192)], "a chunk has one type");
     assert_eq!(get("&squashChunks=True"), joined);
     let apart = get("&squashChunks=False");
     assert_eq!(chunks(&apart), [data(4096, 4096), data(8192, 4096), data(12288, 4096), zero(16384, 8192)]);
@@ -187,7 +180,7 @@ fn views_of_a_comparison() {
 }
 
 #[test]
-fn space_set_aside_is_not_data() {
+fn preallocated_space_is_not_data() {
     needs_root!();
     let world = World::new(512);
     let path = &world.define_vm(&[("a.img", 4 * MB)])[0];
@@ -197,48 +190,48 @@ fn space_set_aside_is_not_data() {
     assert_eq!(chunks(&base["disks"][0]), []);
     assert_eq!((&base["disks"][0]["data_bytes"], &base["disks"][0]["zero_bytes"]), (&json!(0), &json!(4 * MB)));
     write_at(path, MB, &[1; 4096]);
-    assert_eq!(chunks(&disk(&client, &take(&client), &text(&base["id"]))), [data(MB, 4096)]);
+    assert_eq!(chunks(&disk(&client, &client.take_snapshot_id(), &text(&base["id"]))), [data(MB, 4096)]);
 }
 
 #[test]
-fn the_same_bytes_again_are_no_wrong_answer() {
+fn rewriting_the_same_bytes_lists_at_most_the_rewritten_range() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
     let bytes = fs::read(&path).unwrap();
     write_at(&path, 65536, &bytes[65536..131_072]);
-    let part = disk(&client, &take(&client), &base);
-    // Their blocks are new: listed or compared, but nothing beside them.
+    let part = disk(&client, &client.take_snapshot_id(), &base);
+    // The rewritten blocks may be listed, but nothing else.
     assert!(chunks(&part).iter().all(|chunk| chunk.start >= 65536 && chunk.start + chunk.length <= 131_072), "{part}");
     assert!(client.patched(&part, &bytes) == bytes);
 }
 
 #[test]
-fn what_the_base_does_not_have_is_full() {
+fn disk_missing_from_the_base_is_full() {
     needs_root!();
     let (_xfs, second, world) = World::with_two_repositories(512);
     let a = make_disk(&world.repository, "a.img", MB);
     write_at(&a, 0, &[1; 4096]);
     define_vm(&world.repository, VM, std::slice::from_ref(&a));
     let client = world.client();
-    let base = take(&client);
+    let base = client.take_snapshot_id();
 
-    // A disk that was added later. A client may have a file of that name all the same, of a snapshot
-    // before the base: zeros are listed too.
+    // A disk that was added later. The client may still have a file of that name from an older snapshot, so zeros are
+    // listed, too.
     let b = make_disk(&world.repository, "b.img", MB);
     write_at(&b, 8192, &[2; 4096]);
     define_vm(&world.repository, VM, &[a.clone(), b.clone()]);
-    let target = take(&client);
+    let target = client.take_snapshot_id();
     let parts = client.compare(&target, &base)["disks"].clone();
     assert_eq!((&parts[0]["mode"], &parts[1]["mode"]), (&json!("incremental"), &json!("full")));
     assert_eq!(parts[0]["chunks"], json!([]));
     assert_eq!(chunks(&parts[1]), [zero(0, 8192), data(8192, 4096), zero(12288, MB - 12288)]);
     assert!(parts[1]["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{}", parts[1]);
-    for held in [Vec::new(), Random(2).bytes(2 * MB)] {
-        assert!(client.patched(&parts[1], &held) == fs::read(&b).unwrap());
+    for base in [Vec::new(), Random(2).bytes(2 * MB)] {
+        assert!(client.patched(&parts[1], &base) == fs::read(&b).unwrap());
     }
 
-    // Another file of the same name, in another folder or in another repository.
+    // A file of the same name in another folder, or in another repository.
     let template = world.repository.join("Templates");
     fs::create_dir(&template).unwrap();
     fs::rename(&b, template.join("b.img")).unwrap();
@@ -247,7 +240,7 @@ fn what_the_base_does_not_have_is_full() {
     write_at(&elsewhere[1], 65536, &[3; 4096]);
     for disks in [moved, elsewhere] {
         define_vm(&world.repository, VM, &disks);
-        let part = client.compare(&take(&client), &target)["disks"][1].clone();
+        let part = client.compare(&client.take_snapshot_id(), &target)["disks"][1].clone();
         assert_eq!((&part["name"], &part["mode"]), (&json!("b.img"), &json!("full")));
         assert!(part["reason"].as_str().is_some_and(|reason| !reason.is_empty()), "{part}");
         let listed = chunks(&part);
@@ -257,10 +250,10 @@ fn what_the_base_does_not_have_is_full() {
 }
 
 #[test]
-fn a_base_that_cannot_be_trusted_is_never_compared_to() {
+fn damaged_base_is_rejected() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();
-    let harms: [(&str, fn(&Path)); 7] = [
+    let damages: [(&str, fn(&Path)); 7] = [
         ("removed", |base| fs::remove_file(base).unwrap()),
         ("its folder removed", |base| fs::remove_dir_all(base.parent().unwrap()).unwrap()),
         ("written to", |base| write_at(base, 0, &[0xee])),
@@ -277,23 +270,23 @@ fn a_base_that_cannot_be_trusted_is_never_compared_to() {
             std::os::unix::fs::symlink(repository.join("VirtualDisks/a.img"), base).unwrap();
         }),
     ];
-    for (what, harm) in harms {
+    for (what, damage) in damages {
         let base = client.take_snapshot();
         write_at(&path, 4096, &[1; 4096]);
-        let (id, target) = (text(&base["id"]), take(&client));
+        let (id, target) = (text(&base["id"]), client.take_snapshot_id());
         assert_eq!(chunks(&disk(&client, &target, &id)), [data(4096, 4096)]);
-        harm(Path::new(&text(&base["disks"][0]["path"])));
+        damage(Path::new(&text(&base["disks"][0]["path"])));
         let answer = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={id}"));
         assert_eq!(answer.error(409), "base_lost", "{what}");
-        assert!(text(&answer.json()["details"]).contains("full"), "{what}: what to do");
-        // Where all of it is gone, another service has deleted it.
+        assert!(text(&answer.json()["details"]).contains("full"), "{what}: no remedy");
+        // A missing folder means that another service has deleted the snapshot.
         let is_gone = what == "its folder removed";
         let (status, code) = if is_gone { (404, "not_found") } else { (409, "snapshot_lost") };
         assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).error(status), code, "{what}");
-        // The target is none the worse; as a target, the harmed one is what is lost.
+        // The target itself is still good.
         assert_eq!(chunks(&client.get(&format!("{SNAPSHOTS}/{target}")).ok()["disks"][0]), [data(0, MB / 2)], "{what}");
         let deleted = client.delete(&format!("{SNAPSHOTS}/{id}"));
-        // A file that the service has not made is not removed.
+        // Files of other owners are not removed.
         if what.starts_with("replaced") {
             assert_eq!(deleted.error(409), "not_removed", "{what}");
         } else {
@@ -303,10 +296,10 @@ fn a_base_that_cannot_be_trusted_is_never_compared_to() {
 }
 
 #[test]
-fn only_an_older_snapshot_is_a_base() {
+fn base_must_be_an_older_snapshot() {
     needs_root!();
     let (_world, _path, client) = with_half_a_disk();
-    let (first, second) = (take(&client), take(&client));
+    let (first, second) = (client.take_snapshot_id(), client.take_snapshot_id());
     let compare = |target: &str, base: &str| client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}"));
     assert_eq!(compare(&first, &second).error(400), "base_not_older");
     assert_eq!(compare(&first, &first).error(400), "base_not_older");

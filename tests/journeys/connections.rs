@@ -1,4 +1,4 @@
-//! Many connections that say nothing: whoever has something to ask is served all the same.
+//! Many silent connections do not prevent other clients from being served.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -11,22 +11,22 @@ use nix::sys::signal::Signal;
 use serde_json::json;
 use tokio::net::TcpSocket;
 
-use crate::harness::{PASSWORD, USER, Work, World, connect, connect_from, eventually};
+use crate::harness::{PASSWORD, ProcessStats, USER, World, connect, connect_from, eventually};
 use crate::{needs, needs_root};
 
-/// So many that nobody else would find a place.
+/// Enough connections to take all slots.
 const MANY: usize = 600;
 
-/// What a client that is served at all may have to wait on a busy machine.
+/// The longest that a client may have to wait on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
-/// For the sockets of this process.
+/// Raises the limit for the sockets of this process.
 fn raise_descriptor_limit() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
 }
 
-/// Connects from an address of this host, and says nothing.
+/// Connects from an address of this host, and sends nothing.
 fn silent_from(world: &World, address: [u8; 4]) -> TcpStream {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let connecting = async {
@@ -40,7 +40,7 @@ fn silent_from(world: &World, address: [u8; 4]) -> TcpStream {
     stream
 }
 
-/// Logs in with curl, from this address; how long that took.
+/// Logs in with curl from this address; returns the time that it took.
 fn log_in_from(world: &World, address: &str) -> Duration {
     let started = Instant::now();
     let output = Command::new("curl")
@@ -50,17 +50,17 @@ fn log_in_from(world: &World, address: &str) -> Duration {
         .arg(format!("https://127.0.0.1:{}/api/v1/auth/login", world.exporter.port))
         .output()
         .unwrap();
-    let told = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success() && output.stdout.starts_with(b"{\"token\""), "from {address}: {told}");
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && output.stdout.starts_with(b"{\"token\""), "from {address}: {errors}");
     started.elapsed()
 }
 
-fn threads(world: &World) -> usize {
-    Work::of(&world.exporter).threads("connection")
+fn connection_threads(world: &World) -> usize {
+    ProcessStats::of(&world.exporter).threads_named("connection")
 }
 
 #[test]
-fn many_silent_connections_keep_nobody_out() {
+fn silent_connections_do_not_lock_out_other_clients() {
     needs_root!();
     raise_descriptor_limit();
     let world = World::new(512);
@@ -75,7 +75,7 @@ fn many_silent_connections_keep_nobody_out() {
         assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
     };
     ask(&mut known);
-    let looks_good = |what: &str| {
+    let check_service = |what: &str| {
         for address in ["127.0.0.1", "127.0.0.2", "127.0.0.99"] {
             let took = log_in_from(&world, address);
             assert!(took < SOON, "{what}: a log-in from {address} took {took:?}");
@@ -86,10 +86,10 @@ fn many_silent_connections_keep_nobody_out() {
         assert!(started.elapsed() < SOON, "{what}: an authenticated client waited {:?}", started.elapsed());
     };
 
-    // From one address: TCP alone, TLS, half a request.
+    // From one address: TCP only, TLS, half a request.
     let one: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world, [127, 0, 0, 1])).collect();
-    looks_good("silent connections of one address");
-    assert!(threads(&world) < 128, "{} threads for one address", threads(&world));
+    check_service("silent connections of one address");
+    assert!(connection_threads(&world) < 128, "{} threads for one address", connection_threads(&world));
     let tls: Vec<_> = (0..MANY)
         .map(|number| {
             let mut stream = connect(&world.exporter, &world.certificates);
@@ -99,18 +99,18 @@ fn many_silent_connections_keep_nobody_out() {
             stream
         })
         .collect();
-    looks_good("idle TLS connections of one address");
+    check_service("idle TLS connections of one address");
 
-    // From many.
+    // From many addresses.
     let many: Vec<TcpStream> =
         (0..MANY).map(|number| silent_from(&world, [127, 0, 0, (2 + number % 12) as u8])).collect();
-    looks_good("silent connections of many addresses");
+    check_service("silent connections of many addresses");
     let tls_of_many: Vec<_> = (0..MANY)
         .map(|number| connect_from(&world.exporter, &world.certificates, [127, 0, 1, (1 + number % 200) as u8]))
         .collect();
-    looks_good("idle TLS connections of many addresses");
-    assert!(threads(&world) <= 512 + 64, "{} threads", threads(&world));
-    // The one that was there before, and had a good token, still is.
+    check_service("idle TLS connections of many addresses");
+    assert!(connection_threads(&world) <= 512 + 64, "{} threads", connection_threads(&world));
+    // The earlier connection with a good token is still open.
     ask(&mut known);
     let log = world.exporter.log();
     assert!(log.contains("too many connections") && !log.contains("panic"), "{log}");
@@ -121,7 +121,7 @@ trait ReadWrite: Read + Write {}
 impl<T: Read + Write> ReadWrite for T {}
 
 #[test]
-fn connections_wait_in_the_kernel_while_nobody_accepts_them() {
+fn connections_queue_in_the_kernel_while_the_service_is_stopped() {
     needs_root!();
     let most = fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap();
     needs!(most.trim().parse::<usize>().unwrap() >= 1024, "net.core.somaxconn of 1024 or more");
@@ -135,7 +135,7 @@ fn connections_wait_in_the_kernel_while_nobody_accepts_them() {
 }
 
 #[test]
-fn a_bound_is_for_addresses_that_are_no_proxies() {
+fn address_limit_does_not_apply_to_trusted_proxies() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.api =
@@ -143,7 +143,7 @@ fn a_bound_is_for_addresses_that_are_no_proxies() {
     });
     for (address, kept) in [([127, 0, 0, 1], 5), ([127, 0, 0, 7], 20), ([127, 0, 3, 9], 20), ([127, 0, 4, 9], 5)] {
         let mut all: Vec<_> = (0..20).map(|_| connect_from(&world.exporter, &world.certificates, address)).collect();
-        // One that is being closed may be answered once more.
+        // A connection that is being closed may get one more answer.
         eventually(&format!("{kept} of {address:?} are kept"), || {
             all.retain_mut(|stream| {
                 let asked = stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n");
@@ -156,20 +156,20 @@ fn a_bound_is_for_addresses_that_are_no_proxies() {
     }
 }
 
-/// The kernel's timer of the service's end of a connection: 2 is that of keepalive.
+/// The active kernel timer of the service's socket: 02 is the keepalive timer.
 fn timer(stream: &TcpStream) -> String {
     let [local, peer] = [stream.peer_addr().unwrap().port(), stream.local_addr().unwrap().port()];
     let sockets = fs::read_to_string("/proc/net/tcp").unwrap();
-    let ours = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
+    let socket = sockets.lines().map(|line| line.split_whitespace().collect::<Vec<_>>()).find(|fields| {
         fields.len() > 5
             && fields[1].ends_with(&format!(":{local:04X}"))
             && fields[2].ends_with(&format!(":{peer:04X}"))
     });
-    ours.expect("the connection is not in the kernel's table")[5].split(':').next().unwrap().to_owned()
+    socket.expect("the connection is not in the kernel's table")[5].split(':').next().unwrap().to_owned()
 }
 
 #[test]
-fn an_idle_connection_with_a_good_token_lives_longer() {
+fn authenticated_idle_connections_are_kept_longer() {
     needs_root!();
     let mut world = World::new(512);
     let client = world.client();
@@ -186,13 +186,16 @@ fn an_idle_connection_with_a_good_token_lives_longer() {
     assert!(get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "));
     assert!(get(&mut stranger, "/healthz", "").contains(" 200 "));
     assert!(get(&mut forger, "/api/v1/vms", "forged").contains(" 401 "));
-    // Once what was sent is acknowledged.
+    // The kernel shows this timer only after all data is acknowledged.
     eventually("TCP keepalive is on", || timer(&known.sock) == "02");
-    // Both are closed, with TLS's own farewell.
+    // Both are closed with a TLS close_notify.
     for stream in [&mut stranger, &mut forger] {
         assert_eq!(stream.read(&mut [0; 100]).unwrap(), 0);
     }
-    assert!(get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "), "it is closed as early as a stranger");
+    assert!(
+        get(&mut known, "/api/v1/vms", &client.token).contains(" 200 "),
+        "closed as early as an anonymous connection"
+    );
 
     world.exporter.settings().api = "keepalive_timeout = \"2s\"".to_owned();
     world.exporter.restart();

@@ -1,5 +1,5 @@
-//! Killed at every step, with and without the power going: what was answered is there and whole,
-//! what was not leaves nothing behind.
+//! The service is killed at every step, with and without a power cut: confirmed snapshots are complete, others leave
+//! no files.
 
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
@@ -7,177 +7,175 @@ use std::os::unix::process::ExitStatusExt;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Harm, Shelf, Trial, text};
+use crate::harness::{Fault, FaultTest, HookDir, SNAPSHOTS, text};
 use crate::needs_root;
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
 #[test]
-fn killed_at_every_step_of_a_creation() {
+fn snapshots_survive_a_kill_at_every_step_of_a_creation() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
-    for harm in [Harm::KillBefore, Harm::KillAfter] {
+    let mut test = FaultTest::new(|_| {});
+    for fault in [Fault::KillBefore, Fault::KillAfter] {
         for n in 1.. {
-            let what = format!("creation, step {n}, {harm:?}");
-            trial.write(n as u8);
-            let now = trial.now();
-            if let Some(answer) = trial.ask(n, harm, Method::POST, SNAPSHOTS) {
+            let what = format!("creation, step {n}, {fault:?}");
+            test.write(n as u8);
+            let contents = test.disk_contents();
+            if let Some(answer) = test.request_with_fault(n, fault, Method::POST, SNAPSHOTS) {
                 let id = text(&answer.ok()["id"]);
-                trial.answered.insert(id.clone(), now);
-                assert_eq!(trial.check(&what, None), None);
-                trial.delete(&id);
+                test.confirmed.insert(id.clone(), contents);
+                assert_eq!(test.check(&what, None), None);
+                test.delete(&id);
                 eprintln!("a creation has {} steps", n - 1);
-                assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                 break;
             }
-            trial.restart(harm);
-            // Made and not answered: there, and whole, or gone.
-            if let Some(id) = trial.check(&what, Some(&now)) {
-                trial.delete(&id);
+            test.restart(fault);
+            // A creation without an answer has made a complete snapshot, or none.
+            if let Some(id) = test.check(&what, Some(&contents)) {
+                test.delete(&id);
             }
-            let id = trial.take();
-            assert_eq!(trial.check(&format!("after {what}"), None), None);
-            trial.delete(&id);
+            let id = test.take_snapshot();
+            assert_eq!(test.check(&format!("after {what}"), None), None);
+            test.delete(&id);
         }
     }
 }
 
 #[test]
-fn killed_at_every_step_of_a_deletion() {
+fn snapshots_survive_a_kill_at_every_step_of_a_deletion() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
-    for harm in [Harm::KillBefore, Harm::KillAfter] {
+    let mut test = FaultTest::new(|_| {});
+    for fault in [Fault::KillBefore, Fault::KillAfter] {
         for n in 1.. {
-            let what = format!("deletion, step {n}, {harm:?}");
-            trial.write(n as u8);
-            let id = trial.take();
+            let what = format!("deletion, step {n}, {fault:?}");
+            test.write(n as u8);
+            let id = test.take_snapshot();
             let path = format!("{SNAPSHOTS}/{id}");
-            let answer = trial.ask(n, harm, Method::DELETE, &path);
-            let bytes = trial.answered.remove(&id).unwrap();
+            let answer = test.request_with_fault(n, fault, Method::DELETE, &path);
+            let bytes = test.confirmed.remove(&id).unwrap();
             if let Some(answer) = answer {
                 assert_eq!(answer.status, 200);
-                assert_eq!(trial.check(&what, None), None);
+                assert_eq!(test.check(&what, None), None);
                 eprintln!("a deletion has {} steps", n - 1);
-                assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                 break;
             }
-            trial.restart(harm);
-            // Not answered: still there, and whole, or gone.
-            let left = trial.check(&what, Some(&bytes));
+            test.restart(fault);
+            // A deletion without an answer has left a complete snapshot, or none.
+            let left = test.check(&what, Some(&bytes));
             assert!(left.is_none_or(|left| left == id), "{what}");
-            trial.delete(&id);
-            assert_eq!(trial.check(&format!("after {what}"), None), None);
+            test.delete(&id);
+            assert_eq!(test.check(&format!("after {what}"), None), None);
         }
     }
 }
 
 #[test]
-fn killed_at_every_step_of_a_start() {
+fn snapshots_survive_a_kill_at_every_step_of_a_start() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
-    // Where there is most to take back: all is made, and the commit is about to come.
-    let steps_before = |trial: &mut Trial| {
+    let mut test = FaultTest::new(|_| {});
+    // The last step before the commit: here a rollback has most to do.
+    let steps_before = |test: &mut FaultTest| {
         (1..).find(|n| {
-            let answer = trial.ask(*n, Harm::KillBefore, Method::POST, SNAPSHOTS);
-            let manifests = trial.world.snapshot_files().iter().filter(|path| path.ends_with(".manifest.json")).count();
+            let answer = test.request_with_fault(*n, Fault::KillBefore, Method::POST, SNAPSHOTS);
+            let manifests = test.world.snapshot_files().iter().filter(|path| path.ends_with(".manifest.json")).count();
             if answer.is_none() {
-                trial.restart(Harm::KillBefore);
+                test.restart(Fault::KillBefore);
             }
-            assert!(answer.is_none(), "no manifest was seen before the end");
+            assert!(answer.is_none(), "the creation completed before a manifest was seen");
             manifests > 1
         })
     };
-    let last_made = steps_before(&mut trial).unwrap();
-    for harm in [Harm::KillBefore, Harm::KillAfter] {
+    let last_made = steps_before(&mut test).unwrap();
+    for fault in [Fault::KillBefore, Fault::KillAfter] {
         for n in 1.. {
-            let what = format!("start, step {n}, {harm:?}");
-            assert!(trial.ask(last_made, Harm::KillBefore, Method::POST, SNAPSHOTS).is_none());
-            assert!(trial.world.snapshot_files().len() > 4, "nothing to take back");
-            trial.shim.arm(n, harm);
-            let started = trial.world.exporter.try_restart();
-            trial.shim.disarm();
+            let what = format!("start, step {n}, {fault:?}");
+            assert!(test.request_with_fault(last_made, Fault::KillBefore, Method::POST, SNAPSHOTS).is_none());
+            assert!(test.world.snapshot_files().len() > 4, "nothing to roll back");
+            test.shim.arm(n, fault);
+            let started = test.world.exporter.try_restart();
+            test.shim.disarm();
             match started {
                 Ok(()) => {
-                    trial.client = trial.world.client();
-                    assert_eq!(trial.check(&what, None), None);
+                    test.client = test.world.client();
+                    assert_eq!(test.check(&what, None), None);
                     eprintln!("a start has {} steps", n - 1);
-                    assert!(n > 10, "only {n} steps: the shim does not see what the service does");
+                    assert!(n > 10, "only {n} steps: the shim does not see the calls of the service");
                     break;
                 }
                 Err(status) => assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{what}: {status}"),
             }
-            trial.restart(harm);
-            assert_eq!(trial.check(&what, None), None);
+            test.restart(fault);
+            assert_eq!(test.check(&what, None), None);
         }
     }
-    trial.take();
-    assert_eq!(trial.check("after all", None), None);
+    test.take_snapshot();
+    assert_eq!(test.check("after all", None), None);
 }
 
 #[test]
-fn killed_at_every_step_nothing_stays_frozen() {
+fn post_hooks_run_after_a_kill_at_every_step() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut trial = Trial::new(|settings| settings.sections = shelf.section(""));
-    shelf.put("freeze", "[ $2 = pre ] && touch $OUT/frozen $OUT/was-frozen || rm -f $OUT/frozen");
+    let hooks = HookDir::new();
+    let mut test = FaultTest::new(|settings| settings.sections = hooks.section(""));
+    hooks.put("freeze", "[ $2 = pre ] && touch $OUT/frozen $OUT/was-frozen || rm -f $OUT/frozen");
     let mut found_frozen = 0;
     for n in 1.. {
         let what = format!("creation with hooks, step {n}");
-        let now = trial.now();
-        if let Some(answer) = trial.ask(n, Harm::KillBefore, Method::POST, SNAPSHOTS) {
-            trial.answered.insert(text(&answer.ok()["id"]), now);
+        let contents = test.disk_contents();
+        if let Some(answer) = test.request_with_fault(n, Fault::KillBefore, Method::POST, SNAPSHOTS) {
+            test.confirmed.insert(text(&answer.ok()["id"]), contents);
             break;
         }
-        found_frozen += u32::from(shelf.at("frozen").exists());
-        trial.restart(Harm::KillBefore);
-        assert!(!shelf.at("frozen").exists(), "{what}");
-        if let Some(id) = trial.check(&what, Some(&now)) {
-            trial.delete(&id);
+        found_frozen += u32::from(hooks.at("frozen").exists());
+        test.restart(Fault::KillBefore);
+        assert!(!hooks.at("frozen").exists(), "{what}");
+        if let Some(id) = test.check(&what, Some(&contents)) {
+            test.delete(&id);
         }
     }
-    assert!(found_frozen > 1, "{found_frozen} kills met something frozen: the clones are two steps");
-    // What is owed is called once.
-    fs::remove_file(shelf.at("was-frozen")).unwrap();
-    fs::write(shelf.at("frozen"), "").unwrap();
-    trial.restart(Harm::KillBefore);
-    assert!(shelf.at("frozen").exists() && !shelf.at("was-frozen").exists());
-    assert_eq!(trial.check("after all", None), None);
+    assert!(found_frozen > 1, "only {found_frozen} kills happened while frozen, but there are two clones");
+    // A pending post hook runs once.
+    fs::remove_file(hooks.at("was-frozen")).unwrap();
+    fs::write(hooks.at("frozen"), "").unwrap();
+    test.restart(Fault::KillBefore);
+    assert!(hooks.at("frozen").exists() && !hooks.at("was-frozen").exists());
+    assert_eq!(test.check("after all", None), None);
 }
 
 #[test]
-fn what_was_answered_outlives_the_power() {
+fn confirmed_changes_survive_a_power_cut() {
     needs_root!();
-    let mut trial = Trial::new(|_| {});
-    trial.write(1);
-    let (stays, gone, foreign) = (trial.take(), trial.take(), trial.take());
-    let folder = trial.world.repository.join("CoriolisSnapshots").join(&foreign);
+    let mut test = FaultTest::new(|_| {});
+    test.write(1);
+    let (stays, gone, foreign) = (test.take_snapshot(), test.take_snapshot(), test.take_snapshot());
+    let folder = test.world.snapshot_folder(&foreign);
     fs::write(folder.join("notes.txt"), "not ours").unwrap();
-    trial.sync();
-    trial.write(2);
-    trial.take();
-    trial.delete(&gone);
-    // Last: whatever is written out after it would bring it to the device as well.
-    trial.delete(&foreign);
-    trial.world.exporter.kill();
-    trial.restart(Harm::KillAfter);
+    test.world.volume.sync();
+    test.write(2);
+    test.take_snapshot();
+    test.delete(&gone);
+    // This deletion comes last: a later sync would also write it to the device.
+    test.delete(&foreign);
+    test.world.exporter.kill();
+    test.restart(Fault::KillAfter);
     let left: Vec<_> = fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     assert_eq!(left, ["notes.txt"], "files of a deleted snapshot came back");
     fs::remove_dir_all(&folder).unwrap();
-    assert!(trial.answered.contains_key(&stays));
-    assert_eq!(trial.check("after the power cut", None), None);
+    assert!(test.confirmed.contains_key(&stays));
+    assert_eq!(test.check("after the power cut", None), None);
 }
 
 #[test]
-fn the_database_and_its_repository_lose_power_together() {
+fn database_in_the_repository_survives_a_power_cut() {
     needs_root!();
-    let mut trial = Trial::new(|settings| settings.db_file = Some(settings.paths[0].join("exporter.db")));
+    let mut test = FaultTest::new(|settings| settings.db_file = Some(settings.paths[0].join("exporter.db")));
     for byte in 1..4 {
-        let gone = trial.take();
-        trial.write(byte);
-        trial.take();
-        trial.delete(&gone);
-        trial.world.exporter.kill();
-        trial.restart(Harm::KillAfter);
-        assert_eq!(trial.check("after the power cut", None), None);
+        let gone = test.take_snapshot();
+        test.write(byte);
+        test.take_snapshot();
+        test.delete(&gone);
+        test.world.exporter.kill();
+        test.restart(Fault::KillAfter);
+        assert_eq!(test.check("after the power cut", None), None);
     }
 }

@@ -1,11 +1,11 @@
 /*
- * Harms a process at one of the calls with which it changes files. Loaded by LD_PRELOAD.
+ * Injects a fault at one of the calls with which a process changes files. Loaded with LD_PRELOAD.
  *
- * The environment's CRASH_ARM names a file. While it holds "<n> <harm> <errno> <serial>", calls are
- * counted from one, and the n-th is harmed: `before` and `after` kill the process before and after
- * the call, `fail` makes the call fail with that errno, once, and `fail-on` that one and all after
- * it. A new content counts anew. Once harm was done there is a file "<CRASH_ARM>.done". Calls on
- * standard output and error, and on anything but regular files, are not counted.
+ * The environment variable CRASH_ARM names a file. While the file holds "<n> <fault> <errno> <serial>",
+ * calls are counted from 1, and the fault occurs at the n-th: `before` and `after` kill the process
+ * before or after the call, `fail` makes this one call fail with errno, `fail-from` makes this call and
+ * all later ones fail. New content restarts the count. After a fault the file "<CRASH_ARM>.done" exists.
+ * Calls on standard output and standard error, and on anything but regular files, are not counted.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -24,14 +24,14 @@
 #include <sys/types.h>
 #include <unistd.h>
 
-enum harm { NONE, BEFORE, AFTER, FAIL };
+enum fault { NONE, BEFORE, AFTER, FAIL };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static char last[128];
 static long count;
-static int failure;
+static int fault_errno;
 
-static void read_order(char *text, size_t size)
+static void read_arm_file(char *text, size_t size)
 {
 	const char *path = getenv("CRASH_ARM");
 	text[0] = 0;
@@ -45,41 +45,41 @@ static void read_order(char *text, size_t size)
 	syscall(SYS_close, fd);
 }
 
-static void leave_mark(void)
+static void mark_done(void)
 {
 	char path[4096];
 	snprintf(path, sizeof(path), "%s.done", getenv("CRASH_ARM"));
 	syscall(SYS_close, syscall(SYS_openat, AT_FDCWD, path, O_WRONLY | O_CREAT | O_CLOEXEC, 0600));
 }
 
-/* Counts a call; says what is to happen to it. */
-static enum harm step(void)
+/* Counts a call; returns the fault to inject. */
+static enum fault step(void)
 {
-	char order[sizeof(last)], word[16];
+	char armed[sizeof(last)], word[16];
 	long n;
-	enum harm harm = NONE;
+	enum fault fault = NONE;
 	int saved = errno;
 
 	pthread_mutex_lock(&lock);
-	read_order(order, sizeof(order));
-	if (strcmp(order, last) != 0) {
-		strcpy(last, order);
+	read_arm_file(armed, sizeof(armed));
+	if (strcmp(armed, last) != 0) {
+		strcpy(last, armed);
 		count = 0;
 	}
-	if (sscanf(order, "%ld %15s %d", &n, word, &failure) == 3) {
+	if (sscanf(armed, "%ld %15s %d", &n, word, &fault_errno) == 3) {
 		count++;
 		if (count == n && strcmp(word, "before") == 0)
-			harm = BEFORE;
+			fault = BEFORE;
 		else if (count == n && strcmp(word, "after") == 0)
-			harm = AFTER;
-		else if ((count == n && strcmp(word, "fail") == 0) || (count >= n && strcmp(word, "fail-on") == 0))
-			harm = FAIL;
-		if (harm != NONE)
-			leave_mark();
+			fault = AFTER;
+		else if ((count == n && strcmp(word, "fail") == 0) || (count >= n && strcmp(word, "fail-from") == 0))
+			fault = FAIL;
+		if (fault != NONE)
+			mark_done();
 	}
 	pthread_mutex_unlock(&lock);
 	errno = saved;
-	return harm;
+	return fault;
 }
 
 static void die(void)
@@ -102,20 +102,20 @@ static int is_counted_file(int fd)
 
 #define RUN(type, counted, call)                        \
 	do {                                            \
-		enum harm harm = (counted) ? step() : NONE; \
-		if (harm == BEFORE)                     \
+		enum fault fault = (counted) ? step() : NONE; \
+		if (fault == BEFORE)                     \
 			die();                          \
-		if (harm == FAIL) {                     \
-			errno = failure;                \
+		if (fault == FAIL) {                     \
+			errno = fault_errno;                \
 			return -1;                      \
 		}                                       \
 		type result = (call);                   \
-		if (harm == AFTER)                      \
+		if (fault == AFTER)                      \
 			die();                          \
 		return result;                          \
 	} while (0)
 
-/* _IOW('o', 4, struct reflink_arguments), of three 64-bit numbers: fs/ocfs2/ocfs2_ioctl.h in Linux */
+/* _IOW('o', 4, struct reflink_arguments): three 64-bit numbers, see fs/ocfs2/ocfs2_ioctl.h in Linux */
 #define OCFS2_IOC_REFLINK 0x40186f04
 
 #define MAKES(flags) (((flags) & O_CREAT) || ((flags) & O_TMPFILE) == O_TMPFILE)

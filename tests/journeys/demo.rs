@@ -1,4 +1,4 @@
-//! `make demo`: what it says where it cannot run, and the service that it leaves running with KEEP=1.
+//! `make demo`: its checks, and the service that it leaves running with KEEP=1.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,11 +15,11 @@ fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// Runs `make demo` by `launcher`, with programs to build that only leave a mark: the output, and whether they ran.
+/// Runs `make demo` with fake build tools; returns the output, and whether a build tool ran.
 fn make_demo(launcher: &[&str]) -> (Output, bool) {
     let dir = tempfile::tempdir().unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    // A PATH with what the checks need, and nothing else: sudo above all.
+    // A PATH with only the programs that the checks need; in particular without sudo.
     for name in ["bash", "id", "unshare", "env", "modprobe", "dirname", "realpath"] {
         let found = ["/usr/bin", "/bin", "/usr/sbin", "/sbin"].map(|folder| Path::new(folder).join(name));
         if let Some(program) = found.iter().find(|path| path.exists()) {
@@ -41,23 +41,24 @@ fn make_demo(launcher: &[&str]) -> (Output, bool) {
 }
 
 #[test]
-fn a_demo_that_cannot_run_says_so_before_anything_is_built() {
+fn demo_checks_requirements_before_it_builds() {
     needs_root!();
     needs!(Path::new("/usr/bin/make").exists(), "make");
-    let nobody = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
-    let contained = ["/usr/bin/setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
-    for (launcher, expected) in
-        [(&nobody[..], "run it as root, or install sudo"), (&contained, "no mount namespace can be made here")]
-    {
+    let unprivileged = ["/usr/bin/setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+    let without_sys_admin = ["/usr/bin/setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin"];
+    for (launcher, expected) in [
+        (&unprivileged[..], "run it as root, or install sudo"),
+        (&without_sys_admin, "no mount namespace can be made here"),
+    ] {
         let (output, is_built) = make_demo(launcher);
-        let told = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && told.contains(expected), "{told}");
-        assert!(!is_built, "something was installed or built first: {}", String::from_utf8_lossy(&output.stdout));
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && errors.contains(expected), "{errors}");
+        assert!(!is_built, "something was installed or built: {}", String::from_utf8_lossy(&output.stdout));
     }
 }
 
 #[test]
-fn a_demo_that_is_kept_leaves_a_service_that_can_be_tried() {
+fn kept_demo_leaves_a_working_service() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let output = Command::new(root().join("examples/demo/demo.sh"))
@@ -66,10 +67,10 @@ fn a_demo_that_is_kept_leaves_a_service_that_can_be_tried() {
         .env("TMPDIR", dir.path())
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stdout).unwrap();
-    assert!(output.status.success(), "{told}\n{}", String::from_utf8_lossy(&output.stderr));
-    let keeper = told.trim_end().rsplit_once("kill ").unwrap().1.parse().map(Pid::from_raw).unwrap();
-    let commands: String = told
+    let printed = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{printed}\n{}", String::from_utf8_lossy(&output.stderr));
+    let keeper = printed.trim_end().rsplit_once("kill ").unwrap().1.parse().map(Pid::from_raw).unwrap();
+    let commands: String = printed
         .split_once("Try:\n")
         .unwrap()
         .1
@@ -78,14 +79,14 @@ fn a_demo_that_is_kept_leaves_a_service_that_can_be_tried() {
         .take_while(|line| line.starts_with("    "))
         .map(|line| format!("{}\n", line.trim()))
         .collect();
-    // Word for word, in a shell of its own.
+    // Runs the printed commands unchanged.
     let tried = Command::new("bash").args(["-euo", "pipefail", "-c", &commands]).output().unwrap();
     let (seen, errors) = (String::from_utf8_lossy(&tried.stdout), String::from_utf8_lossy(&tried.stderr));
     let work: PathBuf = fs::read_dir(dir.path()).unwrap().next().unwrap().unwrap().path();
     let log = fs::read_to_string(work.join("service.log")).unwrap();
     kill(keeper, Signal::SIGTERM).unwrap();
-    eventually("all that it made is removed", || fs::read_dir(dir.path()).unwrap().next().is_none());
+    eventually("the demo has removed its files", || fs::read_dir(dir.path()).unwrap().next().is_none());
     assert!(tried.status.success(), "{commands}\n{seen}\n{errors}\n{log}");
     assert!(seen.contains("\"friendly_name\": \"web-1\"") && seen.contains("data_bytes"), "{seen}");
-    assert!(seen.contains("CONSISTENCY"), "the client was not run: {seen}");
+    assert!(seen.contains("CONSISTENCY"), "the example client did not run: {seen}");
 }

@@ -1,30 +1,27 @@
-//! What bytes on their way out do to others, and what becomes of them when the device fails.
+//! Downloads: device errors, the page cache, rate limits and stalled clients.
 
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::Read;
 use std::ops::Range;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use coriolis_ovm_exporter::sys::page_cache;
 use reqwest::Method;
 
-use crate::harness::{Client, Random, VM, World, connect, eventually, eventually_ok, run, text, write_at, xfs_io};
+use crate::harness::{Client, MB, Random, VM, World, eventually, eventually_ok, text, write_at, xfs_io};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
 
 fn path(id: &str) -> String {
     format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img")
 }
 
-fn file(world: &World, id: &str) -> PathBuf {
-    world.repository.join("CoriolisSnapshots").join(id).join("a.img")
+fn snapshot_file(world: &World, id: &str) -> PathBuf {
+    world.snapshot_folder(id).join("a.img")
 }
 
-/// A VM with a disk full of noise.
+/// Defines a VM with a disk of random bytes.
 fn define_full_vm(world: &World, size: u64) -> Vec<u8> {
     let bytes = Random(size).bytes(size);
     write_at(&world.define_vm(&[("a.img", size)])[0], 0, &bytes);
@@ -32,10 +29,10 @@ fn define_full_vm(world: &World, size: u64) -> Vec<u8> {
 }
 
 #[test]
-fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
+fn read_error_aborts_the_body_and_is_logged() {
     needs_root!();
     let world = World::new(512);
-    // So that the disk lies behind the file system's own log, and the device can be cut inside it.
+    // Places the disk behind the file system's log, so that the device can be truncated inside the disk.
     let filler = world.repository.join("VirtualDisks/filler");
     File::create(&filler).unwrap();
     xfs_io(&filler, &["falloc 0 240m"]);
@@ -45,36 +42,36 @@ fn where_the_device_cannot_be_read_the_body_ends_and_the_log_says_why() {
     let snapshot = client.take_snapshot();
     let (id, chunks) = (text(&snapshot["id"]), snapshot["disks"][0]["chunks"].as_array().unwrap().clone());
     let (start, length) = (chunks[0]["physical_start"].as_u64().unwrap(), chunks[0]["length"].as_u64().unwrap());
-    assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk lies elsewhere: {chunks:?}");
-    run(Command::new("sync").arg("--file-system").arg(&world.repository));
+    assert!(chunks.len() == 1 && length == size && start > 320 * MB, "the disk is not where it should be: {chunks:?}");
+    world.volume.sync();
     let image = File::options().write(true).open(world.volume.image()).unwrap();
     image.set_len(start + size / 2).unwrap();
 
     let mut response = client.request(Method::GET, &path(&id)).send().unwrap();
-    let mut came = Vec::new();
-    let ended = response.read_to_end(&mut came);
-    assert!(ended.is_err() && came.len() as u64 <= size / 2, "{} bytes came: {ended:?}", came.len());
-    assert!(came.len() as u64 >= size / 4 && expected.starts_with(&came), "other bytes came");
+    let mut received = Vec::new();
+    let ended = response.read_to_end(&mut received);
+    assert!(ended.is_err() && received.len() as u64 <= size / 2, "{} bytes received: {ended:?}", received.len());
+    assert!(received.len() as u64 >= size / 4 && expected.starts_with(&received), "wrong bytes");
     assert!(world.exporter.log().contains("the disk cannot be read: the connection is cut"));
-    // Nothing has been sent yet: the client is told.
+    // If nothing has been sent yet, the client gets an error.
     let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
-    let gone = || world.exporter.log().matches("the client went away").count();
-    let before = gone();
+    let disconnects = || world.exporter.log().matches("the client went away").count();
+    let before = disconnects();
     assert_eq!(range(format!("bytes={}-", size - 4096)).error(500), "io_error");
-    assert_eq!(gone(), before, "who was told has not gone");
-    // In several ranges, the first of which can be read: short ones are read together.
+    assert_eq!(disconnects(), before, "an answered error was logged as a disconnect");
+    // Several ranges of which only the first is readable: short ranges are read together before the answer.
     assert_eq!(range(format!("bytes=0-9,{}-", size - 4096)).error(500), "io_error");
     let both = client.request(Method::GET, &path(&id)).header("Range", format!("bytes=0-{MB},{}-", size - 4096));
-    assert!(client.try_send(both).is_err(), "a part that cannot be read was sent");
+    assert!(client.try_send(both).is_err(), "an unreadable part was sent");
     assert_eq!(client.disk_range(&id, "a.img", 4096, 4096), expected[4096..8192]);
 
-    // What could not be read is not remembered.
+    // The failure is not cached.
     image.set_len(512 * MB).unwrap();
     assert_eq!(range(format!("bytes={}-", size - 4096)).status, 206);
 }
 
 #[test]
-fn ranges_of_all_lengths_are_what_they_were() {
+fn ranges_of_all_lengths_match_the_disk() {
     needs_root!();
     let world = World::new(512);
     let size = 12 * MB + 777;
@@ -87,12 +84,12 @@ fn ranges_of_all_lengths_are_what_they_were() {
     }
     let expected = fs::read(&disk).unwrap();
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     for _ in 0..200 {
         let mut of_request = || {
-            let around = [1, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, MB][random.below(9) as usize];
-            let start = random.below(size - around);
-            start..start + around
+            let length = [1, 4096, 65_535, 65_536, 65_537, 262_143, 262_144, 262_145, MB][random.below(9) as usize];
+            let start = random.below(size - length);
+            start..start + length
         };
         let ranges: Vec<Range<u64>> = (0..12).map(|_| of_request()).collect();
         let list: Vec<String> = ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
@@ -101,93 +98,93 @@ fn ranges_of_all_lengths_are_what_they_were() {
         assert_eq!(answer.status, 206, "{list:?}");
         let mut rest = answer.body.as_slice();
         for range in ranges {
-            let told = format!("bytes {}-{}/{size}\r\n\r\n", range.start, range.end - 1);
-            let head = rest.windows(told.len()).position(|window| window == told.as_bytes()).expect(&told);
-            assert!(head < 200, "{told} comes late in {list:?}");
-            let (part, after) = rest[head + told.len()..].split_at((range.end - range.start) as usize);
-            assert!(part == &expected[range.start as usize..range.end as usize], "{told} differs in {list:?}");
+            let header = format!("bytes {}-{}/{size}\r\n\r\n", range.start, range.end - 1);
+            let head = rest.windows(header.len()).position(|window| window == header.as_bytes()).expect(&header);
+            assert!(head < 200, "{header:?} comes late in {list:?}");
+            let (part, after) = rest[head + header.len()..].split_at((range.end - range.start) as usize);
+            assert!(part == &expected[range.start as usize..range.end as usize], "{header:?} differs in {list:?}");
             rest = after;
         }
     }
 }
 
 #[test]
-fn what_was_not_in_the_page_cache_is_not_left_there() {
+fn downloads_leave_the_page_cache_unchanged() {
     needs_root!();
     let world = World::new(512);
     let size = 64 * MB + 12_345;
     let expected = define_full_vm(&world, size);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    run(Command::new("sync").arg("--file-system").arg(&world.repository));
-    let path_of_file = file(&world, &id);
-    let held_of = |range: Range<u64>| {
+    let id = client.take_snapshot_id();
+    world.volume.sync();
+    let path_of_file = snapshot_file(&world, &id);
+    let cached_in = |range: Range<u64>| {
         let file = File::open(&path_of_file).unwrap();
-        range.step_by(64 << 10).filter(|at| page_cache::holds(file.as_fd(), *at).unwrap()).count()
+        range.step_by(64 << 10).filter(|at| page_cache::is_resident(file.as_fd(), *at).unwrap()).count()
     };
-    let held = || held_of(0..size);
-    // The service lets go of the last bytes behind the answer.
-    let come_down = |what: &str, most: usize, count: &dyn Fn() -> usize| {
-        eventually_ok(&format!("{most} pieces are left at most of {what}"), || {
+    let cached = || cached_in(0..size);
+    // The service drops the last bytes from the cache after the answer.
+    let check_cached = |what: &str, most: usize, count: &dyn Fn() -> usize| {
+        eventually_ok(&format!("at most {most} windows of {what} are cached"), || {
             let now = count();
             if now > most { Err(now) } else { Ok(()) }
         });
     };
-    // What is still being read ahead cannot be forgotten, and makes the kernel read on where a short range finds it.
+    // Pages under read-ahead cannot be dropped, and a later short range would make the kernel continue from them.
     let inflight = format!("/sys/block/{}/inflight", world.volume.device().trim_start_matches("/dev/"));
-    let forget = || {
-        eventually("the device is at rest, and nothing of the disk is cached", || {
-            let is_at_rest = fs::read_to_string(&inflight).unwrap().split_whitespace().all(|count| count == "0");
-            page_cache::forget(File::open(&path_of_file).unwrap(), &(0..size)).unwrap();
-            is_at_rest && held() == 0
+    let drop_cache = || {
+        eventually("the device is idle, and nothing of the disk is cached", || {
+            let is_idle = fs::read_to_string(&inflight).unwrap().split_whitespace().all(|count| count == "0");
+            page_cache::drop_cached(File::open(&path_of_file).unwrap(), &(0..size)).unwrap();
+            is_idle && cached() == 0
         });
     };
-    forget();
+    drop_cache();
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    // The pages that are no whole number of windows may stay.
-    come_down("a whole disk", 2, &held);
+    // The pages of incomplete windows may stay.
+    check_cached("a whole disk", 2, &cached);
     assert!(client.disk_range(&id, "a.img", 5 * MB, 7 * MB) == expected[5 << 20..12 << 20]);
-    // What the kernel read past its end does.
-    come_down("a range", 0, &|| held_of(6 * MB..12 * MB));
-    // Short ones; and the last first, further apart than the kernel reads ahead.
-    forget();
+    // The kernel's read-ahead past the end of the range is dropped, too.
+    check_cached("a range", 0, &|| cached_in(6 * MB..12 * MB));
+    // Short ranges; then backwards, at distances larger than the read-ahead.
+    drop_cache();
     for start in (0..32 * MB).step_by(128 << 10) {
         assert!(client.disk_range(&id, "a.img", start, 64 << 10) == expected[start as usize..][..64 << 10]);
     }
-    // A device that is quick enough makes some of them look cached.
-    come_down("256 short ranges", 128, &held);
+    // With a fast device some ranges look as if they had been cached before.
+    check_cached("256 short ranges", 128, &cached);
     let backwards: Vec<String> = (0..4).rev().map(|n| format!("{}-{}", 16 * n * MB, (16 * n + 1) * MB - 1)).collect();
     let request = client.request(Method::GET, &path(&id)).header("Range", format!("bytes={}", backwards.join(",")));
     assert_eq!(client.send(request).status, 206);
-    come_down("ranges that go backwards", 4, &|| {
-        (0..4).map(|n| held_of(16 * n * MB..(16 * n + 1) * MB)).sum::<usize>()
+    check_cached("ranges in reverse order", 4, &|| {
+        (0..4).map(|n| cached_in(16 * n * MB..(16 * n + 1) * MB)).sum::<usize>()
     });
-    forget();
-    // What somebody else uses stays, but for what the kernel itself reclaims.
+    drop_cache();
+    // Pages that were cached before stay, except those that the kernel reclaims.
     drop(fs::read(&path_of_file).unwrap());
-    let whole = held();
-    assert!(whole as u64 > size / (64 << 10) - 2, "this kernel keeps nothing");
+    let whole = cached();
+    assert!(whole as u64 > size / (64 << 10) - 2, "the kernel caches nothing");
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    assert!(held() > whole / 4 * 3, "{} of {whole} pieces are left", held());
+    assert!(cached() > whole / 4 * 3, "{} of {whole} windows are left", cached());
 }
 
 #[test]
-fn bytes_are_sent_no_faster_than_the_config_says() {
+fn downloads_keep_the_rate_limits() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.sections = "[export]\nmax_rate = \"8MiB\"\nmax_rate_per_connection = \"4MiB\"\n".to_owned();
     });
     let expected = define_full_vm(&world, 16 * MB);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    // Small requests on one connection are no way around it: 6 MiB and a little less, at 4 MiB a second.
+    let id = client.take_snapshot_id();
+    // Small requests on one connection: a little less than 6 MiB, at 4 MiB/s.
     let started = Instant::now();
     for start in (0..6 * MB).step_by(64 << 10) {
         assert!(client.disk_range(&id, "a.img", start, 64 << 10) == expected[start as usize..][..64 << 10]);
     }
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(1400), "6 MiB came in {took:?}");
-    // Nor are connections: four times 4 MiB, at 8 MiB a second in all.
+    assert!(took >= Duration::from_millis(1400), "6 MiB took {took:?}");
+    // Four connections: 16 MiB, at 8 MiB/s in total.
     let started = Instant::now();
     std::thread::scope(|scope| {
         for part in 0..4 {
@@ -199,26 +196,24 @@ fn bytes_are_sent_no_faster_than_the_config_says() {
         }
     });
     let took = started.elapsed();
-    assert!(took >= Duration::from_millis(1800), "16 MiB came in {took:?}");
+    assert!(took >= Duration::from_millis(1800), "16 MiB took {took:?}");
 }
 
 #[test]
-fn a_client_that_takes_nothing_is_cut_off() {
+fn stalled_client_is_disconnected() {
     needs_root!();
     let world = World::new(512);
     let expected = define_full_vm(&world, 64 * MB);
     let client: Client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    let mut stalled = connect(&world.exporter, &world.certificates);
-    let head = format!("GET {} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", path(&id), client.token);
-    stalled.write_all(head.as_bytes()).unwrap();
+    let id = client.take_snapshot_id();
+    let mut stalled = world.send_get(&client, &format!("/vms/{VM}/snapshots/{id}/disks/a.img"));
     let mut first = [0; 1000];
     stalled.read_exact(&mut first).unwrap();
     assert!(first.starts_with(b"HTTP/1.1 200 "));
-    // Others are served meanwhile, and it is not waited for for ever.
+    // Other clients are served meanwhile.
     assert!(client.disk(&id, "a.img") == expected, "the disk differs");
-    eventually("it is cut off", || world.exporter.log().contains("the client went away before the end"));
-    // What it still finds is a beginning.
+    world.exporter.wait_for_log("the client went away before the end");
+    // The stalled client gets only a part.
     let mut rest = Vec::new();
-    assert!(stalled.read_to_end(&mut rest).is_err() && rest.len() < 32 << 20, "{} bytes came", rest.len());
+    assert!(stalled.read_to_end(&mut rest).is_err() && rest.len() < 32 << 20, "{} bytes received", rest.len());
 }

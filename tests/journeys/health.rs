@@ -1,18 +1,18 @@
-//! Whether it lives, whether it can serve, what it can do.
+//! Liveness, readiness and capabilities.
 
 use std::fs;
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Client, World};
+use crate::harness::World;
 use crate::needs_root;
 
 #[test]
-fn strangers_learn_whether_it_serves_and_no_more() {
+fn health_endpoints_are_public_and_reveal_no_paths() {
     needs_root!();
     let world = World::new(512);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let ask = |path: &str| stranger.send(stranger.request(Method::GET, path));
     for path in ["/healthz", "/healthz/", "/readyz", "/readyz/"] {
         assert_eq!(ask(path).ok(), json!({"status": "ok", "problems": []}), "{path}");
@@ -29,7 +29,7 @@ fn strangers_learn_whether_it_serves_and_no_more() {
     assert_eq!(capabilities["limits"], limits);
     assert!(capabilities["features"].as_array().unwrap().contains(&json!("compare")), "{capabilities}");
 
-    // Not mounted, and then with a file in its place: said with the repository's id, and without a path.
+    // Unmounted, then with a file in its place: the problem names the repository's id and no path.
     let in_its_place = world.repository.clone();
     world.volume.unmount();
     for is_a_file in [false, true] {
@@ -44,7 +44,7 @@ fn strangers_learn_whether_it_serves_and_no_more() {
             assert_eq!(answer.json(), json!({"status": "error", "problems": [problem]}));
         }
     }
-    // A log-in goes on. A list of nothing would say that there is no VM, and nothing is known of any.
+    // Log-ins work. The VM list fails: an empty list would mean that there are no VMs.
     assert_eq!(world.client().get("/vms").error(503), "repository_unavailable");
     fs::remove_file(&in_its_place).unwrap();
     world.volume.mount();

@@ -1,4 +1,4 @@
-//! The examples of hooks, as they are installed: only names of places change.
+//! The example hooks, installed with only their paths changed.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -8,35 +8,33 @@ use std::process::{Child, Command, Stdio};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Client, Shelf, VM, World, eventually, output, run, text};
+use crate::harness::{Certificates, Client, HookDir, MB, VM, World, eventually, output, run, text};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-
-/// Installs an example, with one of its names of places changed.
-fn install(shelf: &Shelf, name: &str, from: &str, to: &Path) {
+/// Installs an example with one path replaced.
+fn install(hooks: &HookDir, name: &str, from: &str, to: &Path) {
     let text = fs::read_to_string(example(name)).unwrap();
-    assert!(text.contains(from), "{name} does not say {from:?} any more");
-    shelf.put_program(name, &text.replace(from, &to.display().to_string()));
+    assert!(text.contains(from), "{name} does not contain {from:?} any more");
+    hooks.put_program(name, &text.replace(from, &to.display().to_string()));
 }
 
-/// Installs the hook that freezes, with its list of mounts and its state in the shelf.
-fn install_fsfreeze(shelf: &Shelf, mounts: &Path) {
+/// Installs 10-fsfreeze with this list of mounts, and its state in the hook directory.
+fn install_fsfreeze(hooks: &HookDir, mounts: &Path) {
     let mut text = fs::read_to_string(example("10-fsfreeze")).unwrap();
     for (from, to) in
-        [("=/etc/coriolis-ovm-exporter/fsfreeze.conf", mounts), ("=/run/coriolis-ovm-exporter", &shelf.at("frozen"))]
+        [("=/etc/coriolis-ovm-exporter/fsfreeze.conf", mounts), ("=/run/coriolis-ovm-exporter", &hooks.at("frozen"))]
     {
-        assert!(text.contains(from), "10-fsfreeze does not say {from:?} any more");
+        assert!(text.contains(from), "10-fsfreeze does not contain {from:?} any more");
         text = text.replace(from, &format!("={}", to.display()));
     }
-    shelf.put_program("10-fsfreeze", &text);
+    hooks.put_program("10-fsfreeze", &text);
 }
 
 fn example(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/hooks").join(name)
 }
 
-/// A guest's file system, on a disk of its own, as the guest sees it.
+/// The guest's file system on a disk, mounted as the guest does it.
 struct Mounted {
     dir: TempDir,
 }
@@ -60,29 +58,29 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        // A failed test may leave it frozen.
+        // A failed test may leave the file system frozen.
         let _ = Command::new("fsfreeze").arg("--unfreeze").arg(self.path()).stderr(Stdio::null()).status();
         let _ = Command::new("umount").arg("--lazy").arg(self.path()).status();
     }
 }
 
-/// The disk of a snapshot, restored to a file.
+/// Downloads the disk of a snapshot to a file.
 fn restore(client: &Client, snapshot: &Value, dir: &TempDir) -> PathBuf {
     let (id, path) = (text(&snapshot["id"]), dir.path().join("restored.img"));
     fs::write(&path, client.disk(&id, "a.img")).unwrap();
     path
 }
 
-/// Whether an ext4 has to be recovered before it can be used.
+/// Whether an ext4 has a journal to replay.
 fn needs_recovery(disk: &Path) -> bool {
     output(Command::new("dumpe2fs").arg("-h").arg(disk)).contains("needs_recovery")
 }
 
 #[test]
-fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
+fn fsfreeze_hook_makes_a_clean_file_system() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(1024, |settings| settings.sections = hooks.section(""));
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let guest = Mounted::new(disk);
     let restored = tempfile::tempdir().unwrap();
@@ -90,77 +88,75 @@ fn a_file_system_that_is_frozen_is_clean_in_the_snapshot() {
     fs::write(guest.path().join("first"), vec![1; 5 << 20]).unwrap();
     let plain = client.take_snapshot();
     assert_eq!(plain["consistency"], "crash");
-    assert!(needs_recovery(&restore(&client, &plain, &restored)), "it would have been clean without the hook");
+    assert!(needs_recovery(&restore(&client, &plain, &restored)), "the file system is clean without the hook");
 
-    let mounts = shelf.at("fsfreeze.conf");
+    let mounts = hooks.at("fsfreeze.conf");
     fs::write(&mounts, format!("00000000000000000000000000000000 /nonexistent\n{VM} {}\n", guest.path().display()))
         .unwrap();
-    install_fsfreeze(&shelf, &mounts);
-    // Not written out, while others write.
+    install_fsfreeze(&hooks, &mounts);
+    // Unwritten data, and a concurrent writer.
     fs::write(guest.path().join("second"), vec![2; 5 << 20]).unwrap();
     let busy = Busy::start(guest.path());
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "quiesced", "{made}");
     let before = busy.written();
-    eventually("the guest is thawed, and writes", || busy.written() != before);
+    eventually("the guest is thawed and writes", || busy.written() != before);
     drop(busy);
 
     let disk = restore(&client, &made, &restored);
     assert!(!needs_recovery(&disk));
     run(Command::new("e2fsck").args(["-f", "-n"]).arg(&disk));
-    // Without recovery, as it is.
+    // Mounted without journal replay.
     let copy = Mounted::mount(&disk, "loop,ro,noload");
     for (name, byte) in [("first", 1), ("second", 2)] {
         assert_eq!(fs::read(copy.path().join(name)).unwrap(), vec![byte; 5 << 20], "{name}");
     }
     drop(copy);
 
-    // One that cannot be frozen stops the snapshot, and nothing stays frozen.
+    // A file system that cannot be frozen cancels the snapshot, and the others are thawed.
     fs::write(&mounts, format!("{VM} {}\n{VM} /nonexistent\n", guest.path().display())).unwrap();
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
     fs::write(guest.path().join("third"), "thawed").unwrap();
-    assert_eq!(client.get("/status").ok()["owed_hooks"], json!([]), "a thaw is owed where nothing was frozen");
-    // A deletion freezes nothing.
+    assert_eq!(client.pending_hooks(), json!([]), "a post hook is pending although nothing is frozen");
+    // Deletions work: they freeze nothing.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{}", text(&made["id"]))).status, 200);
 }
 
 #[test]
-fn a_freeze_that_ended_early_fails_once_and_a_crash_is_thawed() {
+fn fsfreeze_hook_reports_an_early_thaw_and_thaws_after_a_crash() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut world = World::with(1024, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let mut world = World::with(1024, |settings| settings.sections = hooks.section(""));
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     let guest = Mounted::new(disk);
-    let (mounts, folder) = (shelf.at("fsfreeze.conf"), guest.path().display());
+    let (mounts, folder) = (hooks.at("fsfreeze.conf"), guest.path().display());
     fs::write(&mounts, format!("{VM} {folder}\n")).unwrap();
-    install_fsfreeze(&shelf, &mounts);
-    shelf.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
-    let owed = |world: &World| world.client().get("/status").ok()["owed_hooks"].clone();
+    install_fsfreeze(&hooks, &mounts);
+    hooks.put("20-thaws", &format!("[ $2 = post ] || fsfreeze --unfreeze {folder}"));
+    let pending_hooks = |world: &World| world.client().pending_hooks();
     let made = world.client().take_snapshot();
     assert_eq!(made["consistency"], "crash", "{made}");
     assert!(text(&made["consistency_reason"]).contains("10-fsfreeze"), "{made}");
     assert!(world.exporter.log().contains("the freeze has ended before post"));
-    // There is nothing to thaw any more, so the next call settles it.
-    assert_eq!(owed(&world)[0]["hooks"], json!(["10-fsfreeze"]));
+    // The next call finds nothing to thaw, so it succeeds.
+    assert_eq!(pending_hooks(&world)[0]["hooks"], json!(["10-fsfreeze"]));
     world.exporter.restart();
-    eventually("nothing is owed", || owed(&world) == json!([]));
+    eventually("no post hook is pending", || pending_hooks(&world) == json!([]));
 
-    // Frozen when the service is killed: the next start thaws it, and forgets it.
-    shelf.put("20-thaws", "[ $2 = post ] || { touch $OUT/frozen-now; sleep 600; }");
-    let client = world.client();
-    let path = format!("/api/v1/vms/{VM}/snapshots");
-    let asking = std::thread::spawn(move || drop(client.try_send(client.request(reqwest::Method::POST, &path))));
-    shelf.wait_for("frozen-now");
-    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 1);
+    // The service is killed while frozen: the next start thaws the file system and clears the state.
+    hooks.put("20-thaws", "[ $2 = post ] || { touch $OUT/frozen-now; sleep 600; }");
+    let asking = world.request_snapshot();
+    hooks.wait_for("frozen-now");
+    assert_eq!(fs::read_dir(hooks.at("frozen")).unwrap().count(), 1);
     world.exporter.kill();
     asking.join().unwrap();
     world.exporter.restart();
     fs::write(guest.path().join("file"), "thawed").unwrap();
-    assert_eq!(owed(&world), json!([]));
-    assert_eq!(fs::read_dir(shelf.at("frozen")).unwrap().count(), 0);
+    assert_eq!(pending_hooks(&world), json!([]));
+    assert_eq!(fs::read_dir(hooks.at("frozen")).unwrap().count(), 0);
 }
 
-/// Somebody who writes small files all the time.
+/// A process that writes small files continuously.
 struct Busy {
     child: Child,
     folder: PathBuf,
@@ -187,15 +183,15 @@ impl Drop for Busy {
 }
 
 #[test]
-fn each_call_is_a_line_in_the_journal() {
+fn journal_hook_writes_a_line_per_call() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     let disks = world.define_vm(&[("a.img", MB), ("b.img", 2 * MB)]);
-    let journal = shelf.at("journal");
-    install(&shelf, "20-journal", "/var/log/coriolis-ovm-exporter/hooks.jsonl", &journal);
+    let journal = hooks.at("journal");
+    install(&hooks, "20-journal", "/var/log/coriolis-ovm-exporter/hooks.jsonl", &journal);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     let journal = fs::read_to_string(journal).unwrap();
     let mut lines: Vec<Value> = journal.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
@@ -218,13 +214,13 @@ fn each_call_is_a_line_in_the_journal() {
 }
 
 #[test]
-fn a_clock_that_went_back_stops_snapshots() {
+fn clock_hook_stops_snapshots_after_the_clock_went_back() {
     needs_root!();
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| settings.sections = hooks.section(""));
     world.define_vm(&[("a.img", MB)]);
-    let state = shelf.at("state/clock");
-    install(&shelf, "05-clock-check", "/var/lib/coriolis-ovm-exporter/clock", &state);
+    let state = hooks.at("state/clock");
+    install(&hooks, "05-clock-check", "/var/lib/coriolis-ovm-exporter/clock", &state);
     let client = world.client();
     client.take_snapshot();
     let seen: i64 = fs::read_to_string(&state).unwrap().trim().parse().unwrap();
@@ -238,13 +234,13 @@ fn a_clock_that_went_back_stops_snapshots() {
     assert!(world.exporter.log().contains("seconds behind what it was"));
     let listed = client.get(&format!("/vms/{VM}/snapshots")).ok();
     assert_eq!(listed.as_array().unwrap().len(), 1);
-    // Deleting is possible at any time, and so are snapshots once the clock is right.
+    // Deletions work at any time, and snapshots when the clock is right again.
     assert_eq!(client.delete(&format!("/vms/{VM}/snapshots")).status, 200);
     fs::write(&state, format!("{}\n", now - 10)).unwrap();
     client.take_snapshot();
 }
 
-/// The example server, in a guest.
+/// The example sync server of a guest.
 struct SyncServer {
     child: Child,
     url: String,
@@ -266,9 +262,9 @@ impl SyncServer {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut said = String::new();
-        BufReader::new(child.stdout.take().unwrap()).read_line(&mut said).unwrap();
-        let port = said.trim().strip_prefix("listening on port ").unwrap_or_else(|| panic!("{said:?}"));
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let port = line.trim().strip_prefix("listening on port ").unwrap_or_else(|| panic!("{line:?}"));
         Self { child, url: format!("https://127.0.0.1:{port}") }
     }
 }
@@ -280,8 +276,8 @@ impl Drop for SyncServer {
     }
 }
 
-/// An application that loses what it has not been told to write out, and writes all the time. It says how
-/// many rows it has committed.
+/// An application that writes continuously and never syncs by itself. It prints the number of rows that it has
+/// committed.
 const APPLICATION: &str = r#"
 import sqlite3, sys
 database = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=60)
@@ -297,13 +293,13 @@ for number in range(10**9):
     print(number + 1, flush=True)
 "#;
 
-/// Asks a database that nobody uses.
-fn ask_database(path: &Path, question: &str) -> String {
-    output(Command::new("sqlite3").arg(path).arg(question)).trim().to_owned()
+/// Queries a database that is not in use.
+fn query(path: &Path, sql: &str) -> String {
+    output(Command::new("sqlite3").arg(path).arg(sql)).trim().to_owned()
 }
 
 #[test]
-fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
+fn sync_server_makes_a_consistent_database() {
     needs_root!();
     let certificates = Certificates::new();
     let mut world = World::new(1024);
@@ -313,11 +309,11 @@ fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
     let mut application =
         Command::new("python3").args(["-c", APPLICATION]).arg(&database).stdout(Stdio::piped()).spawn().unwrap();
     let mut committed = BufReader::new(application.stdout.take().unwrap()).lines();
-    let mut until = |rows: u64| {
+    let mut wait_for_rows = |rows: u64| {
         let found = committed.find_map(|line| line.unwrap().parse::<u64>().ok().filter(|number| *number >= rows));
         found.unwrap()
     };
-    until(1);
+    wait_for_rows(1);
     let server = SyncServer::start(&certificates, &database);
     world.exporter.settings().sections = format!(
         "[hooks.sync]\nsecret = \"the guests' secret\"\nca_certificate = {:?}\n[hooks.sync.urls]\n{VM} = {:?}\n",
@@ -326,11 +322,11 @@ fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
     );
     world.exporter.restart();
     let client = world.client();
-    let before = until(500);
+    let before = wait_for_rows(500);
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "quiesced", "{made}");
-    // It goes on.
-    until(before + 2000);
+    // The application continues.
+    wait_for_rows(before + 2000);
     application.kill().unwrap();
     application.wait().unwrap();
 
@@ -338,13 +334,13 @@ fn a_database_that_was_synced_is_whole_on_the_restored_disk() {
     let disk = restore(&client, &made, &restored);
     let copy = Mounted::mount(&disk, "loop");
     let database = copy.path().join("app.db");
-    assert_eq!(ask_database(&database, "PRAGMA integrity_check"), "ok");
-    let count = |table: &str| ask_database(&database, &format!("SELECT count(*) FROM {table}")).parse::<u64>().unwrap();
+    assert_eq!(query(&database, "PRAGMA integrity_check"), "ok");
+    let count = |table: &str| query(&database, &format!("SELECT count(*) FROM {table}")).parse::<u64>().unwrap();
     let (debit, credit) = (count("debit"), count("credit"));
-    assert!(debit >= before, "{debit} of {before} rows that were committed before the snapshot");
-    assert_eq!(debit, credit, "a transaction was torn");
+    assert!(debit >= before, "{debit} of at least {before} rows");
+    assert_eq!(debit, credit, "a transaction is incomplete");
 
-    // With another secret the guest does nothing, and the snapshot goes ahead.
+    // With a wrong secret the guest does nothing, and the snapshot is crash-consistent.
     world.exporter.settings().sections = world.exporter.settings().sections.replace("guests' secret", "wrong secret");
     world.exporter.restart();
     let made = world.client().take_snapshot();

@@ -1,4 +1,4 @@
-//! What is run and what is not, what is said of it, and what of a hook's processes is ended.
+//! Which hooks run, how skipped hooks are reported, and which processes of hooks are killed.
 
 use std::fs;
 use std::time::Duration;
@@ -8,74 +8,57 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Harm, Shelf, Trial, World, eventually, text, write_at};
+use crate::harness::{Fault, FaultTest, HookDir, SNAPSHOTS, World, eventually, hook_runs, text};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 const NOTE: &str = "echo \"${0##*/} $1 $2\" >> $OUT/calls";
 
-/// Leaves a process that keeps nothing open, and notes its number.
+/// Leaves a background process that keeps no descriptor open, and writes its pid to a file.
 const LEAVE: &str = "sleep 600 </dev/null >/dev/null 2>&1 & echo $! > $OUT";
 
-fn with(lines: &str) -> (Shelf, World) {
-    let shelf = Shelf::new();
-    let world = World::with(512, |settings| settings.sections = shelf.section(lines));
-    for disk in world.define_vm(&[("a.img", MB)]) {
-        write_at(&disk, 0, &[1; 8192]);
-    }
-    (shelf, world)
-}
-
-fn runs(document: &Value) -> Vec<String> {
-    let run = |run: &Value| format!("{} {} {}", text(&run["name"]), text(&run["stage"]), text(&run["outcome"]));
-    document["hooks"].as_array().unwrap().iter().map(run).collect()
-}
-
-/// Whether the process runs whose number a hook has noted.
-fn lives(shelf: &Shelf, name: &str) -> bool {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", shelf.read(name).trim())).unwrap_or_default();
+/// Whether the process runs whose pid a hook has written to the file `name`.
+fn is_running(hooks: &HookDir, name: &str) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{}/stat", hooks.read(name).trim())).unwrap_or_default();
     stat.rsplit_once(')').is_some_and(|(_, rest)| !rest.trim_start().starts_with('Z'))
 }
 
 #[test]
-fn copies_of_hooks_are_not_run() {
+fn backup_copies_of_hooks_are_skipped() {
     needs_root!();
-    let (shelf, world) = with("");
-    shelf.put("10-freeze", NOTE);
-    shelf.put("20-script.sh", NOTE);
+    let (hooks, world) = World::with_hooks("", &["a.img"]);
+    hooks.put("10-freeze", NOTE);
+    hooks.put("20-script.sh", NOTE);
     for copy in ["~", ".bak", ".orig", ".rpmsave", ".rpmnew", ".dpkg-old", ".ucf-dist", ".sample", ".swp", ".disabled"]
     {
-        shelf.put(&format!("10-freeze{copy}"), NOTE);
+        hooks.put(&format!("10-freeze{copy}"), NOTE);
     }
-    shelf.put(".10-freeze.swp", NOTE);
-    shelf.put("#10-freeze#", NOTE);
+    hooks.put(".10-freeze.swp", NOTE);
+    hooks.put("#10-freeze#", NOTE);
     let made = world.client().take_snapshot();
     assert_eq!(
-        shelf.read("calls"),
+        hooks.read("calls"),
         "10-freeze snapshot-create pre\n20-script.sh snapshot-create pre\n\
          20-script.sh snapshot-create post\n10-freeze snapshot-create post\n"
     );
-    let skipped: Vec<_> = runs(&made).into_iter().filter(|run| run.ends_with("skipped")).collect();
+    let skipped: Vec<_> = hook_runs(&made, "name").into_iter().filter(|run| run.ends_with("skipped")).collect();
     assert!(skipped.len() == 11 && skipped.contains(&"10-freeze.rpmsave pre skipped".to_owned()), "{skipped:?}");
 }
 
 #[test]
-fn the_answer_and_the_log_name_the_posts_that_are_not_called() {
+fn error_and_log_name_the_skipped_post_hooks() {
     needs_root!();
-    let (shelf, world) = with("");
-    shelf.put("10-says-nothing", NOTE);
-    shelf.put("20-says-so", &format!("echo quiesced; {NOTE}"));
-    shelf.put("30-refuses", &format!("{NOTE}; [ $2 = post ]"));
+    let (hooks, world) = World::with_hooks("", &["a.img"]);
+    hooks.put("10-says-nothing", NOTE);
+    hooks.put("20-says-so", &format!("echo quiesced; {NOTE}"));
+    hooks.put("30-refuses", &format!("{NOTE}; [ $2 = post ]"));
     let client = world.client();
     let id = {
-        shelf.remove("30-refuses");
-        let id = text(&client.take_snapshot()["id"]);
-        shelf.put("30-refuses", &format!("{NOTE}; [ $2 = post ]"));
+        hooks.remove("30-refuses");
+        let id = client.take_snapshot_id();
+        hooks.put("30-refuses", &format!("{NOTE}; [ $2 = post ]"));
         id
     };
-    shelf.take("calls");
+    hooks.take("calls");
     for (method, path, operation) in [
         (Method::POST, SNAPSHOTS.to_owned(), "snapshot-create"),
         (Method::DELETE, format!("{SNAPSHOTS}/{id}"), "snapshot-delete"),
@@ -85,17 +68,21 @@ fn the_answer_and_the_log_name_the_posts_that_are_not_called() {
         let details = text(&answer.json()["details"]);
         assert!(details.contains("not called: post_on_failure"), "{details}");
         assert!(details.ends_with("10-says-nothing, 30-refuses"), "{details}");
-        let calls = shelf.take("calls");
+        let calls = hooks.take("calls");
         assert!(calls.ends_with(&format!("pre\n20-says-so {operation} post\n")), "{calls}");
     }
     let log = world.exporter.log();
     for hook in ["10-says-nothing", "30-refuses"] {
-        let told = |line: &&str| line.contains(hook) && line.contains("not called: post_on_failure");
-        assert_eq!(log.lines().filter(|line| line.contains("outcome=\"skipped\"")).filter(told).count(), 2, "{log}");
+        let names_hook = |line: &&str| line.contains(hook) && line.contains("not called: post_on_failure");
+        assert_eq!(
+            log.lines().filter(|line| line.contains("outcome=\"skipped\"")).filter(names_hook).count(),
+            2,
+            "{log}"
+        );
     }
-    // A clone that fails: the error is the clone's, with the same words.
+    // A failed clone: its error lists the skipped post hooks, too.
     let repository = world.repository.display();
-    shelf.put(
+    hooks.put(
         "30-refuses",
         &format!("[ $2 = pre ] && f=+i || f=-i; chattr $f {repository}/CoriolisSnapshots/$EXPORTER_SNAPSHOT/a.img; echo quiesced"),
     );
@@ -105,10 +92,10 @@ fn the_answer_and_the_log_name_the_posts_that_are_not_called() {
 }
 
 #[test]
-fn a_freeze_that_ended_by_itself_is_no_quiesced_snapshot() {
+fn failed_post_hook_makes_the_snapshot_crash_consistent() {
     needs_root!();
-    let (shelf, mut world) = with("");
-    shelf.put("10-freeze", "[ $2 = pre ] && echo quiesced && exit; echo freeze expired >&2; exit 3");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
+    hooks.put("10-freeze", "[ $2 = pre ] && echo quiesced && exit; echo freeze expired >&2; exit 3");
     let client = world.client();
     let made = client.take_snapshot();
     let id = text(&made["id"]);
@@ -116,92 +103,86 @@ fn a_freeze_that_ended_by_itself_is_no_quiesced_snapshot() {
     let reason = text(&made["consistency_reason"]);
     assert!(reason.contains("10-freeze") && reason.contains("exit status: 3"), "{reason}");
     assert!(text(&made["hooks"][1]["detail"]).contains("does not count as quiesced"), "{made}");
-    // The snapshot stays, and says the same later, and in its manifest.
+    // The document stays the same after a restart, and so does the manifest.
     world.exporter.restart();
     let later = world.client().get(&format!("{SNAPSHOTS}/{id}?squashChunks=false")).ok();
     assert_eq!((&later["consistency"], &later["consistency_reason"]), (&json!("crash"), &json!(reason)));
-    let manifest = world.repository.join("CoriolisSnapshots").join(&id).join(".manifest.json");
+    let manifest = world.snapshot_folder(&id).join(".manifest.json");
     let manifest: Value = serde_json::from_slice(&fs::read(manifest).unwrap()).unwrap();
     assert_eq!((&manifest["consistency"], &manifest["hooks"]), (&json!("crash"), &made["hooks"]));
-    // One that nobody called quiesced has no reason.
-    shelf.put("10-freeze", "[ $2 = pre ]");
+    // A snapshot that no hook called quiesced has no reason.
+    hooks.put("10-freeze", "[ $2 = pre ]");
     let plain = world.client().take_snapshot();
     assert!(plain["consistency"] == "crash" && plain.get("consistency_reason").is_none(), "{plain}");
 }
 
 #[test]
-fn a_crash_ends_the_call_that_was_under_way_and_closes_the_brackets() {
+fn restart_ends_the_interrupted_hook_and_runs_post_hooks() {
     needs_root!();
-    let (shelf, mut world) = with("");
-    shelf.put("10-agent", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/agent"));
-    shelf.put("20-plain", NOTE);
-    shelf.put("30-hangs", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/of-hanging; touch $OUT/hangs; sleep 600"));
-    let client = world.client();
-    let asked =
-        std::thread::spawn(move || drop(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}")))));
-    shelf.wait_for("hangs");
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
+    hooks.put("10-agent", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/agent"));
+    hooks.put("20-plain", NOTE);
+    hooks.put("30-hangs", &format!("{NOTE}; [ $2 = post ] && exit; {LEAVE}/of-hanging; touch $OUT/hangs; sleep 600"));
+    let request = world.request_snapshot();
+    hooks.wait_for("hangs");
     world.exporter.kill();
-    asked.join().unwrap();
-    shelf.take("calls");
+    request.join().unwrap();
+    hooks.take("calls");
     world.exporter.restart();
     assert_eq!(
-        shelf.take("calls"),
+        hooks.take("calls"),
         "30-hangs snapshot-create post\n20-plain snapshot-create post\n10-agent snapshot-create post\n"
     );
-    eventually("what the hook has left is ended", || !lives(&shelf, "of-hanging"));
-    assert!(lives(&shelf, "agent"), "a hook that had ended well has lost what it left running");
+    eventually("the background process of the interrupted hook is killed", || !is_running(&hooks, "of-hanging"));
+    assert!(is_running(&hooks, "agent"), "the background process of a successful hook was killed");
 
-    // The same for a post that fails and is called again, and for a stop in the middle of a hook.
-    shelf.put("30-hangs", &format!("[ $2 = post ] || exit 0; [ -e $OUT/mended ] && exit; {LEAVE}/of-failing; exit 1"));
+    // The same for a failed post hook that is retried.
+    hooks.put("30-hangs", &format!("[ $2 = post ] || exit 0; [ -e $OUT/mended ] && exit; {LEAVE}/of-failing; exit 1"));
     world.client().take_snapshot();
-    assert!(lives(&shelf, "agent") && lives(&shelf, "of-failing"));
-    fs::write(shelf.at("mended"), "").unwrap();
+    assert!(is_running(&hooks, "agent") && is_running(&hooks, "of-failing"));
+    fs::write(hooks.at("mended"), "").unwrap();
     world.exporter.restart();
-    eventually("what a failed call has left is ended", || !lives(&shelf, "of-failing"));
-    assert!(lives(&shelf, "agent"), "a retry has ended what another hook had left running");
-    let pid = shelf.read("agent").trim().parse().unwrap();
+    eventually("the background process of the failed hook is killed", || !is_running(&hooks, "of-failing"));
+    assert!(is_running(&hooks, "agent"), "a retry has killed the background process of another hook");
+    let pid = hooks.read("agent").trim().parse().unwrap();
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL).unwrap();
 }
 
-fn owed(client: &Client) -> Value {
-    client.get("/status").ok()["owed_hooks"].clone()
-}
-
 #[test]
-fn what_is_owed_is_never_lost_where_the_database_cannot_be_written() {
+fn pending_post_hooks_survive_a_database_failure() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut trial = Trial::new(|settings| settings.sections = shelf.section(""));
-    shelf.put(
+    let hooks = HookDir::new();
+    let mut test = FaultTest::new(|settings| settings.sections = hooks.section(""));
+    hooks.put(
         "10-freeze",
         "echo $2 >> $OUT/calls; [ $2 = pre ] && echo quiesced && exit; [ -e $OUT/mended ] && exit\n\
          touch $OUT/in-post; until [ -e $OUT/go ]; do sleep 0.02; done; exit 1",
     );
-    // Not written down before: then nothing is frozen.
-    trial.shim.arm(1, Harm::FailOn(Errno::ENOSPC));
-    assert_eq!(trial.client.post(SNAPSHOTS).error(503), "database_unavailable");
-    let id = trial.answered.keys().next().unwrap().clone();
-    assert_eq!(trial.client.delete(&format!("{SNAPSHOTS}/{id}")).error(503), "database_unavailable");
-    trial.shim.disarm();
-    assert_eq!(shelf.read("calls"), "");
+    // The record cannot be written before the pre hook: then no hook runs.
+    test.shim.arm(1, Fault::FailFrom(Errno::ENOSPC));
+    assert_eq!(test.client.post(SNAPSHOTS).error(503), "database_unavailable");
+    let id = test.confirmed.keys().next().unwrap().clone();
+    assert_eq!(test.client.delete(&format!("{SNAPSHOTS}/{id}")).error(503), "database_unavailable");
+    test.shim.disarm();
+    assert_eq!(hooks.read("calls"), "");
 
-    // Not written down after: it is kept, and called again all the same.
-    let client = trial.world.client();
-    let asked = std::thread::spawn(move || client.post(SNAPSHOTS));
-    shelf.wait_for("in-post");
-    trial.shim.arm(1, Harm::FailOn(Errno::ENOSPC));
-    fs::write(shelf.at("go"), "").unwrap();
-    assert_ne!(asked.join().unwrap().status, 200);
-    assert!(trial.shim.has_harmed());
-    let log = trial.world.exporter.log();
+    // The record cannot be updated after the post hook: it is kept in memory, and the hook is retried.
+    let client = test.world.client();
+    let request = std::thread::spawn(move || client.post(SNAPSHOTS));
+    hooks.wait_for("in-post");
+    test.shim.arm(1, Fault::FailFrom(Errno::ENOSPC));
+    fs::write(hooks.at("go"), "").unwrap();
+    assert_ne!(request.join().unwrap().status, 200);
+    assert!(test.shim.fault_occurred());
+    let log = test.world.exporter.log();
     assert!(log.contains("what hooks owe cannot be written down; it is tried again"), "{log}");
-    trial.shim.disarm();
-    eventually("it is owed", || owed(&trial.client)[0]["hooks"] == json!(["10-freeze"]));
-    let calls = || shelf.read("calls").lines().filter(|call| *call == "post").count();
+    test.shim.disarm();
+    eventually("the post hook is pending", || test.client.pending_hooks()[0]["hooks"] == json!(["10-freeze"]));
+    let calls = || hooks.read("calls").lines().filter(|call| *call == "post").count();
     let before = calls();
-    eventually("it is called again", || calls() > before);
-    fs::write(shelf.at("mended"), "").unwrap();
-    eventually("it is settled", || owed(&trial.client) == json!([]));
-    trial.world.exporter.signal(Signal::SIGTERM);
-    assert_eq!(trial.world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
+    eventually("the post hook is retried", || calls() > before);
+    fs::write(hooks.at("mended"), "").unwrap();
+    eventually("no post hook is pending", || test.client.pending_hooks() == json!([]));
+    test.world.exporter.signal(Signal::SIGTERM);
+    assert_eq!(test.world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
 }

@@ -1,4 +1,4 @@
-//! What is listed, and what of it can be snapshotted.
+//! The VM list: its entries, and which VMs can be snapshotted.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::harness::{VM, Volume, World, define_vm, define_vm_with, make_disk, make_repository, text};
+use crate::harness::{Tmpfs, VM, Volume, World, define_vm, define_vm_with, make_disk, make_repository, text};
 use crate::needs_root;
 
 fn vm_name(number: usize) -> String {
@@ -21,7 +20,7 @@ fn entry<'a>(vms: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
-fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
+fn every_vm_is_listed_and_only_compatible_ones_are_snapshotted() {
     needs_root!();
     let world = World::new(1024);
     let repository = &world.repository;
@@ -41,7 +40,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     .unwrap();
     make_disk(repository, "template.img", 1 << 20);
 
-    // Each VM has a disk of its own, of one name.
+    // Each VM has its own disk, all with the same name.
     let own_disk = |number: usize| {
         let folder = repository.join("VirtualDisks").join(number.to_string());
         fs::create_dir(&folder).unwrap();
@@ -53,8 +52,8 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         }
         own
     };
-    let good_entry = "the VM's own".to_owned();
-    // The entries of `disk`, and what the reason says; nothing where a snapshot can be made.
+    let good_entry = "<own disk>".to_owned();
+    // The entries of `disk`, and the expected reason; `None` if a snapshot can be made.
     let cases: &[(Vec<String>, Option<&str>)] = &[
         (vec![good_entry.clone()], None),
         (
@@ -85,7 +84,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         define_vm(repository, &vm_name(number), &[]);
         fs::write(repository.join("VirtualMachines").join(vm_name(number)).join("vm.cfg"), text).unwrap();
     }
-    // No definition, and one that is a folder.
+    // A missing definition, and a folder in its place.
     fs::create_dir(repository.join("VirtualMachines").join(vm_name(0x43))).unwrap();
     fs::create_dir_all(repository.join("VirtualMachines").join(vm_name(0x44)).join("vm.cfg")).unwrap();
     let client = world.client();
@@ -96,7 +95,11 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         assert_eq!(vm["status"], "ok", "{vm}");
         assert_eq!(vm["snapshot_compatible"], reason.is_none(), "{vm}");
         assert_eq!(vm["disks"].as_array().unwrap().len(), disks.len());
-        assert_eq!(client.get(&format!("/vms/{}", vm_name(number))).ok(), *vm, "alone as in the list");
+        assert_eq!(
+            client.get(&format!("/vms/{}", vm_name(number))).ok(),
+            *vm,
+            "the VM's own route and the list differ"
+        );
         let files = world.snapshot_files();
         let answer = client.post(&format!("/vms/{}/snapshots", vm_name(number)));
         match reason {
@@ -113,7 +116,7 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
             }
         }
     }
-    // Listed, left out, and why.
+    // Disks that are listed but not snapshotted, with the reason.
     let iso = repository.join("ISOs/a.iso");
     let (with_cds, with_template) = (&entry(&vms, &vm_name(1))["disks"], &entry(&vms, &vm_name(3))["disks"]);
     for (disk, name, path, device, mode, reason) in [
@@ -153,14 +156,14 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
         assert_eq!(client.get(&format!("/vms/{}", vm_name(broken))).ok(), *vm);
         assert_eq!(client.post(&format!("/vms/{}/snapshots", vm_name(broken))).error(400), "not_snapshottable");
     }
-    // An empty file is a definition that is cut: no VM to make a snapshot of.
+    // An empty definition is a truncated one: no snapshot can be made.
     let cut = entry(&vms, &vm_name(0x42));
     assert_eq!((&cut["snapshot_compatible"], &cut["disks"]), (&json!(false), &json!([])), "{cut}");
     assert!(!text(&cut["reason"]).is_empty());
     assert_eq!(client.post(&format!("/vms/{}/snapshots", vm_name(0x42))).error(400), "not_snapshottable");
     assert_eq!(world.snapshot_files(), files, "something was written");
 
-    // By uuid, dashed and in capitals.
+    // By UUID, with dashes and in capitals.
     let dashed = text(&good_vm["uuid"]).to_uppercase();
     let named = client.get(&format!("/vms/{dashed}")).ok();
     assert_eq!(named["name"], vm_name(0));
@@ -169,33 +172,15 @@ fn every_vm_is_an_entry_and_only_good_ones_are_snapshotted() {
     assert_eq!(client.get(&format!("/vms/{dashed}/snapshots/{id}/disks/good.img")).status, 200);
 }
 
-/// A file system in memory.
-struct Tmpfs(TempDir);
-
-impl Tmpfs {
-    fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
-        let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(dir.path()).status().unwrap();
-        assert!(status.success());
-        Self(dir)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
-    }
-}
-
 #[test]
-fn a_file_system_that_cannot_clone_is_named() {
+fn unsupported_file_system_is_the_reason() {
     needs_root!();
-    let tmpfs = Tmpfs::new();
+    let tmpfs = Tmpfs::new("size=16m");
     let plain = Volume::xfs_with(512, &["-m", "reflink=0"]);
-    let on_tmpfs = make_repository(tmpfs.0.path(), "0004fb0000030000000000000000000a");
+    let on_tmpfs = make_repository(tmpfs.path(), "0004fb0000030000000000000000000a");
     let on_plain = make_repository(&plain.mount_point, "0004fb0000030000000000000000000b");
     let world = World::with(512, |settings| settings.paths.extend([on_tmpfs.clone(), on_plain.clone()]));
-    // A file system of its own, mounted inside the repository.
+    // Another file system, mounted inside the repository.
     let inside = world.repository.join("VirtualDisks/inside");
     fs::create_dir(&inside).unwrap();
     let status = Command::new("mount").args(["-t", "tmpfs", "none"]).arg(&inside).status().unwrap();
@@ -206,14 +191,14 @@ fn a_file_system_that_cannot_clone_is_named() {
         (0..4).map(|number| make_disk(&world.repository, &format!("{number}.img"), 1 << 20)).collect();
     let (third, fourth, fifth) = (vm_name(3), vm_name(4), vm_name(5));
     let second = vm_name(2);
-    // The definition of the first lies on XFS with reflinks, one of its disks does not.
+    // The first VM is defined on XFS with reflinks, and has a disk on tmpfs.
     define_vm(&world.repository, VM, &[goods[0].clone(), make_disk(&on_tmpfs, "b.img", 1 << 20)]);
     define_vm(&on_plain, &second, &[make_disk(&on_plain, "c.img", 1 << 20)]);
     define_vm(&world.repository, &third, &[goods[1].clone(), on_inside]);
-    // What is only read needs no clone.
+    // Read-only disks need no clone.
     let read_only = format!("'file:{},xvdb,r'", make_disk(&on_tmpfs, "read.img", 1 << 20).display());
     define_vm_with(&world.repository, &fourth, &[format!("'file:{},xvda,w'", goods[2].display()), read_only]);
-    // And the other way round: defined where nothing can be cloned, with a disk that can be.
+    // Defined on tmpfs, with a disk that can be cloned.
     define_vm(&on_tmpfs, &fifth, std::slice::from_ref(&goods[3]));
 
     let client = world.client();

@@ -1,4 +1,4 @@
-//! Log-in: what the manager says, and what becomes of it.
+//! Log-ins, the answers of the manager, and tokens.
 
 use std::net::TcpListener;
 use std::process::Command;
@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Behaviour, Certificates, Client, Exporter, Manager, PASSWORD, SECRET, Settings, USER, VM, World,
+    Answer, Certificates, Client, Exporter, Manager, ManagerBehavior, PASSWORD, SECRET, Settings, USER, VM, World,
     eventually, text,
 };
 use crate::needs_root;
@@ -25,10 +25,10 @@ fn log_in(client: &Client, path: &str, content_type: Option<&str>, user: &str, p
 const LOGIN: &str = "/api/v1/auth/login";
 
 #[test]
-fn good_credentials_give_a_token_whatever_the_content_type() {
+fn good_credentials_give_a_token_with_any_content_type() {
     needs_root!();
     let world = World::new(512);
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     let types = [None, Some("application/x-www-form-urlencoded"), Some("application/json"), Some("text/plain")];
     for path in [LOGIN, "/api/v1/auth/login/"] {
         for content_type in types {
@@ -53,7 +53,7 @@ fn good_credentials_give_a_token_whatever_the_content_type() {
     assert!(claims(&token)["iss"].is_string());
 }
 
-/// Seconds since 1970.
+/// The Unix time.
 fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
 }
@@ -74,10 +74,10 @@ fn claims(token: &str) -> Value {
 }
 
 #[test]
-fn a_refusal_says_the_same_to_every_stranger() {
+fn failed_login_reveals_no_reason() {
     needs_root!();
     let world = World::new(512);
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     let mut texts = Vec::new();
     for (user, password) in
         [(USER, "wrong"), ("nobody", PASSWORD), ("", ""), ("", PASSWORD), ("admin:pa", "ss wörd-7f3a"), ("a\nb", "x")]
@@ -88,29 +88,31 @@ fn a_refusal_says_the_same_to_every_stranger() {
         texts.push(answer.json()["details"].clone());
     }
     assert!(texts.windows(2).all(|pair| pair[0] == pair[1]), "{texts:?}");
-    // Once at the start. Names that cannot be put into Basic credentials never reach the manager.
-    assert_eq!(world.manager.asked(), 1 + 2);
+    // One request at the start. Names that Basic credentials cannot contain never reach the manager.
+    assert_eq!(world.manager.request_count(), 1 + 2);
 }
 
 #[test]
-fn an_outage_is_never_a_wrong_password() {
+fn manager_outage_is_not_a_wrong_password() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "1s"));
-    let client = Client::new(&world.exporter, &world.certificates);
-    for behaviour in [Behaviour::ServerError, Behaviour::Redirects, Behaviour::WebPage, Behaviour::Slow] {
-        world.manager.behave(behaviour);
+    let client = world.anonymous_client();
+    for behavior in
+        [ManagerBehavior::ServerError, ManagerBehavior::Redirects, ManagerBehavior::WebPage, ManagerBehavior::Slow]
+    {
+        world.manager.set_behavior(behavior);
         for password in [PASSWORD, "wrong"] {
             let answer = log_in(&client, LOGIN, None, USER, password);
-            assert_eq!(answer.error(502), "manager_unavailable", "{behaviour:?}");
+            assert_eq!(answer.error(502), "manager_unavailable", "{behavior:?}");
         }
     }
     for (status, expected) in
         [(200, 200), (204, 200), (401, 401), (403, 401), (301, 502), (400, 502), (404, 502), (429, 502), (503, 502)]
     {
-        world.manager.behave(Behaviour::Status(status));
+        world.manager.set_behavior(ManagerBehavior::Status(status));
         assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, expected, "the manager says {status}");
     }
-    world.manager.behave(Behaviour::Good);
+    world.manager.set_behavior(ManagerBehavior::Good);
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
     assert_eq!(log_in(&client, LOGIN, None, USER, "wrong").error(401), "unauthorized");
     drop(world.manager);
@@ -118,7 +120,7 @@ fn an_outage_is_never_a_wrong_password() {
 }
 
 #[test]
-fn the_managers_certificate_is_verified() {
+fn manager_certificate_is_verified() {
     needs_root!();
     let mut world = World::new(512);
     world.certificates.issue_self_signed_ca("manager");
@@ -127,7 +129,7 @@ fn the_managers_certificate_is_verified() {
     let elsewhere = Manager::start_with(&world.certificates, "elsewhere");
     let chained = world.manager.port;
     let ca = format!("ca_certificate = {:?}", world.certificates.ca());
-    // What the host trusts where the config names nothing.
+    // The host's CA list, for a config without trust settings.
     let host = world.certificates.ca().display().to_string();
     world.exporter.settings().environment.push(("SSL_CERT_FILE".to_owned(), host));
     let certificate = world.certificates.path("manager.pem");
@@ -149,20 +151,23 @@ fn the_managers_certificate_is_verified() {
         world.exporter.settings().ovm_endpoint = format!("https://127.0.0.1:{port}");
         world.exporter.settings().manager = trust.clone();
         world.exporter.restart();
-        let client = Client::new(&world.exporter, &world.certificates);
+        let client = world.anonymous_client();
         let answer = log_in(&client, LOGIN, None, USER, PASSWORD);
         assert_eq!(answer.status, expected, "{port} with {trust:?}");
         if expected == 502 {
             assert_eq!(answer.error(502), "manager_unavailable");
         }
     }
-    // Whoever could not prove who it is was not told the password.
-    // Each start asks without one; the world's own has done so, too.
-    assert_eq!((world.manager.asked(), elsewhere.asked(), manager.asked()), (1 + 2 * 2, 0, 2 * 2));
-    assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning of what is not so");
+    // Managers that failed verification got no request.
+    // Each start sends an anonymous request; the first start of the service did so, too.
+    assert_eq!(
+        (world.manager.request_count(), elsewhere.request_count(), manager.request_count()),
+        (1 + 2 * 2, 0, 2 * 2)
+    );
+    assert!(!world.exporter.log().contains("insecure_skip_verify"), "a warning about a setting that is not used");
     world.exporter.settings().manager = "insecure_skip_verify = true".to_owned();
     world.exporter.restart();
-    let client = Client::new(&world.exporter, &world.certificates);
+    let client = world.anonymous_client();
     assert_eq!(log_in(&client, LOGIN, None, USER, PASSWORD).status, 200);
     assert!(world.exporter.log().contains("WARN manager.insecure_skip_verify"), "no warning in the log");
     assert!(world.exporter.log().contains("name its authority with manager.ca_certificate"), "no remedy in the log");
@@ -178,7 +183,7 @@ fn fingerprint(certificate: &std::path::Path) -> String {
     format!("sha256:{}", text.trim().split_once('=').unwrap().1)
 }
 
-/// A token as anybody could make it who knew `secret`.
+/// Makes a token without the service's code.
 fn sign(algorithm: hmac::Algorithm, secret: &str, header: &str, claims: &Value) -> String {
     let text = format!("{}.{}", base64url(header.as_bytes()), base64url(claims.to_string().as_bytes()));
     let signature = hmac::sign(&hmac::Key::new(algorithm, secret.as_bytes()), text.as_bytes());
@@ -192,8 +197,7 @@ fn base64url(bytes: &[u8]) -> String {
     bits.chunks(6).map(|bits| char::from(DIGITS[usize::from(digit(bits))])).collect()
 }
 
-/// A forged token that has all it needs, and those that nobody may come in with, `good` being one of
-/// ours.
+/// A forged token without a flaw, and those that have to be rejected; `good` is a token of the service.
 fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
     const HS256: &str = r#"{"alg":"HS256","typ":"JWT"}"#;
     let right = json!({"user": USER, "exp": now() + 600, "iss": claims(good)["iss"]});
@@ -227,7 +231,7 @@ fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
         ("not valid yet", ours(HS256, &with("nbf", (now() + 60).into()))),
         ("valid from a time in words", ours(HS256, &with("nbf", "now".into()))),
         ("a critical extension", ours(r#"{"alg":"HS256","typ":"JWT","crit":["b64"],"b64":true}"#, &right)),
-        ("no critical extensions, said in vain", ours(r#"{"alg":"HS256","typ":"JWT","crit":null}"#, &right)),
+        ("an empty list of critical extensions", ours(r#"{"alg":"HS256","typ":"JWT","crit":null}"#, &right)),
         ("another issuer", ours(HS256, &with("iss", "somebody".into()))),
         ("no issuer", ours(HS256, &without("iss"))),
         ("no user", ours(HS256, &without("user"))),
@@ -242,7 +246,7 @@ fn forgeries(good: &str) -> (String, Vec<(&'static str, String)>) {
 }
 
 #[test]
-fn no_route_is_open_to_a_stranger() {
+fn routes_reject_forged_tokens() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
@@ -262,7 +266,7 @@ fn no_route_is_open_to_a_stranger() {
     }
 
     client.token.clone_from(&good);
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let files = world.snapshot_files();
     let snapshot = format!("/vms/{VM}/snapshots/{id}");
     let routes = [
@@ -279,7 +283,7 @@ fn no_route_is_open_to_a_stranger() {
     ];
     let (flawless, flawed) = forgeries(&good);
     client.token = flawless;
-    assert_eq!(client.get("/vms").status, 200, "the forger does not know the trade");
+    assert_eq!(client.get("/vms").status, 200, "the flawless forged token is rejected");
     for (what, token) in flawed {
         client.token = token;
         for (method, route) in &routes {
@@ -298,7 +302,7 @@ fn no_route_is_open_to_a_stranger() {
 }
 
 #[test]
-fn a_token_is_good_for_its_lifetime() {
+fn token_expires() {
     needs_root!();
     let world = World::with(512, |settings| settings.jwt = "time_to_live = \"4s\"".to_owned());
     let client = world.client();
@@ -308,16 +312,16 @@ fn a_token_is_good_for_its_lifetime() {
     eventually("a token of 4 s is refused", || client.get("/vms").status != 200);
     assert!(now() >= claims(&client.token)["exp"].as_u64().unwrap(), "refused before its time");
     assert_eq!(client.get("/vms").error(401), "unauthorized");
-    assert_eq!(world.client().get("/vms").status, 200, "a new one is good");
+    assert_eq!(world.client().get("/vms").status, 200, "a new token is rejected");
 }
 
 #[test]
-fn a_start_that_cannot_go_well_says_what_to_do() {
+fn failed_start_names_the_config_key() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let repository = certificates.path("repo");
     certificates.issue("other");
-    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let occupied = TcpListener::bind("127.0.0.1:0").unwrap();
     let missing = certificates.path("missing.pem");
     let nowhere = [("SSL_CERT_FILE", "/dev/null"), ("SSL_CERT_DIR", "/nonexistent")];
     type Change<'a> = &'a dyn Fn(&mut Settings);
@@ -326,7 +330,7 @@ fn a_start_that_cannot_go_well_says_what_to_do() {
         ("api.tls.key", &|settings| settings.key = missing.clone()),
         ("api.tls.certificate", &|settings| settings.certificate = missing.clone()),
         ("api.tls.ca_certificate", &|settings| settings.tls = "client_auth = true".to_owned()),
-        ("api.bind, api.port", &|settings| settings.port = Some(taken.local_addr().unwrap().port())),
+        ("api.bind, api.port", &|settings| settings.port = Some(occupied.local_addr().unwrap().port())),
         ("unknown field `colour`", &|settings| settings.tls = "colour = 1".to_owned()),
         ("jwt.secret", &|settings| settings.secret = "too short for a key".to_owned()),
         ("jwt.time_to_live", &|settings| settings.jwt = "time_to_live = \"soon\"".to_owned()),
@@ -346,7 +350,7 @@ fn a_start_that_cannot_go_well_says_what_to_do() {
         change(&mut settings);
         let (status, refusal) = Exporter::refusal(&settings);
         assert!(matches!(status, Some(1 | 78)), "{refusal}");
-        assert!(refusal.contains(expected), "{refusal:?} does not say {expected:?}");
+        assert!(refusal.contains(expected), "{refusal:?} does not contain {expected:?}");
         assert!(!refusal.contains("panic"), "{refusal}");
         assert!(!refusal.contains(&settings.secret), "the secret is shown: {refusal}");
     }
@@ -355,7 +359,7 @@ fn a_start_that_cannot_go_well_says_what_to_do() {
         .args(["-config", "/nonexistent/config.toml"])
         .output()
         .unwrap();
-    let told = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(78), "{told}");
-    assert!(told.contains("/nonexistent/config.toml") && told.contains("--config"), "{told}");
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(78), "{errors}");
+    assert!(errors.contains("/nonexistent/config.toml") && errors.contains("--config"), "{errors}");
 }

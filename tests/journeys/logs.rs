@@ -1,15 +1,15 @@
-//! The log: what it has to say, and what it must not.
+//! What the log has to contain, and what it must not contain.
 
 use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Behaviour, Client, PASSWORD, SECRET, VM, World, text, write_at};
+use crate::harness::{ManagerBehavior, PASSWORD, SECRET, VM, World, text, write_at};
 use crate::needs_root;
 
 #[test]
-fn no_secret_is_in_any_line_and_every_error_is_found() {
+fn log_contains_every_error_and_no_secret() {
     needs_root!();
-    // All of it, and ours beside what an operator would choose.
+    // Everything, and the levels that an operator would choose.
     for level in ["trace", "debug", "info,coriolis_ovm_exporter=trace"] {
         look_for_secrets(level);
     }
@@ -22,25 +22,25 @@ fn look_for_secrets(level: &str) {
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 8192]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     client.disk(&id, "a.img");
     let login = |body: String| client.send(client.request(Method::POST, "/api/v1/auth/login").body(body));
     let wrong_password = "wrong-password-5c1b";
     let credentials = json!({"username": "admin", "password": wrong_password}).to_string();
     let mut ids = vec![text(&login(credentials.clone()).json()["request_id"])];
-    // A password typed where the name belongs, a body cut in the middle of one, a token in a URL.
+    // A password in the name field, a body truncated inside the password, a token in a URL.
     ids.push(text(&login(json!({"username": wrong_password, "password": "x"}).to_string()).json()["request_id"]));
     ids.push(text(&login(credentials[..credentials.len() - 2].to_owned()).json()["request_id"]));
     let in_query = client.get(&format!("/vms/{VM}/snapshots/{id}?squashChunks=x&token={}", client.token));
     ids.push(text(&in_query.json()["request_id"]));
-    world.manager.behave(Behaviour::ServerError);
+    world.manager.set_behavior(ManagerBehavior::ServerError);
     ids.push(text(&login(credentials).json()["request_id"]));
     ids.push(text(&client.get("/nowhere").json()["request_id"]));
-    // Credentials that do not fit: a token cut short, Basic where Bearer is asked for, a path too long.
+    // Invalid credentials: a truncated token, and Basic instead of Bearer.
     let forged = client.token[..client.token.len() - 5].to_owned();
     let basic = "Basic YWRtaW46cGE6c3Mgd8O2cmQtN2YzYQ==";
     for header in [format!("Bearer {forged}"), basic.to_owned()] {
-        let mut stranger = Client::new(&world.exporter, &world.certificates);
+        let mut stranger = world.anonymous_client();
         stranger.token.clear();
         let request = stranger.request(Method::GET, "/api/v1/vms").header("Authorization", header);
         ids.push(text(&stranger.send(request).json()["request_id"]));
@@ -54,8 +54,8 @@ fn look_for_secrets(level: &str) {
     for (answer, status) in [
         (client.post("/vms"), 405),
         (client.get(&format!("/vms/{VM}/snapshots/{id}?compareTo={id}")), 400),
-        // A line is counted where it is the first of its connection.
-        (Client::new(&world.exporter, &world.certificates).get(&format!("/{}", "a".repeat(62_000))), 414),
+        // On a new connection: there the length of the request line is checked.
+        (world.anonymous_client().get(&format!("/{}", "a".repeat(62_000))), 414),
     ] {
         answer.error(status);
         ids.push(text(&answer.json()["request_id"]));
@@ -71,7 +71,7 @@ fn look_for_secrets(level: &str) {
     for id in ids {
         assert!(log.contains(&id), "{id} is not in the log at {level}");
     }
-    for told in ["snapshot made", "logged in", "log-in refused", "status=200", "500 Internal Server Error"] {
-        assert!(log.contains(told), "the log at {level} does not say {told:?}");
+    for message in ["snapshot made", "logged in", "log-in refused", "status=200", "500 Internal Server Error"] {
+        assert!(log.contains(message), "the log at {level} does not contain {message:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! A database that is removed, replaced, emptied or lost, a full disk under it, a read-only repository: `/readyz`
-//! and the log say so, and the snapshots come back from their manifests.
+//! A database that is removed, replaced or emptied, a full disk under it, a read-only repository: `/readyz` and the
+//! log report it. Snapshots are restored from their manifests.
 
 use std::fs;
 use std::path::Path;
@@ -8,21 +8,19 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::Value;
 
-use crate::harness::{Client, World, run, text};
+use crate::harness::{Client, SNAPSHOTS, Tmpfs, World, text};
 use crate::needs_root;
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// A service with a VM of two snapshots.
+/// A service, and a VM with two snapshots.
 fn world() -> (World, Client, [String; 2]) {
     let world = World::new(512);
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();
-    let ids = std::array::from_fn(|_| text(&client.take_snapshot()["id"]));
+    let ids = std::array::from_fn(|_| client.take_snapshot_id());
     (world, client, ids)
 }
 
-/// What `/readyz` says is wrong; the status fits it.
+/// The problems that `/readyz` lists; checks that the status fits.
 fn problems(client: &Client) -> Vec<String> {
     let answer = client.send(client.request(Method::GET, "/readyz"));
     let problems: Vec<String> = answer.json()["problems"].as_array().unwrap().iter().map(text).collect();
@@ -39,7 +37,7 @@ fn repository(client: &Client) -> Value {
 }
 
 #[test]
-fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
+fn lost_database_is_reported_and_restored_from_the_manifests() {
     needs_root!();
     for lose in [|path: &Path| fs::remove_file(path).unwrap(), |path: &Path| fs::write(path, "").unwrap()] {
         let (mut world, client, ids) = world();
@@ -56,8 +54,8 @@ fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
         let log = world.exporter.log();
         assert!(log.contains("lost=2") && log.contains("adopt --manifests"), "{log}");
 
-        let (status, told) = world.exporter.command(&["adopt", "--manifests"]);
-        assert_eq!(status, Some(0), "{told}");
+        let (status, output) = world.exporter.command(&["adopt", "--manifests"]);
+        assert_eq!(status, Some(0), "{output}");
         assert_eq!(problems(&client), [""; 0]);
         assert_eq!((listed(&client), repository(&client)["unknown_snapshots"].clone()), (2, 0.into()));
         client.compare(&ids[1], &ids[0]);
@@ -65,16 +63,11 @@ fn a_lost_database_is_said_and_the_manifests_bring_the_snapshots_back() {
 }
 
 #[test]
-fn another_services_snapshots_are_counted_and_are_no_problem() {
+fn snapshots_of_another_service_are_counted_and_not_a_problem() {
     needs_root!();
     let (world, client, _) = world();
-    let other = crate::harness::Exporter::start(crate::harness::Settings::new(
-        &world.certificates,
-        &world.manager,
-        &[&world.repository],
-    ));
-    let mut stranger = Client::new(&other, &world.certificates);
-    stranger.log_in();
+    let other = world.second_service(|_| {});
+    let stranger = Client::logged_in(&other, &world.certificates);
     assert_eq!(problems(&stranger), [""; 0]);
     assert_eq!(repository(&stranger)["unknown_snapshots"], 2);
     assert_eq!(problems(&client), [""; 0]);
@@ -82,25 +75,25 @@ fn another_services_snapshots_are_counted_and_are_no_problem() {
 }
 
 #[test]
-fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshots() {
+fn removed_database_is_reported_and_stops_snapshots() {
     needs_root!();
-    type Harm = fn(&Path);
-    let removed: Harm = |path| fs::remove_file(path).unwrap();
-    let replaced: Harm = |path| {
+    type Damage = fn(&Path);
+    let removed: Damage = |path| fs::remove_file(path).unwrap();
+    let replaced: Damage = |path| {
         let copy = path.with_extension("copy");
         fs::copy(path, &copy).unwrap();
         fs::rename(copy, path).unwrap();
     };
-    let emptied: Harm = |path| fs::write(path, "").unwrap();
-    for (harm, word) in [(removed, "removed"), (replaced, "replaced"), (emptied, "emptied")] {
+    let emptied: Damage = |path| fs::write(path, "").unwrap();
+    for (damage, word) in [(removed, "removed"), (replaced, "replaced"), (emptied, "emptied")] {
         let (world, client, _) = world();
-        harm(&world.exporter.db_file());
+        damage(&world.exporter.db_file());
         let problems = problems(&client);
         assert!(problems.len() == 1 && problems[0].contains(word), "{problems:?}");
-        assert!(!problems[0].contains('/'), "strangers are told no paths: {problems:?}");
+        assert!(!problems[0].contains('/'), "a public problem contains a path: {problems:?}");
         let log = world.exporter.log();
         assert!(log.contains(&problems[0]) && log.contains("adopt --manifests"), "{log}");
-        // It would be lost with the service's end.
+        // A new snapshot would be lost with the open database file.
         let files = world.snapshot_files();
         assert_eq!(client.post(SNAPSHOTS).error(503), "database_unavailable");
         assert_eq!(world.snapshot_files(), files);
@@ -108,12 +101,10 @@ fn a_database_that_goes_away_under_the_service_is_said_and_takes_no_new_snapshot
 }
 
 #[test]
-fn a_full_disk_under_the_database_is_said() {
+fn full_database_disk_is_reported() {
     needs_root!();
     let (mut world, _, _) = world();
-    let dir = tempfile::tempdir().unwrap();
-    run(Command::new("mount").args(["-t", "tmpfs", "-o", "size=16m", "exporter-test"]).arg(dir.path()));
-    let _mounted = Unmount(dir.path());
+    let dir = Tmpfs::new("size=16m");
     world.exporter.settings().db_file = Some(dir.path().join("exporter.db"));
     world.exporter.restart();
     let client = world.client();
@@ -125,16 +116,8 @@ fn a_full_disk_under_the_database_is_said() {
     assert_eq!(problems(&client), [""; 0]);
 }
 
-struct Unmount<'a>(&'a Path);
-
-impl Drop for Unmount<'_> {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("--lazy").arg(self.0).status();
-    }
-}
-
 #[test]
-fn a_read_only_repository_is_said() {
+fn read_only_repository_is_reported() {
     needs_root!();
     let (world, client, _) = world();
     world.volume.remount("ro");

@@ -1,25 +1,25 @@
-//! What the service counts.
+//! The metrics endpoint.
 
 use reqwest::Method;
 
-use crate::harness::{Client, World, text, write_at};
+use crate::harness::{World, write_at};
 use crate::needs_root;
 
 #[test]
-fn what_is_done_is_counted_where_the_config_says_so() {
+fn metrics_count_requests_and_snapshots_if_enabled() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.sections = "[metrics]\nenabled = true\n".to_owned());
     let disk = &world.define_vm(&[("a.img", 1 << 20)])[0];
     write_at(disk, 0, &[1; 65536]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     client.disk(&id, "a.img");
     client.disk_range(&id, "a.img", 100, 1000);
     client.get("/vms/x").error(404);
     client.get("/nowhere").error(404);
     client.send(client.request(Method::from_bytes(b"BREW").unwrap(), "/api/v1/vms")).error(405);
 
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     let ask = |path: &str| stranger.send(stranger.request(Method::GET, path));
     let answer = ask("/metrics");
     assert_eq!(answer.status, 200);

@@ -1,9 +1,8 @@
 /*
  * old_kernel PROGRAM [ARGUMENT...]
  *
- * Runs a program as on Linux 4.1, the kernel of the oldest host: every system call that is newer
- * is answered with ENOSYS. Tries two of those first, and ends with status 99 where they are answered
- * in any other way.
+ * Runs a program as on Linux 4.1, the kernel of the oldest supported host: all newer system calls fail
+ * with ENOSYS. Checks this with some calls first, and exits with status 99 if they do not fail so.
  */
 #include <errno.h>
 #include <linux/audit.h>
@@ -15,8 +14,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-/* The last call of 4.1, which is execveat: arch/x86/entry/syscalls/syscall_64.tbl there, and
- * include/uapi/asm-generic/unistd.h. */
+/* execveat, the last system call of Linux 4.1: see arch/x86/entry/syscalls/syscall_64.tbl and
+ * include/uapi/asm-generic/unistd.h in Linux 4.1. */
 #if defined(__x86_64__)
 #define ARCHITECTURE AUDIT_ARCH_X86_64
 #define LAST_CALL 322
@@ -24,7 +23,7 @@
 #define ARCHITECTURE AUDIT_ARCH_AARCH64
 #define LAST_CALL 281
 #else
-#error "which is the last system call of Linux 4.1 here?"
+#error "set the last system call of Linux 4.1 on this architecture"
 #endif
 
 static int missing(long call)
@@ -57,7 +56,7 @@ int main(int argc, char **argv)
         return 99;
     }
     if (missing(SYS_execveat) || !missing(LAST_CALL + 1) || !missing(SYS_statx) || !missing(435 /* clone3 */)) {
-        fputs("old_kernel: the filter does not do what it should\n", stderr);
+        fputs("old_kernel: the filter does not work\n", stderr);
         return 99;
     }
     execv(argv[1], argv + 1);

@@ -1,4 +1,4 @@
-//! What the policy refuses before it does harm, which disks are taken, and what waits.
+//! Policy limits, the selection of disks, and queues.
 
 use std::fs;
 use std::path::PathBuf;
@@ -7,15 +7,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, VM, World, chunks, data, define_vm, define_vm_with, eventually, make_disk, make_repository, text,
-    write_at, zero,
+    Answer, Client, MB, OTHER_VM, SNAPSHOTS, VM, Volume, World, chunks, data, define_vm, define_vm_with, eventually,
+    make_disk, make_repository, text, write_at, zero,
 };
-use crate::harness::{Volume, connect};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 fn create(client: &Client, body: &str) -> Answer {
     let request = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
@@ -26,15 +21,15 @@ fn names(snapshot: &Value) -> Vec<String> {
     snapshot["disks"].as_array().unwrap().iter().map(|disk| text(&disk["name"])).collect()
 }
 
-/// How many make snapshots or export, and how many wait.
-fn line(client: &Client, what: &str) -> (usize, usize) {
+/// The numbers of running and waiting `creates` or `exports`.
+fn queue(client: &Client, what: &str) -> (usize, usize) {
     let status = client.get("/status").ok();
     let count = |state: &str| status[what][state].as_array().unwrap().len();
     (count("running"), count("waiting"))
 }
 
 #[test]
-fn disks_are_taken_as_their_names_and_the_request_say() {
+fn disks_are_selected_by_name_tag_and_request() {
     needs_root!();
     let world = World::new(512);
     let path = world.repository.display().to_string();
@@ -63,11 +58,11 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
         (r#"{"exclude_disks": ["b.img"]}"#, vec!["a.img"]),
         (r#"{"exclude_disks": ["xvda", "xvdd"]}"#, vec!["b.img"]),
         (r#"{"disks": ["xvdb", "a.img"]}"#, vec!["a.img", "b.img"]),
-        (r#"{"disks": ["swap.img"]}"#, vec!["swap.img"]), // asked for by name
+        (r#"{"disks": ["swap.img"]}"#, vec!["swap.img"]), // requested by name
     ] {
         assert_eq!(names(&create(&client, body).ok()), taken, "{body}");
     }
-    // A base without the disk: all of it.
+    // A disk that is missing in the base is full.
     let target = text(&create(&client, r#"{"disks": ["a.img", "b.img"]}"#).ok()["id"]);
     let base = text(&client.get(SNAPSHOTS).ok()[2]["id"]);
     let compared = client.compare(&target, &base);
@@ -75,7 +70,7 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
     assert_eq!(chunks(&compared["disks"][1]), [zero(0, 8192), data(8192, 8192), zero(16384, MB - 16384)]);
 
     let files = world.snapshot_files();
-    for (body, code, told) in [
+    for (body, code, expected) in [
         (r#"{"disks": ["c.img"]}"#, "unknown_disk", "xvda (a.img), xvdb (b.img)"),
         (r#"{"exclude_disks": ["xvdz"]}"#, "unknown_disk", "\"xvdz\""),
         (r#"{"disks": ["xvdd"]}"#, "unfit_disk", "xvdd cannot be taken: a CD-ROM"),
@@ -88,11 +83,11 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
     ] {
         let answer = create(&client, body);
         assert_eq!(answer.error(400), code, "{body}");
-        assert!(text(&answer.json()["details"]).contains(told), "{body}: {}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{body}: {}", answer.json());
     }
     assert_eq!(world.snapshot_files(), files, "something was written");
 
-    // What prevents a snapshot can be left out by who says so.
+    // A disk that prevents a snapshot can be excluded explicitly.
     entries.push("'phy:/dev/mapper/3600,xvde,w'".to_owned());
     define_vm_with(&world.repository, VM, &entries);
     assert_eq!(create(&client, "").error(400), "not_snapshottable");
@@ -100,7 +95,7 @@ fn disks_are_taken_as_their_names_and_the_request_say() {
 }
 
 #[test]
-fn limits_are_kept_and_say_what_would_help() {
+fn policy_limits_are_enforced_and_explained() {
     needs_root!();
     let policy = "max_snapshots_per_vm = 2\nmax_extents = 3";
     let mut world = World::with(512, |settings| settings.policy = policy.to_owned());
@@ -109,32 +104,32 @@ fn limits_are_kept_and_say_what_would_help() {
     let torn = make_disk(&world.repository, "torn.img", MB);
     define_vm(&world.repository, OTHER_VM, std::slice::from_ref(&torn));
     let client = world.client();
-    let refused = |client: &Client, path: &str, status: u16, told: &str| {
+    let refused = |client: &Client, path: &str, status: u16, expected: &str| {
         let files = world.snapshot_files();
         let answer = client.post(path);
         let code = answer.error(status);
-        assert!(text(&answer.json()["details"]).contains(told), "{}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{}", answer.json());
         assert_eq!(world.snapshot_files(), files, "something was written");
         code
     };
-    let [first, _second] = [(); 2].map(|()| text(&client.take_snapshot()["id"]));
+    let [first, _second] = [(); 2].map(|()| client.take_snapshot_id());
     assert_eq!(refused(&client, SNAPSHOTS, 409, "max_snapshots_per_vm"), "too_many_snapshots");
     let of_other = format!("/vms/{OTHER_VM}/snapshots");
     (0..3).for_each(|n| write_at(&torn, n * 16384, &[1; 4096]));
-    client.post(&of_other).ok(); // three are as many as there may be, and the limit is a VM's
+    client.post(&of_other).ok(); // three extents are allowed, and the other VM's snapshots do not count
     write_at(&torn, 3 * 16384, &[1; 4096]);
     assert_eq!(refused(&client, &of_other, 409, "torn.img is in 4 pieces"), "too_many_extents");
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     client.take_snapshot();
 
-    for (floor, told) in [("99%", "min_free_space"), ("600GiB", "644245094400 have to stay free")] {
+    for (floor, expected) in [("99%", "min_free_space"), ("600GiB", "644245094400 have to stay free")] {
         world.exporter.settings().policy = format!("min_free_space = {floor:?}");
         world.exporter.restart();
         let client = world.client();
         let files = world.snapshot_files();
         let answer = client.post(SNAPSHOTS);
         assert_eq!(answer.error(507), "insufficient_space");
-        assert!(text(&answer.json()["details"]).contains(told), "{}", answer.json());
+        assert!(text(&answer.json()["details"]).contains(expected), "{}", answer.json());
         assert_eq!(world.snapshot_files(), files, "something was written");
         let status = client.get("/status").ok();
         let repository = &status["repositories"][0];
@@ -146,13 +141,13 @@ fn limits_are_kept_and_say_what_would_help() {
 }
 
 #[test]
-fn a_disk_in_very_many_pieces_is_told_of() {
+fn very_fragmented_disk_is_logged() {
     use nix::fcntl::{FallocateFlags, fallocate};
     needs_root!();
     let world = World::new(2048);
     let disk = &world.define_vm(&[("a.img", 0)])[0];
     let file = fs::File::options().write(true).open(disk).unwrap();
-    // Reserved, and every second block given back.
+    // Allocates the file, and punches out every second block.
     let pieces = 100_001;
     fallocate(&file, FallocateFlags::empty(), 0, pieces * 8192).unwrap();
     let punch = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
@@ -160,11 +155,14 @@ fn a_disk_in_very_many_pieces_is_told_of() {
     let client = world.client();
     client.take_snapshot();
     let log = world.exporter.log();
-    let told = log.lines().find(|line| line.contains("very many pieces")).expect("the log says nothing");
-    assert!(told.contains("extents=100001") && told.contains("disk=a.img") && told.contains("WARN"), "{told}");
+    let warning = log.lines().find(|line| line.contains("very many pieces")).expect("no warning in the log");
+    assert!(
+        warning.contains("extents=100001") && warning.contains("disk=a.img") && warning.contains("WARN"),
+        "{warning}"
+    );
 }
 
-/// Two VMs, each on a file system of its own.
+/// Two VMs on separate file systems.
 fn two_vms(policy: &str) -> (Volume, PathBuf, World) {
     let volume = Volume::xfs(512);
     let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
@@ -180,7 +178,7 @@ fn two_vms(policy: &str) -> (Volume, PathBuf, World) {
 }
 
 #[test]
-fn a_stuck_creation_holds_up_its_own_vm_alone() {
+fn stuck_creation_does_not_block_other_vms() {
     needs_root!();
     let (_volume, _second, world) = two_vms("snapshot_concurrency = 2");
     let clients: Vec<Client> = (0..5).map(|_| world.client()).collect();
@@ -191,10 +189,10 @@ fn a_stuck_creation_holds_up_its_own_vm_alone() {
     let frozen = world.volume.freeze();
     std::thread::scope(|scope| {
         let stuck: Vec<_> = clients[1..].iter().map(|client| scope.spawn(|| client.post(SNAPSHOTS).status)).collect();
-        eventually("one is made, and three wait", || line(client, "creates") == (1, 3));
+        eventually("one creation runs and three wait", || queue(client, "creates") == (1, 3));
         let answer = client.post(SNAPSHOTS);
         assert_eq!((answer.error(429), answer.header("retry-after")), ("throttled".to_owned(), "10"));
-        // The other VM knows nothing of it.
+        // The other VM is not affected.
         assert_eq!(
             client.get(&format!("{others}/{id}/disks/b.img")).body,
             [[2; 4096].to_vec(), vec![0; 1_044_480]].concat()
@@ -202,16 +200,16 @@ fn a_stuck_creation_holds_up_its_own_vm_alone() {
         let another = text(&client.post(&others).ok()["id"]);
         assert_eq!(client.delete(&format!("{others}/{id}")).status, 200);
         assert_eq!(client.get(&others).ok()[0]["id"], another);
-        assert_eq!(line(client, "creates"), (1, 3));
+        assert_eq!(queue(client, "creates"), (1, 3));
         drop(frozen);
         assert!(stuck.into_iter().all(|one| one.join().unwrap() == 200));
     });
-    assert_eq!(line(client, "creates"), (0, 0));
+    assert_eq!(queue(client, "creates"), (0, 0));
     assert_eq!(client.get(SNAPSHOTS).ok().as_array().unwrap().len(), 5);
 }
 
 #[test]
-fn snapshots_at_a_time_are_as_many_as_the_config_says() {
+fn snapshot_concurrency_is_limited() {
     needs_root!();
     let (_volume, _second, world) = two_vms("snapshot_concurrency = 1");
     let clients: Vec<Client> = (0..3).map(|_| world.client()).collect();
@@ -221,9 +219,9 @@ fn snapshots_at_a_time_are_as_many_as_the_config_says() {
     let frozen = world.volume.freeze();
     std::thread::scope(|scope| {
         let stuck = scope.spawn(|| clients[1].post(SNAPSHOTS).status);
-        eventually("one is made", || line(&clients[0], "creates") == (1, 0));
+        eventually("one creation runs", || queue(&clients[0], "creates") == (1, 0));
         let waits = scope.spawn(|| clients[2].post(&others).status);
-        eventually("one waits", || line(&clients[0], "creates") == (1, 1));
+        eventually("one request waits", || queue(&clients[0], "creates") == (1, 1));
         assert_eq!(clients[0].get(&others).ok().as_array().unwrap().len(), 3);
         drop(frozen);
         assert_eq!((stuck.join().unwrap(), waits.join().unwrap()), (200, 200));
@@ -231,49 +229,47 @@ fn snapshots_at_a_time_are_as_many_as_the_config_says() {
 }
 
 #[test]
-fn exports_wait_their_turn_and_the_queue_has_an_end() {
+fn export_queue_is_limited() {
     needs_root!();
-    use std::io::{Read, Write};
+    use std::io::Read;
     let world = World::with(512, |settings| settings.policy = "export_concurrency = 1".to_owned());
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
     write_at(disk, 0, &vec![7; 64 << 20]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    let path = format!("/api/v1{SNAPSHOTS}/{id}/disks/a.img");
-    // Asks for the disk, and takes some of the answer where it is `answered`.
+    let id = client.take_snapshot_id();
+    let disk_path = format!("{SNAPSHOTS}/{id}/disks/a.img");
+    let path = format!("/api/v1{disk_path}");
+    // Requests the disk; if `answered`, reads the beginning of the response.
     let ask = |answered: bool| {
-        let mut stream = connect(&world.exporter, &world.certificates);
-        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", client.token);
-        stream.write_all(request.as_bytes()).unwrap();
-        stream.flush().unwrap();
+        let mut stream = world.send_get(&client, &disk_path);
         if answered {
             stream.read_exact(&mut [0; 4096]).unwrap();
         }
         stream
     };
     let first = ask(true);
-    eventually("it is told of", || line(&client, "exports") == (1, 0));
-    let told = client.get("/status").ok()["exports"]["running"][0].clone();
-    assert_eq!((&told["snapshot_id"], &told["disk"], &told["vm_id"]), (&json!(id), &json!("a.img"), &json!(VM)));
-    assert_eq!((&told["address"], &told["bytes_total"]), (&json!("127.0.0.1"), &json!(64 * MB)));
-    let done = told["bytes_done"].as_u64().unwrap();
-    assert!(0 < done && done < 64 * MB, "{told}");
-    assert!(told["bytes_per_second"].as_u64() > Some(0) && told["seconds_left"].as_u64().is_some(), "{told}");
+    eventually("the export is in the status", || queue(&client, "exports") == (1, 0));
+    let export = client.get("/status").ok()["exports"]["running"][0].clone();
+    assert_eq!((&export["snapshot_id"], &export["disk"], &export["vm_id"]), (&json!(id), &json!("a.img"), &json!(VM)));
+    assert_eq!((&export["address"], &export["bytes_total"]), (&json!("127.0.0.1"), &json!(64 * MB)));
+    let done = export["bytes_done"].as_u64().unwrap();
+    assert!(0 < done && done < 64 * MB, "{export}");
+    assert!(export["bytes_per_second"].as_u64() > Some(0) && export["seconds_left"].as_u64().is_some(), "{export}");
 
-    // What has no body of a disk does not wait.
+    // Requests without a disk body do not wait.
     assert_eq!(client.send(client.request(Method::HEAD, &path)).status, 200);
     assert_eq!(client.send(client.request(Method::GET, &path).header("Range", "bytes=x")).status, 416);
     let waiting: Vec<_> = (0..128).map(|_| ask(false)).collect();
-    eventually("the queue is full", || line(&client, "exports") == (1, 128));
+    eventually("the queue is full", || queue(&client, "exports") == (1, 128));
     let refused = client.send(client.request(Method::GET, &path));
     assert_eq!((refused.error(429), refused.header("retry-after")), ("throttled".to_owned(), "10"));
     drop(waiting);
-    eventually("who goes away is out of the queue", || line(&client, "exports") == (1, 0));
+    eventually("disconnected clients leave the queue", || queue(&client, "exports") == (1, 0));
     std::thread::scope(|scope| {
         let last = scope.spawn(|| client.disk_range(&id, "a.img", 4096, 8192));
-        eventually("one waits", || line(&client, "exports") == (1, 1));
+        eventually("one request waits", || queue(&client, "exports") == (1, 1));
         drop(first);
         assert_eq!(last.join().unwrap(), [7; 8192]);
     });
-    eventually("all is over", || line(&client, "exports") == (0, 0));
+    eventually("all exports end", || queue(&client, "exports") == (0, 0));
 }

@@ -1,16 +1,13 @@
-//! The example client, as a backup product would run it.
+//! The example client in Python, used as a backup product would use it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::harness::{PASSWORD, USER, VM, World, write_at, xfs_io};
+use crate::harness::{MB, PASSWORD, USER, VM, World, write_at, xfs_io};
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-
-/// Runs the client with `arguments`.
 fn client(world: &World, arguments: &[&str]) -> Output {
     Command::new("python3")
         .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/exporter_client.py"))
@@ -22,8 +19,8 @@ fn client(world: &World, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Runs it; returns what it prints.
-fn good(world: &World, arguments: &[&str]) -> String {
+/// Runs the client, which has to succeed; returns its standard output.
+fn run_client(world: &World, arguments: &[&str]) -> String {
     let output = client(world, arguments);
     let errors = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{arguments:?}: {errors}");
@@ -31,7 +28,7 @@ fn good(world: &World, arguments: &[&str]) -> String {
 }
 
 #[test]
-fn full_and_incremental_copies_are_the_snapshots() {
+fn full_and_incremental_copies_match_the_snapshots() {
     needs_root!();
     let world = World::new(1024);
     let disks = world.define_vm(&[("a.img", 128 * MB), ("data disk.img", 64 * MB + 512)]);
@@ -41,45 +38,45 @@ fn full_and_incremental_copies_are_the_snapshots() {
     let copy = copy_dir.path().to_str().unwrap();
     let is_copy = |id: &str| {
         for name in ["a.img", "data disk.img"] {
-            let snapshot = world.repository.join("CoriolisSnapshots").join(id).join(name);
+            let snapshot = world.snapshot_folder(id).join(name);
             assert!(fs::read(snapshot).unwrap() == fs::read(copy_dir.path().join(name)).unwrap(), "{name} of {id}");
         }
     };
 
-    assert!(good(&world, &["vms"]).contains(VM));
-    let first = good(&world, &["snapshot", VM]).trim().to_owned();
-    good(&world, &["full", VM, &first, copy]);
+    assert!(run_client(&world, &["vms"]).contains(VM));
+    let first = run_client(&world, &["snapshot", VM]).trim().to_owned();
+    run_client(&world, &["full", VM, &first, copy]);
     is_copy(&first);
     let allocated = || fs::metadata(copy_dir.path().join("a.img")).unwrap().blocks() * 512;
     assert!(allocated() < 24 * MB, "the copy is not sparse: {}", allocated());
 
-    // Writes, a discard, growth.
+    // Writes, a discard, and growth.
     write_at(&disks[0], 100 * MB, &[3; 12345]);
     xfs_io(&disks[0], &[&format!("fpunch {} {}", 4 * MB, 16 * MB)]);
     fs::File::options().write(true).open(&disks[1]).unwrap().set_len(80 * MB).unwrap();
     write_at(&disks[1], 79 * MB, &[4; 4096]);
-    let second = good(&world, &["snapshot", VM]).trim().to_owned();
-    good(&world, &["incremental", VM, &second, &first, copy]);
+    let second = run_client(&world, &["snapshot", VM]).trim().to_owned();
+    run_client(&world, &["incremental", VM, &second, &first, copy]);
     is_copy(&second);
     assert!(allocated() < 8 * MB, "discarded ranges were not punched: {}", allocated());
-    let verified = good(&world, &["verify", VM, &second, copy]);
+    let verified = run_client(&world, &["verify", VM, &second, copy]);
     assert!(verified.contains("a.img"), "{verified}");
 
-    // An increment onto something else than its base is refused, and a wrong copy is found out.
-    let third = good(&world, &["snapshot", VM]).trim().to_owned();
+    // An increment onto another base is refused, and `verify` detects a wrong copy.
+    let third = run_client(&world, &["snapshot", VM]).trim().to_owned();
     assert!(!client(&world, &["incremental", VM, &third, &first, copy]).status.success());
     write_at(&copy_dir.path().join("a.img"), 50 * MB, b"x");
     assert!(!client(&world, &["verify", VM, &second, copy]).status.success());
 
-    // A lost base: a full copy instead, and a word about it.
-    good(&world, &["full", VM, &first, copy]);
-    fs::remove_file(world.repository.join("CoriolisSnapshots").join(&first).join("a.img")).unwrap();
+    // With a lost base the client makes a full copy and says so.
+    run_client(&world, &["full", VM, &first, copy]);
+    fs::remove_file(world.snapshot_folder(&first).join("a.img")).unwrap();
     let output = client(&world, &["incremental", VM, &second, &first, copy]);
-    let told = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && told.contains("base_lost"), "{told}");
+    let printed = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && printed.contains("base_lost"), "{printed}");
     is_copy(&second);
 
-    good(&world, &["delete", VM, &first]);
+    run_client(&world, &["delete", VM, &first]);
     // Without --yes nothing is deleted.
     let output = client(&world, &["purge", VM]);
     let listed = String::from_utf8(output.stdout).unwrap();
@@ -87,31 +84,31 @@ fn full_and_incremental_copies_are_the_snapshots() {
     assert!(listed.contains(&format!("would delete {second}")) && listed.contains(&third), "{listed}");
     assert!(String::from_utf8_lossy(&output.stderr).contains("--yes"));
     assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok().as_array().unwrap().len(), 2);
-    let deleted = good(&world, &["purge", "--yes", VM]);
+    let deleted = run_client(&world, &["purge", "--yes", VM]);
     assert_eq!(deleted, format!("deleted {second}\ndeleted {third}\n"));
     assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok(), serde_json::json!([]));
-    let listed = good(&world, &["snapshots", VM]);
+    let listed = run_client(&world, &["snapshots", VM]);
     assert!(!listed.contains(&second), "{listed}");
 }
 
 #[test]
-fn errors_are_told_in_a_line() {
+fn client_errors_are_one_line() {
     needs_root!();
     let world = World::new(512);
     let unknown = client(&world, &["snapshot", VM]);
-    let told = String::from_utf8_lossy(&unknown.stderr).into_owned();
-    assert!(!unknown.status.success() && told.contains("not_found") && !told.contains("Traceback"), "{told}");
+    let errors = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(!unknown.status.success() && errors.contains("not_found") && !errors.contains("Traceback"), "{errors}");
 }
 
 #[test]
-fn purge_tells_the_first_error_and_that_there_is_nothing() {
+fn purge_reports_the_first_error_and_an_empty_list() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     for arguments in [&["purge", VM][..], &["purge", "--yes", VM]] {
-        assert_eq!(good(&world, arguments), "there are none\n", "{arguments:?}");
+        assert_eq!(run_client(&world, arguments), "there are none\n", "{arguments:?}");
     }
-    // A service that is gone after the listing: both the deletion and the second listing fail.
+    // The service stops after the first listing: the deletion and the second listing fail.
     let script = "import argparse, exporter_client as client\n\
         class Service:\n    \
             calls = 0\n    \

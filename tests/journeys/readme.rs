@@ -1,9 +1,9 @@
-//! The README, word for word: its commands are run in their order, by one shell. And the API document, which has
-//! every route and every code.
+//! Runs all commands of the README in order in one shell, and checks that the API document lists every route and
+//! every error code.
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Command;
@@ -12,16 +12,16 @@ use std::time::{Duration, SystemTime};
 use coriolis_ovm_exporter::auth::Tokens;
 
 use crate::harness::{
-    Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, make_disk, make_repository,
+    Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, free_port, make_disk, make_repository,
     output as run_for_output, write_at,
 };
 use crate::needs_root;
 
-/// The two commands that everybody starts with: CI runs the one that this test is part of, and the
-/// demo is a test of its own. The build is the binary that is being tested.
+/// Commands that are not run here: CI runs `make test` itself, another test covers the demo, and the tested binary
+/// replaces the build.
 const RUN_ELSEWHERE: [&str; 3] = ["make demo", "make test", "make build"];
 
-/// The `sh` blocks of the README, as one script.
+/// The `sh` blocks of the README as one script.
 fn commands() -> String {
     let readme = text_of("README.md");
     let blocks: Vec<&str> = readme.split("```sh\n").skip(1).map(|rest| rest.split_once("```").unwrap().0).collect();
@@ -41,27 +41,27 @@ fn every_command_of_the_readme_runs() {
     let manager = Manager::start(&certificates);
     let dir = tempfile::tempdir().unwrap();
     let root = dir.path();
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
 
-    // Only names of places change; a name that the README lost is a failure here.
+    // Only paths, hosts and ports are replaced; the test fails if the README no longer contains one of them.
     let mut script = commands();
     let etc = root.join("etc").display().to_string();
-    let mut put = |from: &str, to: &str| {
-        assert!(script.contains(from), "the README does not say {from:?} any more");
+    let mut replace = |from: &str, to: &str| {
+        assert!(script.contains(from), "the README does not contain {from:?} any more");
         script = script.replace(from, to);
     };
-    put("target/release/coriolis-ovm-exporter", env!("CARGO_BIN_EXE_coriolis-ovm-exporter"));
-    put("/usr/local/bin", &root.join("bin").display().to_string());
-    put("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718", &repository.display().to_string());
-    put("https://manager.example:7002", &format!("https://127.0.0.1:{}", manager.port));
-    put("manager.example:7002", &format!("127.0.0.1:{}", manager.port));
-    put("DNS:exporter.example", "IP:127.0.0.1");
-    put("https://exporter.example:5544", &format!("https://127.0.0.1:{port}"));
-    put("/etc/coriolis-ovm-exporter", &etc);
+    replace("target/release/coriolis-ovm-exporter", env!("CARGO_BIN_EXE_coriolis-ovm-exporter"));
+    replace("/usr/local/bin", &root.join("bin").display().to_string());
+    replace("/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718", &repository.display().to_string());
+    replace("https://manager.example:7002", &format!("https://127.0.0.1:{}", manager.port));
+    replace("manager.example:7002", &format!("127.0.0.1:{}", manager.port));
+    replace("DNS:exporter.example", "IP:127.0.0.1");
+    replace("https://exporter.example:5544", &format!("https://127.0.0.1:{port}"));
+    replace("/etc/coriolis-ovm-exporter", &etc);
     let config = format!("--config {etc}/config.toml");
-    put("coriolis-ovm-exporter adopt", &format!("coriolis-ovm-exporter adopt {config}"));
-    // In this test's places, and on a port that is free.
-    put(
+    replace("coriolis-ovm-exporter adopt", &format!("coriolis-ovm-exporter adopt {config}"));
+    // With the paths of this test, and on a free port.
+    replace(
         "\ncoriolis-ovm-exporter check-config\n",
         &format!(
             "\nsed -i 's|^port = .*|port = {port}|; s|^bind = .*|bind = \"127.0.0.1\"|; \
@@ -69,10 +69,10 @@ fn every_command_of_the_readme_runs() {
              coriolis-ovm-exporter check-config {config}\n"
         ),
     );
-    put(r#""password": "secret""#, &format!(r#""password": "{PASSWORD}""#));
-    put("EXPORTER_PASSWORD=secret", &format!("EXPORTER_PASSWORD='{PASSWORD}'"));
-    // The service runs beside the rest.
-    put(
+    replace(r#""password": "secret""#, &format!(r#""password": "{PASSWORD}""#));
+    replace("EXPORTER_PASSWORD=secret", &format!("EXPORTER_PASSWORD='{PASSWORD}'"));
+    // The service runs in the background.
+    replace(
         &format!("\ncoriolis-ovm-exporter {config}\n"),
         &format!(
             "\ncoriolis-ovm-exporter {config} 2> {etc}/log & service=$!\n\
@@ -98,11 +98,11 @@ fn every_command_of_the_readme_runs() {
         String::from_utf8_lossy(&output.stderr),
         String::from_utf8_lossy(&output.stdout)
     );
-    attack(Path::new(&etc), port);
+    try_published_secrets(Path::new(&etc), port);
 }
 
-/// What the README leaves, seen by somebody who has read all that is public: the service is started on it again.
-fn attack(etc: &Path, port: u16) {
+/// Restarts the service with the config that the README makes, and tries all published strings as the token key.
+fn try_published_secrets(etc: &Path, port: u16) {
     let mode = |name: &str| fs::metadata(etc.join(name)).unwrap().permissions().mode() & 0o7777;
     assert_eq!(mode(""), 0o700);
     for name in ["config.toml", "srv-key.pem", "exporter.db.jwt-secret"] {
@@ -110,8 +110,8 @@ fn attack(etc: &Path, port: u16) {
     }
     let text = fs::read_to_string(etc.join("config.toml")).unwrap();
     let config: toml::Table = text.parse().unwrap();
-    assert_eq!(config["jwt"]["secret"].as_str(), Some(""), "a step of the README has changed it");
-    assert_eq!(config["hooks"]["sync"]["secret"].as_str(), Some(""), "a step of the README has changed it");
+    assert_eq!(config["jwt"]["secret"].as_str(), Some(""), "a step of the README has set a secret");
+    assert_eq!(config["hooks"]["sync"]["secret"].as_str(), Some(""), "a step of the README has set a secret");
 
     let binary = env!("CARGO_BIN_EXE_coriolis-ovm-exporter");
     let mut service = Command::new(binary).arg("--config").arg(etc.join("config.toml")).spawn().unwrap();
@@ -125,7 +125,7 @@ fn attack(etc: &Path, port: u16) {
     };
     let key = fs::read_to_string(etc.join("exporter.db.jwt-secret")).unwrap();
     let answer = ask(key.trim());
-    assert!(answer.ends_with("200"), "this test forges no good token: {answer}");
+    assert!(answer.ends_with("200"), "this test cannot make a good token: {answer}");
     assert!(answer.contains("\"id\""), "the README deletes the newest snapshot: {answer}");
     let certificate = fs::read_to_string(etc.join("srv-pub.pem")).unwrap();
     let public = [text_of("README.md"), text_of("docs/hooks.md"), text_of("config.example.toml"), text, certificate];
@@ -133,7 +133,7 @@ fn attack(etc: &Path, port: u16) {
     guesses.extend(public.iter().flat_map(|text| text.split_whitespace()).filter(|word| word.len() >= 16));
     guesses.retain(|guess| guess.len() >= 8 || guess.is_empty());
     assert!(guesses.len() > 100, "{guesses:?}");
-    // One connection for all of them.
+    // One connection for all requests.
     let config: String = guesses
         .iter()
         .map(|guess| {
@@ -153,7 +153,7 @@ fn attack(etc: &Path, port: u16) {
     let _ = service.wait();
     assert_eq!(statuses.lines().count(), guesses.len());
     let good: Vec<_> = guesses.iter().zip(statuses.lines()).filter(|(_, status)| *status != "401").collect();
-    assert!(good.is_empty(), "a key of tokens is public: {good:?}");
+    assert!(good.is_empty(), "a published string is the token key: {good:?}");
 }
 
 fn text_of(path: &str) -> String {
@@ -161,30 +161,30 @@ fn text_of(path: &str) -> String {
 }
 
 #[test]
-fn every_route_and_every_code_is_in_the_api_document() {
+fn every_route_and_error_code_is_in_the_api_document() {
     let document = text_of("docs/api.md");
     let source = text_of("src/http/routes.rs");
     let routes: Vec<&str> = source.split("(\"/").skip(1).map(|rest| rest.split_once('"').unwrap().0).collect();
     assert!(routes.len() > 10, "{routes:?}");
     for route in routes {
-        let told = format!("/{}", route.strip_prefix("api/v1/").unwrap_or(route));
-        let ends = [format!("{told}`"), format!("{told} "), format!("{told}?")];
-        assert!(ends.iter().any(|end| document.contains(end)), "{told} is not in docs/api.md");
+        let documented = format!("/{}", route.strip_prefix("api/v1/").unwrap_or(route));
+        let ends = [format!("{documented}`"), format!("{documented} "), format!("{documented}?")];
+        assert!(ends.iter().any(|end| document.contains(end)), "{documented} is not in docs/api.md");
     }
 
     let errors = document.split_once("## Errors").unwrap().1;
     let rows = errors.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| status"));
-    let told: BTreeSet<&str> =
+    let documented: BTreeSet<&str> =
         rows.flat_map(|row| row.split('|').nth(2).unwrap().split('`').skip(1).step_by(2)).collect();
     let source = ["failure", "refusal"].map(|room| text_of(&format!("src/http/{room}.rs"))).concat();
-    for code in &told {
-        assert!(source.contains(&format!("\"{code}\"")), "{code} of docs/api.md is no code of the service");
+    for code in &documented {
+        assert!(source.contains(&format!("\"{code}\"")), "{code} of docs/api.md is not a code of the service");
     }
     let mut chosen = 0;
     for rest in source.split("(StatusCode::").skip(1) {
         let Some((_, code)) = rest.split_once(')').and_then(|(pair, _)| pair.split_once(", \"")) else { continue };
         let code = code.trim_end_matches('"');
-        assert!(told.contains(code), "{code} is not in docs/api.md");
+        assert!(documented.contains(code), "{code} is not in docs/api.md");
         chosen += 1;
     }
     assert!(chosen > 15, "only {chosen} codes were found: does this test still read the code?");

@@ -1,17 +1,14 @@
-//! What expires is swept: not the newest, not what is leased or read, and not because a clock leaps.
+//! Expired snapshots are swept, except the newest, leased ones and those being read. A clock jump sweeps nothing.
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, Clock, Shelf, VM, World, connect, define_vm, make_disk, snapshot_folders, text, write_at,
+    Answer, Client, Clock, HookDir, MB, SNAPSHOTS, VM, World, define_vm, make_disk, snapshot_folders, text, write_at,
 };
 use crate::needs_root;
 
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// A service with clocks that leap.
+/// A service with movable clocks.
 fn world(policy: &str) -> (Clock, World) {
     let clock = Clock::new();
     let world = World::with(512, |settings| {
@@ -27,67 +24,59 @@ fn post(client: &Client, path: &str, body: &Value) -> Answer {
     client.send(client.request(Method::POST, &format!("/api/v1{path}")).body(body.to_string()))
 }
 
-fn take(client: &Client, ttl: &str) -> String {
-    text(&post(client, SNAPSHOTS, &json!({"ttl": ttl})).ok()["id"])
-}
-
 fn list(world: &World) -> Vec<String> {
-    let list = world.lasting_client().get(&format!("{SNAPSHOTS}?chunks=false")).ok();
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
+    world.lasting_client().snapshot_ids()
 }
 
-/// Between two times of a document, seconds.
+/// The seconds between two timestamps.
 fn seconds(from: &Value, to: &Value) -> f64 {
     let [from, to] = [from, to].map(|time| text(time).parse::<jiff::Timestamp>().unwrap());
     to.duration_since(from).as_secs_f64()
 }
 
 #[test]
-fn what_has_expired_is_swept_and_nothing_else() {
+fn only_expired_snapshots_are_swept() {
     needs_root!();
     let (clock, world) = world("default_ttl = \"4h\"");
-    let ours = world.lasting_client();
-    let short = take(&ours, "1h");
-    let leased = take(&ours, "1h");
-    let released = take(&ours, "1h");
-    let by_default = ours.take_snapshot();
-    let forever = post(&ours, SNAPSHOTS, &json!({"ttl": "none"})).ok();
-    let read = take(&ours, "1h");
-    let newest = take(&ours, "1h");
+    let client = world.lasting_client();
+    let short = client.take_snapshot_with_ttl("1h");
+    let leased = client.take_snapshot_with_ttl("1h");
+    let released = client.take_snapshot_with_ttl("1h");
+    let by_default = client.take_snapshot();
+    let forever = post(&client, SNAPSHOTS, &json!({"ttl": "none"})).ok();
+    let read = client.take_snapshot_with_ttl("1h");
+    let newest = client.take_snapshot_with_ttl("1h");
     assert!((seconds(&by_default["created_at"], &by_default["expires_at"]) - 4.0 * 3600.0).abs() < 0.01);
     assert_eq!(forever["expires_at"], Value::Null);
     let by_default = text(&by_default["id"]);
     let forever = text(&forever["id"]);
-    // One snapshot alone is the newest of its VM.
+    // The only snapshot of another VM.
     let alone = "0004fb0000060000000000000000000a";
     define_vm(&world.repository, alone, &[make_disk(&world.repository, "alone.img", MB)]);
-    post(&ours, &format!("/vms/{alone}/snapshots"), &json!({"ttl": "1h"})).ok();
+    post(&client, &format!("/vms/{alone}/snapshots"), &json!({"ttl": "1h"})).ok();
     for id in [&leased, &released] {
-        let lease = post(&ours, &format!("{SNAPSHOTS}/{id}/lease"), &json!({"ttl": "6h"})).ok();
-        let document = ours.get(&format!("{SNAPSHOTS}/{id}")).ok();
+        let lease = post(&client, &format!("{SNAPSHOTS}/{id}/lease"), &json!({"ttl": "6h"})).ok();
+        let document = client.get(&format!("{SNAPSHOTS}/{id}")).ok();
         assert_eq!(document["leased_until"], lease["expires_at"]);
         assert!(seconds(&document["expires_at"], &lease["expires_at"]) > 4.9 * 3600.0, "{document}");
     }
-    assert_eq!(ours.delete(&format!("{SNAPSHOTS}/{released}/lease")).status, 200);
-    assert_eq!(ours.get(&format!("{SNAPSHOTS}/{released}")).ok()["leased_until"], Value::Null);
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{released}/lease")).status, 200);
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{released}")).ok()["leased_until"], Value::Null);
 
     let all = [&short, &leased, &released, &by_default, &forever, &read, &newest];
     clock.rounds(&world, 2);
     assert_eq!(list(&world).iter().collect::<Vec<_>>(), all);
     clock.pass(2);
-    // Somebody reads, and takes his time.
-    let mut stream = connect(&world.exporter, &world.certificates);
-    use std::io::{Read, Write};
-    let path = format!("/api/v1{SNAPSHOTS}/{read}/disks/a.img");
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {}\r\n\r\n", ours.token);
-    stream.write_all(request.as_bytes()).unwrap();
+    // A slow download is in progress.
+    use std::io::Read;
+    let mut stream = world.send_get(&client, &format!("{SNAPSHOTS}/{read}/disks/a.img"));
     stream.read_exact(&mut [0; 100]).unwrap();
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&leased, &by_default, &forever, &read, &newest].map(Clone::clone));
     drop(stream);
     clock.rounds(&world, 2);
-    assert!(list(&world).contains(&read), "a reader comes back");
-    // Its default is over, and ten minutes since somebody has read the other.
+    assert!(list(&world).contains(&read), "a recently read snapshot was swept");
+    // The default lifetime is over, and the grace period after the read, too.
     clock.pass(2);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&leased, &forever, &newest].map(Clone::clone));
@@ -95,7 +84,7 @@ fn what_has_expired_is_swept_and_nothing_else() {
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [&forever, &newest].map(Clone::clone));
     assert_eq!(world.lasting_client().get(&format!("/vms/{alone}")).ok()["snapshots"].as_array().unwrap().len(), 1);
-    assert_eq!(snapshot_folders(&world.repository).len(), 3, "the files are gone as well");
+    assert_eq!(snapshot_folders(&world.repository).len(), 3, "files of swept snapshots are left");
     let log = world.exporter.log();
     for id in [&short, &released, &read, &by_default, &leased] {
         let swept = |line: &&str| line.contains("audit action=\"sweep\"") && line.contains(id.as_str());
@@ -104,17 +93,18 @@ fn what_has_expired_is_swept_and_nothing_else() {
 }
 
 #[test]
-fn a_clock_that_leaps_sweeps_nothing() {
+fn clock_jump_sweeps_nothing() {
     needs_root!();
     let (clock, mut world) = world("");
-    let ours = world.lasting_client();
-    let ids = [take(&ours, "3h"), take(&ours, "3h"), take(&ours, "3h")];
-    // A lease as well, of what would be due.
-    post(&ours, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
+    let client = world.lasting_client();
+    let ids =
+        [client.take_snapshot_with_ttl("3h"), client.take_snapshot_with_ttl("3h"), client.take_snapshot_with_ttl("3h")];
+    // And a lease of a snapshot that would expire.
+    post(&client, &format!("{SNAPSHOTS}/{}/lease", ids[1]), &json!({"ttl": "8h"})).ok();
     clock.leap(10 * 365 * 24);
     clock.rounds(&world, 15);
     assert_eq!(list(&world), ids);
-    // Also where it is wrong from the start on there is time to put it right.
+    // After a start with a wrong clock there is time to correct it.
     world.exporter.restart();
     clock.rounds(&world, 3);
     assert_eq!(list(&world), ids);
@@ -123,8 +113,8 @@ fn a_clock_that_leaps_sweeps_nothing() {
     assert_eq!(list(&world), ids);
     clock.pass(4);
     clock.rounds(&world, 1);
-    assert_eq!(list(&world), ids[1..], "its time is over, and the other's lease is not");
-    // What expires while the service is down goes when it has looked around.
+    assert_eq!(list(&world), ids[1..], "one snapshot has expired, the other is leased");
+    // Snapshots that expired while the service was down are swept some rounds after the start.
     world.exporter.kill();
     clock.pass(4);
     world.exporter.restart();
@@ -135,11 +125,11 @@ fn a_clock_that_leaps_sweeps_nothing() {
 }
 
 #[test]
-fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
+fn lease_is_validated_and_binds_only_the_sweeper() {
     needs_root!();
     let (_clock, mut world) = world("");
     let client_one = world.client();
-    let (id, other) = (take(&client_one, "1h"), take(&client_one, "1h"));
+    let (id, other) = (client_one.take_snapshot_with_ttl("1h"), client_one.take_snapshot_with_ttl("1h"));
     let lease = format!("{SNAPSHOTS}/{id}/lease");
     for wrong in ["", "{}", r#"{"ttl": "169h"}"#, r#"{"ttl": "0s"}"#, r#"{"ttl": 5}"#, r#"{"ttl": "1h", "x": 1}"#] {
         let request = client_one.request(Method::POST, &format!("/api/v1{lease}"));
@@ -152,7 +142,7 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     define_vm(&world.repository, "0004fb0000060000000000000000000a", &[]);
     let of_other = format!("/vms/0004fb0000060000000000000000000a/snapshots/{id}/lease");
     assert_eq!(post(&client_one, &of_other, &hour).error(409), "other_vm");
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     assert_eq!(post(&stranger, &lease, &hour).error(401), "unauthorized");
 
     post(&client_one, &lease, &json!({"ttl": "168h"})).ok();
@@ -161,39 +151,43 @@ fn a_lease_is_asked_for_in_plain_words_and_binds_the_sweeper_alone() {
     assert!(until.is_string());
     world.exporter.restart();
     let client_two = world.client();
-    assert_eq!(client_two.get(&format!("{SNAPSHOTS}/{id}")).ok()["leased_until"], until, "it outlives a start");
+    assert_eq!(
+        client_two.get(&format!("{SNAPSHOTS}/{id}")).ok()["leased_until"],
+        until,
+        "the lease is lost after a restart"
+    );
     assert_eq!(client_two.delete(&lease).status, 200);
-    assert_eq!(client_two.delete(&lease).status, 200, "given back twice");
-    // Who deletes it means it.
+    assert_eq!(client_two.delete(&lease).status, 200, "a repeated release");
+    // A lease does not prevent an explicit deletion.
     assert_eq!(client_two.delete(&format!("{SNAPSHOTS}/{other}")).status, 200);
     assert!(world.exporter.log().contains("somebody holds a lease on what is deleted"));
     assert_eq!(list(&world), [id]);
 }
 
 #[test]
-fn hooks_stand_around_what_is_swept() {
+fn hooks_run_around_a_sweep() {
     needs_root!();
     let (clock, mut world) = world("");
-    let shelf = Shelf::new();
-    shelf.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
-    world.exporter.settings().sections = shelf.section("");
+    let hooks = HookDir::new();
+    hooks.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ ! -e $OUT/refuse ] || [ $2 = post ]");
+    world.exporter.settings().sections = hooks.section("");
     world.exporter.restart();
-    let ours = world.lasting_client();
-    let (short, newest) = (take(&ours, "1h"), take(&ours, "1h"));
-    std::fs::write(shelf.at("refuse"), "").unwrap();
-    shelf.take("calls");
+    let client = world.lasting_client();
+    let (short, newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("1h"));
+    std::fs::write(hooks.at("refuse"), "").unwrap();
+    hooks.take("calls");
     clock.rounds(&world, 1);
     clock.pass(2);
     clock.rounds(&world, 1);
-    assert_eq!(list(&world), [short.clone(), newest.clone()], "a hook has refused");
-    assert!(shelf.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
-    std::fs::remove_file(shelf.at("refuse")).unwrap();
-    shelf.take("calls");
+    assert_eq!(list(&world), [short.clone(), newest.clone()], "the snapshot was deleted although a hook failed");
+    assert!(hooks.take("calls").starts_with(&format!("snapshot-delete pre {short}\n")));
+    std::fs::remove_file(hooks.at("refuse")).unwrap();
+    hooks.take("calls");
     clock.rounds(&world, 1);
-    assert_eq!(shelf.read("calls"), "", "a hook that refuses is not asked every minute");
+    assert_eq!(hooks.read("calls"), "", "a failing hook was called every minute");
     clock.pass(1);
     clock.rounds(&world, 1);
     assert_eq!(list(&world), [newest]);
-    let calls = shelf.read("calls");
+    let calls = hooks.read("calls");
     assert!(calls.ends_with(&format!("snapshot-delete pre {short}\nsnapshot-delete post {short}\n")), "{calls}");
 }

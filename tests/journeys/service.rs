@@ -1,8 +1,8 @@
-//! As a service of a host: what its manager is told, what its unit lets it do, and where its log goes.
+//! The service on a host: notifications to the service manager, the units, the log file, command-line arguments.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::{TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
@@ -13,11 +13,11 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use tempfile::TempDir;
 
-use crate::harness::{Certificates, Exporter, Manager, Settings, World, eventually, output, text, write_at};
+use crate::harness::{Certificates, Exporter, Manager, Settings, World, eventually, free_port, output, write_at};
 use crate::needs_root;
 
-/// What the service says next, within 30 seconds.
-fn told(socket: &UnixDatagram) -> String {
+/// The next notification, within 30 seconds.
+fn next_message(socket: &UnixDatagram) -> String {
     socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
     let mut buffer = [0; 4096];
     let length = socket.recv(&mut buffer).unwrap();
@@ -25,10 +25,10 @@ fn told(socket: &UnixDatagram) -> String {
 }
 
 #[test]
-fn the_service_manager_is_told() {
+fn service_manager_is_notified() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let port = free_port();
     let path = certificates.path("notify");
     let name = format!("exporter-tests-{port}");
     for (socket, address) in [
@@ -39,30 +39,30 @@ fn the_service_manager_is_told() {
         let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
         settings.environment.push(("NOTIFY_SOCKET".to_owned(), socket));
         settings.port = Some(port);
-        // Asked at the moment it says so, and no earlier.
+        // Connects right after READY=1 is received.
         let ready = std::thread::spawn(move || {
-            let first = told(&listener);
+            let first = next_message(&listener);
             (first, TcpStream::connect(("127.0.0.1", port)).is_ok(), listener)
         });
         let mut exporter = Exporter::start(settings);
         let (first, connected, listener) = ready.join().unwrap();
         assert_eq!(first, "READY=1");
-        assert!(connected, "it is not ready");
+        assert!(connected, "the service does not listen yet");
         exporter.signal(Signal::SIGHUP);
-        let reloading = told(&listener);
+        let reloading = next_message(&listener);
         let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{reloading}"));
         assert!(time.parse::<u64>().unwrap() > 0);
-        assert_eq!(told(&listener), "READY=1");
+        assert_eq!(next_message(&listener), "READY=1");
         exporter.signal(Signal::SIGTERM);
-        assert_eq!(told(&listener), "STOPPING=1");
+        assert_eq!(next_message(&listener), "STOPPING=1");
         assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
     }
-    // A manager that is not there keeps nobody from serving, and one that never reads no more.
-    let deaf = UnixDatagram::bind(certificates.path("deaf")).unwrap();
+    // A missing notification socket, or one that is not read, does not stop the service.
+    let unread = UnixDatagram::bind(certificates.path("unread")).unwrap();
     let filler = UnixDatagram::unbound().unwrap();
     filler.set_nonblocking(true).unwrap();
-    while filler.send_to(b"x", certificates.path("deaf")).is_ok() {}
-    for socket in ["/nonexistent/notify", certificates.path("deaf").to_str().unwrap()] {
+    while filler.send_to(b"x", certificates.path("unread")).is_ok() {}
+    for socket in ["/nonexistent/notify", certificates.path("unread").to_str().unwrap()] {
         let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
         settings.environment.push(("NOTIFY_SOCKET".to_owned(), socket.to_owned()));
         let mut exporter = Exporter::start(settings);
@@ -70,14 +70,14 @@ fn the_service_manager_is_told() {
         assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
         assert!(exporter.log().contains("the service manager cannot be told"), "{}", exporter.log());
     }
-    drop(deaf);
+    drop(unread);
 }
 
 fn example(path: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(path)).unwrap()
 }
 
-/// systemd's sets of system calls.
+/// The system call sets of systemd.
 fn call_sets() -> BTreeMap<String, Vec<String>> {
     let mut sets = BTreeMap::<String, Vec<String>>::new();
     let mut current = String::new();
@@ -92,7 +92,7 @@ fn call_sets() -> BTreeMap<String, Vec<String>> {
     sets
 }
 
-/// The launcher that lets a program make the system calls that the unit lets it make.
+/// Builds the launcher that restricts a program to the system calls allowed by the unit.
 fn unit_filter(unit: &str) -> (TempDir, String) {
     let sets = call_sets();
     let calls_of = |words: &str| {
@@ -124,7 +124,7 @@ fn unit_filter(unit: &str) -> (TempDir, String) {
 }
 
 #[test]
-fn what_the_unit_allows_is_enough() {
+fn unit_permissions_suffice() {
     needs_root!();
     let unit = example("systemd/coriolis-ovm-exporter.service");
     let line = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).unwrap();
@@ -137,20 +137,20 @@ fn what_the_unit_allows_is_enough() {
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
     assert!(status.contains("CapEff:\t000000000000000e") && status.contains("NoNewPrivs:\t1"), "{status}");
     assert!(status.contains("Seccomp:\t2"), "{status}");
-    // A disk that is anybody's, and closed to everybody else.
+    // A disk of another user, with mode 0600.
     let disk = &world.define_vm(&[("a.img", 4 << 20)])[0];
     write_at(disk, 0, &vec![1; 3 << 20]);
     std::os::unix::fs::chown(disk, Some(1234), Some(1234)).unwrap();
     fs::set_permissions(disk, PermissionsExt::from_mode(0o600)).unwrap();
     let client = world.client();
-    let first = text(&client.take_snapshot()["id"]);
-    let second = text(&client.take_snapshot()["id"]);
+    let first = client.take_snapshot_id();
+    let second = client.take_snapshot_id();
     client.compare(&second, &first);
     let path = format!("/vms/{}/snapshots/{second}", crate::harness::VM);
-    for way in [&format!("?compareTo={first}&refine=4096"), "/disks/a.img/checksum", "/disks/a.img/chunks"] {
-        assert_eq!(client.get(&format!("{path}{way}")).status, 200, "{way}");
+    for route in [&format!("?compareTo={first}&refine=4096"), "/disks/a.img/checksum", "/disks/a.img/chunks"] {
+        assert_eq!(client.get(&format!("{path}{route}")).status, 200, "{route}");
     }
-    // Long and short; from the device and from the page cache.
+    // Long and short reads, from the device and from the page cache.
     for _ in 0..2 {
         world.volume.unmount();
         world.volume.mount();
@@ -167,7 +167,7 @@ fn what_the_unit_allows_is_enough() {
 }
 
 #[test]
-fn the_job_says_only_what_old_upstart_knows() {
+fn upstart_job_uses_only_old_stanzas() {
     // init(5) of 0.6.5; `setuid`, `console log` and `reload signal` came later.
     let known = [
         "description",
@@ -198,25 +198,24 @@ fn the_job_says_only_what_old_upstart_knows() {
     for stanza in &stanzas {
         assert!(known.contains(&stanza.split(' ').next().unwrap()), "{stanza}");
     }
-    // Foreground, or it is lost from sight.
+    // The service stays in the foreground, so upstart must not expect a fork.
     assert!(!stanzas.iter().any(|stanza| stanza.starts_with("expect")));
     assert!(stanzas.contains(&"respawn") && stanzas.iter().any(|stanza| stanza.starts_with("respawn limit ")));
-    // Both start what the README installs, with more time to stop than answers have to finish.
+    // Both units start what the README installs, and allow more time to stop than the service needs.
     let unit = example("systemd/coriolis-ovm-exporter.service");
     let command = "/usr/local/bin/coriolis-ovm-exporter --config /etc/coriolis-ovm-exporter/config.toml";
     assert!(job.contains(&format!("\nexec {command} ")) && unit.contains(&format!("\nExecStart={command}\n")));
     assert!(job.contains("\nkill timeout 300\n") && unit.contains("\nTimeoutStopSec=5min\n"));
 }
 
-/// Waits until a file has a line with `what`.
 fn wait_for_line(path: &Path, what: &str) {
-    eventually(&format!("{} says {what:?}", path.display()), || {
+    eventually(&format!("{} contains {what:?}", path.display()), || {
         fs::read_to_string(path).unwrap_or_default().lines().any(|line| line.contains(what))
     });
 }
 
 #[test]
-fn the_log_file_is_rotated_and_opened_anew() {
+fn log_file_is_rotated_and_reopened() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("exporter.log");
@@ -240,16 +239,16 @@ fn the_log_file_is_rotated_and_opened_anew() {
         let whole = |line: &str| line.starts_with("20") && line.contains("Z ");
         assert!(text.ends_with('\n') && text.lines().all(whole), "{}:\n{text}", path.display());
     }
-    // As logrotate does it.
-    let away = dir.path().join("away");
-    fs::rename(&log, &away).unwrap();
+    // As logrotate does.
+    let moved = dir.path().join("moved");
+    fs::rename(&log, &moved).unwrap();
     world.exporter.signal(Signal::SIGHUP);
     wait_for_line(&log, "log opened anew");
-    let size = away.metadata().unwrap().len();
+    let size = moved.metadata().unwrap().len();
     client.get("/vms").ok();
-    assert_eq!(away.metadata().unwrap().len(), size);
-    assert_eq!(world.exporter.log(), "", "standard error has what belongs into the file");
-    // It cannot be opened anew: the service goes on, with the log that it has.
+    assert_eq!(moved.metadata().unwrap().len(), size);
+    assert_eq!(world.exporter.log(), "", "standard error has log lines");
+    // If the log cannot be reopened, the service continues with the old file.
     fs::remove_file(&log).unwrap();
     fs::create_dir(&log).unwrap();
     world.exporter.signal(Signal::SIGHUP);
@@ -257,11 +256,11 @@ fn the_log_file_is_rotated_and_opened_anew() {
 }
 
 #[test]
-fn a_log_that_cannot_be_written_takes_nothing_down() {
+fn unwritable_log_does_not_stop_the_service() {
     needs_root!();
     let dir = tempfile::tempdir().unwrap();
     let log = dir.path().join("exporter.log");
-    // A file system of its own, which soon is full.
+    // A small file system, which soon is full.
     let script = "mount -t tmpfs -o size=64k tmpfs \"$0\" && exec \"$@\"";
     let small = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, dir.path().to_str().unwrap()]
         .map(str::to_owned);
@@ -275,14 +274,14 @@ fn a_log_that_cannot_be_written_takes_nothing_down() {
         world.exporter.log().contains("/api/v1/vms")
     });
     let seen = PathBuf::from(format!("/proc/{}/root{}", world.exporter.pid(), dir.path().display()));
-    // With space again, the next line is a line of its own, and the gap is told.
+    // With space again, the log continues on a new line and reports the gap.
     fs::remove_file(seen.join("exporter.log.1")).unwrap();
     client.get("/vms").ok();
     wait_for_line(&seen.join("exporter.log"), "lines could not be written here; they went to standard error");
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(20)).code(), Some(0));
 
-    // Not even standard error can be written.
+    // Standard error cannot be written either.
     world.exporter.settings().top.clear();
     world.exporter.settings().launcher = ["sh", "-c", "exec \"$0\" \"$@\" 2>/dev/full"].map(str::to_owned).to_vec();
     world.exporter.restart();
@@ -292,7 +291,7 @@ fn a_log_that_cannot_be_written_takes_nothing_down() {
 }
 
 #[test]
-fn what_is_no_log_file_is_told_at_start() {
+fn invalid_log_file_is_rejected_at_the_start() {
     let certificates = Certificates::new();
     let manager = Manager::start(&certificates);
     let at = |name: &str| certificates.path(name);
@@ -318,7 +317,7 @@ fn run(arguments: &[&str]) -> (i32, String, String) {
 }
 
 #[test]
-fn arguments() {
+fn command_line_arguments_are_parsed() {
     let version = format!("coriolis-ovm-exporter {}\n", env!("CARGO_PKG_VERSION"));
     for spelling in ["--version", "-V", "-version"] {
         assert_eq!(run(&[spelling]), (0, version.clone(), String::new()), "{spelling}");
@@ -326,10 +325,10 @@ fn arguments() {
     for spelling in ["--help", "-h", "-help"] {
         let (status, help, _) = run(&[spelling]);
         assert_eq!(status, 0, "{spelling}");
-        for told in
+        for expected in
             ["--config <FILE>", "-config", "/etc/coriolis-ovm-exporter/config.toml", "SIGHUP", "SIGTERM", "RUST_LOG"]
         {
-            assert!(help.contains(told), "{spelling} does not say {told}:\n{help}");
+            assert!(help.contains(expected), "{spelling} does not mention {expected}:\n{help}");
         }
     }
     for (wrong, expected) in [
@@ -339,11 +338,11 @@ fn arguments() {
         (&["config.toml"], "unrecognized subcommand 'config.toml'"),
         (&["--config", "a", "--config", "b"], "cannot be used multiple times"),
     ] {
-        let (status, output, told) = run(wrong);
+        let (status, output, errors) = run(wrong);
         assert_eq!((status, output.as_str()), (2, ""), "{wrong:?}");
-        assert!(told.contains(expected) && told.contains("--help"), "{wrong:?}: {told}");
+        assert!(errors.contains(expected) && errors.contains("--help"), "{wrong:?}: {errors}");
     }
-    let (status, _, told) = run(&["-config", "/nonexistent"]);
+    let (status, _, errors) = run(&["-config", "/nonexistent"]);
     assert_eq!(status, 78, "EX_CONFIG");
-    assert_eq!(told.lines().count(), 1, "{told}");
+    assert_eq!(errors.lines().count(), 1, "{errors}");
 }

@@ -1,23 +1,17 @@
-//! A manager that does not answer: who is not logging in does not notice.
+//! A manager that does not answer affects only log-ins.
 
 use std::io::{Read, Write};
 use std::process::Command;
 
-use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Answer, Behaviour, Client, PASSWORD, USER, World, connect_from};
+use crate::harness::{ManagerBehavior, PASSWORD, USER, World, connect_from};
 use crate::needs_root;
 
-/// As many as there are places for connections without a good token.
+/// The number of slots for unauthenticated connections.
 const LOG_INS: usize = 384;
 
-fn log_in(client: &Client) -> Answer {
-    let body = json!({"username": USER, "password": PASSWORD}).to_string();
-    client.send(client.request(Method::POST, "/api/v1/auth/login").body(body))
-}
-
-/// Asks with a good token, on a new connection from this address; the status.
+/// Sends a request with a token on a new connection from this address; returns the status.
 fn status_from(world: &World, token: &str, address: &str) -> String {
     let output = Command::new("curl")
         .args(["-sS", "--max-time", "60", "-o", "/dev/null", "-w", "%{http_code}", "--interface", address, "--cacert"])
@@ -31,11 +25,11 @@ fn status_from(world: &World, token: &str, address: &str) -> String {
 }
 
 #[test]
-fn hanging_log_ins_shut_nobody_out() {
+fn hung_logins_do_not_lock_out_other_clients() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "300s"));
     let token = world.client().token;
-    world.manager.behave(Behaviour::Hangs);
+    world.manager.set_behavior(ManagerBehavior::Hangs);
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let length = body.len();
     let request = format!("POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: {length}\r\n\r\n{body}");
@@ -46,29 +40,29 @@ fn hanging_log_ins_shut_nobody_out() {
             stream
         })
         .collect();
-    // More log-ins than may wait are refused at once.
+    // Log-ins above the limit are refused at once.
     let mut answer = [0; 4096];
     let read = log_ins.last_mut().unwrap().read(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 429 ") && answer.contains("\r\nretry-after: "), "{answer}");
-    // Those who have a token are served, from the addresses of the log-ins and from others.
+    // Clients with a token are served, from the addresses of the log-ins and from others.
     for address in ["127.0.1.1", "127.0.1.6", "127.0.0.1", "127.0.2.1"] {
         assert_eq!(status_from(&world, &token, address), "200", "{address}");
     }
 }
 
 #[test]
-fn a_log_in_is_believed_only_where_the_manager_is_seen_to_refuse_strangers() {
+fn login_requires_a_manager_that_rejects_anonymous_requests() {
     needs_root!();
     let mut world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "2s"));
-    // It takes credentials as good, and cannot be seen to refuse a request without.
-    world.manager.behave(Behaviour::SilentToStrangers);
+    // The manager accepts credentials, but does not answer anonymous requests.
+    world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
     world.exporter.restart();
-    let client = Client::new(&world.exporter, &world.certificates);
-    assert_eq!(log_in(&client).error(502), "manager_unavailable");
-    world.manager.behave(Behaviour::Good);
-    assert_eq!(log_in(&client).status, 200);
-    // It is seen once.
-    world.manager.behave(Behaviour::SilentToStrangers);
-    assert_eq!(log_in(&client).status, 200);
+    let client = world.anonymous_client();
+    assert_eq!(client.try_log_in(USER, PASSWORD).error(502), "manager_unavailable");
+    world.manager.set_behavior(ManagerBehavior::Good);
+    assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
+    // One successful check is enough.
+    world.manager.set_behavior(ManagerBehavior::IgnoresAnonymous);
+    assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);
 }

@@ -1,4 +1,4 @@
-//! From a VM to its snapshots and back: create, list, get, delete.
+//! Snapshots: create, list, get, delete.
 
 use std::collections::HashSet;
 use std::fs;
@@ -10,14 +10,10 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Client, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, make_disk, snapshot_folders, text,
-    write_at, zero,
+    Client, MB, OTHER_VM, SNAPSHOTS, USER, VM, Volume, World, chunks, connect, data, define_vm, eventually, ids,
+    make_disk, snapshot_folders, text, write_at, zero,
 };
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-const OTHER_VM: &str = "0004fb00000600000000000000000002";
 
 /// [`VM`] with one disk in each of two repositories.
 fn with_a_disk_in_each() -> (Volume, PathBuf, World) {
@@ -26,14 +22,6 @@ fn with_a_disk_in_each() -> (Volume, PathBuf, World) {
     disks.iter().for_each(|disk| write_at(disk, 0, &[1; 4096]));
     define_vm(&world.repository, VM, &disks);
     (xfs, second, world)
-}
-
-fn ids(list: &Value) -> Vec<String> {
-    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
-}
-
-fn take(client: &Client) -> String {
-    text(&client.take_snapshot()["id"])
 }
 
 fn list(client: &Client) -> Vec<String> {
@@ -45,14 +33,14 @@ fn manifest(repository: &Path, id: &str) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// What lies in the snapshots' folder of a repository: none where there is no such folder.
+/// The names of the snapshot folders in a repository.
 fn folders(repository: &Path) -> HashSet<String> {
     let names = snapshot_folders(repository).into_iter().map(|path| path.file_name().unwrap().to_owned());
     names.map(|name| name.into_string().unwrap()).collect()
 }
 
 #[test]
-fn the_main_job() {
+fn snapshot_is_created_compared_and_deleted() {
     needs_root!();
     let world = World::new(1024);
     let disk = &world.define_vm(&[("a.img", 64 * MB)])[0];
@@ -65,7 +53,7 @@ fn the_main_job() {
     assert_eq!(client.disk(&id, "a.img"), fs::read(disk).unwrap());
 
     write_at(disk, 8 * MB + 4096, &[8; 4096]);
-    let second = take(&client);
+    let second = client.take_snapshot_id();
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id, second]));
     let changes = client.compare(&second, &id);
     assert_eq!(chunks(&changes["disks"][0]), [data(8 * MB + 4096, 4096)]);
@@ -76,14 +64,14 @@ fn the_main_job() {
 }
 
 #[test]
-fn the_document() {
+fn document_has_all_fields() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 8 * MB)])[0];
     write_at(disk, MB, &[7; 65536]);
     let client = world.client();
 
-    let before = jiff::Timestamp::now() - Duration::from_millis(1); // it is told in milliseconds
+    let before = jiff::Timestamp::now() - Duration::from_millis(1); // the timestamp has milliseconds
     let made = client.take_snapshot();
     let created_at = text(&made["created_at"]);
     assert!(created_at.ends_with('Z'), "{created_at} is not UTC");
@@ -96,7 +84,7 @@ fn the_document() {
     assert_eq!((&made["created_by"], &made["consistency"]), (&json!(USER), &json!("crash")));
     assert_eq!(made["hooks"], json!([]));
 
-    let folder = world.repository.join("CoriolisSnapshots").join(&id);
+    let folder = world.snapshot_folder(&id);
     let part = &made["disks"][0];
     for (field, expected) in [
         ("name", json!("a.img")),
@@ -113,19 +101,19 @@ fn the_document() {
         assert_eq!(part[field], expected, "{field}");
     }
     assert_eq!(fs::metadata(&folder).unwrap().permissions().mode() & 0o7777, 0o750);
-    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).ok(), made, "one document, whoever tells it");
+    assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}")).ok(), made, "the documents of POST and GET differ");
     assert_eq!(client.get(SNAPSHOTS).ok(), json!([made]));
 }
 
 #[test]
-fn views_of_a_snapshot() {
+fn snapshot_honors_squash_zero_and_chunks_options() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     let client = world.client();
     write_at(disk, 65536, &[1; 65536]);
-    let pin = take(&client);
-    // The copy of what is shared goes elsewhere: three extents that touch.
+    let pin = client.take_snapshot_id();
+    // The write to shared blocks goes elsewhere: three adjacent extents.
     write_at(disk, 65536 + 16384, &[2; 4096]);
     let made = client.take_snapshot();
     let id = text(&made["id"]);
@@ -164,7 +152,7 @@ fn views_of_a_snapshot() {
 }
 
 #[test]
-fn disks_of_one_name_in_two_repositories() {
+fn disks_with_one_name_in_two_repositories_are_kept_apart() {
     needs_root!();
     let (_xfs, second, world) = World::with_two_repositories(512);
     let disks = [
@@ -193,7 +181,7 @@ fn disks_of_one_name_in_two_repositories() {
         }
 
         let note = manifest(&world.repository, &id);
-        assert_eq!(manifest(&second, &id), note, "each repository has the whole of it");
+        assert_eq!(manifest(&second, &id), note, "the manifests of the two repositories differ");
         assert_eq!((&note["version"], &note["snapshot_id"], &note["vm_id"]), (&json!(1), &json!(id), &json!(VM)));
         for ((disk, made), noted) in disks.iter().zip(made).zip(note["disks"].as_array().unwrap()) {
             let file = fs::metadata(text(&made["path"])).unwrap();
@@ -210,11 +198,11 @@ fn disks_of_one_name_in_two_repositories() {
 }
 
 #[test]
-fn all_disks_or_none() {
+fn snapshot_contains_all_disks_or_fails() {
     needs_root!();
     let (xfs, second, world) = with_a_disk_in_each();
     let client = world.client();
-    // Seen once, so that it is known to clone; its snapshots' folder is not there yet.
+    // The service now knows that the repository can clone; its snapshot folder does not exist yet.
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
     let refused = || {
         xfs.remount("ro");
@@ -225,23 +213,23 @@ fn all_disks_or_none() {
     assert_eq!((folders(&world.repository), folders(&second)), (HashSet::new(), HashSet::new()));
     assert_eq!(list(&client), Vec::<String>::new());
 
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     refused();
     let left = HashSet::from([id.clone()]);
     assert_eq!((folders(&world.repository), folders(&second)), (left.clone(), left));
     assert_eq!(list(&client), [id.as_str()]);
     assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshots"], json!([id]));
-    take(&client);
+    client.take_snapshot_id();
 }
 
 #[test]
-fn two_at_once_take_turns() {
+fn concurrent_creations_are_serialized() {
     needs_root!();
     let world = World::new(512);
     write_at(&world.define_vm(&[("a.img", MB)])[0], 0, &[1; 4096]);
     let clients: Vec<Client> = (0..4).map(|_| world.client()).collect();
     let made: HashSet<String> = std::thread::scope(|scope| {
-        let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| take(client))).collect();
+        let running: Vec<_> = clients.iter().map(|client| scope.spawn(|| client.take_snapshot_id())).collect();
         running.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let listed = list(&clients[0]);
@@ -251,15 +239,15 @@ fn two_at_once_take_turns() {
 }
 
 #[test]
-fn creation_goes_on_when_the_client_hangs_up() {
+fn started_creation_completes_after_a_disconnect() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", MB)])[0];
     write_at(disk, 0, &[1; 4096]);
     let client = &world.client();
     {
-        // Nothing can be written, so nothing can be answered. The second request waits behind the first, and its
-        // client disconnects first: nothing was begun for it.
+        // The frozen file system blocks the first creation. The second request is queued; its client disconnects
+        // first, which cancels it.
         let _frozen = world.volume.freeze();
         let creates = || {
             let creates = client.get("/status").ok()["creates"].clone();
@@ -275,30 +263,30 @@ fn creation_goes_on_when_the_client_hangs_up() {
             stream.write_all(head.as_bytes()).unwrap();
             stream.flush().unwrap();
             streams.push(stream);
-            eventually("the request runs, or waits behind the other", || creates() == counts);
+            eventually("the request runs or is queued", || creates() == counts);
         }
         streams.pop();
-        eventually("the one that waits is cancelled", || creates() == [1, 0]);
+        eventually("the queued request is cancelled", || creates() == [1, 0]);
         streams.pop();
         assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
     }
     eventually("the snapshot is made", || !list(client).is_empty());
-    // It comes behind whatever else would be made of this VM.
-    let last = take(client);
-    assert_eq!(list(client).len(), 2, "one was made for a client that left before its turn");
+    // Creations of a VM are serialized, so any other snapshot would be listed by now.
+    let last = client.take_snapshot_id();
+    assert_eq!(list(client).len(), 2, "the cancelled request made a snapshot");
     assert_eq!(list(client)[1], last);
     list(client).iter().for_each(|id| assert_eq!(client.disk(id, "a.img"), fs::read(disk).unwrap()));
 }
 
 #[test]
-fn a_deletion_finds_nothing_and_is_content() {
+fn deletion_is_idempotent() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB), ("b.img", MB)]);
     let client = world.client();
     let delete = |id: &str| client.delete(&format!("{SNAPSHOTS}/{id}"));
-    let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| take(&client));
-    let folder = |id: &str| world.repository.join("CoriolisSnapshots").join(id);
+    let [twice, no_file, no_folder, foreign, stays] = std::array::from_fn(|_| client.take_snapshot_id());
+    let folder = |id: &str| world.snapshot_folder(id);
     fs::remove_file(folder(&no_file).join("a.img")).unwrap();
     fs::remove_dir_all(folder(&no_folder)).unwrap();
     fs::write(folder(&foreign).join("notes.txt"), "not ours").unwrap();
@@ -318,13 +306,13 @@ fn a_deletion_finds_nothing_and_is_content() {
 }
 
 #[test]
-fn snapshots_of_one_vm_are_not_those_of_another() {
+fn snapshots_are_not_reachable_through_another_vm() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     define_vm(&world.repository, OTHER_VM, &[make_disk(&world.repository, "other.img", MB)]);
     let client = world.client();
-    let id = take(&client);
+    let id = client.take_snapshot_id();
     let others = format!("/vms/{OTHER_VM}/snapshots");
     let other = text(&client.post(&others).ok()["id"]);
     for path in [format!("{others}/{id}"), format!("{others}/{id}/disks/a.img")] {
@@ -333,21 +321,21 @@ fn snapshots_of_one_vm_are_not_those_of_another() {
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}?compareTo={other}")).error(409), "other_vm");
     assert_eq!(client.delete(&format!("{others}/{id}")).error(409), "other_vm");
     assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![id.clone()], vec![other.clone()]));
-    assert_eq!(client.delete(SNAPSHOTS).status, 200, "of this VM alone");
+    assert_eq!(client.delete(SNAPSHOTS).status, 200, "deletes only the snapshots of this VM");
     assert_eq!((list(&client), ids(&client.get(&others).ok())), (vec![], vec![other]));
-    let nobody = format!("/vms/{}/snapshots", "f".repeat(32));
-    for answer in [client.get(&nobody), client.post(&nobody), client.delete(&nobody)] {
+    let unknown = format!("/vms/{}/snapshots", "f".repeat(32));
+    for answer in [client.get(&unknown), client.post(&unknown), client.delete(&unknown)] {
         assert_eq!(answer.error(404), "not_found");
     }
 }
 
 #[test]
-fn a_lost_snapshot_says_so_and_fails_no_list() {
+fn lost_snapshot_is_reported_and_does_not_fail_the_list() {
     needs_root!();
     let world = World::new(512);
     write_at(&world.define_vm(&[("a.img", MB)])[0], 4096, &[1; 4096]);
     let client = world.client();
-    let (lost, whole) = (client.take_snapshot(), take(&client));
+    let (lost, whole) = (client.take_snapshot(), client.take_snapshot_id());
     let id = text(&lost["id"]);
     fs::remove_file(text(&lost["disks"][0]["path"])).unwrap();
 
@@ -357,7 +345,7 @@ fn a_lost_snapshot_says_so_and_fails_no_list() {
         let (bad, good) = (&list[0]["disks"][0], &list[1]["disks"][0]);
         assert_eq!((&bad["status"], &good["status"]), (&json!("error"), &json!("ok")), "{query}");
         assert!(text(&bad["status_reason"]).contains("missing"), "{bad}");
-        assert_ne!(bad["chunks"], json!([]), "a client that reads no status must not think it empty");
+        assert_ne!(bad["chunks"], json!([]), "a client that ignores the status would take the disk for empty");
     }
     let one = format!("{SNAPSHOTS}/{id}");
     for query in ["", "?zero=include", "?chunks=false"] {
@@ -370,19 +358,19 @@ fn a_lost_snapshot_says_so_and_fails_no_list() {
 }
 
 #[test]
-fn a_repository_that_is_away_gives_up_its_files_when_it_is_back() {
+fn deleted_files_are_removed_when_the_repository_is_mounted_again() {
     needs_root!();
     let (xfs, second, mut world) = with_a_disk_in_each();
     let client = world.client();
-    let (gone, stays) = (take(&client), take(&client));
+    let (deleted, stays) = (client.take_snapshot_id(), client.take_snapshot_id());
     xfs.unmount();
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{deleted}")).status, 200);
     assert_eq!(list(&client), [stays.as_str()]);
     assert_eq!(folders(&world.repository), HashSet::from([stays.clone()]));
-    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{gone}")).status, 200);
-    world.exporter.restart(); // while it is away: the intent is kept
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{deleted}")).status, 200);
+    world.exporter.restart(); // while it is unmounted: the pending deletion is kept
     xfs.mount();
-    assert_eq!(folders(&second), HashSet::from([gone, stays.clone()]));
+    assert_eq!(folders(&second), HashSet::from([deleted, stays.clone()]));
     world.exporter.restart();
     assert_eq!(folders(&second), HashSet::from([stays.clone()]));
     assert_eq!(list(&world.client()), [stays]);

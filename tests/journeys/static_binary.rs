@@ -1,5 +1,4 @@
-//! The binary that is shipped: it needs no library of the host, and no kernel newer than the oldest
-//! host's.
+//! The release binary needs no library of the host, and runs on the kernel of the oldest supported host.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,36 +7,36 @@ use std::process::Command;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::harness::{Client, Exporter, Manager, Settings, Shelf, VM, World, chunks, data, text, write_at};
+use crate::harness::{Client, Exporter, HookDir, Manager, Settings, VM, World, chunks, data, text, write_at};
 use crate::needs_root;
 
-/// What `make build` made (`EXPORTER_RELEASE` names another). Without one the test is skipped,
-/// loudly; under `CI=true` that is a failure.
+/// The binary of `make build`, or the one that `EXPORTER_RELEASE` names. Without it the test is skipped with a
+/// message; with `CI=true` it fails.
 fn release() -> Option<PathBuf> {
     let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/coriolis-ovm-exporter");
     let path = std::env::var_os("EXPORTER_RELEASE").map_or(usual, PathBuf::from);
     if path.is_file() {
         return Some(path);
     }
-    let told = format!("SKIPPED: {} is not there: make build\n", path.display());
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{told}");
-    // Past the test runner, which keeps what `eprintln!` says of a test that passes.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
+    let message = format!("SKIPPED: {} does not exist: run make build\n", path.display());
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
+    // Not with `eprintln!`: the test runner hides that output if the test passes.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
     None
 }
 
-/// What a program prints, whatever its exit status.
+/// The output of a program, regardless of its exit status.
 fn output(program: &str, arguments: &[&str], file: &Path) -> String {
     let output = Command::new(program).env("LC_ALL", "C").args(arguments).arg(file).output().unwrap();
     format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 #[test]
-fn it_is_static_and_stripped() {
+fn release_is_static_and_stripped() {
     let Some(release) = release() else { return };
     let headers = output("readelf", &["--wide", "--program-headers", "--section-headers", "--dynamic"], &release);
     assert!(headers.contains("LOAD"), "{headers}");
-    // The dynamic loader, the libraries that it would load, symbols, and what debuggers want.
+    // The dynamic loader, dynamic libraries, symbols, and debug information.
     for absent in ["INTERP", "NEEDED", ".symtab", ".debug_"] {
         assert!(!headers.contains(absent), "{absent} is in the release: make build\n{headers}");
     }
@@ -47,7 +46,7 @@ fn it_is_static_and_stripped() {
     assert!(version.contains(env!("CARGO_PKG_VERSION")), "{version}");
 }
 
-/// The launcher that makes system calls newer than Linux 4.1 missing.
+/// Builds the launcher that disables system calls newer than Linux 4.1.
 fn old_kernel() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/old_kernel.c");
@@ -59,19 +58,22 @@ fn old_kernel() -> (TempDir, PathBuf) {
 }
 
 #[test]
-fn the_whole_journey_on_the_oldest_kernel() {
+fn release_works_on_the_oldest_kernel() {
     needs_root!();
     let Some(release) = release() else { return };
     let (_dir, launcher) = old_kernel();
-    let shelf = Shelf::new();
-    shelf.put("10-hook", "[ $2 = post ] || echo quiesced");
+    let hooks = HookDir::new();
+    hooks.put("10-hook", "[ $2 = post ] || echo quiesced");
     let mut world = World::with(512, |settings| {
         settings.binary = release;
-        settings.sections = shelf.section("timeout = \"5s\"");
+        settings.sections = hooks.section("timeout = \"5s\"");
         settings.launcher = vec![launcher.display().to_string()];
     });
     let status = fs::read_to_string(format!("/proc/{}/status", world.exporter.pid())).unwrap();
-    assert!(status.contains("Name:\tcoriolis-ovm-ex") && status.contains("Seccomp:\t2"), "no filter: {status}");
+    assert!(
+        status.contains("Name:\tcoriolis-ovm-ex") && status.contains("Seccomp:\t2"),
+        "the filter is not active: {status}"
+    );
 
     let disk = &world.define_vm(&[("a.img", 64 << 20)])[0];
     write_at(disk, 1 << 20, &[1; 1 << 20]);
@@ -80,17 +82,17 @@ fn the_whole_journey_on_the_oldest_kernel() {
     assert_eq!(listed[0]["snapshot_compatible"], true, "{listed}");
     let made = client.take_snapshot();
     assert_eq!(made["consistency"], "quiesced", "{made}");
-    // A hook that hangs, and all that it has started, can be ended there as well.
-    shelf.put("20-hangs", "trap '' TERM; sleep 600 & wait; wait");
+    // A hung hook and its child processes can be killed there, too.
+    hooks.put("20-hangs", "trap '' TERM; sleep 600 & wait; wait");
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(502), "hook_failed");
-    shelf.remove("20-hangs");
+    hooks.remove("20-hangs");
     let first = text(&made["id"]);
     let full = client.disk(&first, "a.img");
     write_at(disk, 8 << 20, &[2; 65536]);
-    let second = text(&client.take_snapshot()["id"]);
+    let second = client.take_snapshot_id();
     let document = client.compare(&second, &first);
     assert_eq!(chunks(&document["disks"][0]), [data(8 << 20, 65536)]);
-    assert!(client.patched(&document["disks"][0], &full) == fs::read(disk).unwrap(), "the law does not hold");
+    assert!(client.patched(&document["disks"][0], &full) == fs::read(disk).unwrap(), "the restored disk differs");
     assert_eq!(client.disk_range(&second, "a.img", (8 << 20) + 1, 3), [2; 3]);
     let path = format!("/api/v1/vms/{VM}/snapshots/{second}/disks/a.img");
     let parts = client.send(client.request(Method::GET, &path).header("Range", "bytes=0-1,8388608-8388609"));
@@ -100,15 +102,15 @@ fn the_whole_journey_on_the_oldest_kernel() {
         assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);
     }
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
-    // Its database is opened again, and checked.
+    // The database is opened and checked again.
     world.exporter.restart();
     assert_eq!(world.client().get(&format!("/vms/{VM}/snapshots")).ok(), serde_json::json!([]));
     assert!(!world.exporter.log().contains("panic"), "{}", world.exporter.log());
 }
 
-/// A static libc that looks up names or users opens the host's modules for it, made for another libc.
+/// A static libc would load NSS modules of the host's libc to look up names or users.
 #[test]
-fn no_library_of_the_host_is_opened() {
+fn release_opens_no_host_library() {
     needs_root!();
     let Some(release) = release() else { return };
     let world = World::new(512);
@@ -120,7 +122,7 @@ fn no_library_of_the_host_is_opened() {
     let mut settings = Settings::new(&world.certificates, &manager, &[&world.repository]);
     settings.ovm_endpoint = format!("https://manager.example:{}", manager.port);
     settings.binary = release;
-    // -D: the service is our child, and not strace.
+    // -D: the child process is the service, not strace.
     let script = "mount --bind \"$0\" /etc/hosts && exec strace -D -f -qq -y -e trace=open,openat,openat2 -o \"$@\"";
     let launcher = [
         "unshare",
@@ -135,15 +137,14 @@ fn no_library_of_the_host_is_opened() {
     ];
     settings.launcher = launcher.map(str::to_owned).to_vec();
     let exporter = Exporter::start(settings);
-    let mut client = Client::new(&exporter, &world.certificates);
-    client.log_in();
-    assert_eq!(manager.asked(), 2, "at the start and at the log-in");
+    let client = Client::logged_in(&exporter, &world.certificates);
+    assert_eq!(manager.request_count(), 2, "one request at the start and one at the log-in");
     client.get("/vms").ok();
     drop(exporter);
 
     let trace = fs::read_to_string(trace).unwrap();
     for opened in ["exporter.db", "/etc/hosts", "/etc/resolv.conf"] {
-        assert!(trace.contains(opened), "{opened} is not seen: does strace see what is opened?\n{trace}");
+        assert!(trace.contains(opened), "{opened} is not in the trace: does strace work?\n{trace}");
     }
     for library in ["libnss", "nsswitch.conf", "ld-linux", "ld.so", ".so\"", ".so.", "gconv", "/etc/passwd"] {
         let line = trace.lines().find(|line| line.contains(library));

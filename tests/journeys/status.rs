@@ -1,4 +1,4 @@
-//! What people see of the service: what each snapshot costs, and who did what.
+//! The status, the cost of snapshots, and the audit lines in the log.
 
 use std::fs::File;
 use std::process::Command;
@@ -6,12 +6,8 @@ use std::process::Command;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::volume_space;
-use crate::harness::{Client, PASSWORD, USER, VM, World, eventually, run, text, write_at};
+use crate::harness::{Client, MB, PASSWORD, SNAPSHOTS, USER, VM, World, eventually, run, text, volume_space, write_at};
 use crate::needs_root;
-
-const MB: u64 = 1 << 20;
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
 
 fn costs(client: &Client) -> Vec<(String, Option<u64>)> {
     let status = client.get("/status?cost=true").ok();
@@ -20,7 +16,7 @@ fn costs(client: &Client) -> Vec<(String, Option<u64>)> {
 }
 
 #[test]
-fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
+fn snapshot_cost_is_the_space_its_deletion_frees() {
     needs_root!();
     let world = World::new(512);
     let disk = &world.define_vm(&[("a.img", 32 * MB)])[0];
@@ -30,33 +26,33 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
     };
     write(0, 20);
     let client = world.client();
-    let take = || text(&client.take_snapshot()["id"]);
+    let take = || client.take_snapshot_id();
     let first = take();
-    assert_eq!(costs(&client), [(first.clone(), Some(0))], "all of it is shared");
-    write(0, 3); // was in the first alone
+    assert_eq!(costs(&client), [(first.clone(), Some(0))], "everything is shared");
+    write(0, 3); // overwrites blocks of the first only
     let second = take();
-    write(2, 4); // one of them is in the second alone, three are in both
+    write(2, 4); // overwrites 1 MiB of the second only, and 3 MiB of both
     let third = take();
-    write(10, 1); // in all three
+    write(10, 1); // overwrites blocks of all three
     let expected = [(first.clone(), Some(3 * MB)), (second.clone(), Some(MB)), (third.clone(), Some(0))];
     assert_eq!(costs(&client), expected);
 
     let free = || {
-        run(Command::new("sync").arg("--file-system").arg(&world.repository));
+        world.volume.sync();
         volume_space(&world.repository)
     };
     let before = free();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
-    // XFS gives blocks back behind the deletion.
+    // XFS frees blocks in the background.
     eventually("3 MiB are freed", || free() >= before + 3 * MB);
     assert!(free() < before + 3 * MB + MB / 4, "{} freed", free() - before);
-    // What was shared by both is the second's alone now.
+    // The blocks shared by both now belong to the second only.
     assert_eq!(costs(&client), [(second.clone(), Some(4 * MB)), (third.clone(), Some(0))]);
-    // A copy that nobody knows of shares it.
-    let file = world.repository.join("CoriolisSnapshots").join(&second).join("a.img");
+    // A copy outside the snapshots shares the blocks.
+    let file = world.snapshot_folder(&second).join("a.img");
     run(Command::new("cp").arg("--reflink=always").arg(&file).arg(world.repository.join("copy")));
     assert_eq!(costs(&client)[0], (second.clone(), Some(0)));
-    // One that is lost makes the others' figures unknown too: what it shares cannot be told.
+    // With a lost snapshot all costs are unknown, since its shared blocks are.
     std::fs::remove_file(&file).unwrap();
     let status = client.get("/status?cost=true").ok();
     for snapshot in status["snapshots"].as_array().unwrap() {
@@ -66,17 +62,17 @@ fn the_cost_of_a_snapshot_is_what_its_deletion_frees() {
 }
 
 #[test]
-fn the_status_is_json_or_text() {
+fn status_is_json_or_text() {
     needs_root!();
     let world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     let status = client.get("/status").ok();
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["creates"], json!({"limit": 2, "running": [], "waiting": []}));
     assert_eq!(status["exports"], json!({"limit": 12, "running": [], "waiting": []}));
-    assert_eq!(status["snapshots"], Value::Null, "maps are read only where costs are asked for");
+    assert_eq!(status["snapshots"], Value::Null, "costs are computed only on request");
     let repository = &status["repositories"][0];
     assert_eq!((&repository["snapshots"], &repository["status"]), (&json!(1), &json!("ok")));
     let total = repository["total_bytes"].as_u64().unwrap();
@@ -93,8 +89,8 @@ fn the_status_is_json_or_text() {
     assert_eq!(text_page.header("content-type"), "text/plain; charset=utf-8");
     let text_page = String::from_utf8(text_page.body).unwrap();
     let cost = format!("{id} ");
-    for told in ["snapshots being made: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
-        assert!(text_page.contains(told), "{text_page} lacks {told:?}");
+    for expected in ["snapshots being made: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
+        assert!(text_page.contains(expected), "{text_page} lacks {expected:?}");
     }
     let of_vm = client.get(&format!("/status?cost=true&vm={VM}")).ok();
     assert_eq!(of_vm["snapshots"].as_array().unwrap().len(), 1);
@@ -102,8 +98,8 @@ fn the_status_is_json_or_text() {
     for wrong in ["?cost=perhaps", "?vm=web-1&cost=true"] {
         assert_eq!(client.get(&format!("/status{wrong}")).error(400), "bad_request");
     }
-    assert_eq!(Client::new(&world.exporter, &world.certificates).get("/status").error(401), "unauthorized");
-    // It answers also when the repository is away.
+    assert_eq!(world.anonymous_client().get("/status").error(401), "unauthorized");
+    // The status works while the repository is unmounted.
     world.volume.unmount();
     let status = client.get("/status").ok();
     assert_eq!(status["repositories"][0]["status"], "error");
@@ -111,7 +107,7 @@ fn the_status_is_json_or_text() {
 }
 
 #[test]
-fn the_log_says_who_did_what_from_where_with_what_outcome() {
+fn audit_lines_name_user_address_action_and_outcome() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.environment.push(("RUST_LOG".to_owned(), "off".to_owned()));
@@ -119,7 +115,7 @@ fn the_log_says_who_did_what_from_where_with_what_outcome() {
     });
     world.define_vm(&[("a.img", MB)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
+    let id = client.take_snapshot_id();
     assert_eq!(client.post(SNAPSHOTS).status, 409);
     let lease = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease"));
     client.send(lease.body(r#"{"ttl": "1h"}"#)).ok();
@@ -127,7 +123,7 @@ fn the_log_says_who_did_what_from_where_with_what_outcome() {
     assert_eq!(client.post("/adopt").status, 200);
     client.delete(&format!("{SNAPSHOTS}/{id}"));
     client.delete(SNAPSHOTS);
-    let stranger = Client::new(&world.exporter, &world.certificates);
+    let stranger = world.anonymous_client();
     assert_eq!(stranger.get("/vms").status, 401);
     let wrong = json!({"username": "not-a-name-but-a-password", "password": "x"}).to_string();
     let login = stranger.request(Method::POST, "/api/v1/auth/login").body(wrong);

@@ -1,8 +1,8 @@
 /*
  * syscall_filter PROGRAM [ARGUMENT...]
  *
- * Runs a program that may make the system calls of allowed.h alone: any other ends it with SIGSYS, as
- * SystemCallFilter= of a systemd unit does. That file has their numbers, with a comma after each.
+ * Runs a program with only the system calls in allowed.h; any other call kills it with SIGSYS, as
+ * SystemCallFilter= of a systemd unit does. allowed.h has the numbers, with a comma after each.
  */
 #include <linux/filter.h>
 #include <linux/seccomp.h>

@@ -1,4 +1,4 @@
-//! TLS, connections that dawdle, and the end of the service's life.
+//! TLS versions and certificates, slow connections, and shutdown.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::TcpStream;
@@ -8,10 +8,10 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
-use crate::harness::{Certificates, Client, VM, World, connect, eventually, text, write_at};
+use crate::harness::{Certificates, VM, World, connect, write_at};
 use crate::needs_root;
 
-/// Runs curl against `/healthz`; whether it was answered.
+/// Requests `/healthz` with curl; returns whether it succeeded.
 fn curl(world: &World, arguments: &[&str]) -> bool {
     curl_output(world, arguments).status.success()
 }
@@ -26,7 +26,7 @@ fn curl_output(world: &World, arguments: &[&str]) -> Output {
         .unwrap()
 }
 
-/// The certificate that is served, in PEM.
+/// The served certificate in PEM.
 fn served_certificate(world: &World) -> String {
     let command =
         format!("openssl s_client -connect 127.0.0.1:{} </dev/null 2>/dev/null | openssl x509", world.exporter.port);
@@ -34,12 +34,8 @@ fn served_certificate(world: &World) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
-fn wait_for_log(world: &World, what: &str) {
-    eventually(&format!("the log says {what:?}"), || world.exporter.log().contains(what));
-}
-
 #[test]
-fn versions_and_certificates() {
+fn tls_versions_and_certificate_reload() {
     needs_root!();
     let world = World::with(512, |settings| {
         settings.certificate = settings.certificate.with_file_name("service.pem");
@@ -47,33 +43,33 @@ fn versions_and_certificates() {
         std::fs::copy(settings.certificate.with_file_name("server.pem"), &settings.certificate).unwrap();
         std::fs::copy(settings.key.with_file_name("server.key"), &settings.key).unwrap();
     });
-    for (arguments, succeeds, told) in [
+    for (arguments, succeeds, expected) in [
         (&["--tlsv1.3"][..], true, "TLSv1.3 / "),
         (&["--tls-max", "1.2"], true, "TLSv1.2 / "),
         (&["--tls-max", "1.1", "--ciphers", "DEFAULT@SECLEVEL=0"], false, "TLSv1.1 (IN), TLS alert"),
     ] {
         let output = curl_output(&world, arguments);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() == succeeds && text.contains(told), "{arguments:?}: {text}");
+        assert!(output.status.success() == succeeds && text.contains(expected), "{arguments:?}: {text}");
     }
 
-    // A renewed certificate is taken on SIGHUP, a broken one is not.
+    // SIGHUP loads a renewed certificate, and keeps the old one if the new one is invalid.
     let first = served_certificate(&world);
     assert!(first.starts_with("-----BEGIN CERTIFICATE"), "{first}");
     world.certificates.issue("service");
     world.exporter.signal(Signal::SIGHUP);
-    wait_for_log(&world, "certificate read anew");
+    world.exporter.wait_for_log("certificate read anew");
     let second = served_certificate(&world);
     assert_ne!(first, second);
     std::fs::write(world.certificates.path("service.pem"), "no certificate").unwrap();
     world.exporter.signal(Signal::SIGHUP);
-    wait_for_log(&world, "the old one stays");
+    world.exporter.wait_for_log("the old one stays");
     assert_eq!(served_certificate(&world), second);
     assert!(curl(&world, &[]));
 }
 
 #[test]
-fn clients_may_be_asked_for_a_certificate() {
+fn client_certificates_are_required_if_configured() {
     needs_root!();
     let world = World::with(512, |settings| {
         let ca = settings.certificate.with_file_name("ca.pem");
@@ -89,14 +85,14 @@ fn clients_may_be_asked_for_a_certificate() {
     }
 }
 
-/// What still comes on a connection until it is cut; nothing where it is not.
-fn rest_until_cut(mut stream: impl Read) -> Option<Vec<u8>> {
+/// Reads until the connection is closed; `None` if it stays open.
+fn read_until_closed(mut stream: impl Read) -> Option<Vec<u8>> {
     let (mut rest, mut buffer) = (Vec::new(), [0; 4096]);
     loop {
         match stream.read(&mut buffer) {
             Ok(0) => return Some(rest),
             Ok(length) => rest.extend_from_slice(&buffer[..length]),
-            // Our own patience has come to an end.
+            // The read timeout of this test.
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => return None,
             Err(_) => return Some(rest),
         }
@@ -104,12 +100,12 @@ fn rest_until_cut(mut stream: impl Read) -> Option<Vec<u8>> {
 }
 
 #[test]
-fn who_dawdles_is_cut_off() {
+fn slow_handshakes_and_requests_are_disconnected() {
     needs_root!();
     let world = World::new(512);
     let open = || {
         let stream = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
-        // Longer than the deadline of a handshake, and shorter than that of a request.
+        // Longer than the timeout of a handshake, and shorter than that of a request.
         stream.set_read_timeout(Some(Duration::from_secs(25))).unwrap();
         stream
     };
@@ -123,48 +119,52 @@ fn who_dawdles_is_cut_off() {
     let mut half_a_body = connect(&world.exporter, &world.certificates);
     half_a_body.write_all(b"POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{").unwrap();
     let unused = connect(&world.exporter, &world.certificates);
-    assert!(curl(&world, &[]), "others are not answered meanwhile");
+    assert!(curl(&world, &[]), "other clients are not served meanwhile");
 
-    let told = rest_until_cut(plain).expect("plain HTTP is not cut off");
-    assert!(told.starts_with(b"HTTP/1.1 400 "), "plain HTTP: {told:?}");
+    let response = read_until_closed(plain).expect("the plain HTTP connection stays open");
+    assert!(response.starts_with(b"HTTP/1.1 400 "), "plain HTTP: {response:?}");
     for (what, stream) in [("a client that says nothing", silent), ("half a hello", half_a_hello)] {
-        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
-        assert!(told.len() < 100, "{what} is told {} bytes", told.len());
+        let response = read_until_closed(stream).unwrap_or_else(|| panic!("{what}: the connection stays open"));
+        assert!(response.len() < 100, "{what}: {} bytes received", response.len());
     }
-    let told = rest_until_cut(half_a_body).expect("half a body is not cut off");
-    assert!(String::from_utf8_lossy(&told).starts_with("HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&told));
+    let response = read_until_closed(half_a_body).expect("half a body: the connection stays open");
+    assert!(String::from_utf8_lossy(&response).starts_with("HTTP/1.1 408 "), "{}", String::from_utf8_lossy(&response));
     for (what, stream) in [("half a head", half_a_head), ("an unused connection", unused)] {
-        let told = rest_until_cut(stream).unwrap_or_else(|| panic!("{what} is not cut off"));
-        assert!(!String::from_utf8_lossy(&told).contains(" 200 "), "{what}: {}", String::from_utf8_lossy(&told));
+        let response = read_until_closed(stream).unwrap_or_else(|| panic!("{what}: the connection stays open"));
+        assert!(
+            !String::from_utf8_lossy(&response).contains(" 200 "),
+            "{what}: {}",
+            String::from_utf8_lossy(&response)
+        );
     }
     assert!(curl(&world, &[]));
     assert!(!world.exporter.log().contains("panic"));
 }
 
 #[test]
-fn a_signal_lets_running_answers_finish() {
+fn signal_lets_running_responses_finish() {
     needs_root!();
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut world = World::new(512);
         let disk = &world.define_vm(&[("a.img", 64 << 20)])[0];
         write_at(disk, 0, &vec![7; 64 << 20]);
         let client = world.client();
-        let id = text(&client.take_snapshot()["id"]);
+        let id = client.take_snapshot_id();
         let path = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img");
         let mut response = client.request(Method::GET, &path).send().unwrap();
         let mut body = vec![0; 4096];
         response.read_exact(&mut body).unwrap();
-        let idle = world.client(); // stays connected behind its log-in
+        let idle = world.client(); // its connection stays open after the log-in
         let unused = connect(&world.exporter, &world.certificates);
         let silent = TcpStream::connect(("127.0.0.1", world.exporter.port)).unwrap();
         world.exporter.signal(signal);
-        wait_for_log(&world, "stopping");
-        let newcomer = Client::new(&world.exporter, &world.certificates);
+        world.exporter.wait_for_log("stopping");
+        let newcomer = world.anonymous_client();
         let refused = newcomer.try_send(newcomer.request(Method::GET, "/healthz")).unwrap_err();
-        assert!(refused.is_connect(), "{signal}: still taking connections: {refused:?}");
+        assert!(refused.is_connect(), "{signal}: new connections are accepted: {refused:?}");
         response.read_to_end(&mut body).unwrap();
-        assert!(body == vec![7; 64 << 20], "{signal}: the download was cut");
-        // Less than the 30 s that running answers have: who asks for nothing holds nothing up.
+        assert!(body == vec![7; 64 << 20], "{signal}: the download is incomplete");
+        // Less than the 30 s for running requests: idle connections do not delay the shutdown.
         let status = world.exporter.wait(Duration::from_secs(20));
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
         assert!(!world.exporter.log().contains("before all was answered"), "{signal}");

@@ -1,5 +1,4 @@
-//! Two services on one repository: they change the snapshots of a VM one after the other, and one that is killed
-//! holds up nobody.
+//! Two services on one repository: they serialize the operations on a VM, and a killed service blocks none.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -8,46 +7,36 @@ use std::thread;
 
 use reqwest::Method;
 
-use crate::harness::{Client, Exporter, Settings, Shelf, VM, World, define_vm, eventually, make_disk, text};
+use crate::harness::{Client, Exporter, HookDir, SNAPSHOTS, VM, World, define_vm, eventually, make_disk, text};
 use crate::needs_root;
 
-const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
-
-/// Two services, each with a database of its own, whose hooks run the same programs.
-fn two_services(shelf: &Shelf, hooks: &str) -> (World, Exporter) {
-    let world = World::with(512, |settings| settings.sections = shelf.section(hooks));
+/// Two services with separate databases and the same hook directory.
+fn two_services(hooks: &HookDir, lines: &str) -> (World, Exporter) {
+    let world = World::with(512, |settings| settings.sections = hooks.section(lines));
     world.define_vm(&[("a.img", 1 << 20)]);
-    let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
-    settings.sections = shelf.section(hooks);
-    let second = Exporter::start(settings);
+    let second = world.second_service(|settings| settings.sections = hooks.section(lines));
     (world, second)
 }
 
-fn client(exporter: &Exporter, world: &World) -> Client {
-    let mut client = Client::new(exporter, &world.certificates);
-    client.log_in();
-    client
-}
-
 #[test]
-fn creations_and_deletions_of_two_services_do_not_interleave() {
+fn operations_of_two_services_do_not_interleave() {
     needs_root!();
-    let shelf = Shelf::new();
-    let (world, second) = two_services(&shelf, "");
-    // Notes when it begins and ends, and takes its time between.
-    shelf.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ $2 = post ] || sleep 0.2");
-    let clients = [client(&world.exporter, &world), client(&second, &world)];
+    let hooks = HookDir::new();
+    let (world, second) = two_services(&hooks, "");
+    // Records the beginning and the end of an operation, and takes some time.
+    hooks.put("note", "echo $1 $2 $EXPORTER_SNAPSHOT >> $OUT/calls; [ $2 = post ] || sleep 0.2");
+    let clients = [world.client(), Client::logged_in(&second, &world.certificates)];
     thread::scope(|scope| {
         for client in &clients {
             scope.spawn(move || {
                 for _ in 0..4 {
-                    let id = text(&client.take_snapshot()["id"]);
+                    let id = client.take_snapshot_id();
                     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
                 }
             });
         }
     });
-    let calls = shelf.read("calls");
+    let calls = hooks.read("calls");
     let calls: Vec<&str> = calls.lines().collect();
     assert_eq!(calls.len(), 2 * 4 * 4, "{calls:#?}");
     for pair in calls.chunks(2) {
@@ -57,17 +46,17 @@ fn creations_and_deletions_of_two_services_do_not_interleave() {
 }
 
 #[test]
-fn whoever_waits_too_long_is_told_who_holds_the_vm() {
+fn vm_busy_error_names_the_lock_holder() {
     needs_root!();
-    let shelf = Shelf::new();
-    let (mut world, second) = two_services(&shelf, "timeout = \"10m\"");
-    let (first, other) = (client(&world.exporter, &world), client(&second, &world));
-    let kept = text(&first.take_snapshot()["id"]);
-    shelf.put("wait", "touch $OUT/waiting; while [ ! -e $OUT/go-on ]; do sleep 0.1; done");
+    let hooks = HookDir::new();
+    let (mut world, second) = two_services(&hooks, "timeout = \"10m\"");
+    let (first, other) = (world.client(), Client::logged_in(&second, &world.certificates));
+    let kept = first.take_snapshot_id();
+    hooks.put("wait", "touch $OUT/waiting; while [ ! -e $OUT/go-on ]; do sleep 0.1; done");
     thread::scope(|scope| {
-        let asked = scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
-        shelf.wait_for("waiting");
-        // Another VM is held by nobody.
+        let request = scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
+        hooks.wait_for("waiting");
+        // Another VM is not locked.
         let free = "0004fb0000060000000000000000000a";
         define_vm(&world.repository, free, &[make_disk(&world.repository, "free.img", 1 << 20)]);
         let refused = other.post(SNAPSHOTS);
@@ -75,31 +64,31 @@ fn whoever_waits_too_long_is_told_who_holds_the_vm() {
         assert!(!refused.header("retry-after").is_empty());
         let holder = text(&refused.json()["details"]);
         assert!(holder.contains(&format!("pid {}", world.exporter.pid())), "{holder}");
-        fs::write(shelf.at("go-on"), "").unwrap();
+        fs::write(hooks.at("go-on"), "").unwrap();
         other.post(&format!("/vms/{free}/snapshots")).ok();
-        asked.join().unwrap().unwrap();
+        request.join().unwrap().unwrap();
     });
     other.take_snapshot();
-    // A holder that is killed frees it at once.
-    fs::remove_file(shelf.at("go-on")).unwrap();
-    fs::remove_file(shelf.at("waiting")).unwrap();
+    // A killed service releases the lock at once.
+    fs::remove_file(hooks.at("go-on")).unwrap();
+    fs::remove_file(hooks.at("waiting")).unwrap();
     thread::scope(|scope| {
         scope.spawn(|| first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))));
-        shelf.wait_for("waiting");
-        fs::write(shelf.at("go-on"), "").unwrap();
+        hooks.wait_for("waiting");
+        fs::write(hooks.at("go-on"), "").unwrap();
         world.exporter.kill();
     });
     other.take_snapshot();
     world.exporter.restart();
-    let first = client(&world.exporter, &world);
-    eventually("what was killed is removed", || {
+    let first = world.client();
+    eventually("the files of the killed creation are removed", || {
         let list = first.get(SNAPSHOTS).ok();
         world.snapshot_files().iter().filter(|path| path.ends_with(".making")).count() == 0
             && list.as_array().unwrap().iter().any(|snapshot| snapshot["id"] == *kept)
     });
 }
 
-/// Holds a VM's lock as another host would.
+/// A process that holds a VM's lock, as another host would.
 struct Holder(Child);
 
 impl Holder {
@@ -124,41 +113,40 @@ impl Drop for Holder {
 }
 
 #[test]
-fn nothing_is_removed_while_another_service_holds_the_vm() {
+fn nothing_is_removed_while_another_service_holds_the_vm_lock() {
     needs_root!();
-    let shelf = Shelf::new();
-    let mut world = World::with(512, |settings| settings.sections = shelf.section(""));
+    let hooks = HookDir::new();
+    let mut world = World::with(512, |settings| settings.sections = hooks.section(""));
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();
-    let id = text(&client.take_snapshot()["id"]);
-    shelf.put("die", "[ $2 = pre ] || kill -9 $PPID");
+    let id = client.take_snapshot_id();
+    hooks.put("die", "[ $2 = pre ] || kill -9 $PPID");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
-    fs::remove_file(shelf.at("../hooks/die")).ok();
     world.exporter.settings().sections = String::new();
     let files = world.snapshot_files();
     let holder = Holder::of(&world, VM);
     world.exporter.restart();
     let client = world.client();
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).error(503), "vm_busy");
-    assert_eq!(world.snapshot_files(), files, "also what a crash left unfinished");
+    assert_eq!(world.snapshot_files(), files, "files were removed without the lock");
     drop(holder);
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
     world.exporter.restart();
-    eventually("all is removed", || world.snapshot_files().is_empty());
+    eventually("all files are removed", || world.snapshot_files().is_empty());
 }
 
 #[test]
-fn a_thaw_that_is_owed_waits_for_another_services_snapshot() {
+fn pending_thaw_waits_for_the_snapshot_of_another_service() {
     needs_root!();
-    let shelf = Shelf::new();
-    let (mut world, second) = two_services(&shelf, "timeout = \"10m\"");
-    let (first, other) = (client(&world.exporter, &world), client(&second, &world));
-    // The first service dies after it froze; the second one is busy with the VM when the first starts again.
+    let hooks = HookDir::new();
+    let (mut world, second) = two_services(&hooks, "timeout = \"10m\"");
+    let (first, other) = (world.client(), Client::logged_in(&second, &world.certificates));
+    // The first service dies after the freeze. The second service snapshots the VM while the first restarts.
     let log = "echo $EXPORTER_SNAPSHOT $2 >> $OUT/calls";
-    shelf.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill -9 $PPID"));
+    hooks.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill -9 $PPID"));
     assert!(first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
-    fs::write(shelf.at("second"), "").unwrap();
-    shelf.put(
+    fs::write(hooks.at("second"), "").unwrap();
+    hooks.put(
         "freeze",
         &format!("{log}; [ $2 = post ] || {{ touch $OUT/frozen; while [ ! -e $OUT/go-on ]; do sleep 0.1; done; }}"),
     );
@@ -166,16 +154,22 @@ fn a_thaw_that_is_owed_waits_for_another_services_snapshot() {
     let log_of_first = || fs::read_to_string(&log_path).unwrap();
     thread::scope(|scope| {
         let made = scope.spawn(|| other.take_snapshot());
-        shelf.wait_for("frozen");
+        hooks.wait_for("frozen");
         let starting = scope.spawn(|| world.exporter.restart());
-        eventually("the first service knows what it owes", || log_of_first().contains("stopped before its post hooks"));
-        fs::write(shelf.at("go-on"), "").unwrap();
+        eventually("the first service finds its pending post hook", || {
+            log_of_first().contains("stopped before its post hooks")
+        });
+        fs::write(hooks.at("go-on"), "").unwrap();
         made.join().unwrap();
         starting.join().unwrap();
     });
-    let calls = shelf.read("calls");
+    let calls = hooks.read("calls");
     let calls: Vec<(&str, &str)> = calls.lines().map(|line| line.split_once(' ').unwrap()).collect();
-    let [died, seconds_pre, seconds_post, owed] = calls[..] else { panic!("{calls:?}") };
-    assert_eq!((died.1, seconds_pre.1, seconds_post.1, owed.1), ("pre", "pre", "post", "post"));
-    assert_eq!((seconds_pre.0, died.0), (seconds_post.0, owed.0), "the thaw fell into the other's window: {calls:?}");
+    let [first_pre, second_pre, second_post, first_post] = calls[..] else { panic!("{calls:?}") };
+    assert_eq!((first_pre.1, second_pre.1, second_post.1, first_post.1), ("pre", "pre", "post", "post"));
+    assert_eq!(
+        (second_pre.0, first_pre.0),
+        (second_post.0, first_post.0),
+        "the thaw ran during the other snapshot: {calls:?}"
+    );
 }

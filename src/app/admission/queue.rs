@@ -117,7 +117,7 @@ impl<T: Queued> AdmissionQueue<T> {
     }
 
     /// Gives the places of all whose work is `stuck` to others; they go on without.
-    pub(crate) fn free(&self, mut stuck: impl FnMut(&T) -> bool) {
+    pub(crate) fn release_slots(&self, mut stuck: impl FnMut(&T) -> bool) {
         let mut standing = self.0.standing();
         for entry in standing.entries.values_mut().filter(|entry| entry.has_place) {
             entry.has_place = !stuck(&entry.what);
@@ -196,7 +196,7 @@ impl<T: Queued> QueuedRequest<T> {
     ///
     /// # Errors
     /// Where it had to leave the line for another.
-    pub(crate) async fn place(self) -> Result<Permit<T>, QueueFull> {
+    pub(crate) async fn admitted(self) -> Result<Permit<T>, QueueFull> {
         let (wake, woken) = oneshot::channel();
         {
             let mut standing = self.line.standing();

@@ -1,264 +1,204 @@
-//! What changed on a disk, as a stream: found, refined, counted, joined, cut to what was asked for.
+//! What changed on one disk, found while it is asked for.
 
 use std::num::NonZero;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
-use crate::api::{Array, ChunkStream, DiskMap, DiskState, Mode, StreamAborted, Totals, WireChunk};
+use super::refined_cache::{Key, RefinedCache, Refinement};
 use crate::app::Error;
-use crate::app::compare::refined_cache::{Key, RefinedCache, Refinement};
-use crate::app::retention::uses::InUse;
-use crate::app::snapshots::document::MapOptions;
-use crate::model::chunk::{joined, same_kind};
+use crate::app::cancellation::Cancellation;
+use crate::model::chunk::{Joined, joined};
 use crate::model::{ByteRange, Chunk, ChunkKind};
-use crate::repository::changes::IsWanted;
 use crate::repository::refine::{self, BaseContents, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 
-/// Ends the streams of one answer: because nobody waits for it any more, or because one broke. Holds the
-/// snapshots that they read until the answer is complete or given up.
-#[derive(Clone, Debug, Default)]
-pub struct Cancellation {
-    /// Cancelled where the client is gone.
-    pub cancel: CancellationToken,
-    broken: Arc<Mutex<Option<Error>>>,
-    held: Arc<Mutex<Vec<InUse>>>,
+/// What the chunks are to be applied to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Anything: they list the whole disk.
+    Full,
+    /// The disk of the base.
+    Incremental,
 }
 
-impl Cancellation {
-    /// Holds a snapshot until the answer's end.
-    pub(crate) fn hold(&self, held: InUse) {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).push(held);
-    }
-
-    /// Why a stream broke.
-    pub fn cause(&self) -> Option<Error> {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// The same; there is one wherever a stream broke.
-    pub(crate) fn cause_or_internal(&self) -> Error {
-        self.cause().unwrap_or_else(|| Error::Internal("a stream broke, and nobody knows why".to_owned()))
-    }
-
-    /// Tells whether anybody still waits.
-    pub(crate) fn is_wanted(&self) -> IsWanted {
-        let cancel = self.cancel.clone();
-        Arc::new(move || !cancel.is_cancelled())
-    }
-
-    pub(crate) fn broke(&self, error: Error) -> StreamAborted {
-        self.broken.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-        StreamAborted
-    }
+/// Totals of a whole disk, in bytes, whatever of it is listed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Ranges to fetch.
+    pub data: u64,
+    /// Ranges to fill with zeros.
+    pub zero: u64,
+    /// Data ranges before contents were compared.
+    pub candidate: u64,
+    /// Ranges that are listed only because the file system's map of them cannot be trusted.
+    pub unverified: u64,
 }
 
-/// The changes of one disk, before they are put as a client asked.
-pub(crate) struct DiskComparison {
-    /// What may have changed.
+/// The two sides of a comparison, and how it is made.
+pub(super) struct Sides {
     pub changes: Changes,
-    /// What the changes are from.
-    pub held: BaseContents,
-    /// What the changes are to.
+    pub base: BaseContents,
     pub target: Arc<DiskFile>,
     pub mode: Mode,
-    /// Why it is not an incremental one.
+    /// Why it is not incremental, although a base was named.
     pub reason: Option<&'static str>,
     /// Block size to compare contents by.
     pub refine: Option<NonZero<u64>>,
-    /// Where what that finds is kept.
+    /// Where the result of comparing contents is kept.
     pub cache: Option<(RefinedCache, Key)>,
-    /// From where on.
+    /// The offset that it starts from.
     pub from: u64,
-    /// What a caller is told where the files cannot be compared.
+    /// What the caller hears if the comparison fails.
     pub error: Box<dyn Fn(CompareError) -> Error + Send>,
 }
 
-impl DiskComparison {
-    /// The map as `view` wants it, to be written out while it is found.
-    ///
-    /// With a `state` it never breaks: the rest of the disk is data then, and `state` says why.
-    pub(crate) fn into_map(
-        self,
-        view: MapOptions,
-        stop: &Cancellation,
-        state: Option<&DiskState>,
-    ) -> Result<DiskMap, Error> {
-        let (mode, reason, refine, size) = (self.mode, self.reason, self.refine, self.target.size());
-        let totals = Arc::new(Totals::default());
-        let mut stream = self.stream(Arc::clone(&totals), stop.clone())?;
-        if let Some(state) = state.cloned() {
-            let stop = stop.clone();
-            stream =
-                or_the_rest(stream, size, move || state.fail(stop.cause().map(|e| e.to_string()).unwrap_or_default()));
-        }
-        let checksums = ChunkTotals { totals: Arc::clone(&totals), rest_is_zero: (mode == Mode::Full).then_some(size) };
-        let stream = checksums.of(stream);
-        let chunks = if view.summary {
-            for chunk in stream {
-                chunk.map_err(|StreamAborted| stop.cause_or_internal())?;
-            }
-            None
-        } else {
-            Some(Array::new(as_asked(stream, view).map(WireChunk)))
-        };
-        Ok(DiskMap { mode, reason, refine: refine.map(NonZero::get), chunks, totals })
-    }
-
-    /// What tells, when it is called, whether the files still are what they were.
-    pub(crate) fn verification(&self) -> impl FnOnce() -> Result<(), CompareError> + Send + 'static + use<> {
-        let (held, target) = (self.held.clone(), Arc::clone(&self.target));
-        move || refine::verify(&held, &target)
-    }
-
-    /// The chunks, joined where they are one run on the device.
-    pub(crate) fn stream(self, totals: Arc<Totals>, stop: Cancellation) -> Result<ChunkStream, Error> {
-        let Self { changes, held, target, refine, cache, from, error, .. } = self;
-        let chunks: Box<dyn Iterator<Item = Result<Chunk, CompareError>> + Send> = match (refine, cache) {
-            (None, _) => Box::new(joined(Candidates { changes, totals }, Chunk::continues_in)),
-            (Some(block), cache) => {
-                if let Some(known) = cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
-                    Box::new(again(&known, from, &totals, held, target))
-                } else {
-                    let checksums = Arc::clone(&totals);
-                    let candidates = Candidates { changes, totals };
-                    let refined = Refined::new(candidates, held, target, block, stop.is_wanted());
-                    let incomplete = refined.incomplete();
-                    let refined = joined(refined, Chunk::continues_in);
-                    match cache.filter(|_| from == 0) {
-                        Some((cache, key)) => Box::new(remembering(refined, checksums, incomplete, cache, key)),
-                        None => Box::new(refined),
-                    }
-                }
-            }
-        };
-        Ok(Box::new(chunks.map(move |chunk| {
-            if stop.cancel.is_cancelled() {
-                return Err(stop.broke(error(CompareError::Cancelled)));
-            }
-            chunk.map_err(|cause| stop.broke(error(cause)))
-        })))
-    }
+/// Where the chunks come from.
+enum Found {
+    /// The maps alone.
+    Maps(Joined<Changes, CompareError>),
+    /// The maps, and the contents of what they list.
+    Contents(Joined<Refined<Changes>, CompareError>),
+    /// An earlier comparison of the same files.
+    Cached { chunks: std::vec::IntoIter<Chunk>, candidate_bytes: u64, is_verified: bool },
 }
 
-/// What a comparison found, once more, from an offset on; and at the end that the files still are what
-/// they were.
-fn again(
-    known: &Refinement,
-    from: u64,
-    totals: &Totals,
-    held: BaseContents,
+/// The changes of one disk, in order, joined where they are one run on the device.
+pub(super) struct DiskComparison {
+    pub mode: Mode,
+    pub reason: Option<&'static str>,
+    pub refine: Option<NonZero<u64>>,
+    pub size: u64,
+    found: Found,
+    base: BaseContents,
     target: Arc<DiskFile>,
-) -> impl Iterator<Item = Result<Chunk, CompareError>> + use<> {
-    add(&totals.candidate, known.candidate_bytes);
-    let rest = ByteRange::new(from, u64::MAX);
-    let chunks: Vec<_> = known.chunks.iter().filter_map(|chunk| chunk.within(rest?)).map(Ok).collect();
-    chunks.into_iter().chain(
-        std::iter::once_with(move || refine::verify(&held, &target)).filter_map(|verified| verified.err().map(Err)),
-    )
+    totals: Totals,
+    /// What is kept for the next client, if all of it is found.
+    keep: Option<(RefinedCache, Key, Vec<Chunk>)>,
+    error: Box<dyn Fn(CompareError) -> Error + Send>,
+    cancellation: Cancellation,
 }
 
-/// Passes `chunks` on, and keeps them when all have been found.
-fn remembering(
-    chunks: impl Iterator<Item = Result<Chunk, CompareError>>,
-    totals: Arc<Totals>,
-    incomplete: Arc<AtomicBool>,
-    cache: RefinedCache,
-    key: Key,
-) -> impl Iterator<Item = Result<Chunk, CompareError>> {
-    let (mut chunks, mut kept, mut key) = (chunks, Vec::new(), Some(key));
-    std::iter::from_fn(move || {
-        let next = chunks.next();
-        match &next {
-            Some(Ok(chunk)) if key.is_some() && RefinedCache::has_room_for(kept.len() + 1) => kept.push(*chunk),
-            Some(_) => {
-                key = None;
-                kept = Vec::new();
-            }
-            None => {
-                let candidate_bytes = totals.candidate.load(Ordering::Relaxed);
-                let found = Refinement { chunks: std::mem::take(&mut kept), candidate_bytes };
-                // What could not be trusted today may be another day.
-                let is_sure = totals.unverified.load(Ordering::Relaxed) == 0 && !incomplete.load(Ordering::Relaxed);
-                if let Some(key) = key.take().filter(|_| is_sure) {
-                    cache.put(key, found);
+impl DiskComparison {
+    pub fn new(sides: Sides, cancellation: Cancellation) -> Self {
+        let Sides { changes, base, target, mode, reason, refine, cache, from, error } = sides;
+        let mut keep = None;
+        let found = match (refine, cache) {
+            (None, _) => Found::Maps(joined(changes, Chunk::continues_in)),
+            (Some(block), cache) => match cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
+                Some(known) => Found::cached(&known, from),
+                None => {
+                    keep = cache.filter(|_| from == 0).map(|(cache, key)| (cache, key, Vec::new()));
+                    let (base, target) = (base.clone(), Arc::clone(&target));
+                    let refined = Refined::new(changes, base, target, block, cancellation.is_wanted());
+                    Found::Contents(joined(refined, Chunk::continues_in))
                 }
-            }
+            },
+        };
+        let (size, totals) = (target.size(), Totals::default());
+        Self { mode, reason, refine, size, found, base, target, totals, keep, error, cancellation }
+    }
+
+    /// The totals; complete after the last chunk.
+    pub fn totals(&self) -> Totals {
+        let zero = match self.mode {
+            // What is not data is zeros, whether or not it is listed.
+            Mode::Full => self.size.saturating_sub(self.totals.data),
+            Mode::Incremental => self.totals.zero,
+        };
+        Totals { zero, candidate: self.found.candidate_bytes(), unverified: self.found.unverified(), ..self.totals }
+    }
+
+    /// Checks that the files still are what they were: for an answer that stops before the last chunk.
+    pub fn verify(&self) -> Result<(), Error> {
+        refine::verify(&self.base, &self.target).map_err(|error| Error::Internal(error.to_string()))
+    }
+
+    /// Keeps a chunk for the next client, as long as there is room.
+    fn keep(&mut self, chunk: Chunk) {
+        match &mut self.keep {
+            Some((_, _, chunks)) if RefinedCache::has_room_for(chunks.len() + 1) => chunks.push(chunk),
+            keep => *keep = None,
         }
-        next
-    })
+    }
+
+    /// All chunks are found.
+    fn finish(&mut self) {
+        // What cannot be trusted now may be trusted another day.
+        let is_sure = self.found.unverified() == 0 && !self.found.is_incomplete();
+        if let Some((cache, key, chunks)) = self.keep.take().filter(|_| is_sure) {
+            cache.put(key, Refinement { chunks, candidate_bytes: self.found.candidate_bytes() });
+        }
+    }
 }
 
-/// Candidates, counted.
-struct Candidates {
-    changes: Changes,
-    totals: Arc<Totals>,
-}
-
-impl Iterator for Candidates {
-    type Item = Result<Chunk, CompareError>;
+impl Iterator for DiskComparison {
+    type Item = Result<Chunk, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.changes.next();
-        if let Some(Ok(chunk)) = &next
-            && chunk.kind == ChunkKind::Data
-        {
-            add(&self.totals.candidate, chunk.range.len());
+        let next = self.found.next(&self.base, &self.target);
+        if next.is_some() && self.cancellation.is_cancelled() {
+            return Some(Err((self.error)(CompareError::Cancelled)));
         }
-        self.totals.unverified.store(self.changes.unverified(), Ordering::Relaxed);
-        next
-    }
-}
-
-/// Counts chunks as they pass.
-struct ChunkTotals {
-    totals: Arc<Totals>,
-    /// Where what is not data is zeros, whether or not it is listed: the size.
-    rest_is_zero: Option<u64>,
-}
-
-impl ChunkTotals {
-    fn of(self, chunks: ChunkStream) -> ChunkStream {
-        let Self { totals, rest_is_zero } = self;
-        totals.zero.store(rest_is_zero.unwrap_or_default(), Ordering::Relaxed);
-        Box::new(chunks.inspect(move |chunk| match chunk {
-            Ok(Chunk { range, kind: ChunkKind::Data, .. }) => {
-                add(&totals.data, range.len());
-                if rest_is_zero.is_some() {
-                    totals.zero.fetch_sub(range.len(), Ordering::Relaxed);
-                }
+        match next {
+            None => {
+                self.finish();
+                None
             }
-            Ok(Chunk { range, kind: ChunkKind::Zero, .. }) if rest_is_zero.is_none() => add(&totals.zero, range.len()),
-            _ => {}
-        }))
+            Some(Ok(chunk)) => {
+                match chunk.kind {
+                    ChunkKind::Data => self.totals.data += chunk.range.len(),
+                    ChunkKind::Zero => self.totals.zero += chunk.range.len(),
+                }
+                self.keep(chunk);
+                Some(Ok(chunk))
+            }
+            Some(Err(cause)) => {
+                self.keep = None;
+                Some(Err((self.error)(cause)))
+            }
+        }
     }
 }
 
-fn add(sum: &AtomicU64, bytes: u64) {
-    sum.fetch_add(bytes, Ordering::Relaxed);
-}
+impl Found {
+    /// What an earlier comparison found, from the offset `from` on.
+    fn cached(known: &Refinement, from: u64) -> Self {
+        let rest = ByteRange::new(from, u64::MAX);
+        let chunks: Vec<_> = known.chunks.iter().filter_map(|chunk| chunk.within(rest?)).collect();
+        Self::Cached { chunks: chunks.into_iter(), candidate_bytes: known.candidate_bytes, is_verified: false }
+    }
 
-/// Leaves out what `view` does not want, and joins what it wants joined.
-pub(crate) fn as_asked(chunks: ChunkStream, view: MapOptions) -> ChunkStream {
-    let zeros = view.zeros.unwrap_or(view.compare_to.is_some());
-    let chunks = chunks.filter(move |chunk| zeros || !matches!(chunk, Ok(Chunk { kind: ChunkKind::Zero, .. })));
-    if view.squash { Box::new(joined(chunks, same_kind)) } else { Box::new(chunks) }
-}
+    fn next(&mut self, base: &BaseContents, target: &Arc<DiskFile>) -> Option<Result<Chunk, CompareError>> {
+        match self {
+            Self::Maps(chunks) => chunks.next(),
+            Self::Contents(chunks) => chunks.next(),
+            Self::Cached { chunks, is_verified, .. } => match chunks.next() {
+                Some(chunk) => Some(Ok(chunk)),
+                None if *is_verified => None,
+                None => {
+                    *is_verified = true;
+                    refine::verify(base, target).err().map(Err)
+                }
+            },
+        }
+    }
 
-/// `chunks`, and where they break, all the rest of a disk of `size` bytes as data; `failed` is told.
-fn or_the_rest(chunks: ChunkStream, size: u64, failed: impl FnOnce() + Send + 'static) -> ChunkStream {
-    let (mut at, mut failed) = (0, Some(failed));
-    Box::new(chunks.map_while(move |chunk| match chunk {
-        Ok(chunk) => {
-            at = chunk.range.end();
-            Some(Ok(chunk))
+    fn candidate_bytes(&self) -> u64 {
+        match self {
+            Self::Maps(_) => 0,
+            Self::Contents(chunks) => chunks.inner().candidate_bytes(),
+            Self::Cached { candidate_bytes, .. } => *candidate_bytes,
         }
-        Err(StreamAborted) => {
-            failed.take()?();
-            let rest = ByteRange::new(at, size)?;
-            Some(Ok(Chunk { range: rest, kind: ChunkKind::Data, address: None }))
+    }
+
+    fn unverified(&self) -> u64 {
+        match self {
+            Self::Maps(chunks) => chunks.inner().unverified(),
+            Self::Contents(chunks) => chunks.inner().candidates().unverified(),
+            Self::Cached { .. } => 0,
         }
-    }))
+    }
+
+    fn is_incomplete(&self) -> bool {
+        matches!(self, Self::Contents(chunks) if chunks.inner().is_incomplete())
+    }
 }

@@ -1,5 +1,12 @@
 //! What changed between two snapshots.
 
-pub mod chunks;
-pub mod comparison;
-pub mod refined_cache;
+mod comparison;
+mod disk_map;
+mod options;
+mod refined_cache;
+mod service;
+
+pub use comparison::{Mode, Totals};
+pub use disk_map::DiskMap;
+pub use options::{ChunkQuery, DiskRef, MapOptions};
+pub use service::{ChunkPage, Comparisons, DiskChunks};

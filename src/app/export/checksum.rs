@@ -1,4 +1,4 @@
-//! The journey to checksums: of a disk, of a part of it, of its blocks.
+//! Checksums: of a disk, of a part of it, of its blocks.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -7,40 +7,56 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::api::{self, Array, StreamAborted};
-use crate::app::compare::chunks::DiskRef;
-use crate::app::compare::comparison::Cancellation;
-use crate::app::files::open_disk::{OpenDisk, lost};
-use crate::app::retention::uses::InUse;
-use crate::app::{App, Error};
+use crate::app::Error;
+use crate::app::cancellation::Cancellation;
+use crate::app::compare::DiskRef;
+use crate::app::files::{FileOpener, OpenDisk, lost};
+use crate::app::retention::InUse;
+use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::model::SnapshotDisk;
 use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Digest};
+use crate::store::Store;
 
 /// Which checksum is wanted.
 #[derive(Clone, Copy, Debug)]
 pub struct ChecksumRequest {
-    /// How it is made.
     pub algorithm: Algorithm,
-    /// Where it starts, bytes.
+    /// The offset to start from, bytes.
     pub start: u64,
-    /// Bytes from there; nothing: to the end.
+    /// Bytes from there; without it, to the end.
     pub length: Option<u64>,
-    /// Bytes of a block, where it is to be the checksum of the blocks' checksums.
+    /// Bytes of a block, if the checksum of the blocks' checksums is wanted.
     pub block: Option<NonZero<u64>>,
     /// Whether the blocks' checksums are wanted too.
     pub list: bool,
 }
 
-/// Checksums of whole disks that are remembered, at most.
-const REMEMBERED: usize = 1024;
+/// A checksum of a range of a disk.
+pub struct DiskChecksum {
+    pub algorithm: Algorithm,
+    pub block_size: Option<u64>,
+    pub range: Range<u64>,
+    pub digests: Digests,
+}
+
+/// What is known of it.
+pub enum Digests {
+    /// The checksum.
+    One(Digest),
+    /// The checksums of blocks, made as they are taken.
+    Blocks(Box<DiskBlockChecksums>),
+}
+
+/// Checksums of whole disks that are kept, at most.
+const CACHE_SIZE: usize = 1024;
 
 /// The file, which an [`OpenDisk::version`] tells from any other, and the algorithm.
 type Key = (String, Algorithm);
 
 /// Checksums of whole disks: made once, whoever asks.
 #[derive(Default)]
-pub(crate) struct ChecksumCache {
+struct ChecksumCache {
     /// Those asked for last are last.
     known: Mutex<VecDeque<(Key, Arc<OnceCell<Digest>>)>>,
 }
@@ -52,153 +68,148 @@ impl ChecksumCache {
         let entry = index.and_then(|index| known.remove(index)).unwrap_or_else(|| (key, Arc::default()));
         let cell = Arc::clone(&entry.1);
         known.push_back(entry);
-        if known.len() > REMEMBERED {
+        if known.len() > CACHE_SIZE {
             known.pop_front();
         }
         cell
     }
 }
 
-impl App {
-    /// The checksum that is `wanted` of a disk. Where the blocks are listed it is made while it is
-    /// written out; `stop` ends it.
+/// Makes checksums of disks.
+pub struct Checksums {
+    files: Arc<FileOpener>,
+    store: Store,
+    cache: ChecksumCache,
+    tasks: Tasks,
+}
+
+impl Service for Checksums {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Checksums {
+    pub(crate) fn new(files: Arc<FileOpener>, store: Store, tasks: Tasks) -> Self {
+        Self { files, store, cache: ChecksumCache::default(), tasks }
+    }
+
+    /// The checksum that is asked for.
     ///
     /// # Errors
-    /// Those of [`App::open_disk`]; [`Error::BadRequest`] for a range that the disk does not have.
+    /// Those of [`FileOpener::open_disk`]; [`Error::BadRequest`] for a range that the disk does not have.
     pub async fn checksum(
         self: &Arc<Self>,
         session: &Session,
         (vm, snapshot, name): DiskRef,
-        wanted: ChecksumRequest,
-        stop: Cancellation,
-    ) -> Result<api::Checksum, Error> {
-        let disk = self.open_disk(session, vm, snapshot, name).await?;
-        let ChecksumRequest { algorithm, start, length, block, list } = wanted;
+        request: ChecksumRequest,
+        cancellation: Cancellation,
+    ) -> Result<DiskChecksum, Error> {
+        let disk = self.files.open_disk(session, vm, snapshot, name).await?;
+        let ChecksumRequest { algorithm, start, length, block, list } = request;
         let size = disk.file.size();
         let end = length.map_or(Some(size), |length| start.checked_add(length));
         let range = end.filter(|end| start <= *end && *end <= size).map(|end| start..end).ok_or_else(|| {
             let length = length.map_or_else(String::new, |length| format!(" and length={length}"));
             Error::BadRequest(format!("start={start}{length} is past the end of the disk, which is at {size}"))
         })?;
-        let (digest, blocks) = match block {
-            None if range == (0..size) => (self.sum_of_disk(&disk, algorithm, &stop).await?.into(), None),
-            None => (self.sum(&disk, range.clone(), algorithm, &stop).await?.into(), None),
+        let digests = match block {
+            None if range == (0..size) => Digests::One(self.of_disk(&disk, algorithm, &cancellation).await?),
+            None => Digests::One(self.of_range(&disk, range.clone(), algorithm, &cancellation).await?),
             Some(block) => {
-                let is_wanted = stop.is_wanted();
-                let checksums = BlockChecksums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
-                let (checksum, held) = (api::Deferred::default(), disk.held);
-                let mut blocks =
-                    Blocks { checksums: Some(checksums), checksum: checksum.clone(), disk: disk.disk, stop, held };
+                let is_wanted = cancellation.is_wanted();
+                let sums = BlockChecksums::new(Arc::clone(&disk.file), range.clone(), algorithm, block, is_wanted);
+                let mut blocks = Box::new(DiskBlockChecksums { sums, disk: disk.disk, _in_use: disk.in_use });
                 if list {
-                    (checksum, Some(Array::new(blocks)))
+                    Digests::Blocks(blocks)
                 } else {
-                    self.blocking(move |_| blocks.run()).await?;
-                    (checksum, None)
+                    let digest = self.blocking(move |_| {
+                        while blocks.next()?.is_some() {}
+                        blocks.finish()
+                    });
+                    Digests::One(digest.await?)
                 }
             }
         };
-        Ok(api::Checksum {
-            algorithm: algorithm.name(),
-            block_size: block.map(NonZero::get),
-            start,
-            length: range.end - range.start,
-            blocks,
-            checksum: digest,
-        })
+        Ok(DiskChecksum { algorithm, block_size: block.map(NonZero::get), range, digests })
     }
 
-    /// The checksum of all of an open disk. It is remembered, and one makes it for all who ask
-    /// meanwhile.
+    /// The checksum of a whole disk. It is cached, and made once for all clients that ask meanwhile.
     ///
     /// # Errors
     /// [`Error::SnapshotLost`], [`Error::Io`].
-    pub async fn sum_of_disk(
+    pub async fn of_disk(
         self: &Arc<Self>,
         disk: &OpenDisk,
         algorithm: Algorithm,
-        stop: &Cancellation,
+        cancellation: &Cancellation,
     ) -> Result<Digest, Error> {
-        let known = self.checksums.of((disk.version.clone(), algorithm));
+        let known = self.cache.of((disk.version.clone(), algorithm));
         let make = || async {
-            let digest = self.sum(disk, 0..disk.file.size(), algorithm, stop).await?;
-            self.note_sum(disk, algorithm, digest).await;
+            let digest = self.of_range(disk, 0..disk.file.size(), algorithm, cancellation).await?;
+            self.record(disk, algorithm, digest).await;
             Ok(digest)
         };
         known.get_or_try_init(make).await.copied()
     }
 
-    /// Writes a checksum of all of a disk down: should its file be touched, its content can be proven by that.
-    async fn note_sum(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
+    /// Records the checksum of a whole disk: if its file is touched later, the checksum can prove its content.
+    async fn record(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
-        let noted = self
-            .blocking(move |app| Ok(app.store.proofs().record_checksum(id, &name, algorithm.name(), &digest.0)?))
-            .await;
-        if let Err(error) = noted {
-            tracing::warn!(snapshot = %id, %error, "its checksum cannot be written down");
+        let recorded = self.blocking(move |checksums| {
+            Ok(checksums.store.proofs().record_checksum(id, &name, algorithm.name(), &digest.0)?)
+        });
+        if let Err(error) = recorded.await {
+            tracing::warn!(snapshot = %id, %error, "cannot record a checksum");
         }
     }
 
-    /// The checksum of a part of an open disk.
+    /// The checksum of a range of a disk.
     ///
     /// # Errors
-    /// As [`App::sum_of_disk`].
-    pub async fn sum(
+    /// As [`Checksums::of_disk`].
+    pub async fn of_range(
         self: &Arc<Self>,
         disk: &OpenDisk,
         range: Range<u64>,
         algorithm: Algorithm,
-        stop: &Cancellation,
+        cancellation: &Cancellation,
     ) -> Result<Digest, Error> {
-        let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), stop.is_wanted());
-        self.blocking(move |_| {
-            checksum::of_range(file, range, algorithm, &is_wanted).map_err(|error| sum_error(&of, error))
-        })
-        .await
+        let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), cancellation.is_wanted());
+        let sum = move |_: &Self| checksum::of_range(file, range, algorithm, &is_wanted);
+        self.blocking(move |checksums| sum(checksums).map_err(|error| sum_error(&of, error))).await
     }
 }
 
-/// The checksums of blocks as they are written out, and then the one of them all.
-struct Blocks {
-    checksums: Option<BlockChecksums>,
-    checksum: api::Deferred,
+/// The checksums of blocks, made as they are taken.
+pub struct DiskBlockChecksums {
+    sums: BlockChecksums,
     disk: SnapshotDisk,
-    stop: Cancellation,
-    #[expect(dead_code, reason = "holds the snapshot until the last block")]
-    held: Arc<InUse>,
+    /// Keeps the snapshot from being swept.
+    _in_use: Arc<InUse>,
 }
 
-impl Blocks {
-    fn run(&mut self) -> Result<(), Error> {
-        self.by_ref().try_for_each(|block| block.0.map(drop)).map_err(|StreamAborted| self.stop.cause_or_internal())
+impl DiskBlockChecksums {
+    /// The checksum of the next block; nothing after the last. This blocks.
+    ///
+    /// # Errors
+    /// [`Error::SnapshotLost`], [`Error::Io`], [`Error::Cancelled`].
+    pub fn next(&mut self) -> Result<Option<Digest>, Error> {
+        self.sums.next_block().map_err(|error| sum_error(&self.disk, error))
     }
 
-    fn advance(&mut self) -> Result<Option<String>, ChecksumError> {
-        let Some(checksums) = &mut self.checksums else { return Ok(None) };
-        if let Some(digest) = checksums.next_block()? {
-            return Ok(Some(digest.to_string()));
-        }
-        if let Some(checksums) = self.checksums.take() {
-            self.checksum.set(checksums.finish()?.to_string());
-        }
-        Ok(None)
-    }
-}
-
-impl Iterator for Blocks {
-    type Item = api::BlockSum;
-
-    fn next(&mut self) -> Option<api::BlockSum> {
-        let block = self.advance().map_err(|error| {
-            self.checksums = None;
-            self.stop.broke(sum_error(&self.disk, error))
-        });
-        block.transpose().map(api::BlockSum)
+    /// The checksum of all blocks' checksums.
+    ///
+    /// # Errors
+    /// As [`DiskBlockChecksums::next`].
+    pub fn finish(self) -> Result<Digest, Error> {
+        self.sums.finish().map_err(|error| sum_error(&self.disk, error))
     }
 }
 
 fn sum_error(disk: &SnapshotDisk, error: ChecksumError) -> Error {
     match error {
-        ChecksumError::Cancelled => Error::Internal("the client is gone".to_owned()),
+        ChecksumError::Cancelled => Error::Cancelled,
         ChecksumError::File(cause) => lost(disk, cause),
     }
 }
@@ -213,12 +224,12 @@ mod tests {
         let key = |n: usize| (n.to_string(), Algorithm::Sha256);
         checksums.of(key(0)).set(Digest([7; 32])).unwrap();
         checksums.of(key(1)).set(Digest([8; 32])).unwrap();
-        for n in 2..=REMEMBERED {
+        for n in 2..=CACHE_SIZE {
             // What is asked for again and again stays.
             assert_eq!(checksums.of(key(0)).get(), Some(&Digest([7; 32])));
             checksums.of(key(n));
         }
-        assert_eq!(checksums.known.lock().unwrap().len(), REMEMBERED);
+        assert_eq!(checksums.known.lock().unwrap().len(), CACHE_SIZE);
         assert_eq!(checksums.of(key(0)).get(), Some(&Digest([7; 32])));
         assert_eq!(checksums.of(key(1)).get(), None, "the bound is kept");
         assert_eq!(checksums.of((0.to_string(), Algorithm::Blake3)).get(), None, "another algorithm");

@@ -1,6 +1,19 @@
-//! Reading the disks of snapshots for clients.
+//! The transfer engine: reading the disks of snapshots for clients.
+//!
+//! A [`BlockExport`] is a disk that one client reads. Whatever sends or digests its bytes stands on that trait.
 
-pub mod audit_trail;
-pub mod checksum;
-pub mod client_rate;
-pub mod slot;
+mod audit;
+mod block_export;
+mod checksum;
+mod download;
+mod pieces;
+mod rate_limit;
+mod service;
+mod slot;
+
+pub use block_export::BlockExport;
+pub use checksum::{ChecksumRequest, Checksums, Digests, DiskChecksum};
+pub use download::Download;
+pub use pieces::Part;
+pub use rate_limit::{ConnectionLimits, Limits, Reservation};
+pub use service::Exports;

@@ -1,4 +1,7 @@
 //! Hooks around operations, and `post` hooks that are still to be called.
 
-pub mod pending;
-pub mod with_hooks;
+mod pending;
+mod runner;
+
+pub(crate) use pending::{Pending, PendingHooks};
+pub(crate) use runner::{GuardedStep, HookReport, HookRunner};

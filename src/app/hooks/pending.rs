@@ -10,11 +10,17 @@ use std::time::Duration;
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::app::admission::vm_guard::{How, VmGuard};
-use crate::app::{App, Error};
-use crate::hooks::{Operation, PendingHooks, PendingPostHooks, run_isolated};
-use crate::model::{SnapshotId, VmId};
+use crate::app::Error;
+use crate::app::admission::{LockMode, VmGuard, VmLocks};
+use crate::app::inventory::Inventory;
+use crate::app::tasks::rounds;
+use crate::hooks::{Hooks, Operation, PendingHooks as FailedHooks, PendingPostHooks, run_isolated};
+use crate::metrics::Metrics;
+use crate::model::{PendingHooksKey, SnapshotId, VmId};
+use crate::store::Store;
 
 /// Between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
@@ -34,23 +40,13 @@ const AT_ONCE: usize = 8;
 /// How long the database may take to say what is owed, when the service stops.
 const LAST_LOOK: Duration = Duration::from_secs(5);
 
-/// Under which number the debt of an `operation` on the snapshot `id` is written down. A snapshot that is
-/// deleted may be owed something still since it was made: so that of a deletion has another version of UUID,
-/// which no id has that we give.
-pub(crate) fn key(operation: Operation, id: SnapshotId) -> SnapshotId {
-    match operation {
-        Operation::SnapshotCreate => id,
-        Operation::SnapshotDelete => SnapshotId::from_u128(id.as_u128() ^ (1 << 76)),
-    }
-}
-
 /// What the database would not take, by key: the debt, or that nothing is owed any more. It is tried again each
 /// round. Until then this counts, and not what is written down.
 #[derive(Default)]
-pub(crate) struct Unwritten(Mutex<HashMap<SnapshotId, Option<PendingPostHooks>>>);
+pub(super) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
 
 impl Unwritten {
-    pub(crate) fn lock(&self) -> MutexGuard<'_, HashMap<SnapshotId, Option<PendingPostHooks>>> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -79,18 +75,18 @@ impl Calls {
 
 /// What is owed.
 #[derive(Default)]
-pub(crate) struct Debts {
+pub(crate) struct Pending {
     /// With their keys.
-    pub readable: Vec<(SnapshotId, PendingPostHooks)>,
+    pub readable: Vec<(PendingHooksKey, PendingPostHooks)>,
     /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
     /// may have written it.
-    pub unreadable: Vec<(SnapshotId, String)>,
+    pub unreadable: Vec<(PendingHooksKey, String)>,
 }
 
 /// By the names of their VMs: what is owed to one guest is called one after the other.
 fn by_vm(
-    debts: impl Iterator<Item = (SnapshotId, PendingPostHooks)>,
-) -> BTreeMap<String, Vec<(SnapshotId, PendingPostHooks)>> {
+    debts: impl Iterator<Item = (PendingHooksKey, PendingPostHooks)>,
+) -> BTreeMap<String, Vec<(PendingHooksKey, PendingPostHooks)>> {
     let mut by_vm: BTreeMap<_, Vec<_>> = BTreeMap::new();
     for (key, debt) in debts {
         by_vm.entry(debt.event.vm.name.clone()).or_default().push((key, debt));
@@ -98,14 +94,42 @@ fn by_vm(
     by_vm
 }
 
-impl App {
+/// The `post` hooks that are still to be called.
+pub(crate) struct PendingHooks {
+    pub(super) hooks: Arc<Hooks>,
+    store: Store,
+    pub(super) unwritten: Unwritten,
+    /// Operations between their `pre` and the end of their `post`: their guests may be frozen.
+    active: TaskTracker,
+    vm_locks: Arc<VmLocks>,
+    inventory: Arc<Inventory>,
+    metrics: Arc<Metrics>,
+}
+
+impl PendingHooks {
+    pub(crate) fn new(
+        hooks: Hooks,
+        store: Store,
+        vm_locks: Arc<VmLocks>,
+        inventory: Arc<Inventory>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let (hooks, unwritten, active) = (Arc::new(hooks), Unwritten::default(), TaskTracker::new());
+        Self { hooks, store, unwritten, active, vm_locks, inventory, metrics }
+    }
+
+    /// Marks an operation as one whose guest may be frozen, until the token is dropped.
+    pub(super) fn hold(&self) -> TaskTrackerToken {
+        self.active.token()
+    }
+
     /// What is owed.
     ///
     /// # Errors
     /// Where the database does not say.
-    pub(crate) fn debts(&self) -> Result<Debts, Error> {
+    pub(crate) fn debts(&self) -> Result<Pending, Error> {
         let unwritten = self.unwritten.lock().clone();
-        let mut debts = Debts::default();
+        let mut debts = Pending::default();
         for (key, written) in self.store.pending_hooks().all()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
@@ -121,7 +145,7 @@ impl App {
     ///
     /// # Errors
     /// Where that is not possible; then no hook may be called.
-    pub(crate) fn record_pending_hooks(&self, key: SnapshotId, debt: &PendingPostHooks) -> Result<(), Error> {
+    pub(crate) fn record_pending_hooks(&self, key: PendingHooksKey, debt: &PendingPostHooks) -> Result<(), Error> {
         let bytes = debt.to_bytes().map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
         Ok(self.store.pending_hooks().record(key, &bytes)?)
     }
@@ -132,20 +156,20 @@ impl App {
         &self,
         operation: Operation,
         id: SnapshotId,
-    ) -> Result<(SnapshotId, Vec<OsString>), Error> {
-        let (key, debts) = (key(operation, id), self.debts()?);
+    ) -> Result<(PendingHooksKey, Vec<OsString>), Error> {
+        let (key, debts) = (operation.pending_hooks_key(id), self.debts()?);
         if debts.unreadable.iter().any(|(other, _)| *other == key) {
             // What cannot be read is not written over.
             let free = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
-            return Ok((self::key(operation, free), Vec::new()));
+            return Ok((operation.pending_hooks_key(free), Vec::new()));
         }
         let earlier = debts.readable.into_iter().find(|(other, _)| *other == key);
-        Ok((key, earlier.and_then(|(_, debt)| debt.owed).map(|owed| owed.programs).unwrap_or_default()))
+        Ok((key, earlier.and_then(|(_, debt)| debt.hooks).map(|hooks| hooks.programs).unwrap_or_default()))
     }
 
     /// Writes down what is owed after an operation, or that nothing is. What the database does not take is kept,
     /// and tried again.
-    pub(crate) fn note(&self, key: SnapshotId, debt: Option<PendingPostHooks>) {
+    pub(crate) fn note(&self, key: PendingHooksKey, debt: Option<PendingPostHooks>) {
         // Held while it is written, so that what is newer is written later.
         let mut unwritten = self.unwritten.lock();
         self.note_in(&mut unwritten, key, debt);
@@ -153,8 +177,8 @@ impl App {
 
     fn note_in(
         &self,
-        unwritten: &mut HashMap<SnapshotId, Option<PendingPostHooks>>,
-        key: SnapshotId,
+        unwritten: &mut HashMap<PendingHooksKey, Option<PendingPostHooks>>,
+        key: PendingHooksKey,
         debt: Option<PendingPostHooks>,
     ) {
         let written = match &debt {
@@ -181,13 +205,13 @@ impl App {
     }
 
     /// Writes down what is `left` of a debt, after its second half was called.
-    pub(crate) fn enter(&self, key: SnapshotId, debt: PendingPostHooks, left: Option<PendingHooks>) {
+    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<FailedHooks>) {
         let (snapshot, vm) = (debt.event.snapshot_id.clone(), debt.event.vm.name.clone());
-        if left.as_ref().is_some_and(PendingHooks::is_nothing) {
+        if left.as_ref().is_some_and(FailedHooks::is_empty) {
             return self.note(key, None);
         }
-        let debt = PendingPostHooks { owed: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
-        let (attempts, owed) = (debt.attempts, &debt.owed);
+        let debt = PendingPostHooks { hooks: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
+        let (attempts, owed) = (debt.attempts, &debt.hooks);
         if attempts > MAX_RETRIES {
             tracing::error!(snapshot, vm, attempts, ?owed, "post hooks have failed for a week: they are given up");
             return self.note(key, None);
@@ -202,34 +226,34 @@ impl App {
     async fn lock_for_debts(
         self: &Arc<Self>,
         vm: &str,
-        debts: &[(SnapshotId, PendingPostHooks)],
-        how: How,
+        debts: &[(PendingHooksKey, PendingPostHooks)],
+        how: LockMode,
     ) -> Option<VmGuard> {
         let vm: VmId = vm.parse().ok()?;
         let own = self.vm_locks.try_take(&vm)?;
         let disks = debts.iter().flat_map(|(_, debt)| &debt.event.disks);
         let paths: Vec<_> = disks.map(|disk| disk.path.clone().into()).collect();
-        let turn = self.lock_vm(own, &vm, self.repositories_at(&paths), how).await;
+        let turn = self.vm_locks.lock(own, &vm, self.inventory.repositories_at(&paths), how).await;
         turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
     }
 
-    async fn call_again(&self, key: SnapshotId, debt: PendingPostHooks) {
-        let _held = self.held.token();
-        let ended = self.hooks.again(&debt).await;
+    async fn call_again(&self, key: PendingHooksKey, debt: PendingPostHooks) {
+        let _held = self.active.token();
+        let ended = self.hooks.call_pending(&debt).await;
         self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.enter(key, PendingPostHooks { past: ended.past, ..debt }, ended.left);
+        self.enter(key, PendingPostHooks { finished: ended.finished, ..debt }, ended.failed);
     }
 
     /// Calls what was owed when the service stopped. What it was stopped in is undone later.
     ///
     /// # Errors
     /// Where the database does not answer.
-    pub(crate) async fn call_owed_hooks(self: &Arc<Self>) -> Result<(), Error> {
+    pub(crate) async fn call_after_start(self: &Arc<Self>) -> Result<(), Error> {
         let debts = self.debts_now().await?;
         // What has failed before does not hold up the start: its next round is at once.
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
-            let app = Arc::clone(self);
+            let pending = Arc::clone(self);
             let call = async move {
                 for (_, debt) in &debts {
                     let (snapshot, vm, operation) =
@@ -238,9 +262,9 @@ impl App {
                 }
                 // What this service froze may be frozen by another one now, for a snapshot that must not see a
                 // thaw; that one thaws it soon. But a guest is not left frozen for it.
-                let _turn = app.lock_for_debts(&vm, &debts, How::THAW).await;
+                let _turn = pending.lock_for_debts(&vm, &debts, LockMode::THAW).await;
                 for (key, debt) in debts {
-                    app.call_again(key, debt).await;
+                    pending.call_again(key, debt).await;
                 }
             };
             calls.begin(call).await;
@@ -251,9 +275,9 @@ impl App {
 
     /// Calls what has failed now and then, until `stop`. All of it runs on threads of its own, as what stands
     /// between two hooks does.
-    pub async fn call_owed_until(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let rounds = async move {
-            let mut rounds = crate::app::rounds(INTERVAL);
+            let mut rounds = rounds(INTERVAL);
             for round in 0.. {
                 tokio::select! {
                     () = stop.cancelled() => return,
@@ -278,7 +302,7 @@ impl App {
             tracing::error!(%error, "which post hooks have failed is not known");
             let unwritten = self.unwritten.lock().clone();
             let readable = unwritten.into_iter().filter_map(|(key, debt)| Some((key, debt?)));
-            Debts { readable: readable.collect(), ..Debts::default() }
+            Pending { readable: readable.collect(), ..Pending::default() }
         });
         if round.is_multiple_of(DAILY_INTERVAL) {
             for (key, reason) in &debts.unreadable {
@@ -290,15 +314,15 @@ impl App {
         };
         let mut calls = Calls::default();
         for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
-            let app = Arc::clone(self);
+            let pending = Arc::clone(self);
             let call = async move {
                 // Here, so that a repository that hangs holds up this VM alone.
-                let Some(_turn) = app.lock_for_debts(&vm, &debts, How::THAW_NOW).await else { return };
+                let Some(_turn) = pending.lock_for_debts(&vm, &debts, LockMode::THAW_NOW).await else { return };
                 for (key, debt) in debts {
                     // It may have been settled meanwhile.
-                    match app.debts() {
+                    match pending.debts() {
                         Ok(debts) if !debts.readable.contains(&(key, debt.clone())) => {}
-                        _ => app.call_again(key, debt).await,
+                        _ => pending.call_again(key, debt).await,
                     }
                 }
             };
@@ -312,12 +336,12 @@ impl App {
     ///
     /// # Errors
     /// Where the database does not say so.
-    pub async fn let_go(self: &Arc<Self>) -> Result<usize, Error> {
-        self.held.close();
-        let longest = self.hooks.longest_end();
-        if !self.held.is_empty() {
+    pub(crate) async fn release_guests(self: &Arc<Self>) -> Result<usize, Error> {
+        self.active.close();
+        let longest = self.hooks.max_frozen_duration();
+        if !self.active.is_empty() {
             tracing::warn!(seconds = longest.as_secs(), "a guest may be frozen: its post hooks are waited for");
-            if tokio::time::timeout(longest, self.held.wait()).await.is_err() {
+            if tokio::time::timeout(longest, self.active.wait()).await.is_err() {
                 tracing::error!("post hooks were not over in time; the next start calls them");
             }
         }
@@ -328,11 +352,11 @@ impl App {
 
     /// What is owed, with all that was not written down yet written: on a thread of its own, since the pool of
     /// blocking threads may be used up.
-    async fn debts_now(self: &Arc<Self>) -> Result<Debts, Error> {
-        let app = Arc::clone(self);
+    async fn debts_now(self: &Arc<Self>) -> Result<Pending, Error> {
+        let pending = Arc::clone(self);
         let look = async move {
-            app.write_unwritten();
-            app.debts()
+            pending.write_unwritten();
+            pending.debts()
         };
         let found =
             run_isolated(look).map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;

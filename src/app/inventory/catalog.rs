@@ -7,17 +7,17 @@ use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::app::inventory::repositories::RepositorySet;
-use crate::app::inventory::shared::Shared;
-use crate::app::{App, Error};
-use crate::inventory::{self, Definitions, Vm};
+use super::repositories::RepositorySet;
+use super::shared::Shared;
+use crate::app::Error;
+use crate::inventory::{self, Definitions, Platform, Vm};
 use crate::model::{RepositoryId, VmId};
 use crate::repository::Repository;
 use crate::repository::executor::JobKind;
 
 /// The VMs of all repositories.
 #[derive(Debug, Default)]
-pub(crate) struct Inventory {
+pub(crate) struct VmList {
     /// Sorted by name.
     pub vms: Vec<Arc<Vm>>,
     /// What may hold more VMs.
@@ -51,17 +51,11 @@ impl From<Unknown> for Error {
     }
 }
 
-impl Inventory {
-    /// The VM that has this name.
-    fn named(&self, id: &VmId) -> Option<&Arc<Vm>> {
-        self.vms.iter().find(|vm| vm.id.as_ref() == Some(id))
-    }
-}
-
 /// Reads the definitions, and keeps what was read last.
 #[derive(Default)]
 pub(crate) struct Catalog {
-    passes: Shared<Arc<Inventory>>,
+    pub(super) platform: Platform,
+    passes: Shared<Arc<VmList>>,
     known: Mutex<HashMap<RepositoryId, Arc<Definitions>>>,
 }
 
@@ -74,8 +68,23 @@ impl Catalog {
         self.all_known().get(id).cloned()
     }
 
-    /// The VMs of the repositories that were `found`, as of now.
-    fn read(&self, found: &RepositorySet) -> Inventory {
+    /// The VMs of all repositories that were `found`, as of now.
+    ///
+    /// # Errors
+    /// [`Unknown`].
+    pub(super) fn list(&self, found: &RepositorySet) -> Result<Arc<VmList>, Unknown> {
+        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
+            return Err(Unknown::AgentDb(problem.clone()));
+        }
+        let list = self.passes.get(|| Arc::new(self.read(found)));
+        let unreadable = list.missing.iter().filter(|missing| missing.repository.is_some()).count();
+        if list.vms.is_empty() && !list.missing.is_empty() && unreadable == found.usable().count() {
+            return Err(Unknown::Repositories(format!("no VM is known: {}", list.reasons())));
+        }
+        Ok(list)
+    }
+
+    fn read(&self, found: &RepositorySet) -> VmList {
         // All are asked before any is waited for.
         let asked: Vec<_> = found.usable().map(|repository| (repository, self.ask(repository))).collect();
         let (mut sources, mut remembered, mut missing) = (Vec::new(), Vec::new(), Vec::new());
@@ -115,95 +124,64 @@ impl Catalog {
                 sources.push((mount_point, Arc::new(definitions)));
             }
         }
-        Inventory { vms: inventory::put_together(&sources), missing }
+        VmList { vms: inventory::put_together(&sources), missing }
     }
 
     /// Begins to read the definitions of a repository; returns what waits for them.
     fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
         let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
+        let platform = self.platform;
         let reading = repository.submit(JobKind::SHORT, move |access, root| {
             asked.mounted_now(access)?;
-            before.read(root, &|| access.progress())
+            platform.read_definitions(root, &before, &|| access.progress())
         });
         move || reading.wait().map_err(crate::repository::Unavailable::from)?
     }
 }
 
-impl App {
-    /// The VMs of all repositories, as of now.
+impl VmList {
+    /// The VM of this name; nothing else is tried.
+    fn named(&self, id: &VmId) -> Option<&Arc<Vm>> {
+        self.vms.iter().find(|vm| vm.id.as_ref() == Some(id))
+    }
+
+    /// The VM of this name.
     ///
     /// # Errors
-    /// [`Unknown`].
-    pub(crate) fn inventory(&self) -> Result<Arc<Inventory>, Unknown> {
-        let found = self.repositories.found();
-        if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
-            return Err(Unknown::AgentDb(problem.clone()));
-        }
-        let inventory = self.catalog.passes.get(|| Arc::new(self.catalog.read(&found)));
-        let nothing_is_known = inventory.vms.is_empty()
-            && inventory.missing.iter().filter(|missing| missing.repository.is_some()).count()
-                == found.usable().count()
-            && !inventory.missing.is_empty();
-        if nothing_is_known {
-            return Err(Unknown::Repositories(format!("no VM is known: {}", reasons(&inventory))));
-        }
-        Ok(inventory)
+    /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it.
+    pub(super) fn by_name(&self, vm_ref: &VmId) -> Result<&Arc<Vm>, Error> {
+        self.named(vm_ref).ok_or_else(|| self.no_such_vm())
     }
 
-    /// The VM that `vm_ref` names: by its name one of the inventory, or one that has left it and
-    /// still has snapshots; else by its uuid one of the inventory.
+    /// The VM of this name, or else of this uuid.
     ///
     /// # Errors
-    /// [`Error::NoVm`]; [`Error::Unavailable`] where a repository that cannot be read now may define it.
-    pub(crate) fn resolve_vm(&self, vm_ref: &VmId) -> Result<VmId, Error> {
-        // Before any uuid: what is deleted must never be another VM's than the one that was named. What has
-        // snapshots is known by that, whatever the repositories say.
-        if !self.store.records_of(vm_ref)?.is_empty() {
-            return Ok(vm_ref.clone());
+    /// As [`VmList::by_name`]; [`Error::BadRequest`] if two VMs have the uuid.
+    pub(super) fn by_name_or_uuid(&self, vm_ref: &VmId) -> Result<&Arc<Vm>, Error> {
+        if let Some(vm) = self.named(vm_ref) {
+            return Ok(vm);
         }
-        let inventory = self.inventory()?;
-        Ok(resolve_among(&inventory, vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
+        let mut named = self.vms.iter().filter(|vm| vm.id.is_some() && vm.has_uuid(vm_ref));
+        match (named.next(), named.next()) {
+            (None, _) => Err(self.no_such_vm()),
+            (Some(vm), None) => Ok(vm),
+            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
+                "the VMs {} and {} both have this uuid; use the name of one of them instead",
+                one.name, other.name
+            ))),
+        }
     }
 
-    /// The VM of the inventory that `vm_ref` names, and the inventory.
-    ///
-    /// # Errors
-    /// As [`App::resolve_vm`], also where it has left the inventory.
-    pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<Inventory>, Arc<Vm>), Error> {
-        let inventory = self.inventory()?;
-        let vm = if self.store.records_of(vm_ref)?.is_empty() {
-            resolve_among(&inventory, vm_ref).cloned()?
-        } else {
-            inventory.named(vm_ref).cloned().ok_or_else(|| no_such_vm(&inventory))?
-        };
-        Ok((inventory, vm))
+    /// While a repository cannot be read, an unknown VM may exist all the same.
+    fn no_such_vm(&self) -> Error {
+        if self.missing.is_empty() {
+            return Error::NoVm;
+        }
+        Error::Unavailable(format!("the VM is not known, but its definition may be unreadable: {}", self.reasons()))
     }
-}
 
-fn resolve_among<'a>(inventory: &'a Inventory, vm_ref: &VmId) -> Result<&'a Arc<Vm>, Error> {
-    if let Some(vm) = inventory.named(vm_ref) {
-        return Ok(vm);
+    fn reasons(&self) -> String {
+        let reasons: Vec<&str> = self.missing.iter().map(|missing| missing.reason.as_str()).collect();
+        reasons.join("; ")
     }
-    let mut named = inventory.vms.iter().filter(|vm| vm.id.is_some() && vm.has_uuid(vm_ref));
-    match (named.next(), named.next()) {
-        (None, _) => Err(no_such_vm(inventory)),
-        (Some(vm), None) => Ok(vm),
-        (Some(one), Some(other)) => Err(Error::BadRequest(format!(
-            "the VMs {} and {} both have this uuid; name the one that is meant",
-            one.name, other.name
-        ))),
-    }
-}
-
-/// Not knowing a VM is no proof that there is none, as long as a repository is missing.
-fn no_such_vm(inventory: &Inventory) -> Error {
-    if inventory.missing.is_empty() {
-        return Error::NoVm;
-    }
-    Error::Unavailable(format!("whether there is such a VM is not known: {}", reasons(inventory)))
-}
-
-fn reasons(inventory: &Inventory) -> String {
-    let reasons: Vec<&str> = inventory.missing.iter().map(|missing| missing.reason.as_str()).collect();
-    reasons.join("; ")
 }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::inventory::{Vm, vm_cfg};
+use crate::inventory::Vm;
 use crate::model::DiskSource;
 use crate::repository::{AssignedPath, Repository, assign};
 
@@ -78,12 +78,11 @@ fn sources<'a>(
     repositories: &'a [Repository],
 ) -> impl Iterator<Item = (Claim, DiskSource)> + use<'a> {
     vms.iter().enumerate().flat_map(move |(number, vm)| {
-        vm.disks.as_deref().unwrap_or_default().iter().filter_map(move |line| {
-            let vm_cfg::DiskSource::File(path) = &line.source else { return None };
-            let AssignedPath { repository, below, .. } = assign(repositories, Path::new(path)).ok()?;
+        vm.disks.as_deref().unwrap_or_default().iter().filter_map(move |disk| {
+            let AssignedPath { repository, below, .. } = assign(repositories, Path::new(disk.file()?)).ok()?;
             let path = below.into_os_string().into_string().ok()?;
             let source = DiskSource { repository: repository.id().clone(), path };
-            Some((Claim { vm: number, is_shared: line.is_shared() }, source))
+            Some((Claim { vm: number, is_shared: disk.shared }, source))
         })
     })
 }
@@ -91,7 +90,7 @@ fn sources<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inventory::vm_cfg;
+    use crate::inventory::oracle_vm::vm_cfg;
 
     #[test]
     fn a_file_of_two_vms_is_taken_where_both_mark_it_as_shared() {
@@ -102,7 +101,7 @@ mod tests {
             uuid: None,
             friendly_name: String::new(),
             description: String::new(),
-            address: None,
+            addresses: Vec::new(),
             disks: Ok(vm_cfg::parse(&format!("disk = [{disks}]")).unwrap().disks.unwrap()),
         };
         let conflict = |disks: [&str; 3]| {
@@ -138,7 +137,7 @@ mod tests {
                 uuid: None,
                 friendly_name: none(),
                 description: none(),
-                address: None,
+                addresses: Vec::new(),
                 disks,
             })
         };

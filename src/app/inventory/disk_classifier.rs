@@ -2,10 +2,10 @@
 
 use std::path::Path;
 
-use crate::app::inventory::disk_files::{DiskFacts, DiskFiles, NoFacts};
-use crate::app::inventory::disk_names::{NO_NAME, can_be_named, names_for};
-use crate::inventory::vm_cfg::{DiskLine, DiskSource};
-use crate::model::{self, DiskName, RepositoryId};
+use super::disk_files::{DiskFacts, DiskFiles, NoFacts};
+use super::disk_names::{NO_NAME, can_be_named, names_for};
+use crate::inventory::{Disk, DiskRole, Medium};
+use crate::model::{DiskName, DiskSource, RepositoryId};
 
 /// What a snapshot does with a disk.
 #[derive(Clone, Debug)]
@@ -62,7 +62,7 @@ pub(crate) fn choose<'a>(
     disks: impl Iterator<Item = &'a DiskDecision> + Clone,
 ) -> Result<Vec<(usize, DiskName)>, Obstacle> {
     let obstacle = |disk, reason: &str, is_passing| Obstacle { disk, reason: reason.to_owned(), is_passing };
-    let mut taken: Vec<(usize, &model::DiskSource)> = Vec::new();
+    let mut taken: Vec<(usize, &DiskSource)> = Vec::new();
     for (index, decision) in disks.enumerate() {
         match decision {
             DiskDecision::Prevents(reason) => return Err(obstacle(Some(index), reason, false)),
@@ -76,61 +76,60 @@ pub(crate) fn choose<'a>(
     if taken.is_empty() {
         return Err(obstacle(None, "no disk to snapshot", false));
     }
-    let (indices, sources): (Vec<usize>, Vec<&model::DiskSource>) = taken.into_iter().unzip();
+    let (indices, sources): (Vec<usize>, Vec<&DiskSource>) = taken.into_iter().unzip();
     let names = names_for(&sources).map_err(|unnamed| obstacle(Some(indices[unnamed]), NO_NAME, false))?;
     Ok(indices.into_iter().zip(names).collect())
 }
 
 /// Decides about a disk of the VM that is called `vm`.
-pub(crate) fn classify(files: &DiskFiles, vm: &str, line: &DiskLine) -> ClassifiedDisk {
+pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> ClassifiedDisk {
     let nothing_found = |decision| ClassifiedDisk { found: None, friendly_name: None, decision };
-    let path = match &line.source {
-        DiskSource::File(path) => path,
-        DiskSource::Empty => return nothing_found(DiskDecision::LeftOut("no medium".to_owned())),
-        DiskSource::Other { scheme, target } => {
-            return nothing_found(refused(line, format!("{scheme}:{target} is no file in a repository")));
+    let path = match &disk.medium {
+        Medium::File(path) => path,
+        Medium::Absent => return nothing_found(DiskDecision::LeftOut("no medium".to_owned())),
+        Medium::Other { scheme, target } => {
+            return nothing_found(refused(disk, format!("{scheme}:{target} is no file in a repository")));
         }
     };
-    let disk = match files.facts(path) {
-        Ok(disk) => disk,
-        Err(NoFacts::Unfit(problem)) => return nothing_found(refused(line, format!("{path} {problem}"))),
+    let facts = match files.facts(path) {
+        Ok(facts) => facts,
+        Err(NoFacts::Unfit(problem)) => return nothing_found(refused(disk, format!("{path} {problem}"))),
         Err(NoFacts::Unavailable(problem)) => {
-            return nothing_found(not_known(line, format!("{path} cannot be looked at: {problem}")));
+            return nothing_found(not_known(disk, format!("{path} cannot be looked at: {problem}")));
         }
     };
-    let file_name = Path::new(&disk.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let notes = files.notes(disk);
-    let friendly_name = notes.and_then(|notes| notes.simple_name(file_name)).map(str::to_owned);
-    let object_type = notes.and_then(|notes| notes.object_type(file_name)).filter(|kind| *kind != "VIRTUAL_DISK");
-    let decision = if line.cdrom {
+    let file_name = Path::new(&facts.source.path).file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let note = files.notes(facts).and_then(|notes| notes.get(file_name));
+    let friendly_name = note.and_then(|note| note.friendly_name.clone());
+    let decision = if disk.role == DiskRole::Cdrom {
         DiskDecision::LeftOut("a CD-ROM".to_owned())
-    } else if let Some(kind) = object_type {
-        DiskDecision::LeftOut(format!("the manager calls it {kind}"))
-    } else if !line.is_writable() && file_name.ends_with(".iso") {
+    } else if let Some(other_type) = note.and_then(|note| note.other_type.as_deref()) {
+        DiskDecision::LeftOut(format!("the manager calls it {other_type}"))
+    } else if !disk.writable && file_name.ends_with(".iso") {
         DiskDecision::LeftOut("an ISO image".to_owned())
-    } else if !can_be_named(&disk.source) {
-        refused(line, NO_NAME.to_owned())
-    } else if let Some(reason) = files.another_owner(vm, disk) {
-        refused(line, reason)
+    } else if !can_be_named(&facts.source) {
+        refused(disk, NO_NAME.to_owned())
+    } else if let Some(reason) = files.another_owner(vm, facts) {
+        refused(disk, reason)
     } else {
-        match files.unclonable(disk) {
-            None => DiskDecision::Taken(disk.clone()),
-            Some(NoFacts::Unfit(reason)) => refused(line, reason),
-            Some(NoFacts::Unavailable(reason)) => not_known(line, reason),
+        match files.unclonable(facts) {
+            None => DiskDecision::Taken(facts.clone()),
+            Some(NoFacts::Unfit(reason)) => refused(disk, reason),
+            Some(NoFacts::Unavailable(reason)) => not_known(disk, reason),
         }
     };
-    ClassifiedDisk { found: Some((disk.size, disk.source.repository.clone())), friendly_name, decision }
+    ClassifiedDisk { found: Some((facts.size, facts.source.repository.clone())), friendly_name, decision }
 }
 
 /// A disk that cannot be taken prevents the snapshot only where the guest can write to it.
-fn refused(line: &DiskLine, reason: String) -> DiskDecision {
-    if is_the_vms_own(line) { DiskDecision::Prevents(reason) } else { DiskDecision::LeftOut(reason) }
+fn refused(disk: &Disk, reason: String) -> DiskDecision {
+    if is_the_vms_own(disk) { DiskDecision::Prevents(reason) } else { DiskDecision::LeftOut(reason) }
 }
 
-fn not_known(line: &DiskLine, reason: String) -> DiskDecision {
-    if is_the_vms_own(line) { DiskDecision::NotKnown(reason) } else { DiskDecision::LeftOut(reason) }
+fn not_known(disk: &Disk, reason: String) -> DiskDecision {
+    if is_the_vms_own(disk) { DiskDecision::NotKnown(reason) } else { DiskDecision::LeftOut(reason) }
 }
 
-fn is_the_vms_own(line: &DiskLine) -> bool {
-    line.is_writable() && !line.cdrom
+fn is_the_vms_own(disk: &Disk) -> bool {
+    disk.writable && disk.role != DiskRole::Cdrom
 }

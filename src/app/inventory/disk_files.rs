@@ -7,16 +7,15 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::app::App;
-use crate::app::inventory::claims::{Claim, Claims};
-use crate::inventory::ovsmeta::OvsMeta;
-use crate::inventory::vm_cfg::{self, DiskLine};
-use crate::inventory::{Vm, load_ovsmeta};
+use super::claims::{Claim, Claims};
+use crate::inventory::{Disk, FileNotes, Platform, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
 use crate::repository::executor::{Access, JobKind};
 use crate::repository::{
-    AssignedPath, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support, locate,
+    AssignedPath, CloneSupport, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support,
+    locate,
 };
+use crate::store::Store;
 use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// A disk's file, as it was found.
@@ -47,7 +46,7 @@ pub(crate) enum NoFacts {
 
 /// What was found out about a repository that disks lie in.
 struct Looked {
-    notes: Option<OvsMeta>,
+    notes: Option<FileNotes>,
     /// Whose the files are that have more than one name, where there are such files.
     linked: Option<Result<HashMap<FileNumber, Owners>, String>>,
     /// Whether files can be cloned there.
@@ -62,7 +61,10 @@ struct Owners {
 }
 
 /// The files of VMs' disks.
-pub(crate) struct DiskFiles {
+pub(crate) struct DiskFiles<'a> {
+    platform: Platform,
+    clone_support: &'a CloneSupport,
+    store: &'a Store,
     repositories: Vec<Repository>,
     /// By the path that the definition names.
     facts: HashMap<String, Result<DiskFacts, NoFacts>>,
@@ -80,21 +82,35 @@ type Disks = Vec<(String, AssignedPath)>;
 type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
 
 /// What a look at them comes to, and what the manager noted about them where that was asked for.
-type FoundFiles = (Vec<(String, InspectedFile)>, Option<OvsMeta>);
+type FoundFiles = (Vec<(String, InspectedFile)>, Option<FileNotes>);
 
-impl DiskFiles {
+impl<'a> DiskFiles<'a> {
     /// None yet. `all` are the VMs of the inventory, as a disk may be another VM's as well.
-    pub(crate) fn new(app: &App, all: &[Arc<Vm>], keep_open: bool) -> Self {
-        let repositories: Vec<Repository> = app.repositories.found().usable().cloned().collect();
+    pub(super) fn new(
+        platform: Platform,
+        (repositories, clone_support, store): (Vec<Repository>, &'a CloneSupport, &'a Store),
+        all: &[Arc<Vm>],
+        keep_open: bool,
+    ) -> Self {
         let claims = Claims::of(all, &repositories);
-        Self { repositories, facts: HashMap::new(), looked: HashMap::new(), claims, keep_open, open: HashMap::new() }
+        Self {
+            platform,
+            clone_support,
+            store,
+            repositories,
+            facts: HashMap::new(),
+            looked: HashMap::new(),
+            claims,
+            keep_open,
+            open: HashMap::new(),
+        }
     }
 
     /// Looks at the disks of `vms`, and forgets those that were looked at before.
-    pub(crate) fn look_at(&mut self, app: &App, vms: &[Arc<Vm>]) {
+    pub(crate) fn inspect(&mut self, vms: &[Arc<Vm>]) {
         self.facts.clear();
         let mut by_repository: BTreeMap<String, (Repository, Disks)> = BTreeMap::new();
-        for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(file_path) {
+        for path in vms.iter().flat_map(|vm| vm.disks.as_deref().unwrap_or_default()).filter_map(Disk::file) {
             match assign(&self.repositories, Path::new(path)) {
                 Ok(assigned) => {
                     let repository = assigned.repository.clone();
@@ -110,22 +126,22 @@ impl DiskFiles {
             .map(|(repository, disks)| {
                 let paths = disks.iter().map(|(path, _)| path.clone()).collect();
                 let is_new = !self.looked.contains_key(repository.id());
-                let (asked, keep_open) = (repository.clone(), self.keep_open);
+                let (asked, keep_open, platform) = (repository.clone(), self.keep_open, self.platform);
                 let look = move |access: &Access<'_>, root: &Folder| {
                     asked.mounted_now(access)?;
                     let found = look_in(access, root, disks, keep_open);
-                    Ok((found, if is_new { load_ovsmeta(root) } else { None }))
+                    Ok((found, is_new.then(|| platform.read_file_notes(root)).flatten()))
                 };
                 let pending = repository.submit(JobKind::SHORT, look);
                 (repository, paths, move || pending.wait().map_err(Unavailable::from)?)
             })
             .collect();
         for (repository, paths, found) in asked {
-            self.enter(app, &repository, paths, found());
+            self.enter(&repository, paths, found());
         }
     }
 
-    fn enter(&mut self, app: &App, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
+    fn enter(&mut self, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
         let (found, notes) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -146,11 +162,11 @@ impl DiskFiles {
         let looked = self.looked.entry(repository.id().clone()).or_insert_with(|| Looked {
             notes,
             linked: None,
-            support: app.clone_support.of(repository.mount_point()),
+            support: self.clone_support.of(repository.mount_point()),
         });
         if has_links && looked.linked.is_none() {
             let named = self.claims.in_repository(repository, &self.repositories);
-            looked.linked = Some(linked(app, repository, named));
+            looked.linked = Some(linked(self.store, repository, named));
         }
     }
 
@@ -161,7 +177,7 @@ impl DiskFiles {
     }
 
     /// What the manager noted about the files beside a disk.
-    pub(crate) fn notes(&self, disk: &DiskFacts) -> Option<&OvsMeta> {
+    pub(crate) fn notes(&self, disk: &DiskFacts) -> Option<&FileNotes> {
         self.looked.get(&disk.source.repository)?.notes.as_ref()
     }
 
@@ -205,14 +221,6 @@ impl DiskFiles {
     }
 }
 
-/// The path of a line that names a file.
-pub(crate) fn file_path(line: &DiskLine) -> Option<&str> {
-    match &line.source {
-        vm_cfg::DiskSource::File(path) => Some(path),
-        vm_cfg::DiskSource::Empty | vm_cfg::DiskSource::Other { .. } => None,
-    }
-}
-
 fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, InspectedFile)> {
     let mut found = Vec::with_capacity(disks.len());
     for (path, assigned) in disks {
@@ -250,11 +258,11 @@ fn is_about_the_file(error: &io::Error) -> bool {
 
 /// Whose the files of a repository are that have a VM's or a snapshot's name among others; `named` are those of VMs.
 fn linked(
-    app: &App,
+    store: &Store,
     repository: &Repository,
     named: Vec<(Claim, PathBuf)>,
 ) -> Result<HashMap<FileNumber, Owners>, String> {
-    let snapshots = app.store.snapshots().map_err(|error| error.to_string())?;
+    let snapshots = store.snapshots().map_err(|error| error.to_string())?;
     let looked = repository.run(JobKind::SHORT, move |access, root| {
         let mut linked: HashMap<FileNumber, Owners> = HashMap::new();
         for (claim, below) in named {

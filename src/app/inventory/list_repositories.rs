@@ -1,79 +1,59 @@
-//! The journey to a list of repositories: what is known of each, and what its mount really is.
+//! The list of repositories: what is known of each, and what is mounted there.
 
-use std::sync::Arc;
-
+use super::repositories::RepositoryState;
 use crate::api;
-use crate::app::inventory::repositories::RepositoryState;
-use crate::app::{App, Error};
-use crate::auth::Session;
-use crate::repository::{Mounted, Repository, Unclonable};
+use crate::repository::{CloneSupport, Mounted, Repository, Unclonable};
 
-impl App {
-    /// All repositories. One that cannot be used is listed with the reason.
-    ///
-    /// # Errors
-    /// [`Error::AgentDb`] where ovs-agent's database cannot be read and no repository is known.
-    pub async fn list_repositories(self: &Arc<Self>, _session: &Session) -> Result<Vec<api::Repository>, Error> {
-        self.blocking(|app| {
-            let found = app.repositories.found();
-            match &found.problem {
-                Some(problem) if found.known.is_empty() => Err(Error::AgentDb(problem.clone())),
-                _ => Ok(found.with_mounts().map(|(known, mounted)| app.describe_repository(known, mounted)).collect()),
-            }
-        })
-        .await
+/// One repository. If it cannot be used, the entry has the reason.
+pub(super) fn describe(
+    clone_support: &CloneSupport,
+    known: &RepositoryState,
+    mounted: Result<(&Repository, Mounted), String>,
+) -> api::Repository {
+    let entry = known.entry.as_ref();
+    let mut listed = api::Repository {
+        id: known.name.clone(),
+        alias: entry.and_then(|entry| entry.alias.clone()),
+        mount_point: entry.and_then(|entry| entry.mount_point.as_ref()).map(|path| path.display().to_string()),
+        filesystem: None,
+        manager_uuid: entry.and_then(|entry| entry.manager_uuid.clone()),
+        version: entry.and_then(|entry| entry.version.clone()),
+        reflink: false,
+        total_bytes: None,
+        free_bytes: None,
+        status: api::Status::Error,
+        reason: None,
+    };
+    if let Ok(repository) = &known.repository {
+        listed.mount_point = Some(repository.mount_point().display().to_string());
     }
-
-    fn describe_repository(
-        &self,
-        known: &RepositoryState,
-        mounted: Result<(&Repository, Mounted), String>,
-    ) -> api::Repository {
-        let entry = known.entry.as_ref();
-        let mut listed = api::Repository {
-            id: known.name.clone(),
-            alias: entry.and_then(|entry| entry.alias.clone()),
-            mount_point: entry.and_then(|entry| entry.mount_point.as_ref()).map(|path| path.display().to_string()),
-            filesystem: None,
-            manager_uuid: entry.and_then(|entry| entry.manager_uuid.clone()),
-            version: entry.and_then(|entry| entry.version.clone()),
-            reflink: false,
-            total_bytes: None,
-            free_bytes: None,
-            status: api::Status::Error,
-            reason: None,
-        };
-        if let Ok(repository) = &known.repository {
-            listed.mount_point = Some(repository.mount_point().display().to_string());
+    match mounted {
+        Ok((repository, mounted)) => {
+            let claimed = entry.and_then(|entry| entry.filesystem.as_deref());
+            describe_mount(clone_support, repository, mounted, claimed, &mut listed);
         }
-        match mounted {
-            Ok((repository, mounted)) => {
-                let claimed = entry.and_then(|entry| entry.filesystem.as_deref());
-                self.describe_mount(repository, mounted, claimed, &mut listed);
-            }
-            Err(reason) => listed.reason = Some(reason),
-        }
-        listed
+        Err(reason) => listed.reason = Some(reason),
     }
+    listed
+}
 
-    fn describe_mount(
-        &self,
-        repository: &Repository,
-        mounted: Mounted,
-        claimed: Option<&str>,
-        listed: &mut api::Repository,
-    ) {
-        let support = self.clone_support.of(repository.mount_point());
-        listed.reflink = support.is_ok();
-        let otherwise = claimed.filter(|claimed| *claimed != mounted.file_system);
-        let otherwise = otherwise.map(|claimed| {
-            format!("ovs-agent's database says {claimed}, and what is mounted there is {}", mounted.file_system)
-        });
-        let is_good = otherwise.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
-        listed.status = if is_good { api::Status::Ok } else { api::Status::Error };
-        listed.reason = otherwise.or_else(|| support.err().map(|reason| reason.to_string()));
-        listed.filesystem = Some(mounted.file_system);
-        listed.total_bytes = Some(mounted.space.total);
-        listed.free_bytes = Some(mounted.space.free);
-    }
+fn describe_mount(
+    clone_support: &CloneSupport,
+    repository: &Repository,
+    mounted: Mounted,
+    claimed: Option<&str>,
+    listed: &mut api::Repository,
+) {
+    let support = clone_support.of(repository.mount_point());
+    listed.reflink = support.is_ok();
+    let otherwise = claimed.filter(|claimed| *claimed != mounted.file_system);
+    let otherwise = otherwise.map(|claimed| {
+        format!("ovs-agent's database says {claimed}, and what is mounted there is {}", mounted.file_system)
+    });
+    let is_good = otherwise.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
+    listed.status = if is_good { api::Status::Ok } else { api::Status::Error };
+    listed.reason = otherwise.or_else(|| support.err().map(|reason| reason.to_string()));
+    listed.filesystem = Some(mounted.file_system);
+    listed.total_bytes = Some(mounted.space.total);
+    listed.free_bytes = Some(mounted.space.free);
 }

@@ -1,17 +1,13 @@
 //! The journey to a list of VMs.
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::sync::Arc;
 
-use crate::api::{self, Array};
-use crate::app::inventory::catalog::{Inventory, Missing, Unknown};
-use crate::app::inventory::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
-use crate::app::inventory::disk_files::DiskFiles;
-use crate::app::{App, Error};
-use crate::auth::Session;
-use crate::inventory::Vm;
-use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+use super::catalog::{Missing, VmList};
+use super::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
+use super::disk_files::DiskFiles;
+use crate::api;
+use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
 
 /// VMs whose disks are looked at together: what is known of a disk's file takes more room than what is said of it.
@@ -19,7 +15,7 @@ const PAGE: usize = 1024;
 
 /// What the list of VMs says, but for the words: put together once for all who ask at the same time.
 pub(crate) struct Listing {
-    inventory: Arc<Inventory>,
+    inventory: Arc<VmList>,
     /// For each VM, in their order.
     decisions: Vec<VmSummary>,
 }
@@ -39,18 +35,18 @@ struct DiskSummary {
 }
 
 impl Listing {
-    fn of(app: &App, inventory: Arc<Inventory>) -> Self {
-        let mut files = DiskFiles::new(app, &inventory.vms, false);
+    /// The list of `inventory`, whose disks `files` inspects.
+    pub(super) fn of(inventory: Arc<VmList>, mut files: DiskFiles<'_>) -> Self {
         let mut decisions = Vec::with_capacity(inventory.vms.len());
         for page in inventory.vms.chunks(PAGE) {
-            files.look_at(app, page);
+            files.inspect(page);
             decisions.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
         }
         Self { inventory, decisions }
     }
 
     /// The entry at a place; none after the last.
-    fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
+    pub(super) fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
         if let (Some(vm), Some(decision)) = (self.inventory.vms.get(index), self.decisions.get(index)) {
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
             return Some(to_wire(vm, ids, decision));
@@ -61,16 +57,16 @@ impl Listing {
 }
 
 impl VmSummary {
-    fn about(vm: &Vm, files: &DiskFiles) -> Self {
-        let lines = vm.disks.as_deref().unwrap_or_default();
+    fn about(vm: &Vm, files: &DiskFiles<'_>) -> Self {
+        let disks = vm.disks.as_deref().unwrap_or_default();
         let mut classified: Vec<_> =
-            lines.iter().map(|line| classify(files, &vm.name, line).apply_nobackup_tag()).collect();
+            disks.iter().map(|disk| classify(files, &vm.name, disk).apply_nobackup_tag()).collect();
         let reason = match (&vm.disks, choose(classified.iter().map(|disk| &disk.decision))) {
             (Err(problem), _) => Some(problem.to_string()),
             (Ok(_), Ok(_)) => None,
             (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
-            (Ok(lines), Err(Obstacle { disk: Some(index), reason, .. })) => {
-                let told = format!("{}: {reason}", lines[index].device);
+            (Ok(disks), Err(Obstacle { disk: Some(index), reason, .. })) => {
+                let told = format!("{}: {reason}", disks[index].device);
                 classified[index].decision = DiskDecision::Prevents(reason);
                 Some(told)
             }
@@ -89,38 +85,9 @@ impl VmSummary {
     }
 }
 
-impl App {
-    /// All VMs, each put into words when it is taken.
-    ///
-    /// # Errors
-    /// [`Error::AgentDb`], [`Error::Unavailable`] where nothing is known of any VM; [`Error::Store`].
-    pub async fn list_vms(self: &Arc<Self>, _session: &Session) -> Result<Array<api::Vm>, Error> {
-        let listed = self.blocking(|app| {
-            let listing = app.listings.get(|| Ok(Arc::new(Listing::of(app, app.inventory()?))));
-            Ok((listing.map_err(|unknown: Unknown| Error::from(unknown))?, app.store.snapshot_ids()?))
-        });
-        let ((listing, snapshots), mut places) = (listed.await?, 0..);
-        Ok(Array::new(std::iter::from_fn(move || listing.entry(places.next()?, &snapshots))))
-    }
-
-    /// One VM of the inventory.
-    ///
-    /// # Errors
-    /// [`Error::NoVm`], also where it has left the inventory; [`Error::Unavailable`], [`Error::Store`].
-    pub async fn vm(self: &Arc<Self>, _session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
-        self.blocking(move |app| {
-            let (inventory, vm) = app.find_vm(&vm_ref)?;
-            let mut files = DiskFiles::new(app, &inventory.vms, false);
-            files.look_at(app, std::slice::from_ref(&vm));
-            let snapshots = match &vm.id {
-                Some(id) => app.store.snapshots_of(id)?,
-                None => Vec::new(),
-            };
-            let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
-            Ok(to_wire(&vm, &ids, &VmSummary::about(&vm, &files)))
-        })
-        .await
-    }
+/// One VM, whose disks `files` has inspected.
+pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>) -> api::Vm {
+    to_wire(vm, snapshots, &VmSummary::about(vm, files))
 }
 
 /// An entry for VMs that are not known, as their repository cannot be read and never was, or ovs-agent's list of
@@ -140,7 +107,7 @@ fn placeholder(missing: &Missing) -> api::Vm {
 }
 
 fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
-    let lines = vm.disks.as_deref().unwrap_or_default();
+    let disks = vm.disks.as_deref().unwrap_or_default();
     api::Vm {
         friendly_name: vm.friendly_name.clone(),
         name: vm.name.clone(),
@@ -150,30 +117,20 @@ fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
         status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
         reason: decision.reason.clone(),
         unavailable_repository: None,
-        disks: lines.iter().zip(&decision.disks).map(|(line, disk)| disk_to_wire(line, disk)).collect(),
+        disks: disks.iter().zip(&decision.disks).map(|(disk, summary)| disk_to_wire(disk, summary)).collect(),
     }
 }
 
-fn disk_to_wire(line: &DiskLine, disk: &DiskSummary) -> api::VmDisk {
-    let path = path_text(line);
-    let name = Path::new(&path).file_name().map(|name| name.to_string_lossy().into_owned());
+fn disk_to_wire(disk: &Disk, summary: &DiskSummary) -> api::VmDisk {
     api::VmDisk {
-        name: name.unwrap_or_default(),
-        path,
-        device_name: line.device.clone(),
-        snapshot_compatible: disk.incompatible_reason.is_none(),
-        mode: line.mode.clone(),
-        size: disk.found.as_ref().map(|(size, _)| *size),
-        friendly_name: disk.friendly_name.clone(),
-        repository: disk.found.as_ref().map(|(_, id)| id.to_string()),
-        incompatible_reason: disk.incompatible_reason.clone(),
-    }
-}
-
-fn path_text(line: &DiskLine) -> String {
-    match &line.source {
-        DiskSource::File(path) => path.clone(),
-        DiskSource::Empty => String::new(),
-        DiskSource::Other { target, .. } => target.clone(),
+        name: disk.file_name().to_owned(),
+        path: disk.path().to_owned(),
+        device_name: disk.device.clone(),
+        snapshot_compatible: summary.incompatible_reason.is_none(),
+        mode: disk.mode.to_owned(),
+        size: summary.found.as_ref().map(|(size, _)| *size),
+        friendly_name: summary.friendly_name.clone(),
+        repository: summary.found.as_ref().map(|(_, id)| id.to_string()),
+        incompatible_reason: summary.incompatible_reason.clone(),
     }
 }

@@ -1,11 +1,16 @@
-//! Repositories, the VMs they define, and the disks of those.
+//! Repositories, the VMs that they define, and the disks of those.
 
-pub mod catalog;
-pub mod claims;
-pub mod disk_classifier;
-pub mod disk_files;
-pub mod disk_names;
-pub mod list_repositories;
-pub mod list_vms;
-pub mod repositories;
-pub mod shared;
+mod catalog;
+mod claims;
+mod disk_classifier;
+mod disk_files;
+mod disk_names;
+mod list_repositories;
+mod list_vms;
+mod repositories;
+mod service;
+mod shared;
+
+pub(crate) use disk_classifier::{DiskDecision, choose, classify};
+pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};
+pub use service::Inventory;

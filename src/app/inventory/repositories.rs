@@ -2,11 +2,10 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::app::file_cache::FileCache;
-use crate::app::ops::start_faults::below_a_repository;
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
@@ -214,6 +213,13 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
     Ok(())
 }
 
+/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
+pub(crate) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
+    let (shown, real) = (repository.mount_point().display(), real.display());
+    let found = format!("{shown} is a folder in the repository {real}, and no repository");
+    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
+}
+
 fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
     if let Some(problem) = &entry.problem {
         return Err(problem.clone());
@@ -227,7 +233,6 @@ fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::path::Path;
 
     fn entry(id: &str, mount_point: Option<&str>) -> RepositoryEntry {
         RepositoryEntry {

@@ -12,10 +12,10 @@ use nix::unistd::{AccessFlags, access};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use crate::app::inventory::repositories::Repositories;
-use crate::app::ops::start_faults;
-use crate::app::session::login::ManagerAddress;
-use crate::auth::{self, Manager};
+use super::start_faults;
+use crate::app::inventory::{Repositories, below_a_repository};
+use crate::app::session::ManagerAddress;
+use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
@@ -222,7 +222,7 @@ impl Findings {
             Ok(address) => address,
             Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
         };
-        let manager = match Manager::new(&config.manager) {
+        let manager = match Authenticator::new(&config.manager) {
             Ok(manager) => manager,
             Err(error) => {
                 let remedy = "name a certificate in PEM that can be read";
@@ -281,7 +281,7 @@ impl Findings {
     fn repository(&mut self, what: &str, repository: &Repository, support: &CloneSupport) {
         let shown = repository.mount_point().display();
         if let Ok(Some(real)) = repository.enclosing_repository() {
-            let Fault { found, remedy, .. } = start_faults::below_a_repository(repository, &real);
+            let Fault { found, remedy, .. } = below_a_repository(repository, &real);
             return self.bad(what, found, &remedy);
         }
         let mounted = match repository.mounted() {

@@ -5,13 +5,20 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use tokio::sync::Semaphore;
+
 use crate::api;
-use crate::app::admission::policy::Refusal;
-use crate::app::{App, Error};
+use crate::app::Error;
+use crate::app::error::Refusal;
+use crate::app::files::FileOpener;
+use crate::app::inventory::Inventory;
+use crate::app::retention::Retention;
+use crate::app::tasks::{Service, Tasks};
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::usage::Usage;
+use crate::store::Store;
 
 /// Stops the work when whoever waits for it goes away.
 struct StopOnDrop(Arc<AtomicBool>);
@@ -30,32 +37,49 @@ struct Sum {
     reason: Option<String>,
 }
 
-impl App {
+/// Measures what snapshots use.
+pub(super) struct ExclusiveUsage {
+    pub inventory: Arc<Inventory>,
+    pub retention: Arc<Retention>,
+    pub files: Arc<FileOpener>,
+    pub store: Store,
+    /// One client at a time.
+    pub gate: Arc<Semaphore>,
+    pub tasks: Tasks,
+}
+
+impl Service for ExclusiveUsage {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl ExclusiveUsage {
     /// The cost of all snapshots, or of those of the VM that `vm_ref` names: oldest first within a VM.
     /// It reads every map, so it is done for one caller at a time, and only while that one waits.
     ///
     /// # Errors
     /// [`Refusal::QueueFull`] where another waits for it; [`Error::NotFound`], [`Error::Store`].
-    pub(crate) async fn costs(self: &Arc<Self>, vm_ref: Option<VmId>) -> Result<Vec<api::SnapshotCost>, Error> {
-        let one = Arc::clone(&self.usage_gate).try_acquire_owned();
+    pub(super) async fn costs(self: &Arc<Self>, vm_ref: Option<VmId>) -> Result<Vec<api::SnapshotCost>, Error> {
+        let one = Arc::clone(&self.gate).try_acquire_owned();
         let one = one.map_err(|_| Refusal::QueueFull("questions about costs"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(Arc::clone(&stop));
-        self.blocking(move |app| {
+        self.blocking(move |usage| {
             let _one = one;
             let vms = match vm_ref {
-                Some(vm_ref) => vec![app.resolve_vm(&vm_ref)?],
+                Some(vm_ref) => vec![usage.inventory.resolve_vm(&vm_ref)?],
                 None => {
-                    let mut vms: Vec<VmId> = app.store.snapshot_ids()?.into_keys().collect();
+                    let mut vms: Vec<VmId> = usage.store.snapshot_ids()?.into_keys().collect();
                     vms.sort();
                     vms
                 }
             };
             let mut costs = Vec::new();
             for vm in vms {
-                let snapshots = app.store.snapshots_of(&vm)?;
-                let _held: Vec<_> = snapshots.iter().filter_map(|one| app.uses.hold_briefly(one.id)).collect();
-                costs.extend(app.costs_of(&snapshots, &stop));
+                let snapshots = usage.store.snapshots_of(&vm)?;
+                let _held: Vec<_> = snapshots.iter().filter_map(|one| usage.retention.hold_briefly(one.id)).collect();
+                costs.extend(usage.costs_of(&snapshots, &stop));
             }
             Ok(costs)
         })
@@ -109,12 +133,12 @@ impl App {
         states: &[(&Snapshot, &SnapshotDisk)],
         stop: &Arc<AtomicBool>,
     ) -> Result<Vec<(u64, u64)>, String> {
-        let repository = self.repository(&source.repository);
+        let repository = self.inventory.repository(&source.repository);
         let repository = repository.ok_or_else(|| format!("no repository {}", source.repository))?;
         // Opened one by one, as each is checked; read together, on the repository's threads.
         let mut files = Vec::with_capacity(states.len());
         for (snapshot, disk) in states {
-            let file = self.open(snapshot, disk);
+            let file = self.files.open(snapshot, disk);
             files.push(file.map_err(|error| format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name))?);
         }
         let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());

@@ -1,7 +1,9 @@
 //! What operators ask: status, health, whether the config is right.
 
-pub mod check_config;
-pub mod exclusive_usage;
-pub mod health;
-pub mod start_faults;
-pub mod status;
+mod check_config;
+mod exclusive_usage;
+mod service;
+pub(crate) mod start_faults;
+
+pub use check_config::{CheckStatus, Finding, check_config};
+pub use service::{Ops, StatusQuery};

@@ -3,10 +3,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::app::inventory::repositories::RepositorySet;
-use crate::auth::{self, KeyError, ManagerError};
+use crate::app::inventory::RepositorySet;
+use crate::auth::{self, KeyError, LoginError};
 use crate::config::{Config, Fault};
-use crate::repository::Repository;
 use crate::store::StoreError;
 
 /// Why the database cannot be used.
@@ -18,11 +17,11 @@ pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
         }
         StoreError::Io(error) => {
             let found = format!("{shown} cannot be used: {error}");
-            Fault::new(key, found, "look at the folder, its file system and its permissions").that_may_pass()
+            Fault::new(key, found, "look at the folder, its file system and its permissions").transient()
         }
         StoreError::InUse => {
             let found = format!("{shown} is in use by another process");
-            Fault::new(key, found, "is the service running already? Stop that first").that_may_pass()
+            Fault::new(key, found, "is the service running already? Stop that first").transient()
         }
         // These say what to do themselves.
         StoreError::Bolt(_) | StoreError::NotADatabase(_) | StoreError::NewerSchema { .. } | StoreError::Damaged(_) => {
@@ -30,7 +29,7 @@ pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
         }
         error => {
             let remedy = "restore the file from a copy, or move it away";
-            Fault::new(key, format!("{shown}: {error}"), remedy).that_may_pass()
+            Fault::new(key, format!("{shown}: {error}"), remedy).transient()
         }
     }
 }
@@ -43,32 +42,25 @@ pub(crate) fn key(error: &KeyError) -> Fault {
         }
         KeyError::Io { .. } => {
             let remedy = "look at the file and its folder, or give a secret in the config";
-            Fault::new("jwt.secret", error.to_string(), remedy).that_may_pass()
+            Fault::new("jwt.secret", error.to_string(), remedy).transient()
         }
     }
 }
 
 /// Why the manager cannot be asked, or must not be believed.
-pub(crate) fn manager(error: &ManagerError) -> Fault {
+pub(crate) fn manager(error: &LoginError) -> Fault {
     let key = "ovm_endpoint";
     match error {
-        ManagerError::LetsAnybodyIn(_) => {
+        LoginError::LetsAnybodyIn(_) => {
             let remedy =
                 "name the manager's REST endpoint, which asks for a password, in ovm_endpoint and manager.path";
             Fault::new(key, format!("{error}: with it, anybody could log in here"), remedy)
         }
         error => {
             let remedy = "look at the address, at the way there, and at the keys of [manager]";
-            Fault::from_line(key, &error.to_string(), remedy).that_may_pass()
+            Fault::from_line(key, &error.to_string(), remedy).transient()
         }
     }
-}
-
-/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
-pub(crate) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
-    let (shown, real) = (repository.mount_point().display(), real.display());
-    let found = format!("{shown} is a folder in the repository {real}, and no repository");
-    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
 }
 
 /// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.

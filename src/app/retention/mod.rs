@@ -1,4 +1,9 @@
-//! How long snapshots are kept: leases, and who uses them.
+//! How long snapshots are kept: expiry, leases, and who is using them.
 
-pub mod lease;
-pub mod uses;
+mod duration;
+mod service;
+mod uses;
+
+pub(crate) use duration::parse_duration;
+pub use service::{LONGEST_LEASE, Retention};
+pub use uses::InUse;

@@ -50,7 +50,7 @@ impl InUse {
 
 /// The sweeper's right to delete a snapshot, until this is dropped: nobody begins to work on it meanwhile.
 #[derive(Debug)]
-pub(crate) struct Swept {
+pub(crate) struct SweepGuard {
     uses: SnapshotUses,
     id: SnapshotId,
 }
@@ -78,13 +78,13 @@ impl SnapshotUses {
     }
 
     /// Keeps everybody from beginning to work on the snapshot; nothing where it is in use.
-    pub(crate) fn sweep(&self, id: SnapshotId) -> Option<Swept> {
+    pub(crate) fn sweep(&self, id: SnapshotId) -> Option<SweepGuard> {
         let mut uses = self.lock();
         if uses.get(&id).is_some_and(|entry| entry.is_swept || entry.counts()) {
             return None;
         }
         uses.entry(id).or_default().is_swept = true;
-        Some(Swept { uses: self.clone(), id })
+        Some(SweepGuard { uses: self.clone(), id })
     }
 
     /// Whether somebody works on the snapshot, or did a short time ago.
@@ -124,7 +124,7 @@ impl Drop for InUse {
     }
 }
 
-impl Drop for Swept {
+impl Drop for SweepGuard {
     fn drop(&mut self) {
         self.uses.change(self.id, |entry| entry.is_swept = false);
     }

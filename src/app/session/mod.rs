@@ -1,3 +1,7 @@
-//! From credentials to a token.
+//! From credentials to a session.
 
-pub mod login;
+mod manager_address;
+mod service;
+
+pub(crate) use manager_address::ManagerAddress;
+pub use service::Sessions;

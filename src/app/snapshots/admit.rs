@@ -1,66 +1,50 @@
-//! From a request for a snapshot to its turn: what was made before is found, the rest waits.
+//! Admission of a request for a snapshot: what was made before is found, the rest waits.
 
 use std::sync::Arc;
 
-use tokio::sync::OwnedMutexGuard;
-
-use crate::app::admission::policy::Refusal;
-use crate::app::admission::queue::Permit;
+use super::create_request::CreateRequest;
+use super::service::Snapshots;
+use crate::app::Error;
+use crate::app::admission::{Admitted, Creation};
 use crate::app::audit::Actor;
-use crate::app::ops::status::Creation;
-use crate::app::snapshots::create_request::CreateRequest;
-use crate::app::{App, Error};
+use crate::app::error::Refusal;
+use crate::app::tasks::Service;
 use crate::model::{Snapshot, VmId};
 use crate::store::RequestKey;
 
 /// What becomes of a request for a snapshot.
-pub(crate) enum Admission {
-    /// It was carried out before.
+pub(super) enum Outcome {
+    /// The same request was carried out before.
     MadeBefore(Snapshot),
-    Now(Admitted),
+    /// It may start.
+    Now { vm: VmId, admitted: Admitted },
 }
 
-/// A VM whose turn it is.
-pub(crate) struct Admitted {
-    pub vm: VmId,
-    pub held: (Permit<Creation>, OwnedMutexGuard<()>),
-}
-
-/// Snapshots that may wait for a place.
-pub(crate) const QUEUE: usize = 64;
-
-/// Those that may be before one VM, the one that is being made counted.
-const QUEUE_OF_VM: usize = 4;
-
-impl App {
+impl Snapshots {
     /// Waits until the snapshot may be made.
-    pub(crate) async fn admit(
+    pub(super) async fn admit(
         self: &Arc<Self>,
         actor: &Actor,
         vm_ref: VmId,
         request: &CreateRequest,
-    ) -> Result<Admission, Error> {
+    ) -> Result<Outcome, Error> {
         let (by, asked) = (actor.clone(), request.clone());
-        let known = self.blocking(move |app| {
-            let vm = app.resolve_vm(&vm_ref)?;
-            let made = app.made_before(&by, &vm, &asked)?;
+        let known = self.blocking(move |snapshots| {
+            let vm = snapshots.inventory.resolve_vm(&vm_ref)?;
+            let made = snapshots.made_before(&by, &vm, &asked)?;
             Ok((vm, made))
         });
         let vm = match known.await? {
-            (_, Some(snapshot)) => return Ok(Admission::MadeBefore(snapshot)),
+            (_, Some(snapshot)) => return Ok(Outcome::MadeBefore(snapshot)),
             (vm, None) => vm,
         };
         let creation = Creation { vm: vm.clone(), user: actor.user().to_owned() };
-        let ticket = self.creations.join(creation).map_err(|_| Refusal::QueueFull("snapshots"))?;
-        // First the turn, then the place: those who wait for one VM hold up no other.
-        let turn = self.vm_locks.take_behind(&vm, QUEUE_OF_VM).await;
-        let turn = turn.ok_or(Refusal::QueueFull("changes of this VM's snapshots"))?;
-        let place = ticket.place().await.map_err(|_| Refusal::QueueFull("snapshots"))?;
-        Ok(Admission::Now(Admitted { vm, held: (place, turn) }))
+        let admitted = self.admission.admit_creation(creation).await?;
+        Ok(Outcome::Now { vm, admitted })
     }
 
     /// The snapshot that the same request has made already.
-    pub(crate) fn made_before(
+    pub(super) fn made_before(
         &self,
         actor: &Actor,
         vm: &VmId,
@@ -82,7 +66,7 @@ impl App {
 }
 
 /// Under which a request is remembered, where it wants to be.
-pub(crate) fn request_key(actor: &Actor, request: &CreateRequest) -> Option<RequestKey> {
+pub(super) fn request_key(actor: &Actor, request: &CreateRequest) -> Option<RequestKey> {
     let (key, digest) = request.key.clone()?;
     Some(RequestKey { user: actor.user().to_owned(), key, digest })
 }

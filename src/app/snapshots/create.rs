@@ -13,21 +13,22 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use crate::app::admission::policy::Refusal;
-use crate::app::admission::vm_guard::How;
+use super::admit::{Outcome, request_key};
+use super::create_request::{CreateRequest, DiskChoice, RetentionRequest};
+use super::service::Snapshots;
+use crate::app::Error;
+use crate::app::admission::{Admitted, LockMode};
 use crate::app::audit::Actor;
-use crate::app::hooks::with_hooks::{GuardedStep, HookReport};
-use crate::app::inventory::disk_classifier::{DiskDecision, choose, classify};
-use crate::app::inventory::disk_files::DiskFiles;
-use crate::app::snapshots::admit::{Admission, Admitted, request_key};
-use crate::app::snapshots::create_request::{CreateRequest, DiskChoice, RetentionRequest};
-use crate::app::{App, Error};
+use crate::app::error::Refusal;
+use crate::app::hooks::{GuardedStep, HookReport};
+use crate::app::inventory::{DiskDecision, choose, classify};
+use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::{Event, Operation, PendingPostHooks, milliseconds};
 use crate::inventory::Problem;
 use crate::model::{
-    Consistency, DiskName, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId,
-    UnfinishedSnapshot, VmId,
+    Consistency, DiskName, PendingHooksKey, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft,
+    SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
 use crate::repository::executor::JobKind;
@@ -59,7 +60,7 @@ struct Ready {
     debt: Option<PendingPostHooks>,
 }
 
-impl App {
+impl Snapshots {
     /// Makes a snapshot of the VM that `vm_ref` names, of all disks that `request` wants or of none; or
     /// finds the one that the same request has made before.
     ///
@@ -68,7 +69,7 @@ impl App {
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
     /// [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
-    pub async fn create_snapshot(
+    pub async fn create(
         self: &Arc<Self>,
         session: &Session,
         vm_ref: VmId,
@@ -76,43 +77,43 @@ impl App {
     ) -> Result<Snapshot, Error> {
         let actor = Actor::from(session);
         let name = vm_ref.clone();
-        let admitted = self.admit(&actor, vm_ref, &request).await;
-        let Admitted { vm, held } = match admitted {
-            Ok(Admission::MadeBefore(snapshot)) => {
+        let (vm, admitted) = match self.admit(&actor, vm_ref, &request).await {
+            Ok(Outcome::MadeBefore(snapshot)) => {
                 let outcome = Ok(snapshot);
                 actor.did("create-again", name, &outcome);
                 return outcome;
             }
-            Ok(Admission::Now(admitted)) => admitted,
+            Ok(Outcome::Now { vm, admitted }) => (vm, admitted),
             Err(error) => {
                 let outcome = Err(error);
                 actor.did("create", name, &outcome);
                 return outcome;
             }
         };
-        let app = Arc::clone(self);
-        self.detached(async move {
-            let (mut place, own) = held;
-            let outcome = {
-                let mut creation = pin!(app.create(&vm, &actor, &request, own));
-                match tokio::time::timeout(SLOW_CREATION, &mut creation).await {
-                    Ok(outcome) => outcome,
-                    Err(_) => {
-                        // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
-                        tracing::warn!(%vm, "its snapshot takes long: its place goes to somebody else");
-                        place.release();
-                        creation.await
+        let snapshots = Arc::clone(self);
+        self.tasks
+            .detached(async move {
+                let Admitted { mut slot, vm_guard } = admitted;
+                let outcome = {
+                    let mut creation = pin!(snapshots.create_admitted(&vm, &actor, &request, vm_guard));
+                    match tokio::time::timeout(SLOW_CREATION, &mut creation).await {
+                        Ok(outcome) => outcome,
+                        Err(_) => {
+                            // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
+                            tracing::warn!(%vm, "snapshot creation is slow: releasing its concurrency slot");
+                            slot.release();
+                            creation.await
+                        }
                     }
-                }
-            };
-            let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
-            actor.did("create", format_args!("{vm}/{id}"), &outcome);
-            outcome
-        })
-        .await
+                };
+                let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |snapshot| snapshot.id.to_string());
+                actor.did("create", format_args!("{vm}/{id}"), &outcome);
+                outcome
+            })
+            .await
     }
 
-    async fn create(
+    async fn create_admitted(
         self: &Arc<Self>,
         vm: &VmId,
         actor: &Actor,
@@ -120,7 +121,7 @@ impl App {
         own: OwnedMutexGuard<()>,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
-        if let Some(made) = self.blocking(move |app| app.made_before(&by, &name, &wanted)).await? {
+        if let Some(made) = self.blocking(move |snapshots| snapshots.made_before(&by, &name, &wanted)).await? {
             return Ok(made);
         }
         let mut freeze = None;
@@ -149,31 +150,32 @@ impl App {
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
         let (of, asked) = (vm.clone(), (actor, request));
-        let plan = move |app: &Self| {
-            let plan = app.plan(&of, &asked.0, &asked.1)?;
-            app.check_policy(&plan.draft, &plan.sources)?;
+        let plan = move |snapshots: &Self| {
+            let plan = snapshots.plan(&of, &asked.0, &asked.1)?;
+            snapshots.admission.policy.check(&plan.draft, &plan.sources)?;
             Ok(plan)
         };
         // What is refused leaves no lock file behind.
         let first = self.blocking(plan.clone()).await?;
         let repositories = first.draft.repositories().into_iter().cloned().collect();
-        let turn = Arc::new(self.lock_vm(own, &vm, repositories, How::REQUEST).await?);
+        let turn = Arc::new(self.admission.vm_locks.lock(own, &vm, repositories, LockMode::REQUEST).await?);
         // Somebody else may have changed the VM's snapshots before it was locked.
         let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
         turn.covers(&plan.draft)?;
-        let Ready { unfinished, clones, retention, debt } = self.blocking(move |app| app.make_ready(plan)).await?;
+        let Ready { unfinished, clones, retention, debt } =
+            self.blocking(move |snapshots| snapshots.make_ready(plan)).await?;
         let names: Vec<DiskName> = unfinished.draft.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let on_late_completion = {
-            let (files, turn) = (unfinished.files(), Arc::clone(&turn));
-            move |app: &Self| {
+            let (files, turn, removals) = (unfinished.files(), Arc::clone(&turn), Arc::clone(&self.removals));
+            move || {
                 // Until now nobody else could change the VM's snapshots.
                 let _turn = turn;
                 tracing::warn!(snapshot = %files.id, vm = %files.vm, "its clones have ended late: they are removed");
-                app.undo(&files);
+                removals.undo(&files);
             }
         };
-        let clone = move |_: &Self| {
+        let clone = move || {
             let cloned = clones.make().map_err(|(index, error)| of_clone(&names[index], error))?;
             Ok((cloned, jiff::Timestamp::now()))
         };
@@ -182,14 +184,15 @@ impl App {
             refresh: Arc::new(refresh),
             on_late_completion: Some(Box::new(on_late_completion)),
         };
-        let (cloned, around) = self.with_hooks(debt.map(|debt| (unfinished.draft.id, debt)), between).await;
+        let pending = debt.map(|debt| (PendingHooksKey::of_creation(unfinished.draft.id), debt));
+        let (cloned, around) = self.hooks.with_hooks(pending, between).await;
         *freeze = around.held;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
             return Err(around.beside(error));
         }
-        self.blocking(move |app| {
-            let snapshot = app.complete(unfinished, retention, cloned, around)?;
-            if let Err(error) = app.watch_new(&snapshot) {
+        self.blocking(move |snapshots| {
+            let snapshot = snapshots.complete(unfinished, retention, cloned, around)?;
+            if let Err(error) = snapshots.retention.observe_new(&snapshot) {
                 // It is made; the sweeper looks at it soon enough.
                 tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
             }
@@ -200,13 +203,13 @@ impl App {
 
     /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
-        let (inventory, definition) = self.find_vm(vm)?;
+        let (vms, definition) = self.inventory.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| match problem {
             Problem::Invalid(text) => Error::NotSnapshottable(text.clone()),
             Problem::Unavailable(text) => Error::Unavailable(text.clone()),
         })?;
-        let mut files = DiskFiles::new(self, &inventory.vms, true);
-        files.look_at(self, std::slice::from_ref(&definition));
+        let mut files = self.inventory.disk_files(&vms.vms, true);
+        files.inspect(std::slice::from_ref(&definition));
         let mut classified = Vec::new();
         for (line, choice) in lines.iter().zip(request.selection.choices(lines)?) {
             let decision = match choice {
@@ -241,29 +244,29 @@ impl App {
             disks,
         };
         let ttl = match request.retention {
-            RetentionRequest::Default => self.policy.default_ttl,
+            RetentionRequest::Default => self.admission.policy.policy.default_ttl,
             RetentionRequest::UntilDeleted => None,
             RetentionRequest::For(ttl) => Some(ttl),
         };
         let retention = CommitDetails { ttl, key: request_key(actor, request) };
         let event_disks = draft.disks.iter().map(|disk| (&disk.name, &disk.source, disk.size));
-        let event = self.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
+        let event = self.hooks.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
         Ok(Plan { draft, sources, retention, event })
     }
 
     /// Writes down the intent, and makes all that can be made before the disks are cloned.
     fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { draft, sources, retention, event } = plan;
-        let debt = self.hooks.debt(event);
+        let debt = self.hooks.hooks.pending_post_hooks(event);
         let owed = debt.as_ref().map(PendingPostHooks::to_bytes).transpose();
         let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
         let mut unfinished = self.store.begin(draft, owed.as_deref())?;
         match self.prepare(&mut unfinished, sources) {
             Ok(clones) => Ok(Ready { unfinished, clones, retention, debt }),
             Err(error) => {
-                self.undo(&unfinished.files());
+                self.removals.undo(&unfinished.files());
                 if debt.is_some() {
-                    self.note(unfinished.draft.id, None);
+                    self.hooks.pending.note(PendingHooksKey::of_creation(unfinished.draft.id), None);
                 }
                 Err(error)
             }
@@ -305,7 +308,7 @@ impl App {
             // What the hooks took is not in it: it is as old as its bytes.
             self.seal(&mut unfinished, at, cloned, around)
         });
-        let snapshot = sealed.inspect_err(|_| self.undo(&unfinished.files()))?;
+        let snapshot = sealed.inspect_err(|_| self.removals.undo(&unfinished.files()))?;
         let order =
             CommitOptions { expires_at: retention.ttl.map(|ttl| snapshot.created_at + ttl), key: retention.key };
         if let Err(error) = self.store.commit(&snapshot, &order) {
@@ -314,7 +317,7 @@ impl App {
             match self.store.record(snapshot.id) {
                 Ok(Some(record)) if record.is_ready() => {}
                 Ok(_) => {
-                    self.undo(&SnapshotFiles::from(&snapshot));
+                    self.removals.undo(&SnapshotFiles::from(&snapshot));
                     return Err(error.into());
                 }
                 Err(_) => return Err(error.into()),
@@ -359,14 +362,7 @@ impl App {
     }
 
     fn repositories_with(&self, ids: &[&RepositoryId]) -> Result<Vec<Repository>, Error> {
-        ids.iter().map(|id| self.repository(id).ok_or_else(|| no_repository(id))).collect()
-    }
-
-    /// Takes back what was made. What cannot be taken back now is tried again each minute.
-    fn undo(&self, snapshot: &SnapshotFiles) {
-        if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
-        }
+        ids.iter().map(|id| self.inventory.repository(id).ok_or_else(|| no_repository(id))).collect()
     }
 }
 

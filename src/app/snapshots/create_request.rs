@@ -1,13 +1,13 @@
 //! What is asked for with a new snapshot: which disks, for how long, and under which key.
 
-use std::path::Path;
 use std::time::Duration;
 
 use crate::api;
 use crate::app::Error;
-use crate::app::admission::policy::Refusal;
-use crate::config::LONGEST;
-use crate::inventory::vm_cfg::{DiskLine, DiskSource};
+use crate::app::error::Refusal;
+use crate::app::retention::parse_duration;
+use crate::config::MAX_TTL;
+use crate::inventory::{Disk, Medium};
 
 /// A request for a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,7 +71,7 @@ impl CreateRequest {
         let retention = match body.ttl.as_deref() {
             None => RetentionRequest::Default,
             Some("none") => RetentionRequest::UntilDeleted,
-            Some(text) => RetentionRequest::For(parse_duration("ttl", text, LONGEST)?),
+            Some(text) => RetentionRequest::For(parse_duration("ttl", text, MAX_TTL)?),
         };
         let selection = match (body.disks, body.exclude_disks) {
             (Some(_), Some(_)) => return bad("disks and exclude_disks are both given; keep one".to_owned()),
@@ -84,15 +84,6 @@ impl CreateRequest {
         };
         Ok(Self { selection, retention, key })
     }
-}
-
-/// A duration that a client names, between a second and `longest`.
-pub(crate) fn parse_duration(name: &str, text: &str, longest: Duration) -> Result<Duration, Error> {
-    let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let hours = longest.as_secs() / 3600;
-    parsed.filter(|duration| (Duration::from_secs(1)..=longest).contains(duration)).ok_or_else(|| {
-        Error::BadRequest(format!("{name}: {text:?} is no time from 1s to {hours}h; write it as 72h or 1h30m"))
-    })
 }
 
 /// The key, with or without the quotes that the draft of its header asks for.
@@ -113,25 +104,24 @@ impl DiskSelection {
     ///
     /// # Errors
     /// [`Refusal::UnknownDisk`], [`Refusal::AmbiguousDisk`], [`Refusal::NoDiskLeft`].
-    pub(crate) fn choices(&self, lines: &[DiskLine]) -> Result<Vec<DiskChoice>, Refusal> {
+    pub(crate) fn choices(&self, disks: &[Disk]) -> Result<Vec<DiskChoice>, Refusal> {
         let (names, named, others) = match self {
-            Self::All => return Ok(vec![DiskChoice::Usual; lines.len()]),
+            Self::All => return Ok(vec![DiskChoice::Usual; disks.len()]),
             Self::Only(names) => (names, DiskChoice::Named, DiskChoice::LeftOut),
             Self::AllBut(names) => (names, DiskChoice::LeftOut, DiskChoice::Usual),
         };
-        let mut choices = vec![others; lines.len()];
+        let mut choices = vec![others; disks.len()];
         for name in names {
-            let mut meant: Vec<usize> = (0..lines.len()).filter(|index| is_called(&lines[*index], name)).collect();
+            let mut meant: Vec<usize> = (0..disks.len()).filter(|index| is_called(&disks[*index], name)).collect();
             // A file that the definition names twice is one disk.
-            let different = meant.iter().any(|index| lines[*index].source != lines[meant[0]].source);
+            let different = meant.iter().any(|index| disks[*index].medium != disks[meant[0]].medium);
             match meant.as_slice() {
-                [] => return Err(Refusal::UnknownDisk { name: name.clone(), there: list(lines) }),
-                _ if different => return Err(Refusal::AmbiguousDisk { name: name.clone(), there: list(lines) }),
+                [] => return Err(Refusal::UnknownDisk { name: name.clone(), there: list(disks) }),
+                _ if different => return Err(Refusal::AmbiguousDisk { name: name.clone(), there: list(disks) }),
                 [first, ..] => {
-                    let source = &lines[*first].source;
+                    let medium = &disks[*first].medium;
                     meant.extend(
-                        (0..lines.len())
-                            .filter(|index| *source != DiskSource::Empty && lines[*index].source == *source),
+                        (0..disks.len()).filter(|index| *medium != Medium::Absent && disks[*index].medium == *medium),
                     );
                 }
             }
@@ -146,23 +136,13 @@ impl DiskSelection {
     }
 }
 
-fn is_called(line: &DiskLine, name: &str) -> bool {
-    !name.is_empty() && (line.device == name || file_name(line) == name)
+fn is_called(disk: &Disk, name: &str) -> bool {
+    !name.is_empty() && (disk.device == name || disk.file_name() == name)
 }
 
-/// As in the list of VMs.
-fn file_name(line: &DiskLine) -> &str {
-    let path = match &line.source {
-        DiskSource::File(path) => path,
-        DiskSource::Other { target, .. } => target,
-        DiskSource::Empty => "",
-    };
-    Path::new(path).file_name().and_then(|name| name.to_str()).unwrap_or_default()
-}
-
-fn list(lines: &[DiskLine]) -> String {
-    let disks: Vec<_> = lines.iter().map(|line| format!("{} ({})", line.device, file_name(line))).collect();
-    disks.join(", ")
+fn list(disks: &[Disk]) -> String {
+    let names: Vec<_> = disks.iter().map(|disk| format!("{} ({})", disk.device, disk.file_name())).collect();
+    names.join(", ")
 }
 
 #[cfg(test)]

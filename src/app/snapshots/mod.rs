@@ -1,12 +1,24 @@
 //! The life of a snapshot: create, describe, delete, recover, adopt.
 
-pub mod admit;
-pub mod adopt;
-pub mod create;
-pub mod create_request;
-pub mod delete;
-pub mod document;
-pub mod gone;
-pub mod recover;
-pub mod sweep;
-pub mod unknown;
+mod admit;
+mod adopt;
+mod create;
+mod create_request;
+mod delete;
+mod document;
+mod placement;
+mod reconcile;
+mod recover;
+mod removal;
+mod service;
+mod stray;
+mod sweep;
+
+pub use adopt::{Adopter, Adoption};
+pub use create_request::CreateRequest;
+pub use document::{DiskDocument, Documents, MapDocument, SnapshotDocument};
+pub(crate) use reconcile::Reconciler;
+pub(crate) use recover::Recovery;
+pub(crate) use removal::Removals;
+pub use service::Snapshots;
+pub(crate) use sweep::Sweeper;

@@ -1,4 +1,4 @@
-//! ovs-agent's databases: Berkeley DB's own db_load writes them, with values as Python 2 pickles them.
+//! Databases of ovs-agent, written with Berkeley DB's db_load, with values pickled as Python 2 does it.
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use tempfile::TempDir;
 
-/// The folder of the databases.
+/// The folder with the databases.
 pub struct AgentDb {
     dir: TempDir,
 }
@@ -21,20 +21,20 @@ impl AgentDb {
         self.dir.path()
     }
 
-    /// Writes `repository`: ids, each with the fields of its entry.
+    /// Writes `repository`: ids with the fields of their entries.
     pub fn write_repositories(&self, entries: &[(&str, &[(&str, &str)])]) {
         let pairs = entries.iter().map(|(id, fields)| ((*id).to_owned(), pickle_dict(fields)));
         self.write("repository", &pairs.collect::<Vec<_>>());
     }
 
-    /// Writes `server`, of a server that the manager at `address` owns.
+    /// Writes `server`, with the manager's address.
     pub fn write_manager(&self, address: &str) {
         let pairs = [("manager_ip", address), ("server_uuid", "38:33"), ("pool_virtual_ip", "")];
         let pairs = pairs.map(|(key, value)| (key.to_owned(), format!("S'{value}'\np1\n.")));
         self.write("server", &pairs);
     }
 
-    /// Writes a database anew and puts it in the place of the old one, as the agent does.
+    /// Writes a new database and renames it over the old one, as the agent does.
     fn write(&self, name: &str, pairs: &[(String, String)]) {
         let hex = |text: &str| text.bytes().map(|byte| format!("{byte:02x}")).collect::<String>();
         let mut dump = "VERSION=3\nformat=bytevalue\ntype=hash\nHEADER=END\n".to_owned();
@@ -50,7 +50,7 @@ impl AgentDb {
     }
 }
 
-/// A dict of texts, protocol 0.
+/// A pickled dict of strings, protocol 0.
 fn pickle_dict(fields: &[(&str, &str)]) -> String {
     let mut text = "(dp1\n".to_owned();
     for (key, value) in fields {

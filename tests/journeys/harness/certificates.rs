@@ -1,4 +1,4 @@
-//! An authority and what it signs.
+//! A certificate authority and the certificates that it signs.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ impl Certificates {
         let dir = tempfile::tempdir().unwrap();
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.distinguished_name.push(DnType::CommonName, "the tests' authority");
+        params.distinguished_name.push(DnType::CommonName, "test authority");
         let authority = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
         std::fs::write(dir.path().join("ca.pem"), authority.pem()).unwrap();
         let certificates = Self { dir, authority };
@@ -25,7 +25,7 @@ impl Certificates {
         certificates
     }
 
-    /// The authority's certificate.
+    /// The CA certificate.
     pub fn ca(&self) -> PathBuf {
         self.path("ca.pem")
     }
@@ -34,17 +34,16 @@ impl Certificates {
         self.dir.path().join(name)
     }
 
-    /// Writes `<name>.pem` and `<name>.key`, for 127.0.0.1 and localhost.
+    /// Writes `<name>.pem` and `<name>.key` for 127.0.0.1 and localhost.
     pub fn issue(&self, name: &str) {
         self.issue_for(name, &["localhost", "127.0.0.1"]);
     }
 
-    /// The same for other hosts.
     pub fn issue_for(&self, name: &str, hosts: &[&str]) {
         self.issue_with(name, CertificateParams::new(hosts.iter().copied().map(str::to_owned).collect::<Vec<_>>()));
     }
 
-    /// The same, good until a year begins.
+    /// Issues a certificate that expires on January 1 of `year`.
     pub fn issue_until(&self, name: &str, year: i32) {
         let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
         params.not_after = date_time_ymd(year, 1, 1);
@@ -60,7 +59,7 @@ impl Certificates {
         std::fs::write(self.path(format!("{name}.key")), key.serialize_pem()).unwrap();
     }
 
-    /// Writes a self-signed certificate that is marked as an authority, as managers have it.
+    /// Writes a self-signed certificate that is marked as a CA, as managers use it.
     pub fn issue_self_signed_ca(&self, name: &str) {
         let key = KeyPair::generate().unwrap();
         let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();

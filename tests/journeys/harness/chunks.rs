@@ -1,10 +1,10 @@
-//! The chunks of a document, and what a client does with them.
+//! The chunks of a document, and how a client applies them.
 
 use serde_json::Value;
 
 use super::Client;
 
-/// A range that a client has to fetch, or to make zeros.
+/// A range that a client has to fetch or to fill with zeros.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Chunk {
     pub start: u64,
@@ -20,7 +20,7 @@ pub fn zero(start: u64, length: u64) -> Chunk {
     Chunk { start, length, zero: true }
 }
 
-/// The chunks of a disk of a document; checks that they are in order, disjoint and inside of it.
+/// The chunks of a disk in a document; checks that they are in order, disjoint and inside the disk.
 pub fn chunks(disk: &Value) -> Vec<Chunk> {
     let listed = disk["chunks"].as_array().unwrap_or_else(|| panic!("no chunks in {disk}"));
     let mut end = 0;
@@ -28,12 +28,12 @@ pub fn chunks(disk: &Value) -> Vec<Chunk> {
         let (start, length) = (chunk["start"].as_u64().unwrap(), chunk["length"].as_u64().unwrap());
         assert!(start >= end && length > 0, "{chunk} is out of order in {disk}");
         end = start + length;
-        assert!(end <= disk["size"].as_u64().unwrap(), "{chunk} passes the end of {disk}");
+        assert!(end <= disk["size"].as_u64().unwrap(), "{chunk} exceeds the size of {disk}");
         assert!(chunk["physical_start"].is_u64(), "{chunk}");
         let zero = match chunk["type"].as_str().unwrap() {
             "data" => false,
             "zero" => true,
-            other => panic!("a chunk of type {other}"),
+            other => panic!("unknown chunk type {other}"),
         };
         Chunk { start, length, zero }
     };
@@ -41,8 +41,8 @@ pub fn chunks(disk: &Value) -> Vec<Chunk> {
 }
 
 impl Client {
-    /// The law, as a client follows it: `base`, cut or extended with zeros to the size of `disk`
-    /// (of a document), patched with its chunks. Data comes by Range requests.
+    /// Restores a disk as a client does: truncates `base`, or extends it with zeros, to the size of `disk` (an entry
+    /// of a document), and applies the chunks. Data is fetched with Range requests.
     pub fn patched(&self, disk: &Value, base: &[u8]) -> Vec<u8> {
         let (id, name) = (disk["snapshot_id"].as_str().unwrap(), disk["name"].as_str().unwrap());
         let mut bytes = base.to_vec();

@@ -1,19 +1,13 @@
-//! A client that speaks the contract.
+//! An API client for the tests.
 
-use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::Method;
 use reqwest::blocking::RequestBuilder;
 use reqwest::header::HeaderMap;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
-use tokio::net::TcpSocket;
 
-use super::{Certificates, Exporter, PASSWORD, USER, VM};
+use super::{Certificates, Exporter, PASSWORD, SNAPSHOTS, USER, VM};
 
 pub struct Client {
     http: reqwest::blocking::Client,
@@ -21,7 +15,7 @@ pub struct Client {
     pub token: String,
 }
 
-/// An answer, whole.
+/// A complete HTTP response.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -39,13 +33,13 @@ impl Answer {
             .unwrap_or_else(|error| panic!("{error}: {:?}", String::from_utf8_lossy(&self.body)))
     }
 
-    /// The JSON of an answer that has to be 200.
+    /// Checks that the status is 200; returns the JSON.
     pub fn ok(self) -> Value {
         assert_eq!(self.status, 200, "{}", String::from_utf8_lossy(&self.body));
         self.json()
     }
 
-    /// Checks that this is an error as the contract has it; returns its `code`.
+    /// Checks that this is an error in the documented format; returns its `code`.
     pub fn error(&self, status: u16) -> String {
         let body = String::from_utf8_lossy(&self.body);
         assert_eq!(self.status, status, "{body}");
@@ -75,29 +69,35 @@ impl Client {
         Self { http, base: format!("https://127.0.0.1:{}", exporter.port), token: String::new() }
     }
 
-    pub fn log_in(&mut self) {
-        let body = json!({"username": USER, "password": PASSWORD});
-        let answer = self.send(self.request(Method::POST, "/api/v1/auth/login").body(body.to_string()));
-        self.token = answer.ok()["token"].as_str().unwrap().to_owned();
+    pub fn logged_in(exporter: &Exporter, certificates: &Certificates) -> Self {
+        let mut client = Self::new(exporter, certificates);
+        client.token = text(&client.try_log_in(USER, PASSWORD).ok()["token"]);
+        client
     }
 
-    /// A request to `path` (from the root) with the token, to be added to.
+    /// Sends credentials; does not keep the token.
+    pub fn try_log_in(&self, user: &str, password: &str) -> Answer {
+        let body = json!({"username": user, "password": password}).to_string();
+        self.send(self.request(Method::POST, "/api/v1/auth/login").body(body))
+    }
+
+    /// Builds a request to the absolute path `path` with the token.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         let request = self.http.request(method, format!("{}{path}", self.base));
         if self.token.is_empty() { request } else { request.bearer_auth(&self.token) }
     }
 
-    /// Sends it, or panics.
+    /// Sends a request; panics on failure.
     pub fn send(&self, request: RequestBuilder) -> Answer {
         let again = request.try_clone();
         match (self.try_send(request), again) {
-            // A connection that was idle for too long is closed, and the request was not seen.
+            // The service may have closed an idle connection; then it has not received the request.
             (Err(error), Some(again)) if error.is_request() && !error.is_timeout() => self.try_send(again).unwrap(),
             (answer, _) => answer.unwrap(),
         }
     }
 
-    /// Sends it; an error where the connection breaks, also in the middle of the body.
+    /// Sends a request; fails if the connection breaks, also in the middle of the body.
     pub fn try_send(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
         let response = request.send()?;
         let (status, headers) = (response.status().as_u16(), response.headers().clone());
@@ -119,7 +119,27 @@ impl Client {
 
     /// Takes a snapshot of [`VM`]; returns its document.
     pub fn take_snapshot(&self) -> Value {
-        self.post(&format!("/vms/{VM}/snapshots")).ok()
+        self.post(SNAPSHOTS).ok()
+    }
+
+    pub fn take_snapshot_id(&self) -> String {
+        text(&self.take_snapshot()["id"])
+    }
+
+    /// Takes a snapshot of [`VM`] with this `ttl`; returns its id.
+    pub fn take_snapshot_with_ttl(&self, ttl: &str) -> String {
+        let request = self.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"));
+        text(&self.send(request.body(json!({"ttl": ttl}).to_string())).ok()["id"])
+    }
+
+    /// The ids of the snapshots of [`VM`], oldest first. The service reads no maps for this list.
+    pub fn snapshot_ids(&self) -> Vec<String> {
+        ids(&self.get(&format!("{SNAPSHOTS}?chunks=false")).ok())
+    }
+
+    /// The operations with pending post hooks, from `/status`.
+    pub fn pending_hooks(&self) -> Value {
+        self.get("/status").ok()["owed_hooks"].clone()
     }
 
     /// The document of a snapshot of [`VM`], compared to `base`.
@@ -127,14 +147,14 @@ impl Client {
         self.get(&format!("/vms/{VM}/snapshots/{id}?compareTo={base}")).ok()
     }
 
-    /// The bytes of a disk of a snapshot of [`VM`].
+    /// The content of a disk of a snapshot of [`VM`].
     pub fn disk(&self, id: &str, disk: &str) -> Vec<u8> {
         let answer = self.get(&format!("/vms/{VM}/snapshots/{id}/disks/{disk}"));
         assert_eq!(answer.status, 200);
         answer.body
     }
 
-    /// A part of a disk, by a Range request.
+    /// A range of a disk, fetched with a Range request.
     pub fn disk_range(&self, id: &str, disk: &str, start: u64, length: u64) -> Vec<u8> {
         let path = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/{disk}");
         let range = format!("bytes={start}-{}", start + length - 1);
@@ -144,44 +164,12 @@ impl Client {
     }
 }
 
-/// A TLS connection for what no HTTP library sends; reads and writes give up after a minute. It takes little that
-/// is not read: else what is sent to it, some MiB, is all in buffers on the way.
-pub fn connect(exporter: &Exporter, certificates: &Certificates) -> StreamOwned<ClientConnection, TcpStream> {
-    connect_from(exporter, certificates, [127, 0, 0, 1])
-}
-
-/// The same from another address of this host.
-pub fn connect_from(
-    exporter: &Exporter,
-    certificates: &Certificates,
-    address: [u8; 4],
-) -> StreamOwned<ClientConnection, TcpStream> {
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(certificates.ca()).unwrap()).unwrap();
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut session = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let connecting = async {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_recv_buffer_size(64 << 10)?;
-        socket.bind(SocketAddr::from((address, 0)))?;
-        socket.connect(SocketAddr::from(([127, 0, 0, 1], exporter.port))).await?.into_std()
-    };
-    let mut stream: TcpStream = runtime.block_on(connecting).unwrap();
-    stream.set_nonblocking(false).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-    stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
-    while session.is_handshaking() {
-        session.complete_io(&mut stream).unwrap();
-    }
-    StreamOwned::new(session, stream)
-}
-
-/// Ids of a document and its parts, as text.
+/// The content of a JSON string.
 pub fn text(value: &Value) -> String {
-    value.as_str().unwrap_or_else(|| panic!("{value} is no text")).to_owned()
+    value.as_str().unwrap_or_else(|| panic!("{value} is not a string")).to_owned()
+}
+
+/// The ids in a list of snapshots.
+pub fn ids(list: &Value) -> Vec<String> {
+    list.as_array().unwrap().iter().map(|snapshot| text(&snapshot["id"])).collect()
 }

@@ -1,4 +1,4 @@
-//! Clocks that leap: `clock_shim.c`, between the service and libc.
+//! Clocks that the test shifts: `clock_shim.c`, preloaded before libc.
 
 use std::cell::Cell;
 use std::fs::File;
@@ -9,15 +9,15 @@ use std::process::Command;
 use tempfile::TempDir;
 
 use super::volume::run;
-use super::{Client, Settings, Work, World, eventually};
+use super::{Client, ProcessStats, Settings, World, eventually};
 
 const HOUR: i64 = 3600;
 
-/// The service's clocks, both right at first.
+/// The service's wall clock and monotonic clock; both are correct at first.
 pub struct Clock {
     dir: TempDir,
     file: File,
-    /// By how much they are ahead, seconds.
+    /// Offsets of the wall clock and of the monotonic clock, in seconds.
     ahead: Cell<(i64, i64)>,
 }
 
@@ -32,20 +32,20 @@ impl Clock {
         Self { dir, file, ahead: Cell::default() }
     }
 
-    /// Puts the clocks into the service that these settings start.
+    /// Preloads the shim into the service that these settings start.
     pub fn load_into(&self, settings: &mut Settings) {
         for (name, file) in [("LD_PRELOAD", "clock_shim.so"), ("CLOCK_FILE", "clock")] {
             settings.environment.push((name.to_owned(), self.dir.path().join(file).display().to_string()));
         }
     }
 
-    /// Time passes: both clocks go on by `hours`.
+    /// Advances both clocks by `hours`.
     pub fn pass(&self, hours: i64) {
         let (wall, monotonic) = self.ahead.get();
         self.set(wall + hours * HOUR, monotonic + hours * HOUR);
     }
 
-    /// The wall clock alone leaps by `hours`.
+    /// Moves only the wall clock by `hours`.
     pub fn leap(&self, hours: i64) {
         let (wall, monotonic) = self.ahead.get();
         self.set(wall + hours * HOUR, monotonic);
@@ -57,19 +57,19 @@ impl Clock {
         self.file.write_all_at(&monotonic.to_ne_bytes(), 8).unwrap();
     }
 
-    /// Lets the sweeper run `count` times, a minute between; what it finds is deleted when this
-    /// returns. The service's log has to be at `debug`.
+    /// Runs the sweeper `count` times, a minute apart, and waits until it has finished. The service has to log at
+    /// `debug`.
     pub fn rounds(&self, world: &World, count: usize) {
         for _ in 0..count {
             let ended = || world.exporter.log().matches("expired snapshots were swept").count();
             let before = ended();
-            // Two rounds: the first may have begun before this call, the second has not.
+            // Two rounds: the first may have begun before this call.
             for round in 1..=2 {
-                // What is under way would look as if it had taken a minute.
-                Work::of(&world.exporter).wait_for_pause();
+                // Otherwise a request in progress would appear to have taken a minute.
+                ProcessStats::of(&world.exporter).wait_until_paused();
                 self.leap_minute();
                 eventually("the sweeper has ended its round", || {
-                    // Its sleep ends when the service wakes up for something else.
+                    // The runtime notices the new time only when it wakes up, so wake it with a request.
                     let client = Client::new(&world.exporter, &world.certificates);
                     client.send(client.request(reqwest::Method::GET, "/healthz"));
                     ended() >= before + round

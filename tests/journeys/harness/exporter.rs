@@ -1,4 +1,4 @@
-//! The service as its users run it: the binary, a config file, a port.
+//! The service as users run it: the binary with a config file.
 
 use std::ffi::OsStr;
 use std::fmt::Write;
@@ -14,44 +14,42 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
 
-use super::{Certificates, Manager, eventually_some, eventually_within, perhaps_within};
+use super::{Certificates, Manager, eventually, eventually_some, eventually_within, perhaps_within};
 
-/// Key of the tokens in all tests.
+/// The token signing key (`jwt.secret`) in all tests.
 pub const SECRET: &str = "a secret of tests, never to be seen in a log";
 
-/// What the config file will say.
+/// The content of the config file, and how the service is started.
 pub struct Settings {
     pub db_file: Option<PathBuf>,
     pub ovm_endpoint: String,
-    /// Key of the tokens.
+    /// `jwt.secret`.
     pub secret: String,
     pub bind: String,
-    /// Nothing: one that is free.
+    /// `None`: a free port.
     pub port: Option<u16>,
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub paths: Vec<PathBuf>,
-    /// Folder of ovs-agent's databases.
+    /// The folder with ovs-agent's databases.
     pub agent_db: Option<PathBuf>,
     /// Lines before the first section.
     pub top: String,
     /// Lines of `[manager]`.
     pub manager: String,
-    /// Lines of `[jwt]`, besides the secret.
+    /// Lines of `[jwt]` besides the secret.
     pub jwt: String,
-    /// Lines of `[api]`, besides address and port.
+    /// Lines of `[api]` besides address and port.
     pub api: String,
-    /// Lines of `[api.tls]`, besides certificate and key.
+    /// Lines of `[api.tls]` besides certificate and key.
     pub tls: String,
     /// Lines of `[policy]`.
     pub policy: String,
     /// Sections after all others.
     pub sections: String,
-    /// The program.
     pub binary: PathBuf,
-    /// What starts it, with arguments; nothing: it is started outright.
+    /// A program and arguments that execute the binary; may be empty.
     pub launcher: Vec<String>,
-    /// Set for the process.
     pub environment: Vec<(String, String)>,
 }
 
@@ -114,7 +112,7 @@ impl Exporter {
         exporter
     }
 
-    /// Starts the service with settings that it refuses; returns its exit status and what it says.
+    /// Starts the service with settings that it refuses; returns its exit status and its output.
     pub fn refusal(settings: &Settings) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         let port = settings.port.unwrap_or_else(free_port);
@@ -122,12 +120,12 @@ impl Exporter {
         (status.code(), std::fs::read_to_string(dir.path().join("log")).unwrap())
     }
 
-    /// Runs a command of the program beside the service; returns its exit status and what it prints.
+    /// Runs a subcommand with the config of the running service; returns its exit status and its output.
     pub fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
         run_command(&self.settings, &self.dir.path().join("config.toml"), arguments)
     }
 
-    /// The same with no service running.
+    /// Runs a subcommand while no service is running.
     pub fn command_alone(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
         let db_file = settings.db_file.clone().unwrap_or_else(|| dir.path().join("exporter.db"));
@@ -141,7 +139,7 @@ impl Exporter {
         self.child.id()
     }
 
-    /// The settings, for the next start.
+    /// The settings for the next start.
     pub fn settings(&mut self) -> &mut Settings {
         &mut self.settings
     }
@@ -150,18 +148,22 @@ impl Exporter {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
     }
 
-    /// What the service has logged until now.
+    /// The log so far.
     pub fn log(&self) -> String {
-        self.wait_for_log();
+        self.wait_for_log_thread();
         std::fs::read_to_string(self.log_path()).unwrap()
+    }
+
+    pub fn wait_for_log(&self, line: &str) {
+        eventually(&format!("the log contains {line:?}"), || self.log().contains(line));
     }
 
     pub fn log_path(&self) -> PathBuf {
         self.dir.path().join("log")
     }
 
-    /// Waits until the thread that writes the log has nothing to write. One that is blocked is not waited for long.
-    fn wait_for_log(&self) {
+    /// Waits until the log thread has nothing to write; at most 5 seconds, since it may be blocked.
+    fn wait_for_log_thread(&self) {
         let tasks = PathBuf::from(format!("/proc/{}/task", self.child.id()));
         let is_busy = || {
             let threads = std::fs::read_dir(&tasks).into_iter().flatten().flatten().map(|thread| thread.path());
@@ -175,7 +177,7 @@ impl Exporter {
         kill(Pid::from_raw(i32::try_from(self.child.id()).unwrap()), signal).unwrap();
     }
 
-    /// Waits for the process to end; panics when it takes longer than `limit`.
+    /// Waits until the process ends; panics after `limit`.
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
         let mut ended = None;
         eventually_within(limit, "the service ends", || {
@@ -185,32 +187,32 @@ impl Exporter {
         ended.unwrap()
     }
 
-    /// Whether the process has ended, and by which signal.
+    /// The signal that ended the process.
     pub fn killed_by(&mut self) -> Option<i32> {
         self.child.try_wait().unwrap().and_then(|status| status.signal())
     }
 
-    /// Ends the process as a power cut would, as far as files are concerned that were written.
+    /// Kills the process with SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Starts the service again, with the same database.
+    /// Restarts the service with the same database.
     pub fn restart(&mut self) {
         if let Err(status) = self.try_restart() {
             panic!("the service ended with {status}; its log:\n{}", self.log());
         }
     }
 
-    /// The same, where the service may end instead of listening.
+    /// Restarts the service; returns the exit status if it ends instead of listening.
     pub fn try_restart(&mut self) -> Result<(), ExitStatus> {
         self.kill();
         self.child = spawn(&self.settings, self.dir.path(), self.port);
         self.listens()
     }
 
-    /// Waits until the service listens, or has ended.
+    /// Waits until the service listens, or ends.
     fn listens(&mut self) -> Result<(), ExitStatus> {
         eventually_some("the service listens", || match self.child.try_wait().unwrap() {
             Some(status) => Some(Err(status)),
@@ -228,7 +230,7 @@ impl Drop for Exporter {
     }
 }
 
-fn free_port() -> u16 {
+pub fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
@@ -236,8 +238,8 @@ fn run_command(settings: &Settings, config: &Path, arguments: &[&str]) -> (Optio
     let mut command = Command::new(&settings.binary);
     let command = command.args(arguments).arg("--config").arg(config).envs(settings.environment.iter().cloned());
     let output = command.stdin(Stdio::null()).output().unwrap();
-    let told = [output.stdout, output.stderr].concat();
-    (output.status.code(), String::from_utf8(told).unwrap())
+    let printed = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8(printed).unwrap())
 }
 
 fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {

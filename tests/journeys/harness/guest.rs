@@ -1,4 +1,4 @@
-//! A guest's sync server: TLS, an account of what it was asked, and ways to misbehave.
+//! A guest's sync server, which records requests and can misbehave.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -7,27 +7,26 @@ use axum::Router;
 use axum::extract::{Request, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use coriolis_ovm_exporter::{config, http};
 
 use super::Certificates;
 use super::serving::Serving;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manners {
+pub enum ServerBehavior {
     Good,
     ServerError,
     Redirects,
     Slow,
-    /// Its answer does not end.
-    Huge,
-    /// An answer that begins, and is never finished.
-    Dawdles,
+    /// Sends a body without end.
+    EndlessBody,
+    /// Sends the beginning of a body, and nothing more.
+    StalledBody,
 }
 
 struct Shared {
-    manners: Mutex<Vec<Manners>>,
-    after: Mutex<Manners>,
-    asked: Mutex<Vec<String>>,
+    sync: Mutex<Vec<ServerBehavior>>,
+    post_sync: Mutex<ServerBehavior>,
+    requests: Mutex<Vec<String>>,
 }
 
 pub struct Guest {
@@ -37,26 +36,15 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A server with the certificate `name`.
+    /// Starts a server with the certificate `name`.
     pub fn start(certificates: &Certificates, name: &str) -> Self {
         let shared = Arc::new(Shared {
-            manners: Mutex::new(vec![Manners::Good]),
-            after: Mutex::new(Manners::Good),
-            asked: Mutex::default(),
+            sync: Mutex::new(vec![ServerBehavior::Good]),
+            post_sync: Mutex::new(ServerBehavior::Good),
+            requests: Mutex::default(),
         });
         let router = Router::new().fallback(answer).with_state(Arc::clone(&shared));
-        let api = config::Api {
-            bind: [127, 0, 0, 1].into(),
-            port: 0,
-            certificate: certificates.path(format!("{name}.pem")),
-            key: certificates.path(format!("{name}.key")),
-            client_ca: None,
-        };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let serving = Serving::start(runtime, listener, tls, router);
+        let (port, serving) = Serving::start(certificates, name, "127.0.0.1:0", router);
         Self { port, shared, _serving: serving }
     }
 
@@ -64,50 +52,49 @@ impl Guest {
         format!("https://127.0.0.1:{}", self.port)
     }
 
-    /// How it answers `/sync`: the first so, the next as the second, and all after them as the last.
-    pub fn behave(&self, manners: &[Manners]) {
-        *self.shared.manners.lock().unwrap() = manners.to_vec();
+    /// Sets the behavior for each `/sync` request in turn; the last one also applies to all later requests.
+    pub fn set_behavior(&self, behavior: &[ServerBehavior]) {
+        *self.shared.sync.lock().unwrap() = behavior.to_vec();
     }
 
-    /// How it answers `/post-sync`.
-    pub fn behave_after(&self, manners: Manners) {
-        *self.shared.after.lock().unwrap() = manners;
+    pub fn set_post_sync_behavior(&self, behavior: ServerBehavior) {
+        *self.shared.post_sync.lock().unwrap() = behavior;
     }
 
-    /// What it was asked since the last time: path and `Authorization`.
-    pub fn asked(&self) -> Vec<String> {
-        std::mem::take(&mut self.shared.asked.lock().unwrap())
+    /// The requests since the last call: method, path and `Authorization`.
+    pub fn take_requests(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.requests.lock().unwrap())
     }
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, request: Request) -> Response {
     let authorization = request.headers().get(header::AUTHORIZATION).map(|value| value.to_str().unwrap().to_owned());
     let path = request.uri().path().to_owned();
-    shared.asked.lock().unwrap().push(format!("{} {path} {}", request.method(), authorization.unwrap_or_default()));
-    let manners = {
-        let mut manners = shared.manners.lock().unwrap();
+    shared.requests.lock().unwrap().push(format!("{} {path} {}", request.method(), authorization.unwrap_or_default()));
+    let behavior = {
+        let mut behavior = shared.sync.lock().unwrap();
         match path.as_str() {
-            "/sync" if manners.len() > 1 => manners.remove(0),
-            "/sync" => manners[0],
-            _ => *shared.after.lock().unwrap(),
+            "/sync" if behavior.len() > 1 => behavior.remove(0),
+            "/sync" => behavior[0],
+            _ => *shared.post_sync.lock().unwrap(),
         }
     };
     let endless =
         |piece: &'static [u8], pause| axum::body::Body::new(Endless { piece: bytes::Bytes::from_static(piece), pause });
-    match manners {
-        Manners::Good => "done".into_response(),
-        Manners::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no").into_response(),
-        Manners::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),
-        Manners::Slow => {
+    match behavior {
+        ServerBehavior::Good => "done".into_response(),
+        ServerBehavior::ServerError => (StatusCode::INTERNAL_SERVER_ERROR, "no").into_response(),
+        ServerBehavior::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),
+        ServerBehavior::Slow => {
             tokio::time::sleep(Duration::from_secs(600)).await;
             "done".into_response()
         }
-        Manners::Huge => endless(&[b'x'; 16384], false).into_response(),
-        Manners::Dawdles => endless(b"x", true).into_response(),
+        ServerBehavior::EndlessBody => endless(&[b'x'; 16384], false).into_response(),
+        ServerBehavior::StalledBody => endless(b"x", true).into_response(),
     }
 }
 
-/// A body of the same piece for ever; with a pause, of one, and then nothing more.
+/// A body that repeats `piece` without end; with `pause`, it stalls after the first.
 struct Endless {
     piece: bytes::Bytes,
     pause: bool,

@@ -1,4 +1,4 @@
-//! A file system whose server never answers.
+//! A file system that never responds.
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 
-/// A FUSE mount that nobody serves: whoever asks it anything waits until this is dropped.
+/// A FUSE mount without a server: every access blocks until this is dropped.
 pub struct HungMount {
     mount_point: PathBuf,
-    /// Closing it ends all that waits.
+    /// Closing it fails all blocked accesses.
     _device: File,
 }
 

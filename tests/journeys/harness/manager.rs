@@ -1,4 +1,4 @@
-//! A manager: TLS, one user, and ways to misbehave.
+//! A manager with one user, which can misbehave.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -10,7 +10,6 @@ use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use coriolis_ovm_exporter::{config, http};
 
 use super::Certificates;
 use super::serving::Serving;
@@ -21,23 +20,23 @@ pub const PASSWORD: &str = "pa:ss wörd-7f3a";
 const BASIC: &str = "Basic YWRtaW46cGE6c3Mgd8O2cmQtN2YzYQ==";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Behaviour {
+pub enum ManagerBehavior {
     Good,
     ServerError,
-    /// This status and no body.
+    /// Answers with this status and no body.
     Status(u16),
     Redirects,
     WebPage,
     Slow,
-    /// Takes requests, and never answers.
+    /// Accepts requests and never answers.
     Hangs,
-    /// Answers only who sends credentials, and takes the good ones.
-    SilentToStrangers,
+    /// Accepts good credentials, and never answers requests without credentials.
+    IgnoresAnonymous,
 }
 
 struct Shared {
-    behaviour: Mutex<Behaviour>,
-    asked: AtomicUsize,
+    behavior: Mutex<ManagerBehavior>,
+    requests: AtomicUsize,
 }
 
 pub struct Manager {
@@ -47,64 +46,53 @@ pub struct Manager {
 }
 
 impl Manager {
-    /// A manager with the certificate `server`.
+    /// Starts a manager with the certificate `server`.
     pub fn start(certificates: &Certificates) -> Self {
         Self::start_with(certificates, "server")
     }
 
-    /// A manager with the certificate `name`.
+    /// Starts a manager with the certificate `name`.
     pub fn start_with(certificates: &Certificates, name: &str) -> Self {
         Self::start_at(certificates, name, "127.0.0.1:0")
     }
 
-    /// The same at an address of its own.
     pub fn start_at(certificates: &Certificates, name: &str, address: &str) -> Self {
-        let shared = Arc::new(Shared { behaviour: Mutex::new(Behaviour::Good), asked: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { behavior: Mutex::new(ManagerBehavior::Good), requests: AtomicUsize::new(0) });
         let router =
             Router::new().route("/ovm/core/wsapi/rest/Repository/id", get(answer)).with_state(Arc::clone(&shared));
-        let api = config::Api {
-            bind: [127, 0, 0, 1].into(),
-            port: 0,
-            certificate: certificates.path(format!("{name}.pem")),
-            key: certificates.path(format!("{name}.key")),
-            client_ca: None,
-        };
-        let tls = Arc::new(arc_swap::ArcSwap::new(http::tls::server_config(&api).unwrap()));
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        let listener = runtime.block_on(tokio::net::TcpListener::bind(address)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let serving = Serving::start(runtime, listener, tls, router);
+        let (port, serving) = Serving::start(certificates, name, address, router);
         Self { port, shared, _serving: serving }
     }
 
-    pub fn behave(&self, behaviour: Behaviour) {
-        *self.shared.behaviour.lock().unwrap() = behaviour;
+    pub fn set_behavior(&self, behavior: ManagerBehavior) {
+        *self.shared.behavior.lock().unwrap() = behavior;
     }
 
-    /// How often it was asked.
-    pub fn asked(&self) -> usize {
-        self.shared.asked.load(Ordering::SeqCst)
+    pub fn request_count(&self) -> usize {
+        self.shared.requests.load(Ordering::SeqCst)
     }
 }
 
 async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
-    shared.asked.fetch_add(1, Ordering::SeqCst);
-    let behaviour = *shared.behaviour.lock().unwrap();
+    shared.requests.fetch_add(1, Ordering::SeqCst);
+    let behavior = *shared.behavior.lock().unwrap();
     let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC);
-    match behaviour {
-        Behaviour::Good | Behaviour::SilentToStrangers if good => {
+    match behavior {
+        ManagerBehavior::Good | ManagerBehavior::IgnoresAnonymous if good => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response()
         }
-        Behaviour::SilentToStrangers if !headers.contains_key(header::AUTHORIZATION) => std::future::pending().await,
-        Behaviour::Good | Behaviour::SilentToStrangers => StatusCode::UNAUTHORIZED.into_response(),
-        Behaviour::Hangs => std::future::pending().await,
-        Behaviour::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
-        Behaviour::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
-        Behaviour::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),
-        Behaviour::WebPage => {
+        ManagerBehavior::IgnoresAnonymous if !headers.contains_key(header::AUTHORIZATION) => {
+            std::future::pending().await
+        }
+        ManagerBehavior::Good | ManagerBehavior::IgnoresAnonymous => StatusCode::UNAUTHORIZED.into_response(),
+        ManagerBehavior::Hangs => std::future::pending().await,
+        ManagerBehavior::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        ManagerBehavior::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
+        ManagerBehavior::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),
+        ManagerBehavior::WebPage => {
             ([(header::CONTENT_TYPE, "text/html; charset=utf-8")], "\n<html>Please log in</html>").into_response()
         }
-        Behaviour::Slow => {
+        ManagerBehavior::Slow => {
             tokio::time::sleep(Duration::from_secs(20)).await;
             StatusCode::OK.into_response()
         }

@@ -1,63 +1,75 @@
-//! What every journey needs: a repository, a manager, the service, a client.
+//! Test fixtures: a repository, a manager, the service, a client.
 
 mod agent_db;
 mod certificates;
 mod chunks;
 mod client;
 mod clock;
+mod connection;
 mod exporter;
+mod fault_test;
 mod guest;
+mod hook_dir;
 mod hung;
 mod manager;
+pub mod process_stats;
 mod random;
 mod serving;
-mod shelf;
 mod shim;
-mod trial;
 mod volume;
 mod wait;
-pub mod work;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::thread::{self, JoinHandle};
+
+use reqwest::Method;
 
 pub use agent_db::AgentDb;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
-pub use client::{Answer, Client, connect, connect_from, text};
+pub use client::{Answer, Client, ids, text};
 pub use clock::Clock;
-pub use exporter::{Exporter, SECRET, Settings};
-pub use guest::{Guest, Manners};
+pub use connection::{Connection, connect, connect_from, ends_completely};
+pub use exporter::{Exporter, SECRET, Settings, free_port};
+pub use fault_test::FaultTest;
+pub use guest::{Guest, ServerBehavior};
+pub use hook_dir::{HookDir, hook_runs};
 pub use hung::HungMount;
-pub use manager::{Behaviour, Manager, PASSWORD, USER};
+pub use manager::{Manager, ManagerBehavior, PASSWORD, USER};
+pub use process_stats::{ProcessStats, memory_kib};
 pub use random::Random;
-pub use shelf::Shelf;
-pub use shim::{Harm, Shim};
-pub use trial::Trial;
-pub use volume::{Volume, output, run};
+pub use shim::{Fault, Shim};
+pub use volume::{Device, Tmpfs, Volume, output, run};
 pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
-pub use work::{Work, memory_kib};
 
-/// The VM that most journeys are about.
+/// The VM that most tests use.
 pub const VM: &str = "0004fb00000600000000000000000001";
 
-/// Returns from a test that cannot run here, loudly; under `CI=true` that is a failure.
+/// The route of the snapshots of [`VM`].
+pub const SNAPSHOTS: &str = "/vms/0004fb00000600000000000000000001/snapshots";
+
+pub const OTHER_VM: &str = "0004fb00000600000000000000000002";
+
+pub const MB: u64 = 1 << 20;
+
+/// Skips a test that cannot run here, with a message; with `CI=true` the test fails instead.
 #[macro_export]
 macro_rules! needs {
     ($here:expr, $what:literal) => {
         if !$here {
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, and it needs {}", $what);
-            // Past the test runner, which keeps what `eprintln!` says of a test that passes.
-            let told = format!("SKIPPED {}:{}: needs {}\n", file!(), line!(), $what);
-            let _ = std::io::Write::write_all(&mut std::io::stderr(), told.as_bytes());
+            assert!(std::env::var("CI").as_deref() != Ok("true"), "CI must run this test, which needs {}", $what);
+            // Not with `eprintln!`: the test runner hides that output if the test passes.
+            let message = format!("SKIPPED {}:{}: needs {}\n", file!(), line!(), $what);
+            let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
             return;
         }
     };
 }
 
-/// The same for what most tests need.
+/// Skips a test that does not run as root.
 #[macro_export]
 macro_rules! needs_root {
     () => {
@@ -65,9 +77,9 @@ macro_rules! needs_root {
     };
 }
 
-/// A repository on a file system of its own, a manager, and the service: ready to be asked.
+/// The running service with a manager and a repository on a file system of its own.
 ///
-/// Fields are dropped in their order: the service before the file system that it works on.
+/// The fields are dropped in this order: the service before its file system.
 pub struct World {
     pub exporter: Exporter,
     pub manager: Manager,
@@ -77,17 +89,16 @@ pub struct World {
 }
 
 impl World {
-    /// One XFS of `megabytes` (sparse) with one empty repository in it.
+    /// An empty repository on a sparse XFS.
     pub fn new(megabytes: u64) -> Self {
         Self::with(megabytes, |_| {})
     }
 
-    /// The same, with `change` made to the settings of the service.
+    /// As [`Self::new`]; `change` is applied to the settings of the service.
     pub fn with(megabytes: u64, change: impl FnOnce(&mut Settings)) -> Self {
         Self::on(Volume::xfs(megabytes), change)
     }
 
-    /// The same on `volume`.
     pub fn on(volume: Volume, change: impl FnOnce(&mut Settings)) -> Self {
         let repository = make_repository(&volume.mount_point, "0004fb0000030000a1b2c3d4e5f60718");
         let certificates = Certificates::new();
@@ -98,27 +109,54 @@ impl World {
         Self { exporter, manager, certificates, repository, volume }
     }
 
-    /// The same with a second repository, on an XFS of its own.
+    /// As [`Self::new`], with a second repository on its own XFS.
     pub fn with_two_repositories(megabytes: u64) -> (Volume, PathBuf, Self) {
         Self::with_a_second_on(Volume::xfs(megabytes), megabytes)
     }
 
-    /// The same with the second on `volume`.
+    /// As [`Self::with_two_repositories`], with the second repository on `volume`.
     pub fn with_a_second_on(volume: Volume, megabytes: u64) -> (Volume, PathBuf, Self) {
         let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
         let world = Self::with(megabytes, |settings| settings.paths.push(second.clone()));
         (volume, second, world)
     }
 
-    /// A client that is logged in.
-    pub fn client(&self) -> Client {
-        let mut client = Client::new(&self.exporter, &self.certificates);
-        client.log_in();
-        client
+    /// A service with hooks and metrics, and [`VM`] with these disks of 1 MiB. `lines` are for `[hooks]`.
+    pub fn with_hooks(lines: &str, disks: &[&str]) -> (HookDir, Self) {
+        let hooks = HookDir::new();
+        let sections = hooks.section(lines) + "[metrics]\nenabled = true\n";
+        let world = Self::with(512, |settings| settings.sections = sections);
+        let disks: Vec<_> = disks.iter().map(|name| (*name, MB)).collect();
+        for disk in world.define_vm(&disks) {
+            write_at(&disk, 0, &[1; 8192]);
+        }
+        (hooks, world)
     }
 
-    /// A client on a new connection, since those that are idle are closed when the clocks leap, with a token that
-    /// stays valid then.
+    /// A logged-in client.
+    pub fn client(&self) -> Client {
+        Client::logged_in(&self.exporter, &self.certificates)
+    }
+
+    pub fn anonymous_client(&self) -> Client {
+        Client::new(&self.exporter, &self.certificates)
+    }
+
+    /// A second service on the same repository, with its own database.
+    pub fn second_service(&self, change: impl FnOnce(&mut Settings)) -> Exporter {
+        let mut settings = Settings::new(&self.certificates, &self.manager, &[&self.repository]);
+        change(&mut settings);
+        Exporter::start(settings)
+    }
+
+    /// Requests a snapshot of [`VM`] in a thread that ignores the answer, also if the service is killed.
+    pub fn request_snapshot(&self) -> JoinHandle<()> {
+        let client = self.client();
+        thread::spawn(move || drop(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}")))))
+    }
+
+    /// A logged-in client whose token stays valid when the test moves the clocks. It has to be made after each such
+    /// move, since the service then closes idle connections.
     pub fn lasting_client(&self) -> Client {
         let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
         let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
@@ -127,14 +165,18 @@ impl World {
         client
     }
 
-    /// Defines [`VM`] with new, sparse disks; returns their paths.
+    /// Defines [`VM`] with new sparse disks; returns their paths.
     pub fn define_vm(&self, disks: &[(&str, u64)]) -> Vec<PathBuf> {
         let paths: Vec<PathBuf> = disks.iter().map(|(name, size)| make_disk(&self.repository, name, *size)).collect();
         define_vm(&self.repository, VM, &paths);
         paths
     }
 
-    /// Everything below CoriolisSnapshots but the locks, sorted: what a snapshot leaves, and what nothing may.
+    pub fn snapshot_folder(&self, id: &str) -> PathBuf {
+        self.repository.join("CoriolisSnapshots").join(id)
+    }
+
+    /// All files and folders of snapshots in the repository, sorted, without the lock files.
     pub fn snapshot_files(&self) -> Vec<PathBuf> {
         let mut found = Vec::new();
         let mut paths = snapshot_folders(&self.repository);
@@ -149,8 +191,7 @@ impl World {
     }
 }
 
-/// The folders of snapshots in a repository, sorted; none where there is no place for them. The locks beside them
-/// are never removed.
+/// The folders of the snapshots in a repository, sorted. The lock files beside them are never removed.
 pub fn snapshot_folders(repository: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(repository.join("CoriolisSnapshots")).into_iter().flatten();
     let mut folders: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
@@ -159,7 +200,7 @@ pub fn snapshot_folders(repository: &Path) -> Vec<PathBuf> {
     folders
 }
 
-/// Makes the folders of a repository.
+/// Makes an empty repository.
 pub fn make_repository(parent: &Path, id: &str) -> PathBuf {
     let repository = parent.join(id);
     for folder in ["VirtualDisks", "VirtualMachines", "ISOs"] {
@@ -168,7 +209,7 @@ pub fn make_repository(parent: &Path, id: &str) -> PathBuf {
     repository
 }
 
-/// Makes a sparse disk in a repository.
+/// Makes a sparse disk file in a repository.
 pub fn make_disk(repository: &Path, name: &str, size: u64) -> PathBuf {
     let path = repository.join("VirtualDisks").join(name);
     File::create(&path).unwrap().set_len(size).unwrap();
@@ -185,7 +226,7 @@ pub fn define_vm(repository: &Path, vm: &str, disks: &[PathBuf]) {
     define_vm_with(repository, vm, &lines);
 }
 
-/// Writes the definition of a VM whose `disk` list has these entries, quotes and all.
+/// Writes the definition of a VM with these entries of the `disk` list, including the quotes.
 pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
     let folder = repository.join("VirtualMachines").join(vm);
     fs::create_dir_all(&folder).unwrap();
@@ -198,13 +239,12 @@ pub fn define_vm_with(repository: &Path, vm: &str, disk_entries: &[String]) {
     fs::write(folder.join("vm.cfg"), text).unwrap();
 }
 
-/// Bytes that can still be written to the file system that `folder` lies on.
+/// The free bytes of the file system that contains `folder`.
 pub fn volume_space(folder: &Path) -> u64 {
     let found = nix::sys::statvfs::statvfs(folder).unwrap();
     found.blocks_available() * found.fragment_size()
 }
 
-/// Writes `bytes` at `offset`, as a guest would.
 pub fn write_at(disk: &Path, offset: u64, bytes: &[u8]) {
     File::options().write(true).open(disk).unwrap().write_all_at(bytes, offset).unwrap();
 }
@@ -215,7 +255,7 @@ pub fn xfs_io(disk: &Path, commands: &[&str]) {
     for text in commands {
         command.args(["-c", text]);
     }
-    // It fails with the status of a success.
+    // xfs_io exits with 0 even if a command fails.
     let output = command.arg(disk).output().unwrap();
     assert!(
         output.status.success() && output.stderr.is_empty(),

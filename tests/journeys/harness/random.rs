@@ -1,4 +1,4 @@
-//! Numbers that a seed decides, so that a failure can be had again.
+//! Pseudo-random numbers from a seed, so that failures can be reproduced.
 
 /// SplitMix64.
 pub struct Random(pub u64);
@@ -12,7 +12,7 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// From 0 to `end`, without it.
+    /// A number below `end`.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end
     }

@@ -1,18 +1,19 @@
-//! A server of a test's own, which takes no more connections when this is dropped, and lets go of those
-//! that it has.
+//! An HTTPS server in the test process; it stops when this is dropped.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use coriolis_ovm_exporter::http::server::{self, Options};
-use rustls::ServerConfig;
+use coriolis_ovm_exporter::http::server::Options;
+use coriolis_ovm_exporter::{config, http, tls};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
+
+use super::Certificates;
 
 pub struct Serving {
     runtime: Runtime,
@@ -21,17 +22,29 @@ pub struct Serving {
 }
 
 impl Serving {
-    pub fn start(runtime: Runtime, listener: TcpListener, tls: Arc<ArcSwap<ServerConfig>>, router: Router) -> Self {
+    /// Serves `router` at `address` with the certificate `name`; returns the port.
+    pub fn start(certificates: &Certificates, name: &str, address: &str, router: Router) -> (u16, Self) {
+        let api = config::Api {
+            bind: [127, 0, 0, 1].into(),
+            port: 0,
+            certificate: certificates.path(format!("{name}.pem")),
+            key: certificates.path(format!("{name}.key")),
+            client_ca: None,
+        };
+        let tls = Arc::new(ArcSwap::new(tls::server_config(&api).unwrap()));
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
+        let port = listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();
-        let task = runtime.spawn(server::serve(listener, tls, router, Options::default(), stop.clone()));
-        Self { runtime, task, stop }
+        let task = runtime.spawn(http::server::serve(listener, tls, router, Options::default(), stop.clone()));
+        (port, Self { runtime, task, stop })
     }
 }
 
 impl Drop for Serving {
     fn drop(&mut self) {
         self.stop.cancel();
-        // Whoever is being answered slowly is not waited for.
+        // Do not wait for slow responses.
         let _ = self.runtime.block_on(async { timeout(Duration::from_secs(2), &mut self.task).await });
     }
 }

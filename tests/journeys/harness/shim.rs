@@ -1,4 +1,4 @@
-//! Harm at the n-th call with which the service changes files: `crash_shim.c`, between it and libc.
+//! Fault injection at the n-th call with which the service changes files: `crash_shim.c`, preloaded before libc.
 
 use std::cell::Cell;
 use std::path::{Path, PathBuf};
@@ -10,17 +10,16 @@ use tempfile::TempDir;
 use super::Settings;
 use super::volume::run;
 
-/// What happens at the call.
 #[derive(Clone, Copy, Debug)]
-pub enum Harm {
-    /// SIGKILL, before it is made.
+pub enum Fault {
+    /// SIGKILL before the call.
     KillBefore,
-    /// SIGKILL, after it was made.
+    /// SIGKILL after the call.
     KillAfter,
-    /// It fails; those after it do not.
+    /// The call fails; later calls succeed.
     Fail(Errno),
-    /// It fails, and so do all after it.
-    FailOn(Errno),
+    /// The call and all later calls fail.
+    FailFrom(Errno),
 }
 
 pub struct Shim {
@@ -38,42 +37,41 @@ impl Shim {
         Self { dir, serial: Cell::new(0) }
     }
 
-    /// Puts the shim into the service that these settings start.
+    /// Preloads the shim into the service that these settings start.
     pub fn load_into(&self, settings: &mut Settings) {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
         settings.environment.push(("LD_PRELOAD".to_owned(), path("crash_shim.so")));
         settings.environment.push(("CRASH_ARM".to_owned(), path("armed")));
     }
 
-    /// From now on calls are counted, and the `n`-th is harmed.
-    pub fn arm(&self, n: u32, harm: Harm) {
-        let (word, errno) = match harm {
-            Harm::KillBefore => ("before", 0),
-            Harm::KillAfter => ("after", 0),
-            Harm::Fail(errno) => ("fail", errno as i32),
-            Harm::FailOn(errno) => ("fail-on", errno as i32),
+    /// Starts counting calls from 1, and injects the fault at the `n`-th.
+    pub fn arm(&self, n: u32, fault: Fault) {
+        let (word, errno) = match fault {
+            Fault::KillBefore => ("before", 0),
+            Fault::KillAfter => ("after", 0),
+            Fault::Fail(errno) => ("fail", errno as i32),
+            Fault::FailFrom(errno) => ("fail-from", errno as i32),
         };
-        let _ = std::fs::remove_file(self.mark());
+        let _ = std::fs::remove_file(self.done_file());
         self.serial.set(self.serial.get() + 1);
         let draft = self.dir.path().join("draft");
         std::fs::write(&draft, format!("{n} {word} {errno} {}", self.serial.get())).unwrap();
-        std::fs::rename(draft, self.order()).unwrap();
+        std::fs::rename(draft, self.arm_file()).unwrap();
     }
 
     pub fn disarm(&self) {
-        std::fs::remove_file(self.order()).unwrap();
+        std::fs::remove_file(self.arm_file()).unwrap();
     }
 
-    /// Whether the call came, and was harmed.
-    pub fn has_harmed(&self) -> bool {
-        self.mark().exists()
+    pub fn fault_occurred(&self) -> bool {
+        self.done_file().exists()
     }
 
-    fn mark(&self) -> PathBuf {
+    fn done_file(&self) -> PathBuf {
         self.dir.path().join("armed.done")
     }
 
-    fn order(&self) -> PathBuf {
+    fn arm_file(&self) -> PathBuf {
         self.dir.path().join("armed")
     }
 }

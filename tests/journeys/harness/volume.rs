@@ -1,4 +1,4 @@
-//! A loop-mounted file system of its own for each test.
+//! Loop-mounted file systems, one for each test.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -12,40 +12,40 @@ use super::wait::eventually;
 
 pub struct Volume {
     pub mount_point: PathBuf,
-    /// Options of mount(8), besides `-o loop`.
+    /// Options of mount(8) besides `-o loop`.
     options: &'static [&'static str],
     dir: TempDir,
 }
 
-/// What stands between a volume and its image, and can be made to hang.
+/// A FUSE file over the image of a volume, which can be made to hang.
 pub struct Device {
     daemon: Child,
     image: PathBuf,
 }
 
-/// A device that answers nothing, until this is dropped.
+/// A device that does not respond until this is dropped.
 pub struct Hanging(Pid);
 
-/// A file system on which every write waits, until this is dropped.
+/// A frozen file system; dropping this thaws it.
 pub struct Frozen<'a>(&'a Path);
 
 impl Volume {
-    /// A new XFS with reflinks, `megabytes` large; the image is sparse.
+    /// Makes and mounts an XFS with reflinks. The image is sparse.
     pub fn xfs(megabytes: u64) -> Self {
         Self::xfs_with(megabytes, &["-m", "reflink=1"])
     }
 
-    /// The same with other options of mkfs.xfs(8). It has to have at least 300 MB.
+    /// As [`Self::xfs`], with other options of mkfs.xfs(8), which wants at least 300 MB.
     pub fn xfs_with(megabytes: u64, options: &[&str]) -> Self {
         Self::new(megabytes, &[], |image| run(Command::new("mkfs.xfs").arg("-q").args(options).arg(image)))
     }
 
-    /// A new OCFS2 of one server's own. The kernel has to know OCFS2.
+    /// Makes and mounts a local OCFS2. The kernel has to support OCFS2.
     pub fn ocfs2(megabytes: u64, cluster: u64, features: &str) -> Self {
         let options = ["-q", "-F", "-M", "local", "-N", "1", "-b", "4096", "-J", "size=16M"];
-        // `-i`: the program that mount(8) would call wants a cluster.
+        // `-i`: mount.ocfs2, which mount(8) would call, wants a cluster.
         Self::new(megabytes, &["-i", "-t", "ocfs2"], |image| {
-            // By a device: mkfs.ocfs2 opens with O_DIRECT, which an image on tmpfs refuses.
+            // On a loop device: mkfs.ocfs2 uses O_DIRECT, which a file on tmpfs refuses.
             let device = output(Command::new("losetup").args(["--find", "--show"]).arg(image));
             let mut mkfs = Command::new("mkfs.ocfs2");
             mkfs.args(options).arg("-C").arg(cluster.to_string()).arg(format!("--fs-features=local,{features}"));
@@ -71,12 +71,12 @@ impl Volume {
         run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point));
     }
 
-    /// The file that it lies in.
+    /// The image file.
     pub fn image(&self) -> PathBuf {
         self.dir.path().join("image")
     }
 
-    /// The device that it is mounted from.
+    /// The loop device that is mounted.
     pub fn device(&self) -> String {
         let device =
             output(Command::new("findmnt").args(["--noheadings", "--output", "SOURCE"]).arg(&self.mount_point));
@@ -87,20 +87,28 @@ impl Volume {
         run(Command::new("umount").arg(&self.mount_point));
     }
 
-    /// Changes options of the mount: `ro` or `rw`.
+    /// Remounts with `ro` or `rw`.
     pub fn remount(&self, options: &str) {
         run(Command::new("mount").arg("-o").arg(format!("remount,{options}")).arg(&self.mount_point));
     }
 
-    /// What a power cut does to an XFS: all that was not written out is lost. Nobody may
-    /// have a file open on it.
-    pub fn cut_power(&self) {
+    pub fn sync(&self) {
+        run(Command::new("sync").arg("--file-system").arg(&self.mount_point));
+    }
+
+    /// Shuts an XFS down: all later I/O fails.
+    pub fn shut_down(&self) {
         run(Command::new("xfs_io").args(["-x", "-c", "shutdown"]).arg(&self.mount_point));
+    }
+
+    /// Simulates a power cut on an XFS: data that was not written back is lost. No file may be open.
+    pub fn cut_power(&self) {
+        self.shut_down();
         self.unmount();
         self.mount();
     }
 
-    /// Puts a device between the mounted volume and its image.
+    /// Puts a FUSE file between the mounted volume and its image.
     pub fn behind_a_device(&self) -> Device {
         self.unmount();
         let image = self.image();
@@ -121,7 +129,18 @@ impl Volume {
 
     pub fn freeze(&self) -> Frozen<'_> {
         run(Command::new("fsfreeze").arg("--freeze").arg(&self.mount_point));
+        self.thaw_on_drop()
+    }
+
+    /// Thaws the file system at the end of a test, in case a hook has left it frozen.
+    pub fn thaw_on_drop(&self) -> Frozen<'_> {
         Frozen(&self.mount_point)
+    }
+
+    /// Thaws the file system; returns whether it was frozen.
+    pub fn thaw(&self) -> bool {
+        let mut thaw = Command::new("fsfreeze");
+        thaw.arg("--unfreeze").arg(&self.mount_point).output().unwrap().status.success()
     }
 }
 
@@ -144,7 +163,7 @@ impl Drop for Device {
         let _ = Command::new("umount").arg("--lazy").arg(&self.image).status();
         let _ = self.daemon.kill();
         let _ = self.daemon.wait();
-        // While it was mounted, the volume could not remove it.
+        // The volume could not remove the image while it was mounted.
         let _ = std::fs::remove_dir_all(self.image.parent().unwrap());
     }
 }
@@ -157,13 +176,35 @@ impl Drop for Frozen<'_> {
 
 impl Drop for Volume {
     fn drop(&mut self) {
-        // Lazily: a client that a failed test left running must not keep the image.
+        // Lazily, since a process that a failed test left running may have files open.
         let _ = Command::new("umount").arg("--lazy").arg(&self.mount_point).status();
     }
 }
 
-/// Has the mount namespaces of other tests, which are copies of this one, give up what is unmounted here: else the
-/// file system lives on in them, and the next mount finds it as it was left. Only in a namespace of the tests' own.
+/// A tmpfs in a folder of its own.
+pub struct Tmpfs(TempDir);
+
+impl Tmpfs {
+    /// `options` of mount(8), for example `size=6m`.
+    pub fn new(options: &str) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        run(Command::new("mount").args(["-t", "tmpfs", "-o", options, "tmpfs"]).arg(dir.path()));
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("--lazy").arg(self.0.path()).status();
+    }
+}
+
+/// Makes unmounts propagate to the mount namespaces of other tests, which are copies of this one. Otherwise the file
+/// system stays mounted there, and the next mount finds its old state. Only in a private namespace.
 fn share_unmounts() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -174,12 +215,12 @@ fn share_unmounts() {
     });
 }
 
-/// Runs a command that has to succeed.
+/// Runs a command; panics if it fails.
 pub fn run(command: &mut Command) {
     output(command);
 }
 
-/// The same; returns what it prints.
+/// Runs a command; returns its standard output, and panics if it fails.
 pub fn output(command: &mut Command) -> String {
     let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

@@ -1,5 +1,4 @@
-//! The journeys on a real OCFS2: in a guest whose kernel knows it (`tests/ocfs2/boot`), from the same
-//! programs as here.
+//! Tests on OCFS2: this test program runs again in a guest whose kernel supports OCFS2 (`tests/ocfs2/boot`).
 
 mod guest;
 
@@ -9,7 +8,7 @@ use std::process::Command;
 use crate::{needs, needs_root};
 
 #[test]
-fn on_a_real_ocfs2() {
+fn tests_pass_on_ocfs2() {
     needs_root!();
     needs!(cfg!(target_arch = "x86_64"), "an x86-64 host, whose programs the guest runs");
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -19,8 +18,8 @@ fn on_a_real_ocfs2() {
     boot.arg(std::env::current_exe().unwrap());
     boot.args(["--ignored", "--test-threads", "2", "--show-output", "ocfs2::guest::"]);
     let output = boot.output().unwrap();
-    let told = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
-    println!("---- the guest ----\n{told}");
-    let ran = output.status.success() && !told.contains(" 0 passed");
-    assert!(ran, "in the guest: {}", output.status);
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+    println!("---- the guest ----\n{printed}");
+    let ran = output.status.success() && !printed.contains(" 0 passed");
+    assert!(ran, "the tests in the guest failed: {}", output.status);
 }

@@ -29,7 +29,7 @@ type Waiting<T> = Pin<Box<dyn Future<Output = Result<Permit<T>, QueueFull>>>>;
 
 /// Asks for a place.
 fn ask<T: Queued + 'static>(line: &AdmissionQueue<T>, what: T) -> Waiting<T> {
-    let mut waiting: Waiting<T> = Box::pin(line.join(what).unwrap().place());
+    let mut waiting: Waiting<T> = Box::pin(line.join(what).unwrap().admitted());
     // Nothing is asked for before.
     assert!(now(&mut waiting).is_none(), "there was a place");
     waiting
@@ -44,7 +44,7 @@ fn now<T: Queued>(waiting: &mut Waiting<T>) -> Option<Result<Permit<T>, QueueFul
 }
 
 async fn work<T: Queued>(line: &AdmissionQueue<T>, what: T) -> Permit<T> {
-    line.join(what).unwrap().place().await.unwrap()
+    line.join(what).unwrap().admitted().await.unwrap()
 }
 
 #[tokio::test]
@@ -58,12 +58,12 @@ async fn places_are_given_in_order_and_the_queue_has_an_end() {
     drop(second);
     let fourth = line.join(4).unwrap();
     drop(first);
-    let third = third.place().await.unwrap();
+    let third = third.admitted().await.unwrap();
     assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
     // Who is stuck, and who gives up, keeps its stand, and another works.
     let mut third = third;
-    line.free(|what| *what == 3);
-    let mut fourth = fourth.place().await.unwrap();
+    line.release_slots(|what| *what == 3);
+    let mut fourth = fourth.admitted().await.unwrap();
     assert_eq!(standing(&line), [(3, true), (4, true)]);
     third.release();
     let mut fifth = ask(&line, 5);

@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use super::Findings;
-use crate::auth;
 use crate::config::{self, Trust};
 use crate::hooks::directory::programs;
 use crate::hooks::{Hooks, Program, Unusable};
@@ -56,7 +55,7 @@ impl Findings {
 
     fn sync(&mut self, hooks: &config::Hooks, sync: &config::Sync) {
         let what = "hooks.sync";
-        if let Err(error) = Hooks::new(hooks.clone(), auth::client_config) {
+        if let Err(error) = Hooks::new(hooks.clone()) {
             return self.bad(what, error, "name a certificate that can be read in hooks.sync.ca_certificate");
         }
         self.good(what, format!("VMs that ask for it are told, and {} that the config names", sync.urls.len()));

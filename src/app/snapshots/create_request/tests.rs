@@ -1,4 +1,5 @@
 use super::*;
+use crate::inventory::{DiskFormat, DiskRole};
 
 fn body(text: &str) -> api::CreateSnapshot {
     serde_json::from_str(text).unwrap()
@@ -8,12 +9,20 @@ fn request(text: &str) -> Result<CreateRequest, Error> {
     CreateRequest::new(body(text), Some("k"))
 }
 
-fn line(source: DiskSource, device: &str) -> DiskLine {
-    DiskLine { source, device: device.to_owned(), cdrom: false, mode: "w".to_owned() }
+fn disk(medium: Medium, device: &str) -> Disk {
+    Disk {
+        medium,
+        device: device.to_owned(),
+        format: DiskFormat::Raw,
+        role: DiskRole::Disk,
+        writable: true,
+        shared: false,
+        mode: "w",
+    }
 }
 
-fn file(path: &str, device: &str) -> DiskLine {
-    line(DiskSource::File(path.to_owned()), device)
+fn file(path: &str, device: &str) -> Disk {
+    disk(Medium::File(path.to_owned()), device)
 }
 
 #[test]
@@ -75,19 +84,19 @@ fn a_key_is_short_and_plain() {
 #[test]
 fn disks_are_chosen_by_name_or_device() {
     use DiskChoice::{LeftOut, Named, Usual};
-    let lines = [
+    let disks = [
         file("/r1/VirtualDisks/a.img", "xvda"),
         file("/r1/VirtualDisks/b.img", "xvdb"),
-        line(DiskSource::Empty, "xvdc"),
-        line(DiskSource::Other { scheme: "phy".to_owned(), target: "/dev/mapper/lun".to_owned() }, "xvdd"),
+        disk(Medium::Absent, "xvdc"),
+        disk(Medium::Other { scheme: "phy".to_owned(), target: "/dev/mapper/lun".to_owned() }, "xvdd"),
         file("/r1/VirtualDisks/b.img", "xvde"),
         file("/r2/VirtualDisks/same.img", "xvdf"),
         file("/r1/VirtualDisks/same.img", "xvdg"),
     ];
     let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
-    let only = |all: &[&str]| DiskSelection::Only(names(all)).choices(&lines);
-    let all_but = |all: &[&str]| DiskSelection::AllBut(names(all)).choices(&lines);
-    assert_eq!(DiskSelection::All.choices(&lines).unwrap(), [Usual; 7]);
+    let only = |all: &[&str]| DiskSelection::Only(names(all)).choices(&disks);
+    let all_but = |all: &[&str]| DiskSelection::AllBut(names(all)).choices(&disks);
+    assert_eq!(DiskSelection::All.choices(&disks).unwrap(), [Usual; 7]);
     assert_eq!(only(&["a.img"]).unwrap(), [Named, LeftOut, LeftOut, LeftOut, LeftOut, LeftOut, LeftOut]);
     // A file that is there twice is one disk, by whichever name.
     let twice = [LeftOut, Named, LeftOut, LeftOut, Named, LeftOut, LeftOut];

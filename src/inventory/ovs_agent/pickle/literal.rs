@@ -1,9 +1,9 @@
-//! Numbers and strings as pickles write them.
+//! Numbers and strings in the syntax of pickles.
 
 use std::borrow::Cow;
 
 use super::Reason;
-use super::machine::Node;
+use super::node::Node;
 
 /// The line of `INT`: `00` and `01` are how protocol 0 writes `False` and `True`.
 pub(super) fn int(line: &[u8]) -> Result<Node<'static>, Reason> {

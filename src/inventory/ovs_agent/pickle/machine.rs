@@ -1,28 +1,10 @@
-//! The stack machine that a pickle is a program for.
+//! The stack machine that executes pickles.
 
-use std::borrow::Cow;
 use std::collections::HashMap;
 
 use super::literal;
+use super::node::{Id, Node};
 use super::{BadPickle, MAX_DEPTH, MAX_STEPS, MAX_STRING_BYTES, MAX_VALUES, Reason, Value};
-
-/// A value in the making. It refers to others by their place among all nodes, so that what is
-/// fetched often is there once, and what contains itself does no harm.
-pub(super) enum Node<'a> {
-    None,
-    Bool(bool),
-    Int(i128),
-    HugeInt,
-    Float(f64),
-    Bytes(Cow<'a, [u8]>),
-    Text(Cow<'a, str>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-}
-
-/// A place among the nodes; there are never more than steps.
-type Id = u32;
 
 /// Executes a pickle up to its `STOP`.
 pub(super) fn run(source: &[u8]) -> Result<Value, BadPickle> {
@@ -39,23 +21,23 @@ pub(super) fn run(source: &[u8]) -> Result<Value, BadPickle> {
     Err(BadPickle { offset: machine.at, reason: Reason::TooMuch { limit: MAX_STEPS, what: "opcodes" } })
 }
 
-const NO_VALUE: Reason = Reason::PathError { what: "takes a value from an empty stack" };
-const NO_MARK: Reason = Reason::PathError { what: "takes what follows a mark, but there is none" };
-const ODD: Reason = Reason::PathError { what: "has a key without a value" };
+const NO_VALUE: Reason = Reason::StackMismatch { what: "takes a value from an empty stack" };
+const NO_MARK: Reason = Reason::StackMismatch { what: "takes what follows a mark, but there is none" };
+const NO_KEY_VALUE: Reason = Reason::StackMismatch { what: "has a key without a value" };
 
 struct Machine<'a> {
     source: &'a [u8],
-    /// What is read next, in bytes from the start.
+    /// Offset of the next byte.
     at: usize,
     nodes: Vec<Node<'a>>,
     stack: Vec<Id>,
-    /// How high the stack was at each open mark.
+    /// The height of the stack at each open mark.
     marks: Vec<usize>,
     memo: HashMap<u64, Id>,
 }
 
 impl<'a> Machine<'a> {
-    /// Executes one opcode; the value is that of `STOP`.
+    /// Executes one opcode. `STOP` returns the value.
     fn step(&mut self) -> Result<Option<Value>, Reason> {
         let opcode = self.byte()?;
         match opcode {
@@ -68,7 +50,7 @@ impl<'a> Machine<'a> {
                 0..=5 => {}
                 version => return Err(Reason::Protocol { version }),
             },
-            // FRAME says how much to read at once, and all is here.
+            // FRAME is a hint for buffered reading.
             0x95 => drop(self.array::<8>()?),
             b'(' => self.marks.push(self.stack.len()),
             b'0' if self.marks.last() == Some(&self.stack.len()) => drop(self.marks.pop()),
@@ -103,7 +85,7 @@ impl<'a> Machine<'a> {
             let top = self.top()?;
             self.memo.insert(key, top);
         } else {
-            let id = *self.memo.get(&key).ok_or(Reason::PathError { what: "fetches what was not put aside" })?;
+            let id = *self.memo.get(&key).ok_or(Reason::StackMismatch { what: "fetches an unknown memo entry" })?;
             self.stack.push(id);
         }
         Ok(true)
@@ -199,19 +181,19 @@ impl<'a> Machine<'a> {
         Ok(taken)
     }
 
-    /// Bytes after their number, which has `N` bytes itself, at most eight.
+    /// Bytes with a length of `N` bytes (at most eight) before them.
     fn sized<const N: usize>(&mut self) -> Result<&'a [u8], Reason> {
         let digits = self.array::<N>()?;
         self.take(digits.iter().rev().fold(0, |len, byte| len << 8 | u64::from(*byte)))
     }
 
-    /// Bytes after their number, where a negative one is possible, and wrong.
+    /// Bytes with a signed length before them, which must not be negative.
     fn signed_sized(&mut self) -> Result<&'a [u8], Reason> {
         let len = i32::from_le_bytes(self.array()?);
         self.take(u64::try_from(len).map_err(|_| Reason::Literal { what: "a length" })?)
     }
 
-    /// What is left of this line, without its end.
+    /// The rest of this line, without its newline.
     fn line(&mut self) -> Result<&'a [u8], Reason> {
         let rest = &self.source[self.at..];
         let len = rest.iter().position(|byte| *byte == b'\n').ok_or(Reason::Truncated)?;
@@ -229,7 +211,7 @@ impl<'a> Machine<'a> {
         self.nodes.push(node);
     }
 
-    /// The value on top, above the last mark.
+    /// The top of the stack above the last mark.
     fn top(&self) -> Result<Id, Reason> {
         let floor = self.marks.last().copied().unwrap_or(0);
         self.stack[floor..].last().copied().ok_or(NO_VALUE)
@@ -241,7 +223,7 @@ impl<'a> Machine<'a> {
         Ok(top)
     }
 
-    /// All values above the last mark; the mark goes with them.
+    /// Removes the last mark and all values above it.
     fn pop_mark(&mut self) -> Result<Vec<Id>, Reason> {
         Ok(self.stack.split_off(self.marks.pop().ok_or(NO_MARK)?))
     }
@@ -250,7 +232,7 @@ impl<'a> Machine<'a> {
         let list = self.top()?;
         match self.nodes.get_mut(list as usize) {
             Some(Node::List(items)) => items.extend_from_slice(more),
-            _ => return Err(Reason::PathError { what: "appends to what is no list" }),
+            _ => return Err(Reason::StackMismatch { what: "appends to a value that is not a list" }),
         }
         Ok(())
     }
@@ -259,12 +241,12 @@ impl<'a> Machine<'a> {
         let dict = self.top()?;
         match self.nodes.get_mut(dict as usize) {
             Some(Node::Dict(items)) => items.extend(pairs(more)?),
-            _ => return Err(Reason::PathError { what: "sets a key of what is no dict" }),
+            _ => return Err(Reason::StackMismatch { what: "sets a key of a value that is not a dict" }),
         }
         Ok(())
     }
 
-    /// The value of a node, with all that it refers to.
+    /// The value of a node, including all nodes to which it refers.
     fn whole(&self, id: Id, depth: usize, budget: &mut Budget) -> Result<Value, Reason> {
         budget.values = budget.values.checked_sub(1).ok_or(Reason::TooMuch { limit: MAX_VALUES, what: "values" })?;
         let node = self.nodes.get(id as usize).ok_or(NO_VALUE)?;
@@ -290,7 +272,7 @@ impl<'a> Machine<'a> {
     }
 }
 
-/// What a result may still take.
+/// The remaining size of the result.
 struct Budget {
     values: usize,
     string_bytes: usize,
@@ -307,12 +289,12 @@ impl Budget {
 fn pairs(items: &[Id]) -> Result<Vec<(Id, Id)>, Reason> {
     let (pairs, rest) = items.as_chunks();
     if !rest.is_empty() {
-        return Err(ODD);
+        return Err(NO_KEY_VALUE);
     }
     Ok(pairs.iter().map(|[key, value]| (*key, *value)).collect())
 }
 
-/// Why an opcode is not executed that makes no plain value.
+/// The error for an opcode that does not create plain data.
 fn not_data(opcode: u8) -> Reason {
     let refused = |opcode| Reason::Refused { opcode };
     let unsupported = |opcode| Reason::Unsupported { opcode };

@@ -145,7 +145,7 @@ fn what_is_no_pickle_is_an_error() {
     let misplaced: [&[u8]; 12] =
         [b".", b"0.", b"1.", b"2.", b"t.", b"a.", b"Na.", b"NNa.", b"NNNs.", b"}(Nu.", b"h\x00.", b"N(."];
     for source in misplaced {
-        assert!(matches!(reason(source), Reason::PathError { .. }), "{}", source.escape_ascii());
+        assert!(matches!(reason(source), Reason::StackMismatch { .. }), "{}", source.escape_ascii());
     }
     let literals: [&[u8]; 14] = [
         b"Ix\n.",

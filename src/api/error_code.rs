@@ -1,0 +1,115 @@
+//! The codes of errors. They are stable: programs rely on them.
+
+use serde::{Deserialize, Serialize};
+
+/// Why a request failed. docs/api.md says what each means and what to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorCode {
+    BadRequest,
+    Unauthorized,
+    NotFound,
+    MethodNotAllowed,
+    OtherVm,
+    BaseNotOlder,
+    NotSnapshottable,
+    BaseLost,
+    SnapshotLost,
+    NotRemoved,
+    NotAdopted,
+    HookFailed,
+    CloneTimeout,
+    ManagerUnavailable,
+    Throttled,
+    InsufficientSpace,
+    ReadOnly,
+    IoError,
+    VmBusy,
+    BaseUnsettled,
+    SnapshotBeingChecked,
+    RepositoryUnavailable,
+    OvsAgentDbUnreadable,
+    DatabaseUnavailable,
+    Internal,
+    UnknownDisk,
+    AmbiguousDisk,
+    UnfitDisk,
+    NoDiskLeft,
+    TooManySnapshots,
+    TooManyExtents,
+    IdempotencyKeyReused,
+    IdempotencyKeySpent,
+    BodyTooLarge,
+    BodyTooSlow,
+    PreconditionFailed,
+    RangeNotSatisfiable,
+    UriTooLong,
+    HeadersTooLarge,
+    HttpsRequired,
+    /// A code of a newer server.
+    #[serde(other)]
+    Unknown,
+}
+
+impl ErrorCode {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Unauthorized => "unauthorized",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::OtherVm => "other_vm",
+            Self::BaseNotOlder => "base_not_older",
+            Self::NotSnapshottable => "not_snapshottable",
+            Self::BaseLost => "base_lost",
+            Self::SnapshotLost => "snapshot_lost",
+            Self::NotRemoved => "not_removed",
+            Self::NotAdopted => "not_adopted",
+            Self::HookFailed => "hook_failed",
+            Self::CloneTimeout => "clone_timeout",
+            Self::ManagerUnavailable => "manager_unavailable",
+            Self::Throttled => "throttled",
+            Self::InsufficientSpace => "insufficient_space",
+            Self::ReadOnly => "read_only",
+            Self::IoError => "io_error",
+            Self::VmBusy => "vm_busy",
+            Self::BaseUnsettled => "base_unsettled",
+            Self::SnapshotBeingChecked => "snapshot_being_checked",
+            Self::RepositoryUnavailable => "repository_unavailable",
+            Self::OvsAgentDbUnreadable => "ovs_agent_db_unreadable",
+            Self::DatabaseUnavailable => "database_unavailable",
+            Self::Internal => "internal",
+            Self::UnknownDisk => "unknown_disk",
+            Self::AmbiguousDisk => "ambiguous_disk",
+            Self::UnfitDisk => "unfit_disk",
+            Self::NoDiskLeft => "no_disk_left",
+            Self::TooManySnapshots => "too_many_snapshots",
+            Self::TooManyExtents => "too_many_extents",
+            Self::IdempotencyKeyReused => "idempotency_key_reused",
+            Self::IdempotencyKeySpent => "idempotency_key_spent",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyTooSlow => "body_too_slow",
+            Self::PreconditionFailed => "precondition_failed",
+            Self::RangeNotSatisfiable => "range_not_satisfiable",
+            Self::UriTooLong => "uri_too_long",
+            Self::HeadersTooLarge => "headers_too_large",
+            Self::HttpsRequired => "https_required",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn serde_and_as_str_agree() {
+        for code in [ErrorCode::BadRequest, ErrorCode::OvsAgentDbUnreadable, ErrorCode::SnapshotBeingChecked] {
+            let text = serde_json::to_string(&code).unwrap();
+            assert_eq!(text, format!("\"{}\"", code.as_str()));
+            assert_eq!(serde_json::from_str::<ErrorCode>(&text).unwrap(), code);
+        }
+        assert_eq!(serde_json::from_str::<ErrorCode>("\"of_tomorrow\"").unwrap(), ErrorCode::Unknown);
+    }
+}

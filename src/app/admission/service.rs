@@ -1,0 +1,137 @@
+//! The one place that decides whether work may start.
+
+use std::num::NonZero;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedMutexGuard;
+use tokio_util::sync::CancellationToken;
+
+use super::export::{Export, ExportDetails, ExportPermit};
+use super::policy::PolicyCheck;
+use super::queue::{AdmissionQueue, Permit, Queued, Share};
+use super::vm_locks::VmLocks;
+use crate::app::Error;
+use crate::app::error::Refusal;
+use crate::app::inventory::Inventory;
+use crate::app::tasks::{Tasks, rounds};
+use crate::config::Config;
+use crate::model::VmId;
+use crate::store::Store;
+
+/// Creations that may wait for a slot.
+const CREATION_QUEUE: usize = 64;
+
+/// Operations that may hold or wait for one VM when another creation arrives.
+const CREATION_QUEUE_OF_VM: usize = 4;
+
+/// Downloads that may wait for a slot.
+const EXPORT_QUEUE: usize = 128;
+
+/// How often slots of hung repositories are released.
+const HUNG_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How often the rates of clients are measured.
+const RATE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A creation, queued or running.
+pub(crate) struct Creation {
+    pub vm: VmId,
+    pub user: String,
+}
+
+impl Queued for Creation {
+    /// First come, first served.
+    fn share(&self) -> Option<Share> {
+        None
+    }
+}
+
+/// A creation that may start: its slot, and the VM's mutex.
+pub(crate) struct Admitted {
+    pub slot: Permit<Creation>,
+    pub vm_guard: OwnedMutexGuard<()>,
+}
+
+/// Queues, locks and policy.
+pub(crate) struct Admission {
+    pub creations: AdmissionQueue<Creation>,
+    pub exports: AdmissionQueue<Export>,
+    pub vm_locks: Arc<VmLocks>,
+    pub policy: PolicyCheck,
+    /// Slower clients are disconnected while others wait; bytes a second.
+    min_rate: Option<NonZero<u64>>,
+}
+
+impl Admission {
+    pub(crate) fn new(config: &Config, inventory: &Arc<Inventory>, store: Store, tasks: Tasks) -> Self {
+        let policy = config.policy;
+        Self {
+            creations: AdmissionQueue::new(policy.snapshot_concurrency, CREATION_QUEUE),
+            exports: AdmissionQueue::fair(policy.export_concurrency, EXPORT_QUEUE),
+            vm_locks: Arc::new(VmLocks::new(Arc::clone(inventory), tasks)),
+            policy: PolicyCheck { policy, inventory: Arc::clone(inventory), store },
+            min_rate: config.export.min_rate,
+        }
+    }
+
+    /// Waits until the creation may start.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`].
+    pub(crate) async fn admit_creation(&self, creation: Creation) -> Result<Admitted, Refusal> {
+        let full = |_| Refusal::QueueFull("snapshots");
+        let vm = creation.vm.clone();
+        let queued = self.creations.join(creation).map_err(full)?;
+        // The VM first, then the slot: requests that wait for one VM hold up no other.
+        let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
+        let vm_guard = vm_guard.ok_or(Refusal::QueueFull("changes of this VM's snapshots"))?;
+        let slot = queued.admitted().await.map_err(full)?;
+        Ok(Admitted { slot, vm_guard })
+    }
+
+    /// Waits until the download may start.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`], [`Refusal::QueueTimeout`].
+    pub(crate) async fn admit_export(&self, export: Export) -> Result<ExportPermit, Error> {
+        let full = |_| Refusal::QueueFull("exports");
+        let queued = self.exports.join(export).map_err(full)?;
+        let wait = self.policy.policy.export_wait;
+        let waited = tokio::time::timeout(wait, queued.admitted()).await;
+        let timeout = |_| Refusal::QueueTimeout { seconds: wait.as_secs_f64() };
+        Ok(waited.map_err(timeout)?.map_err(full)?)
+    }
+
+    /// Releases the slots of downloads whose repository hangs, until `stop`.
+    pub(crate) async fn release_hung_slots(self: Arc<Self>, stop: CancellationToken) {
+        let mut rounds = rounds(HUNG_INTERVAL);
+        while stop.run_until_cancelled(rounds.tick()).await.is_some() {
+            self.exports.release_slots(|export| {
+                let hangs = !export.executor.is_responsive();
+                if hangs {
+                    let ExportDetails { vm, snapshot, disk, .. } = &export.details;
+                    tracing::warn!(%vm, %snapshot, %disk, "repository does not respond: releasing the download's slot");
+                }
+                hangs
+            });
+        }
+    }
+
+    /// Disconnects the slowest clients while others wait, until `stop`.
+    pub(crate) async fn disconnect_slow_clients(self: Arc<Self>, stop: CancellationToken) {
+        let Some(min_rate) = self.min_rate.map(NonZero::get) else { return };
+        let mut rounds = rounds(RATE_INTERVAL);
+        while stop.run_until_cancelled(rounds.tick()).await.is_some() {
+            let mut slow = Vec::new();
+            self.exports.each(|entry| {
+                let rate = if entry.works { entry.what.client_rate() } else { None };
+                slow.extend(rate.filter(|rate| *rate < min_rate as f64).map(|rate| (rate, Arc::clone(&entry.what))));
+            });
+            slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
+            for (rate, export) in slow.into_iter().take(self.exports.waiting()) {
+                export.disconnect_slow_client(rate);
+            }
+        }
+    }
+}

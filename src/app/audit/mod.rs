@@ -1,0 +1,9 @@
+//! The audit: who did what, from which address, with what outcome.
+
+mod line;
+mod trail;
+
+pub(crate) use line::{Actor, Outcome};
+pub use line::{TARGET, host_of, send_to};
+pub use trail::AuditTrail;
+pub(crate) use trail::{ROUND_OF_LINES, Sent};

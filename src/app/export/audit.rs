@@ -1,0 +1,45 @@
+//! What the audit has of downloads.
+
+use std::sync::atomic::Ordering;
+
+use crate::app::admission::{AdmissionQueue, Export};
+use crate::app::audit::{AuditTrail, Outcome, Sent};
+
+/// The action of the audit's lines.
+pub(super) const EXPORT: &str = "export";
+
+/// Records a download that has ended.
+pub(super) fn record_end(trail: &AuditTrail, export: &Export) {
+    let details = &export.details;
+    let is_complete = export.done.load(Ordering::Relaxed) == details.total;
+    let outcome = if is_complete { Outcome::DONE } else { Outcome { name: "cut", reason: export.why_cut() } };
+    let sent = Sent { bytes: export.take_unaudited(), ranges: details.ranges };
+    trail.add(&details.actor, EXPORT, export.name(), outcome, Some(sent));
+    if details.is_whole_disk {
+        trail.write_of(&details.actor, EXPORT, &export.name());
+    }
+}
+
+/// Records what running downloads have sent since the last time.
+pub(super) fn record_running(trail: &AuditTrail, exports: &AdmissionQueue<Export>) {
+    exports.each(|entry| {
+        let export = &entry.what;
+        let sent = Sent { bytes: if entry.works { export.take_unaudited() } else { 0 }, ranges: 0 };
+        if sent.bytes > 0 {
+            let under_way = Outcome { name: "under way", reason: None };
+            trail.add(&export.details.actor, EXPORT, export.name(), under_way, Some(sent));
+        }
+    });
+}
+
+/// Records downloads that end because the service stops.
+pub(super) fn record_stop(trail: &AuditTrail, exports: &AdmissionQueue<Export>) {
+    exports.each(|entry| {
+        let export = &entry.what;
+        if entry.works {
+            let sent = Sent { bytes: export.take_unaudited(), ranges: export.details.ranges };
+            let stopped = Outcome { name: "cut", reason: Some("the service stopped".to_owned()) };
+            trail.add(&export.details.actor, EXPORT, export.name(), stopped, Some(sent));
+        }
+    });
+}

@@ -1,0 +1,161 @@
+//! The pieces of a body, read into buffers that are used again.
+//!
+//! Memory is constant: there is no more of a body than the pieces that are not sent yet. Holes are neither read nor
+//! copied.
+
+use std::collections::VecDeque;
+use std::io;
+use std::ops::Range;
+use std::sync::mpsc;
+
+use bytes::Bytes;
+
+use super::block_export::{BlockExport, Read};
+use crate::repository::{OpenError, Run};
+
+/// Bytes read at a time, at most.
+pub(super) const PIECE: u64 = 256 << 10;
+
+/// Ranges up to this length are not checked for holes.
+const SHORT: u64 = 64 << 10;
+
+/// What a hole is sent as.
+static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
+
+/// A part of a body.
+#[derive(Clone, Debug)]
+pub enum Part {
+    /// Bytes that are made up, such as the head of a range.
+    Text(Bytes),
+    /// A range of the disk.
+    Disk(Range<u64>),
+}
+
+impl Part {
+    /// Bytes of the body.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Text(text) => text.len() as u64,
+            Self::Disk(range) => range.end - range.start,
+        }
+    }
+}
+
+/// A buffer that goes back to its reader when the last of its bytes is sent.
+struct Pooled {
+    buffer: Vec<u8>,
+    home: mpsc::Sender<Vec<u8>>,
+}
+
+impl AsRef<[u8]> for Pooled {
+    fn as_ref(&self) -> &[u8] {
+        &self.buffer
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        // If the reader is gone already, the buffer goes too.
+        let _ = self.home.send(std::mem::take(&mut self.buffer));
+    }
+}
+
+/// The pieces of a body, in order.
+pub(super) struct Pieces<E> {
+    pub export: E,
+    /// What is still to come.
+    parts: VecDeque<Part>,
+    /// What is known of the bytes that come next.
+    run: Option<Run>,
+    /// Bytes to read at a time, [`PIECE`] at most.
+    piece: u64,
+    buffers: (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
+}
+
+impl<E: BlockExport> Pieces<E> {
+    pub fn new(export: E, parts: Vec<Part>, piece: u64) -> Self {
+        Self { export, parts: parts.into(), run: None, piece: piece.min(PIECE), buffers: mpsc::channel() }
+    }
+
+    /// Reads the next piece.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub fn next(&mut self) -> Result<Bytes, OpenError> {
+        let piece = match self.parts.pop_front() {
+            None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
+            Some(Part::Disk(range)) if self.run.is_some() || range.end - range.start > self.short() => {
+                self.next_of(range)?
+            }
+            Some(part) => self.gather(part)?,
+        };
+        if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
+            // Before the client has all of it.
+            self.export.verify()?;
+        }
+        Ok(piece)
+    }
+
+    /// Up to this length it is cheaper to read a range than to check whether it is a hole.
+    fn short(&self) -> u64 {
+        SHORT.min(self.piece)
+    }
+
+    /// `part`, which is short, together with as many short ones after it as fit.
+    fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
+        let mut buffer = self.buffer();
+        buffer.clear();
+        let (mut next, mut reads) = (Some(part), Vec::new());
+        while let Some(part) = next {
+            match part {
+                Part::Text(text) => buffer.extend_from_slice(&text),
+                Part::Disk(range) => {
+                    let (to, length) = (buffer.len(), (range.end - range.start) as usize);
+                    buffer.resize(to + length, 0);
+                    reads.push(Read { to, at: range.start, length, end: range.end });
+                }
+            }
+            let room = self.short().saturating_sub(buffer.len() as u64);
+            let fits = self.parts.front().is_some_and(|part| part.len() <= room);
+            next = if fits { self.parts.pop_front() } else { None };
+        }
+        if !reads.is_empty() {
+            self.export.read(&mut buffer, &reads)?;
+        }
+        Ok(self.pooled(buffer))
+    }
+
+    /// The next piece of a long range.
+    fn next_of(&mut self, range: Range<u64>) -> Result<Bytes, OpenError> {
+        let at = range.start;
+        let run = match self.run.take() {
+            Some(run) => run,
+            None => self.export.allocation(at, range.end)?,
+        };
+        let end = run.end.min(at + self.piece);
+        let length = (end - at) as usize;
+        let piece = if run.is_data {
+            let mut buffer = self.buffer();
+            buffer.resize(length, 0);
+            self.export.read(&mut buffer, &[Read { to: 0, at, length, end: run.end }])?;
+            self.pooled(buffer)
+        } else {
+            self.export.verify()?;
+            Bytes::from_static(&ZEROS[..length])
+        };
+        self.run = (end < run.end).then_some(run);
+        if end < range.end {
+            self.parts.push_front(Part::Disk(end..range.end));
+        }
+        Ok(piece)
+    }
+
+    /// A buffer that was used before, if there is one.
+    fn buffer(&self) -> Vec<u8> {
+        self.buffers.1.try_recv().unwrap_or_default()
+    }
+
+    fn pooled(&self, buffer: Vec<u8>) -> Bytes {
+        Bytes::from_owner(Pooled { buffer, home: self.buffers.0.clone() })
+    }
+}

@@ -1,0 +1,130 @@
+//! Opening snapshots' files.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use super::content_proof::ContentProofs;
+use super::errors::lost;
+use super::open_disk::{OpenDisk, version};
+use crate::app::Error;
+use crate::app::inventory::Inventory;
+use crate::app::retention::Retention;
+use crate::app::tasks::{Service, Tasks};
+use crate::auth::Session;
+use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::repository::executor::JobKind;
+use crate::repository::seal::Proof;
+use crate::repository::{DiskFile, OpenError, SnapshotDir};
+use crate::store::Store;
+
+/// Opens snapshots' files, and proves that they are the ones that were made.
+pub struct FileOpener {
+    inventory: Arc<Inventory>,
+    retention: Arc<Retention>,
+    proofs: ContentProofs,
+    /// Notified when a snapshot is found to be gone.
+    gone: Arc<Notify>,
+    tasks: Tasks,
+}
+
+impl Service for FileOpener {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl FileOpener {
+    pub(crate) fn new(
+        inventory: Arc<Inventory>,
+        retention: Arc<Retention>,
+        store: Store,
+        gone: Arc<Notify>,
+        tasks: Tasks,
+    ) -> Self {
+        let proofs = ContentProofs::new(Arc::clone(&inventory), store);
+        Self { inventory, retention, proofs, gone, tasks }
+    }
+
+    /// Opens the disk `name` of the snapshot `id` of the VM that `vm_ref` names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::SnapshotLost`], [`Error::Io`].
+    pub async fn open_disk(
+        self: &Arc<Self>,
+        _session: &Session,
+        vm_ref: VmId,
+        id: SnapshotId,
+        name: DiskName,
+    ) -> Result<OpenDisk, Error> {
+        self.run_inline_or_blocking(move |files| {
+            let in_use = Arc::new(files.retention.hold(id)?);
+            let snapshot = files.inventory.snapshot_of(&vm_ref, id)?;
+            let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
+            let file = Arc::new(files.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
+            let (version, disk) = (version(id, disk), disk.clone());
+            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, in_use })
+        })
+        .await
+    }
+
+    /// Opens a disk's file and checks that it is the one that was made. A thread of the repository does it, so that no
+    /// caller waits for a file system that hangs.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
+        let open = |proven| self.open_file(snapshot, disk, proven);
+        self.proofs.open_proven(snapshot, disk, Proof::Whole, open).map(|(file, _)| file)
+    }
+
+    /// Opens a disk's file as the base of a comparison, which needs less proof than serving its bytes.
+    ///
+    /// # Errors
+    /// [`OpenError`].
+    pub(crate) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
+        self.proofs.open_proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
+    }
+
+    /// Opens a file that is as it was recorded, or has the change time `proven`.
+    fn open_file(&self, snapshot: &Snapshot, disk: &SnapshotDisk, proven: Option<i128>) -> Result<DiskFile, OpenError> {
+        let repository = self.inventory.repository_of(disk)?;
+        let (asked, id, wanted) = (repository.clone(), snapshot.id, disk.clone());
+        let opened = repository
+            .executor()
+            .run(JobKind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
+            .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
+        opened.map_err(|error| self.gone_or_missing(snapshot, error)).inspect_err(|error| {
+            let file = repository.snapshot_path(snapshot.id, &disk.name);
+            tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
+        })
+    }
+
+    /// A snapshot is gone only if all of it is gone. If a part is there, the other part is missing.
+    fn gone_or_missing(&self, snapshot: &Snapshot, error: OpenError) -> OpenError {
+        match error {
+            OpenError::Gone if self.is_gone(snapshot) => {
+                self.gone.notify_one();
+                error
+            }
+            OpenError::Gone => OpenError::Missing,
+            error => error,
+        }
+    }
+
+    /// Whether the snapshot is gone: each of its repositories responds, is the file system that was recorded, and has no
+    /// folder of the snapshot. Anything else does not prove it.
+    pub(crate) fn is_gone(&self, snapshot: &Snapshot) -> bool {
+        let is_gone_from = |id: &RepositoryId| {
+            let repository = self.inventory.repository(id)?;
+            let (of, asked) = (snapshot.clone(), repository.clone());
+            let gone = repository.run(JobKind::SHORT, move |access, root| {
+                asked.mounted_now(access)?;
+                let disks = of.disks.iter().filter(|disk| disk.source.repository == *asked.id());
+                SnapshotDir::new(root, of.id).is_gone(disks)
+            });
+            gone.ok()
+        };
+        snapshot.repositories().into_iter().all(|id| is_gone_from(id) == Some(true))
+    }
+}

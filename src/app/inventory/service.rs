@@ -1,0 +1,188 @@
+//! What there is: repositories, VMs, and the snapshots of each VM.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use super::catalog::{Catalog, Unknown, VmList};
+use super::disk_files::DiskFiles;
+use super::list_repositories;
+use super::list_vms::{self, Listing};
+use super::repositories::{Repositories, RepositorySet};
+use super::shared::Shared;
+use crate::api;
+use crate::app::Error;
+use crate::app::tasks::{Service, Tasks};
+use crate::auth::Session;
+use crate::inventory::Vm;
+use crate::model::{RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::repository::{CloneSupport, OpenError, Repository, assign};
+use crate::store::Store;
+
+/// The repositories, the VMs that they define, and the disks of those.
+pub struct Inventory {
+    repositories: Repositories,
+    catalog: Catalog,
+    listings: Shared<Result<Arc<Listing>, Unknown>>,
+    clone_support: CloneSupport,
+    store: Store,
+    tasks: Tasks,
+}
+
+impl Service for Inventory {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Inventory {
+    pub(crate) fn new(repositories: Repositories, store: Store, tasks: Tasks) -> Self {
+        Self {
+            repositories,
+            catalog: Catalog::default(),
+            listings: Shared::default(),
+            clone_support: CloneSupport::default(),
+            store,
+            tasks,
+        }
+    }
+
+    /// All repositories, as of now.
+    pub(crate) fn repositories(&self) -> Arc<RepositorySet> {
+        self.repositories.found()
+    }
+
+    /// The repository `id`, if it is listed and usable.
+    pub(crate) fn repository(&self, id: &RepositoryId) -> Option<Repository> {
+        self.repositories.get(id)
+    }
+
+    /// The repository of a snapshot's disk.
+    ///
+    /// # Errors
+    /// [`OpenError::RepositoryUnavailable`] if it is not listed any more.
+    pub(crate) fn repository_of(&self, disk: &SnapshotDisk) -> Result<Repository, OpenError> {
+        let unlisted = || OpenError::RepositoryUnavailable("is not in the list of repositories any more".to_owned());
+        self.repository(&disk.source.repository).ok_or_else(unlisted)
+    }
+
+    /// The repositories that the disks at `paths` lie in, by their paths alone: no file is looked at.
+    pub(crate) fn repositories_at(&self, paths: &[PathBuf]) -> Vec<RepositoryId> {
+        let found = self.repositories.found();
+        let known: Vec<_> = found.usable().collect();
+        let assigned = paths.iter().filter_map(|path| assign(known.iter().copied(), path).ok());
+        assigned.map(|assigned| assigned.repository.id().clone()).collect()
+    }
+
+    /// The ID of the VM that `vm_ref` names: the name of a VM of the inventory, or of one that has left it and still
+    /// has snapshots; or else the uuid of a VM of the inventory.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it.
+    pub(crate) fn resolve_vm(&self, vm_ref: &VmId) -> Result<VmId, Error> {
+        // Names go before uuids: a deletion must never reach another VM than the one that was named. A VM with
+        // snapshots is known, whatever the repositories say.
+        if !self.store.records_of(vm_ref)?.is_empty() {
+            return Ok(vm_ref.clone());
+        }
+        let list = self.vms()?;
+        Ok(list.by_name_or_uuid(vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
+    }
+
+    /// The VM of the inventory that `vm_ref` names, and the whole list.
+    ///
+    /// # Errors
+    /// As [`Inventory::resolve_vm`], also if the VM has left the inventory.
+    pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
+        let list = self.vms()?;
+        let has_snapshots = !self.store.records_of(vm_ref)?.is_empty();
+        let vm = if has_snapshots { list.by_name(vm_ref)? } else { list.by_name_or_uuid(vm_ref)? };
+        let vm = Arc::clone(vm);
+        Ok((list, vm))
+    }
+
+    /// The VMs of all repositories, as of now.
+    ///
+    /// # Errors
+    /// [`Error::AgentDb`], [`Error::Unavailable`] if no VM is known.
+    pub(crate) fn vms(&self) -> Result<Arc<VmList>, Error> {
+        Ok(self.catalog.list(&self.repositories())?)
+    }
+
+    /// The files of disks, none inspected yet. `all` are all VMs: a disk may be another VM's as well.
+    pub(crate) fn disk_files(&self, all: &[Arc<Vm>], keep_open: bool) -> DiskFiles<'_> {
+        let repositories = self.repositories().usable().cloned().collect();
+        DiskFiles::new(self.catalog.platform, (repositories, &self.clone_support, &self.store), all, keep_open)
+    }
+
+    /// The documents of all VMs, each made when it is taken.
+    ///
+    /// # Errors
+    /// As [`Inventory::vms`]; [`Error::Store`].
+    pub async fn list_vms(
+        self: &Arc<Self>,
+        _session: &Session,
+    ) -> Result<impl Iterator<Item = api::Vm> + Send + use<>, Error> {
+        let listed = self.blocking(|inventory| {
+            let listing = inventory.listings.get(|| {
+                let list = inventory.catalog.list(&inventory.repositories())?;
+                let files = inventory.disk_files(&list.vms, false);
+                Ok(Arc::new(Listing::of(Arc::clone(&list), files)))
+            });
+            Ok((listing?, inventory.store.snapshot_ids()?))
+        });
+        let ((listing, snapshots), mut indices) = (listed.await?, 0..);
+        Ok(std::iter::from_fn(move || listing.entry(indices.next()?, &snapshots)))
+    }
+
+    /// The document of one VM of the inventory.
+    ///
+    /// # Errors
+    /// [`Error::NoVm`], also if it has left the inventory; [`Error::Unavailable`], [`Error::Store`].
+    pub async fn vm(self: &Arc<Self>, _session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
+        self.blocking(move |inventory| {
+            let (list, vm) = inventory.find_vm(&vm_ref)?;
+            let mut files = inventory.disk_files(&list.vms, false);
+            files.inspect(std::slice::from_ref(&vm));
+            let snapshots = match &vm.id {
+                Some(id) => inventory.store.snapshots_of(id)?,
+                None => Vec::new(),
+            };
+            let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+            Ok(list_vms::describe(&vm, &ids, &files))
+        })
+        .await
+    }
+
+    /// The documents of all repositories. One that cannot be used has the reason.
+    ///
+    /// # Errors
+    /// [`Error::AgentDb`] if ovs-agent's database cannot be read and no repository is known.
+    pub async fn list_repositories(self: &Arc<Self>, _session: &Session) -> Result<Vec<api::Repository>, Error> {
+        self.blocking(|inventory| {
+            let found = inventory.repositories();
+            if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
+                return Err(Error::AgentDb(problem.clone()));
+            }
+            let describe = |(known, mounted)| list_repositories::describe(&inventory.clone_support, known, mounted);
+            Ok(found.with_mounts().map(describe).collect())
+        })
+        .await
+    }
+
+    /// The complete snapshot `id` of the VM that `vm_ref` names.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::NoVm`], [`Error::OtherVm`], [`Error::Unavailable`].
+    pub(crate) fn snapshot_of(&self, vm_ref: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
+        let Some(snapshot) = self.store.snapshot(id)? else {
+            self.resolve_vm(vm_ref)?;
+            return Err(Error::NotFound("the VM has no such snapshot"));
+        };
+        // The definitions are read only if the name is not the VM's plain one: bytes are requested thousands of
+        // times a second.
+        if snapshot.vm != *vm_ref && self.resolve_vm(vm_ref)? != snapshot.vm {
+            return Err(Error::OtherVm(id));
+        }
+        Ok(snapshot)
+    }
+}

@@ -1,0 +1,217 @@
+//! The status of the service, and whether it can serve.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::Semaphore;
+
+use super::exclusive_usage::ExclusiveUsage;
+use crate::api;
+use crate::app::Error;
+use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
+use crate::app::files::FileOpener;
+use crate::app::hooks::{Pending, PendingHooks};
+use crate::app::inventory::{Inventory, RepositoryState};
+use crate::app::retention::Retention;
+use crate::app::snapshots::{Reconciler, Recovery};
+use crate::app::tasks::{Service, Tasks};
+use crate::auth::Session;
+use crate::model::{Snapshot, VmId};
+use crate::repository::{Mounted, Repository};
+use crate::store::Store;
+
+/// What of the status is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StatusQuery {
+    /// What each snapshot costs as well.
+    pub cost: bool,
+    /// Of this VM alone.
+    pub vm: Option<VmId>,
+}
+
+/// Answers what operators ask.
+pub struct Ops {
+    inventory: Arc<Inventory>,
+    admission: Arc<Admission>,
+    hooks: Arc<PendingHooks>,
+    recovery: Arc<Recovery>,
+    reconciler: Arc<Reconciler>,
+    usage: Arc<ExclusiveUsage>,
+    store: Store,
+    tasks: Tasks,
+}
+
+impl Service for Ops {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Ops {
+    pub(crate) fn new(
+        (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
+        (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
+        (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
+        store: Store,
+        tasks: Tasks,
+    ) -> Self {
+        let usage = ExclusiveUsage {
+            inventory: Arc::clone(&inventory),
+            retention,
+            files,
+            store: store.clone(),
+            gate: Arc::new(Semaphore::new(1)),
+            tasks: tasks.clone(),
+        };
+        Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
+    }
+
+    /// The status, as of now.
+    ///
+    /// # Errors
+    /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
+    pub async fn status(self: &Arc<Self>, _session: &Session, query: StatusQuery) -> Result<api::ServiceStatus, Error> {
+        let snapshots = if query.cost { Some(self.usage.costs(query.vm).await?) } else { None };
+        let found = self.blocking(|ops| {
+            let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
+            let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
+            let repositories = found.with_mounts().map(describe).collect();
+            Ok((repositories, ops.recovery.leftovers()?, pending_hooks(ops.hooks.debts()?)))
+        });
+        let (repositories, leftovers, owed_hooks) = found.await?;
+        Ok(api::ServiceStatus {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            at: api::time(jiff::Timestamp::now()),
+            creates: queue(&self.admission.creations, |creation, waited| api::Create {
+                vm_id: creation.vm.to_string(),
+                user: creation.user.clone(),
+                seconds: waited.as_secs_f64(),
+            }),
+            exports: queue(&self.admission.exports, export),
+            repositories,
+            leftovers,
+            owed_hooks,
+            snapshots,
+        })
+    }
+
+    /// Unlike the list of repositories, this tries nothing out: it has to answer while a repository hangs.
+    fn repository_status(
+        &self,
+        known: &RepositoryState,
+        mounted: Result<(&Repository, Mounted), String>,
+        snapshots: &[Snapshot],
+    ) -> api::RepositoryStatus {
+        let in_it = |snapshot: &&Snapshot| snapshot.repositories().iter().any(|id| id.as_str() == known.name);
+        let entry = known.entry.as_ref();
+        let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
+        let mount_point = known.repository.as_ref().ok().map(|repository| repository.mount_point().to_path_buf());
+        let is_read_only = mounted.as_ref().is_ok_and(|(_, mounted)| mounted.space.is_read_only);
+        let reason = mounted.err().or_else(|| is_read_only.then(|| "is mounted read-only".to_owned()));
+        api::RepositoryStatus {
+            id: known.name.clone(),
+            alias: entry.and_then(|entry| entry.alias.clone()),
+            mount_point: mount_point.map(|path| path.display().to_string()),
+            total_bytes: space.map(|space| space.total),
+            free_bytes: space.map(|space| space.free),
+            min_free_bytes: space.map(|space| self.admission.policy.policy.min_free_space.of(space.total)),
+            snapshots: snapshots.iter().filter(in_it).count(),
+            unknown_snapshots: self.reconciler.unknown_in(&known.name).map(|count| count.lost + count.others),
+            status: if reason.is_none() { api::Status::Ok } else { api::Status::Error },
+            reason,
+        }
+    }
+
+    /// What keeps the service from serving. It is for strangers: repositories are named by their ids, and no path is
+    /// shown.
+    ///
+    /// # Errors
+    /// [`Error::Internal`].
+    pub async fn readiness(self: &Arc<Self>) -> Result<api::Health, Error> {
+        self.blocking(|ops| {
+            let mut problems = Vec::new();
+            match (ops.reconciler.look_for_trouble(), ops.store.check()) {
+                (None, Ok(())) => {}
+                (Some(trouble), _) => problems.push(trouble.to_string()),
+                (None, Err(error)) => {
+                    tracing::error!(%error, "not ready");
+                    problems.push("the database does not answer".to_owned());
+                }
+            }
+            let found = ops.inventory.repositories();
+            for (known, mounted) in found.with_mounts() {
+                let name = &known.name;
+                match (&known.repository, mounted) {
+                    (_, Ok((_, mounted))) if mounted.space.is_read_only => {
+                        problems.push(format!("the repository {name} is read-only"));
+                    }
+                    (_, Ok(_)) => {}
+                    (Ok(_), Err(absent)) => {
+                        tracing::warn!(repository = name, absent, "not ready");
+                        problems.push(format!("the repository {name} is not there, or does not answer"));
+                    }
+                    (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
+                }
+            }
+            if ops.reconciler.has_lost_snapshots().unwrap_or_default() {
+                problems.push("snapshots in a repository are not in the database".to_owned());
+            }
+            if found.problem.is_some() {
+                problems.push("the list of repositories cannot be read".to_owned());
+            }
+            let status = if problems.is_empty() { api::Status::Ok } else { api::Status::Error };
+            Ok(api::Health { status, problems })
+        })
+        .await
+    }
+}
+
+/// Hooks of operations that still run are not pending yet.
+fn pending_hooks(debts: Pending) -> Vec<api::OwedHooks> {
+    let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| api::OwedHooks {
+        hooks: debt.names(),
+        operation: Some(debt.event.operation.as_str().to_owned()),
+        snapshot_id: Some(debt.event.snapshot_id),
+        vm_id: Some(debt.event.vm.name),
+        attempts: debt.attempts,
+        reason: None,
+    });
+    let unreadable = debts.unreadable.into_iter().map(|(_, reason)| api::OwedHooks {
+        snapshot_id: None,
+        vm_id: None,
+        operation: None,
+        hooks: Vec::new(),
+        attempts: 0,
+        reason: Some(reason),
+    });
+    failed.chain(unreadable).collect()
+}
+
+fn queue<T: Queued, W>(line: &AdmissionQueue<T>, told: impl Fn(&T, Duration) -> W) -> api::Queue<W> {
+    let mut queue = api::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
+    line.each(|Entry { what, since, works, .. }| {
+        let one = told(what, since.elapsed());
+        if *works { queue.running.push(one) } else { queue.waiting.push(one) }
+    });
+    queue
+}
+
+fn export(export: &Export, since: Duration) -> api::Export {
+    let ExportDetails { vm, snapshot, disk, actor, total, .. } = &export.details;
+    let done = export.done.load(Ordering::Relaxed);
+    let rate = done as f64 / since.as_secs_f64().max(0.001);
+    api::Export {
+        vm_id: vm.to_string(),
+        snapshot_id: snapshot.to_string(),
+        disk: disk.to_string(),
+        user: actor.user().to_owned(),
+        address: actor.address().map(|address| address.to_string()),
+        since: api::time(jiff::Timestamp::now() - since),
+        seconds: since.as_secs_f64(),
+        bytes_total: *total,
+        bytes_done: done,
+        bytes_per_second: rate as u64,
+        seconds_left: (done > 0).then(|| ((total.saturating_sub(done)) as f64 / rate).ceil() as u64),
+    }
+}

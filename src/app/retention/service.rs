@@ -1,0 +1,184 @@
+//! Until when each snapshot is kept.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use super::duration::parse_duration;
+use super::uses::{InUse, SnapshotUses, SweepGuard};
+use crate::api;
+use crate::app::Error;
+use crate::app::audit::Actor;
+use crate::app::inventory::Inventory;
+use crate::app::tasks::{Service, Tasks};
+use crate::auth::Session;
+use crate::model::retention::{Candidate, Moment, Watch};
+use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::store::Store;
+
+/// The longest lease: a client that needs the snapshot longer renews it.
+pub const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Expiry, leases, and which snapshots are in use.
+pub struct Retention {
+    inventory: Arc<Inventory>,
+    store: Store,
+    uses: SnapshotUses,
+    watch: Mutex<Watch>,
+    /// Start of the monotonic clock.
+    started: Instant,
+    tasks: Tasks,
+}
+
+impl Service for Retention {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Retention {
+    /// Keeps each snapshot for at least `grace` after its successor was committed.
+    pub(crate) fn new(inventory: Arc<Inventory>, store: Store, grace: Duration, tasks: Tasks) -> Self {
+        let watch = Mutex::new(Watch::new(grace));
+        Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), tasks }
+    }
+
+    /// Keeps the snapshot `id` from being swept while a client works on it. Call it before reading the record.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`] if it is being swept; [`Error::Store`].
+    pub(crate) fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
+        let held = self.uses.hold(id);
+        let mut held = held.ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
+        if self.store.snapshot(id)?.is_none() {
+            held.names_nothing();
+        }
+        Ok(held)
+    }
+
+    /// Keeps the snapshot from being swept during a look that says nothing about further use, such as a list.
+    pub(crate) fn hold_briefly(&self, id: SnapshotId) -> Option<InUse> {
+        self.uses.hold_briefly(id)
+    }
+
+    /// Keeps clients from starting to use the snapshot; nothing if one uses it.
+    pub(crate) fn begin_sweep(&self, id: SnapshotId) -> Option<SweepGuard> {
+        self.uses.sweep(id)
+    }
+
+    fn moment(&self) -> Moment {
+        Moment { wall: jiff::Timestamp::now(), monotonic: self.started.elapsed() }
+    }
+
+    fn watch(&self) -> MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Observes a snapshot with a new expiry or lease: from now on the monotonic clock counts.
+    fn observe(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        let retention = self.store.retentions().of(snapshot.id)?;
+        self.watch().observe(self.moment(), snapshot.id, snapshot.created_at, retention);
+        Ok(())
+    }
+
+    /// Observes a snapshot that was committed just now, and starts the grace of the one before it.
+    pub(crate) fn observe_new(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.observe(snapshot)?;
+        let of_vm = self.store.snapshots_of(&snapshot.vm)?;
+        if let Some(former) = of_vm.iter().rev().find(|other| other.sequence < snapshot.sequence) {
+            self.watch().supersede(self.moment(), former.id, snapshot.id);
+        }
+        Ok(())
+    }
+
+    /// Leaves a snapshot alone for `pause`, because its deletion failed.
+    pub(crate) fn postpone(&self, id: SnapshotId, pause: Duration) {
+        self.watch().postpone(self.moment(), id, pause);
+    }
+
+    /// The snapshots that may be swept now.
+    pub(crate) fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
+        self.uses.forget_old();
+        let expiring = self.store.retentions().expiring()?;
+        self.watch().retain(|id| expiring.contains(&id));
+        if expiring.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut due = Vec::new();
+        for (vm, ids) in self.store.snapshot_ids()? {
+            if ids.iter().any(|id| expiring.contains(id)) {
+                match self.due_of(&vm) {
+                    Ok(ids) => due.extend(ids.into_iter().map(|id| (vm.clone(), id))),
+                    // Without all records, the newest one is not known.
+                    Err(error) => tracing::error!(%vm, %error, "no snapshot of this VM is swept"),
+                }
+            }
+        }
+        Ok(due)
+    }
+
+    /// The snapshots of one VM that may be swept now.
+    pub(crate) fn due_of(&self, vm: &VmId) -> Result<Vec<SnapshotId>, Error> {
+        let candidate = |snapshot: Snapshot| {
+            let Snapshot { id, created_at, .. } = snapshot;
+            Ok(Candidate { id, created_at, retention: self.store.retentions().of(id)?, in_use: self.uses.counts(id) })
+        };
+        let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
+        Ok(self.watch().sweepable(self.moment(), &candidates?))
+    }
+
+    /// Leases the snapshot `id` of the VM that `vm_ref` names to the user, for the time that `request` says from now
+    /// on. It replaces the user's earlier lease.
+    ///
+    /// A lease holds off the retention sweep only: a client may still delete the snapshot.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`], [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
+    pub async fn take_lease(
+        self: &Arc<Self>,
+        session: &Session,
+        vm_ref: VmId,
+        id: SnapshotId,
+        request: api::TakeLease,
+    ) -> Result<api::Lease, Error> {
+        let actor = Actor::from(session);
+        self.blocking(move |retention| {
+            let outcome = retention.lease_until(&actor, &vm_ref, id, &request);
+            actor.did("lease", format_args!("{vm_ref}/{id}"), &outcome);
+            outcome
+        })
+        .await
+    }
+
+    fn lease_until(
+        &self,
+        actor: &Actor,
+        vm_ref: &VmId,
+        id: SnapshotId,
+        request: &api::TakeLease,
+    ) -> Result<api::Lease, Error> {
+        let duration = parse_duration("ttl", &request.ttl, LONGEST_LEASE)?;
+        let snapshot = self.inventory.snapshot_of(vm_ref, id)?;
+        // A host whose clock is ahead of ours may have made it: a lease is never shorter than requested.
+        let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
+        if !self.store.retentions().lease(id, actor.user(), until)? {
+            return Err(Error::NotFound("the VM has no such snapshot"));
+        }
+        self.observe(&snapshot)?;
+        Ok(api::Lease { expires_at: api::time(until) })
+    }
+
+    /// Ends the user's lease of the snapshot. It is no error if there is none.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
+    pub async fn end_lease(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
+        let actor = Actor::from(session);
+        self.blocking(move |retention| {
+            let snapshot = retention.inventory.snapshot_of(&vm_ref, id);
+            let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, actor.user())?));
+            actor.did("lease-end", format_args!("{vm_ref}/{id}"), &outcome);
+            outcome
+        })
+        .await
+    }
+}

@@ -1,0 +1,180 @@
+//! To which VM a folder of a snapshot belongs, and where it stands in the order of snapshots.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::{DiskName, DiskSource, RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::repository::Repository;
+use crate::repository::scan::FoundFolder;
+use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
+
+/// A folder that was touched this short a time ago may be one that is still being made.
+const MIN_AGE: jiff::SignedDuration = jiff::SignedDuration::from_mins(10);
+
+/// The folders of one snapshot, one a repository.
+pub(super) type Parts = Vec<(Repository, FoundFolder)>;
+
+/// The disks of the inventory: by repository and file name, whose it is.
+pub(super) type Owners = HashMap<(RepositoryId, String), HashSet<(VmId, DiskSource)>>;
+
+/// A snapshot of which it is known whose it is and when it was made.
+pub(super) struct PlacedSnapshot {
+    pub id: SnapshotId,
+    pub vm: VmId,
+    pub created_at: jiff::Timestamp,
+    pub origin: Origin,
+}
+
+/// How a snapshot was placed.
+pub(super) enum Origin {
+    Manifest(Snapshot),
+    /// By its files' names. Their identities are not recorded yet.
+    Files {
+        created_by: String,
+        disks: Vec<(DiskName, DiskSource)>,
+    },
+}
+
+impl PlacedSnapshot {
+    pub fn repositories(&self) -> Vec<&RepositoryId> {
+        match &self.origin {
+            Origin::Manifest(snapshot) => snapshot.repositories(),
+            Origin::Files { disks, .. } => disks.iter().map(|(_, source)| &source.repository).collect(),
+        }
+    }
+
+    /// The place in the order that its manifest names.
+    pub fn sequence(&self) -> Option<u64> {
+        match &self.origin {
+            Origin::Manifest(snapshot) => Some(snapshot.sequence),
+            Origin::Files { .. } => None,
+        }
+    }
+}
+
+/// The snapshot that `parts` are.
+pub(super) fn place(
+    parts: &Parts,
+    owners: &Owners,
+    with_manifests: bool,
+    user: &str,
+) -> Result<PlacedSnapshot, String> {
+    if parts.iter().any(|(_, folder)| folder.is_unfinished) {
+        return Err("is being made, or was left half made: it carries the marker .making".to_owned());
+    }
+    let youngest = parts.iter().map(|(_, folder)| folder.touched_at).max().unwrap_or_default();
+    // A manifest of this version is in place only when all else is.
+    let is_finished = parts.iter().all(|(_, folder)| folder.maker.is_some());
+    if !is_finished && jiff::Timestamp::now().duration_since(youngest) < MIN_AGE {
+        return Err(format!("was touched less than {} minutes ago: it may be being made", MIN_AGE.as_mins()));
+    }
+    if let Some(manifest) = parts.iter().find_map(|(_, folder)| folder.manifest.as_ref()) {
+        if !with_manifests {
+            return Err(
+                "has a manifest: it is another exporter's, unless its database is lost (adopt --manifests)".to_owned()
+            );
+        }
+        let snapshot = manifest.as_ref().map_err(|error| format!("its manifest cannot be read: {error}"))?;
+        let is_its_own = parts.iter().all(|(_, folder)| folder.id == snapshot.id);
+        if !is_its_own {
+            return Err("its manifest is another snapshot's".to_owned());
+        }
+        let Snapshot { id, ref vm, created_at, .. } = *snapshot;
+        return Ok(PlacedSnapshot { id, vm: vm.clone(), created_at, origin: Origin::Manifest(snapshot.clone()) });
+    }
+    let mut vm: Option<&VmId> = None;
+    let mut disks = Vec::new();
+    for (repository, folder) in parts {
+        for name in &folder.files {
+            let (owner, source) = owner_of(repository, name, owners)?;
+            if vm.is_some_and(|vm| vm != owner) {
+                return Err("its disks are of more than one VM".to_owned());
+            }
+            vm = Some(owner);
+            if disks.iter().any(|(other, _)| other == name) {
+                return Err(format!("has {name} in two repositories"));
+            }
+            disks.push((name.clone(), source.clone()));
+        }
+    }
+    let (Some(vm), Some((_, first))) = (vm, parts.first()) else { return Err("holds no disk".to_owned()) };
+    Ok(PlacedSnapshot {
+        id: first.id,
+        vm: vm.clone(),
+        created_at: parts.iter().map(|(_, folder)| folder.made_at).min().unwrap_or_default(),
+        origin: Origin::Files { created_by: user.to_owned(), disks },
+    })
+}
+
+pub(super) fn owner_of<'a>(
+    repository: &Repository,
+    name: &DiskName,
+    owners: &'a Owners,
+) -> Result<(&'a VmId, &'a DiskSource), String> {
+    let owners = owners.get(&(repository.id().clone(), name.as_str().to_owned()));
+    let mut owners = owners.into_iter().flatten();
+    match (owners.next(), owners.next()) {
+        (Some((vm, source)), None) => Ok((vm, source)),
+        (Some(_), Some(_)) => Err(format!("{name} may be of more than one disk of the inventory")),
+        (None, _) => Err(format!("no VM of the inventory has a disk {name} in this repository, as far as can be read")),
+    }
+}
+
+/// The place of an adopted snapshot among those that are `there`, each with its place and its time: before all that
+/// this service made. One with a place, from its manifest, keeps it.
+///
+/// # Errors
+/// Where that would not be the order of their times.
+pub(super) fn assign_sequence(
+    named: Option<u64>,
+    created_at: jiff::Timestamp,
+    there: &[(u64, jiff::Timestamp)],
+) -> Result<u64, String> {
+    let is_in_order = |sequence: u64| {
+        there.iter().all(|(other, at)| *other != sequence && (*other < sequence) == (*at <= created_at))
+    };
+    // That of a manifest may have been given anew since its database was lost.
+    if let Some(named) = named.filter(|named| (1..=LAST_SEQUENCE).contains(named) && is_in_order(*named)) {
+        return Ok(named);
+    }
+    let second = u64::try_from(created_at.as_second()).unwrap_or_default();
+    let older = there.iter().filter(|(_, at)| *at <= created_at);
+    let after = older.map(|(other, _)| other + 1).filter(|after| *after < FIRST_SEQUENCE).max();
+    let sequence = second.max(after.unwrap_or_default());
+    if !is_in_order(sequence) {
+        return Err("is not older than snapshots that this service has made of the VM".to_owned());
+    }
+    Ok(sequence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(second: i64) -> jiff::Timestamp {
+        jiff::Timestamp::from_second(second).unwrap()
+    }
+
+    #[test]
+    fn an_adopted_snapshot_gets_the_place_of_its_time() {
+        let place = |second: i64, named: Option<u64>, there: &[(u64, jiff::Timestamp)]| {
+            assign_sequence(named, at(second), there)
+        };
+        let (made, other) = ((FIRST_SEQUENCE + 7, at(5000)), (1000, at(1000)));
+        for none in [None, Some(0)] {
+            assert_eq!(place(1000, none, &[]), Ok(1000));
+            assert_eq!(place(1000, none, &[made]), Ok(1000));
+            // Two of one second.
+            assert_eq!(place(1000, none, &[other, made]), Ok(1001));
+            assert_eq!(place(900, none, &[other, made]), Ok(900));
+            // Newer than what this service has made: it cannot stand after it.
+            assert!(place(6000, none, &[made]).is_err());
+        }
+        // With a place of its own.
+        assert_eq!(place(4000, Some(FIRST_SEQUENCE + 3), &[made]), Ok(FIRST_SEQUENCE + 3));
+        // Given anew since, or damaged: the place of its time.
+        for taken in [FIRST_SEQUENCE + 7, FIRST_SEQUENCE + 8, u64::MAX] {
+            assert_eq!(place(4000, Some(taken), &[made]), Ok(4000));
+        }
+        assert!(place(6000, Some(FIRST_SEQUENCE + 3), &[made]).is_err());
+    }
+}

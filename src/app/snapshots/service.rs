@@ -1,0 +1,34 @@
+//! What creation and deletion need.
+
+use std::sync::Arc;
+
+use super::reconcile::Reconciler;
+use super::removal::Removals;
+use crate::app::admission::Admission;
+use crate::app::hooks::HookRunner;
+use crate::app::inventory::Inventory;
+use crate::app::retention::Retention;
+use crate::app::tasks::{Service, Tasks};
+use crate::metrics::Metrics;
+use crate::store::Store;
+
+/// Creates and deletes snapshots.
+pub struct Snapshots {
+    pub(crate) inventory: Arc<Inventory>,
+    pub(crate) admission: Arc<Admission>,
+    pub(crate) retention: Arc<Retention>,
+    pub(crate) hooks: Arc<HookRunner>,
+    pub(crate) removals: Arc<Removals>,
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) store: Store,
+    pub(crate) metrics: Arc<Metrics>,
+    /// What this service calls itself in manifests.
+    pub(crate) exporter: String,
+    pub(crate) tasks: Tasks,
+}
+
+impl Service for Snapshots {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}

@@ -1,0 +1,195 @@
+//! Wiring the services, and their background tasks.
+
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::app::Error;
+use crate::app::admission::Admission;
+use crate::app::audit::AuditTrail;
+use crate::app::compare::Comparisons;
+use crate::app::export::{Checksums, Exports};
+use crate::app::files::FileOpener;
+use crate::app::hooks::{HookRunner, PendingHooks};
+use crate::app::inventory::{Inventory, Repositories};
+use crate::app::ops::{Ops, start_faults};
+use crate::app::retention::Retention;
+use crate::app::session::{ManagerAddress, Sessions};
+use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
+use crate::app::tasks::Tasks;
+use crate::auth::{self, Authenticator, LoginError, Tokens};
+use crate::config::{Config, ConfigError, Fault};
+use crate::hooks::Hooks;
+use crate::metrics::Metrics;
+use crate::store::Store;
+use crate::sys::host;
+
+/// The service without its network side.
+pub struct App {
+    pub metrics: Arc<Metrics>,
+    pub trail: Arc<AuditTrail>,
+    pub sessions: Arc<Sessions>,
+    pub inventory: Arc<Inventory>,
+    pub retention: Arc<Retention>,
+    pub files: Arc<FileOpener>,
+    pub comparisons: Arc<Comparisons>,
+    pub exports: Arc<Exports>,
+    pub checksums: Arc<Checksums>,
+    pub snapshots: Arc<Snapshots>,
+    pub documents: Arc<Documents>,
+    pub operator: Operator,
+}
+
+/// What serves operators, and what runs in the background.
+pub struct Operator {
+    pub ops: Arc<Ops>,
+    pub adopter: Arc<Adopter>,
+    recovery: Arc<Recovery>,
+}
+
+impl App {
+    /// Starts the service as `config` describes it: what a crash left unfinished is cleaned up. It counts in `metrics`.
+    ///
+    /// # Errors
+    /// What keeps it from starting, in words for an operator.
+    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
+        let app = Arc::new(Self::wire(config, Arc::new(metrics))?);
+        // First of all: a guest may be frozen.
+        app.snapshots.hooks.pending.call_after_start().await?;
+        app.operator.recovery.run_after_start().await;
+        app.prove_manager().await?;
+        Ok(app)
+    }
+
+    fn wire(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+        let repositories = Repositories::new(&config.repositories)?;
+        let misplaced = start_faults::files_in_repositories(config, &repositories.found());
+        for fault in &misplaced {
+            tracing::warn!(key = fault.key, remedy = fault.remedy, "{}", fault.found);
+        }
+        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
+            return Err(fault.into());
+        }
+        let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
+        // After the database is locked: no other service makes a key at the same time.
+        let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
+        let authenticator = Authenticator::new(&config.manager);
+        let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
+        let address = ManagerAddress::new(config)?;
+        let hooks = Hooks::new(config.hooks.clone());
+        let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?;
+
+        let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
+        let (s, t) = (|| store.clone(), || tasks.clone());
+        let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
+        let sessions = Arc::new(Sessions::new((authenticator, address), tokens, Arc::clone(&trail), t()));
+        let inventory = Arc::new(Inventory::new(repositories, s(), t()));
+        let grace = config.policy.superseded_grace;
+        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));
+        let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
+        let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
+        let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
+        let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));
+        let pending = Arc::new(pending);
+        let hooks = HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), Arc::clone(&metrics), t());
+        let of_snapshots = (Arc::clone(&inventory), Arc::clone(&retention));
+        let (i, r) = of_snapshots.clone();
+        let comparisons = Arc::new(Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, t()));
+        let (i, r) = of_snapshots.clone();
+        let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
+        let idle_io = config.export.is_idle;
+        let exports = Exports::new(Arc::clone(&admission), Arc::clone(&trail), Arc::clone(&metrics), idle_io);
+        let checksums = Checksums::new(Arc::clone(&files), s(), t());
+        let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
+        let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
+        let exporter = host::service_id(&config.db_file);
+        let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
+        let locked = (Arc::clone(&removals), Arc::clone(&locks));
+        let reconciler = Arc::new(Reconciler::new((i, f), locked, s(), exporter.clone(), gone, t()));
+        let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
+        let adopter = Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t());
+        let ops = Ops::new(
+            (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
+            (Arc::clone(&admission), pending),
+            (Arc::clone(&recovery), Arc::clone(&reconciler)),
+            s(),
+            t(),
+        );
+        let snapshots = Snapshots {
+            inventory: Arc::clone(&inventory),
+            admission,
+            retention: Arc::clone(&retention),
+            hooks: Arc::new(hooks),
+            removals,
+            reconciler,
+            store: s(),
+            metrics: Arc::clone(&metrics),
+            exporter,
+            tasks: t(),
+        };
+        Ok(Self {
+            metrics,
+            trail,
+            sessions,
+            inventory,
+            retention,
+            files,
+            comparisons,
+            exports: Arc::new(exports),
+            checksums: Arc::new(checksums),
+            snapshots: Arc::new(snapshots),
+            documents: Arc::new(documents),
+            operator: Operator { ops: Arc::new(ops), adopter: Arc::new(adopter), recovery },
+        })
+    }
+
+    /// A manager that accepts a request without credentials would let anybody in: the service does not start then.
+    async fn prove_manager(&self) -> anyhow::Result<()> {
+        match self.sessions.prove_manager().await {
+            Ok(()) => Ok(()),
+            Err(error @ LoginError::LetsAnybodyIn(_)) => Err(start_faults::manager(&error).into()),
+            Err(error) => {
+                let Fault { key, found, remedy, .. } = start_faults::manager(&error);
+                tracing::warn!(key, remedy, "log-in is not possible for now: {found}");
+                Ok(())
+            }
+        }
+    }
+
+    /// Starts the background tasks. They end after `stop`; those that are returned must have ended before the service
+    /// does.
+    pub fn run_in_background(&self, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
+        let Snapshots { admission, hooks, reconciler, tasks, .. } = &*self.snapshots;
+        tasks.spawn(Arc::clone(admission).release_hung_slots(stop.clone()));
+        tasks.spawn(Arc::clone(admission).disconnect_slow_clients(stop.clone()));
+        tasks.spawn(Arc::clone(&self.exports).write_audit(stop.clone()));
+        tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
+        vec![
+            tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
+            tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),
+            tasks.spawn(Arc::clone(&hooks.pending).run(stop.clone())),
+        ]
+    }
+
+    /// Hooks must not delay the end of the service any longer: an operation whose `pre` hooks still run is refused, or
+    /// done without them, as the config says.
+    pub fn cancel_pre_hooks(&self) {
+        self.snapshots.hooks.hooks.cancel_pre_hooks();
+    }
+
+    /// Waits for the operations that outlive their clients.
+    pub async fn finish(&self) {
+        self.snapshots.tasks.finish().await;
+    }
+
+    /// Waits until hooks hold no guest any more, but no longer than that may take. Returns for how many operations
+    /// `post` hooks are pending all the same.
+    ///
+    /// # Errors
+    /// If the database does not say.
+    pub async fn release_guests(&self) -> Result<usize, Error> {
+        self.snapshots.hooks.pending.release_guests().await
+    }
+}

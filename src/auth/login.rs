@@ -1,0 +1,36 @@
+//! What every way to log in has in common.
+
+use secrecy::SecretString;
+use tokio::sync::SemaphorePermit;
+
+/// What a user logs in with. The password is never printed.
+#[derive(Debug)]
+pub struct Credentials {
+    pub username: String,
+    pub password: SecretString,
+}
+
+/// Why a log-in failed. An outage is never reported as a wrong password.
+#[derive(Debug, thiserror::Error)]
+pub enum LoginError {
+    #[error("the manager refuses this user name or password")]
+    Refused,
+    /// It does not answer.
+    #[error("the manager cannot be asked: {0}")]
+    Unavailable(String),
+    /// Its answer is neither yes nor no.
+    #[error("the manager cannot be asked: {0}")]
+    Unclear(String),
+    #[error("too many log-ins at once")]
+    Busy,
+    /// It accepts any password, so its answers prove nothing.
+    #[error("{0} lets in who gives no password at all")]
+    LetsAnybodyIn(String),
+}
+
+/// Permission to ask, which is limited to a few log-ins at a time. Dropping it lets the next one ask.
+#[derive(Debug)]
+pub struct LoginSlot<'a> {
+    pub(super) _asking: SemaphorePermit<'a>,
+    pub(super) _place: SemaphorePermit<'a>,
+}

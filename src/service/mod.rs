@@ -1,0 +1,149 @@
+//! The life of the service: start, reload on SIGHUP, drain on SIGTERM and SIGINT.
+
+mod notify;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use rustls::ServerConfig;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::app::App;
+use crate::app::export::Limits;
+use crate::config::{Api, Config, ConfigError, Fault};
+use crate::http::router;
+use crate::http::server::{self, Options};
+use crate::metrics::Metrics;
+use crate::sys::heap;
+use crate::tls;
+
+/// How long running answers may go on after a signal to stop. A download that needs longer is cut:
+/// its client goes on from where it was, with a Range. Hooks before a snapshot have half of it, so that
+/// those after it have the other half. What is frozen by then is waited for longer.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Freed memory that is kept: more than one connection needs for what it sends.
+const RETAINED_HEAP: i32 = 2 << 20;
+
+/// Runs the service until a signal stops it, and counts in `metrics`. SIGHUP calls `reopen_log` as well.
+///
+/// # Errors
+/// What keeps it from starting, in words for an operator.
+pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+    raise_descriptor_limit();
+    heap::retain(RETAINED_HEAP);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let outcome = runtime.block_on(serve(config, metrics, reopen_log));
+    // What is not done by now is undone at the next start; a hung file system must not keep us.
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    outcome
+}
+
+async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+    let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
+    let tls = Arc::new(ArcSwap::new(tls));
+    let address = SocketAddr::from((config.api.bind, config.api.port));
+    let app = App::start(config, metrics).await?;
+    let listener = server::listen(address).map_err(|error| Fault::of_listening(&config.api, &error))?;
+    let signals = Signals::new()?;
+    tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
+
+    let stop = CancellationToken::new();
+    let options = Options { limits: Limits::new(&config.export), connections: config.connections.clone() };
+    let serving =
+        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
+    let serving = tokio::spawn(serving);
+    let background = app.run_in_background(&stop);
+    notify::ready();
+    let on_hang_up = || {
+        notify::reloading();
+        reopen_log();
+        reload(&config.api, &tls);
+        notify::ready();
+    };
+    signals.until_stopped(on_hang_up).await;
+
+    tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: running answers may finish");
+    notify::stopping();
+    stop.cancel();
+    let finish = async {
+        let _ = serving.await;
+        for task in background {
+            let _ = task.await;
+        }
+        app.finish().await;
+    };
+    let cancel_pre_hooks = async {
+        tokio::time::sleep(DRAIN_DEADLINE / 2).await;
+        app.cancel_pre_hooks();
+        std::future::pending::<()>().await;
+    };
+    let finish = async {
+        tokio::select! {
+            () = finish => {}
+            () = cancel_pre_hooks => {}
+        }
+    };
+    match tokio::time::timeout(DRAIN_DEADLINE, finish).await {
+        Ok(()) => tracing::info!("all is answered"),
+        Err(_) => tracing::warn!("not all was answered: the deadline is over"),
+    }
+    app.exports.finish_audit();
+    match app.release_guests().await {
+        Ok(0) => tracing::info!("stopped"),
+        Ok(owed) => {
+            tracing::error!(owed, "stopped while post hooks are owed: what they froze may be frozen still");
+            anyhow::bail!("stopped while the post hooks of {owed} operations are owed; the next start calls them");
+        }
+        Err(error) => anyhow::bail!("stopped, and whether post hooks are owed is not known: {error}"),
+    }
+    Ok(())
+}
+
+struct Signals {
+    hang_up: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            hang_up: signal(SignalKind::hangup())?,
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn until_stopped(mut self, on_hang_up: impl Fn()) {
+        loop {
+            tokio::select! {
+                _ = self.hang_up.recv() => on_hang_up(),
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+        }
+    }
+}
+
+/// Takes a renewed certificate. A broken one is not taken, and the old one goes on.
+fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
+    match tls::server_config(api) {
+        Ok(config) => {
+            tls.store(config);
+            tracing::info!("certificate read anew");
+        }
+        Err(error) => tracing::error!(%error, "the certificate cannot be read anew; the old one stays"),
+    }
+}
+
+/// Six descriptors for each connection and its open disk: the usual soft limit of 1024 is too low.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
+}

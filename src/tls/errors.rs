@@ -1,0 +1,44 @@
+//! Errors of TLS inside those of HTTP clients.
+
+use std::error::Error;
+use std::io;
+
+/// The TLS error that caused `error`, if one did.
+pub fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(found) = error.downcast_ref() {
+        return Some(found);
+    }
+    // The source of an io::Error is the source of the error inside it, so that one has to be asked for.
+    let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    inner.and_then(|inner| rustls_error(inner)).or_else(|| error.source().and_then(rustls_error))
+}
+
+/// The text of an error and of all its causes.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(inner) = cause {
+        text = format!("{text}: {inner}");
+        cause = inner.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("outer")]
+    struct Outer(#[source] io::Error);
+
+    #[test]
+    fn a_tls_error_is_found_below_io_errors() {
+        let tls = rustls::Error::HandshakeNotComplete;
+        let nested = Outer(io::Error::other(io::Error::other(tls.clone())));
+        assert_eq!(rustls_error(&nested), Some(&tls));
+        assert_eq!(rustls_error(&tls), Some(&tls));
+        assert_eq!(rustls_error(&Outer(io::ErrorKind::NotFound.into())), None);
+        assert_eq!(with_causes(&Outer(io::Error::other("inner"))), "outer: inner");
+    }
+}

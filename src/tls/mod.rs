@@ -1,0 +1,12 @@
+//! TLS for the server and for every client of the service: one place that builds rustls configurations.
+
+mod client;
+mod errors;
+mod pem;
+mod server;
+mod verifier;
+
+pub use client::client_config;
+pub use errors::{rustls_error, with_causes};
+pub use server::server_config;
+pub use verifier::Untrusted;
