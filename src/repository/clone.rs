@@ -116,11 +116,7 @@ impl Cloned {
     pub fn seal(self) -> Result<Vec<Sealed>, CloneError> {
         let key = self.key;
         let seal = |(index, (executor, clone)): (usize, (Executor, Clone))| {
-            let sealed = run_exclusively(&executor, key, move |_| {
-                let file = clone.finish()?;
-                file.sync_all()?;
-                seal::of(&file)
-            });
+            let sealed = run_exclusively(&executor, key, move |_| seal::sync_and_seal(&clone.finish()?));
             sealed.map_err(|error| (index, with_remedy(error)))
         };
         self.clones.into_iter().enumerate().map(seal).collect()

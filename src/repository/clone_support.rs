@@ -11,9 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use nix::errno::Errno;
 
-use super::SNAPSHOTS;
 use super::clone::{self, Source, Target};
 use super::executor::{Executor, JobKind, Unresponsive};
+use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS};
 use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fiemap, fsinfo, mounts};
 
@@ -58,9 +58,6 @@ fn remedy(file_system: &str) -> &'static str {
         _ => "recreate it with reflinks (mkfs.xfs -m reflink=1)",
     }
 }
-
-/// The file systems whose maps were tested on the real thing.
-pub(super) const SUPPORTED: [&str; 2] = ["ocfs2", "xfs"];
 
 /// How long a result is reused. A repository can be unmounted, changed, and mounted again.
 const CACHE_TTL: Duration = Duration::from_secs(60);
@@ -140,7 +137,7 @@ pub fn of_disk(file: &File, path: &Path) -> Result<(), Unclonable> {
 fn try_clone(root: &Folder) -> Result<(), Unclonable> {
     let failed = |error: io::Error| Unclonable::TrialFailed(error.to_string());
     let name = fsinfo::name_of(root).map_err(failed)?;
-    if !SUPPORTED.contains(&name.as_str()) {
+    if !SUPPORTED_FILE_SYSTEMS.contains(&name.as_str()) {
         return Err(Unclonable::UnsupportedFileSystem(name));
     }
     if mounts::keeps_locks_local(root.metadata().map_err(failed)?.dev()).map_err(failed)? {

@@ -7,8 +7,10 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
+use super::Repository;
 use super::executor::{Access, Executor, JobKind, Unresponsive};
-use super::{Repository, SnapshotDir, seal};
+use super::file_identity::{identity, is_touched_only};
+use super::snapshot_dir::SnapshotDir;
 use crate::model::{DiskName, FileIdentity, SnapshotDisk, SnapshotId};
 use crate::sys::folder::{Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, page_cache, sparse};
@@ -58,14 +60,6 @@ pub struct DiskFile {
     modified: (i64, i64),
 }
 
-pub(super) fn identity(metadata: &Metadata) -> FileIdentity {
-    FileIdentity {
-        inode: metadata.ino(),
-        size: metadata.len(),
-        changed_ns: i128::from(metadata.ctime()) * 1_000_000_000 + i128::from(metadata.ctime_nsec()),
-    }
-}
-
 fn open_below(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<File> {
     SnapshotDir::new(root, id).open()?.open_file(name.as_str())
 }
@@ -105,8 +99,8 @@ impl DiskFile {
         let metadata = file.metadata()?;
         let modified = (metadata.mtime(), metadata.mtime_nsec());
         let found = identity(&metadata);
-        if found != disk.identity && !(seal::is_touched_only(&metadata, disk) && proven == Some(found.changed_ns)) {
-            return Err(match seal::is_touched_only(&metadata, disk) {
+        if found != disk.identity && !(is_touched_only(&metadata, disk) && proven == Some(found.changed_ns)) {
+            return Err(match is_touched_only(&metadata, disk) {
                 true => OpenError::Touched { changed_ns: found.changed_ns },
                 false => OpenError::Replaced,
             });

@@ -9,7 +9,7 @@ use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
-use super::checksum::Digest;
+use super::digest::Digest;
 use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId};
 
 /// A disk's name never starts with a dot, so this name is free.

@@ -7,8 +7,10 @@ pub mod changes;
 pub mod checksum;
 pub mod clone;
 pub mod clone_support;
+mod digest;
 pub mod disk_file;
 pub mod executor;
+mod file_identity;
 pub mod locate;
 pub mod manifest;
 pub mod map;
@@ -43,6 +45,9 @@ pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";
+
+/// The file systems whose maps were tested on the real thing.
+const SUPPORTED_FILE_SYSTEMS: [&str; 2] = ["ocfs2", "xfs"];
 
 /// The folder in it for what the services of a pool share: their locks.
 const POOL: &str = ".pool";

@@ -6,7 +6,7 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::seal::Sealed;
+use super::seal::{self, Sealed};
 use super::snapshot_dir::UNFINISHED_MARKER;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
 use crate::model::{DiskName, Snapshot, SnapshotId};
@@ -182,7 +182,7 @@ fn modified(metadata: &Metadata) -> jiff::Timestamp {
 pub fn seal_found(root: &Folder, id: SnapshotId, name: &DiskName) -> io::Result<Sealed> {
     let file = SnapshotDir::new(root, id).open()?.open_file(name.as_str())?;
     check_single_link(&file)?;
-    SnapshotDir::seal_disk(&file)
+    seal::sync_and_seal(&file)
 }
 
 #[cfg(test)]

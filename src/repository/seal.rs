@@ -12,10 +12,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::UNIX_EPOCH;
 
-use super::disk_file::identity;
+use super::Repository;
 use super::executor::Access;
+use super::file_identity::{identity, is_touched_only, modified};
 use super::map::{self, TRUSTED_FLAGS};
-use super::{Repository, SnapshotDir};
+use super::snapshot_dir::SnapshotDir;
 use crate::model::{FileIdentity, Seal, SnapshotDisk, SnapshotId};
 use crate::sys::folder::Folder;
 use crate::sys::{fiemap, fsinfo, sparse};
@@ -59,22 +60,13 @@ impl BlockRun {
     }
 }
 
-/// What is recorded of a file that was written out and no longer changes.
-pub fn of(file: &File) -> io::Result<Sealed> {
+/// Writes a finished file to stable storage, and returns what to record of it. From then on its identity does not
+/// change.
+pub fn sync_and_seal(file: &File) -> io::Result<Sealed> {
+    file.sync_all()?;
     let metadata = file.metadata()?;
     let map = digest(file, metadata.len())?;
     Ok(Sealed { identity: identity(&metadata), seal: Seal { modified_ns: modified(&metadata), map } })
-}
-
-pub(super) fn modified(metadata: &Metadata) -> i128 {
-    i128::from(metadata.mtime()) * 1_000_000_000 + i128::from(metadata.mtime_nsec())
-}
-
-/// Whether only the ctime differs from the record of `disk`.
-pub(super) fn is_touched_only(metadata: &Metadata, disk: &SnapshotDisk) -> bool {
-    let Some(seal) = disk.seal else { return false };
-    let found = FileIdentity { changed_ns: disk.identity.changed_ns, ..identity(metadata) };
-    found == disk.identity && modified(metadata) == seal.modified_ns
 }
 
 /// Another snapshot of the disk.

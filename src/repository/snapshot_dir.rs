@@ -1,14 +1,12 @@
 //! The files of one snapshot in one repository: how they are made, sealed and removed.
 
 use std::ffi::OsStr;
-use std::fs::{File, Metadata};
+use std::fs::Metadata;
 use std::io::{self, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
-use super::clone_support::SUPPORTED;
-use super::seal::{self, Sealed};
-use super::{SNAPSHOTS, manifest};
+use super::{SNAPSHOTS, SUPPORTED_FILE_SYSTEMS, manifest};
 use crate::model::{Snapshot, SnapshotDisk, SnapshotFile, SnapshotId, VolumeId};
 use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 use crate::sys::{fsinfo, volume};
@@ -93,12 +91,6 @@ impl SnapshotDir {
     /// [`UnexpectedEntry`] if it is a link or not a folder; the errno of openat(2).
     pub fn open(&self) -> io::Result<Folder> {
         self.root.folder(SNAPSHOTS)?.folder(&self.name)
-    }
-
-    /// Writes a cloned disk to stable storage. From then on its identity does not change.
-    pub fn seal_disk(disk: &File) -> io::Result<Sealed> {
-        disk.sync_all()?;
-        seal::of(disk)
     }
 
     /// Writes the manifest, then the folder and its entry, to stable storage. `exporter` is the id of this service. The
@@ -230,7 +222,7 @@ fn is_the_volume(root: &Folder, volumes: impl Iterator<Item = Option<VolumeId>>)
     if let Some(is_it) = is_the_recorded_volume(root, volumes)? {
         return Ok(is_it);
     }
-    Ok(SUPPORTED.contains(&fsinfo::name_of(root)?.as_str()) && is_in_use(root)?)
+    Ok(SUPPORTED_FILE_SYSTEMS.contains(&fsinfo::name_of(root)?.as_str()) && is_in_use(root)?)
 }
 
 /// Whether something is mounted at the repository's folder, or the folder of snapshots exists.

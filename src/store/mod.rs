@@ -5,6 +5,7 @@
 
 mod database;
 mod error;
+mod pending_hooks;
 mod proof;
 mod record;
 mod retention;
@@ -19,17 +20,16 @@ use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 use crate::model::{PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
 
 pub use error::{StoreError, Trouble};
+pub use pending_hooks::PendingHookTable;
+pub use proof::Proofs;
 pub use record::Record;
 use record::State;
-pub use retention::{CommitOptions, KEY_LIFETIME, KeyUse, RequestKey};
+pub use retention::{CommitOptions, KEY_LIFETIME, KeyUse, RequestKey, Retentions};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
-
-/// Key → the operation (JSON) whose post hooks have not run yet.
-const PENDING_HOOKS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("owed_hooks");
 
 /// The first sequence that [`Store::begin`] assigns. Lower ones are for adopted snapshots, which get the second of
 /// their creation.
@@ -95,7 +95,7 @@ impl Store {
     }
 
     /// Records that the snapshot of `draft` is about to be made, and assigns its sequence. If `pending_hooks` are
-    /// given, they are recorded with it: see [`Store::record_pending_hooks`].
+    /// given, they are recorded with it: see [`PendingHookTable::record`].
     ///
     /// # Errors
     /// [`StoreError::FileLost`] if the next start would not find the record.
@@ -116,41 +116,26 @@ impl Store {
             put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
             transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
             if let Some(pending_hooks) = pending_hooks {
-                transaction
-                    .open_table(PENDING_HOOKS)?
-                    .insert(PendingHooksKey::of_creation(id).as_u128(), pending_hooks)?;
+                let key = PendingHooksKey::of_creation(id);
+                transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks)?;
             }
             Ok(unfinished)
         })
     }
 
-    /// Records that the hooks of an operation are about to be called. If the service stops before the post hooks have
-    /// run, `operation` is what the next start needs to call them.
-    pub fn record_pending_hooks(&self, key: PendingHooksKey, operation: &[u8]) -> Result<(), StoreError> {
-        self.handle.write(|transaction| {
-            transaction.open_table(PENDING_HOOKS)?.insert(key.as_u128(), operation)?;
-            Ok(())
-        })
-    }
-
-    /// Records that the post hooks have run.
-    pub fn clear_pending_hooks(&self, key: PendingHooksKey) -> Result<(), StoreError> {
-        self.handle.write(|transaction| {
-            transaction.open_table(PENDING_HOOKS)?.remove(key.as_u128())?;
-            Ok(())
-        })
-    }
-
     /// The operations whose post hooks have not run.
-    pub fn pending_hooks(&self) -> Result<Vec<(PendingHooksKey, Vec<u8>)>, StoreError> {
-        self.handle.read(|transaction| {
-            let mut pending = Vec::new();
-            for entry in transaction.open_table(PENDING_HOOKS)?.iter()? {
-                let (key, operation) = entry?;
-                pending.push((PendingHooksKey::from_u128(key.value()), operation.value().to_vec()));
-            }
-            Ok(pending)
-        })
+    pub fn pending_hooks(&self) -> PendingHookTable<'_> {
+        PendingHookTable(&self.handle)
+    }
+
+    /// What was learned about snapshots' files after they were finished.
+    pub fn proofs(&self) -> Proofs<'_> {
+        Proofs(&self.handle)
+    }
+
+    /// How long snapshots are kept.
+    pub fn retentions(&self) -> Retentions<'_> {
+        Retentions(&self.handle)
     }
 
     /// Records a complete `snapshot` with the sequence that it names. Returns false, and records nothing, if the

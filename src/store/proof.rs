@@ -2,7 +2,7 @@
 
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
-use super::{SNAPSHOTS, Store, StoreError};
+use super::{SNAPSHOTS, StoreError, database};
 use crate::model::{DiskName, SnapshotId};
 
 /// (snapshot id, disk) → ctime of its file, nanoseconds since 1970. For this ctime it was proven that the content is
@@ -11,18 +11,21 @@ const PROVEN: TableDefinition<'_, (u128, &str), i128> = TableDefinition::new("pr
 /// (snapshot id, disk, algorithm) → checksum of the whole disk.
 const CHECKSUMS: TableDefinition<'_, (u128, &str, &str), &[u8]> = TableDefinition::new("checksums");
 
-impl Store {
+/// The proofs and checksums of a [`Store`](super::Store).
+pub struct Proofs<'a>(pub(super) &'a database::Handle);
+
+impl Proofs<'_> {
     /// The ctime for which a disk's content was last proven.
     pub fn proven_change(&self, id: SnapshotId, disk: &DiskName) -> Result<Option<i128>, StoreError> {
-        self.handle.read(|transaction| {
+        self.0.read(|transaction| {
             let proven = transaction.open_table(PROVEN)?.get((id.as_u128(), disk.as_str()))?;
             Ok(proven.map(|changed_ns| changed_ns.value()))
         })
     }
 
     /// Records that a disk's content was proven while its file had this ctime.
-    pub fn record_proof(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
-        self.handle.write(|transaction| {
+    pub fn record(&self, id: SnapshotId, disk: &DiskName, changed_ns: i128) -> Result<(), StoreError> {
+        self.0.write(|transaction| {
             if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
                 transaction.open_table(PROVEN)?.insert((id.as_u128(), disk.as_str()), changed_ns)?;
             }
@@ -32,7 +35,7 @@ impl Store {
 
     /// The recorded checksums of a disk, each with its algorithm.
     pub fn checksums(&self, id: SnapshotId, disk: &DiskName) -> Result<Vec<(String, [u8; 32])>, StoreError> {
-        self.handle.read(|transaction| {
+        self.0.read(|transaction| {
             let mut found = Vec::new();
             for entry in transaction.open_table(CHECKSUMS)?.range((id.as_u128(), disk.as_str(), "")..)? {
                 let (key, digest) = entry?;
@@ -54,7 +57,7 @@ impl Store {
         algorithm: &str,
         digest: &[u8; 32],
     ) -> Result<(), StoreError> {
-        self.handle.write(|transaction| {
+        self.0.write(|transaction| {
             if transaction.open_table(SNAPSHOTS)?.get(id.as_u128())?.is_some() {
                 let key = (id.as_u128(), disk.as_str(), algorithm);
                 transaction.open_table(CHECKSUMS)?.insert(key, digest.as_slice())?;
@@ -75,8 +78,8 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
 
 #[cfg(test)]
 mod tests {
-    use super::super::CommitOptions;
     use super::super::tests::{begin, snapshot};
+    use super::super::{CommitOptions, Store};
     use super::*;
     use crate::model::SnapshotFiles;
 
@@ -90,10 +93,11 @@ mod tests {
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
-            store.record_proof(id, &disk, 77).unwrap();
-            store.record_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
+            store.proofs().record(id, &disk, 77).unwrap();
+            store.proofs().record_checksum(id, &disk, "sha256", &[7; 32]).unwrap();
         }
-        let found = |id| (store.proven_change(id, &disk).unwrap(), store.checksums(id, &disk).unwrap());
+        let found =
+            |id| (store.proofs().proven_change(id, &disk).unwrap(), store.proofs().checksums(id, &disk).unwrap());
         let all = (Some(77), vec![("sha256".to_owned(), [7; 32])]);
         assert_eq!((found(first.id), found(second.id)), (all.clone(), all.clone()));
         assert_eq!(found(SnapshotId::from_u128(3)), (None, vec![]), "there is no such snapshot");

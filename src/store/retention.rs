@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, SNAPSHOTS, State, Store, StoreError, put, record};
+use super::{Record, SNAPSHOTS, State, Store, StoreError, database, put, record};
 use crate::model::retention::Retention;
 use crate::model::{Snapshot, SnapshotId, VmId};
 
@@ -94,9 +94,14 @@ impl Store {
             Ok(found.and_then(|bytes| decode(bytes.value())).filter(|found| found.is_valid(now)))
         })
     }
+}
 
-    pub fn retention(&self, id: SnapshotId) -> Result<Retention, StoreError> {
-        self.handle.read(|transaction| {
+/// The expiries and leases of a [`Store`](super::Store).
+pub struct Retentions<'a>(pub(super) &'a database::Handle);
+
+impl Retentions<'_> {
+    pub fn of(&self, id: SnapshotId) -> Result<Retention, StoreError> {
+        self.0.read(|transaction| {
             let timestamp = |ms| timestamp(id, ms);
             let id = id.as_u128();
             let expiry = transaction.open_table(EXPIRIES)?.get(id)?.map(|ms| ms.value());
@@ -115,7 +120,7 @@ impl Store {
 
     /// The snapshots that have an expiry.
     pub fn expiring(&self) -> Result<HashSet<SnapshotId>, StoreError> {
-        self.handle.read(|transaction| {
+        self.0.read(|transaction| {
             let mut ids = HashSet::new();
             for entry in transaction.open_table(EXPIRIES)?.iter()? {
                 ids.insert(SnapshotId::from_u128(entry?.0.value()));
@@ -127,7 +132,7 @@ impl Store {
     /// Records that `user` needs the snapshot `id` until the given time. It replaces the user's former lease. Returns
     /// false if the snapshot is not complete.
     pub fn lease(&self, id: SnapshotId, user: &str, until: Timestamp) -> Result<bool, StoreError> {
-        self.handle.write(|transaction| {
+        self.0.write(|transaction| {
             let is_there = is_ready(transaction, id)?;
             if is_there {
                 transaction.open_table(LEASES)?.insert((id.as_u128(), user), until.as_millisecond())?;
@@ -138,7 +143,7 @@ impl Store {
 
     /// Ends the lease of `user` on the snapshot `id`.
     pub fn release(&self, id: SnapshotId, user: &str) -> Result<(), StoreError> {
-        self.handle.write(|transaction| {
+        self.0.write(|transaction| {
             transaction.open_table(LEASES)?.remove((id.as_u128(), user))?;
             Ok(())
         })
@@ -147,7 +152,7 @@ impl Store {
     /// As [`Store::begin_deletion`], if the snapshot is complete and no lease on it ends after `now`. Check and record
     /// are one transaction, so no lease is granted in between. Returns whether the deletion has begun.
     pub fn begin_sweep(&self, snapshot: &Snapshot, now: Timestamp) -> Result<bool, StoreError> {
-        self.handle.write(|transaction| {
+        self.0.write(|transaction| {
             if !is_ready(transaction, snapshot.id)? || is_leased(transaction, snapshot.id, now)? {
                 return Ok(false);
             }

@@ -179,12 +179,12 @@ fn the_database_of_schema_1_is_opened() {
     let (_dir, store) = golden(1);
     let mut ready = snapshot(7);
     ready.sequence = 1;
-    assert_eq!(store.retention(ready.id).unwrap(), Retention::default());
+    assert_eq!(store.retentions().of(ready.id).unwrap(), Retention::default());
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [ready]);
     let mut creating = snapshot(8);
     creating.sequence = 2;
     assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
-    assert_eq!(store.pending_hooks().unwrap(), []);
+    assert_eq!(store.pending_hooks().all().unwrap(), []);
     // New sequences come after those of adopted snapshots.
     let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
@@ -202,10 +202,10 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         quiesced.sequence = FIRST_SEQUENCE + 1;
         creating.sequence = FIRST_SEQUENCE + 2;
         let retention = if schema < 3 { Retention::default() } else { golden_retention() };
-        assert_eq!(store.retention(plain.id).unwrap(), retention);
-        assert!(store.lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
+        assert_eq!(store.retentions().of(plain.id).unwrap(), retention);
+        assert!(store.retentions().lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
-        assert_eq!(store.pending_hooks().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
+        assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
     }
 }
@@ -221,7 +221,9 @@ fn write_the_golden_database() {
     for snapshot in [snapshot(7), sealed(8)] {
         store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
     }
-    assert!(store.lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap());
+    assert!(
+        store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
+    );
     begin(&store, snapshot(9), Some(b"{}"));
 }
 
@@ -233,21 +235,21 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
     store.commit(&first, &CommitOptions::default()).unwrap();
-    store.record_pending_hooks(PendingHooksKey::of_creation(second.id), b"second").unwrap();
+    store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second").unwrap();
     drop(store);
 
     let store = Store::open(&path).unwrap();
     assert_eq!(
-        store.pending_hooks().unwrap(),
+        store.pending_hooks().all().unwrap(),
         [
             (PendingHooksKey::of_creation(first.id), b"first".to_vec()),
             (PendingHooksKey::of_creation(second.id), b"second".to_vec())
         ]
     );
-    store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
     // Clearing them twice is no error.
-    store.clear_pending_hooks(PendingHooksKey::of_creation(first.id)).unwrap();
-    assert_eq!(store.pending_hooks().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
+    store.pending_hooks().clear(PendingHooksKey::of_creation(first.id)).unwrap();
+    assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(second.id), b"second".to_vec())]);
     assert_eq!(store.snapshot(first.id).unwrap(), Some(first));
 }
 

@@ -55,7 +55,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     let not_adopted = [
         (make_original_snapshot(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
         (make_original_snapshot(&repository, 2, &[&a, &c]), "more than one VM"),
-        (repository.join("CoriolisSnapshots/notes"), "no snapshot's id"),
+        (repository.join("CoriolisSnapshots/notes"), "not a snapshot id"),
     ];
     fs::create_dir(&not_adopted[2].0).unwrap();
     let before = world.snapshot_files();

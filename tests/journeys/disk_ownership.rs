@@ -54,8 +54,8 @@ fn files_of_other_owners_are_not_disks() {
     let cases = [
         (snapshot.to_owned(), "is in a folder of snapshots"),
         (snapshot.with_file_name(".manifest.json"), "is in a folder of snapshots"),
-        (repository.join("VirtualMachines").join(VM).join("vm.cfg"), "is a definition, and no disk"),
-        (repository.join("notes.cfg"), "is a definition, and no disk"),
+        (repository.join("VirtualMachines").join(VM).join("vm.cfg"), "is a definition, not a disk"),
+        (repository.join("notes.cfg"), "is a definition, not a disk"),
         (repository.join(".ovsmeta"), "is hidden at the top of the repository"),
         (linked.clone(), "is a file of the snapshot"),
     ];

@@ -217,7 +217,7 @@ fn files_hidden_by_a_stray_folder_are_not_reported_as_deleted() {
     // The definitions are not reported as deleted either.
     let listed = client.get("/vms").ok();
     let reason = text(&entry(&listed, VM)["reason"]);
-    assert!(reason.contains("is not mounted: its folder lies on another file system than before"), "{listed}");
+    assert!(reason.contains("is not mounted: its folder is on another file system than before"), "{listed}");
     assert_eq!(client.post(&format!("/vms/{VM}/snapshots")).error(503), "repository_unavailable");
     for id in &ids {
         assert_eq!(client.delete(&format!("/vms/{VM}/snapshots/{id}")).status, 200);

@@ -158,7 +158,7 @@ fn all_faults_are_reported_at_once() {
     for expected in [
         "does not belong to the certificate",
         "is in use by another program",
-        "is no database of this service",
+        "is not a database of this service",
         "the manager cannot be asked",
         "repository nowhere",
     ] {
@@ -185,11 +185,11 @@ fn start_and_check_config_report_the_same_faults() {
         (
             Box::new(|settings| settings.db_file = Some(at("notes.txt"))),
             78,
-            format!("{} is no database of this service", at("notes.txt").display()),
+            format!("{} is not a database of this service", at("notes.txt").display()),
             "name another db_file",
         ),
-        (Box::new(|settings| settings.db_file = Some(at("short"))), 78, "is no database".to_owned(), "another db_file"),
-        (Box::new(|settings| settings.db_file = Some(at("pipe"))), 78, "is no database".to_owned(), "another db_file"),
+        (Box::new(|settings| settings.db_file = Some(at("short"))), 78, "is not a database".to_owned(), "another db_file"),
+        (Box::new(|settings| settings.db_file = Some(at("pipe"))), 78, "is not a database".to_owned(), "another db_file"),
         (
             Box::new(|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
             78,

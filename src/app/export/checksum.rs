@@ -156,8 +156,9 @@ impl Checksums {
     /// Records the checksum of a whole disk: if its file is touched later, the checksum can prove its content.
     async fn record(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
-        let recorded = self
-            .blocking(move |checksums| Ok(checksums.store.record_checksum(id, &name, algorithm.name(), &digest.0)?));
+        let recorded = self.blocking(move |checksums| {
+            Ok(checksums.store.proofs().record_checksum(id, &name, algorithm.name(), &digest.0)?)
+        });
         if let Err(error) = recorded.await {
             tracing::warn!(snapshot = %id, %error, "cannot record a checksum");
         }

@@ -194,7 +194,7 @@ fn say(snapshot: SnapshotId, disk: &DiskName, proof: Proof, how: &str) {
 }
 
 fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: i128) {
-    if let Err(error) = store.record_proof(snapshot, disk, changed_ns) {
+    if let Err(error) = store.proofs().record(snapshot, disk, changed_ns) {
         tracing::warn!(%snapshot, %disk, %error, "that its content is proven cannot be written down");
     }
 }
@@ -274,7 +274,7 @@ impl ContentProofs {
     }
 
     fn is_written_down(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
-        let proven = self.store.proven_change(snapshot.id, &disk.name);
+        let proven = self.store.proofs().proven_change(snapshot.id, &disk.name);
         let proven = proven.inspect_err(|error| tracing::warn!(%error, "what is proven of it is not known"));
         proven.is_ok_and(|proven| proven == Some(changed_ns))
     }
@@ -301,7 +301,7 @@ impl ContentProofs {
 
     /// The checksum that is recorded of the whole disk, where one is.
     fn recorded_checksum(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Option<(Algorithm, Digest)> {
-        let recorded = self.store.checksums(snapshot.id, &disk.name);
+        let recorded = self.store.proofs().checksums(snapshot.id, &disk.name);
         let recorded = recorded.inspect_err(|error| tracing::warn!(%error, "its recorded checksums are not known"));
         let known = |(name, digest): (String, _)| Some((Algorithm::named(&name)?, Digest(digest)));
         recorded.unwrap_or_default().into_iter().find_map(known)

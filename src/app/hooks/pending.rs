@@ -130,7 +130,7 @@ impl PendingHooks {
     pub(crate) fn debts(&self) -> Result<Pending, Error> {
         let unwritten = self.unwritten.lock().clone();
         let mut debts = Pending::default();
-        for (key, written) in self.store.pending_hooks()? {
+        for (key, written) in self.store.pending_hooks().all()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
                 Ok(debt) => debts.readable.push((key, debt)),
@@ -147,7 +147,7 @@ impl PendingHooks {
     /// Where that is not possible; then no hook may be called.
     pub(crate) fn record_pending_hooks(&self, key: PendingHooksKey, debt: &PendingPostHooks) -> Result<(), Error> {
         let bytes = debt.to_bytes().map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
-        Ok(self.store.record_pending_hooks(key, &bytes)?)
+        Ok(self.store.pending_hooks().record(key, &bytes)?)
     }
 
     /// The key for what an `operation` on the snapshot `id` is going to owe, with the programs that an earlier one
@@ -183,7 +183,7 @@ impl PendingHooks {
     ) {
         let written = match &debt {
             Some(debt) => self.record_pending_hooks(key, debt),
-            None => self.store.clear_pending_hooks(key).map_err(Error::from),
+            None => self.store.pending_hooks().clear(key).map_err(Error::from),
         };
         match written {
             Ok(()) => {

@@ -75,7 +75,7 @@ impl Retention {
 
     /// Observes a snapshot with a new expiry or lease: from now on the monotonic clock counts.
     fn observe(&self, snapshot: &Snapshot) -> Result<(), Error> {
-        let retention = self.store.retention(snapshot.id)?;
+        let retention = self.store.retentions().of(snapshot.id)?;
         self.watch().observe(self.moment(), snapshot.id, snapshot.created_at, retention);
         Ok(())
     }
@@ -98,7 +98,7 @@ impl Retention {
     /// The snapshots that may be swept now.
     pub(crate) fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
         self.uses.forget_old();
-        let expiring = self.store.expiring()?;
+        let expiring = self.store.retentions().expiring()?;
         self.watch().retain(|id| expiring.contains(&id));
         if expiring.is_empty() {
             return Ok(Vec::new());
@@ -120,7 +120,7 @@ impl Retention {
     pub(crate) fn due_of(&self, vm: &VmId) -> Result<Vec<SnapshotId>, Error> {
         let candidate = |snapshot: Snapshot| {
             let Snapshot { id, created_at, .. } = snapshot;
-            Ok(Candidate { id, created_at, retention: self.store.retention(id)?, in_use: self.uses.counts(id) })
+            Ok(Candidate { id, created_at, retention: self.store.retentions().of(id)?, in_use: self.uses.counts(id) })
         };
         let candidates: Result<Vec<_>, Error> = self.store.snapshots_of(vm)?.into_iter().map(candidate).collect();
         Ok(self.watch().sweepable(self.moment(), &candidates?))
@@ -160,7 +160,7 @@ impl Retention {
         let snapshot = self.inventory.snapshot_of(vm_ref, id)?;
         // A host whose clock is ahead of ours may have made it: a lease is never shorter than requested.
         let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
-        if !self.store.lease(id, actor.user(), until)? {
+        if !self.store.retentions().lease(id, actor.user(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));
         }
         self.observe(&snapshot)?;
@@ -175,7 +175,7 @@ impl Retention {
         let actor = Actor::from(session);
         self.blocking(move |retention| {
             let snapshot = retention.inventory.snapshot_of(&vm_ref, id);
-            let outcome = snapshot.and_then(|_| Ok(retention.store.release(id, actor.user())?));
+            let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, actor.user())?));
             actor.did("lease-end", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })

@@ -154,7 +154,7 @@ impl Snapshots {
         let id = snapshot.id;
         // What the database does not know it knows from now on, until nothing is left.
         if self.store.record(id)?.is_none_or(|record| record.is_ready()) {
-            if self.store.retention(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
+            if self.store.retentions().of(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
                 tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
             }
             self.store.begin_deletion(snapshot)?;

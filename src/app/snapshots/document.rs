@@ -159,7 +159,7 @@ impl Documents {
 
     /// A snapshot without its disks.
     fn describe(&self, snapshot: &Snapshot) -> api::Snapshot {
-        let retention = self.store.retention(snapshot.id).unwrap_or_else(|error| {
+        let retention = self.store.retentions().of(snapshot.id).unwrap_or_else(|error| {
             tracing::error!(snapshot = %snapshot.id, %error, "its expiry and leases cannot be read");
             retention::Retention::default()
         });

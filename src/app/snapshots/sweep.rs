@@ -86,7 +86,7 @@ fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<Sw
     }
     let Some(_guard) = snapshots.retention.begin_sweep(id) else { return Ok(Swept::NotNow) };
     let Some(snapshot) = snapshots.store.snapshot(id)? else { return Ok(Swept::NotNow) };
-    if !snapshots.store.begin_sweep(&snapshot, jiff::Timestamp::now())? {
+    if !snapshots.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now())? {
         return Ok(Swept::NotNow);
     }
     tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");

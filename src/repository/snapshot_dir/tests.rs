@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::*;
 use crate::model::{DiskSource, FileIdentity};
+use crate::repository::seal;
 
 fn id() -> SnapshotId {
     SnapshotId::from_u128(7)
@@ -42,7 +43,7 @@ impl Scene {
         let root = Folder::open(self.dir.path()).unwrap();
         let mut file = SnapshotDir::new(&root, id()).open().unwrap().create_file(name, 0o440).unwrap();
         file.write_all(b"snapshot").unwrap();
-        file_of(name, NonZero::new(SnapshotDir::seal_disk(&file).unwrap().identity.inode))
+        file_of(name, NonZero::new(seal::sync_and_seal(&file).unwrap().identity.inode))
     }
 
     fn remove(&self, disks: &[SnapshotFile]) -> Result<Removal, RemoveError> {

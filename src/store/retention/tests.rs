@@ -23,32 +23,32 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
     let store = Store::open(&path).unwrap();
     let first = made(&store, 1, &CommitOptions { expires_at: Some(ms(5000)), key: Some(key("a")) });
     let other = made(&store, 2, &CommitOptions::default());
-    assert!(store.lease(first.id, "admin", ms(7000)).unwrap());
-    assert!(store.lease(first.id, "", ms(9000)).unwrap());
-    assert!(store.lease(other.id, "admin", ms(8000)).unwrap());
+    assert!(store.retentions().lease(first.id, "admin", ms(7000)).unwrap());
+    assert!(store.retentions().lease(first.id, "", ms(9000)).unwrap());
+    assert!(store.retentions().lease(other.id, "admin", ms(8000)).unwrap());
     drop(store);
 
     let store = Store::open(&path).unwrap();
     assert_eq!(
-        store.retention(first.id).unwrap(),
+        store.retentions().of(first.id).unwrap(),
         Retention { expires_at: Some(ms(5000)), leased_until: Some(ms(9000)) }
     );
-    assert_eq!(store.retention(other.id).unwrap(), Retention { expires_at: None, leased_until: Some(ms(8000)) });
-    assert_eq!(store.expiring().unwrap(), HashSet::from([first.id]));
-    store.release(first.id, "").unwrap();
-    store.lease(first.id, "admin", ms(6000)).unwrap();
+    assert_eq!(store.retentions().of(other.id).unwrap(), Retention { expires_at: None, leased_until: Some(ms(8000)) });
+    assert_eq!(store.retentions().expiring().unwrap(), HashSet::from([first.id]));
+    store.retentions().release(first.id, "").unwrap();
+    store.retentions().lease(first.id, "admin", ms(6000)).unwrap();
     assert_eq!(
-        store.retention(first.id).unwrap().leased_until,
+        store.retentions().of(first.id).unwrap().leased_until,
         Some(ms(6000)),
         "the new lease replaces the former one"
     );
 
     store.begin_deletion(&first).unwrap();
-    assert!(!store.lease(first.id, "admin", ms(7000)).unwrap(), "it is being deleted");
+    assert!(!store.retentions().lease(first.id, "admin", ms(7000)).unwrap(), "it is being deleted");
     store.forget(&SnapshotFiles::from(&first)).unwrap();
-    assert_eq!(store.retention(first.id).unwrap(), Retention::default());
-    assert_eq!(store.expiring().unwrap(), HashSet::new());
-    assert_eq!(store.retention(other.id).unwrap().leased_until, Some(ms(8000)));
+    assert_eq!(store.retentions().of(first.id).unwrap(), Retention::default());
+    assert_eq!(store.retentions().expiring().unwrap(), HashSet::new());
+    assert_eq!(store.retentions().of(other.id).unwrap().leased_until, Some(ms(8000)));
     let vm: VmId = VM.parse().unwrap();
     let used = store.key_use(&vm, &key("a"), Timestamp::now()).unwrap().unwrap();
     assert_eq!((used.snapshot(), used.digest), (first.id, [7; 32]), "the use of the key stays known");
@@ -60,14 +60,14 @@ fn a_leased_snapshot_is_not_swept() {
     let store = Store::open(&dir.path().join("db")).unwrap();
     let snapshot = made(&store, 1, &CommitOptions::default());
     let last = made(&store, u128::MAX, &CommitOptions::default());
-    assert!(store.lease(snapshot.id, "admin", ms(5000)).unwrap());
-    assert!(!store.begin_sweep(&snapshot, ms(4999)).unwrap());
+    assert!(store.retentions().lease(snapshot.id, "admin", ms(5000)).unwrap());
+    assert!(!store.retentions().begin_sweep(&snapshot, ms(4999)).unwrap());
     assert!(store.snapshot(snapshot.id).unwrap().is_some());
-    assert!(store.begin_sweep(&snapshot, ms(5000)).unwrap(), "the lease is over");
+    assert!(store.retentions().begin_sweep(&snapshot, ms(5000)).unwrap(), "the lease is over");
     assert!(store.snapshot(snapshot.id).unwrap().is_none());
-    assert!(!store.lease(snapshot.id, "admin", ms(9000)).unwrap());
-    assert!(!store.begin_sweep(&snapshot, ms(9000)).unwrap(), "it is being deleted already");
-    assert!(store.begin_sweep(&last, ms(0)).unwrap());
+    assert!(!store.retentions().lease(snapshot.id, "admin", ms(9000)).unwrap());
+    assert!(!store.retentions().begin_sweep(&snapshot, ms(9000)).unwrap(), "it is being deleted already");
+    assert!(store.retentions().begin_sweep(&last, ms(0)).unwrap());
 }
 
 #[test]

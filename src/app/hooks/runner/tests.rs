@@ -61,7 +61,7 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     };
     let debt = scene.runner.hooks.pending_post_hooks(event).unwrap();
     let key = Operation::SnapshotCreate.pending_hooks_key(id);
-    scene.store.record_pending_hooks(key, &debt.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(key, &debt.to_bytes().unwrap()).unwrap();
     (dir, scene, key, debt)
 }
 
@@ -73,7 +73,7 @@ fn between(
 }
 
 fn attempts(scene: &Scene) -> Vec<u32> {
-    let owed = scene.store.pending_hooks().unwrap();
+    let owed = scene.store.pending_hooks().all().unwrap();
     owed.iter().map(|(_, written)| PendingPostHooks::from_bytes(written).unwrap().attempts).collect()
 }
 
@@ -84,7 +84,7 @@ async fn a_panic_between_the_halves_is_thawed_all_the_same() {
     assert!(matches!(outcome, Err(Error::Internal(_))));
     assert!(around.runs.len() == 2 && around.held.is_some());
     assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), "pre\npost\n");
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
 }
 
 #[tokio::test]
@@ -102,7 +102,7 @@ async fn work_that_hangs_is_given_up_thawed_and_taken_back_when_it_ends() {
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
     assert_eq!(fs::read_to_string(calls).unwrap(), "pre\npost\n");
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
     let mut undone = undone;
     assert!(undone.try_recv().is_err(), "taken back while it is still under way");
     go_on.send(()).unwrap();
@@ -124,10 +124,10 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     scene.pending.call_failed(1).await;
     assert_eq!((calls().as_str(), attempts(&scene)), ("pre\npost\npost\n", vec![2]));
     // After an hour once a day; after a week no more.
-    let (key, written) = scene.store.pending_hooks().unwrap().remove(0);
+    let (key, written) = scene.store.pending_hooks().all().unwrap().remove(0);
     let with = |attempts| {
         let debt = PendingPostHooks { attempts, ..PendingPostHooks::from_bytes(&written).unwrap() };
-        scene.store.record_pending_hooks(key, &debt.to_bytes().unwrap()).unwrap();
+        scene.store.pending_hooks().record(key, &debt.to_bytes().unwrap()).unwrap();
     };
     with(61);
     scene.pending.call_failed(1).await;
@@ -140,7 +140,7 @@ async fn a_post_that_fails_is_called_again_until_it_does_not() {
     with(3);
     fs::write(dir.path().join("mended"), "").unwrap();
     scene.pending.call_failed(1).await;
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
     let before = calls();
     scene.pending.call_failed(0).await;
     assert_eq!(calls(), before);
@@ -198,7 +198,7 @@ fn hooks_and_their_timeouts_do_not_wait_for_a_runtime_that_is_stalled() {
     let (outcome, around) = runtime.block_on(around).unwrap();
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(around.held.is_some());
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
 }
 
 #[tokio::test]
@@ -206,8 +206,8 @@ async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     let (_dir, scene, creation, _) = scene("").await;
     let id = SnapshotId::from_u128(creation.as_u128());
     let key = PendingHooksKey::of_deletion(id);
-    scene.store.clear_pending_hooks(creation).unwrap();
-    scene.store.record_pending_hooks(key, b"from another version").unwrap();
+    scene.store.pending_hooks().clear(creation).unwrap();
+    scene.store.pending_hooks().record(key, b"from another version").unwrap();
     scene.pending.call_after_start().await.unwrap();
     scene.pending.call_failed(0).await;
     // The deletion of that snapshot may owe something as well.
@@ -215,7 +215,7 @@ async fn what_cannot_be_read_of_a_debt_stays_and_is_reported() {
     assert!(other != key && earlier.is_empty());
     let debts = scene.pending.debts().unwrap();
     assert_eq!((debts.readable, debts.unreadable.len(), debts.unreadable[0].0), (Vec::new(), 1, key));
-    assert_eq!(scene.store.pending_hooks().unwrap(), [(key, b"from another version".to_vec())]);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), [(key, b"from another version".to_vec())]);
     // It is nothing that a stop could wait for.
     assert_eq!(scene.pending.release_guests().await.unwrap(), 0);
 }
@@ -234,10 +234,10 @@ async fn what_could_not_be_written_down_is_tried_again_and_called_again() {
     scene.pending.call_failed(2).await;
     assert_eq!((calls().as_str(), attempts(&scene)), ("post\npost\n", vec![]));
     // The same for what is settled: it is not called any more.
-    scene.store.record_pending_hooks(id, &PendingPostHooks { attempts: 1, ..debt }.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(id, &PendingPostHooks { attempts: 1, ..debt }.to_bytes().unwrap()).unwrap();
     scene.pending.unwritten.lock().insert(id, None);
     scene.pending.call_failed(3).await;
-    assert_eq!((calls().as_str(), scene.store.pending_hooks().unwrap()), ("post\npost\n", vec![]));
+    assert_eq!((calls().as_str(), scene.store.pending_hooks().all().unwrap()), ("post\npost\n", vec![]));
     assert!(scene.pending.unwritten.lock().is_empty());
 }
 
@@ -251,9 +251,9 @@ async fn a_guest_whose_hooks_hang_does_not_hold_up_the_thaw_of_another() {
     // Of another operation: what calls of the same one have left is ended first.
     other.call_prefix = uuid::Uuid::new_v4().to_string();
     // After the first one, by its key.
-    scene.store.record_pending_hooks(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(PendingHooksKey::from_u128(u128::MAX), &other.to_bytes().unwrap()).unwrap();
     scene.pending.call_after_start().await.unwrap();
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
     assert!(dir.path().join("first").exists());
 }
 
@@ -289,7 +289,7 @@ fn owed_posts_do_not_wait_for_the_pool_of_blocking_threads() {
     let long = Duration::from_secs(120);
     for (attempts, calls) in [(0, "post\n"), (1, "post\npost\n")] {
         let debt = of_vm(&debt, "0004fb00000600000000000000000001", attempts);
-        scene.store.record_pending_hooks(id, &debt.to_bytes().unwrap()).unwrap();
+        scene.store.pending_hooks().record(id, &debt.to_bytes().unwrap()).unwrap();
         runtime.block_on(async {
             // As at the start, as in each round, and as at the end.
             tokio::time::timeout(long, scene.pending.call_after_start()).await.expect("it waits for the pool").unwrap();
@@ -309,8 +309,8 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
         event: Event { disks: Vec::new(), ..of_vm(&debt, sound, 1).event },
         ..of_vm(&debt, sound, 1)
     };
-    scene.store.record_pending_hooks(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
-    scene.store.record_pending_hooks(PendingHooksKey::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(id, &of_vm(&debt, silent, 1).to_bytes().unwrap()).unwrap();
+    scene.store.pending_hooks().record(PendingHooksKey::from_u128(u128::MAX), &of_sound.to_bytes().unwrap()).unwrap();
     // All threads that the repository may have hang.
     let repository = scene.inventory.repository(&"repository".parse().unwrap()).unwrap();
     let (hold, release) = std::sync::mpsc::channel::<()>();
@@ -326,5 +326,5 @@ async fn a_repository_that_hangs_does_not_hold_up_owed_posts_elsewhere() {
     let calls = fs::read_to_string(dir.path().join("calls")).unwrap();
     let at = |vm| calls.find(vm).unwrap_or_else(|| panic!("{vm} is not called: {calls}"));
     assert!(at(sound) < at(silent), "the VM in a sound repository waits for the other one: {calls}");
-    assert_eq!(scene.store.pending_hooks().unwrap(), []);
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
 }
