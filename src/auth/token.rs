@@ -167,7 +167,7 @@ mod tests {
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
         let other_issuer = jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
-            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: "somebody".into() },
+            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: "another issuer".into() },
             &ours.encoding,
         );
         let other_algorithm = jsonwebtoken::encode(

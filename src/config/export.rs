@@ -55,7 +55,7 @@ impl Validator {
         let max_rate = rate("export.max_rate", &keys.max_rate);
         let max_rate_per_connection = rate("export.max_rate_per_connection", &keys.max_rate_per_connection);
         let min_rate = size(&keys.min_rate).map(NonZero::new).unwrap_or_else(|| {
-            let expected = "expected bytes per second such as 64KiB, or 0 to disconnect nobody";
+            let expected = "expected bytes per second such as 64KiB, or 0 for no limit";
             self.problem("export.min_rate", format_args!("invalid rate {}; {expected}", keys.min_rate));
             None
         });

@@ -7,7 +7,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// Bytes of one stream that are logged. The rest is discarded.
 const OUTPUT_LIMIT: usize = 16 << 10;
 
-/// The line by which a program claims to have quiesced the guest's disks.
+/// The line with which a program claims to have quiesced the guest's disks.
 const QUIESCED: &[u8] = b"quiesced";
 
 /// Bytes of a line that are compared.

@@ -1,4 +1,4 @@
-//! After an operation: what may be frozen is thawed.
+//! After an operation: post hooks thaw what may be frozen.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;

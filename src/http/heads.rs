@@ -2,7 +2,7 @@
 //!
 //! hyper accepts heads that HTTP forbids, and that a proxy in front of us may read differently: lines that end with a
 //! bare LF, both `Content-Length` and `Transfer-Encoding`, no `Host`, or two. And hyper's own refusals have no body, no
-//! id, and no line in the log. What is refused here is answered by [`Refusal::answer`] after hyper is done with the
+//! id, and no line in the log. [`Refusal::answer`] answers refused requests after hyper is done with the
 //! connection.
 
 use std::io;

@@ -1,6 +1,6 @@
 //! Metrics for Prometheus.
 //!
-//! There is no global registry: [`Metrics`] is passed to whoever counts. Labels have few values, and are never names or
+//! There is no global registry: [`Metrics`] is passed to its users. Labels have few values, and are never names or
 //! ids.
 
 use std::time::Duration;

@@ -6,7 +6,7 @@ pub const VIRTUAL_DISKS: &str = "VirtualDisks";
 /// The folder of the VM definitions, with one folder per VM.
 pub const VIRTUAL_MACHINES: &str = "VirtualMachines";
 
-/// The folders by which a repository is recognized.
+/// A folder with one of these is a repository.
 pub const CONTENT: [&str; 2] = [VIRTUAL_DISKS, VIRTUAL_MACHINES];
 
 /// The file in a VM's folder that defines it.

@@ -188,8 +188,18 @@ fn start_and_check_config_report_the_same_faults() {
             format!("{} is not a database of this service", at("notes.txt").display()),
             "name another db_file",
         ),
-        (Box::new(|settings| settings.db_file = Some(at("short"))), 78, "is not a database".to_owned(), "another db_file"),
-        (Box::new(|settings| settings.db_file = Some(at("pipe"))), 78, "is not a database".to_owned(), "another db_file"),
+        (
+            Box::new(|settings| settings.db_file = Some(at("short"))),
+            78,
+            "is not a database".to_owned(),
+            "another db_file",
+        ),
+        (
+            Box::new(|settings| settings.db_file = Some(at("pipe"))),
+            78,
+            "is not a database".to_owned(),
+            "another db_file",
+        ),
         (
             Box::new(|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
             78,

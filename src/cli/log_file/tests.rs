@@ -116,7 +116,7 @@ fn logrotate_may_rename_or_truncate_the_file() {
     log.reopen().unwrap();
     write(&mut log, 3..4);
     assert_eq!(folder.read("log"), lines(3..4));
-    // Renamed and full before the service is told: it keeps its new name.
+    // Renamed and full before the service reopens it: it keeps its new name.
     fs::rename(folder.log(), folder.0.path().join("log-2027")).unwrap();
     write(&mut log, 4..9);
     assert_eq!(folder.read("log-2027"), lines(3..8));
