@@ -67,7 +67,7 @@ fn failed_post_hook_is_retried_after_a_restart() {
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
     let log = world.exporter.log();
-    assert!(log.contains("what they froze may be frozen still") && log.contains("of 2 operations"), "{log}");
+    assert!(log.contains("guests may still be frozen") && log.contains("of 2 operations"), "{log}");
     world.exporter.restart();
     eventually("both post hooks are called again", || hooks.read("calls").lines().count() == 2);
     fs::write(hooks.at("mended"), "").unwrap();

@@ -219,7 +219,7 @@ fn unsafe_hooks_are_skipped_and_hung_hooks_are_killed() {
     assert!(text(&answer.json()["details"]).contains("took too long, and was killed"), "{answer:?}");
     hooks.put_program("4-hangs", "no program");
     let details = text(&client.post(SNAPSHOTS).json()["details"]);
-    assert!(details.contains("it is no program"), "{details}");
+    assert!(details.contains("it is not a program"), "{details}");
     fs::remove_dir_all(hooks.directory()).unwrap();
     let answer = client.post(SNAPSHOTS);
     assert_eq!(answer.error(502), "hook_failed");

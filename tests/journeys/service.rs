@@ -68,7 +68,7 @@ fn service_manager_is_notified() {
         let mut exporter = Exporter::start(settings);
         exporter.signal(Signal::SIGTERM);
         assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
-        assert!(exporter.log().contains("the service manager cannot be told"), "{}", exporter.log());
+        assert!(exporter.log().contains("cannot notify the service manager of"), "{}", exporter.log());
     }
     drop(unread);
 }
@@ -243,7 +243,7 @@ fn log_file_is_rotated_and_reopened() {
     let moved = dir.path().join("moved");
     fs::rename(&log, &moved).unwrap();
     world.exporter.signal(Signal::SIGHUP);
-    wait_for_line(&log, "log opened anew");
+    wait_for_line(&log, "log file reopened");
     let size = moved.metadata().unwrap().len();
     client.get("/vms").ok();
     assert_eq!(moved.metadata().unwrap().len(), size);

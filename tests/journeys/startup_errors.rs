@@ -86,11 +86,11 @@ fn shared_or_weak_secrets_are_refused() {
     let manager = Manager::start(&certificates);
     let shared = format!("[hooks.sync]\nsecret = {SECRET:?}\n");
     for (secret, sections, expected) in [
-        (SECRET, shared.as_str(), "jwt.secret: is hooks.sync.secret, which guests are sent"),
+        (SECRET, shared.as_str(), "jwt.secret: is the same as hooks.sync.secret, which is sent to guests"),
         (
             "YSBzZWNyZXQgdGhhdCBldmVyeSBndWVzdCBrbm93cw==",
             "[hooks.sync]\nsecret = \"a secret that every guest knows\"\n",
-            "jwt.secret: is hooks.sync.secret",
+            "jwt.secret: is the same as hooks.sync.secret",
         ),
         ("0123456789abcdef", "", "jwt.secret: is shorter than 32 bytes"),
         ("aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "", "jwt.secret: has fewer than 8 different characters"),
@@ -128,11 +128,11 @@ fn all_faults_are_reported_at_once() {
     let in_the_config = [
         "jwt.time_to_life: unknown field `time_to_life`; did you mean `time_to_live`?",
         "jwt.secret: is shorter than 32 bytes",
-        "manager.timeout: is a whole number; write text in quotes",
-        "manager.insecure_skip_verify: is text; write true or false, without quotes",
+        "manager.timeout: is a whole number; expected text in quotes",
+        "manager.insecure_skip_verify: is text; expected true or false, without quotes",
         "policy.min_free_space: ",
         "policy.export_concurrency: ",
-        "hooks.sync.port: is 70000; write a whole number from 0 to 65535",
+        "hooks.sync.port: is 70000; expected a whole number from 0 to 65535",
         "max_files: string values must be quoted",
     ];
     let (status, refusal) = Exporter::refusal(&settings);
@@ -252,10 +252,10 @@ fn foreign_bind_address_is_rejected() {
     let mut settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
     settings.bind = "192.0.2.7".to_owned();
     let (status, refusal) = Exporter::refusal(&settings);
-    let expected = "192.0.2.7 is no address of this host; name one that `ip address` lists";
+    let expected = "192.0.2.7 is not an address of this host; name one that `ip address` lists";
     assert!(status == Some(1) && refusal.contains("api.bind") && refusal.contains(expected), "{refusal}");
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
-    assert!(table.contains("192.0.2.7 is no address of this host"), "{table}");
+    assert!(table.contains("192.0.2.7 is not an address of this host"), "{table}");
 }
 
 #[test]
@@ -310,7 +310,7 @@ fn manager_that_accepts_anonymous_requests_is_refused() {
         manager.set_behavior(ManagerBehavior::Status(status));
         let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
         let (status, refusal) = Exporter::refusal(&settings);
-        assert!(status == BROKEN_CONFIG && refusal.contains("lets in who gives no password at all"), "{refusal}");
+        assert!(status == BROKEN_CONFIG && refusal.contains("accepts requests without a password"), "{refusal}");
         assert!(refusal.contains("ovm_endpoint") && refusal.contains("manager.path"), "{refusal}");
     }
     // An unavailable manager does not prevent the start; it is checked before the first log-in is accepted.
@@ -320,7 +320,7 @@ fn manager_that_accepts_anonymous_requests_is_refused() {
         let client = Client::new(&exporter, &certificates);
         manager.set_behavior(ManagerBehavior::Status(200));
         assert_eq!(client.try_log_in(USER, "anything").error(502), "manager_unavailable");
-        assert!(exporter.log().contains("lets in who gives no password at all"), "{}", exporter.log());
+        assert!(exporter.log().contains("accepts requests without a password"), "{}", exporter.log());
         manager.set_behavior(ManagerBehavior::Good);
         assert_eq!(client.try_log_in(USER, "anything").error(401), "unauthorized");
         assert_eq!(client.try_log_in(USER, PASSWORD).status, 200);

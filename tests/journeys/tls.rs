@@ -58,7 +58,7 @@ fn tls_versions_and_certificate_reload() {
     assert!(first.starts_with("-----BEGIN CERTIFICATE"), "{first}");
     world.certificates.issue("service");
     world.exporter.signal(Signal::SIGHUP);
-    world.exporter.wait_for_log("certificate read anew");
+    world.exporter.wait_for_log("certificate reloaded");
     let second = served_certificate(&world);
     assert_ne!(first, second);
     std::fs::write(world.certificates.path("service.pem"), "no certificate").unwrap();
