@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use common::{count_extents, median_ms, snapshot, timed};
-use coriolis_ovm_exporter::repository::{Changes, Repository};
+use coriolis_ovm_exporter::testing::{Changes, Repository};
 
 mod common;
 #[allow(dead_code)] // the tests use the rest

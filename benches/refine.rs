@@ -13,8 +13,8 @@ use std::process::Command;
 use std::sync::Arc;
 
 use common::{median_ms, snapshot, timed};
-use coriolis_ovm_exporter::repository::refine::{BaseContents, Refined};
-use coriolis_ovm_exporter::repository::{Changes, DiskFile, Repository};
+use coriolis_ovm_exporter::testing::{BaseContents, Refined};
+use coriolis_ovm_exporter::testing::{Changes, DiskFile, Repository};
 
 mod common;
 #[allow(dead_code)] // the tests use the rest

@@ -1,20 +1,38 @@
-//! Incremental disk exporter for virtualization hosts: copy-on-write snapshots of VM disks, the
-//! bytes that changed between two of them, and those bytes over HTTPS.
+//! Incremental disk exporter for virtualization hosts: copy-on-write snapshots of VM disks, the bytes that changed
+//! between two of them, and those bytes over HTTPS.
 //!
-//! `ARCHITECTURE.md` draws the rooms and which may import which.
+//! `ARCHITECTURE.md` describes the modules and which of them may import which. All of them are private, so that the
+//! compiler finds unused code; [`testing`] has what tests and benchmarks use.
 
-pub mod api;
-pub mod app;
-pub mod auth;
-pub mod cli;
-pub mod config;
-pub mod hooks;
-pub mod http;
-pub mod inventory;
-pub mod metrics;
-pub mod model;
-pub mod repository;
-pub mod service;
-pub mod store;
-pub mod sys;
-pub mod tls;
+mod api;
+mod app;
+mod auth;
+mod cli;
+mod config;
+mod hooks;
+mod http;
+mod inventory;
+mod metrics;
+mod model;
+mod repository;
+mod service;
+mod store;
+mod sys;
+mod tls;
+
+pub use cli::main;
+
+/// What the integration tests and the benchmarks use besides the program itself.
+#[doc(hidden)]
+pub mod testing {
+    pub use crate::auth::Tokens;
+    pub use crate::config::Api;
+    pub use crate::http::server::{Options, serve};
+    pub use crate::model::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
+    pub use crate::repository::clone::{Clones, Source, Target};
+    pub use crate::repository::executor::{Access, JobKind};
+    pub use crate::repository::refine::{BaseContents, Refined};
+    pub use crate::repository::{Changes, DiskFile, Repository, SnapshotDir};
+    pub use crate::sys::{fiemap, folder::Folder, page_cache};
+    pub use crate::tls::server_config;
+}

@@ -1,69 +1,7 @@
-//! The program: reads its arguments and its config, and runs the service or a command.
+//! The binary; the program is in the library, where tests reach it.
 
-use std::io;
 use std::process::ExitCode;
 
-use clap::Parser;
-use coriolis_ovm_exporter::app::ops::{CheckStatus, check_config};
-use coriolis_ovm_exporter::cli::args::{Args, Command};
-use coriolis_ovm_exporter::cli::{adopt, args, audit_log, check_config as checked, logging, terminal};
-use coriolis_ovm_exporter::config::{self, ConfigError, Fault};
-use coriolis_ovm_exporter::metrics::Metrics;
-use coriolis_ovm_exporter::{service, tls};
-
 fn main() -> ExitCode {
-    let args = Args::parse_from(args::normalize_go_flags(std::env::args_os()));
-    run(&args).unwrap_or_else(|error| {
-        terminal::print_error(&error);
-        if error.is::<ConfigError>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
-    })
-}
-
-/// EX_CONFIG of sysexits.h. Another start would fail too, so service managers must not restart.
-const EX_CONFIG: u8 = 78;
-
-fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match args.command {
-        None => serve(args)?,
-        Some(Command::CheckConfig) => {
-            let findings = block_on(check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
-            checked::table(&findings).print()?;
-            if findings.iter().any(|finding| finding.status == CheckStatus::Bad) {
-                return Ok(ExitCode::FAILURE);
-            }
-        }
-        Some(Command::Adopt { dry_run, manifests }) => {
-            let config = config::load(&args.config)?;
-            let adoption = block_on(adopt::ask(&config, dry_run, manifests))??;
-            adopt::report(&adoption).print()?;
-        }
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
-fn serve(args: &Args) -> anyhow::Result<()> {
-    let config = config::load(&args.config)?;
-    let metrics = Metrics::default();
-    let cannot_open = |key: &'static str, error: io::Error| {
-        let remedy = "name a file in a writable folder";
-        let fault = Fault::new(key, error.to_string(), remedy);
-        // The disk may be full now, or mounted later.
-        if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
-    };
-    let log = logging::start(&config.log, metrics.log_lines_dropped());
-    let log = log.map_err(|error| cannot_open("log_file", error))?;
-    let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
-    let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
-    let reopen = || {
-        log.reopen();
-        audit.reopen();
-    };
-    let outcome = service::run(&config, metrics, reopen);
-    audit.flush();
-    log.flush();
-    outcome
-}
-
-fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(work))
+    coriolis_ovm_exporter::main()
 }

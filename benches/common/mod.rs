@@ -8,12 +8,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::model::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
-use coriolis_ovm_exporter::repository::clone::{Clones, Source, Target};
-use coriolis_ovm_exporter::repository::executor::{Access, JobKind};
-use coriolis_ovm_exporter::repository::{DiskFile, Repository, SnapshotDir};
-use coriolis_ovm_exporter::sys::fiemap;
-use coriolis_ovm_exporter::sys::folder::Folder;
+use coriolis_ovm_exporter::testing::Folder;
+use coriolis_ovm_exporter::testing::fiemap;
+use coriolis_ovm_exporter::testing::{Access, JobKind};
+use coriolis_ovm_exporter::testing::{Clones, Source, Target};
+use coriolis_ovm_exporter::testing::{DiskFile, Repository, SnapshotDir};
+use coriolis_ovm_exporter::testing::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
 
 /// Makes a snapshot of the file `live`; returns it with its path.
 pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<DiskFile>, PathBuf) {

@@ -9,6 +9,6 @@ mod token;
 
 pub use authenticator::Authenticator;
 pub use key::KeyError;
-pub use login::{Credentials, LoginError, LoginSlot};
-pub use session::{Identity, Role, Session};
+pub use login::{Credentials, LoginError};
+pub use session::Session;
 pub use token::{BadToken, Tokens};

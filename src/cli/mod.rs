@@ -1,11 +1,14 @@
 //! The command line, and where the log is written.
 
-pub mod adopt;
-pub mod args;
-pub mod audit_log;
-pub mod check_config;
-pub mod log_fields;
-pub mod log_file;
-pub mod log_queue;
-pub mod logging;
-pub mod terminal;
+mod adopt;
+mod args;
+mod audit_log;
+mod check_config;
+mod log_fields;
+mod log_file;
+mod log_queue;
+mod logging;
+mod program;
+mod terminal;
+
+pub use program::main;

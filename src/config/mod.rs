@@ -26,12 +26,11 @@ pub use audit::Audit;
 pub use compare::{Compare, Refine, block_size};
 pub use export::Export;
 pub use fault::Fault;
-pub use file::File;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
 pub use manager::{Manager, Trust};
-pub use policy::{MAX_TTL, MinFreeSpace, Policy};
+pub use policy::{MAX_TTL, Policy};
 pub use repositories::Repositories;
 pub use secret::{is_given_away, weakness};
 use validator::Validator;
@@ -98,9 +97,7 @@ pub fn load_with_faults(path: &Path) -> Result<(Config, Vec<String>), ConfigErro
 }
 
 /// Parses the text of a config file.
-///
-/// # Errors
-/// A key is wrong.
+#[cfg(test)]
 pub fn parse(text: &str) -> Result<Config, ConfigError> {
     match parse_with_faults(text) {
         (config, faults) if faults.is_empty() => Ok(config),

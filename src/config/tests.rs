@@ -13,7 +13,7 @@ paths = ["/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718"]
 #[test]
 fn the_example_lists_every_key_with_its_default() {
     let sample: toml::Table = include_str!("../../config.example.toml").parse().unwrap();
-    assert_eq!(sample, toml::Table::try_from(File::default()).unwrap());
+    assert_eq!(sample, toml::Table::try_from(file::File::default()).unwrap());
 }
 
 #[test]

@@ -25,13 +25,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-pub use calls::{FinishedCall, milliseconds};
+pub use calls::milliseconds;
 pub use directory::{Program, Unusable};
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
 pub use pending::{PendingHooks, PendingPostHooks};
 pub use post::PostResult;
-pub use pre::{PreResult, Refresh};
+pub use pre::Refresh;
 
 use crate::config;
 use crate::model::{HookKind, HookRun, HookStage, VmId};

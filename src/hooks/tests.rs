@@ -62,13 +62,13 @@ fn pending(hooks: &Hooks, event: &Event) -> PendingPostHooks {
     hooks.pending_post_hooks(event.clone()).unwrap()
 }
 
-async fn call_pre(hooks: &Hooks, event: &Event) -> PreResult {
+async fn call_pre(hooks: &Hooks, event: &Event) -> pre::PreResult {
     let nothing: Refresh = Arc::new(|| ());
     hooks.call_pre(&pending(hooks, event), &nothing).await
 }
 
 /// The calls of post hooks.
-async fn call_post(hooks: &Hooks, event: &Event, pre: &PreResult, succeeded: bool) -> Vec<HookRun> {
+async fn call_post(hooks: &Hooks, event: &Event, pre: &pre::PreResult, succeeded: bool) -> Vec<HookRun> {
     let mut runs = hooks.call_post(&pending(hooks, event), pre.clone(), succeeded).await.runs;
     runs.retain(|run| run.stage == HookStage::Post);
     runs

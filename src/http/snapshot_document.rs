@@ -135,29 +135,29 @@ fn mode(mode: Mode) -> api::Mode {
 /// Writes a checksum, an [`api::Checksum`].
 pub(super) fn write_checksum(writer: &mut JsonWriter, checksum: DiskChecksum) -> Result<(), WriteError> {
     let DiskChecksum { algorithm, block_size, range, digests } = checksum;
-    let head =
-        ChecksumHead { algorithm: algorithm.name(), block_size, start: range.start, length: range.end - range.start };
+    let (algorithm, start, length) = (algorithm.name().to_owned(), range.start, range.end - range.start);
+    let mut blocks = match digests {
+        Digests::One(digest) => {
+            let checksum = digest.to_string();
+            return writer.value(&api::Checksum { algorithm, block_size, start, length, blocks: None, checksum });
+        }
+        Digests::Blocks(blocks) => blocks,
+    };
     writer.object(|object| {
-        object.members(&head)?;
-        let checksum = match digests {
-            Digests::One(digest) => digest,
-            Digests::Blocks(mut blocks) => {
-                object.member("blocks", |writer| {
-                    let digests = std::iter::from_fn(|| blocks.next().transpose());
-                    writer.array(digests.map(|digest| digest.map(|digest| digest.to_string())))
-                })?;
-                blocks.finish()?
-            }
-        };
+        object.members(&ChecksumHead { algorithm, block_size, start, length })?;
+        object.member("blocks", |writer| {
+            let digests = std::iter::from_fn(|| blocks.next().transpose());
+            writer.array(digests.map(|digest| digest.map(|digest| digest.to_string())))
+        })?;
+        let checksum = blocks.finish()?;
         object.member("checksum", |writer| writer.value(&checksum.to_string()))
     })
 }
 
-/// The members of an [`api::Checksum`] before its digests.
+/// The members of an [`api::Checksum`] before its blocks.
 #[derive(Serialize)]
 struct ChecksumHead {
-    algorithm: &'static str,
-    #[serde(skip_serializing_if = "Option::is_none")]
+    algorithm: String,
     block_size: Option<u64>,
     start: u64,
     length: u64,

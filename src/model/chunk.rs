@@ -71,6 +71,7 @@ pub fn same_kind(chunk: &Chunk, next: &Chunk) -> bool {
 }
 
 /// Joins chunks of one kind that touch. Gaps stay gaps.
+#[cfg(test)]
 pub fn squash(chunks: Vec<Chunk>) -> Vec<Chunk> {
     let mut joined = Vec::with_capacity(chunks.len());
     for chunk in chunks {

@@ -4,7 +4,7 @@ use super::chunk::{Chunk, append_run};
 use super::extent_map::ExtentMap;
 use super::range::ByteRange;
 
-/// The parts of `target` whose bytes may differ from `base`, in order and disjoint, joined where they are one run on
+/// The parts of the `window` of `target` whose bytes may differ from `base`, in order and disjoint, joined where they are one run on
 /// the device.
 ///
 /// Bytes are the same if both files read as zeros, or if both store them at one address: a copy-on-write file system
@@ -14,12 +14,7 @@ use super::range::ByteRange;
 /// The restore invariant: *the bytes of the base, cut or extended with zeros to the target's size and patched with the
 /// chunks, equal the bytes of the target.*
 ///
-/// One pass over both maps: O(n + m).
-pub fn changed(base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
-    ByteRange::new(0, target.size()).map(|all| changed_within(all, base, target)).unwrap_or_default()
-}
-
-/// [`changed`] for one window of the target. Outside the window the maps need not be complete.
+/// Outside the window the maps need not be complete. One pass over both maps: O(n + m).
 pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
     let mut chunks = Vec::new();
     let (mut base_cursor, mut target_cursor) = (base.cursor(), target.cursor());
@@ -36,6 +31,12 @@ pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -
         at = end;
     }
     chunks
+}
+
+/// [`changed_within`] the whole target.
+#[cfg(test)]
+pub fn changed(base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {
+    ByteRange::new(0, target.size()).map(|all| changed_within(all, base, target)).unwrap_or_default()
 }
 
 #[cfg(test)]

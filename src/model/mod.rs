@@ -17,7 +17,7 @@ pub mod unfinished;
 pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
-pub use id::{DiskName, InvalidId, RepositoryId, SnapshotId, VmId};
+pub use id::{DiskName, RepositoryId, SnapshotId, VmId};
 pub use pending_hooks_key::PendingHooksKey;
 pub use printable::printable;
 pub use range::{ByteRange, PhysAddr};

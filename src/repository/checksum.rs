@@ -9,7 +9,7 @@ use std::sync::Arc;
 use aws_lc_rs::digest::{self, SHA256};
 
 use super::changes::IsWanted;
-pub use super::digest::{Algorithm, Digest, NotADigest};
+pub use super::digest::{Algorithm, Digest};
 use super::disk_file::{DiskFile, OpenError};
 use super::executor::{Access, Interrupted};
 use super::map::MapError;

@@ -38,7 +38,6 @@ pub struct AssignedPath {
 /// A VM's disk, open for reading.
 #[derive(Debug)]
 pub struct LocatedDisk {
-    pub repository: Repository,
     pub source: DiskSource,
     pub file: File,
     /// The folder of the disk, and its name there.
@@ -128,7 +127,6 @@ pub fn open(root: &Folder, assigned: &AssignedPath) -> Result<LocatedDisk, PathE
     let size = file.metadata()?.len();
     let volume = volume::id_of(&file)?.map(VolumeId);
     Ok(LocatedDisk {
-        repository: repository.clone(),
         source: DiskSource { repository: repository.id().clone(), path: text },
         file,
         location: (folder, name.to_owned()),

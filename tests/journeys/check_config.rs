@@ -40,10 +40,7 @@ fn valid_config_passes_with_and_without_the_service_running() {
     );
     let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert_eq!(status, Some(0), "{table}");
-    assert!(
-        line(&table, "db_file").0.contains("not there yet") && table.ends_with("No problems found.\n"),
-        "{table}"
-    );
+    assert!(line(&table, "db_file").0.contains("not there yet") && table.ends_with("No problems found.\n"), "{table}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use coriolis_ovm_exporter::sys::page_cache;
+use coriolis_ovm_exporter::testing::page_cache;
 use reqwest::Method;
 
 use crate::harness::{Client, MB, Random, VM, World, eventually, eventually_ok, text, write_at, xfs_io};

@@ -41,7 +41,7 @@ fn idempotency_key_makes_one_snapshot() {
 
     // The same key of another user is independent.
     let secret = secrecy::SecretString::from(crate::harness::SECRET);
-    let tokens = coriolis_ovm_exporter::auth::Tokens::new(&secret, std::time::Duration::from_secs(600));
+    let tokens = coriolis_ovm_exporter::testing::Tokens::new(&secret, std::time::Duration::from_secs(600));
     let mut other = world.anonymous_client();
     other.token = tokens.issue("somebody else", std::time::SystemTime::now()).unwrap();
     assert_ne!(create_id(&other, "one"), first);

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, SystemTime};
 
-use coriolis_ovm_exporter::auth::Tokens;
+use coriolis_ovm_exporter::testing::Tokens;
 
 use crate::harness::{
     Certificates, Manager, PASSWORD, VM, Volume, define_vm, eventually, free_port, make_disk, make_repository,

@@ -12,7 +12,7 @@ use crate::harness::{
     eventually_some, free_port, make_repository,
 };
 use crate::needs_root;
-use coriolis_ovm_exporter::auth::Tokens;
+use coriolis_ovm_exporter::testing::Tokens;
 
 /// EX_CONFIG: the units do not restart the service after it.
 const BROKEN_CONFIG: Option<i32> = Some(78);

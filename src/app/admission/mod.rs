@@ -10,7 +10,6 @@ mod vm_mutexes;
 
 pub use export::ExportClient;
 pub(crate) use export::{Export, ExportDetails, ExportPermit};
-pub use policy::MANY_EXTENTS;
 pub(crate) use queue::{AdmissionQueue, Entry, Queued};
 pub(crate) use service::{Admission, Admitted, Creation};
 pub(crate) use vm_locks::{LockMode, VmGuard, VmLocks};

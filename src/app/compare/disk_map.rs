@@ -100,14 +100,6 @@ impl DiskMap {
     }
 
     /// Why the disk's file could not be read to its end, if the map lists the rest for that.
-    pub fn failure(&self) -> Option<&Error> {
-        match &self.listed().on_failure {
-            OnFailure::ListRest { failure, .. } => failure.as_ref(),
-            OnFailure::Fail => None,
-        }
-    }
-
-    /// As [`DiskMap::failure`], for a map that is not written.
     pub fn take_failure(&mut self) -> Option<Error> {
         let listed = match &mut self.chunks {
             Chunks::Squashed(chunks) => chunks.inner_mut(),

@@ -6,7 +6,7 @@ mod options;
 mod refined_cache;
 mod service;
 
-pub use comparison::{Mode, Totals};
+pub use comparison::Mode;
 pub use disk_map::DiskMap;
 pub use options::{ChunkQuery, DiskRef, MapOptions};
-pub use service::{ChunkPage, Comparisons, DiskChunks};
+pub use service::{ChunkPage, Comparisons};

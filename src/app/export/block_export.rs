@@ -22,9 +22,6 @@ pub struct Read {
 /// An error means that the bytes are not known to be those of the snapshot: whoever sends them has to break off, and
 /// never pads.
 pub trait BlockExport: Send {
-    /// Size of the disk, bytes.
-    fn size(&self) -> u64;
-
     /// What the disk has at the offset `at`: data or a hole, and up to where, but not past `limit`.
     ///
     /// # Errors
@@ -59,10 +56,6 @@ pub(super) struct DiskExport {
 }
 
 impl BlockExport for DiskExport {
-    fn size(&self) -> u64 {
-        self.file.size()
-    }
-
     fn allocation(&mut self, at: u64, limit: u64) -> Result<Run, OpenError> {
         self.slot.read(|access| Ok(self.file.run_at(access, at, limit)?))
     }

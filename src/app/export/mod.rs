@@ -1,6 +1,6 @@
 //! The transfer engine: reading the disks of snapshots for clients.
 //!
-//! A [`BlockExport`] is a disk that one client reads. Whatever sends or digests its bytes stands on that trait.
+//! A [`block_export::BlockExport`] is a disk that one client reads. Whatever sends or digests its bytes stands on that trait.
 
 mod audit;
 mod block_export;
@@ -11,7 +11,6 @@ mod rate_limit;
 mod service;
 mod slot;
 
-pub use block_export::BlockExport;
 pub use checksum::{ChecksumRequest, Checksums, Digests, DiskChecksum};
 pub use download::Download;
 pub use pieces::Part;

@@ -5,5 +5,5 @@ mod service;
 mod uses;
 
 pub(crate) use duration::parse_duration;
-pub use service::{LONGEST_LEASE, Retention};
+pub use service::Retention;
 pub use uses::InUse;

@@ -159,7 +159,7 @@ impl World {
     /// move, since the service then closes idle connections.
     pub fn lasting_client(&self) -> Client {
         let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
-        let tokens = coriolis_ovm_exporter::auth::Tokens::new(&SECRET.into(), lifetime);
+        let tokens = coriolis_ovm_exporter::testing::Tokens::new(&SECRET.into(), lifetime);
         let mut client = Client::new(&self.exporter, &self.certificates);
         client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
         client

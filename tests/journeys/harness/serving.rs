@@ -5,8 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use coriolis_ovm_exporter::http::server::Options;
-use coriolis_ovm_exporter::{config, http, tls};
+use coriolis_ovm_exporter::testing::{self, Options};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -24,19 +23,19 @@ pub struct Serving {
 impl Serving {
     /// Serves `router` at `address` with the certificate `name`; returns the port.
     pub fn start(certificates: &Certificates, name: &str, address: &str, router: Router) -> (u16, Self) {
-        let api = config::Api {
+        let api = testing::Api {
             bind: [127, 0, 0, 1].into(),
             port: 0,
             certificate: certificates.path(format!("{name}.pem")),
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
         };
-        let tls = Arc::new(ArcSwap::new(tls::server_config(&api).unwrap()));
+        let tls = Arc::new(ArcSwap::new(testing::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();
-        let task = runtime.spawn(http::server::serve(listener, tls, router, Options::default(), stop.clone()));
+        let task = runtime.spawn(testing::serve(listener, tls, router, Options::default(), stop.clone()));
         (port, Self { runtime, task, stop })
     }
 }
