@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use checksum::Checksum;
-pub use disk_map::{Chunk, ChunkPage, DiskMap, Mode};
+pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, Lease, TakeLease};

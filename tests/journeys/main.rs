@@ -4,6 +4,7 @@
 mod harness;
 
 mod adopt;
+mod api_types;
 mod audit;
 mod bad_input;
 mod base_grace_period;
