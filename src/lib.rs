@@ -25,7 +25,11 @@ pub use cli::main;
 /// What the integration tests and the benchmarks use besides the program itself.
 #[doc(hidden)]
 pub mod testing {
-    pub use crate::api;
+    /// The types of requests and answers.
+    pub mod api {
+        pub use crate::api::*;
+    }
+
     pub use crate::auth::Tokens;
     pub use crate::config::Api;
     pub use crate::http::server::{Options, serve};

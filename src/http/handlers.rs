@@ -138,7 +138,7 @@ pub(super) async fn snapshots(
     let documents = app.documents.all(&session, vm, options, cancellation.clone()).await;
     audit_maps(&app, &session, what, options, &documents);
     let documents = documents?;
-    json_stream::document(cancellation, |writer| writer.array_of(documents, snapshot_document::write)).await
+    json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
 
 pub(super) async fn create_snapshot(

@@ -55,38 +55,39 @@ impl From<Error> for WriteError {
 
 type Written = Result<(), WriteError>;
 
-/// Answers with the JSON document that `write` writes.
-pub(super) async fn document(
+/// Answers with the JSON document that `write` writes. What `write` returns is kept until all of it is sent.
+pub(super) async fn document<K>(
     cancellation: Cancellation,
-    write: impl FnOnce(&mut JsonWriter) -> Written + Send + 'static,
+    write: impl FnOnce(&mut JsonWriter) -> Result<K, WriteError> + Send + 'static,
 ) -> Result<Response, Failure> {
     respond(JSON, cancellation, move |writer| {
-        write(writer)?;
-        writer.raw(b"\n")
+        let kept = write(writer)?;
+        writer.raw(b"\n")?;
+        Ok(kept)
     })
     .await
 }
 
 /// Answers with `lines`, a JSON text each.
 pub(super) async fn lines<T: Serialize>(
-    lines: impl Iterator<Item = Result<T, Error>> + Send + 'static,
+    mut lines: impl Iterator<Item = Result<T, Error>> + Send + 'static,
     cancellation: Cancellation,
 ) -> Result<Response, Failure> {
     respond("application/x-ndjson", cancellation, move |writer| {
-        for line in lines {
+        for line in lines.by_ref() {
             writer.value(&line?)?;
             writer.raw(b"\n")?;
             writer.send_if_due()?;
         }
-        Ok(())
+        Ok(lines)
     })
     .await
 }
 
-async fn respond(
+async fn respond<K>(
     content_type: &'static str,
     cancellation: Cancellation,
-    write: impl FnOnce(&mut JsonWriter) -> Written + Send + 'static,
+    write: impl FnOnce(&mut JsonWriter) -> Result<K, WriteError> + Send + 'static,
 ) -> Result<Response, Failure> {
     // Dropping this future or the body, as a connection does that ends, cancels the work.
     let guard = cancellation.on_drop();
@@ -95,7 +96,10 @@ async fn respond(
     tokio::task::spawn_blocking(move || {
         let _in_span = span.entered();
         let mut writer = JsonWriter { buffer: Vec::new(), started: Some(started), pieces: None, sent_at: None };
-        let written = write(&mut writer);
+        let (written, _kept) = match write(&mut writer) {
+            Ok(kept) => (Ok(()), Some(kept)),
+            Err(error) => (Err(error), None),
+        };
         writer.finish(written, &cancellation);
     });
     let start = start.await.unwrap_or_else(|_| Err(Error::Internal("the answer's writer is gone".to_owned())))?;

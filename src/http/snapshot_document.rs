@@ -6,15 +6,30 @@ use super::json_stream::{JsonWriter, ObjectWriter, WriteError};
 use crate::api;
 use crate::app::compare::{ChunkPage, DiskMap, Mode};
 use crate::app::export::{Digests, DiskChecksum};
+use crate::app::retention::InUse;
 use crate::app::snapshots::{DiskDocument, MapDocument, SnapshotDocument};
 
-/// Writes the document of a snapshot, an [`api::Snapshot`].
-pub(super) fn write(writer: &mut JsonWriter, document: SnapshotDocument) -> Result<(), WriteError> {
-    let SnapshotDocument { snapshot, disks, .. } = document;
+/// Writes the document of a snapshot, an [`api::Snapshot`]. Returns what keeps the snapshot from being swept.
+pub(super) fn write(writer: &mut JsonWriter, document: SnapshotDocument) -> Result<Vec<InUse>, WriteError> {
+    let SnapshotDocument { snapshot, disks, in_use } = document;
     writer.object(|object| {
         object.members(&snapshot)?;
         object.member("disks", |writer| writer.array_of(disks.into_iter(), write_disk))
-    })
+    })?;
+    Ok(in_use)
+}
+
+/// Writes the documents of snapshots as an array.
+pub(super) fn write_all(
+    writer: &mut JsonWriter,
+    documents: impl Iterator<Item = SnapshotDocument>,
+) -> Result<Vec<InUse>, WriteError> {
+    let mut in_use = Vec::new();
+    writer.array_of(documents, |writer, document| {
+        in_use.extend(write(writer, document)?);
+        Ok(())
+    })?;
+    Ok(in_use)
 }
 
 fn write_disk(writer: &mut JsonWriter, document: DiskDocument) -> Result<(), WriteError> {

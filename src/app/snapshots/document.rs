@@ -28,7 +28,7 @@ pub struct SnapshotDocument {
     pub snapshot: api::Snapshot,
     pub disks: Vec<DiskDocument>,
     /// Keeps the snapshots from being swept.
-    _in_use: Vec<InUse>,
+    pub in_use: Vec<InUse>,
 }
 
 /// A disk of a snapshot's document.
@@ -90,7 +90,7 @@ impl Documents {
             let disks = disks.collect::<Result<_, Error>>()?;
             let mut document = documents.describe(&snapshot);
             document.compare_to = pair.map(|pair| pair.base().id.to_string());
-            Ok(SnapshotDocument { snapshot: document, disks, _in_use: in_use })
+            Ok(SnapshotDocument { snapshot: document, disks, in_use })
         })
         .await
     }
@@ -154,7 +154,7 @@ impl Documents {
             Some(DiskDocument { disk: self.describe_disk(snapshot, disk), map: MapDocument::of(map, options) })
         });
         let disks = disks.collect::<Option<_>>()?;
-        Some(SnapshotDocument { snapshot: self.describe(snapshot), disks, _in_use: in_use })
+        Some(SnapshotDocument { snapshot: self.describe(snapshot), disks, in_use })
     }
 
     /// A snapshot without its disks.
