@@ -16,7 +16,7 @@ use super::executor::{Access, Executor, JobKind};
 use super::seal::{self, Sealed};
 use super::{Repository, Unavailable};
 use crate::sys::folder::Folder;
-use crate::sys::{fsinfo, page_cache, reflink};
+use crate::sys::{fiemap, fsinfo, page_cache, reflink};
 
 /// Snapshots do not change: read-only for all who open the file later.
 const MODE: u32 = 0o440;
@@ -226,6 +226,11 @@ impl Clone {
 }
 
 impl Source {
+    /// The number of extents of the disk: the clone takes time for each.
+    pub fn extent_count(file: &File) -> io::Result<u32> {
+        fiemap::Reader::count(file.as_fd())
+    }
+
     /// Checks that its name still belongs to the open file.
     fn check_not_replaced(&self) -> io::Result<()> {
         let (open, found) = (self.file.metadata()?, self.folder.stat(&self.name)?);

@@ -29,7 +29,7 @@ use std::sync::{Arc, OnceLock};
 
 use crate::model::layout::CONTENT;
 use crate::model::{DiskName, RepositoryId, SnapshotId};
-use crate::sys::folder::{self, Folder};
+use crate::sys::folder;
 use crate::sys::fsinfo::{self, Space};
 use crate::sys::volume;
 use executor::{Access, JobKind, Pending};
@@ -42,6 +42,10 @@ pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
 pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
+
+/// The parts of `sys` that callers of a repository use.
+pub use crate::sys::folder::{Folder, UnexpectedEntry};
+pub use crate::sys::{host, io_priority};
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";

@@ -92,7 +92,7 @@ impl Folder {
         for component in below.as_ref().components() {
             let Component::Normal(name) = component else { return Err(not_plain()) };
             let opened = openat(&folder, name, FOLDER | OFlag::O_NOFOLLOW, Mode::empty());
-            let file = opened.map_err(|errno| folder.open_error(name, errno, EntryProblem::NotAFolder))?;
+            let file = opened.map_err(|errno| open_error(&folder, name, errno, EntryProblem::NotAFolder))?;
             folder = Self { file: Arc::new(file.into()), path: folder.path.join(name) };
         }
         Ok(folder)
@@ -103,11 +103,11 @@ impl Folder {
     /// # Errors
     /// [`UnexpectedEntry`] if the path leads to anything else, or through a link; the errno of openat(2).
     pub fn open_file(&self, below: impl AsRef<Path>) -> io::Result<File> {
-        let (folder, name) = self.parent_of(below.as_ref())?;
+        let (folder, name) = parent_of(self, below.as_ref())?;
         // Checked before it is opened, because opening a device can have effects.
-        folder.check_regular_file(name)?;
+        check_regular_file(&folder, name)?;
         let file = openat(&folder, name, FILE, Mode::empty());
-        let file = File::from(file.map_err(|errno| folder.open_error(name, errno, EntryProblem::NotAFile))?);
+        let file = File::from(file.map_err(|errno| open_error(&folder, name, errno, EntryProblem::NotAFile))?);
         if file.metadata()?.is_file() { Ok(file) } else { Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)) }
     }
 
@@ -141,21 +141,14 @@ impl Folder {
     pub fn open_or_create_file(&self, name: impl AsRef<OsStr>, mode: u32) -> io::Result<File> {
         let name = plain(name.as_ref())?;
         // On a frozen file system, O_CREAT would block even if the file exists.
-        match self.open_to_write(name) {
+        match open_to_write(self, name) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             opened => return opened,
         }
         match self.create_file(name, mode) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => self.open_to_write(name),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => open_to_write(self, name),
             made => made,
         }
-    }
-
-    fn open_to_write(&self, name: &OsStr) -> io::Result<File> {
-        self.check_regular_file(name)?;
-        let file = openat(self, name, FILE | OFlag::O_RDWR, Mode::empty());
-        let file = File::from(file.map_err(|errno| self.open_error(name, errno, EntryProblem::NotAFile))?);
-        if file.metadata()?.is_file() { Ok(file) } else { Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)) }
     }
 
     /// Creates the directory `name`.
@@ -187,7 +180,7 @@ impl Folder {
     /// [`UnexpectedEntry`] if there are more than 262,144: a part must not be taken for the whole.
     pub fn entries(&self) -> io::Result<Vec<OsString>> {
         let mut names = Vec::new();
-        self.find_entry(|name| {
+        find_entry(self, |name| {
             if names.len() == MAX_ENTRIES {
                 let own_name = self.path.file_name().unwrap_or_default();
                 return Some(Err(UnexpectedEntry::error(own_name, EntryProblem::TooLarge(MAX_ENTRIES))));
@@ -200,7 +193,7 @@ impl Folder {
     }
 
     pub fn is_empty(&self) -> io::Result<bool> {
-        self.find_entry(|_| Some(Ok(false))).unwrap_or(Ok(true))
+        find_entry(self, |_| Some(Ok(false))).unwrap_or(Ok(true))
     }
 
     /// The metadata of `below`, or of the link itself if it is one. It is not opened.
@@ -208,7 +201,7 @@ impl Folder {
     /// # Errors
     /// [`UnexpectedEntry`] if a component above it is a link or not a directory; the errno of openat(2).
     pub fn stat(&self, below: impl AsRef<Path>) -> io::Result<Metadata> {
-        let (folder, name) = self.parent_of(below.as_ref())?;
+        let (folder, name) = parent_of(self, below.as_ref())?;
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         File::from(openat(&folder, name, flags, Mode::empty())?).metadata()
     }
@@ -246,69 +239,76 @@ impl Folder {
         path.extend_from_slice(plain(name.as_ref())?.as_bytes());
         Ok(CString::new(path)?)
     }
-
-    /// The directory of `below`, and its name there.
-    fn parent_of<'a>(&self, below: &'a Path) -> io::Result<(Self, &'a OsStr)> {
-        let name = below.file_name().ok_or_else(not_plain)?;
-        Ok((self.folder(below.parent().unwrap_or(Path::new("")))?, name))
-    }
-
-    fn check_regular_file(&self, name: &OsStr) -> io::Result<()> {
-        match self.kind_of(name)? {
-            SFlag::S_IFREG => Ok(()),
-            SFlag::S_IFLNK => Err(UnexpectedEntry::error(name, EntryProblem::Link)),
-            _ => Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)),
-        }
-    }
-
-    fn kind_of(&self, name: &OsStr) -> Result<SFlag, Errno> {
-        let found = fstatat(self, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
-        Ok(SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()))
-    }
-
-    /// The error for an openat(2) of `name` that failed with `errno`. If the entry has another type than expected, the
-    /// error says so.
-    fn open_error(&self, name: &OsStr, errno: Errno, expected: EntryProblem) -> io::Error {
-        match errno {
-            Errno::ELOOP | Errno::ENOTDIR => match self.kind_of(name) {
-                Ok(SFlag::S_IFLNK) => UnexpectedEntry::error(name, EntryProblem::Link),
-                _ => UnexpectedEntry::error(name, expected),
-            },
-            // A socket, or a device without a driver.
-            Errno::ENXIO | Errno::ENODEV => UnexpectedEntry::error(name, expected),
-            errno => errno.into(),
-        }
-    }
-
-    /// Calls `look` for each name until it returns something.
-    fn find_entry<T>(&self, mut look: impl FnMut(&OsStr) -> Option<io::Result<T>>) -> Option<io::Result<T>> {
-        // Opened again: the read position belongs to the descriptor, and others may list the directory at the same
-        // time.
-        let opened = openat(self, ".", FOLDER, Mode::empty()).and_then(Dir::from_fd);
-        let mut listing = match opened {
-            Ok(listing) => listing,
-            Err(errno) => return Some(Err(errno.into())),
-        };
-        for entry in listing.iter() {
-            match entry {
-                Err(errno) => return Some(Err(errno.into())),
-                Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => {}
-                Ok(entry) => {
-                    let found = look(OsStr::from_bytes(entry.file_name().to_bytes()));
-                    if found.is_some() {
-                        return found;
-                    }
-                }
-            }
-        }
-        None
-    }
 }
 
 impl AsFd for Folder {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+fn open_to_write(folder: &Folder, name: &OsStr) -> io::Result<File> {
+    check_regular_file(folder, name)?;
+    let file = openat(folder, name, FILE | OFlag::O_RDWR, Mode::empty());
+    let file = File::from(file.map_err(|errno| open_error(folder, name, errno, EntryProblem::NotAFile))?);
+    if file.metadata()?.is_file() { Ok(file) } else { Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)) }
+}
+
+/// The directory of `below`, and its name there.
+fn parent_of<'a>(folder: &Folder, below: &'a Path) -> io::Result<(Folder, &'a OsStr)> {
+    let name = below.file_name().ok_or_else(not_plain)?;
+    Ok((folder.folder(below.parent().unwrap_or(Path::new("")))?, name))
+}
+
+fn check_regular_file(folder: &Folder, name: &OsStr) -> io::Result<()> {
+    match kind_of(folder, name)? {
+        SFlag::S_IFREG => Ok(()),
+        SFlag::S_IFLNK => Err(UnexpectedEntry::error(name, EntryProblem::Link)),
+        _ => Err(UnexpectedEntry::error(name, EntryProblem::NotAFile)),
+    }
+}
+
+fn kind_of(folder: &Folder, name: &OsStr) -> Result<SFlag, Errno> {
+    let found = fstatat(folder, name, AtFlags::AT_SYMLINK_NOFOLLOW)?;
+    Ok(SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()))
+}
+
+/// The error for an openat(2) of `name` that failed with `errno`. If the entry has another type than expected, the
+/// error says so.
+fn open_error(folder: &Folder, name: &OsStr, errno: Errno, expected: EntryProblem) -> io::Error {
+    match errno {
+        Errno::ELOOP | Errno::ENOTDIR => match kind_of(folder, name) {
+            Ok(SFlag::S_IFLNK) => UnexpectedEntry::error(name, EntryProblem::Link),
+            _ => UnexpectedEntry::error(name, expected),
+        },
+        // A socket, or a device without a driver.
+        Errno::ENXIO | Errno::ENODEV => UnexpectedEntry::error(name, expected),
+        errno => errno.into(),
+    }
+}
+
+/// Calls `look` for each name until it returns something.
+fn find_entry<T>(folder: &Folder, mut look: impl FnMut(&OsStr) -> Option<io::Result<T>>) -> Option<io::Result<T>> {
+    // Opened again: the read position belongs to the descriptor, and others may list the directory at the same
+    // time.
+    let opened = openat(folder, ".", FOLDER, Mode::empty()).and_then(Dir::from_fd);
+    let mut listing = match opened {
+        Ok(listing) => listing,
+        Err(errno) => return Some(Err(errno.into())),
+    };
+    for entry in listing.iter() {
+        match entry {
+            Err(errno) => return Some(Err(errno.into())),
+            Ok(entry) if matches!(entry.file_name().to_bytes(), b"." | b"..") => {}
+            Ok(entry) => {
+                let found = look(OsStr::from_bytes(entry.file_name().to_bytes()));
+                if found.is_some() {
+                    return found;
+                }
+            }
+        }
+    }
+    None
 }
 
 /// The path without links. Only the folders above its last component are accessed, so a file system that hangs there

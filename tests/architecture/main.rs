@@ -37,7 +37,7 @@ const APP_LAYERS: &[&[&str]] = &[
 ];
 
 /// The modules that use `sys` themselves. The others go through these.
-const SYS_USERS: &[&str] = &["app", "hooks", "http", "inventory", "repository", "service", "store"];
+const SYS_USERS: &[&str] = &["http", "inventory", "repository", "service", "store"];
 
 /// Which modules of `src/` an external crate belongs to.
 const CRATES: &[(&str, &[&str])] = &[

@@ -1,6 +1,5 @@
 //! The policy: what is refused before anything is written, and what would help.
 
-use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use crate::app::inventory::Inventory;
@@ -10,7 +9,6 @@ use crate::model::SnapshotDraft;
 use crate::repository::clone::Source;
 use crate::repository::executor::JobKind;
 use crate::store::Store;
-use crate::sys::fiemap;
 
 /// Extents of a disk past which its clone is worth a word in the log.
 pub const MANY_EXTENTS: u32 = 100_000;
@@ -45,7 +43,7 @@ impl PolicyCheck {
             let Some(repository) = self.inventory.repository(&disk.source.repository) else { continue };
             let step = || format!("counting the extents of {}", disk.name);
             let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
-            let counted = repository.run(JobKind::CHANGE, move |_, _| fiemap::Reader::count(file.as_fd()));
+            let counted = repository.run(JobKind::CHANGE, move |_, _| Source::extent_count(&file));
             let extents = counted.map_err(|error| Error::of_step(step(), error))?;
             if let Some(limit) = self.policy.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());

@@ -14,11 +14,9 @@ use crate::app::Error;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::model::{RepositoryId, SnapshotDraft, VmId};
-use crate::repository::Unavailable;
 use crate::repository::executor::JobKind;
 use crate::repository::vm_lock::{self, Attempt, VmLock};
-use crate::sys::folder::UnexpectedEntry;
-use crate::sys::host;
+use crate::repository::{Unavailable, UnexpectedEntry, host};
 
 /// How a VM is locked.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use crate::app::admission::ExportPermit;
 use crate::app::audit::AuditTrail;
 use crate::repository::OpenError;
 use crate::repository::executor::Access;
-use crate::sys::io_priority;
+use crate::repository::io_priority;
 
 /// A download's slot among those that run at a time. Dropping it releases the slot and records the download in the
 /// audit.

@@ -12,11 +12,10 @@ use crate::inventory::{Disk, FileNotes, Platform, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
 use crate::repository::executor::{Access, JobKind};
 use crate::repository::{
-    AssignedPath, CloneSupport, LocatedDisk, PathError, Repository, Unavailable, Unclonable, assign, clone_support,
-    locate,
+    AssignedPath, CloneSupport, Folder, LocatedDisk, PathError, Repository, Unavailable, Unclonable, UnexpectedEntry,
+    assign, clone_support, locate,
 };
 use crate::store::Store;
-use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// A disk's file, as it was found.
 #[derive(Clone, Debug)]

@@ -16,12 +16,10 @@ use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
-use crate::repository::Repository;
 use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
+use crate::repository::{Folder, Repository, host};
 use crate::store::{Store, Trouble};
-use crate::sys::folder::Folder;
-use crate::sys::host;
 
 /// Between two looks.
 const INTERVAL: Duration = Duration::from_secs(60);
