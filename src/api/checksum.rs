@@ -1,21 +1,21 @@
-//! The checksum of a disk or a part of it.
+//! The checksum of a disk or of a range of it.
 
 use serde::{Deserialize, Serialize};
 
-/// Answer to `GET …/checksum`.
+/// Response to `GET …/checksum`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Checksum {
     pub algorithm: String,
-    /// Bytes of a block, if `checksum` is the checksum of the blocks' checksums.
+    /// The block size in bytes, if `checksum` is the checksum of the blocks' checksums.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub block_size: Option<u64>,
-    /// The offset that it starts from, bytes.
+    /// The offset of the range, bytes.
     pub start: u64,
-    /// Bytes.
+    /// The length of the range, bytes.
     pub length: u64,
-    /// The checksum of each block, in order: hexadecimal digits.
+    /// The checksum of each block in order, hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub blocks: Option<Vec<String>>,
-    /// Hexadecimal digits. It is known after the blocks, so the server writes it last.
+    /// Hexadecimal. The server writes it last, because it is known only after the blocks.
     pub checksum: String,
 }

@@ -4,59 +4,58 @@ use serde::{Deserialize, Serialize};
 
 use crate::model;
 
-/// What a client has to do with a disk.
+/// The map of a disk: what a client must fetch or fill with zeros.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskMap {
-    /// Whether the chunks patch the base, or make the disk from nothing.
+    /// Whether the chunks list the whole disk, or the changes since the base.
     pub mode: Mode,
-    /// Why it is full, although a base was named.
+    /// Why the mode is full, although the request names a base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// The ranges, in order and disjoint; absent if only the totals were asked for.
+    /// The ranges, in order and disjoint. Absent if the request asks only for totals.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub chunks: Option<Vec<Chunk>>,
-    /// Bytes of the disk to fetch, whatever is listed.
+    /// Bytes of the disk to fetch, including those in ranges that are not listed.
     pub data_bytes: u64,
-    /// Bytes of the disk to fill with zeros, whatever is listed.
+    /// Bytes of the disk to fill with zeros, including those in ranges that are not listed.
     pub zero_bytes: u64,
-    /// Bytes of a block, if contents were compared.
+    /// The block size of the refinement in bytes, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refine: Option<u64>,
-    /// Bytes of the data ranges before contents were compared.
+    /// Bytes of the data ranges before refinement.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub candidate_bytes: Option<u64>,
-    /// Bytes that are listed only because the file system's map of them cannot be trusted.
+    /// Bytes that are listed only because the file system's map could not be trusted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unverified_bytes: Option<u64>,
-    /// The same, by its old name.
+    /// The former name of `unverified_bytes`.
     #[serde(rename = "widened_bytes", skip_serializing_if = "Option::is_none")]
     pub unverified_bytes_legacy: Option<u64>,
 }
 
-/// What `chunks` are to be applied to.
+/// The copy that `chunks` can be applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
-    /// Nothing, or whatever is there.
+    /// Any copy, or none.
     Full,
-    /// The disk of the snapshot compared to.
+    /// A copy of the base's disk.
     Incremental,
 }
 
 /// A range of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Chunk {
-    /// Bytes.
     pub start: u64,
-    /// Bytes.
     pub length: u64,
-    /// Where its first byte is stored on the device; 0 if that is not known. The original's clients read a number here.
+    /// The device address of its first byte, or 0 if that is unknown: clients of the original exporter require a
+    /// number.
     pub physical_start: u64,
     #[serde(rename = "type")]
     pub kind: ChunkType,
 }
 
-/// What a client has to do with a range.
+/// What a client must do with a range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ChunkType {
@@ -83,7 +82,7 @@ pub struct ChunkPage {
     /// Size of the disk, bytes.
     pub size: u64,
     pub mode: Mode,
-    /// Why it is full, although a base was named.
+    /// Why the mode is full, although the request names a base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// In order and disjoint.

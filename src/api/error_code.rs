@@ -1,8 +1,8 @@
-//! The codes of errors. They are stable: programs rely on them.
+//! The codes of errors. They are stable, because programs depend on them.
 
 use serde::{Deserialize, Serialize};
 
-/// Why a request failed. docs/api.md says what each means and what to do.
+/// Why a request failed. docs/api.md has the meaning and remedy of each.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorCode {
@@ -110,6 +110,6 @@ mod tests {
             assert_eq!(text, format!("\"{}\"", code.as_str()));
             assert_eq!(serde_json::from_str::<ErrorCode>(&text).unwrap(), code);
         }
-        assert_eq!(serde_json::from_str::<ErrorCode>("\"of_tomorrow\"").unwrap(), ErrorCode::Unknown);
+        assert_eq!(serde_json::from_str::<ErrorCode>("\"future_code\"").unwrap(), ErrorCode::Unknown);
     }
 }

@@ -1,6 +1,6 @@
-//! The JSON bodies of the API: those that clients of the original read, and more.
+//! The JSON bodies of the API, which extend those of the original exporter.
 //!
-//! Plain types, which serialize and deserialize: a client in the same program reads what the server writes.
+//! The types serialize and deserialize, so that a client in the same program can use them.
 
 mod checksum;
 mod disk_map;
@@ -18,8 +18,7 @@ pub use error_code::ErrorCode;
 pub use request::{CreateSnapshot, Lease, TakeLease};
 pub use status::{Create, Export, Leftover, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
 
-/// A time as the bodies have it: RFC 3339, UTC. Milliseconds: not every parser takes more than six
-/// digits.
+/// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.
 pub fn time(at: jiff::Timestamp) -> String {
     format!("{at:.3}")
 }
@@ -32,12 +31,12 @@ pub struct Login {
     pub password: secrecy::SecretString,
 }
 
-/// A client sends the password.
+/// Serializes the password for clients.
 fn expose<S: Serializer>(password: &secrecy::SecretString, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(password.expose_secret())
 }
 
-/// Answer to a log-in.
+/// Response to a log-in.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Token {
     /// The JWT for `Authorization: Bearer`.
@@ -48,33 +47,33 @@ pub struct Token {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
-    /// It can.
     Ok,
-    /// It cannot; `reason` says why.
+    /// It cannot be used; `reason` says why.
     Error,
 }
 
 /// A virtual machine.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Vm {
-    /// The name that people gave it.
+    /// The name that users gave it.
     pub friendly_name: String,
-    /// Its name: 32 hexadecimal digits.
+    /// 32 hexadecimal digits.
     pub name: String,
-    /// Its uuid, dashed.
+    /// With dashes.
     pub uuid: String,
-    /// Its disks, as its definition lists them.
+    /// In the order of the definition.
     pub disks: Vec<VmDisk>,
-    /// Whether a snapshot of it can be made.
+    /// Whether a snapshot of it is possible.
     pub snapshot_compatible: bool,
     /// Ids of its snapshots, oldest first.
     pub snapshots: Vec<String>,
     /// Whether its definition can be used.
     pub status: Status,
-    /// Why not, or why no snapshot can be made.
+    /// Why the definition is unusable, or why no snapshot is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Id of the repository, where this is no VM, but stands for all those of a repository that cannot be read.
+    /// Id of a repository that cannot be read. Then this entry is not a VM, but a placeholder for all VMs in that
+    /// repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable_repository: Option<String>,
 }
@@ -84,24 +83,24 @@ pub struct Vm {
 pub struct VmDisk {
     /// File name.
     pub name: String,
-    /// Path, as the definition has it.
+    /// Path in the definition.
     pub path: String,
-    /// What the guest sees it as, such as `xvda`.
+    /// Device in the guest, such as `xvda`.
     pub device_name: String,
-    /// Whether a snapshot takes it.
+    /// Whether a snapshot includes it.
     pub snapshot_compatible: bool,
-    /// `r`, `w`, or `w!` for one that several VMs share.
+    /// `r`, `w`, or `w!` for a disk that several VMs share.
     pub mode: String,
-    /// Size, bytes, where it is known.
+    /// Size in bytes, if it is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<u64>,
-    /// The name that people gave it.
+    /// The name that users gave it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub friendly_name: Option<String>,
-    /// Id of the repository that it lies in.
+    /// Id of its repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// Why a snapshot does not take it.
+    /// Why a snapshot omits it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incompatible_reason: Option<String>,
 }
@@ -109,31 +108,30 @@ pub struct VmDisk {
 /// A repository.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Repository {
-    /// Its id.
     pub id: String,
-    /// The name that people gave it, where ovs-agent knows it.
+    /// The name that users gave it, if ovs-agent knows it.
     pub alias: Option<String>,
-    /// Where it is mounted.
     pub mount_point: Option<String>,
-    /// The file system that is mounted there, such as `ocfs2`.
+    /// The mounted file system, such as `ocfs2`.
     pub filesystem: Option<String>,
-    /// The manager that owns it, where ovs-agent knows it.
+    /// The manager that owns it, if ovs-agent knows it.
     pub manager_uuid: Option<String>,
-    /// Version of its layout, where ovs-agent knows it.
+    /// Version of its layout, if ovs-agent knows it.
     pub version: Option<String>,
-    /// Whether files in it can be snapshotted: found out by doing it.
+    /// Whether files in it can be snapshotted, according to a test.
     pub reflink: bool,
     /// Size of the file system, bytes.
     pub total_bytes: Option<u64>,
-    /// Bytes that can still be written.
+    /// Bytes that are available.
     pub free_bytes: Option<u64>,
-    /// Whether it is there, and is what ovs-agent says.
+    /// Whether it is available and matches ovs-agent's entry.
     pub status: Status,
-    /// Why not, or why nothing in it can be snapshotted.
+    /// Why not, or why files in it cannot be snapshotted.
     pub reason: Option<String>,
 }
 
-/// A snapshot. The VM's name has both spellings that the original's texts and code have.
+/// A snapshot. The VM's name is in two members, because the original exporter's documentation and code spell it
+/// differently.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Snapshot {
     pub id: String,
@@ -143,28 +141,28 @@ pub struct Snapshot {
     pub vm_id_legacy: String,
     /// When its disks were cloned: RFC 3339, UTC.
     pub created_at: String,
-    /// The user who asked for it.
+    /// The user that created it.
     pub created_by: String,
-    /// What a restored disk is like: `crash`, as after a power cut, or `quiesced`.
+    /// The state of a restored disk: `crash`, as after a power cut, or `quiesced`.
     pub consistency: String,
-    /// Why it is `crash`, if a hook has said `quiesced`.
+    /// Why it is `crash`, if a hook reported `quiesced`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consistency_reason: Option<String>,
-    /// The longest time that the guest can have been held for it, milliseconds, if that is known.
+    /// The longest time that the guest may have been frozen, milliseconds, if that is known.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,
-    /// The hooks that ran, in their order.
+    /// The calls of hooks, in order.
     pub hooks: Vec<HookRun>,
-    /// Id of the snapshot that it is compared to.
+    /// Id of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
-    /// When it expires: RFC 3339, UTC. A lease keeps it longer.
+    /// When it expires: RFC 3339, UTC. A lease extends this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
-    /// When the last lease of it ends: RFC 3339, UTC.
+    /// When its last lease ends: RFC 3339, UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leased_until: Option<String>,
-    /// The server writes them one after the other, so they are last.
+    /// Last, because the server streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,
 }
@@ -180,9 +178,8 @@ pub struct HookRun {
     pub stage: String,
     /// `ok`, `failed`, `timeout` or `skipped`.
     pub outcome: String,
-    /// How long it ran, milliseconds.
     pub duration_ms: u64,
-    /// What there is to say about its end, for people.
+    /// Details about its end, for people.
     pub detail: String,
 }
 
@@ -196,100 +193,94 @@ pub struct SnapshotDisk {
     pub snapshot_id: String,
     #[serde(rename = "snapshotID")]
     pub snapshot_id_legacy: String,
-    /// Its name, unique in the snapshot.
+    /// Unique in the snapshot.
     pub name: String,
-    /// Where its repository is mounted.
+    /// Mount point of its repository.
     pub repo_mountpoint: String,
-    /// Bytes.
+    /// Size in bytes.
     pub size: u64,
-    /// What a client has to fetch or fill with zeros. Absent with `chunks=false`.
+    /// What a client must fetch or fill with zeros. Absent with `chunks=false`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub map: Option<DiskMap>,
-    /// Whether its file is there and unchanged. It comes after the map: a fault may be found while the map is read.
+    /// Whether its file exists unchanged. After the map, because reading the map may find a fault.
     pub status: Status,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_reason: Option<String>,
 }
 
-/// Answer to `POST /adopt`.
+/// Response to `POST /adopt`.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Adoption {
-    /// Whether nothing was done.
+    /// Whether this is only a report, and nothing was changed.
     pub dry_run: bool,
-    /// The snapshots that were taken over, or would be.
+    /// The snapshots that were adopted, or would be.
     pub adopted: Vec<AdoptedSnapshot>,
-    /// The folders that were not taken over.
+    /// The folders that were not adopted.
     #[serde(default)]
     pub skipped: Vec<SkippedFolder>,
-    /// The same, by its old name.
+    /// The former name of `skipped`.
     #[serde(rename = "left", default)]
     pub skipped_legacy: Vec<SkippedFolder>,
 }
 
-/// A snapshot that was taken over.
+/// An adopted snapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct AdoptedSnapshot {
-    /// Its id.
     pub id: String,
     /// Name of its VM.
     pub vm_id: String,
-    /// When it was made, as far as its files tell: RFC 3339, UTC.
+    /// When it was created, according to its files: RFC 3339, UTC.
     pub created_at: String,
     /// Its folders.
     pub paths: Vec<String>,
 }
 
-/// A folder that was not taken over.
+/// A folder that was not adopted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct SkippedFolder {
-    /// The folder.
     pub path: String,
-    /// Why.
+    /// Why it was not adopted.
     pub reason: String,
 }
 
 /// The body of every error.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Error {
-    /// What the status means, in words.
+    /// The name of the HTTP status.
     pub error: String,
     /// What happened, and what to do.
     pub details: String,
-    /// Stable, for programs.
+    /// Stable; for programs.
     pub code: ErrorCode,
-    /// Under which the log tells more.
+    /// The id of the request in the log.
     pub request_id: String,
 }
 
 /// Body of `GET /capabilities`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Capabilities {
-    /// The program's version.
     pub version: String,
-    /// What the API can do.
+    /// The features of the API.
     pub features: Vec<String>,
-    /// How checksums can be made.
     pub checksum_algorithms: Vec<String>,
-    /// What it does not go beyond.
     pub limits: Limits,
 }
 
 /// Bounds of the API.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Limits {
-    /// Ranges in one `Range` header.
+    /// The most ranges in one `Range` header.
     pub ranges_per_request: usize,
-    /// Bytes of a request's body.
+    /// The largest body of a request, bytes.
     pub request_body_bytes: usize,
-    /// Seconds that a token is good for.
+    /// The validity of a token, seconds.
     pub token_seconds: u64,
 }
 
 /// Body of `GET /healthz` and `GET /readyz`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Health {
-    /// Whether all is well.
     pub status: Status,
-    /// What is not. Says no more than a stranger may know.
+    /// Unauthenticated clients can read this, so it contains no paths.
     pub problems: Vec<String>,
 }

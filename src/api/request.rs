@@ -1,16 +1,16 @@
-//! What clients may say when they make a snapshot, or need one for longer.
+//! The bodies of requests that create snapshots and leases.
 
 use serde::{Deserialize, Serialize};
 
-/// Body of `POST …/snapshots`, all of it optional.
+/// Body of `POST …/snapshots`. All members are optional.
 #[derive(Debug, Default, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct CreateSnapshot {
-    /// The disks to take, by file name or device name; all others are left out.
+    /// The disks to include, by file name or device name.
     pub disks: Option<Vec<String>>,
-    /// The disks to leave out, by file name or device name.
+    /// The disks to exclude, by file name or device name.
     pub exclude_disks: Option<Vec<String>>,
-    /// How long to keep it, such as `72h`; `none`: until it is deleted.
+    /// How long to keep the snapshot, such as `72h`, or `none` to keep it until it is deleted.
     pub ttl: Option<String>,
 }
 
@@ -18,13 +18,13 @@ pub struct CreateSnapshot {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TakeLease {
-    /// How long the snapshot is needed from now on, such as `2h`.
+    /// How long the snapshot is needed, such as `2h`.
     pub ttl: String,
 }
 
-/// Answer to `POST …/lease`.
+/// Response to `POST …/lease`.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Lease {
-    /// Until when the snapshot is not swept: RFC 3339, UTC.
+    /// When the lease ends: RFC 3339, UTC.
     pub expires_at: String,
 }

@@ -1,27 +1,25 @@
-//! Body of `GET /status`: what is running, what waits, how full it is.
+//! Body of `GET /status`: running and waiting work, and the state of the repositories.
 
 use serde::{Deserialize, Serialize};
 
 use super::Status;
 
-/// The whole answer.
+/// The body.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct ServiceStatus {
-    /// The program's version.
     pub version: String,
-    /// When this was so: RFC 3339, UTC.
+    /// The time of this status: RFC 3339, UTC.
     pub at: String,
-    /// Snapshots that are being made.
+    /// Creations of snapshots.
     pub creates: Queue<Create>,
-    /// Bodies of disks that are being sent.
+    /// Downloads.
     pub exports: Queue<Export>,
-    /// The repositories.
     pub repositories: Vec<RepositoryStatus>,
-    /// Snapshots that are deleted, or were never finished, and whose files could not be removed yet.
+    /// Deleted or unfinished snapshots whose files could not be removed yet.
     pub leftovers: Vec<Leftover>,
-    /// Operations after which `post` hooks have failed: something may be frozen still.
+    /// Pending post hooks that have failed. Their guests may still be frozen.
     pub owed_hooks: Vec<OwedHooks>,
-    /// What deleting each snapshot would free; only where it was asked for.
+    /// The cost of each snapshot, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
 }
@@ -29,100 +27,92 @@ pub struct ServiceStatus {
 /// Work of one kind.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Queue<T> {
-    /// How much of it is done at a time.
+    /// The number of concurrency slots.
     pub limit: usize,
-    /// What is being done, oldest first.
+    /// Running work, oldest first.
     pub running: Vec<T>,
-    /// What waits, oldest first.
+    /// Waiting work, oldest first.
     pub waiting: Vec<T>,
 }
 
-/// A snapshot that is being made, or is to be.
+/// A running or waiting creation of a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
     /// Name of its VM.
     pub vm_id: String,
-    /// Who asked for it.
     pub user: String,
-    /// Seconds since it was asked for, or begun.
+    /// Seconds since it was queued, or since it started.
     pub seconds: f64,
 }
 
-/// A body that is being sent, or is to be.
+/// A running or waiting download.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Export {
-    /// Name of the VM.
     pub vm_id: String,
-    /// Id of the snapshot.
     pub snapshot_id: String,
-    /// Name of the disk.
     pub disk: String,
-    /// Who asked for it.
     pub user: String,
-    /// From which address.
+    /// The client's address.
     pub address: Option<String>,
-    /// When it was asked for, or begun: RFC 3339, UTC.
+    /// When it was queued or started: RFC 3339, UTC.
     pub since: String,
-    /// Seconds since it was asked for, or begun.
+    /// Seconds since then.
     pub seconds: f64,
     /// Bytes of this body.
     pub bytes_total: u64,
-    /// Bytes of it that were handed to the connection.
+    /// Bytes that were handed to the connection.
     pub bytes_done: u64,
-    /// The mean since it was begun.
+    /// The mean since it started.
     pub bytes_per_second: u64,
-    /// What is left, at that rate; nothing while there is none.
+    /// The remaining time at that rate. Nothing before the first byte.
     pub seconds_left: Option<u64>,
 }
 
-/// A repository, and what the policy says of it.
+/// The state of a repository.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct RepositoryStatus {
-    /// Its id.
     pub id: String,
-    /// The name that people gave it, where ovs-agent knows it.
+    /// The name that users gave it, if ovs-agent knows it.
     pub alias: Option<String>,
-    /// Where it is mounted.
     pub mount_point: Option<String>,
     /// Size of the file system, bytes.
     pub total_bytes: Option<u64>,
-    /// Bytes that can still be written.
+    /// Bytes that are available.
     pub free_bytes: Option<u64>,
-    /// With less than this free, no snapshot is made; bytes.
+    /// With fewer available bytes, no snapshot is created.
     pub min_free_bytes: Option<u64>,
-    /// Snapshots that have a disk there.
+    /// Snapshots with a disk in it.
     pub snapshots: usize,
-    /// Snapshots in it that the database does not know; nothing where it was not looked yet.
+    /// Snapshots in it that the database does not know. Nothing before the first scan.
     pub unknown_snapshots: Option<usize>,
-    /// Whether it is there.
+    /// Whether it is available and writable.
     pub status: Status,
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// `post` hooks that have failed, of one operation.
+/// The failed post hooks of one operation.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct OwedHooks {
-    /// Id of the snapshot, where that is known.
+    /// Id of the snapshot, if it is known.
     pub snapshot_id: Option<String>,
-    /// Name of its VM, where that is known.
+    /// Name of its VM, if it is known.
     pub vm_id: Option<String>,
-    /// The operation, where that is known.
+    /// The operation, if it is known.
     pub operation: Option<String>,
-    /// The hooks; nothing where nobody knows which.
+    /// The hooks. Empty if they are unknown.
     pub hooks: Vec<String>,
-    /// How often they were called in vain.
+    /// The number of failed calls.
     pub attempts: u32,
-    /// Why they cannot be called again: what is written down of them cannot be read.
+    /// Why they cannot be called again: their record is unreadable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }
 
-/// A snapshot whose files are still there, though nobody sees it any more.
+/// A deleted or unfinished snapshot whose files still exist.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Leftover {
-    /// Its id.
     pub id: String,
     /// Name of its VM.
     pub vm_id: String,
@@ -132,20 +122,19 @@ pub struct Leftover {
     pub reason: String,
 }
 
-/// What a snapshot costs.
+/// The cost of a snapshot.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct SnapshotCost {
-    /// Its id.
     pub id: String,
     /// Name of its VM.
     pub vm_id: String,
-    /// When it was asked for: RFC 3339, UTC.
+    /// When its disks were cloned: RFC 3339, UTC.
     pub created_at: String,
-    /// Bytes that only it references: what its deletion frees. Nothing where that cannot be told.
+    /// Bytes that only it references, which its deletion would free. Nothing if that is unknown.
     pub exclusive_bytes: Option<u64>,
-    /// Bytes of it of which nobody can say who else references them.
+    /// Bytes of it whose other references are unknown.
     pub unknown_bytes: u64,
-    /// Why there is no figure.
+    /// Why `exclusive_bytes` is unknown.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
 }

@@ -1,4 +1,4 @@
-//! Cancelling the work for an answer when its client disconnects.
+//! Cancelling the work for a response when its client disconnects.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::repository::changes::IsWanted;
 
-/// Cancels the work for one answer.
+/// Cancels the work for one response.
 #[derive(Clone, Debug, Default)]
 pub struct Cancellation(CancellationToken);
 
@@ -20,7 +20,7 @@ impl Cancellation {
         self.0.is_cancelled()
     }
 
-    /// Whether the client still waits.
+    /// A check whether the client still waits for the response.
     pub(crate) fn is_wanted(&self) -> IsWanted {
         let cancel = self.0.clone();
         Arc::new(move || !cancel.is_cancelled())

@@ -1,4 +1,4 @@
-//! What was read of a file that others write, remembered while the file is the same.
+//! Caches what was read from a file that other programs write. An entry is valid while the file is unchanged.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -6,40 +6,39 @@ use std::path::Path;
 use std::sync::{Mutex, PoisonError, TryLockError};
 use std::time::{Duration, Instant, SystemTime};
 
-/// What changes when a file is written or replaced: device, inode, size, time of change.
+/// Device, inode, size and modification time: at least one differs after a file was written or replaced.
 type Stamp = (u64, u64, u64, SystemTime);
 
-/// A file that was changed this short a time ago may change again within one tick of its clock.
+/// A younger file may be written again without a new modification time: file system clocks tick coarsely.
 const CLOCK_TICK: Duration = Duration::from_secs(2);
 
-/// How long a reading is believed of a file that may change again, or that could not be read.
+/// How long a value is valid if the file is too young, or could not be read.
 const TTL: Duration = Duration::from_secs(1);
 
-/// The last reading. One reads for all who ask meanwhile; they get the last value, where there is one.
+/// The last value of one file. One thread reads; meanwhile the others get the previous value, if there is one.
 pub(crate) struct FileCache<T> {
     last: Mutex<Option<Last<T>>>,
-    /// Held by the one who reads.
+    /// Held by the thread that reads the file.
     reading: Mutex<()>,
 }
 
 #[derive(Clone)]
 struct Last<T> {
     read_at: Instant,
-    /// The file that was read, where there was one.
+    /// Identifies the file that was read, if it existed.
     stamp: Option<Stamp>,
-    /// Whether the reading is valid as long as the file is that one.
+    /// Whether the value is valid until the stamp changes.
     valid: bool,
     value: T,
 }
 
 impl<T: Clone> FileCache<T> {
-    /// Nothing yet.
     pub(crate) fn new() -> Self {
         Self { last: Mutex::new(None), reading: Mutex::new(()) }
     }
 
-    /// What is in the file at `path`, remembered or else from `read`, which is given what was read
-    /// last and says whether it was read well.
+    /// Returns the cached value of the file at `path`, or else the value from `read`. `read` gets the previous value;
+    /// it returns the new one, and whether reading succeeded.
     pub(crate) fn get(&self, path: &Path, read: impl FnOnce(Option<T>) -> (T, bool)) -> T {
         let last = || self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let is_good = |last: &Last<T>, stamp| last.stamp == stamp && (last.valid || last.read_at.elapsed() < TTL);
@@ -56,7 +55,7 @@ impl<T: Clone> FileCache<T> {
                 None => self.reading.lock().unwrap_or_else(PoisonError::into_inner),
             },
         };
-        // Asked before the reading: what is written meanwhile makes another stamp.
+        // The stamp is taken before reading: a write in between gives another stamp.
         let (stamp, before) = (stamp(path), last());
         if let Some(last) = before.as_ref().filter(|last| is_good(last, stamp)) {
             return last.value.clone();
@@ -83,34 +82,34 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_is_read_when_it_is_another() {
+    fn changed_file_is_read_again() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
-        let remembered = FileCache::new();
+        let cache = FileCache::new();
         let read = |_| (fs::read_to_string(&path).unwrap_or_default(), true);
-        assert_eq!(remembered.get(&path, read), "");
+        assert_eq!(cache.get(&path, read), "");
         fs::write(&path, "one").unwrap();
-        assert_eq!(remembered.get(&path, read), "one");
+        assert_eq!(cache.get(&path, read), "one");
         fs::write(&path, "three").unwrap();
-        assert_eq!(remembered.get(&path, read), "three");
-        // Old enough to stand, and the same.
+        assert_eq!(cache.get(&path, read), "three");
+        // Old enough to be settled, and unchanged.
         let old = SystemTime::now() - Duration::from_secs(60);
         fs::File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
-        assert_eq!(remembered.get(&path, read), "three");
-        assert_eq!(remembered.get(&path, |_| unreachable!("the file is the same")), "three");
+        assert_eq!(cache.get(&path, read), "three");
+        assert_eq!(cache.get(&path, |_| unreachable!("the file is the same")), "three");
         fs::remove_file(&path).unwrap();
-        assert_eq!(remembered.get(&path, |last| (last.unwrap(), false)), "three");
+        assert_eq!(cache.get(&path, |last| (last.unwrap(), false)), "three");
     }
 
     #[test]
-    fn nobody_waits_for_a_reading_where_there_is_a_last_value() {
+    fn readers_get_previous_value_while_file_is_read() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, remembered) = (dir.path().join("file"), FileCache::new());
-        assert_eq!(remembered.get(&path, |_| ("old", true)), "old");
+        let (path, cache) = (dir.path().join("file"), FileCache::new());
+        assert_eq!(cache.get(&path, |_| ("old", true)), "old");
         fs::write(&path, "another").unwrap();
-        let new = remembered.get(&path, |_| {
-            // While this reads.
-            assert_eq!(remembered.get(&path, |_| unreachable!("somebody reads")), "old");
+        let new = cache.get(&path, |_| {
+            // This closure is the reader.
+            assert_eq!(cache.get(&path, |_| unreachable!("another thread reads")), "old");
             ("new", true)
         });
         assert_eq!(new, "new");

@@ -1,7 +1,7 @@
 //! The operations of the service, without its network side.
 //!
-//! Each sub-folder is a service with the few things that it needs; [`App`] wires them. Every operation but the log-in
-//! takes a `Session`, which only a valid token yields. Work that blocks runs through [`tasks::Service`].
+//! Each sub-folder is a service with its few dependencies; [`App`] wires them. Every operation except the log-in takes
+//! a `Session`, which only a valid token yields. Blocking work runs through [`tasks::Service`].
 
 pub mod admission;
 pub mod audit;

@@ -1,4 +1,4 @@
-//! Wiring the services, and their background tasks.
+//! Wires the services and starts their background tasks.
 
 use std::sync::Arc;
 
@@ -42,7 +42,7 @@ pub struct App {
     pub operator: Operator,
 }
 
-/// What serves operators, and what runs in the background.
+/// The services for operators and for background tasks.
 pub struct Operator {
     pub ops: Arc<Ops>,
     pub adopter: Arc<Adopter>,
@@ -50,13 +50,13 @@ pub struct Operator {
 }
 
 impl App {
-    /// Starts the service as `config` describes it: what a crash left unfinished is cleaned up. It counts in `metrics`.
+    /// Starts the service: calls pending post hooks, and cleans up what a crash left unfinished.
     ///
     /// # Errors
-    /// What keeps it from starting, in words for an operator.
+    /// Every error is written for operators.
     pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
         let app = Arc::new(Self::wire(config, Arc::new(metrics))?);
-        // First of all: a guest may be frozen.
+        // First, because a guest may be frozen.
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
         app.prove_manager().await?;
@@ -73,7 +73,7 @@ impl App {
             return Err(fault.into());
         }
         let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
-        // After the database is locked: no other service makes a key at the same time.
+        // The database is locked by now, so no other service can create a key at the same time.
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
         let authenticator = Authenticator::new(&config.manager);
         let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
@@ -94,10 +94,10 @@ impl App {
         let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));
         let pending = Arc::new(pending);
         let hooks = HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), Arc::clone(&metrics), t());
-        let of_snapshots = (Arc::clone(&inventory), Arc::clone(&retention));
-        let (i, r) = of_snapshots.clone();
+        let catalog = (Arc::clone(&inventory), Arc::clone(&retention));
+        let (i, r) = catalog.clone();
         let comparisons = Arc::new(Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, t()));
-        let (i, r) = of_snapshots.clone();
+        let (i, r) = catalog.clone();
         let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
         let idle_io = config.export.is_idle;
         let exports = Exports::new(Arc::clone(&admission), Arc::clone(&trail), Arc::clone(&metrics), idle_io);
@@ -145,21 +145,21 @@ impl App {
         })
     }
 
-    /// A manager that accepts a request without credentials would let anybody in: the service does not start then.
+    /// Checks that the manager refuses requests without credentials. If it accepts them, anyone could log in, so the
+    /// service does not start.
     async fn prove_manager(&self) -> anyhow::Result<()> {
         match self.sessions.prove_manager().await {
             Ok(()) => Ok(()),
             Err(error @ LoginError::NoPasswordRequired(_)) => Err(start_faults::manager(&error).into()),
             Err(error) => {
                 let Fault { key, found, remedy, .. } = start_faults::manager(&error);
-                tracing::warn!(key, remedy, "log-in is not possible for now: {found}");
+                tracing::warn!(key, remedy, "log-in is not possible: {found}");
                 Ok(())
             }
         }
     }
 
-    /// Starts the background tasks. They end after `stop`; those that are returned must have ended before the service
-    /// does.
+    /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.
     pub fn run_in_background(&self, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
         let Snapshots { admission, hooks, reconciler, tasks, .. } = &*self.snapshots;
         tasks.spawn(Arc::clone(admission).release_hung_slots(stop.clone()));
@@ -173,22 +173,22 @@ impl App {
         ]
     }
 
-    /// Hooks must not delay the end of the service any longer: an operation whose `pre` hooks still run is refused, or
-    /// done without them, as the config says.
+    /// Cancels running `pre` hooks, because they would delay the shutdown. Their operations are refused, or continue
+    /// without them, as the config says.
     pub fn cancel_pre_hooks(&self) {
         self.snapshots.hooks.hooks.cancel_pre_hooks();
     }
 
-    /// Waits for the operations that outlive their clients.
+    /// Waits for the operations that run to their end without their client.
     pub async fn finish(&self) {
         self.snapshots.tasks.finish().await;
     }
 
-    /// Waits until hooks hold no guest any more, but no longer than that may take. Returns for how many operations
-    /// `post` hooks are pending all the same.
+    /// Waits until no guest is frozen, within a bounded time. Returns how many operations still have pending post
+    /// hooks.
     ///
     /// # Errors
-    /// If the database does not say.
+    /// If the database cannot be read.
     pub async fn release_guests(&self) -> Result<usize, Error> {
         self.snapshots.hooks.pending.release_guests().await
     }

@@ -1,7 +1,7 @@
-//! Where the work of operations runs.
+//! Runs the work of operations.
 //!
-//! Connections have threads and runtimes of their own, which end with them. Whatever may outlive a connection runs on
-//! the service's runtime.
+//! Each connection has its own thread and runtime, which end with it. Work that may outlive a connection runs on the
+//! service's runtime.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,7 +14,7 @@ use tracing::Instrument;
 
 use crate::app::Error;
 
-/// The service's runtime, and the operations that run to their end after their client has disconnected.
+/// The service's runtime, and the operations that continue after their client has disconnected.
 #[derive(Clone)]
 pub struct Tasks {
     runtime: Handle,
@@ -27,7 +27,7 @@ impl Tasks {
         Self { runtime: Handle::current(), detached: TaskTracker::new() }
     }
 
-    /// Runs `work`, which blocks, on a thread of the runtime's pool.
+    /// Runs blocking `work` on the runtime's thread pool.
     ///
     /// # Errors
     /// Those of `work`; [`Error::Internal`] if it panics.
@@ -57,7 +57,7 @@ impl Tasks {
         self.runtime.spawn(task)
     }
 
-    /// Waits for the detached operations. No new one is waited for.
+    /// Waits for the detached operations. None may be started after this call.
     pub async fn finish(&self) {
         self.detached.close();
         self.detached.wait().await;
@@ -66,10 +66,9 @@ impl Tasks {
 
 /// A part of the application whose work runs on [`Tasks`].
 pub trait Service: Send + Sync + Sized + 'static {
-    /// Where its work runs.
     fn tasks(&self) -> &Tasks;
 
-    /// As [`Tasks::blocking`], with the service at hand.
+    /// As [`Tasks::blocking`]; `work` gets the service.
     fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
@@ -78,8 +77,8 @@ pub trait Service: Send + Sync + Sized + 'static {
         async move { tasks.blocking(move || work(&service)).await }
     }
 
-    /// As [`Service::blocking`], but at once if the caller is a connection with its own thread: for work that is
-    /// short, or that only that connection waits for.
+    /// As [`Service::blocking`], but on the current thread if that is a connection's own. For work that is short, or
+    /// that only delays this connection.
     fn run_inline_or_blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
@@ -89,12 +88,12 @@ pub trait Service: Send + Sync + Sized + 'static {
     }
 }
 
-/// Whether this is the thread of a connection, which has a runtime of its own.
+/// Whether this is a connection's thread: only those have a single-threaded runtime.
 fn is_own_thread() -> bool {
     Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
 }
 
-/// The rounds of a background task: the first is at once, and a late one is followed by a whole pause.
+/// The timer of a background task. The first tick is immediate. After a late tick, a whole `pause` follows.
 pub fn rounds(pause: Duration) -> Interval {
     let mut rounds = tokio::time::interval(pause);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);

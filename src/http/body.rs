@@ -1,7 +1,7 @@
 //! A download as the body of a response.
 //!
-//! When anything is wrong (the file is short, or changed, or cannot be read) the body ends in an error and the connection
-//! is cut before the promised length, so that the client notices. Nothing is ever padded.
+//! If the file is short, has changed, or cannot be read, the body ends in an error, and the connection is cut before
+//! the announced length. So the client notices. The body is never padded.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -13,14 +13,12 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use crate::app::export::{Download, Reservation};
 use crate::repository::OpenError;
 
-/// A body of known length, read as the client takes it.
-///
-/// Polling it blocks while the disk is read: it is for a connection that has its own thread.
+/// A body of known length. Polling it reads the disk and blocks, so it is only for connections with their own thread.
 pub(super) struct DiskBody {
     download: Download,
-    /// A piece that was read, and when it may be sent.
+    /// A piece that was read, and the reservation to send it.
     held: Option<(Bytes, Reservation)>,
-    /// Until then.
+    /// Sleeps until the time of the reservation.
     pause: Option<Pin<Box<Sleep>>>,
     has_failed: bool,
     span: tracing::Span,
@@ -47,7 +45,7 @@ impl http_body::Body for DiskBody {
         if self.remaining() == 0 {
             return Poll::Ready(None);
         }
-        self.download.is_asked();
+        self.download.client_ready();
         if self.held.is_none() {
             match self.download.next() {
                 Ok((piece, reservation)) => {
@@ -56,7 +54,7 @@ impl http_body::Body for DiskBody {
                 }
                 Err(error) => {
                     self.has_failed = true;
-                    self.span.in_scope(|| tracing::error!(%error, "cannot read the disk: cutting the connection"));
+                    self.span.in_scope(|| tracing::error!(%error, "cannot read the disk; cutting the connection"));
                     return Poll::Ready(Some(Err(error)));
                 }
             }
@@ -66,7 +64,7 @@ impl http_body::Body for DiskBody {
             self.pause = None;
         }
         let Some((piece, reservation)) = self.held.take() else { return Poll::Ready(None) };
-        reservation.was_taken();
+        reservation.mark_sent();
         self.download.sent(piece.len() as u64);
         Poll::Ready(Some(Ok(Frame::data(piece))))
     }

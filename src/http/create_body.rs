@@ -1,4 +1,4 @@
-//! The body and the idempotency key of a request for a new snapshot.
+//! Parses the body and the idempotency key of a request for a new snapshot.
 
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
@@ -12,7 +12,7 @@ use crate::app::snapshots::CreateRequest;
 /// From the IETF draft `idempotency-key-header`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 
-/// The body, which may be empty or JSON with any Content-Type, and the header `Idempotency-Key`.
+/// The body, which is optional and parsed as JSON regardless of Content-Type, and the header `Idempotency-Key`.
 pub(super) struct CreateBody(pub CreateRequest);
 
 impl<S: Send + Sync> FromRequest<S> for CreateBody {
@@ -21,18 +21,18 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let key = idempotency_key(request.headers())?;
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
-        // It contains no secret, so the parser may quote it.
-        let cannot = |problem: &dyn std::fmt::Display| {
-            let expected = "expected nothing, or an object with disks, exclude_disks and ttl";
-            Error::BadRequest(format!("the body is malformed: {problem}; {expected}"))
+        // The body has no secrets, so the error may include the parser's message.
+        let invalid = |problem: &dyn std::fmt::Display| {
+            let keys = "it may be empty, or an object with disks, exclude_disks and ttl";
+            Error::BadRequest(format!("invalid body: {problem}; {keys}"))
         };
         let body: api::CreateSnapshot = match bytes.trim_ascii().first() {
-            // Some libraries send this for an empty body.
+            // Some libraries send this instead of an empty body.
             Some(_) if bytes.trim_ascii() == b"null" => api::CreateSnapshot::default(),
             None => api::CreateSnapshot::default(),
-            // The parser accepts an array for an object.
-            Some(b'[') => return Err(cannot(&"it is an array").into()),
-            Some(_) => serde_json::from_slice(&bytes).map_err(|error| cannot(&error))?,
+            // The parser would accept an array as an object without names.
+            Some(b'[') => return Err(invalid(&"it is an array").into()),
+            Some(_) => serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?,
         };
         Ok(Self(CreateRequest::new(body, key.as_deref())?))
     }
@@ -43,6 +43,6 @@ fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {
     match (keys.next(), keys.next()) {
         (None, _) => Ok(None),
         (Some(key), None) => Ok(Some(String::from_utf8_lossy(key.as_bytes()).into_owned())),
-        (Some(_), Some(_)) => Err(Error::BadRequest("Idempotency-Key: is given twice; keep one".to_owned())),
+        (Some(_), Some(_)) => Err(Error::BadRequest("Idempotency-Key is given twice; use it once".to_owned())),
     }
 }

@@ -1,4 +1,4 @@
-//! What requests say about checksums: the query of `…/checksum`, and the digest fields (RFC 9530).
+//! Parses the query of `…/checksum` and the digest fields (RFC 9530).
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use crate::app::export::ChecksumRequest;
 use crate::app::{App, Error};
 use crate::repository::checksum::{Algorithm, Digest};
 
-/// Bytes of a block of checksums: powers of two between these.
-const BLOCKS: std::ops::RangeInclusive<u64> = 4 << 10..=16 << 20;
+/// The allowed block sizes in bytes. They must be powers of two.
+const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=16 << 20;
 
-/// `algorithm`, `start`, `length`, `blockSize`, `blocks` of a query.
+/// The parameters `algorithm`, `start`, `length`, `blockSize` and `blocks`.
 pub(super) struct ChecksumQuery(pub ChecksumRequest);
 
 impl FromRequestParts<Arc<App>> for ChecksumQuery {
@@ -31,19 +31,19 @@ impl FromRequestParts<Arc<App>> for ChecksumQuery {
             None => Algorithm::Blake3,
             Some(name) => Algorithm::named(name).ok_or_else(|| {
                 let names = Algorithm::ALL.map(Algorithm::name).join(", ");
-                Error::BadRequest(format!("algorithm={name:?}: there are {names}"))
+                Error::BadRequest(format!("algorithm={name:?} is unknown; use one of {names}"))
             })?,
         };
-        // The second is as imageio's clients write it: ignored, it would be another checksum.
-        let [block, same] = ["blockSize", "block_size"].map(|name| query.given(name));
-        if block.is_some() && same.is_some() {
-            return Err(Error::BadRequest("blockSize is given twice, as block_size too; keep one".to_owned()).into());
+        // imageio's clients use the second spelling. Ignoring it would return another checksum.
+        let [block, alias] = ["blockSize", "block_size"].map(|name| query.given(name));
+        if block.is_some() && alias.is_some() {
+            return Err(Error::BadRequest("blockSize and block_size are both given; use one of them".to_owned()).into());
         }
-        let block = block.or(same);
+        let block = block.or(alias);
         let block = block.map(block_size).transpose()?;
         let list = query.bool_or("blocks", false)?;
         if list && block.is_none() {
-            return Err(Error::BadRequest("blocks=true wants a blockSize as well".to_owned()).into());
+            return Err(Error::BadRequest("blocks=true requires blockSize".to_owned()).into());
         }
         let start = query.number("start", u64::MAX)?.unwrap_or_default();
         let length = query.number("length", u64::MAX)?;
@@ -52,10 +52,10 @@ impl FromRequestParts<Arc<App>> for ChecksumQuery {
 }
 
 fn block_size(text: &str) -> Result<NonZero<u64>, Failure> {
-    let block = text.parse().ok().filter(|block: &u64| block.is_power_of_two() && BLOCKS.contains(block));
+    let block = text.parse().ok().filter(|block: &u64| block.is_power_of_two() && BLOCK_SIZES.contains(block));
     block.and_then(NonZero::new).ok_or_else(|| {
-        let (least, most) = BLOCKS.into_inner();
-        Error::BadRequest(format!("blockSize={text:?}: write a power of two from {least} to {most}")).into()
+        let (min, max) = BLOCK_SIZES.into_inner();
+        Error::BadRequest(format!("blockSize={text:?} is invalid; expected a power of two from {min} to {max}")).into()
     })
 }
 
@@ -64,22 +64,25 @@ pub(super) const WANT_CONTENT_DIGEST: &str = "want-content-digest";
 pub(super) const REPR_DIGEST: HeaderName = HeaderName::from_static("repr-digest");
 pub(super) const CONTENT_DIGEST: HeaderName = HeaderName::from_static("content-digest");
 
-/// Whether the field `name` of a request, a dictionary of algorithms and how much each is wanted from
-/// 0 to 10, wants sha-256: of those that are registered and not broken the one that all have.
+/// Whether the field `name` of a request asks for sha-256. The field maps algorithms to preferences from 0 to 10. Only
+/// sha-256 is supported, as the secure algorithm that all clients have.
 ///
-/// A wish that cannot be understood is none, as RFC 9651 has it of any structured field.
+/// A field that cannot be parsed is ignored, as RFC 9651 requires for structured fields.
 pub(super) fn wants_sha_256(headers: &HeaderMap, name: &str) -> bool {
     let members = headers.get_all(name).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b','));
     let mut wanted = false;
     for member in members {
-        let Some((algorithm, wish)) = std::str::from_utf8(member).unwrap_or_default().trim().split_once('=') else {
+        let Some((algorithm, preference)) = std::str::from_utf8(member).unwrap_or_default().trim().split_once('=')
+        else {
             return false;
         };
-        let wish = wish.split(';').next().unwrap_or_default();
-        let Some(wish) = wish.parse::<u8>().ok().filter(|wish| *wish <= 10) else { return false };
-        // The last of several counts (RFC 9651, 4.2.2).
+        let preference = preference.split(';').next().unwrap_or_default();
+        let Some(preference) = preference.parse::<u8>().ok().filter(|preference| *preference <= 10) else {
+            return false;
+        };
+        // The last one of duplicates counts (RFC 9651, 4.2.2).
         if algorithm == "sha-256" {
-            wanted = wish > 0;
+            wanted = preference > 0;
         }
     }
     wanted
@@ -96,7 +99,7 @@ mod tests {
     use axum::http::HeaderValue;
 
     #[test]
-    fn a_digest_is_wanted_that_is_named_and_not_with_zero() {
+    fn digest_is_wanted_if_named_with_nonzero_preference() {
         let wants = |values: &[&str]| {
             let mut headers = HeaderMap::new();
             for value in values {
@@ -134,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn a_field_is_a_byte_sequence() {
+    fn digest_field_is_byte_sequence() {
         let nothing = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         let mut digest = [0; 32];
         (0..32).for_each(|i| digest[i] = u8::from_str_radix(&nothing[2 * i..][..2], 16).unwrap());

@@ -1,11 +1,11 @@
-//! From a request for a disk's bytes to its response, step by step:
+//! Responds to requests for a disk's bytes, in these steps:
 //!
-//! 1. the conditions (RFC 9110, 13): 304 or 412;
-//! 2. the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200;
-//! 3. the parts of the body, whose sum is the Content-Length;
-//! 4. the digests that are wanted (RFC 9530);
-//! 5. a place among the bodies that are sent at a time: 429 where it is waited for too long;
-//! 6. the body, the first piece of which is read at once, and the others as the client takes them.
+//! 1. Evaluate the conditions (RFC 9110, 13): 304 or 412.
+//! 2. Select the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200.
+//! 3. Build the parts of the body. The sum of their lengths is the Content-Length.
+//! 4. Calculate the requested digests (RFC 9530).
+//! 5. Wait for a concurrency slot: 429 if that takes too long.
+//! 6. Send the body. The first piece is read before the response starts, the others as the client takes them.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -32,10 +32,10 @@ use crate::repository::checksum::Algorithm;
 
 const OCTETS: &str = "application/octet-stream";
 
-/// Bytes of content that a `Content-Digest` is made of, at most: they are read twice.
-const DIGESTED: u64 = 16 << 20;
+/// The longest content that gets a `Content-Digest`, because it is read twice.
+const MAX_DIGESTED: u64 = 16 << 20;
 
-/// Who asks, and how it may be served.
+/// The client of a request, with its connection and limits.
 pub(super) struct Client {
     pub session: Session,
     pub limits: ConnectionLimits,
@@ -92,7 +92,7 @@ pub(super) async fn respond(
     with_headers(status, body, out)
 }
 
-/// Adds the digests that the request wants. It waits for them: the answer begins with its headers.
+/// Adds the requested digests. They must be complete before the response starts, because they are headers.
 async fn digests(
     app: &Arc<App>,
     client: &Client,
@@ -110,13 +110,13 @@ async fn digests(
         app.trail.read(&client.session, "checksum", format_args!("{vm}/{snapshot}/{name}"), &sum);
         out.push((digest::REPR_DIGEST, digest::field(sum?)));
     }
-    // HEAD has no content.
+    // The response to HEAD has no content.
     let content = match selection {
         Selection::Whole => Some(0..disk.file.size()),
         Selection::One(range) => Some(range.clone()),
         Selection::Many(_) => None,
     };
-    let content = content.filter(|range| *method != Method::HEAD && range.end - range.start <= DIGESTED);
+    let content = content.filter(|range| *method != Method::HEAD && range.end - range.start <= MAX_DIGESTED);
     if let Some(range) = content
         && digest::wants_sha_256(headers, digest::WANT_CONTENT_DIGEST)
     {
@@ -139,7 +139,7 @@ fn with_headers(status: StatusCode, body: Body, headers: Vec<(HeaderName, String
     Ok(response)
 }
 
-/// The body of RFC 9110, 14.6: each range behind its own head.
+/// A multipart body (RFC 9110, 14.6): each range follows its header.
 fn multipart(boundary: &str, ranges: Vec<Range<u64>>, size: u64) -> Vec<Part> {
     let mut parts = Vec::with_capacity(ranges.len() * 2 + 1);
     for range in ranges {

@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 Ok(Self(session.with_request(address, request_id(parts))))
             }
             Err(bad) => {
-                app.trail.stranger(address, request_id(parts), &logged_path(&parts.uri));
+                app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri));
                 Err(bad.into())
             }
         }

@@ -1,4 +1,4 @@
-//! The handlers: they take requests apart, call the operation, and put answers together.
+//! The handlers: they parse requests, call operations, and build responses.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ use crate::repository::checksum::Algorithm;
 
 type AppState = State<Arc<App>>;
 
-/// Does `operation`. Dropping this future, as a connection does that ends, cancels its work.
+/// Runs `operation`. Dropping this future, as a disconnect does, cancels its work.
 async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<Output = T>) -> T {
     let guard = cancellation.on_drop();
     let done = operation.await;
@@ -40,7 +40,7 @@ async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<O
     done
 }
 
-/// Records in the audit that maps of `what` were asked for, if they were.
+/// Records a request for maps of `what` in the audit.
 fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions, outcome: &Result<T, Error>) {
     match options.compare_to {
         Some(base) => app.trail.read(session, "compare", format_args!("{what} since {base}"), outcome),
@@ -109,10 +109,10 @@ pub(super) async fn repositories(
 pub(super) async fn adopt(
     State(app): AppState,
     Authenticated(session): Authenticated,
-    AdoptQuery(what): AdoptQuery,
+    AdoptQuery(options): AdoptQuery,
     _body: SmallBody,
 ) -> Result<Json<api::Adoption>, Failure> {
-    Ok(Json(app.operator.adopter.adopt(&session, what).await?))
+    Ok(Json(app.operator.adopter.adopt(&session, options).await?))
 }
 
 pub(super) async fn vms(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {
@@ -271,12 +271,12 @@ pub(super) async fn checksum(
     json_stream::document(cancellation, |writer| snapshot_document::write_checksum(writer, checksum)).await
 }
 
-/// What a person sees who opens the service in a browser.
+/// The page for browsers.
 const WELCOME: &str = "This is coriolis-ovm-exporter: snapshots of VM disks for backup products, as a REST service.\n\
-    Its API is below /api/v1; docs/api.md in its source describes it. Start with POST /api/v1/auth/login.\n\
-    Whether it can serve is at /readyz.\n";
+    Its API is at /api/v1; docs/api.md in its source describes it. Start with POST /api/v1/auth/login.\n\
+    GET /readyz reports whether the service is ready.\n";
 
-/// Answers what no route does.
+/// Responds to requests without a route.
 pub(super) async fn no_route(method: Method, uri: Uri, WantsPage(page): WantsPage) -> Response {
     if page && uri.path() == "/" && [Method::GET, Method::HEAD].contains(&method) {
         return WELCOME.into_response();

@@ -1,4 +1,4 @@
-//! JSON answers: each ends with a newline, so that a shell's prompt stands on a line of its own.
+//! JSON responses. Each ends with a newline, so that a shell's prompt starts on a new line.
 
 use axum::http::StatusCode;
 use axum::http::header::CONTENT_TYPE;
@@ -8,7 +8,7 @@ use serde::Serialize;
 /// The media type of JSON.
 pub(super) const JSON: &str = "application/json";
 
-/// An answer of one JSON text.
+/// A response with one JSON text.
 pub(super) struct Json<T>(pub T);
 
 impl<T: Serialize> IntoResponse for Json<T> {
@@ -16,14 +16,14 @@ impl<T: Serialize> IntoResponse for Json<T> {
         match text(&self.0) {
             Ok(text) => ([(CONTENT_TYPE, JSON)], text).into_response(),
             Err(error) => {
-                tracing::error!(%error, "an answer cannot be written as JSON");
+                tracing::error!(%error, "cannot write a response as JSON");
                 StatusCode::INTERNAL_SERVER_ERROR.into_response()
             }
         }
     }
 }
 
-/// `value` as a line.
+/// Writes `value` as a line.
 pub(super) fn text(value: &impl Serialize) -> serde_json::Result<Vec<u8>> {
     let mut text = serde_json::to_vec(value)?;
     text.push(b'\n');

@@ -1,6 +1,6 @@
-//! JSON that is sent while it is made: memory does not grow with what is listed.
+//! Streams JSON, so that memory does not grow with the length of a list.
 //!
-//! The first part is held back. A failure until then is an answer with its own status; a later one cuts the connection, so
+//! The first part is held back. A failure before it is sent gets an error response; a later one cuts the connection, so
 //! that the client notices.
 
 use std::io;
@@ -24,23 +24,23 @@ use crate::app::Error;
 use crate::app::cancellation::Cancellation;
 
 /// Bytes that are held back before the status is sent.
-const HELD: usize = 256 << 10;
+const HOLD_BACK: usize = 256 << 10;
 /// Bytes sent at a time.
 const PIECE: usize = 64 << 10;
-/// How long a line waits for others to be sent with it.
+/// How long a line is buffered to be sent together with others.
 const LINE_DELAY: Duration = Duration::from_secs(1);
-/// Pieces that wait for the client.
-const AHEAD: usize = 2;
+/// The most pieces that are buffered for the client.
+const MAX_BUFFERED: usize = 2;
 
-/// How an answer begins.
+/// The beginning of a response.
 enum Start {
-    /// This is all of it.
+    /// The complete response.
     Whole(Vec<u8>),
-    /// The first of it; more comes.
+    /// The first part. More follows.
     First(Vec<u8>, mpsc::Receiver<io::Result<Bytes>>),
 }
 
-/// Why an answer cannot be written to its end.
+/// The reason why a response is incomplete.
 pub(super) enum WriteError {
     /// The client has disconnected.
     Disconnected,
@@ -55,7 +55,7 @@ impl From<Error> for WriteError {
 
 type Written = Result<(), WriteError>;
 
-/// Answers with the JSON document that `write` writes. What `write` returns is kept until all of it is sent.
+/// Responds with the JSON document from `write`. What `write` returns is kept until all of it is sent.
 pub(super) async fn document<K>(
     cancellation: Cancellation,
     write: impl FnOnce(&mut JsonWriter) -> Result<K, WriteError> + Send + 'static,
@@ -68,7 +68,7 @@ pub(super) async fn document<K>(
     .await
 }
 
-/// Answers with `lines`, a JSON text each.
+/// Responds with `lines`, each a JSON text.
 pub(super) async fn lines<T: Serialize>(
     mut lines: impl Iterator<Item = Result<T, Error>> + Send + 'static,
     cancellation: Cancellation,
@@ -89,7 +89,7 @@ async fn respond<K>(
     cancellation: Cancellation,
     write: impl FnOnce(&mut JsonWriter) -> Result<K, WriteError> + Send + 'static,
 ) -> Result<Response, Failure> {
-    // Dropping this future or the body, as a connection does that ends, cancels the work.
+    // Dropping this future or the body, as a disconnect does, cancels the work.
     let guard = cancellation.on_drop();
     let (started, start) = oneshot::channel();
     let span = tracing::Span::current();
@@ -102,7 +102,9 @@ async fn respond<K>(
         };
         writer.finish(written, &cancellation);
     });
-    let start = start.await.unwrap_or_else(|_| Err(Error::Internal("the answer's writer is gone".to_owned())))?;
+    let start = start
+        .await
+        .unwrap_or_else(|_| Err(Error::Internal("the writer of the response ended without a result".to_owned())))?;
     let mut response = match start {
         Start::Whole(text) => {
             let length = HeaderValue::from(text.len());
@@ -128,7 +130,6 @@ pub(super) struct JsonWriter {
 }
 
 impl JsonWriter {
-    /// Writes a value.
     pub(super) fn value(&mut self, value: &impl Serialize) -> Written {
         let written = serde_json::to_writer(&mut self.buffer, value);
         written.map_err(|error| Error::Internal(error.to_string()))?;
@@ -140,7 +141,7 @@ impl JsonWriter {
         self.array_of(values, |writer, value| writer.value(&value?))
     }
 
-    /// Writes an array whose elements `write` writes.
+    /// Writes an array. `write` writes each element.
     pub(super) fn array_of<T>(
         &mut self,
         elements: impl Iterator<Item = T>,
@@ -169,7 +170,7 @@ impl JsonWriter {
     }
 
     fn send_if_full(&mut self) -> Written {
-        let room = if self.started.is_some() { HELD } else { PIECE };
+        let room = if self.started.is_some() { HOLD_BACK } else { PIECE };
         if self.buffer.len() >= room { self.send() } else { Ok(()) }
     }
 
@@ -178,7 +179,7 @@ impl JsonWriter {
         self.sent_at = Some(Instant::now());
         match (self.started.take(), &self.pieces) {
             (Some(started), _) => {
-                let (sender, pieces) = mpsc::channel(AHEAD);
+                let (sender, pieces) = mpsc::channel(MAX_BUFFERED);
                 self.pieces = Some(sender);
                 started.send(Ok(Start::First(piece, pieces))).map_err(|_| WriteError::Disconnected)
             }
@@ -187,7 +188,7 @@ impl JsonWriter {
         }
     }
 
-    /// Sends what is buffered if it has waited long enough. The first line is sent at once.
+    /// Sends the buffer if [`LINE_DELAY`] has passed. The first line is sent at once.
     fn send_if_due(&mut self) -> Written {
         let is_due = self.sent_at.is_none_or(|at| at.elapsed() > LINE_DELAY);
         if is_due && !self.buffer.is_empty() { self.send() } else { Ok(()) }
@@ -203,7 +204,7 @@ impl JsonWriter {
             (Some(error), Some(started), _) => drop(started.send(Err(error))),
             (Some(error), None, pieces) if !cancellation.is_cancelled() => {
                 let cause = error.hidden_cause().unwrap_or_default();
-                tracing::error!(%error, cause, "cannot finish the answer: cutting the connection");
+                tracing::error!(%error, cause, "cannot complete the response; cutting the connection");
                 if let Some(pieces) = pieces {
                     drop(pieces.blocking_send(Err(io::Error::other(error.to_string()))));
                 }
@@ -217,7 +218,7 @@ impl JsonWriter {
             return drop(started.send(Ok(Start::Whole(self.buffer))));
         }
         drop(self.send());
-        // Only an answer that ends with this is complete: a writer that dies sends nothing.
+        // This marks the response as complete. A writer that panics does not send it.
         if let Some(pieces) = &self.pieces {
             drop(pieces.blocking_send(Ok(Bytes::new())));
         }
@@ -231,11 +232,11 @@ pub(super) struct ObjectWriter<'a> {
 }
 
 impl ObjectWriter<'_> {
-    /// Writes all members of `value`, which serializes as an object.
+    /// Writes all members of `value`, which must serialize as an object.
     pub(super) fn members(&mut self, value: &impl Serialize) -> Written {
         let text = serde_json::to_vec(value).map_err(|error| Error::Internal(error.to_string()))?;
         let members = text.strip_prefix(b"{").and_then(|text| text.strip_suffix(b"}"));
-        let members = members.ok_or_else(|| Error::Internal("an answer is no JSON object".to_owned()))?;
+        let members = members.ok_or_else(|| Error::Internal("a response is not a JSON object".to_owned()))?;
         if members.is_empty() {
             return Ok(());
         }
@@ -243,7 +244,7 @@ impl ObjectWriter<'_> {
         self.writer.raw(members)
     }
 
-    /// Writes a member whose value `write` writes.
+    /// Writes a member. `write` writes its value.
     pub(super) fn member(&mut self, name: &str, write: impl FnOnce(&mut JsonWriter) -> Written) -> Written {
         self.separate()?;
         self.writer.value(&name)?;
@@ -256,7 +257,7 @@ impl ObjectWriter<'_> {
     }
 }
 
-/// The body of an answer of which only the beginning was known.
+/// The body of a streamed response.
 struct StreamBody {
     first: Option<Bytes>,
     pieces: mpsc::Receiver<io::Result<Bytes>>,

@@ -1,8 +1,7 @@
-//! The parameters of a query: which ones a route knows, and what they say.
+//! Parses the parameters of queries.
 //!
-//! A parameter that is not known is ignored, as the original exporter does it. But a slip (`compareto`, `chunk`,
-//! a parameter given twice) is refused with the right name: ignored, it would be answered with something else than
-//! what was asked for.
+//! Unknown parameters are ignored, as in the original exporter. But a probable typo (`compareto`, `chunk`) is refused
+//! with the right name, and so are duplicates: ignoring them would return something other than requested.
 
 use std::convert::Infallible;
 
@@ -18,11 +17,11 @@ use crate::app::snapshots::Adoption;
 use crate::config::{Refine, block_size};
 use crate::model::ChunkKind;
 
-/// The parameters of a query that a route knows.
+/// The parameters of a query.
 pub(super) struct Parameters(Vec<(String, String)>);
 
 impl Parameters {
-    /// The parameters of a request, of which `known` are those of its route.
+    /// Parses the parameters of a request. `known` are the parameters of its route.
     pub(super) async fn of<S: Send + Sync>(
         parts: &mut Parts,
         state: &S,
@@ -34,11 +33,11 @@ impl Parameters {
         let mut seen = Vec::new();
         for (name, _) in &pairs {
             match known.iter().find(|known| *known == name) {
-                Some(known) if seen.contains(known) => return refused(format!("{known} is given twice; keep one")),
+                Some(known) if seen.contains(known) => return refused(format!("{known} is given twice; use it once")),
                 Some(known) => seen.push(known),
                 None => {
-                    if let Some(known) = known.iter().find(|known| is_slip_of(name, known)) {
-                        return refused(format!("{name:?} is no parameter of this route; {known} may be meant"));
+                    if let Some(known) = known.iter().find(|known| is_typo_of(name, known)) {
+                        return refused(format!("{name:?} is not a parameter of this route; did you mean {known}?"));
                     }
                 }
             }
@@ -50,7 +49,7 @@ impl Parameters {
         self.0.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The value, if there is one that is not empty.
+    /// The value, if it is present and not empty.
     pub(super) fn given(&self, name: &str) -> Option<&str> {
         self.value(name).filter(|value| !value.is_empty())
     }
@@ -59,21 +58,26 @@ impl Parameters {
         let Some(text) = self.given(name) else { return Ok(None) };
         match text.parse() {
             Ok(number) if number <= limit => Ok(Some(number)),
-            _ => Err(Error::BadRequest(format!("{name}={text:?}: write a number from 0 to {limit}")).into()),
+            _ => {
+                Err(Error::BadRequest(format!("{name}={text:?} is invalid; expected a number from 0 to {limit}"))
+                    .into())
+            }
         }
     }
 
-    /// How a map is to be put; chunks that touch are joined by default where `squash` says so.
-    fn view(&self, squash: bool) -> Result<MapOptions, Failure> {
+    /// The options of a map. `squash` is the default of `squashChunks`.
+    fn map_options(&self, squash: bool) -> Result<MapOptions, Failure> {
         let zeros = match self.given("zero") {
             None => None,
             Some("include") => Some(true),
             Some("omit") => Some(false),
-            Some(other) => return Err(Error::BadRequest(format!("zero={other:?}: write include or omit")).into()),
+            Some(other) => {
+                return Err(Error::BadRequest(format!("zero={other:?} is invalid; expected include or omit")).into());
+            }
         };
         let base = self.given("compareTo").map(str::parse).transpose();
         Ok(MapOptions {
-            compare_to: base.map_err(|_| Error::NotFound("compareTo names no snapshot"))?,
+            compare_to: base.map_err(|_| Error::NotFound("the snapshot in compareTo does not exist"))?,
             squash: self.bool_or("squashChunks", squash)?,
             chunks: self.bool_or("chunks", true)?,
             zeros,
@@ -82,12 +86,12 @@ impl Parameters {
         })
     }
 
-    /// Refuses the parameters of a comparison for `what`, and says what to do `instead`.
+    /// Refuses the parameters of a comparison for `what`. The error says what to do `instead`.
     fn without_comparison(&self, what: &str, instead: &str) -> Result<(), Failure> {
         let Some(name) = ["compareTo", "refine"].into_iter().find(|name| self.given(name).is_some()) else {
             return Ok(());
         };
-        Err(Error::BadRequest(format!("{name} is not for {what}; {instead} with {name}")).into())
+        Err(Error::BadRequest(format!("{name} is not supported for {what}; {instead} with {name}")).into())
     }
 
     pub(super) fn bool_or(&self, name: &str, default: bool) -> Result<bool, Failure> {
@@ -95,10 +99,10 @@ impl Parameters {
     }
 }
 
-/// Whether `name` was probably meant to be `known`: it differs in case, in `_` and `-`, or by a letter or two.
-fn is_slip_of(name: &str, known: &str) -> bool {
+/// Whether `name` is probably a typo of `known`: it differs only in case, in `_` and `-`, or by one or two letters.
+fn is_typo_of(name: &str, known: &str) -> bool {
     let plain = |name: &str| name.chars().filter(|c| !"_-".contains(*c)).collect::<String>().to_ascii_lowercase();
-    // Short names are close to many others.
+    // Short names are similar to many others.
     let allowed = match known.len() {
         ..3 => 0,
         3..6 => 1,
@@ -107,11 +111,11 @@ fn is_slip_of(name: &str, known: &str) -> bool {
     distance(&plain(name), &plain(known), allowed) <= allowed
 }
 
-/// How many letters have to be added, left out, exchanged, or swapped with the next to make `a` of `b`; any
-/// number past `limit` where it is more than that.
+/// The edit distance of `a` and `b`: the number of letters to insert, delete, replace, or swap with the next. Returns
+/// some number above `limit` if the distance is above that.
 fn distance(a: &str, b: &str, limit: usize) -> usize {
     let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    // Also bounds the work, whatever a client sends.
+    // Also bounds the work for long names from clients.
     if a.len().abs_diff(b.len()) > limit {
         return limit + 1;
     }
@@ -121,19 +125,19 @@ fn distance(a: &str, b: &str, limit: usize) -> usize {
             rows[i][j] = if i == 0 || j == 0 {
                 i + j
             } else {
-                let exchanged = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-                let mut least = exchanged.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
+                let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
+                let mut min = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
                 if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                    least = least.min(rows[i - 2][j - 2] + 1);
+                    min = min.min(rows[i - 2][j - 2] + 1);
                 }
-                least
+                min
             };
         }
     }
     rows[a.len()][b.len()]
 }
 
-/// `dryRun` and `manifests` of a query.
+/// The parameters `dryRun` and `manifests`.
 pub(super) struct AdoptQuery(pub Adoption);
 
 impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
@@ -142,9 +146,9 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let known = ["dryRun", "manifests"];
         let query = Parameters::of(parts, state, &known).await?;
-        // Elsewhere what is unknown is ignored. Here a slip would do what was only to be tried.
+        // Other routes ignore unknown parameters. Here a typo of `dryRun` would make changes.
         if let Some((name, _)) = query.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
-            return Err(Error::BadRequest(format!("{name:?} is no parameter; there are dryRun and manifests")).into());
+            return Err(Error::BadRequest(format!("{name:?} is not a parameter; use dryRun and manifests")).into());
         }
         Ok(Self(Adoption { dry_run: query.bool_or("dryRun", false)?, manifests: query.bool_or("manifests", false)? }))
     }
@@ -153,18 +157,18 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 /// The parameters of a snapshot's document.
 const SNAPSHOT: [&str; 6] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine"];
 
-/// How a snapshot is to be put.
+/// The options of a snapshot's document.
 pub(super) struct SnapshotQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        Parameters::of(parts, state, &SNAPSHOT).await?.view(true).map(Self)
+        Parameters::of(parts, state, &SNAPSHOT).await?.map_options(true).map(Self)
     }
 }
 
-/// How a list of snapshots is to be put.
+/// The options of a list of snapshots.
 pub(super) struct SnapshotsQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
@@ -172,13 +176,13 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state, &SNAPSHOT).await?;
-        // Each snapshot would have to be compared with the base. A full list would be taken for the comparison.
+        // Ignoring them would return full maps, which a client would take for a comparison.
         query.without_comparison("a list of snapshots", "GET one of them")?;
-        query.view(true).map(Self)
+        query.map_options(true).map(Self)
     }
 }
 
-/// How a new snapshot is to be put.
+/// The options of a new snapshot's document.
 pub(super) struct NewSnapshotQuery(pub MapOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
@@ -186,30 +190,30 @@ impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state, &SNAPSHOT).await?;
-        // A comparison that failed on its way would cut the answer, and with it the id of the new snapshot.
-        query.without_comparison("a new snapshot", "make it, and then GET it")?;
-        query.view(false).map(Self)
+        // A failing comparison would cut the response, and the client would not get the id of the new snapshot.
+        query.without_comparison("a new snapshot", "create it, then GET it")?;
+        query.map_options(false).map(Self)
     }
 }
 
-/// How the chunks of a disk are answered.
+/// The format of a list of chunks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ResponseFormat {
-    /// A JSON document with a page of them.
+    /// A JSON document with a page of chunks.
     Page,
-    /// A JSON text a line, as they are found.
+    /// One JSON text per line, streamed.
     Lines,
 }
 
-/// Which chunks of a disk are wanted, and `Accept`.
+/// The selection of chunks, and the format from `Accept`.
 pub(super) struct ChunksQuery(pub ChunkQuery, pub ResponseFormat);
 
 /// The parameters of a disk's chunks.
 const CHUNKS: [&str; 7] = ["squashChunks", "compareTo", "zero", "refine", "type", "startingOffset", "maxResults"];
 
-/// Chunks of a page, where nothing else is said, and at most.
+/// The default and the largest number of chunks of a page.
 const PAGE: usize = 10_000;
-const PAGE_LIMIT: usize = 100_000;
+const MAX_PAGE: usize = 100_000;
 
 impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
     type Rejection = Failure;
@@ -217,27 +221,29 @@ impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
         let query = Parameters::of(parts, state, &CHUNKS).await?;
         let wants_lines = accepts(parts, "application/x-ndjson");
-        let form = if wants_lines { ResponseFormat::Lines } else { ResponseFormat::Page };
+        let format = if wants_lines { ResponseFormat::Lines } else { ResponseFormat::Page };
         let kind = match query.given("type") {
             None => None,
             Some("data") => Some(ChunkKind::Data),
             Some("zero") => Some(ChunkKind::Zero),
-            Some(other) => return Err(Error::BadRequest(format!("type={other:?}: write data or zero")).into()),
+            Some(other) => {
+                return Err(Error::BadRequest(format!("type={other:?} is invalid; expected data or zero")).into());
+            }
         };
-        let mut options = query.view(true)?;
-        // To refine by default, all of the disk would have to be looked at for each page.
+        let mut options = query.map_options(true)?;
+        // No refinement by default, because it would examine the whole disk for each page.
         options.refine = options.refine.or(Some(Refine::Never));
         if kind == Some(ChunkKind::Zero) {
             options.zeros = Some(true);
         }
         let from = query.number("startingOffset", u64::MAX)?.unwrap_or_default();
-        let (usual, limit) = if wants_lines { (usize::MAX, usize::MAX) } else { (PAGE, PAGE_LIMIT) };
-        let at_most = query.number("maxResults", limit as u64)?;
-        if at_most == Some(0) {
-            return Err(Error::BadRequest("maxResults=0: at least one".to_owned()).into());
+        let (default, limit) = if wants_lines { (usize::MAX, usize::MAX) } else { (PAGE, MAX_PAGE) };
+        let max_results = query.number("maxResults", limit as u64)?;
+        if max_results == Some(0) {
+            return Err(Error::BadRequest("maxResults=0 is invalid; expected at least 1".to_owned()).into());
         }
-        let limit = at_most.map_or(usual, |number| usize::try_from(number).unwrap_or(usize::MAX));
-        Ok(Self(ChunkQuery { options, kind, from, limit }, form))
+        let limit = max_results.map_or(default, |number| usize::try_from(number).unwrap_or(usize::MAX));
+        Ok(Self(ChunkQuery { options, kind, from, limit }, format))
     }
 }
 
@@ -246,29 +252,30 @@ fn refine(text: &str) -> Result<Refine, Failure> {
         Some((0, _)) => Ok(Refine::Never),
         Some((_, Some(block))) => Ok(Refine::By(block)),
         _ => {
-            let text = format!("refine={text:?}: write a power of two from 512 to 1048576, or 0 for none");
+            let text =
+                format!("refine={text:?} is invalid; expected a power of two from 512 to 1048576, or 0 for none");
             Err(Error::BadRequest(text).into())
         }
     }
 }
 
-/// What Go's `strconv.ParseBool` takes: Python's clients send `True` and `False`.
+/// Accepts the same values as Go's `strconv.ParseBool`. Python clients send `True` and `False`.
 fn parse_bool(name: &str, text: &str) -> Result<bool, Failure> {
     match text {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
-        _ => Err(Error::BadRequest(format!("{name}={text:?}: write true or false")).into()),
+        _ => Err(Error::BadRequest(format!("{name}={text:?} is invalid; expected true or false")).into()),
     }
 }
 
-/// Whether `Accept` names this media type itself, and not by a pattern such as `*/*`.
+/// Whether `Accept` contains this media type itself, not only a pattern such as `*/*`.
 pub(super) fn accepts(parts: &Parts, media_type: &str) -> bool {
     let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
     let mut named = accept.flat_map(|value| value.split(',')).map(|kind| kind.split(';').next().unwrap_or_default());
     named.any(|kind| kind.trim().eq_ignore_ascii_case(media_type))
 }
 
-/// Whether the client asks for text, and not for JSON.
+/// Whether the client accepts text but not JSON.
 pub(super) struct AcceptsText(pub bool);
 
 impl<S: Send + Sync> FromRequestParts<S> for AcceptsText {
@@ -279,7 +286,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AcceptsText {
     }
 }
 
-/// Whether a browser asks, for a page.
+/// Whether the client is a browser that accepts HTML.
 pub(super) struct WantsPage(pub bool);
 
 impl<S: Send + Sync> FromRequestParts<S> for WantsPage {
@@ -297,7 +304,7 @@ mod tests {
     use axum::response::IntoResponse;
 
     #[test]
-    fn booleans_are_those_of_go() {
+    fn booleans_match_go() {
         for (text, expected) in [
             ("1", true),
             ("t", true),
@@ -320,7 +327,7 @@ mod tests {
         }
     }
 
-    /// The name that is proposed for `query`; nothing where it is taken, or ignored.
+    /// The error for `query`, or nothing if it is accepted.
     async fn refusal(query: &str, known: &[&'static str]) -> Option<String> {
         let (mut parts, ()) = Request::get(format!("/x?{query}")).body(()).unwrap().into_parts();
         match Parameters::of(&mut parts, &(), known).await {
@@ -331,8 +338,8 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn slips_are_refused_with_the_right_name_and_strangers_are_ignored() {
-        for (slip, meant) in [
+    async fn typos_are_refused_and_unknown_names_are_ignored() {
+        for (typo, right) in [
             ("compareto", "compareTo"),
             ("CompareTo", "compareTo"),
             ("COMPARETO", "compareTo"),
@@ -352,33 +359,33 @@ mod tests {
             ("Summary", "summary"),
             ("refined", "refine"),
         ] {
-            let told = refusal(&format!("{slip}=1"), &SNAPSHOT).await.unwrap_or_else(|| panic!("{slip} is taken"));
-            assert!(told.contains(&format!("{meant} may be meant")), "{slip}: {told}");
+            let error = refusal(&format!("{typo}=1"), &SNAPSHOT).await.unwrap_or_else(|| panic!("{typo} is accepted"));
+            assert!(error.contains(&format!("did you mean {right}?")), "{typo}: {error}");
         }
-        for (slip, meant) in
+        for (typo, right) in
             [("dryrun", "dryRun"), ("dry_run", "dryRun"), ("dry-run", "dryRun"), ("manifest", "manifests")]
         {
-            let told = refusal(slip, &["dryRun", "manifests"]).await.unwrap();
-            assert!(told.contains(meant), "{slip}: {told}");
+            let error = refusal(typo, &["dryRun", "manifests"]).await.unwrap();
+            assert!(error.contains(right), "{typo}: {error}");
         }
-        for stranger in
+        for unknown in
             ["colour", "", "_", "_=1690000000", "id", "zone", "token", "ch", "%ff", "compareToAnything", "é", "&&=&"]
         {
-            assert_eq!(refusal(stranger, &SNAPSHOT).await, None, "{stranger}");
-            assert_eq!(refusal(stranger, &[]).await, None, "{stranger}");
+            assert_eq!(refusal(unknown, &SNAPSHOT).await, None, "{unknown}");
+            assert_eq!(refusal(unknown, &[]).await, None, "{unknown}");
         }
-        // Two letters are close to any others.
-        for (stranger, taken) in [("id=1", true), ("v=1", true), ("VM=1", false)] {
-            assert_eq!(refusal(stranger, &["cost", "vm"]).await.is_none(), taken, "{stranger}");
+        // Any two letters are similar.
+        for (name, accepted) in [("id=1", true), ("v=1", true), ("VM=1", false)] {
+            assert_eq!(refusal(name, &["cost", "vm"]).await.is_none(), accepted, "{name}");
         }
         assert_eq!(refusal(&format!("{}=1", "c".repeat(60_000)), &SNAPSHOT).await, None);
     }
 
     #[tokio::test]
-    async fn a_parameter_is_given_once() {
+    async fn duplicate_parameters_are_refused() {
         for twice in ["zero=&zero=", "chunks=true&chunks=true", "compareTo=a&zero=omit&compareTo=b", "zero&%7aero"] {
-            let told = refusal(twice, &SNAPSHOT).await.unwrap_or_else(|| panic!("{twice} is taken"));
-            assert!(told.contains("is given twice"), "{twice}: {told}");
+            let error = refusal(twice, &SNAPSHOT).await.unwrap_or_else(|| panic!("{twice} is accepted"));
+            assert!(error.contains("is given twice"), "{twice}: {error}");
         }
         assert_eq!(refusal("colour=red&colour=blue&zero=omit", &SNAPSHOT).await, None);
     }

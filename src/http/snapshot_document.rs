@@ -1,4 +1,4 @@
-//! The JSON of snapshots' documents, written while their maps are found.
+//! Writes the JSON documents of snapshots while their maps are found.
 
 use serde::Serialize;
 
@@ -83,7 +83,7 @@ impl<'a> From<&'a api::SnapshotDisk> for DiskHead<'a> {
     }
 }
 
-/// Those of it after its map.
+/// The members of an [`api::SnapshotDisk`] after its map.
 #[derive(Serialize)]
 struct State {
     status: api::Status,
@@ -105,7 +105,7 @@ impl MapHead {
     }
 }
 
-/// Those of it after its chunks.
+/// The members of an [`api::DiskMap`] after its chunks.
 #[derive(Serialize)]
 struct MapTotals {
     data_bytes: u64,
@@ -133,7 +133,7 @@ fn write_totals(object: &mut ObjectWriter<'_>, map: &DiskMap) -> Result<(), Writ
     })
 }
 
-/// A page of chunks.
+/// Converts a page of chunks.
 pub(super) fn chunk_page(page: ChunkPage) -> api::ChunkPage {
     let ChunkPage { size, mode: of, reason, chunks, next_offset } = page;
     let chunks = chunks.into_iter().map(api::Chunk::from).collect();

@@ -1,4 +1,4 @@
-//! `GET /status`: what is asked for, and the answer as a page of text.
+//! `GET /status`: its parameters, and the response as text.
 
 use std::fmt::Write;
 
@@ -12,7 +12,7 @@ use crate::app::Error;
 use crate::app::ops::StatusQuery;
 use crate::model::printable;
 
-/// `cost` and `vm` of a query.
+/// The parameters `cost` and `vm`.
 pub(super) struct StatusParameters(pub StatusQuery);
 
 impl<S: Send + Sync> FromRequestParts<S> for StatusParameters {
@@ -26,10 +26,10 @@ impl<S: Send + Sync> FromRequestParts<S> for StatusParameters {
     }
 }
 
-/// The status for people.
+/// Renders the status as text.
 pub(super) fn render(status: &ServiceStatus) -> String {
     let mut page = format!("coriolis-ovm-exporter {}, {}\n", status.version, status.at);
-    heading(&mut page, "snapshots being made", &status.creates);
+    heading(&mut page, "snapshots being created", &status.creates);
     for (create, state) in each(&status.creates) {
         let _ = writeln!(page, "  {state} {} by {:?} for {:.0} s", create.vm_id, create.user, create.seconds);
     }
@@ -51,23 +51,23 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     }
     page += "\nrepositories\n";
     for entry in &status.repositories {
-        let room = match (entry.free_bytes, entry.total_bytes, entry.min_free_bytes) {
-            (Some(free), Some(total), Some(floor)) => {
-                let low = if free < floor { ", TOO LITTLE" } else { "" };
-                format!("{} free of {} (floor {}{low})", size(free), size(total), size(floor))
+        let space = match (entry.free_bytes, entry.total_bytes, entry.min_free_bytes) {
+            (Some(free), Some(total), Some(min_free)) => {
+                let low = if free < min_free { ", TOO LITTLE" } else { "" };
+                format!("{} free of {} (min_free_space {}{low})", size(free), size(total), size(min_free))
             }
-            _ => "size not known".to_owned(),
+            _ => "size unknown".to_owned(),
         };
         let problem = match entry.status {
             Status::Ok => String::new(),
-            Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("not known"))),
+            Status::Error => format!(", PROBLEM: {}", printable(entry.reason.as_deref().unwrap_or("unknown"))),
         };
         let unknown = match entry.unknown_snapshots {
             None | Some(0) => String::new(),
-            Some(count) => format!(", and {count} that the database does not know (adopt --manifests)"),
+            Some(count) => format!(", and {count} not in the database (adopt --manifests)"),
         };
         let id = printable(&entry.id);
-        let _ = writeln!(page, "  {id} {room}, {} snapshots{unknown}{problem}", entry.snapshots);
+        let _ = writeln!(page, "  {id} {space}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
@@ -76,21 +76,21 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let _ = writeln!(page, "  {} of {}: {}", leftover.id, leftover.vm_id, leftover.reason);
     }
     if !status.owed_hooks.is_empty() {
-        page += "\npost hooks that have failed: something may be frozen still\n";
+        page += "\nfailed post hooks: guests may still be frozen\n";
     }
-    for owed in &status.owed_hooks {
+    for pending in &status.owed_hooks {
         let known = |text: &Option<String>| text.clone().unwrap_or_else(|| "?".to_owned());
-        let (snapshot, vm, operation) = (known(&owed.snapshot_id), known(&owed.vm_id), known(&owed.operation));
-        let hooks = if owed.hooks.is_empty() { "not known which".to_owned() } else { format!("{:?}", owed.hooks) };
-        let reason = owed.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
-        let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} times{reason}", owed.attempts);
+        let (snapshot, vm, operation) = (known(&pending.snapshot_id), known(&pending.vm_id), known(&pending.operation));
+        let hooks = if pending.hooks.is_empty() { "unknown hooks".to_owned() } else { format!("{:?}", pending.hooks) };
+        let reason = pending.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
+        let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} attempts{reason}", pending.attempts);
     }
     if let Some(snapshots) = &status.snapshots {
-        page += "\nsnapshots, and what deleting one would free\n";
+        page += "\nsnapshots, and the bytes that deleting one would free\n";
         for snapshot in snapshots {
             let cost = match (snapshot.exclusive_bytes, &snapshot.reason) {
                 (Some(bytes), _) => size(bytes),
-                (None, reason) => format!("not known: {}", printable(reason.as_deref().unwrap_or("no reason"))),
+                (None, reason) => format!("unknown: {}", printable(reason.as_deref().unwrap_or("no reason"))),
             };
             let _ = writeln!(page, "  {} {} of {}: {cost}", snapshot.id, snapshot.created_at, snapshot.vm_id);
         }
@@ -108,7 +108,7 @@ fn each<T>(queue: &Queue<T>) -> impl Iterator<Item = (&T, &'static str)> {
     running.chain(queue.waiting.iter().map(|one| (one, "waiting")))
 }
 
-/// A number of bytes, three digits of it.
+/// Formats a number of bytes with a binary unit.
 fn size(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"].into_iter();
@@ -126,7 +126,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sizes_are_for_people() {
+    fn sizes_are_readable() {
         for (bytes, text) in [
             (0, "0 B"),
             (1023, "1023 B"),

@@ -85,7 +85,7 @@ fn hook_that_freezes_the_log_file_is_still_thawed() {
     assert_eq!(dropped(&client), 0);
     eventually("the log is written", || {
         let content = fs::read_to_string(&log).unwrap();
-        let waited_for = ["snapshot made", "log file reopened", "took too long", "action=\"log-in\""];
+        let waited_for = ["snapshot created", "log file reopened", "took too long", "action=\"log-in\""];
         waited_for.iter().all(|line| content.contains(line)) && content.matches("line=\"quiesced\"").count() == 2
     });
     assert_eq!(client.get(SNAPSHOTS).ok()[0]["consistency"], "quiesced");

@@ -29,7 +29,7 @@ fn valid_config_passes_with_and_without_the_service_running() {
         ("api.bind", "the service is running"),
         ("ovm_endpoint", "answers"),
         ("repository 0004fb", "xfs"),
-        ("api.tls.certificate", "good until"),
+        ("api.tls.certificate", "valid until"),
     ] {
         assert!(line(&table, what).0.contains(expected), "{table}");
     }
@@ -40,7 +40,10 @@ fn valid_config_passes_with_and_without_the_service_running() {
     );
     let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert_eq!(status, Some(0), "{table}");
-    assert!(line(&table, "db_file").0.contains("not there yet") && table.ends_with("No problems found.\n"), "{table}");
+    assert!(
+        line(&table, "db_file").0.contains("does not exist yet") && table.ends_with("No problems found.\n"),
+        "{table}"
+    );
 }
 
 #[test]
@@ -104,7 +107,7 @@ fn each_fault_has_a_line_with_a_remedy() {
             }),
         ),
         ("ovm_endpoint", "404", Box::new(|settings| settings.manager += "path = \"/elsewhere\"\n")),
-        ("repositories", "no snapshot can be made", Box::new(|_| {})),
+        ("repositories", "no repository supports snapshots", Box::new(|_| {})),
     ];
     for (what, expected, change) in cases {
         let mut settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
@@ -162,7 +165,7 @@ fn skipped_hooks_are_listed_with_the_reason() {
     let table = check("");
     for (what, found, remedy) in [
         ("hooks.directory", "1 hooks", false),
-        ("hooks.post_on_failure", "unless its pre has printed a line \"quiesced\"", true),
+        ("hooks.post_on_failure", "only called if its pre printed a line \"quiesced\"", true),
         ("hook 10-good~", "passed over", true),
         ("hook 10-good.rpmsave", "passed over", true),
         ("hook 10-good.sample", "passed over", true),
@@ -191,7 +194,7 @@ fn skipped_hooks_are_listed_with_the_reason() {
     assert!(!table.contains("hush"));
     fs::set_permissions(hooks.directory(), fs::Permissions::from_mode(0o777)).unwrap();
     let table = check("");
-    assert!(line(&table, "hooks.directory").0.contains("none of its hooks is run"), "{table}");
+    assert!(line(&table, "hooks.directory").0.contains("no hook of this folder is run"), "{table}");
     fs::remove_dir_all(hooks.directory()).unwrap();
     let table = check("");
     assert!(line(&table, "hooks.directory").0.contains("No such file"), "{table}");

@@ -125,8 +125,8 @@ fn invalid_checksum_requests_get_a_reason() {
     for (query, why) in [
         ("algorithm=md5".to_owned(), "blake3, sha256, blake2b-256"),
         ("algorithm=SHA256".to_owned(), "blake3, sha256, blake2b-256"),
-        ("start=x".to_owned(), "write a number"),
-        ("length=-1".to_owned(), "write a number"),
+        ("start=x".to_owned(), "expected a number"),
+        ("length=-1".to_owned(), "expected a number"),
         (format!("start={}", size + 1), "past the end"),
         (format!("start=1&length={size}"), "past the end"),
         (format!("start=1&length={}", u64::MAX), "past the end"),
@@ -134,7 +134,7 @@ fn invalid_checksum_requests_get_a_reason() {
         ("blockSize=2048".to_owned(), "a power of two from 4096 to 16777216"),
         ("blockSize=4MiB".to_owned(), "a power of two from 4096 to 16777216"),
         ("blocks=true".to_owned(), "blockSize"),
-        ("blocks=yes&blockSize=4096".to_owned(), "write true or false"),
+        ("blocks=yes&blockSize=4096".to_owned(), "expected true or false"),
     ] {
         let answer = request_checksum(&client, &id, &query);
         assert_eq!(answer.error(400), "bad_request", "{query}");

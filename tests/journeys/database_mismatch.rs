@@ -79,7 +79,7 @@ fn deletion_of_an_incomplete_unknown_snapshot_is_refused() {
     fs::remove_file(world.snapshot_folder(&bare).join(".manifest.json")).unwrap();
     fs::write(world.snapshot_folder(&half).join(".making"), "").unwrap();
     fs::write(world.snapshot_folder(&damaged).join(".manifest.json"), "{").unwrap();
-    for (id, word) in [(&bare, "no manifest"), (&half, "half made"), (&damaged, "cannot be read")] {
+    for (id, word) in [(&bare, "no manifest"), (&half, "is unfinished"), (&damaged, "cannot be read")] {
         let refused = other.delete(&format!("{SNAPSHOTS}/{id}"));
         assert_eq!(refused.error(409), "not_adopted");
         assert!(text(&refused.json()["details"]).contains(word), "{refused:?}");

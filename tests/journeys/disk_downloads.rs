@@ -324,7 +324,7 @@ fn changed_or_replaced_file_is_not_served() {
         if change == "cut" {
             assert!(expected.starts_with(&received), "the service sent bytes that are not the snapshot's");
         }
-        let aborted = world.exporter.log().matches("cannot read the disk: cutting the connection").count();
+        let aborted = world.exporter.log().matches("cannot read the disk; cutting the connection").count();
         assert_eq!(aborted, number + 1, "{change}");
     }
 }

@@ -57,7 +57,7 @@ fn files_of_other_owners_are_not_disks() {
         (repository.join("VirtualMachines").join(VM).join("vm.cfg"), "is a definition, not a disk"),
         (repository.join("notes.cfg"), "is a definition, not a disk"),
         (repository.join(".ovsmeta"), "is hidden at the top of the repository"),
-        (linked.clone(), "is a file of the snapshot"),
+        (linked.clone(), "belongs to snapshot"),
     ];
     let fine = make_disk(repository, "fine.img", MB);
     for (path, reason) in cases {
@@ -102,13 +102,13 @@ fn disk_of_two_vms_is_snapshotted_if_both_mark_it_shared() {
                 }
                 continue;
             }
-            check_refused(&world, VM, "xvda", &format!("is a disk of the VM {OTHER_VM} as well"));
+            check_refused(&world, VM, "xvda", &format!("is also a disk of VM {OTHER_VM}"));
             if second == "r" {
                 let listed = client.get(&format!("/vms/{OTHER_VM}")).ok();
                 let reason = text(&listed["disks"][1]["incompatible_reason"]);
-                assert!(reason.contains(&format!("is a disk of the VM {VM} as well")), "{listed}");
+                assert!(reason.contains(&format!("is also a disk of VM {VM}")), "{listed}");
             } else {
-                check_refused(&world, OTHER_VM, "xvdb", &format!("is a disk of the VM {VM} as well"));
+                check_refused(&world, OTHER_VM, "xvdb", &format!("is also a disk of VM {VM}"));
             }
         }
     }

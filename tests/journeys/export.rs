@@ -52,7 +52,7 @@ fn read_error_aborts_the_body_and_is_logged() {
     let ended = response.read_to_end(&mut received);
     assert!(ended.is_err() && received.len() as u64 <= size / 2, "{} bytes received: {ended:?}", received.len());
     assert!(received.len() as u64 >= size / 4 && expected.starts_with(&received), "wrong bytes");
-    assert!(world.exporter.log().contains("cannot read the disk: cutting the connection"));
+    assert!(world.exporter.log().contains("cannot read the disk; cutting the connection"));
     // If nothing has been sent yet, the client gets an error.
     let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
     let disconnects = || world.exporter.log().matches("the client went away").count();

@@ -115,7 +115,7 @@ fn slow_client_is_disconnected_only_if_others_wait() {
         let line = log.lines().find(|line| line.contains(" audit ") && line.contains("outcome=\"cut\""));
         line.is_some_and(|line| line.contains("slower than export.min_rate") && line.contains("action=\"export\""))
     });
-    world.exporter.wait_for_log("disconnecting it");
+    world.exporter.wait_for_log("disconnecting a client slower than export.min_rate");
 }
 
 #[test]
@@ -137,7 +137,7 @@ fn rate_limited_client_does_not_count_as_slow() {
         assert_eq!(first.join().unwrap(), 64 * MB, "the first was disconnected");
         assert_eq!(second.join().unwrap(), [7; 4096]);
     });
-    assert!(!world.exporter.log().contains("disconnecting it"));
+    assert!(!world.exporter.log().contains("disconnecting a client slower than export.min_rate"));
     // The audit counts the bytes of each minute; the last line has only the remaining bytes.
     let audited = || {
         let log = world.exporter.log();

@@ -40,7 +40,7 @@ fn health_endpoints_are_public_and_reveal_no_paths() {
         for path in ["/readyz", "/readyz/"] {
             let answer = ask(path);
             assert_eq!((answer.status, answer.header("content-type")), (503, "application/json"));
-            let problem = "the repository 0004fb0000030000a1b2c3d4e5f60718 is not there, or does not answer";
+            let problem = "the repository 0004fb0000030000a1b2c3d4e5f60718 is unavailable";
             assert_eq!(answer.json(), json!({"status": "error", "problems": [problem]}));
         }
     }

@@ -288,7 +288,11 @@ fn misspelled_query_parameters_are_rejected() {
         (Method::GET, format!("{disk}/chunks?maxResult=5"), "maxResults"),
         (Method::GET, format!("{disk}/checksum?algoritm=sha256"), "algorithm"),
         (Method::GET, format!("{disk}/checksum?blocksize=4096"), "blockSize"),
-        (Method::GET, format!("{disk}/checksum?blockSize=4096&block_size=8192"), "blockSize is given twice"),
+        (
+            Method::GET,
+            format!("{disk}/checksum?blockSize=4096&block_size=8192"),
+            "blockSize and block_size are both given",
+        ),
         (Method::GET, "/status?costs=true".to_owned(), "cost"),
         (Method::POST, "/adopt?dryRun=true&dryRun=false".to_owned(), "dryRun is given twice"),
         (Method::POST, "/adopt?dry_run=true".to_owned(), "dryRun"),

@@ -63,7 +63,7 @@ fn every_vm_is_listed_and_only_compatible_ones_are_snapshotted() {
         (vec![good_entry.clone(), "'file:/nowhere/a.iso,xvdb:cdrom,r'".into()], None),
         (vec![good_entry.clone(), format!("'file:{path}/VirtualDisks/template.img,xvdb,w'")], None),
         (vec![good_entry.clone(), format!("'file:{path}/VirtualDisks/missing.img,xvdb,r'")], None),
-        (vec![good_entry.clone(), "'phy:/dev/mapper/3600,xvdb,w'".into()], Some("no file in a repository")),
+        (vec![good_entry.clone(), "'phy:/dev/mapper/3600,xvdb,w'".into()], Some("not a file in a repository")),
         (vec![format!("'file:{path}/VirtualDisks/missing.img,xvda,w'")], Some("No such file")),
         (vec![good_entry.clone(), format!("'file:{path}/../outside.img,xvdb,w'")], Some("outside of every repository")),
         (

@@ -71,7 +71,7 @@ fn look_for_secrets(level: &str) {
     for id in ids {
         assert!(log.contains(&id), "{id} is not in the log at {level}");
     }
-    for message in ["snapshot made", "logged in", "log-in refused", "status=200", "500 Internal Server Error"] {
+    for message in ["snapshot created", "logged in", "log-in refused", "status=200", "500 Internal Server Error"] {
         assert!(log.contains(message), "the log at {level} does not contain {message:?}");
     }
 }

@@ -154,6 +154,6 @@ fn start_error_names_the_damaged_agent_database() {
     let listed = client.get("/vms").ok();
     let unknown = listed.as_array().unwrap().iter().find(|entry| entry["name"] == "ovs-agent").unwrap();
     assert_eq!(unknown["status"], "error", "{listed}");
-    assert!(text(&unknown["reason"]).contains("its VMs are not known"), "{listed}");
+    assert!(text(&unknown["reason"]).contains("its VMs are unknown"), "{listed}");
     assert_eq!(client.get("/vms/0004fb00000600000000000000000003").error(503), "repository_unavailable");
 }

@@ -74,7 +74,7 @@ fn disks_are_selected_by_name_tag_and_request() {
         (r#"{"disks": ["c.img"]}"#, "unknown_disk", "xvda (a.img), xvdb (b.img)"),
         (r#"{"exclude_disks": ["xvdz"]}"#, "unknown_disk", "\"xvdz\""),
         (r#"{"disks": ["xvdd"]}"#, "unfit_disk", "xvdd cannot be taken: a CD-ROM"),
-        (r#"{"exclude_disks": ["xvda", "xvdb", "xvdc", "xvdd"]}"#, "no_disk_left", "leave one in"),
+        (r#"{"exclude_disks": ["xvda", "xvdb", "xvdc", "xvdd"]}"#, "no_disk_left", "keep at least one"),
         (r#"{"exclude_disks": ["xvda", "xvdb"]}"#, "not_snapshottable", "no disk to snapshot"),
         (r#"{"disks": ["xvda"], "exclude_disks": ["xvdb"]}"#, "bad_request", "keep one"),
         (r#"{"disks": []}"#, "bad_request", "disks is empty"),
@@ -118,11 +118,11 @@ fn policy_limits_are_enforced_and_explained() {
     (0..3).for_each(|n| write_at(&torn, n * 16384, &[1; 4096]));
     client.post(&of_other).ok(); // three extents are allowed, and the other VM's snapshots do not count
     write_at(&torn, 3 * 16384, &[1; 4096]);
-    assert_eq!(refused(&client, &of_other, 409, "torn.img is in 4 pieces"), "too_many_extents");
+    assert_eq!(refused(&client, &of_other, 409, "torn.img has 4 extents"), "too_many_extents");
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{first}")).status, 200);
     client.take_snapshot();
 
-    for (floor, expected) in [("99%", "min_free_space"), ("600GiB", "644245094400 have to stay free")] {
+    for (floor, expected) in [("99%", "min_free_space"), ("600GiB", "644245094400 must stay free")] {
         world.exporter.settings().policy = format!("min_free_space = {floor:?}");
         world.exporter.restart();
         let client = world.client();
@@ -155,7 +155,7 @@ fn very_fragmented_disk_is_logged() {
     let client = world.client();
     client.take_snapshot();
     let log = world.exporter.log();
-    let warning = log.lines().find(|line| line.contains("very many pieces")).expect("no warning in the log");
+    let warning = log.lines().find(|line| line.contains("very many extents")).expect("no warning in the log");
     assert!(
         warning.contains("extents=100001") && warning.contains("disk=a.img") && warning.contains("WARN"),
         "{warning}"

@@ -160,7 +160,7 @@ fn lease_is_validated_and_binds_only_the_sweeper() {
     assert_eq!(client_two.delete(&lease).status, 200, "a repeated release");
     // A lease does not prevent an explicit deletion.
     assert_eq!(client_two.delete(&format!("{SNAPSHOTS}/{other}")).status, 200);
-    assert!(world.exporter.log().contains("somebody holds a lease on what is deleted"));
+    assert!(world.exporter.log().contains("deleting a snapshot with an active lease"));
     assert_eq!(list(&world), [id]);
 }
 

@@ -204,7 +204,7 @@ fn start_and_check_config_report_the_same_faults() {
             Box::new(|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
             78,
             "the folder of /nonexistent/folder/db is not there".to_owned(),
-            "make it, or name another file",
+            "create it, or name another file",
         ),
         (
             Box::new(|settings| settings.key = at("other.key")),
@@ -295,7 +295,7 @@ fn untrusted_manager_is_reported_with_its_fingerprint() {
             is_late.then(|| exporter.restart());
             (!is_late).then_some(log)
         });
-        assert!(log.contains("log-in is not possible for now") && log.contains(expected), "{log}");
+        assert!(log.contains("log-in is not possible") && log.contains(expected), "{log}");
         assert!(log.contains("manager.fingerprint"), "{log}");
     }
 }
@@ -328,7 +328,7 @@ fn manager_that_accepts_anonymous_requests_is_refused() {
     let settings = Settings::new(&certificates, &manager, &[&certificates.path("repo")]);
     drop(manager);
     let exporter = Exporter::start(settings);
-    assert!(exporter.log().contains("log-in is not possible for now"), "{}", exporter.log());
+    assert!(exporter.log().contains("log-in is not possible"), "{}", exporter.log());
 }
 
 #[test]
@@ -344,12 +344,12 @@ fn service_files_in_a_repository_are_reported() {
     let log = fs::read_to_string(world.repository.join("exporter.log")).unwrap();
     let (_, table) = world.exporter.command(&["check-config"]);
     for (key, file) in [("db_file", "link/exporter.db"), ("log_file", "exporter.log"), ("audit.file", "audit.json")] {
-        let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("lies in the repository");
+        let noticed = |line: &str| line.contains(key) && line.contains(file) && line.contains("is in the repository");
         assert!(log.lines().any(noticed), "{log}");
         assert!(table.lines().any(|line| line.starts_with("warn") && noticed(line)), "{table}");
     }
     let world = World::new(512);
-    assert!(!world.exporter.log().contains("lies in the repository"), "{}", world.exporter.log());
+    assert!(!world.exporter.log().contains("is in the repository"), "{}", world.exporter.log());
     // No key is generated in a repository, where other servers can read it.
     let mut settings = Settings::new(&world.certificates, &world.manager, &[&world.repository]);
     settings.secret.clear();

@@ -107,7 +107,7 @@ fn touched_file_is_accepted_again() {
         assert_eq!(chunks(&entry), [data(8192 * number, 4096)], "{what}");
         assert_eq!(client.disk(&target, "a.img"), fs::read(&disk).unwrap(), "{what}");
         let log = world.exporter.log();
-        assert!(log.contains("its file was touched, and is believed again"), "{what}: {log}");
+        assert!(log.contains("the content of a touched file is proven"), "{what}: {log}");
         // After a restart the target is still accepted, and the base is checked again.
         world.exporter.restart();
         client = world.client();
@@ -176,7 +176,7 @@ fn recorded_checksum_proves_a_touched_file() {
     assert_eq!((first.status, first.header("retry-after")), (503, "10"), "{first:?}");
     eventually("the file is accepted", || client.send(client.request(Method::HEAD, &bytes)).status == 200);
     assert_eq!(client.disk(&id, "a.img"), expected);
-    assert!(world.exporter.log().contains("its checksum is as it was recorded"));
+    assert!(world.exporter.log().contains("its checksum matches the recorded one"));
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{id}/disks/a.img/checksum?algorithm=sha256")).ok(), sum);
     forge(&file, MB);
     let route = format!("/vms/{VM}/snapshots/{id}/disks/a.img");
@@ -185,5 +185,5 @@ fn recorded_checksum_proves_a_touched_file() {
     eventually("the file is rejected", || range().status == 409);
     assert_eq!(client.get(&route).error(409), "snapshot_lost");
     // One checksum is enough for each ctime.
-    assert_eq!(world.exporter.log().matches("its checksum is made again").count(), 2);
+    assert_eq!(world.exporter.log().matches("calculating the checksum of a touched file").count(), 2);
 }

@@ -157,7 +157,7 @@ fn pending_thaw_waits_for_the_snapshot_of_another_service() {
         hooks.wait_for("frozen");
         let starting = scope.spawn(|| world.exporter.restart());
         eventually("the first service finds its pending post hook", || {
-            log_of_first().contains("stopped before its post hooks")
+            log_of_first().contains("the service stopped before this operation's post hooks")
         });
         fs::write(hooks.at("go-on"), "").unwrap();
         made.join().unwrap();

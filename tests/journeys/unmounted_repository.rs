@@ -63,7 +63,7 @@ fn unmounted_repository_keeps_its_snapshots() {
     let ended = response.read_to_end(&mut body);
     assert!(ended.is_err() && body.len() < expected.len(), "{} bytes received", body.len());
     assert!(expected.starts_with(&body), "the service sent bytes that are not the snapshot's");
-    assert!(world.exporter.log().contains("cannot read the disk: cutting the connection"));
+    assert!(world.exporter.log().contains("cannot read the disk; cutting the connection"));
     let refused = client.get(&document);
     assert!(refused.status == 500 || refused.status == 503, "{}", refused.status);
     let listed = client.get("/repositories").ok();

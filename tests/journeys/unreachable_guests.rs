@@ -106,7 +106,7 @@ fn unreachable_guest_has_no_pending_post_hook() {
         (&json!([guest.url()]), &json!(VM), &json!(1))
     );
     let page = client.send(client.request(reqwest::Method::GET, "/api/v1/status").header("Accept", "text/plain"));
-    assert!(String::from_utf8(page.body).unwrap().contains("something may be frozen still"));
+    assert!(String::from_utf8(page.body).unwrap().contains("guests may still be frozen"));
     world.exporter.signal(Signal::SIGTERM);
     assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(1));
     // The call succeeds after the next start.

@@ -1,28 +1,28 @@
-//! How fast clients take what is sent to them, and which of them are cut while others wait.
+//! Measures how fast a client takes its download, so that slow clients can be disconnected while others wait.
 //!
-//! Only the time counts in which the service waited for the client: from a piece of a body that was handed to the
-//! connection until the connection asks for the next. Reading the disk and keeping to a limit of ours is not its time.
+//! Only time that the service waits for the client counts: from handing a part of the body to the connection until the
+//! connection asks for the next one. Time for reading the disk or for rate limits does not count.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Over how long the rate is measured.
+/// The rate is measured over this time.
 const WINDOW: Duration = Duration::from_secs(30);
 
-/// How much of that the service must have waited for the client: with less, it is not the client that is slow.
-const ENOUGH: Duration = Duration::from_secs(15);
+/// The service must have waited for the client this long within the window; otherwise the client is not the slow side.
+const MIN_WAIT: Duration = Duration::from_secs(15);
 
-/// How long a client was waited for.
+/// How long the service has waited for a client.
 #[derive(Debug)]
 pub(super) struct ClientRate {
-    begun: Instant,
-    /// Since when it is waited for, microseconds after it was begun, and one more; 0: it is not.
+    started: Instant,
+    /// When the current wait began, in microseconds after `started` plus one; 0 without a current wait.
     since: AtomicU64,
-    /// How long it was waited for before, microseconds.
+    /// The earlier waits together, microseconds.
     waited: AtomicU64,
-    /// What was known at each round of the window, oldest first.
+    /// The measurements of the window, oldest first.
     rounds: Mutex<VecDeque<Round>>,
 }
 
@@ -35,21 +35,21 @@ struct Round {
 
 impl Default for ClientRate {
     fn default() -> Self {
-        Self { begun: Instant::now(), since: AtomicU64::new(0), waited: AtomicU64::new(0), rounds: Mutex::default() }
+        Self { started: Instant::now(), since: AtomicU64::new(0), waited: AtomicU64::new(0), rounds: Mutex::default() }
     }
 }
 
 impl ClientRate {
     fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_micros()).unwrap_or(u64::MAX - 1)
+        u64::try_from(self.started.elapsed().as_micros()).unwrap_or(u64::MAX - 1)
     }
 
-    /// The connection has a piece: now it is the client's turn.
+    /// The connection got a part of the body: the wait for the client begins.
     pub(crate) fn begin(&self) {
         self.since.store(self.now() + 1, Ordering::Relaxed);
     }
 
-    /// The connection asks for the next piece.
+    /// The connection asks for the next part: the wait ends.
     pub(crate) fn end(&self) {
         let since = self.since.swap(0, Ordering::Relaxed);
         if since > 0 {
@@ -63,7 +63,7 @@ impl ClientRate {
         Duration::from_micros(self.waited.load(Ordering::Relaxed) + now)
     }
 
-    /// The rate of the last half minute, bytes a second, where the client was what was waited for.
+    /// The rate in the window, bytes per second, if the service waited for the client long enough to tell.
     pub(super) fn rate(&self, bytes: u64) -> Option<f64> {
         self.rate_at(Round { at: Instant::now(), waited: self.waited(), bytes })
     }
@@ -71,13 +71,13 @@ impl ClientRate {
     fn rate_at(&self, now: Round) -> Option<f64> {
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         rounds.push_back(now);
-        // The last one that is as old as the window stays.
+        // Keep one measurement that is at least as old as the window.
         while rounds.get(1).is_some_and(|next| now.at.saturating_duration_since(next.at) >= WINDOW) {
             rounds.pop_front();
         }
         let first = rounds.front().filter(|first| now.at.saturating_duration_since(first.at) >= WINDOW)?;
         let waited = now.waited.saturating_sub(first.waited);
-        (waited >= ENOUGH).then(|| now.bytes.saturating_sub(first.bytes) as f64 / waited.as_secs_f64())
+        (waited >= MIN_WAIT).then(|| now.bytes.saturating_sub(first.bytes) as f64 / waited.as_secs_f64())
     }
 }
 
@@ -86,9 +86,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_rate_is_of_the_time_in_which_the_client_was_waited_for() {
+    fn rate_counts_only_time_waiting_for_client() {
         let start = Instant::now();
-        // After each second: how much of it the client was waited for, and how many bytes it took.
+        // In each second, the service waits `waited_ms` for the client, and the client takes `bytes`.
         let rate_after = |seconds: u64, waited_ms: u64, bytes: u64| {
             let client = ClientRate::default();
             let round = |n: u64| {
@@ -100,10 +100,10 @@ mod tests {
         assert_eq!(rate_after(29, 1000, 100), None, "too early to tell");
         assert_eq!(rate_after(30, 1000, 100), Some(100.0));
         assert_eq!(rate_after(500, 1000, 100), Some(100.0));
-        // The rest of the time went into the disk, or into a limit of ours.
+        // The rest of the time went into reading the disk, or into rate limits.
         assert_eq!(rate_after(60, 500, 100), Some(200.0));
         assert_eq!(rate_after(60, 400, 100), None);
-        // A burst is forgotten.
+        // A burst leaves the window.
         let client = ClientRate::default();
         let rates: Vec<_> = (0..=60)
             .map(|n| {
@@ -116,18 +116,18 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_waited_for_from_a_piece_to_the_next() {
+    fn wait_lasts_until_next_part_is_requested() {
         let client = ClientRate::default();
         assert_eq!(client.waited(), Duration::ZERO);
         client.begin();
-        let waits = Instant::now();
+        let start = Instant::now();
         while client.waited() < Duration::from_millis(2) {
-            assert!(waits.elapsed() < Duration::from_secs(60), "the time does not count");
+            assert!(start.elapsed() < Duration::from_secs(60), "the wait is not counted");
         }
         client.end();
         let waited = client.waited();
         assert!(waited >= Duration::from_millis(2));
         client.end();
-        assert_eq!(client.waited(), waited, "the time goes on while the service is at work");
+        assert_eq!(client.waited(), waited, "time without a wait was counted");
     }
 }

@@ -1,4 +1,4 @@
-//! A download of a disk: what is queued, and what is known of it while it runs.
+//! A download of a disk, queued or running.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use crate::repository::Executor;
 
 /// The connection that a body is sent on.
 pub trait ExportClient: Send + Sync {
-    /// Bytes that were sent and that the client has not acknowledged yet.
+    /// Sent bytes that the client has not acknowledged yet.
     fn unacknowledged(&self) -> u64;
 
-    /// Ends the connection in the middle of the body.
+    /// Closes the connection in the middle of the body.
     fn disconnect(&self);
 }
 
-/// Which download it is.
+/// Identifies a download.
 pub(crate) struct ExportDetails {
     pub vm: VmId,
     pub snapshot: SnapshotId,
@@ -38,14 +38,14 @@ pub(crate) type ExportPermit = Permit<Export>;
 pub(crate) struct Export {
     pub details: ExportDetails,
     pub executor: Executor,
-    /// Bytes that were handed to the connection.
+    /// Bytes handed to the connection.
     pub done: AtomicU64,
-    /// Bytes of them that the audit has recorded.
+    /// Bytes of `done` that the audit has recorded.
     audited: AtomicU64,
     rate: ClientRate,
     client: Arc<dyn ExportClient>,
     was_slow: AtomicBool,
-    /// Keeps the snapshot from being swept until the body is gone.
+    /// Keeps the snapshot from being swept while the download exists.
     _in_use: Arc<InUse>,
 }
 
@@ -80,42 +80,45 @@ impl Export {
         format!("{vm}/{snapshot}/{disk}")
     }
 
-    /// Counts bytes that were handed to the connection. From now on the service waits for the client.
+    /// Counts bytes handed to the connection. The wait for the client begins.
     pub(crate) fn sent(&self, bytes: u64) {
         self.done.fetch_add(bytes, Ordering::Relaxed);
         self.rate.begin();
     }
 
-    /// The connection asks for more: now the client waits for the service.
-    pub(crate) fn is_asked(&self) {
+    /// The connection asks for more: the wait for the client ends.
+    pub(crate) fn client_ready(&self) {
         self.rate.end();
     }
 
-    /// Bytes since the last call, which the caller records in the audit.
+    /// Bytes since the last call. The caller records them in the audit.
     pub(crate) fn take_unaudited(&self) -> u64 {
         let done = self.done.load(Ordering::Relaxed);
         done.saturating_sub(self.audited.swap(done, Ordering::Relaxed))
     }
 
-    /// The client's rate, bytes a second, if the service has waited for the client long enough to tell.
+    /// The client's rate, bytes per second, if the service waited for the client long enough to tell.
     pub(super) fn client_rate(&self) -> Option<f64> {
         self.rate.rate(self.done.load(Ordering::Relaxed).saturating_sub(self.client.unacknowledged()))
     }
 
-    /// Disconnects a client that takes `rate` bytes a second while others wait.
+    /// Disconnects the client, whose rate is `rate` bytes per second, because others wait.
     pub(super) fn disconnect_slow_client(&self, rate: f64) {
         if self.was_slow.swap(true, Ordering::Relaxed) {
             return;
         }
         let ExportDetails { vm, snapshot, disk, actor, .. } = &self.details;
         let (user, rate) = (actor.user(), rate as u64);
-        tracing::warn!(%vm, %snapshot, %disk, ?user, rate, "client slower than export.min_rate while others wait: disconnecting it");
+        tracing::warn!(
+            %vm, %snapshot, %disk, ?user, rate,
+            "disconnecting a client slower than export.min_rate, because others are waiting"
+        );
         self.client.disconnect();
     }
 
-    /// Why the service ended it early.
-    pub(crate) fn why_cut(&self) -> Option<String> {
+    /// Why the service ended the download early.
+    pub(crate) fn cut_reason(&self) -> Option<String> {
         let is_slow = self.was_slow.load(Ordering::Relaxed);
-        is_slow.then(|| "others waited, and the client was slower than export.min_rate".to_owned())
+        is_slow.then(|| "the client was slower than export.min_rate while others waited".to_owned())
     }
 }

@@ -1,4 +1,4 @@
-//! Who may work, and when: the queues for creations and downloads, the locks of VMs, and the policy.
+//! Decides when work may start: queues for creations and downloads, VM locks, and the policy.
 
 mod client_rate;
 mod export;

@@ -1,4 +1,4 @@
-//! The policy: what is refused before anything is written, and what would help.
+//! Checks the policy before a snapshot is created.
 
 use std::sync::Arc;
 
@@ -10,10 +10,10 @@ use crate::repository::clone::Source;
 use crate::repository::executor::JobKind;
 use crate::store::Store;
 
-/// Extents of a disk past which its clone is worth a word in the log.
+/// A disk with more extents gets a warning: its clone stalls the guest's writes.
 pub const MANY_EXTENTS: u32 = 100_000;
 
-/// The policy of the config, with what it is checked against.
+/// The config's policy, and the data that it is checked against.
 pub(crate) struct PolicyCheck {
     pub policy: Policy,
     pub(super) inventory: Arc<Inventory>,
@@ -21,22 +21,22 @@ pub(crate) struct PolicyCheck {
 }
 
 impl PolicyCheck {
-    /// Checks that the policy allows `snapshot` of `sources`, which are its disks in their order.
+    /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order.
     pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
         if let Some(limit) = self.policy.max_snapshots_per_vm {
-            let there = self.store.snapshots_of(&snapshot.vm)?.len();
-            if there >= limit {
-                return Err(Refusal::TooManySnapshots { there, limit }.into());
+            let existing = self.store.snapshots_of(&snapshot.vm)?.len();
+            if existing >= limit {
+                return Err(Refusal::TooManySnapshots { existing, limit }.into());
             }
         }
         for id in snapshot.repositories() {
             let Some(repository) = self.inventory.repository(id) else { continue };
             let mounted = repository.mounted();
-            let space = mounted.map_err(|absent| Error::Unavailable(format!("the repository {id} {absent}")))?.space;
-            let floor = self.policy.min_free_space.of(space.total);
-            if space.free < floor {
+            let space = mounted.map_err(|cause| Error::Unavailable(format!("the repository {id} {cause}")))?.space;
+            let min_free = self.policy.min_free_space.of(space.total);
+            if space.free < min_free {
                 let (free, total) = (space.free, space.total);
-                return Err(Refusal::LowSpace { repository: id.to_string(), free, total, floor }.into());
+                return Err(Refusal::LowSpace { repository: id.to_string(), free, total, min_free }.into());
             }
         }
         for (disk, source) in snapshot.disks.iter().zip(sources) {
@@ -49,8 +49,8 @@ impl PolicyCheck {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());
             }
             if extents > MANY_EXTENTS {
-                let remedy = "its clone holds up the guest's writes; a copy of the disk has fewer";
-                tracing::warn!(vm = %snapshot.vm, disk = %disk.name, extents, remedy, "a disk in very many pieces");
+                let remedy = "cloning it stalls the guest's writes; copy the disk to a new file while the VM is off";
+                tracing::warn!(vm = %snapshot.vm, disk = %disk.name, extents, remedy, "the disk has very many extents");
             }
         }
         Ok(())

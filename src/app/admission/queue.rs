@@ -1,7 +1,7 @@
-//! A line before a bounded number of places: who works, who waits, and an end to waiting.
+//! A bounded queue for a bounded number of concurrency slots.
 //!
-//! Places go to whoever has come first, or are shared fairly: the next one goes to the user and VM that has fewest.
-//! So that none of them can hold all places while another waits, a few more are kept for those that hold none.
+//! Slots are granted in the order of arrival, or fairly: the next slot goes to the user and VM with the fewest. A few
+//! spare slots are kept for users and VMs that hold none, so that one of them cannot block the others.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,145 +11,145 @@ use tokio::sync::oneshot;
 
 use crate::model::VmId;
 
-/// Work that waits for a place.
+/// Work that needs a slot.
 pub(crate) trait Queued {
-    /// Whose it is, where places are shared; those of nobody are served as they come.
+    /// The share that the slot counts for. Work without a share is served in the order of arrival.
     fn share(&self) -> Option<Share>;
 }
 
-/// Among whom places are shared: a user, and a VM.
+/// Slots are shared fairly between these: a user and a VM.
 pub(crate) type Share = (Arc<str>, VmId);
 
-/// Work of one kind.
+/// The queue and the running work of one kind.
 pub(crate) struct AdmissionQueue<T: Queued>(Arc<Shared<T>>);
 
 struct Shared<T> {
-    /// How many work at a time.
+    /// Regular slots.
     limit: usize,
-    /// How many more may, each for a share that has no place, while another share has several.
+    /// Further slots, for shares that hold none while another share holds several.
     spare: usize,
-    /// How many may wait.
-    queue: usize,
-    standing: Mutex<Standing<T>>,
+    /// The most requests that may wait.
+    max_waiting: usize,
+    state: Mutex<State<T>>,
 }
 
-struct Standing<T> {
-    /// By number, in the order in which they came.
+struct State<T> {
+    /// By number, which is the order of arrival.
     entries: BTreeMap<u64, Entry<T>>,
     next: u64,
 }
 
-/// Who stands in a line.
+/// A queued or running request.
 pub(crate) struct Entry<T> {
-    pub what: Arc<T>,
-    /// Since when it stands there, or works.
+    pub work: Arc<T>,
+    /// When it was queued, or started to run.
     pub since: Instant,
-    pub works: bool,
+    pub is_running: bool,
     share: Option<Share>,
-    /// Whether it takes one of the places.
-    has_place: bool,
-    /// Tells it that it has one, while it waits for that.
+    /// Whether it holds a slot. Hung work runs without one.
+    has_slot: bool,
+    /// Notifies the waiting request that it has a slot.
     wake: Option<oneshot::Sender<()>>,
 }
 
-/// The line is as long as it may be.
+/// No more requests may wait.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct QueueFull;
 
-/// A stand in the line, which is left when this is dropped.
+/// A request in the queue. Dropping it leaves the queue.
 pub(crate) struct QueuedRequest<T: Queued> {
     number: u64,
-    what: Arc<T>,
-    line: Arc<Shared<T>>,
+    work: Arc<T>,
+    queue: Arc<Shared<T>>,
 }
 
-/// A place to work, which is free again when this is dropped.
+/// A slot. Dropping it frees the slot.
 pub(crate) struct Permit<T: Queued>(QueuedRequest<T>);
 
 impl<T: Queued> AdmissionQueue<T> {
-    /// `limit` work at a time, and no more than `queue` wait. First come, first served.
-    pub(crate) fn new(limit: usize, queue: usize) -> Self {
-        Self::with_spare(limit, 0, queue)
+    /// A queue with `limit` slots, in which at most `max_waiting` requests wait. First come, first served.
+    pub(crate) fn new(limit: usize, max_waiting: usize) -> Self {
+        Self::with_spare(limit, 0, max_waiting)
     }
 
-    /// The same, shared fairly.
-    pub(crate) fn fair(limit: usize, queue: usize) -> Self {
-        Self::with_spare(limit, limit.div_ceil(4), queue)
+    /// As [`AdmissionQueue::new`], with fairly shared slots.
+    pub(crate) fn fair(limit: usize, max_waiting: usize) -> Self {
+        Self::with_spare(limit, limit.div_ceil(4), max_waiting)
     }
 
-    fn with_spare(limit: usize, spare: usize, queue: usize) -> Self {
-        let standing = Mutex::new(Standing { entries: BTreeMap::new(), next: 0 });
-        Self(Arc::new(Shared { limit, spare, queue, standing }))
+    fn with_spare(limit: usize, spare: usize, max_waiting: usize) -> Self {
+        let state = Mutex::new(State { entries: BTreeMap::new(), next: 0 });
+        Self(Arc::new(Shared { limit, spare, max_waiting, state }))
     }
 
     pub(crate) fn limit(&self) -> usize {
         self.0.limit
     }
 
-    /// Takes a stand at the end of the line. Where that is as long as it may be, the last of a share that has many
-    /// in it has to leave for one of a share that has few.
-    pub(crate) fn join(&self, what: T) -> Result<QueuedRequest<T>, QueueFull> {
-        let share = what.share();
-        let mut standing = self.0.standing();
-        let waiting = standing.entries.values().filter(|entry| !entry.works).count();
-        // Free places are about to be taken by those who wait.
-        let free = self.0.limit.saturating_sub(standing.holding());
-        if waiting >= self.0.queue + free {
-            standing.turn_one_away_for(share.as_ref())?;
+    /// Queues `work`. If the queue is full, a share with few waiting requests displaces the last request of the share
+    /// with the most.
+    pub(crate) fn join(&self, work: T) -> Result<QueuedRequest<T>, QueueFull> {
+        let share = work.share();
+        let mut state = self.0.state();
+        let waiting = state.entries.values().filter(|entry| !entry.is_running).count();
+        // Waiting requests are about to take the free slots.
+        let free = self.0.limit.saturating_sub(state.holding());
+        if waiting >= self.0.max_waiting + free {
+            state.displace_for(share.as_ref())?;
         }
-        let number = standing.next;
-        standing.next += 1;
-        let what = Arc::new(what);
+        let number = state.next;
+        state.next += 1;
+        let work = Arc::new(work);
         let (since, wake) = (Instant::now(), None);
-        let entry = Entry { what: Arc::clone(&what), since, works: false, share, has_place: false, wake };
-        standing.entries.insert(number, entry);
-        Ok(QueuedRequest { number, what, line: Arc::clone(&self.0) })
+        let entry = Entry { work: Arc::clone(&work), since, is_running: false, share, has_slot: false, wake };
+        state.entries.insert(number, entry);
+        Ok(QueuedRequest { number, work, queue: Arc::clone(&self.0) })
     }
 
-    /// Looks at all who stand in the line, in order.
-    pub(crate) fn each(&self, look: impl FnMut(&Entry<T>)) {
-        self.0.standing().entries.values().for_each(look);
+    /// Calls `visit` for all requests, in the order of arrival.
+    pub(crate) fn each(&self, visit: impl FnMut(&Entry<T>)) {
+        self.0.state().entries.values().for_each(visit);
     }
 
-    /// How many wait for a place.
+    /// How many requests wait for a slot.
     pub(crate) fn waiting(&self) -> usize {
-        self.0.standing().entries.values().filter(|entry| entry.wake.is_some()).count()
+        self.0.state().entries.values().filter(|entry| entry.wake.is_some()).count()
     }
 
-    /// Gives the places of all whose work is `stuck` to others; they go on without.
-    pub(crate) fn release_slots(&self, mut stuck: impl FnMut(&T) -> bool) {
-        let mut standing = self.0.standing();
-        for entry in standing.entries.values_mut().filter(|entry| entry.has_place) {
-            entry.has_place = !stuck(&entry.what);
+    /// Releases the slots of all work that `hangs`. That work continues without a slot.
+    pub(crate) fn release_slots(&self, mut hangs: impl FnMut(&T) -> bool) {
+        let mut state = self.0.state();
+        for entry in state.entries.values_mut().filter(|entry| entry.has_slot) {
+            entry.has_slot = !hangs(&entry.work);
         }
-        self.0.hand_out(&mut standing);
+        self.0.grant_slots(&mut state);
     }
 }
 
 impl<T> Shared<T> {
-    fn standing(&self) -> MutexGuard<'_, Standing<T>> {
-        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
+    fn state(&self) -> MutexGuard<'_, State<T>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the places that are free to those who wait.
-    fn hand_out(&self, standing: &mut Standing<T>) {
-        while let Some(number) = standing.next_to_work(self.limit, self.spare) {
-            let Some(entry) = standing.entries.get_mut(&number) else { return };
-            (entry.since, entry.works, entry.has_place) = (Instant::now(), true, true);
-            // One that has gone away gives it back when it is dropped.
+    /// Gives free slots to waiting requests.
+    fn grant_slots(&self, state: &mut State<T>) {
+        while let Some(number) = state.next_to_run(self.limit, self.spare) {
+            let Some(entry) = state.entries.get_mut(&number) else { return };
+            (entry.since, entry.is_running, entry.has_slot) = (Instant::now(), true, true);
+            // If the client has disconnected, dropping its request frees the slot.
             entry.wake.take().map(|wake| wake.send(()));
         }
     }
 }
 
-impl<T> Standing<T> {
-    /// How many places are taken.
+impl<T> State<T> {
+    /// How many slots are taken.
     fn holding(&self) -> usize {
-        self.entries.values().filter(|entry| entry.has_place).count()
+        self.entries.values().filter(|entry| entry.has_slot).count()
     }
 
-    /// Whose turn it is, if there is a place.
-    fn next_to_work(&self, limit: usize, spare: usize) -> Option<u64> {
+    /// The request that gets the next slot, if one is free.
+    fn next_to_run(&self, limit: usize, spare: usize) -> Option<u64> {
         let waiting = || self.entries.iter().filter(|(_, entry)| entry.wake.is_some());
         waiting().next()?;
         let holding = self.holding();
@@ -157,23 +157,24 @@ impl<T> Standing<T> {
             return None;
         }
         let (mut of_share, mut of_user) = (HashMap::<&Share, usize>::new(), HashMap::<&str, usize>::new());
-        for share in self.entries.values().filter(|entry| entry.has_place).filter_map(|entry| entry.share.as_ref()) {
+        for share in self.entries.values().filter(|entry| entry.has_slot).filter_map(|entry| entry.share.as_ref()) {
             *of_share.entry(share).or_default() += 1;
             *of_user.entry(&share.0).or_default() += 1;
         }
         let has = |entry: &Entry<T>| {
             let share = entry.share.as_ref();
-            let places = share.and_then(|share| of_share.get(share)).copied().unwrap_or_default();
-            (places, share.and_then(|share| of_user.get(&*share.0)).copied().unwrap_or_default())
+            let slots = share.and_then(|share| of_share.get(share)).copied().unwrap_or_default();
+            (slots, share.and_then(|share| of_user.get(&*share.0)).copied().unwrap_or_default())
         };
-        let ((places, _), number) = waiting().map(|(number, entry)| (has(entry), *number)).min()?;
-        let others_have_several = of_share.values().any(|places| *places > 1);
-        let may = holding < limit || (places == 0 && others_have_several);
+        let ((slots, _), number) = waiting().map(|(number, entry)| (has(entry), *number)).min()?;
+        let others_have_several = of_share.values().any(|slots| *slots > 1);
+        let may = holding < limit || (slots == 0 && others_have_several);
         may.then_some(number)
     }
 
-    /// Makes room for one of `share`, which must not have as many in the line as another.
-    fn turn_one_away_for(&mut self, share: Option<&Share>) -> Result<(), QueueFull> {
+    /// Makes room for a request of `share` by removing the last request of the share with the most waiting requests.
+    /// That share must have at least two more than `share`.
+    fn displace_for(&mut self, share: Option<&Share>) -> Result<(), QueueFull> {
         let mut waiting = HashMap::<&Share, (usize, u64)>::new();
         for (number, entry) in self.entries.iter().filter(|(_, entry)| entry.wake.is_some()) {
             let Some(share) = &entry.share else { continue };
@@ -185,23 +186,23 @@ impl<T> Standing<T> {
         if ours + 1 >= most {
             return Err(QueueFull);
         }
-        // Its sender is dropped, by which it hears of it.
+        // Dropping its sender notifies the displaced request.
         self.entries.remove(&last);
         Ok(())
     }
 }
 
 impl<T: Queued> QueuedRequest<T> {
-    /// Waits for a place.
+    /// Waits for a slot.
     ///
     /// # Errors
-    /// Where it had to leave the line for another.
+    /// If another request displaced this one.
     pub(crate) async fn admitted(self) -> Result<Permit<T>, QueueFull> {
         let (wake, woken) = oneshot::channel();
         {
-            let mut standing = self.line.standing();
-            standing.entries.get_mut(&self.number).ok_or(QueueFull)?.wake = Some(wake);
-            self.line.hand_out(&mut standing);
+            let mut state = self.queue.state();
+            state.entries.get_mut(&self.number).ok_or(QueueFull)?.wake = Some(wake);
+            self.queue.grant_slots(&mut state);
         }
         woken.await.map_err(|_| QueueFull)?;
         Ok(Permit(self))
@@ -210,24 +211,24 @@ impl<T: Queued> QueuedRequest<T> {
 
 impl<T: Queued> Drop for QueuedRequest<T> {
     fn drop(&mut self) {
-        let mut standing = self.line.standing();
-        standing.entries.remove(&self.number);
-        self.line.hand_out(&mut standing);
+        let mut state = self.queue.state();
+        state.entries.remove(&self.number);
+        self.queue.grant_slots(&mut state);
     }
 }
 
 impl<T: Queued> Permit<T> {
-    /// Lets somebody else work: this work hangs. It still is seen at work.
+    /// Releases the slot because this work hangs. The work is still listed as running.
     pub(crate) fn release(&mut self) {
-        let mut standing = self.0.line.standing();
-        if let Some(entry) = standing.entries.get_mut(&self.0.number) {
-            entry.has_place = false;
+        let mut state = self.0.queue.state();
+        if let Some(entry) = state.entries.get_mut(&self.0.number) {
+            entry.has_slot = false;
         }
-        self.0.line.hand_out(&mut standing);
+        self.0.queue.grant_slots(&mut state);
     }
 
-    pub(crate) fn what(&self) -> &T {
-        &self.0.what
+    pub(crate) fn work(&self) -> &T {
+        &self.0.work
     }
 }
 

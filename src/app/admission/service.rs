@@ -1,4 +1,4 @@
-//! The one place that decides whether work may start.
+//! Decides whether work may start.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -22,13 +22,13 @@ use crate::store::Store;
 /// Creations that may wait for a slot.
 const CREATION_QUEUE: usize = 64;
 
-/// Operations that may hold or wait for one VM when another creation arrives.
+/// A creation is refused if this many operations already hold or wait for the VM.
 const CREATION_QUEUE_OF_VM: usize = 4;
 
 /// Downloads that may wait for a slot.
 const EXPORT_QUEUE: usize = 128;
 
-/// How often slots of hung repositories are released.
+/// How often the slots of downloads from unresponsive repositories are released.
 const HUNG_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How often the rates of clients are measured.
@@ -47,19 +47,18 @@ impl Queued for Creation {
     }
 }
 
-/// A creation that may start: its slot, and the VM's mutex.
+/// A creation that may start, with its slot and the VM's mutex.
 pub(crate) struct Admitted {
     pub slot: Permit<Creation>,
     pub vm_guard: OwnedMutexGuard<()>,
 }
 
-/// Queues, locks and policy.
 pub(crate) struct Admission {
     pub creations: AdmissionQueue<Creation>,
     pub exports: AdmissionQueue<Export>,
     pub vm_locks: Arc<VmLocks>,
     pub policy: PolicyCheck,
-    /// Slower clients are disconnected while others wait; bytes a second.
+    /// Bytes per second. Slower clients are disconnected while others wait.
     min_rate: Option<NonZero<u64>>,
 }
 
@@ -83,7 +82,7 @@ impl Admission {
         let full = |_| Refusal::QueueFull("snapshots");
         let vm = creation.vm.clone();
         let queued = self.creations.join(creation).map_err(full)?;
-        // The VM first, then the slot: requests that wait for one VM hold up no other.
+        // The VM first, then the slot, so that requests waiting for one VM do not block other VMs.
         let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
         let vm_guard = vm_guard.ok_or(Refusal::QueueFull("changes of this VM's snapshots"))?;
         let slot = queued.admitted().await.map_err(full)?;
@@ -103,7 +102,7 @@ impl Admission {
         Ok(waited.map_err(timeout)?.map_err(full)?)
     }
 
-    /// Releases the slots of downloads whose repository hangs, until `stop`.
+    /// Releases the slots of downloads whose repository is unresponsive, until `stop`.
     pub(crate) async fn release_hung_slots(self: Arc<Self>, stop: CancellationToken) {
         let mut rounds = rounds(HUNG_INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
@@ -111,7 +110,10 @@ impl Admission {
                 let hangs = !export.executor.is_responsive();
                 if hangs {
                     let ExportDetails { vm, snapshot, disk, .. } = &export.details;
-                    tracing::warn!(%vm, %snapshot, %disk, "repository does not respond: releasing the download's slot");
+                    tracing::warn!(
+                        %vm, %snapshot, %disk,
+                        "the repository does not respond; releasing the download's slot"
+                    );
                 }
                 hangs
             });
@@ -125,8 +127,8 @@ impl Admission {
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
             let mut slow = Vec::new();
             self.exports.each(|entry| {
-                let rate = if entry.works { entry.what.client_rate() } else { None };
-                slow.extend(rate.filter(|rate| *rate < min_rate as f64).map(|rate| (rate, Arc::clone(&entry.what))));
+                let rate = if entry.is_running { entry.work.client_rate() } else { None };
+                slow.extend(rate.filter(|rate| *rate < min_rate as f64).map(|rate| (rate, Arc::clone(&entry.work))));
             });
             slow.sort_by(|(one, _), (other, _)| one.total_cmp(other));
             for (rate, export) in slow.into_iter().take(self.exports.waiting()) {

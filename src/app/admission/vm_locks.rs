@@ -1,4 +1,4 @@
-//! The right to change the snapshots of a VM: in this service, and among all that share its repositories.
+//! VM locks: the right to change the snapshots of a VM, in this service and among all exporters of a pool.
 
 use std::io;
 use std::sync::Arc;
@@ -21,14 +21,14 @@ use crate::repository::{Unavailable, UnexpectedEntry, host};
 /// How a VM is locked.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct LockMode {
-    /// How long another service that has locked it is waited for.
+    /// How long to wait while another exporter holds the lock.
     wait: Duration,
-    /// How long a repository may take for it.
+    /// The kind of job, which bounds the time that a repository may take.
     kind: JobKind,
-    /// Whether the lock says who holds it.
+    /// Whether the lock file names the holder.
     is_named: bool,
-    /// Whether the caller has a thread of its own, and waits on that. The service's pool of blocking threads can be
-    /// used up by repositories that hang, and a thaw must not wait for one of those.
+    /// Whether the caller has its own thread and may block it. Hung repositories can use up the service's pool of
+    /// blocking threads, and a thaw must not wait for that pool.
     is_isolated: bool,
 }
 
@@ -36,40 +36,40 @@ impl LockMode {
     /// For a request.
     pub(crate) const REQUEST: Self =
         Self { wait: Duration::from_secs(30), kind: JobKind::CHANGE, is_named: true, is_isolated: false };
-    /// For what is tried again later.
+    /// Without waiting, for operations that are retried later.
     pub(crate) const NOW: Self = Self { wait: Duration::ZERO, ..Self::REQUEST };
-    /// To let go of what may be frozen, and be it the repository; only in [`crate::hooks::run_isolated`].
+    /// To thaw a guest, or even the repository's file system. Only in [`crate::hooks::run_isolated`].
     pub(crate) const THAW: Self =
         Self { wait: Duration::from_secs(20), kind: JobKind::SHORT, is_named: false, is_isolated: true };
-    /// The same, where it is tried again later.
+    /// As [`LockMode::THAW`], without waiting.
     pub(crate) const THAW_NOW: Self = Self { wait: Duration::ZERO, ..Self::THAW };
 }
 
-/// How long the closing of lock files is waited for.
-const CLOSE: Duration = Duration::from_secs(1);
+/// How long to wait until the lock files are closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often it looks whether the lock is free.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often a held lock is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The turn of a VM, held until this is dropped. While it is held nobody else changes the snapshots of the VM,
-/// neither in this service nor in another one that uses the same repositories.
+/// Holds the lock of a VM until it is dropped. Meanwhile no other operation changes the snapshots of the VM, neither in
+/// this service nor in another exporter that uses the same repositories.
 pub(crate) struct VmGuard {
     held: Option<(Vec<VmLock>, OwnedMutexGuard<()>)>,
     locked: Vec<RepositoryId>,
-    /// Where it cannot be locked, and why.
+    /// The repositories in which locking failed.
     failed: Vec<(RepositoryId, io::Error)>,
-    /// Where another service has locked it, and which.
+    /// The repositories in which another exporter holds the lock, and its name.
     busy: Vec<(RepositoryId, String)>,
     was_held: bool,
 }
 
 impl VmGuard {
-    /// Whether somebody else had locked the VM before.
+    /// Whether another exporter held the lock at first.
     pub(crate) fn was_waited_for(&self) -> bool {
         self.was_held
     }
 
-    /// Checks that the VM is locked wherever `snapshot` is to have files.
+    /// Checks that the VM is locked in all repositories of `snapshot`.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::NoSpace`], [`Error::ReadOnly`].
@@ -81,9 +81,10 @@ impl VmGuard {
         }
     }
 
-    /// Checks that no other service can be changing a snapshot whose files in `repositories` are removed. A repository
-    /// that is unavailable or not in the config keeps its files; in one that is full or read-only no other service could
-    /// have made the lock file; if the folder of snapshots is a link, nothing is removed.
+    /// Checks that no other exporter can be changing a snapshot whose files in `repositories` are to be removed. Some
+    /// failures to lock are harmless: an unavailable or unlisted repository keeps its files; in a full or read-only
+    /// one, no other exporter can create the lock file either; and nothing is removed if the snapshots folder is a
+    /// link.
     ///
     /// # Errors
     /// [`Error::VmBusy`], [`Error::Unavailable`].
@@ -109,18 +110,18 @@ impl Drop for VmGuard {
         if held.0.is_empty() {
             return;
         }
-        // Closing a file may hang where its file system does: then it is not waited for. First the locks, then the
-        // turn: the next one in this service finds them free.
+        // Closing a file may hang with its file system, so the wait is bounded. The lock files are released before the
+        // mutex, so that the next operation of this service finds them free.
         let (unlocked, is_unlocked) = sync_channel(1);
         let unlock = move || {
-            let (locks, turn) = held;
+            let (locks, mutex) = held;
             drop(locks);
-            drop(turn);
+            drop(mutex);
             let _ = unlocked.send(());
         };
-        // Where no thread can be started, they are closed here.
+        // If no thread can be started, the failed call drops them on this one.
         if std::thread::Builder::new().name("unlock".to_owned()).spawn(unlock).is_ok() {
-            let _ = is_unlocked.recv_timeout(CLOSE);
+            let _ = is_unlocked.recv_timeout(CLOSE_TIMEOUT);
         }
     }
 }
@@ -158,9 +159,9 @@ impl VmLocks {
         self.mutexes.try_take(vm)
     }
 
-    /// Locks the VM, whose turn in this service is `own`, in `repositories`, and waits until others have unlocked
-    /// it, as `how` has it. Where a repository does not answer or takes no lock, the VM is not locked there:
-    /// [`VmGuard::covers`] tells.
+    /// Locks the VM in `repositories`; the caller already holds its mutex in this service, `own`. Waits for other
+    /// exporters as `mode` says. Repositories that do not respond or cannot lock are left out: check with
+    /// [`VmGuard::covers`].
     ///
     /// # Errors
     /// [`Error::VmBusy`].
@@ -169,36 +170,37 @@ impl VmLocks {
         own: OwnedMutexGuard<()>,
         vm: &VmId,
         repositories: Vec<RepositoryId>,
-        how: LockMode,
+        mode: LockMode,
     ) -> Result<VmGuard, Error> {
-        let mut turn = self.lock_where_possible(own, vm, repositories, how).await?;
-        match turn.busy.pop() {
+        let mut guard = self.lock_where_possible(own, vm, repositories, mode).await?;
+        match guard.busy.pop() {
             Some((_, holder)) => Err(Error::VmBusy { holder }),
-            None => Ok(turn),
+            None => Ok(guard),
         }
     }
 
-    /// The same. Where another service keeps it locked, [`VmGuard::allows_removal`] tells that too.
+    /// As [`VmLocks::lock`], but also leaves out repositories in which another exporter holds the lock: check with
+    /// [`VmGuard::allows_removal`].
     async fn lock_where_possible(
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
         vm: &VmId,
         mut repositories: Vec<RepositoryId>,
-        how: LockMode,
+        mode: LockMode,
     ) -> Result<VmGuard, Error> {
-        // All in one order, so that no two wait for each other.
+        // A fixed order prevents deadlocks.
         repositories.sort();
         repositories.dedup();
-        let end = Instant::now() + how.wait;
+        let end = Instant::now() + mode.wait;
         let (mut locks, mut locked, mut failed, mut busy) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         let mut was_held = false;
         for id in repositories {
             loop {
-                let attempt = if how.is_isolated {
-                    self.try_lock(vm, &id, how)
+                let attempt = if mode.is_isolated {
+                    self.try_lock(vm, &id, mode)
                 } else {
                     let (of, at) = (vm.clone(), id.clone());
-                    self.blocking(move |locks| Ok(locks.try_lock(&of, &at, how))).await?
+                    self.blocking(move |locks| Ok(locks.try_lock(&of, &at, mode))).await?
                 };
                 match attempt {
                     Ok(Attempt::Locked(lock)) => {
@@ -212,12 +214,12 @@ impl VmLocks {
                     }
                     Ok(Attempt::Held(_)) => {
                         was_held = true;
-                        tokio::time::sleep(LOOK).await;
+                        tokio::time::sleep(RETRY_INTERVAL).await;
                     }
                     Err(error) => {
-                        // What is not in the config stays so, and is asked for each minute where files wait for it.
+                        // Files that wait for an unlisted repository would repeat this warning every minute.
                         if !matches!(Unavailable::of(&error), Some(Unavailable::NotListed)) {
-                            tracing::warn!(%vm, repository = %id, %error, "the VM cannot be locked there");
+                            tracing::warn!(%vm, repository = %id, %error, "cannot lock the VM in this repository");
                         }
                         failed.push((id, error));
                         break;
@@ -228,7 +230,7 @@ impl VmLocks {
         Ok(VmGuard { held: Some((locks, own)), locked, failed, busy, was_held })
     }
 
-    /// Locks the VM for the removal of snapshots, each with the repositories that it has files in.
+    /// Locks the VM to remove snapshots. `snapshots` has the repositories of each.
     ///
     /// # Errors
     /// [`Error::VmBusy`], [`Error::Unavailable`].
@@ -238,17 +240,14 @@ impl VmLocks {
         vm: &VmId,
         snapshots: impl Iterator<Item = Vec<&'a RepositoryId>> + Clone,
     ) -> Result<VmGuard, Error> {
-        let turn = self.lock_for_removals(own, vm, snapshots.clone()).await?;
+        let guard = self.lock_for_removals(own, vm, snapshots.clone()).await?;
         for snapshot in snapshots {
-            turn.allows_removal(&snapshot)?;
+            guard.allows_removal(&snapshot)?;
         }
-        Ok(turn)
+        Ok(guard)
     }
 
-    /// The same where one that cannot be removed does not keep the others: [`VmGuard::allows_removal`] tells of each.
-    ///
-    /// # Errors
-    /// [`Error::Internal`].
+    /// As [`VmLocks::lock_for_removal`], but without checking: check each snapshot with [`VmGuard::allows_removal`].
     pub(crate) async fn lock_for_removals<'a>(
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
@@ -259,7 +258,7 @@ impl VmLocks {
         self.lock_where_possible(own, vm, repositories, LockMode::REQUEST).await
     }
 
-    /// Locks the VM for the removal of one snapshot, where nobody else has locked it now.
+    /// Locks the VM to remove one snapshot, without waiting for other exporters.
     pub(crate) async fn try_lock_for_removal(
         self: &Arc<Self>,
         own: OwnedMutexGuard<()>,
@@ -267,19 +266,20 @@ impl VmLocks {
         repositories: &[&RepositoryId],
     ) -> Result<VmGuard, Error> {
         let all = repositories.iter().copied().cloned().collect();
-        let turn = self.lock(own, vm, all, LockMode::NOW).await?;
-        turn.allows_removal(repositories)?;
-        Ok(turn)
+        let guard = self.lock(own, vm, all, LockMode::NOW).await?;
+        guard.allows_removal(repositories)?;
+        Ok(guard)
     }
 
-    fn try_lock(&self, vm: &VmId, id: &RepositoryId, how: LockMode) -> io::Result<Attempt> {
+    fn try_lock(&self, vm: &VmId, id: &RepositoryId, mode: LockMode) -> io::Result<Attempt> {
         let repository = self.inventory.repository(id).ok_or(Unavailable::NotListed)?;
         let (vm, holder) = (vm.clone(), format!("{}, pid {}", host::name(), std::process::id()));
-        // Nothing is made in an empty mount point. And this is asked first, as a change has more patience than a
-        // question.
+        // The lock file must not be created in an empty mount point. This check also fails sooner than a change does if
+        // the repository hangs.
         repository.mounted()?;
-        repository
-            .run(how.kind, move |_, root| vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| how.is_named)))
+        repository.run(mode.kind, move |_, root| {
+            vm_lock::try_lock(root, &vm, Some(holder.as_str()).filter(|_| mode.is_named))
+        })
     }
 }
 
@@ -293,7 +293,7 @@ fn lock_error(id: &RepositoryId, error: &io::Error) -> Error {
         Some(errno) if cannot_write(error) || errno == Errno::EIO as i32 => {
             Error::of_step(step, io::Error::from_raw_os_error(errno))
         }
-        // The lock manager's trouble is nobody's request's.
+        // The cluster's lock manager failed, not the request.
         _ => Error::Unavailable(format!("{step}: {error}")),
     }
 }

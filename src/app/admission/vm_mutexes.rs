@@ -1,4 +1,4 @@
-//! One mutex a VM: its snapshots are changed by one operation of this service at a time.
+//! One mutex per VM: only one operation of this service changes its snapshots at a time.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -7,10 +7,10 @@ use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 
 use crate::model::VmId;
 
-/// The mutexes of VMs. One that is neither held nor waited for is dropped.
+/// The mutexes of VMs. Unused ones are removed.
 #[derive(Default)]
 pub(super) struct VmMutexes {
-    taken: Mutex<HashMap<VmId, Weak<AsyncMutex<()>>>>,
+    by_vm: Mutex<HashMap<VmId, Weak<AsyncMutex<()>>>>,
 }
 
 impl VmMutexes {
@@ -22,7 +22,7 @@ impl VmMutexes {
     /// As [`VmMutexes::take`]; nothing if `most` operations hold the mutex or wait for it already.
     pub(super) async fn take_behind(&self, vm: &VmId, most: usize) -> Option<OwnedMutexGuard<()>> {
         let mutex = self.mutex(vm);
-        // One reference for each operation that holds the mutex or waits for it; one is ours.
+        // Each operation that holds the mutex or waits for it has a reference, and so does this call.
         if Arc::strong_count(&mutex) > most {
             return None;
         }
@@ -35,10 +35,10 @@ impl VmMutexes {
     }
 
     fn mutex(&self, vm: &VmId) -> Arc<AsyncMutex<()>> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        taken.retain(|_, mutex| mutex.strong_count() > 0);
-        let mutex = taken.get(vm).and_then(Weak::upgrade).unwrap_or_default();
-        taken.insert(vm.clone(), Arc::downgrade(&mutex));
+        let mut by_vm = self.by_vm.lock().unwrap_or_else(PoisonError::into_inner);
+        by_vm.retain(|_, mutex| mutex.strong_count() > 0);
+        let mutex = by_vm.get(vm).and_then(Weak::upgrade).unwrap_or_default();
+        by_vm.insert(vm.clone(), Arc::downgrade(&mutex));
         mutex
     }
 }
@@ -48,41 +48,40 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn two_of_one_vm_take_turns_and_nothing_is_kept() {
+    async fn operations_on_one_vm_run_in_order_and_unused_mutexes_are_removed() {
         let mutexes = VmMutexes::default();
         let a: VmId = "0004fb0000060000000000000000000a".parse().unwrap();
         let b: VmId = "0004fb0000060000000000000000000b".parse().unwrap();
         let first = mutexes.take(&a).await;
         let other = mutexes.take(&b).await;
         let mut second = Box::pin(mutexes.take(&a));
-        assert!(futures_poll(&mut second).await.is_none(), "the turn was not free");
+        assert!(poll_once(&mut second).await.is_none(), "the mutex was free");
         drop(first);
         drop(second.await);
         drop(other);
         drop(mutexes.take(&b).await);
-        assert_eq!(mutexes.taken.lock().unwrap().len(), 1);
+        assert_eq!(mutexes.by_vm.lock().unwrap().len(), 1);
     }
 
     #[tokio::test]
-    async fn a_line_before_one_vm_has_an_end() {
+    async fn waiting_operations_of_one_vm_are_bounded() {
         let mutexes = VmMutexes::default();
         let vm: VmId = "0004fb0000060000000000000000000a".parse().unwrap();
         let first = mutexes.take_behind(&vm, 2).await.unwrap();
         assert!(mutexes.try_take(&vm).is_none());
         let mut second = Box::pin(mutexes.take_behind(&vm, 2));
-        assert!(futures_poll(&mut second).await.is_none(), "the turn was not free");
+        assert!(poll_once(&mut second).await.is_none(), "the mutex was free");
         assert!(mutexes.take_behind(&vm, 2).await.is_none(), "a third waits");
-        // Who goes away leaves room.
+        // A cancelled wait makes room.
         drop(second);
         let mut third = Box::pin(mutexes.take_behind(&vm, 2));
-        assert!(futures_poll(&mut third).await.is_none(), "the turn was not free");
+        assert!(poll_once(&mut third).await.is_none(), "the mutex was free");
         drop(first);
         assert!(third.await.is_some());
         assert!(mutexes.try_take(&vm).is_some());
     }
 
-    /// Polls once.
-    async fn futures_poll<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
+    async fn poll_once<F: Future + Unpin>(future: &mut F) -> Option<F::Output> {
         std::future::poll_fn(|context| {
             std::task::Poll::Ready(match std::pin::Pin::new(&mut *future).poll(context) {
                 std::task::Poll::Ready(value) => Some(value),

@@ -1,8 +1,7 @@
-//! Who did what, from which address, with what outcome: one line each.
+//! Audit lines: who did what, from which address, with what outcome.
 //!
-//! The lines go to a sink of their own, as JSON, where the config names one. Else they are in the log, whatever
-//! `RUST_LOG` says of the rest. Reads of disks, which are thousands of requests, are summed up first, in
-//! `audit_trail`.
+//! If the config names an audit file, the lines go there as JSON. Otherwise they are in the log, regardless of
+//! `RUST_LOG`. Reads of disks consist of thousands of requests, so `trail` summarizes them first.
 
 use std::fmt::Display;
 use std::net::{IpAddr, Ipv6Addr};
@@ -13,24 +12,24 @@ use serde::Serialize;
 use crate::app::Error;
 use crate::auth::Session;
 
-/// What the lines are known by in the log's filter.
+/// The target of audit lines in the log.
 pub const TARGET: &str = "audit";
 
-/// Takes a line of JSON, with its newline. It must not wait.
+/// Takes a line of JSON with its newline. It must not block.
 type Sink = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 static SINK: OnceLock<Sink> = OnceLock::new();
 
-/// Sends all lines to `sink` from now on, and none to the log. The first sink stays.
+/// Sends all further lines to `sink` instead of the log. Only the first call has an effect.
 pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
     let _ = SINK.set(Box::new(sink));
 }
 
-/// Who does something.
+/// The user or part of the service that does something.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Actor {
     user: Option<Arc<str>>,
-    /// Nothing for what the service does by itself.
+    /// Empty for actions of the service itself.
     address: Option<IpAddr>,
     request_id: Option<Arc<str>>,
 }
@@ -43,13 +42,13 @@ impl From<&Session> for Actor {
 }
 
 impl Actor {
-    /// The service itself, in a part of it.
+    /// A part of the service.
     pub(crate) fn service(part: &str) -> Self {
         Self { user: Some(part.into()), address: None, request_id: None }
     }
 
-    /// Somebody who has not said who it is, or not truly.
-    pub(crate) fn stranger(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+    /// An unauthenticated client.
+    pub(crate) fn unauthenticated(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
         Self { user: None, address, request_id }
     }
 
@@ -57,20 +56,19 @@ impl Actor {
         self.user.as_deref().unwrap_or("-")
     }
 
-    /// The same, who has proven to be `user`.
+    /// The actor, authenticated as `user`.
     pub(crate) fn named(self, user: &str) -> Self {
         Self { user: Some(user.into()), ..self }
     }
 
-    /// The same of all requests together: who, and from where. Somebody unknown with IPv6 may have all addresses of a
-    /// /64.
+    /// The actor without its request. The address of an unauthenticated IPv6 client is reduced to its /64, because it
+    /// can use all addresses of that.
     pub(crate) fn without_request(&self) -> Self {
-        let address = if self.is_stranger() { self.address.map(host_of) } else { self.address };
+        let address = if self.is_unauthenticated() { self.address.map(host_of) } else { self.address };
         Self { user: self.user.clone(), address, request_id: None }
     }
 
-    /// Whether it is not known who it is.
-    pub(crate) fn is_stranger(&self) -> bool {
+    pub(crate) fn is_unauthenticated(&self) -> bool {
         self.user.is_none()
     }
 
@@ -78,14 +76,14 @@ impl Actor {
         self.address
     }
 
-    /// Writes down how `action` ended, which was about `what`.
+    /// Records the outcome of `action` on `what`.
     pub(crate) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
         let what = what.to_string();
         AuditLine::new(self, action, &what, &Outcome::of(outcome)).write();
     }
 }
 
-/// What stands for the host with this address: one with IPv6 may have as many addresses as it likes below its /64.
+/// The address that identifies the host: for IPv6 its /64, because a host can use all addresses of that.
 pub fn host_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V4(address) => address.into(),
@@ -93,10 +91,10 @@ pub fn host_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// How something ended.
+/// The outcome of an action.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Outcome {
-    /// `done`, `refused`, `failed`, and for bodies of disks `cut` and `under way`.
+    /// `done`, `refused`, `failed`; for downloads also `cut` and `under way`.
     pub name: &'static str,
     pub reason: Option<String>,
 }
@@ -115,16 +113,16 @@ impl Outcome {
     }
 }
 
-/// One line.
+/// One audit line.
 #[derive(Serialize)]
 pub(crate) struct AuditLine<'a> {
     /// RFC 3339, UTC.
     time: String,
     who: Option<&'a str>,
-    /// A keyed hash of the account's name, where a log-in failed.
+    /// A keyed hash of the account's name, if a log-in failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub account: Option<&'a str>,
-    /// Of failed log-ins to several accounts: how many accounts.
+    /// The number of accounts, if failed log-ins to several accounts are summarized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accounts: Option<usize>,
     address: Option<IpAddr>,
@@ -132,14 +130,14 @@ pub(crate) struct AuditLine<'a> {
     what: &'a str,
     outcome: &'static str,
     reason: Option<&'a str>,
-    /// Of disks, that were sent.
+    /// Bytes of the disk that were sent.
     pub bytes: Option<u64>,
-    /// Of disks, that were asked for.
+    /// Requested ranges of the disk.
     pub ranges: Option<u64>,
-    /// Requests that this line is about, where it may be several.
+    /// The number of requests, if the line can summarize several.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub requests: Option<u64>,
-    /// Of the last one.
+    /// The id of the last request.
     request_id: Option<&'a str>,
 }
 
@@ -169,14 +167,14 @@ impl<'a> AuditLine<'a> {
                     line.push(b'\n');
                     sink(&line);
                 }
-                Err(error) => tracing::error!(%error, "an audit line cannot be written as JSON"),
+                Err(error) => tracing::error!(%error, "cannot write an audit line as JSON"),
             }
             return;
         }
         let Self { account, accounts, action, what, outcome, bytes, ranges, requests, .. } = self;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
-        // Quoted, so that a text of several lines is one.
+        // Quoted, so that line breaks in the text do not start a new line.
         let reason = self.reason.map(tracing::field::debug);
         tracing::info!(
             target: TARGET, action, ?user, %address, ?what, outcome, reason, account, accounts, bytes, ranges, requests,

@@ -1,4 +1,4 @@
-//! The audit: who did what, from which address, with what outcome.
+//! The audit: records who did what, from which address, with what outcome.
 
 mod line;
 mod trail;

@@ -1,8 +1,8 @@
-//! What is done in thousands of requests, summed up for the audit: a line for all that one client did with one
-//! thing, when it is over or after a minute.
+//! Summarizes frequent requests for the audit: one line for all requests of one client for one subject, when they end
+//! or after a minute.
 //!
-//! Requests without a good token, and failed log-ins, are summed up for longer the longer they go on. Otherwise a
-//! stranger who tries passwords for days would fill the audit, and push creations and deletions out of it.
+//! Requests without a valid token and failed log-ins are summarized for longer the longer they continue. Otherwise a
+//! client that tries passwords for days would fill the audit and displace creations and deletions.
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -13,40 +13,40 @@ use super::line::{Actor, AuditLine, Outcome};
 use crate::app::Error;
 use crate::auth::{BadToken, Session};
 
-/// After so long without another request, it is over.
+/// A series of requests has ended after this time without another one.
 const QUIET: Duration = Duration::from_secs(5);
 
 /// The longest time that one line covers.
 pub(crate) const ROUND_OF_LINES: Duration = Duration::from_secs(60);
 
-/// So long is what one line is about at most, where a stranger goes on.
-const STRANGERS_LONGEST: Duration = Duration::from_secs(3600);
+/// The longest time that one line covers for an unauthenticated client.
+const MAX_UNAUTHENTICATED_ROUND: Duration = Duration::from_secs(3600);
 
-/// Accounts of failed log-ins that have lines of their own, for one host.
-const ACCOUNTS: usize = 8;
+/// The most accounts per host whose failed log-ins have separate lines.
+const SEPARATE_ACCOUNTS: usize = 8;
 
-/// Accounts that are told apart in the line of all others.
-const ACCOUNTS_COUNTED: usize = 1000;
+/// The most accounts that the line of all others counts.
+const MAX_COUNTED_ACCOUNTS: usize = 1000;
 
-/// Things that are summed up at a time, at most.
+/// The most subjects that are summarized at a time.
 const MAX_SUBJECTS: usize = 10_000;
 
 const LOG_IN: &str = "log-in";
 
-/// What a line is about: requests for which it would be the same.
+/// Requests with the same subject share a line.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct Subject {
-    /// Without the request.
+    /// The actor without a request.
     actor: Actor,
     action: &'static str,
-    /// Nothing, where it does not tell requests apart.
+    /// Empty if requests about different things share a line.
     what: Option<String>,
-    /// A keyed hash of its name, where a log-in failed.
+    /// A keyed hash of the account's name, if a log-in failed.
     account: Option<String>,
     outcome: Outcome,
 }
 
-/// What there is to say about a subject.
+/// The summary of a subject.
 #[derive(Debug)]
 struct Sum {
     since: Instant,
@@ -54,21 +54,21 @@ struct Sum {
     actor: Actor,
     what: String,
     requests: u64,
-    /// Of disks.
+    /// What was sent of a disk.
     sent: Option<Sent>,
-    /// Hashes of the accounts, where there may be several.
+    /// Hashes of the accounts, if several share the line.
     accounts: HashSet<String>,
-    /// How many lines there have been of all that a stranger did.
+    /// The number of earlier lines about an unauthenticated client.
     lines: u32,
 }
 
 impl Sum {
-    /// Whether it is time for a line.
-    fn is_due(&self, of_stranger: bool) -> bool {
-        let is_quiet = self.last.elapsed() >= QUIET && (!of_stranger || (self.lines == 0 && self.requests > 0));
-        // A minute, one again, two, four, ...
-        let longest = ROUND_OF_LINES * (1 << self.lines.saturating_sub(1).min(6));
-        is_quiet || self.since.elapsed() >= longest.min(STRANGERS_LONGEST)
+    /// Whether the line is due.
+    fn is_due(&self, is_unauthenticated: bool) -> bool {
+        let is_quiet = self.last.elapsed() >= QUIET && (!is_unauthenticated || (self.lines == 0 && self.requests > 0));
+        // One minute twice, then two, four, and so on.
+        let max = ROUND_OF_LINES * (1 << self.lines.saturating_sub(1).min(6));
+        is_quiet || self.since.elapsed() >= max.min(MAX_UNAUTHENTICATED_ROUND)
     }
 }
 
@@ -78,7 +78,7 @@ pub(crate) struct Sent {
     pub ranges: u64,
 }
 
-/// All that is being summed up.
+/// All summaries.
 #[derive(Debug, Default)]
 pub struct AuditTrail(Mutex<HashMap<Subject, Sum>>);
 
@@ -94,12 +94,12 @@ impl AuditTrail {
         self.add_to(subject, actor, what, sent);
     }
 
-    /// Adds a request to what there is of its subject.
+    /// Adds a request to the summary of its subject.
     fn add_to(&self, subject: Subject, actor: &Actor, what: String, sent: Option<Sent>) {
         add_to(&mut self.sums(), subject, actor, what, sent);
     }
 
-    /// Adds a log-in to this account that failed. A host that has tried many accounts has one line for all others.
+    /// Adds a failed log-in. After a few accounts of one host, all its others share one line.
     fn add_failed_log_in(&self, actor: &Actor, account: String, outcome: Outcome) {
         let mut sums = self.sums();
         let of = actor.without_request();
@@ -107,19 +107,19 @@ impl AuditTrail {
         let of_all = Subject { account: None, ..subject.clone() };
         let is_of_host = |other: &&Subject| other.actor == subject.actor && other.account.is_some();
         let has_own = sums.contains_key(&subject)
-            || (!sums.contains_key(&of_all) && sums.keys().filter(is_of_host).count() < ACCOUNTS);
+            || (!sums.contains_key(&of_all) && sums.keys().filter(is_of_host).count() < SEPARATE_ACCOUNTS);
         if has_own {
             add_to(&mut sums, subject, actor, String::new(), None);
             return;
         }
         let account = subject.account.unwrap_or_default();
         let sum = add_to(&mut sums, of_all, actor, String::new(), None);
-        if sum.requests > 0 && sum.accounts.len() < ACCOUNTS_COUNTED {
+        if sum.requests > 0 && sum.accounts.len() < MAX_COUNTED_ACCOUNTS {
             sum.accounts.insert(account);
         }
     }
 
-    /// Writes what there is of an actor's `action` on `what`.
+    /// Writes the summary of an actor's `action` on `what`.
     pub(crate) fn write_of(&self, actor: &Actor, action: &'static str, what: &str) {
         let actor = actor.without_request();
         let mut sums = self.sums();
@@ -129,15 +129,15 @@ impl AuditTrail {
         write(sums.extract_if(|subject, _| of(subject)));
     }
 
-    /// Writes what is over.
-    pub(crate) fn write_what_is_over(&self) {
+    /// Writes the summaries that are due.
+    pub(crate) fn write_due(&self) {
         self.sums().retain(|subject, sum| {
-            let of_stranger = subject.actor.is_stranger();
-            if !sum.is_due(of_stranger) {
+            let is_unauthenticated = subject.actor.is_unauthenticated();
+            if !sum.is_due(is_unauthenticated) {
                 return true;
             }
-            // A stranger who goes on has no first line again.
-            let stays = of_stranger && sum.requests > 0;
+            // The summary of an unauthenticated client stays while requests continue, so that its rounds get longer.
+            let stays = is_unauthenticated && sum.requests > 0;
             write_one(subject, sum);
             sum.accounts.clear();
             (sum.requests, sum.since, sum.lines) = (0, Instant::now(), sum.lines + 1);
@@ -145,13 +145,13 @@ impl AuditTrail {
         });
     }
 
-    /// Writes everything.
+    /// Writes all summaries.
     pub(crate) fn write_all(&self) {
         write(self.sums().drain());
     }
 }
 
-/// Adds a request to what there is of its subject. Where nothing was sent of a disk, the first one has a line at once.
+/// Adds a request to the summary of its subject. The first one gets a line at once, unless it sent bytes of a disk.
 fn add_to<'a>(
     sums: &'a mut HashMap<Subject, Sum>,
     subject: Subject,
@@ -190,7 +190,7 @@ fn write(sums: impl Iterator<Item = (Subject, Sum)>) {
     }
 }
 
-/// Writes a line, where there is something to say.
+/// Writes the line of a summary, if it has requests.
 fn write_one(subject: &Subject, sum: &Sum) {
     if sum.requests == 0 {
         return;
@@ -205,7 +205,7 @@ fn write_one(subject: &Subject, sum: &Sum) {
 }
 
 impl AuditTrail {
-    /// Records that something was read, which one client may do many times.
+    /// Records a read, which one client may repeat often.
     pub fn read<T>(
         &self,
         session: &Session,
@@ -217,19 +217,19 @@ impl AuditTrail {
     }
 
     /// Records a request without a valid token. The log has the paths.
-    pub fn stranger(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
-        let (actor, outcome) = (Actor::stranger(address, request_id), Outcome::of::<()>(&Err(BadToken.into())));
-        // One line for all paths: otherwise a stranger could fill the trail with them.
+    pub fn unauthenticated(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
+        let (actor, outcome) = (Actor::unauthenticated(address, request_id), Outcome::of::<()>(&Err(BadToken.into())));
+        // One line for all paths: otherwise a client could fill the trail with made-up paths.
         let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
         self.add_to(subject, &actor, path.to_owned(), None);
     }
 
-    /// Records how a log-in ended. What a stranger types as a name may be a password: the name is recorded only if
-    /// the log-in succeeded, otherwise the account's keyed hash, which shows which account is tried repeatedly.
+    /// Records the outcome of a log-in. The name is recorded only after a success, because users sometimes type their
+    /// password as the name. A failure records a keyed hash, which still shows repeated attempts on one account.
     pub(crate) fn log_in<T>(&self, actor: Actor, user: &str, account_hash: String, outcome: &Result<T, Error>) {
         match outcome {
             Ok(_) => actor.named(user).did(LOG_IN, "", outcome),
-            // The manager was not asked about the account.
+            // The manager did not check the account.
             Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
             Err(_) => self.add_failed_log_in(&actor, account_hash, Outcome::of(outcome)),
         }

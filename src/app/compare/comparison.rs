@@ -1,4 +1,4 @@
-//! What changed on one disk, found while it is asked for.
+//! The comparison of one disk. It finds the changes lazily.
 
 use std::num::NonZero;
 use std::sync::Arc;
@@ -11,67 +11,67 @@ use crate::model::{ByteRange, Chunk, ChunkKind};
 use crate::repository::refine::{self, BaseContents, Refined};
 use crate::repository::{Changes, CompareError, DiskFile};
 
-/// What the chunks are to be applied to.
+/// The copy that the chunks can be applied to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Anything: they list the whole disk.
+    /// Any: the chunks list the whole disk.
     Full,
-    /// The disk of the base.
+    /// A copy of the base's disk.
     Incremental,
 }
 
-/// Totals of a whole disk, in bytes, whatever of it is listed.
+/// Totals of a whole disk in bytes, even if only a part is listed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     /// Ranges to fetch.
     pub data: u64,
     /// Ranges to fill with zeros.
     pub zero: u64,
-    /// Data ranges before contents were compared.
+    /// Data ranges before refinement.
     pub candidate: u64,
-    /// Ranges that are listed only because the file system's map of them cannot be trusted.
+    /// Ranges that are listed only because the file system's map could not be trusted.
     pub unverified: u64,
 }
 
-/// The two sides of a comparison, and how it is made.
+/// The two sides of a comparison, and its options.
 pub(super) struct Sides {
     pub changes: Changes,
     pub base: BaseContents,
     pub target: Arc<DiskFile>,
     pub mode: Mode,
-    /// Why it is not incremental, although a base was named.
+    /// Why the comparison is full, although the request names a base.
     pub reason: Option<&'static str>,
-    /// Block size to compare contents by.
+    /// Block size of the refinement.
     pub refine: Option<NonZero<u64>>,
-    /// Where the result of comparing contents is kept.
+    /// The cache for the refinement's result.
     pub cache: Option<(RefinedCache, Key)>,
-    /// The offset that it starts from.
+    /// The offset to start from.
     pub from: u64,
-    /// What the caller hears if the comparison fails.
+    /// Converts a failure of the comparison to the caller's error.
     pub error: Box<dyn Fn(CompareError) -> Error + Send>,
 }
 
-/// Where the chunks come from.
-enum Found {
-    /// The maps alone.
+/// The source of the chunks.
+enum ChunkSource {
+    /// The extent maps only.
     Maps(Joined<Changes, CompareError>),
-    /// The maps, and the contents of what they list.
+    /// The extent maps, refined.
     Contents(Joined<Refined<Changes>, CompareError>),
-    /// An earlier comparison of the same files.
+    /// The result of an earlier comparison of the same files.
     Cached { chunks: std::vec::IntoIter<Chunk>, candidate_bytes: u64, is_verified: bool },
 }
 
-/// The changes of one disk, in order, joined where they are one run on the device.
+/// The changes of one disk, in order. Chunks that are contiguous on the device are joined.
 pub(super) struct DiskComparison {
     pub mode: Mode,
     pub reason: Option<&'static str>,
     pub refine: Option<NonZero<u64>>,
     pub size: u64,
-    found: Found,
+    source: ChunkSource,
     base: BaseContents,
     target: Arc<DiskFile>,
     totals: Totals,
-    /// What is kept for the next client, if all of it is found.
+    /// The chunks for the cache, once all are found.
     keep: Option<(RefinedCache, Key, Vec<Chunk>)>,
     error: Box<dyn Fn(CompareError) -> Error + Send>,
     cancellation: Cancellation,
@@ -81,38 +81,39 @@ impl DiskComparison {
     pub fn new(sides: Sides, cancellation: Cancellation) -> Self {
         let Sides { changes, base, target, mode, reason, refine, cache, from, error } = sides;
         let mut keep = None;
-        let found = match (refine, cache) {
-            (None, _) => Found::Maps(joined(changes, Chunk::continues_in)),
+        let source = match (refine, cache) {
+            (None, _) => ChunkSource::Maps(joined(changes, Chunk::continues_in)),
             (Some(block), cache) => match cache.as_ref().and_then(|(cache, key)| cache.get(key)) {
-                Some(known) => Found::cached(&known, from),
+                Some(known) => ChunkSource::cached(&known, from),
                 None => {
                     keep = cache.filter(|_| from == 0).map(|(cache, key)| (cache, key, Vec::new()));
                     let (base, target) = (base.clone(), Arc::clone(&target));
                     let refined = Refined::new(changes, base, target, block, cancellation.is_wanted());
-                    Found::Contents(joined(refined, Chunk::continues_in))
+                    ChunkSource::Contents(joined(refined, Chunk::continues_in))
                 }
             },
         };
         let (size, totals) = (target.size(), Totals::default());
-        Self { mode, reason, refine, size, found, base, target, totals, keep, error, cancellation }
+        Self { mode, reason, refine, size, source, base, target, totals, keep, error, cancellation }
     }
 
     /// The totals; complete after the last chunk.
     pub fn totals(&self) -> Totals {
         let zero = match self.mode {
-            // What is not data is zeros, whether or not it is listed.
+            // All that is not data is zeros, listed or not.
             Mode::Full => self.size.saturating_sub(self.totals.data),
             Mode::Incremental => self.totals.zero,
         };
-        Totals { zero, candidate: self.found.candidate_bytes(), unverified: self.found.unverified(), ..self.totals }
+        Totals { zero, candidate: self.source.candidate_bytes(), unverified: self.source.unverified(), ..self.totals }
     }
 
-    /// Checks that the files still are what they were: for an answer that stops before the last chunk.
+    /// Checks that the files are unchanged. For responses that stop before the last chunk, where the iterator checks
+    /// it.
     pub fn verify(&self) -> Result<(), Error> {
         refine::verify(&self.base, &self.target).map_err(|error| Error::Internal(error.to_string()))
     }
 
-    /// Keeps a chunk for the next client, as long as there is room.
+    /// Collects a chunk for the cache while there is room.
     fn keep(&mut self, chunk: Chunk) {
         match &mut self.keep {
             Some((_, _, chunks)) if RefinedCache::has_room_for(chunks.len() + 1) => chunks.push(chunk),
@@ -120,12 +121,12 @@ impl DiskComparison {
         }
     }
 
-    /// All chunks are found.
+    /// Caches the result after the last chunk.
     fn finish(&mut self) {
-        // What cannot be trusted now may be trusted another day.
-        let is_sure = self.found.unverified() == 0 && !self.found.is_incomplete();
-        if let Some((cache, key, chunks)) = self.keep.take().filter(|_| is_sure) {
-            cache.put(key, Refinement { chunks, candidate_bytes: self.found.candidate_bytes() });
+        // An incomplete result is not cached: a later comparison may find a better one.
+        let is_final = self.source.unverified() == 0 && !self.source.is_incomplete();
+        if let Some((cache, key, chunks)) = self.keep.take().filter(|_| is_final) {
+            cache.put(key, Refinement { chunks, candidate_bytes: self.source.candidate_bytes() });
         }
     }
 }
@@ -134,7 +135,7 @@ impl Iterator for DiskComparison {
     type Item = Result<Chunk, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let next = self.found.next(&self.base, &self.target);
+        let next = self.source.next(&self.base, &self.target);
         if next.is_some() && self.cancellation.is_cancelled() {
             return Some(Err((self.error)(CompareError::Cancelled)));
         }
@@ -159,8 +160,8 @@ impl Iterator for DiskComparison {
     }
 }
 
-impl Found {
-    /// What an earlier comparison found, from the offset `from` on.
+impl ChunkSource {
+    /// The chunks of an earlier comparison, from the offset `from` on.
     fn cached(known: &Refinement, from: u64) -> Self {
         let rest = ByteRange::new(from, u64::MAX);
         let chunks: Vec<_> = known.chunks.iter().filter_map(|chunk| chunk.within(rest?)).collect();

@@ -1,4 +1,4 @@
-//! The map of a disk as a client asked for it.
+//! The map of a disk, with the options of the client's request.
 
 use super::comparison::{DiskComparison, Mode, Totals};
 use super::options::MapOptions;
@@ -6,12 +6,12 @@ use crate::app::Error;
 use crate::model::chunk::{Joined, joined, same_kind};
 use crate::model::{ByteRange, Chunk, ChunkKind};
 
-/// The map of a disk: chunks as they are found, so that no memory holds all of them.
+/// The map of a disk. Chunks are found lazily, so that they are never all in memory.
 pub struct DiskMap {
     pub mode: Mode,
-    /// Why it is full, although a base was named.
+    /// Why the map is full, although the request names a base.
     pub reason: Option<&'static str>,
-    /// Block size by which contents were compared, bytes.
+    /// Block size of the refinement, bytes.
     pub refine: Option<u64>,
     /// Size of the disk, bytes.
     pub size: u64,
@@ -19,7 +19,7 @@ pub struct DiskMap {
 }
 
 enum Chunks {
-    /// Joined where they touch.
+    /// Adjacent chunks of one kind are joined.
     Squashed(Joined<Listed, Error>),
     AsFound(Listed),
 }
@@ -27,35 +27,34 @@ enum Chunks {
 /// The chunks that are listed.
 struct Listed {
     source: Source,
-    /// Only what lies at this offset and after it.
+    /// Lists only what is at this offset and after it.
     from: u64,
     zeros: bool,
-    /// What becomes of a failure.
     on_failure: OnFailure,
 }
 
 enum Source {
     Comparison(Box<DiskComparison>),
-    /// Nothing is known: the whole disk is one data chunk.
+    /// The disk could not be read: it is one data chunk.
     Everything(Option<Chunk>),
 }
 
 enum OnFailure {
-    /// It ends the map.
+    /// A failure ends the map with an error.
     Fail,
-    /// The rest of the disk, from the offset on, is listed as data. Clients that do not read `status` then ask for those
+    /// After a failure, the rest of the disk is listed as data. Clients that do not read `status` then request those
     /// bytes, and get an error.
     ListRest { at: u64, failure: Option<Error> },
 }
 
 impl DiskMap {
-    /// The map that `comparison` finds, at the offset `from` and after it. A failure ends it.
+    /// The map from `comparison`, from the offset `from` on. A failure ends it.
     pub(super) fn new(comparison: DiskComparison, options: MapOptions, from: u64) -> Self {
         Self::of(comparison, options, from, OnFailure::Fail)
     }
 
-    /// As [`DiskMap::new`], but a failure never ends it: the rest of the disk is data then.
-    pub(super) fn that_never_fails(comparison: DiskComparison, options: MapOptions) -> Self {
+    /// As [`DiskMap::new`], but after a failure the rest of the disk is listed as data.
+    pub(super) fn infallible(comparison: DiskComparison, options: MapOptions) -> Self {
         Self::of(comparison, options, 0, OnFailure::ListRest { at: 0, failure: None })
     }
 
@@ -67,7 +66,7 @@ impl DiskMap {
         Self { mode, reason, refine: refine.map(std::num::NonZero::get), size, chunks }
     }
 
-    /// A disk of `size` bytes of which nothing is known because of `failure`.
+    /// The map of a disk of `size` bytes that could not be read because of `failure`: all of it is data.
     pub(super) fn everything(size: u64, failure: Error) -> Self {
         let all = ByteRange::new(0, size).map(|range| Chunk { range, kind: ChunkKind::Data, address: None });
         let on_failure = OnFailure::ListRest { at: size, failure: Some(failure) };
@@ -99,7 +98,7 @@ impl DiskMap {
         }
     }
 
-    /// Why the disk's file could not be read to its end, if the map lists the rest for that.
+    /// The failure after which an infallible map lists the rest of the disk as data. Takes it out of the map.
     pub fn take_failure(&mut self) -> Option<Error> {
         let listed = match &mut self.chunks {
             Chunks::Squashed(chunks) => chunks.inner_mut(),
@@ -111,12 +110,12 @@ impl DiskMap {
         }
     }
 
-    /// Finds all chunks, for their totals.
+    /// Finds all chunks, so that the totals are complete.
     pub(super) fn exhaust(&mut self) -> Result<(), Error> {
         self.try_for_each(|chunk| chunk.map(drop))
     }
 
-    /// Checks that the files still are what they were.
+    /// Checks that the files are unchanged.
     pub(super) fn verify(&self) -> Result<(), Error> {
         match &self.listed().source {
             Source::Comparison(comparison) => comparison.verify(),

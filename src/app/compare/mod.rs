@@ -1,4 +1,4 @@
-//! What changed between two snapshots.
+//! Compares two snapshots.
 
 mod comparison;
 mod disk_map;

@@ -1,30 +1,30 @@
-//! What a client wants to see of the maps.
+//! The options of maps.
 
 use crate::config::Refine;
 use crate::model::{ChunkKind, DiskName, SnapshotId, VmId};
 
-/// Which disk: VM, snapshot, disk.
+/// Identifies a disk: VM, snapshot, disk name.
 pub type DiskRef = (VmId, SnapshotId, DiskName);
 
 /// How the maps of a snapshot's disks are listed.
 #[derive(Clone, Copy, Debug)]
 pub struct MapOptions {
-    /// The older snapshot to list the changes from.
+    /// The base.
     pub compare_to: Option<SnapshotId>,
     /// Whether the chunks are listed.
     pub chunks: bool,
-    /// Whether chunks that touch are joined.
+    /// Whether adjacent chunks are joined.
     pub squash: bool,
-    /// Whether `zero` chunks are listed; by default with a base only.
+    /// Whether `zero` chunks are listed. Default: only with a base.
     pub zeros: Option<bool>,
-    /// Whether only the totals are wanted.
+    /// Whether the map is read for its totals.
     pub summary: bool,
-    /// Whether contents are compared, with a base; by default as the config says.
+    /// The refinement, which applies with a base. Default: as the config says.
     pub refine: Option<Refine>,
 }
 
 impl MapOptions {
-    /// Whether anything of the maps is wanted.
+    /// Whether the response needs the maps.
     pub fn maps(self) -> bool {
         self.chunks || self.summary
     }
@@ -34,7 +34,7 @@ impl MapOptions {
     }
 }
 
-/// Which chunks of one disk are wanted.
+/// Selects chunks of one disk.
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkQuery {
     pub options: MapOptions,
@@ -42,6 +42,6 @@ pub struct ChunkQuery {
     pub kind: Option<ChunkKind>,
     /// The offset to start from, bytes.
     pub from: u64,
-    /// How many chunks at most.
+    /// The most chunks to return.
     pub limit: usize,
 }

@@ -1,7 +1,7 @@
-//! What refined comparisons found, for who asks again: snapshots do not change.
+//! Caches the results of refined comparisons. Snapshots do not change, so the results stay valid.
 //!
-//! Unlike a map, which goes stale when blocks are moved, this is about contents. The files are opened
-//! and proven to be the ones that were compared before any of it is used.
+//! An extent map becomes stale when blocks are moved; the result of comparing contents does not. Before a result is
+//! used, the files are opened and proven to be the compared ones.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -9,59 +9,59 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::{Chunk, DiskName, FileIdentity, SnapshotId};
 
-/// Chunks that are kept, of all comparisons together: 16 MiB.
-const ROOM: usize = (16 << 20) / size_of::<Chunk>();
+/// The most cached chunks of all comparisons together: 16 MiB.
+const MAX_CHUNKS: usize = (16 << 20) / size_of::<Chunk>();
 
-/// Which comparison: base, target, disk, block size, and which files the first two are.
+/// Identifies a comparison: base, target, disk, block size, and the identities of both files.
 pub(crate) type Key = (SnapshotId, SnapshotId, DiskName, NonZero<u64>, [FileIdentity; 2]);
 
-/// What one comparison found.
+/// The result of one comparison.
 #[derive(Debug, Default)]
 pub(crate) struct Refinement {
     /// The chunks of the whole disk.
     pub chunks: Vec<Chunk>,
-    /// Bytes of the candidates of data.
+    /// Bytes of the data candidates.
     pub candidate_bytes: u64,
 }
 
-/// The last one asked for last.
-type Kept = VecDeque<(Key, Arc<Refinement>)>;
+/// Ordered by last use, most recent last.
+type Entries = VecDeque<(Key, Arc<Refinement>)>;
 
-/// The comparisons that were asked for last.
+/// The most recently used comparisons.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct RefinedCache(Arc<Mutex<Kept>>);
+pub(crate) struct RefinedCache(Arc<Mutex<Entries>>);
 
 impl RefinedCache {
-    /// Whether a comparison of so many chunks can be kept.
+    /// Whether a comparison with `chunks` chunks may be cached.
     pub(crate) fn has_room_for(chunks: usize) -> bool {
-        chunks <= ROOM / 2
+        chunks <= MAX_CHUNKS / 2
     }
 
     pub(crate) fn get(&self, key: &Key) -> Option<Arc<Refinement>> {
-        let mut kept = self.kept();
-        let place = kept.iter().position(|(other, _)| other == key)?;
-        let entry = kept.remove(place)?;
+        let mut entries = self.entries();
+        let index = entries.iter().position(|(other, _)| other == key)?;
+        let entry = entries.remove(index)?;
         let found = Arc::clone(&entry.1);
-        kept.push_back(entry);
+        entries.push_back(entry);
         Some(found)
     }
 
     pub(crate) fn put(&self, key: Key, refinement: Refinement) {
-        let mut kept = self.kept();
-        kept.retain(|(other, _)| *other != key);
-        kept.push_back((key, Arc::new(refinement)));
-        // An empty one takes room as well.
-        while kept.iter().map(|(_, entry)| entry.chunks.len() + 1).sum::<usize>() > ROOM {
-            kept.pop_front();
+        let mut entries = self.entries();
+        entries.retain(|(other, _)| *other != key);
+        entries.push_back((key, Arc::new(refinement)));
+        // The `+ 1` counts an empty comparison too.
+        while entries.iter().map(|(_, entry)| entry.chunks.len() + 1).sum::<usize>() > MAX_CHUNKS {
+            entries.pop_front();
         }
     }
 
-    /// Drops all that is about the snapshot `id`.
-    pub(crate) fn forget(&self, id: SnapshotId) {
-        self.kept().retain(|((base, target, ..), _)| *base != id && *target != id);
+    /// Removes all comparisons with the snapshot `id`.
+    pub(crate) fn remove(&self, id: SnapshotId) {
+        self.entries().retain(|((base, target, ..), _)| *base != id && *target != id);
     }
 
-    fn kept(&self) -> MutexGuard<'_, Kept> {
+    fn entries(&self) -> MutexGuard<'_, Entries> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -83,16 +83,16 @@ mod tests {
     }
 
     #[test]
-    fn the_room_is_bounded_and_the_deleted_are_dropped() {
+    fn cache_is_bounded_and_drops_deleted_snapshots() {
         let cache = RefinedCache::default();
-        cache.put(key(1, 2), of(ROOM / 2));
-        cache.put(key(2, 3), of(ROOM / 3));
+        cache.put(key(1, 2), of(MAX_CHUNKS / 2));
+        cache.put(key(2, 3), of(MAX_CHUNKS / 3));
         assert!(cache.get(&key(1, 2)).is_some());
-        // The one that was asked for longest ago makes room.
-        cache.put(key(3, 4), of(ROOM / 3));
+        // The least recently used comparison is removed.
+        cache.put(key(3, 4), of(MAX_CHUNKS / 3));
         assert!(cache.get(&key(2, 3)).is_none());
         assert!(cache.get(&key(1, 2)).is_some() && cache.get(&key(3, 4)).is_some());
-        cache.forget(SnapshotId::from_u128(2));
+        cache.remove(SnapshotId::from_u128(2));
         assert!(cache.get(&key(1, 2)).is_none() && cache.get(&key(3, 4)).is_some());
         assert!(cache.get(&key(3, 5)).is_none());
     }

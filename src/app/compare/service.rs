@@ -32,7 +32,7 @@ pub struct Comparisons {
     tasks: Tasks,
 }
 
-/// The chunks of one disk, found as they are taken.
+/// The chunks of one disk, found lazily.
 pub struct DiskChunks {
     map: DiskMap,
     /// Only chunks of this kind.
@@ -46,7 +46,7 @@ pub struct ChunkPage {
     /// Size of the disk, bytes.
     pub size: u64,
     pub mode: Mode,
-    /// Why it is full, although a base was named.
+    /// Why the list is full, although the request names a base.
     pub reason: Option<&'static str>,
     pub chunks: Vec<Chunk>,
     /// The offset of the next page, if there is one.
@@ -71,7 +71,7 @@ impl Comparisons {
         Self { inventory, retention, files, store, config, refined_cache: RefinedCache::default(), tasks }
     }
 
-    /// The chunks of a disk as they are found, in order.
+    /// The chunks of a disk, in order. They are found lazily.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::NotOlder`], [`Error::BaseLost`], [`Error::SnapshotLost`];
@@ -111,10 +111,10 @@ impl Comparisons {
         let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
         let size = disk.identity.size;
         if query.from > size {
-            let text = format!("startingOffset={} is past the end of the disk, which is at {size}", query.from);
+            let text = format!("startingOffset={} is past the end of the disk; its size is {size} bytes", query.from);
             return Err(Error::BadRequest(text));
         }
-        // Blocks are compared whole, so that they are listed the same from any offset.
+        // Start at a block boundary: whole blocks are compared, so the list is the same from any offset.
         let start = match query.options.refine {
             Some(Refine::By(block)) => query.from - query.from % block,
             _ => query.from,
@@ -126,7 +126,7 @@ impl Comparisons {
         Ok(DiskChunks { map, kind: query.kind, _in_use: in_use })
     }
 
-    /// Keeps the snapshots that `options` are about from being swept.
+    /// Keeps the snapshot and its base from being swept.
     ///
     /// # Errors
     /// [`Error::NotFound`] if one of them is being swept.
@@ -135,24 +135,24 @@ impl Comparisons {
         ids.into_iter().flatten().map(|id| self.retention.hold(id)).collect()
     }
 
-    /// The snapshot to compare to.
+    /// The base.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such snapshot.
+    /// [`Error::NotFound`] if it does not exist.
     pub(crate) fn base_of(&self, options: MapOptions) -> Result<Option<Snapshot>, Error> {
         let Some(base) = options.compare_to else { return Ok(None) };
-        self.store.snapshot(base)?.ok_or(Error::NotFound("compareTo names no snapshot")).map(Some)
+        self.store.snapshot(base)?.ok_or(Error::NotFound("the snapshot in compareTo does not exist")).map(Some)
     }
 
-    /// Drops the results that are kept of comparisons with the snapshot `id`.
-    pub(crate) fn forget(&self, id: SnapshotId) {
-        self.refined_cache.forget(id);
+    /// Removes cached comparisons with the snapshot `id`.
+    pub(crate) fn remove_cached(&self, id: SnapshotId) {
+        self.refined_cache.remove(id);
     }
 
-    /// The map of a disk: what changed since the base of the `pair`, or all of it without one.
+    /// The map of a disk: the changes since the base of `pair`, or the whole disk without a pair.
     ///
     /// # Errors
-    /// Those of the comparison's start. A later one ends the map.
+    /// If the comparison cannot start. A later error ends the map.
     pub(crate) fn map(
         &self,
         snapshot: &Snapshot,
@@ -169,9 +169,9 @@ impl Comparisons {
         Ok(map)
     }
 
-    /// The map of all of a disk. It never fails: what cannot be read is listed as data, and the map has the failure.
-    /// Nothing if another service has deleted the snapshot.
-    pub(crate) fn map_anyway(
+    /// The map of a whole disk. After a failure it lists the rest as data, and holds the failure. Returns nothing if
+    /// another exporter has deleted the snapshot.
+    pub(crate) fn infallible_map(
         &self,
         snapshot: &Snapshot,
         disk: &SnapshotDisk,
@@ -179,12 +179,12 @@ impl Comparisons {
         cancellation: &Cancellation,
     ) -> Option<DiskMap> {
         let mut map = match self.whole(snapshot, disk, options, 0, cancellation) {
-            Ok(found) => DiskMap::that_never_fails(found, options),
+            Ok(found) => DiskMap::infallible(found, options),
             Err(Error::SnapshotGone) => return None,
             Err(error) => DiskMap::everything(disk.identity.size, error),
         };
         if options.summary && map.exhaust().is_err() {
-            return None; // it never fails
+            return None; // an infallible map does not fail
         }
         Some(map)
     }
@@ -204,7 +204,7 @@ impl Comparisons {
         }
     }
 
-    /// All of a disk, for a client that holds nothing of it.
+    /// The whole disk.
     fn whole(
         &self,
         snapshot: &Snapshot,
@@ -214,12 +214,12 @@ impl Comparisons {
         cancellation: &Cancellation,
     ) -> Result<DiskComparison, Error> {
         let target = self.files.open(snapshot, disk).map_err(|error| lost(disk, error))?;
-        let held = if options.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
-        let sides = full(disk, Arc::new(target), held, None, from, cancellation)?;
+        let base_map = if options.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
+        let sides = full(disk, Arc::new(target), base_map, None, from, cancellation)?;
         Ok(DiskComparison::new(sides, cancellation.clone()))
     }
 
-    /// What changed on a disk since the base.
+    /// The changes of a disk since the base.
     fn changed(
         &self,
         pair: &SnapshotPair<'_>,
@@ -230,8 +230,11 @@ impl Comparisons {
     ) -> Result<DiskComparison, Error> {
         let target = Arc::new(self.files.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
         let not_incremental = |target, reason: &'static str| {
-            tracing::info!(snapshot = %pair.target().id, disk = %disk.name, reason, "full instead of incremental");
-            // A client may hold a file of this name, from any snapshot: zeros are listed too.
+            tracing::info!(
+                snapshot = %pair.target().id, disk = %disk.name, reason,
+                "listing the full disk instead of its changes"
+            );
+            // The client may have a copy with any content, so zeros are listed too.
             let sides = full(disk, target, ExtentMap::unknown(), Some(reason), from, cancellation)?;
             let refine = match options.refine {
                 Some(Refine::By(block)) => Some(block),
@@ -251,10 +254,10 @@ impl Comparisons {
         let base = Arc::new(base);
         let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, cancellation.is_wanted());
         let Some(changes) = changes.map_err(&error)? else {
-            return not_incremental(target, "the base lies on another file system");
+            return not_incremental(target, "the base is on another file system");
         };
         let refine = match proof {
-            // Only the base's map is proven, not its bytes: they are compared with nothing.
+            // Only the base's map is proven, not its content, so there is nothing to compare contents with.
             Proof::Map => None,
             _ => self.block_to_refine_by(options, &base, &target, cancellation).map_err(&error)?,
         };
@@ -266,7 +269,7 @@ impl Comparisons {
         Ok(DiskComparison::new(sides, cancellation.clone()))
     }
 
-    /// The block size to compare contents by: as `options` ask, or else as the config says.
+    /// The block size of the refinement: from `options`, or else from the config.
     fn block_to_refine_by(
         &self,
         options: MapOptions,
@@ -286,7 +289,7 @@ impl Comparisons {
             }
         };
         let Some(block) = default else { return Ok(None) };
-        // A client that did not ask for it waits no longer than the limit allows.
+        // Without an explicit request, refinement is limited, so that the client does not wait too long.
         let mut candidates = 0;
         let changes = Changes::incremental(Arc::clone(base), Arc::clone(target), 0, cancellation.is_wanted())?;
         for chunk in changes.into_iter().flatten() {
@@ -295,7 +298,10 @@ impl Comparisons {
                 candidates += chunk.range.len();
             }
             if candidates > self.config.refine_limit {
-                tracing::info!(limit = self.config.refine_limit, "too much to compare by content unless asked to");
+                tracing::info!(
+                    limit = self.config.refine_limit,
+                    "not refining: more candidate bytes than compare.refine_limit"
+                );
                 return Ok(None);
             }
         }
@@ -303,22 +309,22 @@ impl Comparisons {
     }
 }
 
-/// A listing of the whole target for a client that holds `held`.
+/// A comparison that lists the whole target, for a client whose copy has the map `base_map`.
 fn full(
     disk: &SnapshotDisk,
     target: Arc<DiskFile>,
-    held: ExtentMap,
+    base_map: ExtentMap,
     reason: Option<&'static str>,
     from: u64,
     cancellation: &Cancellation,
 ) -> Result<Sides, Error> {
     let error = compare_error(disk, disk);
-    let changes = Changes::full(held, Arc::clone(&target), from, cancellation.is_wanted()).map_err(&error)?;
+    let changes = Changes::full(base_map, Arc::clone(&target), from, cancellation.is_wanted()).map_err(&error)?;
     let (base, mode, error) = (BaseContents::Unknown, Mode::Full, Box::new(error));
     Ok(Sides { changes, base, target, mode, reason, refine: None, cache: None, from, error })
 }
 
-/// What the caller hears if a comparison of `disk` with `base` fails.
+/// The caller's error if a comparison of `disk` with `base` fails.
 fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareError) -> Error + Send + 'static {
     let (disk, base) = (disk.clone(), base.clone());
     move |error| match error {
@@ -334,24 +340,24 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
 }
 
 impl DiskChunks {
-    /// The next of the chunks that were asked for.
+    /// The next chunk of the requested kind.
     fn find(&mut self) -> Option<Result<Chunk, Error>> {
         let is_wanted = |chunk: &Chunk| self.kind.is_none_or(|kind| chunk.kind == kind);
         self.map.find(|chunk| chunk.as_ref().map_or(true, is_wanted))
     }
 
-    /// The first `limit` chunks, and an error after them if the files are not what they were.
+    /// The first `limit` chunks, followed by an error if the files have changed.
     pub fn first(self, limit: usize) -> impl Iterator<Item = Result<Chunk, Error>> + Send {
-        let (mut chunks, mut left, mut is_over) = (self, limit, false);
+        let (mut chunks, mut remaining, mut is_over) = (self, limit, false);
         std::iter::from_fn(move || {
             if is_over {
                 return None;
             }
-            let next = if left > 0 { chunks.find() } else { None };
-            left = left.saturating_sub(1);
+            let next = if remaining > 0 { chunks.find() } else { None };
+            remaining = remaining.saturating_sub(1);
             next.or_else(|| {
                 is_over = true;
-                // What is cut off before its end was not checked by its end.
+                // Only reaching the end of the disk checks the files; the limit may come first.
                 chunks.map.verify().err().map(Err)
             })
         })
@@ -363,7 +369,7 @@ impl DiskChunks {
         while let Some(chunk) = self.find() {
             let chunk = chunk?;
             if chunks.len() == limit {
-                // The next page finds it again.
+                // The next page starts with this chunk.
                 next_offset = Some(chunk.range.start());
                 break;
             }

@@ -1,4 +1,4 @@
-//! What a caller can be told. How it is put in HTTP is the business of `http::failure`.
+//! The errors that callers get. `http::failure` maps them to HTTP responses.
 
 mod refusal;
 
@@ -13,185 +13,140 @@ use crate::store::StoreError;
 
 pub use refusal::Refusal;
 
-/// Why a journey did not reach its end.
+/// Why an operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request itself is wrong.
+    /// The request is malformed.
     #[error("{0}")]
     BadRequest(String),
     /// The manager refused the credentials.
-    #[error("the user name or the password is wrong")]
+    #[error("wrong user name or password")]
     BadCredentials,
-    /// No good token came with the request.
+    /// The request has no valid token.
     #[error(transparent)]
     NoSession(#[from] BadToken),
-    /// There is no such thing.
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
-    #[error("the snapshot was removed by another service, or by hand")]
+    #[error("another service or an administrator removed the snapshot")]
     SnapshotGone,
-    /// No VM of the inventory is called so.
+    /// The inventory has no VM of this name or id.
     #[error("no such VM")]
     NoVm,
-    /// The snapshot is there, and is another VM's.
+    /// The snapshot exists, but under another VM.
     #[error("the snapshot {0} belongs to another VM")]
     OtherVm(SnapshotId),
     /// The snapshot to compare to is not older.
     #[error("{0}")]
     NotOlder(UnfitPair),
-    /// The policy says no.
+    /// The policy refuses the request.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// No snapshot can be made of this VM.
-    #[error("the VM cannot be snapshotted: {0}")]
+    #[error("this VM cannot be snapshotted: {0}")]
     NotSnapshottable(String),
-    /// The base's files are gone, or are not the ones that were snapshotted.
-    #[error("nothing can be compared to this base: disk {disk}: {cause}; take a full copy of the snapshot instead")]
-    BaseLost {
-        /// Name of the disk.
-        disk: String,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// The blocks of the base are being moved, as by a defragmenter.
+    /// The base's files are missing, or were changed or replaced.
+    #[error("the base cannot be used for a comparison: disk {disk}: {cause}; transfer the full snapshot instead")]
+    BaseLost { disk: String, cause: String },
+    /// Something moves the blocks of the base, such as a defragmenter.
     #[error(
-        "disk {disk}: the blocks of the base keep moving; try again when the defragmenter of the file system is done, \
-         or take a full copy of the snapshot instead"
+        "disk {disk}: the blocks of the base keep moving; retry when the file system's defragmenter has finished, or \
+         transfer the full snapshot instead"
     )]
-    BaseUnstable {
-        /// Name of the disk.
-        disk: String,
-    },
-    /// The file of a snapshot was touched, and it is being found out whether its content is as it was recorded.
-    #[error("disk {disk}: the snapshot's file was touched, and its content is being checked; try again later")]
-    ContentCheckRunning {
-        /// Name of the disk.
-        disk: String,
-    },
-    /// The repository of a snapshot's files is not there at the moment.
-    #[error("disk {disk}: {cause}; the snapshot is there again when the repository is")]
-    RepositoryUnavailable {
-        /// Name of the disk.
-        disk: String,
-        /// What is wrong with the repository.
-        cause: String,
-    },
-    /// A repository is not there, or does not answer: what lies in it is not known at the moment.
-    #[error("{0}; try again when the repository answers")]
+    BaseUnstable { disk: String },
+    /// The file of a snapshot was touched, and a checksum of its content is being calculated.
+    #[error("disk {disk}: the snapshot's file was touched, and its content is being verified; retry later")]
+    ContentCheckRunning { disk: String },
+    /// The repository with the snapshot's files is unavailable.
+    #[error("disk {disk}: {cause}; retry when the repository is available again")]
+    RepositoryUnavailable { disk: String, cause: String },
+    /// A repository is unmounted or does not respond, so its contents are unknown.
+    #[error("{0}; retry when the repository is available again")]
     Unavailable(String),
-    /// Another service that uses the same repository changes the snapshots of this VM.
-    #[error("the snapshots of this VM are being changed by {holder}; try again in a while")]
+    /// Another exporter holds the VM lock.
+    #[error("another exporter is changing the snapshots of this VM: {holder}; retry later")]
     VmBusy {
-        /// What its lock file says of whom.
+        /// From the lock file: host name and process id.
         holder: String,
     },
-    /// The snapshot's own files are gone, or are not the ones that were snapshotted.
+    /// The snapshot's files are missing, or were changed or replaced.
     #[error("the snapshot is lost: disk {disk}: {cause}; delete it and take a new one")]
-    SnapshotLost {
-        /// Name of the disk.
-        disk: String,
-        /// What is wrong with it.
-        cause: String,
-    },
-    /// Something stands where a snapshot's files are, or were, that the service has not made.
+    SnapshotLost { disk: String, cause: String },
+    /// The snapshot's folder contains entries that the service did not create and does not remove.
     #[error(
-        "the snapshot {snapshot} is deleted, but not all of it was removed: {left}; that is not the service's and stays: \
-         move it away, and delete the snapshot again"
+        "the snapshot {snapshot} is deleted, but its folder could not be removed: {left}; the service keeps what it \
+         did not create: move it away, then delete the snapshot again"
     )]
     NotRemoved {
-        /// The snapshot.
         snapshot: SnapshotId,
-        /// What is left, and why.
+        /// The remaining entries, and why they remain.
         left: String,
     },
-    /// A snapshot that the database does not know, of which a repository has files that are not removed.
+    /// The snapshot is not in the database, but a repository has files of it, which the service does not remove.
     #[error(
-        "the database does not know the snapshot {id}, and its files stay: {reason}; take it over first \
+        "snapshot {id} is not in the database, and its files were kept: {reason}; adopt it first \
          (coriolis-ovm-exporter adopt, or adopt --manifests), or remove its folder by hand"
     )]
     NotAdopted {
-        /// The snapshot.
         id: SnapshotId,
-        /// Why they are not removed.
+        /// Why the files were kept.
         reason: String,
     },
-    /// A hook before an operation failed, and so the operation was not done.
-    #[error(
-        "the hook {hook} did not let {operation} go on: {how}; nothing was done, and the service's log has what the \
-         hook has printed"
-    )]
+    /// A `pre` hook failed, so the operation was not started.
+    #[error("hook {hook} refused {operation}: {how}; nothing was changed; the service's log has the hook's output")]
     HookFailed {
-        /// Name of the hook.
         hook: String,
-        /// What was not done.
         operation: &'static str,
-        /// How it ended.
+        /// How the hook ended.
         how: String,
     },
-    /// An operation failed, and hooks after it were not called, because the config says so.
-    #[error("{error}; not called: post_on_failure is false, so the post of these hooks was not run: {hooks}")]
-    PostHooksSkipped {
-        /// Why the operation failed.
-        error: Box<Error>,
-        /// Names of the hooks.
-        hooks: String,
-    },
-    /// The disks were not cloned in the time that a guest may be held for it.
+    /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
+    #[error("{error}; not called: post_on_failure is false, so post was skipped for these hooks: {hooks}")]
+    PostHooksSkipped { error: Box<Error>, hooks: String },
+    /// Cloning the disks took longer than a guest may be frozen.
     #[error(
-        "the disks were not cloned within {seconds} s (hooks.timeout), so the guest was let go and the snapshot given \
-         up; look at the storage, and at the kernel's log of the host"
+        "cloning the disks took longer than {seconds} s (hooks.timeout), so the guest was released and the snapshot \
+         discarded; check the storage and the host's kernel log"
     )]
-    CloneTimeout {
-        /// The time, seconds.
-        seconds: f64,
-    },
-    /// The manager cannot be asked.
-    #[error("the manager cannot be reached or does not answer as it should; the service's log says why")]
+    CloneTimeout { seconds: f64 },
+    /// The manager cannot be reached, or its response cannot be used.
+    #[error("the manager cannot be reached, or gave an unexpected response; see the service's log")]
     ManagerUnavailable(String),
     /// Too many log-ins at once.
-    #[error("too many log-ins at once; try again in a second")]
+    #[error("too many log-ins at once; retry in a second")]
     Throttled,
     /// A repository is full.
-    #[error("{step}: no space is left there; delete snapshots that are not needed any more")]
-    NoSpace {
-        /// What was done.
-        step: String,
-    },
+    #[error("{step}: the file system is full; delete snapshots that are no longer needed")]
+    NoSpace { step: String },
     /// A repository cannot be written to.
-    #[error("{step}: the file system is mounted read-only; look at the kernel's log of the host")]
-    ReadOnly {
-        /// What was done.
-        step: String,
-    },
+    #[error("{step}: the file system is mounted read-only; check the host's kernel log")]
+    ReadOnly { step: String },
     /// The file system failed.
     #[error("{step}: {cause}")]
     Io {
-        /// What was done.
         step: String,
-        /// The errno, and what it means.
+        /// The errno and its meaning.
         cause: String,
     },
-    /// ovs-agent's database cannot be read, and no repository is known.
+    /// ovs-agent's database cannot be read, so no repository is known.
     #[error("no repository is known: {0}")]
     AgentDb(String),
     /// The database failed.
-    #[error("the service's database does not answer; its log says why")]
+    #[error("the service's database failed; see the service's log")]
     Store(#[from] StoreError),
-    /// The client has disconnected, and the work for it is cancelled.
+    /// The client has disconnected, so the work was cancelled.
     #[error("the client has disconnected")]
     Cancelled,
-    /// A fault of ours.
-    #[error("an internal error; the service's log says more")]
+    /// A bug in this service.
+    #[error("internal error; see the service's log")]
     Internal(String),
 }
 
 impl Error {
-    /// The error of a step on a file system.
+    /// Converts an I/O error of `step`.
     pub(crate) fn of_step(step: impl Into<String>, source: io::Error) -> Self {
         let step = step.into();
-        if let Some(absent) = Unavailable::of(&source) {
-            return Self::Unavailable(format!("{step}: the repository {absent}"));
+        if let Some(unavailable) = Unavailable::of(&source) {
+            return Self::Unavailable(format!("{step}: the repository {unavailable}"));
         }
         match source.raw_os_error().map(Errno::from_raw) {
             Some(Errno::ENOSPC | Errno::EDQUOT) => Self::NoSpace { step },
@@ -200,7 +155,7 @@ impl Error {
         }
     }
 
-    /// The error itself, without what hooks did not do after it.
+    /// The error without the note about skipped `post` hooks.
     pub fn cause(&self) -> &Self {
         match self {
             Self::PostHooksSkipped { error, .. } => error.cause(),
@@ -208,7 +163,7 @@ impl Error {
         }
     }
 
-    /// Whether the request is at fault, or the policy against it; not the host, the manager or we.
+    /// Whether the request or the policy is the cause, and not the host, the manager or this service.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::PostHooksSkipped { error, .. } => error.is_refusal(),
@@ -245,7 +200,7 @@ impl Error {
         }
     }
 
-    /// What the log is to say, where that is more than the caller hears.
+    /// Details for the log only, which the caller does not get.
     pub fn hidden_cause(&self) -> Option<String> {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),

@@ -1,87 +1,48 @@
-//! Why a request that could be carried out is refused.
+//! Refusals by the policy.
 
-/// Why the policy refuses a request that could be carried out.
+/// Why the policy refuses a valid request.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// A name that no disk of the VM has.
-    #[error("the VM has no disk {name:?}; it has {there}")]
-    UnknownDisk {
-        /// What was asked for.
-        name: String,
-        /// The disks there are.
-        there: String,
-    },
-    /// A name that several disks have.
-    #[error("{name:?} is the name of several disks; name one by its device: {there}")]
-    AmbiguousDisk {
-        /// What was asked for.
-        name: String,
-        /// The disks there are.
-        there: String,
-    },
-    /// A disk that was asked for by name, and is none that a snapshot takes.
-    #[error("{device} cannot be taken: {reason}; leave it out of disks")]
-    UnfitDisk {
-        /// The disk.
-        device: String,
-        /// What it is.
-        reason: String,
-    },
+    /// No disk of the VM has this name.
+    #[error("the VM has no disk {name:?}; its disks are {existing}")]
+    UnknownDisk { name: String, existing: String },
+    /// Several disks have this name.
+    #[error("several disks are named {name:?}; select one by its device: {existing}")]
+    AmbiguousDisk { name: String, existing: String },
+    /// The request names a disk that cannot be in a snapshot.
+    #[error("{device} cannot be snapshotted: {reason}; remove it from disks")]
+    UnfitDisk { device: String, reason: String },
     /// Every disk is excluded.
-    #[error("exclude_disks leaves no disk to take; leave one in")]
+    #[error("exclude_disks excludes all disks; keep at least one")]
     NoDiskLeft,
-    /// The VM has as many snapshots as it may have.
+    /// The VM already has the most snapshots that the policy allows.
     #[error(
-        "the VM has {there} snapshots, and the limit is {limit} (policy.max_snapshots_per_vm); \
-         delete one that is not needed any more"
+        "the VM has {existing} snapshots, and the limit is {limit} (policy.max_snapshots_per_vm); \
+         delete one that is no longer needed"
     )]
-    TooManySnapshots {
-        /// How many it has.
-        there: usize,
-        /// How many it may have.
-        limit: usize,
-    },
-    /// A disk is in more pieces than may be cloned.
+    TooManySnapshots { existing: usize, limit: usize },
+    /// A disk has more extents than the policy allows.
     #[error(
-        "disk {disk} is in {extents} pieces, and the limit is {limit} (policy.max_extents): to clone it would \
-         hold up the guest's writes; copy the disk to a new file while the VM is off, or raise the limit"
+        "disk {disk} has {extents} extents, and the limit is {limit} (policy.max_extents): cloning it would stall the \
+         guest's writes; copy the disk to a new file while the VM is off, or raise the limit"
     )]
-    TooManyExtents {
-        /// The disk.
-        disk: String,
-        /// Its extents.
-        extents: u32,
-        /// How many it may have.
-        limit: u32,
-    },
+    TooManyExtents { disk: String, extents: u32, limit: u32 },
     /// A repository has too little free space.
     #[error(
-        "repository {repository} has {free} bytes free of {total}, and {floor} have to stay free \
-         (policy.min_free_space); delete snapshots that are not needed any more"
+        "repository {repository} has {free} of {total} bytes free, and {min_free} must stay free \
+         (policy.min_free_space); delete snapshots that are no longer needed"
     )]
-    LowSpace {
-        /// Its id.
-        repository: String,
-        /// Bytes.
-        free: u64,
-        /// Bytes.
-        total: u64,
-        /// Bytes.
-        floor: u64,
-    },
-    /// As many wait as may.
-    #[error("too many {0} wait already; try again later")]
+    LowSpace { repository: String, free: u64, total: u64, min_free: u64 },
+    /// The queue is full.
+    #[error("too many {0} are already waiting; retry later")]
     QueueFull(&'static str),
-    /// No place came free in time.
-    #[error("no place came free for this export in {seconds} s (policy.export_wait); try again later")]
-    QueueTimeout {
-        /// The time, seconds.
-        seconds: f64,
-    },
-    /// The key was used for something else.
+    /// No concurrency slot became free in time.
+    #[error("no export slot became free within {seconds} s (policy.export_wait); retry later")]
+    QueueTimeout { seconds: f64 },
+    /// The key belongs to another request.
     #[error("this Idempotency-Key was used for a request with another body; use a new key")]
     KeyReused,
-    /// What the key made is gone.
-    #[error("the snapshot {0} that this Idempotency-Key made has been deleted; use a new key to make another")]
+    /// The snapshot that was created with the key is deleted.
+    #[error("snapshot {0}, created with this Idempotency-Key, has been deleted; use a new key to create another")]
     KeySnapshotGone(crate::model::SnapshotId),
 }

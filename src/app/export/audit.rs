@@ -1,18 +1,18 @@
-//! What the audit has of downloads.
+//! Records downloads in the audit.
 
 use std::sync::atomic::Ordering;
 
 use crate::app::admission::{AdmissionQueue, Export};
 use crate::app::audit::{AuditTrail, Outcome, Sent};
 
-/// The action of the audit's lines.
+/// The action in the audit's lines.
 pub(super) const EXPORT: &str = "export";
 
 /// Records a download that has ended.
 pub(super) fn record_end(trail: &AuditTrail, export: &Export) {
     let details = &export.details;
     let is_complete = export.done.load(Ordering::Relaxed) == details.total;
-    let outcome = if is_complete { Outcome::DONE } else { Outcome { name: "cut", reason: export.why_cut() } };
+    let outcome = if is_complete { Outcome::DONE } else { Outcome { name: "cut", reason: export.cut_reason() } };
     let sent = Sent { bytes: export.take_unaudited(), ranges: details.ranges };
     trail.add(&details.actor, EXPORT, export.name(), outcome, Some(sent));
     if details.is_whole_disk {
@@ -20,23 +20,23 @@ pub(super) fn record_end(trail: &AuditTrail, export: &Export) {
     }
 }
 
-/// Records what running downloads have sent since the last time.
+/// Records the bytes that running downloads have sent since the last call.
 pub(super) fn record_running(trail: &AuditTrail, exports: &AdmissionQueue<Export>) {
     exports.each(|entry| {
-        let export = &entry.what;
-        let sent = Sent { bytes: if entry.works { export.take_unaudited() } else { 0 }, ranges: 0 };
+        let export = &entry.work;
+        let sent = Sent { bytes: if entry.is_running { export.take_unaudited() } else { 0 }, ranges: 0 };
         if sent.bytes > 0 {
-            let under_way = Outcome { name: "under way", reason: None };
-            trail.add(&export.details.actor, EXPORT, export.name(), under_way, Some(sent));
+            let outcome = Outcome { name: "under way", reason: None };
+            trail.add(&export.details.actor, EXPORT, export.name(), outcome, Some(sent));
         }
     });
 }
 
-/// Records downloads that end because the service stops.
+/// Records downloads that the end of the service cuts.
 pub(super) fn record_stop(trail: &AuditTrail, exports: &AdmissionQueue<Export>) {
     exports.each(|entry| {
-        let export = &entry.what;
-        if entry.works {
+        let export = &entry.work;
+        if entry.is_running {
             let sent = Sent { bytes: export.take_unaudited(), ranges: export.details.ranges };
             let stopped = Outcome { name: "cut", reason: Some("the service stopped".to_owned()) };
             trail.add(&export.details.actor, EXPORT, export.name(), stopped, Some(sent));

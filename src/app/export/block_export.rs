@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::slot::ExportSlot;
 use crate::repository::{DiskFile, OpenError, PageCachePolicy, Run};
 
-/// Bytes of a disk to read, and where they go.
+/// A read of a part of a disk.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
     /// The offset in the buffer.
@@ -13,42 +13,32 @@ pub struct Read {
     /// The offset on the disk.
     pub at: u64,
     pub length: usize,
-    /// The offset at which the sequential read ends that this is a part of.
+    /// The end offset of the sequential read that this read belongs to.
     pub end: u64,
 }
 
 /// A disk of a snapshot that one client reads. All methods block.
 ///
-/// An error means that the bytes are not known to be those of the snapshot: whoever sends them has to break off, and
-/// never pads.
+/// After an error, the bytes may differ from the snapshot: the caller must stop sending, and must not pad the body.
 pub trait BlockExport: Send {
-    /// What the disk has at the offset `at`: data or a hole, and up to where, but not past `limit`.
-    ///
-    /// # Errors
-    /// [`OpenError`].
+    /// Whether the disk has data or a hole at the offset `at`, and where that ends, at most at `limit`.
     fn allocation(&mut self, at: u64, limit: u64) -> Result<Run, OpenError>;
 
     /// Fills parts of `buffer`.
-    ///
-    /// # Errors
-    /// [`OpenError`].
     fn read(&mut self, buffer: &mut [u8], reads: &[Read]) -> Result<(), OpenError>;
 
-    /// Checks that the file still has the content that was snapshotted. A hole is not known to be one before that: the
-    /// end of a file that was cut looks the same.
-    ///
-    /// # Errors
-    /// [`OpenError`].
+    /// Checks that the file still has the content of the snapshot. Call it before sending a hole: the end of a
+    /// truncated file looks like a hole too.
     fn verify(&mut self) -> Result<(), OpenError>;
 
-    /// The reader asks for more.
-    fn is_asked(&mut self);
+    /// The connection asks for more.
+    fn client_ready(&mut self);
 
     /// `bytes` were handed to the connection.
     fn sent(&mut self, bytes: u64);
 }
 
-/// A snapshot's file, read within a download's slot. The page cache keeps what it had before.
+/// A snapshot's file, read within a download's slot. Reading leaves the page cache as it was.
 pub(super) struct DiskExport {
     pub file: Arc<DiskFile>,
     pub slot: ExportSlot,
@@ -74,12 +64,12 @@ impl BlockExport for DiskExport {
         self.slot.read(|access| self.file.verify_content(access))
     }
 
-    fn is_asked(&mut self) {
-        self.slot.permit.what().is_asked();
+    fn client_ready(&mut self) {
+        self.slot.permit.work().client_ready();
     }
 
     fn sent(&mut self, bytes: u64) {
-        self.slot.permit.what().sent(bytes);
+        self.slot.permit.work().sent(bytes);
     }
 }
 

@@ -1,4 +1,4 @@
-//! Checksums: of a disk, of a part of it, of its blocks.
+//! Checksums of a disk, of a range of it, or of its blocks.
 
 use std::collections::VecDeque;
 use std::num::NonZero;
@@ -18,7 +18,7 @@ use crate::model::SnapshotDisk;
 use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Digest};
 use crate::store::Store;
 
-/// Which checksum is wanted.
+/// The checksum that a client requests.
 #[derive(Clone, Copy, Debug)]
 pub struct ChecksumRequest {
     pub algorithm: Algorithm,
@@ -26,9 +26,9 @@ pub struct ChecksumRequest {
     pub start: u64,
     /// Bytes from there; without it, to the end.
     pub length: Option<u64>,
-    /// Bytes of a block, if the checksum of the blocks' checksums is wanted.
+    /// The block size in bytes, to request the checksum of the blocks' checksums.
     pub block: Option<NonZero<u64>>,
-    /// Whether the blocks' checksums are wanted too.
+    /// Whether the response lists the blocks' checksums too.
     pub list: bool,
 }
 
@@ -40,24 +40,22 @@ pub struct DiskChecksum {
     pub digests: Digests,
 }
 
-/// What is known of it.
 pub enum Digests {
-    /// The checksum.
     One(Digest),
-    /// The checksums of blocks, made as they are taken.
+    /// The checksums of blocks, calculated lazily.
     Blocks(Box<DiskBlockChecksums>),
 }
 
-/// Checksums of whole disks that are kept, at most.
+/// The most cached checksums of whole disks.
 const CACHE_SIZE: usize = 1024;
 
-/// The file, which an [`OpenDisk::version`] tells from any other, and the algorithm.
+/// The file as [`OpenDisk::version`] identifies it, and the algorithm.
 type Key = (String, Algorithm);
 
-/// Checksums of whole disks: made once, whoever asks.
+/// Checksums of whole disks. Concurrent requests share one calculation.
 #[derive(Default)]
 struct ChecksumCache {
-    /// Those asked for last are last.
+    /// Ordered by last use, most recent last.
     known: Mutex<VecDeque<(Key, Arc<OnceCell<Digest>>)>>,
 }
 
@@ -75,7 +73,7 @@ impl ChecksumCache {
     }
 }
 
-/// Makes checksums of disks.
+/// Calculates checksums of disks.
 pub struct Checksums {
     files: Arc<FileOpener>,
     store: Store,
@@ -94,10 +92,10 @@ impl Checksums {
         Self { files, store, cache: ChecksumCache::default(), tasks }
     }
 
-    /// The checksum that is asked for.
+    /// The requested checksum.
     ///
     /// # Errors
-    /// Those of [`FileOpener::open_disk`]; [`Error::BadRequest`] for a range that the disk does not have.
+    /// Those of [`FileOpener::open_disk`]; [`Error::BadRequest`] for a range past the end of the disk.
     pub async fn checksum(
         self: &Arc<Self>,
         session: &Session,
@@ -111,7 +109,7 @@ impl Checksums {
         let end = length.map_or(Some(size), |length| start.checked_add(length));
         let range = end.filter(|end| start <= *end && *end <= size).map(|end| start..end).ok_or_else(|| {
             let length = length.map_or_else(String::new, |length| format!(" and length={length}"));
-            Error::BadRequest(format!("start={start}{length} is past the end of the disk, which is at {size}"))
+            Error::BadRequest(format!("start={start}{length} is past the end of the disk; its size is {size} bytes"))
         })?;
         let digests = match block {
             None if range == (0..size) => Digests::One(self.of_disk(&disk, algorithm, &cancellation).await?),
@@ -134,7 +132,7 @@ impl Checksums {
         Ok(DiskChecksum { algorithm, block_size: block.map(NonZero::get), range, digests })
     }
 
-    /// The checksum of a whole disk. It is cached, and made once for all clients that ask meanwhile.
+    /// The checksum of a whole disk. It is cached, and concurrent requests share one calculation.
     ///
     /// # Errors
     /// [`Error::SnapshotLost`], [`Error::Io`].
@@ -145,22 +143,22 @@ impl Checksums {
         cancellation: &Cancellation,
     ) -> Result<Digest, Error> {
         let known = self.cache.of((disk.version.clone(), algorithm));
-        let make = || async {
+        let calculate = || async {
             let digest = self.of_range(disk, 0..disk.file.size(), algorithm, cancellation).await?;
             self.record(disk, algorithm, digest).await;
             Ok(digest)
         };
-        known.get_or_try_init(make).await.copied()
+        known.get_or_try_init(calculate).await.copied()
     }
 
-    /// Records the checksum of a whole disk: if its file is touched later, the checksum can prove its content.
+    /// Records the checksum of a whole disk. If the file is touched later, the checksum can prove its content.
     async fn record(self: &Arc<Self>, disk: &OpenDisk, algorithm: Algorithm, digest: Digest) {
         let ((_, id), name) = (disk.snapshot.clone(), disk.disk.name.clone());
         let recorded = self.blocking(move |checksums| {
             Ok(checksums.store.proofs().record_checksum(id, &name, algorithm.name(), &digest.0)?)
         });
         if let Err(error) = recorded.await {
-            tracing::warn!(snapshot = %id, %error, "cannot record a checksum");
+            tracing::warn!(snapshot = %id, %error, "cannot record the checksum");
         }
     }
 
@@ -181,7 +179,7 @@ impl Checksums {
     }
 }
 
-/// The checksums of blocks, made as they are taken.
+/// The checksums of blocks, calculated lazily.
 pub struct DiskBlockChecksums {
     sums: BlockChecksums,
     disk: SnapshotDisk,
@@ -190,7 +188,7 @@ pub struct DiskBlockChecksums {
 }
 
 impl DiskBlockChecksums {
-    /// The checksum of the next block; nothing after the last. This blocks.
+    /// The checksum of the next block, or nothing after the last. Blocks.
     ///
     /// # Errors
     /// [`Error::SnapshotLost`], [`Error::Io`], [`Error::Cancelled`].
@@ -198,7 +196,7 @@ impl DiskBlockChecksums {
         self.sums.next_block().map_err(|error| sum_error(&self.disk, error))
     }
 
-    /// The checksum of all blocks' checksums.
+    /// The checksum of the blocks' checksums.
     ///
     /// # Errors
     /// As [`DiskBlockChecksums::next`].
@@ -219,19 +217,19 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_checksums_of_the_files_asked_for_last_are_remembered() {
+    fn recently_used_checksums_stay_cached() {
         let checksums = ChecksumCache::default();
         let key = |n: usize| (n.to_string(), Algorithm::Sha256);
         checksums.of(key(0)).set(Digest([7; 32])).unwrap();
         checksums.of(key(1)).set(Digest([8; 32])).unwrap();
         for n in 2..=CACHE_SIZE {
-            // What is asked for again and again stays.
+            // Repeated use keeps an entry.
             assert_eq!(checksums.of(key(0)).get(), Some(&Digest([7; 32])));
             checksums.of(key(n));
         }
         assert_eq!(checksums.known.lock().unwrap().len(), CACHE_SIZE);
         assert_eq!(checksums.of(key(0)).get(), Some(&Digest([7; 32])));
-        assert_eq!(checksums.of(key(1)).get(), None, "the bound is kept");
+        assert_eq!(checksums.of(key(1)).get(), None, "the least recently used entry is removed");
         assert_eq!(checksums.of((0.to_string(), Algorithm::Blake3)).get(), None, "another algorithm");
     }
 }

@@ -1,4 +1,4 @@
-//! A body that is sent to a client, no faster than the limits allow.
+//! The body of a download, sent within the rate limits.
 
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -9,22 +9,20 @@ use super::rate_limit::{ConnectionLimits, Reservation};
 use crate::metrics::Counter;
 use crate::repository::OpenError;
 
-/// A body of known length, read piece by piece. Its slot is held until it is dropped.
+/// A body of known length, read piece by piece. It holds its slot until it is dropped.
 pub struct Download {
     pieces: Pieces<DiskExport>,
-    /// The first piece, which was read before anything was promised.
+    /// The first piece. It is read before the response begins.
     first: Option<(Bytes, Reservation)>,
     remaining: u64,
     limits: ConnectionLimits,
-    /// Bytes of all downloads.
+    /// Counts the bytes of all downloads.
     served: Counter,
 }
 
 impl Download {
-    /// A body of `parts`, the first piece of which is read: after the response has begun, an error can only cut it.
-    ///
-    /// # Errors
-    /// [`OpenError`].
+    /// Starts a body of `parts` and reads its first piece. Errors found here still get an error response; later ones
+    /// can only cut the body.
     pub(super) fn start(
         export: DiskExport,
         parts: Vec<Part>,
@@ -44,14 +42,14 @@ impl Download {
     }
 
     /// The connection asks for the next piece.
-    pub fn is_asked(&mut self) {
-        self.pieces.export.is_asked();
+    pub fn client_ready(&mut self) {
+        self.pieces.export.client_ready();
     }
 
-    /// Reads the next piece. It may be sent at the time of its reservation. This blocks.
+    /// Reads the next piece. It may be sent at the time of its reservation. Blocks.
     ///
     /// # Errors
-    /// [`OpenError`]: the connection must be cut.
+    /// After an error, the connection must be cut.
     pub fn next(&mut self) -> Result<(Bytes, Reservation), OpenError> {
         if let Some(first) = self.first.take() {
             return Ok(first);

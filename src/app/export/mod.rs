@@ -1,6 +1,6 @@
-//! The transfer engine: reading the disks of snapshots for clients.
+//! The transfer engine: reads the disks of snapshots for clients.
 //!
-//! A [`block_export::BlockExport`] is a disk that one client reads. Whatever sends or digests its bytes stands on that trait.
+//! A [`block_export::BlockExport`] is a disk that one client reads. All code that sends its bytes uses that trait.
 
 mod audit;
 mod block_export;

@@ -1,7 +1,6 @@
-//! The pieces of a body, read into buffers that are used again.
+//! The pieces of a body, read into reused buffers.
 //!
-//! Memory is constant: there is no more of a body than the pieces that are not sent yet. Holes are neither read nor
-//! copied.
+//! Memory use is constant: only pieces that are not sent yet are in memory. Holes are neither read nor copied.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,19 +12,19 @@ use bytes::Bytes;
 use super::block_export::{BlockExport, Read};
 use crate::repository::{OpenError, Run};
 
-/// Bytes read at a time, at most.
+/// The most bytes to read at a time.
 pub(super) const PIECE: u64 = 256 << 10;
 
 /// Ranges up to this length are not checked for holes.
 const SHORT: u64 = 64 << 10;
 
-/// What a hole is sent as.
+/// The content of holes.
 static ZEROS: [u8; PIECE as usize] = [0; PIECE as usize];
 
 /// A part of a body.
 #[derive(Clone, Debug)]
 pub enum Part {
-    /// Bytes that are made up, such as the head of a range.
+    /// Bytes that are not from the disk, such as the header of a range.
     Text(Bytes),
     /// A range of the disk.
     Disk(Range<u64>),
@@ -41,10 +40,10 @@ impl Part {
     }
 }
 
-/// A buffer that goes back to its reader when the last of its bytes is sent.
+/// A buffer that returns to its reader after its last byte is sent.
 struct Pooled {
     buffer: Vec<u8>,
-    home: mpsc::Sender<Vec<u8>>,
+    pool: mpsc::Sender<Vec<u8>>,
 }
 
 impl AsRef<[u8]> for Pooled {
@@ -55,19 +54,19 @@ impl AsRef<[u8]> for Pooled {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        // If the reader is gone already, the buffer goes too.
-        let _ = self.home.send(std::mem::take(&mut self.buffer));
+        // If the reader no longer exists, the buffer is freed.
+        let _ = self.pool.send(std::mem::take(&mut self.buffer));
     }
 }
 
 /// The pieces of a body, in order.
 pub(super) struct Pieces<E> {
     pub export: E,
-    /// What is still to come.
+    /// The remaining parts.
     parts: VecDeque<Part>,
-    /// What is known of the bytes that come next.
+    /// The data or hole at the current offset, if it is known.
     run: Option<Run>,
-    /// Bytes to read at a time, [`PIECE`] at most.
+    /// Bytes to read at a time, at most [`PIECE`].
     piece: u64,
     buffers: (mpsc::Sender<Vec<u8>>, mpsc::Receiver<Vec<u8>>),
 }
@@ -78,9 +77,6 @@ impl<E: BlockExport> Pieces<E> {
     }
 
     /// Reads the next piece.
-    ///
-    /// # Errors
-    /// [`OpenError`].
     pub fn next(&mut self) -> Result<Bytes, OpenError> {
         let piece = match self.parts.pop_front() {
             None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
@@ -90,18 +86,18 @@ impl<E: BlockExport> Pieces<E> {
             Some(part) => self.gather(part)?,
         };
         if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
-            // Before the client has all of it.
+            // Verify before the client gets the last piece.
             self.export.verify()?;
         }
         Ok(piece)
     }
 
-    /// Up to this length it is cheaper to read a range than to check whether it is a hole.
+    /// Up to this length, reading a range is cheaper than checking it for holes.
     fn short(&self) -> u64 {
         SHORT.min(self.piece)
     }
 
-    /// `part`, which is short, together with as many short ones after it as fit.
+    /// Combines the short `part` with as many of the following short parts as fit.
     fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
         let mut buffer = self.buffer();
         buffer.clear();
@@ -150,12 +146,12 @@ impl<E: BlockExport> Pieces<E> {
         Ok(piece)
     }
 
-    /// A buffer that was used before, if there is one.
+    /// A returned buffer, if there is one.
     fn buffer(&self) -> Vec<u8> {
         self.buffers.1.try_recv().unwrap_or_default()
     }
 
     fn pooled(&self, buffer: Vec<u8>) -> Bytes {
-        Bytes::from_owner(Pooled { buffer, home: self.buffers.0.clone() })
+        Bytes::from_owner(Pooled { buffer, pool: self.buffers.0.clone() })
     }
 }

@@ -20,7 +20,7 @@ use crate::auth::Session;
 use crate::metrics::Metrics;
 use crate::repository::PageCachePolicy;
 
-/// How often the audit's summaries are looked through.
+/// How often the audit's summaries are checked.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Sends disks to clients.
@@ -37,11 +37,11 @@ impl Exports {
         Self { admission, trail, metrics, idle_io }
     }
 
-    /// Waits for a slot, and starts to read `parts` of a disk, in so many `ranges`, for `client`.
+    /// Waits for a slot, then starts to read `parts` of a disk, which are `ranges` ranges, for `client`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if no slot comes free in time; [`Error::SnapshotLost`], [`Error::Io`] if the first piece cannot
-    /// be read.
+    /// [`Error::Refused`] if no slot becomes free in time; [`Error::SnapshotLost`], [`Error::Io`] if the first piece
+    /// cannot be read.
     pub async fn download(
         &self,
         session: &Session,
@@ -66,7 +66,7 @@ impl Exports {
         download.map_err(|cause| lost(&disk, cause))
     }
 
-    /// Writes the audit's summaries now and then, until `stop`.
+    /// Writes the audit's summaries regularly, until `stop`.
     pub(crate) async fn write_audit(self: Arc<Self>, stop: CancellationToken) {
         let (mut recorded, mut rounds) = (Instant::now(), rounds(AUDIT_INTERVAL));
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
@@ -74,11 +74,11 @@ impl Exports {
                 recorded = Instant::now();
                 audit::record_running(&self.trail, &self.admission.exports);
             }
-            self.trail.write_what_is_over();
+            self.trail.write_due();
         }
     }
 
-    /// Writes all of the audit that is not written yet. Downloads that still run end with the service.
+    /// Writes the unwritten rest of the audit, and records running downloads as cut: they end with the service.
     pub fn finish_audit(&self) {
         audit::record_stop(&self.trail, &self.admission.exports);
         self.trail.write_all();

@@ -10,8 +10,7 @@ use crate::repository::OpenError;
 use crate::repository::executor::Access;
 use crate::repository::io_priority;
 
-/// A download's slot among those that run at a time. Dropping it releases the slot and records the download in the
-/// audit.
+/// The concurrency slot of a download. Dropping it frees the slot and records the end of the download in the audit.
 pub(super) struct ExportSlot {
     pub permit: ExportPermit,
     pub trail: Arc<AuditTrail>,
@@ -25,13 +24,13 @@ impl ExportSlot {
     /// # Errors
     /// Those of `read`; [`OpenError::RepositoryUnavailable`] if nothing was sent yet and the repository hangs.
     pub fn read<T>(&self, read: impl FnOnce(&Access<'_>) -> Result<T, OpenError>) -> Result<T, OpenError> {
-        let export = self.permit.what();
+        let export = self.permit.work();
         let read = |access: &Access<'_>| {
             // If the kernel does not allow it, the disk is read at the normal priority.
             let _idle = self.idle_io.then(io_priority::set_idle);
             read(access)
         };
-        // A download that has started goes on: it must not be cut because other reads hang.
+        // A download that has started continues: it must not be cut because other reads hang.
         let has_begun = export.done.load(Ordering::Relaxed) > 0;
         if has_begun { export.executor.run_here_started(read) } else { export.executor.run_here(read)? }
     }
@@ -39,6 +38,6 @@ impl ExportSlot {
 
 impl Drop for ExportSlot {
     fn drop(&mut self) {
-        audit::record_end(&self.trail, self.permit.what());
+        audit::record_end(&self.trail, self.permit.work());
     }
 }

@@ -1,8 +1,7 @@
-//! Snapshots' files whose change time alone is another one: a link was made, a label or an owner changed. They are
-//! looked at more closely, and used again as far as their content is proven.
+//! Proves the content of touched files: snapshot files of which only the change time differs, for example after a hard
+//! link or a change of owner or label. They are used again as far as their content is proven.
 //!
-//! What is proven is written down, so that it holds after a restart: later it may not be provable any more, when
-//! the VM's own disk shares fewer blocks.
+//! Proofs are recorded, because a later proof may be impossible: the VM's disk shares fewer blocks over time.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -17,29 +16,29 @@ use crate::repository::seal::{self, OtherSnapshot, Proof};
 use crate::repository::{DiskFile, OpenError, Repository, Unavailable};
 use crate::store::Store;
 
-/// How long what was not proven is believed: it is looked at again, as it costs the reading of several maps.
-const MEMORY: Duration = Duration::from_secs(60);
+/// How long a missing proof is cached. Another attempt has to read several maps.
+const RETRY_AFTER: Duration = Duration::from_secs(60);
 
 /// How long a request waits for another one that reads the maps of the same file.
 const WAIT: Duration = Duration::from_secs(10);
 
-/// Other snapshots that are asked for the blocks of one, the nearest first.
-const WITNESSES: usize = 32;
+/// The most other snapshots to compare extent maps with, the nearest first.
+const MAX_WITNESSES: usize = 32;
 
-/// What was found out about files of late.
+/// The recent proofs, and the checksums that are being calculated.
 #[derive(Clone)]
 pub(super) struct ContentProofs {
     inventory: Arc<Inventory>,
     store: Store,
     slots: Arc<Mutex<HashMap<(SnapshotId, DiskName), TrustSlot>>>,
-    /// Checksums that are to be made. A repository that has an entry has a thread that makes them.
+    /// Checksums to calculate. A repository with an entry has a thread that calculates them.
     checks: Arc<Mutex<HashMap<RepositoryId, VecDeque<Check>>>>,
 }
 
-/// What is known of one file, held by whoever finds it out.
+/// The state of one file, locked by the thread that examines it.
 type TrustSlot = Arc<Mutex<Option<FileTrust>>>;
 
-/// How far a file is proven, for one change time.
+/// How far the content of a file is proven, for one change time.
 #[derive(Clone, Copy)]
 struct FileTrust {
     changed_ns: i128,
@@ -48,25 +47,24 @@ struct FileTrust {
     sum: ChecksumState,
 }
 
-/// What the checksum of a touched file says.
+/// The state of a touched file's checksum.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ChecksumState {
-    /// It was not made: none is recorded, or it was not needed.
-    NotMade,
-    /// It is being made.
+    /// It was not calculated: none is recorded, or it was not needed.
+    NotStarted,
     Checking,
-    /// It was made. What it says holds as long as the file has this change time.
-    Made,
+    /// It was calculated. The result holds as long as the file has this change time.
+    Done,
 }
 
 impl FileTrust {
-    /// Whether it has to be found out again.
-    fn is_old(&self) -> bool {
-        self.sum == ChecksumState::NotMade && self.at.elapsed() >= MEMORY
+    /// Whether the file must be examined again.
+    fn is_stale(&self) -> bool {
+        self.sum == ChecksumState::NotStarted && self.at.elapsed() >= RETRY_AFTER
     }
 }
 
-/// A checksum that is to be made of a touched file.
+/// A checksum to calculate of a touched file.
 struct Check {
     repository: Repository,
     snapshot: SnapshotId,
@@ -86,18 +84,18 @@ impl ContentProofs {
         Self { inventory, store, slots: Arc::default(), checks: Arc::default() }
     }
 
-    /// The place of what is known of a disk. Whoever finds it out holds it, and the others wait.
+    /// The state of a disk's file. The thread that examines the file locks it; the others wait.
     fn slot(&self, id: SnapshotId, disk: &DiskName) -> TrustSlot {
         let mut slots = lock(&self.slots);
-        // What nobody looks at any more, and what is old.
+        // Remove stale entries that are not in use.
         slots.retain(|_, slot| {
-            let is_old = slot.try_lock().is_ok_and(|known| known.is_none_or(|known| known.is_old()));
-            Arc::strong_count(slot) > 1 || !is_old
+            let is_stale = slot.try_lock().is_ok_and(|known| known.is_none_or(|known| known.is_stale()));
+            Arc::strong_count(slot) > 1 || !is_stale
         });
         Arc::clone(slots.entry((id, disk.clone())).or_default())
     }
 
-    /// Has the checksum of a file made in the background, one after the other for each repository.
+    /// Calculates the checksum of a file in the background, one at a time for each repository.
     fn check_later(&self, check: Check) -> std::io::Result<()> {
         let id = check.repository.id().clone();
         let mut checks = lock(&self.checks);
@@ -106,12 +104,12 @@ impl ContentProofs {
             return Ok(());
         }
         let (proofs, of) = (self.clone(), id.clone());
-        std::thread::Builder::new().name("touched".to_owned()).spawn(move || proofs.make_checks(&of))?;
+        std::thread::Builder::new().name("touched".to_owned()).spawn(move || proofs.run_checks(&of))?;
         checks.insert(id, VecDeque::from([check]));
         Ok(())
     }
 
-    fn make_checks(&self, id: &RepositoryId) {
+    fn run_checks(&self, id: &RepositoryId) {
         loop {
             let next = {
                 let mut checks = lock(&self.checks);
@@ -125,24 +123,27 @@ impl ContentProofs {
             let slot = self.slot(check.snapshot, &check.disk.name);
             let agrees = check.agrees();
             let mut known = lock(&slot);
-            // It may have been touched once more meanwhile.
+            // The file may have been touched again meanwhile.
             let Some(of) = known.as_mut().filter(|known| known.changed_ns == check.changed_ns) else { continue };
             let (snapshot, disk) = (check.snapshot, &check.disk.name);
             match agrees {
                 Ok(agrees) => {
-                    of.sum = ChecksumState::Made;
+                    of.sum = ChecksumState::Done;
                     if agrees {
                         of.proof = Proof::Whole;
-                        say(snapshot, disk, Proof::Whole, "its checksum is as it was recorded");
-                        write_down(&check.store, snapshot, disk, check.changed_ns);
+                        log_proof(snapshot, disk, Proof::Whole, "its checksum matches the recorded one");
+                        record_proof(&check.store, snapshot, disk, check.changed_ns);
                     } else {
-                        // Its own bytes are not the recorded ones, whatever other files share its blocks.
+                        // The bytes differ from the recorded ones, even if other files share the blocks.
                         of.proof = if of.proof == Proof::None { Proof::None } else { Proof::Map };
-                        tracing::warn!(%snapshot, %disk, "its file was touched, and its checksum is another one");
+                        tracing::warn!(
+                            %snapshot, %disk,
+                            "the checksum of a touched file differs from the recorded one"
+                        );
                     }
                 }
                 Err(error) => {
-                    tracing::warn!(%snapshot, %disk, %error, "the checksum of a touched file cannot be made");
+                    tracing::warn!(%snapshot, %disk, %error, "cannot calculate the checksum of a touched file");
                     *known = None;
                 }
             }
@@ -151,25 +152,25 @@ impl ContentProofs {
 }
 
 impl Check {
-    /// Whether the file has the checksum that is recorded of it.
+    /// Whether the file has its recorded checksum.
     fn agrees(&self) -> Result<bool, ChecksumError> {
         let Self { snapshot, changed_ns, .. } = *self;
-        tracing::info!(%snapshot, disk = %self.disk.name, "its file was touched: its checksum is made again");
+        tracing::info!(%snapshot, disk = %self.disk.name, "calculating the checksum of a touched file");
         let (repository, disk) = (self.repository.clone(), self.disk.clone());
         let opened = self.repository.executor().run(JobKind::SHORT, move |access| {
             DiskFile::open(access, &repository, (snapshot, &disk), Some(changed_ns))
         });
         let file = Arc::new(opened.map_err(OpenError::from)??);
         let store = self.store.clone();
-        // Nobody needs it when the snapshot is deleted.
+        // Deleting the snapshot cancels the checksum.
         let is_wanted: IsWanted = Arc::new(move || store.snapshot(snapshot).is_ok_and(|found| found.is_some()));
         let range = 0..file.size();
         Ok(checksum::of_range(file, range, self.algorithm, &is_wanted)? == self.recorded)
     }
 }
 
-/// Waits until nobody else reads the maps of a file.
-fn wait_for(slot: &Mutex<Option<FileTrust>>) -> Option<MutexGuard<'_, Option<FileTrust>>> {
+/// Locks the state of a file. Returns nothing if another thread examines the file for too long.
+fn lock_slot(slot: &Mutex<Option<FileTrust>>) -> Option<MutexGuard<'_, Option<FileTrust>>> {
     let end = Instant::now() + WAIT;
     loop {
         match slot.try_lock() {
@@ -181,29 +182,31 @@ fn wait_for(slot: &Mutex<Option<FileTrust>>) -> Option<MutexGuard<'_, Option<Fil
     }
 }
 
-fn say(snapshot: SnapshotId, disk: &DiskName, proof: Proof, how: &str) {
+fn log_proof(snapshot: SnapshotId, disk: &DiskName, proof: Proof, how: &str) {
     match proof {
-        Proof::Whole => tracing::info!(%snapshot, %disk, how, "its file was touched, and is believed again"),
+        Proof::Whole => {
+            tracing::info!(%snapshot, %disk, how, "the content of a touched file is proven; it can be used again")
+        }
         Proof::Map => tracing::info!(
             %snapshot, %disk,
-            "its file was touched, and is believed again as a base: its map of extents is as it was recorded, but \
-             no other file is known to share all of its blocks, so its own bytes are not served"
+            "a touched file can be used again as a base only: its extent map matches the recorded one, but no other \
+             file is known to share all of its blocks, so its bytes are not served"
         ),
-        Proof::None => tracing::warn!(%snapshot, %disk, "its file was touched, and is not believed"),
+        Proof::None => tracing::warn!(%snapshot, %disk, "the content of a touched file cannot be proven"),
     }
 }
 
-fn write_down(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: i128) {
+fn record_proof(store: &Store, snapshot: SnapshotId, disk: &DiskName, changed_ns: i128) {
     if let Err(error) = store.proofs().record(snapshot, disk, changed_ns) {
-        tracing::warn!(%snapshot, %disk, %error, "that its content is proven cannot be written down");
+        tracing::warn!(%snapshot, %disk, %error, "cannot record the proof of a touched file");
     }
 }
 
 impl ContentProofs {
-    /// Opens a disk's file with `open`, where as much of its content is proven as is `needed`.
+    /// Opens a disk's file with `open`, if its content is proven as far as `needed`.
     ///
     /// # Errors
-    /// [`OpenError::Touched`] where that is being found out.
+    /// [`OpenError::Touched`] while that is being checked.
     pub(super) fn open_proven(
         &self,
         snapshot: &Snapshot,
@@ -222,8 +225,8 @@ impl ContentProofs {
         }
     }
 
-    /// How far the content of a disk's file is proven that was touched. Where its maps prove less than is
-    /// `needed`, and a checksum is recorded, that is made in the background: it reads the whole disk.
+    /// How far the content of a touched file is proven. If the extent maps prove less than `needed` and a checksum is
+    /// recorded, the checksum is calculated in the background, because that reads the whole disk.
     fn proof_of(
         &self,
         snapshot: &Snapshot,
@@ -231,36 +234,36 @@ impl ContentProofs {
         changed_ns: i128,
         needed: Proof,
     ) -> Result<Proof, OpenError> {
-        if self.is_written_down(snapshot, disk, changed_ns) {
+        if self.is_recorded(snapshot, disk, changed_ns) {
             return Ok(Proof::Whole);
         }
         let slot = self.slot(snapshot.id, &disk.name);
-        let mut slot = wait_for(&slot).ok_or(OpenError::Touched { changed_ns })?;
-        let known = match slot.filter(|known| known.changed_ns == changed_ns && !known.is_old()) {
+        let mut slot = lock_slot(&slot).ok_or(OpenError::Touched { changed_ns })?;
+        let known = match slot.filter(|known| known.changed_ns == changed_ns && !known.is_stale()) {
             Some(known) => known,
             None => {
                 let (proof, seen) = self.examine(snapshot, disk)?;
                 if seen != changed_ns {
                     return Err(OpenError::Touched { changed_ns: seen });
                 }
-                say(
+                log_proof(
                     snapshot.id,
                     &disk.name,
                     proof,
-                    "its map of extents is as it was recorded, and other files share its blocks",
+                    "its extent map matches the recorded one, and other files share its blocks",
                 );
                 if proof == Proof::Whole {
-                    write_down(&self.store, snapshot.id, &disk.name, changed_ns);
+                    record_proof(&self.store, snapshot.id, &disk.name, changed_ns);
                 }
-                *slot.insert(FileTrust { changed_ns, proof, at: Instant::now(), sum: ChecksumState::NotMade })
+                *slot.insert(FileTrust { changed_ns, proof, at: Instant::now(), sum: ChecksumState::NotStarted })
             }
         };
         let is_enough = known.proof == Proof::Whole || (known.proof == Proof::Map && needed == Proof::Map);
         match known.sum {
-            ChecksumState::Made => Ok(known.proof),
+            ChecksumState::Done => Ok(known.proof),
             _ if is_enough => Ok(known.proof),
             ChecksumState::Checking => Err(OpenError::Touched { changed_ns }),
-            ChecksumState::NotMade => {
+            ChecksumState::NotStarted => {
                 let Some((algorithm, recorded)) = self.recorded_checksum(snapshot, disk) else {
                     return Ok(known.proof);
                 };
@@ -273,9 +276,9 @@ impl ContentProofs {
         }
     }
 
-    fn is_written_down(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
+    fn is_recorded(&self, snapshot: &Snapshot, disk: &SnapshotDisk, changed_ns: i128) -> bool {
         let proven = self.store.proofs().proven_change(snapshot.id, &disk.name);
-        let proven = proven.inspect_err(|error| tracing::warn!(%error, "what is proven of it is not known"));
+        let proven = proven.inspect_err(|error| tracing::warn!(%error, "cannot read the recorded proof"));
         proven.is_ok_and(|proven| proven == Some(changed_ns))
     }
 
@@ -289,20 +292,21 @@ impl ContentProofs {
             let disk = other.disks.into_iter().find(|other| other.source == disk.source)?;
             Some(OtherSnapshot { id, disk, is_earlier })
         };
-        let others: Vec<_> = others.into_iter().filter_map(of_disk).take(WITNESSES).collect();
-        let (asked, id, of) = (repository.clone(), snapshot.id, disk.clone());
-        let examined =
-            repository.executor().run(JobKind::BULK, move |access| seal::examine(access, &asked, (id, &of), &others));
-        examined?.map_err(|error| match Unavailable::of(&error) {
-            Some(absent) => OpenError::RepositoryUnavailable(absent.to_string()),
+        let others: Vec<_> = others.into_iter().filter_map(of_disk).take(MAX_WITNESSES).collect();
+        let (examined, id, of) = (repository.clone(), snapshot.id, disk.clone());
+        let result = repository
+            .executor()
+            .run(JobKind::BULK, move |access| seal::examine(access, &examined, (id, &of), &others));
+        result?.map_err(|error| match Unavailable::of(&error) {
+            Some(cause) => OpenError::RepositoryUnavailable(cause.to_string()),
             None => error.into(),
         })
     }
 
-    /// The checksum that is recorded of the whole disk, where one is.
+    /// The recorded checksum of the whole disk, if there is one.
     fn recorded_checksum(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Option<(Algorithm, Digest)> {
         let recorded = self.store.proofs().checksums(snapshot.id, &disk.name);
-        let recorded = recorded.inspect_err(|error| tracing::warn!(%error, "its recorded checksums are not known"));
+        let recorded = recorded.inspect_err(|error| tracing::warn!(%error, "cannot read the recorded checksums"));
         let known = |(name, digest): (String, _)| Some((Algorithm::named(&name)?, Digest(digest)));
         recorded.unwrap_or_default().into_iter().find_map(known)
     }

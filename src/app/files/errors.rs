@@ -1,4 +1,4 @@
-//! What a caller hears if the file of a snapshot cannot be used.
+//! The errors if the file of a snapshot cannot be used.
 
 use crate::app::Error;
 use crate::model::SnapshotDisk;
@@ -14,7 +14,7 @@ pub fn lost(disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
         .unwrap_or_else(|| Error::SnapshotLost { disk: disk.name.to_string(), cause: cause.to_string() })
 }
 
-/// The error, if it is temporary: it says nothing about the snapshot itself.
+/// The error, if it is temporary and so does not concern the snapshot itself.
 pub(crate) fn temporary(disk: &SnapshotDisk, cause: &MapError) -> Option<Error> {
     let disk = &disk.name;
     match cause {

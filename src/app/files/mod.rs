@@ -1,4 +1,4 @@
-//! Snapshots' files, opened and proven to be the ones that were made.
+//! Opens snapshots' files and proves that they are unchanged.
 
 mod content_proof;
 mod errors;

@@ -8,21 +8,21 @@ use crate::repository::DiskFile;
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
-    /// The snapshot, and its VM.
+    /// The VM and the snapshot.
     pub snapshot: (VmId, SnapshotId),
-    /// The file, proven to be the one that was snapshotted.
+    /// The file, proven to be unchanged.
     pub file: Arc<DiskFile>,
-    /// The disk, as it was recorded.
+    /// The recorded disk.
     pub disk: SnapshotDisk,
-    /// A text that is unique to this content.
+    /// A string that is unique to this content.
     pub version: String,
     pub taken_at: jiff::Timestamp,
     /// Keeps the snapshot from being swept.
     pub in_use: Arc<InUse>,
 }
 
-/// A text that is unique to the content of a disk. It has the disk's name, because files in two repositories can have the
-/// same inode number and change time.
+/// A string that is unique to the content of a disk. It includes the disk's name, because files in two repositories can
+/// have the same inode number and change time.
 pub(super) fn version(id: SnapshotId, disk: &SnapshotDisk) -> String {
     let FileIdentity { inode, size, changed_ns } = disk.identity;
     format!("{id}-{}-{inode:x}-{changed_ns:x}-{size:x}", disk.name)
@@ -34,7 +34,7 @@ mod tests {
     use crate::model::DiskSource;
 
     #[test]
-    fn two_disks_of_one_inode_number_are_two_contents() {
+    fn disks_with_equal_inode_numbers_have_different_versions() {
         let identity = FileIdentity { inode: 131, size: 1 << 30, changed_ns: 1_714_558_830_123_456_789 };
         let disk = |name: &str, repository: &str| SnapshotDisk {
             name: name.parse().unwrap(),

@@ -1,4 +1,4 @@
-//! Opening snapshots' files.
+//! Opens snapshots' files.
 
 use std::sync::Arc;
 
@@ -18,12 +18,12 @@ use crate::repository::seal::Proof;
 use crate::repository::{DiskFile, OpenError, SnapshotDir};
 use crate::store::Store;
 
-/// Opens snapshots' files, and proves that they are the ones that were made.
+/// Opens snapshots' files, and proves that they are unchanged.
 pub struct FileOpener {
     inventory: Arc<Inventory>,
     retention: Arc<Retention>,
     proofs: ContentProofs,
-    /// Notified when a snapshot is found to be gone.
+    /// Notified when all files of a snapshot are found to be gone.
     gone: Arc<Notify>,
     tasks: Tasks,
 }
@@ -46,7 +46,7 @@ impl FileOpener {
         Self { inventory, retention, proofs, gone, tasks }
     }
 
-    /// Opens the disk `name` of the snapshot `id` of the VM that `vm_ref` names.
+    /// Opens the disk `name` of the snapshot `id` of the VM `vm_ref`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::SnapshotLost`], [`Error::Io`].
@@ -68,39 +68,33 @@ impl FileOpener {
         .await
     }
 
-    /// Opens a disk's file and checks that it is the one that was made. A thread of the repository does it, so that no
-    /// caller waits for a file system that hangs.
-    ///
-    /// # Errors
-    /// [`OpenError`].
+    /// Opens a disk's file and checks that it is unchanged. This runs on a thread of the repository, so that a hung
+    /// file system does not block the caller.
     pub(crate) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
         let open = |proven| self.open_file(snapshot, disk, proven);
         self.proofs.open_proven(snapshot, disk, Proof::Whole, open).map(|(file, _)| file)
     }
 
     /// Opens a disk's file as the base of a comparison, which needs less proof than serving its bytes.
-    ///
-    /// # Errors
-    /// [`OpenError`].
     pub(crate) fn open_base(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<(DiskFile, Proof), OpenError> {
         self.proofs.open_proven(snapshot, disk, Proof::Map, |proven| self.open_file(snapshot, disk, proven))
     }
 
-    /// Opens a file that is as it was recorded, or has the change time `proven`.
+    /// Opens a file that matches its record, or has the change time `proven`.
     fn open_file(&self, snapshot: &Snapshot, disk: &SnapshotDisk, proven: Option<i128>) -> Result<DiskFile, OpenError> {
         let repository = self.inventory.repository_of(disk)?;
-        let (asked, id, wanted) = (repository.clone(), snapshot.id, disk.clone());
+        let (opened, id, of) = (repository.clone(), snapshot.id, disk.clone());
         let opened = repository
             .executor()
-            .run(JobKind::SHORT, move |access| DiskFile::open(access, &asked, (id, &wanted), proven))
+            .run(JobKind::SHORT, move |access| DiskFile::open(access, &opened, (id, &of), proven))
             .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
         opened.map_err(|error| self.gone_or_missing(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
-            tracing::warn!(file = %file.display(), %error, "a snapshot's file cannot be used");
+            tracing::warn!(file = %file.display(), %error, "cannot use a snapshot's file");
         })
     }
 
-    /// A snapshot is gone only if all of it is gone. If a part is there, the other part is missing.
+    /// A snapshot is gone only if all of its files are gone. If some exist, the others are missing.
     fn gone_or_missing(&self, snapshot: &Snapshot, error: OpenError) -> OpenError {
         match error {
             OpenError::Gone if self.is_gone(snapshot) => {
@@ -112,15 +106,15 @@ impl FileOpener {
         }
     }
 
-    /// Whether the snapshot is gone: each of its repositories responds, is the file system that was recorded, and has no
-    /// folder of the snapshot. Anything else does not prove it.
+    /// Whether the snapshot is gone: each of its repositories responds, is the recorded file system, and has no folder
+    /// of the snapshot. Anything else does not prove that.
     pub(crate) fn is_gone(&self, snapshot: &Snapshot) -> bool {
         let is_gone_from = |id: &RepositoryId| {
             let repository = self.inventory.repository(id)?;
-            let (of, asked) = (snapshot.clone(), repository.clone());
+            let (of, checked) = (snapshot.clone(), repository.clone());
             let gone = repository.run(JobKind::SHORT, move |access, root| {
-                asked.mounted_now(access)?;
-                let disks = of.disks.iter().filter(|disk| disk.source.repository == *asked.id());
+                checked.mounted_now(access)?;
+                let disks = of.disks.iter().filter(|disk| disk.source.repository == *checked.id());
                 SnapshotDir::new(root, of.id).is_gone(disks)
             });
             gone.ok()

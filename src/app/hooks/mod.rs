@@ -1,4 +1,4 @@
-//! Hooks around operations, and `post` hooks that are still to be called.
+//! Runs operations with hooks, and retries pending post hooks.
 
 mod pending;
 mod runner;

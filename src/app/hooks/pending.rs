@@ -1,7 +1,7 @@
-//! `post` hooks that are owed: called at the start after a crash, and again where they failed.
+//! Pending post hooks: called at the start after a crash, and retried after failures.
 //!
-//! What a `pre` has frozen something must thaw. So what is owed stays written down until it was called and
-//! did what it should, or until nobody can hope for that any more.
+//! A guest that a `pre` hook froze must be thawed. So a pending post hook stays recorded until its call succeeds, or
+//! until its retries end after a week.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -22,26 +22,26 @@ use crate::metrics::Metrics;
 use crate::model::{PendingHooksKey, SnapshotId, VmId};
 use crate::store::Store;
 
-/// Between two rounds.
+/// The time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// As often in vain, it is tried each round: an hour.
+/// So many retries, one each round: an hour.
 const MINUTELY_RETRIES: u32 = 60;
 
-/// After that once in as many rounds: a day. And at each start.
+/// After that, one retry in so many rounds: a day. And one at each start.
 const DAILY_INTERVAL: u64 = 24 * 60;
 
-/// As often in vain, it is given up: a week later.
+/// Retries end after so many failures: about a week.
 const MAX_RETRIES: u32 = MINUTELY_RETRIES + 7;
 
-/// VMs whose hooks are called again at a time: one whose hooks hang must not hold up all others.
-const AT_ONCE: usize = 8;
+/// How many VMs are served at a time. With one, hanging hooks of a VM would delay all others.
+const CONCURRENCY: usize = 8;
 
-/// How long the database may take to say what is owed, when the service stops.
-const LAST_LOOK: Duration = Duration::from_secs(5);
+/// How long the database may take to list pending post hooks when the service stops.
+const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the database would not take, by key: the debt, or that nothing is owed any more. It is tried again each
-/// round. Until then this counts, and not what is written down.
+/// Changes that the database did not accept, by key: the new pending post hooks, or their removal. Writing is retried
+/// each round. Until then these override the database.
 #[derive(Default)]
 pub(super) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
 
@@ -51,55 +51,53 @@ impl Unwritten {
     }
 }
 
-/// Calls that are made at the same time, [`AT_ONCE`] at most, each on a thread of its own.
+/// Concurrent calls, at most [`CONCURRENCY`], each on its own thread.
 #[derive(Default)]
 struct Calls(JoinSet<()>);
 
 impl Calls {
-    /// Begins a call, once there is a place for it.
-    async fn begin(&mut self, call: impl Future<Output = ()> + Send + 'static) {
-        while self.0.len() >= AT_ONCE {
+    /// Starts a call when fewer than [`CONCURRENCY`] run.
+    async fn start(&mut self, call: impl Future<Output = ()> + Send + 'static) {
+        while self.0.len() >= CONCURRENCY {
             self.0.join_next().await;
         }
         match run_isolated(call) {
             Ok(over) => drop(self.0.spawn(async move { drop(over.await) })),
-            Err(error) => tracing::error!(%error, "no thread can be started for hooks that are owed"),
+            Err(error) => tracing::error!(%error, "cannot start a thread for pending post hooks"),
         }
     }
 
-    /// Waits for all of them.
-    async fn end(mut self) {
+    /// Waits for all calls.
+    async fn finish(mut self) {
         while self.0.join_next().await.is_some() {}
     }
 }
 
-/// What is owed.
+/// The recorded pending post hooks.
 #[derive(Default)]
 pub(crate) struct Pending {
-    /// With their keys.
     pub readable: Vec<(PendingHooksKey, PendingPostHooks)>,
-    /// What is written down and cannot be read, by key, with the reason. It stays written down: a newer version
-    /// may have written it.
+    /// Unreadable records, by key, with the reason. They are kept, because a newer version may have written them.
     pub unreadable: Vec<(PendingHooksKey, String)>,
 }
 
-/// By the names of their VMs: what is owed to one guest is called one after the other.
+/// Groups by VM name: the pending post hooks of one VM are called one after the other.
 fn by_vm(
-    debts: impl Iterator<Item = (PendingHooksKey, PendingPostHooks)>,
+    entries: impl Iterator<Item = (PendingHooksKey, PendingPostHooks)>,
 ) -> BTreeMap<String, Vec<(PendingHooksKey, PendingPostHooks)>> {
     let mut by_vm: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (key, debt) in debts {
-        by_vm.entry(debt.event.vm.name.clone()).or_default().push((key, debt));
+    for (key, post_hooks) in entries {
+        by_vm.entry(post_hooks.event.vm.name.clone()).or_default().push((key, post_hooks));
     }
     by_vm
 }
 
-/// The `post` hooks that are still to be called.
+/// Records and calls pending post hooks.
 pub(crate) struct PendingHooks {
     pub(super) hooks: Arc<Hooks>,
     store: Store,
     pub(super) unwritten: Unwritten,
-    /// Operations between their `pre` and the end of their `post`: their guests may be frozen.
+    /// Operations from their `pre` to the end of their `post`. Their guests may be frozen.
     active: TaskTracker,
     vm_locks: Arc<VmLocks>,
     inventory: Arc<Inventory>,
@@ -118,71 +116,74 @@ impl PendingHooks {
         Self { hooks, store, unwritten, active, vm_locks, inventory, metrics }
     }
 
-    /// Marks an operation as one whose guest may be frozen, until the token is dropped.
+    /// Marks an operation as active: its guest may be frozen until the token is dropped.
     pub(super) fn hold(&self) -> TaskTrackerToken {
         self.active.token()
     }
 
-    /// What is owed.
+    /// All pending post hooks.
     ///
     /// # Errors
-    /// Where the database does not say.
-    pub(crate) fn debts(&self) -> Result<Pending, Error> {
+    /// If the database cannot be read.
+    pub(crate) fn entries(&self) -> Result<Pending, Error> {
         let unwritten = self.unwritten.lock().clone();
-        let mut debts = Pending::default();
+        let mut entries = Pending::default();
         for (key, written) in self.store.pending_hooks().all()? {
             match PendingPostHooks::from_bytes(&written) {
                 _ if unwritten.contains_key(&key) => {}
-                Ok(debt) => debts.readable.push((key, debt)),
-                Err(error) => debts.unreadable.push((key, error.to_string())),
+                Ok(post_hooks) => entries.readable.push((key, post_hooks)),
+                Err(error) => entries.unreadable.push((key, error.to_string())),
             }
         }
-        debts.readable.extend(unwritten.into_iter().filter_map(|(key, debt)| Some((key, debt?))));
-        Ok(debts)
+        entries.readable.extend(unwritten.into_iter().filter_map(|(key, post_hooks)| Some((key, post_hooks?))));
+        Ok(entries)
     }
 
-    /// Writes down what is owed for an operation that is about to begin.
+    /// Records the pending post hooks of an operation that is about to start.
     ///
     /// # Errors
-    /// Where that is not possible; then no hook may be called.
-    pub(crate) fn record_pending_hooks(&self, key: PendingHooksKey, debt: &PendingPostHooks) -> Result<(), Error> {
-        let bytes = debt.to_bytes().map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
+    /// If that fails. Then no hook may be called.
+    pub(crate) fn record_pending_hooks(
+        &self,
+        key: PendingHooksKey,
+        post_hooks: &PendingPostHooks,
+    ) -> Result<(), Error> {
+        let bytes = post_hooks.to_bytes().map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
         Ok(self.store.pending_hooks().record(key, &bytes)?)
     }
 
-    /// The key for what an `operation` on the snapshot `id` is going to owe, with the programs that an earlier one
-    /// of the kind owes.
-    pub(crate) fn owed_earlier(
+    /// The key for the pending post hooks of an `operation` on the snapshot `id`, and the programs that are still
+    /// pending from an earlier operation of the same kind.
+    pub(crate) fn pending_earlier(
         &self,
         operation: Operation,
         id: SnapshotId,
     ) -> Result<(PendingHooksKey, Vec<OsString>), Error> {
-        let (key, debts) = (operation.pending_hooks_key(id), self.debts()?);
-        if debts.unreadable.iter().any(|(other, _)| *other == key) {
-            // What cannot be read is not written over.
+        let (key, entries) = (operation.pending_hooks_key(id), self.entries()?);
+        if entries.unreadable.iter().any(|(other, _)| *other == key) {
+            // An unreadable record is not overwritten.
             let free = SnapshotId::from_u128(uuid::Uuid::new_v4().as_u128());
             return Ok((operation.pending_hooks_key(free), Vec::new()));
         }
-        let earlier = debts.readable.into_iter().find(|(other, _)| *other == key);
-        Ok((key, earlier.and_then(|(_, debt)| debt.hooks).map(|hooks| hooks.programs).unwrap_or_default()))
+        let earlier = entries.readable.into_iter().find(|(other, _)| *other == key);
+        Ok((key, earlier.and_then(|(_, post_hooks)| post_hooks.hooks).map(|hooks| hooks.programs).unwrap_or_default()))
     }
 
-    /// Writes down what is owed after an operation, or that nothing is. What the database does not take is kept,
-    /// and tried again.
-    pub(crate) fn note(&self, key: PendingHooksKey, debt: Option<PendingPostHooks>) {
-        // Held while it is written, so that what is newer is written later.
+    /// Records pending post hooks, or removes them with `None`. If the database fails, the change is kept and retried.
+    pub(crate) fn set(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
+        // Locked while writing, so that a newer change is written later.
         let mut unwritten = self.unwritten.lock();
-        self.note_in(&mut unwritten, key, debt);
+        self.set_in(&mut unwritten, key, post_hooks);
     }
 
-    fn note_in(
+    fn set_in(
         &self,
         unwritten: &mut HashMap<PendingHooksKey, Option<PendingPostHooks>>,
         key: PendingHooksKey,
-        debt: Option<PendingPostHooks>,
+        post_hooks: Option<PendingPostHooks>,
     ) {
-        let written = match &debt {
-            Some(debt) => self.record_pending_hooks(key, debt),
+        let written = match &post_hooks {
+            Some(post_hooks) => self.record_pending_hooks(key, post_hooks),
             None => self.store.pending_hooks().clear(key).map_err(Error::from),
         };
         match written {
@@ -191,90 +192,102 @@ impl PendingHooks {
             }
             Err(error) => {
                 let cause = error.hidden_cause().unwrap_or_default();
-                tracing::error!(%key, %error, cause, "what hooks owe cannot be written down; it is tried again");
-                unwritten.insert(key, debt);
+                tracing::error!(%key, %error, cause, "cannot record pending post hooks; retrying each minute");
+                unwritten.insert(key, post_hooks);
             }
         }
     }
 
     fn write_unwritten(&self) {
         let mut unwritten = self.unwritten.lock();
-        for (key, debt) in unwritten.clone() {
-            self.note_in(&mut unwritten, key, debt);
+        for (key, post_hooks) in unwritten.clone() {
+            self.set_in(&mut unwritten, key, post_hooks);
         }
     }
 
-    /// Writes down what is `left` of a debt, after its second half was called.
-    pub(crate) fn enter(&self, key: PendingHooksKey, debt: PendingPostHooks, left: Option<FailedHooks>) {
-        let (snapshot, vm) = (debt.event.snapshot_id.clone(), debt.event.vm.name.clone());
-        if left.as_ref().is_some_and(FailedHooks::is_empty) {
-            return self.note(key, None);
+    /// Records the result of calling post hooks: the `failed` ones stay pending.
+    pub(crate) fn record_result(
+        &self,
+        key: PendingHooksKey,
+        post_hooks: PendingPostHooks,
+        failed: Option<FailedHooks>,
+    ) {
+        let (snapshot, vm) = (post_hooks.event.snapshot_id.clone(), post_hooks.event.vm.name.clone());
+        if failed.as_ref().is_some_and(FailedHooks::is_empty) {
+            return self.set(key, None);
         }
-        let debt = PendingPostHooks { hooks: left, earlier: Vec::new(), attempts: debt.attempts + 1, ..debt };
-        let (attempts, owed) = (debt.attempts, &debt.hooks);
+        let post_hooks =
+            PendingPostHooks { hooks: failed, earlier: Vec::new(), attempts: post_hooks.attempts + 1, ..post_hooks };
+        let (attempts, hooks) = (post_hooks.attempts, &post_hooks.hooks);
         if attempts > MAX_RETRIES {
-            tracing::error!(snapshot, vm, attempts, ?owed, "post hooks have failed for a week: they are given up");
-            return self.note(key, None);
+            tracing::error!(snapshot, vm, attempts, ?hooks, "post hooks have failed for a week; retries end");
+            return self.set(key, None);
         }
         let next = if attempts <= MINUTELY_RETRIES { "in a minute" } else { "in a day, and at the next start" };
-        tracing::error!(snapshot, vm, attempts, ?owed, next, "post hooks have failed, and will be called again");
-        self.note(key, Some(debt));
+        tracing::error!(snapshot, vm, attempts, ?hooks, next, "post hooks have failed and will be retried");
+        self.set(key, Some(post_hooks));
     }
 
-    /// Locks the VM whose hooks are owed; nothing where somebody in this service, or in another one,
-    /// changes its snapshots.
-    async fn lock_for_debts(
+    /// Locks the VM of pending post hooks. Returns nothing if its snapshots are being changed, by this service or
+    /// another exporter.
+    async fn lock_vm(
         self: &Arc<Self>,
         vm: &str,
-        debts: &[(PendingHooksKey, PendingPostHooks)],
-        how: LockMode,
+        entries: &[(PendingHooksKey, PendingPostHooks)],
+        mode: LockMode,
     ) -> Option<VmGuard> {
         let vm: VmId = vm.parse().ok()?;
         let own = self.vm_locks.try_take(&vm)?;
-        let disks = debts.iter().flat_map(|(_, debt)| &debt.event.disks);
+        let disks = entries.iter().flat_map(|(_, post_hooks)| &post_hooks.event.disks);
         let paths: Vec<_> = disks.map(|disk| disk.path.clone().into()).collect();
-        let turn = self.vm_locks.lock(own, &vm, self.inventory.repositories_at(&paths), how).await;
-        turn.inspect_err(|error| tracing::warn!(%vm, %error, "post hooks are owed, and the VM is locked")).ok()
+        let guard = self.vm_locks.lock(own, &vm, self.inventory.repositories_at(&paths), mode).await;
+        guard.inspect_err(|error| tracing::warn!(%vm, %error, "cannot lock the VM for its pending post hooks")).ok()
     }
 
-    async fn call_again(&self, key: PendingHooksKey, debt: PendingPostHooks) {
-        let _held = self.active.token();
-        let ended = self.hooks.call_pending(&debt).await;
-        self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.enter(key, PendingPostHooks { finished: ended.finished, ..debt }, ended.failed);
+    async fn call_again(&self, key: PendingHooksKey, post_hooks: PendingPostHooks) {
+        let _active = self.active.token();
+        let ended = self.hooks.call_pending(&post_hooks).await;
+        self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
+        self.record_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
     }
 
-    /// Calls what was owed when the service stopped. What it was stopped in is undone later.
+    /// Calls the post hooks of operations that a crash or stop interrupted. The operations themselves are undone later.
     ///
     /// # Errors
-    /// Where the database does not answer.
+    /// If the database cannot be read.
     pub(crate) async fn call_after_start(self: &Arc<Self>) -> Result<(), Error> {
-        let debts = self.debts_now().await?;
-        // What has failed before does not hold up the start: its next round is at once.
+        let entries = self.write_and_read().await?;
+        // Hooks that have failed before do not delay the start; the first round calls them.
         let mut calls = Calls::default();
-        for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| debt.attempts == 0)) {
+        for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| post_hooks.attempts == 0)) {
             let pending = Arc::clone(self);
             let call = async move {
-                for (_, debt) in &debts {
+                for (_, post_hooks) in &entries {
                     let (snapshot, vm, operation) =
-                        (&debt.event.snapshot_id, &debt.event.vm.name, debt.event.operation.as_str());
-                    tracing::warn!(snapshot, vm, operation, "stopped before its post hooks were called");
+                        (&post_hooks.event.snapshot_id, &post_hooks.event.vm.name, post_hooks.event.operation.as_str());
+                    tracing::warn!(
+                        snapshot,
+                        vm,
+                        operation,
+                        "the service stopped before this operation's post hooks were called"
+                    );
                 }
-                // What this service froze may be frozen by another one now, for a snapshot that must not see a
-                // thaw; that one thaws it soon. But a guest is not left frozen for it.
-                let _turn = pending.lock_for_debts(&vm, &debts, LockMode::THAW).await;
-                for (key, debt) in debts {
-                    pending.call_again(key, debt).await;
+                // Another exporter may have frozen the guest since, for a snapshot that a thaw would spoil; it will
+                // thaw the guest soon. If the lock stays taken, the hooks are called anyway: a guest must not stay
+                // frozen.
+                let _guard = pending.lock_vm(&vm, &entries, LockMode::THAW).await;
+                for (key, post_hooks) in entries {
+                    pending.call_again(key, post_hooks).await;
                 }
             };
-            calls.begin(call).await;
+            calls.start(call).await;
         }
-        calls.end().await;
+        calls.finish().await;
         Ok(())
     }
 
-    /// Calls what has failed now and then, until `stop`. All of it runs on threads of its own, as what stands
-    /// between two hooks does.
+    /// Retries failed post hooks regularly, until `stop`. Everything runs on its own threads, because the service's
+    /// pool may be blocked.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let rounds = async move {
             let mut rounds = rounds(INTERVAL);
@@ -291,75 +304,82 @@ impl PendingHooks {
         };
         match run_isolated(rounds) {
             Ok(over) => drop(over.await),
-            Err(error) => tracing::error!(%error, "post hooks that fail are not called again before the next start"),
+            Err(error) => {
+                tracing::error!(
+                    %error,
+                    "cannot start a thread: failed post hooks are not retried before the next start"
+                )
+            }
         }
     }
 
-    /// One round. A VM whose snapshots are being changed comes in the next: its guest may be frozen for them.
+    /// One round. Skips VMs whose snapshots are being changed, because their guests may be frozen on purpose.
     pub(crate) async fn call_failed(self: &Arc<Self>, round: u64) {
         self.write_unwritten();
-        let debts = self.debts().unwrap_or_else(|error| {
-            tracing::error!(%error, "which post hooks have failed is not known");
+        let entries = self.entries().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the pending post hooks");
             let unwritten = self.unwritten.lock().clone();
-            let readable = unwritten.into_iter().filter_map(|(key, debt)| Some((key, debt?)));
+            let readable = unwritten.into_iter().filter_map(|(key, post_hooks)| Some((key, post_hooks?)));
             Pending { readable: readable.collect(), ..Pending::default() }
         });
         if round.is_multiple_of(DAILY_INTERVAL) {
-            for (key, reason) in &debts.unreadable {
-                tracing::error!(%key, reason, "what hooks owe cannot be read: something may be frozen still");
+            for (key, reason) in &entries.unreadable {
+                tracing::error!(%key, reason, "unreadable record of pending post hooks: a guest may still be frozen");
             }
         }
-        let is_due = |debt: &PendingPostHooks| {
-            debt.attempts > 0 && (debt.attempts <= MINUTELY_RETRIES || round.is_multiple_of(DAILY_INTERVAL))
+        let is_due = |post_hooks: &PendingPostHooks| {
+            post_hooks.attempts > 0 && (post_hooks.attempts <= MINUTELY_RETRIES || round.is_multiple_of(DAILY_INTERVAL))
         };
         let mut calls = Calls::default();
-        for (vm, debts) in by_vm(debts.readable.into_iter().filter(|(_, debt)| is_due(debt))) {
+        for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| is_due(post_hooks))) {
             let pending = Arc::clone(self);
             let call = async move {
-                // Here, so that a repository that hangs holds up this VM alone.
-                let Some(_turn) = pending.lock_for_debts(&vm, &debts, LockMode::THAW_NOW).await else { return };
-                for (key, debt) in debts {
-                    // It may have been settled meanwhile.
-                    match pending.debts() {
-                        Ok(debts) if !debts.readable.contains(&(key, debt.clone())) => {}
-                        _ => pending.call_again(key, debt).await,
+                // Locked here, so that a hung repository delays only this VM.
+                let Some(_guard) = pending.lock_vm(&vm, &entries, LockMode::THAW_NOW).await else { return };
+                for (key, post_hooks) in entries {
+                    // They may have been called meanwhile.
+                    match pending.entries() {
+                        Ok(entries) if !entries.readable.contains(&(key, post_hooks.clone())) => {}
+                        _ => pending.call_again(key, post_hooks).await,
                     }
                 }
             };
-            calls.begin(call).await;
+            calls.start(call).await;
         }
-        calls.end().await;
+        calls.finish().await;
     }
 
-    /// Waits until nothing is held by hooks any more, as long as that may take at most. Says for how many
-    /// operations something is owed all the same.
+    /// Waits until no operation can hold a guest frozen, within a bounded time. Returns how many operations still have
+    /// pending post hooks.
     ///
     /// # Errors
-    /// Where the database does not say so.
+    /// If the database cannot be read.
     pub(crate) async fn release_guests(self: &Arc<Self>) -> Result<usize, Error> {
         self.active.close();
-        let longest = self.hooks.max_frozen_duration();
+        let max_wait = self.hooks.max_frozen_duration();
         if !self.active.is_empty() {
-            tracing::warn!(seconds = longest.as_secs(), "a guest may be frozen: its post hooks are waited for");
-            if tokio::time::timeout(longest, self.active.wait()).await.is_err() {
-                tracing::error!("post hooks were not over in time; the next start calls them");
+            tracing::warn!(seconds = max_wait.as_secs(), "a guest may be frozen; waiting for its post hooks");
+            if tokio::time::timeout(max_wait, self.active.wait()).await.is_err() {
+                tracing::error!("post hooks did not finish in time; the next start calls them");
             }
         }
-        let owed = tokio::time::timeout(LAST_LOOK, self.debts_now()).await;
-        let owed = owed.unwrap_or_else(|_| Err(Error::Internal("the database does not say what is owed".to_owned())));
-        Ok(owed?.readable.len())
+        let pending = tokio::time::timeout(FINAL_READ_TIMEOUT, self.write_and_read()).await;
+        let pending =
+            pending.unwrap_or_else(|_| Err(Error::Internal("reading the pending post hooks took too long".to_owned())));
+        Ok(pending?.readable.len())
     }
 
-    /// What is owed, with all that was not written down yet written: on a thread of its own, since the pool of
+    /// Writes unwritten changes, then returns all pending post hooks. Runs on its own thread, because the pool of
     /// blocking threads may be used up.
-    async fn debts_now(self: &Arc<Self>) -> Result<Pending, Error> {
+    async fn write_and_read(self: &Arc<Self>) -> Result<Pending, Error> {
         let pending = Arc::clone(self);
-        let look = async move {
+        let read = async move {
             pending.write_unwritten();
-            pending.debts()
+            pending.entries()
         };
-        let found =
-            run_isolated(look).map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
-        found.await.unwrap_or_else(|_| Err(Error::Internal("what is owed: its thread panicked".to_owned())))
+        let found = run_isolated(read).map_err(|error| Error::Internal(format!("cannot start a thread: {error}")))?;
+        found.await.unwrap_or_else(|_| {
+            Err(Error::Internal("the thread that reads the pending post hooks panicked".to_owned()))
+        })
     }
 }

@@ -1,4 +1,4 @@
-//! Hooks around an operation: before it, and after it whatever becomes of it.
+//! Runs an operation with its hooks: `pre` before it, and `post` after it in every case.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -15,22 +15,21 @@ use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::{DiskName, DiskSource, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
 
-/// What was called around an operation.
+/// The hook calls of an operation.
 #[derive(Default)]
 pub(crate) struct HookReport {
-    /// The calls, in their order.
     pub runs: Vec<HookRun>,
-    /// Whether something has put the guest's disks in order, and kept them so.
+    /// Whether a hook has quiesced the guest.
     pub quiesced: bool,
-    /// From the first call that may have held up the guest to the end of the last, where there was one.
-    pub held: Option<Duration>,
+    /// The time from the first call that may have frozen the guest to the end of the last call.
+    pub frozen_for: Option<Duration>,
     /// Hooks whose `post` was not called because the config says so.
     not_called: Vec<String>,
 }
 
 impl HookReport {
-    /// The `error` of the operation, with what the hooks did not do after it.
-    pub(crate) fn beside(&self, error: Error) -> Error {
+    /// Adds the skipped `post` hooks to the `error` of the operation.
+    pub(crate) fn with_skipped_hooks(&self, error: Error) -> Error {
         if self.not_called.is_empty() {
             return error;
         }
@@ -38,19 +37,19 @@ impl HookReport {
     }
 }
 
-/// What blocks.
+/// Work that blocks.
 type Step<T> = Box<dyn FnOnce() -> T + Send>;
 
-/// What is done between the two halves.
+/// The work between the `pre` and the `post` hooks.
 pub(crate) struct GuardedStep<T> {
     pub work: Step<Result<T, Error>>,
-    /// What is done once more before another attempt to quiesce.
+    /// Runs again before each further attempt to quiesce.
     pub refresh: Refresh,
-    /// What is done when the work ends after it was given up; nothing: it is waited for.
+    /// Runs if the work ends after its timeout. Without it, there is no timeout.
     pub on_late_completion: Option<Step<()>>,
 }
 
-/// Runs operations between the two halves of their hooks.
+/// Runs operations with their hooks.
 pub(crate) struct HookRunner {
     pub hooks: Arc<Hooks>,
     pub pending: Arc<PendingHooks>,
@@ -75,58 +74,60 @@ impl HookRunner {
         Self { hooks: Arc::clone(&pending.hooks), pending, inventory, metrics, tasks }
     }
 
-    /// Does the work between the two halves of its hooks, where there are any: then what they owe is written
-    /// down by now, under a key. There is no way out of here, once the first is called, but through the
-    /// second: not by an error, not by a panic, not by a file system that hangs. A crash leaves it owed.
+    /// Does the work of `step` with its hooks, if there are any. The caller has already recorded them as pending under
+    /// their key. Once `pre` was called, `post` is called in every case: after an error, a panic, or a timeout because
+    /// a file system hangs. After a crash, the post hooks are still pending.
     ///
-    /// All of it runs on threads of its own: nothing that blocks the service's runtime, or its pool of threads,
-    /// keeps anything frozen.
+    /// Everything runs on its own threads, so that a blocked runtime or thread pool cannot keep a guest frozen.
     pub(crate) async fn with_hooks<T: Send + 'static>(
         self: &Arc<Self>,
-        debt: Option<(PendingHooksKey, PendingPostHooks)>,
-        between: GuardedStep<T>,
+        post_hooks: Option<(PendingHooksKey, PendingPostHooks)>,
+        step: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
-        let Some((key, debt)) = debt else { return (self.tasks.blocking(between.work).await, HookReport::default()) };
-        let (runner, held) = (Arc::clone(self), self.pending.hold());
-        let around = async move {
-            let _held = held;
-            runner.call_around(key, debt, between).await
+        let Some((key, post_hooks)) = post_hooks else {
+            return (self.tasks.blocking(step.work).await, HookReport::default());
         };
-        match hooks::run_isolated(around) {
+        let (runner, active) = (Arc::clone(self), self.pending.hold());
+        let operation = async move {
+            let _active = active;
+            runner.run_with_hooks(key, post_hooks, step).await
+        };
+        match hooks::run_isolated(operation) {
             Ok(ended) => ended.await.unwrap_or_else(|_| {
-                (Err(Error::Internal("the thread of its hooks panicked".to_owned())), HookReport::default())
+                (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), HookReport::default())
             }),
             Err(error) => {
-                // Nothing was called.
-                let noted = self.blocking(move |runner| {
-                    runner.pending.note(key, None);
+                // No hook was called.
+                let cleared = self.blocking(move |runner| {
+                    runner.pending.set(key, None);
                     Ok(())
                 });
-                drop(noted.await);
-                let error = Error::Internal(format!("no thread can be started for its hooks: {error}"));
+                drop(cleared.await);
+                let error = Error::Internal(format!("cannot start a thread for the operation's hooks: {error}"));
                 (Err(error), HookReport::default())
             }
         }
     }
 
-    async fn call_around<T: Send + 'static>(
+    async fn run_with_hooks<T: Send + 'static>(
         self: &Arc<Self>,
         key: PendingHooksKey,
-        debt: PendingPostHooks,
-        between: GuardedStep<T>,
+        post_hooks: PendingPostHooks,
+        step: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
-        let GuardedStep { work, refresh, on_late_completion } = between;
-        let debt = Arc::new(debt);
-        let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
-        let before = tokio::spawn(async move { runner.hooks.call_pre(&told, &refresh).await }.in_current_span()).await;
-        let (begun, outcome) = match before {
-            Ok(begun) => {
-                let refused = begun.refusal.as_ref().map(|run| Error::HookFailed {
+        let GuardedStep { work, refresh, on_late_completion } = step;
+        let post_hooks = Arc::new(post_hooks);
+        let (runner, shared) = (Arc::clone(self), Arc::clone(&post_hooks));
+        let before =
+            tokio::spawn(async move { runner.hooks.call_pre(&shared, &refresh).await }.in_current_span()).await;
+        let (pre, outcome) = match before {
+            Ok(pre) => {
+                let refused = pre.refusal.as_ref().map(|run| Error::HookFailed {
                     hook: run.name.clone(),
-                    operation: debt.event.operation.as_str(),
+                    operation: post_hooks.event.operation.as_str(),
                     how: run.detail.clone(),
                 });
-                (Some(begun), refused.map_or(Ok(()), Err))
+                (Some(pre), refused.map_or(Ok(()), Err))
             }
             Err(panic) => (None, Err(Error::Internal(panic.to_string()))),
         };
@@ -134,65 +135,66 @@ impl HookRunner {
             Err(error) => Err(error),
             Ok(()) => self.run_on_new_thread(work, on_late_completion).await,
         };
-        let (done, since) = (outcome.is_ok(), begun.as_ref().and_then(|begun| begun.since));
-        let (runner, told) = (Arc::clone(self), Arc::clone(&debt));
+        let (done, since) = (outcome.is_ok(), pre.as_ref().and_then(|pre| pre.since));
+        let (runner, shared) = (Arc::clone(self), Arc::clone(&post_hooks));
         let after = async move {
-            match begun {
-                Some(begun) => runner.hooks.call_post(&told, begun, done).await,
-                None => runner.hooks.call_pending(&told).await,
+            match pre {
+                Some(pre) => runner.hooks.call_post(&shared, pre, done).await,
+                None => runner.hooks.call_pending(&shared).await,
             }
         };
         let after = tokio::spawn(after.in_current_span()).await;
-        let held = since.map(|since| since.elapsed());
+        let frozen_for = since.map(|since| since.elapsed());
         let ended = after.unwrap_or_else(|panic| {
-            tracing::error!(%panic, "the hooks after the operation were not all called");
-            PostResult { failed: debt.hooks.clone(), ..PostResult::default() }
+            tracing::error!(%panic, "not all post hooks were called");
+            PostResult { failed: post_hooks.hooks.clone(), ..PostResult::default() }
         });
-        self.metrics.hooks(debt.event.operation.as_str(), &ended.runs);
-        self.pending.enter(
+        self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
+        self.pending.record_result(
             key,
-            PendingPostHooks { succeeded: done, finished: ended.finished, ..PendingPostHooks::clone(&debt) },
+            PendingPostHooks { succeeded: done, finished: ended.finished, ..PendingPostHooks::clone(&post_hooks) },
             ended.failed,
         );
         let PostResult { runs, quiesced, not_called, .. } = ended;
-        (outcome, HookReport { runs, quiesced, held, not_called })
+        (outcome, HookReport { runs, quiesced, frozen_for, not_called })
     }
 
-    /// Does `work` on a thread of its own, so that it waits for nobody's. With `on_late_completion`, it is given up where it
-    /// takes longer than something may be held for it: a file system that hangs lets go of no thread. What it
-    /// comes to then is for `on_late_completion`, on the same thread; nobody waits for that, not even the service's end: then
-    /// the next start does what is to be done.
+    /// Does `work` on its own thread, so that it does not wait for a free one. With `on_late_completion`, waiting ends
+    /// after the longest time that a guest may be frozen; the thread stays, as a hung file system blocks it. When the
+    /// work ends later, that thread runs `on_late_completion`. The end of the service does not wait for it; the next
+    /// start cleans up instead.
     async fn run_on_new_thread<T: Send + 'static>(
         self: &Arc<Self>,
         work: Step<Result<T, Error>>,
         on_late_completion: Option<Step<()>>,
     ) -> Result<T, Error> {
-        let patience = on_late_completion.is_some().then(|| self.hooks.step_timeout());
+        let timeout = on_late_completion.is_some().then(|| self.hooks.step_timeout());
         let span = tracing::Span::current();
         let (done, mut ended) = tokio::sync::oneshot::channel();
         let work = move || {
             let _entered = span.entered();
             let outcome = panic::catch_unwind(AssertUnwindSafe(work));
-            let outcome = outcome.unwrap_or_else(|_| Err(Error::Internal("its thread panicked".to_owned())));
+            let outcome =
+                outcome.unwrap_or_else(|_| Err(Error::Internal("the thread of the operation panicked".to_owned())));
             if let (Err(outcome), Some(on_late_completion)) = (done.send(outcome), on_late_completion) {
                 drop(outcome);
                 on_late_completion();
             }
         };
-        let started = std::thread::Builder::new().name("at-once".to_owned()).spawn(work);
-        started.map_err(|error| Error::Internal(format!("no thread can be started: {error}")))?;
-        let lost = || Err(Error::Internal("its thread has ended".to_owned()));
-        let Some(patience) = patience else { return ended.await.unwrap_or_else(|_| lost()) };
-        if let Ok(outcome) = tokio::time::timeout(patience, &mut ended).await {
+        let started = std::thread::Builder::new().name("hook-step".to_owned()).spawn(work);
+        started.map_err(|error| Error::Internal(format!("cannot start a thread: {error}")))?;
+        let lost = || Err(Error::Internal("the thread of the operation ended without a result".to_owned()));
+        let Some(timeout) = timeout else { return ended.await.unwrap_or_else(|_| lost()) };
+        if let Ok(outcome) = tokio::time::timeout(timeout, &mut ended).await {
             return outcome.unwrap_or_else(|_| lost());
         }
-        // From here on it is late. What was sent just before is not.
+        // From here on, a result is late. One that was sent just before still counts.
         ended.close();
-        ended.try_recv().unwrap_or(Err(Error::CloneTimeout { seconds: patience.as_secs_f64() }))
+        ended.try_recv().unwrap_or(Err(Error::CloneTimeout { seconds: timeout.as_secs_f64() }))
     }
 
-    /// What hooks read about an `operation` on the snapshot `id` of `vm_id`, whose disks have these names, sources
-    /// and sizes; `vm` is the VM's definition, if it is still in the inventory.
+    /// The event that hooks get for an `operation` on the snapshot `id` of `vm_id`. `disks` has the name, source and
+    /// size of each disk; `vm` is the VM's definition, if it is still in the inventory.
     pub(crate) fn event<'a>(
         &self,
         operation: Operation,
@@ -229,7 +231,7 @@ impl HookRunner {
         }
     }
 
-    /// What hooks are told of a deletion. A VM that has left the inventory is told by its id.
+    /// The event of a deletion. A VM that is no longer in the inventory is named by its id.
     pub(crate) fn deletion(&self, snapshot: &Snapshot) -> Event {
         let vm = self.inventory.find_vm(&snapshot.vm).ok().map(|(_, vm)| vm);
         let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));

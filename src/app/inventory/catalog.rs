@@ -1,7 +1,7 @@
-//! Which VMs there are: the definitions of all repositories, as of now.
+//! The VMs of all repositories, read from their definitions.
 //!
-//! One pass over the repositories serves all who ask at the same time. A repository that does not answer hides
-//! nothing: its VMs stay known from the last pass, and where there was none, it is said that they are not known.
+//! Concurrent requests share one pass over the repositories. If a repository does not respond, its VMs are listed from
+//! the last pass. If it was never read, the list says that its VMs are unknown.
 
 use std::collections::{HashMap, HashSet};
 use std::io;
@@ -20,23 +20,23 @@ use crate::repository::executor::JobKind;
 pub(crate) struct VmList {
     /// Sorted by name.
     pub vms: Vec<Arc<Vm>>,
-    /// What may hold more VMs.
+    /// Repositories that may have more VMs.
     pub missing: Vec<Missing>,
 }
 
-/// A repository whose definitions cannot be read now, or all of ovs-agent's that are not known.
+/// A repository whose definitions cannot be read now. Without an id: all repositories of ovs-agent that are unknown.
 #[derive(Clone, Debug)]
 pub(crate) struct Missing {
     pub repository: Option<RepositoryId>,
     pub reason: String,
-    /// Whether its VMs are known from an earlier time.
-    pub is_remembered: bool,
+    /// Whether its VMs are known from an earlier pass.
+    pub is_cached: bool,
 }
 
-/// Why nothing is known of any VM.
+/// The reason why no VM is known.
 #[derive(Clone, Debug)]
 pub(crate) enum Unknown {
-    /// ovs-agent's database cannot be read, and no repository is known.
+    /// ovs-agent's database cannot be read, so no repository is known.
     AgentDb(String),
     /// No repository can be read.
     Repositories(String),
@@ -51,7 +51,7 @@ impl From<Unknown> for Error {
     }
 }
 
-/// Reads the definitions, and keeps what was read last.
+/// Reads the definitions, and caches the last ones.
 #[derive(Default)]
 pub(crate) struct Catalog {
     pub(super) platform: Platform,
@@ -68,10 +68,7 @@ impl Catalog {
         self.all_known().get(id).cloned()
     }
 
-    /// The VMs of all repositories that were `found`, as of now.
-    ///
-    /// # Errors
-    /// [`Unknown`].
+    /// The current VMs of all repositories that were `found`.
     pub(super) fn list(&self, found: &RepositorySet) -> Result<Arc<VmList>, Unknown> {
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
             return Err(Unknown::AgentDb(problem.clone()));
@@ -85,12 +82,12 @@ impl Catalog {
     }
 
     fn read(&self, found: &RepositorySet) -> VmList {
-        // All are asked before any is waited for.
-        let asked: Vec<_> = found.usable().map(|repository| (repository, self.ask(repository))).collect();
-        let (mut sources, mut remembered, mut missing) = (Vec::new(), Vec::new(), Vec::new());
-        for (repository, asked) in asked {
+        // All reads start before the first result is awaited.
+        let reads: Vec<_> = found.usable().map(|repository| (repository, self.start_reading(repository))).collect();
+        let (mut sources, mut cached, mut missing) = (Vec::new(), Vec::new(), Vec::new());
+        for (repository, read) in reads {
             let (id, mount_point) = (repository.id(), repository.mount_point().to_owned());
-            match asked() {
+            match read() {
                 Ok(definitions) => {
                     let definitions = Arc::new(definitions);
                     self.all_known().insert(id.clone(), Arc::clone(&definitions));
@@ -102,37 +99,37 @@ impl Catalog {
                     missing.push(Missing {
                         repository: Some(id.clone()),
                         reason: reason.clone(),
-                        is_remembered: known.is_some(),
+                        is_cached: known.is_some(),
                     });
-                    remembered.extend(known.map(|known| (mount_point, known.without_disks(&reason))));
+                    cached.extend(known.map(|known| (mount_point, known.without_disks(&reason))));
                 }
             }
         }
         if let Some(problem) = &found.problem {
-            // Those that it named last stay, but there may be others.
-            let is_remembered = found.known.iter().any(|known| known.entry.is_some());
-            missing.push(Missing { repository: None, reason: format!("ovs-agent: {problem}"), is_remembered });
+            // The last known repositories stay, but there may be others.
+            let is_cached = found.known.iter().any(|known| known.entry.is_some());
+            missing.push(Missing { repository: None, reason: format!("ovs-agent: {problem}"), is_cached });
         }
         let known: HashSet<RepositoryId> = found.usable().map(|repository| repository.id().clone()).collect();
         self.all_known().retain(|id, _| known.contains(id));
-        if !remembered.is_empty() {
-            // A VM that was moved elsewhere meanwhile is there.
+        if !cached.is_empty() {
+            // A VM may have moved to another repository meanwhile.
             let ids = sources.iter().flat_map(|(_, definitions)| definitions.vms()).filter_map(|vm| vm.id.clone());
-            let there: HashSet<VmId> = ids.collect();
-            for (mount_point, mut definitions) in remembered {
-                definitions.retain(|vm| vm.id.as_ref().is_none_or(|id| !there.contains(id)));
+            let current: HashSet<VmId> = ids.collect();
+            for (mount_point, mut definitions) in cached {
+                definitions.retain(|vm| vm.id.as_ref().is_none_or(|id| !current.contains(id)));
                 sources.push((mount_point, Arc::new(definitions)));
             }
         }
         VmList { vms: inventory::put_together(&sources), missing }
     }
 
-    /// Begins to read the definitions of a repository; returns what waits for them.
-    fn ask(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
-        let (before, asked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
+    /// Starts to read the definitions of a repository. Returns a function that waits for them.
+    fn start_reading(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
+        let (before, checked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
         let platform = self.platform;
         let reading = repository.submit(JobKind::SHORT, move |access, root| {
-            asked.mounted_now(access)?;
+            checked.mounted_now(access)?;
             platform.read_definitions(root, &before, &|| access.progress())
         });
         move || reading.wait().map_err(crate::repository::Unavailable::from)?
@@ -140,12 +137,12 @@ impl Catalog {
 }
 
 impl VmList {
-    /// The VM of this name; nothing else is tried.
+    /// The VM with this name, if the list has it.
     fn named(&self, id: &VmId) -> Option<&Arc<Vm>> {
         self.vms.iter().find(|vm| vm.id.as_ref() == Some(id))
     }
 
-    /// The VM of this name.
+    /// The VM with this name.
     ///
     /// # Errors
     /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it.
@@ -153,7 +150,7 @@ impl VmList {
         self.named(vm_ref).ok_or_else(|| self.no_such_vm())
     }
 
-    /// The VM of this name, or else of this uuid.
+    /// The VM with this name, or else with this uuid.
     ///
     /// # Errors
     /// As [`VmList::by_name`]; [`Error::BadRequest`] if two VMs have the uuid.
@@ -166,18 +163,18 @@ impl VmList {
             (None, _) => Err(self.no_such_vm()),
             (Some(vm), None) => Ok(vm),
             (Some(one), Some(other)) => Err(Error::BadRequest(format!(
-                "the VMs {} and {} both have this uuid; use the name of one of them instead",
+                "the VMs {} and {} both have this uuid; use the name of the VM instead",
                 one.name, other.name
             ))),
         }
     }
 
-    /// While a repository cannot be read, an unknown VM may exist all the same.
+    /// The error for an unknown VM. It may exist nevertheless while a repository cannot be read.
     fn no_such_vm(&self) -> Error {
         if self.missing.is_empty() {
             return Error::NoVm;
         }
-        Error::Unavailable(format!("the VM is not known, but its definition may be unreadable: {}", self.reasons()))
+        Error::Unavailable(format!("the VM is unknown, but its definition may be unreadable: {}", self.reasons()))
     }
 
     fn reasons(&self) -> String {

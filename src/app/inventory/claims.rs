@@ -1,4 +1,4 @@
-//! Which VMs name which files as their disks.
+//! Maps disk files to the VMs that use them.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -9,55 +9,57 @@ use crate::inventory::Vm;
 use crate::model::DiskSource;
 use crate::repository::{AssignedPath, Repository, assign};
 
-/// A VM that names a file, by its place in the list, and whether it says that others do too.
+/// A VM that lists a file as its disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Claim {
+    /// The index of the VM.
     vm: usize,
+    /// Whether the VM marks the disk as shared.
     is_shared: bool,
 }
 
-/// The disks of the inventory, as far as their paths lie in a repository. No file is looked at.
+/// The disks of the inventory whose paths are in a repository. This only uses paths, no files.
 #[derive(Debug, Default)]
 pub(crate) struct Claims {
     vms: Vec<Arc<Vm>>,
-    /// The files that are named more than once, by their paths below their repositories.
-    doubled: HashMap<DiskSource, Vec<Claim>>,
+    /// The files that are listed more than once, by their paths in their repositories.
+    duplicates: HashMap<DiskSource, Vec<Claim>>,
 }
 
 impl Claims {
-    /// Those of all `vms`. A definition that cannot be used claims nothing.
+    /// The claims of all `vms`. Unusable definitions are ignored.
     pub(crate) fn of(vms: &[Arc<Vm>], repositories: &[Repository]) -> Self {
-        // By a number first: of many VMs few name the same file.
+        // First with hashes only, to save memory: few files are listed twice.
         let hasher = RandomState::new();
         let mut seen: HashMap<u64, bool> = HashMap::new();
         for (_, source) in sources(vms, repositories) {
-            let is_doubled = seen.contains_key(&hasher.hash_one(&source));
-            seen.insert(hasher.hash_one(&source), is_doubled);
+            let is_duplicate = seen.contains_key(&hasher.hash_one(&source));
+            seen.insert(hasher.hash_one(&source), is_duplicate);
         }
-        let mut claims = Self { vms: vms.to_vec(), doubled: HashMap::new() };
-        if seen.values().any(|is_doubled| *is_doubled) {
+        let mut claims = Self { vms: vms.to_vec(), duplicates: HashMap::new() };
+        if seen.values().any(|is_duplicate| *is_duplicate) {
             for (claim, source) in sources(vms, repositories) {
                 if seen.get(&hasher.hash_one(&source)) == Some(&true) {
-                    claims.doubled.entry(source).or_default().push(claim);
+                    claims.duplicates.entry(source).or_default().push(claim);
                 }
             }
         }
         claims
     }
 
-    /// All claims on the files of a repository, by their paths below it.
+    /// All claims on the files of a repository, with their paths in it.
     pub(crate) fn in_repository(&self, repository: &Repository, all: &[Repository]) -> Vec<(Claim, PathBuf)> {
         let of_it = sources(&self.vms, all).filter(|(_, source)| source.repository == *repository.id());
         of_it.map(|(claim, source)| (claim, source.path.into())).collect()
     }
 
-    /// The claims on one file, where there are several.
+    /// The claims on one file, if it is listed more than once.
     pub(crate) fn on(&self, source: &DiskSource) -> &[Claim] {
-        self.doubled.get(source).map_or(&[], Vec::as_slice)
+        self.duplicates.get(source).map_or(&[], Vec::as_slice)
     }
 
-    /// Why the VM `name` may not have a file with these claims snapshotted: another VM names it too, and not all
-    /// of them say that it is shared.
+    /// The reason why a file with these claims cannot be snapshotted for the VM `name`: another VM lists it too, and
+    /// not all of them mark it as shared.
     pub(crate) fn conflict(&self, name: &str, claims: &[Claim]) -> Option<String> {
         let mut others: Vec<&str> = claims.iter().map(|claim| self.vms[claim.vm].name.as_str()).collect();
         others.sort_unstable();
@@ -67,12 +69,12 @@ impl Claims {
             return None;
         }
         let (first, more) = (others[0], others.len() - 1);
-        let more = if more > 0 { format!(" and of {more} more") } else { String::new() };
-        Some(format!("is a disk of the VM {first}{more} as well, and not each of them marks it as shared (w!)"))
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        Some(format!("is also a disk of VM {first}{more}, and not all of them mark it as shared (w!)"))
     }
 }
 
-/// Each file that the VMs name, with who names it.
+/// All files that the VMs list, with the claims.
 fn sources<'a>(
     vms: &'a [Arc<Vm>],
     repositories: &'a [Repository],
@@ -93,7 +95,7 @@ mod tests {
     use crate::inventory::oracle_vm::vm_cfg;
 
     #[test]
-    fn a_file_of_two_vms_is_taken_where_both_mark_it_as_shared() {
+    fn file_of_two_vms_is_snapshotted_if_both_mark_it_as_shared() {
         let repository = Repository::new("r".parse().unwrap(), "/none/r".into());
         let vm = |name: &str, disks: &str| Vm {
             id: None,
@@ -115,7 +117,7 @@ mod tests {
         let [writes, shares, reads] =
             ["w", "w!", "r"].map(|mode| format!("'file:/none/r/VirtualDisks/x.img,xvda,{mode}'"));
         let shares_too = "'file:/none//r/VirtualDisks/y/../x.img,xvdb,w!'".to_owned();
-        // What only one of them names is no other's.
+        // Only one VM lists the file.
         assert_eq!(conflict([&writes, "", ""]), [false, false, false]);
         assert!(!conflict([&format!("{writes}, {reads}"), "", ""])[0]);
         assert_eq!(conflict([&writes, &writes, ""])[..2], [true, true]);
@@ -126,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn three_vms_are_named_by_one() {
+    fn conflict_names_one_vm_and_counts_others() {
         let claim = |vm: usize| Claim { vm, is_shared: false };
         let named = |name: &str| {
             let none = String::new;
@@ -141,8 +143,8 @@ mod tests {
                 disks,
             })
         };
-        let claims = Claims { vms: ["a", "b", "c"].map(named).to_vec(), doubled: HashMap::new() };
-        let told = claims.conflict("b", &[claim(2), claim(1), claim(0), claim(2)]).unwrap();
-        assert!(told.starts_with("is a disk of the VM a and of 1 more as well"), "{told}");
+        let claims = Claims { vms: ["a", "b", "c"].map(named).to_vec(), duplicates: HashMap::new() };
+        let reason = claims.conflict("b", &[claim(2), claim(1), claim(0), claim(2)]).unwrap();
+        assert!(reason.starts_with("is also a disk of VM a and 1 more"), "{reason}");
     }
 }

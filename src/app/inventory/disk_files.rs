@@ -1,5 +1,5 @@
-//! What the files of VMs' disks are like: all that the decision about a disk needs to know, looked at in one go
-//! for each repository.
+//! Examines the files of VMs' disks. Each repository is examined in one job, which collects all facts for the decisions
+//! about its disks.
 
 use std::collections::{BTreeMap, HashMap};
 use std::io;
@@ -17,15 +17,14 @@ use crate::repository::{
 };
 use crate::store::Store;
 
-/// A disk's file, as it was found.
+/// The facts about a disk's file.
 #[derive(Clone, Debug)]
 pub(crate) struct DiskFacts {
     pub source: DiskSource,
-    /// Bytes.
     pub size: u64,
-    /// The file system that it lies on.
+    /// Its file system.
     pub volume: Option<VolumeId>,
-    /// Why it cannot be cloned, as far as the file itself tells.
+    /// The reason why it cannot be cloned, if that is in the file itself.
     pub unfit: Option<String>,
     number: FileNumber,
     names: u64,
@@ -34,25 +33,25 @@ pub(crate) struct DiskFacts {
 /// Device and inode.
 type FileNumber = (u64, u64);
 
-/// Why nothing is known of a disk's file.
+/// The reason why there are no facts about a disk's file.
 #[derive(Clone, Debug)]
 pub(crate) enum NoFacts {
-    /// There is no such disk.
+    /// The path is not a usable disk.
     Unfit(String),
-    /// It cannot be looked at now, which says nothing about the disk.
+    /// The file cannot be examined now. This does not concern the disk itself.
     Unavailable(String),
 }
 
-/// What was found out about a repository that disks lie in.
-struct Looked {
+/// The facts about a repository with disks.
+struct RepositoryFacts {
     notes: Option<FileNotes>,
-    /// Whose the files are that have more than one name, where there are such files.
+    /// The owners of files with more than one name, if there are such files.
     linked: Option<Result<HashMap<FileNumber, Owners>, String>>,
     /// Whether files can be cloned there.
     support: Result<(), Unclonable>,
 }
 
-/// Whose a file is: of VMs, or a snapshot's.
+/// The owners of a file: VMs or a snapshot.
 #[derive(Default)]
 struct Owners {
     claims: Vec<Claim>,
@@ -65,26 +64,26 @@ pub(crate) struct DiskFiles<'a> {
     clone_support: &'a CloneSupport,
     store: &'a Store,
     repositories: Vec<Repository>,
-    /// By the path that the definition names.
+    /// By the path in the definition.
     facts: HashMap<String, Result<DiskFacts, NoFacts>>,
-    looked: HashMap<RepositoryId, Looked>,
+    repository_facts: HashMap<RepositoryId, RepositoryFacts>,
     claims: Claims,
     keep_open: bool,
-    /// The open disks, where they are wanted.
+    /// The open disks, if `keep_open` is set.
     open: HashMap<DiskSource, LocatedDisk>,
 }
 
-/// The disks of one repository, each with the path that the definition names.
+/// The disks of one repository, each with its path in the definition.
 type Disks = Vec<(String, AssignedPath)>;
 
-/// What a look at a disk comes to.
+/// The result of examining one disk.
 type InspectedFile = Result<(DiskFacts, Option<LocatedDisk>), NoFacts>;
 
-/// What a look at them comes to, and what the manager noted about them where that was asked for.
+/// The result of examining the disks of a repository, with the manager's notes on its files if they were requested.
 type FoundFiles = (Vec<(String, InspectedFile)>, Option<FileNotes>);
 
 impl<'a> DiskFiles<'a> {
-    /// None yet. `all` are the VMs of the inventory, as a disk may be another VM's as well.
+    /// Examines nothing yet. `all` are the VMs of the inventory: a disk may belong to another VM too.
     pub(super) fn new(
         platform: Platform,
         (repositories, clone_support, store): (Vec<Repository>, &'a CloneSupport, &'a Store),
@@ -98,14 +97,14 @@ impl<'a> DiskFiles<'a> {
             store,
             repositories,
             facts: HashMap::new(),
-            looked: HashMap::new(),
+            repository_facts: HashMap::new(),
             claims,
             keep_open,
             open: HashMap::new(),
         }
     }
 
-    /// Looks at the disks of `vms`, and forgets those that were looked at before.
+    /// Examines the disks of `vms`, and drops the facts about earlier ones.
     pub(crate) fn inspect(&mut self, vms: &[Arc<Vm>]) {
         self.facts.clear();
         let mut by_repository: BTreeMap<String, (Repository, Disks)> = BTreeMap::new();
@@ -116,31 +115,31 @@ impl<'a> DiskFiles<'a> {
                     let entry = by_repository.entry(repository.id().to_string());
                     entry.or_insert_with(|| (repository, Vec::new())).1.push((path.to_owned(), assigned));
                 }
-                Err(misplaced) => drop(self.facts.insert(path.to_owned(), Err(NoFacts::Unfit(misplaced.to_string())))),
+                Err(error) => drop(self.facts.insert(path.to_owned(), Err(NoFacts::Unfit(error.to_string())))),
             }
         }
-        // All are asked before any is waited for.
-        let asked: Vec<_> = by_repository
+        // All jobs start before the first result is awaited.
+        let jobs: Vec<_> = by_repository
             .into_values()
             .map(|(repository, disks)| {
                 let paths = disks.iter().map(|(path, _)| path.clone()).collect();
-                let is_new = !self.looked.contains_key(repository.id());
-                let (asked, keep_open, platform) = (repository.clone(), self.keep_open, self.platform);
-                let look = move |access: &Access<'_>, root: &Folder| {
-                    asked.mounted_now(access)?;
-                    let found = look_in(access, root, disks, keep_open);
+                let is_new = !self.repository_facts.contains_key(repository.id());
+                let (checked, keep_open, platform) = (repository.clone(), self.keep_open, self.platform);
+                let examine = move |access: &Access<'_>, root: &Folder| {
+                    checked.mounted_now(access)?;
+                    let found = examine_all(access, root, disks, keep_open);
                     Ok((found, is_new.then(|| platform.read_file_notes(root)).flatten()))
                 };
-                let pending = repository.submit(JobKind::SHORT, look);
+                let pending = repository.submit(JobKind::SHORT, examine);
                 (repository, paths, move || pending.wait().map_err(Unavailable::from)?)
             })
             .collect();
-        for (repository, paths, found) in asked {
-            self.enter(&repository, paths, found());
+        for (repository, paths, found) in jobs {
+            self.add(&repository, paths, found());
         }
     }
 
-    fn enter(&mut self, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
+    fn add(&mut self, repository: &Repository, paths: Vec<String>, found: io::Result<FoundFiles>) {
         let (found, notes) = match found {
             Ok(found) => found,
             Err(error) => {
@@ -158,29 +157,29 @@ impl<'a> DiskFiles<'a> {
             });
             self.facts.insert(path, facts);
         }
-        let looked = self.looked.entry(repository.id().clone()).or_insert_with(|| Looked {
+        let facts = self.repository_facts.entry(repository.id().clone()).or_insert_with(|| RepositoryFacts {
             notes,
             linked: None,
             support: self.clone_support.of(repository.mount_point()),
         });
-        if has_links && looked.linked.is_none() {
+        if has_links && facts.linked.is_none() {
             let named = self.claims.in_repository(repository, &self.repositories);
-            looked.linked = Some(linked(self.store, repository, named));
+            facts.linked = Some(linked(self.store, repository, named));
         }
     }
 
-    /// What is known of the file at the path that a definition names.
+    /// The facts about the file at a path in a definition.
     pub(crate) fn facts(&self, path: &str) -> Result<&DiskFacts, &NoFacts> {
-        static NOT_LOOKED_AT: NoFacts = NoFacts::Unavailable(String::new());
-        self.facts.get(path).map_or(Err(&NOT_LOOKED_AT), Result::as_ref)
+        static NOT_EXAMINED: NoFacts = NoFacts::Unavailable(String::new());
+        self.facts.get(path).map_or(Err(&NOT_EXAMINED), Result::as_ref)
     }
 
-    /// What the manager noted about the files beside a disk.
+    /// The manager's notes on the files of the disk's repository.
     pub(crate) fn notes(&self, disk: &DiskFacts) -> Option<&FileNotes> {
-        self.looked.get(&disk.source.repository)?.notes.as_ref()
+        self.repository_facts.get(&disk.source.repository)?.notes.as_ref()
     }
 
-    /// Why the disk may not be taken for the VM that is called `vm`: another VM has it, or it is a snapshot's file.
+    /// The reason why the disk cannot be snapshotted for the VM `vm`: another VM uses it, or it belongs to a snapshot.
     pub(crate) fn another_owner(&self, vm: &str, disk: &DiskFacts) -> Option<String> {
         let by_path = self.claims.on(&disk.source);
         if let Some(reason) = self.claims.conflict(vm, by_path) {
@@ -189,80 +188,80 @@ impl<'a> DiskFiles<'a> {
         if disk.names == 1 {
             return None;
         }
-        // The file has other names, one of which another VM may name, or a snapshot have.
-        match self.looked.get(&disk.source.repository)?.linked.as_ref()? {
-            Err(error) => Some(format!("has more than one name, and whose it is cannot be told: {error}")),
+        // The file has other names, which another VM or a snapshot may use.
+        match self.repository_facts.get(&disk.source.repository)?.linked.as_ref()? {
+            Err(error) => Some(format!("has more than one name, and its owner cannot be determined: {error}")),
             Ok(linked) => {
                 let owners = linked.get(&disk.number)?;
                 match owners.snapshot {
-                    Some(snapshot) => Some(format!("is a file of the snapshot {snapshot}, and no disk of a VM")),
+                    Some(snapshot) => Some(format!("belongs to snapshot {snapshot}, so it is not a disk of a VM")),
                     None => self.claims.conflict(vm, &owners.claims),
                 }
             }
         }
     }
 
-    /// Why the disk cannot be cloned.
+    /// The reason why the disk cannot be cloned.
     pub(crate) fn unclonable(&self, disk: &DiskFacts) -> Option<NoFacts> {
-        match &self.looked.get(&disk.source.repository)?.support {
+        match &self.repository_facts.get(&disk.source.repository)?.support {
             Err(reason @ (Unclonable::Unresponsive(_) | Unclonable::TrialFailed(_))) => {
                 Some(NoFacts::Unavailable(reason.to_string()))
             }
-            // A snapshot will fail for what it is.
+            // Cloning is supported but fails now. Creating the snapshot reports that error.
             Ok(()) | Err(Unclonable::NotNow(_)) => disk.unfit.clone().map(NoFacts::Unfit),
             Err(reason) => Some(NoFacts::Unfit(reason.to_string())),
         }
     }
 
-    /// The open disk.
+    /// Takes out the open disk.
     pub(crate) fn take(&mut self, source: &DiskSource) -> Option<LocatedDisk> {
         self.open.remove(source)
     }
 }
 
-fn look_in(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, InspectedFile)> {
+fn examine_all(access: &Access<'_>, root: &Folder, disks: Disks, keep_open: bool) -> Vec<(String, InspectedFile)> {
     let mut found = Vec::with_capacity(disks.len());
     for (path, assigned) in disks {
         access.progress();
-        let looked = look(root, &assigned);
-        found.push((path, looked.map(|(facts, disk)| (facts, keep_open.then_some(disk)))));
+        let examined = examine(root, &assigned);
+        found.push((path, examined.map(|(facts, disk)| (facts, keep_open.then_some(disk)))));
     }
     found
 }
 
-fn look(root: &Folder, assigned: &AssignedPath) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
-    let disk = locate::open(root, assigned).map_err(|misplaced| match misplaced {
+fn examine(root: &Folder, assigned: &AssignedPath) -> Result<(DiskFacts, LocatedDisk), NoFacts> {
+    let disk = locate::open(root, assigned).map_err(|error| match error {
         PathError::Unreadable(error) if !is_about_the_file(&error) => NoFacts::Unavailable(error.to_string()),
-        misplaced => NoFacts::Unfit(misplaced.to_string()),
+        error => NoFacts::Unfit(error.to_string()),
     })?;
     let failed = |error: io::Error| NoFacts::Unavailable(error.to_string());
     let (file, root) = (disk.file.metadata().map_err(failed)?, root.metadata().map_err(failed)?);
     let unfit = if file.dev() == root.dev() {
         clone_support::of_disk(&disk.file, &disk.path).err().map(|reason| reason.to_string())
     } else {
-        Some("lies on another file system, mounted inside the repository".to_owned())
+        Some("is on another file system, mounted inside the repository".to_owned())
     };
     let number = (file.dev(), file.ino());
     let (source, size, volume) = (disk.source.clone(), disk.size, disk.volume);
     Ok((DiskFacts { source, size, volume, unfit, number, names: file.nlink() }, disk))
 }
 
-/// Whether an error tells what the file that was asked for is. Any other says that it is not known now.
+/// Whether the error concerns the file itself. After other errors, the file may be usable later.
 fn is_about_the_file(error: &io::Error) -> bool {
     use nix::errno::Errno;
-    let told = error.raw_os_error().map(Errno::from_raw);
+    let errno = error.raw_os_error().map(Errno::from_raw);
     UnexpectedEntry::of(error).is_some()
-        || matches!(told, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES | Errno::ENAMETOOLONG))
+        || matches!(errno, Some(Errno::ENOENT | Errno::ENOTDIR | Errno::ELOOP | Errno::EACCES | Errno::ENAMETOOLONG))
 }
 
-/// Whose the files of a repository are that have a VM's or a snapshot's name among others; `named` are those of VMs.
+/// Finds the owners of the files in a repository that VMs or snapshots use. `named` are the paths of VMs.
 fn linked(
     store: &Store,
     repository: &Repository,
     named: Vec<(Claim, PathBuf)>,
 ) -> Result<HashMap<FileNumber, Owners>, String> {
     let snapshots = store.snapshots().map_err(|error| error.to_string())?;
-    let looked = repository.run(JobKind::SHORT, move |access, root| {
+    let found = repository.run(JobKind::SHORT, move |access, root| {
         let mut linked: HashMap<FileNumber, Owners> = HashMap::new();
         for (claim, below) in named {
             access.progress();
@@ -272,7 +271,7 @@ fn linked(
         }
         Ok((linked, root.metadata()?.dev()))
     });
-    let (mut linked, device) = looked.map_err(|error| error.to_string())?;
+    let (mut linked, device) = found.map_err(|error| error.to_string())?;
     for snapshot in &snapshots {
         for disk in snapshot.disks.iter().filter(|disk| disk.source.repository == *repository.id()) {
             linked.entry((device, disk.identity.inode)).or_default().snapshot = Some(snapshot.id);

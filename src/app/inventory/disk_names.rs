@@ -1,14 +1,14 @@
-//! The names of a snapshot's disks.
+//! The names of disks in a snapshot.
 
 use std::path::Path;
 
 use crate::model::{DiskName, DiskSource};
 
-/// A name for each disk, unique in the snapshot: its file name, where that is free. Of disks of one
-/// file name, all but the first get their repository's id before it.
+/// Returns a unique name for each disk: its file name if that is free. If several disks have the same file name, all
+/// but the first get their repository's id as a prefix.
 ///
 /// # Errors
-/// The index of a disk that can have no name: its file's is hidden, has control characters, or is too long.
+/// The index of a disk that cannot be named: its file name is hidden, has control characters, or is too long.
 pub(crate) fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, usize> {
     let mut names: Vec<DiskName> = Vec::new();
     for (index, source) in sources.iter().enumerate() {
@@ -17,18 +17,18 @@ pub(crate) fn names_for(sources: &[&DiskSource]) -> Result<Vec<DiskName>, usize>
         let mut candidates = [file_name.to_owned(), qualified.clone()]
             .into_iter()
             .chain((2..).map(|number| format!("{qualified}-{number}")));
-        // Every name before the last is taken, so one of them is free.
+        // The candidates are unlimited, so one is free.
         let free = candidates.find(|candidate| names.iter().all(|name| name.as_str() != candidate));
         names.push(free.unwrap_or_default().parse().map_err(|_| index)?);
     }
     Ok(names)
 }
 
-/// Why a disk can have no name.
+/// The reason if a disk cannot be named.
 pub(crate) const NO_NAME: &str = "cannot be named in a snapshot: its file name is hidden (starts with a dot), has \
     control characters, or is too long";
 
-/// Whether a snapshot can have a disk of this file name.
+/// Whether a snapshot can contain a disk with this file name.
 pub(crate) fn can_be_named(source: &DiskSource) -> bool {
     file_name(source).parse::<DiskName>().is_ok()
 }
@@ -42,7 +42,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn disks_of_one_file_name_are_told_apart() {
+    fn disks_with_equal_file_names_get_different_names() {
         let source = |repository: &str, path: &str| DiskSource {
             repository: repository.parse().unwrap(),
             path: path.to_owned(),

@@ -1,10 +1,10 @@
-//! The list of repositories: what is known of each, and what is mounted there.
+//! The list of repositories, with what is mounted at each.
 
 use super::repositories::RepositoryState;
 use crate::api;
 use crate::repository::{CloneSupport, Mounted, Repository, Unclonable};
 
-/// One repository. If it cannot be used, the entry has the reason.
+/// The entry of one repository. If it is unusable, the entry has the reason.
 pub(super) fn describe(
     clone_support: &CloneSupport,
     known: &RepositoryState,
@@ -46,13 +46,12 @@ fn describe_mount(
 ) {
     let support = clone_support.of(repository.mount_point());
     listed.reflink = support.is_ok();
-    let otherwise = claimed.filter(|claimed| *claimed != mounted.file_system);
-    let otherwise = otherwise.map(|claimed| {
-        format!("ovs-agent's database says {claimed}, and what is mounted there is {}", mounted.file_system)
-    });
-    let is_good = otherwise.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
+    let mismatch = claimed.filter(|claimed| *claimed != mounted.file_system);
+    let mismatch =
+        mismatch.map(|claimed| format!("ovs-agent's database says {claimed}, but {} is mounted", mounted.file_system));
+    let is_good = mismatch.is_none() && !matches!(support, Err(Unclonable::NotNow(_)));
     listed.status = if is_good { api::Status::Ok } else { api::Status::Error };
-    listed.reason = otherwise.or_else(|| support.err().map(|reason| reason.to_string()));
+    listed.reason = mismatch.or_else(|| support.err().map(|reason| reason.to_string()));
     listed.filesystem = Some(mounted.file_system);
     listed.total_bytes = Some(mounted.space.total);
     listed.free_bytes = Some(mounted.space.free);

@@ -1,4 +1,4 @@
-//! The journey to a list of VMs.
+//! The list of VMs.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,24 +10,24 @@ use crate::api;
 use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
 
-/// VMs whose disks are looked at together: what is known of a disk's file takes more room than what is said of it.
+/// VMs whose disks are examined together. This bounds memory: the facts about a file are larger than its list entry.
 const PAGE: usize = 1024;
 
-/// What the list of VMs says, but for the words: put together once for all who ask at the same time.
+/// The data of the list of VMs. Concurrent requests share it.
 pub(crate) struct Listing {
     inventory: Arc<VmList>,
-    /// For each VM, in their order.
-    decisions: Vec<VmSummary>,
+    /// One per VM, in their order.
+    summaries: Vec<VmSummary>,
 }
 
-/// What a snapshot of a VM would do.
+/// The decision about a snapshot of a VM.
 struct VmSummary {
-    /// Why there can be none.
+    /// The reason why no snapshot is possible.
     reason: Option<String>,
     disks: Box<[DiskSummary]>,
 }
 
-/// What it would do with a disk.
+/// The decision about a disk.
 struct DiskSummary {
     found: Option<(u64, RepositoryId)>,
     friendly_name: Option<String>,
@@ -35,23 +35,23 @@ struct DiskSummary {
 }
 
 impl Listing {
-    /// The list of `inventory`, whose disks `files` inspects.
+    /// The list of the VMs in `inventory`. `files` examines their disks.
     pub(super) fn of(inventory: Arc<VmList>, mut files: DiskFiles<'_>) -> Self {
-        let mut decisions = Vec::with_capacity(inventory.vms.len());
+        let mut summaries = Vec::with_capacity(inventory.vms.len());
         for page in inventory.vms.chunks(PAGE) {
             files.inspect(page);
-            decisions.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
+            summaries.extend(page.iter().map(|vm| VmSummary::about(vm, &files)));
         }
-        Self { inventory, decisions }
+        Self { inventory, summaries }
     }
 
-    /// The entry at a place; none after the last.
+    /// The entry at `index`, or nothing after the last.
     pub(super) fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
-        if let (Some(vm), Some(decision)) = (self.inventory.vms.get(index), self.decisions.get(index)) {
+        if let (Some(vm), Some(summary)) = (self.inventory.vms.get(index), self.summaries.get(index)) {
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            return Some(to_wire(vm, ids, decision));
+            return Some(to_wire(vm, ids, summary));
         }
-        let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_remembered);
+        let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_cached);
         unknown.nth(index - self.inventory.vms.len()).map(placeholder)
     }
 }
@@ -66,9 +66,9 @@ impl VmSummary {
             (Ok(_), Ok(_)) => None,
             (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
             (Ok(disks), Err(Obstacle { disk: Some(index), reason, .. })) => {
-                let told = format!("{}: {reason}", disks[index].device);
+                let device_reason = format!("{}: {reason}", disks[index].device);
                 classified[index].decision = DiskDecision::Prevents(reason);
-                Some(told)
+                Some(device_reason)
             }
         };
         let decided = |disk: ClassifiedDisk| DiskSummary {
@@ -85,13 +85,13 @@ impl VmSummary {
     }
 }
 
-/// One VM, whose disks `files` has inspected.
+/// The document of one VM, whose disks `files` has examined.
 pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>) -> api::Vm {
     to_wire(vm, snapshots, &VmSummary::about(vm, files))
 }
 
-/// An entry for VMs that are not known, as their repository cannot be read and never was, or ovs-agent's list of
-/// repositories: a list without them would look whole.
+/// An entry for unknown VMs: their repository, or ovs-agent's list of repositories, has never been read. Without it,
+/// the list would look complete.
 fn placeholder(missing: &Missing) -> api::Vm {
     api::Vm {
         friendly_name: String::new(),
@@ -100,24 +100,24 @@ fn placeholder(missing: &Missing) -> api::Vm {
         snapshot_compatible: false,
         snapshots: Vec::new(),
         status: api::Status::Error,
-        reason: Some(format!("{}; its VMs are not known", missing.reason)),
+        reason: Some(format!("{}; its VMs are unknown", missing.reason)),
         unavailable_repository: missing.repository.as_ref().map(ToString::to_string),
         disks: Vec::new(),
     }
 }
 
-fn to_wire(vm: &Vm, snapshots: &[SnapshotId], decision: &VmSummary) -> api::Vm {
+fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary) -> api::Vm {
     let disks = vm.disks.as_deref().unwrap_or_default();
     api::Vm {
         friendly_name: vm.friendly_name.clone(),
         name: vm.name.clone(),
         uuid: vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default()),
-        snapshot_compatible: decision.reason.is_none(),
+        snapshot_compatible: summary.reason.is_none(),
         snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
         status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
-        reason: decision.reason.clone(),
+        reason: summary.reason.clone(),
         unavailable_repository: None,
-        disks: disks.iter().zip(&decision.disks).map(|(disk, summary)| disk_to_wire(disk, summary)).collect(),
+        disks: disks.iter().zip(&summary.disks).map(|(disk, summary)| disk_to_wire(disk, summary)).collect(),
     }
 }
 

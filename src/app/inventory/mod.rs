@@ -1,4 +1,4 @@
-//! Repositories, the VMs that they define, and the disks of those.
+//! The inventory: repositories, their VMs, and the VMs' disks.
 
 mod catalog;
 mod claims;

@@ -1,4 +1,4 @@
-//! Which repositories there are: those that the config names, and those that ovs-agent knows.
+//! The repositories: those in the config, and those in ovs-agent's database.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -11,14 +11,14 @@ use crate::inventory::ovs_agent::{self, RepositoryEntry};
 use crate::model::RepositoryId;
 use crate::repository::{Mounted, Repository, Unavailable};
 
-/// A repository, and what ovs-agent says of it.
+/// A repository, with ovs-agent's entry about it.
 #[derive(Debug)]
 pub(crate) struct RepositoryState {
-    /// Its id, also where it is none that could be used.
+    /// Its id, even if that is invalid.
     pub name: String,
-    /// The repository, or why it cannot be used.
+    /// The repository, or the reason why it is unusable.
     pub repository: Result<Repository, String>,
-    /// ovs-agent's entry, where it has one.
+    /// ovs-agent's entry, if there is one.
     pub entry: Option<RepositoryEntry>,
 }
 
@@ -28,37 +28,36 @@ impl RepositoryState {
     }
 }
 
-/// All repositories, as they were found last.
+/// All repositories, as last read.
 #[derive(Debug, Default)]
 pub(crate) struct RepositorySet {
     /// Sorted by name.
     pub known: Vec<RepositoryState>,
-    /// Why ovs-agent's could not be read; those of the last good reading stay.
+    /// The reason why ovs-agent's database could not be read. Its last known repositories stay in the list.
     pub problem: Option<String>,
 }
 
 impl RepositorySet {
-    /// Those that can be used.
+    /// The usable repositories.
     pub(crate) fn usable(&self) -> impl Iterator<Item = &Repository> {
         self.known.iter().filter_map(|known| known.repository.as_ref().ok())
     }
 
-    /// All of them, each that can be used with what is mounted there, or why nothing is. All are asked before any
-    /// is waited for.
+    /// All repositories, each with its mount, or the reason why there is none. All checks start before the first result
+    /// is awaited.
     pub(crate) fn with_mounts(
         &self,
     ) -> impl Iterator<Item = (&RepositoryState, Result<(&Repository, Mounted), String>)> {
-        let ask = |known| (known, RepositoryState::repository(known).map(Repository::submit_mounted));
-        let asked: Vec<_> = self.known.iter().map(ask).collect();
-        asked.into_iter().map(|(known, asked)| {
-            let mounted = asked.and_then(|asked| {
-                asked.wait().map_err(Unavailable::from).flatten().map_err(|absent| absent.to_string())
-            });
+        let check = |known| (known, RepositoryState::repository(known).map(Repository::submit_mounted));
+        let checks: Vec<_> = self.known.iter().map(check).collect();
+        checks.into_iter().map(|(known, check)| {
+            let mounted = check
+                .and_then(|check| check.wait().map_err(Unavailable::from).flatten().map_err(|cause| cause.to_string()));
             (known, mounted.and_then(|mounted| Ok((known.repository()?, mounted))))
         })
     }
 
-    /// Those that are not mounted, each with what is wrong.
+    /// The usable repositories that are unavailable, with the reason.
     pub(crate) fn unmounted(&self) -> impl Iterator<Item = (&Repository, String)> {
         self.with_mounts().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
     }
@@ -68,20 +67,21 @@ impl RepositorySet {
     }
 }
 
-/// Keeps the list. ovs-agent's database is read anew when its file has changed.
+/// Caches the list. ovs-agent's database is read again after its file has changed.
 pub(crate) struct Repositories {
+    /// The repositories in the config.
     named: Vec<Repository>,
-    /// The list where there is no ovs-agent.
-    alone: Arc<RepositorySet>,
+    /// The list without ovs-agent.
+    named_only: Arc<RepositorySet>,
     agent_db: Option<PathBuf>,
     read: FileCache<Arc<RepositorySet>>,
 }
 
 impl Repositories {
-    /// The repositories of `config`.
+    /// The repositories of `config` and ovs-agent.
     ///
     /// # Errors
-    /// Where there are none, in words for an operator.
+    /// If there are none, or if they conflict. The error is written for operators.
     pub(crate) fn new(config: &config::Repositories) -> anyhow::Result<Self> {
         use anyhow::Context;
         let mut named = Vec::new();
@@ -89,10 +89,10 @@ impl Repositories {
             let id: RepositoryId = id.parse().with_context(|| format!("repositories.paths: {}", path.display()))?;
             named.push(Repository::new(id, path.clone()));
         }
-        // Where the config names repositories, a host without ovs-agent is nothing to talk about.
+        // With repositories in the config, a missing ovs-agent is not an error.
         let agent_db = config.agent_db.clone().filter(|folder| named.is_empty() || folder.is_dir());
-        let alone = Arc::new(merge(&named, Vec::new()));
-        let repositories = Self { named, alone, agent_db, read: FileCache::new() };
+        let named_only = Arc::new(merge(&named, Vec::new()));
+        let repositories = Self { named, named_only, agent_db, read: FileCache::new() };
         let found = repositories.found();
         if let Some(problem) = &found.problem
             && repositories.named.is_empty()
@@ -103,28 +103,28 @@ impl Repositories {
         for known in &found.known {
             match &known.repository {
                 Ok(repository) => tracing::info!(repository = %repository.mount_point().display(), "repository"),
-                Err(problem) => tracing::warn!(repository = known.name, problem, "a repository that cannot be used"),
+                Err(problem) => tracing::warn!(repository = known.name, problem, "unusable repository"),
             }
         }
         Ok(repositories)
     }
 
-    /// The repository `id`, where there is one that can be used.
+    /// The repository `id`, if it exists and is usable.
     pub(crate) fn get(&self, id: &RepositoryId) -> Option<Repository> {
         self.found().get(id).cloned()
     }
 
-    /// All of them, as of now.
+    /// The current list of all repositories.
     pub(crate) fn found(&self) -> Arc<RepositorySet> {
-        let Some(folder) = &self.agent_db else { return Arc::clone(&self.alone) };
+        let Some(folder) = &self.agent_db else { return Arc::clone(&self.named_only) };
         self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
-            // What is known already need not wait for a file that is gone.
+            // With a known list, do not wait for a missing file.
             let found = match ovs_agent::repositories(folder, last.is_none()) {
                 Ok(entries) => merge(&self.named, entries),
                 Err(error) => {
                     let (problem, last) = (error.to_string(), last.unwrap_or_default());
                     if last.problem.as_ref() != Some(&problem) {
-                        tracing::error!(problem, "ovs-agent's repositories cannot be read: those that are known stay");
+                        tracing::error!(problem, "cannot read ovs-agent's repositories; keeping the known ones");
                     }
                     let kept = last.known.iter().filter_map(|known| known.entry.clone()).collect();
                     RepositorySet { problem: Some(problem), ..merge(&self.named, kept) }
@@ -136,7 +136,7 @@ impl Repositories {
     }
 }
 
-/// Both lists in one. What the config names goes before what ovs-agent says of the same id.
+/// Merges both lists. For the same id, the config takes precedence over ovs-agent.
 fn merge(named: &[Repository], entries: Vec<RepositoryEntry>) -> RepositorySet {
     let mut known: Vec<RepositoryState> = named
         .iter()
@@ -156,7 +156,7 @@ fn merge(named: &[Repository], entries: Vec<RepositoryEntry>) -> RepositorySet {
     RepositorySet { known, problem: None }
 }
 
-/// One folder is one repository: under two ids, each VM in it would be defined twice.
+/// Marks a folder with two ids as unusable under the second, because each of its VMs would be listed twice.
 fn refuse_doubles(known: &mut [RepositoryState]) {
     let mut seen: HashMap<PathBuf, String> = HashMap::new();
     for known in known {
@@ -168,7 +168,7 @@ fn refuse_doubles(known: &mut [RepositoryState]) {
     }
 }
 
-/// What lies below another repository is that one's: its VMs and disks would be listed by both.
+/// Marks repositories inside another one as unusable, because both would list the same VMs and disks.
 fn refuse_nested(known: &mut [RepositoryState]) {
     let all: Vec<Repository> = known.iter().filter_map(|known| known.repository.as_ref().ok()).cloned().collect();
     for known in known {
@@ -179,13 +179,13 @@ fn refuse_nested(known: &mut [RepositoryState]) {
     }
 }
 
-/// The config must not name a folder in a repository, nor one that holds repositories.
+/// Checks that the folders in the config are not inside a repository, and contain none.
 ///
 /// # Errors
-/// In words for an operator.
+/// If one is. The error is written for operators.
 fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<()> {
     for one in named {
-        // What is refused already is none of `usable`.
+        // `known` and not `usable`: the others may already be marked as unusable.
         let others = found.known.iter().filter(|known| known.name != one.id().as_str());
         for other in others {
             let mount_point = other.entry.as_ref().and_then(|entry| entry.mount_point.clone());
@@ -198,12 +198,12 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
                 if inner.is_below(outer) {
                     let (inner, outer) = (inner.mount_point().display(), outer.mount_point().display());
                     let found = format!("{inner} lies below {outer}");
-                    let remedy = "a repository is in no other; remove the one that is none";
+                    let remedy = "repositories cannot be nested; remove the path that is not a repository";
                     return Err(Fault::new("repositories.paths", found, remedy).into());
                 }
             }
         }
-        // Looked at only where the name is a reason to: where the repository hangs, that takes its time.
+        // Only if the name gives a reason: this check takes long if the repository hangs.
         if one.is_named_as_content()
             && let Ok(Some(real)) = one.enclosing_repository()
         {
@@ -213,11 +213,11 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
     Ok(())
 }
 
-/// A repository of the config whose folder lies in a repository, the folder of which is `real`.
+/// The fault of a path in the config that is a folder inside the repository at `real`.
 pub(crate) fn below_a_repository(repository: &Repository, real: &Path) -> Fault {
     let (shown, real) = (repository.mount_point().display(), real.display());
-    let found = format!("{shown} is a folder in the repository {real}, and no repository");
-    Fault::new("repositories.paths", found, format!("name {real} in its place, once"))
+    let found = format!("{shown} is a folder in the repository {real}, not a repository itself");
+    Fault::new("repositories.paths", found, format!("replace it with {real}, and list that once"))
 }
 
 fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
@@ -226,7 +226,7 @@ fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
     }
     let id = entry.id.parse().map_err(|error| format!("{error}"))?;
     let mount_point = entry.mount_point.as_ref().filter(|path| path.is_absolute() && path.parent().is_some());
-    let mount_point = mount_point.ok_or("ovs-agent's database names no mount point for it")?;
+    let mount_point = mount_point.ok_or("ovs-agent's database has no mount point for it")?;
     Ok(Repository::new(id, mount_point.clone()))
 }
 
@@ -247,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_config_names_goes_before_what_the_agent_says() {
+    fn config_takes_precedence_over_ovs_agent() {
         let named = [Repository::new("b".parse().unwrap(), "/named/b".into())];
         let found = merge(&named, vec![entry("b", Some("/agent/b")), entry("a", Some("/agent/a")), entry("c", None)]);
         let seen: Vec<_> = found
@@ -273,7 +273,7 @@ mod tests {
     }
 
     #[test]
-    fn what_lies_below_another_repository_is_refused() {
+    fn nested_repositories_are_refused() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         for folder in ["a/VirtualDisks", "ab", "b/inner"] {
@@ -296,10 +296,10 @@ mod tests {
             (&["a/VirtualDisks"], "is a folder in the repository"),
             (&["link"], "is a folder in the repository"),
         ] {
-            let told = refused(bad).unwrap_or_else(|| panic!("{bad:?} is good"));
-            assert!(told.starts_with("repositories.paths: ") && told.contains(expected), "{bad:?}: {told}");
+            let error = refused(bad).unwrap_or_else(|| panic!("{bad:?} is accepted"));
+            assert!(error.starts_with("repositories.paths: ") && error.contains(expected), "{bad:?}: {error}");
         }
-        // The same for what ovs-agent says, also later.
+        // The same for entries of ovs-agent, even if they appear later.
         let inner = at("b/inner");
         let found = merge(&[], vec![entry("b", at("b").to_str()), entry("inner", inner.to_str())]);
         let usable: Vec<_> = found.usable().map(|repository| repository.id().as_str()).collect();
@@ -310,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_that_names_no_folder_is_not_used() {
+    fn entry_without_valid_mount_point_is_unusable() {
         for odd in [None, Some("relative"), Some("/"), Some("")] {
             assert!(usable(&entry("a", odd)).is_err(), "{odd:?}");
         }

@@ -1,4 +1,4 @@
-//! What there is: repositories, VMs, and the snapshots of each VM.
+//! The inventory service: repositories, VMs, and the snapshots of each VM.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::model::{RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::{CloneSupport, OpenError, Repository, assign};
 use crate::store::Store;
 
-/// The repositories, the VMs that they define, and the disks of those.
+/// The repositories, their VMs, and the VMs' disks.
 pub struct Inventory {
     repositories: Repositories,
     catalog: Catalog,
@@ -46,7 +46,7 @@ impl Inventory {
         }
     }
 
-    /// All repositories, as of now.
+    /// The current list of all repositories.
     pub(crate) fn repositories(&self) -> Arc<RepositorySet> {
         self.repositories.found()
     }
@@ -59,13 +59,13 @@ impl Inventory {
     /// The repository of a snapshot's disk.
     ///
     /// # Errors
-    /// [`OpenError::RepositoryUnavailable`] if it is not listed any more.
+    /// [`OpenError::RepositoryUnavailable`] if it is no longer listed.
     pub(crate) fn repository_of(&self, disk: &SnapshotDisk) -> Result<Repository, OpenError> {
-        let unlisted = || OpenError::RepositoryUnavailable("is not in the list of repositories any more".to_owned());
+        let unlisted = || OpenError::RepositoryUnavailable("is no longer in the list of repositories".to_owned());
         self.repository(&disk.source.repository).ok_or_else(unlisted)
     }
 
-    /// The repositories that the disks at `paths` lie in, by their paths alone: no file is looked at.
+    /// The repositories of the disks at `paths`. This only uses the paths, no files.
     pub(crate) fn repositories_at(&self, paths: &[PathBuf]) -> Vec<RepositoryId> {
         let found = self.repositories.found();
         let known: Vec<_> = found.usable().collect();
@@ -73,14 +73,14 @@ impl Inventory {
         assigned.map(|assigned| assigned.repository.id().clone()).collect()
     }
 
-    /// The ID of the VM that `vm_ref` names: the name of a VM of the inventory, or of one that has left it and still
-    /// has snapshots; or else the uuid of a VM of the inventory.
+    /// Resolves `vm_ref` to the id of a VM. It may be the name of a VM in the inventory, the name of a VM that has left
+    /// the inventory and still has snapshots, or else the uuid of a VM in the inventory.
     ///
     /// # Errors
     /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it.
     pub(crate) fn resolve_vm(&self, vm_ref: &VmId) -> Result<VmId, Error> {
-        // Names go before uuids: a deletion must never reach another VM than the one that was named. A VM with
-        // snapshots is known, whatever the repositories say.
+        // Names take precedence over uuids, so that a deletion cannot reach another VM than the named one. A VM with
+        // snapshots is known, even if its repository is unavailable.
         if !self.store.records_of(vm_ref)?.is_empty() {
             return Ok(vm_ref.clone());
         }
@@ -88,10 +88,10 @@ impl Inventory {
         Ok(list.by_name_or_uuid(vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
     }
 
-    /// The VM of the inventory that `vm_ref` names, and the whole list.
+    /// The VM `vm_ref` of the inventory, and the whole list.
     ///
     /// # Errors
-    /// As [`Inventory::resolve_vm`], also if the VM has left the inventory.
+    /// As [`Inventory::resolve_vm`], and if the VM has left the inventory.
     pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
         let list = self.vms()?;
         let has_snapshots = !self.store.records_of(vm_ref)?.is_empty();
@@ -100,7 +100,7 @@ impl Inventory {
         Ok((list, vm))
     }
 
-    /// The VMs of all repositories, as of now.
+    /// The current VMs of all repositories.
     ///
     /// # Errors
     /// [`Error::AgentDb`], [`Error::Unavailable`] if no VM is known.
@@ -108,13 +108,13 @@ impl Inventory {
         Ok(self.catalog.list(&self.repositories())?)
     }
 
-    /// The files of disks, none inspected yet. `all` are all VMs: a disk may be another VM's as well.
+    /// An examiner of disk files. `all` are all VMs of the inventory: a disk may belong to another VM too.
     pub(crate) fn disk_files(&self, all: &[Arc<Vm>], keep_open: bool) -> DiskFiles<'_> {
         let repositories = self.repositories().usable().cloned().collect();
         DiskFiles::new(self.catalog.platform, (repositories, &self.clone_support, &self.store), all, keep_open)
     }
 
-    /// The documents of all VMs, each made when it is taken.
+    /// The documents of all VMs, created lazily.
     ///
     /// # Errors
     /// As [`Inventory::vms`]; [`Error::Store`].
@@ -153,10 +153,10 @@ impl Inventory {
         .await
     }
 
-    /// The documents of all repositories. One that cannot be used has the reason.
+    /// The documents of all repositories. Unusable ones have the reason.
     ///
     /// # Errors
-    /// [`Error::AgentDb`] if ovs-agent's database cannot be read and no repository is known.
+    /// [`Error::AgentDb`] if ovs-agent's database cannot be read, so that no repository is known.
     pub async fn list_repositories(self: &Arc<Self>, _session: &Session) -> Result<Vec<api::Repository>, Error> {
         self.blocking(|inventory| {
             let found = inventory.repositories();
@@ -169,7 +169,7 @@ impl Inventory {
         .await
     }
 
-    /// The complete snapshot `id` of the VM that `vm_ref` names.
+    /// The complete snapshot `id` of the VM `vm_ref`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NoVm`], [`Error::OtherVm`], [`Error::Unavailable`].
@@ -178,8 +178,8 @@ impl Inventory {
             self.resolve_vm(vm_ref)?;
             return Err(Error::NotFound("the VM has no such snapshot"));
         };
-        // The definitions are read only if the name is not the VM's plain one: bytes are requested thousands of
-        // times a second.
+        // The definitions are read only if `vm_ref` is not the VM's id, because clients send thousands of range
+        // requests a second.
         if snapshot.vm != *vm_ref && self.resolve_vm(vm_ref)? != snapshot.vm {
             return Err(Error::OtherVm(id));
         }

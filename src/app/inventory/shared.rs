@@ -1,30 +1,33 @@
-//! Work whose result is for all who ask for it before it begins.
+//! Shares the result of work among concurrent callers.
 
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
-/// Work that is done once for all who ask at the same time.
+/// Work that is done once for all callers that wait when it starts.
 pub(crate) struct Shared<T> {
     state: Mutex<State<T>>,
     ended: Condvar,
 }
 
 struct State<T> {
-    /// How often it was begun.
-    begun: u64,
+    /// How often the work was started.
+    started: u64,
     is_running: bool,
-    /// Those who wait for it to end.
+    /// The callers that wait for its end.
     waiting: usize,
-    /// The last result, and which time it is of; only while somebody may take it.
+    /// The last result and its number. Kept only while callers wait.
     done: Option<(u64, T)>,
 }
 
 impl<T> Default for Shared<T> {
     fn default() -> Self {
-        Self { state: Mutex::new(State { begun: 0, is_running: false, waiting: 0, done: None }), ended: Condvar::new() }
+        Self {
+            state: Mutex::new(State { started: 0, is_running: false, waiting: 0, done: None }),
+            ended: Condvar::new(),
+        }
     }
 }
 
-/// Ends the running work, also where it panics: somebody else does it then.
+/// Ends the running work, even after a panic; then another caller does the work.
 struct Running<'a, T>(&'a Shared<T>);
 
 impl<T> Drop for Running<'_, T> {
@@ -35,11 +38,11 @@ impl<T> Drop for Running<'_, T> {
 }
 
 impl<T: Clone> Shared<T> {
-    /// The result of `work` that begins after this call: work that is under way may have passed over what the
-    /// caller has just changed.
+    /// Returns the result of `work` that starts after this call. Running work is not shared, because it may not see
+    /// what the caller has just changed.
     pub(crate) fn get(&self, work: impl FnOnce() -> T) -> T {
         let mut state = self.state();
-        let wanted = state.begun + 1;
+        let wanted = state.started + 1;
         while state.is_running {
             state.waiting += 1;
             state = self.ended.wait(state).unwrap_or_else(PoisonError::into_inner);
@@ -52,9 +55,9 @@ impl<T: Clone> Shared<T> {
                 return value;
             }
         }
-        state.begun += 1;
+        state.started += 1;
         state.is_running = true;
-        let number = state.begun;
+        let number = state.started;
         drop(state);
         let running = Running(self);
         let value = work();
@@ -82,7 +85,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     #[test]
-    fn those_who_ask_at_the_same_time_share_the_next_work() {
+    fn concurrent_callers_share_next_work() {
         let (shared, done) = (&Shared::<usize>::default(), AtomicUsize::new(0));
         let count = &|| done.fetch_add(1, Ordering::SeqCst) + 1;
         let (started, wait_for_start) = channel();
@@ -98,13 +101,13 @@ mod tests {
             wait_for_start.recv().unwrap();
             let others: Vec<_> = (0..20).map(|_| scope.spawn(|| shared.get(count))).collect();
             let end = Instant::now() + Duration::from_secs(60);
-            // They wait: nobody has done anything yet.
+            // They wait while the first work runs.
             while others.iter().any(|other| other.is_finished()) || done.load(Ordering::SeqCst) > 0 {
                 assert!(Instant::now() < end);
             }
             release.send(()).unwrap();
             assert_eq!(first.join().unwrap(), 1);
-            // What was under way when they asked is not for them.
+            // They do not get the result of work that was already running.
             for other in others {
                 assert!(other.join().unwrap() >= 2);
             }
@@ -114,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn a_panic_keeps_nobody_waiting() {
+    fn panic_releases_waiting_callers() {
         let shared = Shared::<u32>::default();
         let run = std::panic::AssertUnwindSafe(|| shared.get(|| panic!("a bug")));
         assert!(std::panic::catch_unwind(run).is_err());

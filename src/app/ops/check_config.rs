@@ -1,4 +1,4 @@
-//! Whether all that the service needs is there: looked at as the service would, and left as it is.
+//! Checks the config and everything that the service needs, in the same way as the service, without changing anything.
 
 mod hooks;
 
@@ -20,35 +20,32 @@ use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
 
-/// How a finding is to be taken.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckStatus {
-    /// As it should be.
+    /// No problem.
     Good,
-    /// The service would run, and somebody should look at it.
+    /// The service would run, but an operator should look at it.
     Doubtful,
-    /// The service would not run, or not do its work.
+    /// The service would not start, or not work.
     Bad,
 }
 
-/// One thing that was looked at.
+/// The result of one check.
 #[derive(Debug)]
 pub struct Finding {
-    /// What was looked at: a key of the config, mostly.
+    /// What was checked, usually a key of the config.
     pub what: String,
-    /// How it is.
     pub status: CheckStatus,
-    /// What was found.
     pub found: String,
-    /// What to do, where something is to be done.
+    /// What to do, if there is a problem.
     pub remedy: Option<String>,
 }
 
-/// Days before a certificate's end from which on it is worth a word.
+/// Certificates that expire in fewer days get a warning.
 const RENEWAL_DAYS: i64 = 30;
 
-/// Looks at the config at `path` and at all that it names. `load_tls` is what the service loads its
-/// certificate with.
+/// Checks the config at `path` and everything that it names. `load_tls` loads the certificate as the service does.
 pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>) -> Vec<Finding> {
     let mut findings = Findings::default();
     let remedy = format!("change that key in {}; config.example.toml explains each", path.display());
@@ -59,12 +56,16 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
             return findings.0;
         }
     };
-    // What the other keys name is looked at all the same: all is mended at once.
+    // The other keys are checked too, so that operators see all problems at once.
     faults.iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
     findings.secret_file("config", path, "secrets");
     findings.key(&config);
     if !nix::unistd::geteuid().is_root() {
-        findings.doubtful("user", "this is not root", "run this, and the service, as root: disks are root's");
+        findings.doubtful(
+            "user",
+            "this does not run as root",
+            "run it, and the service, as root: only root can read the disks",
+        );
     }
     findings.tls(&config.api, load_tls);
     let running = findings.database(&config.db_file);
@@ -103,26 +104,26 @@ impl Findings {
         self.bad(&fault.key, fault.found, &fault.remedy);
     }
 
-    /// The key that tokens are signed with, where the config has none.
+    /// Checks the key that signs tokens, if the config has none.
     fn key(&mut self, config: &Config) {
         let (what, path) = ("jwt.secret", auth::key::path(&config.db_file));
         let shown = path.display();
         match auth::key::find(config) {
             Ok(_) if config.jwt.secret.is_some() => {}
-            Ok(Some(_)) => self.good(what, format!("is in {shown}, which the service has made")),
-            Ok(None) => self.good(what, format!("is not given; the service will make one, in {shown}")),
+            Ok(Some(_)) => self.good(what, format!("is in {shown}, which the service created")),
+            Ok(None) => self.good(what, format!("is not set; the service will create one in {shown}")),
             Err(error) => self.fault(start_faults::key(&error)),
         }
     }
 
-    /// A file that holds a secret.
+    /// Checks a file with a secret.
     fn secret_file(&mut self, what: &str, path: &Path, secret: &str) {
         let shown = path.display();
         match fs::metadata(path) {
-            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file that is there"),
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name an existing file"),
             Ok(metadata) if metadata.mode() & 0o007 != 0 => self.doubtful(
                 what,
-                format!("{shown} can be read by everybody on this host, and holds {secret}"),
+                format!("{shown} is readable by all users of this host, and contains {secret}"),
                 &format!("chmod o-rwx {shown}"),
             ),
             Ok(_) => self.good(what, shown),
@@ -131,7 +132,7 @@ impl Findings {
 
     fn tls(&mut self, api: &Api, load_tls: impl Fn(&Api) -> io::Result<()>) {
         if let Err(error) = load_tls(api) {
-            let remedy = "name the certificate in PEM, and the key that belongs to it";
+            let remedy = "name a certificate in PEM format, and its key";
             return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
         }
         self.secret_file("api.tls.key", &api.key, "the service's private key");
@@ -141,27 +142,27 @@ impl Findings {
         }
     }
 
-    /// Until when a certificate is good.
+    /// Checks the validity period of a certificate.
     fn validity(&mut self, what: &str, path: &Path) {
-        let (shown, renew) = (path.display(), "renew it; the service takes the new one on SIGHUP");
-        let end = match end_of_certificate(path) {
+        let (shown, renew) = (path.display(), "renew it; SIGHUP makes the service load the new one");
+        let end = match validity_of_certificate(path) {
             Ok((start, _)) if start > jiff::Timestamp::now() => {
-                return self.bad(what, format!("{shown} is not good before {start}"), "look at the clock of this host");
+                return self.bad(what, format!("{shown} is not valid before {start}"), "check the clock of this host");
             }
             Ok((_, end)) => end,
-            Err(error) => return self.bad(what, format!("{shown}: {error}"), "name a certificate in PEM"),
+            Err(error) => return self.bad(what, format!("{shown}: {error}"), "name a certificate in PEM format"),
         };
         let days = end.duration_since(jiff::Timestamp::now()).as_hours() / 24;
         if end <= jiff::Timestamp::now() {
-            self.bad(what, format!("{shown} has expired at {end}"), renew);
+            self.bad(what, format!("{shown} expired at {end}"), renew);
         } else if days < RENEWAL_DAYS {
             self.doubtful(what, format!("{shown} expires in {days} days, at {end}"), renew);
         } else {
-            self.good(what, format!("{shown}, good until {end}"));
+            self.good(what, format!("{shown}, valid until {end}"));
         }
     }
 
-    /// Whether the database can be used; returns whether the service is running on it.
+    /// Checks the database. Returns whether the service is running with it.
     fn database(&mut self, path: &Path) -> bool {
         let (what, shown) = ("db_file", path.display());
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -171,11 +172,11 @@ impl Findings {
         }
         match store::inspect(path) {
             Ok(DatabaseState::Missing) => {
-                self.good(what, format!("{shown} is not there yet; the service will make it"))
+                self.good(what, format!("{shown} does not exist yet; the service will create it"))
             }
             Ok(DatabaseState::Good) => self.good(what, shown),
             Ok(DatabaseState::Unclean) => {
-                self.good(what, format!("{shown} was not closed well; the service will repair it when it starts"));
+                self.good(what, format!("{shown} was not closed cleanly; the service will repair it when it starts"));
             }
             Err(StoreError::InUse) => {
                 self.good(what, format!("{shown} is in use: the service is running"));
@@ -197,11 +198,11 @@ impl Findings {
         }
     }
 
-    /// A file that the service writes.
+    /// Checks a file that the service writes.
     fn written_file(&mut self, what: &str, path: &Path) {
         let shown = path.display();
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        // The service follows no link there.
+        // The service does not follow a symbolic link there.
         let usable = match fs::symlink_metadata(path) {
             Ok(metadata) if !metadata.is_file() => Err("is not a regular file".to_owned()),
             Ok(_) => OpenOptions::new().append(true).open(path).map(drop).map_err(|error| error.to_string()),
@@ -212,32 +213,33 @@ impl Findings {
         };
         match usable {
             Ok(()) => self.good(what, shown),
-            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file in a folder that can be written to"),
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name a file in a writable folder"),
         }
     }
 
     async fn manager(&mut self, config: &Config) {
         let what = "ovm_endpoint";
-        let address = match ManagerAddress::new(config).and_then(|address| address.now().map_err(anyhow::Error::msg)) {
-            Ok(address) => address,
-            Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
-        };
+        let address =
+            match ManagerAddress::new(config).and_then(|address| address.current().map_err(anyhow::Error::msg)) {
+                Ok(address) => address,
+                Err(error) => return self.bad(what, format!("{error:#}"), "name the manager in ovm_endpoint"),
+            };
         let manager = match Authenticator::new(&config.manager) {
             Ok(manager) => manager,
             Err(error) => {
-                let remedy = "name a certificate in PEM that can be read";
+                let remedy = "name a readable certificate in PEM format";
                 return self.fault(Fault::from_line("manager", &error.to_string(), remedy));
             }
         };
         match manager.reach(&address).await {
-            Ok(()) => self.good(what, format!("{address} answers")),
+            Ok(()) => self.good(what, format!("{address} responds")),
             Err(error) => self.fault(start_faults::manager(&error)),
         }
         if config.manager.trust == config::Trust::InsecureSkipVerify {
             self.doubtful(
                 "manager.insecure_skip_verify",
-                "users' passwords go to whoever answers at the manager's address",
-                "name the manager's certificate with manager.ca_certificate or manager.fingerprint",
+                "the manager's certificate is not checked, so users' passwords can go to an attacker",
+                "name the manager's certificate in manager.ca_certificate or manager.fingerprint",
             );
         }
     }
@@ -260,21 +262,21 @@ impl Findings {
             self.doubtful(&key, found, &remedy);
         }
         if let Some(problem) = &found.problem {
-            self.bad("repositories.ovs_agent_db", problem, "look at ovs-agent, or set ovs_agent_db to \"\"");
+            self.bad("repositories.ovs_agent_db", problem, "check ovs-agent, or set ovs_agent_db to \"\"");
         }
         if found.known.is_empty() {
-            self.doubtful("repositories", "there are none", "present one to this server in the manager");
+            self.doubtful("repositories", "no repository was found", "present one to this server in the manager");
         }
         for known in &found.known {
             let what = format!("repository {}", known.name);
             match &known.repository {
                 Ok(repository) => self.repository(&what, repository, &support),
-                Err(problem) => self.doubtful(&what, problem, "look at its entry in the manager"),
+                Err(problem) => self.doubtful(&what, problem, "check its entry in the manager"),
             }
         }
         if found.usable().count() > 0 && found.usable().all(|repository| support.of(repository.mount_point()).is_err())
         {
-            self.bad("repositories", "no snapshot can be made in any of them", "see the lines above");
+            self.bad("repositories", "no repository supports snapshots", "see the lines above");
         }
     }
 
@@ -286,17 +288,17 @@ impl Findings {
         }
         let mounted = match repository.mounted() {
             Ok(mounted) => mounted,
-            Err(absent) => {
-                let remedy = "mount it; until then its VMs and snapshots are not there";
-                return self.doubtful(what, format!("{shown} {absent}"), remedy);
+            Err(cause) => {
+                let remedy = "mount it; until then its VMs and snapshots are unavailable";
+                return self.doubtful(what, format!("{shown} {cause}"), remedy);
             }
         };
         match support.of(repository.mount_point()) {
             Err(reason @ Unclonable::NotNow(_)) => {
-                self.bad(what, format!("{shown}: {reason}"), "make space, or look at the host's log and mount it anew");
+                self.bad(what, format!("{shown}: {reason}"), "free space, or check the host's log and remount it");
             }
             Err(reason) => {
-                let remedy = "move disks that are to be backed up to a repository that can";
+                let remedy = "move disks that need backups to a repository that supports snapshots";
                 self.doubtful(what, format!("{shown}: {reason}"), remedy);
             }
             Ok(()) => {
@@ -304,7 +306,7 @@ impl Findings {
                 let (free, total) = (mounted.space.free, mounted.space.total);
                 let found = format!("{shown}: {}, {:.1} of {:.1} GiB free", mounted.file_system, gib(free), gib(total));
                 if free < total / 20 {
-                    self.doubtful(what, found, "make space: a snapshot keeps what its VM overwrites");
+                    self.doubtful(what, found, "free space: a snapshot keeps the blocks that its VM overwrites");
                 } else {
                     self.good(what, found);
                 }
@@ -313,8 +315,8 @@ impl Findings {
     }
 }
 
-/// From when until when the first certificate of a PEM file is good.
-fn end_of_certificate(path: &Path) -> Result<(jiff::Timestamp, jiff::Timestamp), String> {
+/// The validity period of the first certificate in a PEM file.
+fn validity_of_certificate(path: &Path) -> Result<(jiff::Timestamp, jiff::Timestamp), String> {
     let der = CertificateDer::from_pem_file(path).map_err(|error| error.to_string())?;
     let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|error| error.to_string())?;
     let validity = certificate.validity();

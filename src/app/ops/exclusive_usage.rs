@@ -1,5 +1,5 @@
-//! What each snapshot costs: the bytes that its deletion would free, from the maps of its files, of
-//! the other snapshots' and of the live disk.
+//! The cost of each snapshot: the bytes that its deletion would free, calculated from the extent maps of its files, of
+//! the other snapshots' files and of the live disk.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::repository::executor::JobKind;
 use crate::repository::usage::Usage;
 use crate::store::Store;
 
-/// Stops the work when whoever waits for it goes away.
+/// Stops the work when the client disconnects.
 struct StopOnDrop(Arc<AtomicBool>);
 
 impl Drop for StopOnDrop {
@@ -29,7 +29,7 @@ impl Drop for StopOnDrop {
     }
 }
 
-/// What is known of one snapshot so far.
+/// The sums of one snapshot so far.
 #[derive(Default)]
 struct Sum {
     exclusive: u64,
@@ -37,13 +37,13 @@ struct Sum {
     reason: Option<String>,
 }
 
-/// Measures what snapshots use.
+/// Calculates the cost of snapshots.
 pub(super) struct ExclusiveUsage {
     pub inventory: Arc<Inventory>,
     pub retention: Arc<Retention>,
     pub files: Arc<FileOpener>,
     pub store: Store,
-    /// One client at a time.
+    /// Admits one request at a time.
     pub gate: Arc<Semaphore>,
     pub tasks: Tasks,
 }
@@ -55,18 +55,18 @@ impl Service for ExclusiveUsage {
 }
 
 impl ExclusiveUsage {
-    /// The cost of all snapshots, or of those of the VM that `vm_ref` names: oldest first within a VM.
-    /// It reads every map, so it is done for one caller at a time, and only while that one waits.
+    /// The cost of all snapshots, or of those of the VM `vm_ref`, oldest first within a VM. This reads all maps, so
+    /// only one request runs at a time, and it stops when its client disconnects.
     ///
     /// # Errors
-    /// [`Refusal::QueueFull`] where another waits for it; [`Error::NotFound`], [`Error::Store`].
+    /// [`Refusal::QueueFull`] if another request runs; [`Error::NotFound`], [`Error::Store`].
     pub(super) async fn costs(self: &Arc<Self>, vm_ref: Option<VmId>) -> Result<Vec<api::SnapshotCost>, Error> {
-        let one = Arc::clone(&self.gate).try_acquire_owned();
-        let one = one.map_err(|_| Refusal::QueueFull("questions about costs"))?;
+        let permit = Arc::clone(&self.gate).try_acquire_owned();
+        let permit = permit.map_err(|_| Refusal::QueueFull("cost requests"))?;
         let stop = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(Arc::clone(&stop));
         self.blocking(move |usage| {
-            let _one = one;
+            let _permit = permit;
             let vms = match vm_ref {
                 Some(vm_ref) => vec![usage.inventory.resolve_vm(&vm_ref)?],
                 None => {
@@ -104,7 +104,7 @@ impl ExclusiveUsage {
                         sum.unknown += unknown;
                     }
                 }
-                // One state that is not known makes the others' figures wrong as well.
+                // One unknown state makes the figures of the others wrong too.
                 Err(reason) => {
                     for (snapshot, _) in states {
                         sums.entry(snapshot.id).or_default().reason.get_or_insert_with(|| reason.clone());
@@ -126,7 +126,7 @@ impl ExclusiveUsage {
         snapshots.iter().map(cost).collect()
     }
 
-    /// For each of the states of a disk: what only it references, and what is not known; bytes.
+    /// For each state of a disk: the bytes that only it references, and the bytes whose references are unknown.
     fn costs_of_disk(
         &self,
         source: &DiskSource,
@@ -135,7 +135,7 @@ impl ExclusiveUsage {
     ) -> Result<Vec<(u64, u64)>, String> {
         let repository = self.inventory.repository(&source.repository);
         let repository = repository.ok_or_else(|| format!("no repository {}", source.repository))?;
-        // Opened one by one, as each is checked; read together, on the repository's threads.
+        // Each file is checked when it is opened. All are then read on a thread of the repository.
         let mut files = Vec::with_capacity(states.len());
         for (snapshot, disk) in states {
             let file = self.files.open(snapshot, disk);

@@ -1,4 +1,4 @@
-//! What operators ask: status, health, whether the config is right.
+//! Services for operators: status, health, and the check of the config.
 
 mod check_config;
 mod exclusive_usage;

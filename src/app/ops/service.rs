@@ -1,4 +1,4 @@
-//! The status of the service, and whether it can serve.
+//! The status and readiness of the service.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,16 +21,16 @@ use crate::model::{Snapshot, VmId};
 use crate::repository::{Mounted, Repository};
 use crate::store::Store;
 
-/// What of the status is wanted.
+/// The options of a status request.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct StatusQuery {
-    /// What each snapshot costs as well.
+    /// Include the cost of each snapshot.
     pub cost: bool,
-    /// Of this VM alone.
+    /// Only the snapshots of this VM.
     pub vm: Option<VmId>,
 }
 
-/// Answers what operators ask.
+/// Status and readiness.
 pub struct Ops {
     inventory: Arc<Inventory>,
     admission: Arc<Admission>,
@@ -67,7 +67,7 @@ impl Ops {
         Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
     }
 
-    /// The status, as of now.
+    /// The current status.
     ///
     /// # Errors
     /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
@@ -77,7 +77,7 @@ impl Ops {
             let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
             let repositories = found.with_mounts().map(describe).collect();
-            Ok((repositories, ops.recovery.leftovers()?, pending_hooks(ops.hooks.debts()?)))
+            Ok((repositories, ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?)))
         });
         let (repositories, leftovers, owed_hooks) = found.await?;
         Ok(api::ServiceStatus {
@@ -96,7 +96,8 @@ impl Ops {
         })
     }
 
-    /// Unlike the list of repositories, this tries nothing out: it has to answer while a repository hangs.
+    /// Unlike the list of repositories, this does not test clone support, because it must respond while a repository
+    /// hangs.
     fn repository_status(
         &self,
         known: &RepositoryState,
@@ -123,20 +124,17 @@ impl Ops {
         }
     }
 
-    /// What keeps the service from serving. It is for strangers: repositories are named by their ids, and no path is
-    /// shown.
-    ///
-    /// # Errors
-    /// [`Error::Internal`].
+    /// The problems that keep the service from working. Unauthenticated clients can read them, so they contain ids of
+    /// repositories but no paths.
     pub async fn readiness(self: &Arc<Self>) -> Result<api::Health, Error> {
         self.blocking(|ops| {
             let mut problems = Vec::new();
-            match (ops.reconciler.look_for_trouble(), ops.store.check()) {
+            match (ops.reconciler.check_database(), ops.store.check()) {
                 (None, Ok(())) => {}
                 (Some(trouble), _) => problems.push(trouble.to_string()),
                 (None, Err(error)) => {
                     tracing::error!(%error, "not ready");
-                    problems.push("the database does not answer".to_owned());
+                    problems.push("the database cannot be read".to_owned());
                 }
             }
             let found = ops.inventory.repositories();
@@ -147,9 +145,9 @@ impl Ops {
                         problems.push(format!("the repository {name} is read-only"));
                     }
                     (_, Ok(_)) => {}
-                    (Ok(_), Err(absent)) => {
-                        tracing::warn!(repository = name, absent, "not ready");
-                        problems.push(format!("the repository {name} is not there, or does not answer"));
+                    (Ok(_), Err(cause)) => {
+                        tracing::warn!(repository = name, cause, "not ready");
+                        problems.push(format!("the repository {name} is unavailable"));
                     }
                     (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
                 }
@@ -168,16 +166,17 @@ impl Ops {
 }
 
 /// Hooks of operations that still run are not pending yet.
-fn pending_hooks(debts: Pending) -> Vec<api::OwedHooks> {
-    let failed = debts.readable.into_iter().filter(|(_, debt)| debt.attempts > 0).map(|(_, debt)| api::OwedHooks {
-        hooks: debt.names(),
-        operation: Some(debt.event.operation.as_str().to_owned()),
-        snapshot_id: Some(debt.event.snapshot_id),
-        vm_id: Some(debt.event.vm.name),
-        attempts: debt.attempts,
-        reason: None,
-    });
-    let unreadable = debts.unreadable.into_iter().map(|(_, reason)| api::OwedHooks {
+fn pending_hooks(pending: Pending) -> Vec<api::OwedHooks> {
+    let failed =
+        pending.readable.into_iter().filter(|(_, hooks)| hooks.attempts > 0).map(|(_, hooks)| api::OwedHooks {
+            hooks: hooks.names(),
+            operation: Some(hooks.event.operation.as_str().to_owned()),
+            snapshot_id: Some(hooks.event.snapshot_id),
+            vm_id: Some(hooks.event.vm.name),
+            attempts: hooks.attempts,
+            reason: None,
+        });
+    let unreadable = pending.unreadable.into_iter().map(|(_, reason)| api::OwedHooks {
         snapshot_id: None,
         vm_id: None,
         operation: None,
@@ -188,13 +187,13 @@ fn pending_hooks(debts: Pending) -> Vec<api::OwedHooks> {
     failed.chain(unreadable).collect()
 }
 
-fn queue<T: Queued, W>(line: &AdmissionQueue<T>, told: impl Fn(&T, Duration) -> W) -> api::Queue<W> {
-    let mut queue = api::Queue { limit: line.limit(), running: Vec::new(), waiting: Vec::new() };
-    line.each(|Entry { what, since, works, .. }| {
-        let one = told(what, since.elapsed());
-        if *works { queue.running.push(one) } else { queue.waiting.push(one) }
+fn queue<T: Queued, W>(queue: &AdmissionQueue<T>, describe: impl Fn(&T, Duration) -> W) -> api::Queue<W> {
+    let mut listed = api::Queue { limit: queue.limit(), running: Vec::new(), waiting: Vec::new() };
+    queue.each(|Entry { work, since, is_running, .. }| {
+        let one = describe(work, since.elapsed());
+        if *is_running { listed.running.push(one) } else { listed.waiting.push(one) }
     });
-    queue
+    listed
 }
 
 fn export(export: &Export, since: Duration) -> api::Export {

@@ -1,4 +1,4 @@
-//! Why the service cannot start, in words for an operator: the same at the start and in check-config.
+//! Faults that keep the service from starting, written for operators. The start and check-config share them.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,62 +8,61 @@ use crate::auth::{self, KeyError, LoginError};
 use crate::config::{Config, Fault};
 use crate::store::StoreError;
 
-/// Why the database cannot be used.
+/// The fault if the database cannot be used.
 pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
     let (key, shown) = ("db_file", path.display());
     match error {
         StoreError::Io(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            Fault::new(key, format!("the folder of {shown} is not there"), "make it, or name another file")
+            Fault::new(key, format!("the folder of {shown} does not exist"), "create it, or name another file")
         }
         StoreError::Io(error) => {
             let found = format!("{shown} cannot be used: {error}");
-            Fault::new(key, found, "look at the folder, its file system and its permissions").transient()
+            Fault::new(key, found, "check the folder, its file system and its permissions").transient()
         }
         StoreError::InUse => {
             let found = format!("{shown} is in use by another process");
-            Fault::new(key, found, "is the service running already? Stop that first").transient()
+            Fault::new(key, found, "check whether the service is already running, and stop it first").transient()
         }
-        // These say what to do themselves.
+        // These texts already say what to do.
         StoreError::Bolt(_) | StoreError::NotADatabase(_) | StoreError::NewerSchema { .. } | StoreError::Damaged(_) => {
             Fault::from_line(key, &error.to_string(), "")
         }
         error => {
-            let remedy = "restore the file from a copy, or move it away";
+            let remedy = "restore the file from a backup, or move it away";
             Fault::new(key, format!("{shown}: {error}"), remedy).transient()
         }
     }
 }
 
-/// Why there is no key to sign tokens with.
+/// The fault if there is no key to sign tokens.
 pub(crate) fn key(error: &KeyError) -> Fault {
     match error {
         KeyError::Unfit(line) => {
-            Fault::from_line("jwt.secret", line, "remove the file, and the service makes a new key")
+            Fault::from_line("jwt.secret", line, "remove the file; the service will create a new key")
         }
         KeyError::Io { .. } => {
-            let remedy = "look at the file and its folder, or give a secret in the config";
+            let remedy = "check the file and its folder, or set a secret in the config";
             Fault::new("jwt.secret", error.to_string(), remedy).transient()
         }
     }
 }
 
-/// Why the manager cannot be asked, or must not be believed.
+/// The fault if the manager cannot be reached or must not be trusted.
 pub(crate) fn manager(error: &LoginError) -> Fault {
     let key = "ovm_endpoint";
     match error {
         LoginError::NoPasswordRequired(_) => {
-            let remedy =
-                "name the manager's REST endpoint, which asks for a password, in ovm_endpoint and manager.path";
-            Fault::new(key, format!("{error}: with it, anybody could log in here"), remedy)
+            let remedy = "set ovm_endpoint and manager.path to the manager's REST endpoint, which requires a password";
+            Fault::new(key, format!("{error}: with it, anyone could log in to this service"), remedy)
         }
         error => {
-            let remedy = "look at the address, at the way there, and at the keys of [manager]";
+            let remedy = "check the address, the network, and section [manager] of the config";
             Fault::from_line(key, &error.to_string(), remedy).transient()
         }
     }
 }
 
-/// Files of the service that lie in a repository: where that is frozen or does not answer, the service does not either.
+/// Faults for files of the service in a repository: if that is frozen or hangs, so does the service.
 pub(crate) fn files_in_repositories(config: &Config, found: &RepositorySet) -> Vec<Fault> {
     let api = &config.api;
     let files = [
@@ -83,36 +82,34 @@ pub(crate) fn files_in_repositories(config: &Config, found: &RepositorySet) -> V
             let (shown, mount_point) = (path.display(), mount_point.display());
             faults.push(Fault::new(
                 key,
-                format!(
-                    "{shown} lies in the repository {mount_point}: where that is frozen or hangs, the service does"
-                ),
-                "name a place on a local file system, and move the file there while the service is stopped",
+                format!("{shown} is in the repository {mount_point}: if that is frozen or hangs, so does the service"),
+                "name a path on a local file system, and move the file there while the service is stopped",
             ));
         }
     }
     faults
 }
 
-/// The mount point of the repository that `path` lies below.
+/// The mount point of the repository that contains `path`.
 fn above<'a>(path: &Path, found: &'a RepositorySet) -> Option<&'a Path> {
     let mut mount_points = found.usable().map(|repository| repository.mount_point());
     mount_points.find(|mount_point| path != *mount_point && path.starts_with(mount_point))
 }
 
-/// Why the service makes no key where its database lies in a repository: other servers read that.
+/// The fault if the service would create its key in a repository, where other servers can read it.
 pub(crate) fn key_in_repository(config: &Config, faults: &[Fault]) -> Option<Fault> {
-    let is_there = config.jwt.secret.is_none() && faults.iter().any(|fault| fault.key == "db_file");
-    is_there.then(|| {
+    let would_create = config.jwt.secret.is_none() && faults.iter().any(|fault| fault.key == "db_file");
+    would_create.then(|| {
         let path = auth::key::path(&config.db_file);
         Fault::new(
             "jwt.secret",
-            format!("is not given, and {} would lie in a repository, which other servers can read", path.display()),
-            "name a db_file on a local file system, or give a secret: openssl rand -hex 32",
+            format!("is not set, and {} would be in a repository, which other servers can read", path.display()),
+            "set db_file to a path on a local file system, or set a secret: openssl rand -hex 32",
         )
     })
 }
 
-/// The path without links, as far as it is there.
+/// The path without symbolic links in its folder, if that exists.
 fn resolved(path: &Path) -> PathBuf {
     let folder = path.parent().and_then(|folder| folder.canonicalize().ok());
     match (folder, path.file_name()) {

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use crate::app::Error;
 
-/// Parses a duration of a request, from one second to `longest`.
-pub(crate) fn parse_duration(name: &str, text: &str, longest: Duration) -> Result<Duration, Error> {
+/// Parses a duration from one second to `max`.
+pub(crate) fn parse_duration(name: &str, text: &str, max: Duration) -> Result<Duration, Error> {
     let parsed = text.parse::<jiff::SignedDuration>().ok().and_then(|duration| Duration::try_from(duration).ok());
-    let hours = longest.as_secs() / 3600;
-    parsed.filter(|duration| (Duration::from_secs(1)..=longest).contains(duration)).ok_or_else(|| {
-        Error::BadRequest(format!("{name}: {text:?} is no time from 1s to {hours}h; write it as 72h or 1h30m"))
+    let hours = max.as_secs() / 3600;
+    parsed.filter(|duration| (Duration::from_secs(1)..=max).contains(duration)).ok_or_else(|| {
+        Error::BadRequest(format!("{name}: invalid duration {text:?}; expected 1s to {hours}h, such as 72h or 1h30m"))
     })
 }

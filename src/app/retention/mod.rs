@@ -1,4 +1,4 @@
-//! How long snapshots are kept: expiry, leases, and who is using them.
+//! Retention: expiry, leases, and which snapshots are in use.
 
 mod duration;
 mod service;

@@ -1,4 +1,4 @@
-//! Until when each snapshot is kept.
+//! Decides how long each snapshot is kept.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::model::retention::{Candidate, Moment, Watch};
 use crate::model::{Snapshot, SnapshotId, VmId};
 use crate::store::Store;
 
-/// The longest lease: a client that needs the snapshot longer renews it.
+/// The longest lease. A client that needs the snapshot for longer renews it.
 pub const LONGEST_LEASE: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// Expiry, leases, and which snapshots are in use.
@@ -50,17 +50,17 @@ impl Retention {
         let held = self.uses.hold(id);
         let mut held = held.ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
         if self.store.snapshot(id)?.is_none() {
-            held.names_nothing();
+            held.ignore();
         }
         Ok(held)
     }
 
-    /// Keeps the snapshot from being swept during a look that says nothing about further use, such as a list.
+    /// Keeps the snapshot from being swept during an access that does not imply further use, such as a list.
     pub(crate) fn hold_briefly(&self, id: SnapshotId) -> Option<InUse> {
         self.uses.hold_briefly(id)
     }
 
-    /// Keeps clients from starting to use the snapshot; nothing if one uses it.
+    /// Keeps clients from starting to use the snapshot. Returns nothing if a client uses it.
     pub(crate) fn begin_sweep(&self, id: SnapshotId) -> Option<SweepGuard> {
         self.uses.sweep(id)
     }
@@ -73,14 +73,14 @@ impl Retention {
         self.watch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Observes a snapshot with a new expiry or lease: from now on the monotonic clock counts.
+    /// Observes a new expiry or lease. From now on, the monotonic clock measures it.
     fn observe(&self, snapshot: &Snapshot) -> Result<(), Error> {
         let retention = self.store.retentions().of(snapshot.id)?;
         self.watch().observe(self.moment(), snapshot.id, snapshot.created_at, retention);
         Ok(())
     }
 
-    /// Observes a snapshot that was committed just now, and starts the grace of the one before it.
+    /// Observes a snapshot that was just committed, and starts the grace period of its predecessor.
     pub(crate) fn observe_new(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.observe(snapshot)?;
         let of_vm = self.store.snapshots_of(&snapshot.vm)?;
@@ -90,14 +90,14 @@ impl Retention {
         Ok(())
     }
 
-    /// Leaves a snapshot alone for `pause`, because its deletion failed.
+    /// Delays the next sweep of a snapshot by `pause`, because its deletion failed.
     pub(crate) fn postpone(&self, id: SnapshotId, pause: Duration) {
         self.watch().postpone(self.moment(), id, pause);
     }
 
     /// The snapshots that may be swept now.
     pub(crate) fn due(&self) -> Result<Vec<(VmId, SnapshotId)>, Error> {
-        self.uses.forget_old();
+        self.uses.remove_old();
         let expiring = self.store.retentions().expiring()?;
         self.watch().retain(|id| expiring.contains(&id));
         if expiring.is_empty() {
@@ -109,7 +109,7 @@ impl Retention {
                 match self.due_of(&vm) {
                     Ok(ids) => due.extend(ids.into_iter().map(|id| (vm.clone(), id))),
                     // Without all records, the newest one is not known.
-                    Err(error) => tracing::error!(%vm, %error, "no snapshot of this VM is swept"),
+                    Err(error) => tracing::error!(%vm, %error, "cannot sweep the snapshots of this VM"),
                 }
             }
         }
@@ -126,10 +126,10 @@ impl Retention {
         Ok(self.watch().sweepable(self.moment(), &candidates?))
     }
 
-    /// Leases the snapshot `id` of the VM that `vm_ref` names to the user, for the time that `request` says from now
-    /// on. It replaces the user's earlier lease.
+    /// Leases the snapshot `id` of the VM `vm_ref` to the user, for the duration in `request`. The new lease replaces
+    /// the user's earlier one.
     ///
-    /// A lease holds off the retention sweep only: a client may still delete the snapshot.
+    /// A lease only prevents the retention sweep: clients may still delete the snapshot.
     ///
     /// # Errors
     /// [`Error::BadRequest`], [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
@@ -158,7 +158,7 @@ impl Retention {
     ) -> Result<api::Lease, Error> {
         let duration = parse_duration("ttl", &request.ttl, LONGEST_LEASE)?;
         let snapshot = self.inventory.snapshot_of(vm_ref, id)?;
-        // A host whose clock is ahead of ours may have made it: a lease is never shorter than requested.
+        // The creating host's clock may be ahead of ours; even then, the lease must not be shorter than requested.
         let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
         if !self.store.retentions().lease(id, actor.user(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));
@@ -167,7 +167,7 @@ impl Retention {
         Ok(api::Lease { expires_at: api::time(until) })
     }
 
-    /// Ends the user's lease of the snapshot. It is no error if there is none.
+    /// Ends the user's lease of the snapshot. Succeeds if there is none.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].

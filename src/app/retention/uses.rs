@@ -1,4 +1,4 @@
-//! Which snapshots are being worked on, or were a short time ago: those are not swept.
+//! Tracks snapshots that are in use, or were recently. They are not swept.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::model::SnapshotId;
 
-/// How long a snapshot counts as in use after the work on it ended: a client works on what it has.
+/// How long a snapshot counts as in use after a request for it ended: the client may still work on the result.
 const RECENT: Duration = Duration::from_secs(10 * 60);
 
 /// The snapshots that are in use.
@@ -16,14 +16,14 @@ pub(crate) struct SnapshotUses(Arc<Mutex<HashMap<SnapshotId, Use>>>);
 #[derive(Debug, Default)]
 struct Use {
     holders: usize,
-    /// When the last work on it ended.
+    /// When the last request ended.
     ended: Option<Instant>,
     /// Whether the sweeper has decided to delete it.
     is_swept: bool,
 }
 
 impl Use {
-    fn is_nothing(&self) -> bool {
+    fn is_unused(&self) -> bool {
         self.holders == 0 && self.ended.is_none() && !self.is_swept
     }
 
@@ -32,8 +32,8 @@ impl Use {
     }
 }
 
-/// Keeps a snapshot from being swept until this is dropped, and, for a client's work, for ten minutes more.
-/// Whatever reads a snapshot for an answer holds one until the answer's end.
+/// Keeps a snapshot from being swept until this is dropped, and for ten more minutes if a client works on the snapshot.
+/// Code that reads a snapshot for a response holds one until the response ends.
 #[derive(Debug)]
 pub struct InUse {
     uses: SnapshotUses,
@@ -42,13 +42,13 @@ pub struct InUse {
 }
 
 impl InUse {
-    /// There is no such snapshot: nothing is kept of the use when this is dropped.
-    pub(crate) fn names_nothing(&mut self) {
+    /// The snapshot does not exist, so this use leaves no entry behind.
+    pub(crate) fn ignore(&mut self) {
         self.is_work = false;
     }
 }
 
-/// The sweeper's right to delete a snapshot, until this is dropped: nobody begins to work on it meanwhile.
+/// The sweeper's right to delete a snapshot. Until this is dropped, no client can start to use the snapshot.
 #[derive(Debug)]
 pub(crate) struct SweepGuard {
     uses: SnapshotUses,
@@ -56,13 +56,13 @@ pub(crate) struct SweepGuard {
 }
 
 impl SnapshotUses {
-    /// Holds the snapshot for a client that works on it; nothing where it is being swept. It has to be held
-    /// before its record is looked at.
+    /// Holds the snapshot for a client that works on it. Returns nothing if it is being swept. Call this before reading
+    /// the snapshot's record.
     pub(crate) fn hold(&self, id: SnapshotId) -> Option<InUse> {
         self.take(id, true)
     }
 
-    /// The same for a look at it that says nothing about further use, such as a list.
+    /// As [`SnapshotUses::hold`], for an access that does not imply further use, such as a list.
     pub(crate) fn hold_briefly(&self, id: SnapshotId) -> Option<InUse> {
         self.take(id, false)
     }
@@ -77,7 +77,7 @@ impl SnapshotUses {
         Some(InUse { uses: self.clone(), id, is_work })
     }
 
-    /// Keeps everybody from beginning to work on the snapshot; nothing where it is in use.
+    /// Keeps clients from starting to use the snapshot. Returns nothing if it is in use.
     pub(crate) fn sweep(&self, id: SnapshotId) -> Option<SweepGuard> {
         let mut uses = self.lock();
         if uses.get(&id).is_some_and(|entry| entry.is_swept || entry.counts()) {
@@ -87,22 +87,22 @@ impl SnapshotUses {
         Some(SweepGuard { uses: self.clone(), id })
     }
 
-    /// Whether somebody works on the snapshot, or did a short time ago.
+    /// Whether the snapshot is in use, or was recently.
     pub(crate) fn counts(&self, id: SnapshotId) -> bool {
         self.lock().get(&id).is_some_and(Use::counts)
     }
 
-    /// Forgets what does not count any more.
-    pub(crate) fn forget_old(&self) {
+    /// Removes entries that are no longer in use.
+    pub(crate) fn remove_old(&self) {
         self.lock().retain(|_, entry| entry.is_swept || entry.counts());
     }
 
-    /// Changes an entry, and removes it where nothing is left to remember.
+    /// Changes an entry, and removes it if it is then unused.
     fn change(&self, id: SnapshotId, change: impl FnOnce(&mut Use)) {
         let mut uses = self.lock();
         if let Some(entry) = uses.get_mut(&id) {
             change(entry);
-            if entry.is_nothing() {
+            if entry.is_unused() {
                 uses.remove(&id);
             }
         }
@@ -135,29 +135,29 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_snapshot_is_in_use_until_the_last_holder_is_gone_and_a_while_longer() {
+    fn snapshot_is_in_use_until_last_holder_ends_and_ten_minutes_longer() {
         let (uses, id) = (SnapshotUses::default(), SnapshotId::from_u128(1));
         assert!(!uses.counts(id));
         let (first, second) = (uses.hold(id), uses.hold_briefly(id));
         drop(first);
-        // As if the first had ended long ago.
+        // Simulates that the first use ended long ago.
         uses.lock().get_mut(&id).unwrap().ended = None;
         assert!(uses.counts(id) && uses.sweep(id).is_none());
-        uses.forget_old();
+        uses.remove_old();
         drop(second);
-        assert!(!uses.counts(id), "a look at it is no work");
+        assert!(!uses.counts(id), "a brief access does not imply further use");
         drop(uses.hold(id));
-        assert!(uses.counts(id) && uses.sweep(id).is_none(), "a client works on what it has");
+        assert!(uses.counts(id) && uses.sweep(id).is_none(), "the client may still work on the result");
         uses.lock().get_mut(&id).unwrap().ended = Instant::now().checked_sub(RECENT);
         assert!(!uses.counts(id));
     }
 
     #[test]
-    fn what_names_no_snapshot_leaves_nothing_behind() {
+    fn use_of_unknown_snapshot_leaves_no_entry() {
         let uses = SnapshotUses::default();
         for id in (0..1000).map(SnapshotId::from_u128) {
             let (mut held, other) = (uses.hold(id).unwrap(), uses.hold_briefly(id));
-            held.names_nothing();
+            held.ignore();
             drop(held);
             assert!(uses.counts(id));
             drop(other);
@@ -167,11 +167,11 @@ mod tests {
     }
 
     #[test]
-    fn nobody_begins_to_work_on_what_is_being_swept() {
+    fn snapshot_being_swept_cannot_be_held() {
         let (uses, id) = (SnapshotUses::default(), SnapshotId::from_u128(1));
         let swept = uses.sweep(id);
         assert!(swept.is_some() && uses.sweep(id).is_none());
-        uses.forget_old();
+        uses.remove_old();
         assert!(uses.hold(id).is_none() && uses.hold_briefly(id).is_none());
         assert!(uses.hold(SnapshotId::from_u128(2)).is_some());
         drop(swept);

@@ -1,4 +1,4 @@
-//! Where the manager is.
+//! The address of the manager.
 
 use std::path::{Path, PathBuf};
 
@@ -6,11 +6,11 @@ use crate::app::file_cache::FileCache;
 use crate::config;
 use crate::inventory::ovs_agent;
 
-/// Where the manager is.
+/// The address of the manager.
 pub(crate) enum ManagerAddress {
-    /// Where the config says.
-    Named(String),
-    /// Where ovs-agent's database in this folder says, at the time.
+    /// From the config.
+    Configured(String),
+    /// From ovs-agent's database in this folder. It can change while the service runs.
     AgentDb(PathBuf, FileCache<Result<String, String>>),
 }
 
@@ -18,29 +18,29 @@ pub(crate) enum ManagerAddress {
 const PORT: u16 = 7002;
 
 impl ManagerAddress {
-    /// The manager's address as `config` has it.
+    /// Finds the manager's address.
     ///
     /// # Errors
-    /// Where there is none, in words for an operator.
+    /// If there is none. The error is written for operators.
     pub(crate) fn new(config: &config::Config) -> anyhow::Result<Self> {
         let address = match (&config.manager.endpoint, &config.repositories.agent_db) {
-            (Some(endpoint), _) => Self::Named(endpoint.clone()),
+            (Some(endpoint), _) => Self::Configured(endpoint.clone()),
             (None, Some(folder)) => Self::AgentDb(folder.clone(), FileCache::new()),
-            (None, None) => anyhow::bail!("ovm_endpoint: is empty; name the manager"),
+            (None, None) => anyhow::bail!("ovm_endpoint: is empty; set it to the address of the manager"),
         };
-        let found = address.now().map_err(|problem| anyhow::anyhow!("ovm_endpoint: is empty, and {problem}"))?;
+        let found = address.current().map_err(|problem| anyhow::anyhow!("ovm_endpoint: is empty, and {problem}"))?;
         tracing::info!(manager = found, "authenticating users against the manager");
         Ok(address)
     }
 
-    /// Where it is now.
+    /// The current address.
     ///
     /// # Errors
-    /// Why nobody knows, in words for an operator.
-    pub(crate) fn now(&self) -> Result<String, String> {
+    /// If it is unknown. The error is written for operators.
+    pub(crate) fn current(&self) -> Result<String, String> {
         match self {
-            Self::Named(endpoint) => Ok(endpoint.clone()),
-            Self::AgentDb(folder, remembered) => remembered.get(&folder.join(ovs_agent::SERVER), |last| {
+            Self::Configured(endpoint) => Ok(endpoint.clone()),
+            Self::AgentDb(folder, cache) => cache.get(&folder.join(ovs_agent::SERVER), |last| {
                 let address = address_from(folder, last.is_none());
                 let is_good = address.is_ok();
                 (address, is_good)
@@ -55,7 +55,7 @@ fn address_from(folder: &Path, may_come: bool) -> Result<String, String> {
         Ok(Some(host)) => Ok(format!("https://{host}:{PORT}")),
         Ok(None) => {
             let file = folder.join(ovs_agent::SERVER);
-            Err(format!("{} names no manager; is this server owned by one?", file.display()))
+            Err(format!("{} has no manager address; is this server owned by a manager?", file.display()))
         }
         Err(error) => Err(error.to_string()),
     }

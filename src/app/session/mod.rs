@@ -1,4 +1,4 @@
-//! From credentials to a session.
+//! Log-in and sessions.
 
 mod manager_address;
 mod service;

@@ -1,4 +1,4 @@
-//! Logging in, and checking tokens.
+//! Logs users in and checks tokens.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{Authenticator, BadToken, Credentials, LoginError, Session, Tokens};
 
-/// How long the start waits for the manager.
+/// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Issues and checks tokens.
@@ -43,16 +43,13 @@ impl Sessions {
         self.token_lifetime
     }
 
-    /// The session that a token is for.
-    ///
-    /// # Errors
-    /// [`BadToken`].
+    /// Checks a token and returns its session.
     pub fn check(&self, token: &str) -> Result<Session, BadToken> {
         self.tokens.check(token)
     }
 
-    /// A token for the user, who connected from `address`, if the manager accepts the credentials. The guard that
-    /// `on_turn` makes is held while the manager is asked.
+    /// Issues a token to the user, who connected from `address`, if the manager accepts the credentials. `on_slot` runs
+    /// when the log-in gets its slot; the guard that it returns is held until the manager has answered.
     ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
@@ -61,27 +58,27 @@ impl Sessions {
         credentials: Credentials,
         address: Option<IpAddr>,
         request_id: Option<Arc<str>>,
-        on_turn: impl FnOnce() -> G + Send,
+        on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let (user, hash) = (credentials.username.clone(), self.tokens.account_hash(&credentials.username));
-        let outcome = self.token_for(credentials, on_turn).await;
-        self.trail.log_in(Actor::stranger(address, request_id), &user, hash, &outcome);
+        let outcome = self.token_for(credentials, on_slot).await;
+        self.trail.log_in(Actor::unauthenticated(address, request_id), &user, hash, &outcome);
         outcome
     }
 
-    /// Checks that the manager refuses a request without credentials: one that accepts it would accept any password. If
-    /// the manager cannot be asked now, it is asked again before the first log-in.
+    /// Checks that the manager refuses a request without credentials: if it accepts that, it accepts any password. If
+    /// the manager is unreachable, the check is repeated before the first log-in.
     ///
     /// # Errors
-    /// [`LoginError`]; nothing is known of a manager that does not answer in time.
+    /// [`LoginError`]. A manager that does not answer in time is not an error.
     pub(crate) async fn prove_manager(self: &Arc<Self>) -> Result<(), LoginError> {
-        let address = self.blocking(|sessions| Ok(sessions.address.now())).await;
-        // Without an address the start has failed, or has logged why.
+        let address = self.blocking(|sessions| Ok(sessions.address.current())).await;
+        // Without an address, the start has failed or the cause was logged.
         let Ok(Ok(address)) = address else { return Ok(()) };
         match tokio::time::timeout(PROOF_TIMEOUT, self.authenticator.reach(&address)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                tracing::warn!(manager = address, "log-in is not possible for now: the manager does not answer");
+                tracing::warn!(manager = address, "log-in is not possible: the manager does not answer");
                 Ok(())
             }
         }
@@ -90,11 +87,11 @@ impl Sessions {
     async fn token_for<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
-        on_turn: impl FnOnce() -> G + Send,
+        on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let slot = self.authenticator.login_slot().await?;
-        let _asking = on_turn();
-        let address = self.blocking(|sessions| sessions.address.now().map_err(Error::ManagerUnavailable)).await?;
+        let _guard = on_slot();
+        let address = self.blocking(|sessions| sessions.address.current().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
         match self.authenticator.verify(&slot, &address, &credentials).await {
             Ok(identity) => {
@@ -104,7 +101,7 @@ impl Sessions {
                 Ok(token)
             }
             Err(refusal) => {
-                // What a stranger types as a name may be a password: the name is not logged.
+                // The name is not logged, because users sometimes type their password there.
                 tracing::warn!(cause = %refusal, "log-in refused");
                 Err(refusal.into())
             }

@@ -1,4 +1,4 @@
-//! Admission of a request for a snapshot: what was made before is found, the rest waits.
+//! Admits a request for a snapshot: finds the snapshot of a repeated request, or waits for a slot.
 
 use std::sync::Arc;
 
@@ -12,39 +12,39 @@ use crate::app::tasks::Service;
 use crate::model::{Snapshot, VmId};
 use crate::store::RequestKey;
 
-/// What becomes of a request for a snapshot.
-pub(super) enum Outcome {
-    /// The same request was carried out before.
-    MadeBefore(Snapshot),
-    /// It may start.
-    Now { vm: VmId, admitted: Admitted },
+/// The result of admission.
+pub(super) enum CreateAdmission {
+    /// An earlier, identical request created this snapshot.
+    Existing(Snapshot),
+    /// The creation may start.
+    Admitted { vm: VmId, admitted: Admitted },
 }
 
 impl Snapshots {
-    /// Waits until the snapshot may be made.
+    /// Waits until the snapshot may be created.
     pub(super) async fn admit(
         self: &Arc<Self>,
         actor: &Actor,
         vm_ref: VmId,
         request: &CreateRequest,
-    ) -> Result<Outcome, Error> {
-        let (by, asked) = (actor.clone(), request.clone());
-        let known = self.blocking(move |snapshots| {
+    ) -> Result<CreateAdmission, Error> {
+        let (by, wanted) = (actor.clone(), request.clone());
+        let existing = self.blocking(move |snapshots| {
             let vm = snapshots.inventory.resolve_vm(&vm_ref)?;
-            let made = snapshots.made_before(&by, &vm, &asked)?;
-            Ok((vm, made))
+            let existing = snapshots.existing(&by, &vm, &wanted)?;
+            Ok((vm, existing))
         });
-        let vm = match known.await? {
-            (_, Some(snapshot)) => return Ok(Outcome::MadeBefore(snapshot)),
+        let vm = match existing.await? {
+            (_, Some(snapshot)) => return Ok(CreateAdmission::Existing(snapshot)),
             (vm, None) => vm,
         };
         let creation = Creation { vm: vm.clone(), user: actor.user().to_owned() };
         let admitted = self.admission.admit_creation(creation).await?;
-        Ok(Outcome::Now { vm, admitted })
+        Ok(CreateAdmission::Admitted { vm, admitted })
     }
 
-    /// The snapshot that the same request has made already.
-    pub(super) fn made_before(
+    /// The snapshot that an earlier, identical request created.
+    pub(super) fn existing(
         &self,
         actor: &Actor,
         vm: &VmId,
@@ -57,7 +57,7 @@ impl Snapshots {
         }
         match self.store.snapshot(used.snapshot())? {
             Some(snapshot) => {
-                tracing::info!(snapshot = %snapshot.id, %vm, "a request repeated: answered with what it made");
+                tracing::info!(snapshot = %snapshot.id, %vm, "repeated request: responding with the existing snapshot");
                 Ok(Some(snapshot))
             }
             None => Err(Refusal::KeySnapshotGone(used.snapshot()).into()),
@@ -65,7 +65,7 @@ impl Snapshots {
     }
 }
 
-/// Under which a request is remembered, where it wants to be.
+/// The key that the request is recorded under, if it has one.
 pub(super) fn request_key(actor: &Actor, request: &CreateRequest) -> Option<RequestKey> {
     let (key, digest) = request.key.clone()?;
     Some(RequestKey { user: actor.user().to_owned(), key, digest })

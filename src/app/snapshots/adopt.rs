@@ -1,8 +1,8 @@
-//! The journey of snapshots that others made into the database.
+//! Adopts snapshots that the database does not know.
 //!
-//! The original exporter leaves folders of snapshots behind, and so does a lost database. Which VM a
-//! folder is of is told by its disks' names and the inventory, or by its manifest; when it was made,
-//! by its files' times. What cannot be placed is listed and left as it is; nothing is ever deleted.
+//! They come from the original exporter, or from a database that was lost. The VM of a folder is found by its disks'
+//! names and the inventory, or in its manifest; its time of creation by its files' times. Folders that cannot be
+//! assigned to a VM are listed and left as they are. Nothing is ever deleted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -25,25 +25,25 @@ use crate::repository::scan;
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
 use crate::store::Store;
 
-/// What is asked for.
+/// The options of an adoption.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Adoption {
-    /// Only say what would be done.
+    /// Only report what would be adopted.
     pub dry_run: bool,
-    /// Also those with a manifest, which are another exporter's unless its database is lost.
+    /// Also adopt snapshots with a manifest. They belong to another exporter, unless its database was lost.
     pub manifests: bool,
 }
 
-/// VMs of which not all disks can be seen, and why.
+/// VMs with disks in unmounted repositories, with the reason.
 type Partial = HashMap<VmId, String>;
 
-/// A snapshot that was placed, before it is taken over.
+/// A snapshot with a known VM, before it is adopted.
 struct Candidate {
     placed: PlacedSnapshot,
     parts: Parts,
 }
 
-/// Takes over snapshots that the database does not know.
+/// Adopts snapshots that the database does not know.
 pub struct Adopter {
     inventory: Arc<Inventory>,
     files: Arc<FileOpener>,
@@ -71,76 +71,81 @@ impl Adopter {
         Self { inventory, files, vm_locks, reconciler, store, exporter, tasks }
     }
 
-    /// Takes over the snapshots found in the repositories that the database does not know.
+    /// Adopts the snapshots in the repositories that the database does not know.
     ///
     /// # Errors
-    /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. What goes wrong with one folder
-    /// is told beside it.
-    pub async fn adopt(self: &Arc<Self>, session: &Session, what: Adoption) -> Result<api::Adoption, Error> {
+    /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. The report lists problems with single folders.
+    pub async fn adopt(self: &Arc<Self>, session: &Session, options: Adoption) -> Result<api::Adoption, Error> {
         let (adopter, user, actor) = (Arc::clone(self), session.subject().to_owned(), Actor::from(session));
         let outcome = self.tasks.detached(async move {
-            let (candidates, mut report) = adopter.blocking(move |adopter| adopter.candidates(what, &user)).await?;
+            let (candidates, mut report) = adopter.blocking(move |adopter| adopter.candidates(options, &user)).await?;
             for (vm, candidates) in candidates {
                 let own = adopter.vm_locks.take(&vm).await;
-                // The lock would leave a file behind.
+                // A dry run does not lock, because the lock would leave a file behind.
                 let of_each =
-                    candidates.iter().map(|candidate| candidate.placed.repositories()).filter(|_| !what.dry_run);
-                let _turn = adopter.vm_locks.lock_for_removal(own, &vm, of_each).await?;
-                let taken = adopter.blocking(move |adopter| adopter.take_over(what, candidates)).await?;
-                report.adopted.extend(taken.adopted);
-                report.skipped.extend(taken.skipped);
+                    candidates.iter().map(|candidate| candidate.placed.repositories()).filter(|_| !options.dry_run);
+                let _guard = adopter.vm_locks.lock_for_removal(own, &vm, of_each).await?;
+                let adopted = adopter.blocking(move |adopter| adopter.adopt_all(options, candidates)).await?;
+                report.adopted.extend(adopted.adopted);
+                report.skipped.extend(adopted.skipped);
             }
-            adopter.reconciler.blocking(Reconciler::look_for_unknown).await?;
+            adopter.reconciler.blocking(Reconciler::find_unknown).await?;
             report.skipped_legacy.clone_from(&report.skipped);
             Ok(report)
         });
         let outcome = outcome.await;
-        if !what.dry_run {
+        if !options.dry_run {
             actor.did("adopt", "", &outcome);
         }
         outcome
     }
 
-    /// What can be placed, by VM and oldest first, and what cannot.
-    fn candidates(&self, what: Adoption, user: &str) -> Result<(BTreeMap<VmId, Vec<Candidate>>, api::Adoption), Error> {
-        let mut report = api::Adoption { dry_run: what.dry_run, ..api::Adoption::default() };
-        let mut left = |path: &Path, reason: String| {
+    /// Finds the candidates, by VM and oldest first. The report lists the folders that cannot be adopted.
+    fn candidates(
+        &self,
+        options: Adoption,
+        user: &str,
+    ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, api::Adoption), Error> {
+        let mut report = api::Adoption { dry_run: options.dry_run, ..api::Adoption::default() };
+        let mut skip = |path: &Path, reason: String| {
             report.skipped.push(api::SkippedFolder { path: path.display().to_string(), reason });
         };
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.inventory.repositories().usable().filter(|repository| repository.mounted().is_ok()) {
             match repository.run(JobKind::SHORT, |access, root| scan::scan(root, &|| access.progress())) {
-                Ok((folders, odd)) => {
+                Ok((folders, unrecognized)) => {
                     for folder in folders {
                         by_id.entry(folder.id.as_u128()).or_default().push((repository.clone(), folder));
                     }
-                    odd.iter().for_each(|odd| left(&odd.path, odd.reason.clone()));
+                    unrecognized.iter().for_each(|entry| skip(&entry.path, entry.reason.clone()));
                 }
-                Err(error) => left(repository.mount_point(), format!("cannot be looked through: {error}")),
+                Err(error) => skip(repository.mount_point(), format!("cannot be scanned: {error}")),
             }
         }
         let found = self.inventory.repositories();
-        for (repository, absent) in found.unmounted() {
-            left(repository.mount_point(), format!("{absent}: what lies in it is not looked through"));
+        for (repository, cause) in found.unmounted() {
+            skip(repository.mount_point(), format!("{cause}: its folders were not scanned"));
         }
         let (owners, partial) = self.owners_of_disks()?;
         let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
-            // Known already, perhaps as one that is being made or removed.
+            // The database knows it, perhaps as one that is being created or removed.
             if let Some(known) = self.store.record(SnapshotId::from_u128(id))? {
-                let strange = parts.iter().filter(|(repository, _)| !known.repositories().contains(&repository.id()));
-                strange.for_each(|(_, folder)| left(&folder.path, "is no part of the snapshot of this id".to_owned()));
+                let foreign = parts.iter().filter(|(repository, _)| !known.repositories().contains(&repository.id()));
+                foreign.for_each(|(_, folder)| {
+                    skip(&folder.path, "does not belong to the snapshot of this id".to_owned())
+                });
                 continue;
             }
-            let placed_as = place(&parts, &owners, what.manifests, user);
-            let placed_as = placed_as.and_then(|snapshot| match partial.get(&snapshot.vm) {
-                // A part of it would be taken for the whole, and the rest never be found again.
+            let assigned = place(&parts, &owners, options.manifests, user);
+            let assigned = assigned.and_then(|snapshot| match partial.get(&snapshot.vm) {
+                // Without all repositories, a part of the snapshot would be adopted as the whole.
                 Some(reason) => Err(reason.clone()),
                 None => Ok(snapshot),
             });
-            match placed_as {
+            match assigned {
                 Ok(new) => placed.entry(new.vm.clone()).or_default().push(Candidate { placed: new, parts }),
-                Err(reason) => parts.iter().for_each(|(_, folder)| left(&folder.path, reason.clone())),
+                Err(reason) => parts.iter().for_each(|(_, folder)| skip(&folder.path, reason.clone())),
             }
         }
         for candidates in placed.values_mut() {
@@ -161,7 +166,7 @@ impl Adopter {
                     let reason = format!("its VM has a disk in {}, where nothing is mounted", missing.display());
                     partial.insert(id.clone(), reason);
                 }
-                // Whether or not it could be snapshotted today.
+                // Disks that cannot be snapshotted today count too.
                 let Ok(disk) = located(&repositories, path) else { continue };
                 let name = disk.source.path.rsplit('/').next().unwrap_or_default().to_owned();
                 let owner = (id.clone(), disk.source.clone());
@@ -171,24 +176,24 @@ impl Adopter {
         Ok((owners, partial))
     }
 
-    /// Takes over snapshots of one VM, whose turn it is.
-    fn take_over(&self, what: Adoption, candidates: Vec<Candidate>) -> Result<api::Adoption, Error> {
-        let mut report = api::Adoption { dry_run: what.dry_run, ..api::Adoption::default() };
+    /// Adopts the candidates of one VM, which the caller has locked.
+    fn adopt_all(&self, options: Adoption, candidates: Vec<Candidate>) -> Result<api::Adoption, Error> {
+        let mut report = api::Adoption { dry_run: options.dry_run, ..api::Adoption::default() };
         let snapshots = match candidates.first() {
             Some(first) => self.store.snapshots_of(&first.placed.vm)?,
             None => Vec::new(),
         };
-        let mut there: Vec<_> = snapshots.iter().map(|snapshot| (snapshot.sequence, snapshot.created_at)).collect();
+        let mut existing: Vec<_> = snapshots.iter().map(|snapshot| (snapshot.sequence, snapshot.created_at)).collect();
         for candidate in candidates {
             let PlacedSnapshot { id, ref vm, created_at, .. } = candidate.placed;
-            let taken = assign_sequence(candidate.placed.sequence(), created_at, &there).and_then(|sequence| {
-                if !what.dry_run {
-                    self.take_one(&candidate, sequence)?;
+            let adopted = assign_sequence(candidate.placed.sequence(), created_at, &existing).and_then(|sequence| {
+                if !options.dry_run {
+                    self.adopt_one(&candidate, sequence)?;
                 }
                 Ok(sequence)
             });
             let paths = candidate.parts.iter().map(|(_, folder)| folder.path.display().to_string());
-            match taken {
+            match adopted {
                 Ok(sequence) => {
                     report.adopted.push(api::AdoptedSnapshot {
                         id: id.to_string(),
@@ -196,7 +201,7 @@ impl Adopter {
                         created_at: created_at.to_string(),
                         paths: paths.collect(),
                     });
-                    there.push((sequence, created_at));
+                    existing.push((sequence, created_at));
                 }
                 Err(reason) => {
                     report.skipped.extend(paths.map(|path| api::SkippedFolder { path, reason: reason.clone() }));
@@ -206,7 +211,7 @@ impl Adopter {
         Ok(report)
     }
 
-    fn take_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), String> {
+    fn adopt_one(&self, candidate: &Candidate, sequence: u64) -> Result<(), String> {
         let Candidate { placed, parts } = candidate;
         let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
         let snapshot = match &placed.origin {
@@ -228,28 +233,34 @@ impl Adopter {
         for disk in snapshot.disks.iter().filter(|_| has_manifest) {
             self.files.open_base(&snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
         }
-        // First the record: a manifest without one would keep the next try from taking it.
+        // Record first: a manifest without a record would prevent another attempt.
         if !self.store.adopt(&snapshot).map_err(|error| error.to_string())? {
-            return Err("is known already: somebody else has just adopted it".to_owned());
+            return Err("is already in the database: another request has just adopted it".to_owned());
         }
-        tracing::info!(snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at, "snapshot adopted");
+        tracing::info!(
+            snapshot = %snapshot.id, vm = %snapshot.vm, created_at = %snapshot.created_at,
+            "snapshot adopted"
+        );
         if !has_manifest {
             for (repository, folder) in parts {
                 let (of, exporter) = (snapshot.clone(), self.exporter.clone());
                 let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
                 if let Err(error) = sealed {
-                    tracing::warn!(folder = %folder.path.display(), %error, "adopted, but its manifest cannot be written");
+                    tracing::warn!(
+                        folder = %folder.path.display(), %error,
+                        "snapshot adopted, but writing its manifest failed"
+                    );
                 }
             }
         }
         Ok(())
     }
 
-    /// The disk whose file was found, with the file's identity from now on.
+    /// Records the current identity of the file that was found for the disk `name`.
     fn seal_found(&self, id: SnapshotId, name: &DiskName, source: &DiskSource) -> Result<SnapshotDisk, String> {
-        let repository = self.inventory.repository(&source.repository).ok_or("its repository is gone")?;
-        let (kind, asked) = (JobKind::CHANGE.exclusive(id.as_u128()), name.clone());
-        let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &asked));
+        let repository = self.inventory.repository(&source.repository).ok_or("its repository is no longer listed")?;
+        let (kind, file) = (JobKind::CHANGE.exclusive(id.as_u128()), name.clone());
+        let sealed = repository.run(kind, move |_, root| scan::seal_found(root, id, &file));
         let sealed = sealed.map_err(|error| format!("{name}: {error}"))?;
         let (name, source) = (name.clone(), source.clone());
         Ok(SnapshotDisk { name, source, identity: sealed.identity, volume: None, seal: Some(sealed.seal) })

@@ -1,8 +1,8 @@
-//! The journey to a new snapshot: plan, intent, clone all disks together, seal, commit.
+//! Creates a snapshot: plan, record the intent, clone all disks together, seal, commit.
 //!
-//! It goes on when the client hangs up. A crash at any step leaves the intent in the database, from
-//! which `cleanup` undoes it; a failure undoes itself. Hooks stand around the clones and nothing else:
-//! what can be done before or after them is.
+//! A started creation continues when the client disconnects. A crash at any step leaves the intent in the database, and
+//! the recovery undoes it; a failure is undone at once. `pre` and `post` hooks enclose only the clones, so that the
+//! guest is frozen for as short as possible.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use tokio::sync::OwnedMutexGuard;
 
-use super::admit::{Outcome, request_key};
+use super::admit::{CreateAdmission, request_key};
 use super::create_request::{CreateRequest, DiskChoice, RetentionRequest};
 use super::service::Snapshots;
 use crate::app::Error;
@@ -35,10 +35,10 @@ use crate::repository::executor::JobKind;
 use crate::repository::{Repository, SnapshotDir};
 use crate::store::{CommitOptions, RequestKey};
 
-/// How long a creation holds its place among those of other VMs.
+/// A creation that takes longer releases its concurrency slot.
 const SLOW_CREATION: Duration = Duration::from_secs(60);
 
-/// A snapshot about to be made: its disks open, their names given, their identities not yet known.
+/// A planned snapshot: its disks are open and named, but not cloned.
 struct Plan {
     draft: SnapshotDraft,
     sources: Vec<Source>,
@@ -46,29 +46,30 @@ struct Plan {
     event: Event,
 }
 
-/// What goes into the commit besides the snapshot.
+/// What the commit records besides the snapshot.
 struct CommitDetails {
     ttl: Option<Duration>,
     key: Option<RequestKey>,
 }
 
-/// A snapshot whose intent is written down: nothing is left to do but to clone.
+/// A snapshot whose intent is recorded and whose files are prepared: the next step clones.
 struct Ready {
     unfinished: UnfinishedSnapshot,
     clones: Clones,
     retention: CommitDetails,
-    debt: Option<PendingPostHooks>,
+    post_hooks: Option<PendingPostHooks>,
 }
 
 impl Snapshots {
-    /// Makes a snapshot of the VM that `vm_ref` names, of all disks that `request` wants or of none; or
-    /// finds the one that the same request has made before.
+    /// Creates a snapshot of all disks in `request` of the VM `vm_ref`. Returns the existing snapshot if an identical
+    /// request has created one.
     ///
-    /// Who goes away while the request waits is not served: nothing was begun.
+    /// Disconnecting while queued cancels the request; once creation has started, it completes.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
-    /// [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]; nothing is left then.
+    /// [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]. No snapshot
+    /// exists then.
     pub async fn create(
         self: &Arc<Self>,
         session: &Session,
@@ -78,12 +79,12 @@ impl Snapshots {
         let actor = Actor::from(session);
         let name = vm_ref.clone();
         let (vm, admitted) = match self.admit(&actor, vm_ref, &request).await {
-            Ok(Outcome::MadeBefore(snapshot)) => {
+            Ok(CreateAdmission::Existing(snapshot)) => {
                 let outcome = Ok(snapshot);
                 actor.did("create-again", name, &outcome);
                 return outcome;
             }
-            Ok(Outcome::Now { vm, admitted }) => (vm, admitted),
+            Ok(CreateAdmission::Admitted { vm, admitted }) => (vm, admitted),
             Err(error) => {
                 let outcome = Err(error);
                 actor.did("create", name, &outcome);
@@ -99,8 +100,8 @@ impl Snapshots {
                     match tokio::time::timeout(SLOW_CREATION, &mut creation).await {
                         Ok(outcome) => outcome,
                         Err(_) => {
-                            // A repository that hangs, or a hook that waits, must not stop the VMs of the others.
-                            tracing::warn!(%vm, "snapshot creation is slow: releasing its concurrency slot");
+                            // A hung repository or a slow hook must not block creations for other VMs.
+                            tracing::warn!(%vm, "snapshot creation is slow; releasing its concurrency slot");
                             slot.release();
                             creation.await
                         }
@@ -121,27 +122,27 @@ impl Snapshots {
         own: OwnedMutexGuard<()>,
     ) -> Result<Snapshot, Error> {
         let (name, by, wanted) = (vm.clone(), actor.clone(), request.clone());
-        if let Some(made) = self.blocking(move |snapshots| snapshots.made_before(&by, &name, &wanted)).await? {
-            return Ok(made);
+        if let Some(existing) = self.blocking(move |snapshots| snapshots.existing(&by, &name, &wanted)).await? {
+            return Ok(existing);
         }
         let mut freeze = None;
-        let made = self.make(vm.clone(), actor.clone(), request.clone(), own, &mut freeze).await;
-        match &made {
+        let created = self.create_locked(vm.clone(), actor.clone(), request.clone(), own, &mut freeze).await;
+        match &created {
             Ok(snapshot) => {
                 self.metrics.snapshot_made(Duration::from_millis(snapshot.provenance.freeze_ms.unwrap_or_default()));
             }
             Err(_) => {
                 self.metrics.snapshot_failed(freeze);
                 if let Some(freeze) = freeze {
-                    tracing::warn!(%vm, freeze_ms = %ms(freeze), "no snapshot was made, and the guest was held up for it");
+                    tracing::warn!(%vm, freeze_ms = %ms(freeze), "snapshot creation failed after the guest was frozen");
                 }
             }
         }
-        made
+        created
     }
 
-    /// Says in `freeze` how long hooks have held up the guest, also where that was in vain.
-    async fn make(
+    /// Sets `freeze` to how long hooks have frozen the guest, even if the creation fails.
+    async fn create_locked(
         self: &Arc<Self>,
         vm: VmId,
         actor: Actor,
@@ -149,29 +150,29 @@ impl Snapshots {
         own: OwnedMutexGuard<()>,
         freeze: &mut Option<Duration>,
     ) -> Result<Snapshot, Error> {
-        let (of, asked) = (vm.clone(), (actor, request));
+        let of = vm.clone();
         let plan = move |snapshots: &Self| {
-            let plan = snapshots.plan(&of, &asked.0, &asked.1)?;
+            let plan = snapshots.plan(&of, &actor, &request)?;
             snapshots.admission.policy.check(&plan.draft, &plan.sources)?;
             Ok(plan)
         };
-        // What is refused leaves no lock file behind.
+        // Check before locking, so that a refused request leaves no lock file behind.
         let first = self.blocking(plan.clone()).await?;
         let repositories = first.draft.repositories().into_iter().cloned().collect();
-        let turn = Arc::new(self.admission.vm_locks.lock(own, &vm, repositories, LockMode::REQUEST).await?);
-        // Somebody else may have changed the VM's snapshots before it was locked.
-        let plan = if turn.was_waited_for() { self.blocking(plan).await? } else { first };
-        turn.covers(&plan.draft)?;
-        let Ready { unfinished, clones, retention, debt } =
-            self.blocking(move |snapshots| snapshots.make_ready(plan)).await?;
+        let guard = Arc::new(self.admission.vm_locks.lock(own, &vm, repositories, LockMode::REQUEST).await?);
+        // Another exporter may have changed the VM's snapshots before this one got the lock.
+        let plan = if guard.was_waited_for() { self.blocking(plan).await? } else { first };
+        guard.covers(&plan.draft)?;
+        let Ready { unfinished, clones, retention, post_hooks } =
+            self.blocking(move |snapshots| snapshots.get_ready(plan)).await?;
         let names: Vec<DiskName> = unfinished.draft.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let on_late_completion = {
-            let (files, turn, removals) = (unfinished.files(), Arc::clone(&turn), Arc::clone(&self.removals));
+            let (files, guard, removals) = (unfinished.files(), Arc::clone(&guard), Arc::clone(&self.removals));
             move || {
-                // Until now nobody else could change the VM's snapshots.
-                let _turn = turn;
-                tracing::warn!(snapshot = %files.id, vm = %files.vm, "its clones have ended late: they are removed");
+                // Keeps the VM locked until the clones are removed.
+                let _guard = guard;
+                tracing::warn!(snapshot = %files.id, vm = %files.vm, "removing clones that finished after the timeout");
                 removals.undo(&files);
             }
         };
@@ -179,29 +180,29 @@ impl Snapshots {
             let cloned = clones.make().map_err(|(index, error)| of_clone(&names[index], error))?;
             Ok((cloned, jiff::Timestamp::now()))
         };
-        let between = GuardedStep {
+        let step = GuardedStep {
             work: Box::new(clone),
             refresh: Arc::new(refresh),
             on_late_completion: Some(Box::new(on_late_completion)),
         };
-        let pending = debt.map(|debt| (PendingHooksKey::of_creation(unfinished.draft.id), debt));
-        let (cloned, around) = self.hooks.with_hooks(pending, between).await;
-        *freeze = around.held;
+        let pending = post_hooks.map(|hooks| (PendingHooksKey::of_creation(unfinished.draft.id), hooks));
+        let (cloned, report) = self.hooks.with_hooks(pending, step).await;
+        *freeze = report.frozen_for;
         if let Err(error @ Error::CloneTimeout { .. }) = cloned {
-            return Err(around.beside(error));
+            return Err(report.with_skipped_hooks(error));
         }
         self.blocking(move |snapshots| {
-            let snapshot = snapshots.complete(unfinished, retention, cloned, around)?;
+            let snapshot = snapshots.complete(unfinished, retention, cloned, report)?;
             if let Err(error) = snapshots.retention.observe_new(&snapshot) {
-                // It is made; the sweeper looks at it soon enough.
-                tracing::warn!(snapshot = %snapshot.id, %error, "its expiry is not watched yet");
+                // The snapshot exists; the sweeper observes it in its next round.
+                tracing::warn!(snapshot = %snapshot.id, %error, "cannot observe the snapshot's expiry yet");
             }
             Ok(snapshot)
         })
         .await
     }
 
-    /// Finds the disks, and refuses what cannot be snapshotted before anything is written.
+    /// Finds the disks, and refuses disks that cannot be snapshotted, before anything is written.
     fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let (vms, definition) = self.inventory.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| match problem {
@@ -224,8 +225,8 @@ impl Snapshots {
         }
         let chosen = choose(classified.iter().map(|(_, decision)| decision)).map_err(|obstacle| {
             let device = obstacle.disk.map(|index| format!("{}: ", classified[index].0.device)).unwrap_or_default();
-            let told = format!("{device}{}", obstacle.reason);
-            if obstacle.is_passing { Error::Unavailable(told) } else { Error::NotSnapshottable(told) }
+            let reason = format!("{device}{}", obstacle.reason);
+            if obstacle.is_temporary { Error::Unavailable(reason) } else { Error::NotSnapshottable(reason) }
         })?;
         let mut names: HashMap<usize, DiskName> = chosen.into_iter().collect();
         let (mut disks, mut sources) = (Vec::new(), Vec::new());
@@ -254,19 +255,19 @@ impl Snapshots {
         Ok(Plan { draft, sources, retention, event })
     }
 
-    /// Writes down the intent, and makes all that can be made before the disks are cloned.
-    fn make_ready(&self, plan: Plan) -> Result<Ready, Error> {
+    /// Records the intent, and prepares everything that can be prepared before the clones.
+    fn get_ready(&self, plan: Plan) -> Result<Ready, Error> {
         let Plan { draft, sources, retention, event } = plan;
-        let debt = self.hooks.hooks.pending_post_hooks(event);
-        let owed = debt.as_ref().map(PendingPostHooks::to_bytes).transpose();
-        let owed = owed.map_err(|error| Error::Internal(format!("what hooks owe: {error}")))?;
-        let mut unfinished = self.store.begin(draft, owed.as_deref())?;
+        let post_hooks = self.hooks.hooks.pending_post_hooks(event);
+        let record = post_hooks.as_ref().map(PendingPostHooks::to_bytes).transpose();
+        let record = record.map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
+        let mut unfinished = self.store.begin(draft, record.as_deref())?;
         match self.prepare(&mut unfinished, sources) {
-            Ok(clones) => Ok(Ready { unfinished, clones, retention, debt }),
+            Ok(clones) => Ok(Ready { unfinished, clones, retention, post_hooks }),
             Err(error) => {
                 self.removals.undo(&unfinished.files());
-                if debt.is_some() {
-                    self.hooks.pending.note(PendingHooksKey::of_creation(unfinished.draft.id), None);
+                if post_hooks.is_some() {
+                    self.hooks.pending.set(PendingHooksKey::of_creation(unfinished.draft.id), None);
                 }
                 Err(error)
             }
@@ -278,42 +279,42 @@ impl Snapshots {
         let (id, key) = (draft.id, draft.id.as_u128());
         let mut folders = HashMap::new();
         for repository in self.repositories_with(&draft.repositories())? {
-            let made =
+            let created =
                 repository.run(JobKind::CHANGE.exclusive(key), move |_, root| SnapshotDir::new(root, id).create());
-            let made = made.map_err(|error| Error::of_step("making the snapshot's folder", error))?;
-            folders.insert(repository.id().clone(), (repository, made));
+            let created = created.map_err(|error| Error::of_step("creating the snapshot's folder", error))?;
+            folders.insert(repository.id().clone(), (repository, created));
         }
         let mut disks = Vec::new();
         for (disk, source) in draft.disks.iter().zip(sources) {
-            let made = folders.get(&disk.source.repository);
-            let (repository, folder) = made.ok_or_else(|| no_repository(&disk.source.repository))?;
+            let found = folders.get(&disk.source.repository);
+            let (repository, folder) = found.ok_or_else(|| no_repository(&disk.source.repository))?;
             disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
         let failed = |(index, error): (usize, io::Error)| of_clone(&draft.disks[index].name, error);
         let clones = Clones::prepare(disks, key).map_err(failed)?;
-        // From now on no other file is taken for one of the snapshot, should it be undone.
+        // With the inode numbers, undoing the snapshot removes no other files.
         unfinished.inodes = clones.inodes().collect();
         Ok(clones)
     }
 
-    /// Makes a snapshot of the clones and commits it, or undoes it.
+    /// Seals the clones as a snapshot and commits it, or undoes it.
     fn complete(
         &self,
         mut unfinished: UnfinishedSnapshot,
         retention: CommitDetails,
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
-        around: HookReport,
+        report: HookReport,
     ) -> Result<Snapshot, Error> {
-        let sealed = cloned.map_err(|error| around.beside(error)).and_then(|(cloned, at)| {
-            // What the hooks took is not in it: it is as old as its bytes.
-            self.seal(&mut unfinished, at, cloned, around)
+        let sealed = cloned.map_err(|error| report.with_skipped_hooks(error)).and_then(|(cloned, at)| {
+            // The snapshot's time is that of the clones, not that of the end of the hooks.
+            self.seal(&mut unfinished, at, cloned, report)
         });
         let snapshot = sealed.inspect_err(|_| self.removals.undo(&unfinished.files()))?;
-        let order =
+        let options =
             CommitOptions { expires_at: retention.ttl.map(|ttl| snapshot.created_at + ttl), key: retention.key };
-        if let Err(error) = self.store.commit(&snapshot, &order) {
-            // A commit that failed may be on the disk all the same: only the database knows. Where
-            // it does not answer, nothing is touched, and the next start decides.
+        if let Err(error) = self.store.commit(&snapshot, &options) {
+            // A failed commit may still have reached the disk, which only the database knows. If it cannot be read,
+            // nothing is changed; the recovery after the next start decides.
             match self.store.record(snapshot.id) {
                 Ok(Some(record)) if record.is_ready() => {}
                 Ok(_) => {
@@ -331,12 +332,12 @@ impl Snapshots {
         unfinished: &mut UnfinishedSnapshot,
         created_at: jiff::Timestamp,
         cloned: Cloned,
-        around: HookReport,
+        report: HookReport,
     ) -> Result<Snapshot, Error> {
         let window = cloned.window;
-        let freeze = around.held.unwrap_or(window);
-        let consistency = if around.quiesced { Consistency::Quiesced } else { Consistency::Crash };
-        let provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: around.runs };
+        let freeze = report.frozen_for.unwrap_or(window);
+        let consistency = if report.quiesced { Consistency::Quiesced } else { Consistency::Crash };
+        let provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: report.runs };
         let files = cloned.seal().map_err(|(index, error)| of_clone(&unfinished.draft.disks[index].name, error))?;
         unfinished.inodes = files.iter().map(|file| NonZero::new(file.identity.inode)).collect();
         let files = files.into_iter().map(|file| (file.identity, file.seal)).collect();
@@ -349,14 +350,14 @@ impl Snapshots {
             let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, &exporter));
             sealed.map_err(failed)?;
         }
-        // Only where all have it: a part of a snapshot must not be taken for a finished one.
+        // Finish only after all repositories have the manifest: a part must not look like a finished snapshot.
         for repository in &repositories {
             let id = snapshot.id;
             repository.run(kind, move |_, root| SnapshotDir::new(root, id).finish()).map_err(failed)?;
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
-            clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot made"
+            clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot created"
         );
         Ok(snapshot)
     }

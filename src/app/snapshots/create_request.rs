@@ -1,4 +1,4 @@
-//! What is asked for with a new snapshot: which disks, for how long, and under which key.
+//! The request for a new snapshot: disks, retention and idempotency key.
 
 use std::time::Duration;
 
@@ -9,59 +9,58 @@ use crate::app::retention::parse_duration;
 use crate::config::MAX_TTL;
 use crate::inventory::{Disk, Medium};
 
-/// A request for a snapshot.
+/// A request for a new snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateRequest {
     pub(crate) selection: DiskSelection,
     pub(crate) retention: RetentionRequest,
-    /// The header `Idempotency-Key`, with the digest of all else.
+    /// The header `Idempotency-Key`, and a digest of the rest of the request.
     pub(crate) key: Option<(String, [u8; 32])>,
 }
 
-/// Which disks are wanted.
+/// Selects disks of the VM.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum DiskSelection {
-    /// All but those whose name says no.
+    /// All disks without a `nobackup` tag in their name.
     All,
-    /// These, whatever their name says.
+    /// These disks, even with a `nobackup` tag.
     Only(Vec<String>),
-    /// All but these, and those whose name says no.
+    /// All disks but these and those with a `nobackup` tag.
     AllBut(Vec<String>),
 }
 
-/// For how long a snapshot is wanted.
+/// How long to keep the snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RetentionRequest {
-    /// For as long as the config says.
+    /// As the config says.
     Default,
-    /// Until it is deleted.
+    /// Until a client deletes it.
     UntilDeleted,
-    /// This long.
     For(Duration),
 }
 
-/// What a selection says of a disk.
+/// The decision of a selection about a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum DiskChoice {
-    /// It is wanted by name.
+    /// The request names it.
     Named,
-    /// It is wanted as any other.
+    /// It is selected by default.
     Usual,
-    /// It is not wanted.
+    /// It is not selected.
     LeftOut,
 }
 
-/// Characters of an `Idempotency-Key`.
-const KEY_LENGTH: usize = 255;
+/// The longest `Idempotency-Key`, characters.
+const MAX_KEY_LENGTH: usize = 255;
 
 impl CreateRequest {
-    /// The request that `body` is, repeated under `key`.
+    /// Parses the request from its `body` and the header `Idempotency-Key`.
     ///
     /// # Errors
     /// [`Error::BadRequest`].
     pub fn new(body: api::CreateSnapshot, key: Option<&str>) -> Result<Self, Error> {
         let bad = |problem: String| Err(Error::BadRequest(problem));
-        // What is the same request has the same digest, however its body was spelled.
+        // The digest is of the canonical form, so that spelling does not matter.
         let key = key.map(parse_key).transpose()?.map(|key| {
             let canonical = serde_json::to_vec(&body).unwrap_or_default();
             let mut digest = [0; 32];
@@ -74,9 +73,9 @@ impl CreateRequest {
             Some(text) => RetentionRequest::For(parse_duration("ttl", text, MAX_TTL)?),
         };
         let selection = match (body.disks, body.exclude_disks) {
-            (Some(_), Some(_)) => return bad("disks and exclude_disks are both given; keep one".to_owned()),
+            (Some(_), Some(_)) => return bad("disks and exclude_disks are both set; use one of them".to_owned()),
             (Some(disks), None) if disks.is_empty() => {
-                return bad("disks is empty; name the disks to take, or leave it out to take all".to_owned());
+                return bad("disks is empty; list the disks to snapshot, or omit it to snapshot all".to_owned());
             }
             (Some(disks), None) => DiskSelection::Only(disks),
             (None, Some(disks)) => DiskSelection::AllBut(disks),
@@ -86,21 +85,22 @@ impl CreateRequest {
     }
 }
 
-/// The key, with or without the quotes that the draft of its header asks for.
+/// Parses the key. The quotes that the draft of this header requires are optional.
 fn parse_key(header: &str) -> Result<String, Error> {
     let header = header.trim();
     let key = header.strip_prefix('"').and_then(|key| key.strip_suffix('"')).unwrap_or(header);
-    let fits = (1..=KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
+    let fits =
+        (1..=MAX_KEY_LENGTH).contains(&key.len()) && key.bytes().all(|byte| byte.is_ascii_graphic() || byte == b' ');
     if fits && !key.contains(['"', '\\']) {
         Ok(key.to_owned())
     } else {
-        let remedy = "write 1 to 255 letters, digits and signs, such as a uuid, without quotes inside";
+        let remedy = "expected 1 to 255 printable ASCII characters without quotes and backslashes, such as a UUID";
         Err(Error::BadRequest(format!("Idempotency-Key: {remedy}")))
     }
 }
 
 impl DiskSelection {
-    /// What it says of each of a VM's disks.
+    /// The decision about each of a VM's disks.
     ///
     /// # Errors
     /// [`Refusal::UnknownDisk`], [`Refusal::AmbiguousDisk`], [`Refusal::NoDiskLeft`].
@@ -112,20 +112,20 @@ impl DiskSelection {
         };
         let mut choices = vec![others; disks.len()];
         for name in names {
-            let mut meant: Vec<usize> = (0..disks.len()).filter(|index| is_called(&disks[*index], name)).collect();
-            // A file that the definition names twice is one disk.
-            let different = meant.iter().any(|index| disks[*index].medium != disks[meant[0]].medium);
-            match meant.as_slice() {
-                [] => return Err(Refusal::UnknownDisk { name: name.clone(), there: list(disks) }),
-                _ if different => return Err(Refusal::AmbiguousDisk { name: name.clone(), there: list(disks) }),
+            let mut matches: Vec<usize> = (0..disks.len()).filter(|index| has_name(&disks[*index], name)).collect();
+            // A file that is listed twice in the definition is one disk.
+            let different = matches.iter().any(|index| disks[*index].medium != disks[matches[0]].medium);
+            match matches.as_slice() {
+                [] => return Err(Refusal::UnknownDisk { name: name.clone(), existing: list(disks) }),
+                _ if different => return Err(Refusal::AmbiguousDisk { name: name.clone(), existing: list(disks) }),
                 [first, ..] => {
                     let medium = &disks[*first].medium;
-                    meant.extend(
+                    matches.extend(
                         (0..disks.len()).filter(|index| *medium != Medium::Absent && disks[*index].medium == *medium),
                     );
                 }
             }
-            for index in meant {
+            for index in matches {
                 choices[index] = named;
             }
         }
@@ -136,7 +136,7 @@ impl DiskSelection {
     }
 }
 
-fn is_called(disk: &Disk, name: &str) -> bool {
+fn has_name(disk: &Disk, name: &str) -> bool {
     !name.is_empty() && (disk.device == name || disk.file_name() == name)
 }
 

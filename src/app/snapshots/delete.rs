@@ -1,4 +1,4 @@
-//! The journey of a snapshot's end: written down first, then its files, then its record.
+//! Deletes snapshots: records the deletion, removes the files, then the record.
 
 use std::sync::Arc;
 
@@ -13,41 +13,39 @@ use crate::hooks::Operation;
 use crate::model::{Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::store::Record;
 
-/// Deletions and creations that may be before a deletion of the same VM: each is small, and no client waits for
-/// more.
-const WAITING: usize = 64;
+/// A deletion is refused if this many operations already hold or wait for the VM.
+const MAX_WAITING: usize = 64;
 
 const TOO_MANY: Refusal = Refusal::QueueFull("changes of this VM's snapshots");
 
 impl Snapshots {
-    /// Deletes the snapshot `id` of the VM that `vm_ref` names. One that is gone already is no
-    /// error, nor is one whose files are.
+    /// Deletes the snapshot `id` of the VM `vm_ref`. Succeeds if the snapshot or its files do not exist.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
-    /// snapshot stays; [`Error::Io`] where a file
-    /// cannot be removed: the snapshot is gone all the same, and its files are tried again each minute.
+    /// [`Error::NotFound`] if there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the snapshot was kept;
+    /// [`Error::Io`] if a file cannot be removed: the snapshot is deleted nevertheless, and removing its files is
+    /// retried each minute.
     pub async fn delete(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
         let (snapshots, actor) = (Arc::clone(self), Actor::from(session));
         self.tasks
             .detached(async move {
                 let what = format!("{vm_ref}/{id}");
                 let deletion = async {
-                    // First whose it is, so that a retry can wait for its turn behind the first try.
+                    // The VM is found first, so that a repeated request waits for the VM behind the first one.
                     let vm = snapshots.blocking(move |snapshots| snapshots.owner(&vm_ref, id)).await?;
-                    let own = snapshots.admission.vm_locks.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                    let own = snapshots.admission.vm_locks.take_behind(&vm, MAX_WAITING).await.ok_or(TOO_MANY)?;
                     let of = vm.clone();
                     let known = snapshots.blocking(move |snapshots| Ok(snapshots.store.record(id)?));
                     let record = match known.await? {
                         Some(record) => Some(record),
-                        // Nobody is told that it is gone while its files are there.
+                        // A client must not get success while files of the snapshot exist.
                         None => snapshots
                             .blocking(move |snapshots| snapshots.reconciler.unknown_snapshot(&of, id))
                             .await?
                             .map(Record::Ready),
                     };
                     let Some(record) = record else { return Ok(()) };
-                    let _turn = snapshots
+                    let _guard = snapshots
                         .admission
                         .vm_locks
                         .lock_for_removal(own, &vm, std::iter::once(record.repositories()))
@@ -61,11 +59,10 @@ impl Snapshots {
             .await
     }
 
-    /// Deletes all snapshots of the VM that `vm_ref` names.
+    /// Deletes all snapshots of the VM `vm_ref`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] where there is no such VM; otherwise the first one met, after all of
-    /// them have been tried.
+    /// [`Error::NotFound`] if there is no such VM; otherwise the first error, after all snapshots were tried.
     pub async fn delete_all(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<(), Error> {
         let (snapshots, actor) = (Arc::clone(self), Actor::from(session));
         self.tasks
@@ -73,18 +70,18 @@ impl Snapshots {
                 let what = vm_ref.clone();
                 let deletion = async {
                     let vm = snapshots.blocking(move |snapshots| snapshots.inventory.resolve_vm(&vm_ref)).await?;
-                    let own = snapshots.admission.vm_locks.take_behind(&vm, WAITING).await.ok_or(TOO_MANY)?;
+                    let own = snapshots.admission.vm_locks.take_behind(&vm, MAX_WAITING).await.ok_or(TOO_MANY)?;
                     let of = vm.clone();
-                    // Also what an earlier try left half gone.
+                    // Including half deleted snapshots.
                     let records = snapshots.blocking(move |snapshots| Ok(snapshots.store.records_of(&of)?)).await?;
-                    let turn = snapshots
+                    let guard = snapshots
                         .admission
                         .vm_locks
                         .lock_for_removals(own, &vm, records.iter().map(Record::repositories))
                         .await?;
                     let mut outcome = Ok(());
                     for record in records {
-                        let deleted = match turn.allows_removal(&record.repositories()) {
+                        let deleted = match guard.allows_removal(&record.repositories()) {
                             Ok(()) => snapshots.delete_one(record, actor.user()).await,
                             Err(error) => Err(error),
                         };
@@ -99,7 +96,7 @@ impl Snapshots {
             .await
     }
 
-    /// The VM whose snapshot `id` is, which `vm_ref` has to name.
+    /// The VM of the snapshot `id`. Fails if it is not `vm_ref`.
     fn owner(&self, vm_ref: &VmId, id: SnapshotId) -> Result<VmId, Error> {
         let Some(record) = self.store.record(id)? else { return self.inventory.resolve_vm(vm_ref) };
         let vm = record.vm();
@@ -109,7 +106,7 @@ impl Snapshots {
         Ok(vm.clone())
     }
 
-    /// Deletes one snapshot, or what is left of it.
+    /// Deletes one snapshot, or the rest of it.
     async fn delete_one(self: &Arc<Self>, record: Record, user: &str) -> Result<(), Error> {
         let snapshot = match record {
             Record::Ready(snapshot) => snapshot,
@@ -121,41 +118,42 @@ impl Snapshots {
         self.with_deletion_hooks(of, move |snapshots| snapshots.delete_files(&snapshot, &user)).await
     }
 
-    /// Does `work`, which deletes the snapshot, with hooks around it where it is still there.
+    /// Does `work`, which deletes the snapshot. Calls the hooks if the snapshot is not half deleted yet.
     pub(crate) async fn with_deletion_hooks<T: Send + 'static>(
         self: &Arc<Self>,
         snapshot: Snapshot,
         work: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let debt = self.blocking(move |snapshots| {
+        let pending = self.blocking(move |snapshots| {
             if snapshots.store.record(snapshot.id)?.is_some_and(|record| !record.is_ready()) {
                 return Ok(None);
             }
-            let Some(mut debt) = snapshots.hooks.hooks.pending_post_hooks(snapshots.hooks.deletion(&snapshot)) else {
+            let Some(mut post_hooks) = snapshots.hooks.hooks.pending_post_hooks(snapshots.hooks.deletion(&snapshot))
+            else {
                 return Ok(None);
             };
-            let (key, earlier) = snapshots.hooks.pending.owed_earlier(Operation::SnapshotDelete, snapshot.id)?;
-            debt.earlier = earlier;
-            snapshots.hooks.pending.record_pending_hooks(key, &debt)?;
-            Ok(Some((key, debt)))
+            let (key, earlier) = snapshots.hooks.pending.pending_earlier(Operation::SnapshotDelete, snapshot.id)?;
+            post_hooks.earlier = earlier;
+            snapshots.hooks.pending.record_pending_hooks(key, &post_hooks)?;
+            Ok(Some((key, post_hooks)))
         });
-        // Removing files takes as long as it takes, and freezes nobody: it is waited for.
+        // No timeout: removing files may take long, but freezes no guest.
         let snapshots = Arc::clone(self);
-        let between = GuardedStep {
+        let step = GuardedStep {
             work: Box::new(move || work(&snapshots)),
             refresh: Arc::new(|| ()),
             on_late_completion: None,
         };
-        let (outcome, around) = self.hooks.with_hooks(debt.await?, between).await;
-        outcome.map_err(|error| around.beside(error))
+        let (outcome, report) = self.hooks.with_hooks(pending.await?, step).await;
+        outcome.map_err(|error| report.with_skipped_hooks(error))
     }
 
     fn delete_files(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {
         let id = snapshot.id;
-        // What the database does not know it knows from now on, until nothing is left.
+        // This also records a snapshot that the database did not know, until nothing of it is left.
         if self.store.record(id)?.is_none_or(|record| record.is_ready()) {
             if self.store.retentions().of(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
-                tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "somebody holds a lease on what is deleted");
+                tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "deleting a snapshot with an active lease");
             }
             self.store.begin_deletion(snapshot)?;
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");

@@ -1,4 +1,4 @@
-//! The documents of snapshots: of one, of all of a VM, compared to an older one.
+//! The documents of one snapshot, or of all of a VM, optionally compared to a base.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::auth::Session;
 use crate::model::{HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
 use crate::store::Store;
 
-/// Describes snapshots.
+/// Creates the documents of snapshots.
 pub struct Documents {
     inventory: Arc<Inventory>,
     retention: Arc<Retention>,
@@ -22,9 +22,9 @@ pub struct Documents {
     tasks: Tasks,
 }
 
-/// A snapshot's document, whose maps are found while it is written.
+/// A snapshot's document. Its maps are found while it is written.
 pub struct SnapshotDocument {
-    /// All but the disks.
+    /// The document without its disks.
     pub snapshot: api::Snapshot,
     pub disks: Vec<DiskDocument>,
     /// Keeps the snapshots from being swept.
@@ -33,19 +33,18 @@ pub struct SnapshotDocument {
 
 /// A disk of a snapshot's document.
 pub struct DiskDocument {
-    /// All but its map and its state.
+    /// The document without its map and status.
     pub disk: api::SnapshotDisk,
-    /// The map; if maps are not wanted, only whether it could be read.
     pub map: MapDocument,
 }
 
-/// What is written of a disk's map.
+/// The part of a disk's map that is written.
 pub enum MapDocument {
-    /// The chunks as they are found, then the totals.
+    /// The chunks, found lazily, then the totals.
     Chunks(DiskMap),
-    /// The totals alone; all chunks have been found.
+    /// Only the totals. All chunks have been found.
     Totals(DiskMap),
-    /// Nothing: maps are not wanted. The disk's file is as it was, or this is why not.
+    /// No map, because the request asks for none. Holds the error if the disk's file cannot be used.
     Nothing(Option<Error>),
 }
 
@@ -66,7 +65,7 @@ impl Documents {
         Self { inventory, retention, comparisons, store, tasks }
     }
 
-    /// The document of the snapshot `id` of the VM that `vm_ref` names.
+    /// The document of the snapshot `id` of the VM `vm_ref`.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::NotOlder`], [`Error::BaseLost`], [`Error::SnapshotLost`].
@@ -95,7 +94,8 @@ impl Documents {
         .await
     }
 
-    /// The document of a snapshot that was just made. Its maps cannot fail the answer, since the snapshot exists.
+    /// The document of a snapshot that was just created. Since the snapshot exists, errors of its maps do not fail the
+    /// response.
     ///
     /// # Errors
     /// [`Error::SnapshotGone`] if it was deleted at once.
@@ -108,13 +108,13 @@ impl Documents {
     ) -> Result<SnapshotDocument, Error> {
         self.blocking(move |documents| {
             let in_use = documents.retention.hold(snapshot.id).into_iter().collect();
-            documents.describe_anyway(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+            documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
         })
         .await
     }
 
-    /// The documents of all snapshots of the VM that `vm_ref` names, oldest first. A lost snapshot has the reason, and
-    /// does not fail the list.
+    /// The documents of all snapshots of the VM `vm_ref`, oldest first. A lost snapshot has the reason in its document,
+    /// and does not fail the list.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`].
@@ -127,22 +127,22 @@ impl Documents {
     ) -> Result<impl Iterator<Item = SnapshotDocument> + Send + use<>, Error> {
         let snapshots = self.blocking(move |documents| {
             let vm = documents.inventory.resolve_vm(&vm_ref)?;
-            // A client that lists often must not keep all of them for ever: a list does not count as use.
+            // A list does not count as use: a client that lists often must not keep all snapshots forever.
             let hold = |snapshot: Snapshot| {
                 let in_use = if options.maps() { documents.retention.hold_briefly(snapshot.id) } else { None };
                 (snapshot, in_use.into_iter().collect::<Vec<_>>())
             };
             Ok(documents.store.snapshots_of(&vm)?.into_iter().map(hold).collect::<Vec<_>>())
         });
-        // Each is described when its turn comes, so that few files are open at a time.
+        // The documents are created lazily, so that few files are open at a time.
         let (documents, snapshots) = (Arc::clone(self), snapshots.await?.into_iter());
-        let describe = move |(snapshot, in_use)| documents.describe_anyway(&snapshot, options, in_use, &cancellation);
+        let describe = move |(snapshot, in_use)| documents.describe_whole(&snapshot, options, in_use, &cancellation);
         Ok(snapshots.filter_map(describe))
     }
 
-    /// The whole of each disk, without a comparison. If a disk cannot be read, its rest is listed as data. Nothing if
-    /// another service has deleted the snapshot.
-    fn describe_anyway(
+    /// A document without a comparison. The rest of a disk that cannot be read is listed as data. Returns nothing if
+    /// another exporter has deleted the snapshot.
+    fn describe_whole(
         &self,
         snapshot: &Snapshot,
         options: MapOptions,
@@ -150,7 +150,7 @@ impl Documents {
         cancellation: &Cancellation,
     ) -> Option<SnapshotDocument> {
         let disks = snapshot.disks.iter().map(|disk| {
-            let map = self.comparisons.map_anyway(snapshot, disk, options, cancellation)?;
+            let map = self.comparisons.infallible_map(snapshot, disk, options, cancellation)?;
             Some(DiskDocument { disk: self.describe_disk(snapshot, disk), map: MapDocument::of(map, options) })
         });
         let disks = disks.collect::<Option<_>>()?;
@@ -160,7 +160,7 @@ impl Documents {
     /// A snapshot without its disks.
     fn describe(&self, snapshot: &Snapshot) -> api::Snapshot {
         let retention = self.store.retentions().of(snapshot.id).unwrap_or_else(|error| {
-            tracing::error!(snapshot = %snapshot.id, %error, "its expiry and leases cannot be read");
+            tracing::error!(snapshot = %snapshot.id, %error, "cannot read the snapshot's expiry and leases");
             retention::Retention::default()
         });
         let leased_until = retention.leased_until.filter(|until| *until > jiff::Timestamp::now());
@@ -185,7 +185,7 @@ impl Documents {
     /// A disk without its map.
     fn describe_disk(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> api::SnapshotDisk {
         let id = snapshot.id.to_string();
-        // A repository that is not listed any more has no paths.
+        // The paths are empty if the repository is no longer listed.
         let repository = self.inventory.repository(&disk.source.repository);
         let mount_point =
             repository.as_ref().map(|repository| repository.mount_point().to_path_buf()).unwrap_or_default();

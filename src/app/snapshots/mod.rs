@@ -1,4 +1,4 @@
-//! The life of a snapshot: create, describe, delete, recover, adopt.
+//! Operations on snapshots: create, describe, delete, recover, adopt.
 
 mod admit;
 mod adopt;

@@ -1,4 +1,4 @@
-//! Comparing the database with what the repositories have: snapshots that only one of them knows.
+//! Compares the database with the repositories, and finds snapshots that only one of them has.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
@@ -21,39 +21,39 @@ use crate::repository::scan::{self, Maker};
 use crate::repository::{Folder, Repository, host};
 use crate::store::{Store, Trouble};
 
-/// Between two looks.
+/// The time between two scans.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long ago a look may have found something lost before it is looked again for somebody who asks.
-const FRESH: Duration = Duration::from_secs(5);
+/// A request gets the result of the last scan. If that found lost snapshots, it must be younger than this.
+const MAX_AGE: Duration = Duration::from_secs(5);
 
-/// How many snapshots of one repository the database does not know.
+/// Snapshots of one repository that the database does not know.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Count {
-    /// Made by this service: its database has lost them.
+    /// Created by this service: its database has lost them.
     pub lost: usize,
-    /// Made by others, the original exporter among them.
+    /// Created by others, such as the original exporter.
     pub others: usize,
 }
 
-/// What the looks have found.
+/// The results of the scans.
 #[derive(Default)]
 pub(crate) struct UnknownSnapshots {
     found: Mutex<Findings>,
-    /// Held by whoever looks: one at a time.
-    looking: Mutex<()>,
-    /// Wakes the task that looks.
+    /// Held during a scan: one runs at a time.
+    scanning: Mutex<()>,
+    /// Wakes the task that scans.
     soon: Arc<Notify>,
 }
 
 #[derive(Default)]
 struct Findings {
-    /// When it was looked last.
+    /// The time of the last scan.
     at: Option<Instant>,
     counts: BTreeMap<RepositoryId, Count>,
-    /// Who made what is unknown: a manifest does not change.
+    /// The makers of unknown snapshots, cached because a manifest does not change.
     makers: HashMap<(RepositoryId, SnapshotId), Maker>,
-    /// What was logged last.
+    /// The problem that was logged last.
     trouble: Option<Trouble>,
 }
 
@@ -62,11 +62,11 @@ impl UnknownSnapshots {
         self.found.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn looking(&self) -> MutexGuard<'_, ()> {
-        self.looking.lock().unwrap_or_else(PoisonError::into_inner)
+    fn scanning(&self) -> MutexGuard<'_, ()> {
+        self.scanning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Of a repository, as it was found last; nothing where it was not looked at.
+    /// The last count of a repository. Nothing if it was not scanned.
     pub(crate) fn of(&self, repository: &str) -> Option<Count> {
         self.lock().counts.iter().find(|(id, _)| id.as_str() == repository).map(|(_, count)| *count)
     }
@@ -74,18 +74,18 @@ impl UnknownSnapshots {
     fn is_due(&self) -> bool {
         let found = self.lock();
         let is_lost = found.counts.values().any(|count| count.lost > 0);
-        found.at.is_none_or(|at| is_lost && at.elapsed() > FRESH)
+        found.at.is_none_or(|at| is_lost && at.elapsed() > MAX_AGE)
     }
 }
 
-/// Compares the database with what the repositories have.
+/// Compares the database with the repositories.
 pub(crate) struct Reconciler {
     inventory: Arc<Inventory>,
     files: Arc<FileOpener>,
     removals: Arc<Removals>,
     vm_locks: Arc<VmLocks>,
     store: Store,
-    /// What this service calls itself in manifests.
+    /// The id of this service in manifests.
     exporter: String,
     findings: UnknownSnapshots,
     tasks: Tasks,
@@ -115,8 +115,8 @@ impl Reconciler {
         self.findings.of(repository)
     }
 
-    /// Looks, now and then until `stop`, whether the database is in its place and knows what the repositories
-    /// have.
+    /// Checks regularly, until `stop`, that the database file is in its place and that the database knows the snapshots
+    /// in the repositories.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut rounds = rounds(INTERVAL);
         loop {
@@ -125,48 +125,48 @@ impl Reconciler {
                 _ = rounds.tick() => {}
                 () = self.findings.soon.notified() => {}
             }
-            let looked = self.blocking(|reconciler| {
+            let scanned = self.blocking(|reconciler| {
                 reconciler.store.retry_failed_write();
-                reconciler.look_for_trouble();
-                reconciler.look_for_unknown()
+                reconciler.check_database();
+                reconciler.find_unknown()
             });
-            match looked.await {
+            match scanned.await {
                 Ok(missing) => {
                     for snapshot in missing {
-                        self.forget_if_gone(snapshot).await;
+                        self.remove_record_if_gone(snapshot).await;
                     }
                 }
-                Err(error) => tracing::error!(%error, "it is not known whether the database knows all snapshots"),
+                Err(error) => tracing::error!(%error, "cannot compare the database with the repositories"),
             }
         }
     }
 
-    /// Whether the database has lost snapshots that this service made.
+    /// Whether the database has lost snapshots that this service created.
     pub(crate) fn has_lost_snapshots(&self) -> Result<bool, Error> {
         let unknown = &self.findings;
         if unknown.is_due() {
-            // While somebody else looks, what was found before is the answer, where there is any.
-            let looking = match unknown.looking.try_lock() {
-                Ok(looking) => Some(looking),
-                Err(TryLockError::Poisoned(looking)) => Some(looking.into_inner()),
+            // While another thread scans, the previous result is used, if there is one.
+            let scanning = match unknown.scanning.try_lock() {
+                Ok(scanning) => Some(scanning),
+                Err(TryLockError::Poisoned(scanning)) => Some(scanning.into_inner()),
                 Err(TryLockError::WouldBlock) if unknown.lock().at.is_some() => None,
-                Err(TryLockError::WouldBlock) => Some(unknown.looking()),
+                Err(TryLockError::WouldBlock) => Some(unknown.scanning()),
             };
-            if let Some(looking) = looking.filter(|_| unknown.is_due()) {
-                self.look(&looking)?;
+            if let Some(scanning) = scanning.filter(|_| unknown.is_due()) {
+                self.scan(&scanning)?;
             }
         }
         Ok(self.findings.lock().counts.values().any(|count| count.lost > 0))
     }
 
-    /// What is wrong with the database's file or its disk. It is logged once.
-    pub(crate) fn look_for_trouble(&self) -> Option<Trouble> {
+    /// The problem with the database's file or its disk, if there is one. It is logged once.
+    pub(crate) fn check_database(&self) -> Option<Trouble> {
         let trouble = self.store.trouble();
         let mut found = self.findings.lock();
         match &trouble {
             Some(new) if found.trouble != trouble => tracing::error!(problem = %new, remedy = new.remedy()),
             None if found.trouble.is_some() => {
-                tracing::info!("the database's file and disk are as they should be again")
+                tracing::info!("the database's file and disk are usable again")
             }
             _ => {}
         }
@@ -174,29 +174,29 @@ impl Reconciler {
         trouble
     }
 
-    /// Counts the snapshots that the database does not know, in the repositories that answer. Returns those that
-    /// it knows and that may be gone.
-    pub(crate) fn look_for_unknown(&self) -> Result<Vec<Snapshot>, Error> {
-        self.look(&self.findings.looking())
+    /// Counts the snapshots that the database does not know, in the repositories that respond. Returns snapshots of the
+    /// database whose files may be gone.
+    pub(crate) fn find_unknown(&self) -> Result<Vec<Snapshot>, Error> {
+        self.scan(&self.findings.scanning())
     }
 
-    fn look(&self, _: &MutexGuard<'_, ()>) -> Result<Vec<Snapshot>, Error> {
-        let (mut counts, mut listed, mut there) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
+    fn scan(&self, _: &MutexGuard<'_, ()>) -> Result<Vec<Snapshot>, Error> {
+        let (mut counts, mut listed, mut existing) = (BTreeMap::new(), BTreeSet::new(), HashSet::new());
         let mut makers = HashMap::new();
         let found = self.inventory.repositories();
-        // All are asked before any is waited for.
-        let asked: Vec<_> = found.usable().map(|repository| (repository, ask(repository, scan::ids))).collect();
-        for (repository, ids) in asked {
-            // What is being made or removed is in the database before and after its folder is there.
+        // All scans start before the first result is awaited.
+        let scans: Vec<_> = found.usable().map(|repository| (repository, query(repository, scan::ids))).collect();
+        for (repository, ids) in scans {
+            // Read the database after the folders: it has each snapshot before and after its folder exists.
             let Some(ids) = ids() else { continue };
             listed.insert(repository.id().clone());
-            there.extend(ids.iter().copied());
+            existing.extend(ids.iter().copied());
             let known = self.store.ids()?;
             let mut count = Count::default();
             for id in ids.into_iter().filter(|id| !known.contains(id)) {
                 let key = (repository.id().clone(), id);
                 let maker = self.findings.lock().makers.get(&key).cloned();
-                let maker = maker.or_else(|| ask(repository, move |root| scan::maker(root, id))().flatten());
+                let maker = maker.or_else(|| query(repository, move |root| scan::maker(root, id))().flatten());
                 let Some(maker) = maker else { continue };
                 match &maker {
                     Maker::Service(maker) if host::is_same_service(maker, &self.exporter) => count.lost += 1,
@@ -206,7 +206,7 @@ impl Reconciler {
             }
             counts.insert(repository.id().clone(), count);
         }
-        // Without a manifest it may get one.
+        // A snapshot without a manifest may get one later.
         makers.retain(|_, maker| *maker != Maker::Unknown);
         let before = {
             let mut found = self.findings.lock();
@@ -218,51 +218,51 @@ impl Reconciler {
                 report(&repository, count);
             }
         }
-        self.missing(&listed, &there)
+        self.missing(&listed, &existing)
     }
 
-    /// The complete snapshots whose folder is in none of the `listed` repositories, which have folders of the
-    /// snapshots `there`. They may have been committed since that was listed.
+    /// The snapshots of the database without a folder in the `listed` repositories, which have folders of the
+    /// `existing` snapshots. Some may have been committed after the listing.
     pub(crate) fn missing(
         &self,
         listed: &BTreeSet<RepositoryId>,
-        there: &HashSet<SnapshotId>,
+        existing: &HashSet<SnapshotId>,
     ) -> Result<Vec<Snapshot>, Error> {
         let mut snapshots = self.store.snapshots()?;
         snapshots.retain(|snapshot| {
-            !there.contains(&snapshot.id) && snapshot.repositories().into_iter().all(|id| listed.contains(id))
+            !existing.contains(&snapshot.id) && snapshot.repositories().into_iter().all(|id| listed.contains(id))
         });
         Ok(snapshots)
     }
 
-    /// Forgets a snapshot that another service has deleted, where that is so. While the VM is locked nothing is
-    /// decided: its snapshots are being changed.
-    pub(crate) async fn forget_if_gone(self: &Arc<Self>, snapshot: Snapshot) {
+    /// Removes the record of a snapshot if another exporter has deleted it. Does nothing while the VM is locked,
+    /// because its snapshots are being changed.
+    pub(crate) async fn remove_record_if_gone(self: &Arc<Self>, snapshot: Snapshot) {
         let Some(own) = self.vm_locks.try_take(&snapshot.vm) else { return };
-        let Ok(turn) = self.vm_locks.try_lock_for_removal(own, &snapshot.vm, &snapshot.repositories()).await else {
+        let Ok(guard) = self.vm_locks.try_lock_for_removal(own, &snapshot.vm, &snapshot.repositories()).await else {
             return;
         };
-        let forgotten = self.blocking(move |reconciler| {
-            let _turn = turn;
-            let is_there = reconciler.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
-            if is_there && reconciler.files.is_gone(&snapshot) {
+        let removed = self.blocking(move |reconciler| {
+            let _guard = guard;
+            let is_ready = reconciler.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
+            if is_ready && reconciler.files.is_gone(&snapshot) {
                 reconciler.store.forget(&SnapshotFiles::from(&snapshot))?;
                 tracing::warn!(
                     snapshot = %snapshot.id, vm = %snapshot.vm,
-                    "its files were removed by another service, or by hand: it is forgotten"
+                    "another service or an administrator removed the snapshot's files; removing its record"
                 );
                 let what = format_args!("{}/{}", snapshot.vm, snapshot.id);
                 Actor::service("cleanup").did("forget", what, &Ok::<(), Error>(()));
             }
             Ok(())
         });
-        if let Err(error) = forgotten.await {
-            tracing::error!(%error, "a snapshot whose files are gone cannot be forgotten");
+        if let Err(error) = removed.await {
+            tracing::error!(%error, "cannot remove the record of a snapshot whose files are gone");
         }
     }
 
-    /// As [`stray::find`]. A snapshot that was deleted a short time ago is none: a client that repeats the request gets
-    /// the same answer, whatever repositories are unavailable.
+    /// As [`stray::find`], but returns nothing for a recently deleted snapshot. So a repeated deletion succeeds even if
+    /// repositories are unavailable.
     ///
     /// # Errors
     /// As [`stray::find`].
@@ -278,15 +278,15 @@ fn report(repository: &RepositoryId, Count { lost, others }: Count) {
     if lost > 0 {
         tracing::warn!(
             %repository, lost,
-            "the database does not know snapshots that this service made: it was emptied, lost or replaced; take \
-             them back with: coriolis-ovm-exporter adopt --manifests"
+            "snapshots of this service are not in the database: it was emptied, lost or replaced; adopt them with: \
+             coriolis-ovm-exporter adopt --manifests"
         );
     }
     if others > 0 {
         tracing::warn!(
             %repository, others,
-            "the database does not know these snapshots: they are another exporter's, or the database that knew them \
-             is lost; then take them over with: coriolis-ovm-exporter adopt --manifests"
+            "snapshots of another exporter are not in the database; if that exporter's database is lost, adopt them \
+             with: coriolis-ovm-exporter adopt --manifests"
         );
     }
     if lost + others == 0 {
@@ -294,20 +294,24 @@ fn report(repository: &RepositoryId, Count { lost, others }: Count) {
     }
 }
 
-/// Asks a repository `question`; returns what waits for the answer. Nothing comes where the repository does not
-/// answer, which is said elsewhere.
-fn ask<T: Send + 'static>(
+/// Starts `job` in a repository. Returns a function that waits for the result, which is empty if the repository does
+/// not respond; that is logged elsewhere.
+fn query<T: Send + 'static>(
     repository: &Repository,
-    question: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
+    job: impl FnOnce(&Folder) -> std::io::Result<T> + Send + 'static,
 ) -> impl FnOnce() -> Option<T> {
-    let (asked, id) = (repository.clone(), repository.id().clone());
-    let answer = repository.submit(JobKind::SHORT, move |access, root| {
-        asked.mounted_now(access)?;
-        question(root)
+    let (checked, id) = (repository.clone(), repository.id().clone());
+    let pending = repository.submit(JobKind::SHORT, move |access, root| {
+        checked.mounted_now(access)?;
+        job(root)
     });
     move || {
-        let answer = answer.wait().map_err(crate::repository::Unavailable::from).map_err(std::io::Error::from);
-        let answer = answer.and_then(|answer| answer);
-        answer.inspect_err(|error| tracing::debug!(repository = %id, %error, "its snapshots cannot be counted")).ok()
+        let result = pending.wait().map_err(crate::repository::Unavailable::from).map_err(std::io::Error::from);
+        let result = result.and_then(|result| result);
+        result
+            .inspect_err(
+                |error| tracing::debug!(repository = %id, %error, "cannot count the snapshots of the repository"),
+            )
+            .ok()
     }
 }

@@ -1,6 +1,6 @@
-//! Removal of what is half made or half gone: after a crash, and where it could not be removed before.
+//! Removes unfinished snapshots: after a crash, and if they could not be removed before.
 //!
-//! No client was told of a snapshot that was still being made, so nobody misses it.
+//! This is safe because no client has received the id of an unfinished snapshot.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,10 +17,10 @@ use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{SnapshotFiles, SnapshotId, VmId};
 use crate::store::{Record, Store};
 
-/// Between two rounds.
+/// The time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// How long the start waits for the first round. A repository that hangs does not hold it up for longer.
+/// How long to wait for the first round at the start, so that a hung repository does not delay it for longer.
 const FIRST_ROUND: Duration = Duration::from_secs(10);
 
 /// Removes unfinished snapshots.
@@ -42,15 +42,15 @@ impl Recovery {
         Self { removals, vm_locks, store, tasks }
     }
 
-    /// Removes what a crash left unfinished, and waits for it as long as a start may take.
+    /// Removes what a crash left unfinished, and waits for that within a bounded time.
     pub(crate) async fn run_after_start(self: &Arc<Self>) {
         let round = self.tasks.spawn(Arc::clone(self).clean_up());
         if tokio::time::timeout(FIRST_ROUND, round).await.is_err() {
-            tracing::warn!("what a crash left unfinished is still being removed");
+            tracing::warn!("still removing snapshots that a crash left unfinished");
         }
     }
 
-    /// Removes what is unfinished, once a minute, until `stop`.
+    /// Removes unfinished snapshots once a minute, until `stop`.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
         let mut rounds = rounds(INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
@@ -60,14 +60,13 @@ impl Recovery {
         }
     }
 
-    /// One round. A snapshot that is just being made or removed is not touched, nor one whose VM another service
-    /// has locked: the turn of its VM is taken.
+    /// One round. Skips snapshots whose VM is locked, because they are being created or removed.
     async fn clean_up(self: Arc<Self>) {
         let unfinished = match self.blocking(|recovery| Ok(recovery.store.unfinished()?)).await {
             Ok(unfinished) => unfinished,
-            Err(error) => return tracing::error!(%error, "what is unfinished is not known, and stays"),
+            Err(error) => return tracing::error!(%error, "cannot list unfinished snapshots, so none is removed"),
         };
-        // VM by VM side by side, so that a repository that hangs does not hold up the others.
+        // The VMs in parallel, so that a hung repository does not delay the others.
         let mut by_vm: BTreeMap<VmId, Vec<SnapshotFiles>> = BTreeMap::new();
         for snapshot in unfinished {
             by_vm.entry(snapshot.vm.clone()).or_default().push(snapshot);
@@ -79,22 +78,22 @@ impl Recovery {
         }
     }
 
-    /// Removes snapshots of one VM, one after the other. Where one cannot be removed, the others are all the same:
-    /// they may lie elsewhere.
+    /// Removes snapshots of one VM, one after the other. An error does not stop the others: they may be in another
+    /// repository.
     async fn clean_up_some(self: Arc<Self>, snapshots: Vec<SnapshotFiles>) {
         for snapshot in snapshots {
-            let Some(turn) = self.vm_locks.try_take(&snapshot.vm) else { return };
-            match self.vm_locks.try_lock_for_removal(turn, &snapshot.vm, &snapshot.repositories()).await {
-                Ok(turn) => {
+            let Some(own) = self.vm_locks.try_take(&snapshot.vm) else { return };
+            match self.vm_locks.try_lock_for_removal(own, &snapshot.vm, &snapshot.repositories()).await {
+                Ok(guard) => {
                     drop(self.blocking(move |recovery| recovery.clean_up_one(snapshot.id)).await);
-                    drop(turn);
+                    drop(guard);
                 }
-                Err(error) => drop(self.removals.leftovers.note(snapshot.id, error.to_string())),
+                Err(error) => drop(self.removals.leftovers.set(snapshot.id, error.to_string())),
             }
         }
     }
 
-    /// Removes one snapshot that is unfinished, where it still is: the turn of its VM is the caller's.
+    /// Removes one snapshot, if it is still unfinished. The caller has locked its VM.
     fn clean_up_one(&self, id: SnapshotId) -> Result<(), Error> {
         let (state, snapshot) = match self.store.record(id)? {
             None | Some(Record::Ready(_)) => return Ok(()),
@@ -104,17 +103,17 @@ impl Recovery {
         let before = self.removals.leftovers.reason(id);
         let outcome = self.removals.remove(&snapshot);
         let is_gone = self.store.record(id)?.is_none();
-        // What goes on as it was is not told each minute.
+        // An unchanged state is not logged each minute.
         if is_gone || before != self.removals.leftovers.reason(id) {
-            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "it was left unfinished");
+            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "cleaned up an unfinished snapshot");
             Actor::service("cleanup").did("delete", format_args!("{}/{id}", snapshot.vm), &outcome);
         }
         outcome
     }
 
-    /// What could not be removed yet.
+    /// The snapshots whose files could not be removed yet.
     pub(crate) fn leftovers(&self) -> Result<Vec<api::Leftover>, Error> {
-        let told = |snapshot: SnapshotFiles| {
+        let leftover = |snapshot: SnapshotFiles| {
             Some(api::Leftover {
                 id: snapshot.id.to_string(),
                 vm_id: snapshot.vm.to_string(),
@@ -122,6 +121,6 @@ impl Recovery {
                 reason: self.removals.leftovers.reason(snapshot.id)?,
             })
         };
-        Ok(self.store.unfinished()?.into_iter().filter_map(told).collect())
+        Ok(self.store.unfinished()?.into_iter().filter_map(leftover).collect())
     }
 }

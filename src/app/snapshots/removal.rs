@@ -1,4 +1,4 @@
-//! Removing a snapshot's files and its record.
+//! Removes a snapshot's files and its record.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,19 +11,19 @@ use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
 use crate::store::Store;
 
-/// Why the files of each snapshot could not be removed yet.
+/// The snapshots whose files could not be removed yet, with the reason.
 #[derive(Default)]
 pub(super) struct Leftovers(Mutex<HashMap<SnapshotId, String>>);
 
 impl Leftovers {
-    /// Notes why files are still there. Says whether that is news.
-    pub(super) fn note(&self, id: SnapshotId, reason: String) -> bool {
+    /// Sets the reason. Returns whether it is new.
+    pub(super) fn set(&self, id: SnapshotId, reason: String) -> bool {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         all.insert(id, reason.clone()).is_none_or(|before| before != reason)
     }
 
-    /// Notes that nothing is left.
-    pub(super) fn forget(&self, id: SnapshotId) {
+    /// All files were removed.
+    pub(super) fn remove(&self, id: SnapshotId) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
     }
 
@@ -32,18 +32,18 @@ impl Leftovers {
     }
 }
 
-/// Deletions that are remembered, so that a client that repeats one is answered whatever repositories are away.
-const REMEMBERED: usize = 10_000;
+/// How many deletions are remembered. A repeated deletion of these succeeds even if repositories are unavailable.
+const MAX_DELETED: usize = 10_000;
 
-/// The snapshots that were deleted last, and nothing of them is left.
+/// The snapshots that were completely deleted last.
 #[derive(Default)]
 pub(super) struct Deleted(Mutex<VecDeque<SnapshotId>>);
 
 impl Deleted {
-    pub(super) fn note(&self, id: SnapshotId) {
+    pub(super) fn add(&self, id: SnapshotId) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         last.push_back(id);
-        if last.len() > REMEMBERED {
+        if last.len() > MAX_DELETED {
             last.pop_front();
         }
     }
@@ -67,40 +67,43 @@ impl Removals {
         Self { inventory, comparisons, store, leftovers: Leftovers::default(), deleted: Deleted::default() }
     }
 
-    /// Removes the files of `snapshot` and then its record. Where a repository is absent the record
-    /// stays, unseen, and the files are tried again each minute.
+    /// Removes the files of `snapshot`, then its record. If a repository is unavailable, a hidden record stays, and
+    /// removing the files is retried each minute.
     pub(super) fn remove(&self, snapshot: &SnapshotFiles) -> Result<(), Error> {
-        self.comparisons.forget(snapshot.id);
-        let mut absent = Vec::new();
+        self.comparisons.remove_cached(snapshot.id);
+        let mut unavailable = Vec::new();
         let mut first_error = None;
         for id in snapshot.repositories() {
             match self.remove_in(id, snapshot) {
                 Ok(Removal::Done) => {}
-                Ok(Removal::RepositoryUnavailable) => absent.push(id.as_str()),
+                Ok(Removal::RepositoryUnavailable) => unavailable.push(id.as_str()),
                 Err(error) => {
                     first_error.get_or_insert(error);
                 }
             }
         }
         let outcome = match first_error {
-            None if absent.is_empty() => {
+            None if unavailable.is_empty() => {
                 self.store.forget(snapshot)?;
-                self.deleted.note(snapshot.id);
-                self.leftovers.forget(snapshot.id);
+                self.deleted.add(snapshot.id);
+                self.leftovers.remove(snapshot.id);
                 return Ok(());
             }
             None => Ok(()),
             Some(RemoveError::Io(error)) => Err(Error::of_step("removing the snapshot's files", error)),
-            Some(strangers @ RemoveError::Foreign(_)) => {
-                Err(Error::NotRemoved { snapshot: snapshot.id, left: strangers.to_string() })
+            Some(foreign @ RemoveError::Foreign(_)) => {
+                Err(Error::NotRemoved { snapshot: snapshot.id, left: foreign.to_string() })
             }
         };
         let reason = match &outcome {
-            Ok(()) => format!("not there, or not answering: {}", absent.join(", ")),
+            Ok(()) => format!("unavailable repositories: {}", unavailable.join(", ")),
             Err(error) => error.to_string(),
         };
-        if self.leftovers.note(snapshot.id, reason.clone()) {
-            tracing::warn!(snapshot = %snapshot.id, reason, "files of it stay; they are tried again each minute");
+        if self.leftovers.set(snapshot.id, reason.clone()) {
+            tracing::warn!(
+                snapshot = %snapshot.id, reason,
+                "cannot remove the snapshot's files yet; retrying each minute"
+            );
         }
         outcome
     }
@@ -108,7 +111,7 @@ impl Removals {
     /// Removes the files that the snapshot has in one repository.
     fn remove_in(&self, id: &RepositoryId, snapshot: &SnapshotFiles) -> Result<Removal, RemoveError> {
         let Some(repository) = self.inventory.repository(id) else { return Ok(Removal::RepositoryUnavailable) };
-        // Asked first, as a removal has more patience than a question.
+        // This check fails sooner than a removal does if the repository hangs.
         if repository.mounted().is_err() {
             return Ok(Removal::RepositoryUnavailable);
         }
@@ -116,7 +119,7 @@ impl Removals {
         let (files, snapshot) = (files.cloned().collect::<Vec<_>>(), snapshot.id);
         let kind = JobKind::CHANGE.exclusive(snapshot.as_u128());
         let removal = repository.run(kind, move |access, root| {
-            // Each file may take its time.
+            // Each file counts as progress, because removing it may take long.
             Ok(SnapshotDir::new(root, snapshot).remove(files.iter().inspect(|_| access.progress())))
         });
         match removal {
@@ -125,10 +128,10 @@ impl Removals {
         }
     }
 
-    /// Takes back what was made. What cannot be removed now is tried again each minute.
+    /// Undoes an unfinished creation. If that fails, it is retried each minute.
     pub(super) fn undo(&self, snapshot: &SnapshotFiles) {
         if let Err(error) = self.remove(snapshot) {
-            tracing::error!(snapshot = %snapshot.id, %error, "not undone; it is tried again each minute");
+            tracing::error!(snapshot = %snapshot.id, %error, "cannot undo the creation; retrying each minute");
         }
     }
 }

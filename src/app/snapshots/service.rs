@@ -1,4 +1,4 @@
-//! What creation and deletion need.
+//! The dependencies of creation and deletion.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ pub struct Snapshots {
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) store: Store,
     pub(crate) metrics: Arc<Metrics>,
-    /// What this service calls itself in manifests.
+    /// The id of this service in manifests.
     pub(crate) exporter: String,
     pub(crate) tasks: Tasks,
 }

@@ -1,4 +1,4 @@
-//! Snapshots that a repository has and the database does not know.
+//! Finds snapshots that a repository has but the database does not know.
 
 use crate::app::Error;
 use crate::app::inventory::RepositorySet;
@@ -6,43 +6,43 @@ use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, FoundFolder};
 
-/// The snapshot `id` of `vm`, which the database does not know, as a repository has it; nothing where no
-/// repository has any of it.
+/// Finds the snapshot `id` of `vm`, which the database does not know, in the repositories. Returns nothing if no
+/// repository has a part of it.
 ///
 /// # Errors
-/// [`Error::Unavailable`] where that is not known; [`Error::OtherVm`]; [`Error::NotAdopted`] where it is not
-/// certain that all of it is there, and whose it is.
+/// [`Error::Unavailable`] if a repository cannot be searched; [`Error::OtherVm`]; [`Error::NotAdopted`] if it is not
+/// certain that the snapshot is complete and belongs to the VM.
 pub(super) fn find(found: &RepositorySet, vm: &VmId, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-    let asked = found.usable().map(|repository| {
-        let asked = repository.clone();
-        let looking = repository.submit(JobKind::SHORT, move |access, root| {
-            asked.mounted_now(access)?;
+    let searches = found.usable().map(|repository| {
+        let searched = repository.clone();
+        let search = repository.submit(JobKind::SHORT, move |access, root| {
+            searched.mounted_now(access)?;
             scan::of_snapshot(root, id)
         });
-        (repository.id().clone(), looking)
+        (repository.id().clone(), search)
     });
-    let asked: Vec<_> = asked.collect();
-    let (mut parts, mut silent) = (Vec::new(), Vec::new());
-    for (repository, looking) in asked {
-        match looking.wait() {
+    let searches: Vec<_> = searches.collect();
+    let (mut parts, mut unresponsive) = (Vec::new(), Vec::new());
+    for (repository, search) in searches {
+        match search.wait() {
             Ok(Ok(None)) => {}
             Ok(Ok(Some(part))) => parts.push((repository, part)),
-            Ok(Err(_)) | Err(_) => silent.push(repository.to_string()),
+            Ok(Err(_)) | Err(_) => unresponsive.push(repository.to_string()),
         }
     }
     if !parts.is_empty() {
         return complete(vm, id, &parts).map(Some);
     }
-    if silent.is_empty() {
+    if unresponsive.is_empty() {
         return Ok(None);
     }
     Err(Error::Unavailable(format!(
-        "whether a repository has files of the snapshot is not known: {}",
-        silent.join(", ")
+        "cannot check whether these repositories have files of the snapshot: {}",
+        unresponsive.join(", ")
     )))
 }
 
-/// The snapshot whose folders are `parts`, where all of it is there.
+/// The snapshot whose folders are `parts`, if it is complete.
 fn complete(
     vm: &VmId,
     id: SnapshotId,
@@ -53,22 +53,22 @@ fn complete(
     for (_, part) in parts {
         let part = part.as_ref().map_err(|reason| refused(reason))?;
         if part.is_unfinished {
-            return Err(refused("it is being made, or was left half made"));
+            return Err(refused("it is being created, or is unfinished"));
         }
         match &part.manifest {
             Some(Ok(manifest)) => manifests.push(manifest),
             Some(Err(problem)) => return Err(refused(&format!("its manifest cannot be read: {problem}"))),
-            None => return Err(refused("it has no manifest that says whose it is")),
+            None => return Err(refused("it has no manifest that names its VM")),
         }
     }
     let Some(snapshot) = manifests.first().filter(|snapshot| snapshot.id == id) else {
-        return Err(refused("its manifest is another snapshot's"));
+        return Err(refused("its manifest belongs to another snapshot"));
     };
     if snapshot.vm != *vm {
         return Err(Error::OtherVm(id));
     }
-    if snapshot.repositories().into_iter().any(|id| parts.iter().all(|(there, _)| there != id)) {
-        return Err(refused("a part of it is in a repository that is not there"));
+    if snapshot.repositories().into_iter().any(|id| parts.iter().all(|(repository, _)| repository != id)) {
+        return Err(refused("a part of it is in an unavailable repository"));
     }
     Ok(Snapshot::clone(snapshot))
 }

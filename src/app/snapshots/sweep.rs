@@ -1,4 +1,5 @@
-//! The retention sweep: deletes snapshots that have expired, are not leased, not in use, and not the newest of their VM.
+//! The retention sweep: deletes snapshots that have expired, are not leased, not in use, and not the newest of their
+//! VM.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,16 +12,16 @@ use crate::app::audit::Actor;
 use crate::app::tasks::{Service, rounds};
 use crate::model::{SnapshotFiles, SnapshotId, VmId};
 
-/// The time until a failed deletion is tried again.
+/// The time before a failed deletion is retried.
 const PAUSE: Duration = Duration::from_secs(10 * 60);
 
 /// The time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// What became of a snapshot that was due.
+/// The result of sweeping one snapshot.
 enum Swept {
     Deleted,
-    /// It is gone, is needed again, or its VM is locked.
+    /// The snapshot no longer exists, is no longer due, or its VM is locked.
     NotNow,
 }
 
@@ -41,22 +42,22 @@ impl Sweeper {
                         }
                         self.sweep(&vm, id).await;
                     }
-                    // At the end of the round: a reader of this line may look at the result.
-                    tracing::debug!(due = count, "expired snapshots were swept");
+                    // Logged after the round, so that its results exist when a reader sees this line.
+                    tracing::debug!(due = count, "finished the retention sweep");
                 }
-                Err(error) => tracing::error!(%error, "no snapshot is swept: which ones have expired is not known"),
+                Err(error) => tracing::error!(%error, "cannot list expired snapshots, so none is swept"),
             }
         }
     }
 
-    /// Deletes a snapshot that was due, if it still is. If the VM's snapshots are being changed, it comes later.
+    /// Deletes a snapshot if it is still due. Skips it while the VM's snapshots are being changed.
     async fn sweep(&self, vm: &VmId, id: SnapshotId) {
         let Some(own) = self.0.admission.vm_locks.try_take(vm) else { return };
         let (snapshots, of) = (Arc::clone(&self.0), vm.clone());
         let swept = self.0.tasks().detached(async move {
             let snapshot = snapshots.blocking(move |snapshots| Ok(snapshots.store.snapshot(id)?));
             let Some(snapshot) = snapshot.await? else { return Ok(Swept::NotNow) };
-            // Another service may be making the VM's next snapshot. That is no reason to wait for long.
+            // Do not wait: another exporter may be creating the VM's next snapshot.
             let repositories = snapshot.repositories();
             let locked = snapshots.admission.vm_locks.try_lock_for_removal(own, &of, &repositories);
             let Ok(_guard) = locked.await else { return Ok(Swept::NotNow) };
@@ -72,14 +73,17 @@ impl Sweeper {
         }
         Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
         if let Err(error) = outcome {
-            tracing::error!(%vm, snapshot = %id, %error, "not swept, or not completely; it is tried again later");
-            // A hook that refuses is not asked every minute.
+            tracing::error!(
+                %vm, snapshot = %id, %error,
+                "cannot delete an expired snapshot completely; retrying later"
+            );
+            // A hook that refuses the deletion is not called every minute.
             self.0.retention.postpone(id, PAUSE);
         }
     }
 }
 
-/// Deletes a snapshot that still is due.
+/// Deletes a snapshot if it is still due.
 fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<Swept, Error> {
     if !snapshots.retention.due_of(vm)?.contains(&id) {
         return Ok(Swept::NotNow);
@@ -89,7 +93,7 @@ fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<Sw
     if !snapshots.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now())? {
         return Ok(Swept::NotNow);
     }
-    tracing::info!(snapshot = %id, %vm, "snapshot has expired and is deleted");
+    tracing::info!(snapshot = %id, %vm, "deleting an expired snapshot");
     snapshots.removals.remove(&SnapshotFiles::from(&snapshot))?;
     Ok(Swept::Deleted)
 }

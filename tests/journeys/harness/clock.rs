@@ -61,7 +61,7 @@ impl Clock {
     /// `debug`.
     pub fn rounds(&self, world: &World, count: usize) {
         for _ in 0..count {
-            let ended = || world.exporter.log().matches("expired snapshots were swept").count();
+            let ended = || world.exporter.log().matches("finished the retention sweep").count();
             let before = ended();
             // Two rounds: the first may have begun before this call.
             for round in 1..=2 {

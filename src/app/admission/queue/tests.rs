@@ -18,24 +18,25 @@ impl Queued for Work {
     }
 }
 
-fn standing<T: Queued + Copy>(line: &AdmissionQueue<T>) -> Vec<(T, bool)> {
+/// All requests, and whether they run.
+fn entries<T: Queued + Copy>(queue: &AdmissionQueue<T>) -> Vec<(T, bool)> {
     let mut all = Vec::new();
-    line.each(|entry| all.push((*entry.what, entry.works)));
+    queue.each(|entry| all.push((*entry.work, entry.is_running)));
     all
 }
 
-/// One that waits for a place.
+/// A request that waits for a slot.
 type Waiting<T> = Pin<Box<dyn Future<Output = Result<Permit<T>, QueueFull>>>>;
 
-/// Asks for a place.
-fn ask<T: Queued + 'static>(line: &AdmissionQueue<T>, what: T) -> Waiting<T> {
-    let mut waiting: Waiting<T> = Box::pin(line.join(what).unwrap().admitted());
-    // Nothing is asked for before.
-    assert!(now(&mut waiting).is_none(), "there was a place");
+/// Requests a slot, none of which is free.
+fn request<T: Queued + 'static>(queue: &AdmissionQueue<T>, work: T) -> Waiting<T> {
+    let mut waiting: Waiting<T> = Box::pin(queue.join(work).unwrap().admitted());
+    // The slot is requested at the first poll.
+    assert!(now(&mut waiting).is_none(), "a slot was free");
     waiting
 }
 
-/// What has become of one that waits.
+/// The result of a waiting request, if it has ended.
 fn now<T: Queued>(waiting: &mut Waiting<T>) -> Option<Result<Permit<T>, QueueFull>> {
     match waiting.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(ended) => Some(ended),
@@ -43,105 +44,105 @@ fn now<T: Queued>(waiting: &mut Waiting<T>) -> Option<Result<Permit<T>, QueueFul
     }
 }
 
-async fn work<T: Queued>(line: &AdmissionQueue<T>, what: T) -> Permit<T> {
-    line.join(what).unwrap().admitted().await.unwrap()
+async fn run<T: Queued>(queue: &AdmissionQueue<T>, work: T) -> Permit<T> {
+    queue.join(work).unwrap().admitted().await.unwrap()
 }
 
 #[tokio::test]
-async fn places_are_given_in_order_and_the_queue_has_an_end() {
-    let line = AdmissionQueue::new(1, 2);
-    let first = work(&line, 1).await;
-    let (second, third) = (line.join(2).unwrap(), line.join(3).unwrap());
-    assert_eq!(line.join(4).err(), Some(QueueFull));
-    assert_eq!(standing(&line), [(1, true), (2, false), (3, false)]);
-    // Who goes away makes room, and is not served.
+async fn slots_are_granted_in_order_and_queue_is_bounded() {
+    let queue = AdmissionQueue::new(1, 2);
+    let first = run(&queue, 1).await;
+    let (second, third) = (queue.join(2).unwrap(), queue.join(3).unwrap());
+    assert_eq!(queue.join(4).err(), Some(QueueFull));
+    assert_eq!(entries(&queue), [(1, true), (2, false), (3, false)]);
+    // A request that leaves makes room, and gets no slot.
     drop(second);
-    let fourth = line.join(4).unwrap();
+    let fourth = queue.join(4).unwrap();
     drop(first);
     let third = third.admitted().await.unwrap();
-    assert_eq!((*third.what(), standing(&line)), (3, vec![(3, true), (4, false)]));
-    // Who is stuck, and who gives up, keeps its stand, and another works.
+    assert_eq!((*third.work(), entries(&queue)), (3, vec![(3, true), (4, false)]));
+    // Hung work stays listed, but its slot goes to another request.
     let mut third = third;
-    line.release_slots(|what| *what == 3);
+    queue.release_slots(|work| *work == 3);
     let mut fourth = fourth.admitted().await.unwrap();
-    assert_eq!(standing(&line), [(3, true), (4, true)]);
+    assert_eq!(entries(&queue), [(3, true), (4, true)]);
     third.release();
-    let mut fifth = ask(&line, 5);
+    let mut fifth = request(&queue, 5);
     drop(third);
-    assert!(now(&mut fifth).is_none(), "a place that was given up was given twice");
+    assert!(now(&mut fifth).is_none(), "a released slot was granted twice");
     fourth.release();
     drop(now(&mut fifth).unwrap());
-    assert_eq!(standing(&line), [(4, true)]);
+    assert_eq!(entries(&queue), [(4, true)]);
     drop(fourth);
-    assert_eq!(standing(&line), []);
-    // A burst on an idle line: those who will work at once are no queue.
-    let burst: Vec<_> = (0..3).map(|n| line.join(n).unwrap()).collect();
-    assert_eq!(line.join(9).err(), Some(QueueFull));
+    assert_eq!(entries(&queue), []);
+    // A burst on an idle queue: requests that get a slot at once do not count as waiting.
+    let burst: Vec<_> = (0..3).map(|n| queue.join(n).unwrap()).collect();
+    assert_eq!(queue.join(9).err(), Some(QueueFull));
     drop(burst);
 }
 
 #[tokio::test]
-async fn one_that_goes_away_with_its_place_passes_it_on() {
-    let line = AdmissionQueue::new(1, 9);
-    let first = work(&line, 1).await;
-    let (second, mut third) = (ask(&line, 2), ask(&line, 3));
+async fn dropped_request_passes_on_its_slot() {
+    let queue = AdmissionQueue::new(1, 9);
+    let first = run(&queue, 1).await;
+    let (second, mut third) = (request(&queue, 2), request(&queue, 3));
     drop(first);
-    // It has the place by now, and never asks.
+    // It already has the slot, but never learns of it.
     drop(second);
-    assert_eq!(*now(&mut third).unwrap().unwrap().what(), 3);
-    assert_eq!(line.waiting(), 0);
+    assert_eq!(*now(&mut third).unwrap().unwrap().work(), 3);
+    assert_eq!(queue.waiting(), 0);
 }
 
 #[tokio::test]
-async fn the_share_with_fewest_places_is_served_next_and_none_holds_all() {
-    let line = AdmissionQueue::<Work>::fair(4, 100);
+async fn share_with_fewest_slots_is_next_and_none_holds_all() {
+    let queue = AdmissionQueue::<Work>::fair(4, 100);
     let mut held = Vec::new();
     for _ in 0..4 {
-        held.push(work(&line, ("a", 1)).await);
+        held.push(run(&queue, ("a", 1)).await);
     }
-    // The user's other VM, and another user, have none: they need not wait.
-    let other_vm = work(&line, ("a", 2)).await;
-    let mut more = ask(&line, ("a", 1));
-    let mut others: Vec<_> = [("b", 1), ("b", 2), ("a", 3)].map(|what| ask(&line, what)).into();
-    assert_eq!(line.waiting(), 4);
+    // The user's other VM holds no slot, so it need not wait.
+    let other_vm = run(&queue, ("a", 2)).await;
+    let mut more = request(&queue, ("a", 1));
+    let mut others: Vec<_> = [("b", 1), ("b", 2), ("a", 3)].map(|work| request(&queue, work)).into();
+    assert_eq!(queue.waiting(), 4);
     drop(other_vm);
-    // One more than four: the first of those that have none. The one that came before has four.
+    // The spare slot goes to the first share without one. The earlier request's share has four.
     let b1 = now(&mut others[0]).unwrap().unwrap();
     assert!(now(&mut more).is_none() && now(&mut others[1]).is_none() && now(&mut others[2]).is_none());
-    // Of those that have none, the user's with the fewest goes first.
+    // Among shares without a slot, the user with the fewest is first.
     drop(others.remove(1));
-    let mut c = ask(&line, ("c", 9));
+    let mut c = request(&queue, ("c", 9));
     drop(b1);
-    assert!(now(&mut c).is_some(), "the user who has four was served before the one who has none");
+    assert!(now(&mut c).is_some(), "the user with four slots was served before the one without");
     drop(c);
     let a3 = now(&mut others[1]).unwrap().unwrap();
     drop(held.split_off(1));
-    assert_eq!(now(&mut more).unwrap().unwrap().what(), &("a", 1));
+    assert_eq!(now(&mut more).unwrap().unwrap().work(), &("a", 1));
     drop((a3, held));
 
-    // With one place only, it is held by one.
-    let line = AdmissionQueue::<Work>::fair(1, 100);
-    let first = work(&line, ("a", 1)).await;
-    let mut second = ask(&line, ("b", 1));
+    // A single slot has no spare.
+    let queue = AdmissionQueue::<Work>::fair(1, 100);
+    let first = run(&queue, ("a", 1)).await;
+    let mut second = request(&queue, ("b", 1));
     drop(first);
     assert!(now(&mut second).is_some());
 }
 
 #[tokio::test]
-async fn a_full_queue_has_room_for_those_who_have_few_in_it() {
-    let line = AdmissionQueue::<Work>::fair(1, 4);
-    let _first = work(&line, ("a", 1)).await;
-    let mut waiting: Vec<_> = (0..4).map(|_| ask(&line, ("a", 1))).collect();
-    assert_eq!(line.join(("a", 1)).err(), Some(QueueFull));
-    let mut other = ask(&line, ("a", 2));
-    assert!(matches!(now(&mut waiting[3]), Some(Err(QueueFull))), "the last that came is turned away");
+async fn share_with_few_requests_displaces_others_from_full_queue() {
+    let queue = AdmissionQueue::<Work>::fair(1, 4);
+    let _first = run(&queue, ("a", 1)).await;
+    let mut waiting: Vec<_> = (0..4).map(|_| request(&queue, ("a", 1))).collect();
+    assert_eq!(queue.join(("a", 1)).err(), Some(QueueFull));
+    let mut other = request(&queue, ("a", 2));
+    assert!(matches!(now(&mut waiting[3]), Some(Err(QueueFull))), "the last request is displaced");
     assert!(waiting[..3].iter_mut().all(|one| now(one).is_none()));
-    // Now it is three to one, and may become two to two.
-    let same = ask(&line, ("a", 2));
+    // Three to one becomes two to two.
+    let same = request(&queue, ("a", 2));
     assert!(matches!(now(&mut waiting[2]), Some(Err(QueueFull))));
-    assert_eq!(line.join(("a", 2)).err(), Some(QueueFull));
-    assert_eq!(line.join(("a", 1)).err(), Some(QueueFull));
-    assert!(line.join(("b", 1)).is_ok(), "two to one");
+    assert_eq!(queue.join(("a", 2)).err(), Some(QueueFull));
+    assert_eq!(queue.join(("a", 1)).err(), Some(QueueFull));
+    assert!(queue.join(("b", 1)).is_ok(), "two to one");
     drop((waiting, same));
     assert!(now(&mut other).is_none());
 }

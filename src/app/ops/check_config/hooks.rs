@@ -1,4 +1,4 @@
-//! Which hooks would run, and why not the others.
+//! Checks which hooks would run, and why others would not.
 
 use std::path::Path;
 
@@ -22,11 +22,15 @@ impl Findings {
         let found = match programs(directory) {
             Ok(found) => found,
             Err(Unusable::Unreadable(error)) => {
-                return self.bad(what, format!("{shown}: {error}"), "make the folder, or set hooks.directory to \"\"");
+                return self.bad(
+                    what,
+                    format!("{shown}: {error}"),
+                    "create the folder, or set hooks.directory to \"\"",
+                );
             }
             Err(Unusable::Untrusted(problem)) => {
-                let remedy = "hooks run as the service: nobody else may be able to put one there";
-                return self.bad(what, format!("none of its hooks is run: {problem}"), remedy);
+                let remedy = "hooks run as the service's user, so no other user may be able to write there";
+                return self.bad(what, format!("no hook of this folder is run: {problem}"), remedy);
             }
         };
         let run = found.iter().filter(|one| one.problem.is_none()).count();
@@ -34,8 +38,8 @@ impl Findings {
         if run > 0 && !post_on_failure {
             self.doubtful(
                 "hooks.post_on_failure",
-                "false: after an operation that failed, the post of a hook is not called unless its pre has printed a \
-                 line \"quiesced\"",
+                "false: after a failed operation, the post of a hook is only called if its pre printed a line \
+                 \"quiesced\"",
                 "let each hook that freezes print \"quiesced\" first, or set hooks.post_on_failure = true",
             );
         }
@@ -47,7 +51,7 @@ impl Findings {
                 None => self.good(&what, "is run"),
                 Some(_) if is_hidden => self.good(&what, "is passed over: its name starts with a dot"),
                 Some(problem) => {
-                    self.doubtful(&what, format!("is not run: it {problem}"), "mend that, or take it from the folder");
+                    self.doubtful(&what, format!("is not run: it {problem}"), "fix that, or remove it from the folder");
                 }
             }
         }
@@ -56,35 +60,35 @@ impl Findings {
     fn sync(&mut self, hooks: &config::Hooks, sync: &config::Sync) {
         let what = "hooks.sync";
         if let Err(error) = Hooks::new(hooks.clone()) {
-            return self.bad(what, error, "name a certificate that can be read in hooks.sync.ca_certificate");
+            return self.bad(what, error, "name a readable certificate in hooks.sync.ca_certificate");
         }
-        self.good(what, format!("VMs that ask for it are told, and {} that the config names", sync.urls.len()));
+        self.good(what, format!("used for VMs that request it, and for {} that the config names", sync.urls.len()));
         if let Some(weakness) = config::weakness(&sync.secret) {
             self.doubtful(
                 "hooks.sync.secret",
-                format!("{weakness}: whoever guesses it can have a guest frozen"),
-                "make one with `openssl rand -hex 32`, and give it to the guests' servers too",
+                format!("{weakness}: an attacker who guesses it can freeze guests"),
+                "create one with `openssl rand -hex 32`, and set it in the guests' servers too",
             );
         }
         if sync.hosts.iter().any(|host| host == "*") && !matches!(sync.trust, Trust::CaFile(_)) {
             self.doubtful(
                 "hooks.sync.hosts",
-                "the guests' secret goes to any host that a VM's description names",
-                "name the guests' hosts, or their authority with hooks.sync.ca_certificate",
+                "the sync secret is sent to any host that a VM's description names",
+                "list the guests' hosts, or name their CA in hooks.sync.ca_certificate",
             );
         }
         if !sync.post_on_failure {
             self.doubtful(
                 "hooks.sync.post_on_failure",
-                "false: a guest that was asked is not told the end of a snapshot that failed",
-                "set it to true, unless the guests let go by themselves",
+                "false: post is not called after a failed snapshot, so a quiesced guest may stay frozen",
+                "set it to true, unless the guests thaw by themselves",
             );
         }
         if sync.trust == Trust::InsecureSkipVerify {
             self.doubtful(
                 "hooks.sync.insecure_skip_verify",
-                "the guests' secret goes to whoever answers in their place",
-                "name the guests' authority with hooks.sync.ca_certificate",
+                "guests' certificates are not checked, so the sync secret can go to an attacker",
+                "name the guests' CA in hooks.sync.ca_certificate",
             );
         }
     }

@@ -26,7 +26,7 @@ fn file(path: &str, device: &str) -> Disk {
 }
 
 #[test]
-fn what_is_asked_for() {
+fn body_is_parsed() {
     let hours = |hours: u64| RetentionRequest::For(Duration::from_secs(hours * 3600));
     for (text, selection, retention) in [
         ("{}", DiskSelection::All, RetentionRequest::Default),
@@ -53,7 +53,7 @@ fn what_is_asked_for() {
 }
 
 #[test]
-fn one_wish_has_one_digest() {
+fn equal_requests_have_equal_digests() {
     let digest = |text: &str| request(text).unwrap().key.unwrap().1;
     assert_eq!(digest("{}"), digest(r#" {"disks": null,  "ttl": null}"#));
     assert_eq!(digest(r#"{"ttl": "1h", "disks": ["a"]}"#), digest(r#"{"disks": ["a"], "ttl": "1h"}"#));
@@ -63,7 +63,7 @@ fn one_wish_has_one_digest() {
 }
 
 #[test]
-fn a_key_is_short_and_plain() {
+fn key_length_and_characters_are_checked() {
     for (header, key) in [
         ("8e03978e-40d5-43dd-bc93-6894a57f9324", Some("8e03978e-40d5-43dd-bc93-6894a57f9324")),
         (r#""quoted as the draft has it""#, Some("quoted as the draft has it")),
@@ -82,7 +82,7 @@ fn a_key_is_short_and_plain() {
 }
 
 #[test]
-fn disks_are_chosen_by_name_or_device() {
+fn disks_are_selected_by_name_or_device() {
     use DiskChoice::{LeftOut, Named, Usual};
     let disks = [
         file("/r1/VirtualDisks/a.img", "xvda"),
@@ -98,7 +98,7 @@ fn disks_are_chosen_by_name_or_device() {
     let all_but = |all: &[&str]| DiskSelection::AllBut(names(all)).choices(&disks);
     assert_eq!(DiskSelection::All.choices(&disks).unwrap(), [Usual; 7]);
     assert_eq!(only(&["a.img"]).unwrap(), [Named, LeftOut, LeftOut, LeftOut, LeftOut, LeftOut, LeftOut]);
-    // A file that is there twice is one disk, by whichever name.
+    // A file that is listed twice is one disk, under each of its names.
     let twice = [LeftOut, Named, LeftOut, LeftOut, Named, LeftOut, LeftOut];
     assert_eq!(only(&["b.img"]).unwrap(), twice);
     assert_eq!(only(&["xvde"]).unwrap(), twice);
