@@ -6,11 +6,11 @@ use std::process::ExitCode;
 use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
-use super::{adopt, audit_log, check_config, logging, terminal};
-use crate::app::ops::{self, CheckStatus};
+use super::check_config::{self, CheckStatus};
+use super::{adopt, audit_log, logging, terminal};
 use crate::config::{self, ConfigError, Fault};
 use crate::metrics::Metrics;
-use crate::{service, tls};
+use crate::service;
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
@@ -28,7 +28,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
     match args.command {
         None => serve(args)?,
         Some(Command::CheckConfig) => {
-            let findings = block_on(ops::check_config(&args.config, |api| tls::server_config(api).map(drop)))?;
+            let findings = block_on(check_config::check_config(&args.config))?;
             check_config::table(&findings).print()?;
             if findings.iter().any(|finding| finding.status == CheckStatus::Bad) {
                 return Ok(ExitCode::FAILURE);

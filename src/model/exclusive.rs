@@ -15,10 +15,10 @@ pub struct Reference {
     pub shared: bool,
 }
 
-/// For each owner, the bytes that nobody else references.
+/// For each owner, the bytes that no other owner references.
 ///
-/// If a run is certainly shared and `references` holds only one reference to it, the other file belongs to nobody in
-/// `owners`. Such a run counts for no owner.
+/// If a run is certainly shared and `references` holds only one reference to it, the other file has none of these
+/// owners. Such a run counts for no owner.
 pub fn exclusive(references: &[Reference], owners: usize) -> Vec<u64> {
     let mut bytes = vec![0; owners];
     // Address, index of the reference, and whether the reference starts there.

@@ -197,7 +197,7 @@ impl Repository {
         self.resolved() != other.resolved() && self.spellings().any(is_below)
     }
 
-    /// The paths by which a definition may name its folder.
+    /// The paths that a definition may use for its folder.
     fn spellings(&self) -> impl Iterator<Item = &Path> {
         [self.mount_point(), self.resolved()].into_iter()
     }

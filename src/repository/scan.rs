@@ -1,4 +1,4 @@
-//! What is in a repository's snapshot folder, whoever made it.
+//! The content of a repository's snapshot folder, whether this service made it or not.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};

@@ -277,8 +277,8 @@ fn remove_if(
 /// link, and read-only.
 ///
 /// This check has to do after a crash has lost the inodes of an unfinished snapshot. It cannot hit anyone else's files:
-/// no one could know the folder's name before, and no link leads out of it. Whoever put a file there on purpose could
-/// have removed it as well.
+/// no one could know the folder's name before, and no link leads out of it. A person who put a file there on purpose could have
+/// removed it as well.
 fn looks_like_ours(found: &Metadata, folder: &Folder) -> io::Result<bool> {
     // On OCFS2 a clone has the mode of its disk until it is sealed.
     let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";

@@ -203,7 +203,7 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         creating.sequence = FIRST_SEQUENCE + 2;
         let retention = if schema < 3 { Retention::default() } else { golden_retention() };
         assert_eq!(store.retentions().of(plain.id).unwrap(), retention);
-        assert!(store.retentions().lease(plain.id, "somebody else", golden_retention().leased_until.unwrap()).unwrap());
+        assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);

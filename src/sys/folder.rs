@@ -32,7 +32,7 @@ const FILE: OFlag =
 #[derive(Clone, Debug)]
 pub struct Folder {
     file: Arc<File>,
-    /// Only for messages: the path by which it was opened.
+    /// Only for messages: the path that it was opened with.
     path: PathBuf,
 }
 
@@ -222,7 +222,7 @@ impl Folder {
         self.file.sync_all()
     }
 
-    /// Only for messages: the path by which it was opened.
+    /// Only for messages: the path that it was opened with.
     pub fn path(&self) -> &Path {
         &self.path
     }

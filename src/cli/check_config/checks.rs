@@ -1,7 +1,5 @@
 //! Checks the config and everything that the service needs, in the same way as the service, without changing anything.
 
-mod hooks;
-
 use std::fs::{self, OpenOptions};
 use std::io;
 use std::net::TcpListener;
@@ -12,48 +10,28 @@ use nix::unistd::{AccessFlags, access};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 
-use super::start_faults;
+use super::findings::{Finding, Findings};
 use crate::app::inventory::{Repositories, below_a_repository};
+use crate::app::ops::start_faults;
 use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
-
-/// The severity of a finding.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum CheckStatus {
-    /// No problem.
-    Good,
-    /// The service would run, but an operator should look at it.
-    Doubtful,
-    /// The service would not start, or not work.
-    Bad,
-}
-
-/// The result of one check.
-#[derive(Debug)]
-pub struct Finding {
-    /// What was checked, usually a key of the config.
-    pub what: String,
-    pub status: CheckStatus,
-    pub found: String,
-    /// What to do, if there is a problem.
-    pub remedy: Option<String>,
-}
+use crate::tls;
 
 /// Certificates that expire in fewer days get a warning.
 const RENEWAL_DAYS: i64 = 30;
 
-/// Checks the config at `path` and everything that it names. `load_tls` loads the certificate as the service does.
-pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>) -> Vec<Finding> {
+/// Checks the config at `path` and everything that it names.
+pub async fn check_config(path: &Path) -> Vec<Finding> {
     let mut findings = Findings::default();
     let remedy = format!("change that key in {}; config.example.toml explains each", path.display());
     let (config, faults) = match config::load_with_faults(path) {
         Ok(read) => read,
         Err(error) => {
             error.lines().iter().for_each(|line| findings.fault(Fault::from_line("config", line, &remedy)));
-            return findings.0;
+            return findings.into_vec();
         }
     };
     // The other keys are checked too, so that operators see all problems at once.
@@ -67,7 +45,7 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
             "run it, and the service, as root: only root can read the disks",
         );
     }
-    findings.tls(&config.api, load_tls);
+    findings.tls(&config.api);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
     for (what, file) in [("log_file", &config.log.file), ("audit.file", &config.audit.file)] {
@@ -76,34 +54,10 @@ pub async fn check_config(path: &Path, load_tls: impl Fn(&Api) -> io::Result<()>
     findings.manager(&config).await;
     findings.repositories(&config);
     findings.hooks(&config.hooks);
-    findings.0
+    findings.into_vec()
 }
 
-#[derive(Default)]
-struct Findings(Vec<Finding>);
-
 impl Findings {
-    fn add(&mut self, what: &str, status: CheckStatus, found: impl ToString, remedy: Option<&str>) {
-        let remedy = remedy.map(str::to_owned);
-        self.0.push(Finding { what: what.to_owned(), status, found: found.to_string(), remedy });
-    }
-
-    fn good(&mut self, what: &str, found: impl ToString) {
-        self.add(what, CheckStatus::Good, found, None);
-    }
-
-    fn doubtful(&mut self, what: &str, found: impl ToString, remedy: &str) {
-        self.add(what, CheckStatus::Doubtful, found, Some(remedy));
-    }
-
-    fn bad(&mut self, what: &str, found: impl ToString, remedy: &str) {
-        self.add(what, CheckStatus::Bad, found, Some(remedy));
-    }
-
-    fn fault(&mut self, fault: Fault) {
-        self.bad(&fault.key, fault.found, &fault.remedy);
-    }
-
     /// Checks the key that signs tokens, if the config has none.
     fn key(&mut self, config: &Config) {
         let (what, path) = ("jwt.secret", auth::key::path(&config.db_file));
@@ -130,8 +84,8 @@ impl Findings {
         }
     }
 
-    fn tls(&mut self, api: &Api, load_tls: impl Fn(&Api) -> io::Result<()>) {
-        if let Err(error) = load_tls(api) {
+    fn tls(&mut self, api: &Api) {
+        if let Err(error) = tls::server_config(api) {
             let remedy = "name a certificate in PEM format, and its key";
             return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
         }

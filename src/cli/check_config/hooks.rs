@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::Findings;
+use super::findings::Findings;
 use crate::config::{self, Trust};
 use crate::hooks::directory::programs;
 use crate::hooks::{Hooks, Program, Unusable};

@@ -1,7 +1,7 @@
-//! `check-config`: the findings as a table.
+//! The findings as a table.
 
-use super::terminal::Lines;
-use crate::app::ops::{CheckStatus, Finding};
+use super::findings::{CheckStatus, Finding};
+use crate::cli::terminal::Lines;
 use crate::model::printable;
 
 /// One line for each finding, followed by its remedy.

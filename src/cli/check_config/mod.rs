@@ -1,0 +1,10 @@
+//! `check-config`: what the checks find, as a table.
+
+mod checks;
+mod findings;
+mod hooks;
+mod table;
+
+pub use checks::check_config;
+pub use findings::CheckStatus;
+pub use table::table;
