@@ -126,7 +126,8 @@ check: rust deps-check hadolint
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
-	shellcheck examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
+	tests/words
+	shellcheck tests/words examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify

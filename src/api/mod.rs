@@ -156,15 +156,22 @@ pub struct Snapshot {
     /// Id of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
-    /// When it expires: RFC 3339, UTC. A lease extends this.
+    #[serde(flatten)]
+    pub retention: Retention,
+    /// Last, because the server streams them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disks: Vec<SnapshotDisk>,
+}
+
+/// How long a snapshot is kept.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Retention {
+    /// When the snapshot expires: RFC 3339, UTC. A lease extends this.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<String>,
     /// When its last lease ends: RFC 3339, UTC.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leased_until: Option<String>,
-    /// Last, because the server streams them.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub disks: Vec<SnapshotDisk>,
 }
 
 /// A call of a hook.

@@ -19,6 +19,7 @@ pub struct Api {
     pub key: PathBuf,
     /// The CA of clients' certificates, if `client_auth` requires these.
     pub client_ca: Option<PathBuf>,
+    pub connections: Connections,
 }
 
 /// The keys of `[api]` about connections.
@@ -85,7 +86,7 @@ impl Default for TlsKeys {
 const MAX_KEEPALIVE: Duration = Duration::from_secs(3600);
 
 impl Validator {
-    pub(super) fn connections(&mut self, keys: &Keys) -> Connections {
+    fn connections(&mut self, keys: &Keys) -> Connections {
         if keys.max_connections_per_address == 0 {
             let problem = "is 0, which refuses every connection; the default is 64";
             self.problem("api.max_connections_per_address", problem);
@@ -129,6 +130,7 @@ impl Validator {
             certificate: self.path("api.tls.certificate", &keys.tls.certificate),
             key: self.path("api.tls.key", &keys.tls.key),
             client_ca: client_ca.filter(|_| keys.tls.client_auth),
+            connections: self.connections(keys),
         }
     }
 }

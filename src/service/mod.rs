@@ -53,7 +53,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let options = Options { limits: Limits::new(&config.export), connections: config.connections.clone() };
+    let options = Options { limits: Limits::new(&config.export), connections: config.api.connections.clone() };
     let serving =
         server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);

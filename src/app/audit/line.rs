@@ -113,6 +113,18 @@ impl Outcome {
     }
 }
 
+/// How much an audit line stands for.
+#[derive(Default, Serialize)]
+pub(crate) struct Amounts {
+    /// Bytes of the disk that were sent.
+    pub bytes: Option<u64>,
+    /// Requested ranges of the disk.
+    pub ranges: Option<u64>,
+    /// The number of requests, if the line can summarize several.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests: Option<u64>,
+}
+
 /// One audit line.
 #[derive(Serialize)]
 pub(crate) struct AuditLine<'a> {
@@ -130,13 +142,8 @@ pub(crate) struct AuditLine<'a> {
     what: &'a str,
     outcome: &'static str,
     reason: Option<&'a str>,
-    /// Bytes of the disk that were sent.
-    pub bytes: Option<u64>,
-    /// Requested ranges of the disk.
-    pub ranges: Option<u64>,
-    /// The number of requests, if the line can summarize several.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub requests: Option<u64>,
+    #[serde(flatten)]
+    pub amounts: Amounts,
     /// The id of the last request.
     request_id: Option<&'a str>,
 }
@@ -153,9 +160,7 @@ impl<'a> AuditLine<'a> {
             what,
             outcome: outcome.name,
             reason: outcome.reason.as_deref(),
-            bytes: None,
-            ranges: None,
-            requests: None,
+            amounts: Amounts::default(),
             request_id: actor.request_id.as_deref(),
         }
     }
@@ -171,7 +176,8 @@ impl<'a> AuditLine<'a> {
             }
             return;
         }
-        let Self { account, accounts, action, what, outcome, bytes, ranges, requests, .. } = self;
+        let Self { account, accounts, action, what, outcome, .. } = self;
+        let Amounts { bytes, ranges, requests } = self.amounts;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         // Quoted, so that line breaks in the text do not start a new line.

@@ -9,7 +9,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use super::line::{Actor, AuditLine, Outcome};
+use super::line::{Actor, Amounts, AuditLine, Outcome};
 use crate::app::Error;
 use crate::auth::{BadToken, Session};
 
@@ -165,7 +165,7 @@ fn add_to<'a>(
     }
     if is_new && sent.is_none() {
         let mut line = AuditLine::new(actor, subject.action, &what, &subject.outcome);
-        (line.requests, line.account) = (Some(1), subject.account.as_deref());
+        (line.amounts.requests, line.account) = (Some(1), subject.account.as_deref());
         line.write();
     }
     let now = Instant::now();
@@ -196,11 +196,13 @@ fn write_one(subject: &Subject, sum: &Sum) {
         return;
     }
     let mut line = AuditLine::new(&sum.actor, subject.action, &sum.what, &subject.outcome);
-    line.requests = Some(sum.requests);
     line.account = subject.account.as_deref();
     line.accounts = Some(sum.accounts.len()).filter(|accounts| *accounts > 0);
-    line.bytes = sum.sent.map(|sent| sent.bytes);
-    line.ranges = sum.sent.map(|sent| sent.ranges);
+    line.amounts = Amounts {
+        bytes: sum.sent.map(|sent| sent.bytes),
+        ranges: sum.sent.map(|sent| sent.ranges),
+        requests: Some(sum.requests),
+    };
     line.write();
 }
 

@@ -176,8 +176,10 @@ impl Documents {
             freeze_ms: snapshot.provenance.freeze_ms,
             hooks: snapshot.provenance.hooks.iter().map(hook_document).collect(),
             compare_to: None,
-            expires_at: retention.expires_at.map(api::time),
-            leased_until: leased_until.map(api::time),
+            retention: api::Retention {
+                expires_at: retention.expires_at.map(api::time),
+                leased_until: leased_until.map(api::time),
+            },
             disks: Vec::new(),
         }
     }

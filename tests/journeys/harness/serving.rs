@@ -29,6 +29,7 @@ impl Serving {
             certificate: certificates.path(format!("{name}.pem")),
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
+            connections: Default::default(),
         };
         let tls = Arc::new(ArcSwap::new(testing::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
