@@ -1,4 +1,4 @@
-//! Maps errors to HTTP. Statuses are chosen only here.
+//! Maps the application's errors to HTTP statuses and codes. [`super::refusal`] does so for malformed requests.
 
 use axum::http::header::{CONTENT_RANGE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderName, HeaderValue, StatusCode};
