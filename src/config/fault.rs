@@ -38,7 +38,7 @@ impl Fault {
         let address = SocketAddr::from((api.bind, api.port));
         let (found, remedy) = match error.kind() {
             io::ErrorKind::AddrInUse => (
-                format!("{address} is in use by another program"),
+                format!("{address} is in use by another process"),
                 format!("stop it (ss -ltnp 'sport = :{}' shows which it is), or name another port", api.port),
             ),
             io::ErrorKind::AddrNotAvailable => (

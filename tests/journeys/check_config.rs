@@ -27,7 +27,7 @@ fn valid_config_passes_with_and_without_the_service_running() {
     for (what, expected) in [
         ("db_file", "the service is running"),
         ("api.bind", "the service is running"),
-        ("ovm_endpoint", "answers"),
+        ("ovm_endpoint", "responds"),
         ("repository 0004fb", "xfs"),
         ("api.tls.certificate", "valid until"),
     ] {
@@ -70,7 +70,7 @@ fn each_fault_has_a_line_with_a_remedy() {
         ("api.tls", "key", Box::new(|settings| settings.key = certificates.path("other.key"))),
         (
             "api.tls.certificate",
-            "has expired",
+            "expired at",
             Box::new(|settings| {
                 settings.certificate = certificates.path("ended.pem");
                 settings.key = certificates.path("ended.key");
@@ -131,12 +131,12 @@ fn each_fault_has_a_line_with_a_remedy() {
     settings.sections += &format!("[audit]\nfile = {:?}\n", repository.join("audit.jsonl"));
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(line(&table, "audit.file").0.starts_with("ok"), "{table}");
-    assert!(table.lines().any(|line| line.contains("audit.jsonl lies in the repository")), "{table}");
+    assert!(table.lines().any(|line| line.contains("audit.jsonl is in the repository")), "{table}");
     // A manager that answers anonymous requests accepts any password.
     manager.set_behavior(ManagerBehavior::Status(204));
     let settings = Settings::new(&certificates, &manager, &[Path::new(&repository)]);
     let (_, table) = Exporter::command_alone(&settings, &["check-config"]);
-    assert!(line(&table, "ovm_endpoint").0.contains("no password at all"), "{table}");
+    assert!(line(&table, "ovm_endpoint").0.contains("without a password"), "{table}");
     let (status, output) = Exporter::command_alone(
         &Settings::new(&certificates, &manager, &[&repository]),
         &["check-config", "--config", "/nonexistent.toml"],

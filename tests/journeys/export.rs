@@ -55,7 +55,7 @@ fn read_error_aborts_the_body_and_is_logged() {
     assert!(world.exporter.log().contains("cannot read the disk; cutting the connection"));
     // If nothing has been sent yet, the client gets an error.
     let range = |range: String| client.send(client.request(Method::GET, &path(&id)).header("Range", range));
-    let disconnects = || world.exporter.log().matches("the client went away").count();
+    let disconnects = || world.exporter.log().matches("client disconnected").count();
     let before = disconnects();
     assert_eq!(range(format!("bytes={}-", size - 4096)).error(500), "io_error");
     assert_eq!(disconnects(), before, "an answered error was logged as a disconnect");

@@ -88,7 +88,7 @@ fn error_and_log_name_the_skipped_post_hooks() {
     );
     let answer = client.post(SNAPSHOTS);
     assert_eq!(answer.error(500), "io_error");
-    assert!(text(&answer.json()["details"]).ends_with("not run: 10-says-nothing"), "{answer:?}");
+    assert!(text(&answer.json()["details"]).ends_with("post_on_failure is false: 10-says-nothing"), "{answer:?}");
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn every_rejected_request_gets_json_and_is_logged() {
     let long = "a".repeat(62_000);
     let many: String = (0..150).map(|number| format!("X-{number}: y\r\n")).collect();
     for (what, request, status, code) in [
-        ("no HTTP", "nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
+        ("not HTTP", "nonsense\r\n\r\n".to_owned(), 400, "bad_request"),
         ("another version", "GET / HTTP/3.0\r\nHost: x\r\n\r\n".to_owned(), 400, "bad_request"),
         ("a malformed header", format!("{get}Host: x\r\nBad Header: y\r\n\r\n"), 400, "bad_request"),
         ("a folded header", format!("{get}Host: x\r\nA: b\r\n c\r\n\r\n"), 400, "bad_request"),
@@ -91,7 +91,7 @@ fn every_rejected_request_gets_json_and_is_logged() {
             let id = text(&last.json()["request_id"]);
             let line = eventually_some(&format!("{what}: {id} is logged"), || {
                 let log = world.exporter.log();
-                log.lines().find(|line| line.contains(&id) && line.contains("answered")).map(str::to_owned)
+                log.lines().find(|line| line.contains(&id) && line.contains("refused input")).map(str::to_owned)
             });
             assert!(line.contains("127.0.0.1:") && line.contains(&format!("status={status}")), "{line}");
         }

@@ -50,7 +50,7 @@ fn lost_database_is_reported_and_restored_from_the_manifests() {
         assert_eq!(problems(&client), ["snapshots in a repository are not in the database"]);
         assert_eq!((listed(&client), repository(&client)["unknown_snapshots"].clone()), (0, 2.into()));
         let page = client.send(client.request(Method::GET, "/api/v1/status").header("Accept", "text/plain"));
-        assert!(String::from_utf8_lossy(&page.body).contains("2 that the database does not know"), "{page:?}");
+        assert!(String::from_utf8_lossy(&page.body).contains("and 2 not in the database"), "{page:?}");
         let log = world.exporter.log();
         assert!(log.contains("lost=2") && log.contains("adopt --manifests"), "{log}");
 

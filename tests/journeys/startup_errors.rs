@@ -54,7 +54,7 @@ fn service_generates_the_token_key() {
     }
     let (status, table) = world.exporter.command(&["check-config"]);
     assert!(
-        status == Some(0) && table.contains("jwt.secret") && table.contains("which the service has made"),
+        status == Some(0) && table.contains("jwt.secret") && table.contains("which the service created"),
         "{table}"
     );
     let (status, output) = world.exporter.command(&["adopt", "--dry-run"]);
@@ -157,7 +157,7 @@ fn all_faults_are_reported_at_once() {
     }
     for expected in [
         "does not belong to the certificate",
-        "is in use by another program",
+        "is in use by another process",
         "is not a database of this service",
         "the manager cannot be asked",
         "repository nowhere",
@@ -166,7 +166,7 @@ fn all_faults_are_reported_at_once() {
     }
     let remedies = table.lines().filter(|line| line.trim_start().starts_with("-> ")).count();
     let faults = table.lines().filter(|line| line.starts_with("FAIL") || line.starts_with("warn")).count();
-    assert!(remedies == faults && !table.contains("mend what"), "{table}");
+    assert!(remedies == faults && !table.contains("change that key"), "{table}");
 }
 
 #[test]
@@ -203,7 +203,7 @@ fn start_and_check_config_report_the_same_faults() {
         (
             Box::new(|settings| settings.db_file = Some("/nonexistent/folder/db".into())),
             78,
-            "the folder of /nonexistent/folder/db is not there".to_owned(),
+            "the folder of /nonexistent/folder/db does not exist".to_owned(),
             "create it, or name another file",
         ),
         (
@@ -221,7 +221,7 @@ fn start_and_check_config_report_the_same_faults() {
         (
             Box::new(|settings| settings.port = Some(occupied.local_addr().unwrap().port())),
             1,
-            "is in use by another program".to_owned(),
+            "is in use by another process".to_owned(),
             "or name another port",
         ),
         (
@@ -355,7 +355,7 @@ fn service_files_in_a_repository_are_reported() {
     settings.secret.clear();
     settings.db_file = Some(world.repository.join("other.db"));
     let (status, refusal) = Exporter::refusal(&settings);
-    let expected = "other.db.jwt-secret would lie in a repository";
+    let expected = "other.db.jwt-secret would be in a repository";
     assert!(status == BROKEN_CONFIG && refusal.contains(expected), "{refusal}");
     let (status, table) = Exporter::command_alone(&settings, &["check-config"]);
     assert!(status == Some(1) && table.contains(expected), "{table}");

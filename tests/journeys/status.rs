@@ -89,7 +89,7 @@ fn status_is_json_or_text() {
     assert_eq!(text_page.header("content-type"), "text/plain; charset=utf-8");
     let text_page = String::from_utf8(text_page.body).unwrap();
     let cost = format!("{id} ");
-    for expected in ["snapshots being made: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
+    for expected in ["snapshots being created: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
         assert!(text_page.contains(expected), "{text_page} lacks {expected:?}");
     }
     let of_vm = client.get(&format!("/status?cost=true&vm={VM}")).ok();

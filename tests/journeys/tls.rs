@@ -63,7 +63,7 @@ fn tls_versions_and_certificate_reload() {
     assert_ne!(first, second);
     std::fs::write(world.certificates.path("service.pem"), "no certificate").unwrap();
     world.exporter.signal(Signal::SIGHUP);
-    world.exporter.wait_for_log("the old one stays");
+    world.exporter.wait_for_log("keeping the current one");
     assert_eq!(served_certificate(&world), second);
     assert!(curl(&world, &[]));
 }
@@ -167,7 +167,7 @@ fn signal_lets_running_responses_finish() {
         // Less than the 30 s for running requests: idle connections do not delay the shutdown.
         let status = world.exporter.wait(Duration::from_secs(20));
         assert_eq!(status.code(), Some(0), "{signal}: {status}");
-        assert!(!world.exporter.log().contains("before all was answered"), "{signal}");
+        assert!(!world.exporter.log().contains("still running at the deadline"), "{signal}");
         drop((client, idle, unused, silent));
     }
 }
