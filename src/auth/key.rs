@@ -45,7 +45,7 @@ pub fn find(config: &Config) -> Result<Option<SecretString>, KeyError> {
         let shown = path.display();
         return Err(KeyError::Unfit(format!(
             "{shown}: contains hooks.sync.secret, which is sent to guests: a guest could log in as any user; set another \
-             hooks.sync.secret and remove {shown}: the service makes a new key"
+             hooks.sync.secret and remove {shown}: the service creates a new key"
         )));
     }
     Ok(key)
@@ -78,25 +78,25 @@ fn read(path: &Path) -> Result<Option<SecretString>, KeyError> {
     let metadata = file.metadata().map_err(failed)?;
     let owner = metadata.uid();
     if !metadata.is_file() {
-        return unfit("is not a regular file; remove it and the service makes a new key");
+        return unfit("is not a regular file; remove it and the service creates a new key");
     }
     if metadata.mode() & 0o077 != 0 {
         return unfit(&format!(
             "can be read or written by users other than its owner, but contains the key that signs tokens; if no \
-             other user has read it: chmod 0600 {shown}; otherwise remove it and the service makes a new one"
+             other user has read it: chmod 0600 {shown}; otherwise remove it and the service creates a new one"
         ));
     }
     if owner != 0 && owner != nix::unistd::geteuid().as_raw() {
-        return unfit(&format!("belongs to the user {owner}; remove it and the service makes a new key"));
+        return unfit(&format!("belongs to the user {owner}; remove it and the service creates a new key"));
     }
     let mut text = String::new();
     let length = file.take(MAX_SIZE + 1).read_to_string(&mut text).map_err(failed)?;
     let key = SecretString::from(text.trim());
     if length as u64 > MAX_SIZE {
-        return unfit("is too large for a key; remove it and the service makes a new one");
+        return unfit("is too large for a key; remove it and the service creates a new one");
     }
     match weakness(&key) {
-        Some(why) => unfit(&format!("{why}; remove it and the service makes a new key")),
+        Some(why) => unfit(&format!("{why}; remove it and the service creates a new key")),
         None => Ok(Some(key)),
     }
 }

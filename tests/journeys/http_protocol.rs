@@ -91,7 +91,7 @@ fn every_rejected_request_gets_json_and_is_logged() {
             let id = text(&last.json()["request_id"]);
             let line = eventually_some(&format!("{what}: {id} is logged"), || {
                 let log = world.exporter.log();
-                log.lines().find(|line| line.contains(&id) && line.contains("refused input")).map(str::to_owned)
+                log.lines().find(|line| line.contains(&id) && line.contains("status=")).map(str::to_owned)
             });
             assert!(line.contains("127.0.0.1:") && line.contains(&format!("status={status}")), "{line}");
         }

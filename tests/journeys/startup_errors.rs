@@ -74,7 +74,10 @@ fn service_generates_the_token_key() {
     assert_eq!(world.exporter.try_restart().unwrap_err().code(), BROKEN_CONFIG);
     assert!(world.exporter.log().contains("chmod 0600"), "{}", world.exporter.log());
     let (status, table) = world.exporter.command(&["check-config"]);
-    assert!(status == Some(1) && table.contains("FAIL  jwt.secret") && table.contains("-> if nobody"), "{table}");
+    assert!(
+        status == Some(1) && table.contains("FAIL  jwt.secret") && table.contains("-> if no other user has read it"),
+        "{table}"
+    );
     assert_eq!(fs::read_to_string(&path).unwrap(), made);
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     world.exporter.restart();
@@ -228,7 +231,7 @@ fn start_and_check_config_report_the_same_faults() {
             Box::new(|settings| settings.manager = format!("ca_certificate = {:?}\n", at("notes.txt"))),
             78,
             format!("{}: holds no certificate in PEM", at("notes.txt").display()),
-            "name a certificate in PEM",
+            "name a readable certificate in PEM format",
         ),
     ];
     for (change, expected_status, found, remedy) in cases {
