@@ -1,6 +1,6 @@
 //! The config file. It is read once at start, and refused as a whole if any key is wrong.
 //!
-//! Each section has a file with its keys and the type that they become. [`File`] is the list of sections.
+//! Each section has a file with its keys and the type that they become. `file.rs` has the list of sections.
 
 mod api;
 mod audit;

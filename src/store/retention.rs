@@ -96,7 +96,7 @@ impl Store {
     }
 }
 
-/// The expiries and leases of a [`Store`](super::Store).
+/// The expiries and leases of a [`Store`].
 pub struct Retentions<'a>(pub(super) &'a database::Handle);
 
 impl Retentions<'_> {
