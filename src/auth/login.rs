@@ -16,10 +16,10 @@ pub enum LoginError {
     #[error("the manager refuses this user name or password")]
     Refused,
     /// It does not answer.
-    #[error("the manager cannot be asked: {0}")]
+    #[error("the manager cannot be reached: {0}")]
     Unavailable(String),
-    /// Its answer is neither yes nor no.
-    #[error("the manager cannot be asked: {0}")]
+    /// Its response says neither that the password is right nor that it is wrong.
+    #[error("the manager gave an unexpected response: {0}")]
     Unclear(String),
     #[error("too many log-ins at once")]
     Busy,

@@ -53,7 +53,10 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     // Folders that belong to no VM.
     let stranger = make_disk(&repository, "stranger.img", 4096);
     let not_adopted = [
-        (make_original_snapshot(&repository, 1, &[&stranger]), "no VM of the inventory has a disk stranger.img"),
+        (
+            make_original_snapshot(&repository, 1, &[&stranger]),
+            "no readable VM of the inventory has a disk stranger.img",
+        ),
         (make_original_snapshot(&repository, 2, &[&a, &c]), "more than one VM"),
         (repository.join("CoriolisSnapshots/notes"), "not a snapshot id"),
     ];

@@ -271,7 +271,7 @@ fn post_hooks_run_at_the_start_after_a_kill() {
     assert_eq!(world.snapshot_files(), Vec::<PathBuf>::new());
     let log = world.exporter.log();
     assert!(log.contains("the service stopped before this operation's post hooks were called"), "{log}");
-    assert!(log.find("stopped before").unwrap() < log.find("left unfinished").unwrap(), "{log}");
+    assert!(log.find("stopped before").unwrap() < log.find("removing an unfinished snapshot").unwrap(), "{log}");
     let hook = Path::new("/proc").join(hooks.read("hook").trim());
     eventually("the hook of the killed service ends", || !hook.exists());
     assert!(!hooks.at("frozen").exists(), "a hook of the killed service froze after the thaw");

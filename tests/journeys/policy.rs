@@ -73,10 +73,10 @@ fn disks_are_selected_by_name_tag_and_request() {
     for (body, code, expected) in [
         (r#"{"disks": ["c.img"]}"#, "unknown_disk", "xvda (a.img), xvdb (b.img)"),
         (r#"{"exclude_disks": ["xvdz"]}"#, "unknown_disk", "\"xvdz\""),
-        (r#"{"disks": ["xvdd"]}"#, "unfit_disk", "xvdd cannot be taken: a CD-ROM"),
+        (r#"{"disks": ["xvdd"]}"#, "unfit_disk", "xvdd cannot be snapshotted: a CD-ROM"),
         (r#"{"exclude_disks": ["xvda", "xvdb", "xvdc", "xvdd"]}"#, "no_disk_left", "keep at least one"),
         (r#"{"exclude_disks": ["xvda", "xvdb"]}"#, "not_snapshottable", "no disk to snapshot"),
-        (r#"{"disks": ["xvda"], "exclude_disks": ["xvdb"]}"#, "bad_request", "keep one"),
+        (r#"{"disks": ["xvda"], "exclude_disks": ["xvdb"]}"#, "bad_request", "use one of them"),
         (r#"{"disks": []}"#, "bad_request", "disks is empty"),
         (r#"{"disk": ["xvda"]}"#, "bad_request", "unknown field `disk`"),
         (r#"{"ttl": "3 parsecs"}"#, "bad_request", "72h"),

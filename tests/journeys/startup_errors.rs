@@ -162,7 +162,7 @@ fn all_faults_are_reported_at_once() {
         "does not belong to the certificate",
         "is in use by another process",
         "is not a database of this service",
-        "the manager cannot be asked",
+        "the manager cannot be reached",
         "repository nowhere",
     ] {
         assert!(table.contains(expected), "{expected:?} is not in\n{table}");

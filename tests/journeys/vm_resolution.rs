@@ -78,5 +78,5 @@ fn manually_removed_snapshot_folder_leaves_no_record() {
     fs::remove_dir_all(world.repository.join("CoriolisSnapshots")).unwrap();
     assert_eq!(client.delete(SNAPSHOTS).status, 200);
     world.exporter.restart();
-    assert!(!world.exporter.log().contains("left unfinished"), "{}", world.exporter.log());
+    assert!(!world.exporter.log().contains("removing an unfinished snapshot"), "{}", world.exporter.log());
 }

@@ -105,7 +105,7 @@ impl Recovery {
         let is_gone = self.store.record(id)?.is_none();
         // An unchanged state is not logged each minute.
         if is_gone || before != self.removals.leftovers.reason(id) {
-            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "cleaned up an unfinished snapshot");
+            tracing::warn!(snapshot = %id, vm = %snapshot.vm, %state, is_gone, "removing an unfinished snapshot");
             Actor::service("cleanup").did("delete", format_args!("{}/{id}", snapshot.vm), &outcome);
         }
         outcome
