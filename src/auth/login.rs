@@ -15,7 +15,7 @@ pub struct Credentials {
 pub enum LoginError {
     #[error("the manager refuses this user name or password")]
     Refused,
-    /// It does not answer.
+    /// The manager does not respond.
     #[error("the manager cannot be reached: {0}")]
     Unavailable(String),
     /// Its response says neither that the password is right nor that it is wrong.
@@ -23,12 +23,12 @@ pub enum LoginError {
     Unclear(String),
     #[error("too many log-ins at once")]
     Busy,
-    /// It accepts any password, so its answers prove nothing.
+    /// The manager accepts any password.
     #[error("{0} accepts requests without a password")]
     NoPasswordRequired(String),
 }
 
-/// Permission to ask, which is limited to a few log-ins at a time. Dropping it lets the next one ask.
+/// Permission to send credentials to the manager. Few exist at a time; dropping it releases it.
 #[derive(Debug)]
 pub struct LoginSlot<'a> {
     pub(super) _asking: SemaphorePermit<'a>,

@@ -16,7 +16,7 @@ use super::session::Identity;
 use crate::config;
 use crate::tls::{self, Untrusted};
 
-/// Concurrent log-ins that ask the manager, so that strangers cannot use us to flood it.
+/// Concurrent log-ins that ask the manager, so that unauthenticated clients cannot flood the manager through this service.
 const CONCURRENCY: usize = 16;
 
 /// Log-ins that wait for one of these slots. More are refused at once, so that log-ins do not pile up while the manager
@@ -81,11 +81,10 @@ impl Manager {
         let url = format!("{endpoint}{}", self.path);
         let request = self.client.get(&url).basic_auth(username, Some(password.expose_secret()));
         ask(&url, request).await?;
-        // The start could not ask this manager, or another manager owns the host since.
+        // This URL is unchecked if the manager was unreachable at the start, or has changed since.
         let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
         match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
-            // Any answer other than a success differs from the answer to the credentials, which proves that they
-            // matter.
+            // The request without credentials did not succeed, so the manager does check passwords.
             Ok(()) | Err(LoginError::Unclear(_)) => Ok(Identity::administrator(username)),
             Err(error) => Err(error),
         }
@@ -113,7 +112,7 @@ async fn ask(url: &str, request: reqwest::RequestBuilder) -> Result<(), LoginErr
     match answer.status() {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(LoginError::Refused),
         status if status.is_success() => {
-            // A log-in page for browsers answers 200 to everybody.
+            // A log-in page for browsers returns 200 for any password.
             let is_html =
                 answer.headers().get(CONTENT_TYPE).is_some_and(|kind| kind.as_bytes().starts_with(b"text/html"));
             if is_html && starts_like_markup(&mut answer).await? {

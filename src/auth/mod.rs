@@ -1,4 +1,4 @@
-//! Who may ask: credentials are exchanged for a token, and a token for a [`Session`].
+//! Authentication: a log-in exchanges credentials for a token; a request exchanges the token for a [`Session`].
 
 mod authenticator;
 pub mod key;

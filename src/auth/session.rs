@@ -1,9 +1,9 @@
-//! Who is asking.
+//! The user of a request.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// An authenticated request. Only an authenticator or a valid token yields one.
+/// An authenticated request. Only a valid token yields one.
 #[derive(Clone, Debug)]
 pub struct Session {
     identity: Identity,

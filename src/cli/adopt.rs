@@ -66,9 +66,26 @@ pub fn report(adoption: &api::Adoption) -> Lines {
     for snapshot in &adoption.adopted {
         lines.add(format_args!("{done}  {}  of VM {}, made {}", snapshot.id, snapshot.vm_id, snapshot.created_at));
     }
-    for folder in &adoption.skipped {
-        lines.add(format_args!("left  {}: {}", folder.path, folder.reason));
+    // A running service before 0.2.0 uses only the former name.
+    let skipped = if adoption.skipped.is_empty() { &adoption.skipped_legacy } else { &adoption.skipped };
+    for folder in skipped {
+        lines.add(format_args!("skipped  {}: {}", folder.path, folder.reason));
     }
-    lines.add(format_args!("{} {done}, {} left as they are", adoption.adopted.len(), adoption.skipped.len()));
+    lines.add(format_args!("{} {done}, {} skipped", adoption.adopted.len(), skipped.len()));
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn skipped_folders_are_listed_by_their_new_and_their_former_name() {
+        let folder = r#"{"path": "/r/1", "reason": "another VM"}"#;
+        for members in [format!(r#""skipped": [{folder}], "left": [{folder}]"#), format!(r#""left": [{folder}]"#)] {
+            let adoption = format!(r#"{{"dry_run": true, "adopted": [], {members}}}"#);
+            let report = report(&serde_json::from_str(&adoption).unwrap());
+            assert_eq!(report.as_str(), "skipped  /r/1: another VM\n0 would be adopted, 1 skipped\n");
+        }
+    }
 }

@@ -40,10 +40,10 @@ pub enum Command {
     ///
     /// Nothing is changed. The exit status is 1 if the service would not work.
     CheckConfig,
-    /// Take over snapshots that the running service does not know, such as those of the original exporter
+    /// Adopt snapshots that the running service does not know, such as those of the original exporter
     ///
     /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times.
-    /// Folders that cannot be assigned are listed and left as they are.
+    /// Folders that cannot be assigned are listed with the reason and not changed.
     Adopt {
         /// Only report what would be done
         #[arg(long)]

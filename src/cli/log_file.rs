@@ -106,7 +106,7 @@ impl LogFile {
             let _ = fs::rename(old(1), &self.path);
             return Err(error);
         }
-        // Those of a time when more were kept.
+        // Older files: `max_files` may have been larger before.
         for n in self.max_files + 1.. {
             if fs::remove_file(old(n)).is_err() {
                 break;

@@ -35,11 +35,11 @@ pub struct Sync {
     pub secret: SecretString,
     /// For guests whose URL names no port.
     pub port: u16,
-    /// For one whole answer.
+    /// Time for one complete response.
     pub timeout: Duration,
     /// When the last attempt fails.
     pub on_failure: OnFailure,
-    /// Whether a guest hears about the end of a snapshot that failed.
+    /// Whether `/post-sync` is called after a snapshot that failed.
     pub post_on_failure: bool,
     pub trust: Trust,
     /// Attempts after the first.
@@ -47,7 +47,7 @@ pub struct Sync {
     pub retry_delay: Duration,
     /// Where a VM's tag may send the secret: host names, addresses, domains with a leading dot, or `*`.
     pub hosts: Vec<String>,
-    /// The URL of a VM's server goes before its tag.
+    /// URLs by VM. They override the VM's tag.
     pub urls: BTreeMap<VmId, String>,
 }
 

@@ -14,7 +14,7 @@ pub struct Manager {
     /// The path of the request that checks a password.
     pub path: String,
     pub trust: Trust,
-    /// For one whole answer.
+    /// Time for one complete response.
     pub timeout: Duration,
 }
 

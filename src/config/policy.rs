@@ -13,7 +13,7 @@ pub struct Policy {
     pub snapshot_concurrency: usize,
     /// Downloads of disks at the same time.
     pub export_concurrency: usize,
-    /// How long a download may wait for its turn.
+    /// How long a download may wait for a slot.
     pub export_wait: Duration,
     pub max_snapshots_per_vm: Option<usize>,
     /// With less free space, no snapshot is created.

@@ -1,4 +1,4 @@
-//! What hooks hear about an operation.
+//! The description of an operation that hooks get.
 
 use serde::{Deserialize, Serialize};
 

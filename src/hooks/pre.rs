@@ -47,8 +47,8 @@ impl Hooks {
     /// Calls the pre hooks: the guest's server, then the programs in the order of their names. [`Hooks::call_post`]
     /// must follow in any case.
     ///
-    /// The server goes first because what it flushes has to pass what a program may freeze, and so that no program
-    /// keeps anything frozen while the server is asked again.
+    /// The server is called first. A program may freeze storage that the server's flush must reach, and nothing may
+    /// stay frozen during the server's retries.
     pub async fn call_pre(&self, pending: &PendingPostHooks, refresh: &Refresh) -> PreResult {
         let earlier = pending.earlier.iter();
         let earlier = earlier.map(|name| CalledProgram { name: name.clone(), quiesced: false, pending_earlier: true });

@@ -136,13 +136,14 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
     while let Some(piece) = answer.chunk().await? {
         length += piece.len();
         if length > MAX_ANSWER {
-            let detail = format!("answers {status} with more than {MAX_ANSWER} bytes: is that a sync server?");
+            let detail =
+                format!("answers {status} with more than {MAX_ANSWER} bytes; check that the URL is a sync server's");
             return Ok(Answer { outcome: HookOutcome::Failed, detail });
         }
     }
     let outcome = if status.is_success() { HookOutcome::Ok } else { HookOutcome::Failed };
     let detail = if status.is_redirection() {
-        format!("answers {status}, which is not followed: the secret would be sent along")
+        format!("answers {status}; redirects are not followed, because they would get the secret")
     } else {
         format!("answers {status}")
     };
@@ -154,7 +155,7 @@ fn describe(error: &reqwest::Error, reached: bool) -> String {
     let remedy = if matches!(tls::rustls_error(error), Some(rustls::Error::InvalidCertificate(_))) {
         " (name its authority, or the certificate itself, with hooks.sync.ca_certificate)"
     } else if !reached {
-        " (does the VM run, and does its sync server?)"
+        " (check that the VM and its sync server are running)"
     } else {
         ""
     };

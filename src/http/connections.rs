@@ -1,11 +1,11 @@
 //! Limits the number of open connections.
 //!
-//! A connection that has sent a valid token is known. The number of unknown connections is limited for each address,
-//! and in total, so that there is always space for known ones. A new connection never waits: the unknown connection
-//! that has been idle longest is closed for it, of the address that has most of them. So many silent connections of one
-//! address harm only that address, and not even its next connection. A connection is not closed while its log-in waits
-//! for the manager. There are few of these (`auth::Authenticator::login_slot`). If only these are left, the new
-//! connection takes a place for known ones. It is refused only if all places have working connections.
+//! A connection is known for a while after it has sent a valid token. Unknown connections are limited per address and
+//! in total, so that slots remain for known ones. A new connection never waits. If there are too many unknown
+//! connections, the service closes the one that has been idle longest, from the address that has the most. It does not
+//! close a connection whose log-in waits for the manager: there are few of these (`auth::Authenticator::login_slot`).
+//! If only these are left, the new connection takes a slot for known ones. It is refused only if no open connection
+//! may be closed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;

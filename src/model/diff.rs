@@ -4,15 +4,14 @@ use super::chunk::{Chunk, append_run};
 use super::extent_map::ExtentMap;
 use super::range::ByteRange;
 
-/// The parts of the `window` of `target` whose bytes may differ from `base`, in order and disjoint, joined where they are one run on
-/// the device.
+/// The parts of `window` in which `target` may differ from `base`, in order and disjoint. Parts that are adjacent on the
+/// device are joined.
 ///
 /// Bytes are the same if both files read as zeros, or if both store them at one address: a copy-on-write file system
 /// never rewrites a block that two files share. Past its end `base` reads as zeros, like a client's copy after it is
 /// extended.
 ///
-/// The restore invariant: *the bytes of the base, cut or extended with zeros to the target's size and patched with the
-/// chunks, equal the bytes of the target.*
+/// The chunks fulfil the restore invariant (docs/api.md#comparison).
 ///
 /// Outside the window the maps need not be complete. One pass over both maps: O(n + m).
 pub fn changed_within(window: ByteRange, base: &ExtentMap, target: &ExtentMap) -> Vec<Chunk> {

@@ -17,8 +17,8 @@ pub struct Reference {
 
 /// For each owner, the bytes that no other owner references.
 ///
-/// If a run is certainly shared and `references` holds only one reference to it, the other file has none of these
-/// owners. Such a run counts for no owner.
+/// If a run is certainly shared but `references` has only one reference to it, an unrelated file shares it. The run then
+/// counts for no owner.
 pub fn exclusive(references: &[Reference], owners: usize) -> Vec<u64> {
     let mut bytes = vec![0; owners];
     // Address, index of the reference, and whether the reference starts there.

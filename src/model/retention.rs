@@ -87,8 +87,8 @@ impl Watch {
 
     /// Whether the grace period of the snapshot `id` is over.
     ///
-    /// After a restart, or if the direct successor was deleted, the wall clock tells how much of the period is left. As
-    /// for expiries, it is not trusted with the last minutes.
+    /// After a restart, or if the direct successor was deleted, the wall clock tells how much of the period is left,
+    /// but at least [`STARTUP_GRACE`] remains, because the clock may be wrong.
     fn grace_is_over(&mut self, now: Moment, id: SnapshotId, successor: &Candidate) -> bool {
         if self.superseded.get(&id).is_none_or(|known| known.by != successor.id) {
             let age = Duration::try_from(now.wall.duration_since(successor.created_at)).unwrap_or_default();

@@ -23,7 +23,7 @@ pub enum CompareError {
     /// Every reading of the base's map differed from the one before.
     #[error("the blocks of the base keep moving; is a defragmenter running?")]
     BaseUnstable,
-    #[error("the client no longer waits for the answer")]
+    #[error("the client has disconnected")]
     Cancelled,
 }
 
@@ -38,7 +38,8 @@ enum Base<S> {
 /// A base whose map is read before and after the target's.
 struct BaseFile<S> {
     windows: MapWindows<S>,
-    /// A window that was read before the target's next window will be.
+    /// The last base window, if it reaches past the current offset. It also serves as the first reading for the next
+    /// window.
     read_before: Option<MapWindow>,
 }
 
@@ -261,7 +262,7 @@ fn read_stable<S: ExtentSource>(
         let after = base.windows.read_from(at).map_err(CompareError::Base)?;
         let end = base.known_to(before.end).min(base.known_to(after.end)).min(target.end);
         if ByteRange::new(at, end).is_none_or(|window| before.map.agrees_with(&after.map, window)) {
-            // The rest of this reading was read before the target's next window, too.
+            // Keep the rest: it is read before the target's next window.
             base.read_before = (after.end > end).then(|| after.clone());
             return Ok(StableWindows { base: after, target, end });
         }

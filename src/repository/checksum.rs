@@ -24,7 +24,7 @@ static ZEROS: [u8; READ_BYTES] = [0; READ_BYTES];
 
 #[derive(Debug, thiserror::Error)]
 pub enum ChecksumError {
-    #[error("the client no longer waits for the checksum")]
+    #[error("the client has disconnected")]
     Cancelled,
     /// The file cannot be read, or is not the snapshot's.
     #[error(transparent)]

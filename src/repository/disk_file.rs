@@ -21,7 +21,7 @@ pub enum OpenError {
     #[error("the snapshot's file is missing")]
     Missing,
     /// The snapshot is gone from the file system that it was made on.
-    #[error("the snapshot was removed by another service, or by hand")]
+    #[error("another exporter or an administrator removed the snapshot")]
     Gone,
     /// The repository is not available, and may come back with the snapshot.
     #[error("the repository {0}")]

@@ -46,7 +46,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The file system does not respond, or its executor is full.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("does not answer; is it frozen, or are its servers gone?")]
+#[error("does not respond; check whether it is frozen and whether its storage is reachable")]
 pub struct Unresponsive;
 
 /// Why a job has no result.

@@ -1,10 +1,9 @@
 //! A download leaves the page cache as it found it, so a backup does not displace what the guests use. Pages that were
 //! cached stay. Of a short run, pages stay only if all of them were cached.
 //!
-//! There are two exceptions. The kernel's readahead past the end of a long range, a few MiB, stays cached: the next
-//! range finds these pages and takes them for someone else's. A short range that a fast device delivers during the
-//! check counts as cached, because since Linux 5.9 preadv2 with RWF_NOWAIT starts a read. Asking mincore first would
-//! cost each short range some microseconds.
+//! There are two exceptions. A few MiB of kernel readahead past the end of a long range stay cached, because the next
+//! range cannot tell them from pages that were cached before. Since Linux 5.9, preadv2 with RWF_NOWAIT starts a read, so
+//! a short range that a fast device delivers during the check counts as cached.
 //!
 //! There is a price: if several clients read the same bytes at the same time, each may have to read them from the
 //! device.

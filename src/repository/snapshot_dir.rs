@@ -276,9 +276,8 @@ fn remove_if(
 /// Whether a regular file with a disk's name in a snapshot's own folder is like those that the service makes: with one
 /// link, and read-only.
 ///
-/// This check has to do after a crash has lost the inodes of an unfinished snapshot. It cannot hit anyone else's files:
-/// no one could know the folder's name before, and no link leads out of it. A person who put a file there on purpose could have
-/// removed it as well.
+/// After a crash the inodes of an unfinished snapshot may be unknown, so only this check is possible. It is safe: no one
+/// knew the folder's random name before, and no link leads out of the folder.
 fn looks_like_ours(found: &Metadata, folder: &Folder) -> io::Result<bool> {
     // On OCFS2 a clone has the mode of its disk until it is sealed.
     let is_read_only = found.mode() & 0o222 == 0 || fsinfo::name_of(folder)? == "ocfs2";

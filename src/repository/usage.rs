@@ -17,10 +17,10 @@ use crate::sys::{fiemap, fsinfo};
 pub enum UsageError {
     #[error("reading an extent map failed: {0}")]
     Io(#[from] io::Error),
-    /// More extents than the memory for them is worth.
+    /// More than [`MAX_EXTENTS`].
     #[error("the files have more than {0} extents")]
     TooMany(usize),
-    #[error("the client no longer waits for it")]
+    #[error("the client has disconnected")]
     Cancelled,
 }
 

@@ -38,7 +38,7 @@ impl Handle {
         let (database, opened) = (RwLock::new(Some(database)), file_id(&fs::metadata(path)?));
         let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
         handle.write(schema::migrate)?;
-        // Without its directory entry, a crash would take the whole database away.
+        // Sync the folder, so that a new file survives a crash.
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             File::open(folder)?.sync_all()?;
         }

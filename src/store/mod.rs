@@ -31,8 +31,8 @@ const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapsh
 /// (VM, sequence) → snapshot id.
 const SNAPSHOTS_BY_VM: TableDefinition<'_, (&str, u64), u128> = TableDefinition::new("snapshots_by_vm");
 
-/// The first sequence that [`Store::begin`] assigns. Lower ones are for adopted snapshots, which get the second of
-/// their creation.
+/// The first sequence that [`Store::begin`] assigns. Lower ones are for adopted snapshots
+/// (docs/formats.md#sequences).
 pub const FIRST_SEQUENCE: u64 = 1 << 32;
 
 /// The highest sequence that an adopted snapshot may name. Without this limit, a damaged manifest could use up all

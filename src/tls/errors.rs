@@ -8,7 +8,7 @@ pub fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::
     if let Some(found) = error.downcast_ref() {
         return Some(found);
     }
-    // The source of an io::Error is the source of the error inside it, so that one has to be asked for.
+    // `io::Error::source` skips the error inside it, so `get_ref` returns that.
     let inner = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     inner.and_then(|inner| rustls_error(inner)).or_else(|| error.source().and_then(rustls_error))
 }

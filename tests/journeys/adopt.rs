@@ -66,7 +66,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     // New folders are skipped: another service may still be writing them.
     let report = world.exporter.command(&["adopt"]);
     assert!(
-        report_ends_with(&report, "0 adopted, 6 left as they are") && report.1.contains("less than 10 minutes ago"),
+        report_ends_with(&report, "0 adopted, 6 skipped") && report.1.contains("less than 10 minutes ago"),
         "{report:?}"
     );
     clock.load_into(world.exporter.settings());
@@ -78,11 +78,11 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     fs::rename(&second, &moved).unwrap();
     let report = world.exporter.command(&["adopt"]);
     assert!(report.1.contains("0 adopted") && report.1.contains("its VM has a disk in"), "{report:?}");
-    assert!(report.1.contains(&format!("left  {}: ", second.display())), "{report:?}");
+    assert!(report.1.contains(&format!("skipped  {}: ", second.display())), "{report:?}");
     fs::rename(&moved, &second).unwrap();
 
     let report = world.exporter.command(&["adopt", "--dry-run"]);
-    assert!(report_ends_with(&report, "2 would be adopted, 3 left as they are"), "{report:?}");
+    assert!(report_ends_with(&report, "2 would be adopted, 3 skipped"), "{report:?}");
     let client = world.client();
     assert_eq!(
         (client.snapshot_ids(), world.snapshot_files()),
@@ -91,9 +91,9 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     );
 
     let report = world.exporter.command(&["adopt"]);
-    assert!(report_ends_with(&report, "2 adopted, 3 left as they are"), "{report:?}");
+    assert!(report_ends_with(&report, "2 adopted, 3 skipped"), "{report:?}");
     for (path, reason) in &not_adopted {
-        let start = format!("left  {}: ", path.display());
+        let start = format!("skipped  {}: ", path.display());
         assert!(report.1.lines().any(|line| line.starts_with(&start) && line.contains(reason)), "{path:?}: {report:?}");
     }
     assert!(before.iter().all(|path| path.exists()), "files were deleted");
@@ -113,7 +113,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa), made.clone()]);
 
     // Known snapshots are not adopted again, and adopted ones can be deleted.
-    assert!(report_ends_with(&world.exporter.command(&["adopt"]), "0 adopted, 3 left as they are"));
+    assert!(report_ends_with(&world.exporter.command(&["adopt"]), "0 adopted, 3 skipped"));
     assert_eq!(client.delete(&format!("{SNAPSHOTS}/{}", id(0xb))).status, 200);
     assert!(placed.iter().all(|folder| !folder.exists()));
 

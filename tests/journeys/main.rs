@@ -1,5 +1,5 @@
 //! Integration tests: the real binary over real TLS on a loop-mounted XFS repository, one module per topic.
-#![allow(missing_docs, clippy::unwrap_used, clippy::type_complexity)] // test names are documentation; tests may panic
+#![allow(clippy::unwrap_used, clippy::type_complexity)] // test names are documentation; tests may panic
 
 mod harness;
 

@@ -61,7 +61,7 @@ fn repository_hung_at_the_start_is_reported_and_blocks_nothing() {
     let listed = client.get("/vms").ok();
     let both = entry(&listed, BOTH);
     assert_eq!((&both["snapshot_compatible"], &both["status"]), (&false.into(), &"ok".into()), "{both}");
-    assert!(text(&both["disks"][1]["incompatible_reason"]).contains("does not answer"), "{both}");
+    assert!(text(&both["disks"][1]["incompatible_reason"]).contains("does not respond"), "{both}");
     let unknown = entry(&listed, SECOND);
     assert_eq!((&unknown["status"], &unknown["unavailable_repository"]), (&"error".into(), &SECOND.into()));
     for (method, path) in [(Method::GET, ""), (Method::POST, "/snapshots"), (Method::GET, "/snapshots")] {
@@ -107,7 +107,7 @@ fn vms_of_a_hung_repository_stay_in_the_list() {
     let listed = client.get("/vms").ok();
     let other = entry(&listed, OTHER);
     assert_eq!((&other["status"], &other["snapshot_compatible"]), (&"error".into(), &false.into()), "{other}");
-    assert!(text(&other["reason"]).contains("does not answer"), "{other}");
+    assert!(text(&other["reason"]).contains("does not respond"), "{other}");
     assert_eq!(other["snapshots"], serde_json::json!([id]));
     assert_eq!(client.post(&format!("/vms/{OTHER}/snapshots")).error(503), "repository_unavailable");
     // Deletions do not wait for it.

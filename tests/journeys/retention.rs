@@ -4,7 +4,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Client, Clock, HookDir, MB, SNAPSHOTS, VM, World, define_vm, make_disk, snapshot_folders, text, write_at,
+    Answer, Client, Clock, HookDir, MB, SNAPSHOTS, VM, World, define_vm, eventually, eventually_some, make_disk,
+    snapshot_folders, text, write_at,
 };
 use crate::needs_root;
 
@@ -190,4 +191,34 @@ fn hooks_run_around_a_sweep() {
     assert_eq!(list(&world), [newest]);
     let calls = hooks.read("calls");
     assert!(calls.ends_with(&format!("snapshot-delete pre {short}\nsnapshot-delete post {short}\n")), "{calls}");
+}
+
+#[test]
+fn post_hooks_hear_that_a_snapshot_needed_again_was_not_deleted() {
+    needs_root!();
+    let (clock, mut world) = world("");
+    let hooks = HookDir::new();
+    let script = "case \"$1 $2\" in
+        'snapshot-delete pre') touch $OUT/waits; until [ -e $OUT/go ]; do sleep 0.1; done;;
+        *post) cat > $OUT/told;;
+        esac";
+    hooks.put("note", script);
+    world.exporter.settings().sections = hooks.section("");
+    world.exporter.restart();
+    let client = world.lasting_client();
+    let (short, newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("1h"));
+    hooks.take("told");
+    clock.rounds(&world, 1);
+    clock.pass(2);
+    eventually("the sweeper calls the hook", || {
+        // The service notices the new time when it gets a request.
+        client.get("/vms");
+        hooks.at("waits").exists()
+    });
+    post(&client, &format!("{SNAPSHOTS}/{short}/lease"), &json!({"ttl": "6h"})).ok();
+    std::fs::write(hooks.at("go"), "").unwrap();
+    hooks.wait_for("told");
+    let told = || serde_json::from_str::<Value>(&hooks.read("told")).ok();
+    let event = eventually_some("the event is complete", told);
+    assert_eq!((text(&event["data"]["outcome"]), list(&world)), ("failed".to_owned(), vec![short, newest]), "{event}");
 }

@@ -294,7 +294,7 @@ fn untrusted_manager_is_reported_with_its_fingerprint() {
         let log = eventually_some("the manager answers within the time limit of the start", || {
             // On a loaded machine the log may be empty still, or the request may time out.
             let log = exporter.log();
-            let is_late = log.is_empty() || !log.contains(expected) && log.contains("the manager does not answer");
+            let is_late = log.is_empty() || !log.contains(expected) && log.contains("the manager does not respond");
             is_late.then(|| exporter.restart());
             (!is_late).then_some(log)
         });

@@ -137,7 +137,7 @@ fn failed_guest_sync_does_not_fail_the_snapshot() {
     let stranger = Guest::start(&others, "server");
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     for (url, detail) in
-        [(stranger.url(), "hooks.sync.ca_certificate"), (format!("https://{closed}"), "does the VM run")]
+        [(stranger.url(), "hooks.sync.ca_certificate"), (format!("https://{closed}"), "check that the VM")]
     {
         scene.tag(&format!("OVM_description = 'xo:notify-on-snapshot={url}'"));
         let made = client.take_snapshot();

@@ -88,7 +88,7 @@ fn frozen_repository_does_not_block_others() {
         let _frozen = volume.freeze();
         let listed = client.get("/repositories").ok();
         let entry = listed.as_array().unwrap().iter().find(|entry| entry["reflink"] == false).unwrap();
-        assert!(text(&entry["reason"]).contains("does not answer"), "{listed}");
+        assert!(text(&entry["reason"]).contains("does not respond"), "{listed}");
         assert_eq!(client.get(&format!("/vms/{VM}")).ok()["snapshot_compatible"], true);
         let id = client.take_snapshot_id();
         assert!(client.disk(&id, "a.img") == std::fs::read(&good).unwrap());

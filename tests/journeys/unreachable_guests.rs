@@ -87,7 +87,7 @@ fn unreachable_guest_has_no_pending_post_hook() {
         assert_eq!((runs.len(), &runs[0]["outcome"]), (1, &json!("failed")), "{what}: {made}");
         assert_eq!(made["consistency"], "crash", "{what}");
         let detail = text(&runs[0]["detail"]);
-        assert!(detail.contains("does the VM run") || detail.contains("ca_certificate"), "{what}: {detail}");
+        assert!(detail.contains("check that the VM") || detail.contains("ca_certificate"), "{what}: {detail}");
     }
     assert_eq!(stranger.take_requests(), Vec::<String>::new());
     assert_eq!(client.pending_hooks(), json!([]));

@@ -110,7 +110,7 @@ impl DiskComparison {
     /// Checks that the files are unchanged. For responses that stop before the last chunk, where the iterator checks
     /// it.
     pub fn verify(&self) -> Result<(), Error> {
-        refine::verify(&self.base, &self.target).map_err(|error| Error::Internal(error.to_string()))
+        refine::verify(&self.base, &self.target).map_err(&self.error)
     }
 
     /// Collects a chunk for the cache while there is room.
@@ -137,6 +137,8 @@ impl Iterator for DiskComparison {
     fn next(&mut self) -> Option<Self::Item> {
         let next = self.source.next(&self.base, &self.target);
         if next.is_some() && self.cancellation.is_cancelled() {
+            // The chunk is lost, so the result is incomplete.
+            self.keep = None;
             return Some(Err((self.error)(CompareError::Cancelled)));
         }
         match next {

@@ -28,7 +28,7 @@ pub enum Error {
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
-    #[error("another service or an administrator removed the snapshot")]
+    #[error("another exporter or an administrator removed the snapshot")]
     SnapshotGone,
     /// The inventory has no VM of this name or id.
     #[error("no such VM")]

@@ -115,7 +115,10 @@ impl<E: BlockExport> Pieces<E> {
             let fits = self.parts.front().is_some_and(|part| part.len() <= room);
             next = if fits { self.parts.pop_front() } else { None };
         }
-        if !reads.is_empty() {
+        if reads.is_empty() {
+            // Even a piece of text may be the first one, which is refused while the repository hangs.
+            self.export.verify()?;
+        } else {
             self.export.read(&mut buffer, &reads)?;
         }
         Ok(self.pooled(buffer))
@@ -153,5 +156,88 @@ impl<E: BlockExport> Pieces<E> {
 
     fn pooled(&self, buffer: Vec<u8>) -> Bytes {
         Bytes::from_owner(Pooled { buffer, pool: self.buffers.0.clone() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk in memory: one MiB of data, then a hole of one MiB.
+    struct Disk {
+        data: Vec<u8>,
+        /// Whether accesses fail.
+        hangs: bool,
+    }
+
+    impl Disk {
+        fn respond(&self) -> Result<(), OpenError> {
+            if self.hangs { Err(io::Error::from(io::ErrorKind::TimedOut).into()) } else { Ok(()) }
+        }
+    }
+
+    impl BlockExport for Disk {
+        fn allocation(&mut self, at: u64, limit: u64) -> Result<Run, OpenError> {
+            let is_data = at < 1 << 20;
+            self.respond().map(|()| Run { is_data, end: limit.min(if is_data { 1 << 20 } else { 2 << 20 }) })
+        }
+
+        fn read(&mut self, buffer: &mut [u8], reads: &[Read]) -> Result<(), OpenError> {
+            self.respond()?;
+            for Read { to, at, length, .. } in reads {
+                let at = *at as usize;
+                buffer[*to..to + length].copy_from_slice(&self.data[at..at + length]);
+            }
+            Ok(())
+        }
+
+        fn verify(&mut self) -> Result<(), OpenError> {
+            self.respond()
+        }
+
+        fn client_ready(&mut self) {}
+
+        fn sent(&mut self, _bytes: u64) {}
+    }
+
+    fn disk(hangs: bool) -> Disk {
+        let mut data: Vec<u8> = (0..1_u32 << 20).map(|at| (at / 7) as u8).collect();
+        data.resize(2 << 20, 0);
+        Disk { data, hangs }
+    }
+
+    #[test]
+    fn pieces_are_the_parts_in_order() {
+        for piece in [4096, 100_000, PIECE] {
+            let text = |text: &'static str| Part::Text(Bytes::from_static(text.as_bytes()));
+            let ranges = [0..10, 500_000..1_400_000, 2_000_000..2_000_001, 100..70_000, 1_048_575..1_048_577];
+            let parts: Vec<Part> = ranges
+                .iter()
+                .flat_map(|range| [text("head"), Part::Disk(range.clone())])
+                .chain([text("end")])
+                .collect();
+            let disk = disk(false);
+            let mut expected = Vec::new();
+            for range in ranges {
+                expected.extend_from_slice(b"head");
+                expected.extend_from_slice(&disk.data[range.start as usize..range.end as usize]);
+            }
+            expected.extend_from_slice(b"end");
+            let (mut pieces, mut body) = (Pieces::new(disk, parts, piece), Vec::new());
+            while body.len() < expected.len() {
+                let next = pieces.next().unwrap();
+                assert!(next.len() as u64 <= piece.max(SHORT), "{}", next.len());
+                body.extend_from_slice(&next);
+            }
+            assert!(body == expected, "the body differs with pieces of {piece} bytes");
+            assert!(pieces.next().is_err(), "there is a piece past the end");
+        }
+    }
+
+    /// Otherwise a client would get the first bytes of a body that cannot continue.
+    #[test]
+    fn a_first_piece_of_text_fails_while_the_repository_hangs() {
+        let parts = vec![Part::Text(Bytes::from_static(b"head")), Part::Disk(0..1 << 20)];
+        assert!(Pieces::new(disk(true), parts, PIECE).next().is_err());
     }
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::disk_files::{DiskFacts, DiskFiles, NoFacts};
 use super::disk_names::{NO_NAME, can_be_named, names_for};
-use crate::inventory::{Disk, DiskRole, Medium};
+use crate::inventory::{Disk, DiskFormat, DiskRole, Medium};
 use crate::model::{DiskName, DiskSource, RepositoryId};
 
 /// The decision about a disk.
@@ -89,6 +89,9 @@ pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> Classifi
             return nothing_found(refused(disk, format!("{scheme}:{target} is not a file in a repository")));
         }
     };
+    match disk.format {
+        DiskFormat::Raw => {}
+    }
     let facts = match files.facts(path) {
         Ok(facts) => facts,
         Err(NoFacts::Unfit(problem)) => return nothing_found(refused(disk, format!("{path} {problem}"))),

@@ -47,12 +47,17 @@ impl Retention {
     /// # Errors
     /// [`Error::NotFound`] if it is being swept; [`Error::Store`].
     pub(crate) fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
-        let held = self.uses.hold(id);
-        let mut held = held.ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
+        let mut held =
+            self.hold_existing(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
         if self.store.snapshot(id)?.is_none() {
             held.ignore();
         }
         Ok(held)
+    }
+
+    /// As [`Retention::hold`], for a snapshot that certainly exists.
+    pub(crate) fn hold_existing(&self, id: SnapshotId) -> Option<InUse> {
+        self.uses.hold(id)
     }
 
     /// Keeps the snapshot from being swept during an access that does not imply further use, such as a list.

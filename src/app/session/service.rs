@@ -78,7 +78,7 @@ impl Sessions {
         match tokio::time::timeout(PROOF_TIMEOUT, self.authenticator.reach(&address)).await {
             Ok(outcome) => outcome,
             Err(_) => {
-                tracing::warn!(manager = address, "log-in is not possible: the manager does not answer");
+                tracing::warn!(manager = address, "log-in is not possible: the manager does not respond");
                 Ok(())
             }
         }

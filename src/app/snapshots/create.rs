@@ -42,7 +42,7 @@ const SLOW_CREATION: Duration = Duration::from_secs(60);
 struct Plan {
     draft: SnapshotDraft,
     sources: Vec<Source>,
-    retention: CommitDetails,
+    commit: CommitDetails,
     event: Event,
 }
 
@@ -53,10 +53,10 @@ struct CommitDetails {
 }
 
 /// A snapshot whose intent is recorded and whose files are prepared: the next step clones.
-struct Ready {
+struct Prepared {
     unfinished: UnfinishedSnapshot,
     clones: Clones,
-    retention: CommitDetails,
+    commit: CommitDetails,
     post_hooks: Option<PendingPostHooks>,
 }
 
@@ -163,8 +163,8 @@ impl Snapshots {
         // Another exporter may have changed the VM's snapshots before this one got the lock.
         let plan = if guard.was_waited_for() { self.blocking(plan).await? } else { first };
         guard.covers(&plan.draft)?;
-        let Ready { unfinished, clones, retention, post_hooks } =
-            self.blocking(move |snapshots| snapshots.get_ready(plan)).await?;
+        let Prepared { unfinished, clones, commit, post_hooks } =
+            self.blocking(move |snapshots| snapshots.prepare_all(plan)).await?;
         let names: Vec<DiskName> = unfinished.draft.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
         let on_late_completion = {
@@ -177,7 +177,7 @@ impl Snapshots {
             }
         };
         let clone = move || {
-            let cloned = clones.make().map_err(|(index, error)| of_clone(&names[index], error))?;
+            let cloned = clones.make().map_err(|(index, error)| clone_error(&names[index], error))?;
             Ok((cloned, jiff::Timestamp::now()))
         };
         let step = GuardedStep {
@@ -192,7 +192,7 @@ impl Snapshots {
             return Err(report.with_skipped_hooks(error));
         }
         self.blocking(move |snapshots| {
-            let snapshot = snapshots.complete(unfinished, retention, cloned, report)?;
+            let snapshot = snapshots.complete(unfinished, commit, cloned, report)?;
             if let Err(error) = snapshots.retention.observe_new(&snapshot) {
                 // The snapshot exists; the sweeper observes it in its next round.
                 tracing::warn!(snapshot = %snapshot.id, %error, "cannot observe the snapshot's expiry yet");
@@ -249,21 +249,21 @@ impl Snapshots {
             RetentionRequest::UntilDeleted => None,
             RetentionRequest::For(ttl) => Some(ttl),
         };
-        let retention = CommitDetails { ttl, key: request_key(actor, request) };
+        let commit = CommitDetails { ttl, key: request_key(actor, request) };
         let event_disks = draft.disks.iter().map(|disk| (&disk.name, &disk.source, disk.size));
         let event = self.hooks.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
-        Ok(Plan { draft, sources, retention, event })
+        Ok(Plan { draft, sources, commit, event })
     }
 
     /// Records the intent, and prepares everything that can be prepared before the clones.
-    fn get_ready(&self, plan: Plan) -> Result<Ready, Error> {
-        let Plan { draft, sources, retention, event } = plan;
+    fn prepare_all(&self, plan: Plan) -> Result<Prepared, Error> {
+        let Plan { draft, sources, commit, event } = plan;
         let post_hooks = self.hooks.hooks.pending_post_hooks(event);
         let record = post_hooks.as_ref().map(PendingPostHooks::to_bytes).transpose();
         let record = record.map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
         let mut unfinished = self.store.begin(draft, record.as_deref())?;
         match self.prepare(&mut unfinished, sources) {
-            Ok(clones) => Ok(Ready { unfinished, clones, retention, post_hooks }),
+            Ok(clones) => Ok(Prepared { unfinished, clones, commit, post_hooks }),
             Err(error) => {
                 self.removals.undo(&unfinished.files());
                 if post_hooks.is_some() {
@@ -290,7 +290,7 @@ impl Snapshots {
             let (repository, folder) = found.ok_or_else(|| no_repository(&disk.source.repository))?;
             disks.push((repository.clone(), source, Target { folder: folder.clone(), name: disk.name.to_string() }));
         }
-        let failed = |(index, error): (usize, io::Error)| of_clone(&draft.disks[index].name, error);
+        let failed = |(index, error): (usize, io::Error)| clone_error(&draft.disks[index].name, error);
         let clones = Clones::prepare(disks, key).map_err(failed)?;
         // With the inode numbers, undoing the snapshot removes no other files.
         unfinished.inodes = clones.inodes().collect();
@@ -301,7 +301,7 @@ impl Snapshots {
     fn complete(
         &self,
         mut unfinished: UnfinishedSnapshot,
-        retention: CommitDetails,
+        commit: CommitDetails,
         cloned: Result<(Cloned, jiff::Timestamp), Error>,
         report: HookReport,
     ) -> Result<Snapshot, Error> {
@@ -310,8 +310,7 @@ impl Snapshots {
             self.seal(&mut unfinished, at, cloned, report)
         });
         let snapshot = sealed.inspect_err(|_| self.removals.undo(&unfinished.files()))?;
-        let options =
-            CommitOptions { expires_at: retention.ttl.map(|ttl| snapshot.created_at + ttl), key: retention.key };
+        let options = CommitOptions { expires_at: commit.ttl.map(|ttl| snapshot.created_at + ttl), key: commit.key };
         if let Err(error) = self.store.commit(&snapshot, &options) {
             // A failed commit may still have reached the disk, which only the database knows. If it cannot be read,
             // nothing is changed; the recovery after the next start decides.
@@ -338,7 +337,7 @@ impl Snapshots {
         let freeze = report.frozen_for.unwrap_or(window);
         let consistency = if report.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         let provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: report.runs };
-        let files = cloned.seal().map_err(|(index, error)| of_clone(&unfinished.draft.disks[index].name, error))?;
+        let files = cloned.seal().map_err(|(index, error)| clone_error(&unfinished.draft.disks[index].name, error))?;
         unfinished.inodes = files.iter().map(|file| NonZero::new(file.identity.inode)).collect();
         let files = files.into_iter().map(|file| (file.identity, file.seal)).collect();
         let snapshot = unfinished.clone().finish(created_at, provenance, files);
@@ -375,6 +374,6 @@ fn ms(duration: Duration) -> String {
     format!("{:.3}", duration.as_secs_f64() * 1e3)
 }
 
-fn of_clone(disk: &DiskName, error: io::Error) -> Error {
+fn clone_error(disk: &DiskName, error: io::Error) -> Error {
     Error::of_step(format!("cloning {disk}"), error)
 }

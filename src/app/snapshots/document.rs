@@ -107,7 +107,7 @@ impl Documents {
         cancellation: Cancellation,
     ) -> Result<SnapshotDocument, Error> {
         self.blocking(move |documents| {
-            let in_use = documents.retention.hold(snapshot.id).into_iter().collect();
+            let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
             documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
         })
         .await

@@ -15,7 +15,7 @@ use crate::app::audit::Actor;
 use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks, rounds};
-use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
+use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
 use crate::repository::{Folder, Repository, host};
@@ -246,10 +246,10 @@ impl Reconciler {
             let _guard = guard;
             let is_ready = reconciler.store.record(snapshot.id)?.is_some_and(|record| record.is_ready());
             if is_ready && reconciler.files.is_gone(&snapshot) {
-                reconciler.store.forget(&SnapshotFiles::from(&snapshot))?;
+                reconciler.removals.forget(&snapshot)?;
                 tracing::warn!(
                     snapshot = %snapshot.id, vm = %snapshot.vm,
-                    "another service or an administrator removed the snapshot's files; removing its record"
+                    "another exporter or an administrator removed the snapshot's files; removing its record"
                 );
                 let what = format_args!("{}/{}", snapshot.vm, snapshot.id);
                 Actor::service("cleanup").did("forget", what, &Ok::<(), Error>(()));

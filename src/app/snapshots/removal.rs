@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::app::Error;
 use crate::app::compare::Comparisons;
 use crate::app::inventory::Inventory;
-use crate::model::{RepositoryId, SnapshotFiles, SnapshotId};
+use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
 use crate::store::Store;
@@ -65,6 +65,12 @@ pub(crate) struct Removals {
 impl Removals {
     pub(crate) fn new(inventory: Arc<Inventory>, comparisons: Arc<Comparisons>, store: Store) -> Self {
         Self { inventory, comparisons, store, leftovers: Leftovers::default(), deleted: Deleted::default() }
+    }
+
+    /// Removes the record of a snapshot whose files another exporter has removed.
+    pub(super) fn forget(&self, snapshot: &Snapshot) -> Result<(), Error> {
+        self.comparisons.remove_cached(snapshot.id);
+        Ok(self.store.forget(&SnapshotFiles::from(snapshot))?)
     }
 
     /// Removes the files of `snapshot`, then its record. If a repository is unavailable, a hidden record stays, and

@@ -18,12 +18,8 @@ const PAUSE: Duration = Duration::from_secs(10 * 60);
 /// The time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(60);
 
-/// The result of sweeping one snapshot.
-enum Swept {
-    Deleted,
-    /// The snapshot no longer exists, is no longer due, or its VM is locked.
-    NotNow,
-}
+/// The snapshot no longer exists, is no longer due, or its VM is locked.
+const NOT_NOW: Error = Error::NotFound("the snapshot cannot be swept now");
 
 /// Deletes expired snapshots, one after the other.
 pub struct Sweeper(pub(crate) Arc<Snapshots>);
@@ -56,19 +52,19 @@ impl Sweeper {
         let (snapshots, of) = (Arc::clone(&self.0), vm.clone());
         let swept = self.0.tasks().detached(async move {
             let snapshot = snapshots.blocking(move |snapshots| Ok(snapshots.store.snapshot(id)?));
-            let Some(snapshot) = snapshot.await? else { return Ok(Swept::NotNow) };
+            let Some(snapshot) = snapshot.await? else { return Err(NOT_NOW) };
             // Do not wait: another exporter may be creating the VM's next snapshot.
             let repositories = snapshot.repositories();
             let locked = snapshots.admission.vm_locks.try_lock_for_removal(own, &of, &repositories);
-            let Ok(_guard) = locked.await else { return Ok(Swept::NotNow) };
+            let Ok(_guard) = locked.await else { return Err(NOT_NOW) };
             let vm = of.clone();
             if !snapshots.blocking(move |snapshots| Ok(snapshots.retention.due_of(&vm)?.contains(&id))).await? {
-                return Ok(Swept::NotNow);
+                return Err(NOT_NOW);
             }
             snapshots.with_deletion_hooks(snapshot, move |snapshots| delete_expired(snapshots, &of, id)).await
         });
         let outcome = swept.await;
-        if matches!(outcome, Ok(Swept::NotNow)) {
+        if outcome.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotFound(_))) {
             return;
         }
         Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
@@ -83,17 +79,16 @@ impl Sweeper {
     }
 }
 
-/// Deletes a snapshot if it is still due.
-fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<Swept, Error> {
+/// Deletes a snapshot if it is still due. Otherwise this is an error, so that post hooks are not told of a deletion.
+fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<(), Error> {
     if !snapshots.retention.due_of(vm)?.contains(&id) {
-        return Ok(Swept::NotNow);
+        return Err(NOT_NOW);
     }
-    let Some(_guard) = snapshots.retention.begin_sweep(id) else { return Ok(Swept::NotNow) };
-    let Some(snapshot) = snapshots.store.snapshot(id)? else { return Ok(Swept::NotNow) };
+    let _guard = snapshots.retention.begin_sweep(id).ok_or(NOT_NOW)?;
+    let snapshot = snapshots.store.snapshot(id)?.ok_or(NOT_NOW)?;
     if !snapshots.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now())? {
-        return Ok(Swept::NotNow);
+        return Err(NOT_NOW);
     }
     tracing::info!(snapshot = %id, %vm, "deleting an expired snapshot");
-    snapshots.removals.remove(&SnapshotFiles::from(&snapshot))?;
-    Ok(Swept::Deleted)
+    snapshots.removals.remove(&SnapshotFiles::from(&snapshot))
 }

@@ -85,9 +85,10 @@ fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
 fn addresses(assignments: &BTreeMap<String, Value>) -> Vec<String> {
     let interfaces = assignments.get("vif").and_then(Value::as_sequence).unwrap_or_default();
     let options = interfaces.iter().filter_map(Value::as_str).flat_map(|interface| interface.split(','));
-    // One interface may have several addresses.
-    let addresses = options.filter_map(|option| option.trim().strip_prefix("ip=")).flat_map(str::split_whitespace);
-    // An invalid address ends the list: the next one must not be called in its place.
+    let addresses = options.filter_map(|option| option.trim().strip_prefix("ip="));
+    // Hooks call the first address, and a later one must not replace it. So an option without an address ends the list,
+    // and so does an invalid address. One interface may have several addresses.
+    let addresses = addresses.take_while(|addresses| !addresses.trim().is_empty()).flat_map(str::split_whitespace);
     addresses.map_while(|address| address.parse::<std::net::IpAddr>().ok()).map(|address| address.to_string()).collect()
 }
 

@@ -26,9 +26,8 @@ const REPEATS_INVALID: usize = 4;
 
 /// The pairs of a database at a moment when it was not being written.
 ///
-/// If the database has another number of pairs than it says, it is read again, but that is not an error: libdb does not
-/// update the number when it uses locks, as in files of Python 2's `bsddb.hashopen`. A content that stays the same long
-/// enough is what the agent itself would find.
+/// If the number of pairs differs from the one in the metadata, the file is read again. If it stays so, it is accepted:
+/// libdb does not update the number when it uses locks, as in files of Python 2's `bsddb.hashopen`.
 ///
 /// With `wait`, a missing file is waited for.
 pub(super) fn pairs(path: &Path, wait: bool) -> Result<Vec<Pair>, AgentDbError> {

@@ -158,7 +158,7 @@ impl Shared {
     pub(super) fn check_stalled(&self, state: &mut State, now: Instant) -> bool {
         let hangs = state.is_stalled(now);
         if hangs && !state.health.is_logged {
-            tracing::error!(mount_point = %self.mount_point.display(), "a repository does not answer");
+            tracing::error!(mount_point = %self.mount_point.display(), "a repository does not respond");
             // The call that hangs counts as the first probe.
             (state.health.is_logged, state.health.last_probe) = (true, Some(now));
         }
@@ -174,7 +174,7 @@ impl Shared {
             call.is_written_off |= call.is_stalled(now);
         }
         if std::mem::take(&mut state.health.is_logged) {
-            tracing::info!(mount_point = %self.mount_point.display(), "a repository answers again");
+            tracing::info!(mount_point = %self.mount_point.display(), "a repository responds again");
         }
     }
 }

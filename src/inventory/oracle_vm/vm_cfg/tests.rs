@@ -188,7 +188,7 @@ proptest! {
 
 #[test]
 fn addresses_of_the_interfaces() {
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 10] = [
         ("['mac=00:21:f6:aa:bb:cc,bridge=10238073c2']", &[]),
         ("['mac=00:21:f6:aa:bb:cc', 'ip=10.0.0.5, bridge=b', 'ip=10.0.0.6']", &["10.0.0.5", "10.0.0.6"]),
         ("['bridge=b,ip=10.0.0.5 10.0.0.6']", &["10.0.0.5", "10.0.0.6"]),
@@ -196,6 +196,7 @@ fn addresses_of_the_interfaces() {
         ("['ip=evil.example/', 'ip=10.0.0.6']", &[]),
         ("['ip=10.0.0.5 evil.example', 'ip=10.0.0.6']", &["10.0.0.5"]),
         ("['ip=']", &[]),
+        ("['ip=', 'ip=10.0.0.6']", &[]),
         ("[1, None]", &[]),
         ("'ip=10.0.0.5'", &[]),
     ];
