@@ -1,6 +1,6 @@
 # make demo    full and incremental backup of a VM on a loop-mounted repository; KEEP=1 leaves the service running
 # make test    unit, property and integration tests
-# make check   formatting, lints, documentation, licences
+# make check   formatting, lints, documentation, words, licences, scripts, the systemd unit
 # make audit   known vulnerabilities in the dependencies; needs the network
 # make fuzz    fuzz the parsers of foreign files, FUZZ_SECONDS each
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time

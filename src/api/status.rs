@@ -64,7 +64,7 @@ pub struct Export {
     pub bytes_done: u64,
     /// The mean since it started.
     pub bytes_per_second: u64,
-    /// The remaining time at that rate. Nothing before the first byte.
+    /// The remaining time at that rate. `null` before the first byte.
     pub seconds_left: Option<u64>,
 }
 
@@ -83,7 +83,7 @@ pub struct RepositoryStatus {
     pub min_free_bytes: Option<u64>,
     /// Snapshots with a disk in it.
     pub snapshots: usize,
-    /// Snapshots in it that the database does not know. Nothing before the first scan.
+    /// Snapshots in it that the database does not know. `null` before the first scan.
     pub unknown_snapshots: Option<usize>,
     /// Whether it is available and writable.
     pub status: Status,
@@ -130,7 +130,7 @@ pub struct SnapshotCost {
     pub vm_id: String,
     /// When its disks were cloned: RFC 3339, UTC.
     pub created_at: String,
-    /// Bytes that only it references, which its deletion would free. Nothing if that is unknown.
+    /// Bytes that only it references, which its deletion would free. `null` if that is unknown.
     pub exclusive_bytes: Option<u64>,
     /// Bytes of it whose other references are unknown.
     pub unknown_bytes: u64,

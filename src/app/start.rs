@@ -23,8 +23,8 @@ use crate::auth::{self, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
-use crate::repository::host;
 use crate::store::Store;
+use crate::sys::host;
 
 /// The service without its network side.
 pub struct App {

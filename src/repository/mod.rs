@@ -43,9 +43,7 @@ pub use map::MapError;
 pub use page_cache_policy::PageCachePolicy;
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
-/// The parts of `sys` that callers of a repository use.
 pub use crate::sys::folder::{Folder, UnexpectedEntry};
-pub use crate::sys::{host, io_priority};
 
 /// The folder of all snapshots in a repository.
 const SNAPSHOTS: &str = "CoriolisSnapshots";

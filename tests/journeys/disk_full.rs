@@ -47,7 +47,7 @@ fn full_repository_refuses_snapshots_and_allows_deletions() {
     for round in ["known to clone", "after a start"] {
         let answer = test.client.post(SNAPSHOTS);
         assert_eq!(answer.error(507), "insufficient_space", "{round}");
-        assert!(text(&answer.json()["details"]).contains("space"), "{round}");
+        assert!(text(&answer.json()["details"]).contains("the file system is full"), "{round}");
         assert_eq!(test.check(round, None), None);
         test.world.exporter.restart();
         test.client = test.world.client();

@@ -1,5 +1,4 @@
-//! The restore invariant on a real file system: *the bytes of the base, truncated or extended with zeros to `size` and
-//! patched with the chunks, are exactly the bytes of the target.*
+//! The restore invariant (docs/api.md#comparison) on a real file system.
 
 use std::fs::{self, File};
 use std::ops::RangeInclusive;

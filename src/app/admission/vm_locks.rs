@@ -16,7 +16,8 @@ use crate::app::tasks::{Service, Tasks};
 use crate::model::{RepositoryId, SnapshotDraft, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::vm_lock::{self, Attempt, VmLock};
-use crate::repository::{Unavailable, UnexpectedEntry, host};
+use crate::repository::{Unavailable, UnexpectedEntry};
+use crate::sys::host;
 
 /// How a VM is locked.
 #[derive(Clone, Copy, Debug)]

@@ -8,7 +8,7 @@ use crate::app::admission::ExportPermit;
 use crate::app::audit::AuditTrail;
 use crate::repository::OpenError;
 use crate::repository::executor::Access;
-use crate::repository::io_priority;
+use crate::sys::io_priority;
 
 /// The concurrency slot of a download. Dropping it frees the slot and records the end of the download in the audit.
 pub(super) struct ExportSlot {

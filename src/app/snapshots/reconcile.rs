@@ -18,8 +18,9 @@ use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
-use crate::repository::{Folder, Repository, host};
+use crate::repository::{Folder, Repository};
 use crate::store::{Store, Trouble};
+use crate::sys::host;
 
 /// The time between two scans.
 const INTERVAL: Duration = Duration::from_secs(60);
