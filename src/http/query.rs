@@ -13,7 +13,7 @@ use super::failure::Failure;
 use crate::app::Error;
 use crate::app::compare::ChunkQuery;
 use crate::app::compare::MapOptions;
-use crate::app::snapshots::Adoption;
+use crate::app::snapshots::AdoptOptions;
 use crate::config::{Refine, block_size};
 use crate::model::ChunkKind;
 
@@ -138,7 +138,7 @@ fn distance(a: &str, b: &str, limit: usize) -> usize {
 }
 
 /// The parameters `dryRun` and `manifests`.
-pub(super) struct AdoptQuery(pub Adoption);
+pub(super) struct AdoptQuery(pub AdoptOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
     type Rejection = Failure;
@@ -150,7 +150,10 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
         if let Some((name, _)) = query.0.iter().find(|(name, _)| !known.contains(&name.as_str())) {
             return Err(Error::BadRequest(format!("{name:?} is not a parameter; use dryRun and manifests")).into());
         }
-        Ok(Self(Adoption { dry_run: query.bool_or("dryRun", false)?, manifests: query.bool_or("manifests", false)? }))
+        Ok(Self(AdoptOptions {
+            dry_run: query.bool_or("dryRun", false)?,
+            manifests: query.bool_or("manifests", false)?,
+        }))
     }
 }
 

@@ -33,7 +33,7 @@ use super::connections::{Connections, Place};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
 use super::refusal::{Refusal, answer_plain_http};
-use crate::app::export::{ConnectionLimits, Limits};
+use crate::app::export::{ConnectionLimits, RateLimits};
 use crate::config;
 
 /// Connections that wait to be accepted.
@@ -63,7 +63,7 @@ const ERROR_PAUSE: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug, Default)]
 pub struct Options {
     /// The rates of downloads.
-    pub limits: Limits,
+    pub limits: RateLimits,
     /// The number of connections and their lifetime.
     pub connections: config::Connections,
 }

@@ -13,7 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::app::export::Limits;
+use crate::app::export::RateLimits;
 use crate::config::{Api, Config, ConfigError, Fault};
 use crate::http::router;
 use crate::http::server::{self, Options};
@@ -53,7 +53,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let options = Options { limits: Limits::new(&config.export), connections: config.api.connections.clone() };
+    let options = Options { limits: RateLimits::new(&config.export), connections: config.api.connections.clone() };
     let serving =
         server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);

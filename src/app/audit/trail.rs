@@ -48,7 +48,7 @@ struct Subject {
 
 /// The summary of a subject.
 #[derive(Debug)]
-struct Sum {
+struct Summary {
     since: Instant,
     last: Instant,
     actor: Actor,
@@ -62,7 +62,7 @@ struct Sum {
     lines: u32,
 }
 
-impl Sum {
+impl Summary {
     /// Whether the line is due.
     fn is_due(&self, is_unauthenticated: bool) -> bool {
         let is_quiet = self.last.elapsed() >= QUIET && (!is_unauthenticated || (self.lines == 0 && self.requests > 0));
@@ -80,10 +80,10 @@ pub(crate) struct Sent {
 
 /// All summaries.
 #[derive(Debug, Default)]
-pub struct AuditTrail(Mutex<HashMap<Subject, Sum>>);
+pub struct AuditTrail(Mutex<HashMap<Subject, Summary>>);
 
 impl AuditTrail {
-    fn sums(&self) -> MutexGuard<'_, HashMap<Subject, Sum>> {
+    fn sums(&self) -> MutexGuard<'_, HashMap<Subject, Summary>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -153,12 +153,12 @@ impl AuditTrail {
 
 /// Adds a request to the summary of its subject. The first one gets a line at once, unless it sent bytes of a disk.
 fn add_to<'a>(
-    sums: &'a mut HashMap<Subject, Sum>,
+    sums: &'a mut HashMap<Subject, Summary>,
     subject: Subject,
     actor: &Actor,
     what: String,
     sent: Option<Sent>,
-) -> &'a mut Sum {
+) -> &'a mut Summary {
     let is_new = !sums.contains_key(&subject);
     if is_new && sums.len() >= MAX_SUBJECTS {
         write(sums.drain());
@@ -171,7 +171,7 @@ fn add_to<'a>(
     let now = Instant::now();
     let accounts = HashSet::new();
     let empty =
-        || Sum { since: now, last: now, actor: actor.clone(), what, requests: 0, sent: None, accounts, lines: 0 };
+        || Summary { since: now, last: now, actor: actor.clone(), what, requests: 0, sent: None, accounts, lines: 0 };
     let sum = sums.entry(subject).or_insert_with(empty);
     (sum.last, sum.actor) = (now, actor.clone());
     if let Some(more) = sent {
@@ -184,14 +184,14 @@ fn add_to<'a>(
     sum
 }
 
-fn write(sums: impl Iterator<Item = (Subject, Sum)>) {
+fn write(sums: impl Iterator<Item = (Subject, Summary)>) {
     for (subject, sum) in sums {
         write_one(&subject, &sum);
     }
 }
 
 /// Writes the line of a summary, if it has requests.
-fn write_one(subject: &Subject, sum: &Sum) {
+fn write_one(subject: &Subject, sum: &Summary) {
     if sum.requests == 0 {
         return;
     }

@@ -14,5 +14,5 @@ mod slot;
 pub use checksum::{ChecksumRequest, Checksums, Digests, DiskChecksum};
 pub use download::Download;
 pub use pieces::Part;
-pub use rate_limit::{ConnectionLimits, Limits, Reservation};
+pub use rate_limit::{ConnectionLimits, RateLimits, Reservation};
 pub use service::Exports;

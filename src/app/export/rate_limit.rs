@@ -52,12 +52,12 @@ impl RateLimiter {
 
 /// The limits of all connections together.
 #[derive(Clone, Debug, Default)]
-pub struct Limits {
+pub struct RateLimits {
     all: Option<Arc<RateLimiter>>,
     each: Option<NonZero<u64>>,
 }
 
-impl Limits {
+impl RateLimits {
     /// The limits of section `[export]`.
     pub fn new(export: &Export) -> Self {
         Self { all: export.max_rate.map(RateLimiter::new), each: export.max_rate_per_connection }
@@ -127,7 +127,7 @@ mod tests {
     #[test]
     fn rate_is_shared_and_not_saved_up() {
         let second = Duration::from_secs(1);
-        let limits = Limits { all: Some(RateLimiter::new(1000.try_into().unwrap())), each: 500.try_into().ok() };
+        let limits = RateLimits { all: Some(RateLimiter::new(1000.try_into().unwrap())), each: 500.try_into().ok() };
         let (one, other, start) = (limits.for_connection(), limits.for_connection(), Instant::now());
         assert_eq!(take(&one, 500, start), start);
         // First its own limit applies, then the shared one.
@@ -144,7 +144,7 @@ mod tests {
         assert_eq!(take(&one, 500, later), later);
         assert_eq!(take(&one, 500, later), later + second - MAX_LATENESS);
         // Without limits, there is no wait.
-        let free = Limits::default().for_connection();
+        let free = RateLimits::default().for_connection();
         assert_eq!((take(&free, u64::MAX, start), take(&free, 1, start)), (start, start));
     }
 
@@ -152,8 +152,8 @@ mod tests {
     fn late_timers_cost_no_bandwidth() {
         const PIECE: u64 = 256 << 10;
         for mib in [1, 100, 400, 3000] {
-            let limits =
-                Limits { all: Some(RateLimiter::new((mib << 20).try_into().unwrap())), each: None }.for_connection();
+            let limits = RateLimits { all: Some(RateLimiter::new((mib << 20).try_into().unwrap())), each: None }
+                .for_connection();
             let start = Instant::now();
             let mut now = start;
             for _ in 0..4 * mib {
@@ -169,8 +169,8 @@ mod tests {
 
     #[test]
     fn low_rates_have_short_pieces() {
-        let piece = |rate: u64, max| Limits { all: None, each: rate.try_into().ok() }.for_connection().piece(max);
+        let piece = |rate: u64, max| RateLimits { all: None, each: rate.try_into().ok() }.for_connection().piece(max);
         assert_eq!([64 << 10, 1 << 20, 1 << 30].map(|rate| piece(rate, 256 << 10)), [4 << 10, 100 << 10, 256 << 10]);
-        assert_eq!(Limits::default().for_connection().piece(7), 7);
+        assert_eq!(RateLimits::default().for_connection().piece(7), 7);
     }
 }

@@ -31,7 +31,7 @@ impl Drop for StopOnDrop {
 
 /// The sums of one snapshot so far.
 #[derive(Default)]
-struct Sum {
+struct UsageTotals {
     exclusive: u64,
     unknown: u64,
     reason: Option<String>,
@@ -87,7 +87,7 @@ impl ExclusiveUsage {
     }
 
     fn costs_of(&self, snapshots: &[Snapshot], stop: &Arc<AtomicBool>) -> Vec<api::SnapshotCost> {
-        let mut sums: HashMap<SnapshotId, Sum> = HashMap::new();
+        let mut sums: HashMap<SnapshotId, UsageTotals> = HashMap::new();
         let mut by_source: BTreeMap<(&str, &str), Vec<(&Snapshot, &SnapshotDisk)>> = BTreeMap::new();
         for snapshot in snapshots {
             for disk in &snapshot.disks {

@@ -27,7 +27,7 @@ use crate::store::Store;
 
 /// The options of an adoption.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Adoption {
+pub struct AdoptOptions {
     /// Only report what would be adopted.
     pub dry_run: bool,
     /// Also adopt snapshots with a manifest. They belong to another exporter, unless its database was lost.
@@ -75,7 +75,7 @@ impl Adopter {
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. The report lists problems with single folders.
-    pub async fn adopt(self: &Arc<Self>, session: &Session, options: Adoption) -> Result<api::Adoption, Error> {
+    pub async fn adopt(self: &Arc<Self>, session: &Session, options: AdoptOptions) -> Result<api::Adoption, Error> {
         let (adopter, user, actor) = (Arc::clone(self), session.subject().to_owned(), Actor::from(session));
         let outcome = self.tasks.detached(async move {
             let (candidates, mut report) = adopter.blocking(move |adopter| adopter.candidates(options, &user)).await?;
@@ -103,7 +103,7 @@ impl Adopter {
     /// Finds the candidates, by VM and oldest first. The report lists the folders that cannot be adopted.
     fn candidates(
         &self,
-        options: Adoption,
+        options: AdoptOptions,
         user: &str,
     ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, api::Adoption), Error> {
         let mut report = api::Adoption { dry_run: options.dry_run, ..api::Adoption::default() };
@@ -177,7 +177,7 @@ impl Adopter {
     }
 
     /// Adopts the candidates of one VM, which the caller has locked.
-    fn adopt_all(&self, options: Adoption, candidates: Vec<Candidate>) -> Result<api::Adoption, Error> {
+    fn adopt_all(&self, options: AdoptOptions, candidates: Vec<Candidate>) -> Result<api::Adoption, Error> {
         let mut report = api::Adoption { dry_run: options.dry_run, ..api::Adoption::default() };
         let snapshots = match candidates.first() {
             Some(first) => self.store.snapshots_of(&first.placed.vm)?,

@@ -14,7 +14,7 @@ mod service;
 mod stray;
 mod sweep;
 
-pub use adopt::{Adopter, Adoption};
+pub use adopt::{AdoptOptions, Adopter};
 pub use create_request::CreateRequest;
 pub use document::{DiskDocument, Documents, MapDocument, SnapshotDocument};
 pub(crate) use reconcile::Reconciler;
