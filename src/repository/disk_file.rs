@@ -33,7 +33,7 @@ pub enum OpenError {
     #[error("the snapshot's file was touched since it was taken, and its content is not proven")]
     Unproven,
     /// Only its ctime differs from the record. Its content may still be proven.
-    #[error("the snapshot's file was touched, and its content is being checked")]
+    #[error("the snapshot's file was touched, and its content is being verified")]
     Touched {
         /// The current ctime, nanoseconds since 1970.
         changed_ns: i128,

@@ -105,7 +105,7 @@ fn touched_target_aborts_the_streamed_lines() {
     touch(&file_of(&client, &target));
     assert!(!ends_completely(answer), "the response was completed");
     world.exporter.wait_for_log("cutting the connection");
-    assert!(world.exporter.log().contains("its content is being checked"), "the log lacks the reason");
+    assert!(world.exporter.log().contains("its content is being verified"), "the log lacks the reason");
 }
 
 #[test]
