@@ -203,7 +203,7 @@ fn post_hooks_hear_that_a_snapshot_needed_again_was_not_deleted() {
         *post) cat > $OUT/told;;
         esac";
     hooks.put("note", script);
-    world.exporter.settings().sections = hooks.section("");
+    world.exporter.settings().sections = hooks.section("post_on_failure = true");
     world.exporter.restart();
     let client = world.lasting_client();
     let (short, newest) = (client.take_snapshot_with_ttl("1h"), client.take_snapshot_with_ttl("1h"));

@@ -119,7 +119,7 @@ fn failed_guest_sync_does_not_fail_the_snapshot() {
     let client = scene.world.client();
     for (behavior, outcome, detail) in [
         (ServerBehavior::ServerError, "failed", "answers 500 Internal Server Error"),
-        (ServerBehavior::Redirects, "failed", "answers 302 Found, which is not followed"),
+        (ServerBehavior::Redirects, "failed", "answers 302 Found; redirects are not followed"),
         (ServerBehavior::Slow, "timeout", "timed out"),
         (ServerBehavior::StalledBody, "timeout", "timed out"),
         (ServerBehavior::EndlessBody, "failed", "more than 65536 bytes"),
@@ -260,7 +260,7 @@ fn failed_sync_gets_post_sync_or_is_named() {
     let answer = client.post(&format!("/vms/{VM}/snapshots"));
     assert_eq!(answer.error(502), "hook_failed");
     let details = text(&answer.json()["details"]);
-    assert!(details.contains("not called: post_on_failure") && details.ends_with(&scene.guest.url()), "{details}");
+    assert!(details.contains("post_on_failure is false") && details.ends_with(&scene.guest.url()), "{details}");
     assert_eq!(scene.take_paths(), ["/sync", "/sync"]);
     assert!(scene.world.exporter.log().contains("not called: post_on_failure is false for hooks.sync"));
 }

@@ -100,7 +100,7 @@ pub enum Error {
         how: String,
     },
     /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
-    #[error("{error}; post was not called for these hooks because hooks.post_on_failure is false: {hooks}")]
+    #[error("{error}; post was not called for these hooks because post_on_failure is false: {hooks}")]
     PostHooksSkipped { error: Box<Error>, hooks: String },
     /// Cloning the disks took longer than a guest may be frozen.
     #[error(
