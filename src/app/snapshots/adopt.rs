@@ -2,7 +2,7 @@
 //!
 //! They come from the original exporter, or from a database that was lost. The VM of a folder is found by its disks'
 //! names and the inventory, or in its manifest; its time of creation by its files' times. Folders that cannot be
-//! assigned to a VM are listed and left as they are. Nothing is ever deleted.
+//! assigned to a VM are listed and not changed. Nothing is ever deleted.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
