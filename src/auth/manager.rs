@@ -7,7 +7,6 @@ use std::time::Duration;
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::redirect::Policy;
-use rustls::{AlertDescription, PeerIncompatible};
 use secrecy::ExposeSecret;
 use tokio::sync::Semaphore;
 
@@ -148,21 +147,9 @@ fn describe(error: &reqwest::Error) -> String {
         );
     }
     let text = tls::with_causes(error);
-    if !tls::rustls_error(error).is_some_and(has_no_common_parameters) {
+    if !tls::has_no_common_parameters(error) {
         return text;
     }
     text + " (no common TLS version or cipher: an old Java at the manager may not offer TLS 1.2 with ECDHE and AES-GCM; \
             update it there, or put a TLS proxy in front of it)"
-}
-
-fn has_no_common_parameters(error: &rustls::Error) -> bool {
-    use rustls::Error::{AlertReceived, PeerIncompatible as Incompatible};
-    matches!(
-        error,
-        AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
-            | Incompatible(
-                PeerIncompatible::ServerDoesNotSupportTls12Or13
-                    | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
-            )
-    )
 }

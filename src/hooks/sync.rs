@@ -152,7 +152,7 @@ async fn read(request: reqwest::RequestBuilder) -> reqwest::Result<Answer> {
 
 fn describe(error: &reqwest::Error, reached: bool) -> String {
     let text = tls::with_causes(error);
-    let remedy = if matches!(tls::rustls_error(error), Some(rustls::Error::InvalidCertificate(_))) {
+    let remedy = if tls::is_invalid_certificate(error) {
         " (name its authority, or the certificate itself, with hooks.sync.ca_certificate)"
     } else if !reached {
         " (check that the VM and its sync server are running)"

@@ -1,6 +1,6 @@
 //! Parses the parts of a request's head that determine where the request ends. hyper and a proxy must agree on these.
 
-use super::refusal::Refusal;
+use super::refusal::RejectedInput;
 
 /// Bytes of the first line of a request. hyper accepts targets of up to 65,534.
 pub(super) const LINE_LIMIT: usize = 60 << 10;
@@ -41,7 +41,7 @@ pub(super) struct Head {
 
 impl Head {
     /// Reads more bytes. If the head ends within them, returns where, and what follows.
-    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Option<(usize, Follows)>, Refusal> {
+    pub(super) fn read(&mut self, bytes: &[u8]) -> Result<Option<(usize, Follows)>, RejectedInput> {
         let mut at = 0;
         while at < bytes.len() {
             if self.length == 0 {
@@ -53,17 +53,19 @@ impl Head {
             self.line.extend_from_slice(&bytes[at..end]);
             at = end;
             if !self.has_begun && self.line.len() > LINE_LIMIT {
-                return Err(Refusal::line_too_long(LINE_LIMIT));
+                return Err(RejectedInput::line_too_long(LINE_LIMIT));
             }
             if self.length > HEAD_LIMIT {
-                return Err(Refusal::head_too_large(format!("the request's head is longer than {HEAD_LIMIT} bytes")));
+                return Err(RejectedInput::head_too_large(format!(
+                    "the request's head is longer than {HEAD_LIMIT} bytes"
+                )));
             }
             if newline.is_none() {
                 break;
             }
             let mut line = std::mem::take(&mut self.line);
             let read = match line.strip_suffix(b"\r\n") {
-                None => Err(Refusal::malformed("a line of the request's head ends with LF instead of CR LF")),
+                None => Err(RejectedInput::malformed("a line of the request's head ends with LF instead of CR LF")),
                 Some([]) if self.has_begun => self.follows().map(Some),
                 Some([]) => Ok(None),
                 Some(line) => {
@@ -106,19 +108,21 @@ impl Head {
     }
 
     /// What follows the complete head.
-    fn follows(&self) -> Result<Follows, Refusal> {
+    fn follows(&self) -> Result<Follows, RejectedInput> {
         if self.hosts > 1 {
-            return Err(Refusal::malformed("the request has more than one Host header"));
+            return Err(RejectedInput::malformed("the request has more than one Host header"));
         }
         if self.is_http_11 && self.hosts == 0 {
-            return Err(Refusal::malformed("the request has no Host header, which HTTP/1.1 requires"));
+            return Err(RejectedInput::malformed("the request has no Host header, which HTTP/1.1 requires"));
         }
         if self.is_host_malformed {
-            return Err(Refusal::malformed("the Host header is not a host name or address, with or without a port"));
+            return Err(RejectedInput::malformed(
+                "the Host header is not a host name or address, with or without a port",
+            ));
         }
         match (self.content_length, self.is_encoded) {
             (Some(_), true) => {
-                Err(Refusal::malformed("the request has both Content-Length and Transfer-Encoding; keep one"))
+                Err(RejectedInput::malformed("the request has both Content-Length and Transfer-Encoding; keep one"))
             }
             (None | Some(Some(0)), false) => Ok(Follows::Head),
             (Some(Some(length)), false) => Ok(Follows::Body(length)),

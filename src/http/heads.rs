@@ -2,7 +2,7 @@
 //!
 //! hyper accepts heads that HTTP forbids, and that a proxy in front of us may read differently: lines that end with a
 //! bare LF, both `Content-Length` and `Transfer-Encoding`, no `Host`, or two. And hyper's own refusals have no body, no
-//! id, and no line in the log. [`Refusal::answer`] answers refused requests after hyper is done with the
+//! id, and no line in the log. [`RejectedInput::answer`] answers refused requests after hyper is done with the
 //! connection.
 
 use std::io;
@@ -17,7 +17,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use super::connection::Connection;
 use super::exchanges::refused;
 use super::head::{Follows, Head, LINE_LIMIT};
-use super::refusal::Refusal;
+use super::refusal::RejectedInput;
 
 /// hyper's limit of headers.
 const MAX_HEADERS: usize = 100;
@@ -32,7 +32,7 @@ pub(super) struct Heads<S> {
     follows: Follows,
     /// Bytes that hyper must not read yet.
     held: BytesMut,
-    refusal: Option<Refusal>,
+    refusal: Option<RejectedInput>,
     /// That of hyper, which learns of a refusal only after the current answer.
     waker: Option<Waker>,
 }
@@ -44,7 +44,7 @@ impl<S> Heads<S> {
     }
 
     /// The stream, the refusal of its last request, and whether that request had the method HEAD.
-    pub(super) fn into_parts(self) -> (S, Option<Refusal>, bool) {
+    pub(super) fn into_parts(self) -> (S, Option<RejectedInput>, bool) {
         (self.stream, self.refusal, self.head.is_for_head)
     }
 
@@ -82,11 +82,13 @@ impl<S> Heads<S> {
     fn intercept(&mut self, bytes: &[u8]) {
         let status = bytes.get(9..12).and_then(|digits| StatusCode::from_bytes(digits).ok());
         self.refusal.get_or_insert_with(|| match status {
-            Some(StatusCode::URI_TOO_LONG) => Refusal::line_too_long(LINE_LIMIT),
+            Some(StatusCode::URI_TOO_LONG) => RejectedInput::line_too_long(LINE_LIMIT),
             Some(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE) => {
-                Refusal::head_too_large(format!("the request has more than {MAX_HEADERS} headers"))
+                RejectedInput::head_too_large(format!("the request has more than {MAX_HEADERS} headers"))
             }
-            _ => Refusal::malformed("the request is not HTTP/1.1 or HTTP/1.0: its first line or a header is malformed"),
+            _ => RejectedInput::malformed(
+                "the request is not HTTP/1.1 or HTTP/1.0: its first line or a header is malformed",
+            ),
         });
     }
 }

@@ -31,13 +31,13 @@ const PLAIN_DEADLINE: Duration = Duration::from_secs(2);
 const PLAIN_HEAD_LIMIT: usize = 8 << 10;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Refusal {
+pub(super) struct RejectedInput {
     pub status: StatusCode,
     pub code: ErrorCode,
     pub details: String,
 }
 
-impl Refusal {
+impl RejectedInput {
     pub(super) fn malformed(details: impl Into<String>) -> Self {
         Self { status: StatusCode::BAD_REQUEST, code: ErrorCode::BadRequest, details: details.into() }
     }
@@ -102,6 +102,6 @@ pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -
         read?;
     }
     let details = "this port speaks HTTPS; use https:// instead of http://".to_owned();
-    let refusal = Refusal { status: StatusCode::BAD_REQUEST, code: ErrorCode::HttpsRequired, details };
+    let refusal = RejectedInput { status: StatusCode::BAD_REQUEST, code: ErrorCode::HttpsRequired, details };
     refusal.answer(stream, peer, head.starts_with(b"HEAD ")).await
 }

@@ -32,7 +32,7 @@ use super::connection::Connection;
 use super::connections::{Connections, Place};
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
-use super::refusal::{Refusal, answer_plain_http};
+use super::refusal::{RejectedInput, answer_plain_http};
 use crate::app::export::{ConnectionLimits, RateLimits};
 use crate::config;
 
@@ -222,7 +222,7 @@ impl Conversation {
         match (refusal, &ended) {
             (Some(refusal), _) => Ok(refusal.answer(stream, peer, is_for_head).await?),
             (None, Err(error)) if error.is_parse() && connection.exchange.is_idle() => {
-                let refusal = Refusal::malformed(format!("the request is malformed: {error}"));
+                let refusal = RejectedInput::malformed(format!("the request is malformed: {error}"));
                 Ok(refusal.answer(stream, peer, is_for_head).await?)
             }
             (None, _) => Ok(ended?),

@@ -16,7 +16,7 @@ use crate::model::HookRun;
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Upper bounds of freeze windows in seconds, from a clone without hooks to hooks that used their whole timeout.
+/// Upper bounds of freezes in seconds, from a clone without hooks to hooks that used their whole timeout.
 const FREEZE_BUCKETS: [f64; 12] = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0];
 
 /// Names of labels with their values.

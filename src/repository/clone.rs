@@ -48,7 +48,7 @@ pub struct Cloned {
     clones: Vec<(Executor, Clone)>,
     key: u128,
     /// From the start of the first clone to the end of the last.
-    pub window: Duration,
+    pub duration: Duration,
 }
 
 /// The index of the disk that failed, and the error with advice for an operator. Files may have been created: the
@@ -106,8 +106,8 @@ impl Clones {
 
     /// Makes the clones: one thread each, started together. Nothing else is done in this step.
     pub fn make(self) -> Result<Cloned, CloneError> {
-        let window = clone_together(&self.clones).map_err(|(index, error)| (index, with_remedy(error)))?;
-        Ok(Cloned { clones: self.clones, key: self.key, window })
+        let duration = clone_together(&self.clones).map_err(|(index, error)| (index, with_remedy(error)))?;
+        Ok(Cloned { clones: self.clones, key: self.key, duration })
     }
 }
 
@@ -171,14 +171,14 @@ fn clone_together(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> 
         let _ = complete.set(true);
         // All threads are awaited, even after one has failed.
         let ended: Vec<_> = running.into_iter().map(|thread| thread.join()).collect();
-        let mut window: Option<(Instant, Instant)> = None;
+        let mut span: Option<(Instant, Instant)> = None;
         for (index, ended) in ended.into_iter().enumerate() {
             let ended = ended.unwrap_or_else(|_| Err(io::Error::other("the cloning thread panicked")));
             let (start, end) = ended.map_err(|error| (index, error))?;
-            let (first, last) = window.unwrap_or((start, end));
-            window = Some((first.min(start), last.max(end)));
+            let (first, last) = span.unwrap_or((start, end));
+            span = Some((first.min(start), last.max(end)));
         }
-        Ok(window.map_or(Duration::ZERO, |(start, end)| end - start))
+        Ok(span.map_or(Duration::ZERO, |(start, end)| end - start))
     })
 }
 

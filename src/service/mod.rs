@@ -14,7 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::app::export::RateLimits;
-use crate::config::{Api, Config, ConfigError, Fault};
+use crate::app::ops::start_faults;
+use crate::config::{Api, Config, ConfigError};
 use crate::http::router;
 use crate::http::server::{self, Options};
 use crate::metrics::Metrics;
@@ -48,7 +49,7 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
-    let listener = server::listen(address).map_err(|error| Fault::of_listening(&config.api, &error))?;
+    let listener = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 

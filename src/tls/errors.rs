@@ -3,6 +3,28 @@
 use std::error::Error;
 use std::io;
 
+use rustls::{AlertDescription, PeerIncompatible};
+
+/// Whether the peer's certificate caused `error`.
+pub fn is_invalid_certificate(error: &(dyn Error + 'static)) -> bool {
+    matches!(rustls_error(error), Some(rustls::Error::InvalidCertificate(_)))
+}
+
+/// Whether `error` came about because the two sides support no common TLS version or cipher.
+pub fn has_no_common_parameters(error: &(dyn Error + 'static)) -> bool {
+    use rustls::Error::{AlertReceived, PeerIncompatible as Incompatible};
+    matches!(
+        rustls_error(error),
+        Some(
+            AlertReceived(AlertDescription::HandshakeFailure | AlertDescription::ProtocolVersion)
+                | Incompatible(
+                    PeerIncompatible::ServerDoesNotSupportTls12Or13
+                        | PeerIncompatible::ServerTlsVersionIsDisabledByOurConfig
+                )
+        )
+    )
+}
+
 /// The TLS error that caused `error`, if one did.
 pub fn rustls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     if let Some(found) = error.downcast_ref() {

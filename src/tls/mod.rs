@@ -7,6 +7,6 @@ mod server;
 mod verifier;
 
 pub use client::client_config;
-pub use errors::{rustls_error, with_causes};
+pub use errors::{has_no_common_parameters, is_invalid_certificate, with_causes};
 pub use server::server_config;
 pub use verifier::Untrusted;

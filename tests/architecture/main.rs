@@ -71,7 +71,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("prometheus_client", &["metrics"]),
     ("redb", &["store"]),
     ("reqwest", &["auth", "cli", "hooks"]),
-    ("rustls", &["auth", "cli", "hooks", "http", "service", "tls"]),
+    ("rustls", &["cli", "hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
     ("secrecy", &["api", "auth", "config", "hooks"]),
     ("serde_json", &["api", "app", "auth", "cli", "hooks", "http", "inventory", "repository"]),

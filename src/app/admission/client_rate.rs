@@ -9,9 +9,9 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// The rate is measured over this time.
-const WINDOW: Duration = Duration::from_secs(30);
+const MEASURED_TIME: Duration = Duration::from_secs(30);
 
-/// The service must have waited for the client this long within the window; otherwise the client is not the slow side.
+/// The service must have waited for the client this long within that time; otherwise the client is not the slow side.
 const MIN_WAIT: Duration = Duration::from_secs(15);
 
 /// How long the service has waited for a client.
@@ -72,10 +72,10 @@ impl ClientRate {
         let mut rounds = self.rounds.lock().unwrap_or_else(PoisonError::into_inner);
         rounds.push_back(now);
         // Keep one measurement that is at least as old as the window.
-        while rounds.get(1).is_some_and(|next| now.at.saturating_duration_since(next.at) >= WINDOW) {
+        while rounds.get(1).is_some_and(|next| now.at.saturating_duration_since(next.at) >= MEASURED_TIME) {
             rounds.pop_front();
         }
-        let first = rounds.front().filter(|first| now.at.saturating_duration_since(first.at) >= WINDOW)?;
+        let first = rounds.front().filter(|first| now.at.saturating_duration_since(first.at) >= MEASURED_TIME)?;
         let waited = now.waited.saturating_sub(first.waited);
         (waited >= MIN_WAIT).then(|| now.bytes.saturating_sub(first.bytes) as f64 / waited.as_secs_f64())
     }

@@ -15,7 +15,7 @@ pub const MANY_EXTENTS: u32 = 100_000;
 
 /// The config's policy, and the data that it is checked against.
 pub(crate) struct PolicyCheck {
-    pub policy: Policy,
+    pub limits: Policy,
     pub(super) inventory: Arc<Inventory>,
     pub(super) store: Store,
 }
@@ -23,7 +23,7 @@ pub(crate) struct PolicyCheck {
 impl PolicyCheck {
     /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order.
     pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
-        if let Some(limit) = self.policy.max_snapshots_per_vm {
+        if let Some(limit) = self.limits.max_snapshots_per_vm {
             let existing = self.store.snapshots_of(&snapshot.vm)?.len();
             if existing >= limit {
                 return Err(Refusal::TooManySnapshots { existing, limit }.into());
@@ -33,7 +33,7 @@ impl PolicyCheck {
             let Some(repository) = self.inventory.repository(id) else { continue };
             let mounted = repository.mounted();
             let space = mounted.map_err(|cause| Error::Unavailable(format!("the repository {id} {cause}")))?.space;
-            let min_free = self.policy.min_free_space.of(space.total);
+            let min_free = self.limits.min_free_space.of(space.total);
             if space.free < min_free {
                 let (free, total) = (space.free, space.total);
                 return Err(Refusal::LowSpace { repository: id.to_string(), free, total, min_free }.into());
@@ -45,7 +45,7 @@ impl PolicyCheck {
             let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
             let counted = repository.run(JobKind::CHANGE, move |_, _| Source::extent_count(&file));
             let extents = counted.map_err(|error| Error::of_step(step(), error))?;
-            if let Some(limit) = self.policy.max_extents.filter(|limit| extents > *limit) {
+            if let Some(limit) = self.limits.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());
             }
             if extents > MANY_EXTENTS {

@@ -53,6 +53,7 @@ pub(crate) struct Admitted {
     pub vm_guard: OwnedMutexGuard<()>,
 }
 
+/// The queues, the VM locks and the policy.
 pub(crate) struct Admission {
     pub creations: AdmissionQueue<Creation>,
     pub exports: AdmissionQueue<Export>,
@@ -69,7 +70,7 @@ impl Admission {
             creations: AdmissionQueue::new(policy.snapshot_concurrency, CREATION_QUEUE),
             exports: AdmissionQueue::fair(policy.export_concurrency, EXPORT_QUEUE),
             vm_locks: Arc::new(VmLocks::new(Arc::clone(inventory), tasks)),
-            policy: PolicyCheck { policy, inventory: Arc::clone(inventory), store },
+            policy: PolicyCheck { limits: policy, inventory: Arc::clone(inventory), store },
             min_rate: config.export.min_rate,
         }
     }
@@ -96,7 +97,7 @@ impl Admission {
     pub(crate) async fn admit_export(&self, export: Export) -> Result<ExportPermit, Error> {
         let full = |_| Refusal::QueueFull("exports");
         let queued = self.exports.join(export).map_err(full)?;
-        let wait = self.policy.policy.export_wait;
+        let wait = self.policy.limits.export_wait;
         let waited = tokio::time::timeout(wait, queued.admitted()).await;
         let timeout = |_| Refusal::QueueTimeout { seconds: wait.as_secs_f64() };
         Ok(waited.map_err(timeout)?.map_err(full)?)

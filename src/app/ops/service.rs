@@ -116,7 +116,7 @@ impl Ops {
             mount_point: mount_point.map(|path| path.display().to_string()),
             total_bytes: space.map(|space| space.total),
             free_bytes: space.map(|space| space.free),
-            min_free_bytes: space.map(|space| self.admission.policy.policy.min_free_space.of(space.total)),
+            min_free_bytes: space.map(|space| self.admission.policy.limits.min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
             unknown_snapshots: self.reconciler.unknown_in(&known.name).map(|count| count.lost + count.others),
             status: if reason.is_none() { api::Status::Ok } else { api::Status::Error },

@@ -1,11 +1,12 @@
 //! Faults that keep the service from starting, written for operators. The start and check-config share them.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::app::inventory::RepositorySet;
 use crate::auth::{self, KeyError, LoginError};
-use crate::config::{Config, Fault};
+use crate::config::{Api, Config, Fault};
 use crate::store::StoreError;
 
 /// The fault if the database cannot be used.
@@ -32,6 +33,28 @@ pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {
             Fault::new(key, format!("{shown}: {error}"), remedy).transient()
         }
     }
+}
+
+/// The fault if the service cannot listen at the address of `[api]`.
+pub(crate) fn listening(api: &Api, error: &io::Error) -> Fault {
+    let address = SocketAddr::from((api.bind, api.port));
+    let (found, remedy) = match error.kind() {
+        io::ErrorKind::AddrInUse => (
+            format!("{address} is in use by another process"),
+            format!("stop it (ss -ltnp 'sport = :{}' shows which it is), or name another port", api.port),
+        ),
+        io::ErrorKind::AddrNotAvailable => (
+            format!("{} is not an address of this host", api.bind),
+            "name one that `ip address` lists, or 0.0.0.0 for all of IPv4".to_owned(),
+        ),
+        io::ErrorKind::PermissionDenied => (
+            format!("this user may not listen at {address}"),
+            "run the service as root, or name a port from 1024 up".to_owned(),
+        ),
+        _ => (format!("{address}: {error}"), "name another address or port".to_owned()),
+    };
+    // The other program may end; the address may be configured later.
+    Fault::new("api.bind, api.port", found, remedy).transient()
 }
 
 /// The fault if there is no key to sign tokens.

@@ -245,7 +245,7 @@ impl Snapshots {
             disks,
         };
         let ttl = match request.retention {
-            RetentionRequest::Default => self.admission.policy.policy.default_ttl,
+            RetentionRequest::Default => self.admission.policy.limits.default_ttl,
             RetentionRequest::UntilDeleted => None,
             RetentionRequest::For(ttl) => Some(ttl),
         };
@@ -333,8 +333,8 @@ impl Snapshots {
         cloned: Cloned,
         report: HookReport,
     ) -> Result<Snapshot, Error> {
-        let window = cloned.window;
-        let freeze = report.frozen_for.unwrap_or(window);
+        let clone_time = cloned.duration;
+        let freeze = report.frozen_for.unwrap_or(clone_time);
         let consistency = if report.quiesced { Consistency::Quiesced } else { Consistency::Crash };
         let provenance = Provenance { consistency, freeze_ms: Some(milliseconds(freeze)), hooks: report.runs };
         let files = cloned.seal().map_err(|(index, error)| clone_error(&unfinished.draft.disks[index].name, error))?;
@@ -356,7 +356,7 @@ impl Snapshots {
         }
         tracing::info!(
             snapshot = %snapshot.id, vm = %snapshot.vm, user = %snapshot.created_by, disks = snapshot.disks.len(),
-            clone_ms = %ms(window), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot created"
+            clone_ms = %ms(clone_time), freeze_ms = %ms(freeze), consistency = consistency.as_str(), "snapshot created"
         );
         Ok(snapshot)
     }

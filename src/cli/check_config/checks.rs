@@ -148,7 +148,7 @@ impl Findings {
             Err(error) if running && error.kind() == io::ErrorKind::AddrInUse => {
                 self.good(what, format!("{address} is in use: the service is running"));
             }
-            Err(error) => self.fault(Fault::of_listening(api, &error)),
+            Err(error) => self.fault(start_faults::listening(api, &error)),
         }
     }
 
