@@ -16,7 +16,9 @@ pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, Lease, TakeLease};
-pub use status::{Create, Export, Leftover, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost};
+pub use status::{
+    CostRequest, Create, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost,
+};
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.
 pub fn time(at: jiff::Timestamp) -> String {

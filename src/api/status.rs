@@ -10,6 +10,10 @@ pub struct ServiceStatus {
     pub version: String,
     /// The time of this status: RFC 3339, UTC.
     pub at: String,
+    /// Log-ins that are checked at the manager.
+    pub log_ins: Queue<LogIn>,
+    /// Requests for the cost of snapshots. None waits.
+    pub cost_requests: Queue<CostRequest>,
     /// Creations of snapshots.
     pub creates: Queue<Create>,
     /// Downloads.
@@ -33,6 +37,23 @@ pub struct Queue<T> {
     pub running: Vec<T>,
     /// Waiting work, oldest first.
     pub waiting: Vec<T>,
+}
+
+/// A running or waiting log-in.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LogIn {
+    /// The client's address.
+    pub address: Option<String>,
+    /// Seconds since it was queued, or since it started.
+    pub seconds: f64,
+}
+
+/// A running request for the cost of snapshots.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct CostRequest {
+    pub user: String,
+    /// Seconds since it started.
+    pub seconds: f64,
 }
 
 /// A running or waiting creation of a snapshot.

@@ -84,11 +84,12 @@ impl App {
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
         let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
-        let sessions = Arc::new(Sessions::new((authenticator, address), tokens, Arc::clone(&trail), t()));
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));
         let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
+        let manager = (authenticator, address);
+        let sessions = Arc::new(Sessions::new(manager, Arc::clone(&admission), tokens, Arc::clone(&trail), t()));
         let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
         let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
         let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));

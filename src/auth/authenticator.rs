@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::login::{Credentials, LoginError, LoginSlot};
+use super::login::{Credentials, LoginError};
 use super::manager::Manager;
 use super::session::Identity;
 use crate::config;
@@ -22,25 +22,10 @@ impl Authenticator {
         Manager::new(config).map(Self::Manager)
     }
 
-    /// Waits until credentials may be checked.
-    ///
-    /// # Errors
-    /// [`LoginError::Busy`]: at once if too many log-ins are waiting, otherwise after a timeout.
-    pub async fn login_slot(&self) -> Result<LoginSlot<'_>, LoginError> {
-        match self {
-            Self::Manager(manager) => manager.login_slot().await,
-        }
-    }
-
     /// Asks the server at `endpoint`, such as `https://manager.example:7002`, whether `credentials` are valid.
-    pub async fn verify(
-        &self,
-        slot: &LoginSlot<'_>,
-        endpoint: &str,
-        credentials: &Credentials,
-    ) -> Result<Identity, LoginError> {
+    pub async fn verify(&self, endpoint: &str, credentials: &Credentials) -> Result<Identity, LoginError> {
         match self {
-            Self::Manager(manager) => manager.verify(slot, endpoint, credentials).await,
+            Self::Manager(manager) => manager.verify(endpoint, credentials).await,
         }
     }
 

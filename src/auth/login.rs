@@ -1,7 +1,6 @@
 //! What every way to log in has in common.
 
 use secrecy::SecretString;
-use tokio::sync::SemaphorePermit;
 
 /// What a user logs in with. The password is never printed.
 #[derive(Debug)]
@@ -21,16 +20,7 @@ pub enum LoginError {
     /// Its response says neither that the password is right nor that it is wrong.
     #[error("the manager gave an unexpected response: {0}")]
     Unclear(String),
-    #[error("too many log-ins at once")]
-    Busy,
     /// The manager accepts any password.
     #[error("{0} accepts requests without a password")]
     NoPasswordRequired(String),
-}
-
-/// Permission to send credentials to the manager. Few exist at a time; dropping it releases it.
-#[derive(Debug)]
-pub struct LoginSlot<'a> {
-    pub(super) _asking: SemaphorePermit<'a>,
-    pub(super) _place: SemaphorePermit<'a>,
 }

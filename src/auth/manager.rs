@@ -2,25 +2,16 @@
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
 
 use reqwest::StatusCode;
 use reqwest::header::{ACCEPT, CONTENT_TYPE};
 use reqwest::redirect::Policy;
 use secrecy::ExposeSecret;
-use tokio::sync::Semaphore;
 
-use super::login::{Credentials, LoginError, LoginSlot};
+use super::login::{Credentials, LoginError};
 use super::session::Identity;
 use crate::config;
 use crate::tls::{self, Untrusted};
-
-/// Concurrent log-ins that ask the manager, so that unauthenticated clients cannot flood the manager through this service.
-const CONCURRENCY: usize = 16;
-
-/// Log-ins that wait for one of these slots. More are refused at once, so that log-ins do not pile up while the manager
-/// does not answer.
-const QUEUE: usize = 32;
 
 /// Bytes of an answer that are searched for markup.
 const ANSWER_PREFIX: usize = 256;
@@ -29,10 +20,6 @@ const ANSWER_PREFIX: usize = 256;
 pub struct Manager {
     client: reqwest::Client,
     path: String,
-    timeout: Duration,
-    asking: Semaphore,
-    /// Log-ins that ask, and those that wait for a slot.
-    places: Semaphore,
     /// The URL that last refused a request without credentials.
     proven: Mutex<Option<String>>,
 }
@@ -52,25 +39,10 @@ impl Manager {
             .no_proxy()
             .build()
             .map_err(|error| io::Error::other(describe(&error)))?;
-        let (asking, places) = (Semaphore::new(CONCURRENCY), Semaphore::new(CONCURRENCY + QUEUE));
-        let (path, timeout) = (config.path.clone(), config.timeout);
-        Ok(Self { client, path, timeout, asking, places, proven: Mutex::default() })
+        Ok(Self { client, path: config.path.clone(), proven: Mutex::default() })
     }
 
-    pub(super) async fn login_slot(&self) -> Result<LoginSlot<'_>, LoginError> {
-        let place = self.places.try_acquire().map_err(|_| LoginError::Busy)?;
-        match tokio::time::timeout(self.timeout, self.asking.acquire()).await {
-            Ok(Ok(asking)) => Ok(LoginSlot { _asking: asking, _place: place }),
-            _ => Err(LoginError::Busy),
-        }
-    }
-
-    pub(super) async fn verify(
-        &self,
-        _slot: &LoginSlot<'_>,
-        endpoint: &str,
-        credentials: &Credentials,
-    ) -> Result<Identity, LoginError> {
+    pub(super) async fn verify(&self, endpoint: &str, credentials: &Credentials) -> Result<Identity, LoginError> {
         let Credentials { username, password } = credentials;
         // RFC 7617: a colon would move the border between name and password. The manager would then check another name
         // than the token carries.

@@ -3,7 +3,7 @@
 //! A connection is known for a while after it has sent a valid token. Unknown connections are limited per address and
 //! in total, so that slots remain for known ones. A new connection never waits. If there are too many unknown
 //! connections, the service closes the one that has been idle longest, from the address that has the most. It does not
-//! close a connection whose log-in waits for the manager: there are few of these (`auth::Authenticator::login_slot`).
+//! close a connection whose log-in waits for the manager: there are few of these (`app::admission`).
 //! If only these are left, the new connection takes a slot for known ones. It is refused only if no open connection
 //! may be closed.
 

@@ -49,6 +49,15 @@ pub(super) fn render(status: &ServiceStatus) -> String {
             size(export.bytes_per_second),
         );
     }
+    heading(&mut page, "log-ins", &status.log_ins);
+    for (log_in, state) in each(&status.log_ins) {
+        let address = log_in.address.as_deref().unwrap_or("-");
+        let _ = writeln!(page, "  {state} from {address} for {:.0} s", log_in.seconds);
+    }
+    heading(&mut page, "cost requests", &status.cost_requests);
+    for (request, state) in each(&status.cost_requests) {
+        let _ = writeln!(page, "  {state} by {:?} for {:.0} s", request.user, request.seconds);
+    }
     page += "\nrepositories\n";
     for entry in &status.repositories {
         let space = match (entry.free_bytes, entry.total_bytes, entry.min_free_bytes) {

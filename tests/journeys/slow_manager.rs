@@ -5,7 +5,7 @@ use std::process::Command;
 
 use serde_json::json;
 
-use crate::harness::{ManagerBehavior, PASSWORD, USER, World, connect_from};
+use crate::harness::{ManagerBehavior, PASSWORD, USER, World, connect_from, text};
 use crate::needs_root;
 
 /// The number of slots for unauthenticated connections.
@@ -28,7 +28,8 @@ fn status_from(world: &World, token: &str, address: &str) -> String {
 fn hung_logins_do_not_lock_out_other_clients() {
     needs_root!();
     let world = World::with(512, |settings| settings.manager = settings.manager.replace("5s", "300s"));
-    let token = world.client().token;
+    let client = world.client();
+    let token = client.token.clone();
     world.manager.set_behavior(ManagerBehavior::Hangs);
     let body = json!({"username": USER, "password": PASSWORD}).to_string();
     let length = body.len();
@@ -45,6 +46,10 @@ fn hung_logins_do_not_lock_out_other_clients() {
     let read = log_ins.last_mut().unwrap().read(&mut answer).unwrap();
     let answer = String::from_utf8_lossy(&answer[..read]).to_ascii_lowercase();
     assert!(answer.starts_with("http/1.1 429 ") && answer.contains("\r\nretry-after: "), "{answer}");
+    let status = &client.get("/status").ok()["log_ins"];
+    let count = |state: &str| status[state].as_array().unwrap().len();
+    assert_eq!((count("running"), count("waiting")), (16, 32));
+    assert!(text(&status["waiting"][0]["address"]).starts_with("127.0.1."), "{status}");
     // Clients with a token are served, from the addresses of the log-ins and from others.
     for address in ["127.0.1.1", "127.0.1.6", "127.0.0.1", "127.0.2.1"] {
         assert_eq!(status_from(&world, &token, address), "200", "{address}");

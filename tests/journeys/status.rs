@@ -72,6 +72,8 @@ fn status_is_json_or_text() {
     assert_eq!(status["version"], env!("CARGO_PKG_VERSION"));
     assert_eq!(status["creates"], json!({"limit": 2, "running": [], "waiting": []}));
     assert_eq!(status["exports"], json!({"limit": 12, "running": [], "waiting": []}));
+    assert_eq!(status["log_ins"], json!({"limit": 16, "running": [], "waiting": []}));
+    assert_eq!(status["cost_requests"], json!({"limit": 1, "running": [], "waiting": []}));
     assert_eq!(status["snapshots"], Value::Null, "costs are computed only on request");
     let repository = &status["repositories"][0];
     assert_eq!((&repository["snapshots"], &repository["status"]), (&json!(1), &json!("ok")));
@@ -89,7 +91,9 @@ fn status_is_json_or_text() {
     assert_eq!(text_page.header("content-type"), "text/plain; charset=utf-8");
     let text_page = String::from_utf8(text_page.body).unwrap();
     let cost = format!("{id} ");
-    for expected in ["snapshots being created: 0 of 2", "exports: 0 of 12", "1 snapshots", &cost, ": 0 B\n"] {
+    for expected in
+        ["snapshots being created: 0 of 2", "exports: 0 of 12", "log-ins: 0 of 16", "1 snapshots", &cost, ": 0 B\n"]
+    {
         assert!(text_page.contains(expected), "{text_page} lacks {expected:?}");
     }
     let of_vm = client.get(&format!("/status?cost=true&vm={VM}")).ok();

@@ -1,4 +1,4 @@
-//! Decides when work may start: queues for creations and downloads, VM locks, and the policy.
+//! Decides when work may start: queues, VM locks, and the policy.
 
 mod client_rate;
 mod export;
@@ -11,5 +11,5 @@ mod vm_mutexes;
 pub use export::ExportClient;
 pub(crate) use export::{Export, ExportDetails, ExportPermit};
 pub(crate) use queue::{AdmissionQueue, Entry, Queued};
-pub(crate) use service::{Admission, Admitted, Creation};
+pub(crate) use service::{Admission, Admitted, CostRequest, Creation, LogIn};
 pub(crate) use vm_locks::{LockMode, VmGuard, VmLocks};

@@ -14,7 +14,9 @@ use crate::model::VmId;
 /// Work that needs a slot.
 pub(crate) trait Queued {
     /// The share that the slot counts for. Work without a share is served in the order of arrival.
-    fn share(&self) -> Option<Share>;
+    fn share(&self) -> Option<Share> {
+        None
+    }
 }
 
 /// Slots are shared fairly between these: a user and a VM.

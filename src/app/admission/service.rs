@@ -1,5 +1,6 @@
 //! Decides whether work may start.
 
+use std::net::IpAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::export::{Export, ExportDetails, ExportPermit};
 use super::policy::PolicyCheck;
-use super::queue::{AdmissionQueue, Permit, Queued, Share};
+use super::queue::{AdmissionQueue, Permit, Queued};
 use super::vm_locks::VmLocks;
 use crate::app::Error;
 use crate::app::error::Refusal;
@@ -19,14 +20,29 @@ use crate::config::Config;
 use crate::model::VmId;
 use crate::store::Store;
 
+/// Log-ins that ask the manager at a time, so that unauthenticated clients cannot flood it through this service.
+const LOG_INS: usize = 16;
+
+/// Log-ins that may wait for a slot. More are refused at once, so that they do not pile up while the manager does not
+/// respond.
+const LOG_IN_QUEUE: usize = 32;
+
+/// Cost requests at a time. Each reads the maps of many files; more are refused at once.
+const COST_REQUESTS: usize = 1;
+
 /// Creations that may wait for a slot.
 const CREATION_QUEUE: usize = 64;
 
 /// A creation is refused if this many operations already hold or wait for the VM.
 const CREATION_QUEUE_OF_VM: usize = 4;
 
+/// A deletion is refused if this many operations already hold or wait for the VM.
+const DELETION_QUEUE_OF_VM: usize = 64;
+
 /// Downloads that may wait for a slot.
 const EXPORT_QUEUE: usize = 128;
+
+const QUEUE_OF_VM_FULL: Refusal = Refusal::QueueFull("changes of this VM's snapshots");
 
 /// How often the slots of downloads from unresponsive repositories are released.
 const HUNG_INTERVAL: Duration = Duration::from_secs(5);
@@ -34,18 +50,27 @@ const HUNG_INTERVAL: Duration = Duration::from_secs(5);
 /// How often the rates of clients are measured.
 const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
+/// A log-in, queued or running.
+pub(crate) struct LogIn {
+    pub address: Option<IpAddr>,
+}
+
+impl Queued for LogIn {}
+
+/// A request for the cost of snapshots.
+pub(crate) struct CostRequest {
+    pub user: String,
+}
+
+impl Queued for CostRequest {}
+
 /// A creation, queued or running.
 pub(crate) struct Creation {
     pub vm: VmId,
     pub user: String,
 }
 
-impl Queued for Creation {
-    /// First come, first served.
-    fn share(&self) -> Option<Share> {
-        None
-    }
-}
+impl Queued for Creation {}
 
 /// A creation that may start, with its slot and the VM's mutex.
 pub(crate) struct Admitted {
@@ -55,10 +80,14 @@ pub(crate) struct Admitted {
 
 /// The queues, the VM locks and the policy.
 pub(crate) struct Admission {
+    pub log_ins: AdmissionQueue<LogIn>,
+    pub cost_requests: AdmissionQueue<CostRequest>,
     pub creations: AdmissionQueue<Creation>,
     pub exports: AdmissionQueue<Export>,
     pub vm_locks: Arc<VmLocks>,
     pub policy: PolicyCheck,
+    /// How long a log-in may wait for a slot.
+    log_in_wait: Duration,
     /// Bytes per second. Slower clients are disconnected while others wait.
     min_rate: Option<NonZero<u64>>,
 }
@@ -67,12 +96,42 @@ impl Admission {
     pub(crate) fn new(config: &Config, inventory: &Arc<Inventory>, store: Store, tasks: Tasks) -> Self {
         let policy = config.policy;
         Self {
+            log_ins: AdmissionQueue::new(LOG_INS, LOG_IN_QUEUE),
+            cost_requests: AdmissionQueue::new(COST_REQUESTS, 0),
+            log_in_wait: config.manager.timeout,
             creations: AdmissionQueue::new(policy.snapshot_concurrency, CREATION_QUEUE),
             exports: AdmissionQueue::fair(policy.export_concurrency, EXPORT_QUEUE),
             vm_locks: Arc::new(VmLocks::new(Arc::clone(inventory), tasks)),
             policy: PolicyCheck { limits: policy, inventory: Arc::clone(inventory), store },
             min_rate: config.export.min_rate,
         }
+    }
+
+    /// Waits until the manager may be asked.
+    ///
+    /// # Errors
+    /// [`Error::Throttled`]: at once if too many log-ins are waiting, otherwise after the manager's timeout.
+    pub(crate) async fn admit_log_in(&self, log_in: LogIn) -> Result<Permit<LogIn>, Error> {
+        let queued = self.log_ins.join(log_in).map_err(|_| Error::Throttled)?;
+        let waited = tokio::time::timeout(self.log_in_wait, queued.admitted()).await;
+        waited.map_err(|_| Error::Throttled)?.map_err(|_| Error::Throttled)
+    }
+
+    /// Admits a request for the cost of snapshots.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`] if another request runs.
+    pub(crate) async fn admit_cost_request(&self, request: CostRequest) -> Result<Permit<CostRequest>, Refusal> {
+        let full = |_| Refusal::QueueFull("cost requests");
+        self.cost_requests.join(request).map_err(full)?.admitted().await.map_err(full)
+    }
+
+    /// Waits until the snapshots of `vm` may be deleted.
+    ///
+    /// # Errors
+    /// [`Refusal::QueueFull`].
+    pub(crate) async fn admit_deletion(&self, vm: &VmId) -> Result<OwnedMutexGuard<()>, Refusal> {
+        self.vm_locks.take_behind(vm, DELETION_QUEUE_OF_VM).await.ok_or(QUEUE_OF_VM_FULL)
     }
 
     /// Waits until the creation may start.
@@ -85,7 +144,7 @@ impl Admission {
         let queued = self.creations.join(creation).map_err(full)?;
         // The VM first, then the slot, so that requests waiting for one VM do not block other VMs.
         let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
-        let vm_guard = vm_guard.ok_or(Refusal::QueueFull("changes of this VM's snapshots"))?;
+        let vm_guard = vm_guard.ok_or(QUEUE_OF_VM_FULL)?;
         let slot = queued.admitted().await.map_err(full)?;
         Ok(Admitted { slot, vm_guard })
     }

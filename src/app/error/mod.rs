@@ -217,7 +217,6 @@ impl From<LoginError> for Error {
             LoginError::Refused => Self::BadCredentials,
             LoginError::Unavailable(cause) | LoginError::Unclear(cause) => Self::ManagerUnavailable(cause),
             error @ LoginError::NoPasswordRequired(_) => Self::ManagerUnavailable(error.to_string()),
-            LoginError::Busy => Self::Throttled,
         }
     }
 }

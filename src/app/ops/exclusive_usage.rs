@@ -5,11 +5,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use tokio::sync::Semaphore;
-
 use crate::api;
 use crate::app::Error;
-use crate::app::error::Refusal;
+use crate::app::admission::{Admission, CostRequest};
 use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
@@ -43,8 +41,7 @@ pub(super) struct ExclusiveUsage {
     pub retention: Arc<Retention>,
     pub files: Arc<FileOpener>,
     pub store: Store,
-    /// Admits one request at a time.
-    pub gate: Arc<Semaphore>,
+    pub admission: Arc<Admission>,
     pub tasks: Tasks,
 }
 
@@ -59,10 +56,13 @@ impl ExclusiveUsage {
     /// only one request runs at a time, and it stops when its client disconnects.
     ///
     /// # Errors
-    /// [`Refusal::QueueFull`] if another request runs; [`Error::NotFound`], [`Error::Store`].
-    pub(super) async fn costs(self: &Arc<Self>, vm_ref: Option<VmId>) -> Result<Vec<api::SnapshotCost>, Error> {
-        let permit = Arc::clone(&self.gate).try_acquire_owned();
-        let permit = permit.map_err(|_| Refusal::QueueFull("cost requests"))?;
+    /// [`Error::Refused`] if another request runs; [`Error::NotFound`], [`Error::Store`].
+    pub(super) async fn costs(
+        self: &Arc<Self>,
+        user: &str,
+        vm_ref: Option<VmId>,
+    ) -> Result<Vec<api::SnapshotCost>, Error> {
+        let permit = self.admission.admit_cost_request(CostRequest { user: user.to_owned() }).await?;
         let stop = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(Arc::clone(&stop));
         self.blocking(move |usage| {

@@ -4,8 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use super::exclusive_usage::ExclusiveUsage;
 use crate::api;
 use crate::app::Error;
@@ -61,7 +59,7 @@ impl Ops {
             retention,
             files,
             store: store.clone(),
-            gate: Arc::new(Semaphore::new(1)),
+            admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
         Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
@@ -71,8 +69,8 @@ impl Ops {
     ///
     /// # Errors
     /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
-    pub async fn status(self: &Arc<Self>, _session: &Session, query: StatusQuery) -> Result<api::ServiceStatus, Error> {
-        let snapshots = if query.cost { Some(self.usage.costs(query.vm).await?) } else { None };
+    pub async fn status(self: &Arc<Self>, session: &Session, query: StatusQuery) -> Result<api::ServiceStatus, Error> {
+        let snapshots = if query.cost { Some(self.usage.costs(session.subject(), query.vm).await?) } else { None };
         let found = self.blocking(|ops| {
             let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
@@ -83,6 +81,14 @@ impl Ops {
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
+            log_ins: queue(&self.admission.log_ins, |log_in, waited| api::LogIn {
+                address: log_in.address.map(|address| address.to_string()),
+                seconds: waited.as_secs_f64(),
+            }),
+            cost_requests: queue(&self.admission.cost_requests, |request, waited| api::CostRequest {
+                user: request.user.clone(),
+                seconds: waited.as_secs_f64(),
+            }),
             creates: queue(&self.admission.creations, |creation, waited| api::Create {
                 vm_id: creation.vm.to_string(),
                 user: creation.user.clone(),

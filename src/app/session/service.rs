@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime};
 
 use super::manager_address::ManagerAddress;
 use crate::app::Error;
+use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{Authenticator, BadToken, Credentials, LoginError, Session, Tokens};
@@ -16,7 +17,8 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 /// Issues and checks tokens.
 pub struct Sessions {
     authenticator: Authenticator,
-    address: ManagerAddress,
+    manager: ManagerAddress,
+    admission: Arc<Admission>,
     tokens: Tokens,
     token_lifetime: Duration,
     trail: Arc<AuditTrail>,
@@ -31,12 +33,13 @@ impl Service for Sessions {
 
 impl Sessions {
     pub(crate) fn new(
-        (authenticator, address): (Authenticator, ManagerAddress),
+        (authenticator, manager): (Authenticator, ManagerAddress),
+        admission: Arc<Admission>,
         (tokens, token_lifetime): (Tokens, Duration),
         trail: Arc<AuditTrail>,
         tasks: Tasks,
     ) -> Self {
-        Self { authenticator, address, tokens, token_lifetime, trail, tasks }
+        Self { authenticator, manager, admission, tokens, token_lifetime, trail, tasks }
     }
 
     pub fn token_lifetime(&self) -> Duration {
@@ -61,7 +64,7 @@ impl Sessions {
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let (user, hash) = (credentials.username.clone(), self.tokens.account_hash(&credentials.username));
-        let outcome = self.token_for(credentials, on_slot).await;
+        let outcome = self.token_for(credentials, address, on_slot).await;
         self.trail.log_in(Actor::unauthenticated(address, request_id), &user, hash, &outcome);
         outcome
     }
@@ -72,7 +75,7 @@ impl Sessions {
     /// # Errors
     /// [`LoginError`]. A manager that does not answer in time is not an error.
     pub(crate) async fn prove_manager(self: &Arc<Self>) -> Result<(), LoginError> {
-        let address = self.blocking(|sessions| Ok(sessions.address.current())).await;
+        let address = self.blocking(|sessions| Ok(sessions.manager.current())).await;
         // Without an address, the start has failed or the cause was logged.
         let Ok(Ok(address)) = address else { return Ok(()) };
         match tokio::time::timeout(PROOF_TIMEOUT, self.authenticator.reach(&address)).await {
@@ -87,13 +90,14 @@ impl Sessions {
     async fn token_for<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
+        address: Option<IpAddr>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
-        let slot = self.authenticator.login_slot().await?;
+        let _slot = self.admission.admit_log_in(LogIn { address }).await?;
         let _guard = on_slot();
-        let address = self.blocking(|sessions| sessions.address.current().map_err(Error::ManagerUnavailable)).await?;
+        let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
         let user = &credentials.username;
-        match self.authenticator.verify(&slot, &address, &credentials).await {
+        match self.authenticator.verify(&manager, &credentials).await {
             Ok(identity) => {
                 let token = self.tokens.issue(&identity.subject, SystemTime::now());
                 let token = token.map_err(|error| Error::Internal(error.to_string()))?;

@@ -5,18 +5,12 @@ use std::sync::Arc;
 use super::service::Snapshots;
 use crate::app::Error;
 use crate::app::audit::Actor;
-use crate::app::error::Refusal;
 use crate::app::hooks::GuardedStep;
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::Operation;
 use crate::model::{Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::store::Record;
-
-/// A deletion is refused if this many operations already hold or wait for the VM.
-const MAX_WAITING: usize = 64;
-
-const TOO_MANY: Refusal = Refusal::QueueFull("changes of this VM's snapshots");
 
 impl Snapshots {
     /// Deletes the snapshot `id` of the VM `vm_ref`. Succeeds if the snapshot or its files do not exist.
@@ -33,7 +27,7 @@ impl Snapshots {
                 let deletion = async {
                     // The VM is found first, so that a repeated request waits for the VM behind the first one.
                     let vm = snapshots.blocking(move |snapshots| snapshots.owner(&vm_ref, id)).await?;
-                    let own = snapshots.admission.vm_locks.take_behind(&vm, MAX_WAITING).await.ok_or(TOO_MANY)?;
+                    let own = snapshots.admission.admit_deletion(&vm).await?;
                     let of = vm.clone();
                     let known = snapshots.blocking(move |snapshots| Ok(snapshots.store.record(id)?));
                     let record = match known.await? {
@@ -70,7 +64,7 @@ impl Snapshots {
                 let what = vm_ref.clone();
                 let deletion = async {
                     let vm = snapshots.blocking(move |snapshots| snapshots.inventory.resolve_vm(&vm_ref)).await?;
-                    let own = snapshots.admission.vm_locks.take_behind(&vm, MAX_WAITING).await.ok_or(TOO_MANY)?;
+                    let own = snapshots.admission.admit_deletion(&vm).await?;
                     let of = vm.clone();
                     // Including half deleted snapshots.
                     let records = snapshots.blocking(move |snapshots| Ok(snapshots.store.records_of(&of)?)).await?;
