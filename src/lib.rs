@@ -14,6 +14,7 @@ mod http;
 mod inventory;
 mod metrics;
 mod model;
+mod qcow2;
 mod repository;
 mod service;
 mod store;
@@ -30,10 +31,15 @@ pub mod testing {
         pub use crate::api::*;
     }
 
+    /// Reads and writes disk images.
+    pub mod qcow2 {
+        pub use crate::qcow2::{Backing, BadLayout, Content, Format, Image, ImageError, Layout, Part, Problem};
+    }
+
     pub use crate::auth::Tokens;
     pub use crate::config::Api;
     pub use crate::http::server::{Options, serve};
-    pub use crate::model::{DiskName, DiskSource, SnapshotDisk, SnapshotId};
+    pub use crate::model::{ByteRange, DiskName, DiskSource, SnapshotDisk, SnapshotId};
     pub use crate::repository::clone::{Clones, Source, Target};
     pub use crate::repository::executor::{Access, JobKind};
     pub use crate::repository::refine::{BaseContents, Refined};

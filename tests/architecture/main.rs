@@ -14,7 +14,7 @@ use source::{imports, modules, root, rust_files, src};
 const LAYERS: &[&[&str]] = &[
     &["model"],
     &["api", "config", "metrics", "sys"],
-    &["inventory", "repository", "store", "tls"],
+    &["inventory", "qcow2", "repository", "store", "tls"],
     &["auth", "hooks"],
     &["app"],
     &["http"],
@@ -41,6 +41,7 @@ const SYS_USERS: &[(&str, &[&str])] = &[
     ("app", &["sys::host", "sys::io_priority"]),
     ("http", &[]),
     ("inventory", &[]),
+    ("qcow2", &["sys::folder", "sys::sparse"]),
     ("repository", &[]),
     ("service", &[]),
     ("store", &[]),

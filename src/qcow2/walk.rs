@@ -1,0 +1,136 @@
+//! Finds which layer of a chain has which bytes, from the start of a disk to its end.
+
+use super::error::ImageError;
+use super::layer::Layer;
+use super::run::Content;
+use super::tables::{Extent, Place};
+use crate::model::ByteRange;
+
+/// What some layers of a chain have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    Data,
+    Zero,
+    /// The layers below them decide.
+    Below,
+}
+
+/// Where the bytes from a position on are.
+#[derive(Clone, Copy, Debug)]
+pub struct Found {
+    /// Where this ends, as a position of the disk.
+    pub end: u64,
+    pub source: Source,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub enum Source {
+    /// In the file of this layer, at this offset.
+    Stored {
+        layer: usize,
+        offset: u64,
+    },
+    Zero,
+    Below,
+}
+
+/// Remembers the last extent of each layer. So each extent is looked up once if the positions ascend.
+#[derive(Debug)]
+pub struct Walk<'a> {
+    /// The newest first.
+    layers: &'a [Layer],
+    /// Whether there are layers below these.
+    more_below: bool,
+    extents: Vec<Extent>,
+}
+
+impl<'a> Walk<'a> {
+    /// A walk over the newest `count` of the layers.
+    pub fn new(layers: &'a [Layer], count: usize) -> Self {
+        let (layers, below) = layers.split_at(count.min(layers.len()));
+        Self { layers, more_below: !below.is_empty(), extents: Vec::new() }
+    }
+
+    /// Where the bytes from `at` on are, at most to `until`, which must be greater and within the size of the newest
+    /// layer.
+    pub fn find(&mut self, at: u64, until: u64) -> Result<Found, ImageError> {
+        let mut end = until;
+        for (number, layer) in self.layers.iter().enumerate() {
+            // A disk that is larger than its backing file has zeros behind it.
+            if at >= layer.size {
+                return Ok(Found { end, source: Source::Zero });
+            }
+            let extent = self.extent(number, layer, at)?;
+            end = end.min(extent.range.end);
+            let source = match extent.place {
+                Place::Stored(offset) => Source::Stored { layer: number, offset: offset + (at - extent.range.start) },
+                Place::Zero => Source::Zero,
+                Place::Below => continue,
+            };
+            return Ok(Found { end, source });
+        }
+        Ok(Found { end, source: if self.more_below { Source::Below } else { Source::Zero } })
+    }
+
+    fn extent(&mut self, number: usize, layer: &Layer, at: u64) -> Result<&Extent, ImageError> {
+        if number == self.extents.len() {
+            self.extents.push(layer.extent_at(at)?);
+        } else if !self.extents[number].range.contains(&at) {
+            self.extents[number] = layer.extent_at(at)?;
+        }
+        Ok(&self.extents[number])
+    }
+}
+
+/// The parts of a disk, adjacent equal ones joined. Ends after an error.
+#[derive(Debug)]
+pub struct Parts<'a> {
+    walk: Walk<'a>,
+    at: u64,
+    size: u64,
+}
+
+impl<'a> Parts<'a> {
+    pub fn new(walk: Walk<'a>, from: u64) -> Self {
+        let size = walk.layers.first().map_or(0, |layer| layer.size);
+        Self { walk, at: from, size }
+    }
+
+    fn next_part(&mut self) -> Result<Option<(ByteRange, Part)>, ImageError> {
+        let (start, mut joined) = (self.at, None);
+        while self.at < self.size {
+            let found = self.walk.find(self.at, self.size)?;
+            let part = match found.source {
+                Source::Stored { .. } => Part::Data,
+                Source::Zero => Part::Zero,
+                Source::Below => Part::Below,
+            };
+            if joined.is_some_and(|joined| joined != part) {
+                break;
+            }
+            joined = Some(part);
+            self.at = found.end;
+        }
+        Ok(ByteRange::new(start, self.at).zip(joined))
+    }
+}
+
+impl Iterator for Parts<'_> {
+    type Item = Result<(ByteRange, Part), ImageError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let next = self.next_part();
+        if next.is_err() {
+            self.at = self.size;
+        }
+        next.transpose()
+    }
+}
+
+/// What a whole chain has: nothing is below it.
+pub fn content(part: (ByteRange, Part)) -> (ByteRange, Content) {
+    match part {
+        (range, Part::Data) => (range, Content::Data),
+        (range, Part::Zero | Part::Below) => (range, Content::Zero),
+    }
+}
