@@ -8,6 +8,8 @@ mod error_code;
 mod request;
 mod status;
 
+use std::collections::BTreeMap;
+
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, Serializer};
 
@@ -160,6 +162,12 @@ pub struct Snapshot {
     pub compare_to: Option<String>,
     #[serde(flatten)]
     pub retention: Retention,
+    /// Set by the user that created it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Set by the user that created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
     /// Last, because the server streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,

@@ -1,5 +1,6 @@
 //! Pure types and algorithms: no I/O, no clock, no async.
 
+pub mod annotations;
 pub mod chunk;
 pub mod diff;
 pub mod exclusive;
@@ -14,6 +15,7 @@ pub mod retention;
 pub mod snapshot;
 pub mod unfinished;
 
+pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};

@@ -4,13 +4,16 @@
 //! nanoseconds, because not every JSON reader keeps numbers of that size. Fields can be added later: older programs
 //! ignore them, and a missing field has a default.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId};
+use crate::model::{
+    Annotations, DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId,
+};
 
 /// A disk's name never starts with a dot, so this name is free.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -64,6 +67,10 @@ struct Manifest {
     freeze_ms: Option<u64>,
     #[serde(default)]
     hooks: Vec<ManifestHook>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
 }
 
 fn crash() -> String {
@@ -150,6 +157,8 @@ pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
                 detail: run.detail.clone(),
             })
             .collect(),
+        labels: snapshot.annotations.labels().clone(),
+        description: snapshot.annotations.description().map(str::to_owned),
     };
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
@@ -219,6 +228,8 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             freeze_ms: manifest.freeze_ms,
             hooks: manifest.hooks.into_iter().map(hook).collect::<Result<_, ManifestError>>()?,
         },
+        annotations: Annotations::new(manifest.labels, manifest.description)
+            .map_err(|_| ManifestError::Field("labels or description"))?,
     })
 }
 
@@ -257,6 +268,11 @@ mod tests {
                     detail: "200 OK".to_owned(),
                 }],
             },
+            annotations: Annotations::new(
+                [("job".to_owned(), "nightly".to_owned())].into(),
+                Some("before the upgrade".to_owned()),
+            )
+            .unwrap(),
         };
         let text = encode(&snapshot, "this one").unwrap();
         assert_eq!(decode(&text).unwrap(), snapshot);
@@ -266,6 +282,8 @@ mod tests {
             let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
             assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("a disk's source"))), "{bad}");
         }
+        let control = String::from_utf8(text.clone()).unwrap().replace("nightly", "a\\u001bb");
+        assert!(matches!(decode(control.as_bytes()), Err(ManifestError::Field("labels or description"))));
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
         assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json { .. })));
@@ -282,11 +300,13 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_without_hooks_is_read() {
+    fn a_manifest_without_optional_fields_is_read() {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        assert_eq!(decode(text).unwrap().provenance, Provenance::crash_consistent());
+        let snapshot = decode(text).unwrap();
+        assert_eq!(snapshot.provenance, Provenance::crash_consistent());
+        assert_eq!(snapshot.annotations, Annotations::default());
         assert_eq!(maker(text).unwrap(), None);
     }
 }

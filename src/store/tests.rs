@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
-    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk, Provenance, Seal,
-    SnapshotDisk, SnapshotFile, VolumeId,
+    Annotations, Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk,
+    Provenance, Seal, SnapshotDisk, SnapshotFile, VolumeId,
 };
 
 pub(super) const VM: &str = "0004fb00000600000000000000000001";
@@ -27,6 +27,7 @@ pub(super) fn snapshot(number: u128) -> Snapshot {
             seal: None,
         }],
         provenance: Provenance::crash_consistent(),
+        annotations: Annotations::default(),
     }
 }
 
@@ -44,6 +45,7 @@ pub(super) fn begin(store: &Store, snapshot: Snapshot, pending_hooks: Option<&[u
         created_at: snapshot.created_at,
         created_by: snapshot.created_by.clone(),
         disks: snapshot.disks.iter().map(planned).collect(),
+        annotations: snapshot.annotations.clone(),
     };
     Snapshot { sequence: store.begin(draft, pending_hooks).unwrap().sequence, ..snapshot }
 }
@@ -81,6 +83,13 @@ fn sealed(number: u128) -> Snapshot {
     snapshot.disks[0].volume = Some(VolumeId([0xa5; 16]));
     snapshot.disks[0].seal = Some(Seal { modified_ns: 1_714_558_829_000_000_001, map: Some([0x5a; 32]) });
     snapshot
+}
+
+/// A sealed snapshot with labels and a description.
+fn annotated(number: u128) -> Snapshot {
+    let labels = [("job", "nightly"), ("empty", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let annotations = Annotations::new(labels.into(), Some("before the upgrade".to_owned())).unwrap();
+    Snapshot { annotations, ..sealed(number) }
 }
 
 #[test]
@@ -191,12 +200,16 @@ fn the_database_of_schema_1_is_opened() {
     store.commit(&next, &golden_options()).unwrap();
 }
 
-/// The retention of snapshots came with schema 3, seals with schema 4.
+/// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5.
 #[test]
-fn the_databases_of_schema_2_to_4_are_opened() {
-    for schema in [2, 3, 4] {
+fn the_databases_of_schema_2_to_5_are_opened() {
+    for schema in [2, 3, 4, 5] {
         let (_dir, store) = golden(schema);
-        let second = if schema < 4 { hooked(8) } else { sealed(8) };
+        let second = match schema {
+            2 | 3 => hooked(8),
+            4 => sealed(8),
+            _ => annotated(8),
+        };
         let (mut plain, mut quiesced, mut creating) = (snapshot(7), second, snapshot(9));
         plain.sequence = FIRST_SEQUENCE;
         quiesced.sequence = FIRST_SEQUENCE + 1;
@@ -206,7 +219,9 @@ fn the_databases_of_schema_2_to_4_are_opened() {
         assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
-        assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
+        // Earlier programs recorded inodes before the files existed.
+        let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
+        assert_eq!(store.unfinished().unwrap(), [files]);
     }
 }
 
@@ -218,7 +233,7 @@ fn write_the_golden_database() {
     let path = golden_path(schema::CURRENT_SCHEMA);
     assert!(!path.exists(), "a golden file is never overwritten");
     let store = Store::open(&path).unwrap();
-    for snapshot in [snapshot(7), sealed(8)] {
+    for snapshot in [snapshot(7), annotated(8)] {
         store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
     }
     assert!(

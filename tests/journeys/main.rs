@@ -31,6 +31,7 @@ mod http_protocol;
 mod hung_device;
 mod idempotency;
 mod inventory;
+mod labels;
 mod login;
 mod logs;
 mod long_comparisons;

@@ -19,7 +19,7 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::inventory::Disk;
-use crate::model::{DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{Annotations, DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan;
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
@@ -227,6 +227,7 @@ impl Adopter {
                     .map(|(name, source)| self.seal_found(id, name, source))
                     .collect::<Result<_, _>>()?,
                 provenance: Provenance::crash_consistent(),
+                annotations: Annotations::default(),
             },
         };
         let has_manifest = matches!(placed.origin, Origin::Manifest(_));

@@ -243,6 +243,7 @@ impl Snapshots {
             created_at: jiff::Timestamp::now(),
             created_by: actor.user().to_owned(),
             disks,
+            annotations: request.annotations.clone(),
         };
         let ttl = match request.retention {
             RetentionRequest::Default => self.admission.policy.limits.default_ttl,

@@ -10,7 +10,7 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
+use crate::model::{HookRun, LabelSelector, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
 use crate::store::Store;
 
 /// Creates the documents of snapshots.
@@ -113,7 +113,7 @@ impl Documents {
         .await
     }
 
-    /// The documents of all snapshots of the VM `vm_ref`, oldest first. A lost snapshot has the reason in its document,
+    /// The documents of the snapshots of the VM `vm_ref` that all `labels` select, oldest first. A lost snapshot has the reason in its document,
     /// and does not fail the list.
     ///
     /// # Errors
@@ -122,6 +122,7 @@ impl Documents {
         self: &Arc<Self>,
         _session: &Session,
         vm_ref: VmId,
+        labels: Vec<LabelSelector>,
         options: MapOptions,
         cancellation: Cancellation,
     ) -> Result<impl Iterator<Item = SnapshotDocument> + Send + use<>, Error> {
@@ -132,7 +133,9 @@ impl Documents {
                 let in_use = if options.maps() { documents.retention.hold_briefly(snapshot.id) } else { None };
                 (snapshot, in_use.into_iter().collect::<Vec<_>>())
             };
-            Ok(documents.store.snapshots_of(&vm)?.into_iter().map(hold).collect::<Vec<_>>())
+            let mut snapshots = documents.store.snapshots_of(&vm)?;
+            snapshots.retain(|snapshot| labels.iter().all(|label| label.selects(&snapshot.annotations)));
+            Ok(snapshots.into_iter().map(hold).collect::<Vec<_>>())
         });
         // The documents are created lazily, so that few files are open at a time.
         let (documents, snapshots) = (Arc::clone(self), snapshots.await?.into_iter());
@@ -180,6 +183,8 @@ impl Documents {
                 expires_at: retention.expires_at.map(api::time),
                 leased_until: leased_until.map(api::time),
             },
+            labels: snapshot.annotations.labels().clone(),
+            description: snapshot.annotations.description().map(str::to_owned),
             disks: Vec::new(),
         }
     }
