@@ -13,6 +13,7 @@ use std::collections::BTreeMap;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use crate::model::Definition;
 pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
@@ -168,6 +169,9 @@ pub struct Snapshot {
     /// Set by the user that created it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// The VM's definition when the snapshot was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Definition>,
     /// Last, because the server streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,

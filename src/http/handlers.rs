@@ -85,6 +85,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "leases",
             "idempotency-key",
             "labels",
+            "definition",
             "status",
             "checksum",
             "repr-digest",
@@ -138,7 +139,7 @@ pub(super) async fn snapshots(
 ) -> Result<Response, Failure> {
     let (cancellation, what) = (Cancellation::default(), vm.to_string());
     let documents = app.documents.all(&session, vm, labels, options, cancellation.clone()).await;
-    audit_maps(&app, &session, what, options, &documents);
+    audit_maps(&app, &session, what, options.map, &documents);
     let documents = documents?;
     json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
@@ -176,7 +177,7 @@ pub(super) async fn snapshot(
     let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
     let operation = app.documents.one(&session, vm, snapshot, options, cancellation.clone());
     let document = cancel_on_drop(&cancellation, operation).await;
-    audit_maps(&app, &session, what, options, &document);
+    audit_maps(&app, &session, what, options.map, &document);
     let document = document?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }

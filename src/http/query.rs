@@ -13,7 +13,7 @@ use super::failure::Failure;
 use crate::app::Error;
 use crate::app::compare::ChunkQuery;
 use crate::app::compare::MapOptions;
-use crate::app::snapshots::AdoptOptions;
+use crate::app::snapshots::{AdoptOptions, DocumentOptions};
 use crate::config::{Refine, block_size};
 use crate::model::annotations::MAX_LABELS;
 use crate::model::{ChunkKind, LabelSelector};
@@ -109,6 +109,11 @@ impl Parameters {
         })
     }
 
+    /// The options of a snapshot's document. `squash` and `definition` are the defaults of `squashChunks` and `definition`.
+    fn document_options(&self, squash: bool, definition: bool) -> Result<DocumentOptions, Failure> {
+        Ok(DocumentOptions { map: self.map_options(squash)?, definition: self.bool_or("definition", definition)? })
+    }
+
     /// Refuses the parameters of a comparison for `what`. The error says what to do `instead`.
     fn without_comparison(&self, what: &str, instead: &str) -> Result<(), Failure> {
         let Some(name) = ["compareTo", "refine"].into_iter().find(|name| self.given(name).is_some()) else {
@@ -181,24 +186,25 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 }
 
 /// The parameters of a snapshot's document.
-const SNAPSHOT: [&str; 6] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine"];
+const SNAPSHOT: [&str; 7] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition"];
 
 /// The parameters of a list of snapshots.
-const SNAPSHOTS: [&str; 7] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", LABEL];
+const SNAPSHOTS: [&str; 8] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition", LABEL];
 
 /// The options of a snapshot's document.
-pub(super) struct SnapshotQuery(pub MapOptions);
+pub(super) struct SnapshotQuery(pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        Parameters::of(parts, state, &SNAPSHOT).await?.map_options(true).map(Self)
+        let query = Parameters::of(parts, state, &SNAPSHOT).await?;
+        query.document_options(true, true).map(Self)
     }
 }
 
 /// The selection and the options of a list of snapshots.
-pub(super) struct SnapshotsQuery(pub Vec<LabelSelector>, pub MapOptions);
+pub(super) struct SnapshotsQuery(pub Vec<LabelSelector>, pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
     type Rejection = Failure;
@@ -207,7 +213,8 @@ impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
         let query = Parameters::of(parts, state, &SNAPSHOTS).await?;
         // Ignoring them would return full maps, which a client would take for a comparison.
         query.without_comparison("a list of snapshots", "GET one of them")?;
-        Ok(Self(query.labels()?, query.map_options(true)?))
+        // The definitions would make most of a list.
+        Ok(Self(query.labels()?, query.document_options(true, false)?))
     }
 }
 
@@ -231,7 +238,7 @@ impl<S: Send + Sync> FromRequestParts<S> for EverySnapshot {
 }
 
 /// The options of a new snapshot's document.
-pub(super) struct NewSnapshotQuery(pub MapOptions);
+pub(super) struct NewSnapshotQuery(pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
     type Rejection = Failure;
@@ -240,7 +247,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
         let query = Parameters::of(parts, state, &SNAPSHOT).await?;
         // A failing comparison would cut the response, and the client would not get the id of the new snapshot.
         query.without_comparison("a new snapshot", "create it, then GET it")?;
-        query.map_options(false).map(Self)
+        query.document_options(false, true).map(Self)
     }
 }
 

@@ -2,6 +2,7 @@
 
 pub mod annotations;
 pub mod chunk;
+pub mod definition;
 pub mod diff;
 pub mod exclusive;
 pub mod extent_map;
@@ -17,6 +18,7 @@ pub mod unfinished;
 
 pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
+pub use definition::Definition;
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, RepositoryId, SnapshotId, VmId};

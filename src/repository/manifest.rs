@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
 use crate::model::{
-    Annotations, DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId,
+    Annotations, Definition, DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId,
 };
 
 /// A disk's name never starts with a dot, so this name is free.
@@ -71,6 +71,8 @@ struct Manifest {
     labels: BTreeMap<String, String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    definition: Option<Definition>,
 }
 
 fn crash() -> String {
@@ -114,11 +116,19 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
     Ok(VolumeId(number.to_be_bytes()))
 }
 
-/// The manifest of `snapshot`, written by the service with the id `exporter`.
+/// What a manifest describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub snapshot: Snapshot,
+    /// The definition of its VM, if the manifest has it.
+    pub definition: Option<Definition>,
+}
+
+/// The manifest of `snapshot` and `definition`, written by the service with the id `exporter`.
 ///
 /// # Errors
 /// None: all map keys are texts.
-pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
+pub fn encode(snapshot: &Snapshot, definition: Option<&Definition>, exporter: &str) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -159,6 +169,7 @@ pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
             .collect(),
         labels: snapshot.annotations.labels().clone(),
         description: snapshot.annotations.description().map(str::to_owned),
+        definition: definition.cloned(),
     };
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
@@ -181,8 +192,8 @@ fn is_below(path: &str) -> bool {
     !path.is_empty() && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
-/// The snapshot that a manifest describes.
-pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
+/// The snapshot that a manifest describes, with the definition of its VM.
+pub fn decode(text: &[u8]) -> Result<Described, ManifestError> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -216,7 +227,9 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             detail: run.detail,
         })
     };
-    Ok(Snapshot {
+    // Anyone may have written the file.
+    let definition = manifest.definition.map(Definition::within_limits);
+    let snapshot = Snapshot {
         id: manifest.snapshot_id.parse().map_err(|_| ManifestError::Field("snapshot_id"))?,
         vm: manifest.vm_id.parse().map_err(|_| ManifestError::Field("vm_id"))?,
         sequence: manifest.sequence,
@@ -230,7 +243,8 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
         },
         annotations: Annotations::new(manifest.labels, manifest.description)
             .map_err(|_| ManifestError::Field("labels or description"))?,
-    })
+    };
+    Ok(Described { snapshot, definition })
 }
 
 #[cfg(test)]
@@ -274,8 +288,9 @@ mod tests {
             )
             .unwrap(),
         };
-        let text = encode(&snapshot, "this one").unwrap();
-        assert_eq!(decode(&text).unwrap(), snapshot);
+        let definition = Definition { format: "vm.cfg".to_owned(), memory_mb: Some(2048), ..Definition::default() };
+        let text = encode(&snapshot, Some(&definition), "this one").unwrap();
+        assert_eq!(decode(&text).unwrap(), Described { snapshot, definition: Some(definition) });
         assert_eq!(maker(&text).unwrap().as_deref(), Some("this one"));
 
         for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
@@ -304,7 +319,8 @@ mod tests {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        let snapshot = decode(text).unwrap();
+        let Described { snapshot, definition } = decode(text).unwrap();
+        assert_eq!(definition, None);
         assert_eq!(snapshot.provenance, Provenance::crash_consistent());
         assert_eq!(snapshot.annotations, Annotations::default());
         assert_eq!(maker(text).unwrap(), None);

@@ -173,9 +173,20 @@ fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 
+fn golden_definition() -> Definition {
+    let network = [("mac".to_owned(), "00:21:f6:aa:bb:cc".to_owned())].into();
+    Definition {
+        format: "vm.cfg".to_owned(),
+        text: Some("memory = 2048\n".to_owned()),
+        memory_mb: Some(2048),
+        networks: vec![network],
+        ..Definition::default()
+    }
+}
+
 fn golden_options() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key) }
+    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key), definition: Some(golden_definition()) }
 }
 
 fn golden_retention() -> Retention {
@@ -200,10 +211,11 @@ fn the_database_of_schema_1_is_opened() {
     store.commit(&next, &golden_options()).unwrap();
 }
 
-/// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5.
+/// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
+/// schema 6.
 #[test]
-fn the_databases_of_schema_2_to_5_are_opened() {
-    for schema in [2, 3, 4, 5] {
+fn the_databases_of_schema_2_to_6_are_opened() {
+    for schema in [2, 3, 4, 5, 6] {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -216,6 +228,7 @@ fn the_databases_of_schema_2_to_5_are_opened() {
         creating.sequence = FIRST_SEQUENCE + 2;
         let retention = if schema < 3 { Retention::default() } else { golden_retention() };
         assert_eq!(store.retentions().of(plain.id).unwrap(), retention);
+        assert_eq!(store.definition(plain.id).unwrap(), (schema >= 6).then(golden_definition));
         assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
@@ -321,19 +334,19 @@ fn an_adopted_snapshot_is_older_than_those_of_this_service() {
     store.commit(&made, &CommitOptions::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
-    assert!(store.adopt(&adopted).unwrap());
+    assert!(store.adopt(&adopted, None).unwrap());
     // Refused are a known snapshot, a sequence that is taken, and one beyond the limit.
     let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
     let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
     let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
     for refused in [elsewhere, taken, beyond] {
-        assert!(!store.adopt(&refused).unwrap());
+        assert!(!store.adopt(&refused, None).unwrap());
     }
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
     // A sequence from a lost database: those assigned from now on are higher.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
-    assert!(store.adopt(&rebuilt).unwrap());
+    assert!(store.adopt(&rebuilt, None).unwrap());
     let next = begin(&store, snapshot(4), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }

@@ -15,6 +15,7 @@ mod compare;
 mod connections;
 mod crash;
 mod database_mismatch;
+mod definition;
 mod demo;
 mod disk_downloads;
 mod disk_full;
