@@ -8,9 +8,12 @@ mod error_code;
 mod request;
 mod status;
 
+use std::collections::BTreeMap;
+
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use crate::model::Definition;
 pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
@@ -160,6 +163,15 @@ pub struct Snapshot {
     pub compare_to: Option<String>,
     #[serde(flatten)]
     pub retention: Retention,
+    /// Set by the user that created it.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// Set by the user that created it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// The VM's definition when the snapshot was created.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub definition: Option<Definition>,
     /// Last, because the server streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,

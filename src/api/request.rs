@@ -1,5 +1,7 @@
 //! The bodies of requests that create snapshots and leases.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 /// Body of `POST …/snapshots`. All members are optional.
@@ -12,6 +14,14 @@ pub struct CreateSnapshot {
     pub exclude_disks: Option<Vec<String>>,
     /// How long to keep the snapshot, such as `72h`, or `none` to keep it until it is deleted.
     pub ttl: Option<String>,
+    // Later members are not serialized without a value: the digests of idempotency keys, which are stored, depend on
+    // the serialized body.
+    /// Labels of the snapshot.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// What the snapshot is for, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
 }
 
 /// Body of `POST …/lease`.

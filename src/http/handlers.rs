@@ -17,7 +17,8 @@ use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
 use super::query::{
-    AcceptsText, AdoptQuery, ChunksQuery, NewSnapshotQuery, ResponseFormat, SnapshotQuery, SnapshotsQuery, WantsPage,
+    AcceptsText, AdoptQuery, ChunksQuery, EverySnapshot, NewSnapshotQuery, ResponseFormat, SnapshotQuery,
+    SnapshotsQuery, WantsPage,
 };
 use super::snapshot_document;
 use super::status_page::{StatusParameters, render};
@@ -83,6 +84,8 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "expiry",
             "leases",
             "idempotency-key",
+            "labels",
+            "definition",
             "status",
             "checksum",
             "repr-digest",
@@ -132,11 +135,11 @@ pub(super) async fn snapshots(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
-    SnapshotsQuery(options): SnapshotsQuery,
+    SnapshotsQuery(labels, options): SnapshotsQuery,
 ) -> Result<Response, Failure> {
     let (cancellation, what) = (Cancellation::default(), vm.to_string());
-    let documents = app.documents.all(&session, vm, options, cancellation.clone()).await;
-    audit_maps(&app, &session, what, options, &documents);
+    let documents = app.documents.all(&session, vm, labels, options, cancellation.clone()).await;
+    audit_maps(&app, &session, what, options.map, &documents);
     let documents = documents?;
     json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
@@ -159,6 +162,7 @@ pub(super) async fn delete_all_snapshots(
     State(app): AppState,
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
+    _every: EverySnapshot,
 ) -> Result<StatusCode, Failure> {
     app.snapshots.delete_all(&session, vm).await?;
     Ok(StatusCode::OK)
@@ -173,7 +177,7 @@ pub(super) async fn snapshot(
     let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
     let operation = app.documents.one(&session, vm, snapshot, options, cancellation.clone());
     let document = cancel_on_drop(&cancellation, operation).await;
-    audit_maps(&app, &session, what, options, &document);
+    audit_maps(&app, &session, what, options.map, &document);
     let document = document?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }

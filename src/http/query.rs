@@ -13,9 +13,15 @@ use super::failure::Failure;
 use crate::app::Error;
 use crate::app::compare::ChunkQuery;
 use crate::app::compare::MapOptions;
-use crate::app::snapshots::AdoptOptions;
+use crate::app::snapshots::{AdoptOptions, DocumentOptions};
 use crate::config::{Refine, block_size};
-use crate::model::ChunkKind;
+use crate::model::annotations::MAX_LABELS;
+use crate::model::{ChunkKind, LabelSelector};
+
+/// Parameters that may be given several times.
+const REPEATABLE: [&str; 1] = [LABEL];
+
+const LABEL: &str = "label";
 
 /// The parameters of a query.
 pub(super) struct Parameters(Vec<(String, String)>);
@@ -33,6 +39,7 @@ impl Parameters {
         let mut seen = Vec::new();
         for (name, _) in &pairs {
             match known.iter().find(|known| *known == name) {
+                Some(known) if REPEATABLE.contains(known) => {}
                 Some(known) if seen.contains(known) => return refused(format!("{known} is given twice; use it once")),
                 Some(known) => seen.push(known),
                 None => {
@@ -65,6 +72,22 @@ impl Parameters {
         }
     }
 
+    /// The selection by labels.
+    fn labels(&self) -> Result<Vec<LabelSelector>, Failure> {
+        let mut labels = Vec::new();
+        for (_, text) in self.0.iter().filter(|(name, _)| name == LABEL) {
+            let label = text.parse().map_err(|error| {
+                Error::BadRequest(format!("label={text:?} is invalid: {error}; expected label=key or label=key=value"))
+            })?;
+            labels.push(label);
+        }
+        // A snapshot has no more labels. This bounds the work.
+        if labels.len() > MAX_LABELS {
+            return Err(Error::BadRequest(format!("label is given more than {MAX_LABELS} times")).into());
+        }
+        Ok(labels)
+    }
+
     /// The options of a map. `squash` is the default of `squashChunks`.
     fn map_options(&self, squash: bool) -> Result<MapOptions, Failure> {
         let zeros = match self.given("zero") {
@@ -84,6 +107,11 @@ impl Parameters {
             summary: self.bool_or("summary", false)?,
             refine: self.given("refine").map(refine).transpose()?,
         })
+    }
+
+    /// The options of a snapshot's document. `squash` and `definition` are the defaults of `squashChunks` and `definition`.
+    fn document_options(&self, squash: bool, definition: bool) -> Result<DocumentOptions, Failure> {
+        Ok(DocumentOptions { map: self.map_options(squash)?, definition: self.bool_or("definition", definition)? })
     }
 
     /// Refuses the parameters of a comparison for `what`. The error says what to do `instead`.
@@ -158,35 +186,59 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 }
 
 /// The parameters of a snapshot's document.
-const SNAPSHOT: [&str; 6] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine"];
+const SNAPSHOT: [&str; 7] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition"];
+
+/// The parameters of a list of snapshots.
+const SNAPSHOTS: [&str; 8] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition", LABEL];
 
 /// The options of a snapshot's document.
-pub(super) struct SnapshotQuery(pub MapOptions);
+pub(super) struct SnapshotQuery(pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        Parameters::of(parts, state, &SNAPSHOT).await?.map_options(true).map(Self)
+        let query = Parameters::of(parts, state, &SNAPSHOT).await?;
+        query.document_options(true, true).map(Self)
     }
 }
 
-/// The options of a list of snapshots.
-pub(super) struct SnapshotsQuery(pub MapOptions);
+/// The selection and the options of a list of snapshots.
+pub(super) struct SnapshotsQuery(pub Vec<LabelSelector>, pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for SnapshotsQuery {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
-        let query = Parameters::of(parts, state, &SNAPSHOT).await?;
+        let query = Parameters::of(parts, state, &SNAPSHOTS).await?;
         // Ignoring them would return full maps, which a client would take for a comparison.
         query.without_comparison("a list of snapshots", "GET one of them")?;
-        query.map_options(true).map(Self)
+        // The definitions would make most of a list.
+        Ok(Self(query.labels()?, query.document_options(true, false)?))
+    }
+}
+
+/// Refuses a selection for the deletion of all snapshots.
+pub(super) struct EverySnapshot;
+
+impl<S: Send + Sync> FromRequestParts<S> for EverySnapshot {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Failure> {
+        let query = Parameters::of(parts, state, &[LABEL]).await?;
+        // Ignoring it would delete the other snapshots too.
+        match query.value(LABEL) {
+            None => Ok(Self),
+            Some(_) => {
+                let text = "label does not select snapshots to delete; list them with label, then delete each";
+                Err(Error::BadRequest(text.to_owned()).into())
+            }
+        }
     }
 }
 
 /// The options of a new snapshot's document.
-pub(super) struct NewSnapshotQuery(pub MapOptions);
+pub(super) struct NewSnapshotQuery(pub DocumentOptions);
 
 impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
     type Rejection = Failure;
@@ -195,7 +247,7 @@ impl<S: Send + Sync> FromRequestParts<S> for NewSnapshotQuery {
         let query = Parameters::of(parts, state, &SNAPSHOT).await?;
         // A failing comparison would cut the response, and the client would not get the id of the new snapshot.
         query.without_comparison("a new snapshot", "create it, then GET it")?;
-        query.map_options(false).map(Self)
+        query.document_options(false, true).map(Self)
     }
 }
 
@@ -301,95 +353,4 @@ impl<S: Send + Sync> FromRequestParts<S> for WantsPage {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use axum::http::{Request, StatusCode};
-    use axum::response::IntoResponse;
-
-    #[test]
-    fn booleans_match_go() {
-        for (text, expected) in [
-            ("1", true),
-            ("t", true),
-            ("T", true),
-            ("TRUE", true),
-            ("true", true),
-            ("True", true),
-            ("0", false),
-            ("f", false),
-            ("F", false),
-            ("FALSE", false),
-            ("false", false),
-            ("False", false),
-        ] {
-            assert_eq!(parse_bool("chunks", text).unwrap(), expected, "{text}");
-        }
-        for text in ["", "yes", "tRUE", "2", " true"] {
-            let status = parse_bool("chunks", text).unwrap_err().into_response().status();
-            assert_eq!(status, StatusCode::BAD_REQUEST, "{text}");
-        }
-    }
-
-    /// The error for `query`, or nothing if it is accepted.
-    async fn refusal(query: &str, known: &[&'static str]) -> Option<String> {
-        let (mut parts, ()) = Request::get(format!("/x?{query}")).body(()).unwrap().into_parts();
-        match Parameters::of(&mut parts, &(), known).await {
-            Ok(_) => None,
-            Err(Failure::App(Error::BadRequest(text))) => Some(text),
-            Err(other) => panic!("{other:?}"),
-        }
-    }
-
-    #[tokio::test]
-    async fn typos_are_refused_and_unknown_names_are_ignored() {
-        for (typo, right) in [
-            ("compareto", "compareTo"),
-            ("CompareTo", "compareTo"),
-            ("COMPARETO", "compareTo"),
-            ("compare_to", "compareTo"),
-            ("compare-to", "compareTo"),
-            ("comparTo", "compareTo"),
-            ("compare", "compareTo"),
-            ("comapreTo", "compareTo"),
-            ("%63ompareto", "compareTo"),
-            ("squash_chunks", "squashChunks"),
-            ("squashChunk", "squashChunks"),
-            ("squaschunks", "squashChunks"),
-            ("chunk", "chunks"),
-            ("Chunks", "chunks"),
-            ("zeros", "zero"),
-            ("zeor", "zero"),
-            ("Summary", "summary"),
-            ("refined", "refine"),
-        ] {
-            let error = refusal(&format!("{typo}=1"), &SNAPSHOT).await.unwrap_or_else(|| panic!("{typo} is accepted"));
-            assert!(error.contains(&format!("did you mean {right}?")), "{typo}: {error}");
-        }
-        for (typo, right) in
-            [("dryrun", "dryRun"), ("dry_run", "dryRun"), ("dry-run", "dryRun"), ("manifest", "manifests")]
-        {
-            let error = refusal(typo, &["dryRun", "manifests"]).await.unwrap();
-            assert!(error.contains(right), "{typo}: {error}");
-        }
-        for unknown in
-            ["colour", "", "_", "_=1690000000", "id", "zone", "token", "ch", "%ff", "compareToAnything", "é", "&&=&"]
-        {
-            assert_eq!(refusal(unknown, &SNAPSHOT).await, None, "{unknown}");
-            assert_eq!(refusal(unknown, &[]).await, None, "{unknown}");
-        }
-        // Any two letters are similar.
-        for (name, accepted) in [("id=1", true), ("v=1", true), ("VM=1", false)] {
-            assert_eq!(refusal(name, &["cost", "vm"]).await.is_none(), accepted, "{name}");
-        }
-        assert_eq!(refusal(&format!("{}=1", "c".repeat(60_000)), &SNAPSHOT).await, None);
-    }
-
-    #[tokio::test]
-    async fn duplicate_parameters_are_refused() {
-        for twice in ["zero=&zero=", "chunks=true&chunks=true", "compareTo=a&zero=omit&compareTo=b", "zero&%7aero"] {
-            let error = refusal(twice, &SNAPSHOT).await.unwrap_or_else(|| panic!("{twice} is accepted"));
-            assert!(error.contains("is given twice"), "{twice}: {error}");
-        }
-        assert_eq!(refusal("colour=red&colour=blue&zero=omit", &SNAPSHOT).await, None);
-    }
-}
+mod tests;

@@ -10,11 +10,12 @@ pub mod ovs_agent;
 mod vm;
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::model::VmId;
+use crate::model::{Definition, VmId};
 use crate::sys::folder::Folder;
 pub use file_notes::{FileNote, FileNotes};
 pub use oracle_vm::Definitions;
@@ -36,6 +37,17 @@ impl Platform {
     pub fn read_definitions(self, root: &Folder, before: &Definitions, progress: &dyn Fn()) -> io::Result<Definitions> {
         match self {
             Self::OracleVm => before.read(root, progress),
+        }
+    }
+
+    /// Reads again the definition of `vm` from its `folder` in the repository `root`, for a snapshot to keep. Secrets in
+    /// it are masked.
+    ///
+    /// # Errors
+    /// It cannot be read, or it no longer has the id and the disks of `vm`.
+    pub fn describe_definition(self, root: &Folder, folder: &OsStr, vm: &Vm) -> Result<Definition, Problem> {
+        match self {
+            Self::OracleVm => oracle_vm::describe(root, folder, vm),
         }
     }
 

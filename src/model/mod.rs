@@ -1,6 +1,8 @@
 //! Pure types and algorithms: no I/O, no clock, no async.
 
+pub mod annotations;
 pub mod chunk;
+pub mod definition;
 pub mod diff;
 pub mod exclusive;
 pub mod extent_map;
@@ -14,7 +16,9 @@ pub mod retention;
 pub mod snapshot;
 pub mod unfinished;
 
+pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
+pub use definition::Definition;
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, RepositoryId, SnapshotId, VmId};

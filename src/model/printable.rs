@@ -15,6 +15,13 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
+/// Whether each character of `text` is visible, or combines with the one before it.
+pub fn is_printable(text: &str) -> bool {
+    // Of a text, `escape_debug` keeps combining marks. It escapes quotes and backslashes, which are printable.
+    let quoted = text.chars().filter(|c| matches!(c, '\\' | '\'' | '"')).count();
+    text.escape_debug().count() == text.chars().count() + quoted
+}
+
 fn is_plain(c: char) -> bool {
     // `escape_debug` leaves one character if it is printable. It also escapes quotes and backslashes, which are
     // printable.

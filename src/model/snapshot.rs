@@ -1,5 +1,6 @@
 //! A complete snapshot, and what is recorded about it.
 
+use super::annotations::Annotations;
 use super::hook::{Consistency, HookRun};
 use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
 
@@ -17,6 +18,7 @@ pub struct Snapshot {
     /// In the order of the VM's definition.
     pub disks: Vec<SnapshotDisk>,
     pub provenance: Provenance,
+    pub annotations: Annotations,
 }
 
 impl Snapshot {

@@ -2,6 +2,7 @@
 
 use std::num::NonZero;
 
+use super::annotations::Annotations;
 use super::id::{DiskName, RepositoryId, SnapshotId, VmId};
 use super::snapshot::{DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId, each_once};
 
@@ -15,6 +16,7 @@ pub struct SnapshotDraft {
     pub created_by: String,
     /// In the order of the VM's definition.
     pub disks: Vec<PlannedDisk>,
+    pub annotations: Annotations,
 }
 
 /// A disk of a snapshot that is about to be made.
@@ -71,12 +73,12 @@ impl UnfinishedSnapshot {
     ) -> Snapshot {
         let Self { draft, sequence, .. } = self;
         debug_assert_eq!(draft.disks.len(), files.len());
-        let SnapshotDraft { id, vm, created_by, disks, .. } = draft;
+        let SnapshotDraft { id, vm, created_by, disks, annotations, .. } = draft;
         let disks = disks.into_iter().zip(files).map(|(disk, (identity, seal))| {
             let PlannedDisk { name, source, volume, .. } = disk;
             SnapshotDisk { name, source, identity, volume, seal: Some(seal) }
         });
-        Snapshot { id, vm, sequence, created_at, created_by, disks: disks.collect(), provenance }
+        Snapshot { id, vm, sequence, created_at, created_by, disks: disks.collect(), provenance, annotations }
     }
 }
 

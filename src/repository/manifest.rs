@@ -4,13 +4,16 @@
 //! nanoseconds, because not every JSON reader keeps numbers of that size. Fields can be added later: older programs
 //! ignore them, and a missing field has a default.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Component, Path};
 
 use serde::{Deserialize, Serialize};
 
 use super::digest::Digest;
-use crate::model::{DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId};
+use crate::model::{
+    Annotations, Definition, DiskSource, FileIdentity, HookRun, Provenance, Seal, Snapshot, SnapshotDisk, VolumeId,
+};
 
 /// A disk's name never starts with a dot, so this name is free.
 pub const FILE_NAME: &str = ".manifest.json";
@@ -64,6 +67,12 @@ struct Manifest {
     freeze_ms: Option<u64>,
     #[serde(default)]
     hooks: Vec<ManifestHook>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    labels: BTreeMap<String, String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    definition: Option<Definition>,
 }
 
 fn crash() -> String {
@@ -107,11 +116,19 @@ fn volume(text: &str) -> Result<VolumeId, ManifestError> {
     Ok(VolumeId(number.to_be_bytes()))
 }
 
-/// The manifest of `snapshot`, written by the service with the id `exporter`.
+/// What a manifest describes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Described {
+    pub snapshot: Snapshot,
+    /// The definition of its VM, if the manifest has it.
+    pub definition: Option<Definition>,
+}
+
+/// The manifest of `snapshot` and `definition`, written by the service with the id `exporter`.
 ///
 /// # Errors
 /// None: all map keys are texts.
-pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
+pub fn encode(snapshot: &Snapshot, definition: Option<&Definition>, exporter: &str) -> io::Result<Vec<u8>> {
     let manifest = Manifest {
         version: VERSION,
         snapshot_id: snapshot.id.to_string(),
@@ -150,6 +167,9 @@ pub fn encode(snapshot: &Snapshot, exporter: &str) -> io::Result<Vec<u8>> {
                 detail: run.detail.clone(),
             })
             .collect(),
+        labels: snapshot.annotations.labels().clone(),
+        description: snapshot.annotations.description().map(str::to_owned),
+        definition: definition.cloned(),
     };
     let mut text = serde_json::to_vec_pretty(&manifest)?;
     text.push(b'\n');
@@ -172,8 +192,8 @@ fn is_below(path: &str) -> bool {
     !path.is_empty() && components.all(|component| matches!(component, Component::Normal(_)))
 }
 
-/// The snapshot that a manifest describes.
-pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
+/// The snapshot that a manifest describes, with the definition of its VM.
+pub fn decode(text: &[u8]) -> Result<Described, ManifestError> {
     #[derive(Deserialize)]
     struct Version {
         version: u32,
@@ -207,7 +227,9 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             detail: run.detail,
         })
     };
-    Ok(Snapshot {
+    // Anyone may have written the file.
+    let definition = manifest.definition.map(Definition::within_limits);
+    let snapshot = Snapshot {
         id: manifest.snapshot_id.parse().map_err(|_| ManifestError::Field("snapshot_id"))?,
         vm: manifest.vm_id.parse().map_err(|_| ManifestError::Field("vm_id"))?,
         sequence: manifest.sequence,
@@ -219,7 +241,10 @@ pub fn decode(text: &[u8]) -> Result<Snapshot, ManifestError> {
             freeze_ms: manifest.freeze_ms,
             hooks: manifest.hooks.into_iter().map(hook).collect::<Result<_, ManifestError>>()?,
         },
-    })
+        annotations: Annotations::new(manifest.labels, manifest.description)
+            .map_err(|_| ManifestError::Field("labels or description"))?,
+    };
+    Ok(Described { snapshot, definition })
 }
 
 #[cfg(test)]
@@ -257,15 +282,23 @@ mod tests {
                     detail: "200 OK".to_owned(),
                 }],
             },
+            annotations: Annotations::new(
+                [("job".to_owned(), "nightly".to_owned())].into(),
+                Some("before the upgrade".to_owned()),
+            )
+            .unwrap(),
         };
-        let text = encode(&snapshot, "this one").unwrap();
-        assert_eq!(decode(&text).unwrap(), snapshot);
+        let definition = Definition { format: "vm.cfg".to_owned(), memory_mb: Some(2048), ..Definition::default() };
+        let text = encode(&snapshot, Some(&definition), "this one").unwrap();
+        assert_eq!(decode(&text).unwrap(), Described { snapshot, definition: Some(definition) });
         assert_eq!(maker(&text).unwrap().as_deref(), Some("this one"));
 
         for bad in ["/etc/shadow", "../a.img", "VirtualDisks/../../a.img", ""] {
             let text = String::from_utf8(text.clone()).unwrap().replace("VirtualDisks/a.img", bad);
             assert!(matches!(decode(text.as_bytes()), Err(ManifestError::Field("a disk's source"))), "{bad}");
         }
+        let control = String::from_utf8(text.clone()).unwrap().replace("nightly", "a\\u001bb");
+        assert!(matches!(decode(control.as_bytes()), Err(ManifestError::Field("labels or description"))));
         let newer = String::from_utf8(text).unwrap().replacen("\"version\": 1", "\"version\": 2", 1);
         assert!(matches!(decode(newer.as_bytes()), Err(ManifestError::Newer(2))));
         assert!(matches!(decode(&newer.as_bytes()[..40]), Err(ManifestError::Json { .. })));
@@ -282,11 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_without_hooks_is_read() {
+    fn a_manifest_without_optional_fields_is_read() {
         let text = br#"{"version": 1, "snapshot_id": "00000000-0000-0000-0000-000000001234",
             "vm_id": "0004fb00000600000000000000000001", "sequence": 7, "created_by": "admin", "disks": [],
             "created_at": "2024-05-01T10:20:30.123456789Z"}"#;
-        assert_eq!(decode(text).unwrap().provenance, Provenance::crash_consistent());
+        let Described { snapshot, definition } = decode(text).unwrap();
+        assert_eq!(definition, None);
+        assert_eq!(snapshot.provenance, Provenance::crash_consistent());
+        assert_eq!(snapshot.annotations, Annotations::default());
         assert_eq!(maker(text).unwrap(), None);
     }
 }

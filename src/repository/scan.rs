@@ -6,10 +6,11 @@ use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use super::manifest::Described;
 use super::seal::{self, Sealed};
 use super::snapshot_dir::UNFINISHED_MARKER;
 use super::{POOL, SNAPSHOTS, SnapshotDir, manifest};
-use crate::model::{DiskName, Snapshot, SnapshotId};
+use crate::model::{DiskName, SnapshotId};
 use crate::sys::folder::{self, Folder};
 
 /// A folder with the name of a snapshot.
@@ -20,7 +21,7 @@ pub struct FoundFolder {
     /// Sorted by name.
     pub files: Vec<DiskName>,
     /// The snapshot of its manifest, or why that cannot be read. `None`: it has no manifest.
-    pub manifest: Option<Result<Snapshot, String>>,
+    pub manifest: Option<Result<Described, String>>,
     /// The service that its manifest names. It writes the manifest last.
     pub maker: Option<String>,
     /// Whether it has the marker of an unfinished snapshot.

@@ -4,6 +4,7 @@
 //! database never holds an extent map.
 
 mod database;
+mod definition;
 mod error;
 mod pending_hooks;
 mod proof;
@@ -17,7 +18,9 @@ use std::sync::Arc;
 
 use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
 
-use crate::model::{PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId};
+use crate::model::{
+    Definition, PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
+};
 
 pub use error::{StoreError, Trouble};
 pub use pending_hooks::PendingHookTable;
@@ -138,9 +141,9 @@ impl Store {
         Retentions(&self.handle)
     }
 
-    /// Records a complete `snapshot` with the sequence that it names. Returns false, and records nothing, if the
+    /// Records a complete `snapshot` with the sequence that it names, and the `definition` of its VM. Returns false, and records nothing, if the
     /// snapshot is known or its sequence is taken.
-    pub fn adopt(&self, snapshot: &Snapshot) -> Result<bool, StoreError> {
+    pub fn adopt(&self, snapshot: &Snapshot, definition: Option<&Definition>) -> Result<bool, StoreError> {
         self.handle.write(|transaction| {
             let place = (snapshot.vm.as_str(), snapshot.sequence);
             let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
@@ -149,6 +152,7 @@ impl Store {
                 return Ok(false);
             }
             put(transaction, State::Ready, snapshot)?;
+            definition::put(transaction, snapshot.id, definition)?;
             by_vm.insert(place, snapshot.id.as_u128())?;
             // Sequences that are assigned from now on are higher.
             let mut counters = transaction.open_table(schema::COUNTERS)?;
@@ -173,6 +177,7 @@ impl Store {
             if by_vm.get(place)?.is_some_and(|id| id.value() == snapshot.id.as_u128()) {
                 by_vm.remove(place)?;
             }
+            definition::forget(transaction, snapshot.id)?;
             proof::forget(transaction, snapshot.id)?;
             retention::forget(transaction, snapshot.id)
         })

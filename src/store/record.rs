@@ -1,11 +1,13 @@
 //! The stored form of a snapshot: postcard bytes. It is separate from the model, so that each can change alone.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::StoreError;
 use crate::model::{
-    DiskSource, FileIdentity, HookRun, Provenance, RepositoryId, Seal, Snapshot, SnapshotDisk, SnapshotFiles,
-    SnapshotId, UnfinishedSnapshot, VmId, VolumeId,
+    Annotations, DiskSource, FileIdentity, HookRun, Provenance, RepositoryId, Seal, Snapshot, SnapshotDisk,
+    SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId, VolumeId,
 };
 
 /// What the database knows of a snapshot.
@@ -76,6 +78,8 @@ struct StoredRecord {
     hooks: Vec<RecordHook>,
     /// One for each disk, in the same order. Empty in records from before files were recorded.
     files: Vec<RecordFile>,
+    labels: BTreeMap<String, String>,
+    description: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -152,6 +156,8 @@ pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, Store
                 seal: disk.seal.map(|Seal { modified_ns, map }| RecordSeal { modified_ns, map }),
             })
             .collect(),
+        labels: snapshot.annotations.labels().clone(),
+        description: snapshot.annotations.description().map(str::to_owned),
     };
     postcard::to_stdvec(&record).map_err(|error| StoreError::Record { id: snapshot.id, cause: error.to_string() })
 }
@@ -175,6 +181,7 @@ pub(super) fn encode_unfinished(unfinished: &UnfinishedSnapshot) -> Result<Vec<u
         created_by: draft.created_by.clone(),
         disks: disks.collect(),
         provenance: Provenance::crash_consistent(),
+        annotations: draft.annotations.clone(),
     };
     encode(State::Creating, &placeholder)
 }
@@ -228,6 +235,7 @@ fn stored(id: SnapshotId, bytes: &[u8]) -> Result<(State, Snapshot), String> {
         created_by: record.created_by,
         disks: record.disks.into_iter().map(disk).collect::<Result<_, String>>()?,
         provenance,
+        annotations: Annotations::new(record.labels, record.description).map_err(damaged)?,
     };
     Ok((record.state, snapshot))
 }
@@ -252,6 +260,7 @@ mod tests {
             created_at: jiff::Timestamp::from_nanosecond(1).unwrap(),
             created_by: "admin".to_owned(),
             disks: vec![disk],
+            annotations: Annotations::new([("k".to_owned(), "v".to_owned())].into(), None).unwrap(),
         };
         let unfinished = UnfinishedSnapshot::new(draft, 5);
         let bytes = encode_unfinished(&unfinished).unwrap();
@@ -261,7 +270,7 @@ mod tests {
             b"\x05crash\x00\x00",
             b"\x01\x01",
             &[0xa5; 16],
-            b"\x00",
+            b"\x00\x01\x01k\x01v\x00",
         ];
         assert_eq!(bytes, expected.concat());
         assert_eq!(decode(7, &bytes).unwrap(), Record::Creating(unfinished.files()));

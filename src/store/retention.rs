@@ -7,9 +7,9 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, SNAPSHOTS, State, Store, StoreError, database, put, record};
+use super::{Record, SNAPSHOTS, State, Store, StoreError, database, definition, put, record};
 use crate::model::retention::Retention;
-use crate::model::{Snapshot, SnapshotId, VmId};
+use crate::model::{Definition, Snapshot, SnapshotId, VmId};
 
 /// Snapshot id → expiry, milliseconds since 1970.
 const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
@@ -40,6 +40,8 @@ pub struct CommitOptions {
     pub expires_at: Option<Timestamp>,
     /// The key of the request that made the snapshot.
     pub key: Option<RequestKey>,
+    /// The VM's definition.
+    pub definition: Option<Definition>,
 }
 
 /// The request that used a key. These are the stored bytes: postcard writes the fields in this order.
@@ -76,6 +78,7 @@ impl Store {
     pub fn commit(&self, snapshot: &Snapshot, options: &CommitOptions) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
             put(transaction, State::Ready, snapshot)?;
+            definition::put(transaction, snapshot.id, options.definition.as_ref())?;
             if let Some(expiry) = options.expires_at {
                 transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
             }

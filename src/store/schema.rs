@@ -12,11 +12,22 @@ mod m0002_hooks;
 mod m0003_policy;
 #[path = "../../migrations/0004_seals.rs"]
 mod m0004_seals;
+#[path = "../../migrations/0005_annotations.rs"]
+mod m0005_annotations;
+#[path = "../../migrations/0006_definitions.rs"]
+mod m0006_definitions;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
 /// Migration `i` leads from schema `i` to schema `i + 1`.
-const MIGRATIONS: &[Migration] = &[m0001_initial::run, m0002_hooks::run, m0003_policy::run, m0004_seals::run];
+const MIGRATIONS: &[Migration] = &[
+    m0001_initial::run,
+    m0002_hooks::run,
+    m0003_policy::run,
+    m0004_seals::run,
+    m0005_annotations::run,
+    m0006_definitions::run,
+];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;
 

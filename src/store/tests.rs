@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
-    Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk, Provenance, Seal,
-    SnapshotDisk, SnapshotFile, VolumeId,
+    Annotations, Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk,
+    Provenance, Seal, SnapshotDisk, SnapshotFile, VolumeId,
 };
 
 pub(super) const VM: &str = "0004fb00000600000000000000000001";
@@ -27,6 +27,7 @@ pub(super) fn snapshot(number: u128) -> Snapshot {
             seal: None,
         }],
         provenance: Provenance::crash_consistent(),
+        annotations: Annotations::default(),
     }
 }
 
@@ -44,6 +45,7 @@ pub(super) fn begin(store: &Store, snapshot: Snapshot, pending_hooks: Option<&[u
         created_at: snapshot.created_at,
         created_by: snapshot.created_by.clone(),
         disks: snapshot.disks.iter().map(planned).collect(),
+        annotations: snapshot.annotations.clone(),
     };
     Snapshot { sequence: store.begin(draft, pending_hooks).unwrap().sequence, ..snapshot }
 }
@@ -81,6 +83,13 @@ fn sealed(number: u128) -> Snapshot {
     snapshot.disks[0].volume = Some(VolumeId([0xa5; 16]));
     snapshot.disks[0].seal = Some(Seal { modified_ns: 1_714_558_829_000_000_001, map: Some([0x5a; 32]) });
     snapshot
+}
+
+/// A sealed snapshot with labels and a description.
+fn annotated(number: u128) -> Snapshot {
+    let labels = [("job", "nightly"), ("empty", "")].map(|(key, value)| (key.to_owned(), value.to_owned()));
+    let annotations = Annotations::new(labels.into(), Some("before the upgrade".to_owned())).unwrap();
+    Snapshot { annotations, ..sealed(number) }
 }
 
 #[test]
@@ -164,9 +173,20 @@ fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 
+fn golden_definition() -> Definition {
+    let network = [("mac".to_owned(), "00:21:f6:aa:bb:cc".to_owned())].into();
+    Definition {
+        format: "vm.cfg".to_owned(),
+        text: Some("memory = 2048\n".to_owned()),
+        memory_mb: Some(2048),
+        networks: vec![network],
+        ..Definition::default()
+    }
+}
+
 fn golden_options() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key) }
+    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key), definition: Some(golden_definition()) }
 }
 
 fn golden_retention() -> Retention {
@@ -191,22 +211,30 @@ fn the_database_of_schema_1_is_opened() {
     store.commit(&next, &golden_options()).unwrap();
 }
 
-/// The retention of snapshots came with schema 3, seals with schema 4.
+/// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
+/// schema 6.
 #[test]
-fn the_databases_of_schema_2_to_4_are_opened() {
-    for schema in [2, 3, 4] {
+fn the_databases_of_schema_2_to_6_are_opened() {
+    for schema in [2, 3, 4, 5, 6] {
         let (_dir, store) = golden(schema);
-        let second = if schema < 4 { hooked(8) } else { sealed(8) };
+        let second = match schema {
+            2 | 3 => hooked(8),
+            4 => sealed(8),
+            _ => annotated(8),
+        };
         let (mut plain, mut quiesced, mut creating) = (snapshot(7), second, snapshot(9));
         plain.sequence = FIRST_SEQUENCE;
         quiesced.sequence = FIRST_SEQUENCE + 1;
         creating.sequence = FIRST_SEQUENCE + 2;
         let retention = if schema < 3 { Retention::default() } else { golden_retention() };
         assert_eq!(store.retentions().of(plain.id).unwrap(), retention);
+        assert_eq!(store.definition(plain.id).unwrap(), (schema >= 6).then(golden_definition));
         assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
-        assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&creating)]);
+        // Earlier programs recorded inodes before the files existed.
+        let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
+        assert_eq!(store.unfinished().unwrap(), [files]);
     }
 }
 
@@ -218,7 +246,7 @@ fn write_the_golden_database() {
     let path = golden_path(schema::CURRENT_SCHEMA);
     assert!(!path.exists(), "a golden file is never overwritten");
     let store = Store::open(&path).unwrap();
-    for snapshot in [snapshot(7), sealed(8)] {
+    for snapshot in [snapshot(7), annotated(8)] {
         store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
     }
     assert!(
@@ -306,19 +334,19 @@ fn an_adopted_snapshot_is_older_than_those_of_this_service() {
     store.commit(&made, &CommitOptions::default()).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
-    assert!(store.adopt(&adopted).unwrap());
+    assert!(store.adopt(&adopted, None).unwrap());
     // Refused are a known snapshot, a sequence that is taken, and one beyond the limit.
     let elsewhere = Snapshot { sequence: 1_700_000_001, ..adopted.clone() };
     let taken = Snapshot { id: SnapshotId::from_u128(9), ..adopted.clone() };
     let beyond = Snapshot { id: SnapshotId::from_u128(9), sequence: u64::MAX, ..adopted.clone() };
     for refused in [elsewhere, taken, beyond] {
-        assert!(!store.adopt(&refused).unwrap());
+        assert!(!store.adopt(&refused, None).unwrap());
     }
     assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [adopted, made]);
     // A sequence from a lost database: those assigned from now on are higher.
     let mut rebuilt = snapshot(3);
     rebuilt.sequence = FIRST_SEQUENCE + 100;
-    assert!(store.adopt(&rebuilt).unwrap());
+    assert!(store.adopt(&rebuilt, None).unwrap());
     let next = begin(&store, snapshot(4), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE + 101);
 }

@@ -75,7 +75,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustls", &["cli", "hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
     ("secrecy", &["api", "auth", "config", "hooks"]),
-    ("serde_json", &["api", "app", "auth", "cli", "hooks", "http", "inventory", "repository"]),
+    ("serde_json", &["api", "app", "auth", "cli", "hooks", "http", "inventory", "repository", "store"]),
     ("socket2", &["http"]),
     ("strsim", &["config"]),
     ("tokio", &["app", "auth", "cli", "hooks", "http", "service"]),

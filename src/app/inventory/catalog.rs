@@ -4,6 +4,7 @@
 //! the last pass. If it was never read, the list says that its VMs are unknown.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use super::repositories::RepositorySet;
 use super::shared::Shared;
 use crate::app::Error;
 use crate::inventory::{self, Definitions, Platform, Vm};
-use crate::model::{RepositoryId, VmId};
+use crate::model::{Definition, RepositoryId, VmId};
 use crate::repository::Repository;
 use crate::repository::executor::JobKind;
 
@@ -79,6 +80,21 @@ impl Catalog {
             return Err(Unknown::Repositories(format!("no VM is known: {}", list.reasons())));
         }
         Ok(list)
+    }
+
+    /// What a snapshot keeps of the definition of `vm`, which is in a list that was just made.
+    ///
+    /// # Errors
+    /// It cannot be read, or it was changed meanwhile. The error is written for operators.
+    pub(super) fn describe(&self, found: &RepositorySet, vm: &Arc<Vm>) -> Result<Definition, String> {
+        let id = vm.id.as_ref().ok_or("it has no id")?;
+        let folder_in = |repository: &Repository| self.known(repository.id())?.folder_of(id).map(OsStr::to_owned);
+        let place = found.usable().find_map(|repository| Some((repository, folder_in(repository)?)));
+        let (repository, folder) = place.ok_or("its definition is gone")?;
+        let (platform, vm) = (self.platform, Arc::clone(vm));
+        let described =
+            repository.run(JobKind::SHORT, move |_, root| Ok(platform.describe_definition(root, &folder, &vm)));
+        described.map_err(|error| error.to_string())?.map_err(|problem| problem.to_string())
     }
 
     fn read(&self, found: &RepositorySet) -> VmList {

@@ -14,7 +14,7 @@ use crate::app::Error;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::inventory::Vm;
-use crate::model::{RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{Definition, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::{CloneSupport, OpenError, Repository, assign};
 use crate::store::Store;
 
@@ -106,6 +106,15 @@ impl Inventory {
     /// [`Error::AgentDb`], [`Error::Unavailable`] if no VM is known.
     pub(crate) fn vms(&self) -> Result<Arc<VmList>, Error> {
         Ok(self.catalog.list(&self.repositories())?)
+    }
+
+    /// What a snapshot keeps of the definition of `vm`. A snapshot without it can be restored too, so that a definition
+    /// that cannot be read is only logged.
+    pub(crate) fn describe(&self, vm: &Arc<Vm>) -> Option<Definition> {
+        let described = self.catalog.describe(&self.repositories(), vm);
+        described
+            .inspect_err(|reason| tracing::warn!(vm = vm.name, reason, "snapshot without the VM's definition"))
+            .ok()
     }
 
     /// An examiner of disk files. `all` are all VMs of the inventory: a disk may belong to another VM too.

@@ -19,7 +19,7 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::inventory::Disk;
-use crate::model::{DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{Annotations, DiskName, DiskSource, Provenance, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan;
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
@@ -215,7 +215,7 @@ impl Adopter {
         let Candidate { placed, parts } = candidate;
         let (id, kind) = (placed.id, JobKind::CHANGE.exclusive(placed.id.as_u128()));
         let snapshot = match &placed.origin {
-            Origin::Manifest(snapshot) => Snapshot { sequence, ..snapshot.clone() },
+            Origin::Manifest(described) => Snapshot { sequence, ..described.snapshot.clone() },
             Origin::Files { created_by, disks } => Snapshot {
                 id,
                 vm: placed.vm.clone(),
@@ -227,14 +227,18 @@ impl Adopter {
                     .map(|(name, source)| self.seal_found(id, name, source))
                     .collect::<Result<_, _>>()?,
                 provenance: Provenance::crash_consistent(),
+                annotations: Annotations::default(),
             },
         };
-        let has_manifest = matches!(placed.origin, Origin::Manifest(_));
+        let (has_manifest, definition) = match &placed.origin {
+            Origin::Manifest(described) => (true, described.definition.as_ref()),
+            Origin::Files { .. } => (false, None),
+        };
         for disk in snapshot.disks.iter().filter(|_| has_manifest) {
             self.files.open_base(&snapshot, disk).map_err(|error| format!("{}: {error}", disk.name))?;
         }
         // Record first: a manifest without a record would prevent another attempt.
-        if !self.store.adopt(&snapshot).map_err(|error| error.to_string())? {
+        if !self.store.adopt(&snapshot, definition).map_err(|error| error.to_string())? {
             return Err("is already in the database: another request has just adopted it".to_owned());
         }
         tracing::info!(
@@ -244,7 +248,7 @@ impl Adopter {
         if !has_manifest {
             for (repository, folder) in parts {
                 let (of, exporter) = (snapshot.clone(), self.exporter.clone());
-                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, &exporter));
+                let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, id).seal(&of, None, &exporter));
                 if let Err(error) = sealed {
                     tracing::warn!(
                         folder = %folder.path.display(), %error,

@@ -27,7 +27,7 @@ use crate::auth::Session;
 use crate::hooks::{Event, Operation, PendingPostHooks, milliseconds};
 use crate::inventory::Problem;
 use crate::model::{
-    Consistency, DiskName, PendingHooksKey, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft,
+    Consistency, Definition, DiskName, PendingHooksKey, PlannedDisk, Provenance, RepositoryId, Snapshot, SnapshotDraft,
     SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 use crate::repository::clone::{Cloned, Clones, Source, Target};
@@ -50,6 +50,7 @@ struct Plan {
 struct CommitDetails {
     ttl: Option<Duration>,
     key: Option<RequestKey>,
+    definition: Option<Definition>,
 }
 
 /// A snapshot whose intent is recorded and whose files are prepared: the next step clones.
@@ -243,13 +244,15 @@ impl Snapshots {
             created_at: jiff::Timestamp::now(),
             created_by: actor.user().to_owned(),
             disks,
+            annotations: request.annotations.clone(),
         };
         let ttl = match request.retention {
             RetentionRequest::Default => self.admission.policy.limits.default_ttl,
             RetentionRequest::UntilDeleted => None,
             RetentionRequest::For(ttl) => Some(ttl),
         };
-        let commit = CommitDetails { ttl, key: request_key(actor, request) };
+        let kept = self.inventory.describe(&definition);
+        let commit = CommitDetails { ttl, key: request_key(actor, request), definition: kept };
         let event_disks = draft.disks.iter().map(|disk| (&disk.name, &disk.source, disk.size));
         let event = self.hooks.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
         Ok(Plan { draft, sources, commit, event })
@@ -307,10 +310,11 @@ impl Snapshots {
     ) -> Result<Snapshot, Error> {
         let sealed = cloned.map_err(|error| report.with_skipped_hooks(error)).and_then(|(cloned, at)| {
             // The snapshot's time is that of the clones, not that of the end of the hooks.
-            self.seal(&mut unfinished, at, cloned, report)
+            self.seal(&mut unfinished, commit.definition.as_ref(), at, cloned, report)
         });
         let snapshot = sealed.inspect_err(|_| self.removals.undo(&unfinished.files()))?;
-        let options = CommitOptions { expires_at: commit.ttl.map(|ttl| snapshot.created_at + ttl), key: commit.key };
+        let CommitDetails { ttl, key, definition } = commit;
+        let options = CommitOptions { expires_at: ttl.map(|ttl| snapshot.created_at + ttl), key, definition };
         if let Err(error) = self.store.commit(&snapshot, &options) {
             // A failed commit may still have reached the disk, which only the database knows. If it cannot be read,
             // nothing is changed; the recovery after the next start decides.
@@ -329,6 +333,7 @@ impl Snapshots {
     fn seal(
         &self,
         unfinished: &mut UnfinishedSnapshot,
+        definition: Option<&Definition>,
         created_at: jiff::Timestamp,
         cloned: Cloned,
         report: HookReport,
@@ -345,8 +350,9 @@ impl Snapshots {
             (self.repositories_with(&snapshot.repositories())?, JobKind::CHANGE.exclusive(snapshot.id.as_u128()));
         let failed = |error| Error::of_step("writing the snapshot's manifest", error);
         for repository in &repositories {
-            let (of, exporter) = (snapshot.clone(), self.exporter.clone());
-            let sealed = repository.run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, &exporter));
+            let (of, definition, exporter) = (snapshot.clone(), definition.cloned(), self.exporter.clone());
+            let sealed = repository
+                .run(kind, move |_, root| SnapshotDir::new(root, of.id).seal(&of, definition.as_ref(), &exporter));
             sealed.map_err(failed)?;
         }
         // Finish only after all repositories have the manifest: a part must not look like a finished snapshot.

@@ -1,4 +1,4 @@
-//! The request for a new snapshot: disks, retention and idempotency key.
+//! The request for a new snapshot: disks, retention, annotations and idempotency key.
 
 use std::time::Duration;
 
@@ -8,12 +8,14 @@ use crate::app::error::Refusal;
 use crate::app::retention::parse_duration;
 use crate::config::MAX_TTL;
 use crate::inventory::{Disk, Medium};
+use crate::model::Annotations;
 
 /// A request for a new snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreateRequest {
     pub(crate) selection: DiskSelection,
     pub(crate) retention: RetentionRequest,
+    pub(crate) annotations: Annotations,
     /// The header `Idempotency-Key`, and a digest of the rest of the request.
     pub(crate) key: Option<(String, [u8; 32])>,
 }
@@ -72,6 +74,8 @@ impl CreateRequest {
             Some("none") => RetentionRequest::UntilDeleted,
             Some(text) => RetentionRequest::For(parse_duration("ttl", text, MAX_TTL)?),
         };
+        let annotations = Annotations::new(body.labels.unwrap_or_default(), body.description)
+            .map_err(|error| Error::BadRequest(error.to_string()))?;
         let selection = match (body.disks, body.exclude_disks) {
             (Some(_), Some(_)) => return bad("disks and exclude_disks are both set; use one of them".to_owned()),
             (Some(disks), None) if disks.is_empty() => {
@@ -81,7 +85,7 @@ impl CreateRequest {
             (None, Some(disks)) => DiskSelection::AllBut(disks),
             (None, None) => DiskSelection::All,
         };
-        Ok(Self { selection, retention, key })
+        Ok(Self { selection, retention, annotations, key })
     }
 }
 

@@ -10,7 +10,7 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{HookRun, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
+use crate::model::{HookRun, LabelSelector, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
 use crate::store::Store;
 
 /// Creates the documents of snapshots.
@@ -20,6 +20,14 @@ pub struct Documents {
     comparisons: Arc<Comparisons>,
     store: Store,
     tasks: Tasks,
+}
+
+/// How the document of a snapshot is made.
+#[derive(Clone, Copy, Debug)]
+pub struct DocumentOptions {
+    pub map: MapOptions,
+    /// Whether it has the VM's definition.
+    pub definition: bool,
 }
 
 /// A snapshot's document. Its maps are found while it is written.
@@ -74,20 +82,23 @@ impl Documents {
         _session: &Session,
         vm_ref: VmId,
         id: SnapshotId,
-        options: MapOptions,
+        options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<SnapshotDocument, Error> {
         self.blocking(move |documents| {
-            let in_use = documents.comparisons.hold(id, options)?;
+            let in_use = documents.comparisons.hold(id, options.map)?;
             let snapshot = documents.inventory.snapshot_of(&vm_ref, id)?;
-            let base = documents.comparisons.base_of(options)?;
+            let base = documents.comparisons.base_of(options.map)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
             let disks = snapshot.disks.iter().map(|disk| {
-                let map = documents.comparisons.map(&snapshot, pair.as_ref(), disk, options, &cancellation)?;
-                Ok(DiskDocument { disk: documents.describe_disk(&snapshot, disk), map: MapDocument::of(map, options) })
+                let map = documents.comparisons.map(&snapshot, pair.as_ref(), disk, options.map, &cancellation)?;
+                Ok(DiskDocument {
+                    disk: documents.describe_disk(&snapshot, disk),
+                    map: MapDocument::of(map, options.map),
+                })
             });
             let disks = disks.collect::<Result<_, Error>>()?;
-            let mut document = documents.describe(&snapshot);
+            let mut document = documents.describe(&snapshot, options);
             document.compare_to = pair.map(|pair| pair.base().id.to_string());
             Ok(SnapshotDocument { snapshot: document, disks, in_use })
         })
@@ -103,7 +114,7 @@ impl Documents {
         self: &Arc<Self>,
         _session: &Session,
         snapshot: Snapshot,
-        options: MapOptions,
+        options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<SnapshotDocument, Error> {
         self.blocking(move |documents| {
@@ -113,7 +124,7 @@ impl Documents {
         .await
     }
 
-    /// The documents of all snapshots of the VM `vm_ref`, oldest first. A lost snapshot has the reason in its document,
+    /// The documents of the snapshots of the VM `vm_ref` that all `labels` select, oldest first. A lost snapshot has the reason in its document,
     /// and does not fail the list.
     ///
     /// # Errors
@@ -122,17 +133,20 @@ impl Documents {
         self: &Arc<Self>,
         _session: &Session,
         vm_ref: VmId,
-        options: MapOptions,
+        labels: Vec<LabelSelector>,
+        options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<impl Iterator<Item = SnapshotDocument> + Send + use<>, Error> {
         let snapshots = self.blocking(move |documents| {
             let vm = documents.inventory.resolve_vm(&vm_ref)?;
             // A list does not count as use: a client that lists often must not keep all snapshots forever.
             let hold = |snapshot: Snapshot| {
-                let in_use = if options.maps() { documents.retention.hold_briefly(snapshot.id) } else { None };
+                let in_use = if options.map.maps() { documents.retention.hold_briefly(snapshot.id) } else { None };
                 (snapshot, in_use.into_iter().collect::<Vec<_>>())
             };
-            Ok(documents.store.snapshots_of(&vm)?.into_iter().map(hold).collect::<Vec<_>>())
+            let mut snapshots = documents.store.snapshots_of(&vm)?;
+            snapshots.retain(|snapshot| labels.iter().all(|label| label.selects(&snapshot.annotations)));
+            Ok(snapshots.into_iter().map(hold).collect::<Vec<_>>())
         });
         // The documents are created lazily, so that few files are open at a time.
         let (documents, snapshots) = (Arc::clone(self), snapshots.await?.into_iter());
@@ -145,23 +159,28 @@ impl Documents {
     fn describe_whole(
         &self,
         snapshot: &Snapshot,
-        options: MapOptions,
+        options: DocumentOptions,
         in_use: Vec<InUse>,
         cancellation: &Cancellation,
     ) -> Option<SnapshotDocument> {
         let disks = snapshot.disks.iter().map(|disk| {
-            let map = self.comparisons.infallible_map(snapshot, disk, options, cancellation)?;
-            Some(DiskDocument { disk: self.describe_disk(snapshot, disk), map: MapDocument::of(map, options) })
+            let map = self.comparisons.infallible_map(snapshot, disk, options.map, cancellation)?;
+            Some(DiskDocument { disk: self.describe_disk(snapshot, disk), map: MapDocument::of(map, options.map) })
         });
         let disks = disks.collect::<Option<_>>()?;
-        Some(SnapshotDocument { snapshot: self.describe(snapshot), disks, in_use })
+        Some(SnapshotDocument { snapshot: self.describe(snapshot, options), disks, in_use })
     }
 
     /// A snapshot without its disks.
-    fn describe(&self, snapshot: &Snapshot) -> api::Snapshot {
+    fn describe(&self, snapshot: &Snapshot, options: DocumentOptions) -> api::Snapshot {
         let retention = self.store.retentions().of(snapshot.id).unwrap_or_else(|error| {
             tracing::error!(snapshot = %snapshot.id, %error, "cannot read the snapshot's expiry and leases");
             retention::Retention::default()
+        });
+        let definition = if options.definition { self.store.definition(snapshot.id) } else { Ok(None) };
+        let definition = definition.unwrap_or_else(|error| {
+            tracing::error!(snapshot = %snapshot.id, %error, "cannot read the definition of the snapshot's VM");
+            None
         });
         let leased_until = retention.leased_until.filter(|until| *until > jiff::Timestamp::now());
         let vm = snapshot.vm.to_string();
@@ -180,6 +199,9 @@ impl Documents {
                 expires_at: retention.expires_at.map(api::time),
                 leased_until: leased_until.map(api::time),
             },
+            labels: snapshot.annotations.labels().clone(),
+            description: snapshot.annotations.description().map(str::to_owned),
+            definition,
             disks: Vec::new(),
         }
     }

@@ -16,7 +16,7 @@ mod sweep;
 
 pub use adopt::{AdoptOptions, Adopter};
 pub use create_request::CreateRequest;
-pub use document::{DiskDocument, Documents, MapDocument, SnapshotDocument};
+pub use document::{DiskDocument, DocumentOptions, Documents, MapDocument, SnapshotDocument};
 pub(crate) use reconcile::Reconciler;
 pub(crate) use recover::Recovery;
 pub(crate) use removal::Removals;

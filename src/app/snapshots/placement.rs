@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::model::{DiskName, DiskSource, RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::Repository;
+use crate::repository::manifest::Described;
 use crate::repository::scan::FoundFolder;
 use crate::store::{FIRST_SEQUENCE, LAST_SEQUENCE};
 
@@ -26,7 +27,7 @@ pub(super) struct PlacedSnapshot {
 
 /// The source of a snapshot's VM and time.
 pub(super) enum Origin {
-    Manifest(Snapshot),
+    Manifest(Box<Described>),
     /// The names of its files, whose identities are not recorded yet.
     Files {
         created_by: String,
@@ -37,7 +38,7 @@ pub(super) enum Origin {
 impl PlacedSnapshot {
     pub fn repositories(&self) -> Vec<&RepositoryId> {
         match &self.origin {
-            Origin::Manifest(snapshot) => snapshot.repositories(),
+            Origin::Manifest(described) => described.snapshot.repositories(),
             Origin::Files { disks, .. } => disks.iter().map(|(_, source)| &source.repository).collect(),
         }
     }
@@ -45,7 +46,7 @@ impl PlacedSnapshot {
     /// The sequence in its manifest.
     pub fn sequence(&self) -> Option<u64> {
         match &self.origin {
-            Origin::Manifest(snapshot) => Some(snapshot.sequence),
+            Origin::Manifest(described) => Some(described.snapshot.sequence),
             Origin::Files { .. } => None,
         }
     }
@@ -77,13 +78,19 @@ pub(super) fn place(
                     .to_owned(),
             );
         }
-        let snapshot = manifest.as_ref().map_err(|error| format!("its manifest cannot be read: {error}"))?;
+        let described = manifest.as_ref().map_err(|error| format!("its manifest cannot be read: {error}"))?;
+        let snapshot = &described.snapshot;
         let is_its_own = parts.iter().all(|(_, folder)| folder.id == snapshot.id);
         if !is_its_own {
             return Err("its manifest belongs to another snapshot".to_owned());
         }
         let Snapshot { id, ref vm, created_at, .. } = *snapshot;
-        return Ok(PlacedSnapshot { id, vm: vm.clone(), created_at, origin: Origin::Manifest(snapshot.clone()) });
+        return Ok(PlacedSnapshot {
+            id,
+            vm: vm.clone(),
+            created_at,
+            origin: Origin::Manifest(Box::new(described.clone())),
+        });
     }
     let mut vm: Option<&VmId> = None;
     let mut disks = Vec::new();

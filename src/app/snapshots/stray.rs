@@ -56,7 +56,7 @@ fn complete(
             return Err(refused("it is being created, or is unfinished"));
         }
         match &part.manifest {
-            Some(Ok(manifest)) => manifests.push(manifest),
+            Some(Ok(manifest)) => manifests.push(&manifest.snapshot),
             Some(Err(problem)) => return Err(refused(&format!("its manifest cannot be read: {problem}"))),
             None => return Err(refused("it has no manifest that names its VM")),
         }
@@ -70,5 +70,5 @@ fn complete(
     if snapshot.repositories().into_iter().any(|id| parts.iter().all(|(repository, _)| repository != id)) {
         return Err(refused("a part of it is in an unavailable repository"));
     }
-    Ok(Snapshot::clone(snapshot))
+    Ok((*snapshot).clone())
 }

@@ -9,11 +9,12 @@ use std::sync::Arc;
 use std::thread::sleep;
 use std::time::{Duration, SystemTime};
 
+use super::definition;
 use super::python_literal;
-use super::vm_cfg::{self, VmConfig};
+use super::vm_cfg::{self, VmConfig, VmConfigError};
 use crate::inventory::{Problem, Vm};
-use crate::model::VmId;
 use crate::model::layout::{VIRTUAL_MACHINES, VM_CFG};
+use crate::model::{Definition, VmId};
 use crate::sys::folder::{EntryProblem, Folder, UnexpectedEntry};
 
 /// Definitions that look half-written are read again, all of them after one pause.
@@ -83,6 +84,11 @@ impl Definitions {
     pub fn by_folder(&self, mount_point: &Path) -> impl Iterator<Item = (PathBuf, &Arc<Vm>)> {
         let machines = mount_point.join(VIRTUAL_MACHINES);
         self.0.iter().map(move |(name, entry)| (machines.join(&**name), &entry.vm))
+    }
+
+    /// The name of the folder that defines the VM `id`.
+    pub fn folder_of(&self, id: &VmId) -> Option<&OsStr> {
+        self.0.iter().find(|(_, entry)| entry.vm.id.as_ref() == Some(id)).map(|(name, _)| &**name)
     }
 
     /// The same definitions with unknown disks.
@@ -156,12 +162,31 @@ fn problem_of(step: &str, error: &io::Error) -> Problem {
     }
 }
 
-fn read_definition(folder: &Folder) -> Result<VmConfig, Problem> {
+fn read_text(folder: &Folder) -> Result<String, Problem> {
     let bytes = folder.read_small(VM_CFG, python_literal::MAX_SOURCE);
     let bytes = bytes.map_err(|error| problem_of("vm.cfg cannot be read", &error))?;
     // A name in another encoding must not hide a VM.
-    let text = String::from_utf8_lossy(&bytes);
-    vm_cfg::parse(&text).map_err(|error| Problem::Invalid(format!("vm.cfg: {error}")))
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+fn invalid(error: VmConfigError) -> Problem {
+    Problem::Invalid(format!("vm.cfg: {error}"))
+}
+
+fn read_definition(folder: &Folder) -> Result<VmConfig, Problem> {
+    vm_cfg::parse(&read_text(folder)?).map_err(invalid)
+}
+
+/// See [`Platform::describe_definition`](crate::inventory::Platform::describe_definition).
+pub fn describe(root: &Folder, name: &OsStr, vm: &Vm) -> Result<Definition, Problem> {
+    let folder = root.folder(VIRTUAL_MACHINES).and_then(|machines| machines.folder(name));
+    let folder = folder.map_err(|error| problem_of("its folder cannot be opened", &error))?;
+    let text = read_text(&folder)?;
+    let found = vm_of(vm_cfg::parse(&text).map_err(invalid)?, name, None);
+    if found.id != vm.id || found.disks != vm.disks {
+        return Err(Problem::Unavailable("vm.cfg was changed meanwhile".to_owned()));
+    }
+    definition::describe(&text).map_err(invalid)
 }
 
 fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {

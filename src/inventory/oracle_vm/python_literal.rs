@@ -4,9 +4,12 @@
 //! that users write by hand. Anything else (calls, names as values, operators, imports) is refused: the author of a
 //! file must not be able to run code, or to define something that we do not see.
 
+mod places;
 mod strings;
 
 use std::collections::BTreeMap;
+
+pub use places::{Places, Scalar, parse_with_places};
 
 /// In bytes. A real `vm.cfg` has one or two thousand.
 pub const MAX_SOURCE: usize = 1 << 20;
@@ -69,12 +72,16 @@ pub struct SyntaxError {
 /// The source contains anything but assignments of literals, or a NUL byte, as after a crash, or exceeds [`MAX_SOURCE`]
 /// or [`MAX_DEPTH`].
 pub fn parse_assignments(source: &str) -> Result<BTreeMap<String, Value>, SyntaxError> {
+    let source = normalized(source)?;
+    Parser { source: &source, rest: &source, depth: 0, places: None }.assignments().map(|(assignments, _)| assignments)
+}
+
+/// The source without a byte order mark. As in Python, every line ending becomes `\n`, also inside strings.
+fn normalized(source: &str) -> Result<String, SyntaxError> {
     if source.len() > MAX_SOURCE {
         return Err(SyntaxError { line: 1, column: 1, reason: format!("the file is larger than {MAX_SOURCE} bytes") });
     }
-    // As in Python, every line ending becomes `\n`, also inside strings.
-    let source = source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n");
-    Parser { source: &source, rest: &source, depth: 0 }.assignments()
+    Ok(source.strip_prefix('\u{feff}').unwrap_or(source).replace("\r\n", "\n").replace('\r', "\n"))
 }
 
 /// The grammar. Strings are in a file of their own.
@@ -84,10 +91,12 @@ struct Parser<'a> {
     rest: &'a str,
     /// Open brackets. Inside them, a line end is a space.
     depth: usize,
+    /// Where the parts of the source are, if that is wanted.
+    places: Option<Places>,
 }
 
 impl<'a> Parser<'a> {
-    fn assignments(mut self) -> Result<BTreeMap<String, Value>, SyntaxError> {
+    fn assignments(mut self) -> Result<(BTreeMap<String, Value>, Option<Places>), SyntaxError> {
         if let Some(at) = self.source.find('\0') {
             return Err(self.error_at(&self.source[at..], "NUL byte: the file is damaged"));
         }
@@ -95,7 +104,7 @@ impl<'a> Parser<'a> {
         loop {
             self.skip_blank_lines()?;
             if self.rest.is_empty() {
-                return Ok(assignments);
+                return Ok((assignments, self.places));
             }
             let (name, value) = self.assignment()?;
             assignments.insert(name.to_owned(), value);
@@ -114,6 +123,9 @@ impl<'a> Parser<'a> {
         self.skip_space()?;
         if !self.eat('=') {
             return Err(self.expected("`=` after the name"));
+        }
+        if let Some(places) = &mut self.places {
+            places.begin_assignment(name);
         }
         Ok((name, self.value()?))
     }
@@ -181,15 +193,18 @@ impl<'a> Parser<'a> {
 
     fn constant(&mut self) -> Result<Value, SyntaxError> {
         let at = self.rest;
-        match self.word() {
-            "True" => Ok(Value::Bool(true)),
-            "False" => Ok(Value::Bool(false)),
-            "None" => Ok(Value::None),
-            _ => Err(self.error_at(at, "expected a literal value, found a name")),
-        }
+        let value = match self.word() {
+            "True" => Value::Bool(true),
+            "False" => Value::Bool(false),
+            "None" => Value::None,
+            _ => return Err(self.error_at(at, "expected a literal value, found a name")),
+        };
+        self.note_scalar(at, self.rest, None);
+        Ok(value)
     }
 
     fn number(&mut self) -> Result<Value, SyntaxError> {
+        let start = self.rest;
         let negative = self.eat('-');
         if !negative {
             self.eat('+');
@@ -205,6 +220,7 @@ impl<'a> Parser<'a> {
         if !text.starts_with(|c: char| c == '.' || c.is_ascii_digit()) {
             return Err(self.error_at(at, "expected a number after its sign"));
         }
+        self.note_scalar(start, self.rest, None);
         if let Some(number) = integer(text) {
             return Ok(Value::Int(if negative { -number } else { number }));
         }
@@ -238,7 +254,9 @@ impl<'a> Parser<'a> {
         loop {
             self.take_while(|c| matches!(c, ' ' | '\t' | '\x0c') || (c == '\n' && in_brackets));
             if self.rest.starts_with('#') {
+                let at = self.rest;
                 self.take_while(|c| c != '\n');
+                self.note_comment(at, self.rest);
             } else if let Some(continued) = self.rest.strip_prefix("\\\n") {
                 if continued.is_empty() {
                     return Err(self.error_at(self.rest, "the file ends inside a continued line"));

@@ -72,7 +72,7 @@ fn name(assignments: &BTreeMap<String, Value>) -> Result<Option<String>, VmConfi
     Ok(Some(name.to_owned()))
 }
 
-fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
+pub(super) fn label(assignments: &BTreeMap<String, Value>, key: &str) -> Option<String> {
     match assignments.get(key)? {
         Value::Str(text) => Some(text.clone()),
         Value::Int(number) => Some(number.to_string()),

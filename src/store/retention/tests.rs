@@ -21,7 +21,7 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let first = made(&store, 1, &CommitOptions { expires_at: Some(ms(5000)), key: Some(key("a")) });
+    let first = made(&store, 1, &CommitOptions { expires_at: Some(ms(5000)), key: Some(key("a")), definition: None });
     let other = made(&store, 2, &CommitOptions::default());
     assert!(store.retentions().lease(first.id, "admin", ms(7000)).unwrap());
     assert!(store.retentions().lease(first.id, "", ms(9000)).unwrap());
@@ -74,7 +74,7 @@ fn a_leased_snapshot_is_not_swept() {
 fn a_key_belongs_to_user_and_vm_and_expires() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let made = made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("a")) });
+    let made = made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("a")), definition: None });
     let (vm, now) = (VM.parse().unwrap(), Timestamp::now());
     let use_of = |vm: &VmId, key: &RequestKey, now| store.key_use(vm, key, now).unwrap().map(|used| used.snapshot());
     assert_eq!(use_of(&vm, &key("a"), now), Some(made.id));
@@ -105,7 +105,7 @@ fn the_number_of_keys_is_bounded() {
             Ok(())
         })
         .unwrap();
-    made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")) });
+    made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")), definition: None });
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
     assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
     assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest is dropped");

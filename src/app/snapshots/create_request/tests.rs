@@ -47,6 +47,9 @@ fn body_is_parsed() {
         r#"{"ttl": "0s"}"#,
         r#"{"ttl": "999ms"}"#,
         r#"{"ttl": "87601h"}"#,
+        r#"{"labels": {"a b": ""}}"#,
+        r#"{"labels": {"a": "b\nc"}}"#,
+        r#"{"description": "b\nc"}"#,
     ] {
         assert!(matches!(request(text), Err(Error::BadRequest(_))), "{text}");
     }
@@ -59,6 +62,11 @@ fn equal_requests_have_equal_digests() {
     assert_eq!(digest(r#"{"ttl": "1h", "disks": ["a"]}"#), digest(r#"{"disks": ["a"], "ttl": "1h"}"#));
     assert_ne!(digest("{}"), digest(r#"{"ttl": "1h"}"#));
     assert_ne!(digest(r#"{"disks": ["a"]}"#), digest(r#"{"exclude_disks": ["a"]}"#));
+    assert_eq!(digest(r#"{"labels": {"b": "1", "a": "2"}}"#), digest(r#"{"labels": {"a": "2", "b": "1"}}"#));
+    assert_ne!(digest("{}"), digest(r#"{"labels": {"a": "2"}}"#));
+    // Keys that were used before an update stay valid.
+    let stored = [0xf0, 0xb6, 0x42, 0xaa, 0x18, 0x8b, 0x74, 0xb9];
+    assert_eq!(digest("{}")[..8], stored, "SHA-256 of the body without the later members");
     assert_eq!(CreateRequest::new(body("{}"), None).unwrap().key, None);
 }
 

@@ -21,14 +21,17 @@ impl<'a> Parser<'a> {
         if self.string_start().is_none() {
             return Ok(None);
         }
-        let mut bytes = Vec::new();
+        let (mut bytes, first, mut end) = (Vec::new(), self.rest, self.rest);
         while let Some((flavor, quote, body)) = self.string_start() {
             let start = self.rest;
             self.rest = body;
             self.string_body(flavor, quote, start, &mut bytes)?;
+            end = self.rest;
             self.skip_space()?;
         }
-        Ok(Some(String::from_utf8_lossy(&bytes).into_owned()))
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        self.note_scalar(first, end, Some(&text));
+        Ok(Some(text))
     }
 
     /// The flavor, quote and body of the string that starts here, if any.
