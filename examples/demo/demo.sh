@@ -349,6 +349,7 @@ secret = "$(random_hex 32)"
 [api]
 bind = "127.0.0.1"
 port = $port
+socket = "$work/api.sock"
 [api.tls]
 certificate = "$work/service.pem"
 key = "$work/service.key"

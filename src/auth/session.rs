@@ -1,13 +1,14 @@
 //! The user of a request.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
-/// An authenticated request. Only a valid token yields one.
+use super::client_address::ClientAddress;
+
+/// An authenticated request. Only a valid token, or an operator's process on the Unix socket, yields one.
 #[derive(Clone, Debug)]
 pub struct Session {
     identity: Identity,
-    address: Option<IpAddr>,
+    address: Option<ClientAddress>,
     request_id: Option<Arc<str>>,
 }
 
@@ -46,7 +47,7 @@ impl Session {
     }
 
     /// The client's address, if the session belongs to a request.
-    pub fn address(&self) -> Option<IpAddr> {
+    pub fn address(&self) -> Option<ClientAddress> {
         self.address
     }
 
@@ -56,7 +57,7 @@ impl Session {
 
     /// The session of a request with this id from `address`.
     #[must_use]
-    pub fn with_request(self, address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+    pub fn with_request(self, address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
         Self { address, request_id, ..self }
     }
 }

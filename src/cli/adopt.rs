@@ -1,45 +1,41 @@
 //! `adopt`: makes the running service take over snapshots that it does not know.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use super::terminal::Lines;
 use crate::api;
-use crate::auth::{self, Tokens};
-use crate::config::{Api, Config, Trust};
+use crate::config::{Config, Trust};
+use crate::store::{self, StoreError};
 use crate::tls;
 
-/// The user of the request. Anyone who can read the key can make tokens.
-const USER: &str = "operator";
-
-/// For the token and for the whole answer: disks are flushed before they are adopted.
+/// For the whole answer: disks are flushed before they are adopted.
 const TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Sends the request to the service that runs with `config`.
+/// Sends the request to the service that runs with `config`, over its Unix socket.
 ///
 /// # Errors
-/// The service does not run, or refuses.
+/// The service does not run, has no socket, or refuses.
 pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Result<api::Adoption> {
-    let url = format!("https://{}/api/v1/adopt?dryRun={dry_run}&manifests={manifests}", address(&config.api));
-    let key = auth::key::find(config)?.with_context(|| {
-        let path = auth::key::path(&config.db_file);
-        format!("{} does not exist: the service makes it at its first start; is it running?", path.display())
-    })?;
-    let token = Tokens::new(&key, TIMEOUT).issue(USER, SystemTime::now())?;
+    let socket = config.api.socket.as_ref().context(
+        "api.socket is \"\", so the service has no Unix socket; set it and restart the service, or send POST \
+         /api/v1/adopt with a token",
+    )?;
+    // Another service may listen there. It would adopt the snapshots into its own database.
+    if !matches!(store::inspect(&config.db_file), Err(StoreError::InUse)) {
+        anyhow::bail!("no process uses {}, the database of the service; is it running?", config.db_file.display());
+    }
     let client = reqwest::Client::builder()
-        .tls_backend_preconfigured(tls::client_config(&Trust::CaFile(config.api.certificate.clone()))?)
+        // There is no TLS on the socket, but the client cannot be built without a config for it.
+        .tls_backend_preconfigured(tls::client_config(&Trust::InsecureSkipVerify)?)
+        .unix_socket(socket.path.as_path())
         .timeout(TIMEOUT)
         .no_proxy()
         .build()?;
-    let answer = client.post(&url).bearer_auth(token).send().await;
-    let answer = answer.with_context(|| match config.api.client_ca {
-        None => format!("the service does not answer at {url}; is it running?"),
-        Some(_) => format!(
-            "the service does not answer at {url}: as it asks for certificates (api.tls.client_auth), use curl with \
-             --cert and --key, and a token"
-        ),
+    let url = format!("http://localhost/api/v1/adopt?dryRun={dry_run}&manifests={manifests}");
+    let answer = client.post(url).send().await.with_context(|| {
+        format!("the service does not answer at {}; its log says whether it has this socket", socket.path.display())
     })?;
     let status = answer.status();
     let body = answer.bytes().await?;
@@ -47,16 +43,6 @@ pub async fn ask(config: &Config, dry_run: bool, manifests: bool) -> anyhow::Res
         anyhow::bail!("the service answers {status}: {}", String::from_utf8_lossy(&body));
     }
     serde_json::from_slice(&body).context("cannot parse the service's answer; does it have this version?")
-}
-
-/// The address of the service from its own host.
-fn address(api: &Api) -> SocketAddr {
-    let host = match api.bind {
-        IpAddr::V4(address) if address.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(address) if address.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        address => address,
-    };
-    SocketAddr::from((host, api.port))
 }
 
 /// The report for the terminal.

@@ -1,7 +1,7 @@
 //! `[api]` and `[api.tls]`: where the service listens, and for whom.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
@@ -20,6 +20,25 @@ pub struct Api {
     /// The CA of clients' certificates, if `client_auth` requires these.
     pub client_ca: Option<PathBuf>,
     pub connections: Connections,
+    /// `None`: the service has no Unix socket.
+    pub socket: Option<Socket>,
+}
+
+/// `socket` and `socket_group`: the Unix socket for operators of this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Socket {
+    pub path: PathBuf,
+    /// A group whose members may use it, besides root.
+    pub group: Option<String>,
+}
+
+impl Socket {
+    /// The default path, which the service does without if it cannot use its folder.
+    pub const DEFAULT_PATH: &str = "/run/coriolis-ovm-exporter/api.sock";
+
+    pub fn is_default(&self) -> bool {
+        self.path == Path::new(Self::DEFAULT_PATH)
+    }
 }
 
 /// The keys of `[api]` about connections.
@@ -47,6 +66,8 @@ pub(super) struct Keys {
     max_connections_per_address: usize,
     trusted_proxies: Vec<String>,
     keepalive_timeout: String,
+    socket: String,
+    socket_group: String,
     tls: TlsKeys,
 }
 
@@ -58,6 +79,8 @@ impl Default for Keys {
             max_connections_per_address: 64,
             trusted_proxies: Vec::new(),
             keepalive_timeout: "75s".to_owned(),
+            socket: Socket::DEFAULT_PATH.to_owned(),
+            socket_group: String::new(),
             tls: TlsKeys::default(),
         }
     }
@@ -85,6 +108,9 @@ impl Default for TlsKeys {
 
 const MAX_KEEPALIVE: Duration = Duration::from_secs(3600);
 
+/// Bytes of the path of a Unix socket (unix(7)), without the zero at its end.
+const MAX_SOCKET_PATH: usize = 107;
+
 impl Validator {
     fn connections(&mut self, keys: &Keys) -> Connections {
         if keys.max_connections_per_address == 0 {
@@ -110,6 +136,26 @@ impl Validator {
         Connections { per_address: keys.max_connections_per_address, trusted_proxies, keepalive }
     }
 
+    fn socket(&mut self, keys: &Keys) -> Option<Socket> {
+        let group = optional(&keys.socket_group).map(str::to_owned);
+        let Some(path) = optional(&keys.socket) else {
+            if group.is_some() {
+                let problem = "is set, but api.socket is \"\"; set both or neither";
+                self.problem("api.socket_group", problem);
+            }
+            return None;
+        };
+        if !path.starts_with('/') || path.ends_with('/') {
+            let expected = "expected an absolute path of a file, such as";
+            self.problem("api.socket", format_args!("invalid path {path:?}; {expected} {}", Socket::DEFAULT_PATH));
+        }
+        if path.len() > MAX_SOCKET_PATH {
+            let problem = format_args!("has {} bytes; the path of a socket has at most {MAX_SOCKET_PATH}", path.len());
+            self.problem("api.socket", problem);
+        }
+        Some(Socket { path: PathBuf::from(path), group })
+    }
+
     pub(super) fn api(&mut self, keys: &Keys) -> Api {
         let bind = keys.bind.parse().unwrap_or_else(|_| {
             let expected = "expected 0.0.0.0 for all of IPv4";
@@ -131,6 +177,7 @@ impl Validator {
             key: self.path("api.tls.key", &keys.tls.key),
             client_ca: client_ca.filter(|_| keys.tls.client_auth),
             connections: self.connections(keys),
+            socket: self.socket(keys),
         }
     }
 }

@@ -21,7 +21,7 @@ mod validator;
 
 use std::path::{Path, PathBuf};
 
-pub use api::{Api, Connections};
+pub use api::{Api, Connections, Socket};
 pub use audit::Audit;
 pub use compare::{Compare, Refine, block_size};
 pub use export::Export;

@@ -77,6 +77,12 @@ fn every_wrong_key_is_named_with_a_remedy() {
         (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: invalid port 0; "),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
         (with("[jwt]", "[api]\nmax_connections_per_address = 0\n[jwt]"), "api.max_connections_per_address: is 0"),
+        (with("[jwt]", "[api]\nsocket = \"api.sock\"\n[jwt]"), "api.socket: invalid path \"api.sock\"; "),
+        (with("[jwt]", &format!("[api]\nsocket = \"/{}\"\n[jwt]", "a".repeat(107))), "api.socket: has 108 bytes; "),
+        (
+            with("[jwt]", "[api]\nsocket = \"\"\nsocket_group = \"backup\"\n[jwt]"),
+            "api.socket_group: is set, but api.socket is \"\"; ",
+        ),
         (
             with("[jwt]", "[api]\ntrusted_proxies = [\"proxy\"]\n[jwt]"),
             "api.trusted_proxies: invalid address \"proxy\"; ",

@@ -2,9 +2,8 @@
 //!
 //! Hooks run as the service, which is root. So only root and the service may be able to change them.
 
-use std::collections::VecDeque;
 use std::ffi::{CStr, CString, OsStr, OsString};
-use std::fs::{self, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -12,14 +11,11 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use nix::dir::Dir;
-use nix::errno::Errno;
 use nix::fcntl::AtFlags;
 use nix::libc;
 use nix::sys::stat::{FileStat, SFlag, fstatat};
-use nix::unistd::geteuid;
 
-/// The kernel's limit.
-const MAX_LINKS: u32 = 40;
+use crate::sys::trusted_path::{Unusable, refuse, resolve, trust};
 
 /// An entry of the directory.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,16 +25,6 @@ pub struct Program {
     pub path: PathBuf,
     /// Why it is not run, if it is not.
     pub problem: Option<String>,
-}
-
-/// Why no program is run.
-#[derive(Debug, thiserror::Error)]
-pub enum Unusable {
-    #[error("{0}")]
-    Unreadable(#[from] io::Error),
-    /// Users other than root and the service can change its content.
-    #[error("{0}")]
-    Untrusted(String),
 }
 
 /// Allowed extensions. run-parts(8) allows none, but hooks for other products have them.
@@ -70,45 +56,8 @@ pub fn programs(path: &Path) -> Result<Vec<Program>, Unusable> {
     Ok(names.iter().map(program).collect())
 }
 
-/// Resolves the absolute `path`. Root or the service must own every link and every folder on the way, so that no other
-/// user can make the path lead elsewhere later.
-fn resolve(path: &Path) -> Result<PathBuf, Unusable> {
-    let mut ahead: VecDeque<OsString> = path.iter().map(OsStr::to_owned).collect();
-    let (mut at, mut links) = (PathBuf::from("/"), 0);
-    while let Some(step) = ahead.pop_front() {
-        let next = at.join(&step);
-        let metadata = fs::symlink_metadata(&next)?;
-        if metadata.is_symlink() {
-            links += 1;
-            if links > MAX_LINKS {
-                return Err(io::Error::from(Errno::ELOOP).into());
-            }
-            // A link has no mode of its own.
-            refuse(&next, trust(metadata.uid(), 0))?;
-            let target = fs::read_link(&next)?;
-            target.iter().rev().for_each(|step| ahead.push_front(step.to_owned()));
-            continue;
-        }
-        if step == ".." {
-            at.pop();
-            continue;
-        }
-        if !ahead.is_empty() {
-            // In a folder with the sticky bit, such as /tmp, users cannot move the files of others.
-            let sticky = metadata.is_dir() && metadata.mode() & 0o1000 != 0;
-            refuse(&next, trust(metadata.uid(), if sticky { 0 } else { metadata.mode() }))?;
-        }
-        at = next;
-    }
-    Ok(at)
-}
-
 fn os(name: &CStr) -> OsString {
     OsStr::from_bytes(name.to_bytes()).to_owned()
-}
-
-fn refuse(path: &Path, trusted: Result<(), String>) -> Result<(), Unusable> {
-    trusted.map_err(|problem| Unusable::Untrusted(format!("{} {problem}", path.display())))
 }
 
 /// Whether a file with this name is run. Copies by editors and package managers (hook~, hook.bak, hook.rpmsave) would
@@ -155,20 +104,10 @@ fn odd_kind(found: &FileStat) -> Option<&'static str> {
     }
 }
 
-/// Checks that only root and the service can change a file with this owner and mode.
-fn trust(owner: u32, mode: u32) -> Result<(), String> {
-    if owner != 0 && owner != geteuid().as_raw() {
-        return Err(format!("belongs to the user {owner}, not to root (chown root)"));
-    }
-    if mode & 0o022 != 0 {
-        return Err(format!("can be written by others than its owner: its mode is {:04o} (chmod go-w)", mode & 0o7777));
-    }
-    Ok(())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::unistd::geteuid;
     use std::fs::{self, Permissions};
     use std::os::unix::fs::{PermissionsExt, chown, symlink};
 

@@ -25,8 +25,9 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+pub use crate::sys::trusted_path::Unusable;
 pub use calls::milliseconds;
-pub use directory::{Program, Unusable};
+pub use directory::Program;
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
 pub use pending::{PendingHooks, PendingPostHooks};

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::calls::{self, Call, Calls, not_made};
-use super::directory::{self, Program, Unusable};
+use super::directory::{self, Program};
 use super::event::{CallReason, Event, SyncTarget};
 use super::pending::PendingPostHooks;
 use super::sync::Reached;
 use super::{Hooks, ask, call};
 use crate::config::OnFailure;
 use crate::model::{HookKind, HookOutcome, HookRun, HookStage};
+use crate::sys::trusted_path::Unusable;
 
 /// Brings the preparation of the operation up to date before another attempt. It may block.
 pub type Refresh = Arc<dyn Fn() + Send + Sync>;

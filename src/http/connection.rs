@@ -1,6 +1,5 @@
 //! The state of one connection that its stream, its service and other connections share.
 
-use std::net::IpAddr;
 use std::os::fd::RawFd;
 use std::sync::atomic::{AtomicI32, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,6 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchange;
 use crate::app::admission::ExportClient;
+use crate::auth::ClientAddress;
 use crate::sys::socket;
 
 /// How long a valid token makes a connection known.
@@ -26,8 +26,8 @@ const STALL_INTERVAL: Duration = Duration::from_secs(5);
 
 #[derive(Debug)]
 pub(super) struct Connection {
-    /// The host, which may have many IPv6 addresses.
-    pub(super) origin: IpAddr,
+    /// What the limits count as one.
+    pub(super) origin: ClientAddress,
     /// Whether many clients may share the address.
     pub(super) is_proxy: bool,
     pub(super) exchange: Arc<Exchange>,
@@ -52,7 +52,7 @@ pub(super) struct Times {
 }
 
 impl Connection {
-    pub(super) fn new(origin: IpAddr, is_proxy: bool, keepalive: Duration) -> Self {
+    pub(super) fn new(origin: ClientAddress, is_proxy: bool, keepalive: Duration) -> Self {
         Self {
             origin,
             is_proxy,
@@ -77,6 +77,11 @@ impl Connection {
     /// The current request has a valid token, or is a successful log-in.
     pub(super) fn set_authenticated(&self) {
         self.times().is_authenticated = true;
+    }
+
+    /// The client needs no token: it is known from its first byte on.
+    pub(super) fn set_known(&self) {
+        self.times().valid_token = Some(Instant::now());
     }
 
     /// An answer has been sent completely.
@@ -181,7 +186,7 @@ mod tests {
 
     #[test]
     fn a_valid_token_makes_a_connection_known_for_a_while() {
-        let connection = Connection::new([10, 0, 0, 1].into(), false, Duration::from_secs(75));
+        let connection = Connection::new(ClientAddress::Ip([10, 0, 0, 1].into()), false, Duration::from_secs(75));
         let answering = connection.exchange.begin();
         assert!(!connection.is_known() && connection.is_evictable());
         connection.set_authenticated();

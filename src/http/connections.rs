@@ -8,13 +8,12 @@
 //! may be closed.
 
 use std::collections::{BTreeMap, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
 use crate::app::admission::ExportClient;
-use crate::app::audit::host_of;
+use crate::auth::ClientAddress;
 use crate::config;
 
 const MAX_CONNECTIONS: usize = 512;
@@ -62,10 +61,13 @@ impl Connections {
 
     /// A place for a connection from `address`, for which another may be closed. `None` if all places have working
     /// connections. It never waits, because the accept loop would wait too.
-    pub(super) fn admit(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
-        let origin = host_of(address);
+    pub(super) fn admit(self: &Arc<Self>, address: ClientAddress) -> Option<Place> {
+        let origin = address.origin();
         let mut open = self.open();
-        let is_proxy = self.config.trusted_proxies.iter().any(|proxy| proxy.contains(&address.to_canonical()));
+        let is_proxy = match address {
+            ClientAddress::Ip(ip) => self.config.trusted_proxies.iter().any(|proxy| proxy.contains(&ip.to_canonical())),
+            ClientAddress::Local { .. } => false,
+        };
         if !make_room(&mut open, (!is_proxy).then_some(self.config.per_address), origin) {
             open.refused += 1;
             open.log(origin);
@@ -85,7 +87,7 @@ impl Connections {
 
 impl Open {
     /// Logs at intervals how many connections were closed or refused; the last one is from `origin`.
-    fn log(&mut self, origin: IpAddr) {
+    fn log(&mut self, origin: ClientAddress) {
         if self.logged.is_none_or(|logged| logged.elapsed() >= LOG_INTERVAL) {
             tracing::warn!(
                 ended = self.ended, refused = self.refused, open = self.by_number.len(), last_address = %origin,
@@ -98,8 +100,8 @@ impl Open {
 
 /// Whether there is a place for a connection from `origin`, which may have `limit` unknown ones. Closes one if
 /// necessary.
-fn make_room(open: &mut Open, limit: Option<usize>, origin: IpAddr) -> bool {
-    let mut unknown = HashMap::<IpAddr, usize>::new();
+fn make_room(open: &mut Open, limit: Option<usize>, origin: ClientAddress) -> bool {
+    let mut unknown = HashMap::<ClientAddress, usize>::new();
     for connection in open.by_number.values().filter(|connection| !connection.is_known()) {
         *unknown.entry(connection.origin).or_default() += 1;
     }
@@ -144,8 +146,12 @@ mod tests {
         Connections::new(config::Connections { per_address: 3, trusted_proxies, ..config::Connections::default() })
     }
 
-    fn address(n: usize) -> IpAddr {
-        IpAddr::from([10, 0, (n >> 8) as u8, n as u8])
+    fn ip(text: &str) -> ClientAddress {
+        ClientAddress::Ip(text.parse().unwrap())
+    }
+
+    fn address(n: usize) -> ClientAddress {
+        ClientAddress::Ip([10, 0, (n >> 8) as u8, n as u8].into())
     }
 
     /// Makes it idle for a number of seconds.
@@ -181,13 +187,12 @@ mod tests {
         drop(log_in);
         // A proxy may have more.
         for proxy in ["10.0.0.9", "::ffff:10.0.0.9", "10.0.3.77", "fd00::1"] {
-            let places: Vec<Place> = (0..9).map(|_| all.admit(proxy.parse().unwrap()).unwrap()).collect();
+            let places: Vec<Place> = (0..9).map(|_| all.admit(ip(proxy)).unwrap()).collect();
             assert!(places.iter().all(is_open), "{proxy}");
         }
         // All IPv6 addresses of a host count as one.
-        let of_one: Vec<Place> =
-            (0..4).map(|n| all.admit(format!("2001:db8::{n}").parse().unwrap()).unwrap()).collect();
-        let elsewhere = all.admit("2001:db8:0:1::1".parse().unwrap()).unwrap();
+        let of_one: Vec<Place> = (0..4).map(|n| all.admit(ip(&format!("2001:db8::{n}"))).unwrap()).collect();
+        let elsewhere = all.admit(ip("2001:db8:0:1::1")).unwrap();
         assert_eq!((of_one.iter().filter(|place| is_open(place)).count(), is_open(&elsewhere)), (3, true));
     }
 
@@ -197,7 +202,7 @@ mod tests {
         let direct: Vec<Place> = (0..9).map(|n| all.admit(address(n)).unwrap()).collect();
         let mut crowd = Vec::new();
         for n in 0..MAX_CONNECTIONS {
-            crowd.push(all.admit([10, 9, 9, 9].into()).unwrap());
+            crowd.push(all.admit(ip("10.9.9.9")).unwrap());
             idle(crowd.last().unwrap(), 1 + MAX_CONNECTIONS as u64 - n as u64);
         }
         assert!(direct.iter().all(is_open));
@@ -241,7 +246,7 @@ mod tests {
         let early = all.admit(address(0)).unwrap();
         idle(&early, 1000);
         // Clients behind a proxy do not count as one.
-        let behind_a_proxy: Vec<Place> = (0..9).map(|_| all.admit([10, 9, 9, 9].into()).unwrap()).collect();
+        let behind_a_proxy: Vec<Place> = (0..9).map(|_| all.admit(ip("10.9.9.9")).unwrap()).collect();
         let unknown: Vec<Place> = (10..MAX_CONNECTIONS - RESERVED).map(|n| all.admit(address(n)).unwrap()).collect();
         assert!(is_open(&early) && unknown.iter().all(is_open));
         let _second_of_one = all.admit(address(17)).unwrap();

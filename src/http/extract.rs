@@ -2,7 +2,6 @@
 
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -21,23 +20,22 @@ use super::connection::Connection;
 use super::failure::Failure;
 use super::request_id::{RequestId, logged_path};
 use crate::app::{App, Error};
-use crate::auth::{BadToken, Session};
+use crate::auth::{BadToken, ClientAddress, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 
-/// A request with a valid token.
+/// A request with a valid token, or of an operator on the Unix socket, where tokens are ignored.
 pub(super) struct Authenticated(pub Session);
 
 impl FromRequestParts<Arc<App>> for Authenticated {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        let header = parts.headers.get(AUTHORIZATION).and_then(|value| value.to_str().ok()).unwrap_or_default();
-        // RFC 9110, 11.1: the scheme is case-insensitive.
-        let token = match header.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim()),
-            _ => None,
+        let session = match parts.extensions.get() {
+            Some(Peer::Local { uid, .. }) => {
+                parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
+            }
+            _ => token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token)).map_err(Error::from),
         };
-        let session = token.ok_or(BadToken).and_then(|token| app.sessions.check(token));
         let address = address(parts);
         match session {
             Ok(session) => {
@@ -46,16 +44,24 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 }
                 Ok(Self(session.with_request(address, request_id(parts))))
             }
-            Err(bad) => {
-                app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri));
-                Err(bad.into())
+            Err(error) => {
+                app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri), &error);
+                Err(error.into())
             }
         }
     }
 }
 
-fn address(parts: &Parts) -> Option<IpAddr> {
-    parts.extensions.get::<Peer>().map(|Peer(address)| address.ip())
+/// The token in the header Authorization.
+fn token(parts: &Parts) -> Option<&str> {
+    let header = parts.headers.get(AUTHORIZATION)?.to_str().ok()?;
+    // RFC 9110, 11.1: the scheme is case-insensitive.
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+fn address(parts: &Parts) -> Option<ClientAddress> {
+    parts.extensions.get::<Peer>().map(Peer::address)
 }
 
 fn request_id(parts: &Parts) -> Option<Arc<str>> {
@@ -64,7 +70,7 @@ fn request_id(parts: &Parts) -> Option<Arc<str>> {
 
 /// The origin of a request without a token.
 pub(super) struct Origin {
-    pub address: Option<IpAddr>,
+    pub address: Option<ClientAddress>,
     pub request_id: Option<Arc<str>>,
 }
 

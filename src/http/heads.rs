@@ -179,6 +179,7 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Heads<S> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::auth::ClientAddress;
 
     fn head(lines: &str) -> String {
         format!("GET / HTTP/1.1\r\n{lines}\r\n")
@@ -193,7 +194,8 @@ mod tests {
             head("Host: y\r\n"),
             head("Host: z\r\nTransfer-Encoding: chunked\r\n") + "0\r\n\r\nGET / HTTP/1.1\n",
         ];
-        let connection = || Arc::new(Connection::new([127, 0, 0, 1].into(), false, Duration::from_secs(75)));
+        let connection =
+            || Arc::new(Connection::new(ClientAddress::Ip([127, 0, 0, 1].into()), false, Duration::from_secs(75)));
         let (text, first) = (requests.concat(), connection());
         let mut heads = Heads::new(tokio::io::join(text.as_bytes(), tokio::io::sink()), Arc::clone(&first));
         let mut all = String::new();

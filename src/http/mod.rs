@@ -2,6 +2,7 @@
 
 pub mod byte_range;
 pub mod conditional;
+pub mod operator_socket;
 pub mod server;
 
 mod body;
@@ -19,6 +20,7 @@ mod heads;
 mod json;
 mod json_stream;
 mod paths;
+mod peer;
 mod query;
 mod refusal;
 mod request_id;
@@ -27,10 +29,5 @@ mod routes;
 mod snapshot_document;
 mod status_page;
 
-use std::net::SocketAddr;
-
+pub use peer::Peer;
 pub use routes::router;
-
-/// The address of the client, in the extensions of a request.
-#[derive(Clone, Copy, Debug)]
-pub struct Peer(pub SocketAddr);

@@ -3,7 +3,6 @@
 //! They are written without hyper, and look like all other errors: a JSON body, and an id in a header and in the log.
 
 use std::io;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use axum::http::StatusCode;
@@ -11,6 +10,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
+use super::Peer;
 use super::json::{self, JSON};
 use super::request_id::REQUEST_ID;
 use crate::api::{self, ErrorCode};
@@ -55,7 +55,7 @@ impl RejectedInput {
     pub(super) async fn answer(
         &self,
         mut stream: impl AsyncRead + AsyncWrite + Unpin,
-        peer: SocketAddr,
+        peer: Peer,
         to_head: bool,
     ) -> io::Result<()> {
         let (status, code) = (self.status, self.code);
@@ -88,7 +88,7 @@ impl RejectedInput {
     }
 }
 
-pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: SocketAddr) -> io::Result<()> {
+pub(super) async fn answer_plain_http(mut stream: TcpStream, peer: Peer) -> io::Result<()> {
     let mut head = Vec::new();
     let whole = async {
         while head.len() < PLAIN_HEAD_LIMIT && !head.windows(2).any(|end| end == b"\n\r" || end == b"\n\n") {

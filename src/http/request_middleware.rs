@@ -25,7 +25,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
     request.extensions_mut().insert(RequestId(Arc::clone(&id)));
     let method = request.method().clone();
     let path = logged_path(request.uri());
-    let peer = request.extensions().get::<Peer>().map(|Peer(address)| address.to_string()).unwrap_or_default();
+    let peer = request.extensions().get::<Peer>().map(Peer::to_string).unwrap_or_default();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", %id);
     async {

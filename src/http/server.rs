@@ -1,4 +1,4 @@
-//! The accept loop: TLS, deadlines for slow clients, limited connections, and a graceful end.
+//! The accept loop: TLS, the Unix socket, deadlines for slow clients, limited connections, and a graceful end.
 //!
 //! Each connection has its own thread, so that bytes go from a file to the socket on one thread. A hung repository
 //! blocks only the connections that read from it (`repository::executor`).
@@ -19,7 +19,8 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::runtime::Builder;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -29,11 +30,13 @@ use tower::ServiceExt;
 
 use super::Peer;
 use super::connection::Connection;
-use super::connections::{Connections, Place};
+use super::connections::Connections;
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
+use super::operator_socket::OperatorSocket;
 use super::refusal::{RejectedInput, answer_plain_http};
 use crate::app::export::{ConnectionLimits, RateLimits};
+use crate::auth::{LocalPeer, Operators, Session};
 use crate::config;
 
 /// Connections that wait to be accepted.
@@ -78,35 +81,41 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Serves `router` on `listener` until `stop`, then lets running requests finish. Returns when the last connection is
+/// Where clients connect.
+pub struct Listeners {
+    pub tcp: TcpListener,
+    /// It may be replaced at any time, for new connections.
+    pub tls: Arc<ArcSwap<ServerConfig>>,
+    pub operators: Option<OperatorSocket>,
+}
+
+/// Serves `router` on `listeners` until `stop`, then lets running requests finish. Returns when the last connection is
 /// closed; the caller limits the wait.
-///
-/// `tls` may be replaced at any time, for new connections.
-pub async fn serve(
-    listener: TcpListener,
-    tls: Arc<ArcSwap<ServerConfig>>,
-    router: Router,
-    options: Options,
-    stop: CancellationToken,
-) {
+pub async fn serve(listeners: Listeners, router: Router, options: Options, stop: CancellationToken) {
     let idle = options.connections.keepalive;
     let connections = Connections::new(options.connections);
     let threads = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = accept(&listener, &connections) => accepted,
+            accepted = listeners.accept() => accepted,
         };
-        let Some((stream, peer, place)) = accepted else { continue };
-        let acceptor = TlsAcceptor::from(tls.load_full());
-        let (router, stop, stream) = (router.clone(), stop.clone(), stream.into_std());
+        let (transport, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept a connection");
+                sleep(ERROR_PAUSE).await;
+                continue;
+            }
+        };
+        let Some(place) = connections.admit(peer.address()) else { continue };
+        let (router, stop) = (router.clone(), stop.clone());
         let limits = options.limits.for_connection();
         let conversation = async move {
-            // It was registered with the runtime of the accept loop.
-            let stream = TcpStream::from_std(stream?)?;
-            let conversation = Conversation { peer, connection: Arc::clone(&place.connection), limits, router, idle };
+            let (connection, operator) = (Arc::clone(&place.connection), None);
+            let conversation = Conversation { peer, connection, operator, limits, router, idle };
             tokio::select! {
-                ended = conversation.hold(stream, acceptor, stop) => ended,
+                ended = conversation.hold(transport, stop) => ended,
                 () = place.connection.closing() => Ok(()),
             }
         };
@@ -121,19 +130,37 @@ pub async fn serve(
         }
     }
     // Closed before the wait, so that new clients are refused.
-    drop(listener);
+    drop(listeners);
     threads.close();
     threads.wait().await;
 }
 
-/// The next connection. `None` if it failed, or if there is no place for it.
-async fn accept(listener: &TcpListener, connections: &Arc<Connections>) -> Option<(TcpStream, SocketAddr, Place)> {
-    match listener.accept().await {
-        Ok((stream, peer)) => connections.admit(peer.ip()).map(|place| (stream, peer, place)),
-        Err(error) => {
-            tracing::warn!(%error, "cannot accept a connection");
-            sleep(ERROR_PAUSE).await;
-            None
+/// An accepted connection, which the runtime of the accept loop has released.
+enum Transport {
+    Tls(std::net::TcpStream, TlsAcceptor),
+    Unix(std::os::unix::net::UnixStream, LocalPeer, Operators),
+}
+
+impl Listeners {
+    /// The next connection.
+    async fn accept(&self) -> io::Result<(Transport, Peer)> {
+        let local = async {
+            match &self.operators {
+                Some(socket) => socket.accept().await.map(|accepted| (accepted, socket.operators())),
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            accepted = self.tcp.accept() => {
+                let (stream, peer) = accepted?;
+                let acceptor = TlsAcceptor::from(self.tls.load_full());
+                Ok((Transport::Tls(stream.into_std()?, acceptor), Peer::Remote(peer)))
+            }
+            accepted = local => {
+                let ((stream, peer), operators) = accepted?;
+                let (uid, pid) = (peer.uid, peer.pid);
+                Ok((Transport::Unix(stream.into_std()?, peer, operators), Peer::Local { uid, pid }))
+            }
         }
     }
 }
@@ -147,10 +174,14 @@ fn run_on_new_thread(conversation: impl Future<Output = ()> + Send + 'static) ->
     std::thread::Builder::new().name("connection".to_owned()).spawn(run).map(drop)
 }
 
+type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
+
 /// One connection from its first byte to its last.
 struct Conversation {
-    peer: SocketAddr,
+    peer: Peer,
     connection: Arc<Connection>,
+    /// The session of an operator on the Unix socket.
+    operator: Option<Session>,
     limits: ConnectionLimits,
     router: Router,
     /// How long it may be idle if it is known.
@@ -158,12 +189,26 @@ struct Conversation {
 }
 
 impl Conversation {
-    async fn hold(
-        self,
-        stream: TcpStream,
-        acceptor: TlsAcceptor,
-        stop: CancellationToken,
-    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    async fn hold(mut self, transport: Transport, stop: CancellationToken) -> Ended {
+        match transport {
+            Transport::Tls(stream, acceptor) => self.hold_tls(TcpStream::from_std(stream)?, acceptor, stop).await,
+            Transport::Unix(stream, peer, operators) => {
+                let stream = UnixStream::from_std(stream)?;
+                self.connection.set_socket(stream.as_raw_fd());
+                self.operator = operators.session(&peer);
+                if self.operator.is_some() {
+                    self.connection.set_known();
+                }
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    came = timeout(FIRST_BYTE_DEADLINE, stream.readable()) => came??,
+                }
+                self.serve_http(stream, stop).await
+            }
+        }
+    }
+
+    async fn hold_tls(self, stream: TcpStream, acceptor: TlsAcceptor, stop: CancellationToken) -> Ended {
         stream.set_nodelay(true)?;
         let (idle, interval, retries) = KEEPALIVE;
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
@@ -186,6 +231,10 @@ impl Conversation {
             () = stop.cancelled() => return Ok(()),
             shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
         };
+        self.serve_http(stream, stop).await
+    }
+
+    async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: CancellationToken) -> Ended {
         self.connection.made_progress();
         let (connection, peer) = (Arc::clone(&self.connection), self.peer);
         let mut http = http1::Builder::new()
@@ -238,7 +287,8 @@ impl Conversation {
         self.connection.made_progress();
         let connection = Arc::clone(&self.connection);
         let extensions = request.extensions_mut();
-        extensions.insert(Peer(self.peer));
+        extensions.insert(self.peer);
+        self.operator.iter().for_each(|session| drop(extensions.insert(session.clone())));
         extensions.insert(Arc::clone(&connection));
         extensions.insert(self.limits.clone());
         let answer = self.router.clone().oneshot(request);

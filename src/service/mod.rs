@@ -16,8 +16,8 @@ use crate::app::App;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
 use crate::config::{Api, Config, ConfigError};
-use crate::http::router;
-use crate::http::server::{self, Options};
+use crate::http::server::{self, Listeners, Options};
+use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls;
@@ -49,14 +49,15 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
-    let listener = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
+    let tcp = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
+    let operators = operator_socket::open(config.api.socket.as_ref())?;
     let signals = Signals::new()?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
     let options = Options { limits: RateLimits::new(&config.export), connections: config.api.connections.clone() };
-    let serving =
-        server::serve(listener, Arc::clone(&tls), router(Arc::clone(&app), config.metrics), options, stop.clone());
+    let listeners = Listeners { tcp, tls: Arc::clone(&tls), operators };
+    let serving = server::serve(listeners, router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);
     notify::ready();

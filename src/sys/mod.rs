@@ -12,4 +12,5 @@ pub mod page_cache;
 pub mod reflink;
 pub mod socket;
 pub mod sparse;
+pub mod trusted_path;
 pub mod volume;

@@ -1,8 +1,10 @@
-//! The state of a TCP connection according to the kernel.
+//! What the kernel knows about a connection.
 #![allow(unsafe_code)]
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+
+use nix::libc;
 
 nix::ioctl_read_bad!(
     /// `SIOCOUTQ` of linux/sockios.h, which is `TIOCOUTQ`.
@@ -11,7 +13,8 @@ nix::ioctl_read_bad!(
     nix::libc::c_int
 );
 
-/// Bytes that were written to a TCP socket and that its peer has not acknowledged (tcp(7)).
+/// Bytes that were written to a socket and that its peer has not acknowledged (tcp(7)), or has not read if it is a Unix
+/// socket. There it counts the kernel's memory for them, which is more.
 ///
 /// # Errors
 /// The errno of ioctl(2): `EINVAL` if it listens, `EBADF`, `ENOTTY` if it is not a socket.
@@ -23,12 +26,47 @@ pub fn unacknowledged(socket: RawFd) -> io::Result<u64> {
     Ok(u64::try_from(bytes).unwrap_or_default())
 }
 
+/// The supplementary groups of the process at the other end of a Unix socket, when it connected.
+///
+/// # Errors
+/// The errno of getsockopt(2): `ENOPROTOOPT` before Linux 4.13.
+pub fn peer_groups(socket: BorrowedFd<'_>) -> io::Result<Vec<u32>> {
+    let mut groups: Vec<libc::gid_t> = vec![0; 32];
+    loop {
+        let mut length = libc::socklen_t::try_from(size_of_val(&*groups)).map_err(io::Error::other)?;
+        // SAFETY: the kernel writes at most `length` bytes to the buffer, which has that many, and any bytes are valid
+        // group ids. It writes the number of bytes to `length`.
+        let failed = unsafe {
+            libc::getsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_PEERGROUPS,
+                groups.as_mut_ptr().cast(),
+                &raw mut length,
+            )
+        } != 0;
+        let count = length as usize / size_of::<libc::gid_t>();
+        if !failed {
+            groups.truncate(count);
+            return Ok(groups);
+        }
+        let error = io::Error::last_os_error();
+        // The buffer was too small, and `length` is what is needed.
+        if error.raw_os_error() != Some(libc::ERANGE) || count <= groups.len() {
+            return Err(error);
+        }
+        groups.resize(count, 0);
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::{Read, Write};
     use std::net::{TcpListener, TcpStream};
+    use std::os::fd::AsFd;
     use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
     use std::time::{Duration, Instant};
 
     #[test]
@@ -52,5 +90,28 @@ mod tests {
             std::thread::sleep(Duration::from_millis(1));
         }
         assert!(unacknowledged(-1).is_err());
+    }
+
+    #[test]
+    fn bytes_that_a_local_peer_has_not_read_are_counted() {
+        let (mut writer, mut reader) = UnixStream::pair().unwrap();
+        assert_eq!(unacknowledged(writer.as_raw_fd()).unwrap(), 0);
+        writer.write_all(&[1; 4096]).unwrap();
+        assert!(unacknowledged(writer.as_raw_fd()).unwrap() >= 4096);
+        reader.read_exact(&mut [0; 4096]).unwrap();
+        assert_eq!(unacknowledged(writer.as_raw_fd()).unwrap(), 0);
+    }
+
+    #[test]
+    fn groups_of_a_local_peer_are_those_of_its_process() {
+        let (one, _other) = UnixStream::pair().unwrap();
+        let status = std::fs::read_to_string("/proc/self/status").unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("Groups:")).unwrap();
+        let mut own: Vec<u32> = line.split_whitespace().map(|group| group.parse().unwrap()).collect();
+        let mut groups = peer_groups(one.as_fd()).unwrap();
+        own.sort_unstable();
+        groups.sort_unstable();
+        assert_eq!(groups, own);
+        assert!(peer_groups(TcpListener::bind("127.0.0.1:0").unwrap().as_fd()).is_err());
     }
 }

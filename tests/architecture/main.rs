@@ -39,6 +39,7 @@ const APP_LAYERS: &[&[&str]] = &[
 /// The modules that use `sys` themselves, and what of it; nothing stands for all. The others go through these.
 const SYS_USERS: &[(&str, &[&str])] = &[
     ("app", &["sys::host", "sys::io_priority"]),
+    ("hooks", &["sys::trusted_path"]),
     ("http", &[]),
     ("inventory", &[]),
     ("qcow2", &["sys::folder", "sys::sparse"]),
@@ -67,7 +68,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("jiff", &["api", "app", "cli", "config", "model", "repository", "store"]),
     ("jsonwebtoken", &["auth"]),
     ("libc", &["auth", "hooks", "sys"]),
-    ("nix", &["app", "auth", "cli", "hooks", "inventory", "repository", "service", "sys"]),
+    ("nix", &["app", "auth", "cli", "hooks", "http", "inventory", "repository", "service", "sys"]),
     ("postcard", &["store"]),
     ("prometheus_client", &["metrics"]),
     ("redb", &["store"]),

@@ -100,7 +100,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa)], "oldest first, by the files' times");
     let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
     assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");
-    assert_eq!(taken["created_by"], "operator");
+    assert_eq!(taken["created_by"], "root", "the user of the command");
 
     // Comparisons work between adopted snapshots, and between an adopted and a new one.
     let change = client.compare(&id(0xa), &id(0xb));
@@ -148,10 +148,35 @@ fn adopt_rejects_unknown_query_values() {
 }
 
 #[test]
-fn adopt_reports_that_the_service_is_not_running() {
+fn adopt_reports_that_it_cannot_reach_the_service() {
     needs_root!();
     let mut world = World::new(512);
     world.exporter.kill();
-    let (status, output) = world.exporter.command(&["adopt"]);
-    assert!(status == Some(1) && output.contains("is it running?"), "{output}");
+    let fails_with = |world: &World, expected: &str| {
+        let (status, output) = world.exporter.command(&["adopt"]);
+        assert!(status == Some(1) && output.contains(expected), "{output} lacks {expected}");
+    };
+    fails_with(&world, "is it running?");
+    // Another service listens at the path, and must not be asked.
+    let path = world.exporter.socket().display().to_string();
+    let other = world.second_service(|settings| settings.socket = Some(path.clone()));
+    assert!(other.socket().exists());
+    fails_with(&world, "is it running?");
+    drop(other);
+    world.exporter.restart();
+    fs::remove_file(world.exporter.socket()).unwrap();
+    fails_with(&world, "does not answer at");
+    world.exporter.settings().socket = Some(String::new());
+    world.exporter.restart();
+    fails_with(&world, "api.socket is \"\"");
+}
+
+#[test]
+fn adopt_works_where_client_certificates_are_required() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.tls =
+            format!("client_auth = true\nca_certificate = {:?}\n", settings.certificate.with_file_name("ca.pem"));
+    });
+    assert!(report_ends_with(&world.exporter.command(&["adopt"]), "0 adopted, 0 skipped"));
 }

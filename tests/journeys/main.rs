@@ -39,6 +39,7 @@ mod long_comparisons;
 mod lost_database;
 mod metrics;
 mod ocfs2;
+mod operator_socket;
 mod ovs_agent;
 mod policy;
 mod python_client;

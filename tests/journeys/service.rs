@@ -188,6 +188,7 @@ fn upstart_job_uses_only_old_stanzas() {
         "chdir",
         "chroot",
         "console",
+        "pre-start",
         "emits",
         "instance",
         "normal",

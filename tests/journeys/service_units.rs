@@ -57,9 +57,10 @@ fn unit_allows_writing_the_database_but_not_the_config() {
     let port = free_port();
     let text = format!(
         "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:{}\"\n[api]\nbind = \"127.0.0.1\"\nport = {port}\n\
-         [api.tls]\ncertificate = {:?}\nkey = {:?}\n[manager]\nca_certificate = {:?}\n[repositories]\npaths = [\"/nonexistent/repo\"]\n",
+         socket = {:?}\n[api.tls]\ncertificate = {:?}\nkey = {:?}\n[manager]\nca_certificate = {:?}\n[repositories]\npaths = [\"/nonexistent/repo\"]\n",
         folder.join("exporter.db"),
         manager.port,
+        folder.join("api.sock"),
         folder.join("srv-pub.pem"),
         folder.join("srv-key.pem"),
         folder.join("manager.pem"),

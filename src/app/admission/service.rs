@@ -1,6 +1,5 @@
 //! Decides whether work may start.
 
-use std::net::IpAddr;
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +15,7 @@ use crate::app::Error;
 use crate::app::error::Refusal;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Tasks, rounds};
+use crate::auth::ClientAddress;
 use crate::config::Config;
 use crate::model::VmId;
 use crate::store::Store;
@@ -52,7 +52,7 @@ const RATE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A log-in, queued or running.
 pub(crate) struct LogIn {
-    pub address: Option<IpAddr>,
+    pub address: Option<ClientAddress>,
 }
 
 impl Queued for LogIn {}

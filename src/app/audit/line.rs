@@ -4,13 +4,12 @@
 //! `RUST_LOG`. Reads of disks consist of thousands of requests, so `trail` summarizes them first.
 
 use std::fmt::Display;
-use std::net::{IpAddr, Ipv6Addr};
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
 use crate::app::Error;
-use crate::auth::Session;
+use crate::auth::{ClientAddress, Session};
 
 /// The target of audit lines in the log.
 pub const TARGET: &str = "audit";
@@ -30,7 +29,7 @@ pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
 pub(crate) struct Actor {
     user: Option<Arc<str>>,
     /// Empty for actions of the service itself.
-    address: Option<IpAddr>,
+    address: Option<ClientAddress>,
     request_id: Option<Arc<str>>,
 }
 
@@ -48,7 +47,7 @@ impl Actor {
     }
 
     /// An unauthenticated client.
-    pub(crate) fn unauthenticated(address: Option<IpAddr>, request_id: Option<Arc<str>>) -> Self {
+    pub(crate) fn unauthenticated(address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
         Self { user: None, address, request_id }
     }
 
@@ -61,10 +60,9 @@ impl Actor {
         Self { user: Some(user.into()), ..self }
     }
 
-    /// The actor without its request. The address of an unauthenticated IPv6 client is reduced to its /64, because it
-    /// can use all addresses of that.
+    /// The actor without its request. An unauthenticated client has only the origin of its address.
     pub(crate) fn without_request(&self) -> Self {
-        let address = if self.is_unauthenticated() { self.address.map(host_of) } else { self.address };
+        let address = if self.is_unauthenticated() { self.address.map(ClientAddress::origin) } else { self.address };
         Self { user: self.user.clone(), address, request_id: None }
     }
 
@@ -72,7 +70,7 @@ impl Actor {
         self.user.is_none()
     }
 
-    pub(crate) fn address(&self) -> Option<IpAddr> {
+    pub(crate) fn address(&self) -> Option<ClientAddress> {
         self.address
     }
 
@@ -80,14 +78,6 @@ impl Actor {
     pub(crate) fn did<T>(&self, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
         let what = what.to_string();
         AuditLine::new(self, action, &what, &Outcome::of(outcome)).write();
-    }
-}
-
-/// The address that identifies the host: for IPv6 its /64, because a host can use all addresses of that.
-pub fn host_of(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() >> 64 << 64).into(),
     }
 }
 
@@ -105,11 +95,13 @@ impl Outcome {
     pub(crate) fn of<T>(outcome: &Result<T, Error>) -> Self {
         match outcome {
             Ok(_) => Self::DONE,
-            Err(error) => {
-                let name = if error.is_refusal() { "refused" } else { "failed" };
-                Self { name, reason: Some(error.to_string()) }
-            }
+            Err(error) => Self::of_error(error),
         }
+    }
+
+    pub(crate) fn of_error(error: &Error) -> Self {
+        let name = if error.is_refusal() { "refused" } else { "failed" };
+        Self { name, reason: Some(error.to_string()) }
     }
 }
 
@@ -137,7 +129,7 @@ pub(crate) struct AuditLine<'a> {
     /// The number of accounts, if failed log-ins to several accounts are summarized.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accounts: Option<usize>,
-    address: Option<IpAddr>,
+    address: Option<ClientAddress>,
     action: &'static str,
     what: &'a str,
     outcome: &'static str,

@@ -4,6 +4,6 @@ mod line;
 mod trail;
 
 pub(crate) use line::{Actor, Outcome};
-pub use line::{TARGET, host_of, send_to};
+pub use line::{TARGET, send_to};
 pub use trail::AuditTrail;
 pub(crate) use trail::{ROUND_OF_LINES, Sent};

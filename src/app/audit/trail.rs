@@ -5,13 +5,12 @@
 //! client that tries passwords for days would fill the audit and displace creations and deletions.
 
 use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::line::{Actor, Amounts, AuditLine, Outcome};
 use crate::app::Error;
-use crate::auth::{BadToken, Session};
+use crate::auth::{ClientAddress, Session};
 
 /// A series of requests has ended after this time without another one.
 const QUIET: Duration = Duration::from_secs(5);
@@ -218,9 +217,15 @@ impl AuditTrail {
         self.add(&Actor::from(session), action, what.to_string(), Outcome::of(outcome), None);
     }
 
-    /// Records a request without a valid token. The log has the paths.
-    pub fn unauthenticated(&self, address: Option<IpAddr>, request_id: Option<Arc<str>>, path: &str) {
-        let (actor, outcome) = (Actor::unauthenticated(address, request_id), Outcome::of::<()>(&Err(BadToken.into())));
+    /// Records a request of an unauthenticated client, and why it is refused. The log has the paths.
+    pub fn unauthenticated(
+        &self,
+        address: Option<ClientAddress>,
+        request_id: Option<Arc<str>>,
+        path: &str,
+        error: &Error,
+    ) {
+        let (actor, outcome) = (Actor::unauthenticated(address, request_id), Outcome::of_error(error));
         // One line for all paths: otherwise a client could fill the trail with made-up paths.
         let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
         self.add_to(subject, &actor, path.to_owned(), None);

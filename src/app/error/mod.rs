@@ -25,6 +25,12 @@ pub enum Error {
     /// The request has no valid token.
     #[error(transparent)]
     NoSession(#[from] BadToken),
+    /// A process on the Unix socket that is not an operator's.
+    #[error(
+        "the user with the id {uid} may not use this socket: only root, the service's user and the members of \
+         api.socket_group may; use one of these, or HTTPS with a token"
+    )]
+    NotAnOperator { uid: u32 },
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
@@ -170,6 +176,7 @@ impl Error {
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
+            | Self::NotAnOperator { .. }
             | Self::NotFound(_)
             | Self::SnapshotGone
             | Self::NoVm

@@ -96,6 +96,7 @@ pub(crate) fn files_in_repositories(config: &Config, found: &RepositorySet) -> V
         ("api.tls.certificate", Some(&api.certificate)),
         ("api.tls.key", Some(&api.key)),
         ("api.tls.ca_certificate", api.client_ca.as_ref()),
+        ("api.socket", api.socket.as_ref().map(|socket| &socket.path)),
     ];
     let mut faults = Vec::new();
     for (key, path) in files {

@@ -1,6 +1,5 @@
 //! Logs users in and checks tokens.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,7 @@ use crate::app::Error;
 use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
-use crate::auth::{Authenticator, BadToken, Credentials, LoginError, Session, Tokens};
+use crate::auth::{Authenticator, BadToken, ClientAddress, Credentials, LoginError, Session, Tokens};
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +58,7 @@ impl Sessions {
     pub async fn log_in<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
-        address: Option<IpAddr>,
+        address: Option<ClientAddress>,
         request_id: Option<Arc<str>>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
@@ -90,7 +89,7 @@ impl Sessions {
     async fn token_for<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
-        address: Option<IpAddr>,
+        address: Option<ClientAddress>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let _slot = self.admission.admit_log_in(LogIn { address }).await?;

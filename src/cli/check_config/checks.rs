@@ -16,6 +16,7 @@ use crate::app::ops::start_faults;
 use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
 use crate::config::{self, Api, Config, Fault};
+use crate::http::operator_socket::{self, State};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
 use crate::tls;
@@ -48,6 +49,7 @@ pub async fn check_config(path: &Path) -> Vec<Finding> {
     findings.tls(&config.api);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
+    findings.socket(config.api.socket.as_ref(), running);
     for (what, file) in [("log_file", &config.log.file), ("audit.file", &config.audit.file)] {
         file.iter().for_each(|file| findings.written_file(what, file));
     }
@@ -149,6 +151,29 @@ impl Findings {
                 self.good(what, format!("{address} is in use: the service is running"));
             }
             Err(error) => self.fault(start_faults::listening(api, &error)),
+        }
+    }
+
+    /// Checks the Unix socket for operators.
+    fn socket(&mut self, socket: Option<&config::Socket>, running: bool) {
+        let what = "api.socket";
+        let Some(socket) = socket else {
+            return self.good(what, "is not set: the commands that speak with the running service do not work");
+        };
+        let shown = socket.path.display();
+        match operator_socket::inspect(socket) {
+            Ok(Some(State::Free)) => self.good(what, format!("{shown} is free")),
+            Ok(Some(State::Stale)) => self.good(what, format!("{shown} is left from an earlier run")),
+            Ok(Some(State::InUse)) if running => self.good(what, format!("{shown} is in use: the service is running")),
+            Ok(Some(State::InUse)) => self.fault(operator_socket::in_use(socket)),
+            Ok(None) => self.doubtful(
+                what,
+                format!(
+                    "the folder of {shown} cannot be used, so the service has no socket for the operators' commands"
+                ),
+                "create the folder with mode 0711 as root, or set api.socket",
+            ),
+            Err(fault) => self.fault(fault),
         }
     }
 

@@ -28,6 +28,8 @@ pub struct Settings {
     pub bind: String,
     /// `None`: a free port.
     pub port: Option<u16>,
+    /// `None`: in the folder of the config.
+    pub socket: Option<String>,
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub paths: Vec<PathBuf>,
@@ -61,6 +63,7 @@ impl Settings {
             secret: SECRET.to_owned(),
             bind: "127.0.0.1".to_owned(),
             port: None,
+            socket: None,
             certificate: certificates.path("server.pem"),
             key: certificates.path("server.key"),
             paths: repositories.iter().map(|path| path.to_path_buf()).collect(),
@@ -78,11 +81,13 @@ impl Settings {
         }
     }
 
-    fn text(&self, db_file: &Path, port: u16) -> String {
+    fn text(&self, dir: &Path, port: u16) -> String {
+        let db_file = self.db_file.clone().unwrap_or_else(|| dir.join("exporter.db"));
+        let socket = self.socket.clone().unwrap_or_else(|| dir.join("api.sock").display().to_string());
         let mut text = format!("db_file = {db_file:?}\novm_endpoint = {:?}\n", self.ovm_endpoint);
         text += &self.top;
         write!(text, "[jwt]\nsecret = {:?}\n{}\n", self.secret, self.jwt).unwrap();
-        write!(text, "[api]\nbind = {:?}\nport = {port}\n{}\n", self.bind, self.api).unwrap();
+        write!(text, "[api]\nbind = {:?}\nport = {port}\nsocket = {socket:?}\n{}\n", self.bind, self.api).unwrap();
         write!(text, "[api.tls]\ncertificate = {:?}\nkey = {:?}\n{}\n", self.certificate, self.key, self.tls).unwrap();
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
@@ -128,9 +133,8 @@ impl Exporter {
     /// Runs a subcommand while no service is running.
     pub fn command_alone(settings: &Settings, arguments: &[&str]) -> (Option<i32>, String) {
         let dir = tempfile::tempdir().unwrap();
-        let db_file = settings.db_file.clone().unwrap_or_else(|| dir.path().join("exporter.db"));
         let config = dir.path().join("config.toml");
-        std::fs::write(&config, settings.text(&db_file, settings.port.unwrap_or_else(free_port))).unwrap();
+        std::fs::write(&config, settings.text(dir.path(), settings.port.unwrap_or_else(free_port))).unwrap();
         std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
         run_command(settings, &config, arguments)
     }
@@ -146,6 +150,11 @@ impl Exporter {
 
     pub fn db_file(&self) -> PathBuf {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
+    }
+
+    /// The path of the Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.settings.socket.as_ref().map_or_else(|| self.dir.path().join("api.sock"), PathBuf::from)
     }
 
     /// The log so far.
@@ -244,8 +253,7 @@ fn run_command(settings: &Settings, config: &Path, arguments: &[&str]) -> (Optio
 
 fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {
     let config = dir.join("config.toml");
-    let db_file = settings.db_file.clone().unwrap_or_else(|| dir.join("exporter.db"));
-    std::fs::write(&config, settings.text(&db_file, port)).unwrap();
+    std::fs::write(&config, settings.text(dir, port)).unwrap();
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut words = settings.launcher.iter().map(OsStr::new).chain([settings.binary.as_os_str()]);
     Command::new(words.next().unwrap())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
-use coriolis_ovm_exporter::testing::{self, Options};
+use coriolis_ovm_exporter::testing::{self, Listeners, Options};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
@@ -30,13 +30,19 @@ impl Serving {
             key: certificates.path(format!("{name}.key")),
             client_ca: None,
             connections: Default::default(),
+            socket: None,
         };
         let tls = Arc::new(ArcSwap::new(testing::server_config(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();
-        let task = runtime.spawn(testing::serve(listener, tls, router, Options::default(), stop.clone()));
+        let task = runtime.spawn(testing::serve(
+            Listeners { tcp: listener, tls, operators: None },
+            router,
+            Options::default(),
+            stop.clone(),
+        ));
         (port, Self { runtime, task, stop })
     }
 }
