@@ -7,7 +7,9 @@
 mod api;
 mod app;
 mod auth;
+mod backup;
 mod cli;
+mod client;
 mod config;
 mod hooks;
 mod http;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::client::ClientCommand;
 use crate::config;
 
 const AFTER_HELP: &str = "\
@@ -52,6 +53,8 @@ pub enum Command {
         #[arg(long)]
         manifests: bool,
     },
+    #[command(flatten)]
+    Client(ClientCommand),
 }
 
 /// Accepts the one-dash long flags of the original exporter, which existing unit files use.

@@ -4,6 +4,7 @@ mod adopt;
 mod args;
 mod audit_log;
 mod check_config;
+mod client;
 mod log_fields;
 mod log_file;
 mod log_queue;

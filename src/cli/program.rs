@@ -7,7 +7,7 @@ use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
-use super::{adopt, audit_log, logging, terminal};
+use super::{adopt, audit_log, client, logging, terminal};
 use crate::config::{self, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::service;
@@ -17,7 +17,7 @@ pub fn main() -> ExitCode {
     let args = Args::parse_from(normalize_go_flags(std::env::args_os()));
     run(&args).unwrap_or_else(|error| {
         terminal::print_error(&error);
-        if error.is::<ConfigError>() { ExitCode::from(EX_CONFIG) } else { ExitCode::FAILURE }
+        ExitCode::from(if error.is::<ConfigError>() { EX_CONFIG } else { client::exit_status(&error) })
     })
 }
 
@@ -25,7 +25,7 @@ pub fn main() -> ExitCode {
 const EX_CONFIG: u8 = 78;
 
 fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    match args.command {
+    match &args.command {
         None => serve(args)?,
         Some(Command::CheckConfig) => {
             let findings = block_on(check_config::check_config(&args.config))?;
@@ -36,9 +36,10 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
         }
         Some(Command::Adopt { dry_run, manifests }) => {
             let config = config::load(&args.config)?;
-            let adoption = block_on(adopt::ask(&config, dry_run, manifests))??;
+            let adoption = block_on(adopt::ask(&config, *dry_run, *manifests))??;
             adopt::report(&adoption).print()?;
         }
+        Some(Command::Client(command)) => return client::run(command),
     }
     Ok(ExitCode::SUCCESS)
 }

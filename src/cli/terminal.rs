@@ -26,6 +26,34 @@ impl Lines {
     }
 }
 
+/// Writes a line to standard error.
+pub fn notice(line: impl Display) {
+    let mut lines = Lines::default();
+    lines.add(line);
+    let _ = io::stderr().write_all(lines.as_str().as_bytes());
+}
+
+/// Asks a question on the terminal, and returns the answer.
+pub fn ask(question: impl Display) -> io::Result<String> {
+    let question = question.to_string();
+    write!(io::stderr(), "{} ", printable(&question))?;
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    Ok(answer.trim().to_owned())
+}
+
+/// Writes a document to standard output, in one line or in several.
+pub fn print_json(document: &impl serde::Serialize, is_pretty: bool) -> io::Result<()> {
+    let mut text = if is_pretty { serde_json::to_vec_pretty(document)? } else { serde_json::to_vec(document)? };
+    text.push(b'\n');
+    io::stdout().write_all(&text)
+}
+
+/// Standard output, for bytes that are no text.
+pub fn output() -> io::Stdout {
+    io::stdout()
+}
+
 /// How long writing an error may take.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -113,7 +113,7 @@ impl Validator {
 }
 
 /// Parses 64 hexadecimal digits, optionally with `sha256:` before them and colons between bytes.
-fn parse_fingerprint(text: &str) -> Option<[u8; 32]> {
+pub fn parse_fingerprint(text: &str) -> Option<[u8; 32]> {
     let digits = text.strip_prefix("sha256:").unwrap_or(text).replace(':', "");
     if digits.len() != 64 || !digits.is_ascii() {
         return None;

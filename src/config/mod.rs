@@ -29,10 +29,11 @@ pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
-pub use manager::{Manager, Trust};
+pub use manager::{Manager, Trust, parse_fingerprint};
 pub use policy::{MAX_TTL, Policy};
 pub use repositories::Repositories;
 pub use secret::{is_given_away, weakness};
+pub use units::{parse_duration, parse_size};
 use validator::Validator;
 
 /// Used without `--config`.

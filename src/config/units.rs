@@ -9,7 +9,7 @@ pub(super) fn size(value: &toml::Value) -> Option<u64> {
 }
 
 /// A size in bytes: a number, optionally with `B`, `KiB`, `MiB` or `GiB`.
-pub(super) fn parse_size(text: &str) -> Option<u64> {
+pub fn parse_size(text: &str) -> Option<u64> {
     let end = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(end);
     let shift = match unit.trim_start() {
@@ -23,7 +23,7 @@ pub(super) fn parse_size(text: &str) -> Option<u64> {
 }
 
 /// A duration as Go writes it, such as `1h30m`. It is not zero.
-pub(super) fn parse_duration(text: &str) -> Option<Duration> {
+pub fn parse_duration(text: &str) -> Option<Duration> {
     let parsed = text.parse::<jiff::SignedDuration>().ok()?;
     Duration::try_from(parsed).ok().filter(|duration| !duration.is_zero())
 }

@@ -1,0 +1,163 @@
+//! Finds out what to transfer of a disk.
+
+use std::ops::Range;
+
+use super::blocks::{self, BLOCK, Blocks};
+use super::error::Result;
+use super::features::Features;
+use super::plan::Plan;
+use super::point::StoredPoint;
+use crate::api::Mode;
+use crate::client::{Client, ClientError, Comparison};
+
+/// Bytes of a disk whose checksums one request asks for.
+const CHECKSUM_BYTES: u64 = 4 << 30;
+
+/// The code of the service for a base that it cannot compare with any more.
+const BASE_LOST: &str = "base_lost";
+
+/// Which changes of a disk are asked for.
+pub struct Question<'a> {
+    pub client: &'a Client,
+    pub features: &'a Features,
+    pub vm: &'a str,
+    pub snapshot: &'a str,
+    pub disk: &'a str,
+    /// Of the disk in the API.
+    pub path: &'a str,
+    pub size: u64,
+    /// The newest point with a disk of this name.
+    pub base: Option<&'a StoredPoint>,
+    /// The snapshot of that point is still on the server.
+    pub base_is_there: bool,
+}
+
+/// What is to be done, and to which image.
+pub struct Answer {
+    pub plan: Plan,
+    pub mode: Mode,
+    /// Why not as usual.
+    pub reason: Option<String>,
+    /// The image begins as the base's disk.
+    pub uses_base: bool,
+}
+
+/// # Errors
+/// The service cannot tell.
+pub fn plan(question: &Question<'_>) -> Result<Answer> {
+    let Question { features, base, .. } = question;
+    if features.is_original {
+        return plan_with_original(question);
+    }
+    if let Some(base) = base.filter(|_| question.base_is_there) {
+        match question.client.compare(question.path, Some(&base.point.snapshot_id)) {
+            Ok(comparison) => return Ok(by_comparison(comparison)),
+            Err(error) if error.code() == Some(BASE_LOST) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match base {
+        Some(base) if features.block_checksums => by_checksums(question, base),
+        _ => Ok(by_comparison(question.client.compare(question.path, None)?)),
+    }
+}
+
+fn by_comparison(Comparison { mode, reason, chunks, .. }: Comparison) -> Answer {
+    let mut plan = Plan::default();
+    chunks.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
+    let uses_base = mode == Mode::Incremental;
+    Answer { plan, mode, reason, uses_base }
+}
+
+/// The service cannot compare with the base, but the bytes of the base are here: compare the checksums of blocks.
+fn by_checksums(question: &Question<'_>, base: &StoredPoint) -> Result<Answer> {
+    let Question { client, path, size, disk, .. } = question;
+    let Some(base_disk) = base.point.disk(disk) else {
+        return Ok(by_comparison(client.compare(path, None)?));
+    };
+    let old = Blocks::open(&base.path(&base_disk.checksum.file), base_disk.size)?;
+    let mut plan = Plan::default();
+    let mut start = 0;
+    while start < *size {
+        let range = start..size.min(&(start + CHECKSUM_BYTES)).to_owned();
+        let found = differing_blocks(question, &old, &range)?;
+        found.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
+        start = range.end;
+    }
+    let reason = Some("the service lost the base; only blocks with other checksums are transferred".to_owned());
+    Ok(Answer { plan, mode: Mode::Incremental, reason, uses_base: true })
+}
+
+/// The blocks of `range` that differ from those of the older disk, and whether they are zeros now.
+fn differing_blocks(question: &Question<'_>, old: &Blocks, range: &Range<u64>) -> Result<Vec<(Range<u64>, bool)>> {
+    let Question { client, path, size, .. } = question;
+    let (first, end) = (range.start / BLOCK, range.end.div_ceil(BLOCK));
+    let old_digests = old.digests(first.min(old.count())..end.min(old.count()))?;
+    let mut backoff = client.server().backoff();
+    loop {
+        let mut differing: Vec<(Range<u64>, bool)> = Vec::new();
+        let mut block = first;
+        let result = client.block_checksums(path, range, BLOCK, &mut |digest| {
+            let bytes = block * BLOCK..((block + 1) * BLOCK).min(*size);
+            let zeros = blocks::digest_of_zeros(bytes.end - bytes.start);
+            let is_equal = match old_digests.get((block - first) as usize) {
+                // If one of the disks ends within this block, the checksums cannot be compared.
+                Some(old_digest) => digest == *old_digest && old.range(block) == bytes,
+                // The older disk ends before it: the image has zeros there.
+                None => digest == zeros,
+            };
+            if !is_equal {
+                differing.push((bytes, digest == zeros));
+            }
+            block += 1;
+        });
+        match result {
+            Ok(()) => return Ok(differing),
+            Err(error) => backoff.wait(error, client.server().cancel())?,
+        }
+    }
+}
+
+/// The original exporter lists the data that changed, but not what became zeros. What its full list leaves out is zeros.
+fn plan_with_original(question: &Question<'_>) -> Result<Answer> {
+    let Question { client, vm, snapshot, disk, size, base, base_is_there, .. } = question;
+    let ranges_of = |base: Option<&str>| -> Result<Option<Vec<Range<u64>>>, ClientError> {
+        let disks = client.compare_with_original(vm, snapshot, base)?;
+        Ok(disks.into_iter().find(|(name, _)| name == disk).map(|(_, ranges)| ranges))
+    };
+    let missing = || ClientError::Protocol(format!("the service lists no disk {disk:?} in the snapshot {snapshot}"));
+    let check = |ranges: Vec<Range<u64>>| -> Result<Vec<Range<u64>>, ClientError> {
+        let mode = Mode::Full;
+        let mut checked = Comparison { size: *size, mode, reason: None, chunks: Vec::new() };
+        for range in ranges {
+            // It lists whole clusters, also the one that the end of the disk cuts.
+            let end = range.end.min(*size);
+            checked.add(range.start, end.saturating_sub(range.start), false, disk)?;
+        }
+        Ok(checked.chunks.into_iter().map(|(range, _)| range).collect())
+    };
+    let all = check(ranges_of(None)?.ok_or_else(missing)?)?;
+    let base = base.filter(|base| *base_is_there && base.point.disk(disk).is_some_and(|disk| disk.size <= *size));
+    let mut plan = Plan::default();
+    let Some(base) = base else {
+        all.into_iter().for_each(|range| plan.push(range, false));
+        return Ok(Answer { plan, mode: Mode::Full, reason: None, uses_base: false });
+    };
+    let changed = check(ranges_of(Some(&base.point.snapshot_id))?.ok_or_else(missing)?)?;
+    let mut ranges: Vec<(Range<u64>, bool)> = changed.into_iter().map(|range| (range, false)).collect();
+    let mut at = 0;
+    for range in all.into_iter().chain(std::iter::once(*size..*size)) {
+        if range.start > at {
+            ranges.push((at..range.start, true));
+        }
+        at = range.end;
+    }
+    ranges.sort_by_key(|(range, _)| range.start);
+    if ranges.windows(2).any(|pair| pair[0].0.end > pair[1].0.start) {
+        let problem = format!("{disk}: the service lists changes where it lists no data");
+        return Err(ClientError::Protocol(problem).into());
+    }
+    ranges.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
+    let mode = Mode::Incremental;
+    Ok(Answer { plan, mode, reason: None, uses_base: true })
+}

@@ -1,0 +1,46 @@
+//! A limit for the bytes of all connections together.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::client::{Cancel, ClientError};
+
+/// How often a waiting thread looks for a cancellation.
+const POLL: Duration = Duration::from_millis(100);
+
+pub struct Rate {
+    bytes_per_second: Option<u64>,
+    /// When the bytes that were admitted so far are through.
+    free_at: Mutex<Instant>,
+}
+
+impl Rate {
+    pub fn new(bytes_per_second: Option<u64>) -> Self {
+        Self { bytes_per_second, free_at: Mutex::new(Instant::now()) }
+    }
+
+    /// Waits until `bytes` more may be requested.
+    ///
+    /// # Errors
+    /// [`ClientError::Cancelled`].
+    pub fn wait(&self, bytes: u64, cancel: &Cancel) -> Result<(), ClientError> {
+        let Some(rate) = self.bytes_per_second.filter(|rate| *rate > 0) else { return Ok(()) };
+        let turn = {
+            let mut free_at = self.free_at.lock().unwrap_or_else(PoisonError::into_inner);
+            let turn = (*free_at).max(Instant::now());
+            *free_at = turn + Duration::from_secs_f64(bytes as f64 / rate as f64);
+            turn
+        };
+        loop {
+            if cancel.is_cancelled() {
+                return Err(ClientError::Cancelled);
+            }
+            let left = turn.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(POLL));
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! `backup`: the next restore point of each VM.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use anyhow::{Context, anyhow};
+use serde_json::json;
+
+use super::args::{BackupArgs, ImageFormat, Quiesce};
+use super::connect::{connect, is_service};
+use super::exit::{self, UsageError};
+use super::profile::Profiles;
+use super::signals::cancel_on_signal;
+use super::{progress, table};
+use crate::api;
+use crate::backup::point::{Format, PointVm};
+use crate::backup::{BackupDir, DiskEstimate, Features, Options, Outcome, Progress, Rate, VmBackup};
+use crate::cli::terminal::{self, Lines};
+use crate::client::{Cancel, NewSnapshot, Server};
+use crate::config;
+
+/// A VM and the service that has it.
+struct Job<'a> {
+    host: &'a Host,
+    vm: PointVm,
+}
+
+struct Host {
+    server: Server,
+    features: Features,
+    vms: Vec<api::Vm>,
+    options: Options,
+}
+
+/// What one VM came to.
+enum Done {
+    Point(Outcome),
+    Estimate(Vec<DiskEstimate>),
+}
+
+struct Failure {
+    /// A VM or a service.
+    what: String,
+    error: anyhow::Error,
+}
+
+pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
+    let cancel = Cancel::default();
+    cancel_on_signal(&cancel)?;
+    let profiles = Profiles::load()?;
+    let (services, names): (Vec<&String>, Vec<&String>) =
+        args.targets.iter().partition(|target| is_service(target, &profiles));
+    if services.is_empty() {
+        return Err(UsageError("name a service, such as https://host:5544".to_owned()).into());
+    }
+    if args.all != names.is_empty() {
+        return Err(UsageError("name the VMs to back up, or give --all".to_owned()).into());
+    }
+    let rate = args.bandwidth.as_deref().map(|text| {
+        let problem = || UsageError(format!("--bandwidth {text:?}: expected bytes a second, such as 50MiB"));
+        config::parse_size(text).filter(|rate| *rate > 0).ok_or_else(problem)
+    });
+    let rate = rate.transpose()?;
+    let request = request(args)?;
+    let servers: Vec<Server> = services
+        .iter()
+        .map(|service| connect(service, &args.server, &profiles, &cancel))
+        .collect::<anyhow::Result<_>>()?;
+    let directory = BackupDir::open_or_create(&args.to)?;
+
+    let mut failures = Vec::new();
+    let mut hosts = Vec::new();
+    for (server, found) in servers.iter().zip(ask_all(&servers)) {
+        match found {
+            Ok((features, vms)) => {
+                let options = Options {
+                    connections: args.connections.clamp(1, 64),
+                    digests: true,
+                    rate: Rate::new(rate),
+                    request: supported(&request, &features)?,
+                    format: args.format.map(Format::from),
+                };
+                hosts.push(Host { server: server.clone(), features, vms, options });
+            }
+            Err(error) => failures.push(Failure { what: server.address().to_string(), error }),
+        }
+    }
+    let jobs = choose(&hosts, args, &names, &mut failures);
+    let progress = progress::of(&args.output);
+    let (done, failed) = work(jobs, args, &directory, &*progress);
+    drop(progress);
+    failures.extend(failed);
+    report(args, &done, &failures)?;
+    let errors: Vec<anyhow::Error> = failures.into_iter().map(|failure| failure.error).collect();
+    Ok(exit::of_several(done.len(), &errors))
+}
+
+/// Asks all services at once what they can do, and for their VMs.
+fn ask_all(servers: &[Server]) -> Vec<anyhow::Result<(Features, Vec<api::Vm>)>> {
+    let ask = |server: &Server| -> anyhow::Result<(Features, Vec<api::Vm>)> {
+        let client = server.client()?;
+        let capabilities = client.capabilities()?;
+        Ok((Features::of(capabilities.as_ref()), client.vms()?))
+    };
+    thread::scope(|scope| {
+        let threads: Vec<_> = servers.iter().map(|server| scope.spawn(move || ask(server))).collect();
+        let joined = threads.into_iter().map(|thread| thread.join());
+        joined.map(|result| result.unwrap_or_else(|_| Err(anyhow!("a thread has ended early")))).collect()
+    })
+}
+
+fn request(args: &BackupArgs) -> anyhow::Result<NewSnapshot> {
+    let labels = args.labels.iter().map(|label| {
+        let pair = label.split_once('=').filter(|(key, _)| !key.is_empty());
+        let (key, value) = pair.ok_or_else(|| UsageError(format!("--label {label:?}: expected KEY=VALUE")))?;
+        Ok((key.to_owned(), value.to_owned()))
+    });
+    let labels: anyhow::Result<BTreeMap<String, String>> = labels.collect();
+    let quiesce = args.quiesce.map(|quiesce| match quiesce {
+        Quiesce::Require => "require".to_owned(),
+        Quiesce::Try => "try".to_owned(),
+        Quiesce::Skip => "skip".to_owned(),
+    });
+    Ok(NewSnapshot {
+        disks: args.disks.clone(),
+        exclude_disks: args.exclude_disks.clone(),
+        ttl: args.ttl.clone(),
+        labels: labels?,
+        description: args.description.clone(),
+        quiesce,
+    })
+}
+
+/// What the service can do of a request. It is an error to leave out what the user asked for, except `quiesce=try`,
+/// which every service does.
+fn supported(request: &NewSnapshot, features: &Features) -> anyhow::Result<NewSnapshot> {
+    let mut request = request.clone();
+    if !features.quiesce && request.quiesce.as_deref() == Some("try") {
+        request.quiesce = None;
+    }
+    let unsupported = [
+        ("--label", !request.labels.is_empty() && !features.labels),
+        ("--description", request.description.is_some() && !features.description),
+        ("--quiesce", request.quiesce.is_some() && !features.quiesce),
+        ("--disks", (request.disks.is_some() || request.exclude_disks.is_some()) && !features.choose_disks),
+        ("--ttl", request.ttl.is_some() && features.is_original),
+    ];
+    match unsupported.iter().find(|(_, is_missing)| *is_missing) {
+        Some((option, _)) => Err(UsageError(format!("the service does not support {option}; leave it out")).into()),
+        None => Ok(request),
+    }
+}
+
+/// The VMs to back up. A VM that several services have is backed up from the first.
+fn choose<'a>(
+    hosts: &'a [Host],
+    args: &BackupArgs,
+    names: &[&String],
+    failures: &mut Vec<Failure>,
+) -> VecDeque<Job<'a>> {
+    let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
+    let (mut jobs, mut taken) = (VecDeque::new(), HashSet::new());
+    let all = || hosts.iter().flat_map(|host| host.vms.iter().map(move |vm| (host, vm)));
+    let mut add = |host: &'a Host, vm: &'a api::Vm, failures: &mut Vec<Failure>| {
+        if !taken.insert(vm.name.as_str()) {
+            return;
+        }
+        if vm.snapshot_compatible {
+            let vm = PointVm { id: vm.name.clone(), name: vm.friendly_name.clone(), uuid: vm.uuid.clone() };
+            jobs.push_back(Job { host, vm });
+        } else {
+            let reason = vm.reason.clone().unwrap_or_else(|| "a snapshot of it is not possible".to_owned());
+            let what = if vm.friendly_name.is_empty() { &vm.name } else { &vm.friendly_name };
+            failures.push(Failure { what: what.clone(), error: anyhow!(reason) });
+        }
+    };
+    if args.all {
+        for (host, vm) in all() {
+            if !args.exclude.iter().any(|name| is_called(vm, name)) {
+                add(host, vm, failures);
+            }
+        }
+        return jobs;
+    }
+    for name in names {
+        let found: Vec<_> = all().filter(|(_, vm)| is_called(vm, name)).collect();
+        let ids: HashSet<&str> = found.iter().map(|(_, vm)| vm.name.as_str()).collect();
+        match found.as_slice() {
+            // Another service, which failed, may have it.
+            [] => {
+                let error = anyhow!("no service has a VM of this name; the command vms lists them");
+                failures.push(Failure { what: (*name).clone(), error });
+            }
+            _ if ids.len() > 1 => {
+                let error = anyhow!("several VMs have this name; name one by its id");
+                failures.push(Failure { what: (*name).clone(), error });
+            }
+            [(host, vm), ..] => add(host, vm, failures),
+        }
+    }
+    jobs
+}
+
+/// Works on several VMs at a time.
+fn work(
+    jobs: VecDeque<Job<'_>>,
+    args: &BackupArgs,
+    directory: &BackupDir,
+    progress: &dyn Progress,
+) -> (Vec<(PointVm, Done)>, Vec<Failure>) {
+    let threads = args.jobs.clamp(1, jobs.len().max(1));
+    let (jobs, done, failed) = (Mutex::new(jobs), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+        mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+    thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let Some(Job { host, vm }) = locked(&jobs).pop_front() else { return };
+                    let Host { server, features, options, .. } = host;
+                    let backup = VmBackup { server, features, directory, vm: vm.clone(), options, progress };
+                    let result = if args.dry_run {
+                        backup.estimate().map(Done::Estimate)
+                    } else {
+                        backup.run().map(Done::Point)
+                    };
+                    match result {
+                        Ok(outcome) => locked(&done).push((vm, outcome)),
+                        Err(error) => locked(&failed).push(Failure { what: vm.name, error: error.into() }),
+                    }
+                }
+            });
+        }
+    });
+    let unlock = PoisonError::into_inner;
+    let mut done = done.into_inner().unwrap_or_else(unlock);
+    done.sort_by(|(a, _): &(PointVm, Done), (b, _)| a.name.cmp(&b.name));
+    (done, failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn report(args: &BackupArgs, done: &[(PointVm, Done)], failures: &[Failure]) -> anyhow::Result<()> {
+    if args.output.json {
+        let vms: Vec<_> = done.iter().map(|(vm, done)| document(vm, done)).collect();
+        let failed = failures.iter().map(|failure| {
+            json!({"what": failure.what, "error": format!("{:#}", failure.error), "status": exit::status(&failure.error)})
+        });
+        let document = json!({"vms": vms, "failed": failed.collect::<Vec<_>>()});
+        terminal::print_json(&document, true).context("standard output")?;
+    } else if !args.output.quiet {
+        let mut lines = Lines::default();
+        done.iter().for_each(|(vm, done)| lines.add(line(vm, done)));
+        lines.print().context("standard output")?;
+    }
+    for Failure { what, error } in failures {
+        terminal::notice(format_args!("{what}: failed: {error:#}"));
+    }
+    Ok(())
+}
+
+fn line(vm: &PointVm, done: &Done) -> String {
+    let name = &vm.name;
+    match done {
+        Done::Estimate(disks) => {
+            let data = disks.iter().map(|disk| disk.data_bytes).sum();
+            let zeros = disks.iter().map(|disk| disk.zero_bytes).sum();
+            let mode = if disks.iter().any(|disk| disk.mode == api::Mode::Full) { "full" } else { "incremental" };
+            format!("{name}: {mode}: {} to transfer, {} became zeros", table::bytes(data), table::bytes(zeros))
+        }
+        Done::Point(Outcome { point, transferred_bytes, duration, was_resumed }) => format!(
+            "{name}: {} point {}, {}: {} transferred in {:.1} s{}",
+            if point.is_full() { "full" } else { "incremental" },
+            point.id,
+            point.consistency,
+            table::bytes(*transferred_bytes),
+            duration.as_secs_f64(),
+            if *was_resumed { ", resumed" } else { "" }
+        ),
+    }
+}
+
+fn document(vm: &PointVm, done: &Done) -> serde_json::Value {
+    match done {
+        Done::Estimate(disks) => json!({"vm": vm, "disks": disks}),
+        Done::Point(Outcome { point, transferred_bytes, duration, was_resumed }) => json!({
+            "vm": vm, "point": point.id, "snapshot_id": point.snapshot_id, "is_full": point.is_full(),
+            "consistency": point.consistency, "created_at": point.created_at, "resumed": was_resumed,
+            "transferred_bytes": transferred_bytes, "seconds": duration.as_secs_f64(),
+        }),
+    }
+}
+
+impl From<ImageFormat> for Format {
+    fn from(format: ImageFormat) -> Self {
+        match format {
+            ImageFormat::Raw => Self::Raw,
+            ImageFormat::Qcow2 => Self::Qcow2,
+        }
+    }
+}

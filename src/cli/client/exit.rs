@@ -1,0 +1,45 @@
+//! The exit statuses of the client's commands (docs/client.md).
+
+use std::process::ExitCode;
+
+use crate::backup::BackupError;
+use crate::client::ClientError;
+
+pub const FAILED: u8 = 1;
+pub const USAGE: u8 = 2;
+pub const SOME_FAILED: u8 = 3;
+pub const DIFFERENCE: u8 = 4;
+/// EX_TEMPFAIL of sysexits.h.
+pub const TRY_LATER: u8 = 75;
+
+/// The status that an error gives.
+pub fn status(error: &anyhow::Error) -> u8 {
+    let is_temporary = match (error.downcast_ref::<BackupError>(), error.downcast_ref::<ClientError>()) {
+        (Some(error), _) => error.is_temporary(),
+        (_, Some(error)) => error.is_transient(),
+        _ => false,
+    };
+    match error.downcast_ref::<BackupError>() {
+        Some(BackupError::Damaged(_)) => DIFFERENCE,
+        _ if error.is::<UsageError>() => USAGE,
+        _ if is_temporary => TRY_LATER,
+        _ => FAILED,
+    }
+}
+
+/// The command line asks for something that cannot be.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct UsageError(pub String);
+
+/// The status of work on several VMs.
+pub fn of_several(done: usize, errors: &[anyhow::Error]) -> ExitCode {
+    let statuses: Vec<u8> = errors.iter().map(status).collect();
+    let status = match statuses.as_slice() {
+        [] => return ExitCode::SUCCESS,
+        _ if done > 0 => SOME_FAILED,
+        [first, rest @ ..] if rest.iter().all(|status| status == first) => *first,
+        _ => FAILED,
+    };
+    ExitCode::from(status)
+}

@@ -1,0 +1,36 @@
+//! The commands of the client.
+
+mod args;
+mod backup;
+mod cat;
+mod connect;
+mod exit;
+mod points;
+mod profile;
+mod progress;
+mod prune;
+mod restore;
+mod session;
+mod signals;
+mod table;
+mod verify;
+
+use std::process::ExitCode;
+
+pub use args::ClientCommand;
+pub use exit::status as exit_status;
+
+/// # Errors
+/// [`exit_status`] says how the process should end.
+pub fn run(command: &ClientCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ClientCommand::Backup(args) => backup::run(args),
+        ClientCommand::Points(args) => points::run(args),
+        ClientCommand::Restore(args) => restore::run(args),
+        ClientCommand::Verify(args) => verify::run(args),
+        ClientCommand::Prune(args) => prune::run(args),
+        ClientCommand::Cat(args) => cat::run(args),
+        ClientCommand::Login(args) => session::log_in(args),
+        ClientCommand::Logout(args) => session::log_out(args),
+    }
+}

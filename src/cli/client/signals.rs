@@ -1,0 +1,37 @@
+//! Ends the work at the first signal, and the process at the second.
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::client::Cancel;
+
+/// What a shell reports for a process that SIGINT ended.
+const INTERRUPTED: i32 = 130;
+
+/// SIGINT and SIGTERM set `cancel`: the work ends at its next step, and another run goes on from there.
+///
+/// # Errors
+/// No thread can be started.
+pub fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
+    let cancel = cancel.clone();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let (Ok(mut interrupt), Ok(mut terminate)) =
+                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+            else {
+                return;
+            };
+            loop {
+                tokio::select! {
+                    _ = interrupt.recv() => {}
+                    _ = terminate.recv() => {}
+                }
+                if cancel.is_cancelled() {
+                    std::process::exit(INTERRUPTED);
+                }
+                cancel.cancel();
+            }
+        });
+    })?;
+    Ok(())
+}

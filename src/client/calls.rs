@@ -1,0 +1,240 @@
+//! The calls of the API that the commands need.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::time::Duration;
+
+use reqwest::Method;
+use serde::{Deserialize, Serialize};
+
+use super::error::ClientError;
+use super::server::Client;
+use crate::api;
+
+/// Chunks in one page. A page is parsed whole.
+const PAGE: usize = 20_000;
+
+/// What a new snapshot should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NewSnapshot {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disks: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exclude_disks: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<String>,
+}
+
+/// A snapshot as the client needs it. The original exporter sends few of the fields.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Created {
+    pub id: String,
+    #[serde(default)]
+    pub created_at: Option<jiff::Timestamp>,
+    #[serde(default)]
+    pub created_by: Option<String>,
+    #[serde(default)]
+    pub consistency: Option<String>,
+    #[serde(default)]
+    pub consistency_reason: Option<String>,
+    #[serde(default)]
+    pub freeze_ms: Option<u64>,
+    #[serde(default)]
+    pub hooks: Vec<serde_json::Value>,
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub description: Option<String>,
+    #[serde(default)]
+    pub definition: Option<serde_json::Value>,
+    #[serde(default)]
+    pub disks: Vec<CreatedDisk>,
+}
+
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct CreatedDisk {
+    pub name: String,
+    /// Missing from the original exporter.
+    #[serde(default)]
+    pub size: Option<u64>,
+    #[serde(default)]
+    pub status: Option<String>,
+    #[serde(default)]
+    pub status_reason: Option<String>,
+}
+
+/// What turns a copy of the base into the disk, or nothing into the disk if the mode is full.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    pub size: u64,
+    pub mode: api::Mode,
+    /// Why the mode is full, although there is a base.
+    pub reason: Option<String>,
+    /// In order and disjoint: the range, and whether it is zeros.
+    pub chunks: Vec<(Range<u64>, bool)>,
+}
+
+impl Client {
+    /// `None` for the original exporter, which has no such route.
+    pub fn capabilities(&self) -> Result<Option<api::Capabilities>, ClientError> {
+        none_if_missing(self.get("/capabilities"))
+    }
+
+    pub fn vms(&self) -> Result<Vec<api::Vm>, ClientError> {
+        self.get("/vms")
+    }
+
+    /// Without their chunks, oldest first.
+    pub fn snapshots(&self, vm: &str) -> Result<Vec<Created>, ClientError> {
+        self.get(&format!("/vms/{vm}/snapshots?chunks=false"))
+    }
+
+    /// Creates a snapshot. With a key the request is repeated until it succeeds, and creates one snapshot at most.
+    pub fn create(&self, vm: &str, new: &NewSnapshot, key: Option<&str>) -> Result<Created, ClientError> {
+        let body = serde_json::to_vec(new).map_err(std::io::Error::from)?;
+        let path = format!("/vms/{vm}/snapshots?chunks=false");
+        let build = || {
+            let request = self.request(Method::POST, &path).header("content-type", "application/json");
+            let request = request.body(body.clone());
+            match key {
+                Some(key) => request.header("idempotency-key", key),
+                None => request,
+            }
+        };
+        if key.is_some() { self.send_json(&build) } else { self.send_once(&build)?.json() }
+    }
+
+    /// Deletes a snapshot. It is no error if there is none.
+    pub fn delete(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
+        let path = format!("/vms/{vm}/snapshots/{snapshot}");
+        match self.send(&|| self.request(Method::DELETE, &path)) {
+            Ok(_) => Ok(()),
+            Err(error) if error.status() == Some(404) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Keeps a snapshot from expiring for `ttl`.
+    pub fn lease(&self, vm: &str, snapshot: &str, ttl: Duration) -> Result<(), ClientError> {
+        let path = format!("/vms/{vm}/snapshots/{snapshot}/lease");
+        let lease = api::TakeLease { ttl: format!("{}s", ttl.as_secs()) };
+        let body = serde_json::to_vec(&lease).map_err(std::io::Error::from)?;
+        let _: api::Lease = self.send_json(&|| self.request(Method::POST, &path).body(body.clone()))?;
+        Ok(())
+    }
+
+    /// Ends the user's lease.
+    pub fn end_lease(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
+        let path = format!("/vms/{vm}/snapshots/{snapshot}/lease");
+        self.send(&|| self.request(Method::DELETE, &path)).map(|_| ())
+    }
+
+    /// The size of a disk and the version of its file. The version is empty if the server has none.
+    pub fn head(&self, path: &str) -> Result<(u64, String), ClientError> {
+        let body = self.send(&|| self.request(Method::HEAD, path))?;
+        let size = body.header("content-length").and_then(|text| text.parse().ok());
+        let size = size.ok_or_else(|| ClientError::Protocol(format!("{path}: the service does not tell the size")))?;
+        let etag = body.header("etag").filter(|etag| etag.starts_with('"'));
+        Ok((size, etag.unwrap_or_default().to_owned()))
+    }
+
+    /// The changes of a disk since `base`, page by page.
+    pub fn compare(&self, disk_path: &str, base: Option<&str>) -> Result<Comparison, ClientError> {
+        let base = base.map(|base| format!("&compareTo={base}")).unwrap_or_default();
+        let mut found: Option<Comparison> = None;
+        let mut next = Some(0);
+        while let Some(offset) = next {
+            let path = format!("{disk_path}/chunks?startingOffset={offset}&maxResults={PAGE}{base}");
+            let page: api::ChunkPage = self.get(&path)?;
+            let (size, mode) = (page.size, page.mode);
+            let comparison =
+                found.get_or_insert(Comparison { size, mode, reason: page.reason.clone(), chunks: Vec::new() });
+            if (comparison.size, comparison.mode) != (size, mode) {
+                return Err(ClientError::Changed(format!("{disk_path}: its map changed between two pages")));
+            }
+            for api::Chunk { start, length, kind, .. } in page.chunks {
+                comparison.add(start, length, kind == api::ChunkType::Zero, disk_path)?;
+            }
+            if page.next_offset.is_some_and(|next| next <= offset) {
+                return Err(ClientError::Protocol(format!("{disk_path}: the pages of its map do not advance")));
+            }
+            next = page.next_offset;
+        }
+        found.ok_or_else(|| ClientError::Protocol(format!("{disk_path}: its map has no page")))
+    }
+
+    /// The chunks that the original exporter lists. It lists no ranges that became zeros.
+    pub fn compare_with_original(
+        &self,
+        vm: &str,
+        snapshot: &str,
+        base: Option<&str>,
+    ) -> Result<Vec<(String, Vec<Range<u64>>)>, ClientError> {
+        #[derive(Deserialize)]
+        struct Document {
+            disks: Vec<Disk>,
+        }
+        #[derive(Deserialize)]
+        struct Disk {
+            name: String,
+            chunks: Option<Vec<Chunk>>,
+        }
+        #[derive(Deserialize)]
+        struct Chunk {
+            start: u64,
+            length: u64,
+        }
+        let base = base.map(|base| format!("&compareTo={base}")).unwrap_or_default();
+        let document: Document = self.get(&format!("/vms/{vm}/snapshots/{snapshot}?squashChunks=true{base}"))?;
+        let ranges = |chunks: Vec<Chunk>| {
+            let range = |chunk: &Chunk| Some(chunk.start..chunk.start.checked_add(chunk.length)?);
+            chunks.iter().map(range).collect::<Option<Vec<_>>>()
+        };
+        let disks = document.disks.into_iter().map(|disk| {
+            let ranges = ranges(disk.chunks.unwrap_or_default());
+            let problem = || ClientError::Protocol(format!("{}: a chunk has no end", disk.name));
+            Ok((disk.name.clone(), ranges.ok_or_else(problem)?))
+        });
+        disks.collect()
+    }
+
+    pub fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.send_json(&|| self.request(Method::GET, path))
+    }
+
+    pub fn post<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+        self.send_once(&|| self.request(Method::POST, path))?.json()
+    }
+}
+
+impl Comparison {
+    /// The server is foreign: a chunk outside the disk or out of order would corrupt the copy.
+    pub fn add(&mut self, start: u64, length: u64, is_zero: bool, disk: &str) -> Result<(), ClientError> {
+        let end = start.checked_add(length).filter(|end| *end <= self.size && length > 0);
+        let after = self.chunks.last().map_or(0, |(range, _)| range.end);
+        match end {
+            Some(end) if start >= after => {
+                match self.chunks.last_mut() {
+                    Some((last, zero)) if last.end == start && *zero == is_zero => last.end = end,
+                    _ => self.chunks.push((start..end, is_zero)),
+                }
+                Ok(())
+            }
+            _ => Err(ClientError::Protocol(format!("{disk}: the chunk at {start} of {length} bytes does not fit"))),
+        }
+    }
+}
+
+fn none_if_missing<T>(result: Result<T, ClientError>) -> Result<Option<T>, ClientError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.status() == Some(404) => Ok(None),
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,218 @@
+//! One connection to a service, with the thread's own small runtime.
+
+use std::error::Error as _;
+use std::io::{self, BufRead, Read};
+use std::time::Duration;
+
+use bytes::{Buf, Bytes};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, RequestBuilder, redirect};
+
+use super::address::Address;
+use super::error::{ClientError, Refusal};
+use crate::config::Trust;
+use crate::tls;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Time without a byte from the service. A creation runs hooks, and a checksum reads a disk.
+const READ_TIMEOUT: Duration = Duration::from_secs(900);
+
+/// Time without a byte of a disk.
+pub const DATA_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The largest error body that is read.
+const MAX_ERROR_BYTES: usize = 64 << 10;
+
+/// Connections are kept alive and used again. It belongs to one thread.
+pub struct Connection {
+    runtime: tokio::runtime::Runtime,
+    http: reqwest::Client,
+    base: String,
+}
+
+impl Connection {
+    /// # Errors
+    /// The certificates of `trust` cannot be read. Nothing is sent yet.
+    pub fn new(address: &Address, trust: &Trust) -> Result<Self, ClientError> {
+        let setup = |error: &dyn std::fmt::Display| ClientError::Setup(error.to_string());
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .read_timeout(READ_TIMEOUT)
+            // A redirect could take the token to another server.
+            .redirect(redirect::Policy::none())
+            .http1_only()
+            .tcp_nodelay(true)
+            .no_proxy();
+        builder = match address {
+            Address::Https(_) => builder.tls_backend_preconfigured(tls::client_config(trust).map_err(|e| setup(&e))?),
+            Address::Unix(path) => builder.unix_socket(path.clone()),
+        };
+        let http = builder.build().map_err(|error| setup(&causes(&error)))?;
+        Ok(Self { runtime, http, base: format!("{}/api/v1", address.base()) })
+    }
+
+    /// A request below `/api/v1`.
+    pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    /// Sends a request and reads the head of its response.
+    ///
+    /// # Errors
+    /// A response that is no success is [`ClientError::Refused`].
+    pub fn send(&self, request: RequestBuilder) -> Result<Body<'_>, ClientError> {
+        let response = self.runtime.block_on(request.send()).map_err(|error| broken(&error))?;
+        let mut body = Body { connection: self, response, rest: Bytes::new(), timeout: READ_TIMEOUT };
+        if body.response.status().is_success() { Ok(body) } else { Err(body.refusal()) }
+    }
+}
+
+/// The body of a response, which is read by blocking.
+pub struct Body<'a> {
+    connection: &'a Connection,
+    response: reqwest::Response,
+    rest: Bytes,
+    timeout: Duration,
+}
+
+impl Body<'_> {
+    pub fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    pub fn headers(&self) -> &HeaderMap {
+        self.response.headers()
+    }
+
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers().get(name)?.to_str().ok()
+    }
+
+    /// Limits the time without a byte.
+    pub fn set_timeout(&mut self, timeout: Duration) {
+        self.timeout = timeout;
+    }
+
+    /// The next bytes as they arrived, at most `limit`. Empty at the end.
+    pub fn next(&mut self, limit: usize) -> Result<Bytes, ClientError> {
+        if self.rest.is_empty() {
+            self.fill()?;
+        }
+        let length = self.rest.len().min(limit);
+        Ok(self.rest.split_to(length))
+    }
+
+    fn fill(&mut self) -> Result<(), ClientError> {
+        while self.rest.is_empty() {
+            let (response, timeout) = (&mut self.response, self.timeout);
+            let chunk =
+                self.connection.runtime.block_on(async { tokio::time::timeout(timeout, response.chunk()).await });
+            let chunk = chunk.map_err(|_| {
+                ClientError::Connection(format!("no data from the service for {} s", timeout.as_secs()))
+            })?;
+            match chunk.map_err(|error| broken(&error))? {
+                Some(bytes) => self.rest = bytes,
+                None => break,
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads the error of an unsuccessful response.
+    fn refusal(&mut self) -> ClientError {
+        let status = self.status();
+        let retry_after = self.header("retry-after").and_then(|text| text.parse().ok()).map(Duration::from_secs);
+        let mut text = Vec::new();
+        // The connection is not used again if the body is longer.
+        let _ = self.take(MAX_ERROR_BYTES as u64).read_to_end(&mut text);
+        Refusal::parse(status, &text, retry_after).into()
+    }
+
+    /// Parses the whole body.
+    pub fn json<T: serde::de::DeserializeOwned>(mut self) -> Result<T, ClientError> {
+        let url = self.response.url().path().to_owned();
+        let mut deserializer = serde_json::Deserializer::from_reader(&mut self);
+        let value = T::deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
+        value.map_err(|error| unreadable(&url, error))
+    }
+}
+
+/// An error of a body that is parsed while it arrives.
+pub fn unreadable(what: &str, error: serde_json::Error) -> ClientError {
+    if error.is_io() {
+        let error = io::Error::from(error);
+        return ClientError::Connection(error.to_string());
+    }
+    ClientError::Protocol(format!("{what}: the response is not what the API promises: {error}"))
+}
+
+impl Read for Body<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let available = self.fill_buf()?;
+        let length = available.len().min(buffer.len());
+        buffer[..length].copy_from_slice(&available[..length]);
+        self.consume(length);
+        Ok(length)
+    }
+}
+
+impl BufRead for Body<'_> {
+    fn fill_buf(&mut self) -> io::Result<&[u8]> {
+        self.fill().map_err(|error| io::Error::new(io::ErrorKind::ConnectionAborted, error.to_string()))?;
+        Ok(&self.rest)
+    }
+
+    fn consume(&mut self, amount: usize) {
+        self.rest.advance(amount);
+    }
+}
+
+impl Refusal {
+    /// Reads an error body. That of another server, such as a proxy, has none of the fields.
+    fn parse(status: u16, body: &[u8], retry_after: Option<Duration>) -> Self {
+        #[derive(serde::Deserialize, Default)]
+        #[serde(default)]
+        struct Fields {
+            error: String,
+            details: String,
+            code: String,
+            request_id: String,
+        }
+        let Fields { error, details, code, request_id } = serde_json::from_slice(body).unwrap_or_default();
+        let details = match (error.is_empty(), details.is_empty()) {
+            (_, false) => details,
+            (false, true) => error,
+            (true, true) => format!("the server answered with status {status}"),
+        };
+        let code = if code.is_empty() { format!("http_{status}") } else { code };
+        Self { status, code, details, request_id, retry_after }
+    }
+}
+
+/// Classifies an error of the transport. A certificate that is refused now is refused later too.
+fn broken(error: &reqwest::Error) -> ClientError {
+    let text = causes(error);
+    if tls::is_invalid_certificate(error) || error.is_builder() {
+        return ClientError::Setup(format!("{text}; name the right authority with --cacert, or --fingerprint"));
+    }
+    ClientError::Connection(text)
+}
+
+/// The error with its causes, without the URL that each repeats.
+fn causes(error: &reqwest::Error) -> String {
+    let mut text = match error.source() {
+        Some(source) => source.to_string(),
+        None => error.to_string(),
+    };
+    let mut source = error.source().and_then(std::error::Error::source);
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    text
+}

@@ -1,0 +1,172 @@
+//! A service, as all threads of the client share it: its address, the token, and how long to be patient.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use reqwest::{Method, RequestBuilder};
+use secrecy::{ExposeSecret, SecretString};
+
+use super::address::Address;
+use super::backoff::{Backoff, Cancel};
+use super::connection::{Body, Connection};
+use super::credentials::{Credentials, Password, TokenCache};
+use super::error::ClientError;
+use crate::api;
+use crate::config::Trust;
+
+pub struct ServerOptions {
+    pub address: Address,
+    pub trust: Trust,
+    pub credentials: Credentials,
+    pub token_cache: Option<TokenCache>,
+    /// How long to try again without any success.
+    pub patience: Duration,
+    pub cancel: Cancel,
+}
+
+/// Clones share the token.
+#[derive(Clone)]
+pub struct Server(Arc<Shared>);
+
+struct Shared {
+    options: ServerOptions,
+    token: Mutex<Option<SecretString>>,
+}
+
+impl Server {
+    pub fn new(options: ServerOptions) -> Self {
+        let token = match &options.credentials {
+            Credentials::Token(token) => Some(token.clone()),
+            Credentials::Password(_) => options.token_cache.as_ref().and_then(TokenCache::load),
+            Credentials::Peer => None,
+        };
+        Self(Arc::new(Shared { options, token: Mutex::new(token) }))
+    }
+
+    pub fn address(&self) -> &Address {
+        &self.0.options.address
+    }
+
+    pub fn cancel(&self) -> &Cancel {
+        &self.0.options.cancel
+    }
+
+    pub fn backoff(&self) -> Backoff {
+        Backoff::new(self.0.options.patience)
+    }
+
+    /// A connection for the calling thread.
+    ///
+    /// # Errors
+    /// The certificates that it should trust cannot be read.
+    pub fn client(&self) -> Result<Client, ClientError> {
+        let connection = Connection::new(&self.0.options.address, &self.0.options.trust)?;
+        Ok(Client { server: self.clone(), connection })
+    }
+}
+
+/// A thread's connection to a service, with the token of all.
+pub struct Client {
+    server: Server,
+    connection: Connection,
+}
+
+impl Client {
+    pub fn server(&self) -> &Server {
+        &self.server
+    }
+
+    pub(super) fn request(&self, method: Method, path: &str) -> RequestBuilder {
+        self.connection.request(method, path)
+    }
+
+    /// Sends a request once, with the token. An expired token is renewed.
+    ///
+    /// # Errors
+    /// See [`Connection::send`].
+    pub(super) fn send_once(&self, build: &dyn Fn() -> RequestBuilder) -> Result<Body<'_>, ClientError> {
+        self.server.cancel().check()?;
+        if matches!(self.server.0.options.credentials, Credentials::Peer) {
+            return self.connection.send(build());
+        }
+        let token = self.token(None)?;
+        match self.connection.send(build().bearer_auth(token.expose_secret())) {
+            Err(error) if error.status() == Some(401) => {
+                let renewed = self.token(Some((&token, error)))?;
+                self.connection.send(build().bearer_auth(renewed.expose_secret()))
+            }
+            result => result,
+        }
+    }
+
+    /// Sends a request that may be sent again, until it succeeds or patience ends.
+    ///
+    /// # Errors
+    /// A lasting error, or [`ClientError::GaveUp`].
+    pub(super) fn send(&self, build: &dyn Fn() -> RequestBuilder) -> Result<Body<'_>, ClientError> {
+        self.retried(|| self.send_once(build))
+    }
+
+    /// Sends a request that may be sent again, and parses its response.
+    ///
+    /// # Errors
+    /// A lasting error, or [`ClientError::GaveUp`].
+    pub(super) fn send_json<T: serde::de::DeserializeOwned>(
+        &self,
+        build: &dyn Fn() -> RequestBuilder,
+    ) -> Result<T, ClientError> {
+        self.retried(|| self.send_once(build)?.json())
+    }
+
+    fn retried<T>(&self, attempt: impl Fn() -> Result<T, ClientError>) -> Result<T, ClientError> {
+        let mut backoff = self.server.backoff();
+        loop {
+            match attempt() {
+                Ok(value) => return Ok(value),
+                Err(error) => backoff.wait(error, self.server.cancel())?,
+            }
+        }
+    }
+
+    /// The token, or a new one if the service refused `refused`. One thread logs in for all.
+    fn token(&self, refused: Option<(&SecretString, ClientError)>) -> Result<SecretString, ClientError> {
+        let shared = &self.server.0;
+        let mut token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*token, &refused) {
+            (Some(token), None) => return Ok(token.clone()),
+            (Some(token), Some((old, _))) if token.expose_secret() != old.expose_secret() => return Ok(token.clone()),
+            _ => {}
+        }
+        let Credentials::Password(password) = &shared.options.credentials else {
+            let error = refused.map(|(_, error)| error);
+            return Err(error.unwrap_or_else(|| ClientError::Setup("no credentials".to_owned())));
+        };
+        let new = self.retried(|| self.log_in(password))?;
+        if let Some(cache) = &shared.options.token_cache
+            && let Err(error) = cache.store(&new)
+        {
+            tracing::warn!(%error, "cannot cache the token");
+        }
+        *token = Some(new.clone());
+        Ok(new)
+    }
+
+    fn log_in(&self, Password { user, password }: &Password) -> Result<SecretString, ClientError> {
+        self.server.cancel().check()?;
+        let login = api::Login { username: user.clone(), password: password.clone() };
+        let body = serde_json::to_vec(&login).map_err(std::io::Error::from)?;
+        let request = self.connection.request(Method::POST, "/auth/login").body(body);
+        let request = request.header("content-type", "application/json");
+        let token: api::Token = self.connection.send(request)?.json()?;
+        Ok(token.token.into())
+    }
+
+    /// Logs in, even if there is a token.
+    ///
+    /// # Errors
+    /// The credentials are refused, or the service cannot be reached.
+    pub fn log_in_now(&self) -> Result<(), ClientError> {
+        *self.server.0.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.token(None).map(|_| ())
+    }
+}
