@@ -59,6 +59,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("blake3", &["repository", "sys"]),
     ("bytes", &["app", "http"]),
     ("clap", &["cli"]),
+    ("console", &["cli"]),
     ("http", &["config", "hooks", "http"]),
     ("http_body", &["http"]),
     ("httpdate", &["http"]),
@@ -78,7 +79,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("secrecy", &["api", "auth", "config", "hooks"]),
     ("serde_json", &["api", "app", "auth", "cli", "hooks", "http", "inventory", "repository", "store"]),
     ("socket2", &["http"]),
-    ("strsim", &["config"]),
+    ("strsim", &["cli", "config"]),
     ("tokio", &["app", "auth", "cli", "hooks", "http", "service"]),
     ("tokio_rustls", &["http"]),
     ("tokio_util", &["app", "hooks", "http", "service"]),
@@ -87,7 +88,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tower_http", &["http"]),
     ("tracing", &["app", "auth", "cli", "hooks", "http", "inventory", "repository", "service", "store"]),
     ("tracing_subscriber", &["cli"]),
-    ("uuid", &["app", "hooks", "http", "model", "repository"]),
+    ("uuid", &["app", "cli", "hooks", "http", "model", "repository"]),
     ("x509_parser", &["cli", "tls"]),
 ];
 
