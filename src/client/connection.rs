@@ -42,19 +42,21 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(match address {
-                Address::Https(_) => READ_TIMEOUT,
-                Address::Unix(_) => LOCAL_READ_TIMEOUT,
-            })
             // A redirect could take the token to another server.
             .redirect(redirect::Policy::none())
             .http1_only()
             .tcp_nodelay(true)
             .no_proxy();
-        builder = match address {
-            Address::Https(_) => builder.tls_backend_preconfigured(tls::client_config(trust).map_err(|e| setup(&e))?),
-            Address::Unix(path) => builder.unix_socket(path.clone()),
+        let (read_timeout, trust) = match address {
+            Address::Https(_) => (READ_TIMEOUT, trust),
+            // There is no TLS on the socket, but reqwest builds no client without a config for it.
+            Address::Unix(path) => {
+                builder = builder.unix_socket(path.clone());
+                (LOCAL_READ_TIMEOUT, &Trust::InsecureSkipVerify)
+            }
         };
+        let tls = tls::client_config(trust).map_err(|error| setup(&error))?;
+        let builder = builder.read_timeout(read_timeout).tls_backend_preconfigured(tls);
         let http = builder.build().map_err(|error| setup(&causes(&error)))?;
         Ok(Self { runtime, http, base: format!("{}/api/v1", address.base()) })
     }
@@ -69,7 +71,8 @@ impl Connection {
     /// # Errors
     /// A response that is no success is [`ClientError::Refused`].
     pub fn send(&self, request: RequestBuilder) -> Result<Body<'_>, ClientError> {
-        let response = self.runtime.block_on(request.send()).map_err(|error| broken(&error))?;
+        // `send` starts a timer when it is called, which needs the runtime.
+        let response = self.runtime.block_on(async { request.send().await }).map_err(|error| broken(&error))?;
         let mut body = Body { connection: self, response, rest: Bytes::new(), timeout: READ_TIMEOUT };
         if body.response.status().is_success() { Ok(body) } else { Err(body.refusal()) }
     }

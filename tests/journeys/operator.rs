@@ -288,6 +288,7 @@ fn only_operators_reach_the_service() {
     assert_eq!(row(&member, VM)[0], "web-1");
     // Of a config that the user cannot read, the socket is not known.
     let path = config(&world).display().to_string();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
     let output = run_as_stranger(&["vms", "--config", &path], &format!("--groups={gid}"));
     assert!(output.notices.contains(&format!("because {path} cannot be read (Permission denied")), "{output:?}");
     assert!(output.notices.contains("/run/coriolis-ovm-exporter/api.sock"), "{output:?}");

@@ -39,14 +39,22 @@ impl Terminal {
         fs::read(&self.typescript).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
     }
 
-    fn shows(&self, expected: &str) {
-        eventually(&format!("the terminal shows {expected:?}"), || self.text().contains(expected));
+    fn shows(&mut self, expected: &str) {
+        self.shows_after(None, expected);
     }
 
-    /// What the terminal shows after the last of these texts.
-    fn shows_after(&self, last: &str, expected: &str) {
-        let is_shown = || self.text().rsplit_once(last).is_some_and(|(_, after)| after.contains(expected));
-        eventually(&format!("the terminal shows {expected:?} after {last:?}"), is_shown);
+    /// Waits until the terminal shows `expected`, perhaps after the last of the texts `last`. The command must not end
+    /// before.
+    fn shows_after(&mut self, last: Option<&str>, expected: &str) {
+        let mut has_ended = false;
+        eventually(&format!("the terminal shows {expected:?} after {last:?}"), || {
+            let text = self.text();
+            let rest = last.map_or(Some(&*text), |last| text.rsplit_once(last).map(|(_, rest)| rest));
+            let is_shown = rest.is_some_and(|rest| rest.contains(expected));
+            assert!(is_shown || !has_ended, "the command has ended without {expected:?}");
+            has_ended = self.script.try_wait().unwrap().is_some();
+            is_shown
+        });
     }
 
     fn type_keys(&mut self, keys: &str) {
@@ -102,7 +110,7 @@ fn a_watched_status_shows_downloads_and_survives_a_restart() {
     terminal.shows("The service does not respond.");
     terminal.shows("its last answer: ");
     world.exporter.restart();
-    terminal.shows_after("its last answer: ", "downloads: 0 of 12 running");
+    terminal.shows_after(Some("its last answer: "), "downloads: 0 of 12 running");
     terminal.type_keys("\x03");
     assert_eq!(terminal.end(), Some(0));
     let text = terminal.text();
