@@ -63,7 +63,7 @@ impl Connection {
     /// # Errors
     /// A response that is no success is [`ClientError::Refused`].
     pub fn send(&self, request: RequestBuilder) -> Result<Body<'_>, ClientError> {
-        let response = self.runtime.block_on(request.send()).map_err(|error| broken(&error))?;
+        let response = self.runtime.block_on(async { request.send().await }).map_err(|error| broken(&error))?;
         let mut body = Body { connection: self, response, rest: Bytes::new(), timeout: READ_TIMEOUT };
         if body.response.status().is_success() { Ok(body) } else { Err(body.refusal()) }
     }

@@ -6,6 +6,7 @@ mod harness;
 mod adopt;
 mod api_types;
 mod audit;
+mod backup;
 mod bad_input;
 mod base_grace_period;
 mod blocked_log;

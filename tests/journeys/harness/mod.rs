@@ -1,6 +1,7 @@
 //! Test fixtures: a repository, a manager, the service, a client.
 
 mod agent_db;
+mod backup;
 mod certificates;
 mod chunks;
 mod client;
@@ -28,6 +29,7 @@ use std::thread::{self, JoinHandle};
 use reqwest::Method;
 
 pub use agent_db::AgentDb;
+pub use backup::Backup;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, ids, text};
