@@ -7,6 +7,7 @@ mod adopt;
 mod api_types;
 mod audit;
 mod backup;
+mod backup_troubles;
 mod bad_input;
 mod base_grace_period;
 mod blocked_log;
