@@ -1,7 +1,7 @@
 //! Output on a terminal. All commands print through this module.
 
 use std::fmt::{Display, Write as _};
-use std::io::{self, Write as _};
+use std::io::{self, IsTerminal, Write as _};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -31,6 +31,11 @@ pub fn notice(line: impl Display) {
     let mut lines = Lines::default();
     lines.add(line);
     let _ = io::stderr().write_all(lines.as_str().as_bytes());
+}
+
+/// Whether standard error is a terminal.
+pub fn shows_progress() -> bool {
+    io::stderr().is_terminal()
 }
 
 /// Asks a question on the terminal, and returns the answer.

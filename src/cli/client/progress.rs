@@ -1,7 +1,6 @@
 //! Progress on the terminal, in lines, or as JSON.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -25,7 +24,7 @@ pub fn of(args: &OutputArgs) -> Box<dyn Progress> {
         ProgressMode::Json => Box::new(Periodic::new(json_line)),
         ProgressMode::Lines => Box::new(Periodic::new(text_line)),
         ProgressMode::Bars => Box::new(Bars::new()),
-        ProgressMode::Auto if io::stderr().is_terminal() => Box::new(Bars::new()),
+        ProgressMode::Auto if terminal::shows_progress() => Box::new(Bars::new()),
         ProgressMode::Auto => Box::new(Periodic::new(text_line)),
     }
 }
