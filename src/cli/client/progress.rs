@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::args::{OutputArgs, ProgressMode};
@@ -38,7 +38,8 @@ struct Bars {
 
 impl Bars {
     fn new() -> Self {
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        // It draws to standard error.
+        let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
         total.set_style(style(
             "{prefix:<24!} {bar:24} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>13} {eta:>6} {msg}",
