@@ -28,7 +28,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
             qemu-storage-daemon:qemu-system-common
 # For the guest that runs the tests on OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
-                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs.

@@ -145,3 +145,6 @@ fn resolve(from: &Path, name: &Path) -> Result<PathBuf, Problem> {
     }
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests;

@@ -40,6 +40,7 @@ mod ocfs2;
 mod ovs_agent;
 mod policy;
 mod python_client;
+mod qcow2;
 mod readme;
 mod refine;
 mod removed_repository;
