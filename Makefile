@@ -141,7 +141,7 @@ audit: rust deps-check
 # `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
 # --target keeps them from build scripts and macros.
 FUZZ_SECONDS := 30
-FUZZ_TARGETS := berkeley_db pickle
+FUZZ_TARGETS := berkeley_db pickle qcow2
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
               -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
               -Cllvm-args=-sanitizer-coverage-trace-compares

@@ -69,12 +69,24 @@ impl Images {
         backing: Option<(&str, Format)>,
         random: &mut Random,
     ) -> Layout {
+        self.write_with(name, size, runs, backing, random, &[12, 14, 16])
+    }
+
+    fn write_with(
+        &mut self,
+        name: &str,
+        size: u64,
+        runs: &Runs,
+        backing: Option<(&str, Format)>,
+        random: &mut Random,
+        cluster_bits: &[u32],
+    ) -> Layout {
         let below = backing.map(|(file, format)| self.open(file, format));
         let mut disk = backing.map(|(file, _)| self.disk(file).to_vec()).unwrap_or_default();
         disk.resize(size as usize, 0);
         let backing =
             backing.map(|(file, format)| Backing { file: file.to_owned(), format, size: self.disk(file).len() as u64 });
-        let layout = Layout::new(size, runs.iter().copied(), backing).unwrap();
+        let layout = Layout::with_clusters(size, runs.iter().copied(), backing, cluster_bits).unwrap();
         let file = File::create(self.path(name)).unwrap();
         for (range, content) in runs {
             let bytes = &mut disk[range.start() as usize..range.end() as usize];
@@ -167,25 +179,27 @@ fn qemu_img_reads_chains_that_grow_and_shrink() {
             for (range, _) in &full {
                 fill(&mut disk[range.start() as usize..range.end() as usize], &mut random);
             }
+            disk.truncate(9 * MIB as usize - 100);
             images.raw("0", disk);
         } else {
             images.write("0", 9 * MIB, &full, None, &mut random);
         }
         let mut below = ("0".to_owned(), base);
         // The sizes are multiples of sectors only, or not even that.
-        for (number, (size, unit, longest)) in [
-            (9 * MIB, 512, 20 * KIB),
-            (11 * MIB + 512, 4096, 4096),
-            (7 * MIB + 1536, 512, 200 * KIB),
-            (7 * MIB + 1000, 1, 3 * KIB),
-            (12 * MIB, 64 * KIB, 2 * MIB),
+        for (number, (size, unit, longest, cluster_bits)) in [
+            (9 * MIB, 512, 20 * KIB, 12),
+            (11 * MIB + 512, 4096, 4096, 12),
+            (7 * MIB + 1536, 512, 200 * KIB, 14),
+            (7 * MIB + 1000, 1, 3 * KIB, 14),
+            (12 * MIB, 16 * KIB, 32 * KIB, 16),
+            (16 * MIB, 512, 2 * MIB, 16),
         ]
         .into_iter()
         .enumerate()
         {
             let name = (number + 1).to_string();
             let runs = random_runs(&mut random, size, unit, longest);
-            images.write(&name, size, &runs, Some((&below.0, below.1)), &mut random);
+            images.write_with(&name, size, &runs, Some((&below.0, below.1)), &mut random, &[cluster_bits]);
             images.check_reader(&name, Format::Qcow2);
             below = (name, Format::Qcow2);
         }

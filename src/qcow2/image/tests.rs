@@ -121,13 +121,13 @@ fn circles_and_too_long_chains_are_refused() {
     files.image("0002", Some("0001"));
     let image = fs::read(files.path("0002")).unwrap();
     let at = image.windows(4).position(|window| window == b"0001").unwrap();
-    for number in 3..=MAX_LAYERS + 1 {
+    for number in 3..=MAX_FILES + 1 {
         let mut image = image.clone();
         image[at..at + 4].copy_from_slice(format!("{:04}", number - 1).as_bytes());
         fs::write(files.path(&format!("{number:04}")), image).unwrap();
     }
     let longest = files.open("1000").unwrap();
-    assert_eq!(longest.files().count(), MAX_LAYERS);
+    assert_eq!(longest.files().count(), MAX_FILES);
     let mut bytes = [1; 9];
     longest.read_at(0, &mut bytes).unwrap();
     assert_eq!(bytes, [0; 9]);
@@ -155,7 +155,7 @@ fn unsupported_and_inconsistent_headers_are_refused() {
         (24, &u64::MAX.to_be_bytes(), "the size of its disk"),
         (24, &(1_u64 << 40).to_be_bytes(), "its L1 table is too short"),
         (32, &1_u32.to_be_bytes(), "encryption"),
-        (36, &u32::MAX.to_be_bytes(), "its table of 4294967295 entries"),
+        (36, &u32::MAX.to_be_bytes(), "its L1 table of 4294967295 entries"),
         (40, &4097_u64.to_be_bytes(), "not at the start of a cluster"),
         (40, &(1_u64 << 62).to_be_bytes(), "is cut off"),
         (8, &(1_u64 << 40).to_be_bytes(), "outside of the first cluster"),
