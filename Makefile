@@ -28,7 +28,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
             qemu-storage-daemon:qemu-system-common
 # For the guest that runs the tests on OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
-                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs.
@@ -141,7 +141,7 @@ audit: rust deps-check
 # `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
 # --target keeps them from build scripts and macros.
 FUZZ_SECONDS := 30
-FUZZ_TARGETS := berkeley_db pickle
+FUZZ_TARGETS := berkeley_db pickle qcow2
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
               -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
               -Cllvm-args=-sanitizer-coverage-trace-compares

@@ -11,7 +11,7 @@ use super::*;
 use crate::model::ByteRange;
 use crate::sys::folder::Folder;
 
-/// One state of a disk, and the runs by which it differs from the one before it.
+/// One state of a disk, and its differences to the one before it.
 #[derive(Clone, Debug)]
 struct State {
     size: u64,

@@ -47,6 +47,7 @@ mod operator_socket;
 mod ovs_agent;
 mod policy;
 mod python_client;
+mod qcow2;
 mod readme;
 mod refine;
 mod removed_repository;
