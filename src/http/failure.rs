@@ -126,6 +126,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, ErrorCode::NotRemoved),
         Error::NotAdopted { .. } => (StatusCode::CONFLICT, ErrorCode::NotAdopted),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::HookFailed),
+        Error::NotQuiesced(_) => (StatusCode::CONFLICT, ErrorCode::NotQuiesced),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),

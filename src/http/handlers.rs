@@ -80,6 +80,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "multirange",
             "conditional-requests",
             "hooks",
+            "quiesce",
             "choose-disks",
             "expiry",
             "leases",

@@ -42,6 +42,7 @@ mod ocfs2;
 mod ovs_agent;
 mod policy;
 mod python_client;
+mod quiesce;
 mod readme;
 mod refine;
 mod removed_repository;

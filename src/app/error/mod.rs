@@ -99,6 +99,12 @@ pub enum Error {
         /// How the hook ended.
         how: String,
     },
+    /// The request requires a quiesced snapshot, and no hook quiesced the guest.
+    #[error(
+        "the guest was not quiesced, so no snapshot was created: {0}; repair the hook, or create a crash-consistent \
+         snapshot with quiesce \"try\" or \"skip\""
+    )]
+    NotQuiesced(String),
     /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
     #[error("{error}; post was not called for these hooks because post_on_failure is false: {hooks}")]
     PostHooksSkipped { error: Box<Error>, hooks: String },
@@ -189,6 +195,7 @@ impl Error {
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
+            | Self::NotQuiesced(_)
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }
