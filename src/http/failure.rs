@@ -121,6 +121,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, ErrorCode::NotSnapshottable),
         Error::Refused(refusal) => refusal_status(refusal),
         Error::BaseLost { .. } => (StatusCode::CONFLICT, ErrorCode::BaseLost),
+        Error::FullRequired { .. } => (StatusCode::CONFLICT, ErrorCode::FullRequired),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, ErrorCode::SnapshotLost),
         Error::PostHooksSkipped { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, ErrorCode::NotRemoved),

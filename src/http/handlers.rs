@@ -73,6 +73,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "repositories",
             "summary",
             "compare",
+            "if-full",
             "zero-chunks",
             "squash",
             "omit-chunks",

@@ -47,6 +47,9 @@ pub enum Error {
     /// The base's files are missing, or were changed or replaced.
     #[error("the base cannot be used for a comparison: disk {disk}: {cause}; transfer the full snapshot instead")]
     BaseLost { disk: String, cause: String },
+    /// The changes of a disk cannot be listed, and the request refuses a full map.
+    #[error("disk {disk} can only be transferred in full: {reason}; repeat the request without ifFull=error")]
+    FullRequired { disk: String, reason: &'static str },
     /// Something moves the blocks of the base, such as a defragmenter.
     #[error(
         "disk {disk}: the blocks of the base keep moving; retry when the file system's defragmenter has finished, or \
@@ -184,6 +187,7 @@ impl Error {
             | Self::Refused(_)
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
+            | Self::FullRequired { .. }
             | Self::SnapshotLost { .. }
             | Self::NotAdopted { .. }
             | Self::Throttled => true,
