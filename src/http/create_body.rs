@@ -23,7 +23,7 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
         // The body has no secrets, so the error may include the parser's message.
         let invalid = |problem: &dyn std::fmt::Display| {
-            let keys = "it may be empty, or an object with disks, exclude_disks, ttl, labels and description";
+            let keys = "it may be empty, or an object with disks, exclude_disks, ttl, labels, description and quiesce";
             Error::BadRequest(format!("invalid body: {problem}; {keys}"))
         };
         let body: api::CreateSnapshot = match bytes.trim_ascii().first() {

@@ -98,6 +98,17 @@ impl Parameters {
                 return Err(Error::BadRequest(format!("zero={other:?} is invalid; expected include or omit")).into());
             }
         };
+        let refuse_full = match self.given("ifFull") {
+            None | Some("full") => false,
+            Some("error") => true,
+            Some(other) => {
+                return Err(Error::BadRequest(format!("ifFull={other:?} is invalid; expected full or error")).into());
+            }
+        };
+        if refuse_full && self.given("compareTo").is_none() {
+            let text = "ifFull=error is only for comparisons; add compareTo, or omit ifFull";
+            return Err(Error::BadRequest(text.to_owned()).into());
+        }
         let base = self.given("compareTo").map(str::parse).transpose();
         Ok(MapOptions {
             compare_to: base.map_err(|_| Error::NotFound("the snapshot in compareTo does not exist"))?,
@@ -105,6 +116,7 @@ impl Parameters {
             chunks: self.bool_or("chunks", true)?,
             zeros,
             summary: self.bool_or("summary", false)?,
+            refuse_full,
             refine: self.given("refine").map(refine).transpose()?,
         })
     }
@@ -186,10 +198,12 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 }
 
 /// The parameters of a snapshot's document.
-const SNAPSHOT: [&str; 7] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition"];
+const SNAPSHOT: [&str; 8] =
+    ["squashChunks", "compareTo", "ifFull", "zero", "chunks", "summary", "refine", "definition"];
 
 /// The parameters of a list of snapshots.
-const SNAPSHOTS: [&str; 8] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition", LABEL];
+const SNAPSHOTS: [&str; 9] =
+    ["squashChunks", "compareTo", "ifFull", "zero", "chunks", "summary", "refine", "definition", LABEL];
 
 /// The options of a snapshot's document.
 pub(super) struct SnapshotQuery(pub DocumentOptions);
@@ -264,7 +278,8 @@ pub(super) enum ResponseFormat {
 pub(super) struct ChunksQuery(pub ChunkQuery, pub ResponseFormat);
 
 /// The parameters of a disk's chunks.
-const CHUNKS: [&str; 7] = ["squashChunks", "compareTo", "zero", "refine", "type", "startingOffset", "maxResults"];
+const CHUNKS: [&str; 8] =
+    ["squashChunks", "compareTo", "ifFull", "zero", "refine", "type", "startingOffset", "maxResults"];
 
 /// The default and the largest number of chunks of a page.
 const PAGE: usize = 10_000;

@@ -48,6 +48,7 @@ mod ovs_agent;
 mod policy;
 mod python_client;
 mod qcow2;
+mod quiesce;
 mod readme;
 mod refine;
 mod removed_repository;

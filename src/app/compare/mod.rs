@@ -1,11 +1,13 @@
 //! Compares two snapshots.
 
+mod bases;
 mod comparison;
 mod disk_map;
 mod options;
 mod refined_cache;
 mod service;
 
+pub(crate) use bases::check_bases;
 pub use comparison::Mode;
 pub use disk_map::DiskMap;
 pub use options::{ChunkQuery, DiskRef, MapOptions};

@@ -19,6 +19,8 @@ pub struct MapOptions {
     pub zeros: Option<bool>,
     /// Whether the map is read for its totals.
     pub summary: bool,
+    /// Whether a disk without a usable base is an error instead of a full map.
+    pub refuse_full: bool,
     /// The refinement, which applies with a base. Default: as the config says.
     pub refine: Option<Refine>,
 }

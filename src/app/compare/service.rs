@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
+use super::bases::base_disk;
 use super::comparison::{DiskComparison, Mode, Sides};
 use super::disk_map::DiskMap;
 use super::options::{ChunkQuery, DiskRef, MapOptions};
@@ -230,6 +231,9 @@ impl Comparisons {
     ) -> Result<DiskComparison, Error> {
         let target = Arc::new(self.files.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
         let not_incremental = |target, reason: &'static str| {
+            if options.refuse_full {
+                return Err(Error::FullRequired { disk: disk.name.to_string(), reason });
+            }
             tracing::info!(
                 snapshot = %pair.target().id, disk = %disk.name, reason,
                 "listing the full disk instead of its changes"
@@ -242,12 +246,10 @@ impl Comparisons {
             };
             Ok(DiskComparison::new(Sides { refine, ..sides }, cancellation.clone()))
         };
-        let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return not_incremental(target, "the base has no such disk");
+        let base_disk = match base_disk(pair, disk) {
+            Ok(base_disk) => base_disk,
+            Err(reason) => return not_incremental(target, reason),
         };
-        if base_disk.source != disk.source {
-            return not_incremental(target, "the base's disk of this name is another disk");
-        }
         let error = compare_error(disk, base_disk);
         let base = self.files.open_base(pair.base(), base_disk);
         let (base, proof) = base.map_err(|cause| error(CompareError::Base(cause.into())))?;

@@ -53,6 +53,9 @@ pub enum Error {
     /// The base's files are missing, or were changed or replaced.
     #[error("the base cannot be used for a comparison: disk {disk}: {cause}; transfer the full snapshot instead")]
     BaseLost { disk: String, cause: String },
+    /// The changes of a disk cannot be listed, and the request refuses a full map.
+    #[error("disk {disk} can only be transferred in full: {reason}; repeat the request without ifFull=error")]
+    FullRequired { disk: String, reason: &'static str },
     /// Something moves the blocks of the base, such as a defragmenter.
     #[error(
         "disk {disk}: the blocks of the base keep moving; retry when the file system's defragmenter has finished, or \
@@ -105,6 +108,12 @@ pub enum Error {
         /// How the hook ended.
         how: String,
     },
+    /// The request requires a quiesced snapshot, and no hook quiesced the guest.
+    #[error(
+        "the guest was not quiesced, so no snapshot was created: {0}; repair the hook, or create a crash-consistent \
+         snapshot with quiesce \"try\" or \"skip\""
+    )]
+    NotQuiesced(String),
     /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
     #[error("{error}; post was not called for these hooks because post_on_failure is false: {hooks}")]
     PostHooksSkipped { error: Box<Error>, hooks: String },
@@ -185,6 +194,7 @@ impl Error {
             | Self::Refused(_)
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
+            | Self::FullRequired { .. }
             | Self::SnapshotLost { .. }
             | Self::NotAdopted { .. }
             | Self::Throttled => true,
@@ -196,6 +206,7 @@ impl Error {
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
+            | Self::NotQuiesced(_)
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }

@@ -13,7 +13,7 @@ use crate::app::tasks::{Service, Tasks};
 use crate::hooks::{self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, Refresh};
 use crate::inventory;
 use crate::metrics::Metrics;
-use crate::model::{DiskName, DiskSource, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, HookOutcome, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
 
 /// The hook calls of an operation.
 #[derive(Default)]
@@ -47,6 +47,8 @@ pub(crate) struct GuardedStep<T> {
     pub refresh: Refresh,
     /// Runs if the work ends after its timeout. Without it, there is no timeout.
     pub on_late_completion: Option<Step<()>>,
+    /// Whether the operation fails if no hook quiesces the guest: before the work if that is known then.
+    pub requires_quiesced: bool,
 }
 
 /// Runs operations with their hooks.
@@ -115,7 +117,7 @@ impl HookRunner {
         post_hooks: PendingPostHooks,
         step: GuardedStep<T>,
     ) -> (Result<T, Error>, HookReport) {
-        let GuardedStep { work, refresh, on_late_completion } = step;
+        let GuardedStep { work, refresh, on_late_completion, requires_quiesced } = step;
         let post_hooks = Arc::new(post_hooks);
         let (runner, shared) = (Arc::clone(self), Arc::clone(&post_hooks));
         let before =
@@ -127,7 +129,9 @@ impl HookRunner {
                     operation: post_hooks.event.operation.as_str(),
                     how: run.detail.clone(),
                 });
-                (Some(pre), refused.map_or(Ok(()), Err))
+                let not_quiesced = || (requires_quiesced && !pre.quiesced).then(|| not_quiesced(pre.runs()));
+                let obstacle = refused.or_else(not_quiesced);
+                (Some(pre), obstacle.map_or(Ok(()), Err))
             }
             Err(panic) => (None, Err(Error::Internal(panic.to_string()))),
         };
@@ -156,6 +160,8 @@ impl HookRunner {
             ended.failed,
         );
         let PostResult { runs, quiesced, not_called, .. } = ended;
+        // A post hook has failed, so the freeze may have ended before the disks were cloned.
+        let outcome = if done && requires_quiesced && !quiesced { Err(not_quiesced(&runs)) } else { outcome };
         (outcome, HookReport { runs, quiesced, frozen_for, not_called })
     }
 
@@ -237,6 +243,17 @@ impl HookRunner {
         let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));
         self.event(Operation::SnapshotDelete, (snapshot.id, &snapshot.vm), disks, vm.as_deref())
     }
+}
+
+/// The error that no hook has quiesced the guest, with the call that explains it.
+fn not_quiesced(runs: &[HookRun]) -> Error {
+    let denied = runs.iter().find(|run| run.denies_quiesced());
+    let failed = || runs.iter().find(|run| run.has_failed());
+    let skipped = || runs.iter().find(|run| run.outcome == HookOutcome::Skipped && !run.detail.is_empty());
+    Error::NotQuiesced(match denied.or_else(failed).or_else(skipped) {
+        Some(run) => format!("{} hook {}: {}", run.stage.as_str(), run.name, run.detail),
+        None => "no hook reported \"quiesced\"".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use tokio::sync::OwnedMutexGuard;
 use super::admit::{CreateAdmission, request_key};
 use super::create_request::{CreateRequest, DiskChoice, RetentionRequest};
 use super::service::Snapshots;
+use crate::api::Quiesce;
 use crate::app::Error;
 use crate::app::admission::{Admitted, LockMode};
 use crate::app::audit::Actor;
@@ -44,6 +45,7 @@ struct Plan {
     sources: Vec<Source>,
     commit: CommitDetails,
     event: Event,
+    quiesce: Quiesce,
 }
 
 /// What the commit records besides the snapshot.
@@ -59,6 +61,7 @@ struct Prepared {
     clones: Clones,
     commit: CommitDetails,
     post_hooks: Option<PendingPostHooks>,
+    quiesce: Quiesce,
 }
 
 impl Snapshots {
@@ -69,8 +72,8 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
-    /// [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`], [`Error::Store`]. No snapshot
-    /// exists then.
+    /// [`Error::NotQuiesced`], [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`],
+    /// [`Error::Store`]. No snapshot exists then.
     pub async fn create(
         self: &Arc<Self>,
         session: &Session,
@@ -164,7 +167,7 @@ impl Snapshots {
         // Another exporter may have changed the VM's snapshots before this one got the lock.
         let plan = if guard.was_waited_for() { self.blocking(plan).await? } else { first };
         guard.covers(&plan.draft)?;
-        let Prepared { unfinished, clones, commit, post_hooks } =
+        let Prepared { unfinished, clones, commit, post_hooks, quiesce } =
             self.blocking(move |snapshots| snapshots.prepare_all(plan)).await?;
         let names: Vec<DiskName> = unfinished.draft.disks.iter().map(|disk| disk.name.clone()).collect();
         let refresh = clones.refresh();
@@ -185,6 +188,7 @@ impl Snapshots {
             work: Box::new(clone),
             refresh: Arc::new(refresh),
             on_late_completion: Some(Box::new(on_late_completion)),
+            requires_quiesced: quiesce == Quiesce::Require,
         };
         let pending = post_hooks.map(|hooks| (PendingHooksKey::of_creation(unfinished.draft.id), hooks));
         let (cloned, report) = self.hooks.with_hooks(pending, step).await;
@@ -255,18 +259,25 @@ impl Snapshots {
         let commit = CommitDetails { ttl, key: request_key(actor, request), definition: kept };
         let event_disks = draft.disks.iter().map(|disk| (&disk.name, &disk.source, disk.size));
         let event = self.hooks.event(Operation::SnapshotCreate, (draft.id, vm), event_disks, Some(&definition));
-        Ok(Plan { draft, sources, commit, event })
+        Ok(Plan { draft, sources, commit, event, quiesce: request.quiesce })
     }
 
     /// Records the intent, and prepares everything that can be prepared before the clones.
     fn prepare_all(&self, plan: Plan) -> Result<Prepared, Error> {
-        let Plan { draft, sources, commit, event } = plan;
-        let post_hooks = self.hooks.hooks.pending_post_hooks(event);
+        let Plan { draft, sources, commit, event, quiesce } = plan;
+        let post_hooks = match quiesce {
+            Quiesce::Skip => None,
+            Quiesce::Try => self.hooks.hooks.pending_post_hooks(event),
+            Quiesce::Require => {
+                let post_hooks = self.hooks.hooks.pending_post_hooks(event);
+                Some(post_hooks.ok_or_else(|| Error::NotQuiesced("no hook is configured for this VM".to_owned()))?)
+            }
+        };
         let record = post_hooks.as_ref().map(PendingPostHooks::to_bytes).transpose();
         let record = record.map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
         let mut unfinished = self.store.begin(draft, record.as_deref())?;
         match self.prepare(&mut unfinished, sources) {
-            Ok(clones) => Ok(Prepared { unfinished, clones, commit, post_hooks }),
+            Ok(clones) => Ok(Prepared { unfinished, clones, commit, post_hooks, quiesce }),
             Err(error) => {
                 self.removals.undo(&unfinished.files());
                 if post_hooks.is_some() {

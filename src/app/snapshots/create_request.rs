@@ -1,8 +1,8 @@
-//! The request for a new snapshot: disks, retention, annotations and idempotency key.
+//! The request for a new snapshot: disks, retention, annotations, hooks and idempotency key.
 
 use std::time::Duration;
 
-use crate::api;
+use crate::api::{self, Quiesce};
 use crate::app::Error;
 use crate::app::error::Refusal;
 use crate::app::retention::parse_duration;
@@ -16,6 +16,7 @@ pub struct CreateRequest {
     pub(crate) selection: DiskSelection,
     pub(crate) retention: RetentionRequest,
     pub(crate) annotations: Annotations,
+    pub(crate) quiesce: Quiesce,
     /// The header `Idempotency-Key`, and a digest of the rest of the request.
     pub(crate) key: Option<(String, [u8; 32])>,
 }
@@ -85,7 +86,7 @@ impl CreateRequest {
             (None, Some(disks)) => DiskSelection::AllBut(disks),
             (None, None) => DiskSelection::All,
         };
-        Ok(Self { selection, retention, annotations, key })
+        Ok(Self { selection, retention, annotations, quiesce: body.quiesce.unwrap_or_default(), key })
     }
 }
 

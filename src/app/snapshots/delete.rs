@@ -137,6 +137,7 @@ impl Snapshots {
             work: Box::new(move || work(&snapshots)),
             refresh: Arc::new(|| ()),
             on_late_completion: None,
+            requires_quiesced: false,
         };
         let (outcome, report) = self.hooks.with_hooks(pending.await?, step).await;
         outcome.map_err(|error| report.with_skipped_hooks(error))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::api;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
-use crate::app::compare::{Comparisons, DiskMap, MapOptions};
+use crate::app::compare::{Comparisons, DiskMap, MapOptions, check_bases};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
@@ -90,6 +90,9 @@ impl Documents {
             let snapshot = documents.inventory.snapshot_of(&vm_ref, id)?;
             let base = documents.comparisons.base_of(options.map)?;
             let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
+            if let Some(pair) = &pair {
+                check_bases(pair, options.map)?;
+            }
             let disks = snapshot.disks.iter().map(|disk| {
                 let map = documents.comparisons.map(&snapshot, pair.as_ref(), disk, options.map, &cancellation)?;
                 Ok(DiskDocument {

@@ -69,7 +69,7 @@ fn step(
     work: impl FnOnce() -> Result<(), Error> + Send + 'static,
     on_late_completion: Option<Step<()>>,
 ) -> GuardedStep<()> {
-    GuardedStep { work: Box::new(work), refresh: Arc::new(|| ()), on_late_completion }
+    GuardedStep { work: Box::new(work), refresh: Arc::new(|| ()), on_late_completion, requires_quiesced: false }
 }
 
 fn attempts(scene: &Scene) -> Vec<u32> {
