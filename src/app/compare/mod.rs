@@ -9,4 +9,5 @@ mod service;
 pub use comparison::Mode;
 pub use disk_map::DiskMap;
 pub use options::{ChunkQuery, DiskRef, MapOptions};
+pub(crate) use service::pair;
 pub use service::{ChunkPage, Comparisons};

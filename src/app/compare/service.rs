@@ -108,7 +108,13 @@ impl Comparisons {
     ) -> Result<DiskChunks, Error> {
         let in_use = self.hold(*id, query.options)?;
         let snapshot = self.inventory.snapshot_of(vm_ref, *id)?;
-        let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
+        let base = self.base_of(query.options)?;
+        let pair = pair(base.as_ref(), &snapshot, query.options)?;
+        let listed = pair.as_ref().map_or(&snapshot, SnapshotPair::target);
+        let disk = listed.disk(name).ok_or(Error::NotFound(match query.options.reverse {
+            false => "the snapshot has no such disk",
+            true => "the base has no such disk; the way back removes it",
+        }))?;
         let size = disk.identity.size;
         if query.from > size {
             let text = format!("startingOffset={} is past the end of the disk; its size is {size} bytes", query.from);
@@ -119,9 +125,7 @@ impl Comparisons {
             Some(Refine::By(block)) => query.from - query.from % block,
             _ => query.from,
         };
-        let base = self.base_of(query.options)?;
-        let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-        let found = self.compare(&snapshot, pair.as_ref(), disk, query.options, start, cancellation)?;
+        let found = self.compare(listed, pair.as_ref(), disk, query.options, start, cancellation)?;
         let map = DiskMap::new(found, query.options, query.from);
         Ok(DiskChunks { map, kind: query.kind, _in_use: in_use })
     }
@@ -242,11 +246,17 @@ impl Comparisons {
             };
             Ok(DiskComparison::new(Sides { refine, ..sides }, cancellation.clone()))
         };
+        let of_direction = |forward, back| if pair.is_reversed() { back } else { forward };
         let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return not_incremental(target, "the base has no such disk");
+            let reason = of_direction("the base has no such disk", "the newer snapshot has no such disk");
+            return not_incremental(target, reason);
         };
         if base_disk.source != disk.source {
-            return not_incremental(target, "the base's disk of this name is another disk");
+            let reason = of_direction(
+                "the base's disk of this name is another disk",
+                "the newer snapshot's disk of this name is another disk",
+            );
+            return not_incremental(target, reason);
         }
         let error = compare_error(disk, base_disk);
         let base = self.files.open_base(pair.base(), base_disk);
@@ -254,7 +264,9 @@ impl Comparisons {
         let base = Arc::new(base);
         let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, cancellation.is_wanted());
         let Some(changes) = changes.map_err(&error)? else {
-            return not_incremental(target, "the base is on another file system");
+            let reason =
+                of_direction("the base is on another file system", "the newer snapshot is on another file system");
+            return not_incremental(target, reason);
         };
         let refine = match proof {
             // Only the base's map is proven, not its content, so there is nothing to compare contents with.
@@ -307,6 +319,19 @@ impl Comparisons {
         }
         Ok(Some(block))
     }
+}
+
+/// The snapshots to compare, if there is a base, in the direction that the options ask for.
+///
+/// # Errors
+/// [`Error::OtherVm`], [`Error::NotOlder`].
+pub(crate) fn pair<'a>(
+    base: Option<&'a Snapshot>,
+    snapshot: &'a Snapshot,
+    options: MapOptions,
+) -> Result<Option<SnapshotPair<'a>>, Error> {
+    let pair = base.map(|base| SnapshotPair::new(base, snapshot)).transpose()?;
+    Ok(pair.map(|pair| if options.reverse { pair.reversed() } else { pair }))
 }
 
 /// A comparison that lists the whole target, for a client whose copy has the map `base_map`.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::api;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
-use crate::app::compare::{Comparisons, DiskMap, MapOptions};
+use crate::app::compare::{self, Comparisons, DiskMap, MapOptions};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
@@ -81,14 +81,17 @@ impl Documents {
             let in_use = documents.comparisons.hold(id, options)?;
             let snapshot = documents.inventory.snapshot_of(&vm_ref, id)?;
             let base = documents.comparisons.base_of(options)?;
-            let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-            let disks = snapshot.disks.iter().map(|disk| {
-                let map = documents.comparisons.map(&snapshot, pair.as_ref(), disk, options, &cancellation)?;
-                Ok(DiskDocument { disk: documents.describe_disk(&snapshot, disk), map: MapDocument::of(map, options) })
+            let pair = compare::pair(base.as_ref(), &snapshot, options)?;
+            // The way back leads to the disks of the base.
+            let listed = pair.as_ref().map_or(&snapshot, SnapshotPair::target);
+            let disks = listed.disks.iter().map(|disk| {
+                let map = documents.comparisons.map(listed, pair.as_ref(), disk, options, &cancellation)?;
+                Ok(DiskDocument { disk: documents.describe_disk(listed, disk), map: MapDocument::of(map, options) })
             });
             let disks = disks.collect::<Result<_, Error>>()?;
             let mut document = documents.describe(&snapshot);
-            document.compare_to = pair.map(|pair| pair.base().id.to_string());
+            document.compare_to = base.as_ref().map(|base| base.id.to_string());
+            document.reverse = options.reverse;
             Ok(SnapshotDocument { snapshot: document, disks, in_use })
         })
         .await
@@ -176,6 +179,7 @@ impl Documents {
             freeze_ms: snapshot.provenance.freeze_ms,
             hooks: snapshot.provenance.hooks.iter().map(hook_document).collect(),
             compare_to: None,
+            reverse: false,
             retention: api::Retention {
                 expires_at: retention.expires_at.map(api::time),
                 leased_until: leased_until.map(api::time),
