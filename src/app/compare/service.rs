@@ -4,6 +4,7 @@ use std::num::NonZero;
 use std::sync::Arc;
 
 use super::comparison::{DiskComparison, Mode, Sides};
+use super::disk_chunks::{ChunkPage, DiskChunks};
 use super::disk_map::DiskMap;
 use super::options::{ChunkQuery, DiskRef, MapOptions};
 use super::refined_cache::RefinedCache;
@@ -15,7 +16,7 @@ use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::config::{self, Refine};
-use crate::model::{Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair};
+use crate::model::{ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair};
 use crate::repository::refine::BaseContents;
 use crate::repository::seal::Proof;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
@@ -30,27 +31,6 @@ pub struct Comparisons {
     config: config::Compare,
     refined_cache: RefinedCache,
     tasks: Tasks,
-}
-
-/// The chunks of one disk, found lazily.
-pub struct DiskChunks {
-    map: DiskMap,
-    /// Only chunks of this kind.
-    kind: Option<ChunkKind>,
-    /// Keeps the snapshots from being swept.
-    _in_use: Vec<InUse>,
-}
-
-/// A page of the chunks of one disk.
-pub struct ChunkPage {
-    /// Size of the disk, bytes.
-    pub size: u64,
-    pub mode: Mode,
-    /// Why the list is full, although the request names a base.
-    pub reason: Option<&'static str>,
-    pub chunks: Vec<Chunk>,
-    /// The offset of the next page, if there is one.
-    pub next_offset: Option<u64>,
 }
 
 impl Service for Comparisons {
@@ -127,7 +107,7 @@ impl Comparisons {
         };
         let found = self.compare(listed, pair.as_ref(), disk, query.options, start, cancellation)?;
         let map = DiskMap::new(found, query.options, query.from);
-        Ok(DiskChunks { map, kind: query.kind, _in_use: in_use })
+        Ok(DiskChunks::new(map, query.kind, in_use))
     }
 
     /// Keeps the snapshot and its base from being swept.
@@ -361,47 +341,5 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
         }
         CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
         CompareError::Cancelled => Error::Cancelled,
-    }
-}
-
-impl DiskChunks {
-    /// The next chunk of the requested kind.
-    fn find(&mut self) -> Option<Result<Chunk, Error>> {
-        let is_wanted = |chunk: &Chunk| self.kind.is_none_or(|kind| chunk.kind == kind);
-        self.map.find(|chunk| chunk.as_ref().map_or(true, is_wanted))
-    }
-
-    /// The first `limit` chunks, followed by an error if the files have changed.
-    pub fn first(self, limit: usize) -> impl Iterator<Item = Result<Chunk, Error>> + Send {
-        let (mut chunks, mut remaining, mut is_over) = (self, limit, false);
-        std::iter::from_fn(move || {
-            if is_over {
-                return None;
-            }
-            let next = if remaining > 0 { chunks.find() } else { None };
-            remaining = remaining.saturating_sub(1);
-            next.or_else(|| {
-                is_over = true;
-                // Only reaching the end of the disk checks the files; the limit may come first.
-                chunks.map.verify().err().map(Err)
-            })
-        })
-    }
-
-    fn page(mut self, limit: usize) -> Result<ChunkPage, Error> {
-        let mut chunks = Vec::new();
-        let mut next_offset = None;
-        while let Some(chunk) = self.find() {
-            let chunk = chunk?;
-            if chunks.len() == limit {
-                // The next page starts with this chunk.
-                next_offset = Some(chunk.range.start());
-                break;
-            }
-            chunks.push(chunk);
-        }
-        self.map.verify()?;
-        let DiskMap { size, mode, reason, .. } = self.map;
-        Ok(ChunkPage { size, mode, reason, chunks, next_offset })
     }
 }
