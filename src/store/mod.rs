@@ -27,7 +27,7 @@ pub use pending_hooks::PendingHookTable;
 pub use proof::Proofs;
 pub use record::Record;
 use record::State;
-pub use retention::{CommitOptions, RequestKey, Retentions};
+pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");

@@ -80,7 +80,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustls", &["cli", "hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
     ("secrecy", &["api", "auth", "cli", "client", "config", "hooks"]),
-    ("serde_json", &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"]),
+    (
+        "serde_json",
+        &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],
+    ),
     ("socket2", &["http"]),
     ("strsim", &["config"]),
     ("tokio", &["app", "auth", "cli", "client", "hooks", "http", "service"]),
@@ -89,7 +92,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("toml", &["cli", "config"]),
     ("tower", &["hooks", "http"]),
     ("tower_http", &["http"]),
-    ("tracing", &["app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "service", "store"]),
+    (
+        "tracing",
+        &["app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "service", "store"],
+    ),
     ("tracing_subscriber", &["cli"]),
     ("uuid", &["app", "backup", "client", "hooks", "http", "model", "repository"]),
     ("x509_parser", &["cli", "tls"]),

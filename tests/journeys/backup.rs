@@ -22,7 +22,10 @@ fn assert_restored(backup: &Backup, point: &str, expected: &[Vec<u8>], scratch: 
         assert!(fs::read(raw.join(name)).unwrap() == *bytes, "{name} of {point}");
         let image = qcow2.join(format!("{name}.qcow2"));
         run(Command::new("qemu-img").args(["check", "-q"]).arg(&image));
-        run(Command::new("qemu-img").args(["compare", "-q", "-f", "qcow2", "-F", "raw"]).arg(&image).arg(raw.join(name)));
+        run(Command::new("qemu-img")
+            .args(["compare", "-q", "-f", "qcow2", "-F", "raw"])
+            .arg(&image)
+            .arg(raw.join(name)));
     }
     fs::remove_dir_all(raw).unwrap();
     fs::remove_dir_all(qcow2).unwrap();

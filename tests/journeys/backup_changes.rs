@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{
-    Backup, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at,
-};
+use crate::harness::{Backup, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at};
 use crate::needs_root;
 
 const DIFFERENCE: Option<i32> = Some(4);
@@ -129,7 +127,11 @@ fn disks_and_names_may_change() {
     fs::rename(&other, &disks[0]).unwrap();
     define_vm(&world.repository, VM, &[disks[0].clone(), c.clone()]);
     let result = backup.back_up();
-    assert_eq!((&result["failed"], &result["vms"][0]["is_full"]), (&Value::Array(Vec::new()), &true.into()), "{result}");
+    assert_eq!(
+        (&result["failed"], &result["vms"][0]["is_full"]),
+        (&Value::Array(Vec::new()), &true.into()),
+        "{result}"
+    );
     let out = tempfile::tempdir().unwrap();
     backup.restore(VM, &text(&backup.points()[1]["id"]), &out.path().join("o"), &[]);
     for disk in [&disks[0], &c] {

@@ -105,7 +105,8 @@ fn a_backup_survives_the_death_of_the_service() {
     let mut child = backup.spawn(&["--bandwidth", "40MiB"]);
     for _ in 0..3 {
         let image = backup.directory.join(VM).join(".partial/a.img");
-        let size = || fs::metadata(&image).map_or(0, |metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512);
+        let size =
+            || fs::metadata(&image).map_or(0, |metadata| std::os::unix::fs::MetadataExt::blocks(&metadata) * 512);
         let before = size();
         eventually("more bytes arrived", || size() > before + MB);
         world.exporter.kill();

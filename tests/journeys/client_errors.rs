@@ -96,7 +96,8 @@ fn a_full_or_read_only_target_is_named_and_the_next_run_goes_on() {
     let (status, _, stderr) = backup.try_run(&arguments);
     assert!(status == FAILED && stderr.contains("No space left on device") && stderr.contains("prune"), "{stderr}");
     assert!(backup.points().is_empty());
-    let remount = |options: &str| run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(target.path()));
+    let remount =
+        |options: &str| run(Command::new("mount").args(["-o", &format!("remount,{options}")]).arg(target.path()));
     remount("ro,size=100m");
     let (status, _, stderr) = backup.try_run(&arguments);
     assert!(status == FAILED && stderr.contains("Read-only file system"), "{stderr}");

@@ -56,6 +56,7 @@ mod repository_isolation;
 mod restore_invariant;
 mod restore_invariant_options;
 mod retention;
+mod reverse_comparison;
 mod service;
 mod service_units;
 mod slow_manager;

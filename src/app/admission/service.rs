@@ -31,16 +31,16 @@ const LOG_IN_QUEUE: usize = 32;
 const COST_REQUESTS: usize = 1;
 
 /// Creations that may wait for a slot.
-const CREATION_QUEUE: usize = 64;
+pub(crate) const CREATION_QUEUE: usize = 64;
 
 /// A creation is refused if this many operations already hold or wait for the VM.
-const CREATION_QUEUE_OF_VM: usize = 4;
+pub(crate) const CREATION_QUEUE_OF_VM: usize = 4;
 
 /// A deletion is refused if this many operations already hold or wait for the VM.
 const DELETION_QUEUE_OF_VM: usize = 64;
 
 /// Downloads that may wait for a slot.
-const EXPORT_QUEUE: usize = 128;
+pub(crate) const EXPORT_QUEUE: usize = 128;
 
 const QUEUE_OF_VM_FULL: Refusal = Refusal::QueueFull("changes of this VM's snapshots");
 
@@ -89,7 +89,7 @@ pub(crate) struct Admission {
     /// How long a log-in may wait for a slot.
     log_in_wait: Duration,
     /// Bytes per second. Slower clients are disconnected while others wait.
-    min_rate: Option<NonZero<u64>>,
+    pub min_rate: Option<NonZero<u64>>,
 }
 
 impl Admission {

@@ -6,9 +6,13 @@ use crate::model::{SnapshotDisk, SnapshotPair};
 
 /// The disk of the base that `disk` can be compared to, or why there is none.
 pub(super) fn base_disk<'a>(pair: &SnapshotPair<'a>, disk: &SnapshotDisk) -> Result<&'a SnapshotDisk, &'static str> {
+    let of_direction = |forward, back| Err(if pair.is_reversed() { back } else { forward });
     match pair.base().disk(&disk.name) {
-        None => Err("the base has no such disk"),
-        Some(base_disk) if base_disk.source != disk.source => Err("the base's disk of this name is another disk"),
+        None => of_direction("the base has no such disk", "the newer snapshot has no such disk"),
+        Some(base_disk) if base_disk.source != disk.source => of_direction(
+            "the base's disk of this name is another disk",
+            "the newer snapshot's disk of this name is another disk",
+        ),
         Some(base_disk) => Ok(base_disk),
     }
 }

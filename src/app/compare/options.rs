@@ -11,6 +11,8 @@ pub type DiskRef = (VmId, SnapshotId, DiskName);
 pub struct MapOptions {
     /// The base.
     pub compare_to: Option<SnapshotId>,
+    /// Whether the chunks lead back to the base.
+    pub reverse: bool,
     /// Whether the chunks are listed.
     pub chunks: bool,
     /// Whether adjacent chunks are joined.

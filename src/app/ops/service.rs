@@ -31,7 +31,7 @@ pub struct StatusQuery {
 /// Status and readiness.
 pub struct Ops {
     inventory: Arc<Inventory>,
-    admission: Arc<Admission>,
+    pub(super) admission: Arc<Admission>,
     hooks: Arc<PendingHooks>,
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
