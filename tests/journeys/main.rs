@@ -40,6 +40,8 @@ mod ocfs2;
 mod ovs_agent;
 mod policy;
 mod python_client;
+mod python_interruptions;
+mod python_package;
 mod readme;
 mod refine;
 mod removed_repository;
