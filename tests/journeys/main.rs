@@ -40,7 +40,7 @@ mod ocfs2;
 mod ovs_agent;
 mod policy;
 mod python_client;
-mod python_interruptions;
+mod python_failures;
 mod python_package;
 mod readme;
 mod refine;

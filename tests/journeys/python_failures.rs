@@ -1,11 +1,13 @@
-//! Pulls of the Python package that are interrupted: by broken connections, by kills, and by their caller.
+//! The Python package when something fails: broken connections, kills, expired tokens, a busy service.
 
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::harness::{MB, Proxy, VM, World, write_at};
+use crate::harness::{Connection, MB, Proxy, SNAPSHOTS, VM, World, eventually, write_at};
 use crate::needs_root;
 use crate::python_client::client_at;
 use crate::python_package::{equals, folder, printed, run_script, script};
@@ -57,15 +59,13 @@ assert disk.fetched == disk.listed, disk
     let give_up = r#"
 from ovm_exporter_client import retries
 retries.DELAYS = ()
-try:
-    pull(login(), vm, sys.argv[1], directory, *sys.argv[2:], connections=2)
-except Unreachable as error:
-    print("unreachable")
+error = error_of(lambda: pull(login(), vm, sys.argv[1], directory, *sys.argv[2:], connections=2))
+print(type(error).__name__)
 "#;
     let interrupt = |arguments: &[&str]| {
         proxy.end_after(100 * MB);
         let output = script(&world, proxy.port, folder.path(), give_up).args(arguments).output().unwrap();
-        assert_eq!(printed(&output), "unreachable\n");
+        assert_eq!(printed(&output), "Unreachable\n");
         proxy.accept();
     };
     interrupt(&[&first]);
@@ -160,4 +160,85 @@ print(snapshot)
 "#;
     let id = run_script(&world, folder.path(), code);
     assert!(equals(&world, &folder.path().join("copy/a.img"), id.trim(), "a.img"));
+}
+
+#[test]
+fn tokens_are_renewed_once_for_all_threads() {
+    needs_root!();
+    let world = World::with(512, |settings| settings.jwt = "time_to_live = \"2s\"".to_owned());
+    world.define_vm(&[("a.img", MB)]);
+    let code = r#"
+import threading
+client = login()
+first = client.token
+tokens = {first}
+
+def work():
+    while client.token == first:
+        assert client.get_vm(vm)["name"] == vm
+        tokens.add(client.token)
+
+threads = [threading.Thread(target=work) for _ in range(4)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(tokens) == 2 and client.get_vm(vm)["name"] == vm
+# A client that only has the old token cannot renew it.
+error = error_of(Client(os.environ["EXPORTER"], first, cacert=os.environ["EXPORTER_CACERT"]).get_vms)
+print(error.status, error.code)
+"#;
+    assert_eq!(run_script(&world, folder(&world).path(), code), "401 unauthorized\n");
+}
+
+#[test]
+fn busy_service_is_asked_again_after_the_time_that_it_names() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.policy = "export_concurrency = 1\nexport_wait = \"1s\"".to_owned();
+    });
+    write_at(&world.define_vm(&[("a.img", 64 * MB)])[0], 0, &vec![7; 64 << 20]);
+    let client = world.client();
+    let id = client.take_snapshot_id();
+    let holds_the_slot: Connection = world.send_get(&client, &format!("{SNAPSHOTS}/{id}/disks/a.img"));
+    let exports = |state: &str| client.get("/status").ok()["exports"][state].as_array().unwrap().len();
+    eventually("the slot is taken", || exports("running") == 1);
+    let folder = folder(&world);
+    let code = r#"pull(login(), vm, sys.argv[1], directory, connections=1)"#;
+    let started = Instant::now();
+    let pull = script(&world, world.exporter.port, folder.path(), code)
+        .arg(&id)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    eventually("the client's request waits", || exports("waiting") == 1);
+    eventually("the client's request is refused", || exports("waiting") == 0);
+    drop(holds_the_slot);
+    printed(&pull.wait_with_output().unwrap());
+    assert!(started.elapsed() >= Duration::from_secs(11), "Retry-After is 10: {:?}", started.elapsed());
+    assert!(equals(&world, &folder.path().join("copy/a.img"), &id, "a.img"));
+}
+
+#[test]
+fn lost_response_to_a_creation_makes_no_second_snapshot() {
+    needs_root!();
+    let world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    let proxy = Proxy::start(world.exporter.port);
+    let code =
+        "client = login()\nprint('ready', flush=True)\nsys.stdin.readline()\nprint(client.create_snapshot(vm)['id'])";
+    let folder = folder(&world);
+    let mut child =
+        script(&world, proxy.port, folder.path(), code).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(child.stdout.take().unwrap()));
+    assert_eq!(lines.next().unwrap().unwrap(), "ready");
+    proxy.hold();
+    drop(child.stdin.take());
+    let client = world.client();
+    eventually("the snapshot exists", || client.snapshot_ids().len() == 1);
+    proxy.cut();
+    let id = lines.next().unwrap().unwrap();
+    assert!(child.wait().unwrap().success());
+    assert_eq!((client.snapshot_ids(), proxy.cuts()), (vec![id], 1));
 }
