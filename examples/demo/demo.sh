@@ -36,6 +36,8 @@ for tool in mkfs.xfs mkfs.ext4 e2fsck fstrim losetup unshare setpriv curl jq ope
     command -v "$tool" >/dev/null || die "$tool is missing: install xfsprogs e2fsprogs util-linux curl jq openssl python3"
 done
 
+python3 -c 'import requests' 2>/dev/null || die 'python3 has no module requests: install python3-requests'
+
 # In its own mount namespace, only the demo's processes see its mounts, and the mounts end with the last of them.
 # Unmounts on the host apply here too.
 mounts_seen_by_all=${DEMO_MOUNT_NAMESPACE:-$(readlink /proc/self/ns/mnt)}
@@ -175,7 +177,8 @@ ask() {
 }
 
 client() {
-    EXPORTER_TOKEN=$token run "$here/../exporter_client.py" --url "${api%/api/v1}" --cacert "$work/ca.pem" "$@"
+    EXPORTER_TOKEN=$token PYTHONPATH=$here/../python/src PYTHONDONTWRITEBYTECODE=1 \
+        run python3 -m ovm_exporter_client --url "${api%/api/v1}" --cacert "$work/ca.pem" "$@"
 }
 
 # --- Helpers
@@ -285,7 +288,8 @@ The service is running. Try:
     get -X POST \$EXPORTER/api/v1/vms/\$VM/snapshots | jq '.disks[] | {name, size, data_bytes}'
     get -H "Accept: text/plain" "\$EXPORTER/api/v1/status?cost=true"
     export EXPORTER_PASSWORD=$password
-    $(realpath -- "$here/../exporter_client.py") --url \$EXPORTER --cacert \$CURL_CA_BUNDLE --username $user snapshots \$VM
+    export PYTHONPATH=$(realpath -- "$here/../python/src") PYTHONDONTWRITEBYTECODE=1
+    python3 -m ovm_exporter_client --url \$EXPORTER --cacert \$CURL_CA_BUNDLE --username $user snapshots \$VM
 
 Only the demo sees the repository. To open a shell that sees it: ${sudo}nsenter -t $keeper -m bash
 The disk of the VM: $disk
@@ -378,7 +382,7 @@ magic=$(ask -r 1080-1081 "$api/vms/$vm/snapshots/$snapshot/disks/$disk_name" | o
 [[ $magic == ' 53 ef' ]] || die "bytes 1080 and 1081 of an ext4 file system are 53 ef, not$magic"
 note "bytes$magic: an ext4 file system"
 
-step 'A full backup, with the example client'
+step 'A full backup, with the Python client'
 backup "$first_snapshot" full "$vm" "$snapshot" "$work/backup"
 full=("$(summary fetched)" "$(summary seconds)")
 

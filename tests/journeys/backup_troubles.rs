@@ -1,7 +1,6 @@
 //! Backups that are interrupted: the same command again goes on from there, and its point is whole and equal.
 
 use std::fs;
-use std::sync::atomic::Ordering;
 
 use serde_json::Value;
 
@@ -35,10 +34,10 @@ fn cut_and_damaged_connections_cost_only_what_was_under_way() {
     let proxy = Proxy::start(world.exporter.port);
     let backup = Backup::new(&world, &target.mount_point).through(proxy.port);
     // Each connection brings some units, and breaks: the even ones are cut, the odd ones damaged.
-    proxy.trouble.break_after.store(5 * MB + 99, Ordering::Relaxed);
+    proxy.break_each_after(5 * MB + 99);
     let result = backup.back_up();
     assert_eq!(result["failed"], Value::Array(Vec::new()), "{result}");
-    let connections = proxy.trouble.connections.load(Ordering::Relaxed);
+    let connections = proxy.connections();
     assert_equals_the_disk(&backup, &disk);
     // A broken connection loses a unit at most, so each brought 4 of the 64 units.
     assert!((13..22).contains(&connections), "{connections} connections");

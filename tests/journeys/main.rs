@@ -47,6 +47,8 @@ mod operator_socket;
 mod ovs_agent;
 mod policy;
 mod python_client;
+mod python_failures;
+mod python_package;
 mod qcow2;
 mod quiesce;
 mod readme;
