@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::harness::{Backup, MB, Tmpfs, VM, Volume, World, run, text, write_at, xfs_io};
+use crate::harness::{Backup, MB, Random, Tmpfs, VM, Volume, World, run, text, write_at, xfs_io};
 use crate::needs_root;
 
 /// What a disk holds now. No guest writes to it.
@@ -37,6 +37,14 @@ fn points_equal_the_disks(target: &Path, format: &str) {
     let disks = world.define_vm(&[("a.img", 96 * MB), ("data disk.img", 40 * MB + 512)]);
     write_at(&disks[0], 3 * MB, &vec![1; 20 * MB as usize]);
     write_at(&disks[1], 0, &vec![2; 5 * MB as usize + 77]);
+    let mut random = Random(11);
+    let mut scatter = |from: u64| {
+        for _ in 0..200 {
+            let (at, length) = (from + random.below(20 * MB), random.below(100_000));
+            write_at(&disks[0], at, &random.bytes(length));
+        }
+    };
+    scatter(30 * MB);
     let backup = Backup::new(&world, target);
     let client = world.client();
     let mut expected = Vec::new();
@@ -50,7 +58,7 @@ fn points_equal_the_disks(target: &Path, format: &str) {
     };
 
     let full = back_up();
-    assert_eq!((&full["is_full"], full["transferred_bytes"].as_u64().unwrap() / MB), (&true.into(), 25));
+    assert_eq!(full["is_full"], true);
     // Nothing changed.
     assert_eq!(back_up()["transferred_bytes"], 0);
     // Writes at odd places, a discard, and growth.
@@ -64,6 +72,7 @@ fn points_equal_the_disks(target: &Path, format: &str) {
     assert!(increment["transferred_bytes"].as_u64().unwrap() < MB / 8, "{increment}");
     // The disk shrinks, and grows again in the next point.
     fs::File::options().write(true).open(&disks[1]).unwrap().set_len(3 * MB + 512).unwrap();
+    scatter(35 * MB);
     back_up();
     fs::File::options().write(true).open(&disks[1]).unwrap().set_len(10 * MB).unwrap();
     write_at(&disks[0], 0, &[6; 1]);

@@ -87,7 +87,7 @@ fn every_command_of_the_readme_runs() {
     }
     let script = format!(
         "set -euo pipefail\ntrap 'kill $service; wait $service' EXIT\nservice=\nset -x\n{script}\n\
-         cmp disk.img copy/system.img\n"
+         cmp disk.img copy/system.img\ncmp disk.img restored/system.img\n"
     );
     let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
