@@ -153,10 +153,11 @@ pub(super) async fn create_snapshot(
     NewSnapshotQuery(options): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.snapshots.create(&session, vm, request).await?;
+    let created = app.snapshots.create(&session, vec![vm], request).await?;
     let cancellation = Cancellation::default();
-    let operation = app.documents.new_one(&session, snapshot, options, cancellation.clone());
-    let document = cancel_on_drop(&cancellation, operation).await?;
+    let operation = app.documents.new_ones(&session, created, options, cancellation.clone());
+    let document = cancel_on_drop(&cancellation, operation).await?.pop();
+    let document = document.ok_or_else(|| Error::Internal("no snapshot was created".to_owned()))?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }
 
