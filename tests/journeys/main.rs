@@ -52,6 +52,7 @@ mod restore_invariant_options;
 mod retention;
 mod service;
 mod service_units;
+mod several_vms;
 mod slow_manager;
 mod snapshots;
 mod special_files;
