@@ -20,7 +20,7 @@ pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
 
-pub use request::{CreateSnapshot, Lease, Quiesce, TakeLease};
+pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
     CostRequest, Create, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost,
 };

@@ -124,7 +124,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::BaseLost { .. } => (StatusCode::CONFLICT, ErrorCode::BaseLost),
         Error::FullRequired { .. } => (StatusCode::CONFLICT, ErrorCode::FullRequired),
         Error::SnapshotLost { .. } => (StatusCode::CONFLICT, ErrorCode::SnapshotLost),
-        Error::PostHooksSkipped { .. } => app_status(error.cause()),
+        Error::PostHooksSkipped { .. } | Error::OfVm { .. } => app_status(error.cause()),
         Error::NotRemoved { .. } => (StatusCode::CONFLICT, ErrorCode::NotRemoved),
         Error::NotAdopted { .. } => (StatusCode::CONFLICT, ErrorCode::NotAdopted),
         Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::HookFailed),

@@ -10,7 +10,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::accept::{AcceptsText, WantsPage};
 use super::connection::Connection;
-use super::create_body::CreateBody;
+use super::create_body::{CreateBody, GroupBody};
 use super::digest::ChecksumQuery;
 use super::disk_response::{self, Client};
 use super::extract::{Authenticated, DiskPath, JsonBody, Origin, SmallBody, SnapshotPath, VmPath};
@@ -87,6 +87,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "hooks",
             "quiesce",
             "choose-disks",
+            "several-vms",
             "expiry",
             "leases",
             "idempotency-key",
@@ -156,11 +157,25 @@ pub(super) async fn create_snapshot(
     NewSnapshotQuery(options): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.snapshots.create(&session, vm, request).await?;
+    let created = app.snapshots.create(&session, vec![vm], request).await?;
     let cancellation = Cancellation::default();
-    let operation = app.documents.new_one(&session, snapshot, options, cancellation.clone());
-    let document = cancel_on_drop(&cancellation, operation).await?;
+    let operation = app.documents.new_ones(&session, created, options, cancellation.clone());
+    let document = cancel_on_drop(&cancellation, operation).await?.pop();
+    let document = document.ok_or_else(|| Error::Internal("no snapshot was created".to_owned()))?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
+}
+
+pub(super) async fn create_snapshots(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    NewSnapshotQuery(options): NewSnapshotQuery,
+    GroupBody(vms, request): GroupBody,
+) -> Result<Response, Failure> {
+    let created = app.snapshots.create(&session, vms, request).await?;
+    let cancellation = Cancellation::default();
+    let operation = app.documents.new_ones(&session, created, options, cancellation.clone());
+    let documents = cancel_on_drop(&cancellation, operation).await?.into_iter();
+    json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
 
 pub(super) async fn delete_all_snapshots(

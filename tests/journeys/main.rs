@@ -61,6 +61,7 @@ mod retention;
 mod reverse_comparison;
 mod service;
 mod service_units;
+mod several_vms;
 mod slow_manager;
 mod snapshots;
 mod special_files;

@@ -117,6 +117,9 @@ pub enum Error {
     /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
     #[error("{error}; post was not called for these hooks because post_on_failure is false: {hooks}")]
     PostHooksSkipped { error: Box<Error>, hooks: String },
+    /// The error of one VM of several.
+    #[error("VM {vm}: {error}")]
+    OfVm { vm: String, error: Box<Error> },
     /// Cloning the disks took longer than a guest may be frozen.
     #[error(
         "cloning the disks took longer than {seconds} s (hooks.timeout), so the guest was released and the snapshot \
@@ -170,10 +173,16 @@ impl Error {
         }
     }
 
-    /// The error without the note about skipped `post` hooks.
+    /// The error of `vm`, which is named if it is one of several.
+    #[must_use]
+    pub(crate) fn of_vm(self, vm: &impl ToString, is_group: bool) -> Self {
+        if is_group { Self::OfVm { vm: vm.to_string(), error: Box::new(self) } } else { self }
+    }
+
+    /// The error without the note about skipped `post` hooks, and without the VM.
     pub fn cause(&self) -> &Self {
         match self {
-            Self::PostHooksSkipped { error, .. } => error.cause(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.cause(),
             _ => self,
         }
     }
@@ -181,7 +190,7 @@ impl Error {
     /// Whether the request or the policy is the cause, and not the host, the manager or this service.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::PostHooksSkipped { error, .. } => error.is_refusal(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.is_refusal(),
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
@@ -223,7 +232,7 @@ impl Error {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Store(cause) => Some(cause.to_string()),
-            Self::PostHooksSkipped { error, .. } => error.hidden_cause(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.hidden_cause(),
             _ => None,
         }
     }

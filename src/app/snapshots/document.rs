@@ -108,21 +108,24 @@ impl Documents {
         .await
     }
 
-    /// The document of a snapshot that was just created. Since the snapshot exists, errors of its maps do not fail the
-    /// response.
+    /// The documents of snapshots that were just created. Since the snapshots exist, errors of their maps do not fail
+    /// the response.
     ///
     /// # Errors
-    /// [`Error::SnapshotGone`] if it was deleted at once.
-    pub async fn new_one(
+    /// [`Error::SnapshotGone`] if one was deleted at once.
+    pub async fn new_ones(
         self: &Arc<Self>,
         _session: &Session,
-        snapshot: Snapshot,
+        snapshots: Vec<Snapshot>,
         options: DocumentOptions,
         cancellation: Cancellation,
-    ) -> Result<SnapshotDocument, Error> {
+    ) -> Result<Vec<SnapshotDocument>, Error> {
         self.blocking(move |documents| {
-            let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
-            documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+            let describe = |snapshot: Snapshot| {
+                let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
+                documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+            };
+            snapshots.into_iter().map(describe).collect()
         })
         .await
     }

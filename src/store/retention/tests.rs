@@ -12,7 +12,7 @@ fn key(text: &str) -> RequestKey {
 
 fn made(store: &Store, number: u128, options: &CommitOptions) -> Snapshot {
     let snapshot = begin(store, snapshot(number), None);
-    store.commit(&snapshot, options).unwrap();
+    store.commit(&[(&snapshot, options)]).unwrap();
     snapshot
 }
 
