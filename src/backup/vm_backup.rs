@@ -191,7 +191,7 @@ impl Run<'_> {
         }
         self.step("creating the snapshot".to_owned());
         let key = self.backup.features.idempotency.then_some(work.key.as_str());
-        let created = self.client.create(&self.backup.vm.id, &work.request, key)?;
+        let created: Created = self.client.create(&self.backup.vm.id, &work.request, key)?;
         if let Some(disk) = created.disks.iter().find(|disk| disk.name.parse::<DiskName>().is_err()) {
             return Err(ClientError::Protocol(format!("the disk name {:?} is not valid", disk.name)).into());
         }

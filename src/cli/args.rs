@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Parser, Subcommand};
 
 use super::client::ClientCommand;
+use super::operator::OperatorCommand;
 use crate::config;
 
 const AFTER_HELP: &str = "\
@@ -16,6 +17,7 @@ Signals:
 Exit status:
   1                Failed; another start may succeed
   2                Wrong arguments
+  75               A service cannot be reached or is too busy; try again later (commands that ask a service)
   78               The config, or a file that it names, is invalid; another start would fail too
 
 Environment:
@@ -41,18 +43,8 @@ pub enum Command {
     ///
     /// Nothing is changed. The exit status is 1 if the service would not work.
     CheckConfig,
-    /// Adopt snapshots that the running service does not know, such as those of the original exporter
-    ///
-    /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times.
-    /// Folders that cannot be assigned are listed with the reason and not changed.
-    Adopt {
-        /// Only report what would be done
-        #[arg(long)]
-        dry_run: bool,
-        /// Also adopt folders with a manifest, after the database was lost. No other exporter may use them
-        #[arg(long)]
-        manifests: bool,
-    },
+    #[command(flatten)]
+    Operator(OperatorCommand),
     #[command(flatten)]
     Client(ClientCommand),
 }

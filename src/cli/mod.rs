@@ -1,6 +1,5 @@
 //! The command line, and where the log is written.
 
-mod adopt;
 mod args;
 mod audit_log;
 mod check_config;
@@ -9,6 +8,7 @@ mod log_fields;
 mod log_file;
 mod log_queue;
 mod logging;
+mod operator;
 mod program;
 mod terminal;
 

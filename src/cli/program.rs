@@ -7,7 +7,7 @@ use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
-use super::{adopt, audit_log, client, logging, terminal};
+use super::{audit_log, client, logging, operator, terminal};
 use crate::config::{self, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::service;
@@ -34,11 +34,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
-        Some(Command::Adopt { dry_run, manifests }) => {
-            let config = config::load(&args.config)?;
-            let adoption = block_on(adopt::ask(&config, *dry_run, *manifests))??;
-            adopt::report(&adoption).print()?;
-        }
+        Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }
     Ok(ExitCode::SUCCESS)

@@ -41,7 +41,7 @@ pub struct Backoff {
 }
 
 impl Backoff {
-    /// Gives up when there was no success for `patience`.
+    /// Gives up when there was no success for `patience`. Without patience there is one attempt.
     pub fn new(patience: Duration) -> Self {
         Self { patience, since: None, failures: 0 }
     }
@@ -58,7 +58,7 @@ impl Backoff {
     /// `error` itself if another attempt does not help.
     pub fn wait(&mut self, error: ClientError, cancel: &Cancel) -> Result<(), ClientError> {
         cancel.check()?;
-        if !error.is_transient() || matches!(error, ClientError::GaveUp { .. }) {
+        if !error.is_transient() || matches!(error, ClientError::GaveUp { .. }) || self.patience.is_zero() {
             return Err(error);
         }
         let waited = self.since.get_or_insert_with(Instant::now).elapsed();
@@ -116,6 +116,9 @@ mod tests {
     #[test]
     fn patience_ends() {
         let (mut backoff, cancel) = (Backoff::new(Duration::ZERO), Cancel::default());
+        let error = backoff.wait(ClientError::Connection("reset".to_owned()), &cancel).unwrap_err();
+        assert_eq!(error.to_string(), "reset");
+        let mut backoff = Backoff::new(Duration::from_millis(1));
         let error = backoff.wait(ClientError::Connection("reset".to_owned()), &cancel).unwrap_err();
         assert_eq!(error.to_string(), "gave up after 0 s without success; the last error: reset");
         cancel.cancel();

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use reqwest::Method;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::error::ClientError;
@@ -96,7 +97,12 @@ impl Client {
     }
 
     /// Creates a snapshot. With a key the request is repeated until it succeeds, and creates one snapshot at most.
-    pub fn create(&self, vm: &str, new: &NewSnapshot, key: Option<&str>) -> Result<Created, ClientError> {
+    pub fn create<T: DeserializeOwned>(
+        &self,
+        vm: &str,
+        new: &NewSnapshot,
+        key: Option<&str>,
+    ) -> Result<T, ClientError> {
         let body = serde_json::to_vec(new).map_err(std::io::Error::from)?;
         let path = format!("/vms/{vm}/snapshots?chunks=false");
         let build = || {
@@ -112,12 +118,13 @@ impl Client {
 
     /// Deletes a snapshot. It is no error if there is none.
     pub fn delete(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
+        none_if_missing(self.delete_existing(vm, snapshot)).map(|_| ())
+    }
+
+    /// Deletes a snapshot.
+    pub fn delete_existing(&self, vm: &str, snapshot: &str) -> Result<(), ClientError> {
         let path = format!("/vms/{vm}/snapshots/{snapshot}");
-        match self.send(&|| self.request(Method::DELETE, &path)) {
-            Ok(_) => Ok(()),
-            Err(error) if error.status() == Some(404) => Ok(()),
-            Err(error) => Err(error),
-        }
+        self.send(&|| self.request(Method::DELETE, &path)).map(|_| ())
     }
 
     /// Keeps a snapshot from expiring for `ttl`.
@@ -144,29 +151,43 @@ impl Client {
         Ok((size, etag.unwrap_or_default().to_owned()))
     }
 
-    /// The changes of a disk since `base`, page by page.
+    /// The changes of a disk since `base`.
     pub fn compare(&self, disk_path: &str, base: Option<&str>) -> Result<Comparison, ClientError> {
-        let base = base.map(|base| format!("&compareTo={base}")).unwrap_or_default();
+        let query = base.map(|base| format!("&compareTo={base}")).unwrap_or_default();
         let mut found: Option<Comparison> = None;
-        let mut next = Some(0);
-        while let Some(offset) = next {
-            let path = format!("{disk_path}/chunks?startingOffset={offset}&maxResults={PAGE}{base}");
-            let page: api::ChunkPage = self.get(&path)?;
-            let (size, mode) = (page.size, page.mode);
-            let comparison =
-                found.get_or_insert(Comparison { size, mode, reason: page.reason.clone(), chunks: Vec::new() });
-            if (comparison.size, comparison.mode) != (size, mode) {
-                return Err(ClientError::Changed(format!("{disk_path}: its map changed between two pages")));
-            }
+        self.each_page(disk_path, &query, &mut |page| {
+            let (size, mode, reason) = (page.size, page.mode, page.reason);
+            let comparison = found.get_or_insert(Comparison { size, mode, reason, chunks: Vec::new() });
             for api::Chunk { start, length, kind, .. } in page.chunks {
                 comparison.add(start, length, kind == api::ChunkType::Zero, disk_path)?;
             }
-            if page.next_offset.is_some_and(|next| next <= offset) {
-                return Err(ClientError::Protocol(format!("{disk_path}: the pages of its map do not advance")));
+            Ok(())
+        })?;
+        found.ok_or_else(|| ClientError::Protocol(format!("{disk_path}: its map has no page")))
+    }
+
+    /// Calls `each` with each page of the map of a disk, in order. `query` has further parameters, each after `&`.
+    pub fn each_page(
+        &self,
+        disk_path: &str,
+        query: &str,
+        each: &mut dyn FnMut(api::ChunkPage) -> Result<(), ClientError>,
+    ) -> Result<(), ClientError> {
+        let (mut first, mut next) = (None, Some(0));
+        while let Some(offset) = next {
+            let path = format!("{disk_path}/chunks?startingOffset={offset}&maxResults={PAGE}{query}");
+            let page: api::ChunkPage = self.get(&path)?;
+            let what = (page.size, page.mode);
+            if *first.get_or_insert(what) != what {
+                return Err(ClientError::Changed(format!("{disk_path}: its map changed between two pages")));
             }
             next = page.next_offset;
+            if next.is_some_and(|next| next <= offset) {
+                return Err(ClientError::Protocol(format!("{disk_path}: the pages of its map do not advance")));
+            }
+            each(page)?;
         }
-        found.ok_or_else(|| ClientError::Protocol(format!("{disk_path}: its map has no page")))
+        Ok(())
     }
 
     /// The chunks that the original exporter lists. It lists no ranges that became zeros.
@@ -204,11 +225,16 @@ impl Client {
         disks.collect()
     }
 
-    pub fn get<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    pub fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send_json(&|| self.request(Method::GET, path))
     }
 
-    pub fn post<T: serde::de::DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
+    /// Gets a document that has to arrive within `limit`, without trying again.
+    pub fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T, ClientError> {
+        self.send_once(&|| self.request(Method::GET, path).timeout(limit))?.json()
+    }
+
+    pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send_once(&|| self.request(Method::POST, path))?.json()
     }
 }

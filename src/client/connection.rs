@@ -18,6 +18,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time without a byte from the service. A creation runs hooks, and a checksum reads a disk.
 const READ_TIMEOUT: Duration = Duration::from_secs(900);
 
+/// The same on this host, where no network loses a response. Adoption flushes disks before it answers.
+const LOCAL_READ_TIMEOUT: Duration = Duration::from_secs(3600);
+
 /// Time without a byte of a disk.
 pub const DATA_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -39,7 +42,10 @@ impl Connection {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
-            .read_timeout(READ_TIMEOUT)
+            .read_timeout(match address {
+                Address::Https(_) => READ_TIMEOUT,
+                Address::Unix(_) => LOCAL_READ_TIMEOUT,
+            })
             // A redirect could take the token to another server.
             .redirect(redirect::Policy::none())
             .http1_only()

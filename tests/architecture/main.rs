@@ -85,7 +85,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],
     ),
     ("socket2", &["http"]),
-    ("strsim", &["config"]),
+    ("strsim", &["cli", "config"]),
     ("tokio", &["app", "auth", "cli", "client", "hooks", "http", "service"]),
     ("tokio_rustls", &["http"]),
     ("tokio_util", &["app", "hooks", "http", "service"]),
@@ -97,7 +97,7 @@ const CRATES: &[(&str, &[&str])] = &[
         &["app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "service", "store"],
     ),
     ("tracing_subscriber", &["cli"]),
-    ("uuid", &["app", "backup", "client", "hooks", "http", "model", "repository"]),
+    ("uuid", &["app", "backup", "cli", "client", "hooks", "http", "model", "repository"]),
     ("x509_parser", &["cli", "tls"]),
 ];
 

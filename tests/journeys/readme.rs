@@ -59,7 +59,9 @@ fn every_command_of_the_readme_runs() {
     replace("https://exporter.example:5544", &format!("https://127.0.0.1:{port}"));
     replace("/etc/coriolis-ovm-exporter", &etc);
     let config = format!("--config {etc}/config.toml");
-    replace("coriolis-ovm-exporter adopt", &format!("coriolis-ovm-exporter adopt {config}"));
+    for command in ["adopt", "status", "snapshots list"] {
+        replace(&format!("coriolis-ovm-exporter {command}"), &format!("coriolis-ovm-exporter {command} {config}"));
+    }
     // With the paths of this test, and on a free port.
     replace(
         "\ncoriolis-ovm-exporter check-config\n",

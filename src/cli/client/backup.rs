@@ -1,6 +1,6 @@
 //! `backup`: the next restore point of each VM.
 
-use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 use std::process::ExitCode;
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -8,12 +8,12 @@ use std::thread;
 use anyhow::{Context, anyhow};
 use serde_json::json;
 
-use super::args::{BackupArgs, ImageFormat, Quiesce};
+use super::args::{BackupArgs, ImageFormat};
 use super::connect::{connect, is_service};
 use super::exit::{self, UsageError};
 use super::profile::Profiles;
 use super::signals::cancel_on_signal;
-use super::{progress, table};
+use super::{new_snapshot, progress, table};
 use crate::api;
 use crate::backup::point::{Format, PointVm};
 use crate::backup::{BackupDir, DiskEstimate, Features, Options, Outcome, Progress, Rate, VmBackup};
@@ -79,7 +79,7 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
                     connections: args.connections.clamp(1, 64),
                     digests: true,
                     rate: Rate::new(rate),
-                    request: supported(&request, &features)?,
+                    request: new_snapshot::supported(&request, &features)?,
                     format: args.format.map(Format::from),
                 };
                 hosts.push(Host { server: server.clone(), features, vms, options });
@@ -111,46 +111,15 @@ fn ask_all(servers: &[Server]) -> Vec<anyhow::Result<(Features, Vec<api::Vm>)>> 
     })
 }
 
-fn request(args: &BackupArgs) -> anyhow::Result<NewSnapshot> {
-    let labels = args.labels.iter().map(|label| {
-        let pair = label.split_once('=').filter(|(key, _)| !key.is_empty());
-        let (key, value) = pair.ok_or_else(|| UsageError(format!("--label {label:?}: expected KEY=VALUE")))?;
-        Ok((key.to_owned(), value.to_owned()))
-    });
-    let labels: anyhow::Result<BTreeMap<String, String>> = labels.collect();
-    let quiesce = args.quiesce.map(|quiesce| match quiesce {
-        Quiesce::Require => "require".to_owned(),
-        Quiesce::Try => "try".to_owned(),
-        Quiesce::Skip => "skip".to_owned(),
-    });
+fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
     Ok(NewSnapshot {
         disks: args.disks.clone(),
         exclude_disks: args.exclude_disks.clone(),
         ttl: args.ttl.clone(),
-        labels: labels?,
+        labels: new_snapshot::labels(&args.labels)?,
         description: args.description.clone(),
-        quiesce,
+        quiesce: args.quiesce.map(new_snapshot::quiesce),
     })
-}
-
-/// What the service can do of a request. It is an error to leave out what the user asked for, except `quiesce=try`,
-/// which every service does.
-fn supported(request: &NewSnapshot, features: &Features) -> anyhow::Result<NewSnapshot> {
-    let mut request = request.clone();
-    if !features.quiesce && request.quiesce.as_deref() == Some("try") {
-        request.quiesce = None;
-    }
-    let unsupported = [
-        ("--label", !request.labels.is_empty() && !features.labels),
-        ("--description", request.description.is_some() && !features.description),
-        ("--quiesce", request.quiesce.is_some() && !features.quiesce),
-        ("--disks", (request.disks.is_some() || request.exclude_disks.is_some()) && !features.choose_disks),
-        ("--ttl", request.ttl.is_some() && features.is_original),
-    ];
-    match unsupported.iter().find(|(_, is_missing)| *is_missing) {
-        Some((option, _)) => Err(UsageError(format!("the service does not support {option}; leave it out")).into()),
-        None => Ok(request),
-    }
 }
 
 /// The VMs to back up. A VM that several services have is backed up from the first.

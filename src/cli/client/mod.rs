@@ -1,18 +1,19 @@
 //! The commands of the client.
 
-mod args;
+pub(super) mod args;
 mod backup;
 mod cat;
-mod connect;
-mod exit;
+pub(super) mod connect;
+pub(super) mod exit;
+pub(super) mod new_snapshot;
 mod points;
-mod profile;
+pub(super) mod profile;
 mod progress;
 mod prune;
 mod restore;
 mod session;
-mod signals;
-mod table;
+pub(super) mod signals;
+pub(super) mod table;
 mod verify;
 
 use std::process::ExitCode;

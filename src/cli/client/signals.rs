@@ -13,6 +13,19 @@ const INTERRUPTED: i32 = 130;
 /// No thread can be started.
 pub fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
     let cancel = cancel.clone();
+    on_signal(move || {
+        if cancel.is_cancelled() {
+            std::process::exit(INTERRUPTED);
+        }
+        cancel.cancel();
+    })
+}
+
+/// Calls `act` in a thread of its own at each SIGINT and SIGTERM.
+///
+/// # Errors
+/// No thread can be started.
+pub fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
@@ -26,10 +39,7 @@ pub fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if cancel.is_cancelled() {
-                    std::process::exit(INTERRUPTED);
-                }
-                cancel.cancel();
+                act();
             }
         });
     })?;
