@@ -55,7 +55,7 @@ fn a_client_that_is_killed_a_hundred_times_fetches_nothing_twice() {
         let backup = Backup::new(&world, &target.mount_point).through(proxy.port);
         let mut kills = 0;
         let mut random = Random(3);
-        let mut kill_at = |backup: &Backup, bytes: u64| {
+        let kill_at = |backup: &Backup, bytes: u64| {
             let goal = proxy.passed() + bytes;
             let mut child = backup.spawn(&[]);
             let mut has_ended = false;
