@@ -178,7 +178,7 @@ BENCH_RUNNER = $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 bench: build deps
 	@$(call install,$(PROGRAMS_BENCH) fincore:util-linux-extra)
-	cargo bench --locked --bench compare --bench refine --bench scale $(BENCH_RUNNER)
+	cargo bench --locked --bench compare --bench refine --bench scale --bench backup $(BENCH_RUNNER)
 	EXPORTERS="target/$$(rustc -vV | sed -n 's/^host: //p')/release/coriolis-ovm-exporter" \
 	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
 
