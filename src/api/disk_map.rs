@@ -85,6 +85,9 @@ pub struct ChunkPage {
     /// Why the mode is full, although the request names a base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+    /// Whether the chunks lead back to the base, whose size this is.
+    #[serde(default, skip_serializing_if = "super::is_false")]
+    pub reverse: bool,
     /// In order and disjoint.
     pub chunks: Vec<Chunk>,
     /// The offset of the next page, if there is one.

@@ -2,6 +2,7 @@
 //!
 //! The types serialize and deserialize, so that a client in the same program can use them.
 
+mod capabilities;
 mod checksum;
 mod disk_map;
 mod error_code;
@@ -14,11 +15,12 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use crate::model::Definition;
+pub use capabilities::{Bounds, Capabilities, Limits};
 pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
 
-pub use request::{CreateSnapshot, Lease, TakeLease};
+pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
     CostRequest, Create, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost,
 };
@@ -161,6 +163,9 @@ pub struct Snapshot {
     /// Id of the base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub compare_to: Option<String>,
+    /// Whether the disks are those of the base, with the chunks that lead back to it.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub reverse: bool,
     #[serde(flatten)]
     pub retention: Retention,
     /// Set by the user that created it.
@@ -175,6 +180,12 @@ pub struct Snapshot {
     /// Last, because the server streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<SnapshotDisk>,
+}
+
+/// For members that are written only if they are true.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 /// How long a snapshot is kept.
@@ -275,27 +286,6 @@ pub struct Error {
     pub code: ErrorCode,
     /// The id of the request in the log.
     pub request_id: String,
-}
-
-/// Body of `GET /capabilities`.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Capabilities {
-    pub version: String,
-    /// The features of the API.
-    pub features: Vec<String>,
-    pub checksum_algorithms: Vec<String>,
-    pub limits: Limits,
-}
-
-/// Bounds of the API.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Limits {
-    /// The most ranges in one `Range` header.
-    pub ranges_per_request: usize,
-    /// The largest body of a request, bytes.
-    pub request_body_bytes: usize,
-    /// The validity of a token, seconds.
-    pub token_seconds: u64,
 }
 
 /// Body of `GET /healthz` and `GET /readyz`.

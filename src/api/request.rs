@@ -22,6 +22,39 @@ pub struct CreateSnapshot {
     /// What the snapshot is for, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
+    /// Whether hooks quiesce the guest. Default: `try`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<Quiesce>,
+}
+
+/// Body of `POST /snapshots`.
+#[derive(Debug, Default, Deserialize, Serialize)]
+#[serde(deny_unknown_fields)]
+pub struct CreateSnapshots {
+    /// The VMs, by name or uuid.
+    pub vms: Vec<String>,
+    /// These apply to each snapshot, as in [`CreateSnapshot`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quiesce: Option<Quiesce>,
+}
+
+/// What to do about the consistency of a snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quiesce {
+    /// Call the hooks. The snapshot is `crash` if they do not quiesce the guest.
+    #[default]
+    Try,
+    /// Call no hooks. The snapshot is `crash`.
+    Skip,
+    /// Call the hooks, and create no snapshot if they do not quiesce the guest.
+    Require,
 }
 
 /// Body of `POST …/lease`.

@@ -56,11 +56,14 @@ pub struct CostRequest {
     pub seconds: f64,
 }
 
-/// A running or waiting creation of a snapshot.
+/// A running or waiting creation of snapshots.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Create {
-    /// Name of its VM.
+    /// Name of its VM, or of the first one.
     pub vm_id: String,
+    /// Names of all its VMs.
+    #[serde(default)]
+    pub vm_ids: Vec<String>,
     pub user: String,
     /// Seconds since it was queued, or since it started.
     pub seconds: f64,

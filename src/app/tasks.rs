@@ -89,8 +89,8 @@ pub trait Service: Send + Sync + Sized + 'static {
 }
 
 /// Whether this is a connection's thread: only those have a single-threaded runtime.
-fn is_own_thread() -> bool {
-    Handle::current().runtime_flavor() == RuntimeFlavor::CurrentThread
+pub(crate) fn is_own_thread() -> bool {
+    Handle::try_current().is_ok_and(|handle| handle.runtime_flavor() == RuntimeFlavor::CurrentThread)
 }
 
 /// The timer of a background task. The first tick is immediate. After a late tick, a whole `pause` follows.

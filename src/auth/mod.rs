@@ -16,4 +16,4 @@ pub use key::KeyError;
 pub use login::{Credentials, LoginError};
 pub use operators::{LocalPeer, Operators};
 pub use session::Session;
-pub use token::{BadToken, Tokens};
+pub use token::{BadToken, CheckedToken, Tokens};

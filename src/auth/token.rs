@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -26,6 +27,28 @@ struct Claims {
     /// Seconds since 1970.
     exp: u64,
     iss: String,
+    /// Not in tokens of this service.
+    #[serde(default, skip_serializing)]
+    nbf: Option<serde_json::Value>,
+}
+
+/// A token that was checked. It stays valid until it expires: there is no other way to end it while the service runs.
+#[derive(Debug)]
+pub struct CheckedToken {
+    token: SecretString,
+    /// Seconds since 1970.
+    expires: u64,
+    session: Session,
+}
+
+impl CheckedToken {
+    /// The session, if `token` is this one and has not expired.
+    pub fn session(&self, token: &str, now: SystemTime) -> Option<Session> {
+        // Another client of a proxy's connection must not learn the token from the time that a comparison takes.
+        let is_same = verify_slices_are_equal(token.as_bytes(), self.token.expose_secret().as_bytes()).is_ok();
+        let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
+        (is_same && seconds < self.expires).then(|| self.session.clone())
+    }
 }
 
 /// Makes and checks tokens.
@@ -73,17 +96,24 @@ impl Tokens {
     pub fn issue(&self, user: &str, now: SystemTime) -> Result<String, jsonwebtoken::errors::Error> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
         let exp = now.saturating_add(self.time_to_live).as_secs();
-        let claims = Claims { user: user.to_owned(), exp, iss: ISSUER.to_owned() };
+        let claims = Claims { user: user.to_owned(), exp, iss: ISSUER.to_owned(), nbf: None };
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
     }
 
-    /// The session of the user with this token.
-    pub fn check(&self, token: &str) -> Result<Session, BadToken> {
+    /// The session of the user with this token, and what is needed to recognize the token, if it can be kept.
+    ///
+    /// # Errors
+    /// [`BadToken`].
+    pub fn check(&self, token: &str) -> Result<(Session, Option<CheckedToken>), BadToken> {
         let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| BadToken)?;
         if has_critical_extensions(token) {
             return Err(BadToken);
         }
-        Ok(Session::new(Identity::administrator(decoded.claims.user)))
+        let Claims { user, exp: expires, nbf, .. } = decoded.claims;
+        let session = Session::new(Identity::administrator(user));
+        // If the clock is set back, a token may not be valid yet.
+        let checked = CheckedToken { token: token.into(), expires, session: session.clone() };
+        Ok((session, Some(checked).filter(|_| nbf.is_none())))
     }
 }
 
@@ -110,7 +140,7 @@ mod tests {
     fn a_token_is_good_until_it_expires() {
         let tokens = tokens("0123456789abcdef0123456789abcdef");
         let now = SystemTime::now();
-        assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().subject(), "admin");
+        assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().0.subject(), "admin");
         let old = tokens.issue("admin", now - HOUR - Duration::from_secs(2)).unwrap();
         assert!(tokens.check(&old).is_err());
     }
@@ -121,6 +151,21 @@ mod tests {
         let text = format!("{}.{}", part(header), part(claims));
         let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &tokens.encoding, Algorithm::HS256);
         format!("{text}.{}", signature.unwrap())
+    }
+
+    #[test]
+    fn a_checked_token_is_recognized_until_it_expires() {
+        let (tokens, now) = (tokens("a secret of tests"), SystemTime::now());
+        let token = tokens.issue("admin", now).unwrap();
+        let checked = tokens.check(&token).unwrap().1.unwrap();
+        assert_eq!(checked.session(&token, now).unwrap().subject(), "admin");
+        assert!(checked.session(&token, now + HOUR - Duration::from_secs(2)).is_some());
+        assert!(checked.session(&token, now + HOUR).is_none(), "it has expired");
+        let other = tokens.issue("other", now).unwrap();
+        for wrong in ["", &token[1..], &token[..token.len() - 1], &other] {
+            assert!(checked.session(wrong, now).is_none(), "{wrong}");
+        }
+        assert!(!format!("{checked:?}").contains(&token), "the token is in debug output");
     }
 
     #[test]
@@ -167,12 +212,12 @@ mod tests {
         let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
         let other_issuer = jsonwebtoken::encode(
             &Header::new(Algorithm::HS256),
-            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: "another issuer".into() },
+            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: "another issuer".into(), nbf: None },
             &ours.encoding,
         );
         let other_algorithm = jsonwebtoken::encode(
             &Header::new(Algorithm::HS512),
-            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: ISSUER.into() },
+            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: ISSUER.into(), nbf: None },
             &ours.encoding,
         );
         for forged in [

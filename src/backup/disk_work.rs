@@ -57,7 +57,7 @@ fn plan_disk(preparation: &Preparation<'_>, name: &str, can_clone: bool, others:
     let partial = preparation.partial.as_path();
     let path = api_path(&vm.id, &snapshot.id, name);
     let (size, etag) = client.head(&path)?;
-    let base = points.iter().rev().find(|stored| stored.point.disk(name).is_some());
+    let base = newest_with_disk(points, name, is_there);
     let question = Question {
         client,
         features,
@@ -101,6 +101,16 @@ fn plan_disk(preparation: &Preparation<'_>, name: &str, can_clone: bool, others:
         },
     };
     Ok(WorkDisk { disk, etag, base })
+}
+
+/// The newest point with a disk of this name, if possible one whose snapshot the service has.
+pub fn newest_with_disk<'a>(
+    points: &'a [StoredPoint],
+    name: &str,
+    is_there: &dyn Fn(&str) -> bool,
+) -> Option<&'a StoredPoint> {
+    let mut with_disk = points.iter().rev().filter(|stored| stored.point.disk(name).is_some());
+    with_disk.clone().find(|stored| is_there(&stored.point.snapshot_id)).or_else(|| with_disk.next())
 }
 
 /// Opens the files of a planned disk, and finds out what is done.

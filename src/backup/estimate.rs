@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::disk_work::api_path;
+use super::disk_work::{api_path, newest_with_disk};
 use super::error::{BackupError, Result};
 use super::planning::{self, Question};
 use super::point::StoredPoint;
@@ -55,7 +55,7 @@ impl VmBackup<'_> {
         for disk in &snapshot.disks {
             let path = api_path(&self.vm.id, &snapshot.id, &disk.name);
             let (size, _) = client.head(&path)?;
-            let base = points.iter().rev().find(|stored| stored.point.disk(&disk.name).is_some());
+            let base = newest_with_disk(points, &disk.name, &|id| there.iter().any(|it| it.id == id));
             let answer = planning::plan(&Question {
                 client,
                 features: self.features,

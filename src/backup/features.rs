@@ -30,12 +30,12 @@ impl Features {
             idempotency: has("idempotency-key"),
             leases: has("leases"),
             labels: has("labels"),
-            description: has("description"),
+            description: has("labels"),
             quiesce: has("quiesce"),
             choose_disks: has("choose-disks"),
             block_checksums: capabilities
                 .is_some_and(|it| has("checksum") && it.checksum_algorithms.iter().any(|name| name == "blake3")),
-            content_digest: has("multirange-digest"),
+            content_digest: has("content-digest-multipart"),
             ranges: capabilities.map_or(RANGES, |capabilities| capabilities.limits.ranges_per_request).clamp(1, 64),
         }
     }

@@ -125,8 +125,8 @@ impl<'a> Remaining<'a> {
         Self { data: Box::new(plan.data()), done: done.into_iter().peekable(), rest: None }
     }
 
-    /// The next range, of `limit` bytes at most.
-    fn take(&mut self, limit: u64) -> Option<Range<u64>> {
+    /// The next range, of about `limit` bytes at most, and whether the limit cut it.
+    fn take(&mut self, limit: u64) -> Option<(Range<u64>, bool)> {
         loop {
             let range = self.rest.take().or_else(|| self.data.next())?;
             let mut end = range.end;
@@ -143,15 +143,12 @@ impl<'a> Remaining<'a> {
                 Some(done) => end = end.min(done.start),
                 None => {}
             }
-            if end - range.start > limit {
-                end = range.start + limit;
-                // The next request begins with a whole unit.
-                if end - end % UNIT > range.start {
-                    end -= end % UNIT;
-                }
+            let is_cut = end - range.start > limit;
+            if is_cut {
+                end = cut(range.start, limit, end);
             }
             self.rest = Some(end..range.end).filter(|rest| !rest.is_empty());
-            return Some(range.start..end);
+            return Some((range.start..end, is_cut));
         }
     }
 
@@ -159,17 +156,31 @@ impl<'a> Remaining<'a> {
     pub fn request(&mut self, max_ranges: usize, max_bytes: u64) -> Vec<Range<u64>> {
         let (mut ranges, mut bytes) = (Vec::new(), 0);
         while ranges.len() < max_ranges && bytes < max_bytes {
-            let Some(range) = self.take(max_bytes - bytes) else { break };
+            let Some((range, is_cut)) = self.take(max_bytes - bytes) else { break };
             bytes += range.end - range.start;
             ranges.push(range);
+            if is_cut {
+                // The next request begins with the rest.
+                break;
+            }
         }
         ranges
     }
 }
 
+/// Where to end a range that is longer than `limit`. The checksum of a block needs all its bytes at once, so a cut is at
+/// the end of a block, and if possible at that of a unit.
+fn cut(start: u64, limit: u64, range_end: u64) -> u64 {
+    let end = start + limit;
+    let aligned = [UNIT, BLOCK].map(|step| end - end % step);
+    let next_block = (start / BLOCK + 1) * BLOCK;
+    aligned.into_iter().find(|end| *end > start).unwrap_or(next_block).min(range_end)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn plan(ranges: &[(u64, u64, bool)]) -> Plan {
         let mut plan = Plan::default();
@@ -220,5 +231,41 @@ mod tests {
         assert_eq!(whole_blocks(&(9 * BLOCK + 7..size), size), 10..11);
         assert_eq!(whole_blocks(&(1..BLOCK), size), 1..1);
         assert_eq!(whole_blocks(&(1..BLOCK - 1), size), 1..1);
+    }
+
+    proptest! {
+        /// The transfer writes the checksum of a block that one piece covers, and the end of the work that of a partial
+        /// block. No block that changes may have neither.
+        #[test]
+        fn every_block_that_changes_gets_a_checksum(
+            lengths in prop::collection::vec((1..3 * BLOCK, 0..2 * BLOCK, any::<bool>()), 1..40),
+            done in prop::collection::vec(any::<bool>(), 1..40),
+            max_ranges in 1..6_usize,
+            max_bytes in 1..2 * UNIT,
+        ) {
+            let (mut plan, mut at) = (Plan::default(), 0);
+            for (length, gap, is_zero) in lengths {
+                plan.push(at..at + length, is_zero);
+                at += length + gap;
+            }
+            let size = at;
+            // An earlier run wrote some whole requests.
+            let earlier = requests(&plan, Vec::new(), max_ranges, max_bytes);
+            let done: Vec<Range<u64>> =
+                earlier.into_iter().zip(done.iter().cycle()).filter(|(_, done)| **done).flat_map(|(it, _)| it).collect();
+            let now = requests(&plan, done.clone(), max_ranges, max_bytes);
+            let pieces: Vec<Range<u64>> = done.into_iter().chain(now.into_iter().flatten()).collect();
+            let partial = plan.partial_blocks(size);
+            let zeros: Vec<Range<u64>> = plan.zeros().collect();
+            for (range, is_zero) in plan.ranges() {
+                let by = if is_zero { &zeros } else { &pieces };
+                for block in range.start / BLOCK..range.end.div_ceil(BLOCK) {
+                    let is_whole = by.iter().any(|piece| whole_blocks(piece, size).contains(&block));
+                    prop_assert!(is_whole || partial.contains(&block), "block {block} of {range:?}");
+                }
+            }
+            let transferred: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
+            prop_assert_eq!(transferred, plan.data_bytes());
+        }
     }
 }

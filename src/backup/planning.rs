@@ -6,7 +6,7 @@ use super::blocks::{self, BLOCK, Blocks};
 use super::error::Result;
 use super::features::Features;
 use super::plan::Plan;
-use super::point::StoredPoint;
+use super::point::{PointDisk, StoredPoint};
 use crate::api::Mode;
 use crate::client::{Client, ClientError, Comparison};
 
@@ -49,15 +49,18 @@ pub fn plan(question: &Question<'_>) -> Result<Answer> {
     if features.is_original {
         return plan_with_original(question);
     }
-    if let Some(base) = base.filter(|_| question.base_is_there) {
-        match question.client.compare(question.path, Some(&base.point.snapshot_id)) {
-            Ok(comparison) => return Ok(by_comparison(comparison)),
-            Err(error) if error.code() == Some(BASE_LOST) => {}
+    // Why the service cannot tell the changes since the base.
+    let reason = match base.filter(|_| question.base_is_there) {
+        None => "the service does not have the base".to_owned(),
+        Some(base) => match question.client.compare(question.path, Some(&base.point.snapshot_id)) {
+            Ok(comparison) if comparison.mode == Mode::Incremental => return Ok(by_comparison(comparison)),
+            Ok(comparison) => comparison.reason.unwrap_or_default(),
+            Err(error) if error.code() == Some(BASE_LOST) => "the service lost the base".to_owned(),
             Err(error) => return Err(error.into()),
-        }
-    }
-    match base {
-        Some(base) if features.block_checksums => by_checksums(question, base),
+        },
+    };
+    match base.and_then(|base| Some((base, base.point.disk(question.disk)?))) {
+        Some((base, base_disk)) if features.block_checksums => by_checksums(question, base, base_disk, &reason),
         _ => Ok(by_comparison(question.client.compare(question.path, None)?)),
     }
 }
@@ -70,11 +73,8 @@ fn by_comparison(Comparison { mode, reason, chunks, .. }: Comparison) -> Answer 
 }
 
 /// The service cannot compare with the base, but the bytes of the base are here: compare the checksums of blocks.
-fn by_checksums(question: &Question<'_>, base: &StoredPoint) -> Result<Answer> {
-    let Question { client, path, size, disk, .. } = question;
-    let Some(base_disk) = base.point.disk(disk) else {
-        return Ok(by_comparison(client.compare(path, None)?));
-    };
+fn by_checksums(question: &Question<'_>, base: &StoredPoint, base_disk: &PointDisk, reason: &str) -> Result<Answer> {
+    let size = &question.size;
     let old = Blocks::open(&base.path(&base_disk.checksum.file), base_disk.size)?;
     let mut plan = Plan::default();
     let mut start = 0;
@@ -84,7 +84,7 @@ fn by_checksums(question: &Question<'_>, base: &StoredPoint) -> Result<Answer> {
         found.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
         start = range.end;
     }
-    let reason = Some("the service lost the base; only blocks with other checksums are transferred".to_owned());
+    let reason = Some(format!("{reason}; only blocks with other checksums are transferred"));
     Ok(Answer { plan, mode: Mode::Incremental, reason, uses_base: true })
 }
 

@@ -46,7 +46,7 @@ pub trait Progress: Send + Sync {
     fn event(&self, event: &Event<'_>);
 }
 
-/// Nobody watches.
+/// Shows nothing.
 pub struct Silent;
 
 impl Progress for Silent {

@@ -18,8 +18,10 @@ use super::progress::{DiskLabel, Event, Progress};
 use super::rate::Rate;
 use crate::client::{Client, ClientError, Fetch, RangeSink, Server};
 
-/// Bytes of one request. With a digest, none of them counts before all have arrived.
+/// Bytes of one request.
 const REQUEST_BYTES: u64 = 8 << 20;
+/// As [`REQUEST_BYTES`], with a digest: no byte counts before all have arrived.
+const DIGEST_REQUEST_BYTES: u64 = UNIT;
 
 /// A disk on its way.
 pub struct Disk {
@@ -109,7 +111,8 @@ impl<'a> Transfer<'a> {
     fn next(&self) -> Option<(&'a Disk, Vec<Range<u64>>)> {
         let mut queue = self.queue();
         while let Some((disk, remaining)) = queue.front_mut() {
-            let request = remaining.request(self.means.ranges, REQUEST_BYTES);
+            let bytes = if self.means.digests { DIGEST_REQUEST_BYTES } else { REQUEST_BYTES };
+            let request = remaining.request(self.means.ranges, bytes);
             if !request.is_empty() {
                 return Some((disk, request));
             }

@@ -96,7 +96,7 @@ impl Run<'_> {
         let snapshot = self.snapshot(&mut work)?;
         let there = self.client.snapshots(&self.backup.vm.id)?;
         let is_there = |id: &str| there.iter().any(|snapshot| snapshot.id == id);
-        let base = self.points.whole.last();
+        let base = newest(&self.points.whole, &|stored| is_there(&stored.point.snapshot_id));
         let leases = self.lease(&snapshot, base.filter(|base| is_there(&base.point.snapshot_id)));
         if work.disks.is_none() {
             self.step("comparing".to_owned());
@@ -211,11 +211,11 @@ impl Run<'_> {
 
     /// Removes the images of the unfinished work, but not its snapshot.
     fn forget_disks(&self, work: &mut Work) -> Result<()> {
-        work.disks = None;
         let partial = self.directory.partial();
-        self.directory.remove(&partial, &self.lock)?;
-        make_directory(&partial)?;
-        work.write(&partial)
+        if work.disks.take().is_some() {
+            work.write(&partial)?;
+        }
+        Work::remove_all_else(&partial)
     }
 
     fn transfer(&self, disks: &[Disk], leases: &Leases) -> Result<u64> {
@@ -313,6 +313,12 @@ impl Run<'_> {
     fn event(&self, event: &Event<'_>) {
         self.backup.progress.event(event);
     }
+}
+
+/// The newest point that is preferred, or else the newest. The clock of a service may go back, so the point of the last
+/// backup need not be the one with the latest time; its snapshot is there.
+fn newest<'a>(points: &'a [StoredPoint], is_preferred: &dyn Fn(&StoredPoint) -> bool) -> Option<&'a StoredPoint> {
+    points.iter().rev().find(|stored| is_preferred(stored)).or(points.last())
 }
 
 /// Removes what only the work on a point needed.

@@ -74,6 +74,19 @@ impl Work {
         files::write_atomically(&path, &text).at(&path)
     }
 
+    /// Removes everything in the partial directory but the file of the work.
+    pub fn remove_all_else(directory: &Path) -> Result<()> {
+        for entry in fs::read_dir(directory).at(directory)? {
+            let entry = entry.at(directory)?;
+            let (path, is_directory) = (entry.path(), entry.file_type().at(directory)?.is_dir());
+            if entry.file_name() == FILE {
+                continue;
+            }
+            if is_directory { fs::remove_dir_all(&path) } else { fs::remove_file(&path) }.at(&path)?;
+        }
+        Ok(())
+    }
+
     pub fn remove_file(directory: &Path) -> Result<()> {
         let path = directory.join(FILE);
         files::remove_if_there(&path).at(&path)

@@ -44,6 +44,11 @@ pub fn notice(line: impl Display) {
     let _ = io::stderr().write_all(lines.as_str().as_bytes());
 }
 
+/// Whether standard error is a terminal.
+pub fn shows_progress() -> bool {
+    io::stderr().is_terminal()
+}
+
 /// Asks a question on the terminal, and returns the answer.
 pub fn ask(question: impl Display) -> io::Result<String> {
     let question = question.to_string();

@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::io::{self, BufRead, Read};
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
@@ -9,6 +10,7 @@ use reqwest::header::HeaderMap;
 use reqwest::{Method, RequestBuilder, redirect};
 
 use super::address::Address;
+use super::backoff::Cancel;
 use super::error::{ClientError, Refusal};
 use crate::config::Trust;
 use crate::tls;
@@ -24,6 +26,9 @@ const LOCAL_READ_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Time without a byte of a disk.
 pub const DATA_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How often a waiting thread looks for a cancellation.
+const CANCEL_POLL: Duration = Duration::from_millis(200);
+
 /// The largest error body that is read.
 const MAX_ERROR_BYTES: usize = 64 << 10;
 
@@ -32,12 +37,13 @@ pub struct Connection {
     runtime: tokio::runtime::Runtime,
     http: reqwest::Client,
     base: String,
+    cancel: Cancel,
 }
 
 impl Connection {
     /// # Errors
     /// The certificates of `trust` cannot be read. Nothing is sent yet.
-    pub fn new(address: &Address, trust: &Trust) -> Result<Self, ClientError> {
+    pub fn new(address: &Address, trust: &Trust, cancel: &Cancel) -> Result<Self, ClientError> {
         let setup = |error: &dyn std::fmt::Display| ClientError::Setup(error.to_string());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let mut builder = reqwest::Client::builder()
@@ -58,7 +64,7 @@ impl Connection {
         let tls = tls::client_config(trust).map_err(|error| setup(&error))?;
         let builder = builder.read_timeout(read_timeout).tls_backend_preconfigured(tls);
         let http = builder.build().map_err(|error| setup(&causes(&error)))?;
-        Ok(Self { runtime, http, base: format!("{}/api/v1", address.base()) })
+        Ok(Self { runtime, http, base: format!("{}/api/v1", address.base()), cancel: cancel.clone() })
     }
 
     /// A request below `/api/v1`.
@@ -71,10 +77,29 @@ impl Connection {
     /// # Errors
     /// A response that is no success is [`ClientError::Refused`].
     pub fn send(&self, request: RequestBuilder) -> Result<Body<'_>, ClientError> {
-        // `send` starts a timer when it is called, which needs the runtime.
-        let response = self.runtime.block_on(async { request.send().await }).map_err(|error| broken(&error))?;
+        // The client's own timeout ends this.
+        let response = self.wait(Duration::MAX, async { request.send().await })?.map_err(|error| broken(&error))?;
         let mut body = Body { connection: self, response, rest: Bytes::new(), timeout: READ_TIMEOUT };
         if body.response.status().is_success() { Ok(body) } else { Err(body.refusal()) }
+    }
+
+    /// Waits for `work` until the timeout or a cancellation.
+    fn wait<T>(&self, timeout: Duration, work: impl Future<Output = T>) -> Result<T, ClientError> {
+        self.runtime.block_on(async {
+            let mut work = pin!(work);
+            let mut waited = Duration::ZERO;
+            loop {
+                if let Ok(result) = tokio::time::timeout(CANCEL_POLL, &mut work).await {
+                    return Ok(result);
+                }
+                self.cancel.check()?;
+                waited += CANCEL_POLL;
+                if waited >= timeout {
+                    let text = format!("no data from the service for {} s", timeout.as_secs());
+                    return Err(ClientError::Connection(text));
+                }
+            }
+        })
     }
 }
 
@@ -115,12 +140,7 @@ impl Body<'_> {
 
     fn fill(&mut self) -> Result<(), ClientError> {
         while self.rest.is_empty() {
-            let (response, timeout) = (&mut self.response, self.timeout);
-            let chunk =
-                self.connection.runtime.block_on(async { tokio::time::timeout(timeout, response.chunk()).await });
-            let chunk = chunk.map_err(|_| {
-                ClientError::Connection(format!("no data from the service for {} s", timeout.as_secs()))
-            })?;
+            let chunk = self.connection.wait(self.timeout, self.response.chunk())?;
             match chunk.map_err(|error| broken(&error))? {
                 Some(bytes) => self.rest = bytes,
                 None => break,

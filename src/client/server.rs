@@ -60,7 +60,7 @@ impl Server {
     /// # Errors
     /// The certificates that it should trust cannot be read.
     pub fn client(&self) -> Result<Client, ClientError> {
-        let connection = Connection::new(&self.0.options.address, &self.0.options.trust)?;
+        let connection = Connection::new(&self.0.options.address, &self.0.options.trust, self.cancel())?;
         Ok(Client { server: self.clone(), connection })
     }
 }

@@ -1,6 +1,7 @@
 //! `[compare]`: defaults for comparisons whose request does not say.
 
 use std::num::NonZero;
+use std::ops::RangeInclusive;
 
 use serde::{Deserialize, Serialize};
 
@@ -24,9 +25,12 @@ pub enum Refine {
     Never,
 }
 
-/// A block size in bytes: a power of two from 512 to 1 MiB.
+/// The block sizes in bytes. They must be powers of two.
+pub const REFINE_BLOCKS: RangeInclusive<u64> = 512..=1 << 20;
+
+/// A block size in bytes: a power of two in [`REFINE_BLOCKS`].
 pub fn block_size(bytes: u64) -> Option<NonZero<u64>> {
-    NonZero::new(bytes).filter(|_| bytes.is_power_of_two() && (512..=1 << 20).contains(&bytes))
+    NonZero::new(bytes).filter(|_| bytes.is_power_of_two() && REFINE_BLOCKS.contains(&bytes))
 }
 
 #[derive(Debug, Deserialize, Serialize)]

@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 pub use api::{Api, Connections, Socket};
 pub use audit::Audit;
-pub use compare::{Compare, Refine, block_size};
+pub use compare::{Compare, REFINE_BLOCKS, Refine, block_size};
 pub use export::Export;
 pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};

@@ -32,7 +32,7 @@ pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
 pub use pending::{PendingHooks, PendingPostHooks};
 pub use post::PostResult;
-pub use pre::Refresh;
+pub use pre::{PreResult, Refresh};
 
 use crate::config;
 use crate::model::{HookKind, HookRun, HookStage, VmId};

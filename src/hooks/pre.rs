@@ -35,6 +35,13 @@ pub struct PreResult {
     pub(super) synced: bool,
 }
 
+impl PreResult {
+    /// The calls in their order.
+    pub fn runs(&self) -> &[HookRun] {
+        &self.calls.runs
+    }
+}
+
 #[derive(Clone, Debug)]
 pub(super) struct CalledProgram {
     pub name: OsString,

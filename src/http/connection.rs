@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchange;
 use crate::app::admission::ExportClient;
-use crate::auth::ClientAddress;
+use crate::auth::{CheckedToken, ClientAddress};
 use crate::sys::socket;
 
 /// How long a valid token makes a connection known.
@@ -35,6 +35,8 @@ pub(super) struct Connection {
     /// Log-ins that wait for the manager.
     log_ins: AtomicUsize,
     keepalive: Duration,
+    /// The last valid token.
+    pub(super) token: Mutex<Option<CheckedToken>>,
     /// The descriptor of the socket. It is not used after the connection is closed.
     socket: AtomicI32,
     /// Closes the connection at once.
@@ -60,6 +62,7 @@ impl Connection {
             times: Mutex::new(Times { progress: Instant::now(), valid_token: None, is_authenticated: false }),
             log_ins: AtomicUsize::new(0),
             keepalive,
+            token: Mutex::default(),
             socket: AtomicI32::new(-1),
             end: CancellationToken::new(),
         }

@@ -1,13 +1,15 @@
-//! Parses the body and the idempotency key of a request for a new snapshot.
+//! Parses the body and the idempotency key of a request for new snapshots.
 
 use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
+use serde::de::DeserializeOwned;
 
 use super::extract::SmallBody;
 use super::failure::Failure;
 use crate::api;
 use crate::app::Error;
 use crate::app::snapshots::CreateRequest;
+use crate::model::VmId;
 
 /// From the IETF draft `idempotency-key-header`.
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
@@ -21,21 +23,39 @@ impl<S: Send + Sync> FromRequest<S> for CreateBody {
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let key = idempotency_key(request.headers())?;
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
-        // The body has no secrets, so the error may include the parser's message.
-        let invalid = |problem: &dyn std::fmt::Display| {
-            let keys = "it may be empty, or an object with disks, exclude_disks, ttl, labels and description";
-            Error::BadRequest(format!("invalid body: {problem}; {keys}"))
-        };
-        let body: api::CreateSnapshot = match bytes.trim_ascii().first() {
-            // Some libraries send this instead of an empty body.
-            Some(_) if bytes.trim_ascii() == b"null" => api::CreateSnapshot::default(),
-            None => api::CreateSnapshot::default(),
-            // The parser would accept an array as an object without names.
-            Some(b'[') => return Err(invalid(&"it is an array").into()),
-            Some(_) => serde_json::from_slice(&bytes).map_err(|error| invalid(&error))?,
+        let keys = "it may be empty, or an object with disks, exclude_disks, ttl, labels, description and quiesce";
+        let body: api::CreateSnapshot = match bytes.trim_ascii() {
+            // Some libraries send `null` instead of an empty body.
+            b"" | b"null" => api::CreateSnapshot::default(),
+            bytes => object(bytes, keys)?,
         };
         Ok(Self(CreateRequest::new(body, key.as_deref())?))
     }
+}
+
+/// The VMs and the request for their snapshots, as [`CreateBody`].
+pub(super) struct GroupBody(pub Vec<VmId>, pub CreateRequest);
+
+impl<S: Send + Sync> FromRequest<S> for GroupBody {
+    type Rejection = Failure;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
+        let key = idempotency_key(request.headers())?;
+        let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
+        let keys = "expected an object with vms, and optionally ttl, labels, description and quiesce";
+        let (vms, request) = CreateRequest::of_group(object(bytes.trim_ascii(), keys)?, key.as_deref())?;
+        Ok(Self(vms, request))
+    }
+}
+
+/// Parses an object. `keys` says what is expected. The body has no secrets, so the error may have the parser's message.
+fn object<T: DeserializeOwned>(bytes: &[u8], keys: &str) -> Result<T, Error> {
+    let invalid = |problem: &dyn std::fmt::Display| Error::BadRequest(format!("invalid body: {problem}; {keys}"));
+    if bytes.first() == Some(&b'[') {
+        // The parser would accept an array as an object without names.
+        return Err(invalid(&"it is an array"));
+    }
+    serde_json::from_slice(bytes).map_err(|error| invalid(&error))
 }
 
 fn idempotency_key(headers: &HeaderMap) -> Result<Option<String>, Error> {

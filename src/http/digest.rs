@@ -16,7 +16,7 @@ use crate::app::{App, Error};
 use crate::repository::checksum::{Algorithm, Digest};
 
 /// The allowed block sizes in bytes. They must be powers of two.
-const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=16 << 20;
+pub(super) const BLOCK_SIZES: std::ops::RangeInclusive<u64> = 4 << 10..=16 << 20;
 
 /// The parameters `algorithm`, `start`, `length`, `blockSize` and `blocks`.
 pub(super) struct ChecksumQuery(pub ChecksumRequest);

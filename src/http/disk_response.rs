@@ -3,7 +3,7 @@
 //! 1. Evaluate the conditions (RFC 9110, 13): 304 or 412.
 //! 2. Select the ranges (14): 416, 206 with one, 206 `multipart/byteranges` with several, or 200.
 //! 3. Build the parts of the body. The sum of their lengths is the Content-Length.
-//! 4. Calculate the requested digests (RFC 9530).
+//! 4. Calculate the requested digests (RFC 9530), of the disk and of these parts.
 //! 5. Wait for a concurrency slot: 429 if that takes too long.
 //! 6. Send the body. The first piece is read before the response starts, the others as the client takes them.
 
@@ -33,7 +33,7 @@ use crate::repository::checksum::Algorithm;
 const OCTETS: &str = "application/octet-stream";
 
 /// The longest content that gets a `Content-Digest`, because it is read twice.
-const MAX_DIGESTED: u64 = 16 << 20;
+pub(super) const MAX_DIGESTED: u64 = 16 << 20;
 
 /// The client of a request, with its connection and limits.
 pub(super) struct Client {
@@ -63,7 +63,6 @@ pub(super) async fn respond(
 
     let mut out = validator_headers(&validators);
     out.push((ACCEPT_RANGES, "bytes".to_owned()));
-    digests(app, client, method, headers, &disk, &selection, &mut out).await?;
     let mut count = 1;
     let (status, content_type, parts) = match selection {
         Selection::Whole => (StatusCode::OK, OCTETS.to_owned(), vec![Part::Disk(0..size)]),
@@ -81,6 +80,9 @@ pub(super) async fn respond(
     out.push((CONTENT_TYPE, content_type));
     let length: u64 = parts.iter().map(Part::len).sum();
     out.push((CONTENT_LENGTH, length.to_string()));
+    // The response to HEAD has no content.
+    let content = Some(&*parts).filter(|_| *method != Method::HEAD && length <= MAX_DIGESTED);
+    digests(app, client, headers, &disk, content, &mut out).await?;
     let body = if *method == Method::HEAD || length == 0 {
         Body::empty()
     } else {
@@ -92,14 +94,13 @@ pub(super) async fn respond(
     with_headers(status, body, out)
 }
 
-/// Adds the requested digests. They must be complete before the response starts, because they are headers.
+/// Adds the requested digests: that of the disk, and that of the body, if it has `content`. They must be complete before the response starts, because they are headers.
 async fn digests(
     app: &Arc<App>,
     client: &Client,
-    method: &Method,
     headers: &HeaderMap,
     disk: &OpenDisk,
-    selection: &Selection,
+    content: Option<&[Part]>,
     out: &mut Vec<(HeaderName, String)>,
 ) -> Result<(), Failure> {
     let cancellation = Cancellation::default();
@@ -110,17 +111,10 @@ async fn digests(
         app.trail.read(&client.session, "checksum", format_args!("{vm}/{snapshot}/{name}"), &sum);
         out.push((digest::REPR_DIGEST, digest::field(sum?)));
     }
-    // The response to HEAD has no content.
-    let content = match selection {
-        Selection::Whole => Some(0..disk.file.size()),
-        Selection::One(range) => Some(range.clone()),
-        Selection::Many(_) => None,
-    };
-    let content = content.filter(|range| *method != Method::HEAD && range.end - range.start <= MAX_DIGESTED);
-    if let Some(range) = content
+    if let Some(parts) = content
         && digest::wants_sha_256(headers, digest::WANT_CONTENT_DIGEST)
     {
-        let sum = app.checksums.of_range(disk, range, Algorithm::Sha256, &cancellation).await?;
+        let sum = app.checksums.of_body(disk, parts, Algorithm::Sha256, &cancellation).await?;
         out.push((digest::CONTENT_DIGEST, digest::field(sum)));
     }
     Ok(())

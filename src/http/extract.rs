@@ -4,7 +4,7 @@ use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -34,7 +34,11 @@ impl FromRequestParts<Arc<App>> for Authenticated {
             Some(Peer::Local { uid, .. }) => {
                 parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
             }
-            _ => token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token)).map_err(Error::from),
+            _ => {
+                let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
+                let last = connection.map_or(&none, |connection| &connection.token);
+                token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
+            }
         };
         let address = address(parts);
         match session {

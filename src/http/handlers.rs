@@ -8,17 +8,18 @@ use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 
+use super::accept::{AcceptsText, WantsPage};
 use super::connection::Connection;
-use super::create_body::CreateBody;
+use super::create_body::{CreateBody, GroupBody};
 use super::digest::ChecksumQuery;
 use super::disk_response::{self, Client};
-use super::extract::{Authenticated, BODY_LIMIT, DiskPath, JsonBody, Origin, SmallBody, SnapshotPath, VmPath};
+use super::extract::{Authenticated, DiskPath, JsonBody, Origin, SmallBody, SnapshotPath, VmPath};
 use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
+use super::limits;
 use super::query::{
-    AcceptsText, AdoptQuery, ChunksQuery, EverySnapshot, NewSnapshotQuery, ResponseFormat, SnapshotQuery,
-    SnapshotsQuery, WantsPage,
+    AdoptQuery, ChunksQuery, EverySnapshot, NewSnapshotQuery, ResponseFormat, SnapshotQuery, SnapshotsQuery,
 };
 use super::snapshot_document;
 use super::status_page::{StatusParameters, render};
@@ -44,7 +45,10 @@ async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<O
 /// Records a request for maps of `what` in the audit.
 fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions, outcome: &Result<T, Error>) {
     match options.compare_to {
-        Some(base) => app.trail.read(session, "compare", format_args!("{what} since {base}"), outcome),
+        Some(base) => {
+            let direction = if options.reverse { "back to" } else { "since" };
+            app.trail.read(session, "compare", format_args!("{what} {direction} {base}"), outcome);
+        }
         None if options.maps() => app.trail.read(session, "chunks", what, outcome),
         None => {}
     }
@@ -73,6 +77,7 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "repositories",
             "summary",
             "compare",
+            "if-full",
             "zero-chunks",
             "squash",
             "omit-chunks",
@@ -80,7 +85,9 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "multirange",
             "conditional-requests",
             "hooks",
+            "quiesce",
             "choose-disks",
+            "several-vms",
             "expiry",
             "leases",
             "idempotency-key",
@@ -90,15 +97,14 @@ pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) 
             "checksum",
             "repr-digest",
             "content-digest",
+            "content-digest-multipart",
+            "compare-reverse",
+            "unix-socket",
         ]
         .map(str::to_owned)
         .to_vec(),
         checksum_algorithms: Algorithm::ALL.map(|algorithm| algorithm.name().to_owned()).to_vec(),
-        limits: api::Limits {
-            ranges_per_request: super::byte_range::MAX_RANGES,
-            request_body_bytes: BODY_LIMIT,
-            token_seconds: app.sessions.token_lifetime().as_secs(),
-        },
+        limits: limits::of(&app),
     })
 }
 
@@ -151,11 +157,25 @@ pub(super) async fn create_snapshot(
     NewSnapshotQuery(options): NewSnapshotQuery,
     CreateBody(request): CreateBody,
 ) -> Result<Response, Failure> {
-    let snapshot = app.snapshots.create(&session, vm, request).await?;
+    let created = app.snapshots.create(&session, vec![vm], request).await?;
     let cancellation = Cancellation::default();
-    let operation = app.documents.new_one(&session, snapshot, options, cancellation.clone());
-    let document = cancel_on_drop(&cancellation, operation).await?;
+    let operation = app.documents.new_ones(&session, created, options, cancellation.clone());
+    let document = cancel_on_drop(&cancellation, operation).await?.pop();
+    let document = document.ok_or_else(|| Error::Internal("no snapshot was created".to_owned()))?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
+}
+
+pub(super) async fn create_snapshots(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+    NewSnapshotQuery(options): NewSnapshotQuery,
+    GroupBody(vms, request): GroupBody,
+) -> Result<Response, Failure> {
+    let created = app.snapshots.create(&session, vms, request).await?;
+    let cancellation = Cancellation::default();
+    let operation = app.documents.new_ones(&session, created, options, cancellation.clone());
+    let documents = cancel_on_drop(&cancellation, operation).await?.into_iter();
+    json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
 
 pub(super) async fn delete_all_snapshots(
@@ -250,7 +270,7 @@ pub(super) async fn chunks(
             let operation = app.comparisons.chunk_page(&session, disk, query, cancellation.clone());
             let page = cancel_on_drop(&cancellation, operation).await;
             audit_maps(&app, &session, what, query.options, &page);
-            Ok(Json(snapshot_document::chunk_page(page?)).into_response())
+            Ok(Json(snapshot_document::chunk_page(page?, query.options)).into_response())
         }
         ResponseFormat::Lines => {
             let found = app.comparisons.chunks(&session, disk, query, cancellation.clone()).await;

@@ -5,6 +5,7 @@ pub mod conditional;
 pub mod operator_socket;
 pub mod server;
 
+mod accept;
 mod body;
 mod connection;
 mod connections;
@@ -19,6 +20,7 @@ mod head;
 mod heads;
 mod json;
 mod json_stream;
+mod limits;
 mod paths;
 mod peer;
 mod query;

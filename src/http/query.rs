@@ -3,12 +3,10 @@
 //! Unknown parameters are ignored, as in the original exporter. But a probable typo (`compareto`, `chunk`) is refused
 //! with the right name, and so are duplicates: ignoring them would return something other than requested.
 
-use std::convert::Infallible;
-
 use axum::extract::{FromRequestParts, Query};
-use axum::http::header::ACCEPT;
 use axum::http::request::Parts;
 
+use super::accept::accepts;
 use super::failure::Failure;
 use crate::app::Error;
 use crate::app::compare::ChunkQuery;
@@ -98,13 +96,31 @@ impl Parameters {
                 return Err(Error::BadRequest(format!("zero={other:?} is invalid; expected include or omit")).into());
             }
         };
+        let refuse_full = match self.given("ifFull") {
+            None | Some("full") => false,
+            Some("error") => true,
+            Some(other) => {
+                return Err(Error::BadRequest(format!("ifFull={other:?} is invalid; expected full or error")).into());
+            }
+        };
+        if refuse_full && self.given("compareTo").is_none() {
+            let text = "ifFull=error is only for comparisons; add compareTo, or omit ifFull";
+            return Err(Error::BadRequest(text.to_owned()).into());
+        }
         let base = self.given("compareTo").map(str::parse).transpose();
+        let compare_to = base.map_err(|_| Error::NotFound("the snapshot in compareTo does not exist"))?;
+        let reverse = self.bool_or("reverse", false)?;
+        if reverse && compare_to.is_none() {
+            return Err(Error::BadRequest("reverse=true requires compareTo".to_owned()).into());
+        }
         Ok(MapOptions {
-            compare_to: base.map_err(|_| Error::NotFound("the snapshot in compareTo does not exist"))?,
+            compare_to,
+            reverse,
             squash: self.bool_or("squashChunks", squash)?,
             chunks: self.bool_or("chunks", true)?,
             zeros,
             summary: self.bool_or("summary", false)?,
+            refuse_full,
             refine: self.given("refine").map(refine).transpose()?,
         })
     }
@@ -186,10 +202,12 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
 }
 
 /// The parameters of a snapshot's document.
-const SNAPSHOT: [&str; 7] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition"];
+const SNAPSHOT: [&str; 9] =
+    ["squashChunks", "compareTo", "ifFull", "reverse", "zero", "chunks", "summary", "refine", "definition"];
 
 /// The parameters of a list of snapshots.
-const SNAPSHOTS: [&str; 8] = ["squashChunks", "compareTo", "zero", "chunks", "summary", "refine", "definition", LABEL];
+const SNAPSHOTS: [&str; 10] =
+    ["squashChunks", "compareTo", "ifFull", "reverse", "zero", "chunks", "summary", "refine", "definition", LABEL];
 
 /// The options of a snapshot's document.
 pub(super) struct SnapshotQuery(pub DocumentOptions);
@@ -264,11 +282,12 @@ pub(super) enum ResponseFormat {
 pub(super) struct ChunksQuery(pub ChunkQuery, pub ResponseFormat);
 
 /// The parameters of a disk's chunks.
-const CHUNKS: [&str; 7] = ["squashChunks", "compareTo", "zero", "refine", "type", "startingOffset", "maxResults"];
+const CHUNKS: [&str; 9] =
+    ["squashChunks", "compareTo", "ifFull", "reverse", "zero", "refine", "type", "startingOffset", "maxResults"];
 
 /// The default and the largest number of chunks of a page.
 const PAGE: usize = 10_000;
-const MAX_PAGE: usize = 100_000;
+pub(super) const MAX_PAGE: usize = 100_000;
 
 impl<S: Send + Sync> FromRequestParts<S> for ChunksQuery {
     type Rejection = Failure;
@@ -320,35 +339,6 @@ fn parse_bool(name: &str, text: &str) -> Result<bool, Failure> {
         "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
         "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
         _ => Err(Error::BadRequest(format!("{name}={text:?} is invalid; expected true or false")).into()),
-    }
-}
-
-/// Whether `Accept` contains this media type itself, not only a pattern such as `*/*`.
-pub(super) fn accepts(parts: &Parts, media_type: &str) -> bool {
-    let accept = parts.headers.get_all(ACCEPT).iter().filter_map(|value| value.to_str().ok());
-    let mut named = accept.flat_map(|value| value.split(',')).map(|kind| kind.split(';').next().unwrap_or_default());
-    named.any(|kind| kind.trim().eq_ignore_ascii_case(media_type))
-}
-
-/// Whether the client accepts text but not JSON.
-pub(super) struct AcceptsText(pub bool);
-
-impl<S: Send + Sync> FromRequestParts<S> for AcceptsText {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(accepts(parts, "text/plain") && !accepts(parts, "application/json")))
-    }
-}
-
-/// Whether the client is a browser that accepts HTML.
-pub(super) struct WantsPage(pub bool);
-
-impl<S: Send + Sync> FromRequestParts<S> for WantsPage {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self(accepts(parts, "text/html")))
     }
 }
 

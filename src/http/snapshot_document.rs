@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::json_stream::{JsonWriter, ObjectWriter, WriteError};
 use crate::api;
-use crate::app::compare::{ChunkPage, DiskMap, Mode};
+use crate::app::compare::{ChunkPage, DiskMap, MapOptions, Mode};
 use crate::app::export::{Digests, DiskChecksum};
 use crate::app::retention::InUse;
 use crate::app::snapshots::{DiskDocument, MapDocument, SnapshotDocument};
@@ -134,10 +134,11 @@ fn write_totals(object: &mut ObjectWriter<'_>, map: &DiskMap) -> Result<(), Writ
 }
 
 /// Converts a page of chunks.
-pub(super) fn chunk_page(page: ChunkPage) -> api::ChunkPage {
+pub(super) fn chunk_page(page: ChunkPage, options: MapOptions) -> api::ChunkPage {
     let ChunkPage { size, mode: of, reason, chunks, next_offset } = page;
     let chunks = chunks.into_iter().map(api::Chunk::from).collect();
-    api::ChunkPage { size, mode: mode(of), reason: reason.map(str::to_owned), chunks, next_offset }
+    let (mode, reason) = (mode(of), reason.map(str::to_owned));
+    api::ChunkPage { size, mode, reason, reverse: options.reverse, chunks, next_offset }
 }
 
 fn mode(mode: Mode) -> api::Mode {

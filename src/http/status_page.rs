@@ -31,7 +31,8 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     let mut page = format!("coriolis-ovm-exporter {}, {}\n", status.version, status.at);
     heading(&mut page, "snapshots being created", &status.creates);
     for (create, state) in each(&status.creates) {
-        let _ = writeln!(page, "  {state} {} by {:?} for {:.0} s", create.vm_id, create.user, create.seconds);
+        let _ =
+            writeln!(page, "  {state} {} by {:?} for {:.0} s", create.vm_ids.join(", "), create.user, create.seconds);
     }
     heading(&mut page, "exports", &status.exports);
     for (export, state) in each(&status.exports) {

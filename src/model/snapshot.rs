@@ -111,7 +111,8 @@ pub struct Seal {
     pub map: Option<[u8; 32]>,
 }
 
-/// Two snapshots of one VM, the base older than the target.
+/// Two snapshots of one VM. A comparison finds what turns a copy of the base into the target. The base is the older
+/// one, except on the way back.
 #[derive(Debug)]
 pub struct SnapshotPair<'a> {
     base: &'a Snapshot,
@@ -137,6 +138,16 @@ impl<'a> SnapshotPair<'a> {
         } else {
             Ok(Self { base, target })
         }
+    }
+
+    /// The way back: the base is the newer one. Bytes are the same in both directions, and so is the proof.
+    #[must_use]
+    pub fn reversed(self) -> Self {
+        Self { base: self.target, target: self.base }
+    }
+
+    pub fn is_reversed(&self) -> bool {
+        self.base.sequence > self.target.sequence
     }
 
     pub fn base(&self) -> &'a Snapshot {

@@ -3,8 +3,6 @@
 use std::io;
 use std::path::PathBuf;
 
-use super::header::MAX_TABLE;
-
 #[derive(Debug, thiserror::Error)]
 #[error("{file:?}: {problem}")]
 pub struct ImageError {
@@ -26,8 +24,8 @@ pub enum Problem {
     Marked(&'static str),
     #[error("the image is damaged: {0}")]
     Damaged(&'static str),
-    #[error("the image is damaged: its table of {entries} entries is larger than {MAX_TABLE} bytes")]
-    TableTooLarge { entries: u32 },
+    #[error("the image is damaged: its L1 table of {entries} entries is larger than {limit} bytes")]
+    TableTooLarge { entries: u32, limit: u64 },
     #[error("the file is cut off: {what} ends at byte {end}, but the file has only {len} bytes")]
     CutOff { what: &'static str, end: u64, len: u64 },
     #[error("the image does not say which format its backing file has; set it with qemu-img rebase -u -F")]
@@ -39,7 +37,7 @@ pub enum Problem {
     #[error("the file occurs twice in its chain of backing files")]
     Cycle,
     #[error("the chain of backing files has more than {0} files")]
-    TooManyLayers(usize),
+    TooManyFiles(usize),
     #[error("the bytes from {start} to {end} were requested, but the disk has only {size}")]
     PastTheEnd { start: u64, end: u64, size: u64 },
 }

@@ -153,18 +153,21 @@ impl Header {
 }
 
 fn check_features(incompatible: u64) -> Result<(), Problem> {
-    const KNOWN: &[(u64, fn() -> Problem)] = &[
-        (DIRTY, || Problem::Marked("dirty: a writer did not close it")),
-        (CORRUPT, || Problem::Marked("corrupt")),
-        (EXTERNAL_DATA, || Problem::Unsupported("an external data file")),
-        (COMPRESSION_TYPE, || Problem::Unsupported("compression")),
-        (EXTENDED_L2, || Problem::Unsupported("subclusters (extended L2 entries)")),
-    ];
-    match KNOWN.iter().find(|(bit, _)| incompatible & bit != 0) {
-        Some((_, problem)) => Err(problem()),
-        None if incompatible != 0 => Err(Problem::Unsupported("a feature that this program does not know")),
-        None => Ok(()),
+    let has = |feature| incompatible & feature != 0;
+    if has(DIRTY) {
+        return Err(Problem::Marked("dirty: a program did not close it"));
     }
+    if has(CORRUPT) {
+        return Err(Problem::Marked("corrupt"));
+    }
+    let unsupported = match incompatible {
+        0 => return Ok(()),
+        _ if has(EXTERNAL_DATA) => "an external data file",
+        _ if has(COMPRESSION_TYPE) => "compression",
+        _ if has(EXTENDED_L2) => "subclusters (extended L2 entries)",
+        _ => "a feature that this program does not know",
+    };
+    Err(Problem::Unsupported(unsupported))
 }
 
 fn backing_file(first: &[u8], header_len: usize, offset: u64, len: usize) -> Result<BackingFile, Problem> {

@@ -5,9 +5,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
+use super::chain_file::ChainFile;
 use super::error::{ImageError, Problem};
 use super::header::Format;
-use super::layer::Layer;
 use super::run::Content;
 use super::table_cache::TableCache;
 use super::walk::{Part, Parts, Source, Walk, content};
@@ -15,14 +15,14 @@ use crate::model::ByteRange;
 use crate::sys::folder::Folder;
 
 /// The files of a chain. Each stays open.
-const MAX_LAYERS: usize = 1000;
+const MAX_FILES: usize = 1000;
 
 /// An open image. It can be read by several threads at once. Its tables are read when they are needed, through a cache
 /// of 4 MiB.
 #[derive(Debug)]
 pub struct Image {
     /// The newest first. Never empty.
-    layers: Vec<Layer>,
+    files: Vec<ChainFile>,
 }
 
 impl Image {
@@ -31,42 +31,42 @@ impl Image {
     /// could make it look like an image that names any file as its backing file.
     pub fn open(root: &Folder, file: &Path, format: Format) -> Result<Self, ImageError> {
         let cache = Arc::new(TableCache::new());
-        let (mut layers, mut seen) = (Vec::<Layer>::new(), HashSet::new());
+        let (mut files, mut seen) = (Vec::<ChainFile>::new(), HashSet::new());
         let start = resolve(Path::new(""), file).map_err(|problem| ImageError { file: file.to_owned(), problem })?;
         let mut next = Some((start, format));
         while let Some((path, format)) = next {
-            let number = layers.len();
+            let number = files.len();
             let mut open = || {
-                if number == MAX_LAYERS {
-                    return Err(Problem::TooManyLayers(MAX_LAYERS));
+                if number == MAX_FILES {
+                    return Err(Problem::TooManyFiles(MAX_FILES));
                 }
                 let file = root.open_file(&path)?;
                 let metadata = file.metadata()?;
                 if !seen.insert((metadata.dev(), metadata.ino())) {
                     return Err(Problem::Cycle);
                 }
-                let layer = Layer::new(path.clone(), file, format, number, &cache)?;
-                let backing = match layer.backing() {
+                let file = ChainFile::new(path.clone(), file, format, number, &cache)?;
+                let backing = match file.backing() {
                     Some(backing) => Some((resolve_backing(&path, &backing.name)?, backing.format)),
                     None => None,
                 };
-                Ok((layer, backing))
+                Ok((file, backing))
             };
-            let (layer, backing) = open().map_err(|problem| ImageError { file: path.clone(), problem })?;
-            layers.push(layer);
+            let (file, backing) = open().map_err(|problem| ImageError { file: path.clone(), problem })?;
+            files.push(file);
             next = backing;
         }
-        Ok(Self { layers })
+        Ok(Self { files })
     }
 
     /// Of the disk, bytes.
     pub fn size(&self) -> u64 {
-        self.layers[0].size
+        self.files[0].size
     }
 
     /// The files of the chain below the root folder, the newest first.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.layers.iter().map(|layer| layer.path.as_path())
+        self.files.iter().map(|file| file.path.as_path())
     }
 
     /// Reads bytes of the disk. They must be within its size.
@@ -74,15 +74,15 @@ impl Image {
         let end = offset.saturating_add(buffer.len() as u64);
         if end > self.size() {
             let problem = Problem::PastTheEnd { start: offset, end, size: self.size() };
-            return Err(self.layers[0].error(problem));
+            return Err(self.files[0].error(problem));
         }
-        let mut walk = Walk::new(&self.layers, self.layers.len());
+        let mut walk = Walk::new(&self.files, self.files.len());
         let (mut at, mut rest) = (offset, buffer);
         while at < end {
             let found = walk.find(at, end)?;
             let (piece, after) = rest.split_at_mut((found.end - at) as usize);
             match found.source {
-                Source::Stored { layer, offset } => self.layers[layer].read_stored(piece, offset)?,
+                Source::Stored { file, offset } => self.files[file].read_stored(piece, offset)?,
                 Source::Zero | Source::Below => piece.fill(0),
             }
             (at, rest) = (found.end, after);
@@ -93,7 +93,7 @@ impl Image {
     /// The run from `from` on, joined with its neighbours after it. `None` at the end of the disk. For a whole disk,
     /// [`Image::runs`] is faster.
     pub fn next_run(&self, from: u64) -> Result<Option<(ByteRange, Content)>, ImageError> {
-        Ok(self.parts(self.layers.len(), from).next().transpose()?.map(content))
+        Ok(self.parts(self.files.len(), from).next().transpose()?.map(content))
     }
 
     /// What the image itself has from `from` on, without its backing file.
@@ -103,16 +103,16 @@ impl Image {
 
     /// What the disk has, from its start to its end without gaps. Neighbours differ. Ends after an error.
     pub fn runs(&self) -> impl Iterator<Item = Result<(ByteRange, Content), ImageError>> {
-        self.parts(self.layers.len(), 0).map(|part| part.map(content))
+        self.parts(self.files.len(), 0).map(|part| part.map(content))
     }
 
-    /// What the newest `layers` files of the chain have together.
-    pub fn runs_of(&self, layers: usize) -> impl Iterator<Item = Result<(ByteRange, Part), ImageError>> {
-        self.parts(layers, 0)
+    /// What the newest `count` files of the chain have together.
+    pub fn runs_of(&self, count: usize) -> impl Iterator<Item = Result<(ByteRange, Part), ImageError>> {
+        self.parts(count, 0)
     }
 
-    fn parts(&self, layers: usize, from: u64) -> Parts<'_> {
-        Parts::new(Walk::new(&self.layers, layers), from)
+    fn parts(&self, count: usize, from: u64) -> Parts<'_> {
+        Parts::new(Walk::new(&self.files, count), from)
     }
 }
 
@@ -145,3 +145,6 @@ fn resolve(from: &Path, name: &Path) -> Result<PathBuf, Problem> {
     }
     Ok(path)
 }
+
+#[cfg(test)]
+mod tests;

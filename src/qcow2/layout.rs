@@ -75,8 +75,8 @@ impl Layout {
         Self::with_clusters(size, runs, backing, &CLUSTER_BITS)
     }
 
-    /// A layout with clusters of one of these sizes.
-    pub(super) fn with_clusters(
+    /// A layout with clusters of one of these sizes, 9 to 21 bits. For tests.
+    pub fn with_clusters(
         size: u64,
         runs: impl IntoIterator<Item = (ByteRange, Content)>,
         backing: Option<Backing>,
@@ -215,6 +215,9 @@ impl Regions {
     fn new(cluster_bits: u32, size: u64, runs: &[Run], limit: u64) -> Option<Self> {
         let cluster = 1 << cluster_bits;
         let l1_entries = size.div_ceil(cluster * (cluster / ENTRY_LEN));
+        if l1_entries * ENTRY_LEN > MAX_TABLE {
+            return None;
+        }
         let (mut data_clusters, mut tables, mut next_table) = (0, 0, 0);
         for Span { clusters, kind } in spans(cluster, limit, runs) {
             if matches!(kind, SpanKind::Allocated(_)) {
@@ -243,7 +246,7 @@ impl Regions {
         let l2 = refcounts + blocks * cluster;
         let data = l2 + tables * cluster;
         let end = data + data_clusters * cluster;
-        let fits = l1_entries * ENTRY_LEN <= MAX_TABLE && table_clusters * cluster <= MAX_REFCOUNT_TABLE;
+        let fits = table_clusters * cluster <= MAX_REFCOUNT_TABLE;
         fits.then_some(Self {
             cluster_bits,
             l1_entries,
@@ -274,6 +277,7 @@ impl Regions {
     }
 }
 
+/// [`Layout::spans`] for any size of clusters.
 fn spans(cluster: u64, limit: u64, runs: &[Run]) -> impl Iterator<Item = Span> {
     let mut allocation = Allocation::new(cluster, limit);
     runs.iter().enumerate().flat_map(move |(index, run)| allocation.spans(run, runs.get(index + 1)))
@@ -316,3 +320,6 @@ fn check_name(name: &str) -> Result<(), BadLayout> {
     let good = !first.is_empty() && !first.contains(':') && name.len() <= MAX_NAME && !name.contains(char::is_control);
     if good { Ok(()) } else { Err(BadLayout::BackingName(name.to_owned())) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,10 +3,10 @@
 //!
 //! The format is specified in QEMU's `docs/interop/qcow2.rst`. `docs/formats.md` says which part of it is used.
 
+mod chain_file;
 mod error;
 mod header;
 mod image;
-mod layer;
 mod layout;
 mod metadata;
 mod run;

@@ -166,7 +166,7 @@ impl Tables {
         }
         let entries = u64::from(header.l1_entries);
         if entries * ENTRY_LEN > MAX_TABLE {
-            return Err(Problem::TableTooLarge { entries: header.l1_entries });
+            return Err(Problem::TableTooLarge { entries: header.l1_entries, limit: MAX_TABLE });
         }
         if u128::from(entries) << self.table_bits() < u128::from(header.size) {
             return Err(Problem::Damaged("its L1 table is too short for the size of its disk"));

@@ -11,7 +11,7 @@ use super::*;
 use crate::model::ByteRange;
 use crate::sys::folder::Folder;
 
-/// One state of a disk, and the runs by which it differs from the one before it.
+/// One state of a disk, and its differences to the one before it.
 #[derive(Clone, Debug)]
 struct State {
     size: u64,
@@ -309,5 +309,18 @@ proptest! {
         prop_assert!(refused);
         write_image(&file, &chain.layout(0, &states[0], false), 0, &states[0].runs, None);
         prop_assert!(fs::read(chain.path(0)).unwrap() == finished);
+    }
+}
+
+/// The cluster in which the backing file ends has zeros of one run, data of another, and nothing in between.
+#[test]
+fn data_behind_the_end_of_the_backing_file_shares_a_cluster_with_zeros() {
+    let range = |start, end| ByteRange::new(start, end).unwrap();
+    let base = State { size: 6144, cluster_bits: Some(12), runs: vec![(range(0, 6144), Content::Data)] };
+    for start in [6144, 6656, 8192] {
+        let runs = vec![(range(512, 6144), Content::Zero), (range(start, 9216), Content::Data)];
+        let grown = State { size: 10_240, cluster_bits: Some(12), runs };
+        let chain = Chain::write(&[base.clone(), grown], false);
+        assert!(read(&chain.open(1, false), 0..10_240) == chain.disks[1], "data from {start} on");
     }
 }

@@ -1,69 +1,69 @@
-//! Finds which layer of a chain has which bytes, from the start of a disk to its end.
+//! Finds which file of a chain has which bytes, from the start of a disk to its end.
 
+use super::chain_file::ChainFile;
 use super::error::ImageError;
-use super::layer::Layer;
 use super::run::Content;
 use super::tables::{Extent, Place};
 use crate::model::ByteRange;
 
-/// What some layers of a chain have.
+/// What some files of a chain have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
     Data,
     Zero,
-    /// The layers below them decide.
+    /// The files below them decide.
     Below,
 }
 
 /// Where the bytes from a position on are.
 #[derive(Clone, Copy, Debug)]
 pub struct Found {
-    /// Where this ends, as a position of the disk.
+    /// The position of the disk where this ends.
     pub end: u64,
     pub source: Source,
 }
 
 #[derive(Clone, Copy, Debug)]
 pub enum Source {
-    /// In the file of this layer, at this offset.
+    /// In the file with this number, at this offset.
     Stored {
-        layer: usize,
+        file: usize,
         offset: u64,
     },
     Zero,
     Below,
 }
 
-/// Remembers the last extent of each layer. So each extent is looked up once if the positions ascend.
+/// Remembers the last extent of each file. So each extent is looked up once if the positions ascend.
 #[derive(Debug)]
 pub struct Walk<'a> {
     /// The newest first.
-    layers: &'a [Layer],
-    /// Whether there are layers below these.
+    files: &'a [ChainFile],
+    /// Whether there are files below these.
     more_below: bool,
     extents: Vec<Extent>,
 }
 
 impl<'a> Walk<'a> {
-    /// A walk over the newest `count` of the layers.
-    pub fn new(layers: &'a [Layer], count: usize) -> Self {
-        let (layers, below) = layers.split_at(count.min(layers.len()));
-        Self { layers, more_below: !below.is_empty(), extents: Vec::new() }
+    /// A walk over the newest `count` of the files.
+    pub fn new(files: &'a [ChainFile], count: usize) -> Self {
+        let (files, below) = files.split_at(count.min(files.len()));
+        Self { files, more_below: !below.is_empty(), extents: Vec::new() }
     }
 
     /// Where the bytes from `at` on are, at most to `until`, which must be greater and within the size of the newest
-    /// layer.
+    /// disk.
     pub fn find(&mut self, at: u64, until: u64) -> Result<Found, ImageError> {
         let mut end = until;
-        for (number, layer) in self.layers.iter().enumerate() {
+        for (number, file) in self.files.iter().enumerate() {
             // A disk that is larger than its backing file has zeros behind it.
-            if at >= layer.size {
+            if at >= file.size {
                 return Ok(Found { end, source: Source::Zero });
             }
-            let extent = self.extent(number, layer, at)?;
+            let extent = self.extent(number, file, at)?;
             end = end.min(extent.range.end);
             let source = match extent.place {
-                Place::Stored(offset) => Source::Stored { layer: number, offset: offset + (at - extent.range.start) },
+                Place::Stored(offset) => Source::Stored { file: number, offset: offset + (at - extent.range.start) },
                 Place::Zero => Source::Zero,
                 Place::Below => continue,
             };
@@ -72,11 +72,11 @@ impl<'a> Walk<'a> {
         Ok(Found { end, source: if self.more_below { Source::Below } else { Source::Zero } })
     }
 
-    fn extent(&mut self, number: usize, layer: &Layer, at: u64) -> Result<&Extent, ImageError> {
+    fn extent(&mut self, number: usize, file: &ChainFile, at: u64) -> Result<&Extent, ImageError> {
         if number == self.extents.len() {
-            self.extents.push(layer.extent_at(at)?);
+            self.extents.push(file.extent_at(at)?);
         } else if !self.extents[number].range.contains(&at) {
-            self.extents[number] = layer.extent_at(at)?;
+            self.extents[number] = file.extent_at(at)?;
         }
         Ok(&self.extents[number])
     }
@@ -92,7 +92,7 @@ pub struct Parts<'a> {
 
 impl<'a> Parts<'a> {
     pub fn new(walk: Walk<'a>, from: u64) -> Self {
-        let size = walk.layers.first().map_or(0, |layer| layer.size);
+        let size = walk.files.first().map_or(0, |file| file.size);
         Self { walk, at: from, size }
     }
 

@@ -52,7 +52,15 @@ impl From<Interrupted> for ChecksumError {
     }
 }
 
-/// The checksum of `range` of `file`. The range must be within its size. The work is done on the repository's threads.
+/// What a checksum is of, one part after the other.
+#[derive(Clone, Debug)]
+pub enum Content {
+    Text(Vec<u8>),
+    /// A range of the file, within its size.
+    Range(Range<u64>),
+}
+
+/// The checksum of `range` of `file`: as [`of_content`].
 ///
 /// # Errors
 /// [`ChecksumError::File`] if the file was changed meanwhile.
@@ -62,21 +70,67 @@ pub fn of_range(
     algorithm: Algorithm,
     is_wanted: &IsWanted,
 ) -> Result<Digest, ChecksumError> {
+    of_content(file, vec![Content::Range(range)], algorithm, is_wanted)
+}
+
+/// The checksum of `content`, with ranges of `file`. The work is done on the repository's threads.
+///
+/// # Errors
+/// [`ChecksumError::File`] if the file was changed meanwhile.
+pub fn of_content(
+    file: Arc<DiskFile>,
+    content: Vec<Content>,
+    algorithm: Algorithm,
+    is_wanted: &IsWanted,
+) -> Result<Digest, ChecksumError> {
     let executor = file.executor().clone();
-    let mut work = (Reader::new(file, range.start, range.end), Hasher::new(algorithm));
+    let (reader, hasher) = (Reader::new(file, 0, 0), Hasher::new(algorithm));
+    let mut work = ContentHasher { rest: content.into(), reader, hasher };
     loop {
-        let (rest, done) = executor.step(work, &**is_wanted, move |access, (reader, hasher)| {
-            reader.hash_to(access, hasher, range.end.min(reader.at.saturating_add(STEP_BYTES)))?;
-            let is_done = reader.at >= range.end;
-            if is_done {
-                reader.file.verify_content(access)?;
-            }
-            Ok::<_, ChecksumError>(is_done)
-        })?;
+        let (rest, done) = executor.step(work, &**is_wanted, |access, work| work.step(access))?;
         if done? {
-            return Ok(rest.1.finish());
+            return Ok(rest.hasher.finish());
         }
         work = rest;
+    }
+}
+
+struct ContentHasher {
+    rest: VecDeque<Content>,
+    reader: Reader,
+    hasher: Hasher,
+}
+
+impl ContentHasher {
+    /// Hashes the next bytes. Returns whether it was the rest.
+    fn step(&mut self, access: &Access<'_>) -> Result<bool, ChecksumError> {
+        let mut left = STEP_BYTES;
+        while left > 0
+            && let Some(next) = self.rest.front_mut()
+        {
+            let is_done = match next {
+                Content::Text(text) => {
+                    self.hasher.add(text);
+                    true
+                }
+                Content::Range(range) => {
+                    let end = range.end.min(range.start.saturating_add(left));
+                    self.reader.seek(range);
+                    self.reader.hash_to(access, &mut self.hasher, end)?;
+                    left -= end - range.start;
+                    range.start = end;
+                    range.is_empty()
+                }
+            };
+            if is_done {
+                self.rest.pop_front();
+            }
+        }
+        if !self.rest.is_empty() {
+            return Ok(false);
+        }
+        self.reader.file.verify_content(access)?;
+        Ok(true)
     }
 }
 
@@ -229,6 +283,13 @@ struct Reader {
 impl Reader {
     fn new(file: Arc<DiskFile>, start: u64, limit: u64) -> Self {
         Self { file, at: start, limit, run: (start, false), buffer: Vec::new() }
+    }
+
+    /// Continues with this range.
+    fn seek(&mut self, range: &Range<u64>) {
+        if (self.at, self.limit) != (range.start, range.end) {
+            (self.at, self.limit, self.run) = (range.start, range.end, (range.start, false));
+        }
     }
 
     /// The end of the run at the current offset, and whether it holds data.

@@ -1,4 +1,4 @@
-//! Clones all disks of a VM at one moment.
+//! Clones all disks of a VM, or of several VMs, at one moment.
 
 use std::ffi::{CString, OsString};
 use std::fs::{File, Permissions};
@@ -104,10 +104,17 @@ impl Clones {
         }
     }
 
-    /// Makes the clones: one thread each, started together. Nothing else is done in this step.
-    pub fn make(self) -> Result<Cloned, CloneError> {
-        let duration = clone_together(&self.clones).map_err(|(index, error)| (index, with_remedy(error)))?;
-        Ok(Cloned { clones: self.clones, key: self.key, duration })
+    /// Makes the clones of all snapshots: one thread each, started together. Nothing else is done in this step. An error
+    /// has the index of the snapshot.
+    pub fn make_all(snapshots: Vec<Self>) -> Result<Vec<Cloned>, (usize, CloneError)> {
+        let disks = |(snapshot, clones): (usize, &'_ Self)| (0..clones.clones.len()).map(move |disk| (snapshot, disk));
+        let places: Vec<(usize, usize)> = snapshots.iter().enumerate().flat_map(disks).collect();
+        let all: Vec<_> = snapshots.iter().flat_map(|clones| &clones.clones).collect();
+        let duration = clone_together(&all).map_err(|(index, error)| {
+            let (snapshot, disk) = places[index];
+            (snapshot, (disk, with_remedy(error)))
+        })?;
+        Ok(snapshots.into_iter().map(|Self { clones, key }| Cloned { clones, key, duration }).collect())
     }
 }
 
@@ -143,7 +150,7 @@ pub(super) fn clone_one(source: Source, target: Target) -> io::Result<File> {
     clone.finish()
 }
 
-fn clone_together(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> {
+fn clone_together(clones: &[&(Executor, Clone)]) -> Result<Duration, CloneError> {
     // Whether all threads were started. Otherwise none may wait for the others.
     let complete: OnceLock<bool> = OnceLock::new();
     let barrier = Barrier::new(clones.len());
@@ -159,7 +166,7 @@ fn clone_together(clones: &[(Executor, Clone)]) -> Result<Duration, CloneError> 
     };
     thread::scope(|scope| {
         let mut running = Vec::with_capacity(clones.len());
-        for (index, clone) in clones.iter().enumerate() {
+        for (index, clone) in clones.iter().copied().enumerate() {
             match thread::Builder::new().spawn_scoped(scope, || make(clone)) {
                 Ok(thread) => running.push(thread),
                 Err(error) => {

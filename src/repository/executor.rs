@@ -4,6 +4,7 @@
 //! until the file system responds. Therefore each repository has its own threads, and callers wait only while there is
 //! progress. A repository that hangs takes no threads, queue places or time from the others.
 
+mod callers;
 mod health;
 mod pending;
 
@@ -25,12 +26,6 @@ const CHANGE_STALL_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// For reads. With the idle I/O class, they wait for the I/O of everyone else.
 const READ_STALL_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// How many callers may be in calls on their own threads: a file system that hangs must not take a thread of each
-/// connection. From [`MANY_CALLER_THREADS`] on, a stall of [`SHORT_STALL`] is enough to refuse more.
-const MAX_CALLER_THREADS: usize = 256;
-const MANY_CALLER_THREADS: usize = 64;
-const SHORT_STALL: Duration = Duration::from_secs(1);
 
 /// Jobs in the queue of a lane.
 const MAX_QUEUED: usize = 4096;
@@ -242,33 +237,6 @@ impl Executor {
         self.start_threads(&mut state, kind.lane);
         self.0.lane(kind.lane).notify_one();
         pending
-    }
-
-    /// Runs `work` on the caller's own thread, which blocks if the file system hangs. While the file system hangs, no
-    /// work is started: callers' threads must not all block there.
-    pub fn run_here<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> Result<T, Unresponsive> {
-        {
-            let mut state = self.0.state();
-            let callers = state.calls.values().filter(|call| call.lane.is_none()).count();
-            let is_stalled = callers >= MANY_CALLER_THREADS && state.stalled_for(Instant::now()) >= SHORT_STALL;
-            if is_stalled || callers >= MAX_CALLER_THREADS || !self.admits(&mut state) {
-                return Err(Unresponsive);
-            }
-        }
-        Ok(self.run_here_started(work))
-    }
-
-    /// As [`Executor::run_here`], for work that has started before: it is never refused.
-    pub fn run_here_started<T>(&self, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        self.run_here_as(JobKind { stall_timeout: READ_STALL_TIMEOUT, ..JobKind::BULK }, work)
-    }
-
-    /// As [`Executor::run_here_started`], for work of another kind. Its key is not waited for.
-    pub fn run_here_as<T>(&self, kind: JobKind, work: impl FnOnce(&Access<'_>) -> T) -> T {
-        let status = Arc::<JobStatus>::default();
-        let number = self.0.state().start(None, kind, Arc::clone(&status));
-        let _running = RunningCall { shared: &self.0, number };
-        work(&Access(&status))
     }
 
     /// Whether `volume` is the file system that was there before, or a newly mounted one. If nothing is mounted, only

@@ -54,8 +54,8 @@ mod tests {
         let [made, plain] = [1, 2].map(|number| begin(&store, snapshot(number), None));
         let definition = Definition { format: "vm.cfg".to_owned(), memory_mb: Some(1), ..Definition::default() };
         let options = CommitOptions { definition: Some(definition.clone()), ..CommitOptions::default() };
-        store.commit(&made, &options).unwrap();
-        store.commit(&plain, &CommitOptions::default()).unwrap();
+        store.commit(&[(&made, &options)]).unwrap();
+        store.commit(&[(&plain, &CommitOptions::default())]).unwrap();
         assert!(store.adopt(&snapshot(3), Some(&definition)).unwrap());
         let found = |number| store.definition(SnapshotId::from_u128(number)).unwrap();
         assert_eq!([1, 2, 3, 4].map(found), [Some(definition.clone()), None, Some(definition.clone()), None]);

@@ -27,7 +27,7 @@ pub use pending_hooks::PendingHookTable;
 pub use proof::Proofs;
 pub use record::Record;
 use record::State;
-pub use retention::{CommitOptions, RequestKey, Retentions};
+pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
@@ -97,32 +97,18 @@ impl Store {
         })
     }
 
-    /// Records that the snapshot of `draft` is about to be made, and assigns its sequence. If `pending_hooks` are
-    /// given, they are recorded with it: see [`PendingHookTable::record`].
+    /// Records in one transaction that the snapshots of `drafts` are about to be made, and assigns their sequences.
+    /// Pending hooks are recorded with them: see [`PendingHookTable::record`].
     ///
     /// # Errors
-    /// [`StoreError::FileLost`] if the next start would not find the record.
-    pub fn begin(&self, draft: SnapshotDraft, pending_hooks: Option<&[u8]>) -> Result<UnfinishedSnapshot, StoreError> {
+    /// [`StoreError::FileLost`] if the next start would not find the records.
+    pub fn begin(&self, drafts: Vec<(SnapshotDraft, Option<Vec<u8>>)>) -> Result<Vec<UnfinishedSnapshot>, StoreError> {
         if let Some(trouble) = self.trouble().filter(Trouble::loses_writes) {
             return Err(StoreError::FileLost(trouble));
         }
         self.handle.write(|transaction| {
-            let sequence = {
-                let mut counters = transaction.open_table(schema::COUNTERS)?;
-                let last = counters.get("sequence")?.map_or(0, |value| value.value());
-                let next = (last + 1).max(FIRST_SEQUENCE);
-                counters.insert("sequence", next)?;
-                next
-            };
-            let unfinished = UnfinishedSnapshot::new(draft, sequence);
-            let SnapshotDraft { id, ref vm, .. } = unfinished.draft;
-            put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
-            transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
-            if let Some(pending_hooks) = pending_hooks {
-                let key = PendingHooksKey::of_creation(id);
-                transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks)?;
-            }
-            Ok(unfinished)
+            let begin = |(draft, pending_hooks)| begin_one(transaction, draft, pending_hooks);
+            drafts.into_iter().map(begin).collect()
         })
     }
 
@@ -264,6 +250,29 @@ impl Store {
             Ok(found)
         })
     }
+}
+
+fn begin_one(
+    transaction: &WriteTransaction,
+    draft: SnapshotDraft,
+    pending_hooks: Option<Vec<u8>>,
+) -> Result<UnfinishedSnapshot, StoreError> {
+    let sequence = {
+        let mut counters = transaction.open_table(schema::COUNTERS)?;
+        let last = counters.get("sequence")?.map_or(0, |value| value.value());
+        let next = (last + 1).max(FIRST_SEQUENCE);
+        counters.insert("sequence", next)?;
+        next
+    };
+    let unfinished = UnfinishedSnapshot::new(draft, sequence);
+    let SnapshotDraft { id, ref vm, .. } = unfinished.draft;
+    put_bytes(transaction, id, &record::encode_unfinished(&unfinished)?)?;
+    transaction.open_table(SNAPSHOTS_BY_VM)?.insert((vm.as_str(), sequence), id.as_u128())?;
+    if let Some(pending_hooks) = pending_hooks {
+        let key = PendingHooksKey::of_creation(id);
+        transaction.open_table(pending_hooks::TABLE)?.insert(key.as_u128(), pending_hooks.as_slice())?;
+    }
+    Ok(unfinished)
 }
 
 /// Reads every record, and so every page that holds one.

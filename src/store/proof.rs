@@ -89,7 +89,7 @@ mod tests {
         let store = Store::open(&dir.path().join("db")).unwrap();
         let [first, second] = [1, 2].map(|number| begin(&store, snapshot(number), None));
         for snapshot in [&first, &second] {
-            store.commit(snapshot, &CommitOptions::default()).unwrap();
+            store.commit(&[(snapshot, &CommitOptions::default())]).unwrap();
         }
         let disk = first.disks[0].name.clone();
         for id in [first.id, second.id, SnapshotId::from_u128(3)] {
@@ -110,7 +110,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         let ours = begin(&store, snapshot(1), None);
-        store.commit(&ours, &CommitOptions::default()).unwrap();
+        store.commit(&[(&ours, &CommitOptions::default())]).unwrap();
         // The other service assigns its own sequences.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;

@@ -71,21 +71,23 @@ fn is_valid(used_at_ms: i64, now: Timestamp) -> bool {
 }
 
 impl Store {
-    /// Records that `snapshot` is complete, together with `options`. From now on clients see it.
+    /// Records in one transaction that `snapshots` are complete, each with its options. From now on clients see them.
     ///
     /// # Errors
-    /// After an error the record may still have been written: check with [`Store::record`].
-    pub fn commit(&self, snapshot: &Snapshot, options: &CommitOptions) -> Result<(), StoreError> {
+    /// After an error the records may still have been written, all or none: check with [`Store::record`].
+    pub fn commit(&self, snapshots: &[(&Snapshot, &CommitOptions)]) -> Result<(), StoreError> {
         self.handle.write(|transaction| {
-            put(transaction, State::Ready, snapshot)?;
-            definition::put(transaction, snapshot.id, options.definition.as_ref())?;
-            if let Some(expiry) = options.expires_at {
-                transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
-            }
-            match &options.key {
-                Some(key) => record_key_use(transaction, snapshot, key),
-                None => Ok(()),
-            }
+            snapshots.iter().try_for_each(|(snapshot, options)| {
+                put(transaction, State::Ready, snapshot)?;
+                definition::put(transaction, snapshot.id, options.definition.as_ref())?;
+                if let Some(expiry) = options.expires_at {
+                    transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
+                }
+                match &options.key {
+                    Some(key) => record_key_use(transaction, snapshot, key),
+                    None => Ok(()),
+                }
+            })
         })
     }
 

@@ -47,7 +47,8 @@ pub(super) fn begin(store: &Store, snapshot: Snapshot, pending_hooks: Option<&[u
         disks: snapshot.disks.iter().map(planned).collect(),
         annotations: snapshot.annotations.clone(),
     };
-    Snapshot { sequence: store.begin(draft, pending_hooks).unwrap().sequence, ..snapshot }
+    let begun = store.begin(vec![(draft, pending_hooks.map(<[u8]>::to_vec))]).unwrap();
+    Snapshot { sequence: begun[0].sequence, ..snapshot }
 }
 
 /// The files of a snapshot that is being made.
@@ -100,10 +101,10 @@ fn a_snapshot_is_visible_from_commit_to_deletion() {
     let first = begin(&store, snapshot(2), None);
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [unfinished_files(&first)]);
-    store.commit(&first, &CommitOptions::default()).unwrap();
+    store.commit(&[(&first, &CommitOptions::default())]).unwrap();
 
     let second = begin(&store, snapshot(1), None);
-    store.commit(&second, &CommitOptions::default()).unwrap();
+    store.commit(&[(&second, &CommitOptions::default())]).unwrap();
     drop(store);
 
     // Another process, later. The order is that of creation, not of ids or clocks.
@@ -208,7 +209,7 @@ fn the_database_of_schema_1_is_opened() {
     // New sequences come after those of adopted snapshots.
     let next = begin(&store, snapshot(9), None);
     assert_eq!(next.sequence, FIRST_SEQUENCE);
-    store.commit(&next, &golden_options()).unwrap();
+    store.commit(&[(&next, &golden_options())]).unwrap();
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
@@ -247,7 +248,7 @@ fn write_the_golden_database() {
     assert!(!path.exists(), "a golden file is never overwritten");
     let store = Store::open(&path).unwrap();
     for snapshot in [snapshot(7), annotated(8)] {
-        store.commit(&begin(&store, snapshot, None), &golden_options()).unwrap();
+        store.commit(&[(&begin(&store, snapshot, None), &golden_options())]).unwrap();
     }
     assert!(
         store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
@@ -262,7 +263,7 @@ fn pending_hooks_are_kept_until_they_are_cleared() {
     let store = Store::open(&path).unwrap();
     let first = begin(&store, hooked(1), Some(b"first"));
     let second = begin(&store, snapshot(2), None);
-    store.commit(&first, &CommitOptions::default()).unwrap();
+    store.commit(&[(&first, &CommitOptions::default())]).unwrap();
     store.pending_hooks().record(PendingHooksKey::of_creation(second.id), b"second").unwrap();
     drop(store);
 
@@ -331,7 +332,7 @@ fn an_adopted_snapshot_is_older_than_those_of_this_service() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
     let made = begin(&store, snapshot(1), None);
-    store.commit(&made, &CommitOptions::default()).unwrap();
+    store.commit(&[(&made, &CommitOptions::default())]).unwrap();
     let mut adopted = snapshot(2);
     adopted.sequence = 1_700_000_000;
     assert!(store.adopt(&adopted, None).unwrap());

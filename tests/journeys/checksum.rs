@@ -5,6 +5,8 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::Command;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -256,6 +258,12 @@ fn digest_headers_are_sent_on_request() {
                        print(f'sha-256=:{base64.b64encode(digest).decode()}:', end='')";
         output(Command::new("python3").args(["-c", program]).arg(&path).args([start, end].map(|at| at.to_string())))
     };
+    let of_bytes = |bytes: &[u8]| {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(file.path(), bytes).unwrap();
+        let sum = Command::new("openssl").args(["dgst", "-sha256", "-binary"]).arg(file.path()).output().unwrap();
+        format!("sha-256=:{}:", BASE64_STANDARD.encode(sum.stdout))
+    };
     let whole = of(0, size);
     let wanted = ("Want-Repr-Digest", "sha-512=9, sha-256=3");
     let before = ProcessStats::of(&world.exporter).bytes_read();
@@ -280,10 +288,26 @@ fn digest_headers_are_sent_on_request() {
     let part = ask(Method::GET, &[wanted, content, ("Range", &range)]);
     assert_eq!((part.status, part.header("repr-digest")), (206, &*whole));
     assert_eq!(part.header("content-digest"), of(50, 4 * MB + 1));
-    // No content digest for long or multipart content.
+    // No content digest for long content.
     assert_eq!(ask(Method::GET, &[content]).header("content-digest"), "");
-    let several = ask(Method::GET, &[wanted, content, ("Range", "bytes=0-1,5-6")]);
-    assert_eq!((several.header("repr-digest"), several.header("content-digest")), (&*whole, ""));
+    let long = format!("bytes=0-{},{}-{}", 10 * MB, 10 * MB, 18 * MB);
+    let long = ask(Method::GET, &[content, ("Range", &long)]);
+    assert_eq!((long.status, long.header("content-digest")), (206, ""));
+    let head = ask(Method::HEAD, &[content, ("Range", "bytes=0-1,5-6")]);
+    assert_eq!((head.status, head.header("content-digest")), (200, ""));
+    // With several ranges it is the digest of the multipart body, with everything between the ranges.
+    let many: Vec<String> = (0..64).rev().map(|n| format!("{}-{}", n * 40_000, n * 40_000 + 9_999)).collect();
+    for ranges in [
+        "0-1,5-6".to_owned(),
+        format!("{}-{},0-{}", 3 * MB - 100, 8 * MB, 3 * MB),
+        format!("0-{},0-9,{}-{}", 4 * MB, 3 * MB, 3 * MB + 5),
+        many.join(","),
+    ] {
+        let several = ask(Method::GET, &[wanted, content, ("Range", &format!("bytes={ranges}"))]);
+        assert!(several.status == 206 && several.header("content-type").starts_with("multipart/byteranges"));
+        assert_eq!(several.header("repr-digest"), whole);
+        assert_eq!(several.header("content-digest"), of_bytes(&several.body), "{ranges}");
+    }
     // Not requested, or not with this algorithm.
     for header in ["sha-256=0", "sha-512=10", "nonsense"] {
         assert_eq!(ask(Method::GET, &[("Want-Repr-Digest", header)]).header("repr-digest"), "", "{header}");

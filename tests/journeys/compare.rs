@@ -250,6 +250,51 @@ fn disk_missing_from_the_base_is_full() {
 }
 
 #[test]
+fn full_list_is_an_error_on_request() {
+    needs_root!();
+    let (_volume, second_repository, world) = World::with_two_repositories(512);
+    let a = make_disk(&world.repository, "a.img", MB);
+    define_vm(&world.repository, VM, std::slice::from_ref(&a));
+    let client = world.client();
+    let base = client.take_snapshot_id();
+    let compare =
+        |target: &str, query: &str| client.get(&format!("{SNAPSHOTS}/{target}{query}compareTo={base}&ifFull=error"));
+    let same = client.take_snapshot_id();
+    for query in ["?", "?chunks=false&", "?summary=true&", "/disks/a.img/chunks?"] {
+        assert_eq!(compare(&same, query).status, 200, "{query}");
+    }
+    // The second disk is new; then the first one is another disk of the same name.
+    let b = make_disk(&world.repository, "b.img", MB);
+    for (disks, named, reason) in [
+        (vec![a.clone(), b.clone()], "b.img", "no such disk"),
+        (vec![make_disk(&second_repository, "a.img", MB)], "a.img", "another disk"),
+    ] {
+        define_vm(&world.repository, VM, &disks);
+        let target = client.take_snapshot_id();
+        for query in ["?", "?chunks=false&", "?summary=true&", &format!("/disks/{named}/chunks?")] {
+            let answer = compare(&target, query);
+            assert_eq!(answer.error(409), "full_required", "{query}");
+            let details = text(&answer.json()["details"]);
+            assert!(details.contains(named) && details.contains(reason), "{details}");
+        }
+        let lines = format!("/api/v1{SNAPSHOTS}/{target}/disks/{named}/chunks?compareTo={base}&ifFull=error");
+        let lines = client.request(reqwest::Method::GET, &lines).header("Accept", "application/x-ndjson");
+        assert_eq!(client.send(lines).error(409), "full_required");
+        let full = client.get(&format!("{SNAPSHOTS}/{target}?compareTo={base}&ifFull=full")).ok();
+        assert_eq!(full, client.compare(&target, &base));
+    }
+    // The parameter is only for comparisons, so that it cannot be ignored.
+    for route in ["", &format!("/{same}"), &format!("/{same}/disks/a.img/chunks")] {
+        assert_eq!(client.get(&format!("{SNAPSHOTS}{route}?ifFull=error")).error(400), "bad_request", "{route}");
+    }
+    assert_eq!(client.post(&format!("{SNAPSHOTS}?ifFull=error")).error(400), "bad_request");
+    for query in ["ifFull=fail", "iffull=error", "ifFull=error&ifFull=error"] {
+        let answer = client.get(&format!("{SNAPSHOTS}/{same}?compareTo={base}&{query}"));
+        assert_eq!(answer.error(400), "bad_request", "{query}");
+    }
+}
+
+#[test]
 fn damaged_base_is_rejected() {
     needs_root!();
     let (_world, path, client) = with_half_a_disk();

@@ -88,5 +88,5 @@ fn kept_demo_leaves_a_working_service() {
     eventually("the demo has removed its files", || fs::read_dir(dir.path()).unwrap().next().is_none());
     assert!(tried.status.success(), "{commands}\n{seen}\n{errors}\n{log}");
     assert!(seen.contains("\"friendly_name\": \"web-1\"") && seen.contains("data_bytes"), "{seen}");
-    assert!(seen.contains("CONSISTENCY"), "the example client did not run: {seen}");
+    assert!(seen.contains("web-1: full point"), "the backup client did not run: {seen}");
 }

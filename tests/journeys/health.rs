@@ -3,10 +3,44 @@
 use std::fs;
 
 use reqwest::Method;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::harness::World;
 use crate::needs_root;
+
+/// The limits of the default config, from the example in docs/api.md.
+fn documented_limits() -> Value {
+    let text = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/docs/api.md")).unwrap();
+    let section = text.split("\n## Limits of the service\n").nth(1).unwrap();
+    let example = section.split("```json\n").nth(1).unwrap().split("```").next().unwrap();
+    serde_json::from_str(example).unwrap()
+}
+
+#[test]
+fn limits_are_those_of_the_config() {
+    needs_root!();
+    let world = World::with(512, |settings| {
+        settings.policy = "export_concurrency = 5\nexport_wait = \"1500ms\"\nsnapshot_concurrency = 3\n\
+            max_snapshots_per_vm = 7\nmax_extents = 9000\ndefault_ttl = \"2h\"\n"
+            .to_owned();
+        settings.sections = "[export]\nmin_rate = 0\n".to_owned();
+    });
+    let mut expected = documented_limits();
+    for (name, value) in [
+        ("export_concurrency", json!(5)),
+        ("export_spare", json!(2)),
+        ("export_wait_seconds", json!(2)),
+        ("export_min_rate", json!(null)),
+        ("snapshot_concurrency", json!(3)),
+        ("max_snapshots_per_vm", json!(7)),
+        ("max_extents", json!(9000)),
+        ("default_ttl_seconds", json!(7200)),
+    ] {
+        assert!(expected.get(name).is_some(), "{name} is not documented");
+        expected[name] = value;
+    }
+    assert_eq!(world.client().get("/capabilities").ok()["limits"], expected);
+}
 
 #[test]
 fn health_endpoints_are_public_and_reveal_no_paths() {
@@ -25,8 +59,7 @@ fn health_endpoints_are_public_and_reveal_no_paths() {
     }
     let capabilities = world.client().get("/capabilities").ok();
     assert_eq!(capabilities["version"], env!("CARGO_PKG_VERSION"));
-    let limits = json!({"ranges_per_request": 64, "request_body_bytes": 65536, "token_seconds": 604_800});
-    assert_eq!(capabilities["limits"], limits);
+    assert_eq!(capabilities["limits"], documented_limits());
     assert!(capabilities["features"].as_array().unwrap().contains(&json!("compare")), "{capabilities}");
 
     // Unmounted, then with a file in its place: the problem names the repository's id and no path.

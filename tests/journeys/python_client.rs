@@ -1,22 +1,40 @@
-//! The example client in Python, used as a backup product would use it.
+//! The command line of the Python client, used as a backup product would use it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
-use crate::harness::{MB, PASSWORD, USER, VM, World, write_at, xfs_io};
+use crate::harness::{Guest, MB, PASSWORD, ServerBehavior, USER, VM, World, write_at, xfs_io};
 use crate::needs_root;
 
-fn client(world: &World, arguments: &[&str]) -> Output {
-    Command::new("python3")
-        .arg(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/exporter_client.py"))
-        .args(["--url", &format!("https://127.0.0.1:{}", world.exporter.port), "--username", USER, "--cacert"])
-        .arg(world.certificates.ca())
-        .args(arguments)
+/// The folder of the Python package.
+pub(super) fn package() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/python")
+}
+
+/// Python with the package, and what its clients find in the environment. The service is at `port`.
+pub(super) fn python(world: &World, port: u16) -> Command {
+    let mut command = Command::new("python3");
+    command
+        .env("PYTHONPATH", package().join("src"))
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .env("EXPORTER", format!("https://127.0.0.1:{port}"))
+        .env("EXPORTER_CACERT", world.certificates.ca())
+        .env("EXPORTER_USERNAME", USER)
         .env("EXPORTER_PASSWORD", PASSWORD)
-        .output()
-        .unwrap()
+        .env("VM", VM);
+    command
+}
+
+/// The command line of the client.
+pub(super) fn client_at(world: &World, port: u16, arguments: &[&str]) -> Output {
+    let url = format!("https://127.0.0.1:{port}");
+    python(world, port).args(["-m", "ovm_exporter_client", "--url", &url]).args(arguments).output().unwrap()
+}
+
+fn client(world: &World, arguments: &[&str]) -> Output {
+    client_at(world, world.exporter.port, arguments)
 }
 
 /// Runs the client, which has to succeed; returns its standard output.
@@ -64,9 +82,12 @@ fn full_and_incremental_copies_match_the_snapshots() {
 
     // An increment onto another base is refused, and `verify` detects a wrong copy.
     let third = run_client(&world, &["snapshot", VM]).trim().to_owned();
-    assert!(!client(&world, &["incremental", VM, &third, &first, copy]).status.success());
+    assert_eq!(client(&world, &["incremental", VM, &third, &first, copy]).status.code(), Some(4));
     write_at(&copy_dir.path().join("a.img"), 50 * MB, b"x");
-    assert!(!client(&world, &["verify", VM, &second, copy]).status.success());
+    let output = client(&world, &["verify", VM, &second, copy]);
+    let printed = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(output.status.code(), Some(3), "{printed}");
+    assert_eq!(printed, format!("a.img: bytes {} to {} differ\ndata disk.img: equal\n", 48 * MB, 52 * MB - 1));
 
     // With a lost base the client makes a full copy and says so.
     run_client(&world, &["full", VM, &first, copy]);
@@ -108,22 +129,59 @@ fn purge_reports_the_first_error_and_an_empty_list() {
     for arguments in [&["purge", VM][..], &["purge", "--yes", VM]] {
         assert_eq!(run_client(&world, arguments), "there are none\n", "{arguments:?}");
     }
-    // The service stops after the first listing: the deletion and the second listing fail.
-    let script = "import argparse, exporter_client as client\n\
-        class Service:\n    \
-            calls = 0\n    \
-            def call(self, method, path):\n        \
-                self.calls += 1\n        \
-                if self.calls == 1: return [{'id': 'x'}]\n        \
-                raise client.ClientError(f'{method} failed')\n\
-        try: client.purge(Service(), argparse.Namespace(vm='v', yes=True))\n\
-        except client.ClientError as error: print(f'raised {error}')\n";
-    let output = Command::new("python3")
-        .args(["-B", "-c", script])
-        .env("PYTHONPATH", Path::new(env!("CARGO_MANIFEST_DIR")).join("examples"))
-        .output()
-        .unwrap();
-    let errors = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(String::from_utf8_lossy(&output.stdout), "raised DELETE failed\n", "{errors}");
-    assert!(errors.contains("GET failed"), "{errors}");
+    // The service refuses the token after the first listing: the deletion and the second listing fail.
+    world.client().take_snapshot_id();
+    let script = "import argparse, os\n\
+        from ovm_exporter_client import Client, ClientError\n\
+        from ovm_exporter_client.__main__ import purge\n\
+        class Logged(Client):\n    \
+            def get_snapshots(self, *vm, **options):\n        \
+                try: return super().get_snapshots(*vm, **options)\n        \
+                finally: self._token, self._credentials = 'refused', None\n\
+        environment = [os.environ['EXPORTER' + name] for name in ('', '_USERNAME', '_PASSWORD')]\n\
+        client = Logged.login(*environment, cacert=os.environ['EXPORTER_CACERT'])\n\
+        try: purge(client, argparse.Namespace(vm=os.environ['VM'], yes=True))\n\
+        except ClientError as error: print(f'raised {error}')\n";
+    let output = python(&world, world.exporter.port).args(["-c", script]).output().unwrap();
+    let (printed, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(printed.starts_with("raised Authentication failed"), "{printed}{errors}");
+    assert!(errors.contains("cannot list the remaining snapshots: Authentication failed"), "{errors}");
+}
+
+#[test]
+fn passwords_go_only_to_the_verified_service() {
+    needs_root!();
+    let world = World::new(512);
+    let refused = |command: &mut Command| {
+        let output = command.output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && !errors.contains("Traceback"), "{errors}");
+        (output.status.code().unwrap(), errors)
+    };
+    let command = |port: u16| {
+        let mut command = python(&world, port);
+        command.args(["-m", "ovm_exporter_client", "--url", &format!("https://127.0.0.1:{port}")]);
+        command
+    };
+    // A certificate of an unknown CA.
+    let (status, errors) = refused(command(world.exporter.port).arg("vms").env_remove("EXPORTER_CACERT"));
+    assert!(status == 1 && errors.contains("CERTIFICATE_VERIFY_FAILED"), "{status}: {errors}");
+    // A server that redirects: the second request would have the password.
+    let server = Guest::start(&world.certificates, "server");
+    server.set_post_sync_behavior(ServerBehavior::Redirects);
+    let (status, errors) = refused(command(server.port).arg("vms"));
+    assert!(status == 1 && errors.contains("redirects are not followed"), "{status}: {errors}");
+    assert_eq!(server.take_requests(), ["POST /api/v1/auth/login "]);
+    // No TLS.
+    let (status, errors) =
+        refused(python(&world, 1).args(["-m", "ovm_exporter_client", "--url", "http://host", "vms"]));
+    assert!(status == 2 && errors.contains("https://host:5544"), "{status}: {errors}");
+    // A wrong password; and a .netrc does not replace the token.
+    let (status, errors) = refused(command(world.exporter.port).arg("vms").env("EXPORTER_PASSWORD", "wrong"));
+    assert!(status == 1 && errors.contains("(unauthorized, request "), "{status}: {errors}");
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join(".netrc"), "machine 127.0.0.1 login other password other\n").unwrap();
+    world.define_vm(&[("a.img", MB)]);
+    let output = command(world.exporter.port).arg("vms").env("HOME", home.path()).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 }

@@ -89,10 +89,16 @@ fn every_command_of_the_readme_runs() {
     }
     let script = format!(
         "set -euo pipefail\ntrap 'kill $service; wait $service' EXIT\nservice=\nset -x\n{script}\n\
-         cmp disk.img copy/system.img\n"
+         cmp disk.img copy/system.img\ncmp disk.img restored/system.img\n"
     );
     let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap());
-    let output = Command::new("bash").args(["-c", &script]).current_dir(root).env("PATH", path).output().unwrap();
+    let output = Command::new("bash")
+        .args(["-c", &script])
+        .current_dir(root)
+        .env("PATH", path)
+        .env("PYTHONDONTWRITEBYTECODE", "1")
+        .output()
+        .unwrap();
     let log = fs::read_to_string(format!("{etc}/log")).unwrap_or_default();
     assert!(
         output.status.success(),

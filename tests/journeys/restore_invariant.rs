@@ -167,11 +167,21 @@ fn check_all_pairs(client: &Client, chain: &[Snapshot], name: &str, what: &str, 
                     "{what}: snapshot {j} patched to {i} (squash={squash}) differs at {:?}: {change}",
                     differs()
                 );
+                // The way back: from the target's bytes to the base's.
+                let back = part(format!("&compareTo={}&reverse=true", base.id));
+                assert_eq!((&back["mode"], &back["snapshot_id"]), (&"incremental".into(), &base.id.as_str().into()));
+                assert!(
+                    client.patched(&back, &target.bytes) == base.bytes,
+                    "{what}: snapshot {i} patched back to {j} (squash={squash}): {back}"
+                );
                 listed += chunks(&change).iter().map(|chunk| chunk.length).sum::<u64>();
                 compared += change["size"].as_u64().unwrap();
                 if squash == "true" && (all_options || i - j + 1 == chain.len()) {
-                    let bytes: (&[u8], &[u8]) = (&base.bytes, &target.bytes);
-                    Compared { client, ids: (&base.id, &target.id), bytes, disk: name, what }.check();
+                    let pairs = [(base, target, false), (target, base, true)];
+                    for (from, to, reverse) in pairs {
+                        let (ids, bytes): (_, (&[u8], &[u8])) = ((&*from.id, &*to.id), (&from.bytes, &to.bytes));
+                        Compared { client, ids, reverse, bytes, disk: name, what }.check();
+                    }
                 }
             }
         }

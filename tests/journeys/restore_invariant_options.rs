@@ -11,6 +11,8 @@ pub struct Compared<'a> {
     pub client: &'a Client,
     /// The ids of base and target.
     pub ids: (&'a str, &'a str),
+    /// Whether the base is the newer one: the way back.
+    pub reverse: bool,
     /// The contents of base and target.
     pub bytes: (&'a [u8], &'a [u8]),
     pub disk: &'a str,
@@ -49,14 +51,20 @@ impl Compared<'_> {
         }
     }
 
-    fn document(&self, query: &str) -> Value {
+    /// The id for the path, and the parameter after `compareTo=`.
+    fn newer_and_older(&self) -> (&str, String) {
         let (base, target) = self.ids;
-        self.client.get(&format!("/vms/{VM}/snapshots/{target}?compareTo={base}&{query}")).ok()["disks"][0].clone()
+        if self.reverse { (base, format!("{target}&reverse=true")) } else { (target, base.to_owned()) }
+    }
+
+    fn document(&self, query: &str) -> Value {
+        let (newer, older) = self.newer_and_older();
+        self.client.get(&format!("/vms/{VM}/snapshots/{newer}?compareTo={older}&{query}")).ok()["disks"][0].clone()
     }
 
     fn route(&self, query: &str) -> String {
-        let (base, target) = self.ids;
-        format!("/vms/{VM}/snapshots/{target}/disks/{}/chunks?compareTo={base}&{query}", self.disk)
+        let (newer, older) = self.newer_and_older();
+        format!("/vms/{VM}/snapshots/{newer}/disks/{}/chunks?compareTo={older}&{query}", self.disk)
     }
 
     fn page(&self, query: &str) -> Value {

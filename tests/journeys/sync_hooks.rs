@@ -299,3 +299,24 @@ fn processes_of_a_successful_hook_survive_a_crash() {
             .unwrap();
     }
 }
+
+#[test]
+fn required_quiescing_fails_with_the_guest_sync() {
+    needs_root!();
+    let scene = Scene::new("");
+    scene.tag(&scene.description());
+    let client = scene.world.client();
+    let create = |quiesce: &str| {
+        let request = client.request(reqwest::Method::POST, &format!("/api/v1/vms/{VM}/snapshots"));
+        client.send(request.body(json!({"quiesce": quiesce}).to_string()))
+    };
+    assert_eq!(create("require").ok()["consistency"], "quiesced");
+    assert_eq!(create("skip").ok()["consistency"], "crash");
+    assert_eq!(scene.take_paths(), ["/sync", "/post-sync"]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError]);
+    let answer = create("require");
+    assert_eq!(answer.error(409), "not_quiesced");
+    let details = text(&answer.json()["details"]);
+    assert!(details.contains(&scene.guest.url()) && details.contains("500 Internal Server Error"), "{details}");
+    assert_eq!(client.snapshot_ids().len(), 2);
+}

@@ -11,5 +11,7 @@ mod vm_mutexes;
 pub use export::ExportClient;
 pub(crate) use export::{Export, ExportDetails, ExportPermit};
 pub(crate) use queue::{AdmissionQueue, Entry, Queued};
-pub(crate) use service::{Admission, Admitted, CostRequest, Creation, LogIn};
+pub(crate) use service::{
+    Admission, Admitted, CREATION_QUEUE, CREATION_QUEUE_OF_VM, CostRequest, Creation, EXPORT_QUEUE, LogIn,
+};
 pub(crate) use vm_locks::{LockMode, VmGuard, VmLocks};

@@ -88,6 +88,11 @@ impl<T: Queued> AdmissionQueue<T> {
         self.0.limit
     }
 
+    /// The number of spare slots.
+    pub(crate) fn spare(&self) -> usize {
+        self.0.spare
+    }
+
     /// Queues `work`. If the queue is full, a share with few waiting requests displaces the last request of the share
     /// with the most.
     pub(crate) fn join(&self, work: T) -> Result<QueuedRequest<T>, QueueFull> {

@@ -31,16 +31,16 @@ const LOG_IN_QUEUE: usize = 32;
 const COST_REQUESTS: usize = 1;
 
 /// Creations that may wait for a slot.
-const CREATION_QUEUE: usize = 64;
+pub(crate) const CREATION_QUEUE: usize = 64;
 
 /// A creation is refused if this many operations already hold or wait for the VM.
-const CREATION_QUEUE_OF_VM: usize = 4;
+pub(crate) const CREATION_QUEUE_OF_VM: usize = 4;
 
 /// A deletion is refused if this many operations already hold or wait for the VM.
 const DELETION_QUEUE_OF_VM: usize = 64;
 
 /// Downloads that may wait for a slot.
-const EXPORT_QUEUE: usize = 128;
+pub(crate) const EXPORT_QUEUE: usize = 128;
 
 const QUEUE_OF_VM_FULL: Refusal = Refusal::QueueFull("changes of this VM's snapshots");
 
@@ -66,16 +66,17 @@ impl Queued for CostRequest {}
 
 /// A creation, queued or running.
 pub(crate) struct Creation {
-    pub vm: VmId,
+    /// Each once.
+    pub vms: Vec<VmId>,
     pub user: String,
 }
 
 impl Queued for Creation {}
 
-/// A creation that may start, with its slot and the VM's mutex.
+/// A creation that may start, with its slot and the mutexes of its VMs in their order.
 pub(crate) struct Admitted {
     pub slot: Permit<Creation>,
-    pub vm_guard: OwnedMutexGuard<()>,
+    pub vm_guards: Vec<OwnedMutexGuard<()>>,
 }
 
 /// The queues, the VM locks and the policy.
@@ -89,7 +90,7 @@ pub(crate) struct Admission {
     /// How long a log-in may wait for a slot.
     log_in_wait: Duration,
     /// Bytes per second. Slower clients are disconnected while others wait.
-    min_rate: Option<NonZero<u64>>,
+    pub min_rate: Option<NonZero<u64>>,
 }
 
 impl Admission {
@@ -140,13 +141,19 @@ impl Admission {
     /// [`Refusal::QueueFull`].
     pub(crate) async fn admit_creation(&self, creation: Creation) -> Result<Admitted, Refusal> {
         let full = |_| Refusal::QueueFull("snapshots");
-        let vm = creation.vm.clone();
+        let mut vms: Vec<_> = creation.vms.iter().cloned().enumerate().collect();
         let queued = self.creations.join(creation).map_err(full)?;
-        // The VM first, then the slot, so that requests waiting for one VM do not block other VMs.
-        let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
-        let vm_guard = vm_guard.ok_or(QUEUE_OF_VM_FULL)?;
+        // The VMs first, then the slot, so that requests waiting for one VM do not block other VMs. In a fixed order,
+        // so that no two requests wait for each other.
+        vms.sort_by(|(_, one), (_, other)| one.cmp(other));
+        let mut vm_guards = Vec::with_capacity(vms.len());
+        for (index, vm) in vms {
+            let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
+            vm_guards.push((index, vm_guard.ok_or(QUEUE_OF_VM_FULL)?));
+        }
+        vm_guards.sort_by_key(|(index, _)| *index);
         let slot = queued.admitted().await.map_err(full)?;
-        Ok(Admitted { slot, vm_guard })
+        Ok(Admitted { slot, vm_guards: vm_guards.into_iter().map(|(_, guard)| guard).collect() })
     }
 
     /// Waits until the download may start.

@@ -11,6 +11,8 @@ pub type DiskRef = (VmId, SnapshotId, DiskName);
 pub struct MapOptions {
     /// The base.
     pub compare_to: Option<SnapshotId>,
+    /// Whether the chunks lead back to the base.
+    pub reverse: bool,
     /// Whether the chunks are listed.
     pub chunks: bool,
     /// Whether adjacent chunks are joined.
@@ -19,6 +21,8 @@ pub struct MapOptions {
     pub zeros: Option<bool>,
     /// Whether the map is read for its totals.
     pub summary: bool,
+    /// Whether a disk without a usable base is an error instead of a full map.
+    pub refuse_full: bool,
     /// The refinement, which applies with a base. Default: as the config says.
     pub refine: Option<Refine>,
 }

@@ -3,7 +3,9 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
+use super::bases::base_disk;
 use super::comparison::{DiskComparison, Mode, Sides};
+use super::disk_chunks::{ChunkPage, DiskChunks};
 use super::disk_map::DiskMap;
 use super::options::{ChunkQuery, DiskRef, MapOptions};
 use super::refined_cache::RefinedCache;
@@ -15,7 +17,7 @@ use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::config::{self, Refine};
-use crate::model::{Chunk, ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair};
+use crate::model::{ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair};
 use crate::repository::refine::BaseContents;
 use crate::repository::seal::Proof;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
@@ -30,27 +32,6 @@ pub struct Comparisons {
     config: config::Compare,
     refined_cache: RefinedCache,
     tasks: Tasks,
-}
-
-/// The chunks of one disk, found lazily.
-pub struct DiskChunks {
-    map: DiskMap,
-    /// Only chunks of this kind.
-    kind: Option<ChunkKind>,
-    /// Keeps the snapshots from being swept.
-    _in_use: Vec<InUse>,
-}
-
-/// A page of the chunks of one disk.
-pub struct ChunkPage {
-    /// Size of the disk, bytes.
-    pub size: u64,
-    pub mode: Mode,
-    /// Why the list is full, although the request names a base.
-    pub reason: Option<&'static str>,
-    pub chunks: Vec<Chunk>,
-    /// The offset of the next page, if there is one.
-    pub next_offset: Option<u64>,
 }
 
 impl Service for Comparisons {
@@ -108,7 +89,13 @@ impl Comparisons {
     ) -> Result<DiskChunks, Error> {
         let in_use = self.hold(*id, query.options)?;
         let snapshot = self.inventory.snapshot_of(vm_ref, *id)?;
-        let disk = snapshot.disk(name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
+        let base = self.base_of(query.options)?;
+        let pair = pair(base.as_ref(), &snapshot, query.options)?;
+        let listed = pair.as_ref().map_or(&snapshot, SnapshotPair::target);
+        let disk = listed.disk(name).ok_or(Error::NotFound(match query.options.reverse {
+            false => "the snapshot has no such disk",
+            true => "the base has no such disk; the way back removes it",
+        }))?;
         let size = disk.identity.size;
         if query.from > size {
             let text = format!("startingOffset={} is past the end of the disk; its size is {size} bytes", query.from);
@@ -119,11 +106,9 @@ impl Comparisons {
             Some(Refine::By(block)) => query.from - query.from % block,
             _ => query.from,
         };
-        let base = self.base_of(query.options)?;
-        let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-        let found = self.compare(&snapshot, pair.as_ref(), disk, query.options, start, cancellation)?;
+        let found = self.compare(listed, pair.as_ref(), disk, query.options, start, cancellation)?;
         let map = DiskMap::new(found, query.options, query.from);
-        Ok(DiskChunks { map, kind: query.kind, _in_use: in_use })
+        Ok(DiskChunks::new(map, query.kind, in_use))
     }
 
     /// Keeps the snapshot and its base from being swept.
@@ -230,6 +215,9 @@ impl Comparisons {
     ) -> Result<DiskComparison, Error> {
         let target = Arc::new(self.files.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
         let not_incremental = |target, reason: &'static str| {
+            if options.refuse_full {
+                return Err(Error::FullRequired { disk: disk.name.to_string(), reason });
+            }
             tracing::info!(
                 snapshot = %pair.target().id, disk = %disk.name, reason,
                 "listing the full disk instead of its changes"
@@ -242,19 +230,20 @@ impl Comparisons {
             };
             Ok(DiskComparison::new(Sides { refine, ..sides }, cancellation.clone()))
         };
-        let Some(base_disk) = pair.base().disk(&disk.name) else {
-            return not_incremental(target, "the base has no such disk");
+        let of_direction = |forward, back| if pair.is_reversed() { back } else { forward };
+        let base_disk = match base_disk(pair, disk) {
+            Ok(base_disk) => base_disk,
+            Err(reason) => return not_incremental(target, reason),
         };
-        if base_disk.source != disk.source {
-            return not_incremental(target, "the base's disk of this name is another disk");
-        }
         let error = compare_error(disk, base_disk);
         let base = self.files.open_base(pair.base(), base_disk);
         let (base, proof) = base.map_err(|cause| error(CompareError::Base(cause.into())))?;
         let base = Arc::new(base);
         let changes = Changes::incremental(Arc::clone(&base), Arc::clone(&target), from, cancellation.is_wanted());
         let Some(changes) = changes.map_err(&error)? else {
-            return not_incremental(target, "the base is on another file system");
+            let reason =
+                of_direction("the base is on another file system", "the newer snapshot is on another file system");
+            return not_incremental(target, reason);
         };
         let refine = match proof {
             // Only the base's map is proven, not its content, so there is nothing to compare contents with.
@@ -309,6 +298,19 @@ impl Comparisons {
     }
 }
 
+/// The snapshots to compare, if there is a base, in the direction that the options ask for.
+///
+/// # Errors
+/// [`Error::OtherVm`], [`Error::NotOlder`].
+pub(crate) fn pair<'a>(
+    base: Option<&'a Snapshot>,
+    snapshot: &'a Snapshot,
+    options: MapOptions,
+) -> Result<Option<SnapshotPair<'a>>, Error> {
+    let pair = base.map(|base| SnapshotPair::new(base, snapshot)).transpose()?;
+    Ok(pair.map(|pair| if options.reverse { pair.reversed() } else { pair }))
+}
+
 /// A comparison that lists the whole target, for a client whose copy has the map `base_map`.
 fn full(
     disk: &SnapshotDisk,
@@ -336,47 +338,5 @@ fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareErr
         }
         CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
         CompareError::Cancelled => Error::Cancelled,
-    }
-}
-
-impl DiskChunks {
-    /// The next chunk of the requested kind.
-    fn find(&mut self) -> Option<Result<Chunk, Error>> {
-        let is_wanted = |chunk: &Chunk| self.kind.is_none_or(|kind| chunk.kind == kind);
-        self.map.find(|chunk| chunk.as_ref().map_or(true, is_wanted))
-    }
-
-    /// The first `limit` chunks, followed by an error if the files have changed.
-    pub fn first(self, limit: usize) -> impl Iterator<Item = Result<Chunk, Error>> + Send {
-        let (mut chunks, mut remaining, mut is_over) = (self, limit, false);
-        std::iter::from_fn(move || {
-            if is_over {
-                return None;
-            }
-            let next = if remaining > 0 { chunks.find() } else { None };
-            remaining = remaining.saturating_sub(1);
-            next.or_else(|| {
-                is_over = true;
-                // Only reaching the end of the disk checks the files; the limit may come first.
-                chunks.map.verify().err().map(Err)
-            })
-        })
-    }
-
-    fn page(mut self, limit: usize) -> Result<ChunkPage, Error> {
-        let mut chunks = Vec::new();
-        let mut next_offset = None;
-        while let Some(chunk) = self.find() {
-            let chunk = chunk?;
-            if chunks.len() == limit {
-                // The next page starts with this chunk.
-                next_offset = Some(chunk.range.start());
-                break;
-            }
-            chunks.push(chunk);
-        }
-        self.map.verify()?;
-        let DiskMap { size, mode, reason, .. } = self.map;
-        Ok(ChunkPage { size, mode, reason, chunks, next_offset })
     }
 }

@@ -53,6 +53,9 @@ pub enum Error {
     /// The base's files are missing, or were changed or replaced.
     #[error("the base cannot be used for a comparison: disk {disk}: {cause}; transfer the full snapshot instead")]
     BaseLost { disk: String, cause: String },
+    /// The changes of a disk cannot be listed, and the request refuses a full map.
+    #[error("disk {disk} can only be transferred in full: {reason}; repeat the request without ifFull=error")]
+    FullRequired { disk: String, reason: &'static str },
     /// Something moves the blocks of the base, such as a defragmenter.
     #[error(
         "disk {disk}: the blocks of the base keep moving; retry when the file system's defragmenter has finished, or \
@@ -105,9 +108,18 @@ pub enum Error {
         /// How the hook ended.
         how: String,
     },
+    /// The request requires a quiesced snapshot, and no hook quiesced the guest.
+    #[error(
+        "the guest was not quiesced, so no snapshot was created: {0}; repair the hook, or create a crash-consistent \
+         snapshot with quiesce \"try\" or \"skip\""
+    )]
+    NotQuiesced(String),
     /// An operation failed, and `post` hooks were not called because `post_on_failure` is false.
     #[error("{error}; post was not called for these hooks because post_on_failure is false: {hooks}")]
     PostHooksSkipped { error: Box<Error>, hooks: String },
+    /// The error of one VM of several.
+    #[error("VM {vm}: {error}")]
+    OfVm { vm: String, error: Box<Error> },
     /// Cloning the disks took longer than a guest may be frozen.
     #[error(
         "cloning the disks took longer than {seconds} s (hooks.timeout), so the guest was released and the snapshot \
@@ -161,10 +173,16 @@ impl Error {
         }
     }
 
-    /// The error without the note about skipped `post` hooks.
+    /// The error of `vm`, which is named if it is one of several.
+    #[must_use]
+    pub(crate) fn of_vm(self, vm: &impl ToString, is_group: bool) -> Self {
+        if is_group { Self::OfVm { vm: vm.to_string(), error: Box::new(self) } } else { self }
+    }
+
+    /// The error without the note about skipped `post` hooks, and without the VM.
     pub fn cause(&self) -> &Self {
         match self {
-            Self::PostHooksSkipped { error, .. } => error.cause(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.cause(),
             _ => self,
         }
     }
@@ -172,7 +190,7 @@ impl Error {
     /// Whether the request or the policy is the cause, and not the host, the manager or this service.
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::PostHooksSkipped { error, .. } => error.is_refusal(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.is_refusal(),
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
@@ -185,6 +203,7 @@ impl Error {
             | Self::Refused(_)
             | Self::NotSnapshottable(_)
             | Self::BaseLost { .. }
+            | Self::FullRequired { .. }
             | Self::SnapshotLost { .. }
             | Self::NotAdopted { .. }
             | Self::Throttled => true,
@@ -196,6 +215,7 @@ impl Error {
             | Self::ManagerUnavailable(_)
             | Self::NotRemoved { .. }
             | Self::HookFailed { .. }
+            | Self::NotQuiesced(_)
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
             | Self::ReadOnly { .. }
@@ -212,7 +232,7 @@ impl Error {
         match self {
             Self::ManagerUnavailable(cause) | Self::Internal(cause) => Some(cause.clone()),
             Self::Store(cause) => Some(cause.to_string()),
-            Self::PostHooksSkipped { error, .. } => error.hidden_cause(),
+            Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.hidden_cause(),
             _ => None,
         }
     }

@@ -24,8 +24,8 @@ pub trait BlockExport: Send {
     /// Whether the disk has data or a hole at the offset `at`, and where that ends, at most at `limit`.
     fn allocation(&mut self, at: u64, limit: u64) -> Result<Run, OpenError>;
 
-    /// Fills parts of `buffer`.
-    fn read(&mut self, buffer: &mut [u8], reads: &[Read]) -> Result<(), OpenError>;
+    /// Fills parts of `buffer`. With `and_verify`, then does what [`BlockExport::verify`] does.
+    fn read(&mut self, buffer: &mut [u8], reads: &[Read], and_verify: bool) -> Result<(), OpenError>;
 
     /// Checks that the file still has the content of the snapshot. Call it before sending a hole: the end of a
     /// truncated file looks like a hole too.
@@ -50,13 +50,13 @@ impl BlockExport for DiskExport {
         self.slot.read(|access| Ok(self.file.run_at(access, at, limit)?))
     }
 
-    fn read(&mut self, buffer: &mut [u8], reads: &[Read]) -> Result<(), OpenError> {
+    fn read(&mut self, buffer: &mut [u8], reads: &[Read], and_verify: bool) -> Result<(), OpenError> {
         let Self { file, slot, policy } = self;
         slot.read(|access| {
             for Read { to, at, length, end } in reads {
                 policy.read(access, file, &mut buffer[*to..to + length], *at, *end)?;
             }
-            Ok(())
+            if and_verify { file.verify_content(access) } else { Ok(()) }
         })
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::OnceCell;
 
+use super::pieces::Part;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
 use crate::app::compare::DiskRef;
@@ -15,7 +16,7 @@ use crate::app::retention::InUse;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::model::SnapshotDisk;
-use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Digest};
+use crate::repository::checksum::{self, Algorithm, BlockChecksums, ChecksumError, Content, Digest};
 use crate::store::Store;
 
 /// The checksum that a client requests.
@@ -162,19 +163,43 @@ impl Checksums {
         }
     }
 
-    /// The checksum of a range of a disk.
+    /// The checksum of a body with these parts.
     ///
     /// # Errors
     /// As [`Checksums::of_disk`].
-    pub async fn of_range(
+    pub async fn of_body(
+        self: &Arc<Self>,
+        disk: &OpenDisk,
+        parts: &[Part],
+        algorithm: Algorithm,
+        cancellation: &Cancellation,
+    ) -> Result<Digest, Error> {
+        let content = parts.iter().map(|part| match part {
+            Part::Text(text) => Content::Text(text.to_vec()),
+            Part::Disk(range) => Content::Range(range.clone()),
+        });
+        self.of_content(disk, content.collect(), algorithm, cancellation).await
+    }
+
+    async fn of_range(
         self: &Arc<Self>,
         disk: &OpenDisk,
         range: Range<u64>,
         algorithm: Algorithm,
         cancellation: &Cancellation,
     ) -> Result<Digest, Error> {
+        self.of_content(disk, vec![Content::Range(range)], algorithm, cancellation).await
+    }
+
+    async fn of_content(
+        self: &Arc<Self>,
+        disk: &OpenDisk,
+        content: Vec<Content>,
+        algorithm: Algorithm,
+        cancellation: &Cancellation,
+    ) -> Result<Digest, Error> {
         let (file, of, is_wanted) = (Arc::clone(&disk.file), disk.disk.clone(), cancellation.is_wanted());
-        let sum = move |_: &Self| checksum::of_range(file, range, algorithm, &is_wanted);
+        let sum = move |_: &Self| checksum::of_content(file, content, algorithm, &is_wanted);
         self.blocking(move |checksums| sum(checksums).map_err(|error| sum_error(&of, error))).await
     }
 }

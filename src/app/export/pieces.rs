@@ -78,18 +78,18 @@ impl<E: BlockExport> Pieces<E> {
 
     /// Reads the next piece.
     pub fn next(&mut self) -> Result<Bytes, OpenError> {
-        let piece = match self.parts.pop_front() {
-            None => return Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
+        match self.parts.pop_front() {
+            None => Err(OpenError::Io(io::ErrorKind::UnexpectedEof.into())),
             Some(Part::Disk(range)) if self.run.is_some() || range.end - range.start > self.short() => {
-                self.next_of(range)?
+                self.next_of(range)
             }
-            Some(part) => self.gather(part)?,
-        };
-        if !self.parts.iter().any(|part| matches!(part, Part::Disk(_))) {
-            // Verify before the client gets the last piece.
-            self.export.verify()?;
+            Some(part) => self.gather(part),
         }
-        Ok(piece)
+    }
+
+    /// Whether nothing of the disk follows. The file is verified before the client gets the last of it.
+    fn is_end_of_disk(&self) -> bool {
+        !self.parts.iter().any(|part| matches!(part, Part::Disk(_)))
     }
 
     /// Up to this length, reading a range is cheaper than checking it for holes.
@@ -119,7 +119,8 @@ impl<E: BlockExport> Pieces<E> {
             // Even a piece of text may be the first one, which is refused while the repository hangs.
             self.export.verify()?;
         } else {
-            self.export.read(&mut buffer, &reads)?;
+            let is_last = self.is_end_of_disk();
+            self.export.read(&mut buffer, &reads, is_last)?;
         }
         Ok(self.pooled(buffer))
     }
@@ -133,10 +134,11 @@ impl<E: BlockExport> Pieces<E> {
         };
         let end = run.end.min(at + self.piece);
         let length = (end - at) as usize;
+        let is_last = end == range.end && self.is_end_of_disk();
         let piece = if run.is_data {
             let mut buffer = self.buffer();
             buffer.resize(length, 0);
-            self.export.read(&mut buffer, &[Read { to: 0, at, length, end: run.end }])?;
+            self.export.read(&mut buffer, &[Read { to: 0, at, length, end: run.end }], is_last)?;
             self.pooled(buffer)
         } else {
             self.export.verify()?;
@@ -168,6 +170,8 @@ mod tests {
         data: Vec<u8>,
         /// Whether accesses fail.
         hangs: bool,
+        /// Whether it was verified after the last read.
+        is_verified: bool,
     }
 
     impl Disk {
@@ -182,8 +186,9 @@ mod tests {
             self.respond().map(|()| Run { is_data, end: limit.min(if is_data { 1 << 20 } else { 2 << 20 }) })
         }
 
-        fn read(&mut self, buffer: &mut [u8], reads: &[Read]) -> Result<(), OpenError> {
+        fn read(&mut self, buffer: &mut [u8], reads: &[Read], and_verify: bool) -> Result<(), OpenError> {
             self.respond()?;
+            self.is_verified = and_verify;
             for Read { to, at, length, .. } in reads {
                 let at = *at as usize;
                 buffer[*to..to + length].copy_from_slice(&self.data[at..at + length]);
@@ -192,6 +197,7 @@ mod tests {
         }
 
         fn verify(&mut self) -> Result<(), OpenError> {
+            self.is_verified = true;
             self.respond()
         }
 
@@ -203,7 +209,7 @@ mod tests {
     fn disk(hangs: bool) -> Disk {
         let mut data: Vec<u8> = (0..1_u32 << 20).map(|at| (at / 7) as u8).collect();
         data.resize(2 << 20, 0);
-        Disk { data, hangs }
+        Disk { data, hangs, is_verified: false }
     }
 
     #[test]
@@ -227,6 +233,7 @@ mod tests {
             while body.len() < expected.len() {
                 let next = pieces.next().unwrap();
                 assert!(next.len() as u64 <= piece.max(SHORT), "{}", next.len());
+                assert!(pieces.export.is_verified || !pieces.is_end_of_disk(), "the last bytes are not verified");
                 body.extend_from_slice(&next);
             }
             assert!(body == expected, "the body differs with pieces of {piece} bytes");

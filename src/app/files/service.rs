@@ -10,10 +10,10 @@ use super::open_disk::{OpenDisk, version};
 use crate::app::Error;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
-use crate::app::tasks::{Service, Tasks};
+use crate::app::tasks::{Service, Tasks, is_own_thread};
 use crate::auth::Session;
 use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
-use crate::repository::executor::JobKind;
+use crate::repository::executor::{Access, JobKind};
 use crate::repository::seal::Proof;
 use crate::repository::{DiskFile, OpenError, SnapshotDir};
 use crate::store::Store;
@@ -69,7 +69,7 @@ impl FileOpener {
     }
 
     /// Opens a disk's file and checks that it is unchanged. This runs on a thread of the repository, so that a hung
-    /// file system does not block the caller.
+    /// file system does not block the caller. A connection's own thread opens it itself while the file system responds.
     pub(crate) fn open(&self, snapshot: &Snapshot, disk: &SnapshotDisk) -> Result<DiskFile, OpenError> {
         let open = |proven| self.open_file(snapshot, disk, proven);
         self.proofs.open_proven(snapshot, disk, Proof::Whole, open).map(|(file, _)| file)
@@ -84,10 +84,10 @@ impl FileOpener {
     fn open_file(&self, snapshot: &Snapshot, disk: &SnapshotDisk, proven: Option<i128>) -> Result<DiskFile, OpenError> {
         let repository = self.inventory.repository_of(disk)?;
         let (opened, id, of) = (repository.clone(), snapshot.id, disk.clone());
-        let opened = repository
-            .executor()
-            .run(JobKind::SHORT, move |access| DiskFile::open(access, &opened, (id, &of), proven))
-            .unwrap_or_else(|unresponsive| Err(unresponsive.into()));
+        let open = move |access: &Access<'_>| DiskFile::open(access, &opened, (id, &of), proven);
+        let executor = repository.executor();
+        let opened = if is_own_thread() { executor.run_short_here(open) } else { executor.run(JobKind::SHORT, open) };
+        let opened = opened.unwrap_or_else(|unresponsive| Err(unresponsive.into()));
         opened.map_err(|error| self.gone_or_missing(snapshot, error)).inspect_err(|error| {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "cannot use a snapshot's file");

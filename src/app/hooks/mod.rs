@@ -4,4 +4,4 @@ mod pending;
 mod runner;
 
 pub(crate) use pending::{Pending, PendingHooks};
-pub(crate) use runner::{GuardedStep, HookReport, HookRunner};
+pub(crate) use runner::{GuardedOperation, GuardedStep, HookReport, HookRunner};

@@ -1,4 +1,4 @@
-//! Runs an operation with its hooks: `pre` before it, and `post` after it in every case.
+//! Runs operations with their hooks: `pre` before them, and `post` after them in every case.
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
@@ -10,10 +10,12 @@ use super::pending::PendingHooks;
 use crate::app::Error;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
-use crate::hooks::{self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, Refresh};
+use crate::hooks::{
+    self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, PreResult, Refresh,
+};
 use crate::inventory;
 use crate::metrics::Metrics;
-use crate::model::{DiskName, DiskSource, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
+use crate::model::{DiskName, DiskSource, HookOutcome, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
 
 /// The hook calls of an operation.
 #[derive(Default)]
@@ -28,25 +30,44 @@ pub(crate) struct HookReport {
 }
 
 impl HookReport {
-    /// Adds the skipped `post` hooks to the `error` of the operation.
-    pub(crate) fn with_skipped_hooks(&self, error: Error) -> Error {
-        if self.not_called.is_empty() {
+    /// Adds the skipped `post` hooks of all `reports` to the `error` of the operation.
+    pub(crate) fn with_skipped_hooks(reports: &[Self], error: Error) -> Error {
+        let not_called: Vec<_> =
+            reports.iter().flat_map(|report| report.not_called.iter().map(String::as_str)).collect();
+        if not_called.is_empty() {
             return error;
         }
-        Error::PostHooksSkipped { error: Box::new(error), hooks: self.not_called.join(", ") }
+        Error::PostHooksSkipped { error: Box::new(error), hooks: not_called.join(", ") }
     }
 }
 
 /// Work that blocks.
 type Step<T> = Box<dyn FnOnce() -> T + Send>;
 
-/// The work between the `pre` and the `post` hooks.
-pub(crate) struct GuardedStep<T> {
-    pub work: Step<Result<T, Error>>,
+/// An operation on one snapshot, with its hooks.
+pub(crate) struct GuardedOperation {
+    /// The hooks and the key under which the caller has recorded them as pending. `None` if no hook is called.
+    pub hooks: Option<(PendingHooksKey, PendingPostHooks)>,
     /// Runs again before each further attempt to quiesce.
     pub refresh: Refresh,
+    /// Whether the operation fails if no hook quiesces the guest: before the work if that is known then.
+    pub requires_quiesced: bool,
+}
+
+/// The work between the `pre` and the `post` hooks of all operations.
+pub(crate) struct GuardedStep<T> {
+    pub work: Step<Result<T, Error>>,
     /// Runs if the work ends after its timeout. Without it, there is no timeout.
     pub on_late_completion: Option<Step<()>>,
+}
+
+/// An operation whose hooks were called before it.
+struct Begun {
+    key: PendingHooksKey,
+    post_hooks: Arc<PendingPostHooks>,
+    requires_quiesced: bool,
+    /// `None` after a panic.
+    pre: Option<PreResult>,
 }
 
 /// Runs operations with their hooks.
@@ -74,68 +95,127 @@ impl HookRunner {
         Self { hooks: Arc::clone(&pending.hooks), pending, inventory, metrics, tasks }
     }
 
-    /// Does the work of `step` with its hooks, if there are any. The caller has already recorded them as pending under
-    /// their key. Once `pre` was called, `post` is called in every case: after an error, a panic, or a timeout because
-    /// a file system hangs. After a crash, the post hooks are still pending.
+    /// Does the work of `step` with the hooks of all `operations`: first every `pre`, then the work, then every `post`.
+    /// Hooks of different operations run at the same time. Once `pre` was called, `post` is called in every case: after
+    /// an error, a panic, or a timeout because a file system hangs. After a crash, the post hooks are still pending.
+    /// The reports are in the order of the operations.
     ///
     /// Everything runs on its own threads, so that a blocked runtime or thread pool cannot keep a guest frozen.
     pub(crate) async fn with_hooks<T: Send + 'static>(
         self: &Arc<Self>,
-        post_hooks: Option<(PendingHooksKey, PendingPostHooks)>,
+        operations: Vec<GuardedOperation>,
         step: GuardedStep<T>,
-    ) -> (Result<T, Error>, HookReport) {
-        let Some((key, post_hooks)) = post_hooks else {
-            return (self.tasks.blocking(step.work).await, HookReport::default());
-        };
+    ) -> (Result<T, Error>, Vec<HookReport>) {
+        let no_calls = || operations.iter().map(|_| HookReport::default()).collect();
+        if operations.iter().all(|operation| operation.hooks.is_none()) {
+            return (self.tasks.blocking(step.work).await, no_calls());
+        }
+        let (keys, no_calls): (Vec<_>, Vec<_>) =
+            (operations.iter().filter_map(|operation| Some(operation.hooks.as_ref()?.0)).collect(), no_calls());
         let (runner, active) = (Arc::clone(self), self.pending.hold());
-        let operation = async move {
+        let all = async move {
             let _active = active;
-            runner.run_with_hooks(key, post_hooks, step).await
+            runner.run_with_hooks(operations, step).await
         };
-        match hooks::run_isolated(operation) {
+        match hooks::run_isolated(all) {
             Ok(ended) => ended.await.unwrap_or_else(|_| {
-                (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), HookReport::default())
+                (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), no_calls)
             }),
             Err(error) => {
                 // No hook was called.
                 let cleared = self.blocking(move |runner| {
-                    runner.pending.set(key, None);
+                    keys.into_iter().for_each(|key| runner.pending.set(key, None));
                     Ok(())
                 });
                 drop(cleared.await);
                 let error = Error::Internal(format!("cannot start a thread for the operation's hooks: {error}"));
-                (Err(error), HookReport::default())
+                (Err(error), no_calls)
             }
         }
     }
 
     async fn run_with_hooks<T: Send + 'static>(
         self: &Arc<Self>,
-        key: PendingHooksKey,
-        post_hooks: PendingPostHooks,
+        operations: Vec<GuardedOperation>,
         step: GuardedStep<T>,
-    ) -> (Result<T, Error>, HookReport) {
-        let GuardedStep { work, refresh, on_late_completion } = step;
-        let post_hooks = Arc::new(post_hooks);
-        let (runner, shared) = (Arc::clone(self), Arc::clone(&post_hooks));
-        let before =
-            tokio::spawn(async move { runner.hooks.call_pre(&shared, &refresh).await }.in_current_span()).await;
-        let (pre, outcome) = match before {
-            Ok(pre) => {
-                let refused = pre.refusal.as_ref().map(|run| Error::HookFailed {
-                    hook: run.name.clone(),
-                    operation: post_hooks.event.operation.as_str(),
-                    how: run.detail.clone(),
-                });
-                (Some(pre), refused.map_or(Ok(()), Err))
+    ) -> (Result<T, Error>, Vec<HookReport>) {
+        let GuardedStep { work, on_late_completion } = step;
+        let is_group = operations.len() > 1;
+        let calls: Vec<_> = operations.into_iter().map(|operation| tokio::spawn(self.call_pre(operation))).collect();
+        let (mut begun, mut obstacle) = (Vec::with_capacity(calls.len()), None);
+        for call in calls {
+            let (operation, error) =
+                call.await.unwrap_or_else(|panic| (None, Some(Error::Internal(panic.to_string()))));
+            let vm = operation.as_ref().map(|operation: &Begun| operation.post_hooks.event.vm.name.clone());
+            obstacle = obstacle.or_else(|| Some(error?.of_vm(&vm.unwrap_or_default(), is_group)));
+            begun.push(operation);
+        }
+        let mut outcome = match obstacle {
+            Some(error) => Err(error),
+            None => self.run_on_new_thread(work, on_late_completion).await,
+        };
+        let done = outcome.is_ok();
+        let calls = begun.into_iter().map(|operation| {
+            let runner = Arc::clone(self);
+            // Without hooks there is nothing to call.
+            operation.map(|operation| {
+                tokio::spawn(async move { runner.call_post(operation, done, is_group).await }.in_current_span())
+            })
+        });
+        let mut reports = Vec::new();
+        for call in calls.collect::<Vec<_>>() {
+            let Some(call) = call else {
+                reports.push(HookReport::default());
+                continue;
+            };
+            let (report, error) =
+                call.await.unwrap_or_else(|panic| (HookReport::default(), Some(Error::Internal(panic.to_string()))));
+            if let (Ok(_), Some(error)) = (&outcome, error) {
+                outcome = Err(error);
             }
-            Err(panic) => (None, Err(Error::Internal(panic.to_string()))),
-        };
-        let outcome = match outcome {
-            Err(error) => Err(error),
-            Ok(()) => self.run_on_new_thread(work, on_late_completion).await,
-        };
-        let (done, since) = (outcome.is_ok(), pre.as_ref().and_then(|pre| pre.since));
+            reports.push(report);
+        }
+        (outcome, reports)
+    }
+
+    /// Calls the `pre` hooks of one operation. The error is why it must not start.
+    fn call_pre(
+        self: &Arc<Self>,
+        operation: GuardedOperation,
+    ) -> impl Future<Output = (Option<Begun>, Option<Error>)> + Send + use<> {
+        let runner = Arc::clone(self);
+        let span = tracing::Span::current();
+        async move {
+            let GuardedOperation { hooks, refresh, requires_quiesced } = operation;
+            let Some((key, post_hooks)) = hooks else { return (None, None) };
+            let post_hooks = Arc::new(post_hooks);
+            let shared = Arc::clone(&post_hooks);
+            // On a task of its own: after a panic, the post hooks are called too.
+            let called =
+                tokio::spawn(async move { runner.hooks.call_pre(&shared, &refresh).await }.in_current_span()).await;
+            let (pre, error) = match called {
+                Ok(pre) => {
+                    let refused = pre.refusal.as_ref().map(|run| Error::HookFailed {
+                        hook: run.name.clone(),
+                        operation: post_hooks.event.operation.as_str(),
+                        how: run.detail.clone(),
+                    });
+                    let error =
+                        refused.or_else(|| (requires_quiesced && !pre.quiesced).then(|| not_quiesced(pre.runs())));
+                    (Some(pre), error)
+                }
+                Err(panic) => (None, Some(Error::Internal(panic.to_string()))),
+            };
+            (Some(Begun { key, post_hooks, requires_quiesced, pre }), error)
+        }
+        .instrument(span)
+    }
+
+    /// Calls the `post` hooks of one operation, and records which have failed. The error is why the operation fails
+    /// although its work is `done`.
+    async fn call_post(self: &Arc<Self>, operation: Begun, done: bool, is_group: bool) -> (HookReport, Option<Error>) {
+        let Begun { key, post_hooks, requires_quiesced, pre } = operation;
+        let since = pre.as_ref().and_then(|pre| pre.since);
         let (runner, shared) = (Arc::clone(self), Arc::clone(&post_hooks));
         let after = async move {
             match pre {
@@ -156,7 +236,10 @@ impl HookRunner {
             ended.failed,
         );
         let PostResult { runs, quiesced, not_called, .. } = ended;
-        (outcome, HookReport { runs, quiesced, frozen_for, not_called })
+        // A post hook has failed, so the freeze may have ended before the disks were cloned.
+        let error = (done && requires_quiesced && !quiesced)
+            .then(|| not_quiesced(&runs).of_vm(&post_hooks.event.vm.name, is_group));
+        (HookReport { runs, quiesced, frozen_for, not_called }, error)
     }
 
     /// Does `work` on its own thread, so that it does not wait for a free one. With `on_late_completion`, waiting ends
@@ -237,6 +320,17 @@ impl HookRunner {
         let disks = snapshot.disks.iter().map(|disk| (&disk.name, &disk.source, disk.identity.size));
         self.event(Operation::SnapshotDelete, (snapshot.id, &snapshot.vm), disks, vm.as_deref())
     }
+}
+
+/// The error that no hook has quiesced the guest, with the call that explains it.
+fn not_quiesced(runs: &[HookRun]) -> Error {
+    let denied = runs.iter().find(|run| run.denies_quiesced());
+    let failed = || runs.iter().find(|run| run.has_failed());
+    let skipped = || runs.iter().find(|run| run.outcome == HookOutcome::Skipped && !run.detail.is_empty());
+    Error::NotQuiesced(match denied.or_else(failed).or_else(skipped) {
+        Some(run) => format!("{} hook {}: {}", run.stage.as_str(), run.name, run.detail),
+        None => "no hook reported \"quiesced\"".to_owned(),
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Services for operators: status, health, and the faults that keep the service from starting.
 
 mod exclusive_usage;
+mod limits;
 mod service;
 pub(crate) mod start_faults;
 

@@ -31,7 +31,7 @@ pub struct StatusQuery {
 /// Status and readiness.
 pub struct Ops {
     inventory: Arc<Inventory>,
-    admission: Arc<Admission>,
+    pub(super) admission: Arc<Admission>,
     hooks: Arc<PendingHooks>,
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
@@ -90,7 +90,8 @@ impl Ops {
                 seconds: waited.as_secs_f64(),
             }),
             creates: queue(&self.admission.creations, |creation, waited| api::Create {
-                vm_id: creation.vm.to_string(),
+                vm_id: creation.vms.first().map(ToString::to_string).unwrap_or_default(),
+                vm_ids: creation.vms.iter().map(ToString::to_string).collect(),
                 user: creation.user.clone(),
                 seconds: waited.as_secs_f64(),
             }),

@@ -4,6 +4,6 @@ mod duration;
 mod service;
 mod uses;
 
-pub(crate) use duration::parse_duration;
-pub use service::Retention;
+pub(crate) use duration::{SHORTEST, parse_duration};
+pub use service::{LONGEST_LEASE, Retention};
 pub use uses::InUse;

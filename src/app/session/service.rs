@@ -1,6 +1,6 @@
 //! Logs users in and checks tokens.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use super::manager_address::ManagerAddress;
@@ -8,7 +8,7 @@ use crate::app::Error;
 use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
-use crate::auth::{Authenticator, BadToken, ClientAddress, Credentials, LoginError, Session, Tokens};
+use crate::auth::{Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Session, Tokens};
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -45,9 +45,18 @@ impl Sessions {
         self.token_lifetime
     }
 
-    /// Checks a token and returns its session.
-    pub fn check(&self, token: &str) -> Result<Session, BadToken> {
-        self.tokens.check(token)
+    /// Checks a token and returns its session. A connection keeps the last token that was checked.
+    ///
+    /// # Errors
+    /// [`BadToken`].
+    pub fn check(&self, token: &str, last: &Mutex<Option<CheckedToken>>) -> Result<Session, BadToken> {
+        let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(session) = last.as_ref().and_then(|last| last.session(token, SystemTime::now())) {
+            return Ok(session);
+        }
+        let (session, checked) = self.tokens.check(token)?;
+        *last = checked;
+        Ok(session)
     }
 
     /// Issues a token to the user, who connected from `address`, if the manager accepts the credentials. `on_slot` runs

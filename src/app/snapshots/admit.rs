@@ -14,54 +14,68 @@ use crate::store::RequestKey;
 
 /// The result of admission.
 pub(super) enum CreateAdmission {
-    /// An earlier, identical request created this snapshot.
-    Existing(Snapshot),
+    /// An earlier, identical request created these snapshots.
+    Existing(Vec<Snapshot>),
     /// The creation may start.
-    Admitted { vm: VmId, admitted: Admitted },
+    Admitted { vms: Vec<VmId>, admitted: Admitted },
 }
 
 impl Snapshots {
-    /// Waits until the snapshot may be created.
+    /// Waits until the snapshots may be created.
     pub(super) async fn admit(
         self: &Arc<Self>,
         actor: &Actor,
-        vm_ref: VmId,
+        vm_refs: Vec<VmId>,
         request: &CreateRequest,
     ) -> Result<CreateAdmission, Error> {
         let (by, wanted) = (actor.clone(), request.clone());
         let existing = self.blocking(move |snapshots| {
-            let vm = snapshots.inventory.resolve_vm(&vm_ref)?;
-            let existing = snapshots.existing(&by, &vm, &wanted)?;
-            Ok((vm, existing))
+            let is_group = vm_refs.len() > 1;
+            let resolve = |vm: &VmId| snapshots.inventory.resolve_vm(vm).map_err(|error| error.of_vm(vm, is_group));
+            let vms = vm_refs.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
+            if let Some(twice) = (1..vms.len()).find(|index| vms[..*index].contains(&vms[*index])) {
+                return Err(Error::BadRequest(format!("the VM {} is given twice; name it once", vms[twice])));
+            }
+            let existing = snapshots.existing(&by, &vms, &wanted)?;
+            Ok((vms, existing))
         });
-        let vm = match existing.await? {
-            (_, Some(snapshot)) => return Ok(CreateAdmission::Existing(snapshot)),
-            (vm, None) => vm,
+        let vms = match existing.await? {
+            (_, Some(snapshots)) => return Ok(CreateAdmission::Existing(snapshots)),
+            (vms, None) => vms,
         };
-        let creation = Creation { vm: vm.clone(), user: actor.user().to_owned() };
+        let creation = Creation { vms: vms.clone(), user: actor.user().to_owned() };
         let admitted = self.admission.admit_creation(creation).await?;
-        Ok(CreateAdmission::Admitted { vm, admitted })
+        Ok(CreateAdmission::Admitted { vms, admitted })
     }
 
-    /// The snapshot that an earlier, identical request created.
+    /// The snapshots that an earlier, identical request created. It has recorded its key for each VM.
     pub(super) fn existing(
         &self,
         actor: &Actor,
-        vm: &VmId,
+        vms: &[VmId],
         request: &CreateRequest,
-    ) -> Result<Option<Snapshot>, Error> {
+    ) -> Result<Option<Vec<Snapshot>>, Error> {
         let Some(key) = request_key(actor, request) else { return Ok(None) };
-        let Some(used) = self.store.key_use(vm, &key, jiff::Timestamp::now())? else { return Ok(None) };
-        if used.digest != key.digest {
-            return Err(Refusal::KeyReused.into());
-        }
-        match self.store.snapshot(used.snapshot())? {
-            Some(snapshot) => {
-                tracing::info!(snapshot = %snapshot.id, %vm, "repeated request: responding with the existing snapshot");
-                Ok(Some(snapshot))
+        let (mut existing, now) = (Vec::new(), jiff::Timestamp::now());
+        for vm in vms {
+            let Some(used) = self.store.key_use(vm, &key, now)? else { continue };
+            if used.digest != key.digest {
+                return Err(Refusal::KeyReused.into());
             }
-            None => Err(Refusal::KeySnapshotGone(used.snapshot()).into()),
+            match self.store.snapshot(used.snapshot())? {
+                Some(snapshot) => existing.push(snapshot),
+                None => return Err(Refusal::KeySnapshotGone(used.snapshot()).into()),
+            }
         }
+        if existing.len() != vms.len() {
+            // The keys of some VMs may have been forgotten; all are recorded and expire together.
+            return Ok(None);
+        }
+        for snapshot in &existing {
+            let (id, vm) = (&snapshot.id, &snapshot.vm);
+            tracing::info!(snapshot = %id, %vm, "repeated request: responding with the existing snapshot");
+        }
+        Ok(Some(existing))
     }
 }
 

@@ -1,14 +1,14 @@
-//! The request for a new snapshot: disks, retention, annotations and idempotency key.
+//! The request for a new snapshot: disks, retention, annotations, hooks and idempotency key.
 
 use std::time::Duration;
 
-use crate::api;
+use crate::api::{self, Quiesce};
 use crate::app::Error;
 use crate::app::error::Refusal;
 use crate::app::retention::parse_duration;
 use crate::config::MAX_TTL;
 use crate::inventory::{Disk, Medium};
-use crate::model::Annotations;
+use crate::model::{Annotations, VmId};
 
 /// A request for a new snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +16,7 @@ pub struct CreateRequest {
     pub(crate) selection: DiskSelection,
     pub(crate) retention: RetentionRequest,
     pub(crate) annotations: Annotations,
+    pub(crate) quiesce: Quiesce,
     /// The header `Idempotency-Key`, and a digest of the rest of the request.
     pub(crate) key: Option<(String, [u8; 32])>,
 }
@@ -55,20 +56,40 @@ pub(crate) enum DiskChoice {
 /// The longest `Idempotency-Key`, characters.
 const MAX_KEY_LENGTH: usize = 255;
 
+/// The most VMs of one request. Each stays frozen until the hooks of all have been called.
+const MAX_VMS: usize = 32;
+
 impl CreateRequest {
     /// Parses the request from its `body` and the header `Idempotency-Key`.
     ///
     /// # Errors
     /// [`Error::BadRequest`].
     pub fn new(body: api::CreateSnapshot, key: Option<&str>) -> Result<Self, Error> {
+        let key = key.map(|key| digested(key, &body)).transpose()?;
+        Self::with_key(body, key)
+    }
+
+    /// As [`CreateRequest::new`], for snapshots of several VMs, which are also returned.
+    ///
+    /// # Errors
+    /// [`Error::BadRequest`].
+    pub fn of_group(body: api::CreateSnapshots, key: Option<&str>) -> Result<(Vec<VmId>, Self), Error> {
+        let key = key.map(|key| digested(key, &body)).transpose()?;
+        let api::CreateSnapshots { vms, ttl, labels, description, quiesce } = body;
+        if !(1..=MAX_VMS).contains(&vms.len()) {
+            return Err(Error::BadRequest(format!("vms has {} entries; expected 1 to {MAX_VMS}", vms.len())));
+        }
+        let parse = |text: &String| {
+            let remedy = "expected 32 hexadecimal digits, or a dashed uuid";
+            text.parse().map_err(|_| Error::BadRequest(format!("vms: {text:?} is not a VM; {remedy}")))
+        };
+        let vms = vms.iter().map(parse).collect::<Result<_, _>>()?;
+        let body = api::CreateSnapshot { ttl, labels, description, quiesce, ..api::CreateSnapshot::default() };
+        Ok((vms, Self::with_key(body, key)?))
+    }
+
+    fn with_key(body: api::CreateSnapshot, key: Option<(String, [u8; 32])>) -> Result<Self, Error> {
         let bad = |problem: String| Err(Error::BadRequest(problem));
-        // The digest is of the canonical form, so that spelling does not matter.
-        let key = key.map(parse_key).transpose()?.map(|key| {
-            let canonical = serde_json::to_vec(&body).unwrap_or_default();
-            let mut digest = [0; 32];
-            digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &canonical).as_ref());
-            (key, digest)
-        });
         let retention = match body.ttl.as_deref() {
             None => RetentionRequest::Default,
             Some("none") => RetentionRequest::UntilDeleted,
@@ -85,8 +106,16 @@ impl CreateRequest {
             (None, Some(disks)) => DiskSelection::AllBut(disks),
             (None, None) => DiskSelection::All,
         };
-        Ok(Self { selection, retention, annotations, key })
+        Ok(Self { selection, retention, annotations, quiesce: body.quiesce.unwrap_or_default(), key })
     }
+}
+
+/// Parses the key, and adds the digest of `body`. It is of the canonical form, so that spelling does not matter.
+fn digested(key: &str, body: &impl serde::Serialize) -> Result<(String, [u8; 32]), Error> {
+    let canonical = serde_json::to_vec(body).unwrap_or_default();
+    let mut digest = [0; 32];
+    digest.copy_from_slice(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, &canonical).as_ref());
+    Ok((parse_key(key)?, digest))
 }
 
 /// Parses the key. The quotes that the draft of this header requires are optional.

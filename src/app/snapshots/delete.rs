@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::service::Snapshots;
 use crate::app::Error;
 use crate::app::audit::Actor;
-use crate::app::hooks::GuardedStep;
+use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::Operation;
@@ -133,13 +133,10 @@ impl Snapshots {
         });
         // No timeout: removing files may take long, but freezes no guest.
         let snapshots = Arc::clone(self);
-        let step = GuardedStep {
-            work: Box::new(move || work(&snapshots)),
-            refresh: Arc::new(|| ()),
-            on_late_completion: None,
-        };
-        let (outcome, report) = self.hooks.with_hooks(pending.await?, step).await;
-        outcome.map_err(|error| report.with_skipped_hooks(error))
+        let step = GuardedStep { work: Box::new(move || work(&snapshots)), on_late_completion: None };
+        let operation = GuardedOperation { hooks: pending.await?, refresh: Arc::new(|| ()), requires_quiesced: false };
+        let (outcome, reports) = self.hooks.with_hooks(vec![operation], step).await;
+        outcome.map_err(|error| HookReport::with_skipped_hooks(&reports, error))
     }
 
     fn delete_files(&self, snapshot: &Snapshot, user: &str) -> Result<(), Error> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use crate::api;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
-use crate::app::compare::{Comparisons, DiskMap, MapOptions};
+use crate::app::compare::{self, Comparisons, DiskMap, MapOptions, check_bases};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
@@ -89,37 +89,43 @@ impl Documents {
             let in_use = documents.comparisons.hold(id, options.map)?;
             let snapshot = documents.inventory.snapshot_of(&vm_ref, id)?;
             let base = documents.comparisons.base_of(options.map)?;
-            let pair = base.as_ref().map(|base| SnapshotPair::new(base, &snapshot)).transpose()?;
-            let disks = snapshot.disks.iter().map(|disk| {
-                let map = documents.comparisons.map(&snapshot, pair.as_ref(), disk, options.map, &cancellation)?;
-                Ok(DiskDocument {
-                    disk: documents.describe_disk(&snapshot, disk),
-                    map: MapDocument::of(map, options.map),
-                })
+            let pair = compare::pair(base.as_ref(), &snapshot, options.map)?;
+            if let Some(pair) = &pair {
+                check_bases(pair, options.map)?;
+            }
+            // The way back leads to the disks of the base.
+            let listed = pair.as_ref().map_or(&snapshot, SnapshotPair::target);
+            let disks = listed.disks.iter().map(|disk| {
+                let map = documents.comparisons.map(listed, pair.as_ref(), disk, options.map, &cancellation)?;
+                Ok(DiskDocument { disk: documents.describe_disk(listed, disk), map: MapDocument::of(map, options.map) })
             });
             let disks = disks.collect::<Result<_, Error>>()?;
             let mut document = documents.describe(&snapshot, options);
-            document.compare_to = pair.map(|pair| pair.base().id.to_string());
+            document.compare_to = base.as_ref().map(|base| base.id.to_string());
+            document.reverse = options.map.reverse;
             Ok(SnapshotDocument { snapshot: document, disks, in_use })
         })
         .await
     }
 
-    /// The document of a snapshot that was just created. Since the snapshot exists, errors of its maps do not fail the
-    /// response.
+    /// The documents of snapshots that were just created. Since the snapshots exist, errors of their maps do not fail
+    /// the response.
     ///
     /// # Errors
-    /// [`Error::SnapshotGone`] if it was deleted at once.
-    pub async fn new_one(
+    /// [`Error::SnapshotGone`] if one was deleted at once.
+    pub async fn new_ones(
         self: &Arc<Self>,
         _session: &Session,
-        snapshot: Snapshot,
+        snapshots: Vec<Snapshot>,
         options: DocumentOptions,
         cancellation: Cancellation,
-    ) -> Result<SnapshotDocument, Error> {
+    ) -> Result<Vec<SnapshotDocument>, Error> {
         self.blocking(move |documents| {
-            let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
-            documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+            let describe = |snapshot: Snapshot| {
+                let in_use = documents.retention.hold_existing(snapshot.id).into_iter().collect();
+                documents.describe_whole(&snapshot, options, in_use, &cancellation).ok_or(Error::SnapshotGone)
+            };
+            snapshots.into_iter().map(describe).collect()
         })
         .await
     }
@@ -195,6 +201,7 @@ impl Documents {
             freeze_ms: snapshot.provenance.freeze_ms,
             hooks: snapshot.provenance.hooks.iter().map(hook_document).collect(),
             compare_to: None,
+            reverse: false,
             retention: api::Retention {
                 expires_at: retention.expires_at.map(api::time),
                 leased_until: leased_until.map(api::time),

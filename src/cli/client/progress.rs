@@ -1,11 +1,10 @@
 //! Progress on the terminal, in lines, or as JSON.
 
 use std::collections::HashMap;
-use std::io::{self, IsTerminal};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use serde_json::json;
 
 use super::args::{OutputArgs, ProgressMode};
@@ -25,7 +24,7 @@ pub fn of(args: &OutputArgs) -> Box<dyn Progress> {
         ProgressMode::Json => Box::new(Periodic::new(json_line)),
         ProgressMode::Lines => Box::new(Periodic::new(text_line)),
         ProgressMode::Bars => Box::new(Bars::new()),
-        ProgressMode::Auto if io::stderr().is_terminal() => Box::new(Bars::new()),
+        ProgressMode::Auto if terminal::shows_progress() => Box::new(Bars::new()),
         ProgressMode::Auto => Box::new(Periodic::new(text_line)),
     }
 }
@@ -39,7 +38,8 @@ struct Bars {
 
 impl Bars {
     fn new() -> Self {
-        let all = MultiProgress::with_draw_target(ProgressDrawTarget::stderr());
+        // It draws to standard error.
+        let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
         total.set_style(style(
             "{prefix:<24!} {bar:24} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>13} {eta:>6} {msg}",

@@ -16,6 +16,10 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// The upper limit of that interval.
 const MAX_PROBE_INTERVAL: Duration = Duration::from_secs(3600);
 
+/// How long after a call has ended the next short one may run on a caller's own thread. On a file system that hangs, it
+/// blocks that thread. Handing it over to another thread takes longer than the call itself.
+const JUST_RESPONDED: Duration = Duration::from_millis(50);
+
 /// Shared by a job and its caller.
 #[derive(Debug, Default)]
 pub(super) struct JobStatus {
@@ -105,6 +109,13 @@ impl State {
     /// Whether a call has exceeded its stall timeout, and no other call has made progress meanwhile.
     pub(super) fn is_stalled(&self, now: Instant) -> bool {
         self.stalls(now).any(|(call, still)| still > call.stall_timeout)
+    }
+
+    /// Whether a call has ended just now, and no other has been waiting for longer.
+    pub(super) fn has_just_responded(&self, now: Instant) -> bool {
+        let has_ended = |ended| now.saturating_duration_since(ended) < JUST_RESPONDED;
+        self.health.ended.is_some_and(has_ended)
+            && self.calls.values().all(|call| call.status.stalled_for(now) < JUST_RESPONDED)
     }
 
     /// Whether a job of this kind cannot start: a job with its key hangs, or all threads of its lane do.

@@ -2,6 +2,7 @@
 
 use std::sync::mpsc::{Sender, channel};
 
+use super::callers::MAX_CALLER_THREADS;
 use super::*;
 
 fn with_stall_timeout(stall_timeout: Duration) -> JobKind {
@@ -173,6 +174,21 @@ fn the_number_of_hanging_callers_is_bounded() {
         drop(release);
     });
     assert_eq!(executor.run_here(|_| 8), Ok(8));
+}
+
+#[test]
+fn short_calls_run_on_the_callers_thread_only_while_the_file_system_responds() {
+    let executor = executor("short");
+    let id = || thread::current().id();
+    let runs_here = || executor.run_short_here(move |_| id()).unwrap() == id();
+    assert!(!runs_here(), "nothing was known about the file system");
+    wait_until("the next one runs here", runs_here);
+    let (work, release) = hanging();
+    let pending = executor.submit(JobKind::BULK, work);
+    wait_until("a call that hangs keeps the others away", || !runs_here());
+    drop(release);
+    assert_eq!(pending.wait(), Ok(()));
+    wait_until("it responds again", runs_here);
 }
 
 #[test]

@@ -12,7 +12,7 @@ fn key(text: &str) -> RequestKey {
 
 fn made(store: &Store, number: u128, options: &CommitOptions) -> Snapshot {
     let snapshot = begin(store, snapshot(number), None);
-    store.commit(&snapshot, options).unwrap();
+    store.commit(&[(&snapshot, options)]).unwrap();
     snapshot
 }
 
@@ -92,12 +92,13 @@ fn the_number_of_keys_is_bounded() {
     let store = Store::open(&dir.path().join("db")).unwrap();
     let vm: VmId = VM.parse().unwrap();
     // The maximum number of keys, in one transaction, each older than the one before.
+    let now = Timestamp::now().as_millisecond();
     store
         .handle
         .write(|transaction| {
             let mut keys = transaction.open_table(IDEMPOTENCY_KEYS)?;
             for number in 0..MAX_KEYS {
-                let used_at_ms = Timestamp::now().as_millisecond() - number as i64;
+                let used_at_ms = now - number as i64;
                 let used = KeyUse { digest: [7; 32], snapshot: number as u128, used_at_ms };
                 let bytes = postcard::to_stdvec(&used).unwrap();
                 keys.insert(("admin", VM, format!("{number}").as_str()), bytes.as_slice())?;

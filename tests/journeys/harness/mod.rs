@@ -1,6 +1,7 @@
 //! Test fixtures: a repository, a manager, the service, a client.
 
 mod agent_db;
+mod backup;
 mod certificates;
 mod chunks;
 mod client;
@@ -13,6 +14,7 @@ mod hook_dir;
 mod hung;
 mod manager;
 pub mod process_stats;
+mod proxy;
 mod random;
 mod serving;
 mod shim;
@@ -28,6 +30,7 @@ use std::thread::{self, JoinHandle};
 use reqwest::Method;
 
 pub use agent_db::AgentDb;
+pub use backup::Backup;
 pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, ids, text};
@@ -40,6 +43,7 @@ pub use hook_dir::{HookDir, hook_runs};
 pub use hung::HungMount;
 pub use manager::{Manager, ManagerBehavior, PASSWORD, USER};
 pub use process_stats::{ProcessStats, memory_kib};
+pub use proxy::Proxy;
 pub use random::Random;
 pub use shim::{Fault, Shim};
 pub use volume::{Device, Tmpfs, Volume, output, run};

@@ -40,6 +40,11 @@ impl Volume {
         Self::new(megabytes, &[], |image| run(Command::new("mkfs.xfs").arg("-q").args(options).arg(image)))
     }
 
+    /// Makes and mounts an ext4, which cannot clone files.
+    pub fn ext4(megabytes: u64) -> Self {
+        Self::new(megabytes, &[], |image| run(Command::new("mkfs.ext4").arg("-qF").arg(image)))
+    }
+
     /// Makes and mounts a local OCFS2. The kernel has to support OCFS2.
     pub fn ocfs2(megabytes: u64, cluster: u64, features: &str) -> Self {
         let options = ["-q", "-F", "-M", "local", "-N", "1", "-b", "4096", "-J", "size=16M"];

@@ -69,7 +69,23 @@ fn step(
     work: impl FnOnce() -> Result<(), Error> + Send + 'static,
     on_late_completion: Option<Step<()>>,
 ) -> GuardedStep<()> {
-    GuardedStep { work: Box::new(work), refresh: Arc::new(|| ()), on_late_completion }
+    GuardedStep { work: Box::new(work), on_late_completion }
+}
+
+impl Scene {
+    /// Does the work of `step` as the one operation with these hooks.
+    async fn run(
+        &self,
+        key: PendingHooksKey,
+        post_hooks: PendingPostHooks,
+        step: GuardedStep<()>,
+    ) -> (Result<(), Error>, HookReport) {
+        let hooks = Some((key, post_hooks));
+        let operation = GuardedOperation { hooks, refresh: Arc::new(|| ()), requires_quiesced: false };
+        let (outcome, mut reports) = self.runner.with_hooks(vec![operation], step).await;
+        assert_eq!(reports.len(), 1);
+        (outcome, reports.remove(0))
+    }
 }
 
 fn attempts(scene: &Scene) -> Vec<u32> {
@@ -80,7 +96,7 @@ fn attempts(scene: &Scene) -> Vec<u32> {
 #[tokio::test]
 async fn guest_is_thawed_after_panic() {
     let (dir, scene, id, post_hooks) = scene("echo quiesced").await;
-    let (outcome, report) = scene.runner.with_hooks(Some((id, post_hooks)), step(|| panic!("in step"), None)).await;
+    let (outcome, report) = scene.run(id, post_hooks, step(|| panic!("in step"), None)).await;
     assert!(matches!(outcome, Err(Error::Internal(_))));
     assert!(report.runs.len() == 2 && report.frozen_for.is_some());
     assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), "pre\npost\n");
@@ -98,7 +114,7 @@ async fn hung_work_times_out_thaws_guest_and_is_undone_when_it_ends() {
         let _ = hangs.recv();
         Ok(())
     };
-    let (outcome, report) = scene.runner.with_hooks(Some((id, post_hooks)), step(work, Some(Box::new(late)))).await;
+    let (outcome, report) = scene.run(id, post_hooks, step(work, Some(Box::new(late)))).await;
     assert!(matches!(outcome, Err(Error::CloneTimeout { .. })), "{outcome:?}");
     assert!(report.frozen_for.is_some());
     assert_eq!(fs::read_to_string(calls).unwrap(), "pre\npost\n");
@@ -113,7 +129,7 @@ async fn hung_work_times_out_thaws_guest_and_is_undone_when_it_ends() {
 async fn failed_post_is_retried_until_it_succeeds() {
     let (dir, scene, id, post_hooks) = scene("[ $2 = pre ] || [ -e mended ]").await;
     let calls = || fs::read_to_string(dir.path().join("calls")).unwrap();
-    let (outcome, _) = scene.runner.with_hooks(Some((id, post_hooks)), step(|| Ok(()), None)).await;
+    let (outcome, _) = scene.run(id, post_hooks, step(|| Ok(()), None)).await;
     assert!(outcome.is_ok(), "{outcome:?}");
     assert_eq!(attempts(&scene), [1]);
     // While another operation holds the VM lock, it may have frozen the guest.
@@ -171,9 +187,7 @@ fn hooks_and_timeouts_do_not_wait_for_stalled_runtime() {
     };
     let report = {
         let scene = Arc::clone(&scene);
-        runtime.spawn(async move {
-            scene.runner.with_hooks(Some((id, post_hooks)), step(work, Some(Box::new(|| ())))).await
-        })
+        runtime.spawn(async move { scene.run(id, post_hooks, step(work, Some(Box::new(|| ())))).await })
     };
     wait_for("pre\n");
     // All workers and blocking threads are blocked, as if a file system hangs.

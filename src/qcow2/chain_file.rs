@@ -12,7 +12,7 @@ use super::tables::{Extent, Place, Tables};
 use crate::sys::sparse;
 
 #[derive(Debug)]
-pub struct Layer {
+pub struct ChainFile {
     /// Below the folder of the images.
     pub path: PathBuf,
     /// Of its disk, bytes.
@@ -26,8 +26,8 @@ enum Storage {
     Qcow2(Tables),
 }
 
-impl Layer {
-    /// The layer with this number in its chain.
+impl ChainFile {
+    /// The file with this number in its chain.
     pub fn new(
         path: PathBuf,
         file: File,

@@ -1,0 +1,68 @@
+//! Body of `GET /capabilities`: what the service can do, and its limits.
+
+use serde::{Deserialize, Serialize};
+
+/// The body.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Capabilities {
+    pub version: String,
+    /// The features of the API.
+    pub features: Vec<String>,
+    pub checksum_algorithms: Vec<String>,
+    pub limits: Limits,
+}
+
+/// The limits of the service. In the answer of an older service, some are 0 or `null`, which then means unknown.
+#[derive(Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Limits {
+    /// The most ranges in one `Range` header.
+    pub ranges_per_request: usize,
+    /// The largest body of a request, bytes.
+    pub request_body_bytes: usize,
+    /// The validity of a token, seconds.
+    pub token_seconds: u64,
+    /// Downloads at a time.
+    pub export_concurrency: usize,
+    /// Further downloads, for users and VMs without a running one while another user or VM has several.
+    pub export_spare: usize,
+    /// Downloads that may wait.
+    pub export_queue: usize,
+    /// How long a download may wait, seconds, rounded up.
+    pub export_wait_seconds: u64,
+    /// While downloads wait, slower clients are disconnected. Bytes per second; `null` if they are not.
+    pub export_min_rate: Option<u64>,
+    /// The largest content with a `Content-Digest`, bytes.
+    pub content_digest_bytes: u64,
+    /// The most chunks in a page.
+    pub chunks_per_page: usize,
+    /// The block sizes of `refine`, powers of two.
+    pub refine_block_bytes: Bounds,
+    /// The block sizes of checksums, powers of two.
+    pub checksum_block_bytes: Bounds,
+    /// Creations of snapshots at a time.
+    pub snapshot_concurrency: usize,
+    /// Creations that may wait.
+    pub snapshot_queue: usize,
+    /// A creation is refused if this many operations of its VM run or wait.
+    pub snapshot_queue_per_vm: usize,
+    /// Snapshots of one VM. `null`: no limit.
+    pub max_snapshots_per_vm: Option<usize>,
+    /// Extents of a disk that can be snapshotted. `null`: no limit.
+    pub max_extents: Option<u32>,
+    /// The `ttl` of a new snapshot.
+    pub ttl_seconds: Bounds,
+    /// The `ttl` of a request without one. `null`: the snapshot does not expire.
+    pub default_ttl_seconds: Option<u64>,
+    /// The `ttl` of a lease.
+    pub lease_seconds: Bounds,
+    /// How long an `Idempotency-Key` is remembered.
+    pub idempotency_key_seconds: u64,
+}
+
+/// The smallest and the largest value.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Bounds {
+    pub min: u64,
+    pub max: u64,
+}
