@@ -39,16 +39,20 @@ pub fn run(args: &SnapshotShowArgs, config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The snapshot with the sums of its chunks; without them if its disks cannot be read, and why.
+/// The snapshot with the sums of its chunks. If its disks cannot be read, it is what the list of snapshots has, with the
+/// reason.
 fn document(client: &Client, vm: &VmName, id: &str) -> anyhow::Result<(Box<RawValue>, Option<String>)> {
-    let path = format!("/vms/{}/snapshots/{id}", vm.id);
-    match client.get(&format!("{path}?summary=true")) {
-        Ok(document) => Ok((document, None)),
-        Err(error) if error.status() != Some(404) => {
-            let document = client.get(&format!("{path}?chunks=false")).with_context(|| vm.shown.clone())?;
-            Ok((document, Some(error.to_string())))
-        }
-        Err(error) => Err(error).with_context(|| vm.shown.clone()),
+    let snapshots = format!("/vms/{}/snapshots", vm.id);
+    let error = match client.get(&format!("{snapshots}/{id}?summary=true")) {
+        Ok(document) => return Ok((document, None)),
+        Err(error) => error,
+    };
+    let listed: Vec<Box<RawValue>> = client.get(&format!("{snapshots}?chunks=false&definition=true"))?;
+    let is_wanted =
+        |document: &RawValue| serde_json::from_str::<Snapshot>(document.get()).is_ok_and(|snapshot| snapshot.id == id);
+    match listed.into_iter().find(|document| is_wanted(document)) {
+        Some(document) => Ok((document, Some(error.to_string()))),
+        None => Err(error).with_context(|| vm.shown.clone()),
     }
 }
 
