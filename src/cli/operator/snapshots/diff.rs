@@ -143,3 +143,45 @@ fn page(
     }
     lines
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::Chunk;
+
+    const BLOCK: u64 = 4096;
+
+    fn page_of(chunks: impl Iterator<Item = (u64, u64, ChunkType)>, size: u64, mode: Mode) -> ChunkPage {
+        let chunk = |(start, length, kind)| Chunk { start, length, physical_start: 0, kind };
+        ChunkPage { size, mode, reason: None, chunks: chunks.map(chunk).collect(), next_offset: None }
+    }
+
+    #[test]
+    fn a_million_changes_are_summed_page_by_page() {
+        let size = 4_000_000 * BLOCK;
+        let mut changes = Changes::new("a.img", size, 40);
+        for page in 0..100 {
+            let kind = if page % 2 == 0 { ChunkType::Data } else { ChunkType::Zero };
+            // Every second block of the first half of the disk.
+            let chunks = (0..10_000).map(|index| ((page * 10_000 + index) * 2 * BLOCK, BLOCK, kind));
+            changes.add(page_of(chunks, size, Mode::Incremental)).unwrap();
+        }
+        assert_eq!((changes.data_bytes, changes.zero_bytes), (500_000 * BLOCK, 500_000 * BLOCK));
+        assert_eq!(changes.strip.draw(true), format!("{}{}", "+".repeat(20), ".".repeat(20)));
+    }
+
+    #[test]
+    fn chunks_outside_the_disk_are_refused_and_a_full_disk_is_explained() {
+        for (start, length) in [(0, BLOCK + 1), (BLOCK, 1), (u64::MAX, 2)] {
+            let chunk = std::iter::once((start, length, ChunkType::Data));
+            let error = Changes::new("a.img", BLOCK, 10).add(page_of(chunk, BLOCK, Mode::Incremental)).unwrap_err();
+            assert!(error.to_string().ends_with("is outside the disk"), "{error}");
+        }
+        let mut changes = Changes::new("a.img", BLOCK, 10);
+        changes.add(page_of(std::iter::once((0, BLOCK, ChunkType::Data)), BLOCK, Mode::Full)).unwrap();
+        assert_eq!(
+            (changes.full.as_deref(), changes.strip.draw(true).as_str()),
+            (Some("no reason is known"), "##########")
+        );
+    }
+}

@@ -85,7 +85,7 @@ mod tests {
     fn parts_are_shaded_by_the_share_that_changed() {
         assert_eq!(draw(100, 10, &[]), "..........");
         assert_eq!(draw(100, 10, &[0..1, 10..14, 20..27, 35..40, 40..50, 99..100]), "-+*+#....-");
-        assert_eq!(draw(100, 10, &[5..25]), "+#+.......");
+        assert_eq!(draw(100, 10, std::slice::from_ref(&(5..25))), "+#+.......");
         assert_eq!(draw(100, 10, std::slice::from_ref(&(0..100))), "##########");
         assert_eq!(draw(100, 4, &[24..26, 49..51]), "---.");
         // Adjacent changes add up.
