@@ -48,11 +48,14 @@ fn full(mib: u64, rounds: usize) {
     let source = world.snapshot_folder(&snapshot).join("a.img");
     let url = format!("https://127.0.0.1:{}/api/v1/vms/{VM}/snapshots/{snapshot}/disks/a.img", world.exporter.port);
     let (ca, out) = (world.certificates.ca(), target.mount_point.join("out"));
-    let [mut ours, mut curls, mut nbd] = std::array::from_fn(|_| Vec::new());
+    let [mut ours, mut digests, mut curls, mut nbd] = std::array::from_fn(|_| Vec::new());
     for round in 0..=rounds {
         fs::create_dir(&out).unwrap();
         let backup = Backup::new(&world, &out);
         let backed_up = timed(|| drop(backup.back_up()));
+        fs::remove_dir_all(&out).unwrap();
+        fs::create_dir(&out).unwrap();
+        let compared = timed(|| drop(backup.run(&backup.backup_arguments(&["--digests", "-q"]))));
         fs::remove_dir_all(&out).unwrap();
         fs::create_dir(&out).unwrap();
         let curled = timed(|| {
@@ -69,13 +72,18 @@ fn full(mib: u64, rounds: usize) {
         fs::remove_dir_all(&out).unwrap();
         fs::create_dir(&out).unwrap();
         let copied = timed(|| {
-            run(Command::new("nbdcopy").args(["--", "[", "qemu-nbd", "-r", "-f", "raw"]).arg(&source).arg("]").arg(out.join("copy")));
+            run(Command::new("nbdcopy")
+                .args(["--", "[", "qemu-nbd", "-r", "-f", "raw"])
+                .arg(&source)
+                .arg("]")
+                .arg(out.join("copy")));
             run(Command::new("sync").arg("-f").arg(&out));
         });
         fs::remove_dir_all(&out).unwrap();
         // The first round warms the page cache.
         if round > 0 {
             ours.push(backed_up);
+            digests.push(compared);
             curls.push(curled);
             nbd.push(copied);
         }
@@ -83,10 +91,11 @@ fn full(mib: u64, rounds: usize) {
             client.delete(&format!("/vms/{VM}/snapshots/{id}"));
         });
     }
-    let [ours, curls, nbd] = [ours, curls, nbd].map(median_ms);
+    let [ours, digests, curls, nbd] = [ours, digests, curls, nbd].map(median_ms);
     let rate = |ms: f64| mib as f64 / ms * 1e3;
     println!("| a full backup of {mib} MiB | MiB/s | of 8 curls |\n|---|---:|---:|");
     println!("| backup | {:.0} | {:.2} |", rate(ours), curls / ours);
+    println!("| backup --digests | {:.0} | {:.2} |", rate(digests), curls / digests);
     println!("| 8 curls, and sync | {:.0} | 1 |", rate(curls));
     println!("| nbdcopy from qemu-nbd without TLS, and sync | {:.0} | {:.2} |", rate(nbd), curls / nbd);
 }
@@ -124,7 +133,8 @@ fn scattered(rounds: usize) {
         ours.push(timed(|| point = backup.back_up()));
         assert_eq!(point["vms"][0]["transferred_bytes"], CHANGES * BLOCK);
         let snapshot = text(&point["vms"][0]["snapshot_id"]);
-        let copy = File::options().write(true).create(true).truncate(false).open(target.mount_point.join("naive")).unwrap();
+        let copy =
+            File::options().write(true).create(true).truncate(false).open(target.mount_point.join("naive")).unwrap();
         naive.push(timed(|| {
             for block in &blocks {
                 let bytes = client.disk_range(&snapshot, "a.img", block * BLOCK, BLOCK);
@@ -200,5 +210,7 @@ fn many_extents(extents: u64) {
         let seconds = started.elapsed().as_secs_f64();
         println!("1 TiB with {extents} extents, {name}: {seconds:.1} s, peak memory {} MiB", peak >> 10);
     }
-    eventually("the service is idle", || world.client().get("/status").ok()["exports"]["running"] == serde_json::json!([]));
+    eventually("the service is idle", || {
+        world.client().get("/status").ok()["exports"]["running"] == serde_json::json!([])
+    });
 }
