@@ -30,11 +30,23 @@ fn main() {
     }
     let is_quick = std::env::var_os("QUICK").is_some();
     let rounds = if is_quick { 3 } else { 5 };
-    full(if is_quick { 1024 } else { 4096 }, rounds);
-    scattered(rounds);
-    lost_base();
-    nothing_changed(rounds);
-    many_extents(if is_quick { 100_000 } else { 1_000_000 });
+    let only = std::env::var("ONLY").ok();
+    let wants = |name: &str| only.as_ref().is_none_or(|only| only == name);
+    if wants("full") {
+        full(if is_quick { 1024 } else { 4096 }, rounds);
+    }
+    if wants("scattered") {
+        scattered(rounds);
+    }
+    if wants("lost_base") {
+        lost_base();
+    }
+    if wants("nothing_changed") {
+        nothing_changed(rounds);
+    }
+    if wants("many_extents") {
+        many_extents(if is_quick { 100_000 } else { 1_000_000 });
+    }
 }
 
 /// A full backup, the same bytes by eight curls, and by nbdcopy from qemu-nbd. All of them end on stable storage.

@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Backup, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at};
+use crate::harness::{
+    Backup, Clock, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at,
+};
 use crate::needs_root;
 
 const DIFFERENCE: Option<i32> = Some(4);
