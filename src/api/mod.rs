@@ -51,9 +51,10 @@ pub struct Token {
 }
 
 /// Whether an entry of a listing can be used.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
+    #[default]
     Ok,
     /// It cannot be used; `reason` says why.
     Error,
@@ -74,7 +75,8 @@ pub struct Vm {
     pub snapshot_compatible: bool,
     /// Ids of its snapshots, oldest first.
     pub snapshots: Vec<String>,
-    /// Whether its definition can be used.
+    /// Whether its definition can be used. The original exporter lists only such VMs, without this member.
+    #[serde(default)]
     pub status: Status,
     /// Why the definition is unusable, or why no snapshot is possible.
     #[serde(skip_serializing_if = "Option::is_none")]

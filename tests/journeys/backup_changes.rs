@@ -6,7 +6,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use crate::harness::{Backup, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at};
+use crate::harness::{
+    Backup, Clock, MB, OTHER_VM, Random, Tmpfs, VM, Volume, World, define_vm, make_disk, text, write_at,
+};
 use crate::needs_root;
 
 const DIFFERENCE: Option<i32> = Some(4);
@@ -153,4 +155,74 @@ fn disks_and_names_may_change() {
     let result: Value = serde_json::from_str(&result).unwrap();
     assert_eq!(result["vms"].as_array().unwrap().len(), 1, "{result}");
     assert_eq!(result["vms"][0]["vm"]["id"], OTHER_VM);
+}
+
+#[test]
+fn a_clock_that_goes_back_costs_no_full_backup() {
+    needs_root!();
+    let clock = Clock::new();
+    let world = World::with(512, |settings| clock.load_into(settings));
+    let target = Tmpfs::new("size=200m");
+    let disk = world.define_vm(&[("a.img", 16 * MB)]).remove(0);
+    write_at(&disk, 0, &Random(1).bytes(4 * MB));
+    let backup = Backup::new(&world, target.path());
+    backup.back_up();
+    for (hours, seed) in [(-1, 5), (0, 6), (2, 7), (-1, 8)] {
+        clock.leap(hours);
+        write_at(&disk, seed * MB, &Random(seed).bytes(4096));
+        let result = backup.back_up();
+        let result = &result["vms"][0];
+        assert_eq!((&result["is_full"], &result["transferred_bytes"]), (&false.into(), &4096.into()), "{result}");
+        let out = tempfile::tempdir().unwrap();
+        backup.restore(VM, &text(&result["point"]), &out.path().join("o"), &[]);
+        assert!(fs::read(out.path().join("o/a.img")).unwrap() == fs::read(&disk).unwrap());
+    }
+    assert_eq!(world.client().snapshot_ids().len(), 1);
+}
+
+#[test]
+fn labels_and_the_definition_are_kept_with_the_point() {
+    needs_root!();
+    let world = World::new(512);
+    let target = Tmpfs::new("size=200m");
+    world.define_vm(&[("a.img", 4 * MB), ("b.img", 4 * MB)]);
+    let backup = Backup::new(&world, target.path());
+    let more = ["--label", "job=nightly", "--description", "before the update", "--disks", "a.img", "-q"];
+    backup.run(&backup.backup_arguments(&more));
+    let point = &backup.points()[0];
+    assert_eq!((&point["labels"]["job"], &point["description"]), (&"nightly".into(), &"before the update".into()));
+    assert_eq!(point["disks"].as_array().unwrap().len(), 1);
+    assert!(text(&point["definition"]["text"]).contains("OVM_simple_name"), "{point}");
+    // A look leaves no snapshot and no point behind.
+    let printed = backup.run(&backup.backup_arguments(&["--dry-run"]));
+    assert!(printed.contains("web-1: full: 0 B to transfer"), "{printed}");
+    assert_eq!((backup.points().len(), world.client().snapshot_ids().len()), (1, 1));
+    // Nothing can quiesce this guest.
+    let (status, _, stderr) = backup.try_run(&backup.backup_arguments(&["--quiesce", "require"]));
+    assert!(status == Some(1) && stderr.contains("not_quiesced"), "{stderr}");
+}
+
+#[test]
+fn bytes_of_a_disk_are_written_to_standard_output() {
+    needs_root!();
+    let world = World::new(512);
+    let target = Tmpfs::new("size=200m");
+    let disk = world.define_vm(&[("a.img", 8 * MB + 512)]).remove(0);
+    write_at(&disk, MB, &Random(1).bytes(MB));
+    let backup = Backup::new(&world, target.path());
+    let client = world.client();
+    let first = client.take_snapshot_id();
+    let cat = |snapshot: &str, more: &[&str]| {
+        let address = format!("{VM}/{snapshot}/a.img");
+        let output = backup.command(&[&["cat", backup.url(), &address], more].concat()).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        output.stdout
+    };
+    assert!(cat(&first, &[]) == fs::read(&disk).unwrap());
+    write_at(&disk, 4 * MB, b"changed");
+    let second = client.take_snapshot_id();
+    let changes = cat(&second, &["--since", &first]);
+    let head = format!("size {} incremental\n{} 4096 data\nchanged", 8 * MB + 512, 4 * MB);
+    assert!(changes.starts_with(head.as_bytes()) && changes.ends_with(b"end\n"));
+    assert_eq!(changes.len(), head.len() - 7 + 4096 + 4);
 }

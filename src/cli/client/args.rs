@@ -104,6 +104,9 @@ pub struct BackupArgs {
     /// Connections for each VM
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub connections: usize,
+    /// Compare each response with a digest of the service, besides the protection of TLS. It costs both sides CPU time
+    #[arg(long)]
+    pub digests: bool,
     /// The most bytes a second for each service, such as 50MiB
     #[arg(long, value_name = "SIZE")]
     pub bandwidth: Option<String>,

@@ -75,9 +75,13 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     for (server, found) in servers.iter().zip(ask_all(&servers)) {
         match found {
             Ok((features, vms)) => {
+                if args.digests && !features.content_digest {
+                    let problem = "the service does not support --digests; leave it out";
+                    return Err(UsageError(problem.to_owned()).into());
+                }
                 let options = Options {
                     connections: args.connections.clamp(1, 64),
-                    digests: true,
+                    digests: args.digests,
                     rate: Rate::new(rate),
                     request: new_snapshot::supported(&request, &features)?,
                     format: args.format.map(Format::from),

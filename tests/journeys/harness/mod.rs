@@ -45,6 +45,7 @@ pub use manager::{Manager, ManagerBehavior, PASSWORD, USER};
 pub use process_stats::{ProcessStats, memory_kib};
 pub use proxy::Proxy;
 pub use random::Random;
+pub use serving::Serving;
 pub use shim::{Fault, Shim};
 pub use volume::{Device, Tmpfs, Volume, output, run};
 pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
