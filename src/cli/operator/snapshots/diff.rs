@@ -153,7 +153,7 @@ mod tests {
 
     fn page_of(chunks: impl Iterator<Item = (u64, u64, ChunkType)>, size: u64, mode: Mode) -> ChunkPage {
         let chunk = |(start, length, kind)| Chunk { start, length, physical_start: 0, kind };
-        ChunkPage { size, mode, reason: None, chunks: chunks.map(chunk).collect(), next_offset: None }
+        ChunkPage { size, mode, reason: None, chunks: chunks.map(chunk).collect(), next_offset: None, reverse: false }
     }
 
     #[test]
