@@ -59,10 +59,10 @@ impl Blocks {
         Ok(Self { path: path.to_owned(), file, size })
     }
 
-    /// The blocks whose length differs between a disk of `old` bytes and one of `new` bytes.
+    /// The block whose length differs between a disk of `old` bytes and one of `new` bytes.
     pub fn cut_by(old: u64, new: u64) -> Option<u64> {
         let cut = old.min(new);
-        (old != new && cut % BLOCK != 0).then_some(cut / BLOCK)
+        (old != new && !cut.is_multiple_of(BLOCK)).then_some(cut / BLOCK)
     }
 
     pub fn open(path: &Path, size: u64) -> Result<Self> {
@@ -185,7 +185,12 @@ mod tests {
         assert_eq!(blocks.checksum().unwrap(), *blake3::hash(expected.as_flattened()).as_bytes());
         blocks.clear(1..2).unwrap();
         let mut entries = Vec::new();
-        blocks.read(0..4, |_, entry| Ok(entries.push(entry))).unwrap();
+        blocks
+            .read(0..4, |_, entry| {
+                entries.push(entry);
+                Ok(())
+            })
+            .unwrap();
         assert_eq!(entries, [ZERO_ENTRY; 4]);
     }
 

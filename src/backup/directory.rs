@@ -71,7 +71,7 @@ impl BackupDir {
         make_directory(path)?;
         let other = |entry: &io::Result<fs::DirEntry>| {
             let name = entry.as_ref().map(|entry| entry.file_name()).unwrap_or_default();
-            name != "lost+found" && name != "backup.json.new"
+            name != "lost+found" && !name.as_encoded_bytes().starts_with(b".new-")
         };
         if fs::read_dir(path).at(path)?.any(|entry| other(&entry)) {
             let problem = format!("{} has files, but is no backup directory; name an empty one", path.display());
@@ -80,9 +80,6 @@ impl BackupDir {
         let marker = Marker { version: VERSION, id: uuid::Uuid::new_v4().to_string() };
         let text = serde_json::to_vec_pretty(&marker).map_err(io::Error::from).at(path)?;
         files::write_atomically(&path.join(MARKER), &text).at(path)?;
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            files::sync_directory(parent).at(parent)?;
-        }
         Self::open(path)
     }
 
@@ -180,7 +177,7 @@ impl VmDir {
                 continue;
             }
             let directory = entry.path();
-            match Point::read(&directory) {
+            match Point::read(&directory, &self.id) {
                 Ok(point) => points.whole.push(StoredPoint { point, directory }),
                 Err(error) => points.damaged.push(DamagedPoint { id, error }),
             }
@@ -200,8 +197,7 @@ impl VmDir {
     pub fn lock(&self) -> Result<VmLock> {
         make_directory(&self.path)?;
         let path = self.path.join(LOCK);
-        let options = File::options().create(true).truncate(false).write(true).open(&path);
-        let file = options.at(&path)?;
+        let file = files::open_or_create(&path).at(&path)?;
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -238,6 +234,16 @@ pub struct VmLock {
     _file: File,
 }
 
+/// Makes a directory and those above it, on stable storage.
 pub fn make_directory(path: &Path) -> Result<()> {
-    fs::DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(path).at(path)
+    if path.is_dir() {
+        return Ok(());
+    }
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    make_directory(parent)?;
+    match fs::DirBuilder::new().mode(DIRECTORY_MODE).create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+        result => result.at(path)?,
+    }
+    files::sync_directory(parent).at(parent)
 }

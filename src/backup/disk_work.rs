@@ -6,23 +6,29 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{BLOCK, Blocks};
 use super::directory::{VmDir, make_directory};
-use super::error::{AtPath, Result};
+use super::error::{AtPath, BackupError, Result};
 use super::features::Features;
 use super::files;
 use super::image::{BaseImage, Image};
 use super::journal::Journal;
+use super::leases::Leases;
 use super::plan::Plan;
 use super::planning::{self, Question};
 use super::point::{self, BackingFile, DiskChecksum, Format, PointDisk, PointVm, StoredPoint};
 use super::progress::{DiskLabel, Event, Progress};
-use super::transfer::{self, Disk};
+use super::transfer::Disk;
+use super::unit::Recall;
 use super::work::{BaseDisk, WorkDisk};
 use crate::client::{Client, Created};
+
+/// Images of a chain. Each is a file to open, and the reader of images accepts 1,000.
+const MAX_CHAIN: usize = 500;
 
 /// What is known before the disks are planned.
 pub struct Preparation<'a> {
     pub client: &'a Client,
     pub features: &'a Features,
+    pub leases: &'a Leases,
     pub progress: &'a dyn Progress,
     pub vm: &'a PointVm,
     pub snapshot: &'a Created,
@@ -37,10 +43,7 @@ pub struct Preparation<'a> {
 /// Plans all disks of the snapshot, and writes the plans.
 pub fn plan(preparation: &Preparation<'_>) -> Result<Vec<WorkDisk>> {
     let Preparation { snapshot, partial, format, .. } = preparation;
-    let can_clone = match format {
-        Some(format) => *format == Format::Raw,
-        None => files::can_clone(partial).at(partial)?,
-    };
+    let can_clone = *format != Some(Format::Qcow2) && files::can_clone(partial).at(partial)?;
     for folder in NOTES {
         make_directory(&partial.join(folder))?;
     }
@@ -53,14 +56,23 @@ pub fn plan(preparation: &Preparation<'_>) -> Result<Vec<WorkDisk>> {
 }
 
 fn plan_disk(preparation: &Preparation<'_>, name: &str, can_clone: bool, others: &[WorkDisk]) -> Result<WorkDisk> {
-    let Preparation { client, features, progress, vm, snapshot, points, is_there, .. } = *preparation;
+    let Preparation { client, features, leases, progress, vm, snapshot, points, is_there, .. } = *preparation;
     let partial = preparation.partial.as_path();
     let path = api_path(&vm.id, &snapshot.id, name);
     let (size, etag) = client.head(&path)?;
     let base = newest_with_disk(points, name, is_there);
+    let base = match base {
+        Some(base) if chain_length(points, base, name) >= MAX_CHAIN => {
+            let text = format!("{name}: its chain has {MAX_CHAIN} images; copying the disk as a whole (see prune)");
+            progress.event(&Event::Note { vm: &vm.name, text });
+            None
+        }
+        base => base,
+    };
     let question = Question {
         client,
         features,
+        leases,
         vm: &vm.id,
         snapshot: &snapshot.id,
         disk: name,
@@ -77,7 +89,13 @@ fn plan_disk(preparation: &Preparation<'_>, name: &str, can_clone: bool, others:
         .filter(|_| answer.uses_base)
         .and_then(|base| Some(BaseDisk { point: base.point.id.clone(), disk: base.point.disk(name)?.clone() }));
     // A raw image that cannot be cloned becomes the bottom of a chain.
-    let is_raw = can_clone && base.as_ref().is_none_or(|base| base.disk.format == Format::Raw);
+    let wants_raw = can_clone || (preparation.format == Some(Format::Raw) && base.is_none());
+    let is_raw = wants_raw && base.as_ref().is_none_or(|base| base.disk.format == Format::Raw);
+    if preparation.format == Some(Format::Raw) && !is_raw {
+        let problem = "the file system of the backup directory cannot clone files, so an increment cannot be raw; leave \
+                       --format out";
+        return Err(BackupError::Unusable(problem.to_owned()));
+    }
     let format = if is_raw { Format::Raw } else { Format::Qcow2 };
     let taken: Vec<PointDisk> = others.iter().map(|other| other.disk.clone()).collect();
     let (file, blocks_file) = point::file_names(name, format, &taken);
@@ -94,13 +112,27 @@ fn plan_disk(preparation: &Preparation<'_>, name: &str, can_clone: bool, others:
         data_bytes: answer.plan.data_bytes(),
         zero_bytes: answer.plan.zero_bytes(),
         checksum: DiskChecksum {
-            algorithm: "blake3".to_owned(),
+            algorithm: point::ALGORITHM.to_owned(),
             block_size: BLOCK,
             value: String::new(),
             file: blocks_file,
         },
     };
     Ok(WorkDisk { disk, etag, base })
+}
+
+/// The images that the disk of a point stands on, and its own.
+fn chain_length(points: &[StoredPoint], base: &StoredPoint, name: &str) -> usize {
+    let (mut length, mut current) = (1, base.point.disk(name));
+    while let Some(backing) = current.and_then(|disk| disk.backing.as_ref())
+        && length < MAX_CHAIN
+    {
+        let below = |stored: &StoredPoint, disk: &PointDisk| *backing == BackingFile::new(&stored.point.id, disk);
+        let mut all = points.iter().flat_map(|stored| stored.point.disks.iter().map(move |disk| (stored, disk)));
+        current = all.find(|(stored, disk)| below(stored, disk)).map(|(_, disk)| disk);
+        length += 1;
+    }
+    length
 }
 
 /// The newest point with a disk of this name, if possible one whose snapshot the service has.
@@ -142,13 +174,14 @@ pub fn open(directory: &VmDir, vm: &PointVm, snapshot: &str, work: &WorkDisk) ->
         None => Blocks::create(&blocks_path, disk.size)?,
     };
     let journal_path = journal_path(&partial, &disk.file);
-    let (journal, records) = Journal::open(&journal_path, disk.size)?;
     let label = DiskLabel { vm: vm.name.as_str().into(), disk: disk.name.as_str().into() };
     let path = api_path(&vm.id, snapshot, &disk.name);
     let (etag, size) = (etag.clone(), disk.size);
-    let mut disk = Disk { label, path, etag, size, plan, image, file, blocks, journal, done: Vec::new() };
-    disk.done = transfer::recall(&disk, records)?;
-    Ok(disk)
+    image.drop_cache();
+    let mut recall = Recall::new(&image, &blocks, size);
+    let journal = Journal::open(&journal_path, size, |record| recall.check(record))?;
+    let done = recall.finish();
+    Ok(Disk { label, path, etag, size, plan, image, file, blocks, journal, done })
 }
 
 /// Removes the plans and the journals, when all disks are complete.
@@ -161,6 +194,13 @@ pub fn remove_notes(partial: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Makes the next run transfer all bytes again.
+pub fn forget_progress(partial: &Path) -> Result<()> {
+    let path = partial.join(NOTES[1]);
+    fs::remove_dir_all(&path).at(&path)?;
+    make_directory(&path)
 }
 
 /// The folders of plans and journals. A file name of a disk does not begin with a dot.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use super::disk_work::{api_path, newest_with_disk};
 use super::error::{BackupError, Result};
+use super::leases::Leases;
 use super::planning::{self, Question};
 use super::point::StoredPoint;
 use super::vm_backup::VmBackup;
@@ -51,7 +52,7 @@ impl VmBackup<'_> {
         points: &[StoredPoint],
         there: &[Created],
     ) -> Result<Vec<DiskEstimate>> {
-        let mut disks = Vec::new();
+        let (mut disks, leases) = (Vec::new(), Leases::none());
         for disk in &snapshot.disks {
             let path = api_path(&self.vm.id, &snapshot.id, &disk.name);
             let (size, _) = client.head(&path)?;
@@ -59,6 +60,7 @@ impl VmBackup<'_> {
             let answer = planning::plan(&Question {
                 client,
                 features: self.features,
+                leases: &leases,
                 vm: &self.vm.id,
                 snapshot: &snapshot.id,
                 disk: &disk.name,

@@ -12,7 +12,6 @@ pub struct Features {
     pub idempotency: bool,
     pub leases: bool,
     pub labels: bool,
-    pub description: bool,
     pub quiesce: bool,
     pub choose_disks: bool,
     pub block_checksums: bool,
@@ -30,7 +29,6 @@ impl Features {
             idempotency: has("idempotency-key"),
             leases: has("leases"),
             labels: has("labels"),
-            description: has("labels"),
             quiesce: has("quiesce"),
             choose_disks: has("choose-disks"),
             block_checksums: capabilities

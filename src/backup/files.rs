@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::{FallocateFlags, fallocate};
+use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 
 use crate::sys::reflink;
 
@@ -33,15 +33,30 @@ pub fn open_rw(path: &Path) -> io::Result<File> {
 
 /// Writes a file so that a reader sees the old content or the new one, also after a power cut.
 pub fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
-    let new = path.with_file_name(name);
+    let new = temporary(path);
     remove_if_there(&new)?;
     let mut file = create_new(&new)?;
     file.write_all(content)?;
     file.sync_all()?;
     fs::rename(&new, path)?;
     sync_directory(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// The name under which the file at `path` is made. No disk has a name with a leading dot.
+pub fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default();
+    let hash = blake3::hash(name.as_bytes()).to_hex();
+    path.with_file_name(format!(".new-{}", &hash[..16]))
+}
+
+/// Gives a file its name, unless another has that name.
+pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    match renameat2(AT_FDCWD, from, AT_FDCWD, to, RenameFlags::RENAME_NOREPLACE) {
+        // The file system does not know the flag.
+        Err(Errno::EINVAL | Errno::ENOSYS) if to.symlink_metadata().is_err() => fs::rename(from, to),
+        Err(Errno::EINVAL | Errno::ENOSYS) => Err(io::ErrorKind::AlreadyExists.into()),
+        result => Ok(result?),
+    }
 }
 
 pub fn sync_directory(path: &Path) -> io::Result<()> {

@@ -10,6 +10,8 @@ use super::error::{AtPath, BackupError, Result};
 use super::files;
 use super::plan::Plan;
 use super::point::Format;
+use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
+
 use crate::model::ByteRange;
 use crate::qcow2::{self, Content, Layout};
 use crate::sys::folder::Folder;
@@ -45,7 +47,7 @@ impl Image {
     /// The file system cannot clone the base.
     pub fn raw(path: &Path, size: u64, base: Option<&Path>) -> Result<Self> {
         if !path.exists() {
-            let new = path.with_added_extension("new");
+            let new = files::temporary(path);
             files::remove_if_there(&new).at(&new)?;
             match base {
                 None => drop(files::create_new(&new).at(&new)?),
@@ -104,6 +106,14 @@ impl Image {
                 let place = place.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
                 file.read_exact_at(buffer, place)
             }
+        }
+    }
+
+    /// Makes later reads go to the disk: after a failed sync, the page cache has bytes that the disk lacks.
+    pub fn drop_cache(&self) {
+        let (Self::Raw { file, .. } | Self::Qcow2 { file, .. }) = self;
+        if let Err(errno) = posix_fadvise(file, 0, 0, PosixFadviseAdvice::POSIX_FADV_DONTNEED) {
+            tracing::debug!(%errno, "cannot drop cached pages");
         }
     }
 

@@ -4,8 +4,8 @@
 //! back and compared with its digest. So a record that is torn, or that came to disk before its bytes, costs only the
 //! transfer of one unit.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{File, OpenOptions};
+use std::io::{self, BufReader, Read, Write};
 use std::ops::Range;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -28,18 +28,22 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// Opens or creates the journal at `path`, and returns its records. Those that cannot be ranges of a disk of `size`
-    /// bytes are left out.
-    pub fn open(path: &Path, size: u64) -> Result<(Self, Vec<Record>)> {
-        let file = OpenOptions::new().append(true).create(true).mode(FILE_MODE).open(path).at(path)?;
-        let bytes = fs::read(path).at(path)?;
-        let (records, torn) = bytes.as_chunks::<RECORD>();
-        if !torn.is_empty() {
-            // New records must begin at a multiple of their length.
-            file.set_len((bytes.len() - torn.len()) as u64).at(path)?;
+    /// Opens or creates the journal at `path`, and calls `each` with its records. Those that cannot be ranges of a disk
+    /// of `size` bytes are left out.
+    pub fn open(path: &Path, size: u64, mut each: impl FnMut(Record) -> Result<()>) -> Result<Self> {
+        let file = OpenOptions::new().read(true).append(true).create(true).mode(FILE_MODE).open(path).at(path)?;
+        let length = file.metadata().at(path)?.len();
+        let mut reader = BufReader::new(&file);
+        for _ in 0..length / RECORD as u64 {
+            let mut record = [0; RECORD];
+            reader.read_exact(&mut record).at(path)?;
+            if let Some(record) = decode(&record, size) {
+                each(record)?;
+            }
         }
-        let records = records.iter().filter_map(|record| decode(record, size)).collect();
-        Ok((Self { file }, records))
+        // New records must begin at a multiple of their length.
+        file.set_len(length - length % RECORD as u64).at(path)?;
+        Ok(Self { file })
     }
 
     pub fn append(&self, records: &[Record]) -> io::Result<()> {
@@ -70,14 +74,21 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("journal");
         let record = |start: u64| Record { range: start..start + 4096, digest: [7; 32] };
-        let (journal, records) = Journal::open(&path, 1 << 30).unwrap();
+        let open = || {
+            let mut records = Vec::new();
+            let journal = Journal::open(&path, 1 << 30, |record| {
+                records.push(record);
+                Ok(())
+            });
+            (journal.unwrap(), records)
+        };
+        let (journal, records) = open();
         assert_eq!(records, []);
         journal.append(&[record(0), record(1 << 30), record(8192)]).unwrap();
         (&journal.file).write_all(b"torn").unwrap();
-        let (journal, records) = Journal::open(&path, 1 << 30).unwrap();
+        let (journal, records) = open();
         assert_eq!(records, [record(0), record(8192)]);
         journal.append(&[record(4096)]).unwrap();
-        let (_, records) = Journal::open(&path, 1 << 30).unwrap();
-        assert_eq!(records, [record(0), record(8192), record(4096)]);
+        assert_eq!(open().1, [record(0), record(8192), record(4096)]);
     }
 }

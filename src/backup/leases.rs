@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 
 use crate::client::Client;
 
-/// If the client is killed, the lease ends by itself.
-const TTL: Duration = Duration::from_secs(3600);
-const RENEWAL: Duration = Duration::from_secs(900);
+/// Longer than the client may read its own disks between two requests. If it is killed, the lease ends by itself.
+const TTL: Duration = Duration::from_secs(24 * 3600);
+const RENEWAL: Duration = Duration::from_secs(3600);
 
 /// Leases on snapshots of one VM.
 pub struct Leases {

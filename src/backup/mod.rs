@@ -23,6 +23,7 @@ mod rate;
 pub mod restore;
 mod scan;
 mod transfer;
+mod unit;
 pub mod verify;
 mod vm_backup;
 mod work;

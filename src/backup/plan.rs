@@ -1,12 +1,11 @@
 //! What a transfer has to do with a disk.
 
 use std::fs;
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 
 use super::blocks::BLOCK;
-use super::error::{AtPath, Result};
+use super::error::{AtPath, BackupError, Result};
 use super::files;
 
 /// Bytes that are written, hashed and recorded together. No unit crosses a multiple of this.
@@ -81,7 +80,7 @@ impl Plan {
         if rest.is_empty() && is_ordered {
             return Ok(Self(entries));
         }
-        Err(io::Error::new(io::ErrorKind::InvalidData, "is damaged")).at(path)
+        Err(BackupError::Damaged(format!("{}: is damaged", path.display())))
     }
 
     /// The blocks that the plan changes only in a part, in order.
@@ -152,6 +151,18 @@ impl<'a> Remaining<'a> {
         }
     }
 
+    /// Whether nothing is left.
+    pub fn is_done(&mut self) -> bool {
+        let next = self.take(u64::MAX);
+        let is_done = next.is_none();
+        if let Some((range, _)) = next {
+            // What follows the range begins at its end or later.
+            let end = self.rest.take().map_or(range.end, |rest| rest.end);
+            self.rest = Some(range.start..end);
+        }
+        is_done
+    }
+
     /// The ranges of the next request: at most `max_ranges` with at most `max_bytes`. None if all is done.
     pub fn request(&mut self, max_ranges: usize, max_bytes: u64) -> Vec<Range<u64>> {
         let (mut ranges, mut bytes) = (Vec::new(), 0);
@@ -209,6 +220,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)] // a request may have one range
     fn requests_hold_what_is_not_done() {
         let plan = plan(&[(0, 100, false), (100, 150, true), (200, 300, false), (400, 410, false)]);
         assert_eq!(requests(&plan, Vec::new(), 2, 1000), [vec![0..100, 200..300], vec![400..410]]);
@@ -217,6 +229,7 @@ mod tests {
     }
 
     #[test]
+    #[allow(clippy::single_range_in_vec_init)]
     fn long_ranges_are_cut_at_units() {
         let plan = plan(&[(UNIT - 10, 5 * UNIT + 7, false)]);
         let expected = [vec![UNIT - 10..2 * UNIT], vec![2 * UNIT..4 * UNIT], vec![4 * UNIT..5 * UNIT + 7]];

@@ -5,21 +5,20 @@ use std::ops::Range;
 use super::blocks::{self, BLOCK, Blocks};
 use super::error::Result;
 use super::features::Features;
+use super::leases::Leases;
 use super::plan::Plan;
 use super::point::{PointDisk, StoredPoint};
 use crate::api::Mode;
-use crate::client::{Client, ClientError, Comparison};
+use crate::client::{Client, ClientError, Comparison, Order};
 
 /// Bytes of a disk whose checksums one request asks for.
 const CHECKSUM_BYTES: u64 = 4 << 30;
-
-/// The code of the service for a base that it cannot compare with any more.
-const BASE_LOST: &str = "base_lost";
 
 /// Which changes of a disk are asked for.
 pub struct Question<'a> {
     pub client: &'a Client,
     pub features: &'a Features,
+    pub leases: &'a Leases,
     pub vm: &'a str,
     pub snapshot: &'a str,
     pub disk: &'a str,
@@ -52,24 +51,26 @@ pub fn plan(question: &Question<'_>) -> Result<Answer> {
     // Why the service cannot tell the changes since the base.
     let reason = match base.filter(|_| question.base_is_there) {
         None => "the service does not have the base".to_owned(),
-        Some(base) => match question.client.compare(question.path, Some(&base.point.snapshot_id)) {
-            Ok(comparison) if comparison.mode == Mode::Incremental => return Ok(by_comparison(comparison)),
-            Ok(comparison) => comparison.reason.unwrap_or_default(),
-            Err(error) if error.code() == Some(BASE_LOST) => "the service lost the base".to_owned(),
+        Some(base) => match by_comparison(question, Some(base)) {
+            Ok(answer) if answer.mode == Mode::Incremental => return Ok(answer),
+            Ok(answer) => answer.reason.unwrap_or_default(),
+            Err(error) if error.code() == Some("base_lost") => "the service lost the base".to_owned(),
+            Err(error) if error.code() == Some("base_unsettled") => "a defragmenter moves the base's blocks".to_owned(),
             Err(error) => return Err(error.into()),
         },
     };
     match base.and_then(|base| Some((base, base.point.disk(question.disk)?))) {
         Some((base, base_disk)) if features.block_checksums => by_checksums(question, base, base_disk, &reason),
-        _ => Ok(by_comparison(question.client.compare(question.path, None)?)),
+        _ => Ok(by_comparison(question, None)?),
     }
 }
 
-fn by_comparison(Comparison { mode, reason, chunks, .. }: Comparison) -> Answer {
+fn by_comparison(question: &Question<'_>, base: Option<&StoredPoint>) -> Result<Answer, ClientError> {
     let mut plan = Plan::default();
-    chunks.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
-    let uses_base = mode == Mode::Incremental;
-    Answer { plan, mode, reason, uses_base }
+    let base = base.map(|base| base.point.snapshot_id.as_str());
+    let comparison = question.client.compare(question.path, base, &mut |range, is_zero| plan.push(range, is_zero))?;
+    let Comparison { mode, reason } = comparison;
+    Ok(Answer { plan, mode, reason, uses_base: mode == Mode::Incremental })
 }
 
 /// The service cannot compare with the base, but the bytes of the base are here: compare the checksums of blocks.
@@ -79,6 +80,7 @@ fn by_checksums(question: &Question<'_>, base: &StoredPoint, base_disk: &PointDi
     let mut plan = Plan::default();
     let mut start = 0;
     while start < *size {
+        question.leases.renew_if_due(question.client);
         let range = start..size.min(&(start + CHECKSUM_BYTES)).to_owned();
         let found = differing_blocks(question, &old, &range)?;
         found.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
@@ -127,14 +129,10 @@ fn plan_with_original(question: &Question<'_>) -> Result<Answer> {
     };
     let missing = || ClientError::Protocol(format!("the service lists no disk {disk:?} in the snapshot {snapshot}"));
     let check = |ranges: Vec<Range<u64>>| -> Result<Vec<Range<u64>>, ClientError> {
-        let mode = Mode::Full;
-        let mut checked = Comparison { size: *size, mode, reason: None, chunks: Vec::new() };
-        for range in ranges {
-            // It lists whole clusters, also the one that the end of the disk cuts.
-            let end = range.end.min(*size);
-            checked.add(range.start, end.saturating_sub(range.start), false, disk)?;
-        }
-        Ok(checked.chunks.into_iter().map(|(range, _)| range).collect())
+        let mut order = Order::new(*size);
+        // It lists whole clusters, also the one that the end of the disk cuts.
+        let cut = |range: &Range<u64>| range.end.min(*size).saturating_sub(range.start);
+        ranges.iter().map(|range| order.check(range.start, cut(range), disk)).collect()
     };
     let all = check(ranges_of(None)?.ok_or_else(missing)?)?;
     let base = base.filter(|base| *base_is_there && base.point.disk(disk).is_some_and(|disk| disk.size <= *size));

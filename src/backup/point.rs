@@ -1,6 +1,6 @@
 //! A restore point: `point.json` beside its disks (docs/formats.md).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,13 +8,17 @@ use std::path::{Path, PathBuf};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use super::blocks::BLOCK;
 use super::error::{AtPath, BackupError, Result};
 use super::files;
 use crate::api::Mode;
-use crate::model::DiskName;
+use crate::model::{DiskName, VmId};
 
 pub const VERSION: u32 = 1;
 pub const FILE: &str = "point.json";
+
+/// The algorithm of checksums.
+pub const ALGORITHM: &str = "blake3";
 
 /// The largest `point.json` that is read.
 const MAX_BYTES: u64 = 64 << 20;
@@ -24,6 +28,8 @@ pub struct Point {
     pub version: u32,
     /// The name of its directory.
     pub id: String,
+    /// Orders the points of a VM, whatever the clocks say: each new point has a larger one.
+    pub number: u64,
     pub vm: PointVm,
     /// Address of the service.
     pub server: String,
@@ -125,33 +131,53 @@ impl Point {
     ///
     /// # Errors
     /// It is damaged, or newer than this program.
-    pub fn read(directory: &Path) -> Result<Self> {
+    pub fn read(directory: &Path, vm: &VmId) -> Result<Self> {
         let path = directory.join(FILE);
-        let length = fs::metadata(&path).at(&path)?.len();
-        let invalid = |problem: String| io::Error::new(io::ErrorKind::InvalidData, problem);
-        if length > MAX_BYTES {
-            return Err(invalid(format!("has {length} bytes, too many for a restore point"))).at(&path);
-        }
-        let text = fs::read(&path).at(&path)?;
+        let invalid = |problem: String| BackupError::Damaged(format!("{}: {problem}", path.display()));
+        let text = match fs::metadata(&path).and_then(|metadata| Ok((metadata.len(), fs::read(&path)?))) {
+            Ok((length, _)) if length > MAX_BYTES => return Err(invalid(format!("has {length} bytes, too many"))),
+            Ok((_, text)) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(invalid("is missing".to_owned())),
+            Err(error) => return Err(error).at(&path),
+        };
         #[derive(Deserialize)]
         struct Version {
             version: u32,
         }
-        let version: Version = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string())).at(&path)?;
+        let version: Version = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
         if version.version != VERSION {
-            let problem = format!("has version {}; this program reads version {VERSION}", version.version);
-            return Err(invalid(problem)).at(&path);
+            return Err(invalid(format!("has version {}; this program reads version {VERSION}", version.version)));
         }
-        let point: Self = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string())).at(&path)?;
-        let is_plain = |name: &str| name.parse::<DiskName>().is_ok();
-        let disks = point.disks.iter();
-        if let Some(disk) = disks.clone().find(|disk| !is_plain(&disk.file) || !is_plain(&disk.checksum.file)) {
-            return Err(invalid(format!("{:?} is no file of this directory", disk.file))).at(&path);
-        }
-        if directory.file_name().and_then(|name| name.to_str()) != Some(&point.id) {
-            return Err(invalid(format!("belongs to the point {:?}", point.id))).at(&path);
+        let point: Self = serde_json::from_slice(&text).map_err(|error| invalid(error.to_string()))?;
+        let id = directory.file_name().and_then(|name| name.to_str());
+        if let Some(problem) = point.problem(id.unwrap_or_default(), vm) {
+            return Err(invalid(problem));
         }
         Ok(point)
+    }
+
+    /// Why this is not the point `id` of `vm`. Its names become paths and parts of URLs.
+    fn problem(&self, id: &str, vm: &VmId) -> Option<String> {
+        let is_plain = |name: &str| name.parse::<DiskName>().is_ok();
+        let is_id =
+            |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+        if self.id != id {
+            return Some(format!("belongs to the point {:?}", self.id));
+        }
+        if self.vm.id != vm.as_str() || !is_id(&self.snapshot_id) {
+            return Some(format!("belongs to the VM {:?} or to no snapshot", self.vm.id));
+        }
+        let mut names = BTreeSet::new();
+        for disk in &self.disks {
+            let PointDisk { name, file, checksum, .. } = disk;
+            if ![name, file, &checksum.file].iter().all(|name| is_plain(name)) || !names.insert(name) {
+                return Some(format!("{name:?} is no valid disk"));
+            }
+            if checksum.block_size != BLOCK || checksum.algorithm != ALGORITHM {
+                return Some(format!("{name}: the checksums are of an unknown kind"));
+            }
+        }
+        None
     }
 
     pub fn write(&self, directory: &Path) -> Result<()> {

@@ -88,7 +88,7 @@ pub fn remove(vm: &VmDir, id: &str, lock: &VmLock) -> Result<()> {
 /// Makes a disk of the point `upper` stand on what `lower` stands on.
 fn join(folder: &Folder, vm: &VmDir, upper: &str, index: usize, lower: &PointDisk) -> Result<()> {
     let directory = vm.point_path(upper);
-    let mut point = Point::read(&directory)?;
+    let mut point = Point::read(&directory, &vm.id)?;
     let disk = &mut point.disks[index];
     let image = image::open(folder, &Path::new(upper).join(&disk.file), disk.format)?;
     // An interrupted call may have joined the images already.
@@ -108,9 +108,7 @@ fn below(backing: Option<&BackingFile>) -> Option<PathBuf> {
 
 /// Replaces the image at `path` by one that has the bytes of the two newest images of its chain.
 fn join_images(folder: &Folder, image: &Image, path: &Path, lower: &PointDisk) -> Result<()> {
-    let mut new = path.as_os_str().to_owned();
-    new.push(".joining");
-    let new = PathBuf::from(new);
+    let new = files::temporary(path);
     let open = |backing: &BackingFile| -> Result<(qcow2::Backing, Image)> {
         let file = below(Some(backing))
             .ok_or_else(|| BackupError::Damaged(format!("{:?} is no backing file", backing.file)))?;

@@ -1,6 +1,6 @@
 //! Gives the disks of a restore point as images that stand alone.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -29,15 +29,17 @@ pub fn find<'a>(points: &'a [StoredPoint], at: Option<&str>, time: Option<Timest
     let Some(at) = at else {
         return points.last().map_or_else(|| none("the VM has no restore point".to_owned()), Ok);
     };
-    let mut by_id = points.iter().filter(|stored| stored.point.id.starts_with(at));
-    if let Some(found) = by_id.next() {
-        // The whole id names one point, although another id may begin with it.
-        if found.point.id != at && by_id.next().is_some() {
-            return none(format!("several restore points begin with {at:?}; the command points lists them"));
-        }
+    if let Some(found) = points.iter().find(|stored| stored.point.id == at) {
         return Ok(found);
     }
+    // Ids begin with a date in UTC, so a text that is a time must not be taken for the start of an id.
     let Some(time) = time else {
+        let by_start: Vec<&StoredPoint> = points.iter().filter(|stored| stored.point.id.starts_with(at)).collect();
+        match by_start.as_slice() {
+            [found] => return Ok(found),
+            [] => {}
+            _ => return none(format!("several restore points begin with {at:?}; the command points lists them")),
+        }
         let problem = format!(
             "there is no restore point {at:?}, and it is no time such as 2026-11-26T18:00; the command points lists them"
         );
@@ -74,18 +76,20 @@ impl Restore<'_> {
             return Err(BackupError::Unusable(problem));
         }
         let folder = Folder::open(self.vm.path()).at(self.vm.path())?;
+        let mut made = Vec::new();
         for (disk, target) in disks.iter().zip(&targets) {
-            let mut name = std::ffi::OsString::from(".");
-            name.push(target.file_name().unwrap_or_default());
-            name.push(".restoring");
-            let new = target.with_file_name(name);
-            files::remove_if_there(&new).at(&new)?;
+            // Another restore may work here too.
+            let new = target.with_file_name(format!(".restoring-{}", uuid::Uuid::new_v4()));
             let result = self.write(disk, &folder, &new);
+            made.push((new, target));
             if let Err(error) = result {
-                let _ = files::remove_if_there(&new);
+                made.iter().for_each(|(new, _)| drop(files::remove_if_there(new)));
                 return Err(error);
             }
-            fs::rename(&new, target).at(target)?;
+        }
+        // The files appear together, when all are complete.
+        for (new, target) in &made {
+            files::rename_new(new, target).at(target)?;
         }
         files::sync_directory(self.out).at(self.out)?;
         Ok(targets)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::blocks::{self, BLOCK, Blocks, Digest};
+use super::blocks::Blocks;
 use super::error::{AtPath, BackupError, Result};
 use super::image::Image;
 use super::journal::{Journal, Record};
@@ -16,12 +16,15 @@ use super::leases::Leases;
 use super::plan::{Plan, Remaining, UNIT};
 use super::progress::{DiskLabel, Event, Progress};
 use super::rate::Rate;
+use super::unit;
 use crate::client::{Client, ClientError, Fetch, RangeSink, Server};
 
 /// Bytes of one request.
 const REQUEST_BYTES: u64 = 8 << 20;
 /// As [`REQUEST_BYTES`], with a digest: no byte counts before all have arrived.
 const DIGEST_REQUEST_BYTES: u64 = UNIT;
+/// Bytes of units that are recorded together, at least, within one response.
+const RECORD_BYTES: u64 = UNIT / 2;
 
 /// A disk on its way.
 pub struct Disk {
@@ -66,27 +69,28 @@ pub fn run(disks: &[Disk], means: &Means<'_>) -> Result<u64> {
         bytes: AtomicU64::new(0),
         means,
     };
-    let mut first = transfer.queue();
-    let has_work = first.iter_mut().any(|(disk, _)| disk.plan.data().next().is_some());
-    drop(first);
-    if has_work {
-        thread::scope(|scope| {
-            for _ in 0..means.connections.max(1) {
-                let worker = || {
-                    if let Err(error) = transfer.work() {
-                        transfer.fail(error);
-                    }
-                };
-                if thread::Builder::new().name("transfer".to_owned()).spawn_scoped(scope, worker).is_err() {
-                    break;
+    let connections = if transfer.is_done() { 0 } else { means.connections.max(1) };
+    thread::scope(|scope| {
+        for _ in 0..connections {
+            let worker = || {
+                if let Err(error) = transfer.work() {
+                    transfer.fail(error);
                 }
+            };
+            // Fewer connections than wished are enough.
+            if thread::Builder::new().name("transfer".to_owned()).spawn_scoped(scope, worker).is_err() {
+                break;
             }
-        });
+        }
+    });
+    if let Some(error) = transfer.failure().take() {
+        return Err(error);
     }
-    match transfer.failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(transfer.bytes.into_inner()),
+    // Whatever went wrong above: a disk is complete only if nothing is left of its plan.
+    if !transfer.is_done() {
+        return Err(BackupError::Unusable("no thread can be started; raise the limit of processes".to_owned()));
     }
+    Ok(transfer.bytes.into_inner())
 }
 
 struct Transfer<'a> {
@@ -105,7 +109,16 @@ impl<'a> Transfer<'a> {
     fn fail(&self, error: BackupError) {
         self.has_failed.store(true, Ordering::Relaxed);
         // The others end because of this one.
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+        self.failure().get_or_insert(error);
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<BackupError>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether nothing is left to request.
+    fn is_done(&self) -> bool {
+        self.queue().iter_mut().all(|(_, remaining)| remaining.is_done())
     }
 
     fn next(&self) -> Option<(&'a Disk, Vec<Range<u64>>)> {
@@ -123,14 +136,15 @@ impl<'a> Transfer<'a> {
 
     fn work(&self) -> Result<()> {
         let client = self.means.server.client()?;
+        let mut buffer = Vec::with_capacity(UNIT as usize);
         while let Some((disk, ranges)) = self.next() {
-            self.get(&client, disk, ranges)?;
+            self.get(&client, disk, ranges, &mut buffer)?;
         }
         Ok(())
     }
 
     /// Gets ranges of a disk, however often the connection breaks.
-    fn get(&self, client: &Client, disk: &Disk, mut ranges: Vec<Range<u64>>) -> Result<()> {
+    fn get(&self, client: &Client, disk: &Disk, mut ranges: Vec<Range<u64>>, buffer: &mut Vec<u8>) -> Result<()> {
         let mut backoff = client.server().backoff();
         loop {
             if self.has_failed.load(Ordering::Relaxed) {
@@ -140,7 +154,7 @@ impl<'a> Transfer<'a> {
             self.means.rate.wait(ranges.iter().map(|range| range.end - range.start).sum(), client.server().cancel())?;
             let Disk { path, etag, size, .. } = disk;
             let fetch = Fetch { path, etag, size: *size, ranges: &ranges, digest: self.means.digests };
-            let mut sink = UnitSink::new(self.means, &self.bytes, disk, &ranges);
+            let mut sink = UnitSink::new(self.means, &self.bytes, disk, &ranges, buffer);
             let result = client.fetch(&fetch, &mut sink);
             let (arrived, local_error) = sink.finish(result.is_ok());
             if let Some(error) = local_error {
@@ -179,23 +193,37 @@ struct UnitSink<'a> {
     ranges: std::slice::Iter<'a, Range<u64>>,
     /// The rest of the current range.
     range: Range<u64>,
-    buffer: Vec<u8>,
-    /// Units that wait for the digest of the response.
+    /// The bytes of the unfinished unit. With digests: of all units, because nothing is written before the digest of the
+    /// response is right.
+    buffer: &'a mut Vec<u8>,
+    /// Units in the buffer.
+    held: Vec<Range<u64>>,
+    /// Units that are written, and not recorded yet.
     unrecorded: Vec<Record>,
+    unrecorded_bytes: u64,
     recorded_bytes: u64,
     error: Option<BackupError>,
 }
 
 impl<'a> UnitSink<'a> {
-    fn new(means: &'a Means<'a>, total: &'a AtomicU64, disk: &'a Disk, ranges: &'a [Range<u64>]) -> Self {
+    fn new(
+        means: &'a Means<'a>,
+        total: &'a AtomicU64,
+        disk: &'a Disk,
+        ranges: &'a [Range<u64>],
+        buffer: &'a mut Vec<u8>,
+    ) -> Self {
+        buffer.clear();
         Self {
             means,
             total,
             disk,
             ranges: ranges.iter(),
             range: 0..0,
-            buffer: Vec::with_capacity(UNIT as usize),
+            buffer,
+            held: Vec::new(),
             unrecorded: Vec::new(),
+            unrecorded_bytes: 0,
             recorded_bytes: 0,
             error: None,
         }
@@ -208,38 +236,57 @@ impl<'a> UnitSink<'a> {
                 self.range = self.ranges.next().cloned().ok_or_else(more)?;
             }
             let unit_end = self.range.end.min((self.range.start / UNIT + 1) * UNIT);
-            let missing = (unit_end - self.range.start) as usize - self.buffer.len();
-            let (now, later) = bytes.split_at(missing.min(bytes.len()));
+            let held: u64 = self.held.iter().map(|unit| unit.end - unit.start).sum();
+            let begun = self.buffer.len() as u64 - held;
+            let missing = unit_end - self.range.start - begun;
+            let (now, later) = bytes.split_at(missing.min(bytes.len() as u64) as usize);
             self.buffer.extend_from_slice(now);
             bytes = later;
-            if now.len() == missing {
-                self.write_unit(self.range.start..unit_end)?;
+            if now.len() as u64 == missing {
+                let unit = self.range.start..unit_end;
                 self.range.start = unit_end;
-                self.buffer.clear();
+                self.held.push(unit);
+                if !self.means.digests {
+                    self.write_held()?;
+                }
             }
         }
         Ok(())
     }
 
-    fn write_unit(&mut self, range: Range<u64>) -> Result<()> {
-        let digest = write_unit(self.disk, range.start, &self.buffer)?;
-        self.unrecorded.push(Record { range, digest });
-        if self.means.digests { Ok(()) } else { self.record() }
+    fn write_held(&mut self) -> Result<()> {
+        let mut from = 0;
+        for range in self.held.drain(..) {
+            let bytes = range.end - range.start;
+            let end = from + bytes as usize;
+            let digest = unit::write(self.disk, range.start, &self.buffer[from..end])?;
+            self.unrecorded.push(Record { range, digest });
+            self.unrecorded_bytes += bytes;
+            from = end;
+        }
+        self.buffer.clear();
+        // A record for each of many small units would cost more than the units.
+        if self.unrecorded_bytes >= RECORD_BYTES { self.record() } else { Ok(()) }
     }
 
     fn record(&mut self) -> Result<()> {
         self.disk.journal.append(&self.unrecorded).at(&self.disk.file)?;
-        let bytes = self.unrecorded.drain(..).map(|record| record.range.end - record.range.start).sum();
+        self.unrecorded.clear();
+        let bytes = std::mem::take(&mut self.unrecorded_bytes);
         self.recorded_bytes += bytes;
         self.total.fetch_add(bytes, Ordering::Relaxed);
-        self.means.progress.event(&Event::Advanced { disk: &self.disk.label, bytes });
+        if bytes > 0 {
+            self.means.progress.event(&Event::Advanced { disk: &self.disk.label, bytes });
+        }
         Ok(())
     }
 
-    /// The bytes that are recorded, and why the local disk failed.
+    /// The bytes that are recorded, and why the local disk failed. The response `is_complete` if its digest, if there is
+    /// one, is right.
     fn finish(mut self, is_complete: bool) -> (u64, Option<BackupError>) {
-        if is_complete && self.error.is_none() {
-            self.error = self.record().err();
+        if self.error.is_none() {
+            let written = if is_complete { self.write_held() } else { Ok(()) };
+            self.error = written.and_then(|()| self.record()).err();
         }
         (self.recorded_bytes, self.error)
     }
@@ -252,106 +299,4 @@ impl RangeSink for UnitSink<'_> {
             io::Error::other("the sink failed")
         })
     }
-}
-
-/// Writes a unit, and the checksums of the blocks that lie within it. Returns its digest.
-fn write_unit(disk: &Disk, start: u64, bytes: &[u8]) -> Result<Digest> {
-    let leaves = Leaves::of(disk, start, bytes);
-    let mut written = 0;
-    for (range, is_zero) in leaves.runs(start) {
-        let length = (range.end - range.start) as usize;
-        if is_zero {
-            disk.image.zero(&range).at(&disk.file)?;
-        } else {
-            disk.image.write(range.start, &bytes[written..written + length]).at(&disk.file)?;
-        }
-        written += length;
-    }
-    leaves.write(&disk.blocks)?;
-    Ok(leaves.digest())
-}
-
-/// The parts of a unit in each block, and their entries.
-struct Leaves {
-    /// The length of each part, and its entry.
-    parts: Vec<(u64, Digest)>,
-    /// The first block that lies within the unit, and the entries of all such blocks.
-    first: u64,
-    whole: Vec<Digest>,
-}
-
-impl Leaves {
-    fn of(disk: &Disk, start: u64, bytes: &[u8]) -> Self {
-        let mut parts = Vec::new();
-        let (mut first, mut whole) = (0, Vec::new());
-        let mut at = start;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let end = (at / BLOCK + 1) * BLOCK;
-            let (part, later) = rest.split_at(rest.len().min((end - at) as usize));
-            let entry = blocks::entry(part);
-            let part_end = at + part.len() as u64;
-            if at % BLOCK == 0 && (part_end == end || part_end == disk.size) {
-                if whole.is_empty() {
-                    first = at / BLOCK;
-                }
-                whole.push(entry);
-            }
-            parts.push((part.len() as u64, entry));
-            (at, rest) = (part_end, later);
-        }
-        Self { parts, first, whole }
-    }
-
-    /// The ranges of zeros, and of other bytes.
-    fn runs(&self, start: u64) -> Vec<(Range<u64>, bool)> {
-        let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
-        let mut at = start;
-        for (length, entry) in &self.parts {
-            let is_zero = *entry == blocks::ZERO_ENTRY;
-            match runs.last_mut() {
-                Some((range, zero)) if *zero == is_zero => range.end += length,
-                _ => runs.push((at..at + length, is_zero)),
-            }
-            at += length;
-        }
-        runs
-    }
-
-    fn write(&self, blocks: &Blocks) -> Result<()> {
-        if self.whole.is_empty() { Ok(()) } else { blocks.write(self.first, &self.whole) }
-    }
-
-    /// The digest of the unit: the BLAKE3 of its parts' entries.
-    fn digest(&self) -> Digest {
-        let entries: Vec<Digest> = self.parts.iter().map(|(_, entry)| *entry).collect();
-        *blake3::hash(entries.as_flattened()).as_bytes()
-    }
-}
-
-/// Reads back what the journal says is done. Returns the ranges that are there, in order.
-pub fn recall(disk: &Disk, records: Vec<Record>) -> Result<Vec<Range<u64>>> {
-    let mut buffer = vec![0; UNIT as usize];
-    let mut done: Vec<Range<u64>> = Vec::new();
-    for Record { range, digest } in records {
-        let bytes = &mut buffer[..(range.end - range.start) as usize];
-        // A range of an older plan has no place in this image.
-        if disk.image.read(range.start, bytes).is_err() {
-            continue;
-        }
-        let leaves = Leaves::of(disk, range.start, bytes);
-        if leaves.digest() == digest {
-            leaves.write(&disk.blocks)?;
-            done.push(range);
-        }
-    }
-    done.sort_by_key(|range| range.start);
-    done.dedup_by(|next, range| {
-        let touches = next.start <= range.end;
-        if touches {
-            range.end = range.end.max(next.end);
-        }
-        touches
-    });
-    Ok(done)
 }

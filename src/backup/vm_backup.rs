@@ -1,5 +1,6 @@
 //! The next restore point of a VM.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -18,11 +19,14 @@ use super::rate::Rate;
 use super::transfer::{self, Disk, Means};
 use super::work::{Work, WorkDisk};
 use crate::client::{Client, ClientError, Created, NewSnapshot, Server};
-use crate::model::{DiskName, VmId};
+use crate::model::{DiskName, SnapshotId, VmId};
 use crate::sys::folder::Folder;
 
 /// The label that names the backup directory a snapshot belongs to.
 pub const LABEL: &str = "backup-directory";
+
+/// An attempt may find one obstacle and remove it.
+const MAX_ATTEMPTS: u32 = 3;
 
 /// The snapshot is gone, or its bytes are: it cannot be used any more.
 const LOST: &[&str] = &["not_found", "http_404", "snapshot_lost", "idempotency_key_spent", "idempotency_key_reused"];
@@ -65,17 +69,18 @@ impl VmBackup<'_> {
         let id: VmId = self.vm.id.parse().map_err(|error| BackupError::Unusable(format!("{}: {error}", self.vm.id)))?;
         let directory = self.directory.vm(&id);
         let lock = directory.lock()?;
-        let run = Run { backup: self, client: self.server.client()?, points: directory.points()?, directory, lock };
+        let (client, points) = (self.server.client()?, directory.points()?);
+        let run = Run { backup: self, client, points, directory, lock, ignores_bases: Cell::new(false) };
         for damaged in &run.points.damaged {
             run.note(format!("the restore point {} is damaged and not used: {}", damaged.id, damaged.error));
         }
-        match run.attempt() {
-            Err(BackupError::Client(error)) if error.code().is_some_and(|code| LOST.contains(&code)) => {
-                run.note(format!("the snapshot of the unfinished backup is lost ({error}); starting again"));
-                run.discard()?;
-                run.attempt()
+        let mut attempts = 1..=MAX_ATTEMPTS;
+        loop {
+            let is_last = attempts.next().is_none_or(|attempt| attempt == MAX_ATTEMPTS);
+            match run.attempt() {
+                Err(error) if !is_last && run.recover(&error)? => {}
+                result => return result,
             }
-            result => result,
         }
     }
 }
@@ -87,16 +92,52 @@ struct Run<'a> {
     directory: VmDir,
     lock: VmLock,
     points: Points,
+    /// A base has decayed: whole disks are copied.
+    ignores_bases: Cell<bool>,
 }
 
 impl Run<'_> {
+    /// Removes what keeps this run from succeeding. Returns whether another attempt makes sense.
+    fn recover(&self, error: &BackupError) -> Result<bool> {
+        let partial = self.directory.partial();
+        let Some(mut work) = Work::read(&partial)? else { return Ok(false) };
+        match error {
+            BackupError::Client(error) if error.code().is_some_and(|code| LOST.contains(&code)) => {
+                if error.status() == Some(404) && self.has_snapshot(&work)? {
+                    return Ok(false);
+                }
+                self.note(format!("the snapshot of the unfinished backup is lost ({error}); starting again"));
+                self.discard()?;
+            }
+            BackupError::Damaged(problem) if !self.ignores_bases.get() => {
+                self.note(format!("{problem}; copying whole disks instead"));
+                self.ignores_bases.set(true);
+                self.forget_disks(&mut work)?;
+            }
+            BackupError::Client(ClientError::Changed(_)) | BackupError::Damaged(_) => {
+                self.note(format!("{error}; comparing again"));
+                self.forget_disks(&mut work)?;
+            }
+            _ => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Whether the service lists the snapshot of the work: then an answer that it is missing is wrong.
+    fn has_snapshot(&self, work: &Work) -> Result<bool> {
+        let Some(snapshot) = &work.snapshot else { return Ok(false) };
+        let there = self.client.snapshots(&self.backup.vm.id)?;
+        Ok(there.iter().any(|it| it.id == snapshot.id))
+    }
+
     fn attempt(&self) -> Result<Outcome> {
         let started = Instant::now();
         let (mut work, was_resumed) = self.begin()?;
         let snapshot = self.snapshot(&mut work)?;
         let there = self.client.snapshots(&self.backup.vm.id)?;
         let is_there = |id: &str| there.iter().any(|snapshot| snapshot.id == id);
-        let base = newest(&self.points.whole, &|stored| is_there(&stored.point.snapshot_id));
+        let points = if self.ignores_bases.get() { &[] } else { &self.points.whole[..] };
+        let base = newest(points, &|stored| is_there(&stored.point.snapshot_id));
         let leases = self.lease(&snapshot, base.filter(|base| is_there(&base.point.snapshot_id)));
         if work.disks.is_none() {
             self.step("comparing".to_owned());
@@ -104,10 +145,11 @@ impl Run<'_> {
             let preparation = Preparation {
                 client: &self.client,
                 features: self.backup.features,
+                leases: &leases,
                 progress: self.backup.progress,
                 vm: &self.backup.vm,
                 snapshot: &snapshot,
-                points: &self.points.whole,
+                points,
                 is_there: &is_there,
                 partial: self.directory.partial(),
                 format: self.backup.options.format,
@@ -125,7 +167,12 @@ impl Run<'_> {
             disks.push(disk_work::open(&self.directory, &self.backup.vm, &snapshot.id, disk)?);
         }
         let transferred_bytes = self.transfer(&disks, &leases)?;
-        let point = self.complete(&work, &snapshot, &work_disks, &disks)?;
+        let point = self.complete(&work, &snapshot, &work_disks, &disks).inspect_err(|error| {
+            if let BackupError::Local { .. } = error {
+                // After a failed sync the page cache may have bytes that the disk lacks, so nothing counts as done.
+                let _ = disk_work::forget_progress(&self.directory.partial());
+            }
+        })?;
         self.delete_old_snapshots(&there, &point);
         leases.end(&self.client);
         Ok(Outcome { point, transferred_bytes, duration: started.elapsed(), was_resumed })
@@ -195,7 +242,11 @@ impl Run<'_> {
         if let Some(disk) = created.disks.iter().find(|disk| disk.name.parse::<DiskName>().is_err()) {
             return Err(ClientError::Protocol(format!("the disk name {:?} is not valid", disk.name)).into());
         }
+        if created.id.parse::<SnapshotId>().is_err() {
+            return Err(ClientError::Protocol(format!("the snapshot id {:?} is not valid", created.id)).into());
+        }
         work.snapshot = Some(created.clone());
+        work.requested_at = Some(Timestamp::now());
         work.write(&self.directory.partial())?;
         Ok(created)
     }
@@ -247,15 +298,17 @@ impl Run<'_> {
         let mut point_disks = Vec::new();
         for (disk, work_disk) in disks.iter().zip(work_disks) {
             let mut point_disk = work_disk.disk.clone();
-            point_disk.checksum.value = finish::finish(disk, work_disk, &folder, self.backup.options.connections)?;
+            point_disk.checksum.value =
+                finish::finish(disk, work_disk, &self.directory, &folder, self.backup.options.connections)?;
             point_disks.push(point_disk);
             self.event(&Event::DiskDone { disk: &disk.label });
         }
         let completed_at = Timestamp::now();
-        let created_at = snapshot.created_at.unwrap_or(completed_at);
+        let created_at = snapshot.created_at.or(work.requested_at).unwrap_or(completed_at);
         let point = Point {
             version: VERSION,
             id: self.free_id(created_at),
+            number: self.points.whole.iter().map(|stored| stored.point.number).max().unwrap_or(0) + 1,
             vm: work.vm.clone(),
             server: work.server.clone(),
             snapshot_id: snapshot.id.clone(),

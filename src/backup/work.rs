@@ -1,9 +1,10 @@
-//! The work on the next point, so that another run can go on with it: `work.json` in the partial directory.
+//! The work on the next point, so that another run can go on with it: `.work.json` in the partial directory.
 
 use std::fs;
 use std::io;
 use std::path::Path;
 
+use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
 use super::error::{AtPath, Result};
@@ -11,7 +12,7 @@ use super::files;
 use super::point::{Base, PointDisk, PointVm};
 use crate::client::{Created, NewSnapshot};
 
-const FILE: &str = "work.json";
+const FILE: &str = ".work.json";
 const VERSION: u32 = 1;
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -23,6 +24,9 @@ pub struct Work {
     pub key: String,
     pub request: NewSnapshot,
     pub snapshot: Option<Created>,
+    /// When the snapshot was there, for services that do not tell.
+    #[serde(default)]
+    pub requested_at: Option<Timestamp>,
     pub base: Option<Base>,
     /// All disks, as soon as all plans are written.
     pub disks: Option<Vec<WorkDisk>>,
@@ -48,7 +52,7 @@ pub struct BaseDisk {
 impl Work {
     pub fn new(vm: PointVm, server: String, request: NewSnapshot) -> Self {
         let key = uuid::Uuid::new_v4().to_string();
-        Self { version: VERSION, vm, server, key, request, snapshot: None, base: None, disks: None }
+        Self { version: VERSION, vm, server, key, request, snapshot: None, requested_at: None, base: None, disks: None }
     }
 
     /// `None` if there is no unfinished work, or none that this program can use.

@@ -70,15 +70,39 @@ pub struct CreatedDisk {
     pub status_reason: Option<String>,
 }
 
-/// What turns a copy of the base into the disk, or nothing into the disk if the mode is full.
+/// The name of a disk, and ranges of it.
+pub type DiskRanges = (String, Vec<Range<u64>>);
+
+/// What a list of changes applies to.
 #[derive(Clone, Debug)]
 pub struct Comparison {
-    pub size: u64,
     pub mode: api::Mode,
     /// Why the mode is full, although there is a base.
     pub reason: Option<String>,
-    /// In order and disjoint: the range, and whether it is zeros.
-    pub chunks: Vec<(Range<u64>, bool)>,
+}
+
+/// The server is foreign: a chunk outside the disk or out of order would corrupt the copy.
+#[derive(Debug)]
+pub struct Order {
+    size: u64,
+    after: u64,
+}
+
+impl Order {
+    /// Of the chunks of a disk of `size` bytes.
+    pub fn new(size: u64) -> Self {
+        Self { size, after: 0 }
+    }
+
+    /// The range of the next chunk.
+    pub fn check(&mut self, start: u64, length: u64, disk: &str) -> Result<Range<u64>, ClientError> {
+        let end = start.checked_add(length).filter(|end| *end <= self.size && length > 0 && start >= self.after);
+        let end = end.ok_or_else(|| {
+            ClientError::Protocol(format!("{disk}: the chunk at {start} of {length} bytes does not fit"))
+        })?;
+        self.after = end;
+        Ok(start..end)
+    }
 }
 
 impl Client {
@@ -151,18 +175,25 @@ impl Client {
         Ok((size, etag.unwrap_or_default().to_owned()))
     }
 
-    /// The changes of a disk since `base`.
-    pub fn compare(&self, disk_path: &str, base: Option<&str>) -> Result<Comparison, ClientError> {
+    /// Calls `each` with the changes of a disk since `base`: the range, and whether it is zeros. They are in order and
+    /// disjoint.
+    pub fn compare(
+        &self,
+        disk_path: &str,
+        base: Option<&str>,
+        each: &mut dyn FnMut(Range<u64>, bool),
+    ) -> Result<Comparison, ClientError> {
         let query = base.map(|base| format!("&compareTo={base}")).unwrap_or_default();
-        let mut found: Option<Comparison> = None;
+        let mut found: Option<(Comparison, Order)> = None;
         self.each_page(disk_path, &query, &mut |page| {
             let (size, mode, reason) = (page.size, page.mode, page.reason);
-            let comparison = found.get_or_insert(Comparison { size, mode, reason, chunks: Vec::new() });
+            let (_, order) = found.get_or_insert((Comparison { mode, reason }, Order::new(size)));
             for api::Chunk { start, length, kind, .. } in page.chunks {
-                comparison.add(start, length, kind == api::ChunkType::Zero, disk_path)?;
+                each(order.check(start, length, disk_path)?, kind == api::ChunkType::Zero);
             }
             Ok(())
         })?;
+        let found = found.map(|(comparison, _)| comparison);
         found.ok_or_else(|| ClientError::Protocol(format!("{disk_path}: its map has no page")))
     }
 
@@ -196,7 +227,7 @@ impl Client {
         vm: &str,
         snapshot: &str,
         base: Option<&str>,
-    ) -> Result<Vec<(String, Vec<Range<u64>>)>, ClientError> {
+    ) -> Result<Vec<DiskRanges>, ClientError> {
         #[derive(Deserialize)]
         struct Document {
             disks: Vec<Disk>,
@@ -236,24 +267,6 @@ impl Client {
 
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send_once(&|| self.request(Method::POST, path))?.json()
-    }
-}
-
-impl Comparison {
-    /// The server is foreign: a chunk outside the disk or out of order would corrupt the copy.
-    pub fn add(&mut self, start: u64, length: u64, is_zero: bool, disk: &str) -> Result<(), ClientError> {
-        let end = start.checked_add(length).filter(|end| *end <= self.size && length > 0);
-        let after = self.chunks.last().map_or(0, |(range, _)| range.end);
-        match end {
-            Some(end) if start >= after => {
-                match self.chunks.last_mut() {
-                    Some((last, zero)) if last.end == start && *zero == is_zero => last.end = end,
-                    _ => self.chunks.push((start..end, is_zero)),
-                }
-                Ok(())
-            }
-            _ => Err(ClientError::Protocol(format!("{disk}: the chunk at {start} of {length} bytes does not fit"))),
-        }
     }
 }
 

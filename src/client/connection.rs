@@ -1,7 +1,7 @@
 //! One connection to a service, with the thread's own small runtime.
 
 use std::error::Error as _;
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::pin::pin;
 use std::time::Duration;
 
@@ -18,13 +18,16 @@ use crate::tls;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time without a byte from the service. A creation runs hooks, and a checksum reads a disk.
-const READ_TIMEOUT: Duration = Duration::from_secs(900);
+pub const READ_TIMEOUT: Duration = Duration::from_secs(900);
 
 /// The same on this host, where no network loses a response. Adoption flushes disks before it answers.
 const LOCAL_READ_TIMEOUT: Duration = Duration::from_secs(3600);
 
-/// Time without a byte of a disk.
+/// Time without a byte of a disk. A download may wait for its turn before that (`policy.export_wait`).
 pub const DATA_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The largest document that is parsed.
+const MAX_JSON_BYTES: u64 = 64 << 20;
 
 /// How often a waiting thread looks for a cancellation.
 const CANCEL_POLL: Duration = Duration::from_millis(200);
@@ -76,9 +79,8 @@ impl Connection {
     ///
     /// # Errors
     /// A response that is no success is [`ClientError::Refused`].
-    pub fn send(&self, request: RequestBuilder) -> Result<Body<'_>, ClientError> {
-        // The client's own timeout ends this.
-        let response = self.wait(Duration::MAX, async { request.send().await })?.map_err(|error| broken(&error))?;
+    pub fn send(&self, request: RequestBuilder, head_timeout: Duration) -> Result<Body<'_>, ClientError> {
+        let response = self.wait(head_timeout, async { request.send().await })?.map_err(|error| broken(&error))?;
         let mut body = Body { connection: self, response, rest: Bytes::new(), timeout: READ_TIMEOUT };
         if body.response.status().is_success() { Ok(body) } else { Err(body.refusal()) }
     }
@@ -162,7 +164,8 @@ impl Body<'_> {
     /// Parses the whole body.
     pub fn json<T: serde::de::DeserializeOwned>(mut self) -> Result<T, ClientError> {
         let url = self.response.url().path().to_owned();
-        let mut deserializer = serde_json::Deserializer::from_reader(&mut self);
+        let body = BufReader::new((&mut self).take(MAX_JSON_BYTES));
+        let mut deserializer = serde_json::Deserializer::from_reader(body);
         let value = T::deserialize(&mut deserializer).and_then(|value| deserializer.end().map(|()| value));
         value.map_err(|error| unreadable(&url, error))
     }
@@ -173,6 +176,9 @@ pub fn unreadable(what: &str, error: serde_json::Error) -> ClientError {
     if error.is_io() {
         let error = io::Error::from(error);
         return ClientError::Connection(error.to_string());
+    }
+    if error.is_eof() {
+        return ClientError::Damaged(format!("{what}: the response ended too early"));
     }
     ClientError::Protocol(format!("{what}: the response is not what the API promises: {error}"))
 }

@@ -30,7 +30,10 @@ pub enum ClientError {
     /// The certificate, or something else that another attempt does not change.
     #[error("{0}")]
     Setup(String),
-    /// The server does not follow the API, or the bytes are damaged.
+    /// The bytes of a response are damaged or end too early.
+    #[error("{0}")]
+    Damaged(String),
+    /// The server does not follow the API.
     #[error("{0}")]
     Protocol(String),
     /// The file on the server is no longer the one that was asked for.
@@ -50,16 +53,14 @@ impl ClientError {
     /// Whether the same request may succeed later.
     pub fn is_transient(&self) -> bool {
         match self {
-            Self::Connection(_) | Self::GaveUp { .. } => true,
-            // A broken body is usually a broken connection or proxy.
-            Self::Protocol(_) => true,
+            Self::Connection(_) | Self::Damaged(_) | Self::GaveUp { .. } => true,
             Self::Refused(refusal) => match refusal.status {
                 429 | 502 | 503 | 504 => refusal.code != "hook_failed",
                 500 => refusal.code == "io_error",
                 408 => true,
                 _ => false,
             },
-            Self::Setup(_) | Self::Changed(_) | Self::Cancelled | Self::Local(_) => false,
+            Self::Setup(_) | Self::Protocol(_) | Self::Changed(_) | Self::Cancelled | Self::Local(_) => false,
         }
     }
 

@@ -16,7 +16,7 @@ mod server;
 
 pub use address::Address;
 pub use backoff::Cancel;
-pub use calls::{Comparison, Created, NewSnapshot};
+pub use calls::{Comparison, Created, NewSnapshot, Order};
 pub use credentials::{Credentials, Password, TokenCache, read_private};
 pub use error::ClientError;
 pub use ranges::{Fetch, RangeSink};

@@ -65,7 +65,7 @@ fn line(body: &mut impl BufRead) -> Result<String, ClientError> {
         }
         // The closing delimiter may be the last bytes of the body.
         None if !text.is_empty() => Ok(String::from_utf8_lossy(&text).into_owned()),
-        None => Err(ClientError::Connection("the response ended too early".to_owned())),
+        None => Err(ClientError::Damaged("the response ended too early".to_owned())),
     }
 }
 

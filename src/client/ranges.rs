@@ -2,6 +2,7 @@
 
 use std::io::{self, BufRead, Read};
 use std::ops::Range;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine;
@@ -15,6 +16,9 @@ use super::server::Client;
 
 /// Bytes handed to the sink at a time, at most.
 const PIECE: usize = 256 << 10;
+
+/// Time until the response to a request for bytes begins: longer than a download waits for its turn, by default.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The bytes to get from a disk.
 pub struct Fetch<'a> {
@@ -38,7 +42,7 @@ impl Client {
     /// Gets the ranges in one request, without trying again.
     ///
     /// # Errors
-    /// The sink may have received bytes of the first ranges. Without `digest` they are right as far as they go.
+    /// The sink may have received bytes of the first ranges. With `digest` nothing is known of them.
     pub fn fetch(&self, fetch: &Fetch<'_>, sink: &mut dyn RangeSink) -> Result<(), ClientError> {
         let list: Vec<String> = fetch.ranges.iter().map(|range| format!("{}-{}", range.start, range.end - 1)).collect();
         let list = format!("bytes={}", list.join(","));
@@ -47,12 +51,15 @@ impl Client {
             let request = if fetch.etag.is_empty() { request } else { request.header("if-range", fetch.etag) };
             if fetch.digest { request.header("want-content-digest", "sha-256=1") } else { request }
         };
-        let mut body = self.send_once(&build)?;
+        let mut body = self.send_within(HEAD_TIMEOUT, &build)?;
         body.set_timeout(DATA_TIMEOUT);
         if body.status() != 206 || (!fetch.etag.is_empty() && body.header("etag") != Some(fetch.etag)) {
             return Err(ClientError::Changed(format!("{}: the file of the snapshot has changed", fetch.path)));
         }
-        let promised = body.header("content-digest").map(sha256_of).transpose()?;
+        let promised = body.header("content-digest").filter(|_| fetch.digest).map(sha256_of).transpose()?;
+        if fetch.digest && promised.is_none() {
+            return Err(ClientError::Protocol(format!("{}: the service sent no digest", fetch.path)));
+        }
         let boundary = body.header("content-type").and_then(boundary_of);
         let content_range = body.header("content-range").map(str::to_owned);
         let mut content = Content { body, hash: promised.is_some().then(|| digest::Context::new(&digest::SHA256)) };
@@ -89,7 +96,7 @@ impl Content<'_> {
             let left = usize::try_from(range.end - at).unwrap_or(usize::MAX);
             let bytes = self.body.next(left.min(PIECE))?;
             if bytes.is_empty() {
-                return Err(ClientError::Connection("the response ended too early".to_owned()));
+                return Err(ClientError::Damaged("the response ended too early".to_owned()));
             }
             if let Some(hash) = &mut self.hash {
                 hash.update(&bytes);
@@ -107,7 +114,7 @@ impl Content<'_> {
         }
         match (self.hash, promised) {
             (Some(hash), Some(promised)) if hash.clone().finish().as_ref() != promised => {
-                Err(ClientError::Protocol(format!("{path}: the bytes do not have the digest that the service sent")))
+                Err(ClientError::Damaged(format!("{path}: the bytes do not have the digest that the service sent")))
             }
             _ => Ok(()),
         }

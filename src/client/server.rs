@@ -8,9 +8,9 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::address::Address;
 use super::backoff::{Backoff, Cancel};
-use super::connection::{Body, Connection};
+use super::connection::{Body, Connection, READ_TIMEOUT};
 use super::credentials::{Credentials, Password, TokenCache};
-use super::error::ClientError;
+use super::error::{ClientError, Refusal};
 use crate::api;
 use crate::config::Trust;
 
@@ -30,7 +30,14 @@ pub struct Server(Arc<Shared>);
 
 struct Shared {
     options: ServerOptions,
-    token: Mutex<Option<SecretString>>,
+    token: Mutex<Token>,
+}
+
+#[derive(Default)]
+struct Token {
+    current: Option<SecretString>,
+    /// The service refused the password. It is not sent again, because accounts may be locked after some attempts.
+    refusal: Option<Refusal>,
 }
 
 impl Server {
@@ -40,7 +47,7 @@ impl Server {
             Credentials::Password(_) => options.token_cache.as_ref().and_then(TokenCache::load),
             Credentials::Peer => None,
         };
-        Self(Arc::new(Shared { options, token: Mutex::new(token) }))
+        Self(Arc::new(Shared { options, token: Mutex::new(Token { current: token, refusal: None }) }))
     }
 
     pub fn address(&self) -> &Address {
@@ -85,15 +92,24 @@ impl Client {
     /// # Errors
     /// See [`Connection::send`].
     pub(super) fn send_once(&self, build: &dyn Fn() -> RequestBuilder) -> Result<Body<'_>, ClientError> {
+        self.send_within(READ_TIMEOUT, build)
+    }
+
+    /// As [`Client::send_once`]; the head of the response has to arrive within `limit`.
+    pub(super) fn send_within(
+        &self,
+        limit: Duration,
+        build: &dyn Fn() -> RequestBuilder,
+    ) -> Result<Body<'_>, ClientError> {
         self.server.cancel().check()?;
         if matches!(self.server.0.options.credentials, Credentials::Peer) {
-            return self.connection.send(build());
+            return self.connection.send(build(), Duration::MAX);
         }
         let token = self.token(None)?;
-        match self.connection.send(build().bearer_auth(token.expose_secret())) {
+        match self.connection.send(build().bearer_auth(token.expose_secret()), limit) {
             Err(error) if error.status() == Some(401) => {
                 let renewed = self.token(Some((&token, error)))?;
-                self.connection.send(build().bearer_auth(renewed.expose_secret()))
+                self.connection.send(build().bearer_auth(renewed.expose_secret()), limit)
             }
             result => result,
         }
@@ -132,7 +148,7 @@ impl Client {
     fn token(&self, refused: Option<(&SecretString, ClientError)>) -> Result<SecretString, ClientError> {
         let shared = &self.server.0;
         let mut token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&*token, &refused) {
+        match (&token.current, &refused) {
             (Some(token), None) => return Ok(token.clone()),
             (Some(token), Some((old, _))) if token.expose_secret() != old.expose_secret() => return Ok(token.clone()),
             _ => {}
@@ -141,13 +157,22 @@ impl Client {
             let error = refused.map(|(_, error)| error);
             return Err(error.unwrap_or_else(|| ClientError::Setup("no credentials".to_owned())));
         };
-        let new = self.retried(|| self.log_in(password))?;
+        if let Some(refusal) = &token.refusal {
+            return Err(refusal.clone().into());
+        }
+        let new = match self.retried(|| self.log_in(password)) {
+            Err(ClientError::Refused(refusal)) if refusal.status == 401 => {
+                token.refusal = Some(refusal.clone());
+                return Err(refusal.into());
+            }
+            result => result?,
+        };
         if let Some(cache) = &shared.options.token_cache
             && let Err(error) = cache.store(&new)
         {
             tracing::warn!(%error, "cannot cache the token");
         }
-        *token = Some(new.clone());
+        token.current = Some(new.clone());
         Ok(new)
     }
 
@@ -157,7 +182,7 @@ impl Client {
         let body = serde_json::to_vec(&login).map_err(std::io::Error::from)?;
         let request = self.connection.request(Method::POST, "/auth/login").body(body);
         let request = request.header("content-type", "application/json");
-        let token: api::Token = self.connection.send(request)?.json()?;
+        let token: api::Token = self.connection.send(request, READ_TIMEOUT)?.json()?;
         Ok(token.token.into())
     }
 
@@ -166,7 +191,7 @@ impl Client {
     /// # Errors
     /// The credentials are refused, or the service cannot be reached.
     pub fn log_in_now(&self) -> Result<(), ClientError> {
-        *self.server.0.token.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.server.0.token.lock().unwrap_or_else(PoisonError::into_inner) = Token::default();
         self.token(None).map(|_| ())
     }
 }

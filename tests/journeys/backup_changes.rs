@@ -123,9 +123,9 @@ fn disks_and_names_may_change() {
     backup.back_up();
     // `b` is removed, `c` is added, and another disk gets the name of `a`.
     let c = make_disk(&world.repository, "c.img", 4 * MB);
-    write_at(&c, 1 * MB, b"c");
+    write_at(&c, MB, b"c");
     let other = make_disk(&world.repository, "other.img", 8 * MB);
-    write_at(&other, 0, &Random(9).bytes(1 * MB));
+    write_at(&other, 0, &Random(9).bytes(MB));
     fs::rename(&other, &disks[0]).unwrap();
     define_vm(&world.repository, VM, &[disks[0].clone(), c.clone()]);
     let result = backup.back_up();

@@ -8,6 +8,7 @@ mod api_types;
 mod audit;
 mod backup;
 mod backup_changes;
+mod backup_hazards;
 mod backup_of_the_original;
 mod backup_troubles;
 mod bad_input;

@@ -36,7 +36,7 @@ struct Host {
 
 /// What one VM came to.
 enum Done {
-    Point(Outcome),
+    Point(Box<Outcome>),
     Estimate(Vec<DiskEstimate>),
 }
 
@@ -58,6 +58,15 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     if args.all != names.is_empty() {
         return Err(UsageError("name the VMs to back up, or give --all".to_owned()).into());
     }
+    if !args.exclude.is_empty() && !args.all {
+        return Err(
+            UsageError("--exclude is for --all; leave out the VMs that should not be backed up".to_owned()).into()
+        );
+    }
+    if services.len() > 1 && std::env::var_os("EXPORTER_TOKEN").is_some_and(|token| !token.is_empty()) {
+        let problem = "EXPORTER_TOKEN is the token of one service; use profiles, or run the command login for each";
+        return Err(UsageError(problem.to_owned()).into());
+    }
     let rate = args.bandwidth.as_deref().map(|text| {
         let problem = || UsageError(format!("--bandwidth {text:?}: expected bytes a second, such as 50MiB"));
         config::parse_size(text).filter(|rate| *rate > 0).ok_or_else(problem)
@@ -70,24 +79,10 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
         .collect::<anyhow::Result<_>>()?;
     let directory = BackupDir::open_or_create(&args.to)?;
 
-    let mut failures = Vec::new();
-    let mut hosts = Vec::new();
+    let (mut failures, mut hosts) = (Vec::new(), Vec::new());
     for (server, found) in servers.iter().zip(ask_all(&servers)) {
-        match found {
-            Ok((features, vms)) => {
-                if args.digests && !features.content_digest {
-                    let problem = "the service does not support --digests; leave it out";
-                    return Err(UsageError(problem.to_owned()).into());
-                }
-                let options = Options {
-                    connections: args.connections.clamp(1, 64),
-                    digests: args.digests,
-                    rate: Rate::new(rate),
-                    request: new_snapshot::supported(&request, &features)?,
-                    format: args.format.map(Format::from),
-                };
-                hosts.push(Host { server: server.clone(), features, vms, options });
-            }
+        match found.and_then(|(features, vms)| Host::new(server, features, vms, args, &request, rate)) {
+            Ok(host) => hosts.push(host),
             Err(error) => failures.push(Failure { what: server.address().to_string(), error }),
         }
     }
@@ -99,6 +94,30 @@ pub fn run(args: &BackupArgs) -> anyhow::Result<ExitCode> {
     report(args, &done, &failures)?;
     let errors: Vec<anyhow::Error> = failures.into_iter().map(|failure| failure.error).collect();
     Ok(exit::of_several(done.len(), &errors))
+}
+
+impl Host {
+    fn new(
+        server: &Server,
+        features: Features,
+        vms: Vec<api::Vm>,
+        args: &BackupArgs,
+        request: &NewSnapshot,
+        rate: Option<u64>,
+    ) -> anyhow::Result<Self> {
+        if args.digests && !features.content_digest {
+            let problem = "the service does not support --digests; leave it out";
+            return Err(UsageError(problem.to_owned()).into());
+        }
+        let options = Options {
+            connections: args.connections.clamp(1, 64),
+            digests: args.digests,
+            rate: Rate::new(rate),
+            request: new_snapshot::supported(request, &features)?,
+            format: args.format.map(Format::from),
+        };
+        Ok(Self { server: server.clone(), features, vms, options })
+    }
 }
 
 /// Asks all services at once what they can do, and for their VMs.
@@ -135,7 +154,16 @@ fn choose<'a>(
 ) -> VecDeque<Job<'a>> {
     let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
     let (mut jobs, mut taken) = (VecDeque::new(), HashSet::new());
-    let all = || hosts.iter().flat_map(|host| host.vms.iter().map(move |vm| (host, vm)));
+    // A service on which a snapshot is possible comes before the others.
+    let of_hosts = |host: &'a Host| host.vms.iter().map(move |vm| (host, vm));
+    let mut all: Vec<(&Host, &api::Vm)> = hosts.iter().flat_map(of_hosts).collect();
+    all.sort_by_key(|(_, vm)| !vm.snapshot_compatible);
+    let all = || all.iter().copied();
+    for name in &args.exclude {
+        if !all().any(|(_, vm)| is_called(vm, name)) {
+            terminal::notice(format_args!("--exclude {name}: no service has a VM of this name"));
+        }
+    }
     let mut add = |host: &'a Host, vm: &'a api::Vm, failures: &mut Vec<Failure>| {
         if !taken.insert(vm.name.as_str()) {
             return;
@@ -198,7 +226,7 @@ fn work(
                     let result = if args.dry_run {
                         backup.estimate().map(Done::Estimate)
                     } else {
-                        backup.run().map(Done::Point)
+                        backup.run().map(|outcome| Done::Point(Box::new(outcome)))
                     };
                     match result {
                         Ok(outcome) => locked(&done).push((vm, outcome)),
@@ -242,26 +270,32 @@ fn line(vm: &PointVm, done: &Done) -> String {
             let mode = if disks.iter().any(|disk| disk.mode == api::Mode::Full) { "full" } else { "incremental" };
             format!("{name}: {mode}: {} to transfer, {} became zeros", table::bytes(data), table::bytes(zeros))
         }
-        Done::Point(Outcome { point, transferred_bytes, duration, was_resumed }) => format!(
-            "{name}: {} point {}, {}: {} transferred in {:.1} s{}",
-            if point.is_full() { "full" } else { "incremental" },
-            point.id,
-            point.consistency,
-            table::bytes(*transferred_bytes),
-            duration.as_secs_f64(),
-            if *was_resumed { ", resumed" } else { "" }
-        ),
+        Done::Point(outcome) => {
+            let Outcome { point, transferred_bytes, duration, was_resumed } = &**outcome;
+            format!(
+                "{name}: {} point {}, {}: {} transferred in {:.1} s{}",
+                if point.is_full() { "full" } else { "incremental" },
+                point.id,
+                point.consistency,
+                table::bytes(*transferred_bytes),
+                duration.as_secs_f64(),
+                if *was_resumed { ", resumed" } else { "" }
+            )
+        }
     }
 }
 
 fn document(vm: &PointVm, done: &Done) -> serde_json::Value {
     match done {
         Done::Estimate(disks) => json!({"vm": vm, "disks": disks}),
-        Done::Point(Outcome { point, transferred_bytes, duration, was_resumed }) => json!({
-            "vm": vm, "point": point.id, "snapshot_id": point.snapshot_id, "is_full": point.is_full(),
-            "consistency": point.consistency, "created_at": point.created_at, "resumed": was_resumed,
-            "transferred_bytes": transferred_bytes, "seconds": duration.as_secs_f64(),
-        }),
+        Done::Point(outcome) => {
+            let Outcome { point, transferred_bytes, duration, was_resumed } = &**outcome;
+            json!({
+                "vm": vm, "point": point.id, "snapshot_id": point.snapshot_id, "is_full": point.is_full(),
+                "consistency": point.consistency, "created_at": point.created_at, "resumed": was_resumed,
+                "transferred_bytes": transferred_bytes, "seconds": duration.as_secs_f64(),
+            })
+        }
     }
 }
 

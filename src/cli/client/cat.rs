@@ -15,7 +15,7 @@ use crate::client::{Cancel, Client, ClientError, Fetch, RangeSink};
 
 /// Bytes of one request. What arrives is written at once.
 const REQUEST_BYTES: u64 = 16 << 20;
-const ZEROS: [u8; 256 << 10] = [0; 256 << 10];
+static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
 pub fn run(args: &CatArgs) -> anyhow::Result<ExitCode> {
     let cancel = Cancel::default();
@@ -56,8 +56,13 @@ impl Source<'_> {
         let data: Vec<Range<u64>> = if is_original {
             std::iter::once(0..self.size).filter(|range| !range.is_empty()).collect()
         } else {
-            let chunks = self.client.compare(self.path, None)?.chunks.into_iter();
-            chunks.filter(|(_, is_zero)| !is_zero).map(|(range, _)| range).collect()
+            let mut data = Vec::new();
+            self.client.compare(self.path, None, &mut |range, is_zero| {
+                if !is_zero {
+                    data.push(range);
+                }
+            })?;
+            data
         };
         let mut at = 0;
         for range in data.into_iter().chain(std::iter::once(self.size..self.size)) {
@@ -70,10 +75,12 @@ impl Source<'_> {
 
     /// A line for each range, followed by its bytes if it has any.
     fn write_changes(&self, base: &str, output: &mut dyn Write) -> Result<(), ClientError> {
-        let comparison = self.client.compare(self.path, Some(base))?;
+        let mut chunks = Vec::new();
+        let comparison =
+            self.client.compare(self.path, Some(base), &mut |range, is_zero| chunks.push((range, is_zero)))?;
         let mode = if comparison.mode == crate::api::Mode::Full { "full" } else { "incremental" };
-        writeln!(output, "size {} {mode}", comparison.size)?;
-        for (range, is_zero) in comparison.chunks {
+        writeln!(output, "size {} {mode}", self.size)?;
+        for (range, is_zero) in chunks {
             let kind = if is_zero { "zero" } else { "data" };
             writeln!(output, "{} {} {kind}", range.start, range.end - range.start)?;
             if !is_zero {

@@ -42,7 +42,7 @@ pub fn supported(request: &NewSnapshot, features: &Features) -> Result<NewSnapsh
     }
     let unsupported = [
         ("--label", !request.labels.is_empty() && !features.labels),
-        ("--description", request.description.is_some() && !features.description),
+        ("--description", request.description.is_some() && !features.labels),
         ("--quiesce", request.quiesce.is_some() && !features.quiesce),
         ("--disks", (request.disks.is_some() || request.exclude_disks.is_some()) && !features.choose_disks),
         ("--ttl", request.ttl.is_some() && features.is_original),

@@ -28,7 +28,14 @@ pub fn run(args: &PruneArgs) -> anyhow::Result<ExitCode> {
     let zone = TimeZone::system();
     let (mut lines, mut documents, mut failures) = (Lines::default(), Vec::new(), Vec::new());
     for vm in points::chosen(&directory, args.vm.as_deref())? {
-        let lock = if args.dry_run { None } else { Some(vm.lock()?) };
+        let lock = match (!args.dry_run).then(|| vm.lock()).transpose() {
+            Ok(lock) => lock,
+            Err(error) => {
+                terminal::notice(format_args!("{}: {error}", vm.id));
+                failures.push(error.into());
+                continue;
+            }
+        };
         let found = vm.points()?.whole;
         let removable: Vec<&str> = keep.removable(&found, &zone).iter().map(|it| it.point.id.as_str()).collect();
         for stored in &found {
