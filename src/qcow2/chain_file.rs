@@ -53,8 +53,9 @@ impl ChainFile {
     }
 
     /// The extent from `at` on, which must be less than the size. The next extent may be at the same place.
-    pub fn extent_at(&self, at: u64) -> Result<Extent, ImageError> {
+    pub fn extent_at(&self, at: u64, finds_holes: bool) -> Result<Extent, ImageError> {
         let extent = match &self.storage {
+            Storage::Raw(_) if !finds_holes => Ok(Extent { range: at..self.size, place: Place::Stored(at) }),
             Storage::Raw(file) => raw_extent_at(file, at, self.size),
             Storage::Qcow2(tables) => tables.extent_at(at),
         };

@@ -76,7 +76,7 @@ impl Image {
             let problem = Problem::PastTheEnd { start: offset, end, size: self.size() };
             return Err(self.files[0].error(problem));
         }
-        let mut walk = Walk::new(&self.files, self.files.len());
+        let mut walk = Walk::to_read(&self.files);
         let (mut at, mut rest) = (offset, buffer);
         while at < end {
             let found = walk.find(at, end)?;

@@ -41,6 +41,8 @@ pub struct Walk<'a> {
     files: &'a [ChainFile],
     /// Whether there are files below these.
     more_below: bool,
+    /// Whether the holes of raw files are found out. Each look can cost the file system a walk over many extents.
+    finds_holes: bool,
     extents: Vec<Extent>,
 }
 
@@ -48,7 +50,12 @@ impl<'a> Walk<'a> {
     /// A walk over the newest `count` of the files.
     pub fn new(files: &'a [ChainFile], count: usize) -> Self {
         let (files, below) = files.split_at(count.min(files.len()));
-        Self { files, more_below: !below.is_empty(), extents: Vec::new() }
+        Self { files, more_below: !below.is_empty(), finds_holes: true, extents: Vec::new() }
+    }
+
+    /// A walk that reads: a hole of a raw file is read like data.
+    pub fn to_read(files: &'a [ChainFile]) -> Self {
+        Self { finds_holes: false, ..Self::new(files, files.len()) }
     }
 
     /// Where the bytes from `at` on are, at most to `until`, which must be greater and within the size of the newest
@@ -74,9 +81,9 @@ impl<'a> Walk<'a> {
 
     fn extent(&mut self, number: usize, file: &ChainFile, at: u64) -> Result<&Extent, ImageError> {
         if number == self.extents.len() {
-            self.extents.push(file.extent_at(at)?);
+            self.extents.push(file.extent_at(at, self.finds_holes)?);
         } else if !self.extents[number].range.contains(&at) {
-            self.extents[number] = file.extent_at(at)?;
+            self.extents[number] = file.extent_at(at, self.finds_holes)?;
         }
         Ok(&self.extents[number])
     }
