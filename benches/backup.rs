@@ -12,7 +12,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{median_ms, timed};
-use harness::{Backup, Random, VM, Volume, World, define_vm, eventually, make_disk, run, text, write_at};
+use harness::{Backup, Random, VM, Volume, World, define_vm, eventually, make_disk, run, write_at};
 
 mod common;
 #[allow(dead_code, unused_imports)] // the tests use the rest

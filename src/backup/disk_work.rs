@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use super::blocks::{BLOCK, Blocks};
 use super::directory::{VmDir, make_directory};
+use super::disk::Disk;
 use super::error::{AtPath, BackupError, Result};
 use super::features::Features;
 use super::files;
@@ -16,7 +17,6 @@ use super::plan::Plan;
 use super::planning::{self, Question};
 use super::point::{self, BackingFile, DiskChecksum, Format, PointDisk, PointVm, StoredPoint};
 use super::progress::{DiskLabel, Event, Progress};
-use super::transfer::Disk;
 use super::unit::Recall;
 use super::work::{BaseDisk, WorkDisk};
 use crate::client::{Client, Created};

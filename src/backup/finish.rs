@@ -8,10 +8,10 @@ use std::thread;
 
 use super::blocks::{self, BLOCK, Blocks};
 use super::directory::VmDir;
+use super::disk::Disk;
 use super::error::{AtPath, BackupError, Result};
 use super::image;
 use super::plan;
-use super::transfer::Disk;
 use super::work::{BaseDisk, WorkDisk};
 use crate::qcow2;
 use crate::sys::folder::Folder;

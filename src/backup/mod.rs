@@ -5,6 +5,7 @@
 
 mod blocks;
 mod directory;
+mod disk;
 mod disk_work;
 mod error;
 mod estimate;

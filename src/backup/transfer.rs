@@ -3,18 +3,16 @@
 use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 
-use super::blocks::Blocks;
+use super::disk::Disk;
 use super::error::{AtPath, BackupError, Result};
-use super::image::Image;
-use super::journal::{Journal, Record};
+use super::journal::Record;
 use super::leases::Leases;
-use super::plan::{Plan, Remaining, UNIT};
-use super::progress::{DiskLabel, Event, Progress};
+use super::plan::{Remaining, UNIT};
+use super::progress::{Event, Progress};
 use super::rate::Rate;
 use super::unit;
 use crate::client::{Client, ClientError, Fetch, RangeSink, Server};
@@ -25,23 +23,6 @@ const REQUEST_BYTES: u64 = 8 << 20;
 const DIGEST_REQUEST_BYTES: u64 = UNIT;
 /// Bytes of units that are recorded together, at least, within one response.
 const RECORD_BYTES: u64 = UNIT / 2;
-
-/// A disk on its way.
-pub struct Disk {
-    pub label: DiskLabel,
-    /// Of the disk in the API, below the base path.
-    pub path: String,
-    pub etag: String,
-    pub size: u64,
-    pub plan: Plan,
-    pub image: Image,
-    /// Of the image.
-    pub file: PathBuf,
-    pub blocks: Blocks,
-    pub journal: Journal,
-    /// What an earlier run brought, in order and disjoint.
-    pub done: Vec<Range<u64>>,
-}
 
 /// How to transfer.
 pub struct Means<'a> {

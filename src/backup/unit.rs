@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::blocks::{self, BLOCK, Blocks, Digest};
+use super::disk::Disk;
 use super::error::{AtPath, Result};
 use super::image::Image;
 use super::journal::Record;
 use super::plan::UNIT;
-use super::transfer::Disk;
 
 /// Writes a unit, and the checksums of the blocks that lie within it. Returns its digest.
 pub fn write(disk: &Disk, start: u64, bytes: &[u8]) -> Result<Digest> {

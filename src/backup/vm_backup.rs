@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 
 use super::directory::{BackupDir, Points, VmDir, VmLock, make_directory};
+use super::disk::Disk;
 use super::disk_work::{self, Preparation};
 use super::error::{AtPath, BackupError, Result};
 use super::features::Features;
@@ -16,7 +17,7 @@ use super::leases::Leases;
 use super::point::{Base, Format, Point, PointVm, StoredPoint, VERSION};
 use super::progress::{Event, Progress};
 use super::rate::Rate;
-use super::transfer::{self, Disk, Means};
+use super::transfer::{self, Means};
 use super::work::{Work, WorkDisk};
 use crate::client::{Client, ClientError, Created, NewSnapshot, Server};
 use crate::model::{DiskName, SnapshotId, VmId};

@@ -1,7 +1,7 @@
 //! The client of the API: connections, credentials, retries, and the calls as functions.
 //!
-//! Each thread has a [`Connection`] of its own and blocks in it. A body is read as fast as its consumer takes it, so
-//! memory does not grow with the size of a disk.
+//! Each thread has a [`Client`] with a connection of its own and blocks in it. A body is read as fast as its consumer
+//! takes it, so memory does not grow with the size of a disk.
 
 mod address;
 mod backoff;
