@@ -15,6 +15,7 @@ use nix::fcntl::{PosixFadviseAdvice, posix_fadvise};
 use crate::model::ByteRange;
 use crate::qcow2::{self, Content, Layout};
 use crate::sys::folder::Folder;
+use crate::sys::page_cache;
 
 /// What a new image stands on: a disk of an older point.
 #[derive(Clone, Debug)]
@@ -85,6 +86,21 @@ impl Image {
         match self {
             Self::Raw { file, .. } => file.write_all_at(bytes, offset),
             Self::Qcow2 { file, layout, .. } => layout.write_at(file, offset, bytes),
+        }
+    }
+
+    /// Starts to bring a range that was written to the device, so that the sync at the end has little left to do.
+    pub fn start_write_out(&self, range: &Range<u64>) {
+        let (file, place) = match self {
+            Self::Raw { file, .. } => (file, Some(range.start)),
+            Self::Qcow2 { file, layout, .. } => {
+                (file, ByteRange::new(range.start, range.end).and_then(|range| layout.place(range)))
+            }
+        };
+        let Some(start) = place else { return };
+        // The sync at the end tells what fails.
+        if let Err(error) = page_cache::start_write_out(file, &(start..start + (range.end - range.start))) {
+            tracing::debug!(%error, "cannot start to write out");
         }
     }
 

@@ -9,6 +9,9 @@ use super::image::Image;
 use super::journal::Record;
 use super::plan::UNIT;
 
+/// Units of this size are written out at once. Small ones wait for their neighbours.
+const WRITE_OUT_BYTES: u64 = 256 << 10;
+
 /// Writes a unit, and the checksums of the blocks that lie within it. Returns its digest.
 pub fn write(disk: &Disk, start: u64, bytes: &[u8]) -> Result<Digest> {
     let leaves = Leaves::of(disk.size, start, bytes);
@@ -21,6 +24,9 @@ pub fn write(disk: &Disk, start: u64, bytes: &[u8]) -> Result<Digest> {
             disk.image.write(range.start, &bytes[written..written + length]).at(&disk.file)?;
         }
         written += length;
+    }
+    if bytes.len() as u64 >= WRITE_OUT_BYTES {
+        disk.image.start_write_out(&(start..start + bytes.len() as u64));
     }
     leaves.write(&disk.blocks)?;
     Ok(leaves.digest())

@@ -219,7 +219,11 @@ impl Refusal {
         let details = match (error.is_empty(), details.is_empty()) {
             (_, false) => details,
             (false, true) => error,
-            (true, true) => format!("the server answered with status {status}"),
+            (true, true) => match status {
+                // A response to HEAD has no body.
+                404 => "the service has no such VM, snapshot or disk".to_owned(),
+                _ => format!("the server answered with status {status}"),
+            },
         };
         let code = if code.is_empty() { format!("http_{status}") } else { code };
         Self { status, code, details, request_id, retry_after }

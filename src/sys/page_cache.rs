@@ -87,6 +87,17 @@ pub fn write_out(file: &File, size: u64, progress: &dyn Fn()) -> io::Result<()> 
     file.sync_data()
 }
 
+/// Starts to write the dirty pages of a range to the device, and does not wait for them. Failures are those of a later
+/// `fsync`.
+pub fn start_write_out(file: &File, range: &Range<u64>) -> io::Result<()> {
+    let offset = |at: u64| i64::try_from(at).map_err(|_| Errno::EOVERFLOW);
+    let (start, length) = (offset(range.start)?, offset(range.end - range.start)?);
+    // SAFETY: the call takes no memory of ours.
+    let started = unsafe { libc::sync_file_range(file.as_raw_fd(), start, length, libc::SYNC_FILE_RANGE_WRITE) };
+    Errno::result(started)?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;

@@ -39,7 +39,7 @@ const APP_LAYERS: &[&[&str]] = &[
 /// The modules that use `sys` themselves, and what of it; nothing stands for all. The others go through these.
 const SYS_USERS: &[(&str, &[&str])] = &[
     ("app", &["sys::host", "sys::io_priority"]),
-    ("backup", &["sys::folder", "sys::reflink"]),
+    ("backup", &["sys::folder", "sys::page_cache", "sys::reflink"]),
     ("hooks", &["sys::trusted_path"]),
     ("http", &[]),
     ("inventory", &[]),

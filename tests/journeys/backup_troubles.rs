@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::harness::{Backup, MB, Proxy, Random, VM, Volume, World, eventually, text, write_at};
+use crate::harness::{Backup, Clock, MB, Proxy, Random, VM, Volume, World, eventually, text, write_at};
 use crate::needs_root;
 
 /// The bytes that the journal of an unfinished backup says are on disk: the sum of its records' lengths.
@@ -114,4 +114,21 @@ fn a_backup_survives_the_death_of_the_service() {
     assert!(child.wait().unwrap().success());
     assert_equals_the_disk(&backup, &disk);
     assert_eq!(world.client().snapshot_ids().len(), 1);
+}
+
+#[test]
+fn a_token_that_expires_during_a_backup_is_renewed() {
+    needs_root!();
+    let clock = Clock::new();
+    let world = World::with(1024, |settings| clock.load_into(settings));
+    let target = Volume::xfs(1024);
+    let disk = world.define_vm(&[("a.img", 64 * MB)]).remove(0);
+    write_at(&disk, 0, &Random(7).bytes(48 * MB));
+    let backup = Backup::new(&world, &target.mount_point);
+    let mut child = backup.spawn(&["--bandwidth", "20MiB"]);
+    eventually("some bytes arrived", || bytes_on_disk(&backup) > 2 * MB);
+    clock.leap(24 * 30);
+    assert!(child.wait().unwrap().success());
+    assert_equals_the_disk(&backup, &disk);
+    assert_eq!(world.exporter.log().matches("logged in user=").count(), 2);
 }
