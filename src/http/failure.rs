@@ -101,7 +101,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     match error {
         Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
         Error::Throttled => retry_after("1"),
-        Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. })
+        Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. })
         | Error::RepositoryUnavailable { .. }
         | Error::ContentCheckRunning { .. }
         | Error::Unavailable(_) => retry_after("10"),
@@ -156,7 +156,9 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
         Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
-        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. } => {
+            (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled)
+        }
         Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::IdempotencyKeyReused),
         Refusal::KeySnapshotGone(_) => (StatusCode::GONE, ErrorCode::IdempotencyKeySpent),
     }

@@ -3,11 +3,12 @@
 //! Who may connect depends on the owner, the group and the mode of its file. The service asks the kernel for the peer
 //! of each connection too, so that a changed mode opens no door.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::unistd::{AccessFlags, access};
@@ -120,7 +121,8 @@ pub fn open(config: Option<&config::Socket>) -> Result<Option<OperatorSocket>, F
             tracing::info!(path = %config.path.display(), group = config.group.as_deref(), "serving operators");
             Ok(Some(socket))
         }
-        Err(problem) if problem.is_of_folder() && config.is_default() => {
+        // Backups matter more than a socket that was not asked for.
+        Err(problem) if config.is_default() && (problem.is_of_folder() || matches!(problem, Problem::InUse)) => {
             let path = config.path.display();
             tracing::warn!(%path, %problem, "no Unix socket for operators; create its folder, or set api.socket");
             Ok(None)
@@ -228,6 +230,19 @@ fn state_of(path: &Path) -> Result<State, Problem> {
     }
 }
 
+/// Any user who can open the folder can lock it, so the lock is not waited for without an end.
+fn lock_soon(folder: &File) -> io::Result<()> {
+    const ATTEMPTS: u32 = 50;
+    for _ in 0..ATTEMPTS {
+        match folder.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
+            Err(TryLockError::Error(error)) => return Err(error),
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::WouldBlock, "is locked by another process"))
+}
+
 impl OperatorSocket {
     fn open(config: &config::Socket) -> Result<Self, Problem> {
         let operators = operators(config)?;
@@ -236,7 +251,7 @@ impl OperatorSocket {
         let folder = checked_folder(folder)?;
         // While another service that starts replaces the same path.
         let lock = File::open(&folder).map_err(Problem::Folder)?;
-        lock.lock().map_err(Problem::Folder)?;
+        lock_soon(&lock).map_err(Problem::Folder)?;
         let path = in_folder(&folder, config);
         match state_of(&path)? {
             State::InUse => return Err(Problem::InUse),

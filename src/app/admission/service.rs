@@ -93,6 +93,9 @@ pub(crate) struct Admission {
     pub min_rate: Option<NonZero<u64>>,
 }
 
+/// How long a request for several VMs waits for one of them while it has another.
+const GROUP_WAIT: Duration = Duration::from_secs(30);
+
 impl Admission {
     pub(crate) fn new(config: &Config, inventory: &Arc<Inventory>, store: Store, tasks: Tasks) -> Self {
         let policy = config.policy;
@@ -148,7 +151,11 @@ impl Admission {
         vms.sort_by(|(_, one), (_, other)| one.cmp(other));
         let mut vm_guards = Vec::with_capacity(vms.len());
         for (index, vm) in vms {
-            let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM).await;
+            let vm_guard = self.vm_locks.take_behind(&vm, CREATION_QUEUE_OF_VM);
+            // While one VM is held and another waited for, the hooks that the first still needs cannot be called.
+            let wait = if vm_guards.is_empty() { Duration::MAX } else { GROUP_WAIT };
+            let timeout = |_| Refusal::GroupTimeout { vm: vm.to_string(), seconds: wait.as_secs() };
+            let vm_guard = tokio::time::timeout(wait, vm_guard).await.map_err(timeout)?;
             vm_guards.push((index, vm_guard.ok_or(QUEUE_OF_VM_FULL)?));
         }
         vm_guards.sort_by_key(|(index, _)| *index);

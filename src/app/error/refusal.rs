@@ -39,6 +39,9 @@ pub enum Refusal {
     /// No concurrency slot became free in time.
     #[error("no export slot became free within {seconds} s (policy.export_wait); retry later")]
     QueueTimeout { seconds: f64 },
+    /// Another VM of the request did not become free in time.
+    #[error("VM {vm} is still busy after {seconds} s; retry later, or create its snapshot by itself")]
+    GroupTimeout { vm: String, seconds: u64 },
     /// The key belongs to another request.
     #[error("this Idempotency-Key was used for a request with another body; use a new key")]
     KeyReused,

@@ -2,7 +2,7 @@
 
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tracing::Instrument;
 
@@ -141,6 +141,7 @@ impl HookRunner {
     ) -> (Result<T, Error>, Vec<HookReport>) {
         let GuardedStep { work, on_late_completion } = step;
         let is_group = operations.len() > 1;
+        let started = Instant::now();
         let calls: Vec<_> = operations.into_iter().map(|operation| tokio::spawn(self.call_pre(operation))).collect();
         let (mut begun, mut obstacle) = (Vec::with_capacity(calls.len()), None);
         for call in calls {
@@ -149,6 +150,14 @@ impl HookRunner {
             let vm = operation.as_ref().map(|operation: &Begun| operation.post_hooks.event.vm.name.clone());
             obstacle = obstacle.or_else(|| Some(error?.of_vm(&vm.unwrap_or_default(), is_group)));
             begun.push(operation);
+        }
+        // The guest that was ready first has been frozen since then. Its own limit is the timeout of a hook; beyond it, it
+        // may have thawed, and its snapshot would be called quiesced without being so.
+        let limit = self.hooks.step_timeout();
+        if is_group && started.elapsed() > limit {
+            let how = format!("the hooks of all VMs together took longer than {} s", limit.as_secs());
+            obstacle =
+                obstacle.or(Some(Error::HookFailed { hook: "the group".to_owned(), operation: "snapshot", how }));
         }
         let mut outcome = match obstacle {
             Some(error) => Err(error),

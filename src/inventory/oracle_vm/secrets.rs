@@ -14,9 +14,13 @@ pub const MASK: &str = "***";
 /// A name or text that contains one of these words, without regard to case, `-` and `_`, is about a secret.
 const WORDS: [&str; 8] = ["passw", "passphrase", "pwd", "secret", "token", "credential", "apikey", "privatekey"];
 
+/// A word that ends like this, such as `rootpw`, is about a secret too.
+const ENDINGS: [&str; 2] = ["pass", "pw"];
+
 fn is_about_a_secret(text: &str) -> bool {
     let plain = text.chars().filter(|c| !"-_".contains(*c)).collect::<String>().to_ascii_lowercase();
-    WORDS.iter().any(|word| plain.contains(word)) || plain.trim() == "pass"
+    let mut words = plain.split(|c: char| !c.is_alphanumeric());
+    WORDS.iter().any(|word| plain.contains(word)) || words.any(|word| ENDINGS.iter().any(|end| word.ends_with(end)))
 }
 
 /// `source` with masked secrets. `places` are its scalars and comments.
@@ -29,7 +33,7 @@ pub fn mask_source(source: &str, places: &Places) -> String {
             Some("") => None,
             _ if hidden_from == Some(*assignment) || is_about_a_secret(name) => Some(MASK.to_owned()),
             Some(text) => {
-                if is_about_a_secret(text) && !text.contains('=') {
+                if is_about_a_secret(text) && (!text.contains('=') || text.trim_end().ends_with('=')) {
                     hidden_from = Some(*assignment);
                 }
                 match mask_options(text) {
@@ -43,7 +47,9 @@ pub fn mask_source(source: &str, places: &Places) -> String {
     }
     // A secret in a comment may continue in the next one.
     let comments = || places.comments.iter().map(|place| (place.clone(), &source[place.clone()]));
-    if comments().any(|(_, text)| is_about_a_secret(text) || matches!(without_user_info(text), Cow::Owned(_))) {
+    // A comment beside a secret may have an older one.
+    let is_doubtful = |text: &str| is_about_a_secret(text) || matches!(without_user_info(text), Cow::Owned(_));
+    if !edits.is_empty() || comments().any(|(_, text)| is_doubtful(text)) {
         edits.extend(comments().map(|(place, _)| (place, format!("# {MASK}"))));
     }
     edits.sort_by_key(|(place, _)| place.start);
@@ -69,21 +75,18 @@ pub fn mask_options(text: &str) -> Cow<'_, str> {
     let is_name = |name: &str| {
         !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"_-.:".contains(&byte))
     };
-    // A part without a name may continue the secret before it.
-    let mut continues = false;
-    let parts = text.split(',').map(|part| match part.split_once('=') {
-        Some((name, "")) if is_name(name.trim()) => Cow::Borrowed(part),
-        Some((name, value)) if is_name(name.trim()) => {
-            continues = is_about_a_secret(name) || is_about_a_secret(value);
-            if continues { Cow::Owned(format!("{name}={MASK}")) } else { without_user_info(part) }
-        }
-        _ if continues || is_about_a_secret(part) => {
-            continues = true;
-            Cow::Borrowed(MASK)
-        }
-        _ => without_user_info(part),
+    // Only if each part has a name, and only names are about secrets, it is clear which values are secrets.
+    let options: Option<Vec<(&str, &str)>> = text.split(',').map(|part| part.split_once('=')).collect();
+    let is_clear = |(name, value): &(&str, &str)| is_name(name.trim()) && !is_about_a_secret(value);
+    let Some(options) = options.filter(|options| options.iter().all(is_clear)) else {
+        return Cow::Owned(MASK.to_owned());
+    };
+    let masked = options.iter().map(|(name, value)| match *value {
+        "" => format!("{name}="),
+        _ if is_about_a_secret(name) => format!("{name}={MASK}"),
+        value => format!("{name}={}", without_user_info(value)),
     });
-    Cow::Owned(parts.collect::<Vec<_>>().join(","))
+    Cow::Owned(masked.collect::<Vec<_>>().join(","))
 }
 
 /// Masks the user and password of each URL.
@@ -91,7 +94,8 @@ fn without_user_info(text: &str) -> Cow<'_, str> {
     let mut masked = String::new();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once("://") {
-        let authority = &after[..after.find(|c: char| c == '/' || c.is_whitespace()).unwrap_or(after.len())];
+        // A password may have a slash.
+        let authority = &after[..after.find(char::is_whitespace).unwrap_or(after.len())];
         masked.push_str(before);
         masked.push_str("://");
         rest = after;
@@ -140,7 +144,7 @@ mod tests {
             "",
             "name = 'x'\nvfb = ['type=vnc,vncunused=1,vnclisten=127.0.0.1,keymap=en-us']\n# a comment\nvcpus = 2\n",
             "vncpasswd = ''\nvfb = ['type=vnc,vncpasswd=,keymap=en-us']\npassthrough = 1\n",
-            "url = 'https://10.0.0.5:1727/a@b'\n",
+            "url = 'https://10.0.0.5:1727/a/b'\n",
         ] {
             assert_eq!(masked(source), source);
         }
@@ -153,13 +157,22 @@ mod tests {
             ("vncpasswd=5353;vcpus=2", "vncpasswd='***';vcpus=2"),
             ("VNC_PassWord = [u'S3CRET', 7]", "VNC_PassWord = ['***', '***']"),
             ("vfb = ['type=vnc,vncpasswd=S3CRET,keymap=en-us']", "vfb = ['type=vnc,vncpasswd=***,keymap=en-us']"),
-            ("vfb = ['type=vnc, vncpasswd = S3CRET,S3CRET']", "vfb = ['type=vnc, vncpasswd =***,***']"),
+            ("vfb = ['type=vnc, vncpasswd = S3CRET,S3CRET']", "vfb = ['***']"),
             ("vfb = ['type=vnc,vnc\\x70asswd=S3CRET']", "vfb = ['type=vnc,vncpasswd=***']"),
             ("vfb = ['type=vnc,vncpas' # S3CRETx password\n 'swd=S3CRET']", "vfb = ['type=vnc,vncpasswd=***']"),
             ("vfb = [{'vncpasswd': 'S3CRET', 'a': 1}]\nb = 'c'", "vfb = [{'***': '***', '***': '***'}]\nb = 'c'"),
-            ("d = 'it''s \\\\ the password: S3CRET, S3CRET'", "d = '***,***'"),
+            ("d = 'it''s \\\\ the password: S3CRET, S3CRET'", "d = '***'"),
             ("d = '''password: S3CRET\nuser=S3CRET'''", "d = '***'"),
-            ("d = 'note=the token is S3CRET'", "d = 'note=***'"),
+            ("d = 'note=the token is S3CRET'", "d = '***'"),
+            ("d = 'name=password,value=S3CRET'", "d = '***'"),
+            ("extra = '-object secret,id=s0,data=S3CRET'", "extra = '***'"),
+            ("d = 'S3CRET, that is the root password'", "d = '***'"),
+            ("a = ['vncpasswd=', 'S3CRET']", "a = ['vncpasswd=', '***']"),
+            ("a = {'vncpasswd=': 'S3CRET'}", "a = {'vncpasswd=': '***'}"),
+            ("vncpasswd = 'new'  # was S3CRET", "vncpasswd = '***'  # ***"),
+            ("u = 'https://u:S3CRET/S3CRET@host/x'", "u = 'https://***@host/x'"),
+            ("extra = 'rootpw=S3CRET,a=b'", "extra = 'rootpw=***,a=b'"),
+            ("root_pass = 'S3CRET'", "root_pass = '***'"),
             (
                 "d = 'xo:notify-on-snapshot=https://u:S3CRET@[::1]:1/x'",
                 "d = 'xo:notify-on-snapshot=https://***@[::1]:1/x'",

@@ -10,6 +10,9 @@ use super::{Access, Executor, JobKind, READ_STALL_TIMEOUT, RunningCall, Unrespon
 /// connection. From [`MANY_CALLER_THREADS`] on, a stall of [`SHORT_STALL`] is enough to refuse more.
 pub(super) const MAX_CALLER_THREADS: usize = 256;
 const MANY_CALLER_THREADS: usize = 64;
+/// Short calls go to the repository's own threads while this many callers are in calls: if the file system hangs just
+/// now, only these few get no answer.
+const MAX_SHORT_CALLERS: usize = 8;
 const SHORT_STALL: Duration = Duration::from_secs(1);
 
 impl Executor {
@@ -22,12 +25,17 @@ impl Executor {
         &self,
         work: impl FnOnce(&Access<'_>) -> T + Send + 'static,
     ) -> Result<T, Unresponsive> {
-        let has_just_responded = self.0.state().has_just_responded(Instant::now());
-        if !has_just_responded {
-            return self.run(JobKind::SHORT, work);
-        }
-        self.admit_caller()?;
-        Ok(self.run_here_as(JobKind::SHORT, work))
+        let status = Arc::<JobStatus>::default();
+        let number = {
+            let mut state = self.0.state();
+            let callers = state.calls.values().filter(|call| call.lane.is_none()).count();
+            let is_safe = callers < MAX_SHORT_CALLERS && state.has_just_responded(Instant::now());
+            // Under one lock, so that of many callers at once only few go on.
+            (is_safe && self.admits(&mut state)).then(|| state.start(None, JobKind::SHORT, Arc::clone(&status)))
+        };
+        let Some(number) = number else { return self.run(JobKind::SHORT, work) };
+        let _running = RunningCall { shared: &self.0, number };
+        Ok(work(&Access(&status)))
     }
 
     /// Runs `work` on the caller's own thread, which blocks if the file system hangs. While the file system hangs, no
