@@ -49,9 +49,10 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
-    let tcp = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
-    let operators = operator_socket::open(config.api.socket.as_ref())?;
+    // A client that reaches the port can use the socket, and the process can be stopped gracefully.
     let signals = Signals::new()?;
+    let operators = operator_socket::open(config.api.socket.as_ref())?;
+    let tcp = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
