@@ -182,9 +182,7 @@ impl VmDir {
                 Err(error) => points.damaged.push(DamagedPoint { id, error }),
             }
         }
-        let order =
-            |stored: &StoredPoint| (stored.point.created_at, stored.point.completed_at, stored.point.id.clone());
-        points.whole.sort_by_key(order);
+        points.whole.sort_by_key(|stored| stored.point.number);
         points.damaged.sort_by(|a, b| a.id.cmp(&b.id));
         Ok(points)
     }

@@ -176,8 +176,14 @@ fn a_clock_that_goes_back_costs_no_full_backup() {
         let out = tempfile::tempdir().unwrap();
         backup.restore(VM, &text(&result["point"]), &out.path().join("o"), &[]);
         assert!(fs::read(out.path().join("o/a.img")).unwrap() == fs::read(&disk).unwrap());
+        // Whatever the clocks say, this is the newest point.
+        assert_eq!(backup.points().last().unwrap()["id"], result["point"]);
     }
     assert_eq!(world.client().snapshot_ids().len(), 1);
+    let newest = backup.points().pop().unwrap();
+    backup.run(&["prune", backup.directory.to_str().unwrap(), "--keep-last", "1"]);
+    let ids: Vec<String> = backup.points().iter().map(|point| text(&point["id"])).collect();
+    assert_eq!(ids, [text(&newest["id"])]);
 }
 
 #[test]
