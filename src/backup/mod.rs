@@ -23,6 +23,7 @@ pub mod prune;
 mod rate;
 pub mod restore;
 mod scan;
+mod server_blocks;
 mod transfer;
 mod unit;
 pub mod verify;

@@ -8,11 +8,9 @@ use super::features::Features;
 use super::leases::Leases;
 use super::plan::Plan;
 use super::point::{PointDisk, StoredPoint};
+use super::server_blocks::for_each_part;
 use crate::api::Mode;
 use crate::client::{Client, ClientError, Comparison, Order};
-
-/// Bytes of a disk whose checksums one request asks for.
-const CHECKSUM_BYTES: u64 = 4 << 30;
 
 /// Which changes of a disk are asked for.
 pub struct Question<'a> {
@@ -75,32 +73,16 @@ fn by_comparison(question: &Question<'_>, base: Option<&StoredPoint>) -> Result<
 
 /// The service cannot compare with the base, but the bytes of the base are here: compare the checksums of blocks.
 fn by_checksums(question: &Question<'_>, base: &StoredPoint, base_disk: &PointDisk, reason: &str) -> Result<Answer> {
-    let size = &question.size;
+    let Question { client, path, size, .. } = *question;
     let old = Blocks::open(&base.path(&base_disk.checksum.file), base_disk.size)?;
     let mut plan = Plan::default();
-    let mut start = 0;
-    while start < *size {
-        question.leases.renew_if_due(question.client);
-        let range = start..size.min(&(start + CHECKSUM_BYTES)).to_owned();
-        let found = differing_blocks(question, &old, &range)?;
-        found.into_iter().for_each(|(range, is_zero)| plan.push(range, is_zero));
-        start = range.end;
-    }
-    let reason = Some(format!("{reason}; only blocks with other checksums are transferred"));
-    Ok(Answer { plan, mode: Mode::Incremental, reason, uses_base: true })
-}
-
-/// The blocks of `range` that differ from those of the older disk, and whether they are zeros now.
-fn differing_blocks(question: &Question<'_>, old: &Blocks, range: &Range<u64>) -> Result<Vec<(Range<u64>, bool)>> {
-    let Question { client, path, size, .. } = question;
-    let (first, end) = (range.start / BLOCK, range.end.div_ceil(BLOCK));
-    let old_digests = old.digests(first.min(old.count())..end.min(old.count()))?;
-    let mut backoff = client.server().backoff();
-    loop {
-        let mut differing: Vec<(Range<u64>, bool)> = Vec::new();
-        let mut block = first;
-        let result = client.block_checksums(path, range, BLOCK, &mut |digest| {
-            let bytes = block * BLOCK..((block + 1) * BLOCK).min(*size);
+    for_each_part(client, path, size, &mut |range, digests| {
+        question.leases.renew_if_due(client);
+        let first = range.start / BLOCK;
+        let end = first + digests.len() as u64;
+        let old_digests = old.digests(first.min(old.count())..end.min(old.count()))?;
+        for (block, digest) in (first..).zip(digests) {
+            let bytes = block * BLOCK..((block + 1) * BLOCK).min(size);
             let zeros = blocks::digest_of_zeros(bytes.end - bytes.start);
             let is_equal = match old_digests.get((block - first) as usize) {
                 // If one of the disks ends within this block, the checksums cannot be compared.
@@ -109,18 +91,16 @@ fn differing_blocks(question: &Question<'_>, old: &Blocks, range: &Range<u64>) -
                 None => digest == zeros,
             };
             if !is_equal {
-                differing.push((bytes, digest == zeros));
+                plan.push(bytes, digest == zeros);
             }
-            block += 1;
-        });
-        match result {
-            Ok(()) => return Ok(differing),
-            Err(error) => backoff.wait(error, client.server().cancel())?,
         }
-    }
+        Ok(())
+    })?;
+    let reason = Some(format!("{reason}; only blocks with other checksums are transferred"));
+    Ok(Answer { plan, mode: Mode::Incremental, reason, uses_base: true })
 }
 
-/// The original exporter lists the data that changed, but not what became zeros. What its full list leaves out is zeros.
+/// The original exporter lists changed data, but no ranges that became zeros. A range that its full list omits is zeros.
 fn plan_with_original(question: &Question<'_>) -> Result<Answer> {
     let Question { client, vm, snapshot, disk, size, base, base_is_there, .. } = question;
     let ranges_of = |base: Option<&str>| -> Result<Option<Vec<Range<u64>>>, ClientError> {

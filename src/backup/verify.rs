@@ -2,13 +2,14 @@
 
 use std::ops::Range;
 
-use super::blocks::{self, BLOCK, Blocks};
+use super::blocks::{BLOCK, Blocks};
 use super::directory::VmDir;
 use super::disk_work::api_path;
 use super::error::{AtPath, Result};
 use super::point::{PointDisk, StoredPoint};
 use super::progress::{DiskLabel, Event, Progress};
 use super::scan::{Block, DiskReader};
+use super::server_blocks::for_each_part;
 use crate::client::{Cancel, Client};
 use crate::sys::folder::Folder;
 
@@ -16,9 +17,6 @@ use crate::sys::folder::Folder;
 const MAX_LISTED: usize = 16;
 /// Bytes between two reports of progress.
 const STEP: u64 = 4 << 20;
-/// Bytes of a disk whose checksums one request asks for.
-const CHECKSUM_BYTES: u64 = 4 << 30;
-
 /// A disk that is not what it was.
 #[derive(Clone, Debug)]
 pub struct Difference {
@@ -127,38 +125,19 @@ pub fn against(client: &Client, stored: &StoredPoint, progress: &dyn Progress) -
         progress.event(&Event::DiskStarted { disk: &label, bytes: size });
         let blocks = Blocks::open(&stored.path(&disk.checksum.file), size)?;
         let mut differing = Differing::default();
-        let mut start = 0;
-        while start < size {
-            let range = start..size.min(start + CHECKSUM_BYTES);
-            differing_from_server(client, &path, &blocks, &range, &mut differing)?;
+        for_each_part(client, &path, size, &mut |range, digests| {
+            let first = range.start / BLOCK;
+            let own = blocks.digests(first..first + digests.len() as u64)?;
+            for ((block, own), found) in (first..).zip(own).zip(digests) {
+                if own != found {
+                    differing.add(blocks.range(block));
+                }
+            }
             progress.event(&Event::Advanced { disk: &label, bytes: range.end - range.start });
-            start = range.end;
-        }
+            Ok(())
+        })?;
         progress.event(&Event::DiskDone { disk: &label });
         differences.extend(differing.into_difference(stored, disk, "blocks differ from the server's"));
     }
     Ok(differences)
-}
-
-fn differing_from_server(
-    client: &Client,
-    path: &str,
-    blocks: &Blocks,
-    range: &Range<u64>,
-    differing: &mut Differing,
-) -> Result<()> {
-    let (first, end) = (range.start / BLOCK, range.end.div_ceil(BLOCK));
-    let own = blocks.digests(first..end)?;
-    let mut backoff = client.server().backoff();
-    loop {
-        let mut found: Vec<blocks::Digest> = Vec::with_capacity(own.len());
-        match client.block_checksums(path, range, BLOCK, &mut |digest| found.push(digest)) {
-            Ok(()) => {
-                let pairs = own.iter().zip(&found).enumerate().filter(|(_, (own, found))| own != found);
-                pairs.for_each(|(index, _)| differing.add(blocks.range(first + index as u64)));
-                return Ok(());
-            }
-            Err(error) => backoff.wait(error, client.server().cancel())?,
-        }
-    }
 }
