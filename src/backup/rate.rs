@@ -1,13 +1,9 @@
 //! A limit for the bytes of all connections together.
 
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::client::{Cancel, ClientError};
-
-/// How often a waiting thread looks for a cancellation.
-const POLL: Duration = Duration::from_millis(100);
 
 pub struct Rate {
     bytes_per_second: Option<u64>,
@@ -32,15 +28,6 @@ impl Rate {
             *free_at = turn + Duration::from_secs_f64(bytes as f64 / rate as f64);
             turn
         };
-        loop {
-            if cancel.is_cancelled() {
-                return Err(ClientError::Cancelled);
-            }
-            let left = turn.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(());
-            }
-            thread::sleep(left.min(POLL));
-        }
+        cancel.wait_until(turn)
     }
 }

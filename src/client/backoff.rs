@@ -27,6 +27,21 @@ impl Cancel {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Waits until `end`.
+    ///
+    /// # Errors
+    /// [`ClientError::Cancelled`].
+    pub fn wait_until(&self, end: Instant) -> Result<(), ClientError> {
+        loop {
+            self.check()?;
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Ok(());
+            }
+            thread::sleep(left.min(POLL));
+        }
+    }
+
     pub(super) fn check(&self) -> Result<(), ClientError> {
         if self.is_cancelled() { Err(ClientError::Cancelled) } else { Ok(()) }
     }
@@ -72,19 +87,7 @@ impl Backoff {
             return Err(ClientError::GaveUp { waited, last: Box::new(error) });
         }
         tracing::debug!(%error, delay_ms = delay.as_millis(), "trying again");
-        sleep(delay, cancel)
-    }
-}
-
-fn sleep(delay: Duration, cancel: &Cancel) -> Result<(), ClientError> {
-    let end = Instant::now() + delay;
-    loop {
-        cancel.check()?;
-        let left = end.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Ok(());
-        }
-        thread::sleep(left.min(POLL));
+        cancel.wait_until(Instant::now() + delay)
     }
 }
 
