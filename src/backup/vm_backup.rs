@@ -75,14 +75,13 @@ impl VmBackup<'_> {
         for damaged in &run.points.damaged {
             run.note(format!("the restore point {} is damaged and not used: {}", damaged.id, damaged.error));
         }
-        let mut attempts = 1..=MAX_ATTEMPTS;
-        loop {
-            let is_last = attempts.next().is_none_or(|attempt| attempt == MAX_ATTEMPTS);
+        for _ in 1..MAX_ATTEMPTS {
             match run.attempt() {
-                Err(error) if !is_last && run.recover(&error)? => {}
+                Err(error) if run.recover(&error)? => {}
                 result => return result,
             }
         }
+        run.attempt()
     }
 }
 
@@ -202,7 +201,6 @@ impl Run<'_> {
         }
         self.discard()?;
         make_directory(&partial)?;
-        files::sync_directory(self.directory.path()).at(self.directory.path())?;
         let work = Work::new(self.backup.vm.clone(), self.backup.server.address().to_string(), request);
         work.write(&partial)?;
         Ok((work, false))

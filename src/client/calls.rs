@@ -39,8 +39,6 @@ pub struct Created {
     #[serde(default)]
     pub created_at: Option<jiff::Timestamp>,
     #[serde(default)]
-    pub created_by: Option<String>,
-    #[serde(default)]
     pub consistency: Option<String>,
     #[serde(default)]
     pub consistency_reason: Option<String>,
@@ -61,13 +59,6 @@ pub struct Created {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 pub struct CreatedDisk {
     pub name: String,
-    /// Missing from the original exporter.
-    #[serde(default)]
-    pub size: Option<u64>,
-    #[serde(default)]
-    pub status: Option<String>,
-    #[serde(default)]
-    pub status_reason: Option<String>,
 }
 
 /// The name of a disk, and ranges of it.

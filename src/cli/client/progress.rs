@@ -41,9 +41,7 @@ impl Bars {
         // It draws to standard error.
         let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
-        total.set_style(style(
-            "{prefix:<24!} {bar:24} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>13} {eta:>6} {msg}",
-        ));
+        total.set_style(style());
         total.set_prefix("total");
         Self { all, total, disks: Mutex::default() }
     }
@@ -56,8 +54,9 @@ impl Bars {
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+fn style() -> ProgressStyle {
+    const TEMPLATE: &str = "{prefix:<24!} {bar:24} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>13} {eta:>6} {msg}";
+    ProgressStyle::with_template(TEMPLATE).unwrap_or_else(|_| ProgressStyle::default_bar())
 }
 
 impl Progress for Bars {
@@ -72,9 +71,7 @@ impl Progress for Bars {
             }
             Event::DiskStarted { disk, bytes } => {
                 let bar = self.all.insert_before(&self.total, ProgressBar::new(*bytes));
-                bar.set_style(style(
-                    "{prefix:<24!} {bar:24} {bytes:>11} of {total_bytes:<11} {bytes_per_sec:>13} {eta:>6} {msg}",
-                ));
+                bar.set_style(style());
                 bar.set_prefix(printable(&format!("{} {}", disk.vm, disk.disk)).into_owned());
                 self.total.inc_length(*bytes);
                 self.disks.lock().unwrap_or_else(PoisonError::into_inner).insert((*disk).clone(), (bar, 0));
