@@ -26,7 +26,7 @@ const DIRECTORY_MODE: u32 = 0o700;
 #[derive(Debug, Serialize, Deserialize)]
 struct Marker {
     version: u32,
-    /// Names this directory to services, so that its snapshots can be told from those of others.
+    /// Services keep this id as a label. It distinguishes the snapshots of this directory from others.
     id: String,
 }
 

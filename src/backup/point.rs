@@ -47,14 +47,14 @@ pub struct Point {
     pub consistency_reason: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub freeze_ms: Option<u64>,
-    /// As the service told them.
+    /// As in the service's response.
     #[serde(default)]
     pub hooks: Vec<serde_json::Value>,
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The definition of the VM, as the service told it.
+    /// The VM's definition, as in the service's response.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub definition: Option<serde_json::Value>,
     pub disks: Vec<PointDisk>,

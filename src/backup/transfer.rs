@@ -40,7 +40,7 @@ pub struct Means<'a> {
 /// Gets everything that is not done. Returns the number of bytes that came over the network.
 ///
 /// # Errors
-/// The first error of any connection. What arrived until then is recorded.
+/// The first error of any connection. Bytes that arrived before it are recorded.
 pub fn run(disks: &[Disk], means: &Means<'_>) -> Result<u64> {
     let queue: VecDeque<_> = disks.iter().map(|disk| (disk, Remaining::new(&disk.plan, disk.done.clone()))).collect();
     let transfer = Transfer {

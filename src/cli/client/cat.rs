@@ -13,7 +13,7 @@ use crate::backup::{Features, api_path};
 use crate::cli::terminal;
 use crate::client::{Cancel, Client, ClientError, Fetch, RangeSink};
 
-/// Bytes of one request. What arrives is written at once.
+/// Bytes of one request. They are written as they arrive.
 const REQUEST_BYTES: u64 = 16 << 20;
 static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
 
