@@ -4,7 +4,6 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use super::blocks::{self, BLOCK, Blocks};
 use super::directory::VmDir;
@@ -12,6 +11,7 @@ use super::disk::Disk;
 use super::error::{AtPath, BackupError, Result};
 use super::image;
 use super::plan;
+use super::threads;
 use super::work::{BaseDisk, WorkDisk};
 use crate::qcow2;
 use crate::sys::folder::Folder;
@@ -44,9 +44,9 @@ pub fn finish(disk: &Disk, work: &WorkDisk, vm: &VmDir, vm_directory: &Folder, t
     // case: an image that cannot be read makes no point.
     let mut file = PathBuf::from(disk.file.parent().and_then(|path| path.file_name()).unwrap_or_default());
     file.push(disk.file.file_name().unwrap_or_default());
-    let reader = image::open(vm_directory, &file, work.disk.format)?;
+    let image = image::open(vm_directory, &file, work.disk.format)?;
     let base = work.base.as_ref().map(|base| Base::open(vm_directory, base, vm_path)).transpose()?;
-    hash(&reader, base.as_ref(), disk, &partial, threads)?;
+    hash(&Hashing { disk, image, base }, &partial, threads)?;
     disk.blocks.sync()?;
     Ok(blocks::hex(&disk.blocks.checksum()?))
 }
@@ -66,25 +66,59 @@ impl Base {
         Ok(Self { image, blocks, what: format!("{} of the restore point {}", base.disk.name, base.point) })
     }
 
-    /// The rest of a block that changes in a part is the base's. If the base has decayed there, a new checksum would hide
-    /// that.
-    fn check(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
-        if number >= self.blocks.count() {
-            return Ok(());
-        }
-        let range = self.blocks.range(number);
-        let bytes = &mut buffer[..(range.end - range.start) as usize];
-        self.image.read_at(range.start, bytes).map_err(|error| BackupError::Damaged(error.to_string()))?;
-        let found = blocks::entry(bytes);
+    /// Reads the bytes of a block, and compares them with its entry: if the base has decayed there, the entry of a block
+    /// that changes in a part would hide that.
+    fn read(&self, number: u64, buffer: &mut [u8]) -> Result<()> {
+        let start = self.blocks.range(number).start;
+        self.image.read_at(start, buffer).map_err(|error| BackupError::Damaged(error.to_string()))?;
+        let found = blocks::entry(buffer);
         self.blocks.read(number..number + 1, |_, entry| {
-            let problem = || format!("{}: the block at {} does not have its checksum", self.what, range.start);
+            let problem = || format!("{}: the block at {start} does not have its checksum", self.what);
             if found == entry { Ok(()) } else { Err(BackupError::Damaged(problem())) }
         })
     }
 }
 
+/// A disk of which some entries are missing.
+struct Hashing<'a> {
+    disk: &'a Disk,
+    image: qcow2::Image,
+    base: Option<Base>,
+}
+
+impl Hashing<'_> {
+    /// The bytes of a block, in `buffer`.
+    fn read<'b>(&self, number: u64, buffer: &'b mut [u8]) -> Result<&'b [u8]> {
+        let disk = self.disk;
+        let range = disk.blocks.range(number);
+        let bytes = &mut buffer[..(range.end - range.start) as usize];
+        match &self.base {
+            Some(base) if number < base.blocks.count() && base.blocks.range(number) == range => {
+                base.read(number, bytes)?;
+                // The image shares the rest with its base. A second reading of that would not find the first one's pages.
+                for (part, is_zero) in disk.plan.within(range.clone()) {
+                    let part_bytes = &mut bytes[(part.start - range.start) as usize..(part.end - range.start) as usize];
+                    if is_zero {
+                        part_bytes.fill(0);
+                    } else {
+                        disk.image.read(part.start, part_bytes).at(&disk.file)?;
+                    }
+                }
+            }
+            base => {
+                if let Some(base) = base.as_ref().filter(|base| number < base.blocks.count()) {
+                    let range = base.blocks.range(number);
+                    base.read(number, &mut vec![0; (range.end - range.start) as usize])?;
+                }
+                self.image.read_at(range.start, bytes).map_err(io::Error::from).at(&disk.file)?;
+            }
+        }
+        Ok(bytes)
+    }
+}
+
 /// Writes the entries of blocks of which the transfer saw only a part.
-fn hash(image: &qcow2::Image, base: Option<&Base>, disk: &Disk, numbers: &[u64], threads: usize) -> Result<()> {
+fn hash(hashing: &Hashing<'_>, numbers: &[u64], threads: usize) -> Result<()> {
     let (next, failure) = (AtomicUsize::new(0), Mutex::new(None));
     let work = || -> Result<(), BackupError> {
         let mut buffer = vec![0; BLOCK as usize];
@@ -92,24 +126,14 @@ fn hash(image: &qcow2::Image, base: Option<&Base>, disk: &Disk, numbers: &[u64],
             let from = next.fetch_add(BATCH, Ordering::Relaxed);
             let Some(batch) = numbers.get(from..).filter(|rest| !rest.is_empty()) else { return Ok(()) };
             for number in &batch[..batch.len().min(BATCH)] {
-                if let Some(base) = base {
-                    base.check(*number, &mut buffer)?;
-                }
-                let range = disk.blocks.range(*number);
-                let bytes = &mut buffer[..(range.end - range.start) as usize];
-                image.read_at(range.start, bytes).map_err(io::Error::from).at(&disk.file)?;
-                disk.blocks.write(*number, &[blocks::entry(bytes)])?;
+                let entry = blocks::entry(hashing.read(*number, &mut buffer)?);
+                hashing.disk.blocks.write(*number, &[entry])?;
             }
         }
     };
-    let threads = if numbers.len() <= BATCH { 1 } else { threads.max(1) };
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                if let Err(error) = work() {
-                    failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
-                }
-            });
+    threads::share("hash", threads.min(numbers.len().div_ceil(BATCH)), || {
+        if let Err(error) = work() {
+            failure.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
         }
     });
     match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {

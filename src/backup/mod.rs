@@ -24,6 +24,7 @@ mod rate;
 pub mod restore;
 mod scan;
 mod server_blocks;
+pub mod threads;
 mod transfer;
 mod unit;
 pub mod verify;

@@ -38,7 +38,14 @@ impl Plan {
 
     /// The ranges, and whether they are zeros.
     pub fn ranges(&self) -> impl Iterator<Item = (Range<u64>, bool)> + Clone + '_ {
-        self.0.iter().map(|[start, length]| (*start..*start + (*length & !ZERO), length & ZERO != 0))
+        self.0.iter().map(decode)
+    }
+
+    /// The parts of the ranges that lie within `part`, and whether they are zeros.
+    pub fn within(&self, part: Range<u64>) -> impl Iterator<Item = (Range<u64>, bool)> + '_ {
+        let first = self.0.partition_point(|entry| decode(entry).0.end <= part.start);
+        let ranges = self.0[first..].iter().map(decode).take_while(move |(range, _)| range.start < part.end);
+        ranges.map(move |(range, is_zero)| (range.start.max(part.start)..range.end.min(part.end), is_zero))
     }
 
     pub fn data(&self) -> impl Iterator<Item = Range<u64>> + Clone + '_ {
@@ -101,6 +108,10 @@ impl Plan {
         }
         blocks
     }
+}
+
+fn decode([start, length]: &[u64; 2]) -> (Range<u64>, bool) {
+    (*start..*start + (*length & !ZERO), length & ZERO != 0)
 }
 
 /// The blocks that lie within `range`, of a disk of `size` bytes.
@@ -214,6 +225,8 @@ mod tests {
         written.write(&path).unwrap();
         assert_eq!(Plan::read(&path, 1 << 41).unwrap(), written);
         assert_eq!((written.data_bytes(), written.zero_bytes()), (25, 10));
+        assert_eq!(written.within(15..25).collect::<Vec<_>>(), [(15..20, false), (20..25, true)]);
+        assert_eq!(written.within(30..1 << 40).count(), 0);
         Plan::read(&path, 1 << 40).unwrap_err();
         fs::write(&path, [0; 20]).unwrap();
         Plan::read(&path, 1 << 41).unwrap_err();

@@ -5,7 +5,6 @@ use std::io;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::thread;
 
 use super::disk::Disk;
 use super::error::{AtPath, BackupError, Result};
@@ -14,7 +13,8 @@ use super::leases::Leases;
 use super::plan::{Remaining, UNIT};
 use super::progress::{Event, Progress};
 use super::rate::Rate;
-use super::unit;
+use super::threads;
+use super::unit::{Unit, block_end};
 use crate::client::{Client, ClientError, Fetch, RangeSink, Server};
 
 /// Bytes of one request.
@@ -50,26 +50,15 @@ pub fn run(disks: &[Disk], means: &Means<'_>) -> Result<u64> {
         bytes: AtomicU64::new(0),
         means,
     };
-    let connections = if transfer.is_done() { 0 } else { means.connections.max(1) };
-    thread::scope(|scope| {
-        for _ in 0..connections {
-            let worker = || {
-                if let Err(error) = transfer.work() {
-                    transfer.fail(error);
-                }
-            };
-            // Fewer connections than wished are enough.
-            if thread::Builder::new().name("transfer".to_owned()).spawn_scoped(scope, worker).is_err() {
-                break;
+    if !transfer.is_done() {
+        threads::share("transfer", means.connections, || {
+            if let Err(error) = transfer.work() {
+                transfer.fail(error);
             }
-        }
-    });
+        });
+    }
     if let Some(error) = transfer.failure().take() {
         return Err(error);
-    }
-    // Whatever went wrong above: a disk is complete only if nothing is left of its plan.
-    if !transfer.is_done() {
-        return Err(BackupError::Unusable("no thread can be started; raise the limit of processes".to_owned()));
     }
     Ok(transfer.bytes.into_inner())
 }
@@ -117,7 +106,7 @@ impl<'a> Transfer<'a> {
 
     fn work(&self) -> Result<()> {
         let client = self.means.server.client()?;
-        let mut buffer = Vec::with_capacity(UNIT as usize);
+        let mut buffer = Vec::new();
         while let Some((disk, ranges)) = self.next() {
             self.get(&client, disk, ranges, &mut buffer)?;
         }
@@ -165,7 +154,7 @@ fn cut_front(ranges: &mut Vec<Range<u64>>, mut bytes: u64) {
     });
 }
 
-/// Collects a unit, writes it, and records it.
+/// Writes what arrives, and records it.
 struct UnitSink<'a> {
     means: &'a Means<'a>,
     /// All bytes that are recorded, of all sinks.
@@ -174,11 +163,10 @@ struct UnitSink<'a> {
     ranges: std::slice::Iter<'a, Range<u64>>,
     /// The rest of the current range.
     range: Range<u64>,
-    /// The bytes of the unfinished unit. With digests: of all units, because nothing is written before the digest of the
-    /// response is right.
+    /// The first bytes of an incomplete block. With digests: the whole response, because nothing is written before its
+    /// digest is right.
     buffer: &'a mut Vec<u8>,
-    /// Units in the buffer.
-    held: Vec<Range<u64>>,
+    unit: Option<Unit>,
     /// Units that are written, and not recorded yet.
     unrecorded: Vec<Record>,
     unrecorded_bytes: u64,
@@ -202,7 +190,7 @@ impl<'a> UnitSink<'a> {
             ranges: ranges.iter(),
             range: 0..0,
             buffer,
-            held: Vec::new(),
+            unit: None,
             unrecorded: Vec::new(),
             unrecorded_bytes: 0,
             recorded_bytes: 0,
@@ -210,44 +198,54 @@ impl<'a> UnitSink<'a> {
         }
     }
 
+    /// Writes the blocks and parts of blocks that are complete with `bytes`.
     fn take(&mut self, mut bytes: &[u8]) -> Result<()> {
         while !bytes.is_empty() {
             if self.range.is_empty() {
                 let more = || ClientError::Protocol("the service sent more than was asked for".to_owned());
                 self.range = self.ranges.next().cloned().ok_or_else(more)?;
             }
-            let unit_end = self.range.end.min((self.range.start / UNIT + 1) * UNIT);
-            let held: u64 = self.held.iter().map(|unit| unit.end - unit.start).sum();
-            let begun = self.buffer.len() as u64 - held;
-            let missing = unit_end - self.range.start - begun;
-            let (now, later) = bytes.split_at(missing.min(bytes.len() as u64) as usize);
-            self.buffer.extend_from_slice(now);
+            let end = self.range.end.min(block_end(self.range.start));
+            let missing = (end - self.range.start) as usize - self.buffer.len();
+            let (now, later) = bytes.split_at(missing.min(bytes.len()));
             bytes = later;
-            if now.len() as u64 == missing {
-                let unit = self.range.start..unit_end;
-                self.range.start = unit_end;
-                self.held.push(unit);
-                if !self.means.digests {
-                    self.write_held()?;
-                }
+            if now.len() < missing {
+                self.buffer.extend_from_slice(now);
+            } else if self.buffer.is_empty() {
+                self.write(now)?;
+            } else {
+                let mut part = std::mem::take(self.buffer);
+                part.extend_from_slice(now);
+                let written = self.write(&part);
+                part.clear();
+                *self.buffer = part;
+                written?;
             }
         }
         Ok(())
     }
 
-    fn write_held(&mut self) -> Result<()> {
-        let mut from = 0;
-        for range in self.held.drain(..) {
-            let bytes = range.end - range.start;
-            let end = from + bytes as usize;
-            let digest = unit::write(self.disk, range.start, &self.buffer[from..end])?;
-            self.unrecorded.push(Record { range, digest });
-            self.unrecorded_bytes += bytes;
-            from = end;
+    /// Writes the next bytes of the range, which lie in one block.
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        let start = self.range.start;
+        self.unit.get_or_insert_with(|| Unit::new(start)).write(self.disk, bytes)?;
+        self.range.start += bytes.len() as u64;
+        if self.range.is_empty() || self.range.start.is_multiple_of(UNIT) {
+            self.end_unit()?;
+            // A record for each of many small units would cost more than the units.
+            if self.unrecorded_bytes >= RECORD_BYTES {
+                self.record()?;
+            }
         }
-        self.buffer.clear();
-        // A record for each of many small units would cost more than the units.
-        if self.unrecorded_bytes >= RECORD_BYTES { self.record() } else { Ok(()) }
+        Ok(())
+    }
+
+    fn end_unit(&mut self) -> Result<()> {
+        let Some(unit) = self.unit.take() else { return Ok(()) };
+        let record = unit.finish(self.disk)?;
+        self.unrecorded_bytes += record.range.end - record.range.start;
+        self.unrecorded.push(record);
+        Ok(())
     }
 
     fn record(&mut self) -> Result<()> {
@@ -266,15 +264,30 @@ impl<'a> UnitSink<'a> {
     /// one, is right.
     fn finish(mut self, is_complete: bool) -> (u64, Option<BackupError>) {
         if self.error.is_none() {
-            let written = if is_complete { self.write_held() } else { Ok(()) };
-            self.error = written.and_then(|()| self.record()).err();
+            self.error = self.write_rest(is_complete).err();
         }
         (self.recorded_bytes, self.error)
+    }
+
+    fn write_rest(&mut self, is_complete: bool) -> Result<()> {
+        if self.means.digests && is_complete {
+            let mut response = std::mem::take(self.buffer);
+            self.take(&response)?;
+            response.clear();
+            *self.buffer = response;
+        }
+        // A response that was cut ends within a unit.
+        self.end_unit()?;
+        self.record()
     }
 }
 
 impl RangeSink for UnitSink<'_> {
     fn write(&mut self, _: u64, bytes: &[u8]) -> io::Result<()> {
+        if self.means.digests {
+            self.buffer.extend_from_slice(bytes);
+            return Ok(());
+        }
         self.take(bytes).map_err(|error| {
             self.error = Some(error);
             io::Error::other("the sink failed")

@@ -12,82 +12,102 @@ use super::plan::UNIT;
 /// Units of this size are written out at once. Small ones wait for their neighbours.
 const WRITE_OUT_BYTES: u64 = 256 << 10;
 
-/// Writes a unit, and the checksums of the blocks that lie within it. Returns its digest.
-pub fn write(disk: &Disk, start: u64, bytes: &[u8]) -> Result<Digest> {
-    let leaves = Leaves::of(disk.size, start, bytes);
-    let mut written = 0;
-    for (range, is_zero) in leaves.runs(start) {
-        let length = (range.end - range.start) as usize;
-        if is_zero {
-            disk.image.zero(&range).at(&disk.file)?;
-        } else {
-            disk.image.write(range.start, &bytes[written..written + length]).at(&disk.file)?;
-        }
-        written += length;
-    }
-    if bytes.len() as u64 >= WRITE_OUT_BYTES {
-        disk.image.start_write_out(&(start..start + bytes.len() as u64));
-    }
-    leaves.write(&disk.blocks)?;
-    Ok(leaves.digest())
+/// A unit that is being written, one block or part of a block after the other: while a block is in the processor's cache,
+/// it is hashed and copied.
+pub struct Unit {
+    leaves: Leaves,
+    /// Zeros at its end that are not in the image yet.
+    zeros: Range<u64>,
 }
 
-/// The parts of a unit in each block, and their entries.
+impl Unit {
+    pub fn new(start: u64) -> Self {
+        Self { leaves: Leaves::new(start), zeros: start..start }
+    }
+
+    /// Writes the next bytes, which lie in one block.
+    pub fn write(&mut self, disk: &Disk, bytes: &[u8]) -> Result<()> {
+        let start = self.leaves.end;
+        let is_zero = self.leaves.push(disk.size, bytes) == blocks::ZERO_ENTRY;
+        let end = self.leaves.end;
+        if is_zero {
+            self.zeros.end = end;
+            return Ok(());
+        }
+        self.write_zeros(disk)?;
+        self.zeros = end..end;
+        disk.image.write(start, bytes).at(&disk.file)
+    }
+
+    /// Writes the checksums of the blocks that lie within the unit.
+    pub fn finish(self, disk: &Disk) -> Result<Record> {
+        self.write_zeros(disk)?;
+        let range = self.leaves.start..self.leaves.end;
+        if range.end - range.start >= WRITE_OUT_BYTES {
+            disk.image.start_write_out(&range);
+        }
+        self.leaves.write(&disk.blocks)?;
+        Ok(Record { range, digest: self.leaves.digest() })
+    }
+
+    fn write_zeros(&self, disk: &Disk) -> Result<()> {
+        if self.zeros.is_empty() { Ok(()) } else { disk.image.zero(&self.zeros).at(&disk.file) }
+    }
+}
+
+/// The entries of the blocks and parts of blocks of a range.
 struct Leaves {
-    /// The length of each part, and its entry.
-    parts: Vec<(u64, Digest)>,
-    /// The first block that lies within the unit, and the entries of all such blocks.
+    start: u64,
+    end: u64,
+    entries: Vec<Digest>,
+    /// The first block that lies within the range, and the entries of all such blocks.
     first: u64,
     whole: Vec<Digest>,
 }
 
 impl Leaves {
-    fn of(size: u64, start: u64, bytes: &[u8]) -> Self {
-        let mut parts = Vec::new();
-        let (mut first, mut whole) = (0, Vec::new());
-        let mut at = start;
-        let mut rest = bytes;
-        while !rest.is_empty() {
-            let end = (at / BLOCK + 1) * BLOCK;
-            let (part, later) = rest.split_at(rest.len().min((end - at) as usize));
-            let entry = blocks::entry(part);
-            let part_end = at + part.len() as u64;
-            if at.is_multiple_of(BLOCK) && (part_end == end || part_end == size) {
-                if whole.is_empty() {
-                    first = at / BLOCK;
-                }
-                whole.push(entry);
-            }
-            parts.push((part.len() as u64, entry));
-            (at, rest) = (part_end, later);
-        }
-        Self { parts, first, whole }
+    fn new(start: u64) -> Self {
+        Self { start, end: start, entries: Vec::new(), first: 0, whole: Vec::new() }
     }
 
-    /// The ranges of zeros, and of other bytes.
-    fn runs(&self, start: u64) -> Vec<(Range<u64>, bool)> {
-        let mut runs: Vec<(Range<u64>, bool)> = Vec::new();
-        let mut at = start;
-        for (length, entry) in &self.parts {
-            let is_zero = *entry == blocks::ZERO_ENTRY;
-            match runs.last_mut() {
-                Some((range, zero)) if *zero == is_zero => range.end += length,
-                _ => runs.push((at..at + length, is_zero)),
-            }
-            at += length;
+    fn of(size: u64, start: u64, mut bytes: &[u8]) -> Self {
+        let mut leaves = Self::new(start);
+        while !bytes.is_empty() {
+            let (part, later) = bytes.split_at(bytes.len().min((block_end(leaves.end) - leaves.end) as usize));
+            leaves.push(size, part);
+            bytes = later;
         }
-        runs
+        leaves
+    }
+
+    /// Adds the next bytes, which lie in one block, of a disk of `size` bytes. Returns their entry.
+    fn push(&mut self, size: u64, bytes: &[u8]) -> Digest {
+        let entry = blocks::entry(bytes);
+        let (start, end) = (self.end, self.end + bytes.len() as u64);
+        if start.is_multiple_of(BLOCK) && (end == block_end(start) || end == size) {
+            if self.whole.is_empty() {
+                self.first = start / BLOCK;
+            }
+            self.whole.push(entry);
+        }
+        self.entries.push(entry);
+        self.end = end;
+        entry
     }
 
     fn write(&self, blocks: &Blocks) -> Result<()> {
         if self.whole.is_empty() { Ok(()) } else { blocks.write(self.first, &self.whole) }
     }
 
-    /// The digest of the unit: the BLAKE3 of its parts' entries.
+    /// The digest of the range: the BLAKE3 of the entries.
     fn digest(&self) -> Digest {
-        let entries: Vec<Digest> = self.parts.iter().map(|(_, entry)| *entry).collect();
-        *blake3::hash(entries.as_flattened()).as_bytes()
+        *blake3::hash(self.entries.as_flattened()).as_bytes()
     }
+}
+
+/// The end of the block that has the byte at `at`.
+pub fn block_end(at: u64) -> u64 {
+    (at / BLOCK + 1) * BLOCK
 }
 
 /// Reads back what the journal says is done.

@@ -40,7 +40,7 @@ pub use disk_file::{DiskFile, OpenError, Run};
 pub use executor::{Executor, Unresponsive};
 pub use locate::{AssignedPath, LocatedDisk, PathError, assign};
 pub use map::MapError;
-pub use page_cache_policy::PageCachePolicy;
+pub use page_cache_policy::{PageCachePolicy, Read};
 pub use snapshot_dir::{Removal, RemoveError, SnapshotDir};
 
 pub use crate::sys::folder::{Folder, UnexpectedEntry};

@@ -27,6 +27,24 @@ const SHORT_RUN: u64 = 128 << 10;
 /// Whole pages are dropped.
 const PAGE_SIZE: u64 = 4 << 10;
 
+/// A read of a part of a disk.
+#[derive(Clone, Copy, Debug)]
+pub struct Read {
+    /// The offset in the buffer.
+    pub to: usize,
+    /// The offset on the disk.
+    pub at: u64,
+    pub length: usize,
+    /// The end offset of the sequential read that this read belongs to.
+    pub end: u64,
+}
+
+impl Read {
+    fn of<'a>(&self, buffer: &'a mut [u8]) -> &'a mut [u8] {
+        &mut buffer[self.to..self.to + self.length]
+    }
+}
+
 /// The state of a reader that reads in order.
 #[derive(Debug, Default)]
 pub struct PageCachePolicy {
@@ -36,40 +54,46 @@ pub struct PageCachePolicy {
 }
 
 impl PageCachePolicy {
-    /// Fills `buffer` from `at` on, in a run of data that ends at `end`.
-    pub fn read(
-        &mut self,
-        access: &Access<'_>,
-        file: &DiskFile,
-        buffer: &mut [u8],
-        at: u64,
-        end: u64,
-    ) -> io::Result<()> {
-        let goes_back = self.windows.front().is_some_and(|(window, _)| at < window.start);
-        self.release(access, file, if goes_back { u64::MAX } else { at });
-        if self.windows.is_empty() && end - at < SHORT_RUN {
-            return self.read_short(access, file, buffer, at);
+    /// Fills parts of `buffer`.
+    pub fn read(&mut self, access: &Access<'_>, file: &DiskFile, buffer: &mut [u8], reads: &[Read]) -> io::Result<()> {
+        // Short reads that the page cache does not have are started first, and awaited together: a device reads them at
+        // the same time.
+        let mut started = Vec::new();
+        for read in reads {
+            let goes_back = self.windows.front().is_some_and(|(window, _)| read.at < window.start);
+            self.release(access, file, if goes_back { u64::MAX } else { read.at });
+            if self.windows.is_empty() && read.end - read.at < SHORT_RUN {
+                if let Some(was_cached) = self.read_if_cached(file, read.of(buffer), read.at) {
+                    started.push((read, was_cached));
+                }
+            } else {
+                self.look_ahead(file, read.at, read.end);
+                file.read_exact_at(access, read.of(buffer), read.at)?;
+            }
         }
-        self.look_ahead(file, at, end);
-        file.read_exact_at(access, buffer, at)
+        for (read, was_cached) in started {
+            file.read_exact_at(access, read.of(buffer), read.at)?;
+            if !was_cached {
+                let end = (read.at + read.length as u64).next_multiple_of(PAGE_SIZE);
+                file.drop_cached(&(read.at / PAGE_SIZE * PAGE_SIZE..end));
+            }
+        }
+        Ok(())
     }
 
-    fn read_short(&mut self, access: &Access<'_>, file: &DiskFile, buffer: &mut [u8], at: u64) -> io::Result<()> {
+    /// Fills `buffer` if the page cache has all of it. Otherwise returns whether its pages were cached; newer kernels have
+    /// then started to read them.
+    fn read_if_cached(&mut self, file: &DiskFile, buffer: &mut [u8], at: u64) -> Option<bool> {
         if !self.read_ahead_is_off {
             file.set_read_ahead(false);
             self.read_ahead_is_off = true;
         }
-        let was_cached = match file.read_if_cached(buffer, at) {
-            Ok(true) => return Ok(()),
-            Ok(false) => false,
+        match file.read_if_cached(buffer, at) {
+            Ok(true) => None,
+            Ok(false) => Some(false),
             // Older kernels cannot tell while they read.
-            Err(_) => file.is_cached(at) && file.is_cached(at + buffer.len() as u64 - 1),
-        };
-        file.read_exact_at(access, buffer, at)?;
-        if !was_cached {
-            file.drop_cached(&(at / PAGE_SIZE * PAGE_SIZE..(at + buffer.len() as u64).next_multiple_of(PAGE_SIZE)));
+            Err(_) => Some(file.is_cached(at) && file.is_cached(at + buffer.len() as u64 - 1)),
         }
-        Ok(())
     }
 
     fn look_ahead(&mut self, file: &DiskFile, at: u64, end: u64) {

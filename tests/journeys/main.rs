@@ -8,6 +8,8 @@ mod api_types;
 mod audit;
 mod backup;
 mod backup_changes;
+mod backup_digests;
+mod backup_faults;
 mod backup_hazards;
 mod backup_of_the_original;
 mod backup_troubles;

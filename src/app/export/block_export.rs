@@ -3,19 +3,7 @@
 use std::sync::Arc;
 
 use super::slot::ExportSlot;
-use crate::repository::{DiskFile, OpenError, PageCachePolicy, Run};
-
-/// A read of a part of a disk.
-#[derive(Clone, Copy, Debug)]
-pub struct Read {
-    /// The offset in the buffer.
-    pub to: usize,
-    /// The offset on the disk.
-    pub at: u64,
-    pub length: usize,
-    /// The end offset of the sequential read that this read belongs to.
-    pub end: u64,
-}
+use crate::repository::{DiskFile, OpenError, PageCachePolicy, Read, Run};
 
 /// A disk of a snapshot that one client reads. All methods block.
 ///
@@ -53,9 +41,7 @@ impl BlockExport for DiskExport {
     fn read(&mut self, buffer: &mut [u8], reads: &[Read], and_verify: bool) -> Result<(), OpenError> {
         let Self { file, slot, policy } = self;
         slot.read(|access| {
-            for Read { to, at, length, end } in reads {
-                policy.read(access, file, &mut buffer[*to..to + length], *at, *end)?;
-            }
+            policy.read(access, file, buffer, reads)?;
             if and_verify { file.verify_content(access) } else { Ok(()) }
         })
     }

@@ -9,8 +9,8 @@ use std::sync::mpsc;
 
 use bytes::Bytes;
 
-use super::block_export::{BlockExport, Read};
-use crate::repository::{OpenError, Run};
+use super::block_export::BlockExport;
+use crate::repository::{OpenError, Read, Run};
 
 /// The most bytes to read at a time.
 pub(super) const PIECE: u64 = 256 << 10;
@@ -97,7 +97,7 @@ impl<E: BlockExport> Pieces<E> {
         SHORT.min(self.piece)
     }
 
-    /// Combines the short `part` with as many of the following short parts as fit.
+    /// Combines the short `part` with as many of the following short parts as fit. They are read together.
     fn gather(&mut self, part: Part) -> Result<Bytes, OpenError> {
         let mut buffer = self.buffer();
         buffer.clear();
@@ -111,8 +111,8 @@ impl<E: BlockExport> Pieces<E> {
                     reads.push(Read { to, at: range.start, length, end: range.end });
                 }
             }
-            let room = self.short().saturating_sub(buffer.len() as u64);
-            let fits = self.parts.front().is_some_and(|part| part.len() <= room);
+            let room = self.piece.saturating_sub(buffer.len() as u64);
+            let fits = self.parts.front().is_some_and(|part| part.len() <= room.min(self.short()));
             next = if fits { self.parts.pop_front() } else { None };
         }
         if reads.is_empty() {

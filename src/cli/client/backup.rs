@@ -1,9 +1,7 @@
 //! `backup`: the next restore point of each VM.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::process::ExitCode;
-use std::sync::{Mutex, PoisonError};
-use std::thread;
 
 use anyhow::{Context, anyhow};
 use serde_json::json;
@@ -16,10 +14,14 @@ use super::signals::cancel_on_signal;
 use super::{new_snapshot, progress, table};
 use crate::api;
 use crate::backup::point::{Format, PointVm};
+use crate::backup::threads;
 use crate::backup::{BackupDir, DiskEstimate, Features, Options, Outcome, Progress, Rate, VmBackup};
 use crate::cli::terminal::{self, Lines};
 use crate::client::{Cancel, NewSnapshot, Server};
 use crate::config;
+
+/// Services that are asked at once for their VMs.
+const SERVICES_AT_ONCE: usize = 64;
 
 /// A VM and the service that has it.
 struct Job<'a> {
@@ -127,11 +129,7 @@ fn ask_all(servers: &[Server]) -> Vec<anyhow::Result<(Features, Vec<api::Vm>)>> 
         let capabilities = client.capabilities()?;
         Ok((Features::of(capabilities.as_ref()), client.vms()?))
     };
-    thread::scope(|scope| {
-        let threads: Vec<_> = servers.iter().map(|server| scope.spawn(move || ask(server))).collect();
-        let joined = threads.into_iter().map(|thread| thread.join());
-        joined.map(|result| result.unwrap_or_else(|_| Err(anyhow!("a thread has ended early")))).collect()
-    })
+    threads::map("ask", SERVICES_AT_ONCE, servers.iter().collect(), ask)
 }
 
 fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
@@ -146,14 +144,9 @@ fn request(args: &BackupArgs) -> Result<NewSnapshot, UsageError> {
 }
 
 /// The VMs to back up. A VM that several services have is backed up from the first.
-fn choose<'a>(
-    hosts: &'a [Host],
-    args: &BackupArgs,
-    names: &[&String],
-    failures: &mut Vec<Failure>,
-) -> VecDeque<Job<'a>> {
+fn choose<'a>(hosts: &'a [Host], args: &BackupArgs, names: &[&String], failures: &mut Vec<Failure>) -> Vec<Job<'a>> {
     let is_called = |vm: &api::Vm, name: &str| vm.name == name || vm.uuid == name || vm.friendly_name == name;
-    let (mut jobs, mut taken) = (VecDeque::new(), HashSet::new());
+    let (mut jobs, mut taken) = (Vec::new(), HashSet::new());
     // A service on which a snapshot is possible comes before the others.
     let of_hosts = |host: &'a Host| host.vms.iter().map(move |vm| (host, vm));
     let mut all: Vec<(&Host, &api::Vm)> = hosts.iter().flat_map(of_hosts).collect();
@@ -170,7 +163,7 @@ fn choose<'a>(
         }
         if vm.snapshot_compatible {
             let vm = PointVm { id: vm.name.clone(), name: vm.friendly_name.clone(), uuid: vm.uuid.clone() };
-            jobs.push_back(Job { host, vm });
+            jobs.push(Job { host, vm });
         } else {
             let reason = vm.reason.clone().unwrap_or_else(|| "a snapshot of it is not possible".to_owned());
             let what = if vm.friendly_name.is_empty() { &vm.name } else { &vm.friendly_name };
@@ -206,40 +199,33 @@ fn choose<'a>(
 
 /// Works on several VMs at a time.
 fn work(
-    jobs: VecDeque<Job<'_>>,
+    jobs: Vec<Job<'_>>,
     args: &BackupArgs,
     directory: &BackupDir,
     progress: &dyn Progress,
 ) -> (Vec<(PointVm, Done)>, Vec<Failure>) {
-    let threads = args.jobs.clamp(1, jobs.len().max(1));
-    let (jobs, done, failed) = (Mutex::new(jobs), Mutex::new(Vec::new()), Mutex::new(Vec::new()));
-    fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-        mutex.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-    thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let Some(Job { host, vm }) = locked(&jobs).pop_front() else { return };
-                    let Host { server, features, options, .. } = host;
-                    let backup = VmBackup { server, features, directory, vm: vm.clone(), options, progress };
-                    let result = if args.dry_run {
-                        backup.estimate().map(Done::Estimate)
-                    } else {
-                        backup.run().map(|outcome| Done::Point(Box::new(outcome)))
-                    };
-                    match result {
-                        Ok(outcome) => locked(&done).push((vm, outcome)),
-                        Err(error) => locked(&failed).push(Failure { what: vm.name, error: error.into() }),
-                    }
-                }
-            });
+    let results = threads::map("job", args.jobs, jobs, |Job { host, vm }| {
+        let Host { server, features, options, .. } = host;
+        let backup = VmBackup { server, features, directory, vm: vm.clone(), options, progress };
+        let result = if args.dry_run {
+            backup.estimate().map(Done::Estimate)
+        } else {
+            backup.run().map(|outcome| Done::Point(Box::new(outcome)))
+        };
+        match result {
+            Ok(done) => Ok((vm, done)),
+            Err(error) => Err(Failure { what: vm.name, error: error.into() }),
         }
     });
-    let unlock = PoisonError::into_inner;
-    let mut done = done.into_inner().unwrap_or_else(unlock);
+    let (mut done, mut failed) = (Vec::new(), Vec::new());
+    for result in results {
+        match result {
+            Ok(result) => done.push(result),
+            Err(failure) => failed.push(failure),
+        }
+    }
     done.sort_by(|(a, _): &(PointVm, Done), (b, _)| a.name.cmp(&b.name));
-    (done, failed.into_inner().unwrap_or_else(PoisonError::into_inner))
+    (done, failed)
 }
 
 fn report(args: &BackupArgs, done: &[(PointVm, Done)], failures: &[Failure]) -> anyhow::Result<()> {

@@ -5,6 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use jiff::Timestamp;
 use serde_json::json;
 
 use super::args::{OutputArgs, ProgressMode};
@@ -173,7 +174,7 @@ fn text_line(event: &Event<'_>, state: Option<&State>) {
 
 fn json_line(event: &Event<'_>, state: Option<&State>) {
     let (done, total) = state.map_or((0, 0), |state| (state.bytes, state.total));
-    let document = match event {
+    let mut document = match event {
         Event::Step { vm, text } => json!({"event": "step", "vm": vm, "text": text}),
         Event::Note { vm, text } => json!({"event": "note", "vm": vm, "text": text}),
         Event::DiskStarted { disk, bytes } => {
@@ -189,5 +190,6 @@ fn json_line(event: &Event<'_>, state: Option<&State>) {
         }
         Event::Retried { disk, error } => json!({"event": "retry", "vm": *disk.vm, "disk": *disk.disk, "error": error}),
     };
+    document["time"] = Timestamp::now().to_string().into();
     let _ = terminal::print_json(&document, false);
 }

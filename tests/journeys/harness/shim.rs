@@ -39,9 +39,13 @@ impl Shim {
 
     /// Preloads the shim into the service that these settings start.
     pub fn load_into(&self, settings: &mut Settings) {
+        settings.environment.extend(self.environment());
+    }
+
+    /// The environment of a process that has the shim preloaded.
+    pub fn environment(&self) -> [(String, String); 2] {
         let path = |name: &str| self.dir.path().join(name).display().to_string();
-        settings.environment.push(("LD_PRELOAD".to_owned(), path("crash_shim.so")));
-        settings.environment.push(("CRASH_ARM".to_owned(), path("armed")));
+        [("LD_PRELOAD".to_owned(), path("crash_shim.so")), ("CRASH_ARM".to_owned(), path("armed"))]
     }
 
     /// Starts counting calls from 1, and injects the fault at the `n`-th.
