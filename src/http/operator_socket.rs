@@ -155,7 +155,7 @@ fn find(config: &config::Socket) -> Result<State, Problem> {
     match checked_folder(folder) {
         // The service would create it.
         Err(Problem::Folder(error)) if error.kind() == io::ErrorKind::NotFound => {
-            writable(&resolved(folder_of(folder))?).map(|()| State::Free)
+            writable(&checked_folder(folder_of(folder))?).map(|()| State::Free)
         }
         folder => {
             let folder = folder?;
@@ -198,11 +198,14 @@ fn checked_folder(folder: &Path) -> Result<PathBuf, Problem> {
     Ok(folder)
 }
 
-/// Creates the folder, if only that is missing.
+/// Creates the folder, if only that is missing. Its parent is checked first: in a folder that others can write, they could
+/// replace it before its mode is set.
 fn create_folder(folder: &Path) -> Result<(), Problem> {
-    match DirBuilder::new().mode(FOLDER_MODE).create(folder) {
+    let Some(name) = folder.file_name().filter(|_| !folder.exists()) else { return Ok(()) };
+    let folder = checked_folder(folder_of(folder))?.join(name);
+    match DirBuilder::new().mode(FOLDER_MODE).create(&folder) {
         // Whatever the umask is.
-        Ok(()) => fs::set_permissions(folder, Permissions::from_mode(FOLDER_MODE)).map_err(Problem::Folder),
+        Ok(()) => fs::set_permissions(&folder, Permissions::from_mode(FOLDER_MODE)).map_err(Problem::Folder),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         Err(error) => Err(Problem::Folder(error)),
     }

@@ -236,6 +236,7 @@ fn unsafe_paths_and_unknown_groups_are_refused() {
         ("datagram", "", 78, occupied),
         ("writable", "", 78, occupied),
         ("writable/api.sock", "", 78, replaceable),
+        ("writable/new/api.sock", "", 78, replaceable),
         ("sticky/api.sock", "", 78, replaceable),
         ("group/api.sock", "", 78, replaceable),
         ("stranger/api.sock", "", 78, replaceable),
@@ -252,6 +253,7 @@ fn unsafe_paths_and_unknown_groups_are_refused() {
         assert!(found == Some(1) && table.contains(expected), "{path}: {table}");
     }
     assert_eq!(fs::read_to_string(at("file")).unwrap(), "precious");
+    assert!(!at("writable/new").exists());
 }
 
 /// Starts a service with the default path in a mount namespace with its own /run, which `options` are for.
