@@ -9,6 +9,7 @@ const MAX_LINE: u64 = 1024;
 /// The most lines of one part's head.
 const MAX_LINES: usize = 16;
 
+/// A body without the promised parts counts as damaged: it may arrive whole at the next attempt.
 pub struct Parts {
     delimiter: String,
 }
@@ -33,7 +34,7 @@ impl Parts {
                 content_range = Some(value.trim().to_owned());
             }
         }
-        Err(ClientError::Protocol("a part of the response has too many headers".to_owned()))
+        Err(ClientError::Damaged("a part of the response has too many headers".to_owned()))
     }
 
     /// Reads the end of the last part.
@@ -50,7 +51,7 @@ impl Parts {
         if found == expected {
             return Ok(());
         }
-        Err(ClientError::Protocol(format!("the response has {found:?} where {expected:?} should be")))
+        Err(ClientError::Damaged(format!("the response has {found:?} where {expected:?} should be")))
     }
 }
 
@@ -61,7 +62,7 @@ fn line(body: &mut impl BufRead) -> Result<String, ClientError> {
     match text.strip_suffix(b"\r\n").or_else(|| text.strip_suffix(b"\n")) {
         Some(line) => Ok(String::from_utf8_lossy(line).into_owned()),
         None if text.len() as u64 == MAX_LINE => {
-            Err(ClientError::Protocol("the response has bytes where a boundary should be".to_owned()))
+            Err(ClientError::Damaged("the response has bytes where a boundary should be".to_owned()))
         }
         // The closing delimiter may be the last bytes of the body.
         None if !text.is_empty() => Ok(String::from_utf8_lossy(&text).into_owned()),

@@ -73,7 +73,9 @@ impl Client {
                 let mut parts = Parts::new(&boundary);
                 for range in ranges {
                     let content_range = parts.next(&mut content)?;
-                    check_content_range(content_range.as_deref(), range, fetch.size)?;
+                    // It is in the body, which may be damaged.
+                    check_content_range(content_range.as_deref(), range, fetch.size)
+                        .map_err(|error| ClientError::Damaged(error.to_string()))?;
                     content.copy(range, sink)?;
                 }
                 parts.end(&mut content)?;

@@ -48,11 +48,13 @@ fn bytes_with_a_wrong_digest_are_not_written() {
     let target = Volume::xfs(512);
     let disk = world.define_vm(&[("a.img", 16 * MB)]).remove(0);
     write_at(&disk, 0, &Random(1).bytes(8 * MB));
-    let ca = reqwest::Certificate::from_pem(&fs::read(world.certificates.ca()).unwrap()).unwrap();
-    let http = reqwest::Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap();
     let url = format!("https://127.0.0.1:{}", world.exporter.port);
     let left = Arc::new(AtomicU32::new(3));
-    let router = Router::new().fallback(pass).with_state(Damage { http, url, left: Arc::clone(&left) });
+    let router = Router::new().fallback(pass).with_state(Damage {
+        http: world.certificates.http(),
+        url,
+        left: Arc::clone(&left),
+    });
     let (port, _serving) = Serving::start(&world.certificates, "server", "127.0.0.1:0", router);
     let backup = Backup::new(&world, &target.mount_point).through(port);
     let assert_is_the_disk = || {

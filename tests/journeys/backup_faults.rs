@@ -57,7 +57,7 @@ impl FaultyBackup {
         let out = tempfile::tempdir().unwrap();
         self.backup.restore(VM, &point, &out.path().join("out"), &[]);
         assert!(fs::read(out.path().join("out/a.img")).unwrap() == fs::read(&self.disk).unwrap(), "{what}");
-        self.backup.run(&["prune", directory, "--keep-last", "2", "--yes"]);
+        self.backup.run(&["prune", directory, "--keep-last", "2"]);
         assert!(self.world.client().snapshot_ids().len() <= 1, "{what}: a snapshot is left behind");
     }
 }

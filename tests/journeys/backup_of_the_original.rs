@@ -97,10 +97,8 @@ fn points_of_the_original_exporter_equal_the_disks() {
     let target = Volume::xfs(1024);
     let disk = world.define_vm(&[("a.img", 64 * MB)]).remove(0);
     write_at(&disk, MB, &Random(1).bytes(20 * MB));
-    let ca = reqwest::Certificate::from_pem(&fs::read(world.certificates.ca()).unwrap()).unwrap();
-    let http = reqwest::Client::builder().tls_certs_only([ca]).no_proxy().build().unwrap();
     let url = format!("https://127.0.0.1:{}", world.exporter.port);
-    let filter = Filter { http, url, unknown: Arc::default() };
+    let filter = Filter { http: world.certificates.http(), url, unknown: Arc::default() };
     let unknown = Arc::clone(&filter.unknown);
     let router = Router::new().fallback(pass).with_state(filter);
     let (port, _serving) = Serving::start(&world.certificates, "server", "127.0.0.1:0", router);
