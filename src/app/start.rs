@@ -72,6 +72,9 @@ impl App {
         if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
             return Err(fault.into());
         }
+        if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
+            tracing::warn!(key, remedy, "{found}");
+        }
         let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
         // The database is locked by now, so no other service can create a key at the same time.
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
@@ -89,7 +92,14 @@ impl App {
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));
         let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
         let manager = (authenticator, address);
-        let sessions = Arc::new(Sessions::new(manager, Arc::clone(&admission), tokens, Arc::clone(&trail), t()));
+        let sessions = Arc::new(Sessions::new(
+            manager,
+            Arc::clone(&admission),
+            tokens,
+            config.access.clone(),
+            Arc::clone(&trail),
+            t(),
+        ));
         let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
         let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
         let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));

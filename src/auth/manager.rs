@@ -56,7 +56,7 @@ impl Manager {
         let is_proven = self.proven.lock().unwrap_or_else(PoisonError::into_inner).as_ref() == Some(&url);
         match if is_proven { Ok(()) } else { self.reach(endpoint).await } {
             // The request without credentials did not succeed, so the manager does check passwords.
-            Ok(()) | Err(LoginError::Unclear(_)) => Ok(Identity::administrator(username)),
+            Ok(()) | Err(LoginError::Unclear(_)) => Ok(Identity::of_user(username)),
             Err(error) => Err(error),
         }
     }

@@ -4,7 +4,7 @@ use std::io;
 
 use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
-use super::session::{Identity, Session};
+use super::session::Session;
 
 /// The process at the other end of the Unix socket, as the kernel recorded it when it connected.
 #[derive(Clone, Debug)]
@@ -37,9 +37,9 @@ impl Operators {
         self.group.map(Gid::as_raw)
     }
 
-    /// The session of `peer`, if it may use the socket. It has the name of the local user.
+    /// The session of `peer`, if it may use the socket. It has the name of the local user, and all permissions.
     pub fn session(self, peer: &LocalPeer) -> Option<Session> {
-        self.includes(peer).then(|| Session::new(Identity::administrator(user_name(peer.uid))))
+        self.includes(peer).then(|| Session::of_operator(user_name(peer.uid)))
     }
 
     fn includes(self, peer: &LocalPeer) -> bool {

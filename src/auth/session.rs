@@ -3,11 +3,16 @@
 use std::sync::Arc;
 
 use super::client_address::ClientAddress;
+use crate::model::{AccessRules, Grants, Permission, User};
 
-/// An authenticated request. Only a valid token, or an operator's process on the Unix socket, yields one.
+/// An authenticated request, and the permission that it needs. Only a valid token, or an operator's process on the Unix
+/// socket, yields one.
 #[derive(Clone, Debug)]
 pub struct Session {
-    identity: Identity,
+    identity: Arc<Identity>,
+    grants: Grants,
+    /// What the request does. `app::inventory::access` checks it for each VM.
+    permission: Permission,
     address: Option<ClientAddress>,
     request_id: Option<Arc<str>>,
 }
@@ -17,33 +22,57 @@ pub struct Session {
 pub struct Identity {
     /// The user's name.
     pub subject: String,
-    pub roles: Vec<Role>,
-}
-
-/// What a user may do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// Everything. The manager knows no other role, so every user has this one.
-    Administrator,
+    /// The groups that the authenticator knows. The manager knows none.
+    pub groups: Vec<String>,
+    /// The name in the client's certificate, if that is known.
+    pub certificate: Option<String>,
 }
 
 impl Identity {
-    pub(super) fn administrator(subject: impl Into<String>) -> Self {
-        Self { subject: subject.into(), roles: vec![Role::Administrator] }
+    pub(super) fn of_user(subject: impl Into<String>) -> Self {
+        Self { subject: subject.into(), groups: Vec::new(), certificate: None }
+    }
+
+    /// What `rules` permit the user now. They may change while a token is valid, so this is asked for each request.
+    fn grants(&self, rules: &AccessRules) -> Grants {
+        let Self { subject, groups, certificate } = self;
+        rules.grants_of(&User { name: subject, groups, certificate: certificate.as_deref() })
     }
 }
 
 impl Session {
-    pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, address: None, request_id: None }
+    pub(super) fn new(identity: Arc<Identity>, rules: &AccessRules) -> Self {
+        let grants = identity.grants(rules);
+        Self::with_grants(identity, grants)
+    }
+
+    /// The session of a local operator.
+    pub(super) fn of_operator(name: String) -> Self {
+        Self::with_grants(Arc::new(Identity::of_user(name)), Grants::admin())
+    }
+
+    fn with_grants(identity: Arc<Identity>, grants: Grants) -> Self {
+        // Until the route says what the request needs.
+        Self { identity, grants, permission: Permission::Administer, address: None, request_id: None }
     }
 
     pub fn subject(&self) -> &str {
         &self.identity.subject
     }
 
-    pub fn roles(&self) -> &[Role] {
-        &self.identity.roles
+    pub fn grants(&self) -> &Grants {
+        &self.grants
+    }
+
+    /// The permission that the request needs.
+    pub fn permission(&self) -> Permission {
+        self.permission
+    }
+
+    /// The session of a request, or of a part of it, that needs this permission.
+    #[must_use]
+    pub fn needing(&self, permission: Permission) -> Self {
+        Self { permission, ..self.clone() }
     }
 
     /// The client's address, if the session belongs to a request.

@@ -1,5 +1,6 @@
 //! JSON Web Tokens (RFC 7519), signed with HMAC-SHA-256.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
@@ -11,6 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::session::{Identity, Session};
+use crate::model::AccessRules;
 
 /// The claim `iss`.
 const ISSUER: &str = "coriolis-ovm-exporter";
@@ -38,16 +40,16 @@ pub struct CheckedToken {
     token: SecretString,
     /// Seconds since 1970.
     expires: u64,
-    session: Session,
+    identity: Arc<Identity>,
 }
 
 impl CheckedToken {
-    /// The session, if `token` is this one and has not expired.
-    pub fn session(&self, token: &str, now: SystemTime) -> Option<Session> {
+    /// The session, if `token` is this one and has not expired. Its grants are those of the current `rules`.
+    pub fn session(&self, token: &str, now: SystemTime, rules: &AccessRules) -> Option<Session> {
         // Another client of a proxy's connection must not learn the token from the time that a comparison takes.
         let is_same = verify_slices_are_equal(token.as_bytes(), self.token.expose_secret().as_bytes()).is_ok();
         let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
-        (is_same && seconds < self.expires).then(|| self.session.clone())
+        (is_same && seconds < self.expires).then(|| Session::new(Arc::clone(&self.identity), rules))
     }
 }
 
@@ -100,19 +102,21 @@ impl Tokens {
         jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
     }
 
-    /// The session of the user with this token, and what is needed to recognize the token, if it can be kept.
+    /// The session of the user with this token, and what is needed to recognize the token, if it can be kept. A token
+    /// names only the user; what the user may do is in `rules`.
     ///
     /// # Errors
     /// [`BadToken`].
-    pub fn check(&self, token: &str) -> Result<(Session, Option<CheckedToken>), BadToken> {
+    pub fn check(&self, token: &str, rules: &AccessRules) -> Result<(Session, Option<CheckedToken>), BadToken> {
         let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| BadToken)?;
         if has_critical_extensions(token) {
             return Err(BadToken);
         }
         let Claims { user, exp: expires, nbf, .. } = decoded.claims;
-        let session = Session::new(Identity::administrator(user));
+        let identity = Arc::new(Identity::of_user(user));
+        let session = Session::new(Arc::clone(&identity), rules);
         // If the clock is set back, a token may not be valid yet.
-        let checked = CheckedToken { token: token.into(), expires, session: session.clone() };
+        let checked = CheckedToken { token: token.into(), expires, identity };
         Ok((session, Some(checked).filter(|_| nbf.is_none())))
     }
 }
@@ -136,13 +140,21 @@ mod tests {
         Tokens::new(&SecretString::from(secret), HOUR)
     }
 
+    fn rules() -> AccessRules {
+        AccessRules::default()
+    }
+
+    fn check(tokens: &Tokens, token: &str) -> Result<(Session, Option<CheckedToken>), BadToken> {
+        tokens.check(token, &rules())
+    }
+
     #[test]
     fn a_token_is_good_until_it_expires() {
         let tokens = tokens("0123456789abcdef0123456789abcdef");
         let now = SystemTime::now();
-        assert_eq!(tokens.check(&tokens.issue("admin", now).unwrap()).unwrap().0.subject(), "admin");
+        assert_eq!(check(&tokens, &tokens.issue("admin", now).unwrap()).unwrap().0.subject(), "admin");
         let old = tokens.issue("admin", now - HOUR - Duration::from_secs(2)).unwrap();
-        assert!(tokens.check(&old).is_err());
+        assert!(check(&tokens, &old).is_err());
     }
 
     /// A token with these claims and this header, rightly signed.
@@ -157,13 +169,13 @@ mod tests {
     fn a_checked_token_is_recognized_until_it_expires() {
         let (tokens, now) = (tokens("a secret of tests"), SystemTime::now());
         let token = tokens.issue("admin", now).unwrap();
-        let checked = tokens.check(&token).unwrap().1.unwrap();
-        assert_eq!(checked.session(&token, now).unwrap().subject(), "admin");
-        assert!(checked.session(&token, now + HOUR - Duration::from_secs(2)).is_some());
-        assert!(checked.session(&token, now + HOUR).is_none(), "it has expired");
+        let checked = check(&tokens, &token).unwrap().1.unwrap();
+        assert_eq!(checked.session(&token, now, &rules()).unwrap().subject(), "admin");
+        assert!(checked.session(&token, now + HOUR - Duration::from_secs(2), &rules()).is_some());
+        assert!(checked.session(&token, now + HOUR, &rules()).is_none(), "it has expired");
         let other = tokens.issue("other", now).unwrap();
         for wrong in ["", &token[1..], &token[..token.len() - 1], &other] {
-            assert!(checked.session(wrong, now).is_none(), "{wrong}");
+            assert!(checked.session(wrong, now, &rules()).is_none(), "{wrong}");
         }
         assert!(!format!("{checked:?}").contains(&token), "the token is in debug output");
     }
@@ -178,7 +190,7 @@ mod tests {
             header.as_object_mut().unwrap().extend(more_header.as_object().unwrap().clone());
             let mut claims = json!({"user": "admin", "exp": now + 600, "iss": ISSUER});
             claims.as_object_mut().unwrap().extend(more_claims.as_object().unwrap().clone());
-            tokens.check(&signed(&tokens, &header, &claims)).is_ok()
+            check(&tokens, &signed(&tokens, &header, &claims)).is_ok()
         };
         for nbf in [json!(now), json!(now - 60), json!(0), json!(now as f64 - 0.6)] {
             assert!(check(json!({}), json!({ "nbf": nbf })), "{nbf}");
@@ -231,7 +243,7 @@ mod tests {
             other_issuer.unwrap(),
             other_algorithm.unwrap(),
         ] {
-            assert!(ours.check(&forged).is_err(), "{forged}");
+            assert!(check(&ours, &forged).is_err(), "{forged}");
         }
     }
 }

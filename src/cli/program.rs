@@ -57,7 +57,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         log.reopen();
         audit.reopen();
     };
-    let outcome = service::run(&config, metrics, reopen);
+    let outcome = service::run((args.config.as_path(), &config), metrics, reopen);
     audit.flush();
     log.flush();
     outcome

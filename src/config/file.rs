@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{api, audit, compare, export, hooks, jwt, log, manager, policy, repositories};
+use super::{access, api, audit, compare, export, hooks, jwt, log, manager, policy, repositories};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -14,6 +14,7 @@ pub struct File {
     pub(super) audit: audit::Keys,
     pub(super) jwt: jwt::Keys,
     pub(super) api: api::Keys,
+    pub(super) access: access::Keys,
     pub(super) manager: manager::Keys,
     pub(super) repositories: repositories::Keys,
     pub(super) compare: compare::Keys,
@@ -33,6 +34,7 @@ impl Default for File {
             audit: audit::Keys::default(),
             jwt: jwt::Keys::default(),
             api: api::Keys::default(),
+            access: access::Keys::default(),
             manager: manager::Keys::default(),
             repositories: repositories::Keys::default(),
             compare: compare::Keys::default(),
@@ -48,4 +50,5 @@ impl Default for File {
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Metrics {
     pub(super) enabled: bool,
+    pub(super) require_token: bool,
 }

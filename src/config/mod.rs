@@ -2,6 +2,7 @@
 //!
 //! Each section has a file with its keys and the type that they become. `file.rs` has the list of sections.
 
+mod access;
 mod api;
 mod audit;
 mod compare;
@@ -36,6 +37,8 @@ pub use secret::{is_given_away, weakness};
 pub use units::{parse_duration, parse_size};
 use validator::Validator;
 
+use crate::model::AccessRules;
+
 /// Used without `--config`.
 pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
 
@@ -53,8 +56,18 @@ pub struct Config {
     pub policy: Policy,
     pub export: Export,
     pub hooks: Hooks,
-    /// Whether `GET /metrics` answers, without a token.
-    pub metrics: bool,
+    pub access: AccessRules,
+    pub metrics: MetricsRoute,
+}
+
+/// Whether there is a route `GET /metrics`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetricsRoute {
+    Off,
+    /// It needs no token.
+    Open,
+    /// It needs a token of a user with the role metrics or admin.
+    NeedsToken,
 }
 
 /// Everything that is wrong with a config file or the files that it names, one line each. Another start with the same
@@ -122,7 +135,12 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
         policy: validator.policy(&file.policy),
         export: validator.export(&file.export),
         hooks: validator.hooks(&file.hooks),
-        metrics: file.metrics.enabled,
+        access: validator.access(&file.access),
+        metrics: match &file.metrics {
+            file::Metrics { enabled: false, .. } => MetricsRoute::Off,
+            file::Metrics { require_token: false, .. } => MetricsRoute::Open,
+            file::Metrics { require_token: true, .. } => MetricsRoute::NeedsToken,
+        },
     };
     (config, validator.problems)
 }

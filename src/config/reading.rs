@@ -23,11 +23,12 @@ pub(super) fn read(text: &str) -> (File, Vec<String>) {
             Err(error) => error,
         };
         let line = line_of(error.span());
-        let Some(path) = error.span().and_then(|span| path_at(root.get_ref(), &span)) else {
+        let path = error.span().and_then(|span| path_at(root.get_ref(), &span));
+        let removed = path.and_then(|path| Some((remove(root.get_mut(), &path)?, path)));
+        let Some((value, path)) = removed else {
             problems.push(format!("line {line}: {}", error.message()));
             return (File::default(), problems);
         };
-        let Some(value) = remove(root.get_mut(), &path) else { return (File::default(), problems) };
         problems.push(format!("line {line}: {}: {}", path.join("."), explain(&error, &path, value.get_ref())));
     }
 }
@@ -40,12 +41,20 @@ fn syntax(text: &str, line: usize, error: &Error) -> String {
     format!("line {line}: {key}{}; look at the quotes and brackets of this line", error.message())
 }
 
-/// The path of the key at `span`.
+/// The path of the key at `span`. The sections of a list are counted from 1.
 fn path_at(table: &DeTable<'_>, span: &Range<usize>) -> Option<Vec<String>> {
     let contains = |found: Range<usize>| found.start <= span.start && span.start < found.end.max(found.start + 1);
     table.iter().find_map(|(key, value)| {
         // The span of a section covers only its header.
-        let below = value.get_ref().as_table().and_then(|table| path_at(table, span));
+        let below = match value.get_ref() {
+            DeValue::Table(table) => path_at(table, span),
+            DeValue::Array(list) => list.iter().enumerate().find_map(|(index, section)| {
+                let mut path = path_at(section.get_ref().as_table()?, span)?;
+                path.insert(0, (index + 1).to_string());
+                Some(path)
+            }),
+            _ => None,
+        };
         let here = || (contains(key.span()) || contains(value.span())).then(Vec::new);
         let mut path = below.or_else(here)?;
         path.insert(0, key.get_ref().to_string());
@@ -58,8 +67,15 @@ fn remove<'i>(table: &mut DeTable<'i>, path: &[String]) -> Option<Spanned<DeValu
     if rest.is_empty() {
         return table.remove(first.as_str());
     }
-    match table.get_mut(first.as_str())?.get_mut() {
-        DeValue::Table(below) => remove(below, rest),
+    match (table.get_mut(first.as_str())?.get_mut(), rest) {
+        (DeValue::Table(below), _) => remove(below, rest),
+        (DeValue::Array(list), [index, rest @ ..]) => {
+            let index = index.parse::<usize>().ok()?.checked_sub(1)?;
+            match list.get_mut(index)?.get_mut() {
+                DeValue::Table(below) => remove(below, rest),
+                _ => None,
+            }
+        }
         _ => None,
     }
 }
@@ -67,7 +83,7 @@ fn remove<'i>(table: &mut DeTable<'i>, path: &[String]) -> Option<Spanned<DeValu
 fn explain(error: &Error, path: &[String], value: &DeValue<'_>) -> String {
     let message = error.message();
     if message.starts_with("unknown field") {
-        return unknown(path);
+        return unknown(path).unwrap_or_else(|| message.to_owned());
     }
     let Some((_, expected)) = message.rsplit_once("expected ") else { return message.to_owned() };
     let expected = match expected {
@@ -96,11 +112,12 @@ fn explain(error: &Error, path: &[String], value: &DeValue<'_>) -> String {
 /// Names with at least this similarity are suggested; 1 is equality.
 const SIMILAR: f64 = 0.85;
 
-fn unknown(path: &[String]) -> String {
-    let Some((leaf, section)) = path.split_last() else { return String::new() };
+/// Explains an unknown key. `None` for a key of a section in a list: the defaults have none to suggest a key from.
+fn unknown(path: &[String]) -> Option<String> {
+    let (leaf, section) = path.split_last()?;
     let known = toml::Table::try_from(File::default()).unwrap_or_default();
-    let siblings = section.iter().try_fold(&known, |table, key| table.get(key).and_then(toml::Value::as_table));
-    let siblings: Vec<&str> = siblings.into_iter().flat_map(|table| table.keys().map(String::as_str)).collect();
+    let siblings = section.iter().try_fold(&known, |table, key| table.get(key).and_then(toml::Value::as_table))?;
+    let siblings: Vec<&str> = siblings.keys().map(String::as_str).collect();
     let similarity = |key: &&str| strsim::jaro_winkler(key, leaf);
     let nearest = siblings.iter().copied().max_by(|a, b| similarity(a).total_cmp(&similarity(b)));
     let remedy = match (nearest.filter(|key| similarity(key) >= SIMILAR), elsewhere(&known, leaf)) {
@@ -108,7 +125,7 @@ fn unknown(path: &[String]) -> String {
         (None, Some(place)) => format!("`{leaf}` belongs {place}"),
         (None, None) => format!("the keys here are {}", siblings.join(", ")),
     };
-    format!("unknown field `{leaf}`; {remedy}")
+    Some(format!("unknown field `{leaf}`; {remedy}"))
 }
 
 /// The section to which a key of this name belongs.

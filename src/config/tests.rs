@@ -195,6 +195,18 @@ fn on_an_oracle_vm_server_only_the_secret_must_be_set() {
 }
 
 #[test]
+fn metrics_may_need_a_token() {
+    for (keys, expected) in [
+        ("", MetricsRoute::Off),
+        ("require_token = true", MetricsRoute::Off),
+        ("enabled = true", MetricsRoute::Open),
+        ("enabled = true\nrequire_token = true", MetricsRoute::NeedsToken),
+    ] {
+        assert_eq!(parse(&format!("{GOOD}[metrics]\n{keys}\n")).unwrap().metrics, expected, "{keys}");
+    }
+}
+
+#[test]
 fn hooks_have_the_documented_defaults() {
     let hooks = parse(GOOD).unwrap().hooks;
     assert_eq!((hooks.directory, hooks.timeout), (None, Duration::from_secs(60)));

@@ -23,35 +23,42 @@ use crate::app::{App, Error};
 use crate::auth::{BadToken, ClientAddress, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 
-/// A request with a valid token, or of an operator on the Unix socket, where tokens are ignored.
+/// The session of a request. `super::authorization` has put it into the request, if the route needs a permission.
+#[derive(Clone)]
 pub(super) struct Authenticated(pub Session);
 
-impl FromRequestParts<Arc<App>> for Authenticated {
+impl<S: Send + Sync> FromRequestParts<S> for Authenticated {
     type Rejection = Failure;
 
-    async fn from_request_parts(parts: &mut Parts, app: &Arc<App>) -> Result<Self, Failure> {
-        let session = match parts.extensions.get() {
-            Some(Peer::Local { uid, .. }) => {
-                parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let session = parts.extensions.remove::<Self>();
+        Ok(session.ok_or_else(|| Error::Internal("the route needs no permission, but its handler does".to_owned()))?)
+    }
+}
+
+/// Authenticates a request: by its token, or as one of an operator on the Unix socket, where tokens are ignored.
+pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
+    let session = match parts.extensions.get() {
+        Some(Peer::Local { uid, .. }) => {
+            parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
+        }
+        _ => {
+            let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
+            let last = connection.map_or(&none, |connection| &connection.token);
+            token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
+        }
+    };
+    let address = address(parts);
+    match session {
+        Ok(session) => {
+            if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
+                connection.set_authenticated();
             }
-            _ => {
-                let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
-                let last = connection.map_or(&none, |connection| &connection.token);
-                token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
-            }
-        };
-        let address = address(parts);
-        match session {
-            Ok(session) => {
-                if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
-                    connection.set_authenticated();
-                }
-                Ok(Self(session.with_request(address, request_id(parts))))
-            }
-            Err(error) => {
-                app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri), &error);
-                Err(error.into())
-            }
+            Ok(session.with_request(address, request_id(parts)))
+        }
+        Err(error) => {
+            app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri), &error);
+            Err(error.into())
         }
     }
 }

@@ -115,7 +115,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
         Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-        Error::NotAnOperator { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
+        Error::NotAnOperator { .. } | Error::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
         Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, ErrorCode::BaseNotOlder),

@@ -66,7 +66,7 @@ pub(super) async fn login(
     Ok(Json(api::Token { token }))
 }
 
-pub(super) async fn capabilities(State(app): AppState, _session: Authenticated) -> Json<api::Capabilities> {
+pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities> {
     Json(api::Capabilities {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: [
@@ -248,7 +248,12 @@ pub(super) async fn disk(
     method: Method,
     headers: HeaderMap,
 ) -> Result<Response, Failure> {
-    let disk = app.files.open_disk(&session, vm, snapshot, disk).await?;
+    let what = format!("{vm}/{snapshot}/{disk}");
+    let disk = app.files.open_disk(&session, vm, snapshot, disk).await;
+    if disk.as_ref().is_err_and(|error| error.missing_role().is_some()) {
+        app.trail.read(&session, "export", what, &disk);
+    }
+    let disk = disk?;
     let client = Client { session, limits, connection };
     disk_response::respond(&app, &client, &method, &headers, disk).await
 }

@@ -6,6 +6,7 @@ pub mod operator_socket;
 pub mod server;
 
 mod accept;
+mod authorization;
 mod body;
 mod connection;
 mod connections;

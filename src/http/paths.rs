@@ -3,5 +3,5 @@
 /// The bytes of a disk. They are sent on the connection's own thread.
 pub(super) const DISK: &str = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}";
 
-/// Metrics for Prometheus, without a token.
+/// Metrics for Prometheus.
 pub(super) const METRICS: &str = "/metrics";

@@ -1,47 +1,93 @@
 //! The routes, in one table.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::extract::{Request, State};
+use axum::handler::Handler;
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::Response;
-use axum::routing::{MethodRouter, get, post};
+use axum::routing::{self, MethodRouter};
 use axum::{Router, http::StatusCode};
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
+use super::authorization::Access;
 use super::failure::Failure;
 use super::paths::{DISK, METRICS};
 use super::{handlers, request_middleware};
 use crate::app::{App, Error};
+use crate::config::MetricsRoute;
+use crate::model::Permission;
+
+type Methods = MethodRouter<Arc<App>>;
+
+/// A handler, with the name of its method.
+type Method = (&'static str, Methods);
+
+fn get<H: Handler<T, Arc<App>>, T: 'static>(handler: H) -> Method {
+    ("GET", routing::get(handler))
+}
+
+fn post<H: Handler<T, Arc<App>>, T: 'static>(handler: H) -> Method {
+    ("POST", routing::post(handler))
+}
+
+fn delete<H: Handler<T, Arc<App>>, T: 'static>(handler: H) -> Method {
+    ("DELETE", routing::delete(handler))
+}
+
+/// The routes with their methods, and who may use each. A part of a request may need more than its route: chunks in the
+/// document of a snapshot, and deleting the snapshot of another user.
+fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
+    let read = Access::Needs(Permission::Read);
+    let view = Access::Needs(Permission::View);
+    let create = Access::Needs(Permission::Create);
+    let delete_own = Access::Needs(Permission::DeleteOwn);
+    let mut table = vec![
+        ("/api/v1/auth/login", Access::Open, post(handlers::login)),
+        ("/api/v1/capabilities", view, get(handlers::capabilities)),
+        ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),
+        ("/api/v1/repositories", view, get(handlers::repositories)),
+        ("/api/v1/status", view, get(handlers::status)),
+        ("/api/v1/snapshots", create, post(handlers::create_snapshots)),
+        ("/api/v1/vms", view, get(handlers::vms)),
+        ("/api/v1/vms/{vm}", view, get(handlers::vm)),
+        ("/api/v1/vms/{vm}/snapshots", view, get(handlers::snapshots)),
+        ("/api/v1/vms/{vm}/snapshots", create, post(handlers::create_snapshot)),
+        ("/api/v1/vms/{vm}/snapshots", delete_own, delete(handlers::delete_all_snapshots)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}", view, get(handlers::snapshot)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}", delete_own, delete(handlers::delete_snapshot)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, post(handlers::take_lease)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, delete(handlers::end_lease)),
+        (DISK, read, get(handlers::disk)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", read, get(handlers::chunks)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", read, get(handlers::checksum)),
+        ("/healthz", Access::Open, get(handlers::healthz)),
+        ("/readyz", Access::Open, get(handlers::readyz)),
+    ];
+    match metrics {
+        MetricsRoute::Off => {}
+        MetricsRoute::Open => table.push((METRICS, Access::Open, get(handlers::metrics))),
+        MetricsRoute::NeedsToken => {
+            table.push((METRICS, Access::NeedsForAll(Permission::Metrics), get(handlers::metrics)));
+        }
+    }
+    table
+}
 
 /// The API of `app`, optionally with `GET /metrics`. Every route accepts a trailing slash.
-pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
-    let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
-    let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
-    let table: [(&str, MethodRouter<Arc<App>>); 17] = [
-        ("/api/v1/auth/login", post(handlers::login)),
-        ("/api/v1/capabilities", get(handlers::capabilities)),
-        ("/api/v1/adopt", post(handlers::adopt)),
-        ("/api/v1/repositories", get(handlers::repositories)),
-        ("/api/v1/status", get(handlers::status)),
-        ("/api/v1/snapshots", post(handlers::create_snapshots)),
-        ("/api/v1/vms", get(handlers::vms)),
-        ("/api/v1/vms/{vm}", get(handlers::vm)),
-        ("/api/v1/vms/{vm}/snapshots", snapshots),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}", snapshot),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", post(handlers::take_lease).delete(handlers::end_lease)),
-        (DISK, get(handlers::disk)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", get(handlers::chunks)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", get(handlers::checksum)),
-        ("/healthz", get(handlers::healthz)),
-        ("/readyz", get(handlers::readyz)),
-        (METRICS, get(handlers::metrics)),
-    ];
+pub fn router(app: Arc<App>, metrics: MetricsRoute) -> Router {
+    let mut routes: BTreeMap<_, Methods> = BTreeMap::new();
+    for (path, access, (_, methods)) in table(metrics) {
+        let guarded = access.guard(&app, methods);
+        let others = routes.remove(path).unwrap_or_default();
+        routes.insert(path, others.merge(guarded));
+    }
     let mut router = Router::new();
-    for (path, methods) in table.into_iter().filter(|(path, _)| with_metrics || *path != METRICS) {
+    for (path, methods) in routes {
         let methods = if path == DISK { methods } else { methods.layer(from_fn_with_state(Handle::current(), run_in)) };
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
@@ -64,4 +110,53 @@ fn http_status(status: StatusCode) -> axum::response::Response {
     let mut response = axum::response::Response::new(axum::body::Body::empty());
     *response.status_mut() = status;
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::model::Role;
+
+    /// The rows of the table in docs/api.md: method, path, and the roles with "yes".
+    fn documented() -> Vec<(String, String, BTreeSet<&'static str>)> {
+        let document = include_str!("../../docs/api.md");
+        let section = document.split("\n## Roles\n").nth(1).unwrap().split("\n## ").next().unwrap();
+        let mut rows = section.lines().filter(|line| line.starts_with("| "));
+        let roles: Vec<Role> =
+            rows.next().unwrap().split('|').skip(2).filter_map(|cell| cell.trim().parse().ok()).collect();
+        assert_eq!(roles.iter().map(|role| role.as_str()).collect::<BTreeSet<_>>().len(), Role::ALL.len());
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.split('|').map(str::trim).collect();
+            let (method, path) = cells[1].trim_matches('`').split_once(' ').unwrap();
+            let path = path.split('?').next().unwrap();
+            let is_outside = ["/healthz", "/readyz", METRICS].contains(&path);
+            let path = if is_outside { path.to_owned() } else { ["/api/v1", path].concat() };
+            let permitted = cells[2..].iter().zip(&roles).filter(|(cell, _)| **cell == "yes");
+            (method.to_owned(), path, permitted.map(|(_, role)| role.as_str()).collect())
+        };
+        rows.map(row).collect()
+    }
+
+    #[test]
+    fn the_documented_roles_are_those_of_the_routes() {
+        let documented = documented();
+        let table = table(MetricsRoute::NeedsToken);
+        for (path, access, (method, _)) in &table {
+            let permitted = |role: &Role| match access {
+                Access::Open => true,
+                Access::Needs(permission) | Access::NeedsForAll(permission) => role.permits(*permission),
+            };
+            let expected: BTreeSet<_> =
+                Role::ALL.iter().filter(|role| permitted(role)).map(|role| role.as_str()).collect();
+            // Some parameters need more, so the route needs what the least of its rows needs.
+            let rows = documented.iter().filter(|(of, at, _)| of == method && at == path);
+            let found: BTreeSet<_> = rows.flat_map(|(_, _, roles)| roles.iter().copied()).collect();
+            assert_eq!(found, expected, "{method} {path} in docs/api.md");
+        }
+        for (method, path, _) in &documented {
+            assert!(table.iter().any(|(at, _, (of, _))| at == path && of == method), "no route {method} {path}");
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Pure types and algorithms: no I/O, no clock, no async.
 
+pub mod access;
 pub mod annotations;
 pub mod chunk;
 pub mod definition;
@@ -16,6 +17,7 @@ pub mod retention;
 pub mod snapshot;
 pub mod unfinished;
 
+pub use access::{AccessRule, AccessRules, Grant, Grants, Permission, Resource, Role, User};
 pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
 pub use definition::Definition;

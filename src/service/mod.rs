@@ -3,6 +3,7 @@
 mod notify;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::app::App;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
-use crate::config::{Api, Config, ConfigError};
+use crate::config::{self, Api, Config, ConfigError, Fault};
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
@@ -30,11 +31,12 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Freed memory that is kept for reuse: more than one connection needs to send.
 const RETAINED_HEAP: i32 = 2 << 20;
 
-/// Runs the service until a signal stops it. SIGHUP also calls `reopen_log`.
+/// Runs the service with the config, which was read from the path, until a signal stops it. SIGHUP also calls
+/// `reopen_log`.
 ///
 /// # Errors
 /// The service cannot start, or stops with pending post hooks. The text is for an operator.
-pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+pub fn run(config: (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -44,7 +46,7 @@ pub fn run(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::
     outcome
 }
 
-async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
     let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
@@ -65,7 +67,8 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
     let on_hang_up = || {
         notify::reloading();
         reopen_log();
-        reload(&config.api, &tls);
+        reload_certificate(&config.api, &tls);
+        reload_access(path, &app);
         notify::ready();
     };
     signals.until_stopped(on_hang_up).await;
@@ -134,13 +137,28 @@ impl Signals {
 }
 
 /// Loads a renewed certificate. If it is invalid, the current one stays in use.
-fn reload(api: &Api, tls: &ArcSwap<ServerConfig>) {
+fn reload_certificate(api: &Api, tls: &ArcSwap<ServerConfig>) {
     match tls::server_config(api) {
         Ok(config) => {
             tls.store(config);
             tracing::info!("certificate reloaded");
         }
         Err(error) => tracing::error!(%error, "cannot reload the certificate; keeping the current one"),
+    }
+}
+
+/// Loads changed access rules. If anything in the config is wrong, the current ones stay in use: a rule that is left out
+/// could permit more.
+fn reload_access(path: &Path, app: &App) {
+    match config::load(path) {
+        Ok(config) => {
+            if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
+                tracing::warn!(key, remedy, "{found}");
+            }
+            app.sessions.set_access(config.access);
+            tracing::info!("access rules reloaded");
+        }
+        Err(error) => tracing::error!(%error, "cannot reload the access rules; keeping the current ones"),
     }
 }
 

@@ -33,6 +33,14 @@ impl Record {
         }
     }
 
+    /// The labels and the description of a complete snapshot.
+    pub fn annotations(&self) -> Option<&Annotations> {
+        match self {
+            Self::Ready(snapshot) => Some(&snapshot.annotations),
+            Self::Creating(_) | Self::Deleting(_) => None,
+        }
+    }
+
     /// The repositories that hold files of the snapshot, each once.
     pub fn repositories(&self) -> Vec<&RepositoryId> {
         match self {

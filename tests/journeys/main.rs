@@ -3,6 +3,8 @@
 
 mod harness;
 
+mod access;
+mod access_roles;
 mod adopt;
 mod api_types;
 mod audit;

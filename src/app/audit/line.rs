@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::app::Error;
 use crate::auth::{ClientAddress, Session};
+use crate::model::Role;
 
 /// The target of audit lines in the log.
 pub const TARGET: &str = "audit";
@@ -31,24 +32,27 @@ pub(crate) struct Actor {
     /// Empty for actions of the service itself.
     address: Option<ClientAddress>,
     request_id: Option<Arc<str>>,
+    /// The least role that permits the action. Empty without a role.
+    role: Option<Role>,
 }
 
 impl From<&Session> for Actor {
     fn from(session: &Session) -> Self {
         let request_id = session.request_id().cloned();
-        Self { user: Some(session.subject().into()), address: session.address(), request_id }
+        let role = Some(session.permission().least_role());
+        Self { user: Some(session.subject().into()), address: session.address(), request_id, role }
     }
 }
 
 impl Actor {
     /// A part of the service.
     pub(crate) fn service(part: &str) -> Self {
-        Self { user: Some(part.into()), address: None, request_id: None }
+        Self { user: Some(part.into()), address: None, request_id: None, role: None }
     }
 
     /// An unauthenticated client.
     pub(crate) fn unauthenticated(address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
-        Self { user: None, address, request_id }
+        Self { user: None, address, request_id, role: None }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -63,7 +67,7 @@ impl Actor {
     /// The actor without its request. An unauthenticated client has only the origin of its address.
     pub(crate) fn without_request(&self) -> Self {
         let address = if self.is_unauthenticated() { self.address.map(ClientAddress::origin) } else { self.address };
-        Self { user: self.user.clone(), address, request_id: None }
+        Self { user: self.user.clone(), address, request_id: None, role: self.role }
     }
 
     pub(crate) fn is_unauthenticated(&self) -> bool {
@@ -87,10 +91,16 @@ pub(crate) struct Outcome {
     /// `done`, `refused`, `failed`; for downloads also `cut` and `under way`.
     pub name: &'static str,
     pub reason: Option<String>,
+    /// The role that the user lacks.
+    pub missing_role: Option<Role>,
 }
 
 impl Outcome {
-    pub(crate) const DONE: Self = Self { name: "done", reason: None };
+    pub(crate) const DONE: Self = Self { name: "done", reason: None, missing_role: None };
+
+    pub(crate) fn cut(reason: Option<String>) -> Self {
+        Self { name: "cut", reason, missing_role: None }
+    }
 
     pub(crate) fn of<T>(outcome: &Result<T, Error>) -> Self {
         match outcome {
@@ -101,7 +111,7 @@ impl Outcome {
 
     pub(crate) fn of_error(error: &Error) -> Self {
         let name = if error.is_refusal() { "refused" } else { "failed" };
-        Self { name, reason: Some(error.to_string()) }
+        Self { name, reason: Some(error.to_string()), missing_role: error.missing_role() }
     }
 }
 
@@ -132,6 +142,9 @@ pub(crate) struct AuditLine<'a> {
     address: Option<ClientAddress>,
     action: &'static str,
     what: &'a str,
+    /// The least role that permits the action. If that was refused, the user may lack it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    role: Option<&'static str>,
     outcome: &'static str,
     reason: Option<&'a str>,
     #[serde(flatten)]
@@ -150,6 +163,7 @@ impl<'a> AuditLine<'a> {
             address: actor.address,
             action,
             what,
+            role: outcome.missing_role.or(actor.role).map(Role::as_str),
             outcome: outcome.name,
             reason: outcome.reason.as_deref(),
             amounts: Amounts::default(),
@@ -168,14 +182,14 @@ impl<'a> AuditLine<'a> {
             }
             return;
         }
-        let Self { account, accounts, action, what, outcome, .. } = self;
+        let Self { account, accounts, action, what, role, outcome, .. } = self;
         let Amounts { bytes, ranges, requests } = self.amounts;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
         // Quoted, so that line breaks in the text do not start a new line.
         let reason = self.reason.map(tracing::field::debug);
         tracing::info!(
-            target: TARGET, action, ?user, %address, ?what, outcome, reason, account, accounts, bytes, ranges, requests,
+            target: TARGET, action, ?user, %address, ?what, role, outcome, reason, account, accounts, bytes, ranges, requests,
             "audit"
         );
     }

@@ -231,6 +231,13 @@ impl AuditTrail {
         self.add_to(subject, &actor, path.to_owned(), None);
     }
 
+    /// Records a request of a user whose roles do not permit it for anything. One line for all paths.
+    pub fn forbidden(&self, session: &Session, path: &str, error: &Error) {
+        let (actor, outcome) = (Actor::from(session), Outcome::of_error(error));
+        let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
+        self.add_to(subject, &actor, path.to_owned(), None);
+    }
+
     /// Records the outcome of a log-in. The name is recorded only after a success, because users sometimes type their
     /// password as the name. A failure records a keyed hash, which still shows repeated attempts on one account.
     pub(crate) fn log_in<T>(&self, actor: Actor, user: &str, account_hash: String, outcome: &Result<T, Error>) {

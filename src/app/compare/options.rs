@@ -1,7 +1,7 @@
 //! The options of maps.
 
 use crate::config::Refine;
-use crate::model::{ChunkKind, DiskName, SnapshotId, VmId};
+use crate::model::{ChunkKind, DiskName, Permission, SnapshotId, VmId};
 
 /// Identifies a disk: VM, snapshot, disk name.
 pub type DiskRef = (VmId, SnapshotId, DiskName);
@@ -31,6 +31,11 @@ impl MapOptions {
     /// Whether the response needs the maps.
     pub fn maps(self) -> bool {
         self.chunks || self.summary
+    }
+
+    /// The permission that the request needs: less without maps and without a comparison.
+    pub fn permission(self) -> Permission {
+        if self.maps() || self.compare_to.is_some() { Permission::Read } else { Permission::View }
     }
 
     pub(super) fn lists_zeros(self) -> bool {

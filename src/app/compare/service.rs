@@ -17,7 +17,7 @@ use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::config::{self, Refine};
-use crate::model::{ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair};
+use crate::model::{ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
 use crate::repository::refine::BaseContents;
 use crate::repository::seal::Proof;
 use crate::repository::{Changes, CompareError, DiskFile, MapError, OpenError};
@@ -59,12 +59,13 @@ impl Comparisons {
     /// [`Error::BadRequest`] for an offset past the end.
     pub async fn chunks(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         disk: DiskRef,
         query: ChunkQuery,
         cancellation: Cancellation,
     ) -> Result<DiskChunks, Error> {
-        self.blocking(move |comparisons| comparisons.find_chunks(&disk, query, &cancellation)).await
+        let session = session.clone();
+        self.blocking(move |comparisons| comparisons.find_chunks(&session, &disk, query, &cancellation)).await
     }
 
     /// One page of the chunks of a disk.
@@ -73,23 +74,26 @@ impl Comparisons {
     /// As [`Comparisons::chunks`].
     pub async fn chunk_page(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         disk: DiskRef,
         query: ChunkQuery,
         cancellation: Cancellation,
     ) -> Result<ChunkPage, Error> {
-        self.blocking(move |comparisons| comparisons.find_chunks(&disk, query, &cancellation)?.page(query.limit)).await
+        let session = session.clone();
+        let find = move |comparisons: &Self| comparisons.find_chunks(&session, &disk, query, &cancellation);
+        self.blocking(move |comparisons| find(comparisons)?.page(query.limit)).await
     }
 
     fn find_chunks(
         &self,
+        session: &Session,
         (vm_ref, id, name): &DiskRef,
         query: ChunkQuery,
         cancellation: &Cancellation,
     ) -> Result<DiskChunks, Error> {
-        let in_use = self.hold(*id, query.options)?;
-        let snapshot = self.inventory.snapshot_of(vm_ref, *id)?;
-        let base = self.base_of(query.options)?;
+        let in_use = self.hold(session, (vm_ref, *id), query.options)?;
+        let snapshot = self.inventory.snapshot_of(session, vm_ref, *id)?;
+        let base = self.base_of(session, query.options)?;
         let pair = pair(base.as_ref(), &snapshot, query.options)?;
         let listed = pair.as_ref().map_or(&snapshot, SnapshotPair::target);
         let disk = listed.disk(name).ok_or(Error::NotFound(match query.options.reverse {
@@ -115,18 +119,25 @@ impl Comparisons {
     ///
     /// # Errors
     /// [`Error::NotFound`] if one of them is being swept.
-    pub(crate) fn hold(&self, id: SnapshotId, options: MapOptions) -> Result<Vec<InUse>, Error> {
+    pub(crate) fn hold(
+        &self,
+        session: &Session,
+        (vm_ref, id): (&VmId, SnapshotId),
+        options: MapOptions,
+    ) -> Result<Vec<InUse>, Error> {
         let ids = [Some(id), options.compare_to];
-        ids.into_iter().flatten().map(|id| self.retention.hold(id)).collect()
+        ids.into_iter().flatten().map(|id| self.retention.hold(session, vm_ref, id)).collect()
     }
 
-    /// The base.
+    /// The base, if the user may use it too.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it does not exist.
-    pub(crate) fn base_of(&self, options: MapOptions) -> Result<Option<Snapshot>, Error> {
+    /// [`Error::NotFound`] if it does not exist; [`Error::Forbidden`].
+    pub(crate) fn base_of(&self, session: &Session, options: MapOptions) -> Result<Option<Snapshot>, Error> {
         let Some(base) = options.compare_to else { return Ok(None) };
-        self.store.snapshot(base)?.ok_or(Error::NotFound("the snapshot in compareTo does not exist")).map(Some)
+        let base = self.store.snapshot(base)?.ok_or(Error::NotFound("the snapshot in compareTo does not exist"))?;
+        self.inventory.check_snapshot(session, &base)?;
+        Ok(Some(base))
     }
 
     /// Removes cached comparisons with the snapshot `id`.

@@ -7,7 +7,7 @@ use std::io;
 use nix::errno::Errno;
 
 use crate::auth::{BadToken, LoginError};
-use crate::model::{SnapshotId, UnfitPair};
+use crate::model::{Permission, Role, SnapshotId, UnfitPair};
 use crate::repository::Unavailable;
 use crate::store::StoreError;
 
@@ -31,6 +31,11 @@ pub enum Error {
          api.socket_group may; use one of these, or HTTPS with a token"
     )]
     NotAnOperator { uid: u32 },
+    /// The user's roles do not permit it.
+    #[error(
+        "the role {role} is needed {what}; ask an administrator of this service for it (access.rules in its config)"
+    )]
+    Forbidden { role: Role, what: &'static str },
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
@@ -173,6 +178,19 @@ impl Error {
         }
     }
 
+    /// The refusal of a request that needs `permission`.
+    pub(crate) fn forbidden(permission: Permission, what: &'static str) -> Self {
+        Self::Forbidden { role: permission.least_role(), what }
+    }
+
+    /// The role that is missing.
+    pub fn missing_role(&self) -> Option<Role> {
+        match self.cause() {
+            Self::Forbidden { role, .. } => Some(*role),
+            _ => None,
+        }
+    }
+
     /// The error of `vm`, which is named if it is one of several.
     #[must_use]
     pub(crate) fn of_vm(self, vm: &impl ToString, is_group: bool) -> Self {
@@ -195,6 +213,7 @@ impl Error {
             | Self::BadCredentials
             | Self::NoSession(_)
             | Self::NotAnOperator { .. }
+            | Self::Forbidden { .. }
             | Self::NotFound(_)
             | Self::SnapshotGone
             | Self::NoVm

@@ -12,7 +12,7 @@ pub(super) const EXPORT: &str = "export";
 pub(super) fn record_end(trail: &AuditTrail, export: &Export) {
     let details = &export.details;
     let is_complete = export.done.load(Ordering::Relaxed) == details.total;
-    let outcome = if is_complete { Outcome::DONE } else { Outcome { name: "cut", reason: export.cut_reason() } };
+    let outcome = if is_complete { Outcome::DONE } else { Outcome::cut(export.cut_reason()) };
     let sent = Sent { bytes: export.take_unaudited(), ranges: details.ranges };
     trail.add(&details.actor, EXPORT, export.name(), outcome, Some(sent));
     if details.is_whole_disk {
@@ -26,7 +26,7 @@ pub(super) fn record_running(trail: &AuditTrail, exports: &AdmissionQueue<Export
         let export = &entry.work;
         let sent = Sent { bytes: if entry.is_running { export.take_unaudited() } else { 0 }, ranges: 0 };
         if sent.bytes > 0 {
-            let outcome = Outcome { name: "under way", reason: None };
+            let outcome = Outcome { name: "under way", ..Outcome::DONE };
             trail.add(&export.details.actor, EXPORT, export.name(), outcome, Some(sent));
         }
     });
@@ -38,7 +38,7 @@ pub(super) fn record_stop(trail: &AuditTrail, exports: &AdmissionQueue<Export>) 
         let export = &entry.work;
         if entry.is_running {
             let sent = Sent { bytes: export.take_unaudited(), ranges: export.details.ranges };
-            let stopped = Outcome { name: "cut", reason: Some("the service stopped".to_owned()) };
+            let stopped = Outcome::cut(Some("the service stopped".to_owned()));
             trail.add(&export.details.actor, EXPORT, export.name(), stopped, Some(sent));
         }
     });

@@ -52,14 +52,15 @@ impl FileOpener {
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::SnapshotLost`], [`Error::Io`].
     pub async fn open_disk(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         vm_ref: VmId,
         id: SnapshotId,
         name: DiskName,
     ) -> Result<OpenDisk, Error> {
+        let session = session.clone();
         self.run_inline_or_blocking(move |files| {
-            let in_use = Arc::new(files.retention.hold(id)?);
-            let snapshot = files.inventory.snapshot_of(&vm_ref, id)?;
+            let in_use = Arc::new(files.retention.hold(&session, &vm_ref, id)?);
+            let snapshot = files.inventory.snapshot_of(&session, &vm_ref, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let file = Arc::new(files.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let (version, disk) = (version(id, disk), disk.clone());

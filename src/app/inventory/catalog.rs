@@ -186,7 +186,7 @@ impl VmList {
     }
 
     /// The error for an unknown VM. It may exist nevertheless while a repository cannot be read.
-    fn no_such_vm(&self) -> Error {
+    pub(super) fn no_such_vm(&self) -> Error {
         if self.missing.is_empty() {
             return Error::NoVm;
         }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::catalog::{Missing, VmList};
 use super::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, classify};
 use super::disk_files::DiskFiles;
+use super::view::View;
 use crate::api;
 use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
@@ -45,14 +46,23 @@ impl Listing {
         Self { inventory, summaries }
     }
 
-    /// The entry at `index`, or nothing after the last.
-    pub(super) fn entry(&self, index: usize, snapshots: &HashMap<VmId, Vec<SnapshotId>>) -> Option<api::Vm> {
+    /// The entry at `index`, or nothing after the last. `Some(None)` if `view` does not include its VM.
+    pub(super) fn entry(
+        &self,
+        index: usize,
+        view: &View,
+        snapshots: &HashMap<VmId, Vec<SnapshotId>>,
+    ) -> Option<Option<api::Vm>> {
         if let (Some(vm), Some(summary)) = (self.inventory.vms.get(index), self.summaries.get(index)) {
+            // A VM without an id cannot be named in a rule.
+            if !vm.id.as_ref().map_or(view.is_unlimited(), |id| view.includes_vm(id)) {
+                return Some(None);
+            }
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            return Some(to_wire(vm, ids, summary));
+            return Some(Some(to_wire(vm, ids, summary)));
         }
         let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_cached);
-        unknown.nth(index - self.inventory.vms.len()).map(placeholder)
+        unknown.nth(index - self.inventory.vms.len()).map(placeholder).map(Some)
     }
 }
 

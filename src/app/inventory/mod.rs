@@ -1,5 +1,6 @@
 //! The inventory: repositories, their VMs, and the VMs' disks.
 
+mod access;
 mod catalog;
 mod claims;
 mod disk_classifier;
@@ -10,6 +11,7 @@ mod list_vms;
 mod repositories;
 mod service;
 mod shared;
+mod view;
 
 pub(crate) use disk_classifier::{DiskDecision, choose, classify};
 pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};

@@ -1,5 +1,6 @@
 //! The inventory service: repositories, VMs, and the snapshots of each VM.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -9,6 +10,7 @@ use super::list_repositories;
 use super::list_vms::{self, Listing};
 use super::repositories::{Repositories, RepositorySet};
 use super::shared::Shared;
+use super::view::{NO_SUCH_SNAPSHOT, NameCache, View};
 use crate::api;
 use crate::app::Error;
 use crate::app::tasks::{Service, Tasks};
@@ -22,6 +24,7 @@ use crate::store::Store;
 pub struct Inventory {
     repositories: Repositories,
     catalog: Catalog,
+    pub(super) names: NameCache,
     listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
     store: Store,
@@ -39,6 +42,7 @@ impl Inventory {
         Self {
             repositories,
             catalog: Catalog::default(),
+            names: NameCache::default(),
             listings: Shared::default(),
             clone_support: CloneSupport::default(),
             store,
@@ -74,11 +78,19 @@ impl Inventory {
     }
 
     /// Resolves `vm_ref` to the id of a VM. It may be the name of a VM in the inventory, the name of a VM that has left
-    /// the inventory and still has snapshots, or else the uuid of a VM in the inventory.
+    /// the inventory and still has snapshots, or else the uuid of a VM in the inventory. Checks that the user has the
+    /// session's permission for it.
     ///
     /// # Errors
-    /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it.
-    pub(crate) fn resolve_vm(&self, vm_ref: &VmId) -> Result<VmId, Error> {
+    /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it;
+    /// [`Error::Forbidden`].
+    pub(crate) fn resolve_vm(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
+        let vm = self.vm_of(vm_ref)?;
+        self.check(session, &vm, None)?;
+        Ok(vm)
+    }
+
+    fn vm_of(&self, vm_ref: &VmId) -> Result<VmId, Error> {
         // Names take precedence over uuids, so that a deletion cannot reach another VM than the named one. A VM with
         // snapshots is known, even if its repository is unavailable.
         if !self.store.records_of(vm_ref)?.is_empty() {
@@ -88,10 +100,10 @@ impl Inventory {
         Ok(list.by_name_or_uuid(vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
     }
 
-    /// The VM `vm_ref` of the inventory, and the whole list.
+    /// The VM `vm_ref` of the inventory, and the whole list. For the service's own use: it checks no permission.
     ///
     /// # Errors
-    /// As [`Inventory::resolve_vm`], and if the VM has left the inventory.
+    /// [`Error::NoVm`], also if the VM has left the inventory; [`Error::Unavailable`].
     pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
         let list = self.vms()?;
         let has_snapshots = !self.store.records_of(vm_ref)?.is_empty();
@@ -129,34 +141,56 @@ impl Inventory {
     /// As [`Inventory::vms`]; [`Error::Store`].
     pub async fn list_vms(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
     ) -> Result<impl Iterator<Item = api::Vm> + Send + use<>, Error> {
-        let listed = self.blocking(|inventory| {
+        let session = session.clone();
+        let listed = self.blocking(move |inventory| {
+            let view = inventory.view(&session)?;
             let listing = inventory.listings.get(|| {
                 let list = inventory.catalog.list(&inventory.repositories())?;
                 let files = inventory.disk_files(&list.vms, false);
                 Ok(Arc::new(Listing::of(Arc::clone(&list), files)))
             });
-            Ok((listing?, inventory.store.snapshot_ids()?))
+            let snapshots = inventory.visible_snapshots(&view)?;
+            Ok((listing?, snapshots, view))
         });
-        let ((listing, snapshots), mut indices) = (listed.await?, 0..);
-        Ok(std::iter::from_fn(move || listing.entry(indices.next()?, &snapshots)))
+        let ((listing, snapshots, view), mut indices) = (listed.await?, 0..);
+        let entries = std::iter::from_fn(move || listing.entry(indices.next()?, &view, &snapshots));
+        // Those that the user may not see.
+        Ok(entries.flatten())
+    }
+
+    /// The ids of the snapshots that the user may see, oldest first.
+    fn visible_snapshots(&self, view: &View) -> Result<HashMap<VmId, Vec<SnapshotId>>, Error> {
+        if view.is_unlimited() {
+            return Ok(self.store.snapshot_ids()?);
+        }
+        let mut visible: HashMap<_, Vec<_>> = HashMap::new();
+        for vm in self.store.snapshot_ids()?.into_keys().filter(|vm| view.includes_vm(vm)) {
+            let ids = self.store.snapshots_of(&vm)?.into_iter().filter(|one| view.includes(one)).map(|one| one.id);
+            visible.insert(vm, ids.collect());
+        }
+        Ok(visible)
     }
 
     /// The document of one VM of the inventory.
     ///
     /// # Errors
     /// [`Error::NoVm`], also if it has left the inventory; [`Error::Unavailable`], [`Error::Store`].
-    pub async fn vm(self: &Arc<Self>, _session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
+    pub async fn vm(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
+        let session = session.clone();
         self.blocking(move |inventory| {
             let (list, vm) = inventory.find_vm(&vm_ref)?;
+            let view = inventory.view(&session)?;
+            vm.id.iter().try_for_each(|id| inventory.check(&session, id, None))?;
             let mut files = inventory.disk_files(&list.vms, false);
             files.inspect(std::slice::from_ref(&vm));
             let snapshots = match &vm.id {
                 Some(id) => inventory.store.snapshots_of(id)?,
                 None => Vec::new(),
             };
-            let ids: Vec<_> = snapshots.iter().map(|snapshot| snapshot.id).collect();
+            let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
+            let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
             Ok(list_vms::describe(&vm, &ids, &files))
         })
         .await
@@ -178,20 +212,21 @@ impl Inventory {
         .await
     }
 
-    /// The complete snapshot `id` of the VM `vm_ref`.
+    /// The complete snapshot `id` of the VM `vm_ref`. Checks that the user has the session's permission for it.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::NoVm`], [`Error::OtherVm`], [`Error::Unavailable`].
-    pub(crate) fn snapshot_of(&self, vm_ref: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
+    /// [`Error::NotFound`], [`Error::NoVm`], [`Error::OtherVm`], [`Error::Unavailable`], [`Error::Forbidden`].
+    pub(crate) fn snapshot_of(&self, session: &Session, vm_ref: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
         let Some(snapshot) = self.store.snapshot(id)? else {
-            self.resolve_vm(vm_ref)?;
-            return Err(Error::NotFound("the VM has no such snapshot"));
+            self.resolve_vm(session, vm_ref)?;
+            return Err(NO_SUCH_SNAPSHOT);
         };
         // The definitions are read only if `vm_ref` is not the VM's id, because clients send thousands of range
         // requests a second.
-        if snapshot.vm != *vm_ref && self.resolve_vm(vm_ref)? != snapshot.vm {
-            return Err(Error::OtherVm(id));
+        if snapshot.vm != *vm_ref && self.resolve_vm(session, vm_ref)? != snapshot.vm {
+            return Err(self.of_other_vm(session, (&snapshot.vm, id), Some(&snapshot.annotations)));
         }
+        self.check_snapshot(session, &snapshot)?;
         Ok(snapshot)
     }
 }

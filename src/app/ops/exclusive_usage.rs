@@ -12,6 +12,7 @@ use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks};
+use crate::auth::Session;
 use crate::model::exclusive::exclusive;
 use crate::model::{DiskSource, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
@@ -52,25 +53,28 @@ impl Service for ExclusiveUsage {
 }
 
 impl ExclusiveUsage {
-    /// The cost of all snapshots, or of those of the VM `vm_ref`, oldest first within a VM. This reads all maps, so
+    /// The cost of all snapshots that the user may read, or of those of the VM `vm_ref`, oldest first within a VM. This reads all maps, so
     /// only one request runs at a time, and it stops when its client disconnects.
     ///
     /// # Errors
-    /// [`Error::Refused`] if another request runs; [`Error::NotFound`], [`Error::Store`].
+    /// [`Error::Refused`] if another request runs; [`Error::Forbidden`], [`Error::NotFound`], [`Error::Store`].
     pub(super) async fn costs(
         self: &Arc<Self>,
-        user: &str,
+        session: &Session,
         vm_ref: Option<VmId>,
     ) -> Result<Vec<api::SnapshotCost>, Error> {
-        let permit = self.admission.admit_cost_request(CostRequest { user: user.to_owned() }).await?;
+        let permit = self.admission.admit_cost_request(CostRequest { user: session.subject().to_owned() }).await?;
+        let session = session.clone();
         let stop = Arc::new(AtomicBool::new(false));
         let _stop = StopOnDrop(Arc::clone(&stop));
         self.blocking(move |usage| {
             let _permit = permit;
+            let view = usage.inventory.view(&session)?;
             let vms = match vm_ref {
-                Some(vm_ref) => vec![usage.inventory.resolve_vm(&vm_ref)?],
+                Some(vm_ref) => vec![usage.inventory.resolve_vm(&session, &vm_ref)?],
                 None => {
-                    let mut vms: Vec<VmId> = usage.store.snapshot_ids()?.into_keys().collect();
+                    let mut vms: Vec<VmId> =
+                        usage.store.snapshot_ids()?.into_keys().filter(|vm| view.includes_vm(vm)).collect();
                     vms.sort();
                     vms
                 }
@@ -79,7 +83,9 @@ impl ExclusiveUsage {
             for vm in vms {
                 let snapshots = usage.store.snapshots_of(&vm)?;
                 let _held: Vec<_> = snapshots.iter().filter_map(|one| usage.retention.hold_briefly(one.id)).collect();
-                costs.extend(usage.costs_of(&snapshots, &stop));
+                // Those that the user may not read share blocks with the others, so they count too.
+                let all = snapshots.iter().zip(usage.costs_of(&snapshots, &stop));
+                costs.extend(all.filter(|(snapshot, _)| view.includes(snapshot)).map(|(_, cost)| cost));
             }
             Ok(costs)
         })

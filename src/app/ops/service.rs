@@ -15,7 +15,7 @@ use crate::app::retention::Retention;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{Snapshot, VmId};
+use crate::model::{Permission, Snapshot, VmId};
 use crate::repository::{Mounted, Repository};
 use crate::store::Store;
 
@@ -65,37 +65,50 @@ impl Ops {
         Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
     }
 
-    /// The current status.
+    /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
+    /// administrators see them.
     ///
     /// # Errors
-    /// [`Error::Store`]; with costs also [`Error::Refused`], [`Error::NotFound`].
+    /// [`Error::Store`]; with costs also [`Error::Forbidden`], [`Error::Refused`], [`Error::NotFound`].
     pub async fn status(self: &Arc<Self>, session: &Session, query: StatusQuery) -> Result<api::ServiceStatus, Error> {
-        let snapshots = if query.cost { Some(self.usage.costs(session.subject(), query.vm).await?) } else { None };
-        let found = self.blocking(|ops| {
+        let reader = session.needing(Permission::Read);
+        if query.cost && !session.grants().has(Permission::Read) {
+            return Err(Error::forbidden(Permission::Read, "to calculate costs"));
+        }
+        let snapshots = if query.cost { Some(self.usage.costs(&reader, query.vm).await?) } else { None };
+        let (viewer, sees_all) = (session.clone(), session.grants().has_for_all(Permission::Administer));
+        let found = self.blocking(move |ops| {
+            let view = ops.inventory.view(&viewer)?;
+            let is_visible = |vm: &str| view.is_unlimited() || vm.parse::<VmId>().is_ok_and(|vm| view.includes_vm(&vm));
             let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
             let repositories = found.with_mounts().map(describe).collect();
-            Ok((repositories, ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?)))
+            let (mut leftovers, mut owed_hooks) = (ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?));
+            leftovers.retain(|leftover| is_visible(&leftover.vm_id));
+            owed_hooks.retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default()));
+            Ok((repositories, leftovers, owed_hooks, view))
         });
-        let (repositories, leftovers, owed_hooks) = found.await?;
+        let (repositories, leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
-            log_ins: queue(&self.admission.log_ins, |log_in, waited| api::LogIn {
-                address: log_in.address.map(|address| address.to_string()),
-                seconds: waited.as_secs_f64(),
+            log_ins: queue(&self.admission.log_ins, |log_in, waited| {
+                let address = log_in.address.map(|address| address.to_string());
+                sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
             }),
-            cost_requests: queue(&self.admission.cost_requests, |request, waited| api::CostRequest {
-                user: request.user.clone(),
-                seconds: waited.as_secs_f64(),
+            cost_requests: queue(&self.admission.cost_requests, |request, waited| {
+                let user = request.user.clone();
+                sees_all.then_some(api::CostRequest { user, seconds: waited.as_secs_f64() })
             }),
-            creates: queue(&self.admission.creations, |creation, waited| api::Create {
-                vm_id: creation.vms.first().map(ToString::to_string).unwrap_or_default(),
-                vm_ids: creation.vms.iter().map(ToString::to_string).collect(),
-                user: creation.user.clone(),
-                seconds: waited.as_secs_f64(),
+            creates: queue(&self.admission.creations, |creation, waited| {
+                let visible = creation.vms.iter().filter(|vm| view.includes_vm(vm));
+                let vm_ids: Vec<_> = visible.map(ToString::to_string).collect();
+                let (user, seconds) = (creation.user.clone(), waited.as_secs_f64());
+                Some(api::Create { vm_id: vm_ids.first()?.clone(), vm_ids, user, seconds })
             }),
-            exports: queue(&self.admission.exports, export),
+            exports: queue(&self.admission.exports, |work, since| {
+                view.includes_vm(&work.details.vm).then(|| export(work, since))
+            }),
             repositories,
             leftovers,
             owed_hooks,
@@ -194,11 +207,12 @@ fn pending_hooks(pending: Pending) -> Vec<api::OwedHooks> {
     failed.chain(unreadable).collect()
 }
 
-fn queue<T: Queued, W>(queue: &AdmissionQueue<T>, describe: impl Fn(&T, Duration) -> W) -> api::Queue<W> {
+/// The entries of a queue, without those that `describe` leaves out.
+fn queue<T: Queued, W>(queue: &AdmissionQueue<T>, describe: impl Fn(&T, Duration) -> Option<W>) -> api::Queue<W> {
     let mut listed = api::Queue { limit: queue.limit(), running: Vec::new(), waiting: Vec::new() };
     queue.each(|Entry { work, since, is_running, .. }| {
-        let one = describe(work, since.elapsed());
-        if *is_running { listed.running.push(one) } else { listed.waiting.push(one) }
+        let list = if *is_running { &mut listed.running } else { &mut listed.waiting };
+        list.extend(describe(work, since.elapsed()));
     });
     listed
 }

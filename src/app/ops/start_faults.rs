@@ -7,7 +7,16 @@ use std::path::{Path, PathBuf};
 use crate::app::inventory::RepositorySet;
 use crate::auth::{self, KeyError, LoginError};
 use crate::config::{Api, Config, Fault};
+use crate::model::AccessRules;
 use crate::store::StoreError;
+
+/// The fault if there are access rules, but users whom they forget are admins. The service starts nevertheless: the
+/// config may mean it.
+pub(crate) fn forgotten_users(rules: &AccessRules) -> Option<Fault> {
+    let found = "is admin, so each user to whom no rule applies may do everything";
+    let remedy = "set it to \"none\", unless you mean that";
+    rules.forgotten_users_are_admins().then(|| Fault::new("access.default_role", found, remedy))
+}
 
 /// The fault if the database cannot be used.
 pub(crate) fn database(path: &Path, error: &StoreError) -> Fault {

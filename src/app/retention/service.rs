@@ -42,11 +42,14 @@ impl Retention {
         Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), tasks }
     }
 
-    /// Keeps the snapshot `id` from being swept while a client works on it. Call it before reading the record.
+    /// Keeps the snapshot `id` of the VM `vm_ref` from being swept while a client works on it. Call it before reading
+    /// the record.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it is being swept; [`Error::Store`].
-    pub(crate) fn hold(&self, id: SnapshotId) -> Result<InUse, Error> {
+    /// [`Error::NotFound`] if it is being swept; [`Error::Forbidden`], because a user who may not use it must not keep it
+    /// either; [`Error::Store`].
+    pub(crate) fn hold(&self, session: &Session, vm_ref: &VmId, id: SnapshotId) -> Result<InUse, Error> {
+        self.inventory.check_early(session, vm_ref, id)?;
         let mut held =
             self.hold_existing(id).ok_or(Error::NotFound("the snapshot has expired and is being deleted"))?;
         if self.store.snapshot(id)?.is_none() {
@@ -145,9 +148,10 @@ impl Retention {
         id: SnapshotId,
         request: api::TakeLease,
     ) -> Result<api::Lease, Error> {
-        let actor = Actor::from(session);
+        let session = session.clone();
         self.blocking(move |retention| {
-            let outcome = retention.lease_until(&actor, &vm_ref, id, &request);
+            let actor = Actor::from(&session);
+            let outcome = retention.lease_until(&session, &vm_ref, id, &request);
             actor.did("lease", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })
@@ -156,16 +160,16 @@ impl Retention {
 
     fn lease_until(
         &self,
-        actor: &Actor,
+        session: &Session,
         vm_ref: &VmId,
         id: SnapshotId,
         request: &api::TakeLease,
     ) -> Result<api::Lease, Error> {
+        let snapshot = self.inventory.snapshot_of(session, vm_ref, id)?;
         let duration = parse_duration("ttl", &request.ttl, LONGEST_LEASE)?;
-        let snapshot = self.inventory.snapshot_of(vm_ref, id)?;
         // The creating host's clock may be ahead of ours; even then, the lease must not be shorter than requested.
         let until = jiff::Timestamp::now().max(snapshot.created_at) + duration;
-        if !self.store.retentions().lease(id, actor.user(), until)? {
+        if !self.store.retentions().lease(id, session.subject(), until)? {
             return Err(Error::NotFound("the VM has no such snapshot"));
         }
         self.observe(&snapshot)?;
@@ -177,9 +181,10 @@ impl Retention {
     /// # Errors
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::Store`].
     pub async fn end_lease(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
-        let actor = Actor::from(session);
+        let session = session.clone();
         self.blocking(move |retention| {
-            let snapshot = retention.inventory.snapshot_of(&vm_ref, id);
+            let actor = Actor::from(&session);
+            let snapshot = retention.inventory.snapshot_of(&session, &vm_ref, id);
             let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, actor.user())?));
             actor.did("lease-end", format_args!("{vm_ref}/{id}"), &outcome);
             outcome

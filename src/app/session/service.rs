@@ -1,6 +1,6 @@
 //! Logs users in and checks tokens.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use super::manager_address::ManagerAddress;
@@ -9,17 +9,20 @@ use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Session, Tokens};
+use crate::model::AccessRules;
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Issues and checks tokens.
+/// Issues and checks tokens, and knows what their users may do.
 pub struct Sessions {
     authenticator: Authenticator,
     manager: ManagerAddress,
     admission: Arc<Admission>,
     tokens: Tokens,
     token_lifetime: Duration,
+    /// Those of the config, which may be reloaded.
+    access: RwLock<Arc<AccessRules>>,
     trail: Arc<AuditTrail>,
     tasks: Tasks,
 }
@@ -35,26 +38,39 @@ impl Sessions {
         (authenticator, manager): (Authenticator, ManagerAddress),
         admission: Arc<Admission>,
         (tokens, token_lifetime): (Tokens, Duration),
+        access: AccessRules,
         trail: Arc<AuditTrail>,
         tasks: Tasks,
     ) -> Self {
-        Self { authenticator, manager, admission, tokens, token_lifetime, trail, tasks }
+        let access = RwLock::new(Arc::new(access));
+        Self { authenticator, manager, admission, tokens, token_lifetime, access, trail, tasks }
     }
 
     pub fn token_lifetime(&self) -> Duration {
         self.token_lifetime
     }
 
-    /// Checks a token and returns its session. A connection keeps the last token that was checked.
+    fn access(&self) -> Arc<AccessRules> {
+        Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces the access rules. They apply to the next request of each user; running requests continue.
+    pub fn set_access(&self, rules: AccessRules) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    /// Checks a token and returns its session, with the user's current grants. A connection keeps the last token that
+    /// was checked.
     ///
     /// # Errors
     /// [`BadToken`].
     pub fn check(&self, token: &str, last: &Mutex<Option<CheckedToken>>) -> Result<Session, BadToken> {
+        let rules = self.access();
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(session) = last.as_ref().and_then(|last| last.session(token, SystemTime::now())) {
+        if let Some(session) = last.as_ref().and_then(|last| last.session(token, SystemTime::now(), &rules)) {
             return Ok(session);
         }
-        let (session, checked) = self.tokens.check(token)?;
+        let (session, checked) = self.tokens.check(token, &rules)?;
         *last = checked;
         Ok(session)
     }

@@ -9,6 +9,7 @@ use crate::app::admission::{Admitted, Creation};
 use crate::app::audit::Actor;
 use crate::app::error::Refusal;
 use crate::app::tasks::Service;
+use crate::auth::Session;
 use crate::model::{Snapshot, VmId};
 use crate::store::RequestKey;
 
@@ -21,29 +22,34 @@ pub(super) enum CreateAdmission {
 }
 
 impl Snapshots {
-    /// Waits until the snapshots may be created.
+    /// Checks that the user may create the snapshots, and waits until they may be created.
     pub(super) async fn admit(
         self: &Arc<Self>,
-        actor: &Actor,
+        session: &Session,
         vm_refs: Vec<VmId>,
         request: &CreateRequest,
     ) -> Result<CreateAdmission, Error> {
-        let (by, wanted) = (actor.clone(), request.clone());
+        let (by, wanted) = (session.clone(), request.clone());
         let existing = self.blocking(move |snapshots| {
             let is_group = vm_refs.len() > 1;
-            let resolve = |vm: &VmId| snapshots.inventory.resolve_vm(vm).map_err(|error| error.of_vm(vm, is_group));
+            let resolve = |vm_ref: &VmId| {
+                let vm = snapshots.inventory.resolve_vm(&by, vm_ref)?;
+                snapshots.inventory.check(&by, &vm, Some(&wanted.annotations))?;
+                Ok(vm)
+            };
+            let resolve = |vm: &VmId| resolve(vm).map_err(|error: Error| error.of_vm(vm, is_group));
             let vms = vm_refs.iter().map(resolve).collect::<Result<Vec<_>, _>>()?;
             if let Some(twice) = (1..vms.len()).find(|index| vms[..*index].contains(&vms[*index])) {
                 return Err(Error::BadRequest(format!("the VM {} is given twice; name it once", vms[twice])));
             }
-            let existing = snapshots.existing(&by, &vms, &wanted)?;
+            let existing = snapshots.existing(&Actor::from(&by), &vms, &wanted)?;
             Ok((vms, existing))
         });
         let vms = match existing.await? {
             (_, Some(snapshots)) => return Ok(CreateAdmission::Existing(snapshots)),
             (vms, None) => vms,
         };
-        let creation = Creation { vms: vms.clone(), user: actor.user().to_owned() };
+        let creation = Creation { vms: vms.clone(), user: session.subject().to_owned() };
         let admitted = self.admission.admit_creation(creation).await?;
         Ok(CreateAdmission::Admitted { vms, admitted })
     }

@@ -36,7 +36,7 @@ impl Snapshots {
     /// Disconnecting while queued cancels the request; once creation has started, it completes.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
+    /// [`Error::Forbidden`], [`Error::NotFound`], [`Error::Refused`], [`Error::NotSnapshottable`], [`Error::HookFailed`],
     /// [`Error::NotQuiesced`], [`Error::CloneTimeout`], [`Error::NoSpace`], [`Error::ReadOnly`], [`Error::Io`],
     /// [`Error::Store`]; with several VMs in an [`Error::OfVm`] that names the VM. No snapshot exists then.
     pub async fn create(
@@ -47,7 +47,7 @@ impl Snapshots {
     ) -> Result<Vec<Snapshot>, Error> {
         let actor = Actor::from(session);
         let names = vm_refs.clone();
-        let (vms, admitted) = match self.admit(&actor, vm_refs, &request).await {
+        let (vms, admitted) = match self.admit(session, vm_refs, &request).await {
             Ok(CreateAdmission::Existing(snapshots)) => {
                 let outcome = Ok(snapshots);
                 names.iter().for_each(|name| actor.did("create-again", name, &outcome));

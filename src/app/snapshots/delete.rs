@@ -9,36 +9,40 @@ use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::Operation;
-use crate::model::{Snapshot, SnapshotFiles, SnapshotId, VmId};
+use crate::model::{Permission, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::store::Record;
 
 impl Snapshots {
     /// Deletes the snapshot `id` of the VM `vm_ref`. Succeeds if the snapshot or its files do not exist.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the snapshot was kept;
+    /// [`Error::Forbidden`]; [`Error::NotFound`] if there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
+    /// snapshot was kept;
     /// [`Error::Io`] if a file cannot be removed: the snapshot is deleted nevertheless, and removing its files is
     /// retried each minute.
     pub async fn delete(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
-        let (snapshots, actor) = (Arc::clone(self), Actor::from(session));
+        let (snapshots, session) = (Arc::clone(self), session.clone());
         self.tasks
             .detached(async move {
-                let what = format!("{vm_ref}/{id}");
+                let (what, mut actor) = (format!("{vm_ref}/{id}"), Actor::from(&session));
                 let deletion = async {
                     // The VM is found first, so that a repeated request waits for the VM behind the first one.
-                    let vm = snapshots.blocking(move |snapshots| snapshots.owner(&vm_ref, id)).await?;
+                    let by = session.clone();
+                    let vm = snapshots.blocking(move |snapshots| snapshots.owner(&by, &vm_ref, id)).await?;
                     let own = snapshots.admission.admit_deletion(&vm).await?;
-                    let of = vm.clone();
-                    let known = snapshots.blocking(move |snapshots| Ok(snapshots.store.record(id)?));
-                    let record = match known.await? {
-                        Some(record) => Some(record),
-                        // A client must not get success while files of the snapshot exist.
-                        None => snapshots
-                            .blocking(move |snapshots| snapshots.reconciler.unknown_snapshot(&of, id))
-                            .await?
-                            .map(Record::Ready),
-                    };
-                    let Some(record) = record else { return Ok(()) };
+                    let (of, by) = (vm.clone(), session.clone());
+                    let found = snapshots.blocking(move |snapshots| {
+                        let record = match snapshots.store.record(id)? {
+                            Some(record) => Some(record),
+                            // A client must not get success while files of the snapshot exist.
+                            None => snapshots.reconciler.unknown_snapshot(&of, id)?.map(Record::Ready),
+                        };
+                        // Also of a snapshot that the database did not know.
+                        let check = |record| snapshots.check_deletion(&by, &record).map(|by| (record, by));
+                        record.map(check).transpose()
+                    });
+                    let Some((record, by)) = found.await? else { return Ok(()) };
+                    actor = Actor::from(&by);
                     let _guard = snapshots
                         .admission
                         .vm_locks
@@ -56,14 +60,21 @@ impl Snapshots {
     /// Deletes all snapshots of the VM `vm_ref`.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if there is no such VM; otherwise the first error, after all snapshots were tried.
+    /// [`Error::Forbidden`] if the user may not delete one of them, and none is deleted; [`Error::NotFound`] if there is no
+    /// such VM; otherwise the first error, after all snapshots were tried.
     pub async fn delete_all(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<(), Error> {
-        let (snapshots, actor) = (Arc::clone(self), Actor::from(session));
+        let (snapshots, session) = (Arc::clone(self), session.clone());
         self.tasks
             .detached(async move {
-                let what = vm_ref.clone();
+                let (what, actor) = (vm_ref.clone(), Actor::from(&session));
                 let deletion = async {
-                    let vm = snapshots.blocking(move |snapshots| snapshots.inventory.resolve_vm(&vm_ref)).await?;
+                    let by = session.clone();
+                    let vm = snapshots.blocking(move |snapshots| {
+                        let vm = snapshots.inventory.resolve_vm(&by, &vm_ref)?;
+                        snapshots.check_deletions(&by, &snapshots.store.records_of(&vm)?)?;
+                        Ok(vm)
+                    });
+                    let vm = vm.await?;
                     let own = snapshots.admission.admit_deletion(&vm).await?;
                     let of = vm.clone();
                     // Including half deleted snapshots.
@@ -73,6 +84,13 @@ impl Snapshots {
                         .vm_locks
                         .lock_for_removals(own, &vm, records.iter().map(Record::repositories))
                         .await?;
+                    // Another user may have created a snapshot since.
+                    let by = session.clone();
+                    let check = move |snapshots: &Self| {
+                        snapshots.check_deletions(&by, &records)?;
+                        Ok(records)
+                    };
+                    let records = snapshots.blocking(check).await?;
                     let mut outcome = Ok(());
                     for record in records {
                         let deleted = match guard.allows_removal(&record.repositories()) {
@@ -90,14 +108,45 @@ impl Snapshots {
             .await
     }
 
-    /// The VM of the snapshot `id`. Fails if it is not `vm_ref`.
-    fn owner(&self, vm_ref: &VmId, id: SnapshotId) -> Result<VmId, Error> {
-        let Some(record) = self.store.record(id)? else { return self.inventory.resolve_vm(vm_ref) };
+    /// The VM of the snapshot `id`, which the user may delete. Fails if it is not `vm_ref`.
+    fn owner(&self, session: &Session, vm_ref: &VmId, id: SnapshotId) -> Result<VmId, Error> {
+        let Some(record) = self.store.record(id)? else { return self.inventory.resolve_vm(session, vm_ref) };
         let vm = record.vm();
-        if vm != vm_ref && self.inventory.resolve_vm(vm_ref)? != *vm {
-            return Err(Error::OtherVm(id));
+        if vm != vm_ref && self.inventory.resolve_vm(session, vm_ref)? != *vm {
+            return Err(self.inventory.of_other_vm(session, (vm, id), record.annotations()));
         }
+        self.check_deletion(session, &record)?;
         Ok(vm.clone())
+    }
+
+    /// Checks that the user may delete the snapshot. Returns the session with the permission that this needs.
+    fn check_deletion(&self, session: &Session, record: &Record) -> Result<Session, Error> {
+        self.inventory.check(session, record.vm(), record.annotations())?;
+        let Record::Ready(snapshot) = record else {
+            // It is no longer, or not yet, a snapshot: the service removes it even without a request.
+            return Ok(session.clone());
+        };
+        if snapshot.created_by == session.subject() {
+            return Ok(session.clone());
+        }
+        let session = session.needing(Permission::Administer);
+        self.inventory.check_snapshot(&session, snapshot).map_err(|error| match error {
+            Error::Forbidden { role, .. } => Error::Forbidden { role, what: "to delete snapshots of other users" },
+            error => error,
+        })?;
+        Ok(session)
+    }
+
+    /// Checks that the user may delete all of these snapshots. If one of them must stay, all do.
+    fn check_deletions(&self, session: &Session, records: &[Record]) -> Result<(), Error> {
+        records.iter().try_for_each(|record| match self.check_deletion(session, record) {
+            Ok(_) => Ok(()),
+            // The user cannot see it, and the request would delete it.
+            Err(Error::NotFound(_)) => {
+                Err(Error::forbidden(Permission::Administer, "to delete all snapshots of this VM"))
+            }
+            Err(error) => Err(error),
+        })
     }
 
     /// Deletes one snapshot, or the rest of it.

@@ -10,7 +10,9 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{HookRun, LabelSelector, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
+use crate::model::{
+    HookRun, LabelSelector, Permission, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention,
+};
 use crate::store::Store;
 
 /// Creates the documents of snapshots.
@@ -79,16 +81,17 @@ impl Documents {
     /// [`Error::NotFound`], [`Error::OtherVm`], [`Error::NotOlder`], [`Error::BaseLost`], [`Error::SnapshotLost`].
     pub async fn one(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         vm_ref: VmId,
         id: SnapshotId,
         options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<SnapshotDocument, Error> {
+        let session = session.needing(options.map.permission());
         self.blocking(move |documents| {
-            let in_use = documents.comparisons.hold(id, options.map)?;
-            let snapshot = documents.inventory.snapshot_of(&vm_ref, id)?;
-            let base = documents.comparisons.base_of(options.map)?;
+            let in_use = documents.comparisons.hold(&session, (&vm_ref, id), options.map)?;
+            let snapshot = documents.inventory.snapshot_of(&session, &vm_ref, id)?;
+            let base = documents.comparisons.base_of(&session, options.map)?;
             let pair = compare::pair(base.as_ref(), &snapshot, options.map)?;
             if let Some(pair) = &pair {
                 check_bases(pair, options.map)?;
@@ -130,28 +133,33 @@ impl Documents {
         .await
     }
 
-    /// The documents of the snapshots of the VM `vm_ref` that all `labels` select, oldest first. A lost snapshot has the reason in its document,
-    /// and does not fail the list.
+    /// The documents of the snapshots of the VM `vm_ref` that all `labels` select and the user may see, oldest first. A
+    /// lost snapshot has the reason in its document, and does not fail the list.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::Store`].
     pub async fn all(
         self: &Arc<Self>,
-        _session: &Session,
+        session: &Session,
         vm_ref: VmId,
         labels: Vec<LabelSelector>,
         options: DocumentOptions,
         cancellation: Cancellation,
     ) -> Result<impl Iterator<Item = SnapshotDocument> + Send + use<>, Error> {
+        let session = session.needing(options.map.permission());
         let snapshots = self.blocking(move |documents| {
-            let vm = documents.inventory.resolve_vm(&vm_ref)?;
+            let vm = documents.inventory.resolve_vm(&session, &vm_ref)?;
+            let visible = documents.inventory.view(&session.needing(Permission::View))?;
             // A list does not count as use: a client that lists often must not keep all snapshots forever.
             let hold = |snapshot: Snapshot| {
                 let in_use = if options.map.maps() { documents.retention.hold_briefly(snapshot.id) } else { None };
                 (snapshot, in_use.into_iter().collect::<Vec<_>>())
             };
             let mut snapshots = documents.store.snapshots_of(&vm)?;
+            snapshots.retain(|snapshot| visible.includes(snapshot));
             snapshots.retain(|snapshot| labels.iter().all(|label| label.selects(&snapshot.annotations)));
+            // A snapshot that is visible is never left out of the list, so a list that needs more is refused.
+            snapshots.iter().try_for_each(|snapshot| documents.inventory.check_snapshot(&session, snapshot))?;
             Ok(snapshots.into_iter().map(hold).collect::<Vec<_>>())
         });
         // The documents are created lazily, so that few files are open at a time.

@@ -46,6 +46,7 @@ pub async fn check_config(path: &Path) -> Vec<Finding> {
             "run it, and the service, as root: only root can read the disks",
         );
     }
+    findings.access(&config);
     findings.tls(&config.api);
     let running = findings.database(&config.db_file);
     findings.address(&config.api, running);
@@ -69,6 +70,12 @@ impl Findings {
             Ok(Some(_)) => self.good(what, format!("is in {shown}, which the service created")),
             Ok(None) => self.good(what, format!("is not set; the service will create one in {shown}")),
             Err(error) => self.fault(start_faults::key(&error)),
+        }
+    }
+
+    fn access(&mut self, config: &Config) {
+        if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
+            self.doubtful(&key, found, &remedy);
         }
     }
 

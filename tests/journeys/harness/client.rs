@@ -88,6 +88,13 @@ impl Client {
         client
     }
 
+    /// As another user of the manager, whose name begins with `test-`.
+    pub fn logged_in_as(exporter: &Exporter, certificates: &Certificates, user: &str) -> Self {
+        let mut client = Self::new(exporter, certificates);
+        client.token = text(&client.try_log_in(user, PASSWORD).ok()["token"]);
+        client
+    }
+
     /// Sends credentials; does not keep the token.
     pub fn try_log_in(&self, user: &str, password: &str) -> Answer {
         let body = json!({"username": user, "password": password}).to_string();

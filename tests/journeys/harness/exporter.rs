@@ -148,6 +148,11 @@ impl Exporter {
         &mut self.settings
     }
 
+    /// Writes the current settings into the config of the running service, without a signal.
+    pub fn write_config(&self) {
+        std::fs::write(self.dir.path().join("config.toml"), self.settings.text(self.dir.path(), self.port)).unwrap();
+    }
+
     pub fn db_file(&self) -> PathBuf {
         self.settings.db_file.clone().unwrap_or_else(|| self.dir.path().join("exporter.db"))
     }

@@ -1,4 +1,4 @@
-//! A manager with one user, which can misbehave.
+//! A manager that can misbehave.
 
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 
 use super::Certificates;
 use super::serving::Serving;
@@ -18,6 +20,8 @@ pub const USER: &str = "admin";
 pub const PASSWORD: &str = "pa:ss wörd-7f3a";
 /// base64 of `admin:pa:ss wörd-7f3a`
 const BASIC: &str = "Basic YWRtaW46cGE6c3Mgd8O2cmQtN2YzYQ==";
+/// Users whose names begin like this exist too, in any case, and have the same password.
+const MORE_USERS: &str = "test-";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ManagerBehavior {
@@ -76,7 +80,7 @@ impl Manager {
 async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     shared.requests.fetch_add(1, Ordering::SeqCst);
     let behavior = *shared.behavior.lock().unwrap();
-    let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC);
+    let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC || is_further_user(value));
     match behavior {
         ManagerBehavior::Good | ManagerBehavior::IgnoresAnonymous if good => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response()
@@ -97,4 +101,13 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
             StatusCode::OK.into_response()
         }
     }
+}
+
+fn is_further_user(authorization: &HeaderValue) -> bool {
+    let encoded = authorization.as_bytes().strip_prefix(b"Basic ").unwrap_or_default();
+    let text = BASE64_STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    text.is_some_and(|text| {
+        let credentials = text.split_once(':');
+        credentials.is_some_and(|(user, password)| user.to_lowercase().starts_with(MORE_USERS) && password == PASSWORD)
+    })
 }

@@ -1,5 +1,6 @@
 //! Test fixtures: a repository, a manager, the service, a client.
 
+pub mod access;
 mod agent_db;
 mod backup;
 mod certificates;
