@@ -21,10 +21,11 @@ use crate::app::{App, Error};
 pub fn router(app: Arc<App>, with_metrics: bool) -> Router {
     let snapshots = get(handlers::snapshots).post(handlers::create_snapshot).delete(handlers::delete_all_snapshots);
     let snapshot = get(handlers::snapshot).delete(handlers::delete_snapshot);
-    let table: [(&str, MethodRouter<Arc<App>>); 17] = [
+    let table: [(&str, MethodRouter<Arc<App>>); 18] = [
         ("/api/v1/auth/login", post(handlers::login)),
         ("/api/v1/capabilities", get(handlers::capabilities)),
         ("/api/v1/adopt", post(handlers::adopt)),
+        ("/api/v1/database", get(handlers::database)),
         ("/api/v1/repositories", get(handlers::repositories)),
         ("/api/v1/status", get(handlers::status)),
         ("/api/v1/snapshots", post(handlers::create_snapshots)),

@@ -22,6 +22,8 @@ mod client_errors;
 mod compare;
 mod connections;
 mod crash;
+mod database_copy;
+mod database_damage;
 mod database_mismatch;
 mod definition;
 mod demo;

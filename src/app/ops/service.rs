@@ -8,6 +8,7 @@ use super::exclusive_usage::ExclusiveUsage;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
+use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState};
@@ -35,6 +36,7 @@ pub struct Ops {
     hooks: Arc<PendingHooks>,
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
+    database: Arc<Database>,
     usage: Arc<ExclusiveUsage>,
     store: Store,
     tasks: Tasks,
@@ -51,6 +53,7 @@ impl Ops {
         (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
+        database: Arc<Database>,
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -62,7 +65,7 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
+        Self { inventory, admission, hooks, recovery, reconciler, database, usage: Arc::new(usage), store, tasks }
     }
 
     /// The current status.
@@ -75,9 +78,10 @@ impl Ops {
             let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
             let repositories = found.with_mounts().map(describe).collect();
-            Ok((repositories, ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?)))
+            let database = ops.database.status()?;
+            Ok((repositories, database, ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?)))
         });
-        let (repositories, leftovers, owed_hooks) = found.await?;
+        let (repositories, database, leftovers, owed_hooks) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
@@ -97,6 +101,7 @@ impl Ops {
             }),
             exports: queue(&self.admission.exports, export),
             repositories,
+            database: Some(database),
             leftovers,
             owed_hooks,
             snapshots,
@@ -143,6 +148,9 @@ impl Ops {
                     tracing::error!(%error, "not ready");
                     problems.push("the database cannot be read".to_owned());
                 }
+            }
+            if ops.database.is_damaged() {
+                problems.push("the database is damaged".to_owned());
             }
             let found = ops.inventory.repositories();
             for (known, mounted) in found.with_mounts() {
