@@ -54,6 +54,7 @@ mod operator_socket;
 mod operator_terminal;
 mod ovs_agent;
 mod policy;
+mod power_loss;
 mod python_client;
 mod python_failures;
 mod python_package;
