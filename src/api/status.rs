@@ -19,6 +19,9 @@ pub struct ServiceStatus {
     /// Downloads.
     pub exports: Queue<Export>,
     pub repositories: Vec<RepositoryStatus>,
+    /// `None` from services before 0.3.0.
+    #[serde(default)]
+    pub database: Option<DatabaseStatus>,
     /// Deleted or unfinished snapshots whose files could not be removed yet.
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
@@ -114,6 +117,24 @@ pub struct RepositoryStatus {
     /// Why not.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
+}
+
+/// The state of the database.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct DatabaseStatus {
+    /// The time of the last check: RFC 3339, UTC.
+    pub checked_at: String,
+    /// What that found. `error` if the database is damaged, or could not be checked.
+    pub status: Status,
+    /// Why it is not `ok`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Whether it was damaged, and not all repositories were available since to rebuild it.
+    pub rebuilding: bool,
+    /// When it was last rebuilt: RFC 3339, UTC.
+    pub rebuilt_at: Option<String>,
+    /// What the rebuilding has lost.
+    pub lost: Vec<String>,
 }
 
 /// The failed post hooks of one operation.

@@ -10,6 +10,7 @@ use crate::app::Error;
 use crate::app::admission::Admission;
 use crate::app::audit::AuditTrail;
 use crate::app::compare::Comparisons;
+use crate::app::database::Database;
 use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
@@ -23,7 +24,7 @@ use crate::auth::{self, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
-use crate::store::Store;
+use crate::store::{self, Store, StoreError};
 use crate::sys::host;
 
 /// The service without its network side.
@@ -46,6 +47,7 @@ pub struct App {
 pub struct Operator {
     pub ops: Arc<Ops>,
     pub adopter: Arc<Adopter>,
+    pub database: Arc<Database>,
     recovery: Arc<Recovery>,
 }
 
@@ -59,6 +61,8 @@ impl App {
         // First, because a guest may be frozen.
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
+        // Before a client can create snapshots: older ones could then not be adopted in their order.
+        app.operator.database.rebuild_after_start().await?;
         app.prove_manager().await?;
         Ok(app)
     }
@@ -75,7 +79,7 @@ impl App {
         if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
             tracing::warn!(key, remedy, "{found}");
         }
-        let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
+        let store = opened(config)?;
         // The database is locked by now, so no other service can create a key at the same time.
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
         let authenticator = Authenticator::new(&config.manager);
@@ -120,11 +124,15 @@ impl App {
         let locked = (Arc::clone(&removals), Arc::clone(&locks));
         let reconciler = Arc::new(Reconciler::new((i, f), locked, s(), exporter.clone(), gone, t()));
         let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
-        let adopter = Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t());
+        let adopter = Arc::new(Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t()));
+        let (a, m) = (Arc::clone(&admission), Arc::clone(&metrics));
+        let database = Database::new(Arc::clone(&adopter), a, s(), m, config.db_rebuild, t());
+        let database = Arc::new(database);
         let ops = Ops::new(
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
             (Arc::clone(&admission), pending),
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
+            Arc::clone(&database),
             s(),
             t(),
         );
@@ -152,7 +160,7 @@ impl App {
             checksums: Arc::new(checksums),
             snapshots: Arc::new(snapshots),
             documents: Arc::new(documents),
-            operator: Operator { ops: Arc::new(ops), adopter: Arc::new(adopter), recovery },
+            operator: Operator { ops: Arc::new(ops), adopter, database, recovery },
         })
     }
 
@@ -180,6 +188,7 @@ impl App {
         vec![
             tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
             tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),
+            tasks.spawn(Arc::clone(&self.operator.database).run(stop.clone())),
             tasks.spawn(Arc::clone(&hooks.pending).run(stop.clone())),
         ]
     }
@@ -203,4 +212,17 @@ impl App {
     pub async fn release_guests(&self) -> Result<usize, Error> {
         self.snapshots.hooks.pending.release_guests().await
     }
+}
+
+/// Opens the database. A damaged one is set aside first, if the config allows that.
+fn opened(config: &Config) -> Result<Store, Fault> {
+    let path = &config.db_file;
+    let store = match Store::open(path) {
+        Err(StoreError::Damaged(_)) if config.db_rebuild => store::set_aside(path).and_then(|aside| {
+            tracing::error!(damaged = %aside.display(), "the database is damaged; it has been set aside");
+            Store::open(path)
+        }),
+        opened => opened,
+    };
+    store.map_err(|error| start_faults::database(path, &error))
 }

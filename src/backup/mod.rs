@@ -10,7 +10,7 @@ mod disk_work;
 mod error;
 mod estimate;
 mod features;
-mod files;
+pub mod files;
 mod finish;
 mod image;
 mod journal;

@@ -1,6 +1,7 @@
 //! The calls of the API that the commands need.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
@@ -254,6 +255,18 @@ impl Client {
     /// Gets a document that has to arrive within `limit`, without trying again.
     pub fn get_within<T: DeserializeOwned>(&self, path: &str, limit: Duration) -> Result<T, ClientError> {
         self.send_once(&|| self.request(Method::GET, path).timeout(limit))?.json()
+    }
+
+    /// Gets bytes, and passes them to `write` in order. Once bytes were passed, it is not tried again.
+    pub fn download(&self, path: &str, write: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), ClientError> {
+        let mut body = self.send(&|| self.request(Method::GET, path))?;
+        loop {
+            let piece = body.next(usize::MAX)?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+            write(&piece)?;
+        }
     }
 
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {

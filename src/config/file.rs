@@ -8,6 +8,7 @@ use super::{access, api, audit, compare, export, hooks, jwt, log, manager, polic
 #[serde(deny_unknown_fields, default)]
 pub struct File {
     pub(super) db_file: String,
+    pub(super) db_rebuild: bool,
     pub(super) ovm_endpoint: String,
     pub(super) log_file: String,
     pub(super) log: log::Keys,
@@ -28,6 +29,7 @@ impl Default for File {
     fn default() -> Self {
         Self {
             db_file: "/etc/coriolis-ovm-exporter/exporter.db".to_owned(),
+            db_rebuild: false,
             ovm_endpoint: String::new(),
             log_file: String::new(),
             log: log::Keys::default(),

@@ -46,6 +46,8 @@ pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
 #[derive(Debug)]
 pub struct Config {
     pub db_file: PathBuf,
+    /// Whether a damaged database is set aside and rebuilt from the manifests.
+    pub db_rebuild: bool,
     pub log: Log,
     pub audit: Audit,
     pub jwt: Jwt,
@@ -125,6 +127,7 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
     let has_agent = !file.repositories.ovs_agent_db.is_empty();
     let config = Config {
         db_file: validator.path("db_file", &file.db_file),
+        db_rebuild: file.db_rebuild,
         log: validator.log(&file.log, &file.log_file, &file.db_file),
         audit: validator.audit(&file.audit, &written_files),
         jwt: validator.jwt(&file.jwt, &file.hooks.sync.secret),

@@ -132,7 +132,9 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
-        Error::NoSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
+        Error::NoSpace { .. } | Error::NoRoomForCopy { .. } => {
+            (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
+        }
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly),
         Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::IoError),
         Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::VmBusy),

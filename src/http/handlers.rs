@@ -100,6 +100,7 @@ pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities
             "content-digest-multipart",
             "compare-reverse",
             "unix-socket",
+            "database-copy",
         ]
         .map(str::to_owned)
         .to_vec(),
@@ -122,6 +123,11 @@ pub(super) async fn adopt(
     _body: SmallBody,
 ) -> Result<Json<api::Adoption>, Failure> {
     Ok(Json(app.operator.adopter.adopt(&session, options).await?))
+}
+
+pub(super) async fn database(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {
+    let copy = app.operator.database.copy(&session).await?;
+    json_stream::bytes(copy).await
 }
 
 pub(super) async fn vms(State(app): AppState, Authenticated(session): Authenticated) -> Result<Response, Failure> {

@@ -1,9 +1,9 @@
-//! Streams JSON, so that memory does not grow with the length of a list.
+//! Streams JSON, and other bytes, so that memory does not grow with the length of a list.
 //!
 //! The first part is held back. A failure before it is sent gets an error response; a later one cuts the connection, so
 //! that the client notices.
 
-use std::io;
+use std::io::{self, Read};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -80,6 +80,21 @@ pub(super) async fn lines<T: Serialize>(
             writer.send_if_due()?;
         }
         Ok(lines)
+    })
+    .await
+}
+
+/// Responds with the bytes of `source`.
+pub(super) async fn bytes(mut source: impl Read + Send + 'static) -> Result<Response, Failure> {
+    respond("application/octet-stream", Cancellation::default(), move |writer| {
+        let mut piece = vec![0; PIECE];
+        loop {
+            let count = source.read(&mut piece).map_err(|error| Error::of_step("reading the copy", error))?;
+            if count == 0 {
+                return Ok(source);
+            }
+            writer.raw(&piece[..count])?;
+        }
     })
     .await
 }

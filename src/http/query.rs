@@ -11,7 +11,7 @@ use super::failure::Failure;
 use crate::app::Error;
 use crate::app::compare::ChunkQuery;
 use crate::app::compare::MapOptions;
-use crate::app::snapshots::{AdoptOptions, DocumentOptions};
+use crate::app::snapshots::{AdoptOptions, DocumentOptions, Manifests};
 use crate::config::{Refine, block_size};
 use crate::model::annotations::MAX_LABELS;
 use crate::model::{ChunkKind, LabelSelector};
@@ -196,7 +196,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AdoptQuery {
         }
         Ok(Self(AdoptOptions {
             dry_run: query.bool_or("dryRun", false)?,
-            manifests: query.bool_or("manifests", false)?,
+            manifests: if query.bool_or("manifests", false)? { Manifests::All } else { Manifests::None },
         }))
     }
 }

@@ -50,6 +50,7 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
         ("/api/v1/auth/login", Access::Open, post(handlers::login)),
         ("/api/v1/capabilities", view, get(handlers::capabilities)),
         ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),
+        ("/api/v1/database", Access::NeedsForAll(Permission::Administer), get(handlers::database)),
         ("/api/v1/repositories", view, get(handlers::repositories)),
         ("/api/v1/status", view, get(handlers::status)),
         ("/api/v1/snapshots", create, post(handlers::create_snapshots)),

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::api::{Queue, ServiceStatus, Status};
+use crate::api::{DatabaseStatus, Queue, ServiceStatus, Status};
 use crate::app::Error;
 use crate::app::ops::StatusQuery;
 use crate::model::printable;
@@ -79,6 +79,9 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let id = printable(&entry.id);
         let _ = writeln!(page, "  {id} {space}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
+    if let Some(database) = &status.database {
+        database_section(&mut page, database);
+    }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
     }
@@ -106,6 +109,20 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         }
     }
     page
+}
+
+fn database_section(page: &mut String, database: &DatabaseStatus) {
+    let found = match (&database.status, &database.problem) {
+        (Status::Ok, _) => "whole".to_owned(),
+        (Status::Error, problem) => format!("PROBLEM: {}", printable(problem.as_deref().unwrap_or("unknown"))),
+    };
+    let _ = writeln!(page, "\ndatabase\n  checked {}: {found}", database.checked_at);
+    if database.rebuilding {
+        *page += "  it was damaged; not all repositories were available since to rebuild it\n";
+    }
+    if let Some(at) = &database.rebuilt_at {
+        let _ = writeln!(page, "  rebuilt {at}, without: {}", database.lost.join(", "));
+    }
 }
 
 fn heading<T>(page: &mut String, what: &str, queue: &Queue<T>) {

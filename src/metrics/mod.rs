@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus_client::encoding::text::encode;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -29,6 +30,8 @@ pub struct Metrics {
     snapshots: Family<Labels<1>, Counter>,
     freeze: Histogram,
     hook_runs: Family<Labels<4>, Counter>,
+    database_damaged: Gauge,
+    database_checked: Gauge,
     log_lines_dropped: Counter,
     audit_lines_dropped: Counter,
 }
@@ -42,6 +45,8 @@ impl Default for Metrics {
             snapshots: Family::default(),
             freeze: Histogram::new(FREEZE_BUCKETS),
             hook_runs: Family::default(),
+            database_damaged: Gauge::default(),
+            database_checked: Gauge::default(),
             log_lines_dropped: Counter::default(),
             audit_lines_dropped: Counter::default(),
         };
@@ -52,6 +57,8 @@ impl Default for Metrics {
             snapshots,
             freeze,
             hook_runs,
+            database_damaged,
+            database_checked,
             log_lines_dropped,
             audit_lines_dropped,
         } = &mut metrics;
@@ -61,6 +68,10 @@ impl Default for Metrics {
         let help = "Longest time that a guest may have been frozen for a snapshot";
         registry.register_with_unit("freeze", help, Unit::Seconds, freeze.clone());
         registry.register("hook_runs", "Hook calls, by kind, stage and outcome", hook_runs.clone());
+        let help = "Whether the last check found the database damaged: 1 if so";
+        registry.register("database_damaged", help, database_damaged.clone());
+        let help = "When the database was last checked, since 1970";
+        registry.register_with_unit("database_check_time", help, Unit::Seconds, database_checked.clone());
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
         let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
@@ -118,6 +129,12 @@ impl Metrics {
         }
     }
 
+    /// Records that the database was checked at `time`, in seconds since 1970.
+    pub fn database_checked(&self, time: i64, is_damaged: bool) {
+        self.database_checked.set(time);
+        self.database_damaged.set(i64::from(is_damaged));
+    }
+
     /// All metrics in the format [`CONTENT_TYPE`].
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -141,6 +158,7 @@ mod tests {
         metrics.log_lines_dropped().inc_by(3);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed(None);
+        metrics.database_checked(1_700_000_000, true);
         metrics.snapshot_failed(Some(Duration::from_secs(7)));
         let text = metrics.text();
         for line in [
@@ -153,6 +171,8 @@ mod tests {
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.1\"} 1",
             "ovm_exporter_freeze_seconds_count 2",
+            "ovm_exporter_database_damaged 1",
+            "ovm_exporter_database_check_time_seconds 1700000000",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

@@ -71,7 +71,10 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         reload_access(path, &app);
         notify::ready();
     };
-    signals.until_stopped(on_hang_up).await;
+    tokio::select! {
+        () = signals.until_stopped(on_hang_up) => {}
+        () = app.operator.database.restart_needed() => {}
+    }
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
     notify::stopping();
@@ -100,6 +103,9 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
     }
     app.exports.finish_audit();
     match app.release_guests().await {
+        Ok(0) if app.operator.database.is_restart_needed() => {
+            anyhow::bail!("stopped because the database is damaged; the next start sets it aside and rebuilds it");
+        }
         Ok(0) => tracing::info!("stopped"),
         Ok(pending) => {
             tracing::error!(pending, "stopped with pending post hooks: guests may still be frozen");

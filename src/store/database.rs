@@ -7,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError, RwLock};
 
-use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, StorageError, WriteTransaction};
+use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
-use super::{DatabaseState, StoreError, Trouble, schema};
+use super::{StoreError, Trouble, schema};
 use crate::sys::fsinfo;
 
 /// Memory for cached pages, bytes. A snapshot takes a few KiB in the database.
@@ -23,12 +23,12 @@ type OpenFn = fn(&Builder, PathBuf) -> Result<Database, DatabaseError>;
 
 /// An open database that survives a full disk.
 pub(super) struct Handle {
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// `None` after a failure: after a failed write, redb refuses all writes until it is reopened, even if there is
     /// space again.
     database: RwLock<Option<Database>>,
     /// Device and inode of the open file. Another file at its path is another database.
-    opened: (u64, u64),
+    pub(super) opened: (u64, u64),
     failed: Mutex<Option<String>>,
 }
 
@@ -39,9 +39,16 @@ impl Handle {
         let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
         handle.write(schema::migrate)?;
         // Sync the folder, so that a new file survives a crash.
-        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-            File::open(folder)?.sync_all()?;
-        }
+        File::open(folder_of(path))?.sync_all()?;
+        Ok(handle)
+    }
+
+    /// A handle of `database`, whose bytes are elsewhere. The file at `path` stands for them where the file is checked.
+    #[cfg(test)]
+    pub(super) fn over(database: Database, path: &Path) -> Result<Self, StoreError> {
+        let (database, opened) = (RwLock::new(Some(database)), file_id(&fs::metadata(path)?));
+        let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
+        handle.write(schema::migrate)?;
         Ok(handle)
     }
 
@@ -76,8 +83,7 @@ impl Handle {
             Ok(metadata) if metadata.len() == 0 => return Some(Trouble::Emptied),
             Ok(_) => {}
         }
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        match File::open(folder).and_then(fsinfo::space) {
+        match File::open(folder_of(&self.path)).and_then(fsinfo::space) {
             Err(error) => return Some(Trouble::Unreadable(error.to_string())),
             Ok(space) if space.is_read_only => return Some(Trouble::ReadOnly),
             Ok(space) if space.total > 0 && space.free < MIN_FREE_BYTES => return Some(Trouble::Full),
@@ -95,14 +101,13 @@ impl Handle {
         self.with(|database| work(&database.begin_read()?))
     }
 
-    fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn with<T>(&self, work: impl FnOnce(&Database) -> Result<T, StoreError>) -> Result<T, StoreError> {
         self.reopen_if_closed()?;
         let outcome = {
             let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
             let Some(database) = database.as_ref() else { return Err(StoreError::Closed) };
-            // A damaged page makes redb panic. The request fails; the service goes on.
-            catch_unwind(AssertUnwindSafe(|| work(database)))
-                .unwrap_or_else(|_| Err(StoreError::Damaged(self.path.clone())))
+            // The request fails; the service goes on.
+            catching_damage(&self.path, || work(database))
         };
         if outcome.as_ref().err().is_some_and(StoreError::needs_reopening) {
             *self.database.write().unwrap_or_else(PoisonError::into_inner) = None;
@@ -126,48 +131,40 @@ impl Handle {
     }
 }
 
-/// Identifies a file on this host.
-fn file_id(metadata: &Metadata) -> (u64, u64) {
-    (metadata.dev(), metadata.ino())
+/// The folder of the database at `path`.
+pub(super) fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Checks the database at `path` without changing it.
-pub(super) fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
-    refuse_foreign(path)?;
-    if !path.try_exists()? {
-        return Ok(DatabaseState::Missing);
-    }
-    let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {
-        Err(DatabaseError::RepairAborted) => Ok(DatabaseState::Unclean),
-        opened => {
-            let transaction = opened?.begin_read()?;
-            schema::check(&transaction)?;
-            super::read_all(&transaction).map(|()| DatabaseState::Good)
-        }
-    });
-    looked.unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+/// Identifies a file on this host.
+pub(super) fn file_id(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
 }
 
 /// Opens the database at `path` and checks its integrity.
 fn opened(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
-    catch_unwind(|| open_file(path, open)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())))
+    catching_damage(path, || {
+        refuse_foreign(path)?;
+        let mut database = open(&builder(), path.to_owned())?;
+        // Damaged data pages do not keep a database from opening. Checked now, they do not fail a request later.
+        if !database.check_integrity()? {
+            tracing::warn!(path = %path.display(), "the database was not closed cleanly and has been repaired");
+        }
+        Ok(database)
+    })
 }
 
-fn open_file(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
-    refuse_foreign(path)?;
-    let mut database = open(Database::builder().set_cache_size(CACHE_BYTES), path.to_owned())?;
-    // Damaged data pages do not keep a database from opening. Checked now, they do not fail a request later.
-    match database.check_integrity() {
-        Ok(true) => {}
-        Ok(false) => {
-            tracing::warn!(path = %path.display(), "the database was not closed cleanly and has been repaired")
-        }
-        Err(DatabaseError::Storage(StorageError::Corrupted(_))) => {
-            return Err(StoreError::Damaged(path.to_owned()));
-        }
-        Err(error) => return Err(error.into()),
-    }
-    Ok(database)
+pub(super) fn builder() -> Builder {
+    let mut builder = Database::builder();
+    builder.set_cache_size(CACHE_BYTES);
+    builder
+}
+
+/// Runs `work` on the database at `path`. All that shows damage becomes [`StoreError::Damaged`].
+pub(super) fn catching_damage<T>(path: &Path, work: impl FnOnce() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    // A damaged page makes redb panic.
+    let done = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|_| Err(StoreError::Damaged(path.to_owned())));
+    done.map_err(|error| error.into_damage(path))
 }
 
 /// Every redb file begins with this.
@@ -176,7 +173,7 @@ const MAGIC: &[u8] = b"redb";
 /// Refuses a path that is not a regular file, and a file that is not a redb database. A database of the original
 /// exporter (Bolt) has the magic number 0xED0CDAED after the 16 bytes of the first page's header, in the machine's byte
 /// order.
-fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
+pub(super) fn refuse_foreign(path: &Path) -> Result<(), StoreError> {
     match path.metadata() {
         Ok(metadata) if !metadata.is_file() => return Err(StoreError::NotADatabase(path.to_owned())),
         Ok(_) => {}

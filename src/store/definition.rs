@@ -7,7 +7,7 @@ use super::{Store, StoreError};
 use crate::model::{Definition, SnapshotId};
 
 /// Snapshot id → definition (JSON).
-const DEFINITIONS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("definitions");
+pub(super) const DEFINITIONS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("definitions");
 
 impl Store {
     /// The definition of the VM of the snapshot `id`, as it was at the snapshot, if it was kept.
@@ -15,7 +15,7 @@ impl Store {
         self.handle.read(|transaction| {
             let definitions = transaction.open_table(DEFINITIONS)?;
             let bytes = definitions.get(id.as_u128())?;
-            bytes.map(|bytes| serde_json::from_slice(bytes.value()).map_err(|error| damaged(id, &error))).transpose()
+            bytes.map(|bytes| decode(id.as_u128(), bytes.value())).transpose()
         })
     }
 }
@@ -34,6 +34,10 @@ pub(super) fn put(
 pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
     transaction.open_table(DEFINITIONS)?.remove(id.as_u128())?;
     Ok(())
+}
+
+pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<Definition, StoreError> {
+    serde_json::from_slice(bytes).map_err(|error| damaged(SnapshotId::from_u128(id), &error))
 }
 
 fn damaged(id: SnapshotId, error: &serde_json::Error) -> StoreError {

@@ -1,6 +1,7 @@
 //! The errors of the database.
 
-use std::path::PathBuf;
+use std::io;
+use std::path::{Path, PathBuf};
 
 use crate::model::SnapshotId;
 
@@ -9,7 +10,7 @@ pub enum StoreError {
     #[error("the database failed: {0}")]
     Database(Box<redb::Error>),
     #[error("the database file cannot be used: {0}")]
-    Io(std::io::Error),
+    Io(io::Error),
     #[error("the database is in use by another process; is the service running already?")]
     InUse,
     #[error(
@@ -33,10 +34,17 @@ pub enum StoreError {
     )]
     NotADatabase(PathBuf),
     #[error(
-        "the database {} is damaged and is left untouched; restore it from a backup, or move it away to \
-         start with an empty one (the snapshots stay in the repositories)", .0.display()
+        "the database {} is damaged and is left untouched; put a copy in its place (made with: coriolis-ovm-exporter \
+         backup-db), or set db_rebuild = true and start the service, or move the file away, start the service, and \
+         run: coriolis-ovm-exporter adopt --manifests (the snapshots are in the repositories)", .0.display()
     )]
     Damaged(PathBuf),
+    /// For a copy of the database beside it.
+    #[error(
+        "a copy of the database needs {needed} bytes beside it, and {free} bytes are free; free some space on the file \
+         system of db_file"
+    )]
+    NoRoom { needed: u64, free: u64 },
     #[error("the database's record of the snapshot {id} cannot be read: {cause}")]
     Record { id: SnapshotId, cause: String },
     /// It could not be reopened after a failure.
@@ -88,6 +96,21 @@ impl Trouble {
 }
 
 impl StoreError {
+    /// [`StoreError::Damaged`], if redb found that the file at `path` is damaged.
+    #[must_use]
+    pub(super) fn into_damage(self, path: &Path) -> Self {
+        let is_damage = match &self {
+            Self::Database(error) => matches!(**error, redb::Error::Corrupted(_)),
+            Self::Io(error) => matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof),
+            _ => false,
+        };
+        if !is_damage {
+            return self;
+        }
+        tracing::error!(error = %self, path = %path.display(), "the database is damaged");
+        Self::Damaged(path.to_owned())
+    }
+
     /// Whether redb must be reopened before it works again.
     pub(super) fn needs_reopening(&self) -> bool {
         match self {
@@ -96,6 +119,7 @@ impl StoreError {
             | Self::NewerSchema { .. }
             | Self::Bolt(_)
             | Self::NotADatabase(_)
+            | Self::NoRoom { .. }
             | Self::Record { .. }
             | Self::Closed
             | Self::FileLost(_) => false,

@@ -3,28 +3,36 @@
 //! The database is an index. Each snapshot folder has a manifest from which the snapshot's record can be rebuilt. The
 //! database never holds an extent map.
 
+mod contents;
 mod database;
 mod definition;
 mod error;
+mod frozen;
+mod inspect;
+mod overlay;
 mod pending_hooks;
 mod proof;
+mod rebuild;
 mod record;
 mod retention;
 mod schema;
 
 use std::collections::{HashMap, HashSet};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use redb::{ReadTransaction, ReadableTable, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 
 use crate::model::{
     Definition, PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 
 pub use error::{StoreError, Trouble};
+pub use inspect::{DatabaseState, inspect};
 pub use pending_hooks::PendingHookTable;
 pub use proof::Proofs;
+pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
@@ -46,25 +54,6 @@ pub const LAST_SEQUENCE: u64 = 1 << 48;
 #[derive(Clone)]
 pub struct Store {
     handle: Arc<database::Handle>,
-}
-
-/// What is at the path of the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DatabaseState {
-    /// No file. The service will create one.
-    Missing,
-    /// A database of this service.
-    Good,
-    /// A database that was not closed cleanly. The service will repair it.
-    Unclean,
-}
-
-/// Checks the database at `path` without changing it.
-///
-/// # Errors
-/// Those of [`Store::open`].
-pub fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
-    database::inspect(path)
 }
 
 impl Store {
@@ -95,6 +84,25 @@ impl Store {
             transaction.open_table(SNAPSHOTS)?;
             Ok(())
         })
+    }
+
+    /// Checks that every page of the database is whole, and reads every record. Writes wait meanwhile; the file stays as
+    /// it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Damaged`] or [`StoreError::Record`] if it is damaged. After others its state is unknown.
+    pub fn verify(&self) -> Result<(), StoreError> {
+        self.handle.verify()
+    }
+
+    /// A copy of the database as it is now, checked. Snapshots that are being made are not in it: when the copy is used,
+    /// they may be complete, and a start removes unfinished ones. The file has no name, so it disappears when it is
+    /// closed. Writes wait while it is made.
+    ///
+    /// # Errors
+    /// [`StoreError::NoRoom`]; those of [`Store::verify`].
+    pub fn copy(&self) -> Result<File, StoreError> {
+        self.handle.copy()
     }
 
     /// Records in one transaction that the snapshots of `drafts` are about to be made, and assigns their sequences.
@@ -275,18 +283,20 @@ fn begin_one(
     Ok(unfinished)
 }
 
-/// Reads every record, and so every page that holds one.
-fn read_all(transaction: &ReadTransaction) -> Result<(), StoreError> {
-    let records = match transaction.open_table(SNAPSHOTS) {
-        Err(redb::TableError::TableDoesNotExist(_)) => return Ok(()),
-        records => records?,
-    };
-    for entry in records.iter()? {
+/// Removes the records of snapshots that are being made.
+fn forget_unfinished(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    let mut snapshots = transaction.open_table(SNAPSHOTS)?;
+    let mut unfinished = Vec::new();
+    for entry in snapshots.iter()? {
         let (id, bytes) = entry?;
-        record::decode(id.value(), bytes.value())?;
+        if let Record::Creating(files) = record::decode(id.value(), bytes.value())? {
+            unfinished.push(files);
+        }
     }
-    for entry in transaction.open_table(SNAPSHOTS_BY_VM)?.iter()? {
-        entry?;
+    let mut by_vm = transaction.open_table(SNAPSHOTS_BY_VM)?;
+    for files in unfinished {
+        snapshots.remove(files.id.as_u128())?;
+        by_vm.remove((files.vm.as_str(), files.sequence))?;
     }
     Ok(())
 }
@@ -300,5 +310,7 @@ fn put_bytes(transaction: &WriteTransaction, id: SnapshotId, record: &[u8]) -> R
     Ok(())
 }
 
+#[cfg(test)]
+mod power_loss;
 #[cfg(test)]
 mod tests;

@@ -7,9 +7,9 @@ use crate::model::{DiskName, SnapshotId};
 
 /// (snapshot id, disk) → ctime of its file, nanoseconds since 1970. For this ctime it was proven that the content is
 /// the recorded one.
-const PROVEN: TableDefinition<'_, (u128, &str), i128> = TableDefinition::new("proven");
+pub(super) const PROVEN: TableDefinition<'_, (u128, &str), i128> = TableDefinition::new("proven");
 /// (snapshot id, disk, algorithm) → checksum of the whole disk.
-const CHECKSUMS: TableDefinition<'_, (u128, &str, &str), &[u8]> = TableDefinition::new("checksums");
+pub(super) const CHECKSUMS: TableDefinition<'_, (u128, &str, &str), &[u8]> = TableDefinition::new("checksums");
 
 /// The proofs and checksums of a [`Store`](super::Store).
 pub struct Proofs<'a>(pub(super) &'a database::Handle);

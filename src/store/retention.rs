@@ -12,11 +12,12 @@ use crate::model::retention::Retention;
 use crate::model::{Definition, Snapshot, SnapshotId, VmId};
 
 /// Snapshot id → expiry, milliseconds since 1970.
-const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
+pub(super) const EXPIRIES: TableDefinition<'_, u128, i64> = TableDefinition::new("expiries");
 /// (snapshot id, user) → end of the lease, milliseconds since 1970.
-const LEASES: TableDefinition<'_, (u128, &str), i64> = TableDefinition::new("leases");
+pub(super) const LEASES: TableDefinition<'_, (u128, &str), i64> = TableDefinition::new("leases");
 /// (user, VM, Idempotency-Key) → [`KeyUse`].
-const IDEMPOTENCY_KEYS: TableDefinition<'_, (&str, &str, &str), &[u8]> = TableDefinition::new("idempotency_keys");
+pub(super) const IDEMPOTENCY_KEYS: TableDefinition<'_, (&str, &str, &str), &[u8]> =
+    TableDefinition::new("idempotency_keys");
 
 /// How long a used key is remembered.
 pub const KEY_LIFETIME: Duration = Duration::from_secs(24 * 3600);

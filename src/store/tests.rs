@@ -170,7 +170,7 @@ fn golden(schema: u64) -> (tempfile::TempDir, Store) {
     (dir, store)
 }
 
-fn golden_path(schema: u64) -> PathBuf {
+pub(super) fn golden_path(schema: u64) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/schema-{schema}.redb"))
 }
 

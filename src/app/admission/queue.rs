@@ -118,6 +118,11 @@ impl<T: Queued> AdmissionQueue<T> {
         self.0.state().entries.values().for_each(visit);
     }
 
+    /// Whether nothing is running or waiting.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.state().entries.is_empty()
+    }
+
     /// How many requests wait for a slot.
     pub(crate) fn waiting(&self) -> usize {
         self.0.state().entries.values().filter(|entry| entry.wake.is_some()).count()

@@ -8,6 +8,7 @@ use super::exclusive_usage::ExclusiveUsage;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
+use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState};
@@ -35,6 +36,7 @@ pub struct Ops {
     hooks: Arc<PendingHooks>,
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
+    database: Arc<Database>,
     usage: Arc<ExclusiveUsage>,
     store: Store,
     tasks: Tasks,
@@ -51,6 +53,7 @@ impl Ops {
         (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
+        database: Arc<Database>,
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -62,7 +65,7 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
+        Self { inventory, admission, hooks, recovery, reconciler, database, usage: Arc::new(usage), store, tasks }
     }
 
     /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
@@ -86,9 +89,9 @@ impl Ops {
             let (mut leftovers, mut owed_hooks) = (ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?));
             leftovers.retain(|leftover| is_visible(&leftover.vm_id));
             owed_hooks.retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default()));
-            Ok((repositories, leftovers, owed_hooks, view))
+            Ok((repositories, ops.database.status()?, leftovers, owed_hooks, view))
         });
-        let (repositories, leftovers, owed_hooks, view) = found.await?;
+        let (repositories, database, leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
@@ -110,6 +113,7 @@ impl Ops {
                 view.includes_vm(&work.details.vm).then(|| export(work, since))
             }),
             repositories,
+            database: Some(database),
             leftovers,
             owed_hooks,
             snapshots,
@@ -156,6 +160,9 @@ impl Ops {
                     tracing::error!(%error, "not ready");
                     problems.push("the database cannot be read".to_owned());
                 }
+            }
+            if ops.database.is_damaged() {
+                problems.push("the database is damaged".to_owned());
             }
             let found = ops.inventory.repositories();
             for (known, mounted) in found.with_mounts() {

@@ -24,18 +24,48 @@ use crate::repository::executor::JobKind;
 use crate::repository::scan;
 use crate::repository::{LocatedDisk, PathError, Repository, SnapshotDir, assign, locate};
 use crate::store::Store;
+use crate::sys::host;
 
 /// The options of an adoption.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct AdoptOptions {
     /// Only report what would be adopted.
     pub dry_run: bool,
-    /// Also adopt snapshots with a manifest. They belong to another exporter, unless its database was lost.
-    pub manifests: bool,
+    pub manifests: Manifests,
+}
+
+/// Which snapshots with a manifest are adopted. They belong to another exporter, unless its database was lost.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Manifests {
+    #[default]
+    None,
+    /// All of them, and also folders without one.
+    All,
+    /// Those of this service, and nothing else.
+    Own,
+}
+
+/// An adoption without a request: the database is rebuilt.
+#[derive(Debug)]
+pub(crate) struct Readoption {
+    pub report: api::Adoption,
+    /// Whether all repositories were searched.
+    pub is_complete: bool,
 }
 
 /// VMs with disks in unmounted repositories, with the reason.
 type Partial = HashMap<VmId, String>;
+
+/// What was found in the repositories.
+#[derive(Default)]
+struct Found {
+    /// By VM, and oldest first.
+    candidates: BTreeMap<VmId, Vec<Candidate>>,
+    /// The folders that cannot be adopted.
+    report: api::Adoption,
+    /// Whether a repository could not be searched.
+    is_partial: bool,
+}
 
 /// A snapshot with a known VM, before it is adopted.
 struct Candidate {
@@ -76,9 +106,33 @@ impl Adopter {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. The report lists problems with single folders.
     pub async fn adopt(self: &Arc<Self>, session: &Session, options: AdoptOptions) -> Result<api::Adoption, Error> {
-        let (adopter, user, actor) = (Arc::clone(self), session.subject().to_owned(), Actor::from(session));
-        let outcome = self.tasks.detached(async move {
-            let (candidates, mut report) = adopter.blocking(move |adopter| adopter.candidates(options, &user)).await?;
+        let actor = Actor::from(session);
+        let outcome = self.adopt_as(session.subject(), options).await.map(|(report, _)| report);
+        if !options.dry_run {
+            actor.did("adopt", "", &outcome);
+        }
+        outcome
+    }
+
+    /// Adopts the snapshots of this service whose manifests are in the repositories. The database was lost.
+    ///
+    /// # Errors
+    /// Those of [`Adopter::adopt`].
+    pub(crate) async fn readopt(self: &Arc<Self>) -> Result<Readoption, Error> {
+        let (actor, options) = (Actor::service("rebuild"), AdoptOptions { dry_run: false, manifests: Manifests::Own });
+        let (report, is_partial) = self.adopt_as(actor.user(), options).await?;
+        if !report.adopted.is_empty() {
+            actor.did("adopt", "", &Ok::<(), Error>(()));
+        }
+        Ok(Readoption { report, is_complete: !is_partial })
+    }
+
+    /// Returns the report, and whether a repository could not be searched.
+    async fn adopt_as(self: &Arc<Self>, user: &str, options: AdoptOptions) -> Result<(api::Adoption, bool), Error> {
+        let (adopter, user) = (Arc::clone(self), user.to_owned());
+        let adoption = self.tasks.detached(async move {
+            let Found { candidates, mut report, is_partial } =
+                adopter.blocking(move |adopter| adopter.find(options, &user)).await?;
             for (vm, candidates) in candidates {
                 let own = adopter.vm_locks.take(&vm).await;
                 // A dry run does not lock, because the lock would leave a file behind.
@@ -91,25 +145,18 @@ impl Adopter {
             }
             adopter.reconciler.blocking(Reconciler::find_unknown).await?;
             report.skipped_legacy.clone_from(&report.skipped);
-            Ok(report)
+            Ok((report, is_partial))
         });
-        let outcome = outcome.await;
-        if !options.dry_run {
-            actor.did("adopt", "", &outcome);
-        }
-        outcome
+        adoption.await
     }
 
-    /// Finds the candidates, by VM and oldest first. The report lists the folders that cannot be adopted.
-    fn candidates(
-        &self,
-        options: AdoptOptions,
-        user: &str,
-    ) -> Result<(BTreeMap<VmId, Vec<Candidate>>, api::Adoption), Error> {
+    /// Finds the snapshots that can be adopted.
+    fn find(&self, options: AdoptOptions, user: &str) -> Result<Found, Error> {
         let mut report = api::Adoption { dry_run: options.dry_run, ..api::Adoption::default() };
         let mut skip = |path: &Path, reason: String| {
             report.skipped.push(api::SkippedFolder { path: path.display().to_string(), reason });
         };
+        let mut is_partial = false;
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for repository in self.inventory.repositories().usable().filter(|repository| repository.mounted().is_ok()) {
             match repository.run(JobKind::SHORT, |access, root| scan::scan(root, &|| access.progress())) {
@@ -119,15 +166,19 @@ impl Adopter {
                     }
                     unrecognized.iter().for_each(|entry| skip(&entry.path, entry.reason.clone()));
                 }
-                Err(error) => skip(repository.mount_point(), format!("cannot be scanned: {error}")),
+                Err(error) => {
+                    is_partial = true;
+                    skip(repository.mount_point(), format!("cannot be scanned: {error}"));
+                }
             }
         }
         let found = self.inventory.repositories();
         for (repository, cause) in found.unmounted() {
+            is_partial = true;
             skip(repository.mount_point(), format!("{cause}: its folders were not scanned"));
         }
         let (owners, partial) = self.owners_of_disks()?;
-        let mut placed: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
+        let mut candidates: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();
         for (id, parts) in by_id {
             // The database knows it, perhaps as one that is being created or removed.
             if let Some(known) = self.store.record(SnapshotId::from_u128(id))? {
@@ -137,21 +188,31 @@ impl Adopter {
                 });
                 continue;
             }
-            let assigned = place(&parts, &owners, options.manifests, user);
+            let with_manifests = options.manifests != Manifests::None;
+            let assigned = match options.manifests {
+                Manifests::Own if !self.is_own(&parts) => Err("was not made by this service".to_owned()),
+                _ => place(&parts, &owners, with_manifests, user),
+            };
             let assigned = assigned.and_then(|snapshot| match partial.get(&snapshot.vm) {
                 // Without all repositories, a part of the snapshot would be adopted as the whole.
                 Some(reason) => Err(reason.clone()),
                 None => Ok(snapshot),
             });
             match assigned {
-                Ok(new) => placed.entry(new.vm.clone()).or_default().push(Candidate { placed: new, parts }),
+                Ok(placed) => candidates.entry(placed.vm.clone()).or_default().push(Candidate { placed, parts }),
                 Err(reason) => parts.iter().for_each(|(_, folder)| skip(&folder.path, reason.clone())),
             }
         }
-        for candidates in placed.values_mut() {
+        for candidates in candidates.values_mut() {
             candidates.sort_by_key(|candidate| (candidate.placed.created_at, candidate.placed.sequence()));
         }
-        Ok((placed, report))
+        Ok(Found { candidates, report, is_partial })
+    }
+
+    /// Whether the manifest of the snapshot names this service.
+    fn is_own(&self, parts: &Parts) -> bool {
+        let mut makers = parts.iter().filter_map(|(_, folder)| folder.maker.as_deref());
+        makers.any(|maker| host::is_same_service(maker, &self.exporter))
     }
 
     fn owners_of_disks(&self) -> Result<(Owners, Partial), Error> {

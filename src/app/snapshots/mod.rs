@@ -16,7 +16,8 @@ mod service;
 mod stray;
 mod sweep;
 
-pub use adopt::{AdoptOptions, Adopter};
+pub(crate) use adopt::Readoption;
+pub use adopt::{AdoptOptions, Adopter, Manifests};
 pub use create_request::CreateRequest;
 pub use document::{DiskDocument, DocumentOptions, Documents, MapDocument, SnapshotDocument};
 pub(crate) use reconcile::Reconciler;

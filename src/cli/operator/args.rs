@@ -61,6 +61,14 @@ pub struct AdoptArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct BackupDbArgs {
+    /// Where to write the copy. A file there is replaced when the copy is complete
+    pub file: PathBuf,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct SnapshotListArgs {
     /// Only the snapshots of this VM: its name, uuid or friendly name
     pub vm: Option<String>,
@@ -208,6 +216,11 @@ pub enum OperatorCommand {
     /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times.
     /// Folders that cannot be assigned are listed with the reason and not changed.
     Adopt(AdoptArgs),
+    /// Write a copy of the database of the running service to a file
+    ///
+    /// The copy has all snapshots that were complete when it was made. To use it, stop the service, put the copy at
+    /// db_file and start the service.
+    BackupDb(BackupDbArgs),
 }
 
 /// A shorter interval would keep the service busy.

@@ -2,6 +2,7 @@
 
 mod adopt;
 mod args;
+mod backup_db;
 mod names;
 mod repositories;
 mod service;
@@ -30,6 +31,7 @@ pub fn run(command: &OperatorCommand, config: &Path) -> anyhow::Result<ExitCode>
             None => status::run(args, config),
         },
         OperatorCommand::Adopt(args) => adopt::run(args, config),
+        OperatorCommand::BackupDb(args) => backup_db::run(args, config),
     };
     match result {
         // The reader has enough.

@@ -83,6 +83,9 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
         section(&mut lines, &heading, &cost_requests(&status.cost_requests), width);
     }
     section(&mut lines, "repositories", &repositories(&status.repositories), width);
+    if let Some(database) = &status.database {
+        section(&mut lines, "database", &database_rows(database), width);
+    }
     if !status.leftovers.is_empty() {
         let heading = "leftovers: deleted or unfinished snapshots whose files could not be removed yet";
         section(&mut lines, heading, &leftovers(&status.leftovers, names), width);
@@ -202,6 +205,23 @@ fn repositories(repositories: &[api::RepositoryStatus]) -> Table {
     table
 }
 
+fn database_rows(database: &api::DatabaseStatus) -> Table {
+    let mut table = Table::new(&[("CHECKED", Align::Left), ("REBUILT", Align::Left), ("STATUS", Align::Text)]);
+    let mut status = match database.status {
+        api::Status::Ok => "ok".to_owned(),
+        api::Status::Error => format!("error: {}", database.problem.as_deref().unwrap_or("no reason is known")),
+    };
+    if database.rebuilding {
+        status.push_str("; it was damaged, and not all repositories were available since to rebuild it");
+    }
+    if database.rebuilt_at.is_some() {
+        status.push_str(&format!("; the rebuilding has lost: {}", database.lost.join(", ")));
+    }
+    let rebuilt = database.rebuilt_at.as_deref().map(table::local_text).unwrap_or_default();
+    table.row(vec![table::local_text(&database.checked_at), rebuilt, status]);
+    table.without_empty_columns()
+}
+
 fn leftovers(leftovers: &[api::Leftover], names: &Names) -> Table {
     let mut table = Table::new(&[("SNAPSHOT", Align::Left), ("VM", Align::Text), ("REASON", Align::Text)]);
     for leftover in leftovers {
@@ -264,6 +284,8 @@ mod tests {
             "bytes_total": 4194304, "bytes_done": 1048576, "bytes_per_second": 524288, "seconds_left": 3700}]},
         "repositories": [{"id": "r", "alias": null, "mount_point": "/OVS", "total_bytes": 1048576, "free_bytes": 1024,
             "min_free_bytes": 2048, "snapshots": 3, "unknown_snapshots": 2, "status": "ok"}],
+        "database": {"checked_at": "then", "status": "error", "problem": "it is damaged", "rebuilding": false,
+            "rebuilt_at": "before", "lost": ["leases"]},
         "leftovers": [{"id": "6f2c", "vm_id": "01", "repositories": ["r"], "reason": "not mounted"}],
         "owed_hooks": [{"snapshot_id": "6f2c", "vm_id": "01", "operation": "create", "hooks": ["10-a", "20-b"],
             "attempts": 4}]}"#;
@@ -289,6 +311,10 @@ repositories
 NAME  MOUNT POINT                  FREE  REQUIRED  SNAPSHOTS  STATUS
 r     /OVS         1.00 KiB of 1.00 MiB  2.00 KiB          3  ok; TOO LITTLE is free for a snapshot; 2 snapshots are \
                         not in the database (see adopt)
+
+database
+CHECKED  REBUILT  STATUS
+then     before   error: it is damaged; the rebuilding has lost: leases
 
 leftovers: deleted or unfinished snapshots whose files could not be removed yet
 SNAPSHOT  VM   REASON

@@ -201,6 +201,11 @@ impl Exporter {
         ended.unwrap()
     }
 
+    /// The exit status, if the process has ended.
+    pub fn ended(&mut self) -> Option<ExitStatus> {
+        self.child.try_wait().unwrap()
+    }
+
     /// The signal that ended the process.
     pub fn killed_by(&mut self) -> Option<i32> {
         self.child.try_wait().unwrap().and_then(|status| status.signal())

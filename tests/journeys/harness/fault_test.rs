@@ -24,6 +24,8 @@ pub struct FaultTest {
     pub disks: Vec<PathBuf>,
     /// The snapshots whose creation was confirmed to a client, with their expected contents.
     pub confirmed: BTreeMap<String, Bytes>,
+    /// Snapshots of another service, which this one does not know.
+    pub strangers: Vec<String>,
 }
 
 impl FaultTest {
@@ -40,7 +42,7 @@ impl FaultTest {
         });
         let disks = world.define_vm(&DISKS.map(|name| (name, SIZE)));
         let client = world.client();
-        let mut test = Self { world, client, shim, disks, confirmed: BTreeMap::new() };
+        let mut test = Self { world, client, shim, disks, confirmed: BTreeMap::new(), strangers: Vec::new() };
         test.write(0xaa);
         // A later power cut loses only what the service itself writes.
         test.world.volume.sync();
@@ -122,8 +124,11 @@ impl FaultTest {
             let manifest = fs::read(folder.join(".manifest.json")).unwrap();
             let manifest: Value = serde_json::from_slice(&manifest).unwrap_or_else(|error| panic!("{what}: {error}"));
             assert_eq!(manifest["snapshot_id"], *id, "{what}");
-            files.extend([".manifest.json", "a.img", "b.img"].map(|name| folder.join(name)));
-            files.push(folder);
+            files.extend(files_in(folder));
+        }
+        for id in &self.strangers {
+            assert!(!listed.contains(id), "{what}: {id} was not adopted");
+            files.extend(files_in(self.world.snapshot_folder(id)));
         }
         for id in self.confirmed.keys() {
             assert!(listed.contains(id), "{what}: {id} was confirmed and is gone");
@@ -134,4 +139,10 @@ impl FaultTest {
         assert_eq!(self.world.snapshot_files(), files, "{what}");
         extra
     }
+}
+
+/// The folder of a snapshot, and its files.
+fn files_in(folder: PathBuf) -> [PathBuf; 4] {
+    let [manifest, a, b] = [".manifest.json", "a.img", "b.img"].map(|name| folder.join(name));
+    [manifest, a, b, folder]
 }

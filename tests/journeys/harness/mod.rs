@@ -21,6 +21,7 @@ mod serving;
 mod shim;
 mod volume;
 mod wait;
+mod write_log;
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
@@ -38,7 +39,7 @@ pub use client::{Answer, Client, ids, text};
 pub use clock::Clock;
 pub use connection::{Connection, connect, connect_from, ends_completely};
 pub use exporter::{Exporter, SECRET, Settings, free_port};
-pub use fault_test::FaultTest;
+pub use fault_test::{Bytes, FaultTest};
 pub use guest::{Guest, ServerBehavior};
 pub use hook_dir::{HookDir, hook_runs};
 pub use hung::HungMount;
@@ -50,6 +51,7 @@ pub use serving::Serving;
 pub use shim::{Fault, Shim};
 pub use volume::{Device, Tmpfs, Volume, output, run};
 pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
+pub use write_log::WriteLog;
 
 /// The VM that most tests use.
 pub const VM: &str = "0004fb00000600000000000000000001";

@@ -117,17 +117,8 @@ impl Volume {
     pub fn behind_a_device(&self) -> Device {
         self.unmount();
         let image = self.image();
-        let is_mounted = || {
-            output(Command::new("findmnt").args(["--noheadings", "--output", "TARGET"]))
-                .contains(image.to_str().unwrap())
-        };
-        let (blocks, path) =
-            (format!("driver=file,node-name=image,locking=off,filename={}", image.display()), image.display());
-        let mut daemon = Command::new("qemu-storage-daemon");
-        daemon.args(["--blockdev", &blocks, "--export"]);
-        daemon.arg(format!("type=fuse,id=device,node-name=image,writable=on,mountpoint={path}"));
-        let daemon = daemon.spawn().unwrap();
-        eventually("the device is mounted", is_mounted);
+        let blocks = format!("driver=file,node-name=image,locking=off,filename={}", image.display());
+        let daemon = export(&image, &[blocks]);
         self.mount();
         Device { daemon, image }
     }
@@ -218,6 +209,20 @@ fn share_unmounts() {
             run(Command::new("mount").args(["--make-rshared", "/"]));
         }
     });
+}
+
+/// Mounts a FUSE file over the `image`, with the block devices of qemu(1); `image` is the name of the exported one.
+pub(super) fn export(image: &Path, devices: &[String]) -> Child {
+    let path = image.to_str().unwrap();
+    let mut daemon = Command::new("qemu-storage-daemon");
+    for device in devices {
+        daemon.args(["--blockdev", device]);
+    }
+    daemon.args(["--export", &format!("type=fuse,id=device,node-name=image,writable=on,mountpoint={path}")]);
+    let daemon = daemon.spawn().unwrap();
+    let targets = || output(Command::new("findmnt").args(["--noheadings", "--output", "TARGET"]));
+    eventually("the device is mounted", || targets().lines().any(|target| target.ends_with(path)));
+    daemon
 }
 
 /// Runs a command; panics if it fails.
