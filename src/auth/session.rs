@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::client_address::ClientAddress;
+use super::requester::Requester;
 use crate::model::{AccessRules, Grants, Permission, User};
 
 /// An authenticated request, and the permission that it needs. Only a valid token, or an operator's process on the Unix
@@ -13,8 +13,7 @@ pub struct Session {
     grants: Grants,
     /// What the request does. `app::inventory::access` checks it for each VM.
     permission: Permission,
-    address: Option<ClientAddress>,
-    request_id: Option<Arc<str>>,
+    requester: Requester,
 }
 
 /// A user, as an authenticator knows them.
@@ -53,7 +52,7 @@ impl Session {
 
     fn with_grants(identity: Arc<Identity>, grants: Grants) -> Self {
         // Until the route says what the request needs.
-        Self { identity, grants, permission: Permission::Administer, address: None, request_id: None }
+        Self { identity, grants, permission: Permission::Administer, requester: Requester::default() }
     }
 
     pub fn subject(&self) -> &str {
@@ -75,18 +74,14 @@ impl Session {
         Self { permission, ..self.clone() }
     }
 
-    /// The client's address, if the session belongs to a request.
-    pub fn address(&self) -> Option<ClientAddress> {
-        self.address
+    /// Where the request comes from. Empty if the session does not belong to one.
+    pub fn requester(&self) -> &Requester {
+        &self.requester
     }
 
-    pub fn request_id(&self) -> Option<&Arc<str>> {
-        self.request_id.as_ref()
-    }
-
-    /// The session of a request with this id from `address`.
+    /// The session of a request.
     #[must_use]
-    pub fn with_request(self, address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
-        Self { address, request_id, ..self }
+    pub fn with_request(self, requester: Requester) -> Self {
+        Self { requester, ..self }
     }
 }

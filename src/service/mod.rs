@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::app::audit;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
 use crate::config::{self, Api, Config, ConfigError, Fault};
@@ -102,7 +103,9 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         Err(_) => tracing::warn!("requests were still running at the deadline"),
     }
     app.exports.finish_audit();
-    match app.release_guests().await {
+    let released = app.release_guests().await;
+    audit::stop();
+    match released {
         Ok(0) if app.operator.database.is_restart_needed() => {
             anyhow::bail!("stopped because the database is damaged; the next start sets it aside and rebuilds it");
         }

@@ -86,6 +86,10 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
     if let Some(database) = &status.database {
         section(&mut lines, "database", &database_rows(database), width);
     }
+    if let Some(audit) = &status.audit {
+        lines.add("");
+        lines.add(format_args!("audit: newest line {}:{}", audit.seq, audit.hash));
+    }
     if !status.leftovers.is_empty() {
         let heading = "leftovers: deleted or unfinished snapshots whose files could not be removed yet";
         section(&mut lines, heading, &leftovers(&status.leftovers, names), width);
@@ -288,7 +292,7 @@ mod tests {
             "rebuilt_at": "before", "lost": ["leases"]},
         "leftovers": [{"id": "6f2c", "vm_id": "01", "repositories": ["r"], "reason": "not mounted"}],
         "owed_hooks": [{"snapshot_id": "6f2c", "vm_id": "01", "operation": "create", "hooks": ["10-a", "20-b"],
-            "attempts": 4}]}"#;
+            "attempts": 4}], "audit": {"seq": 7, "hash": "5f9c"}}"#;
 
     const PAGE: &str = "\
 coriolis-ovm-exporter 1, then
@@ -315,6 +319,8 @@ r     /OVS         1.00 KiB of 1.00 MiB  2.00 KiB          3  ok; TOO LITTLE is 
 database
 CHECKED  REBUILT  STATUS
 then     before   error: it is damaged; the rebuilding has lost: leases
+
+audit: newest line 7:5f9c
 
 leftovers: deleted or unfinished snapshots whose files could not be removed yet
 SNAPSHOT  VM   REASON
