@@ -32,8 +32,10 @@ struct RuleKeys {
     groups: Vec<String>,
     certificates: Vec<String>,
     role: String,
-    vms: Vec<String>,
-    labels: BTreeMap<String, String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    vms: Option<Vec<String>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    labels: Option<BTreeMap<String, String>>,
 }
 
 const NO_ROLE: &str = "none";
@@ -67,18 +69,30 @@ impl Validator {
             self.problem(&at(".role"), format_args!("invalid role {:?}; expected {ROLES}", keys.role));
             Role::Metrics
         });
-        if role == Role::Metrics && !(keys.vms.is_empty() && keys.labels.is_empty()) {
+        // A list that a template left empty must not mean all VMs.
+        if keys.vms.as_ref().is_some_and(Vec::is_empty) {
+            self.problem(&at(".vms"), "is empty; name VMs, or remove the key for all VMs");
+        }
+        if keys.labels.as_ref().is_some_and(BTreeMap::is_empty) {
+            self.problem(&at(".labels"), "is empty; name labels, or remove the key for all snapshots");
+        }
+        if role == Role::Metrics && (keys.vms.is_some() || keys.labels.is_some()) {
             self.problem(&at(""), "has vms or labels, but the metrics are those of all VMs; remove vms and labels");
         }
         // The same limits as those of a request: a label beyond them would never match.
-        if let Err(error) = Annotations::new(keys.labels.clone(), None) {
+        let labels = keys.labels.clone().unwrap_or_default();
+        if let Err(error) = Annotations::new(labels.clone(), None) {
             self.problem(&at(".labels"), format_args!("{error}; a snapshot cannot have such labels"));
         }
         AccessRule {
             users: self.patterns(&at(".users"), &keys.users),
             groups: self.patterns(&at(".groups"), &keys.groups),
             certificates: self.patterns(&at(".certificates"), &keys.certificates),
-            grant: Arc::new(Grant { role, vms: self.patterns(&at(".vms"), &keys.vms), labels: keys.labels.clone() }),
+            grant: Arc::new(Grant {
+                role,
+                vms: self.patterns(&at(".vms"), keys.vms.as_deref().unwrap_or_default()),
+                labels,
+            }),
         }
     }
 

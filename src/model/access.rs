@@ -223,7 +223,12 @@ impl AccessRules {
         let (name, certificate) = (FoldedName::new(user.name), user.certificate.map(FoldedName::new));
         let ruled = self.rules.iter().filter(|rule| rule.applies_to(&name, &groups, certificate.as_ref()));
         let grants: Vec<_> = ruled.map(|rule| Arc::clone(&rule.grant)).collect();
-        Grants(if grants.is_empty() { self.default.iter().cloned().collect() } else { grants.into() })
+        if !grants.is_empty() {
+            return Grants(grants.into());
+        }
+        // A directory may take "bób" for "bob", to whom a rule applies.
+        let may_be_another = !self.rules.is_empty() && !name.is_ascii();
+        Grants(self.default.iter().filter(|_| !may_be_another).cloned().collect())
     }
 
     /// Whether there are rules, but users whom they forget are admins.

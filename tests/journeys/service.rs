@@ -229,6 +229,9 @@ fn log_file_is_rotated_and_reopened() {
             scope.spawn(|| (0..100).for_each(|_| drop(client.get("/vms").ok())));
         }
     });
+    // Lines are written in order, so all are written with the last one.
+    let last = client.get("/vms");
+    wait_for_line(&log, &format!("request{{id={}}}: answered", last.header("x-request-id")));
     let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
     names.sort();
     assert_eq!(names, ["exporter.log", "exporter.log.1", "exporter.log.2", "exporter.log.3"]);

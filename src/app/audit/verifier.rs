@@ -35,8 +35,6 @@ pub struct Summary {
     pub incomplete: u64,
     /// The end of the last file is an incomplete line.
     pub ends_incomplete: bool,
-    /// Expected heads that are older than the first line.
-    pub older_heads: u64,
 }
 
 /// Takes lines in the order in which they were written.
@@ -94,8 +92,8 @@ impl<'a> Verifier<'a> {
         self.check_unsealed(&sealed)?;
         self.check_order(place, &sealed)?;
         self.check_proof(place, &sealed)?;
-        let expected = self.expected.iter().find(|head| head.seq == sealed.head.seq);
-        if expected.is_some_and(|head| head.hash != sealed.head.hash) {
+        let mut expected = self.expected.iter().filter(|head| head.seq == sealed.head.seq);
+        if expected.any(|head| head.hash != sealed.head.hash) {
             return difference(place, format!("line {} has another hash than expected", sealed.head.seq));
         }
         self.summary.last_time = sealed.fields.time;
@@ -211,7 +209,10 @@ impl<'a> Verifier<'a> {
             return Err(Difference { place: None, what });
         }
         let first = self.summary.lines.take().map_or(last.seq, |(first, _)| first);
-        self.summary.older_heads = self.expected.iter().filter(|head| head.seq < first).count() as u64;
+        if let Some(head) = self.expected.iter().find(|head| head.seq < first) {
+            let what = format!("the files begin with line {first}: line {} is missing", head.seq);
+            return Err(Difference { place: None, what });
+        }
         self.summary.lines = Some((first, last));
         Ok(self.summary)
     }

@@ -85,15 +85,15 @@ impl Database {
         let mut rounds = rounds(INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
             let is_idle = self.admission.is_idle();
-            let (since, hour) = (self.last().at.elapsed(), jiff::Zoned::now().hour());
-            if is_due(since, hour, is_idle) {
-                let checked = self.blocking(|database| {
+            let checked = self.blocking(move |database| {
+                let (since, hour) = (database.last().at.elapsed(), jiff::Zoned::now().hour());
+                if is_due(since, hour, is_idle) || database.is_closed_by_damage() {
                     database.check();
-                    Ok(())
-                });
-                if let Err(error) = checked.await {
-                    tracing::error!(%error, "the check of the database ended early");
                 }
+                Ok(())
+            });
+            if let Err(error) = checked.await {
+                tracing::error!(%error, "the check of the database ended early");
             }
             // A rebuilding that is complete has nothing to do.
             if stop.run_until_cancelled(self.continue_rebuilding()).await.is_none() {
@@ -102,18 +102,24 @@ impl Database {
         }
     }
 
+    /// Whether a request met damage since the last check: then the database is closed.
+    fn is_closed_by_damage(&self) -> bool {
+        !self.is_damaged() && matches!(self.store.check(), Err(StoreError::Damaged(_)))
+    }
+
     /// Checks the database now.
     fn check(&self) {
         let started = Instant::now();
         let problem = self.store.verify().err().map(|error| Problem {
-            is_damage: matches!(error, StoreError::Damaged(_) | StoreError::Record { .. }),
+            // A record that this version cannot read is no damage: a new start would find the same.
+            is_damage: matches!(error, StoreError::Damaged(_)),
             cause: error.to_string(),
         });
         let seconds = started.elapsed().as_secs_f64();
         match &problem {
             None => tracing::info!(seconds, "the database has been checked: it is whole"),
             Some(Problem { is_damage: true, cause }) => tracing::error!(cause, "the database is damaged"),
-            Some(Problem { is_damage: false, cause }) => tracing::error!(cause, "the database could not be checked"),
+            Some(Problem { is_damage: false, cause }) => tracing::error!(cause, "the check of the database failed"),
         }
         let (is_damaged, time) = (problem.as_ref().is_some_and(|it| it.is_damage), jiff::Timestamp::now());
         self.metrics.database_checked(time.as_second(), is_damaged);

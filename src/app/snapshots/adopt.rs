@@ -131,14 +131,26 @@ impl Adopter {
     async fn adopt_as(self: &Arc<Self>, user: &str, options: AdoptOptions) -> Result<(api::Adoption, bool), Error> {
         let (adopter, user) = (Arc::clone(self), user.to_owned());
         let adoption = self.tasks.detached(async move {
-            let Found { candidates, mut report, is_partial } =
+            let Found { candidates, mut report, mut is_partial } =
                 adopter.blocking(move |adopter| adopter.find(options, &user)).await?;
             for (vm, candidates) in candidates {
                 let own = adopter.vm_locks.take(&vm).await;
                 // A dry run does not lock, because the lock would leave a file behind.
                 let of_each =
                     candidates.iter().map(|candidate| candidate.placed.repositories()).filter(|_| !options.dry_run);
-                let _guard = adopter.vm_locks.lock_for_removal(own, &vm, of_each).await?;
+                let _guard = match adopter.vm_locks.lock_for_removal(own, &vm, of_each).await {
+                    Ok(guard) => guard,
+                    // One VM must not keep the others from being rebuilt. The next attempt tries it again.
+                    Err(error) if options.manifests == Manifests::Own => {
+                        is_partial = true;
+                        for (_, folder) in candidates.iter().flat_map(|candidate| &candidate.parts) {
+                            let path = folder.path.display().to_string();
+                            report.skipped.push(api::SkippedFolder { path, reason: error.to_string() });
+                        }
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
                 let adopted = adopter.blocking(move |adopter| adopter.adopt_all(options, candidates)).await?;
                 report.adopted.extend(adopted.adopted);
                 report.skipped.extend(adopted.skipped);
@@ -156,9 +168,16 @@ impl Adopter {
         let mut skip = |path: &Path, reason: String| {
             report.skipped.push(api::SkippedFolder { path: path.display().to_string(), reason });
         };
-        let mut is_partial = false;
+        let found = self.inventory.repositories();
+        // If ovs-agent's list cannot be read, there may be others.
+        let mut is_partial = found.problem.is_some();
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
-        for repository in self.inventory.repositories().usable().filter(|repository| repository.mounted().is_ok()) {
+        for repository in found.usable() {
+            if let Err(cause) = repository.mounted() {
+                is_partial = true;
+                skip(repository.mount_point(), format!("{cause}: its folders were not scanned"));
+                continue;
+            }
             match repository.run(JobKind::SHORT, |access, root| scan::scan(root, &|| access.progress())) {
                 Ok((folders, unrecognized)) => {
                     for folder in folders {
@@ -171,11 +190,6 @@ impl Adopter {
                     skip(repository.mount_point(), format!("cannot be scanned: {error}"));
                 }
             }
-        }
-        let found = self.inventory.repositories();
-        for (repository, cause) in found.unmounted() {
-            is_partial = true;
-            skip(repository.mount_point(), format!("{cause}: its folders were not scanned"));
         }
         let (owners, partial) = self.owners_of_disks()?;
         let mut candidates: BTreeMap<VmId, Vec<Candidate>> = BTreeMap::new();

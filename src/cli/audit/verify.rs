@@ -174,8 +174,7 @@ fn verify(
 }
 
 fn describe(lines: &mut Lines, summary: &Summary, files: usize, has_key: bool) {
-    let Summary { lines: range, last_time, proven, other_key, unchained, incomplete, ends_incomplete, older_heads } =
-        summary;
+    let Summary { lines: range, last_time, proven, other_key, unchained, incomplete, ends_incomplete } = summary;
     if let Some((first, last)) = range {
         let time = last_time.as_deref().unwrap_or("an unknown time");
         lines.add(format_args!("lines {first} to {} are whole, in {files} files; the last one is of {time}", last.seq));
@@ -194,7 +193,6 @@ fn describe(lines: &mut Lines, summary: &Summary, files: usize, has_key: bool) {
     note(*other_key, "older lines have another key: jwt.secret was changed since; only their hashes were checked");
     note(*unchained, "lines before them have no hash: an older version wrote them, or the log did; they prove nothing");
     note(*incomplete, "lines are incomplete, as later lines say: the disk was full, or the service was killed");
-    note(*older_heads, "expected lines are older than the first line of the files");
     if *ends_incomplete {
         lines.add("the last file ends with an incomplete line: it is being written, or the service was killed");
     }

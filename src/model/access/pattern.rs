@@ -36,6 +36,11 @@ impl FoldedName {
     pub fn new(name: &str) -> Self {
         Self(name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase())
     }
+
+    /// Whether user directories have no other spelling of it.
+    pub fn is_ascii(&self) -> bool {
+        self.0.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
+    }
 }
 
 impl UserPattern {
