@@ -275,7 +275,9 @@ fn expected_heads_are_compared() {
     let lines = [first, chain(&mut head, None, numbered(2..4))].concat();
     assert!(verify(&lines, None, &[second.clone(), head.clone()]).is_ok());
     let other = Head { hash: "0".repeat(64), ..second.clone() };
-    assert!(verify(&lines, None, std::slice::from_ref(&other)).unwrap_err().what.contains("another hash than expected"));
+    assert!(
+        verify(&lines, None, std::slice::from_ref(&other)).unwrap_err().what.contains("another hash than expected")
+    );
     assert!(verify(&lines, None, &[second.clone(), other.clone()]).is_err(), "each is compared");
     // Only the caller knows whether rotation deleted it.
     let what = verify(&lines[2..], None, &[second]).unwrap_err().what;
