@@ -23,9 +23,28 @@ pub struct ServiceStatus {
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
     pub owed_hooks: Vec<OwedHooks>,
+    /// What the service can no longer do since it started.
+    #[serde(default)]
+    pub confinement: Confinement,
+    /// What an operator should change: secrets that others may read, certificates that end soon.
+    #[serde(default)]
+    pub warnings: Vec<String>,
     /// The cost of each snapshot, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
+}
+
+/// What the service can no longer do, even if an attacker takes it over.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Use capabilities that it does not need.
+    pub capabilities: bool,
+    /// Reach files that it does not need.
+    pub files: bool,
+    /// Make system calls that it does not need.
+    pub system_calls: bool,
+    /// Why something is not restricted, and what makes it weaker.
+    pub problems: Vec<String>,
 }
 
 /// Work of one kind.

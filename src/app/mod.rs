@@ -7,6 +7,7 @@ pub mod admission;
 pub mod audit;
 pub mod cancellation;
 pub mod compare;
+pub mod confinement;
 pub mod error;
 pub mod export;
 pub mod files;

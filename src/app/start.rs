@@ -10,18 +10,19 @@ use crate::app::Error;
 use crate::app::admission::Admission;
 use crate::app::audit::AuditTrail;
 use crate::app::compare::Comparisons;
+use crate::app::confinement::Confinement;
 use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
 use crate::app::inventory::{Inventory, Repositories};
-use crate::app::ops::{Ops, start_faults};
+use crate::app::ops::{Ops, Warnings, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
 use crate::auth::{self, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
 use crate::store::Store;
 use crate::sys::host;
@@ -46,6 +47,7 @@ pub struct App {
 pub struct Operator {
     pub ops: Arc<Ops>,
     pub adopter: Arc<Adopter>,
+    pub warnings: Arc<Warnings>,
     recovery: Arc<Recovery>,
 }
 
@@ -54,8 +56,12 @@ impl App {
     ///
     /// # Errors
     /// Every error is written for operators.
-    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
-        let app = Arc::new(Self::wire(config, Arc::new(metrics))?);
+    pub async fn start(
+        config: &Config,
+        metrics: Metrics,
+        confined: (Arc<Confinement>, Launcher),
+    ) -> anyhow::Result<Arc<Self>> {
+        let app = Arc::new(Self::wire(config, Arc::new(metrics), confined)?);
         // First, because a guest may be frozen.
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
@@ -63,7 +69,11 @@ impl App {
         Ok(app)
     }
 
-    fn wire(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
+    fn wire(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        (confinement, launcher): (Arc<Confinement>, Launcher),
+    ) -> anyhow::Result<Self> {
         let repositories = Repositories::new(&config.repositories)?;
         let misplaced = start_faults::files_in_repositories(config, &repositories.found());
         for fault in &misplaced {
@@ -79,7 +89,7 @@ impl App {
         let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
         let address = ManagerAddress::new(config)?;
         let hooks = Hooks::new(config.hooks.clone());
-        let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?;
+        let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?.with_launcher(launcher);
 
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
@@ -111,10 +121,12 @@ impl App {
         let reconciler = Arc::new(Reconciler::new((i, f), locked, s(), exporter.clone(), gone, t()));
         let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
         let adopter = Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t());
+        let warnings = Arc::new(Warnings::new(config, Arc::clone(&metrics)));
         let ops = Ops::new(
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
             (Arc::clone(&admission), pending),
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
+            (confinement, Arc::clone(&warnings)),
             s(),
             t(),
         );
@@ -142,7 +154,7 @@ impl App {
             checksums: Arc::new(checksums),
             snapshots: Arc::new(snapshots),
             documents: Arc::new(documents),
-            operator: Operator { ops: Arc::new(ops), adopter: Arc::new(adopter), recovery },
+            operator: Operator { ops: Arc::new(ops), warnings, adopter: Arc::new(adopter), recovery },
         })
     }
 
@@ -167,6 +179,7 @@ impl App {
         tasks.spawn(Arc::clone(admission).disconnect_slow_clients(stop.clone()));
         tasks.spawn(Arc::clone(&self.exports).write_audit(stop.clone()));
         tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
+        tasks.spawn(Arc::clone(&self.operator.warnings).run(stop.clone()));
         vec![
             tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
             tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),

@@ -8,6 +8,7 @@ use clap::{Parser, Subcommand};
 use super::client::ClientCommand;
 use super::operator::OperatorCommand;
 use crate::config;
+use crate::hooks::launcher;
 
 const AFTER_HELP: &str = "\
 Signals:
@@ -43,6 +44,9 @@ pub enum Command {
     ///
     /// Nothing is changed. The exit status is 1 if the service would not work.
     CheckConfig,
+    /// Run the hooks of the service, which starts this itself
+    #[command(hide = true, name = launcher::COMMAND)]
+    HookLauncher { directory: Option<PathBuf> },
     #[command(flatten)]
     Operator(OperatorCommand),
     #[command(flatten)]

@@ -2,14 +2,18 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
 use super::{audit_log, client, logging, operator, terminal};
-use crate::config::{self, ConfigError, Fault};
-use crate::metrics::Metrics;
+use crate::app::confinement::Confinement;
+use crate::config::{self, Config, ConfigError, ConfinementMode, Fault};
+use crate::hooks::{Launcher, launcher};
+use crate::http::operator_socket;
+use crate::metrics::{Counter, Metrics};
 use crate::service;
 
 /// Runs the program with the arguments of the process.
@@ -34,6 +38,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Some(Command::HookLauncher { directory }) => {
+            let log = logging::start(&config::Log::to_standard_error(), Counter::default())?;
+            let served = launcher::serve(io::stdin(), directory.clone());
+            log.flush();
+            served?;
+        }
         Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }
@@ -42,6 +52,8 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
 
 fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
+    // First, while the process has one thread.
+    let (confinement, launcher) = confine(&config);
     let metrics = Metrics::default();
     let cannot_open = |key: &'static str, error: io::Error| {
         let remedy = "name a file in a writable folder";
@@ -51,16 +63,32 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     };
     let log = logging::start(&config.log, metrics.log_lines_dropped());
     let log = log.map_err(|error| cannot_open("log_file", error))?;
+    confinement.log();
     let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
     let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
     let reopen = || {
         log.reopen();
         audit.reopen();
     };
-    let outcome = service::run(&config, metrics, reopen);
+    let outcome = service::run(&config, metrics, (confinement, launcher), reopen);
     audit.flush();
     log.flush();
     outcome
+}
+
+/// Starts the hook launcher, and confines the rest of the service.
+fn confine(config: &Config) -> (Arc<Confinement>, Launcher) {
+    if config.confinement == ConfinementMode::Off {
+        return (Confinement::off("confinement.mode is off"), Launcher::InProcess);
+    }
+    operator_socket::prepare(config.api.socket.as_ref());
+    match Launcher::start(config.hooks.directory.as_deref()) {
+        Ok(launcher) => (Confinement::start(config), launcher),
+        Err(error) => {
+            let reason = format!("nothing is restricted, because the hook launcher cannot be started: {error}");
+            (Confinement::off(reason), Launcher::InProcess)
+        }
+    }
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {

@@ -5,6 +5,7 @@
 mod api;
 mod audit;
 mod compare;
+mod confinement;
 mod export;
 mod fault;
 mod file;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 pub use api::{Api, Connections, Socket};
 pub use audit::Audit;
 pub use compare::{Compare, REFINE_BLOCKS, Refine, block_size};
+pub use confinement::ConfinementMode;
 pub use export::Export;
 pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
@@ -42,6 +44,8 @@ pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
 /// A valid config.
 #[derive(Debug)]
 pub struct Config {
+    /// Where it was read.
+    pub file: PathBuf,
     pub db_file: PathBuf,
     pub log: Log,
     pub audit: Audit,
@@ -55,6 +59,7 @@ pub struct Config {
     pub hooks: Hooks,
     /// Whether `GET /metrics` answers, without a token.
     pub metrics: bool,
+    pub confinement: ConfinementMode,
 }
 
 /// Everything that is wrong with a config file or the files that it names, one line each. Another start with the same
@@ -92,7 +97,8 @@ pub fn load_with_faults(path: &Path) -> Result<(Config, Vec<String>), ConfigErro
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::new(format!("{shown}: {error}; name the file with --config")))?;
-    let (config, faults) = parse_with_faults(&text);
+    let (mut config, faults) = parse_with_faults(&text);
+    config.file = path.to_owned();
     Ok((config, faults.into_iter().map(|line| format!("{shown}: {line}")).collect()))
 }
 
@@ -111,6 +117,7 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
     let written_files = [("db_file", &*file.db_file), ("log_file", &*file.log_file)];
     let has_agent = !file.repositories.ovs_agent_db.is_empty();
     let config = Config {
+        file: PathBuf::new(),
         db_file: validator.path("db_file", &file.db_file),
         log: validator.log(&file.log, &file.log_file, &file.db_file),
         audit: validator.audit(&file.audit, &written_files),
@@ -123,6 +130,7 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
         export: validator.export(&file.export),
         hooks: validator.hooks(&file.hooks),
         metrics: file.metrics.enabled,
+        confinement: validator.confinement(&file.confinement),
     };
     (config, validator.problems)
 }

@@ -79,6 +79,14 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let id = printable(&entry.id);
         let _ = writeln!(page, "  {id} {space}, {} snapshots{unknown}{problem}", entry.snapshots);
     }
+    let problems = status.confinement.problems.iter().map(|problem| format!("confinement: {problem}"));
+    let warnings: Vec<String> = status.warnings.iter().cloned().chain(problems).collect();
+    if !warnings.is_empty() {
+        page += "\nwarnings\n";
+    }
+    for warning in warnings {
+        let _ = writeln!(page, "  {}", printable(&warning));
+    }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use prometheus_client::encoding::text::encode;
 pub use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -31,6 +32,7 @@ pub struct Metrics {
     hook_runs: Family<Labels<4>, Counter>,
     log_lines_dropped: Counter,
     audit_lines_dropped: Counter,
+    certificate_ends: Family<Labels<1>, Gauge>,
 }
 
 impl Default for Metrics {
@@ -44,6 +46,7 @@ impl Default for Metrics {
             hook_runs: Family::default(),
             log_lines_dropped: Counter::default(),
             audit_lines_dropped: Counter::default(),
+            certificate_ends: Family::default(),
         };
         let Self {
             registry,
@@ -54,6 +57,7 @@ impl Default for Metrics {
             hook_runs,
             log_lines_dropped,
             audit_lines_dropped,
+            certificate_ends,
         } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
@@ -64,6 +68,8 @@ impl Default for Metrics {
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
         let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
+        let help = "When a certificate ends, in seconds since 1970";
+        registry.register("certificate_expiry_timestamp_seconds", help, certificate_ends.clone());
         // All values exist from the start, because a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
@@ -89,6 +95,11 @@ impl Metrics {
 
     pub fn audit_lines_dropped(&self) -> Counter {
         self.audit_lines_dropped.clone()
+    }
+
+    /// The certificate of this key of the config ends at this time, in seconds since 1970.
+    pub fn certificate_ends(&self, key: &'static str, seconds: i64) {
+        self.certificate_ends.get_or_create(&[("key", key.to_owned())]).set(seconds);
     }
 
     /// Counts a snapshot for which the guest was frozen for `freeze` at most.
@@ -139,6 +150,7 @@ mod tests {
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.bytes_served().inc_by(1 << 40);
         metrics.log_lines_dropped().inc_by(3);
+        metrics.certificate_ends("api.tls.certificate", 1_800_000_000);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed(None);
         metrics.snapshot_failed(Some(Duration::from_secs(7)));
@@ -148,6 +160,7 @@ mod tests {
             "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
             "ovm_exporter_served_bytes_total 1099511627776",
             "ovm_exporter_log_lines_dropped_total 3",
+            "ovm_exporter_certificate_expiry_timestamp_seconds{key=\"api.tls.certificate\"} 1800000000",
             "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
             "ovm_exporter_snapshots_total{outcome=\"failed\"} 2",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",

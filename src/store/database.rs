@@ -134,7 +134,8 @@ fn file_id(metadata: &Metadata) -> (u64, u64) {
 /// Checks the database at `path` without changing it.
 pub(super) fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
     refuse_foreign(path)?;
-    if !path.try_exists()? {
+    // The service creates an empty file first.
+    if !path.try_exists()? || path.metadata()?.len() == 0 {
         return Ok(DatabaseState::Missing);
     }
     let looked = catch_unwind(|| match Database::builder().set_cache_size(CACHE_BYTES).open_read_only(path) {

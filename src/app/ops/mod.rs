@@ -4,5 +4,7 @@ mod exclusive_usage;
 mod limits;
 mod service;
 pub(crate) mod start_faults;
+pub(crate) mod warnings;
 
 pub use service::{Ops, StatusQuery};
+pub use warnings::Warnings;

@@ -5,9 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::exclusive_usage::ExclusiveUsage;
+use super::warnings::Warnings;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
+use crate::app::confinement::Confinement;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState};
@@ -36,6 +38,8 @@ pub struct Ops {
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
     usage: Arc<ExclusiveUsage>,
+    confinement: Arc<Confinement>,
+    warnings: Arc<Warnings>,
     store: Store,
     tasks: Tasks,
 }
@@ -51,6 +55,7 @@ impl Ops {
         (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
+        (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -62,7 +67,8 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, usage: Arc::new(usage), store, tasks }
+        let usage = Arc::new(usage);
+        Self { inventory, admission, hooks, recovery, reconciler, usage, confinement, warnings, store, tasks }
     }
 
     /// The current status.
@@ -99,6 +105,8 @@ impl Ops {
             repositories,
             leftovers,
             owed_hooks,
+            confinement: self.confinement.describe(),
+            warnings: self.warnings.list(),
             snapshots,
         })
     }
