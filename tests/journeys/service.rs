@@ -229,10 +229,15 @@ fn log_file_is_rotated_and_reopened() {
             scope.spawn(|| (0..100).for_each(|_| drop(client.get("/vms").ok())));
         }
     });
-    let mut names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
-    names.sort();
-    assert_eq!(names, ["exporter.log", "exporter.log.1", "exporter.log.2", "exporter.log.3"]);
-    for name in names {
+    // The log's thread may be renaming the files.
+    let expected = ["exporter.log", "exporter.log.1", "exporter.log.2", "exporter.log.3"];
+    eventually("the log is rotated", || {
+        let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name());
+        let mut names: Vec<_> = entries.collect();
+        names.sort();
+        names == expected
+    });
+    for name in expected {
         let path = dir.path().join(name);
         let (size, mode) = (path.metadata().unwrap().len(), path.metadata().unwrap().permissions().mode());
         assert!((1..=8192).contains(&size) && mode & 0o7777 == 0o640, "{}: {size}, {mode:o}", path.display());
