@@ -22,7 +22,8 @@ pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
-    CostRequest, Create, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus, ServiceStatus, SnapshotCost,
+    AuditHead, CostRequest, Create, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus, ServiceStatus,
+    SnapshotCost,
 };
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.

@@ -23,9 +23,21 @@ pub struct ServiceStatus {
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
     pub owed_hooks: Vec<OwedHooks>,
+    /// The newest line of the audit file. Missing if the audit is in the log.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub audit: Option<AuditHead>,
     /// The cost of each snapshot, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
+}
+
+/// A line of the audit file. `audit verify --expect SEQ:HASH` checks that it is still there.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct AuditHead {
+    /// The number of the line.
+    pub seq: u64,
+    /// The SHA-256 of the line.
+    pub hash: String,
 }
 
 /// Work of one kind.

@@ -8,18 +8,18 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::Error;
 use crate::app::admission::Admission;
-use crate::app::audit::AuditTrail;
+use crate::app::audit::{self, AuditTrail};
 use crate::app::compare::Comparisons;
 use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
 use crate::app::inventory::{Inventory, Repositories};
-use crate::app::ops::{Ops, start_faults};
+use crate::app::ops::{Ops, log_audit_head, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
-use crate::auth::{self, Authenticator, LoginError, Tokens};
+use crate::auth::{self, AuditKey, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
@@ -75,6 +75,7 @@ impl App {
         let store = Store::open(&config.db_file).map_err(|error| start_faults::database(&config.db_file, &error))?;
         // The database is locked by now, so no other service can create a key at the same time.
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
+        audit::start(AuditKey::new(&key));
         let authenticator = Authenticator::new(&config.manager);
         let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
         let address = ManagerAddress::new(config)?;
@@ -167,6 +168,7 @@ impl App {
         tasks.spawn(Arc::clone(admission).disconnect_slow_clients(stop.clone()));
         tasks.spawn(Arc::clone(&self.exports).write_audit(stop.clone()));
         tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
+        tasks.spawn(log_audit_head(stop.clone()));
         vec![
             tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
             tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),

@@ -10,6 +10,7 @@ use nix::libc;
 use secrecy::SecretString;
 
 use crate::config::{Config, is_given_away, weakness};
+use crate::model::hex;
 
 /// Random bytes in a new key, which is written as hexadecimal digits.
 const LENGTH: usize = 32;
@@ -105,7 +106,7 @@ fn read(path: &Path) -> Result<Option<SecretString>, KeyError> {
 fn make(path: &Path) -> io::Result<()> {
     let mut bytes = [0; LENGTH];
     aws_lc_rs::rand::fill(&mut bytes).map_err(io::Error::other)?;
-    let text: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    let text = hex(&bytes);
     let mut draft = OsString::from(path);
     draft.push(".new");
     // A crash may have left it.

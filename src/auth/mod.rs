@@ -1,19 +1,23 @@
 //! Authentication: a log-in exchanges credentials for a token; a request exchanges the token for a [`Session`]. On the
 //! Unix socket, the process at the other end has one.
 
+mod audit_key;
 mod authenticator;
 mod client_address;
 pub mod key;
 mod login;
 mod manager;
 mod operators;
+mod requester;
 mod session;
 mod token;
 
+pub use audit_key::AuditKey;
 pub use authenticator::Authenticator;
 pub use client_address::ClientAddress;
 pub use key::KeyError;
 pub use login::{Credentials, LoginError};
 pub use operators::{LocalPeer, Operators};
+pub use requester::Requester;
 pub use session::Session;
 pub use token::{BadToken, CheckedToken, Tokens};

@@ -1,15 +1,12 @@
 //! The user of a request.
 
-use std::sync::Arc;
-
-use super::client_address::ClientAddress;
+use super::requester::Requester;
 
 /// An authenticated request. Only a valid token, or an operator's process on the Unix socket, yields one.
 #[derive(Clone, Debug)]
 pub struct Session {
     identity: Identity,
-    address: Option<ClientAddress>,
-    request_id: Option<Arc<str>>,
+    requester: Requester,
 }
 
 /// A user, as an authenticator knows them.
@@ -35,7 +32,7 @@ impl Identity {
 
 impl Session {
     pub(super) fn new(identity: Identity) -> Self {
-        Self { identity, address: None, request_id: None }
+        Self { identity, requester: Requester::default() }
     }
 
     pub fn subject(&self) -> &str {
@@ -46,18 +43,14 @@ impl Session {
         &self.identity.roles
     }
 
-    /// The client's address, if the session belongs to a request.
-    pub fn address(&self) -> Option<ClientAddress> {
-        self.address
+    /// Where the request comes from. Empty if the session does not belong to one.
+    pub fn requester(&self) -> &Requester {
+        &self.requester
     }
 
-    pub fn request_id(&self) -> Option<&Arc<str>> {
-        self.request_id.as_ref()
-    }
-
-    /// The session of a request with this id from `address`.
+    /// The session of a request.
     #[must_use]
-    pub fn with_request(self, address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
-        Self { address, request_id, ..self }
+    pub fn with_request(self, requester: Requester) -> Self {
+        Self { requester, ..self }
     }
 }

@@ -11,6 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::session::{Identity, Session};
+use crate::model::hex;
 
 /// The claim `iss`.
 const ISSUER: &str = "coriolis-ovm-exporter";
@@ -85,8 +86,7 @@ impl Tokens {
     /// A stable hash of an account's name that needs the secret. It shows that two log-ins used the same name without
     /// disclosing it: it may be a password in the wrong field.
     pub fn account_hash(&self, user: &str) -> String {
-        let hash = hmac::sign(&self.accounts, user.as_bytes());
-        hash.as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&hmac::sign(&self.accounts, user.as_bytes()).as_ref()[..16])
     }
 
     /// A token for `user`, who logged in at `now`.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::audit::AuditCommand;
 use super::client::ClientCommand;
 use super::operator::OperatorCommand;
 use crate::config;
@@ -17,6 +18,7 @@ Signals:
 Exit status:
   1                Failed; another start may succeed
   2                Wrong arguments
+  4                A difference was found (verify, audit verify)
   75               A service cannot be reached or is too busy; try again later (commands that ask a service)
   78               The config, or a file that it names, is invalid; another start would fail too
 
@@ -43,6 +45,9 @@ pub enum Command {
     ///
     /// Nothing is changed. The exit status is 1 if the service would not work.
     CheckConfig,
+    /// Verify the audit file
+    #[command(subcommand)]
+    Audit(AuditCommand),
     #[command(flatten)]
     Operator(OperatorCommand),
     #[command(flatten)]

@@ -1,7 +1,7 @@
 //! The command line, and where the log is written.
 
 mod args;
-mod audit_log;
+mod audit;
 mod check_config;
 mod client;
 mod log_fields;

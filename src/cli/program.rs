@@ -7,7 +7,7 @@ use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
-use super::{audit_log, client, logging, operator, terminal};
+use super::{audit, client, logging, operator, terminal};
 use crate::config::{self, ConfigError, Fault};
 use crate::metrics::Metrics;
 use crate::service;
@@ -34,6 +34,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
                 return Ok(ExitCode::FAILURE);
             }
         }
+        Some(Command::Audit(command)) => return audit::run(command, &args.config),
         Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }
@@ -44,21 +45,24 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     let config = config::load(&args.config)?;
     let metrics = Metrics::default();
     let cannot_open = |key: &'static str, error: io::Error| {
-        let remedy = "name a file in a writable folder";
+        let remedy = match error.kind() {
+            io::ErrorKind::ResourceBusy => "stop that process, or name another file: each service needs its own",
+            _ => "name a file in a writable folder",
+        };
         let fault = Fault::new(key, error.to_string(), remedy);
         // The disk may be full now, or mounted later.
         if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
     };
     let log = logging::start(&config.log, metrics.log_lines_dropped());
     let log = log.map_err(|error| cannot_open("log_file", error))?;
-    let audit = audit_log::start(&config.audit, metrics.audit_lines_dropped());
+    let audit = audit::start(&config.audit, metrics.audit_lines_dropped());
     let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
     let reopen = || {
         log.reopen();
         audit.reopen();
     };
     let outcome = service::run(&config, metrics, reopen);
-    audit.flush();
+    audit.finish();
     log.flush();
     outcome
 }

@@ -46,10 +46,17 @@ impl Socket {
 pub struct Connections {
     /// `max_connections_per_address`: limits connections of one address that have not sent a valid token.
     pub per_address: usize,
-    /// `trusted_proxies`: addresses without that limit.
+    /// `trusted_proxies`: addresses without that limit, whose `X-Forwarded-For` counts.
     pub trusted_proxies: Vec<IpNet>,
     /// `keepalive_timeout`: how long a connection that has sent a valid token may be idle.
     pub keepalive: Duration,
+}
+
+impl Connections {
+    /// Whether this is the address of a trusted proxy.
+    pub fn is_proxy(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|proxy| proxy.contains(&address.to_canonical()))
+    }
 }
 
 impl Default for Connections {

@@ -7,6 +7,8 @@ use base64::prelude::BASE64_STANDARD;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serializer;
 
+use crate::model::hex;
+
 /// The SHA-256 of secrets in public documents. Any reader of those could make tokens.
 const PUBLISHED: &[&str] = &["4d52bc2f2a1489b6bcde025a04a7c18c92c8cb6e280b309e10b473fff431ea15"];
 
@@ -23,7 +25,7 @@ const MAX_PERIOD: usize = 12;
 pub fn weakness(secret: &SecretString) -> Option<String> {
     let secret = secret.expose_secret().trim().as_bytes();
     let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, secret);
-    let digest: String = digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = hex(digest.as_ref());
     let repeats = |period: usize| secret[period..] == secret[..secret.len() - period];
     if secret.len() < MIN_LENGTH {
         Some(format!("is shorter than {MIN_LENGTH} bytes"))

@@ -11,7 +11,10 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use axum::http::HeaderMap;
+
 use super::connection::Connection;
+use super::forwarded::ForwardedFor;
 use crate::app::admission::ExportClient;
 use crate::auth::ClientAddress;
 use crate::config;
@@ -45,7 +48,7 @@ struct Open {
 pub(super) struct Place {
     number: u64,
     pub(super) connection: Arc<Connection>,
-    connections: Arc<Connections>,
+    pub(super) connections: Arc<Connections>,
 }
 
 impl Drop for Place {
@@ -64,10 +67,7 @@ impl Connections {
     pub(super) fn admit(self: &Arc<Self>, address: ClientAddress) -> Option<Place> {
         let origin = address.origin();
         let mut open = self.open();
-        let is_proxy = match address {
-            ClientAddress::Ip(ip) => self.config.trusted_proxies.iter().any(|proxy| proxy.contains(&ip.to_canonical())),
-            ClientAddress::Local { .. } => false,
-        };
+        let is_proxy = matches!(address, ClientAddress::Ip(ip) if self.config.is_proxy(ip));
         if !make_room(&mut open, (!is_proxy).then_some(self.config.per_address), origin) {
             open.refused += 1;
             open.log(origin);
@@ -78,6 +78,12 @@ impl Connections {
         let connection = Arc::new(Connection::new(origin, is_proxy, self.config.keepalive));
         open.by_number.insert(number, Arc::clone(&connection));
         Some(Place { number, connection, connections: Arc::clone(self) })
+    }
+
+    /// The client that the other end of the connection names in a request, if that is a trusted proxy.
+    pub(super) fn forwarded_for(&self, connection: &Connection, headers: &HeaderMap) -> Option<ForwardedFor> {
+        let is_trusted = |address| self.config.is_proxy(address);
+        connection.is_proxy.then(|| ForwardedFor::of(headers, is_trusted)).flatten()
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {

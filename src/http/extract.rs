@@ -18,9 +18,10 @@ use serde::de::DeserializeOwned;
 use super::Peer;
 use super::connection::Connection;
 use super::failure::Failure;
+use super::forwarded::ForwardedFor;
 use super::request_id::{RequestId, logged_path};
 use crate::app::{App, Error};
-use crate::auth::{BadToken, ClientAddress, Session};
+use crate::auth::{BadToken, Requester, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 
 /// A request with a valid token, or of an operator on the Unix socket, where tokens are ignored.
@@ -40,16 +41,16 @@ impl FromRequestParts<Arc<App>> for Authenticated {
                 token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
             }
         };
-        let address = address(parts);
+        let requester = requester(parts);
         match session {
             Ok(session) => {
                 if let Some(connection) = parts.extensions.get::<Arc<Connection>>() {
                     connection.set_authenticated();
                 }
-                Ok(Self(session.with_request(address, request_id(parts))))
+                Ok(Self(session.with_request(requester)))
             }
             Err(error) => {
-                app.trail.unauthenticated(address, request_id(parts), &logged_path(&parts.uri), &error);
+                app.trail.unauthenticated(requester, &logged_path(&parts.uri), &error);
                 Err(error.into())
             }
         }
@@ -64,25 +65,23 @@ fn token(parts: &Parts) -> Option<&str> {
     scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
 }
 
-fn address(parts: &Parts) -> Option<ClientAddress> {
-    parts.extensions.get::<Peer>().map(Peer::address)
-}
-
-fn request_id(parts: &Parts) -> Option<Arc<str>> {
-    parts.extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id))
+fn requester(parts: &Parts) -> Requester {
+    let extensions = &parts.extensions;
+    Requester {
+        address: extensions.get::<Peer>().map(Peer::address),
+        forwarded_for: extensions.get::<ForwardedFor>().map(|ForwardedFor(client)| *client),
+        request_id: extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id)),
+    }
 }
 
 /// The origin of a request without a token.
-pub(super) struct Origin {
-    pub address: Option<ClientAddress>,
-    pub request_id: Option<Arc<str>>,
-}
+pub(super) struct Origin(pub Requester);
 
 impl<S: Send + Sync> FromRequestParts<S> for Origin {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        Ok(Self { address: address(parts), request_id: request_id(parts) })
+        Ok(Self(requester(parts)))
     }
 }
 

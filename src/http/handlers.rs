@@ -56,12 +56,12 @@ fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions
 
 pub(super) async fn login(
     State(app): AppState,
-    Origin { address, request_id }: Origin,
+    Origin(requester): Origin,
     Extension(connection): Extension<Arc<Connection>>,
     JsonBody(body): JsonBody<api::Login>,
 ) -> Result<Json<api::Token>, Failure> {
     let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.sessions.log_in(credentials, address, request_id, || connection.log_in()).await?;
+    let token = app.sessions.log_in(credentials, requester, || connection.log_in()).await?;
     connection.set_authenticated();
     Ok(Json(api::Token { token }))
 }

@@ -15,6 +15,7 @@ mod disk_response;
 mod exchanges;
 mod extract;
 mod failure;
+mod forwarded;
 mod handlers;
 mod head;
 mod heads;

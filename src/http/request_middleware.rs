@@ -12,6 +12,7 @@ use tracing::Instrument;
 
 use super::Peer;
 use super::failure::ErrorBody;
+use super::forwarded::ForwardedFor;
 use super::json::{JSON, Json};
 use super::paths::DISK;
 use super::request_id::{REQUEST_ID, RequestId, logged_path};
@@ -26,6 +27,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
     let method = request.method().clone();
     let path = logged_path(request.uri());
     let peer = request.extensions().get::<Peer>().map(Peer::to_string).unwrap_or_default();
+    let client = request.extensions().get::<ForwardedFor>().map(|ForwardedFor(client)| *client);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let span = tracing::info_span!("request", %id);
     async {
@@ -50,11 +52,13 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         let bytes = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");
         let status = status.as_u16();
         let ms = started.elapsed().as_secs_f64() * 1e3;
+        let forwarded_for = client.map(tracing::field::display);
+        let ms = tracing::field::display(format!("{ms:.1}"));
         // A backup consists of thousands of range requests, for which the audit trail has one line.
         if status == 206 || (route == DISK && [304, 416].contains(&status)) {
-            tracing::debug!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+            tracing::debug!(%method, ?path, %peer, forwarded_for, status, code, %bytes, ms, "answered");
         } else {
-            tracing::info!(%method, ?path, %peer, status, code, %bytes, ms = %format_args!("{ms:.1}"), "answered");
+            tracing::info!(%method, ?path, %peer, forwarded_for, status, code, %bytes, ms, "answered");
         }
         response
     }

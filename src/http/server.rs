@@ -112,8 +112,8 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
         let (router, stop) = (router.clone(), stop.clone());
         let limits = options.limits.for_connection();
         let conversation = async move {
-            let (connection, operator) = (Arc::clone(&place.connection), None);
-            let conversation = Conversation { peer, connection, operator, limits, router, idle };
+            let (connection, connections) = (Arc::clone(&place.connection), Arc::clone(&place.connections));
+            let conversation = Conversation { peer, connection, connections, operator: None, limits, router, idle };
             tokio::select! {
                 ended = conversation.hold(transport, stop) => ended,
                 () = place.connection.closing() => Ok(()),
@@ -180,6 +180,7 @@ type Ended = Result<(), Box<dyn std::error::Error + Send + Sync>>;
 struct Conversation {
     peer: Peer,
     connection: Arc<Connection>,
+    connections: Arc<Connections>,
     /// The session of an operator on the Unix socket.
     operator: Option<Session>,
     limits: ConnectionLimits,
@@ -286,8 +287,12 @@ impl Conversation {
         let answering = self.connection.exchange.begin();
         self.connection.made_progress();
         let connection = Arc::clone(&self.connection);
+        let forwarded_for = self.connections.forwarded_for(&connection, request.headers());
         let extensions = request.extensions_mut();
         extensions.insert(self.peer);
+        if let Some(client) = forwarded_for {
+            extensions.insert(client);
+        }
         self.operator.iter().for_each(|session| drop(extensions.insert(session.clone())));
         extensions.insert(Arc::clone(&connection));
         extensions.insert(self.limits.clone());

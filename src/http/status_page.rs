@@ -95,6 +95,9 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         let reason = pending.reason.as_ref().map(|reason| format!(", {reason}")).unwrap_or_default();
         let _ = writeln!(page, "  {operation} {snapshot} of {vm}: {hooks}, {} attempts{reason}", pending.attempts);
     }
+    if let Some(audit) = &status.audit {
+        let _ = writeln!(page, "\naudit: newest line {}:{}", audit.seq, audit.hash);
+    }
     if let Some(snapshots) = &status.snapshots {
         page += "\nsnapshots, and the bytes that deleting one would free\n";
         for snapshot in snapshots {

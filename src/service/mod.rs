@@ -13,6 +13,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
+use crate::app::audit;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
 use crate::config::{Api, Config, ConfigError};
@@ -96,7 +97,9 @@ async fn serve(config: &Config, metrics: Metrics, reopen_log: impl Fn()) -> anyh
         Err(_) => tracing::warn!("requests were still running at the deadline"),
     }
     app.exports.finish_audit();
-    match app.release_guests().await {
+    let released = app.release_guests().await;
+    audit::stop();
+    match released {
         Ok(0) => tracing::info!("stopped"),
         Ok(pending) => {
             tracing::error!(pending, "stopped with pending post hooks: guests may still be frozen");

@@ -13,7 +13,7 @@ fn failed_logins_do_not_rotate_the_audit() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit.json");
     let world = World::with(512, |settings| {
-        settings.sections = format!("[audit]\nfile = {file:?}\nmax_size = \"16KiB\"\nmax_files = 1\n");
+        settings.sections = format!("[audit]\nfile = {file:?}\nmax_size = \"32KiB\"\nmax_files = 1\n");
     });
     world.define_vm(&[("a.img", 1 << 20)]);
     world.client().take_snapshot();

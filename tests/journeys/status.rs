@@ -134,7 +134,10 @@ fn audit_lines_name_user_address_action_and_outcome() {
     assert_eq!(stranger.send(login).status, 401);
 
     let log = world.exporter.log();
-    let lines: Vec<&str> = log.lines().filter(|line| line.contains(" audit ")).collect();
+    let mut lines: Vec<&str> = log.lines().filter(|line| line.contains(" audit ")).collect();
+    let start = lines.remove(0);
+    assert!(start.contains("action=\"start\" user=\"service\" address=- "), "{start}");
+    assert!(client.get("/status").ok().get("audit").is_none(), "there is no audit file");
     let expected = [
         ("log-in", USER, "".to_owned(), "done"),
         ("create", USER, format!("{VM}/{id}"), "done"),

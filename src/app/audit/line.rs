@@ -4,24 +4,63 @@
 //! `RUST_LOG`. Reads of disks consist of thousands of requests, so `trail` summarizes them first.
 
 use std::fmt::Display;
+use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use serde::Serialize;
 
+use super::chain::Head;
 use crate::app::Error;
-use crate::auth::{ClientAddress, Session};
+use crate::auth::{AuditKey, ClientAddress, Requester, Session};
 
 /// The target of audit lines in the log.
 pub const TARGET: &str = "audit";
 
-/// Takes a line of JSON with its newline. It must not block.
-type Sink = Box<dyn Fn(&[u8]) + Send + Sync>;
+/// Where lines go instead of the log. It must not block.
+pub trait Sink: Send + Sync {
+    /// Proves the lines with `key`. It is called once, before the first line.
+    fn prove_with(&self, key: AuditKey);
 
-static SINK: OnceLock<Sink> = OnceLock::new();
+    /// Takes a line of JSON with its newline.
+    fn write(&self, line: &[u8]);
+
+    /// The newest line that was written.
+    fn head(&self) -> Option<Head>;
+}
+
+static SINK: OnceLock<Box<dyn Sink>> = OnceLock::new();
 
 /// Sends all further lines to `sink` instead of the log. Only the first call has an effect.
-pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
+pub fn send_to(sink: impl Sink + 'static) {
     let _ = SINK.set(Box::new(sink));
+}
+
+/// The newest line of the audit file. `None` if there is no file, or nothing in it yet.
+pub(crate) fn head() -> Option<Head> {
+    SINK.get().and_then(|sink| sink.head())
+}
+
+/// Logs the newest line of the audit file: the file alone does not show whether newer lines were removed.
+pub fn log_head(head: &Head) {
+    tracing::info!(seq = head.seq, hash = %head.hash, "newest line of the audit file");
+}
+
+/// Records the start of the service, before all other lines.
+pub(crate) fn start(key: AuditKey) {
+    if let Some(sink) = SINK.get() {
+        sink.prove_with(key);
+    }
+    service_did("start");
+}
+
+/// Records the end of the service, after all other lines.
+pub(crate) fn stop() {
+    service_did("stop");
+}
+
+fn service_did(action: &'static str) {
+    let what = concat!("version ", env!("CARGO_PKG_VERSION"));
+    Actor::service("service").did(action, what, &Ok::<(), Error>(()));
 }
 
 /// The user or part of the service that does something.
@@ -29,26 +68,24 @@ pub fn send_to(sink: impl Fn(&[u8]) + Send + Sync + 'static) {
 pub(crate) struct Actor {
     user: Option<Arc<str>>,
     /// Empty for actions of the service itself.
-    address: Option<ClientAddress>,
-    request_id: Option<Arc<str>>,
+    requester: Requester,
 }
 
 impl From<&Session> for Actor {
     fn from(session: &Session) -> Self {
-        let request_id = session.request_id().cloned();
-        Self { user: Some(session.subject().into()), address: session.address(), request_id }
+        Self { user: Some(session.subject().into()), requester: session.requester().clone() }
     }
 }
 
 impl Actor {
     /// A part of the service.
     pub(crate) fn service(part: &str) -> Self {
-        Self { user: Some(part.into()), address: None, request_id: None }
+        Self { user: Some(part.into()), requester: Requester::default() }
     }
 
     /// An unauthenticated client.
-    pub(crate) fn unauthenticated(address: Option<ClientAddress>, request_id: Option<Arc<str>>) -> Self {
-        Self { user: None, address, request_id }
+    pub(crate) fn unauthenticated(requester: Requester) -> Self {
+        Self { user: None, requester }
     }
 
     pub(crate) fn user(&self) -> &str {
@@ -62,8 +99,9 @@ impl Actor {
 
     /// The actor without its request. An unauthenticated client has only the origin of its address.
     pub(crate) fn without_request(&self) -> Self {
-        let address = if self.is_unauthenticated() { self.address.map(ClientAddress::origin) } else { self.address };
-        Self { user: self.user.clone(), address, request_id: None }
+        let of = &self.requester;
+        let requester = if self.is_unauthenticated() { of.origin() } else { of.without_request() };
+        Self { user: self.user.clone(), requester }
     }
 
     pub(crate) fn is_unauthenticated(&self) -> bool {
@@ -71,7 +109,7 @@ impl Actor {
     }
 
     pub(crate) fn address(&self) -> Option<ClientAddress> {
-        self.address
+        self.requester.address
     }
 
     /// Records the outcome of `action` on `what`.
@@ -130,6 +168,8 @@ pub(crate) struct AuditLine<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub accounts: Option<usize>,
     address: Option<ClientAddress>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    forwarded_for: Option<IpAddr>,
     action: &'static str,
     what: &'a str,
     outcome: &'static str,
@@ -147,13 +187,14 @@ impl<'a> AuditLine<'a> {
             who: actor.user.as_deref(),
             account: None,
             accounts: None,
-            address: actor.address,
+            address: actor.requester.address,
+            forwarded_for: actor.requester.forwarded_for,
             action,
             what,
             outcome: outcome.name,
             reason: outcome.reason.as_deref(),
             amounts: Amounts::default(),
-            request_id: actor.request_id.as_deref(),
+            request_id: actor.requester.request_id.as_deref(),
         }
     }
 
@@ -162,7 +203,7 @@ impl<'a> AuditLine<'a> {
             match serde_json::to_vec(self) {
                 Ok(mut line) => {
                     line.push(b'\n');
-                    sink(&line);
+                    sink.write(&line);
                 }
                 Err(error) => tracing::error!(%error, "cannot write an audit line as JSON"),
             }
@@ -172,11 +213,12 @@ impl<'a> AuditLine<'a> {
         let Amounts { bytes, ranges, requests } = self.amounts;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
+        let forwarded_for = self.forwarded_for.map(tracing::field::display);
         // Quoted, so that line breaks in the text do not start a new line.
         let reason = self.reason.map(tracing::field::debug);
         tracing::info!(
-            target: TARGET, action, ?user, %address, ?what, outcome, reason, account, accounts, bytes, ranges, requests,
-            "audit"
+            target: TARGET, action, ?user, %address, forwarded_for, ?what, outcome, reason, account, accounts, bytes,
+            ranges, requests, "audit"
         );
     }
 }

@@ -5,12 +5,12 @@
 //! client that tries passwords for days would fill the audit and displace creations and deletions.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::line::{Actor, Amounts, AuditLine, Outcome};
 use crate::app::Error;
-use crate::auth::{ClientAddress, Session};
+use crate::auth::{Requester, Session};
 
 /// A series of requests has ended after this time without another one.
 const QUIET: Duration = Duration::from_secs(5);
@@ -218,14 +218,8 @@ impl AuditTrail {
     }
 
     /// Records a request of an unauthenticated client, and why it is refused. The log has the paths.
-    pub fn unauthenticated(
-        &self,
-        address: Option<ClientAddress>,
-        request_id: Option<Arc<str>>,
-        path: &str,
-        error: &Error,
-    ) {
-        let (actor, outcome) = (Actor::unauthenticated(address, request_id), Outcome::of_error(error));
+    pub fn unauthenticated(&self, requester: Requester, path: &str, error: &Error) {
+        let (actor, outcome) = (Actor::unauthenticated(requester), Outcome::of_error(error));
         // One line for all paths: otherwise a client could fill the trail with made-up paths.
         let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
         self.add_to(subject, &actor, path.to_owned(), None);

@@ -1,8 +1,10 @@
 //! Services for operators: status, health, and the faults that keep the service from starting.
 
+mod audit_head;
 mod exclusive_usage;
 mod limits;
 mod service;
 pub(crate) mod start_faults;
 
+pub(crate) use audit_head::log_audit_head;
 pub use service::{Ops, StatusQuery};

@@ -8,6 +8,7 @@ use super::exclusive_usage::ExclusiveUsage;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
+use crate::app::audit::{self, Head};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState};
@@ -99,6 +100,7 @@ impl Ops {
             repositories,
             leftovers,
             owed_hooks,
+            audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
             snapshots,
         })
     }

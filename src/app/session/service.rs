@@ -8,7 +8,9 @@ use crate::app::Error;
 use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
-use crate::auth::{Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Session, Tokens};
+use crate::auth::{
+    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Tokens,
+};
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -59,7 +61,7 @@ impl Sessions {
         Ok(session)
     }
 
-    /// Issues a token to the user, who connected from `address`, if the manager accepts the credentials. `on_slot` runs
+    /// Issues a token to the user, who sent a request as `requester`, if the manager accepts the credentials. `on_slot` runs
     /// when the log-in gets its slot; the guard that it returns is held until the manager has answered.
     ///
     /// # Errors
@@ -67,13 +69,12 @@ impl Sessions {
     pub async fn log_in<G: Send>(
         self: &Arc<Self>,
         credentials: Credentials,
-        address: Option<ClientAddress>,
-        request_id: Option<Arc<str>>,
+        requester: Requester,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
         let (user, hash) = (credentials.username.clone(), self.tokens.account_hash(&credentials.username));
-        let outcome = self.token_for(credentials, address, on_slot).await;
-        self.trail.log_in(Actor::unauthenticated(address, request_id), &user, hash, &outcome);
+        let outcome = self.token_for(credentials, requester.address, on_slot).await;
+        self.trail.log_in(Actor::unauthenticated(requester), &user, hash, &outcome);
         outcome
     }
 

@@ -1,5 +1,8 @@
+use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
@@ -141,7 +144,7 @@ fn a_failed_rotation_is_retried_without_losing_lines() {
     assert_eq!(folder.read("log"), lines(6..100), "it grows on");
     assert_eq!(folder.read("log.2"), lines(0..3));
     fs::remove_dir(folder.0.path().join("log.new")).unwrap();
-    log.rotate_after = Some(Instant::now());
+    log.file.rotate_after = Some(Instant::now());
     write(&mut log, 100..101);
     assert_eq!(folder.read("log"), lines(100..101));
     assert_eq!(folder.read("log.3"), lines(0..3));
@@ -157,7 +160,7 @@ fn a_failed_rotation_is_retried_without_losing_lines() {
     write(&mut log, 104..110);
     let error = log.reopen().unwrap_err().to_string();
     assert!(error.contains("log: No such file"), "{error}");
-    assert_eq!(log.file.metadata().unwrap().len(), 70);
+    assert_eq!(log.file.file().metadata().unwrap().len(), 70);
 }
 
 #[test]
@@ -165,7 +168,8 @@ fn an_incomplete_line_is_ended() {
     let folder = Folder::new();
     let mut log = LogFile::open(&folder.log(), 0, 1).unwrap();
     log.append(b"half a li").unwrap();
-    (log.torn, log.missed) = (true, 2);
+    log.file.set_torn();
+    log.missed = 2;
     write(&mut log, 0..2);
     let report = "2 lines could not be written here; they went to standard error\n";
     assert_eq!(folder.read("log"), format!("half a li\n{report}{}", lines(0..2)));

@@ -83,6 +83,10 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
         section(&mut lines, &heading, &cost_requests(&status.cost_requests), width);
     }
     section(&mut lines, "repositories", &repositories(&status.repositories), width);
+    if let Some(audit) = &status.audit {
+        lines.add("");
+        lines.add(format_args!("audit: newest line {}:{}", audit.seq, audit.hash));
+    }
     if !status.leftovers.is_empty() {
         let heading = "leftovers: deleted or unfinished snapshots whose files could not be removed yet";
         section(&mut lines, heading, &leftovers(&status.leftovers, names), width);
@@ -266,7 +270,7 @@ mod tests {
             "min_free_bytes": 2048, "snapshots": 3, "unknown_snapshots": 2, "status": "ok"}],
         "leftovers": [{"id": "6f2c", "vm_id": "01", "repositories": ["r"], "reason": "not mounted"}],
         "owed_hooks": [{"snapshot_id": "6f2c", "vm_id": "01", "operation": "create", "hooks": ["10-a", "20-b"],
-            "attempts": 4}]}"#;
+            "attempts": 4}], "audit": {"seq": 7, "hash": "5f9c"}}"#;
 
     const PAGE: &str = "\
 coriolis-ovm-exporter 1, then
@@ -289,6 +293,8 @@ repositories
 NAME  MOUNT POINT                  FREE  REQUIRED  SNAPSHOTS  STATUS
 r     /OVS         1.00 KiB of 1.00 MiB  2.00 KiB          3  ok; TOO LITTLE is free for a snapshot; 2 snapshots are \
                         not in the database (see adopt)
+
+audit: newest line 7:5f9c
 
 leftovers: deleted or unfinished snapshots whose files could not be removed yet
 SNAPSHOT  VM   REASON

@@ -1,0 +1,170 @@
+use std::fs;
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::*;
+use crate::app::audit::{Place, Summary, Verifier};
+
+struct Folder(TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn path(&self) -> PathBuf {
+        self.0.path().join("audit.json")
+    }
+
+    fn open_with(&self, max_size: u64) -> io::Result<AuditFile> {
+        let rotation = Rotation { max_size, max_files: 100, mode: 0o600, is_exclusive: true };
+        let shared = Arc::new(Shared::default());
+        shared.key.set(key()).unwrap();
+        AuditFile::open(&self.path(), rotation, shared)
+    }
+
+    fn open(&self) -> AuditFile {
+        self.open_with(0).unwrap()
+    }
+
+    /// The files, from the oldest to the newest.
+    fn files(&self) -> Vec<PathBuf> {
+        let old = (1..100).rev().map(|n| beside(&self.path(), &n.to_string()));
+        old.chain([self.path()]).filter(|path| path.exists()).collect()
+    }
+
+    fn verify(&self) -> Summary {
+        let key = key();
+        let mut verifier = Verifier::new(Some(&key), &[]);
+        for (file, path) in self.files().iter().enumerate() {
+            for (line, bytes) in fs::read(path).unwrap().split_inclusive(|byte| *byte == b'\n').enumerate() {
+                let place = Place { file, line: line as u64 + 1 };
+                verifier.line(place, bytes).unwrap_or_else(|found| panic!("{found:?}"));
+            }
+        }
+        verifier.finish().unwrap_or_else(|found| panic!("{found:?}"))
+    }
+}
+
+fn key() -> AuditKey {
+    AuditKey::new(&"a secret of tests".into())
+}
+
+fn write(file: &mut AuditFile, numbers: std::ops::Range<usize>) {
+    for n in numbers {
+        file.write_all(format!("{{\"what\":\"{n}\"}}\n").as_bytes()).unwrap();
+    }
+}
+
+fn last(summary: &Summary) -> u64 {
+    summary.lines.as_ref().map_or(0, |(_, last)| last.seq)
+}
+
+#[test]
+fn the_chain_continues_over_restarts_and_rotations() {
+    let folder = Folder::new();
+    for run in 0..10 {
+        let mut file = folder.open_with(2000).unwrap();
+        write(&mut file, run * 7..run * 7 + 7);
+        assert_eq!(file.shared.head().map(|head| head.seq), Some(1 + (run as u64 + 1) * 7));
+    }
+    assert!(folder.files().len() > 3, "{:?}", folder.files());
+    let summary = folder.verify();
+    assert_eq!((last(&summary), summary.proven), (71, 71), "one line says that the chain begins");
+    assert!(fs::read_to_string(&folder.files()[0]).unwrap().contains("there was no audit file"));
+    // Killed in the middle of a rotation: the file was renamed, and there is no new one.
+    fs::rename(folder.path(), beside(&folder.path(), "0")).unwrap();
+    for n in (0..100).rev() {
+        let _ = fs::rename(beside(&folder.path(), &n.to_string()), beside(&folder.path(), &(n + 1).to_string()));
+    }
+    write(&mut folder.open(), 0..1);
+    assert_eq!(last(&folder.verify()), 72);
+}
+
+#[test]
+fn an_incomplete_line_is_recorded_wherever_the_service_was_killed() {
+    let folder = Folder::new();
+    write(&mut folder.open(), 0..3);
+    let whole = fs::read(folder.path()).unwrap();
+    let ends: Vec<usize> = whole.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+    for end in ends[1]..=whole.len() {
+        fs::write(folder.path(), &whole[..end]).unwrap();
+        write(&mut folder.open(), 3..5);
+        let summary = folder.verify();
+        let lost = u64::from(!ends.contains(&end) && !ends.contains(&(end + 1)));
+        assert_eq!(summary.incomplete, lost, "{end}");
+        let complete = ends.iter().filter(|at| **at <= end + 1).count() as u64;
+        assert_eq!(last(&summary), complete + lost + 2, "{end}");
+        // It is recorded once.
+        write(&mut folder.open(), 5..6);
+        assert_eq!(folder.verify().incomplete, lost);
+    }
+}
+
+#[test]
+fn an_incomplete_line_may_be_in_the_rotated_file() {
+    let folder = Folder::new();
+    write(&mut folder.open(), 0..3);
+    let whole = fs::read(folder.path()).unwrap();
+    fs::write(folder.path(), &whole[..whole.len() - 20]).unwrap();
+    write(&mut folder.open_with(whole.len() as u64 - 10).unwrap(), 3..4);
+    assert!(folder.files().len() > 1);
+    assert_eq!(folder.verify().incomplete, 1);
+}
+
+#[test]
+fn a_new_chain_says_why_it_begins() {
+    for (content, why) in [
+        ("{\"who\":\"admin\"}\n", "the last line of the file has no hash"),
+        ("half a line", "the file has no complete line"),
+    ] {
+        let folder = Folder::new();
+        fs::write(folder.path(), content).unwrap();
+        write(&mut folder.open(), 0..1);
+        let text = fs::read_to_string(folder.path()).unwrap();
+        let first = text.lines().nth(1).unwrap();
+        assert!(first.starts_with("{\"seq\":1,") && first.contains("new-chain") && first.contains(why), "{first}");
+        assert_eq!(folder.verify().unchained, 1);
+    }
+}
+
+#[test]
+fn a_file_has_one_writer() {
+    let folder = Folder::new();
+    let first = folder.open();
+    let error = folder.open_with(0).err().unwrap();
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    assert!(error.to_string().contains("audit.json: is in use by another process"), "{error}");
+    drop(first);
+    folder.open();
+}
+
+#[test]
+fn logrotate_may_rename_the_file() {
+    let folder = Folder::new();
+    let mut file = folder.open();
+    write(&mut file, 0..2);
+    Sink::reopen(&mut file).unwrap();
+    write(&mut file, 2..3);
+    fs::rename(folder.path(), beside(&folder.path(), "1")).unwrap();
+    Sink::reopen(&mut file).unwrap();
+    write(&mut file, 3..4);
+    assert_eq!((folder.files().len(), last(&folder.verify())), (2, 5));
+}
+
+#[test]
+fn dropped_lines_are_a_line_of_the_chain() {
+    let folder = Folder::new();
+    let mut file = folder.open();
+    write(&mut file, 0..1);
+    let report = file.dropped(17);
+    file.write_all(report.as_bytes()).unwrap();
+    let text = fs::read_to_string(folder.path()).unwrap();
+    let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+    assert_eq!(
+        (&line["action"], &line["what"], &line["lines"]),
+        (&"audit".into(), &"missing-lines".into(), &17.into())
+    );
+    assert_eq!(last(&folder.verify()), 3);
+}

@@ -1,0 +1,123 @@
+//! Where the chain of an audit file continues after a restart.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::Path;
+
+use crate::app::audit::{Head, Incomplete, Sealed, Unsealed};
+
+/// The end of the file that is read. A line is much shorter.
+const MAX_TAIL: u64 = 1 << 20;
+
+/// The end of an audit file.
+pub enum Tail {
+    /// There is no file, or nothing in it.
+    Empty,
+    /// A line of a chain, after which an incomplete one may follow.
+    Chained { head: Head, incomplete: Option<Incomplete>, has_newline: bool },
+    /// No line of a chain.
+    Broken { why: &'static str, has_newline: bool },
+}
+
+impl Tail {
+    /// Reads the end of the file at `path`, such as the newest rotated one.
+    pub fn of_path(path: &Path) -> io::Result<Self> {
+        let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
+        match OpenOptions::new().read(true).custom_flags(flags).open(path) {
+            Ok(file) if file.metadata()?.is_file() => Self::of(&file),
+            Ok(_) => Ok(Self::Empty),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Empty),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Reads the end of `file`.
+    pub fn of(file: &File) -> io::Result<Self> {
+        let size = file.metadata()?.len();
+        let start = size.saturating_sub(MAX_TAIL);
+        let mut bytes = vec![0; usize::try_from(size - start).map_err(io::Error::other)?];
+        file.read_exact_at(&mut bytes, start)?;
+        Ok(Self::of_bytes(&bytes, start == 0))
+    }
+
+    /// `is_whole`: the file has no other bytes.
+    fn of_bytes(bytes: &[u8], is_whole: bool) -> Self {
+        if bytes.is_empty() {
+            return Self::Empty;
+        }
+        let mut lines = bytes.rsplit(|byte| *byte == b'\n');
+        let rest = lines.next().unwrap_or_default();
+        let has_newline = rest.is_empty();
+        let broken = |why| Self::Broken { why, has_newline };
+        // Only the newline of the last line is missing.
+        if let Ok(Sealed { head, .. }) = Sealed::parse(rest) {
+            return Self::Chained { head, incomplete: None, has_newline };
+        }
+        let Some(last) = lines.next() else { return broken("the file has no complete line") };
+        if lines.next().is_none() && !is_whole {
+            return broken("the last line of the file is too long");
+        }
+        match Sealed::parse(last) {
+            Ok(Sealed { head, .. }) => {
+                let mut incomplete = Incomplete::default();
+                incomplete.add(rest);
+                Self::Chained { head, incomplete: (!has_newline).then_some(incomplete), has_newline }
+            }
+            Err(Unsealed::NoHash) => broken("the last line of the file has no hash"),
+            Err(Unsealed::WrongHash) => broken("the last line of the file was changed: its hash is wrong"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::audit::seal;
+
+    #[test]
+    fn the_chain_continues_after_the_last_complete_line() {
+        let (first, head) = seal(b"{\"who\":\"a\"}\n", &Head::start(), None);
+        let (second, next) = seal(b"{\"who\":\"b\"}\n", &head, None);
+        let both = [first.clone(), second.clone()].concat();
+        for end in 0..=both.len() {
+            let expected = match end {
+                end if end >= both.len() - 1 => Some(&next),
+                end if end >= first.len() - 1 => Some(&head),
+                _ => None,
+            };
+            match (Tail::of_bytes(&both[..end], true), expected) {
+                (Tail::Empty, None) => assert_eq!(end, 0),
+                (Tail::Broken { .. }, None) => assert!(end > 0),
+                (Tail::Chained { head, incomplete, has_newline }, Some(expected)) => {
+                    assert_eq!(&head, expected, "{end}");
+                    assert_eq!(has_newline, both[end - 1] == b'\n', "{end}");
+                    let torn = &both[first.len().min(end)..end];
+                    let is_torn = !torn.is_empty() && end < both.len() - 1;
+                    let mut parts = Incomplete::default();
+                    parts.add(torn);
+                    assert_eq!(incomplete.map(|it| it.hash()), is_torn.then(|| parts.hash()), "{end}");
+                }
+                _ => panic!("{end}"),
+            }
+        }
+    }
+
+    #[test]
+    fn other_files_have_no_chain() {
+        let (line, _) = seal(b"{\"who\":\"admin\"}\n", &Head::start(), None);
+        let changed = String::from_utf8(line.clone()).unwrap().replace("admin", "other");
+        let long = vec![b'x'; MAX_TAIL as usize];
+        for (bytes, is_whole, expected) in [
+            (&b"{\"who\":\"admin\"}\n"[..], true, "no hash"),
+            (changed.as_bytes(), true, "was changed"),
+            (b"\n", true, "no hash"),
+            (b"half a line", true, "no complete line"),
+            (&long, false, "no complete line"),
+            (&line, false, "too long"),
+        ] {
+            let Tail::Broken { why, .. } = Tail::of_bytes(bytes, is_whole) else { panic!("{expected}") };
+            assert!(why.contains(expected), "{why}");
+        }
+    }
+}
