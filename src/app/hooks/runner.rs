@@ -239,12 +239,14 @@ impl HookRunner {
             PostResult { failed: post_hooks.hooks.clone(), ..PostResult::default() }
         });
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
-        self.pending.record_result(
-            key,
-            PendingPostHooks { succeeded: done, finished: ended.finished, ..PendingPostHooks::clone(&post_hooks) },
-            ended.failed,
-        );
-        let PostResult { runs, quiesced, not_called, .. } = ended;
+        let PostResult { runs, quiesced, not_called, finished, failed } = ended;
+        let (runner, result) =
+            (Arc::clone(self), PendingPostHooks { succeeded: done, finished, ..PendingPostHooks::clone(&post_hooks) });
+        // The database may be slow. The thaw of other VMs of the group must not wait for it.
+        let recorded = tokio::task::spawn_blocking(move || runner.pending.record_result(key, result, failed)).await;
+        if let Err(panic) = recorded {
+            tracing::error!(%panic, "the result of the post hooks was not recorded");
+        }
         // A post hook has failed, so the freeze may have ended before the disks were cloned.
         let error = (done && requires_quiesced && !quiesced)
             .then(|| not_quiesced(&runs).of_vm(&post_hooks.event.vm.name, is_group));
