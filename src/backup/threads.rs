@@ -3,8 +3,8 @@
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-/// Runs `work` on `threads` threads at once, one of which is the caller's. Where no more threads can be started, fewer do
-/// the work: each takes parts of it until nothing is left.
+/// Runs `work` on up to `threads` threads at once, including the caller's. `work` must take parts until nothing is left:
+/// then fewer threads finish it too if the others cannot be started.
 pub fn share(name: &str, threads: usize, work: impl Fn() + Sync) {
     thread::scope(|scope| {
         for _ in 1..threads {

@@ -45,6 +45,8 @@ async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<O
 
 /// Records a request for maps of `what` in the audit.
 fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions, outcome: &Result<T, Error>) {
+    // The route may need less, because it also answers without maps.
+    let session = &session.needing(Permission::Read);
     match options.compare_to {
         Some(base) => {
             let direction = if options.reverse { "back to" } else { "since" };
@@ -152,7 +154,7 @@ pub(super) async fn snapshots(
 ) -> Result<Response, Failure> {
     let (cancellation, what) = (Cancellation::default(), vm.to_string());
     let documents = app.documents.all(&session, vm, labels, options, cancellation.clone()).await;
-    audit_maps(&app, &session.needing(Permission::Read), what, options.map, &documents);
+    audit_maps(&app, &session, what, options.map, &documents);
     let documents = documents?;
     json_stream::document(cancellation, |writer| snapshot_document::write_all(writer, documents)).await
 }
@@ -204,7 +206,7 @@ pub(super) async fn snapshot(
     let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}"));
     let operation = app.documents.one(&session, vm, snapshot, options, cancellation.clone());
     let document = cancel_on_drop(&cancellation, operation).await;
-    audit_maps(&app, &session.needing(Permission::Read), what, options.map, &document);
+    audit_maps(&app, &session, what, options.map, &document);
     let document = document?;
     json_stream::document(cancellation, |writer| snapshot_document::write(writer, document)).await
 }
@@ -281,12 +283,12 @@ pub(super) async fn chunks(
         ResponseFormat::Page => {
             let operation = app.comparisons.chunk_page(&session, disk, query, cancellation.clone());
             let page = cancel_on_drop(&cancellation, operation).await;
-            audit_maps(&app, &session.needing(Permission::Read), what, query.options, &page);
+            audit_maps(&app, &session, what, query.options, &page);
             Ok(Json(snapshot_document::chunk_page(page?, query.options)).into_response())
         }
         ResponseFormat::Lines => {
             let found = app.comparisons.chunks(&session, disk, query, cancellation.clone()).await;
-            audit_maps(&app, &session.needing(Permission::Read), what, query.options, &found);
+            audit_maps(&app, &session, what, query.options, &found);
             let lines = found?.first(query.limit).map(|chunk| chunk.map(api::Chunk::from));
             json_stream::lines(lines, cancellation).await
         }

@@ -90,7 +90,8 @@ impl Store {
     /// it is.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`] or [`StoreError::Record`] if it is damaged. After others its state is unknown.
+    /// [`StoreError::Damaged`]; [`StoreError::Record`] if this version cannot read a record. After others its state is
+    /// unknown.
     pub fn verify(&self) -> Result<(), StoreError> {
         self.handle.verify()
     }

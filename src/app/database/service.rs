@@ -32,7 +32,7 @@ struct Check {
 }
 
 struct Problem {
-    /// Whether the database is damaged. Otherwise that is unknown, because it could not be checked.
+    /// Whether the database is damaged. Otherwise the check failed: the file or a record could not be read.
     is_damage: bool,
     cause: String,
 }
