@@ -1,12 +1,12 @@
 //! The client is killed, and its calls fail, at every step of a backup: each point is whole, and the next run goes on.
 
-use std::fs;
 use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 
-use crate::harness::{Backup, Fault, MB, Random, Shim, VM, Volume, World, text, write_at};
+use crate::harness::{Backup, Fault, MB, Random, Shim, Volume, World, write_at};
 use crate::needs_root;
 
 /// The client with faults, and the disks as they were at each point.
@@ -40,7 +40,7 @@ impl FaultyBackup {
     }
 
     /// Runs a backup with a fault at the `n`-th step; returns its status.
-    fn run_with_fault(&self, n: u32, fault: Fault) -> std::process::ExitStatus {
+    fn run_with_fault(&self, n: u32, fault: Fault) -> ExitStatus {
         self.shim.arm(n, fault);
         let mut command = self.backup.command(&self.backup.backup_arguments(&["-q"]));
         let output = command.envs(self.shim.environment()).output().unwrap();
@@ -53,56 +53,49 @@ impl FaultyBackup {
         let directory = self.backup.directory.to_str().unwrap();
         let (status, stdout, stderr) = self.backup.try_run(&["verify", directory, "-q"]);
         assert_eq!(status, Some(0), "{what}: {stdout}{stderr}");
-        let point = text(&self.backup.points().last().unwrap()["id"]);
-        let out = tempfile::tempdir().unwrap();
-        self.backup.restore(VM, &point, &out.path().join("out"), &[]);
-        assert!(fs::read(out.path().join("out/a.img")).unwrap() == fs::read(&self.disk).unwrap(), "{what}");
+        self.backup.assert_newest_equals(&self.disk);
         self.backup.run(&["prune", directory, "--keep-last", "2"]);
         assert!(self.world.client().snapshot_ids().len() <= 1, "{what}: a snapshot is left behind");
     }
 }
 
-#[test]
-fn a_point_is_whole_after_a_power_cut_at_every_step_of_its_backup() {
-    needs_root!();
+/// Runs a backup with the fault at each of its steps, and `after_fault` with its status.
+fn at_every_step(fault: Fault, after_fault: impl Fn(&FaultyBackup, &str, ExitStatus)) {
     let mut test = FaultyBackup::new();
     for n in 1.. {
         let what = format!("step {n}");
         test.change_the_disk();
-        let status = test.run_with_fault(n, Fault::KillAfter);
+        let status = test.run_with_fault(n, fault);
         if !test.shim.fault_occurred() {
             assert!(status.success(), "{what}: {status}");
             eprintln!("a backup has {} steps", n - 1);
             assert!(n > 20, "only {n} steps: the shim does not see the calls of the client");
             break;
         }
-        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{what}: {status}");
-        test.target.cut_power();
+        after_fault(&test, &what, status);
         test.backup.back_up();
         test.check(&what);
     }
 }
 
 #[test]
+fn a_point_is_whole_after_a_power_cut_at_every_step_of_its_backup() {
+    needs_root!();
+    at_every_step(Fault::KillAfter, |test, what, status| {
+        assert_eq!(status.signal(), Some(Signal::SIGKILL as i32), "{what}: {status}");
+        test.target.cut_power();
+    });
+}
+
+#[test]
 fn a_call_that_fails_at_any_step_of_a_backup_costs_no_point() {
     needs_root!();
-    let mut test = FaultyBackup::new();
-    for n in 1.. {
-        let what = format!("step {n}");
-        test.change_the_disk();
-        let status = test.run_with_fault(n, Fault::Fail(Errno::EIO));
-        if !test.shim.fault_occurred() {
-            assert!(status.success(), "{what}: {status}");
-            assert!(n > 20, "only {n} steps: the shim does not see the calls of the client");
-            break;
-        }
+    at_every_step(Fault::Fail(Errno::EIO), |test, what, status| {
         // A failure that matters ends the run; after one that does not, the point is whole.
         if status.success() {
             test.check(&format!("{what}, at once"));
         } else {
             assert_eq!(status.code(), Some(1), "{what}: {status}");
         }
-        test.backup.back_up();
-        test.check(&what);
-    }
+    });
 }

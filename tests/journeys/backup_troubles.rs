@@ -4,7 +4,7 @@ use std::fs;
 
 use serde_json::Value;
 
-use crate::harness::{Backup, Clock, MB, Proxy, Random, VM, Volume, World, eventually, text, write_at};
+use crate::harness::{Backup, Clock, MB, Proxy, Random, VM, Volume, World, eventually, write_at};
 use crate::needs_root;
 
 /// The bytes that the journal of an unfinished backup says are on disk: the sum of its records' lengths.
@@ -14,14 +14,6 @@ fn bytes_on_disk(backup: &Backup) -> u64 {
     let bytes = files.flat_map(|file| fs::read(file.unwrap().path()).unwrap());
     let bytes: Vec<u8> = bytes.collect();
     bytes.chunks_exact(48).map(|record| u64::from_le_bytes(record[8..16].try_into().unwrap())).sum()
-}
-
-fn assert_equals_the_disk(backup: &Backup, disk: &std::path::Path) {
-    let out = tempfile::tempdir().unwrap();
-    let points = backup.points();
-    let point = text(&points.last().unwrap()["id"]);
-    backup.restore(VM, &point, &out.path().join("out"), &[]);
-    assert!(fs::read(out.path().join("out/a.img")).unwrap() == fs::read(disk).unwrap());
 }
 
 #[test]
@@ -38,7 +30,7 @@ fn cut_and_damaged_connections_cost_only_what_was_under_way() {
     let result = backup.back_up();
     assert_eq!(result["failed"], Value::Array(Vec::new()), "{result}");
     let connections = proxy.connections();
-    assert_equals_the_disk(&backup, &disk);
+    backup.assert_newest_equals(&disk);
     // A broken connection loses a unit at most, so each brought 4 of the 64 units.
     assert!((13..22).contains(&connections), "{connections} connections");
     assert_eq!(result["vms"][0]["transferred_bytes"], 64 * MB);
@@ -74,7 +66,7 @@ fn a_client_that_is_killed_a_hundred_times_fetches_nothing_twice() {
         let during_full = kills;
         let on_disk = bytes_on_disk(&backup);
         let result = backup.back_up();
-        assert_equals_the_disk(&backup, &disk);
+        backup.assert_newest_equals(&disk);
         assert!(on_disk > 8 * MB, "{on_disk} bytes are on disk after {during_full} kills");
         assert_eq!(result["vms"][0]["transferred_bytes"], 192 * MB - on_disk, "{result}");
         while kills < 50 {
@@ -86,7 +78,7 @@ fn a_client_that_is_killed_a_hundred_times_fetches_nothing_twice() {
         let result = backup.back_up();
         // The point may be that of an older snapshot, whose backup was interrupted: one more catches up.
         backup.back_up();
-        assert_equals_the_disk(&backup, &disk);
+        backup.assert_newest_equals(&disk);
         backup.run(&["verify", backup.directory.to_str().unwrap(), "-q"]);
         assert_eq!(world.client().snapshot_ids().len(), 1, "{result}");
         assert!(backup.points().len() > 1 && during_full > 10, "{during_full}");
@@ -112,7 +104,7 @@ fn a_backup_survives_the_death_of_the_service() {
         world.exporter.restart();
     }
     assert!(child.wait().unwrap().success());
-    assert_equals_the_disk(&backup, &disk);
+    backup.assert_newest_equals(&disk);
     assert_eq!(world.client().snapshot_ids().len(), 1);
 }
 
@@ -129,6 +121,6 @@ fn a_token_that_expires_during_a_backup_is_renewed() {
     eventually("some bytes arrived", || bytes_on_disk(&backup) > 2 * MB);
     clock.leap(24 * 30);
     assert!(child.wait().unwrap().success());
-    assert_equals_the_disk(&backup, &disk);
+    backup.assert_newest_equals(&disk);
     assert_eq!(world.exporter.log().matches("logged in user=").count(), 2);
 }

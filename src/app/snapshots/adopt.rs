@@ -172,8 +172,9 @@ impl Adopter {
         // If ovs-agent's list cannot be read, there may be others.
         let mut is_partial = found.problem.is_some();
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
-        for repository in found.usable() {
-            if let Err(cause) = repository.mounted() {
+        for (known, mounted) in found.with_mounts() {
+            let Ok(repository) = &known.repository else { continue };
+            if let Err(cause) = mounted {
                 is_partial = true;
                 skip(repository.mount_point(), format!("{cause}: its folders were not scanned"));
                 continue;

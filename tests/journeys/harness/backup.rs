@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{PASSWORD, USER, World};
+use super::{PASSWORD, USER, VM, World};
 
 /// A user's home, and the backup directory.
 pub struct Backup {
@@ -91,6 +91,13 @@ impl Backup {
     pub fn points(&self) -> Vec<Value> {
         let printed = self.run(&["points", self.directory.to_str().unwrap(), "--json"]);
         serde_json::from_str::<Value>(&printed).unwrap()["points"].as_array().unwrap().clone()
+    }
+
+    /// Checks that the newest point of the VM has the disk `a.img` as it is in the file `disk`.
+    pub fn assert_newest_equals(&self, disk: &Path) {
+        let (point, out) = (self.points().pop().unwrap(), tempfile::tempdir().unwrap());
+        self.restore(VM, point["id"].as_str().unwrap(), &out.path().join("out"), &[]);
+        assert!(std::fs::read(out.path().join("out/a.img")).unwrap() == std::fs::read(disk).unwrap(), "{point}");
     }
 
     /// Restores a point of `vm` into `out`.
