@@ -31,17 +31,25 @@ PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
-# $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs.
+# $(call apt,PACKAGE ...): installs packages.
+define apt
+$(SUDO) apt-get update -qq; \
+DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends $(1) ca-certificates >/dev/null
+endef
+
+# $(call install,PROGRAM:PACKAGE ...): installs the packages of missing programs. It looks a second time, because a
+# package may replace another one: Debian's qemu-system-x86 removes a newer qemu-utils of the backports.
 define install
-missing=(); \
-for entry in $(1); do \
-	PATH="$$PATH:/usr/sbin:/sbin" command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry#*:}"); \
-done; \
-if [ "$${#missing[@]}" -gt 0 ]; then \
+for attempt in 1 2 3; do \
+	missing=(); \
+	for entry in $(1); do \
+		PATH="$$PATH:/usr/sbin:/sbin" command -v "$${entry%%:*}" >/dev/null || missing+=("$${entry#*:}"); \
+	done; \
+	[ "$${#missing[@]}" -gt 0 ] || break; \
+	[ "$$attempt" -lt 3 ] || { echo "still missing after installation: $${missing[*]}" >&2; exit 1; }; \
 	echo "installing: $${missing[*]}"; \
-	$(SUDO) apt-get update -qq; \
-	DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" ca-certificates >/dev/null; \
-fi
+	$(call apt,"$${missing[@]}"); \
+done
 endef
 
 deps-build:
@@ -50,15 +58,15 @@ deps-build:
 # The Python client needs the module requests. The demo and the tests run it as root.
 REQUESTS := $(SUDO) python3 -c 'import requests'
 # Environments need ensurepip.
-ENSUREPIP = python3 -c 'import ensurepip' 2>/dev/null || { $(call install,no-such-program:python3-venv); }
+ENSUREPIP = python3 -c 'import ensurepip' 2>/dev/null || { $(call apt,python3-venv); }
 
 deps: deps-build
 	@$(call install,$(PROGRAMS))
-	@$(REQUESTS) 2>/dev/null || { $(call install,no-such-program:python3-requests); }
+	@$(REQUESTS) 2>/dev/null || { $(call apt,python3-requests); }
 	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
 deps-test: deps
-	@$(call install,$(PROGRAMS_TEST))
+	@$(call install,$(PROGRAMS) $(PROGRAMS_TEST))
 	@$(ENSUREPIP)
 
 deps-check: deps
@@ -85,8 +93,7 @@ rust: deps-build
 	}; \
 	if ! recent; then \
 		echo "installing: cargo-web rustc-web"; \
-		$(SUDO) apt-get update -qq; \
-		DEBIAN_FRONTEND=noninteractive $(SUDO) apt-get install -y -qq --no-install-recommends cargo-web rustc-web >/dev/null; \
+		$(call apt,cargo-web rustc-web); \
 		hash -r; \
 		recent || { echo "Rust $(RUST_MIN) or newer is required, and Debian's is older: install it from https://rustup.rs" >&2; exit 1; }; \
 	fi
