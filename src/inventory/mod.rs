@@ -158,6 +158,14 @@ mod tests {
     }
 
     #[test]
+    fn a_definition_without_a_disk_list_is_an_error() {
+        for text in [String::new(), format!("name = '{A}'\n")] {
+            let vms = load_all(&[&definitions(&[(A, &text)])]);
+            assert!(vms[0].disks.as_ref().is_err_and(|problem| problem.to_string().contains("has no `disk`")));
+        }
+    }
+
+    #[test]
     fn the_uuid_may_differ_from_the_name() {
         let other = "0004fb00-0006-0000-ffff-00000000000a";
         let text = format!("name = '{A}'\nuuid = '{other}'\ndisk = []\n");

@@ -195,15 +195,14 @@ fn vm_of(config: VmConfig, folder: &OsStr, problem: Option<Problem>) -> Vm {
     let name = config.name.filter(|_| !bad_name).unwrap_or_else(|| folder.to_string_lossy().into_owned());
     let id: Option<VmId> = name.parse().ok();
     let unnamed = || Problem::Invalid("its name is not 32 hexadecimal digits".to_owned());
-    let disks = match problem.or_else(|| (bad_name || id.is_none()).then(unnamed)) {
-        Some(problem) => Err(problem),
-        None => {
-            // It is cached, and collecting one disk allocates room for four.
-            let mut disks = config.disks.unwrap_or_default();
-            disks.shrink_to_fit();
-            Ok(disks)
-        }
-    };
+    let problem = problem.or_else(|| (bad_name || id.is_none()).then(unnamed));
+    let disks = problem.map_or(Ok(config.disks), Err).and_then(|disks| {
+        // The manager writes `disk = []` for a VM without disks.
+        let mut disks = disks.ok_or_else(|| Problem::Invalid("vm.cfg has no `disk`: it is empty or cut".to_owned()))?;
+        // It is cached, and collecting one disk allocates room for four.
+        disks.shrink_to_fit();
+        Ok(disks)
+    });
     Vm {
         id,
         uuid: config.uuid,
