@@ -3,6 +3,7 @@
 # make check   formatting, lints, documentation, words, licences, scripts, the systemd unit
 # make audit   known vulnerabilities in the dependencies; needs the network
 # make fuzz    fuzz the parsers of foreign files, FUZZ_SECONDS each
+# make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
 # make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
 #
@@ -11,7 +12,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo demo-build demo-possible test check audit fuzz bench clean deps deps-build deps-test deps-check hadolint mypy rust
+.PHONY: build release demo demo-build demo-possible test check audit fuzz soak bench clean deps deps-build deps-test deps-check hadolint mypy rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -178,6 +179,13 @@ fuzz: rust
 		"fuzz/target/$$host/release/$$target" -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=512 \
 			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
 	done
+
+# `make test` runs these tests for a minute. docs/reliability.md has the figures of a long run.
+MINUTES := 10
+
+soak: rust deps
+	SOAK_SECONDS=$$(($(MINUTES) * 60)) SOAK_KILLS=500 cargo test --locked \
+		$(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]") --test journeys -- --nocapture --test-threads 1 soak
 
 # The download benchmark runs the release binary and writes its table into docs/benchmarks.md, unless QUICK is set.
 PROGRAMS_BENCH := nginx:nginx-light qemu-nbd:qemu-utils nbdcopy:libnbd-bin

@@ -77,6 +77,7 @@ mod service_units;
 mod several_vms;
 mod slow_manager;
 mod snapshots;
+mod soak;
 mod special_files;
 mod startup_errors;
 mod static_binary;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Output, Stdio};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use super::{PASSWORD, USER, VM, World};
+use super::{Certificates, Exporter, PASSWORD, USER, VM, World};
 
 /// A user's home, and the backup directory.
 pub struct Backup {
@@ -19,11 +19,15 @@ pub struct Backup {
 impl Backup {
     /// A client of the service of `world` whose backup directory is in `target`.
     pub fn new(world: &World, target: &Path) -> Self {
+        Self::of(&world.exporter, &world.certificates, target)
+    }
+
+    pub fn of(exporter: &Exporter, certificates: &Certificates, target: &Path) -> Self {
         Self {
             home: tempfile::tempdir().unwrap(),
             directory: target.join("backups"),
-            url: format!("https://127.0.0.1:{}", world.exporter.port),
-            ca: world.certificates.ca(),
+            url: format!("https://127.0.0.1:{}", exporter.port),
+            ca: certificates.ca(),
         }
     }
 

@@ -7,7 +7,7 @@ use reqwest::blocking::RequestBuilder;
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
-use super::{Certificates, Exporter, PASSWORD, SNAPSHOTS, USER, VM};
+use super::{Certificates, Exporter, PASSWORD, SECRET, SNAPSHOTS, USER, VM};
 
 pub struct Client {
     http: reqwest::blocking::Client,
@@ -95,6 +95,15 @@ impl Client {
         client
     }
 
+    /// A client with a token that stays valid when the test moves the clocks.
+    pub fn lasting(exporter: &Exporter, certificates: &Certificates) -> Self {
+        let lifetime = Duration::from_secs(40 * 31_536_000);
+        let tokens = coriolis_ovm_exporter::testing::Tokens::new(&SECRET.into(), lifetime);
+        let mut client = Self::new(exporter, certificates);
+        client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
+        client
+    }
+
     /// Sends credentials; does not keep the token.
     pub fn try_log_in(&self, user: &str, password: &str) -> Answer {
         let body = json!({"username": user, "password": password}).to_string();
@@ -109,11 +118,16 @@ impl Client {
 
     /// Sends a request; panics on failure.
     pub fn send(&self, request: RequestBuilder) -> Answer {
+        self.send_twice(request).unwrap()
+    }
+
+    /// Sends a request, and a second time if the service has closed the idle connection: then it has not received the
+    /// request.
+    pub fn send_twice(&self, request: RequestBuilder) -> reqwest::Result<Answer> {
         let again = request.try_clone();
         match (self.try_send(request), again) {
-            // The service may have closed an idle connection; then it has not received the request.
-            (Err(error), Some(again)) if error.is_request() && !error.is_timeout() => self.try_send(again).unwrap(),
-            (answer, _) => answer.unwrap(),
+            (Err(error), Some(again)) if error.is_request() && !error.is_timeout() => self.try_send(again),
+            (answer, _) => answer,
         }
     }
 

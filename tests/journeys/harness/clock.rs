@@ -1,10 +1,10 @@
 //! Clocks that the test shifts: `clock_shim.c`, preloaded before libc.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 
@@ -18,7 +18,7 @@ pub struct Clock {
     dir: TempDir,
     file: File,
     /// Offsets of the wall clock and of the monotonic clock, in seconds.
-    ahead: Cell<(i64, i64)>,
+    ahead: Mutex<(i64, i64)>,
 }
 
 impl Clock {
@@ -29,7 +29,7 @@ impl Clock {
         run(Command::new("cc").args(["-Wall", "-Werror", "-O1", "-shared", "-fPIC", "-o"]).arg(library).arg(source));
         let file = File::create(dir.path().join("clock")).unwrap();
         file.set_len(16).unwrap();
-        Self { dir, file, ahead: Cell::default() }
+        Self { dir, file, ahead: Mutex::default() }
     }
 
     /// Preloads the shim into the service that these settings start.
@@ -41,18 +41,18 @@ impl Clock {
 
     /// Advances both clocks by `hours`.
     pub fn pass(&self, hours: i64) {
-        let (wall, monotonic) = self.ahead.get();
+        let (wall, monotonic) = *self.ahead.lock().unwrap();
         self.set(wall + hours * HOUR, monotonic + hours * HOUR);
     }
 
     /// Moves only the wall clock by `hours`.
     pub fn leap(&self, hours: i64) {
-        let (wall, monotonic) = self.ahead.get();
+        let (wall, monotonic) = *self.ahead.lock().unwrap();
         self.set(wall + hours * HOUR, monotonic);
     }
 
     fn set(&self, wall: i64, monotonic: i64) {
-        self.ahead.set((wall, monotonic));
+        *self.ahead.lock().unwrap() = (wall, monotonic);
         self.file.write_all_at(&wall.to_ne_bytes(), 0).unwrap();
         self.file.write_all_at(&monotonic.to_ne_bytes(), 8).unwrap();
     }
@@ -79,7 +79,7 @@ impl Clock {
     }
 
     fn leap_minute(&self) {
-        let (wall, monotonic) = self.ahead.get();
+        let (wall, monotonic) = *self.ahead.lock().unwrap();
         self.set(wall + 61, monotonic + 61);
     }
 }

@@ -166,11 +166,7 @@ impl World {
     /// A logged-in client whose token stays valid when the test moves the clocks. It has to be made after each such
     /// move, since the service then closes idle connections.
     pub fn lasting_client(&self) -> Client {
-        let lifetime = std::time::Duration::from_secs(40 * 31_536_000);
-        let tokens = coriolis_ovm_exporter::testing::Tokens::new(&SECRET.into(), lifetime);
-        let mut client = Client::new(&self.exporter, &self.certificates);
-        client.token = tokens.issue("admin", std::time::SystemTime::now()).unwrap();
-        client
+        Client::lasting(&self.exporter, &self.certificates)
     }
 
     /// Defines [`VM`] with new sparse disks; returns their paths.

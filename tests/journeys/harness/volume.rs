@@ -73,7 +73,18 @@ impl Volume {
 
     pub fn mount(&self) {
         share_unmounts();
-        run(Command::new("mount").args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point));
+        run(&mut self.mount_command());
+    }
+
+    /// As [`Self::mount`]; returns whether it succeeded.
+    pub fn try_mount(&self) -> bool {
+        self.mount_command().output().unwrap().status.success()
+    }
+
+    fn mount_command(&self) -> Command {
+        let mut mount = Command::new("mount");
+        mount.args(self.options).args(["-o", "loop"]).arg(self.image()).arg(&self.mount_point);
+        mount
     }
 
     /// The image file.

@@ -1,0 +1,62 @@
+//! The service is killed at random moments of creations and deletions.
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+use reqwest::Method;
+
+use super::setting;
+use crate::harness::{Fault, FaultTest, Random, SNAPSHOTS, text};
+use crate::needs_root;
+
+#[test]
+fn snapshots_survive_kills_at_random_moments() {
+    needs_root!();
+    let (kills, mut random) = (setting("SOAK_KILLS", 20), Random(setting("SOAK_SEED", 1)));
+    let mut test = FaultTest::new(|_| {});
+    let started = Instant::now();
+    test.take_snapshot();
+    let mut usual = started.elapsed();
+    let (mut answered, mut made) = (0, 0);
+    for number in 0..kills {
+        let is_creation = test.confirmed.len() < 3 || random.below(2) == 0;
+        let what = format!("kill {number} of a {}", if is_creation { "creation" } else { "deletion" });
+        test.write(number as u8);
+        let contents = test.disk_contents();
+        let victim = test.confirmed.keys().next().cloned().unwrap();
+        let (method, path) = match is_creation {
+            true => (Method::POST, format!("/api/v1{SNAPSHOTS}")),
+            false => (Method::DELETE, format!("/api/v1{SNAPSHOTS}/{victim}")),
+        };
+        let request = test.client.request(method, &path);
+        let pause = usual.mul_f64(random.below(1000) as f64 / 700.0);
+        let started = Instant::now();
+        let answer = thread::scope(|scope| {
+            let answer = scope.spawn(|| {
+                let answer = test.client.try_send(request).ok();
+                (answer, started.elapsed())
+            });
+            thread::sleep(pause);
+            test.world.exporter.kill();
+            answer.join().unwrap()
+        });
+        let (answer, elapsed) = (answer.0.filter(|answer| answer.status == 200), answer.1);
+        answered += u64::from(answer.is_some());
+        if answer.is_some() {
+            usual = elapsed.min(Duration::from_secs(1));
+        }
+        let optional = if is_creation { contents.clone() } else { test.confirmed.remove(&victim).unwrap() };
+        if let Some(answer) = &answer
+            && is_creation
+        {
+            test.confirmed.insert(text(&answer.json()["id"]), contents);
+        }
+        test.restart(Fault::KillBefore);
+        let optional = answer.is_none().then_some(&optional);
+        if let Some(id) = test.check(&what, optional) {
+            made += 1;
+            test.confirmed.insert(id, optional.unwrap().clone());
+        }
+    }
+    eprintln!("{kills} kills: {answered} requests had an answer, {made} without an answer left a snapshot");
+}
