@@ -1,18 +1,20 @@
 # make demo    full and incremental backup of a VM on a loop-mounted repository; KEEP=1 leaves the service running
 # make test    unit, property and integration tests
 # make check   formatting, lints, documentation, words, licences, scripts, the systemd unit
-# make audit   known vulnerabilities in the dependencies; needs the network
+# make audit   known vulnerabilities in the dependencies; downloads the list of them
 # make fuzz    fuzz the parsers of foreign files, FUZZ_SECONDS each
 # make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
 # make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
+# make dist    the files of a release, with SBOM and checksums: target/dist
+# make reproducible   build the release binary twice in different folders, and compare; PROFILE=demo takes less time
 #
 # Each target installs missing tools from Debian packages. Mounting needs root or sudo.
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release demo demo-build demo-possible test check audit fuzz soak bench clean deps deps-build deps-test deps-check hadolint mypy rust
+.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -99,17 +101,50 @@ rust: deps-build
 		recent || { echo "Rust $(RUST_MIN) or newer is required, and Debian's is older: install it from https://rustup.rs" >&2; exit 1; }; \
 	fi
 
-# $(call static,PROFILE): builds a static binary into target/PROFILE. It runs on hosts with an older libc, and in an
-# empty image. --target keeps the static flags from build scripts and macros, and separates these builds from others.
+# Tools of the release, from crates.io, each with its own Cargo.lock.
+# $(call tool,NAME,VERSION): installs NAME unless it has this version.
+define tool
+installed=$$(cargo install --list | sed -n 's/^$(1) v\([^: ]*\).*/\1/p'); \
+[ "$$installed" = $(2) ] || cargo install --quiet --locked --force $(1)@$(2)
+endef
+AUDITABLE := 0.7.7
+CYCLONEDX := 0.5.9
+
+auditable: rust
+	@$(call tool,cargo-auditable,$(AUDITABLE))
+
+cyclonedx: rust
+	@$(call tool,cargo-cyclonedx,$(CYCLONEDX))
+
+# The binary has no paths of the host that builds it: with the same compiler, each folder and user get the same binary.
+CARGO_FILES = $(or $(CARGO_HOME),$(HOME)/.cargo)
+REMAP = --remap-path-prefix=$(CURDIR)=/build --remap-path-prefix=$(CARGO_FILES)=/cargo
+REMAP_C = -ffile-prefix-map=$(CURDIR)=/build -ffile-prefix-map=$(CARGO_FILES)=/cargo
+
+# $(call static,PROFILE,COMMAND): builds a static binary into target/PROFILE with `cargo COMMAND`. It runs on hosts with
+# an older libc, and in an empty image. --target keeps the static flags from build scripts and macros, and separates
+# these builds from others.
 define static
 target=$$(rustc -vV | sed -n 's/^host: //p') && \
-RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static" cargo build --profile $(1) --locked --target-dir target --target "$$target" && \
+CFLAGS="$${CFLAGS:-} $(REMAP_C)" RUSTFLAGS="$${RUSTFLAGS:-} -C target-feature=+crt-static $(REMAP)" \
+cargo $(2) --profile $(1) --locked --target-dir target --target "$$target" && \
 mkdir -p target/$(1) && \
 ln -f "target/$$target/$(1)/coriolis-ovm-exporter" target/$(1)/coriolis-ovm-exporter
 endef
 
-build release: rust
-	$(call static,release)
+# `cargo auditable` puts the list of dependencies into the binary, where scanners for vulnerabilities find it.
+PROFILE := release
+build release: auditable
+	$(call static,$(PROFILE),auditable build)
+
+# The files of a release. Times, owners and order do not depend on the build.
+SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
+dist: build cyclonedx
+	@$(call install,jq:jq)
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) .ci/dist $(RELEASE) target/dist
+
+reproducible: auditable
+	tests/reproducible $(PROFILE)
 
 # Check that the demo can run before anything is installed or built.
 demo-possible:
@@ -124,7 +159,7 @@ demo-build: rust
 	@if [ -e $(RELEASE) ] && [ -z "$$(find src migrations Cargo.toml Cargo.lock -newer $(RELEASE) -print -quit)" ]; then \
 		mkdir -p target/demo && ln -f $(RELEASE) target/demo/coriolis-ovm-exporter; \
 	else \
-		$(call static,demo); \
+		$(call static,demo,build); \
 	fi
 
 demo: demo-possible
@@ -149,7 +184,8 @@ check: rust deps-check hadolint mypy
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
 	tests/words
-	shellcheck tests/words examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
+	tests/yanked
+	shellcheck tests/words tests/yanked tests/reproducible .ci/dist examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify

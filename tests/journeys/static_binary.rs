@@ -40,6 +40,8 @@ fn release_is_static_and_stripped() {
     for absent in ["INTERP", "NEEDED", ".symtab", ".debug_"] {
         assert!(!headers.contains(absent), "{absent} is in the release: make build\n{headers}");
     }
+    // The list of dependencies for scanners of vulnerabilities.
+    assert!(headers.contains(".dep-v0"), "the release has no list of its dependencies: make build\n{headers}");
     let ldd = output("ldd", &[], &release);
     assert!(ldd.contains("statically linked") || ldd.contains("not a dynamic executable"), "{ldd}");
     let version = output(release.to_str().unwrap(), &["--version"], Path::new("--help"));
