@@ -162,6 +162,12 @@ pub enum Error {
     /// The database failed.
     #[error("the service's database failed; see the service's log")]
     Store(#[from] StoreError),
+    /// The database was damaged, and may not have all snapshots yet.
+    #[error(
+        "the service's database is being rebuilt, and snapshots may be missing in it: {reason}; retry later; GET \
+         /status lists what is left to search"
+    )]
+    Rebuilding { reason: String },
     /// The client has disconnected, so the work was cancelled.
     #[error("the client has disconnected")]
     Cancelled,
@@ -248,6 +254,7 @@ impl Error {
             | Self::Io { .. }
             | Self::AgentDb(_)
             | Self::Store(_)
+            | Self::Rebuilding { .. }
             | Self::Cancelled
             | Self::Internal(_) => false,
         }

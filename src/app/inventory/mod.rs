@@ -11,8 +11,10 @@ mod list_vms;
 mod repositories;
 mod service;
 mod shared;
+mod unsearched;
 mod view;
 
 pub(crate) use disk_classifier::{DiskDecision, choose, classify};
 pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};
 pub use service::Inventory;
+pub(crate) use unsearched::{Unsearched, UnsearchedPart};

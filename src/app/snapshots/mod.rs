@@ -2,6 +2,7 @@
 
 mod admit;
 mod adopt;
+mod candidates;
 mod create;
 mod create_request;
 mod delete;
