@@ -137,7 +137,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
-        Error::NoSpace { .. } | Error::NoRoomForCopy { .. } => {
+        Error::NoSpace { .. } | Error::NoRoomForCopy(_) => {
             (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
         }
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly),

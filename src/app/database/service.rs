@@ -214,7 +214,7 @@ impl Database {
         let permit = permit.map_err(|_| Refusal::TooManyCopies { limit: COPIES })?;
         self.blocking(|database| {
             let (file, unreadable) = database.store.copy().map_err(|error| match error {
-                StoreError::NoRoom { needed, free } => Error::NoRoomForCopy { needed, free },
+                error @ StoreError::NoRoom { .. } => Error::NoRoomForCopy(error),
                 error => error.into(),
             })?;
             if let Some(problem) = unreadable.problem() {

@@ -141,11 +141,8 @@ pub enum Error {
     #[error("{step}: the file system is full; delete snapshots that are no longer needed")]
     NoSpace { step: String },
     /// The file system of the database has no room for a copy.
-    #[error(
-        "a copy of the database needs {needed} bytes beside it, and {free} bytes are free; free some space on the file \
-         system of db_file"
-    )]
-    NoRoomForCopy { needed: u64, free: u64 },
+    #[error("{0}")]
+    NoRoomForCopy(StoreError),
     /// A repository cannot be written to.
     #[error("{step}: the file system is mounted read-only; check the host's kernel log")]
     ReadOnly { step: String },
@@ -249,7 +246,7 @@ impl Error {
             | Self::NotQuiesced(_)
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
-            | Self::NoRoomForCopy { .. }
+            | Self::NoRoomForCopy(_)
             | Self::ReadOnly { .. }
             | Self::Io { .. }
             | Self::AgentDb(_)
