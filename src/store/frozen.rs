@@ -244,6 +244,18 @@ mod tests {
     }
 
     #[test]
+    fn full_disk_during_the_copy_is_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir.path().join("db"));
+        let (copy, expected) = store.handle.frozen_copy().unwrap();
+        let length = copy.metadata().unwrap().len();
+        let full = |_: &Database| Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        let error = store.handle.check(copy, expected, full).unwrap_err();
+        assert!(matches!(error, StoreError::NoRoom { needed, .. } if needed == length), "{error}");
+        assert!(store.copy().is_ok());
+    }
+
+    #[test]
     fn inspection_finds_damage_of_a_database_that_was_closed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("db");

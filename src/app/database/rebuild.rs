@@ -15,7 +15,7 @@ const START_WAIT: Duration = Duration::from_secs(30);
 
 impl Database {
     /// Adopts the snapshots that the lost database had, as far as their repositories are available, within a bounded
-    /// time. What is left is done while the service runs.
+    /// time. The rest is done while the service runs.
     ///
     /// # Errors
     /// The database fails.

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -65,16 +66,23 @@ impl Calls {
 
 /// Writes to the database, on threads of their own.
 #[derive(Default)]
-struct Writes(JoinSet<()>);
+struct Writes(Vec<oneshot::Receiver<()>>);
 
 impl Writes {
     fn start(&mut self, write: impl FnOnce() + Send + 'static) {
-        self.0.spawn_blocking(write);
+        match run_isolated(async move { write() }) {
+            Ok(done) => self.0.push(done),
+            Err(error) => tracing::error!(%error, "cannot start a thread to record the result of post hooks"),
+        }
     }
 
     /// Waits for all of them, within a bounded time. One that does not end is retried in the next round.
-    async fn finish(mut self) {
-        let all = async { while self.0.join_next().await.is_some() {} };
+    async fn finish(self) {
+        let all = async {
+            for done in self.0 {
+                drop(done.await);
+            }
+        };
         if tokio::time::timeout(INTERVAL, all).await.is_err() {
             tracing::error!("the database does not answer; the results of post hooks are not recorded yet");
         }

@@ -3,6 +3,7 @@
 mod access;
 mod catalog;
 mod claims;
+mod completeness;
 mod disk_classifier;
 mod disk_files;
 mod disk_names;

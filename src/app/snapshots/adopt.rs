@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::candidates::{Candidate, Found};
+use super::found::{Candidate, Found};
 use super::placement::{Origin, PlacedSnapshot, assign_sequence};
 use super::reconcile::Reconciler;
 use crate::api;

@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::adopt::{AdoptOptions, Adopter, Manifests};
-use super::placement::{Owners, Parts, PlacedSnapshot, place};
+use super::found::{Candidate, Found};
+use super::placement::{Owners, Parts, place};
 use crate::api;
 use crate::app::Error;
-use crate::app::inventory::UnsearchedPart;
 use crate::inventory::Disk;
-use crate::model::{RepositoryId, SnapshotId, VmId};
+use crate::model::{SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{LocatedDisk, PathError, Repository, assign, locate, scan};
 use crate::store::StoreError;
@@ -17,41 +17,6 @@ use crate::sys::host;
 
 /// VMs with disks in unmounted repositories, with the reason.
 type Partial = HashMap<VmId, String>;
-
-/// What was found in the repositories.
-#[derive(Default)]
-pub(super) struct Found {
-    /// By VM, and oldest first.
-    pub candidates: BTreeMap<VmId, Vec<Candidate>>,
-    /// The folders that cannot be adopted.
-    pub report: api::Adoption,
-    /// What could not be searched.
-    pub unsearched: Vec<UnsearchedPart>,
-}
-
-/// A snapshot with a known VM, before it is adopted.
-pub(super) struct Candidate {
-    pub placed: PlacedSnapshot,
-    pub parts: Parts,
-}
-
-impl Candidate {
-    /// Its folders.
-    pub fn places(&self) -> impl Iterator<Item = (RepositoryId, std::path::PathBuf)> {
-        self.parts.iter().map(|(repository, folder)| (repository.id().clone(), folder.path.clone()))
-    }
-}
-
-impl Found {
-    fn skip(&mut self, path: &Path, reason: String) {
-        self.report.skipped.push(api::SkippedFolder { path: path.display().to_string(), reason });
-    }
-
-    /// Records that the repository, or something in it at `path`, could not be searched.
-    fn leave_unsearched(&mut self, repository: Option<&str>, path: String, reason: String) {
-        self.unsearched.push(UnsearchedPart { repository: repository.map(str::to_owned), vm: None, path, reason });
-    }
-}
 
 impl Adopter {
     /// Finds the snapshots that can be adopted.

@@ -7,6 +7,7 @@ mod create;
 mod create_request;
 mod delete;
 mod document;
+mod found;
 mod make;
 mod placement;
 mod plan;
