@@ -130,8 +130,13 @@ fn copies_that_are_sent_slowly_are_bounded() {
     needs_root!();
     let mut world = World::new(512);
     world.define_vm(&[("a.img", MB)]);
+    // The database keeps a definition for each snapshot, so that it is larger than all buffers on the way.
+    let definition = world.repository.join(format!("VirtualMachines/{VM}/vm.cfg"));
+    let comment = format!("# {}\n", "x".repeat(97)).repeat(600);
+    fs::write(&definition, fs::read_to_string(&definition).unwrap() + &comment).unwrap();
     let client = world.client();
-    client.take_snapshot_id();
+    (0..60).for_each(|_| drop(client.take_snapshot_id()));
+    assert!(fs::metadata(world.exporter.db_file()).unwrap().len() > 3 * MB);
     let slow = [(); 2].map(|()| begin_copy(&world));
     let refused = client.get("/database");
     assert_eq!(refused.header("retry-after"), "10");

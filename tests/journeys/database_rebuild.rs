@@ -155,9 +155,11 @@ fn hung_repository_keeps_the_service_neither_from_starting_nor_from_stopping() {
     // Not even its VM is known.
     assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots/{there}")).error(503), "repository_unavailable");
     world.exporter.signal(Signal::SIGTERM);
+    world.exporter.wait_for_log(" stopped\n");
+    // The kernel keeps the process until the read of the repository ends.
+    drop(hanging);
     let status = world.exporter.wait(Duration::from_secs(60));
     assert!(status.success(), "{status}: {}", world.exporter.log());
-    drop(hanging);
     world.exporter.restart();
     clock.rounds(&world, 1);
     eventually("the rebuilding is complete", || database(&world)["rebuilding"] == false);
