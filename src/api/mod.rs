@@ -76,6 +76,9 @@ pub struct Vm {
     pub snapshot_compatible: bool,
     /// Ids of its snapshots, oldest first.
     pub snapshots: Vec<String>,
+    /// Whether it may have more: the database is being rebuilt.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub snapshots_incomplete: bool,
     /// Whether its definition can be used. The original exporter lists only such VMs, without this member.
     #[serde(default)]
     pub status: Status,

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Status;
+use super::{SkippedFolder, Status};
 
 /// The body.
 #[derive(Debug, Serialize, Deserialize)]
@@ -141,8 +141,11 @@ pub struct DatabaseStatus {
     /// Why it is not `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
-    /// Whether it was damaged, and not all repositories were available since to rebuild it.
+    /// Whether it was damaged, and not all snapshots were found since.
     pub rebuilding: bool,
+    /// What the rebuilding could not search yet.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsearched: Vec<SkippedFolder>,
     /// When it was last rebuilt: RFC 3339, UTC.
     pub rebuilt_at: Option<String>,
     /// What the rebuilding has lost.

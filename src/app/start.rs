@@ -61,7 +61,7 @@ impl App {
         // First, because a guest may be frozen.
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
-        // Before a client can create snapshots: older ones could then not be adopted in their order.
+        // Before requests are answered, if that is possible soon.
         app.operator.database.rebuild_after_start().await?;
         app.prove_manager().await?;
         Ok(app)
@@ -127,7 +127,8 @@ impl App {
         let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
         let adopter = Arc::new(Adopter::new((i, f), (locks, Arc::clone(&reconciler)), s(), exporter.clone(), t()));
         let (a, m) = (Arc::clone(&admission), Arc::clone(&metrics));
-        let database = Database::new(Arc::clone(&adopter), a, s(), m, config.db_rebuild, t());
+        let of = (Arc::clone(&inventory), Arc::clone(&adopter));
+        let database = Database::new(of, a, s(), m, config.db_rebuild, t());
         let database = Arc::new(database);
         let ops = Ops::new(
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),

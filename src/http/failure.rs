@@ -101,12 +101,17 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     match error {
         Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
         Error::Throttled => retry_after("1"),
-        Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. })
+        Error::Refused(
+            Refusal::QueueFull(_)
+            | Refusal::TooManyCopies { .. }
+            | Refusal::QueueTimeout { .. }
+            | Refusal::GroupTimeout { .. },
+        )
         | Error::RepositoryUnavailable { .. }
         | Error::ContentCheckRunning { .. }
         | Error::Unavailable(_) => retry_after("10"),
         Error::VmBusy { .. } => retry_after("30"),
-        Error::BaseUnstable { .. } => retry_after("60"),
+        Error::BaseUnstable { .. } | Error::Rebuilding { .. } => retry_after("60"),
         _ => None,
     }
 }
@@ -132,7 +137,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
         Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
-        Error::NoSpace { .. } | Error::NoRoomForCopy { .. } => {
+        Error::NoSpace { .. } | Error::NoRoomForCopy(_) => {
             (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
         }
         Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly),
@@ -145,6 +150,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         }
         Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::OvsAgentDbUnreadable),
         Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DatabaseUnavailable),
+        Error::Rebuilding { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DatabaseRebuilding),
         Error::Cancelled | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
     }
 }
@@ -158,9 +164,10 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
         Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
-        Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. } => {
-            (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled)
-        }
+        Refusal::QueueFull(_)
+        | Refusal::TooManyCopies { .. }
+        | Refusal::QueueTimeout { .. }
+        | Refusal::GroupTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
         Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::IdempotencyKeyReused),
         Refusal::KeySnapshotGone(_) => (StatusCode::GONE, ErrorCode::IdempotencyKeySpent),
     }

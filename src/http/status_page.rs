@@ -121,7 +121,10 @@ fn database_section(page: &mut String, database: &DatabaseStatus) {
     };
     let _ = writeln!(page, "\ndatabase\n  checked {}: {found}", database.checked_at);
     if database.rebuilding {
-        *page += "  it was damaged; not all repositories were available since to rebuild it\n";
+        *page += "  it was damaged, and is being rebuilt: snapshots may be missing\n";
+    }
+    for part in &database.unsearched {
+        let _ = writeln!(page, "  not searched: {}: {}", printable(&part.path), printable(&part.reason));
     }
     if let Some(at) = &database.rebuilt_at {
         let _ = writeln!(page, "  rebuilt {at}, without: {}", database.lost.join(", "));

@@ -37,6 +37,33 @@ pub struct FoundFolder {
 pub struct Unrecognized {
     pub path: PathBuf,
     pub reason: String,
+    /// Whether it could not be read, so that it may be a snapshot's.
+    pub is_unread: bool,
+}
+
+/// Why a folder is not like a snapshot's.
+#[derive(Debug)]
+struct Odd {
+    reason: String,
+    is_unread: bool,
+}
+
+impl From<String> for Odd {
+    fn from(reason: String) -> Self {
+        Self { reason, is_unread: false }
+    }
+}
+
+impl From<io::Error> for Odd {
+    fn from(error: io::Error) -> Self {
+        let reason = folder::UnexpectedEntry::of(&error).map_or_else(|| error.to_string(), |what| what.to_string());
+        Self { reason, is_unread: is_unread(&error) }
+    }
+}
+
+/// Whether reading failed. A missing file is not unread: its folder is being removed.
+fn is_unread(error: &io::Error) -> bool {
+    error.raw_os_error().is_some() && error.kind() != io::ErrorKind::NotFound
 }
 
 /// Lists the snapshot folder of the repository `root`. `progress` is called for each entry. A repository without the
@@ -54,7 +81,9 @@ pub fn scan(root: &Folder, progress: &dyn Fn()) -> io::Result<(Vec<FoundFolder>,
         progress();
         match scan_folder(&snapshots, &name) {
             Ok(folder) => found.push(folder),
-            Err(reason) => odd.push(Unrecognized { path: snapshots.path().join(name), reason }),
+            Err(Odd { reason, is_unread }) => {
+                odd.push(Unrecognized { path: snapshots.path().join(name), reason, is_unread });
+            }
         }
     }
     found.sort_by_key(|folder| folder.id.as_u128());
@@ -71,7 +100,7 @@ pub fn of_snapshot(root: &Folder, id: SnapshotId) -> io::Result<Option<Result<Fo
     };
     match snapshots.stat(&name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        found => found.map(|_| Some(scan_folder(&snapshots, OsStr::new(&name)))),
+        found => found.map(|_| Some(scan_folder(&snapshots, OsStr::new(&name)).map_err(|odd| odd.reason))),
     }
 }
 
@@ -105,44 +134,46 @@ pub fn maker(root: &Folder, id: SnapshotId) -> io::Result<Option<Maker>> {
     Ok(Some(maker.map_or(Maker::Unknown, |maker| maker.map_or(Maker::Unnamed, Maker::Service))))
 }
 
-fn scan_folder(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, String> {
+fn scan_folder(snapshots: &Folder, name: &OsStr) -> Result<FoundFolder, Odd> {
     let id = name.to_str().unwrap_or_default().parse().map_err(|_| "its name is not a snapshot id".to_owned())?;
-    let folder = snapshots.folder(name).map_err(|error| match folder::UnexpectedEntry::of(&error) {
-        Some(what) => what.to_string(),
-        None => error.to_string(),
-    })?;
-    let metadata = folder.metadata().map_err(|error| error.to_string())?;
+    let folder = snapshots.folder(name)?;
+    let metadata = folder.metadata()?;
     let (mut files, mut manifest, mut maker) = (Vec::new(), None, None);
     // For files the ctime, which no program can set. For the folder also the mtime, which changes when a file is
     // created in it.
     let (mut made_at, mut touched_at) = (modified(&metadata), changed(&metadata));
-    let names = folder.entries().map_err(|error| error.to_string())?;
+    let names = folder.entries()?;
     let is_unfinished = names.iter().any(|name| name == UNFINISHED_MARKER);
     // The contents of an unfinished folder say nothing.
     for name in names.into_iter().filter(|_| !is_unfinished) {
         if name == manifest::FILE_NAME {
-            let read = read_manifest(&folder).map_err(|error| error.to_string());
+            let read = match read_manifest(&folder) {
+                Err(error) if is_unread(&error) => {
+                    return Err(Odd { reason: format!("its manifest cannot be read: {error}"), is_unread: true });
+                }
+                read => read.map_err(|error| error.to_string()),
+            };
             maker = read.as_ref().ok().and_then(|text| manifest::maker(text).ok()).flatten();
             manifest = Some(read.and_then(|text| manifest::decode(&text).map_err(|error| error.to_string())));
             continue;
         }
-        let metadata = folder.stat(&name).map_err(|error| error.to_string())?;
+        let metadata = folder.stat(&name)?;
         let name = name.to_string_lossy();
         if !metadata.is_file() {
-            return Err(format!("{name:?} in it is not a regular file"));
+            return Err(format!("{name:?} in it is not a regular file").into());
         }
         if metadata.nlink() != 1 {
-            return Err(format!("{name:?} in it has a second hard link, through which it could be written"));
+            return Err(format!("{name:?} in it has a second hard link, through which it could be written").into());
         }
         if metadata.len() == 0 {
-            return Err(format!("{name:?} in it is empty, as after a failed clone"));
+            return Err(format!("{name:?} in it is empty, as after a failed clone").into());
         }
         made_at = made_at.min(changed(&metadata));
         touched_at = touched_at.max(changed(&metadata));
         files.push(name.parse().map_err(|_| format!("{name:?} in it is not a valid disk name"))?);
     }
     if files.is_empty() && !is_unfinished {
-        return Err("holds no disk".to_owned());
+        return Err("holds no disk".to_owned().into());
     }
     files.sort();
     Ok(FoundFolder { id, path: folder.path().to_owned(), files, manifest, maker, is_unfinished, made_at, touched_at })

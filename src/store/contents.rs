@@ -7,48 +7,88 @@ use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Val
 
 use super::{SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema};
 
-/// A hash of all entries of all tables. It is not stored, and not made against an adversary.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Contents(u64);
+/// What a state of the database contains.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Contents {
+    /// Over all entries of all tables. It is not stored, and not made against an adversary.
+    hash: u64,
+    pub unreadable: Unreadable,
+}
+
+/// Records that this version cannot decode, although their pages are whole. They are no damage: another version may have
+/// written them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unreadable {
+    pub count: usize,
+    /// Why the first of them cannot be read; empty if there is none.
+    pub first: String,
+}
+
+impl Unreadable {
+    fn add(&mut self, error: &StoreError) {
+        if self.count == 0 {
+            self.first = error.to_string();
+        }
+        self.count += 1;
+    }
+
+    /// The problem, for operators. Nothing if all records can be read.
+    pub fn problem(&self) -> Option<String> {
+        match self.count {
+            0 => None,
+            1 => Some(self.first.clone()),
+            count => Some(format!("{count} records cannot be read; the first: {}", self.first)),
+        }
+    }
+}
 
 /// Reads every entry of every table, and decodes every record. A table that does not exist yet has no entries.
 ///
 /// # Errors
-/// The first entry that cannot be read or decoded.
+/// The first entry that cannot be read.
 pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreError> {
-    let hasher = &mut DefaultHasher::new();
-    each(transaction, hasher, SNAPSHOTS, |id, bytes| record::decode(id, bytes).map(|_| ()))?;
-    each(transaction, hasher, SNAPSHOTS_BY_VM, |_, _| Ok(()))?;
-    each(transaction, hasher, schema::COUNTERS, |_, _| Ok(()))?;
-    each(transaction, hasher, definition::DEFINITIONS, |id, bytes| definition::decode(id, bytes).map(|_| ()))?;
-    each(transaction, hasher, pending_hooks::TABLE, |_, _| Ok(()))?;
-    each(transaction, hasher, proof::PROVEN, |_, _| Ok(()))?;
-    each(transaction, hasher, proof::CHECKSUMS, |_, _| Ok(()))?;
-    each(transaction, hasher, retention::EXPIRIES, |_, _| Ok(()))?;
-    each(transaction, hasher, retention::LEASES, |_, _| Ok(()))?;
-    each(transaction, hasher, retention::IDEMPOTENCY_KEYS, |_, _| Ok(()))?;
-    Ok(Contents(hasher.finish()))
+    let reader = &mut Reader { transaction, hasher: DefaultHasher::new(), unreadable: Unreadable::default() };
+    reader.table(SNAPSHOTS, |id, bytes| record::decode(id, bytes).map(|_| ()))?;
+    reader.table(SNAPSHOTS_BY_VM, |_, _| Ok(()))?;
+    reader.table(schema::COUNTERS, |_, _| Ok(()))?;
+    reader.table(definition::DEFINITIONS, |id, bytes| definition::decode(id, bytes).map(|_| ()))?;
+    reader.table(pending_hooks::TABLE, |_, _| Ok(()))?;
+    reader.table(proof::PROVEN, |_, _| Ok(()))?;
+    reader.table(proof::CHECKSUMS, |_, _| Ok(()))?;
+    reader.table(retention::EXPIRIES, |_, _| Ok(()))?;
+    reader.table(retention::LEASES, |_, _| Ok(()))?;
+    reader.table(retention::IDEMPOTENCY_KEYS, |_, _| Ok(()))?;
+    Ok(Contents { hash: reader.hasher.finish(), unreadable: std::mem::take(&mut reader.unreadable) })
 }
 
-fn each<K: Key + 'static, V: Value + 'static>(
-    transaction: &ReadTransaction,
-    hasher: &mut DefaultHasher,
-    table: TableDefinition<'_, K, V>,
-    decode: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<(), StoreError>,
-) -> Result<(), StoreError> {
-    let table = match transaction.open_table(table) {
-        Err(TableError::TableDoesNotExist(_)) => return Ok(()),
-        table => table?,
-    };
-    for entry in table.iter()? {
-        let (key, value) = entry?;
-        for bytes in [K::as_bytes(&key.value()).as_ref(), V::as_bytes(&value.value()).as_ref()] {
-            hasher.write_usize(bytes.len());
-            hasher.write(bytes);
+struct Reader<'a> {
+    transaction: &'a ReadTransaction,
+    hasher: DefaultHasher,
+    unreadable: Unreadable,
+}
+
+impl Reader<'_> {
+    fn table<K: Key + 'static, V: Value + 'static>(
+        &mut self,
+        table: TableDefinition<'_, K, V>,
+        decode: impl for<'a> Fn(K::SelfType<'a>, V::SelfType<'a>) -> Result<(), StoreError>,
+    ) -> Result<(), StoreError> {
+        let table = match self.transaction.open_table(table) {
+            Err(TableError::TableDoesNotExist(_)) => return Ok(()),
+            table => table?,
+        };
+        for entry in table.iter()? {
+            let (key, value) = entry?;
+            for bytes in [K::as_bytes(&key.value()).as_ref(), V::as_bytes(&value.value()).as_ref()] {
+                self.hasher.write_usize(bytes.len());
+                self.hasher.write(bytes);
+            }
+            if let Err(error) = decode(key.value(), value.value()) {
+                self.unreadable.add(&error);
+            }
         }
-        decode(key.value(), value.value())?;
+        // So that an entry cannot move to the next table unnoticed.
+        self.hasher.write_u8(0xff);
+        Ok(())
     }
-    // So that an entry cannot move to the next table unnoticed.
-    hasher.write_u8(0xff);
-    Ok(())
 }

@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use super::{StoreError, Trouble, schema};
-use crate::sys::fsinfo;
+use crate::sys::{fsinfo, page_cache};
 
 /// Memory for cached pages, bytes. A snapshot takes a few KiB in the database.
 const CACHE_BYTES: usize = 8 << 20;
@@ -145,6 +145,9 @@ pub(super) fn file_id(metadata: &Metadata) -> (u64, u64) {
 fn opened(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
     catching_damage(path, || {
         refuse_foreign(path)?;
+        if path.try_exists()? {
+            drop_cached(&File::open(path)?)?;
+        }
         let mut database = open(&builder(), path.to_owned())?;
         // Damaged data pages do not keep a database from opening. Checked now, they do not fail a request later.
         if !database.check_integrity()? {
@@ -152,6 +155,13 @@ fn opened(path: &Path, open: OpenFn) -> Result<Database, StoreError> {
         }
         Ok(database)
     })
+}
+
+/// Makes the next reads of `file` come from the disk. What is in the page cache may no longer be on the disk.
+pub(super) fn drop_cached(file: &File) -> io::Result<()> {
+    // Pages that are not on the disk yet cannot be dropped.
+    file.sync_data()?;
+    page_cache::drop_cached(file, &(0..file.metadata()?.len()))
 }
 
 pub(super) fn builder() -> Builder {

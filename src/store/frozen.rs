@@ -1,114 +1,137 @@
-//! The file of an open database while nothing is written to it: for a check, and for a copy.
+//! A copy of the file of an open database, as the last commit left it: for a check, and for a backup.
 //!
-//! A write transaction that writes nothing keeps others from writing, so the file has the state after the last commit.
-//! Reads go on.
+//! A write transaction that writes nothing keeps others from writing while the file is copied. All else is done with the
+//! copy, when writes go on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::File;
 use std::io::{self, Seek};
-use std::os::unix::fs::OpenOptionsExt;
 
 use redb::{Database, ReadableDatabase};
 
-use super::contents::{self, Contents};
-use super::database::{Handle, builder, catching_damage, file_id, folder_of};
-use super::overlay::Overlay;
-use super::rebuild::suffixed;
+use super::contents::{self, Contents, Unreadable};
+use super::database::{Handle, builder, catching_damage, drop_cached, file_id, folder_of};
 use super::{StoreError, Trouble};
 use crate::sys::fsinfo;
 
 /// Free bytes beside the database that a copy leaves for the database itself.
 const RESERVE: u64 = 16 << 20;
 
-/// For the file of a copy.
-const MODE: u32 = 0o600;
-
 impl Handle {
     /// See [`super::Store::verify`].
-    pub(super) fn verify(&self) -> Result<(), StoreError> {
-        self.frozen(|file, contents| {
-            let overlay = Overlay::new(file)?;
-            self.check(contents, || Ok(builder().create_with_backend(overlay)?)).map(|_| ())
-        })
+    pub(super) fn verify(&self) -> Result<Unreadable, StoreError> {
+        let (copy, expected) = self.frozen_copy()?;
+        self.check(copy, expected, |_| Ok(()))
     }
 
     /// See [`super::Store::copy`].
-    pub(super) fn copy(&self) -> Result<File, StoreError> {
-        self.frozen(|mut file, contents| {
-            let needed = file.metadata()?.len();
-            let free = File::open(folder_of(&self.path)).and_then(fsinfo::space)?.free;
-            if free < needed.saturating_add(RESERVE) {
-                return Err(StoreError::NoRoom { needed, free });
-            }
-            let mut copy = self.nameless_file()?;
-            io::copy(&mut file, &mut copy)?;
-            let opened = copy.try_clone()?;
-            let database = self.check(contents, || Ok(builder().create_file(opened)?))?;
+    pub(super) fn copy(&self) -> Result<(File, Unreadable), StoreError> {
+        let (mut copy, expected) = self.frozen_copy()?;
+        let unreadable = self.check(copy.try_clone()?, expected, |database| {
             let transaction = database.begin_write()?;
             super::forget_unfinished(&transaction)?;
-            transaction.commit()?;
-            // Now it is closed cleanly, and needs no repair later.
-            drop(database);
-            copy.rewind()?;
-            Ok(copy)
-        })
+            Ok(transaction.commit()?)
+        })?;
+        copy.rewind()?;
+        Ok((copy, unreadable))
     }
 
-    /// Runs `work` with the file and its expected contents while nothing is written to it.
-    fn frozen<T>(&self, work: impl FnOnce(File, Contents) -> Result<T, StoreError>) -> Result<T, StoreError> {
+    /// A copy of the file, without a name, and what the open database contains at that moment. Writes wait only while
+    /// the file is copied.
+    fn frozen_copy(&self) -> Result<(File, Contents), StoreError> {
         let done = self.with(|database| {
             let transaction = database.begin_write()?;
-            let contents = catching_damage(&self.path, || contents::read_all(&database.begin_read()?));
-            // An error of this work says nothing about the open database, so it is not one of `with`.
-            let done = contents.and_then(|contents| {
-                let file = File::open(&self.path)?;
-                match file_id(&file.metadata()?) {
-                    id if id == self.opened => work(file, contents),
-                    _ => Err(StoreError::FileLost(Trouble::Replaced)),
-                }
-            });
+            // The pages of this state are kept as long as it is read.
+            let reader = database.begin_read()?;
+            // An error of the copy says nothing about the open database, so it is not one of `with`.
+            let copied = self.copy_file();
             transaction.abort()?;
-            Ok(done)
+            let contents = catching_damage(&self.path, || contents::read_all(&reader));
+            Ok(copied.and_then(|copy| Ok((copy, contents?))))
         });
         done.flatten()
     }
 
-    /// Checks that the database that `open` opens is whole, and has these contents. If its last commit is damaged, redb
-    /// goes back to the one before.
-    fn check(
-        &self,
-        expected: Contents,
-        open: impl FnOnce() -> Result<Database, StoreError>,
-    ) -> Result<Database, StoreError> {
-        catching_damage(&self.path, || {
-            let mut database = open()?;
-            database.check_integrity()?;
-            let found = contents::read_all(&database.begin_read()?)?;
-            if found == expected { Ok(database) } else { Err(StoreError::Damaged(self.path.clone())) }
-        })
+    fn copy_file(&self) -> Result<File, StoreError> {
+        let mut file = File::open(&self.path)?;
+        let metadata = file.metadata()?;
+        if file_id(&metadata) != self.opened {
+            return Err(StoreError::FileLost(Trouble::Replaced));
+        }
+        let (needed, free) = (metadata.len(), self.free()?);
+        if free < needed.saturating_add(RESERVE) {
+            return Err(StoreError::NoRoom { needed, free });
+        }
+        drop_cached(&file)?;
+        let copied = tempfile::tempfile_in(folder_of(&self.path)).and_then(|mut copy| {
+            io::copy(&mut file, &mut copy)?;
+            Ok(copy)
+        });
+        copied.map_err(|error| self.full(error, needed))
     }
 
-    /// A file beside the database, on the file system that was checked for space.
-    fn nameless_file(&self) -> io::Result<File> {
-        let path = suffixed(&self.path, ".copy");
-        // Left by a service that was killed just then.
-        match fs::remove_file(&path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
+    /// Checks that the copy is whole and has these contents, then does `work` with it. If its last commit is damaged, redb
+    /// goes back to the one before, which has others. At the end the copy is closed cleanly, and needs no repair later.
+    fn check(
+        &self,
+        copy: File,
+        expected: Contents,
+        work: impl FnOnce(&Database) -> Result<(), StoreError>,
+    ) -> Result<Unreadable, StoreError> {
+        let needed = copy.metadata()?.len();
+        let checked = catching_damage(&self.path, || {
+            let mut database = builder().create_file(copy)?;
+            database.check_integrity()?;
+            if contents::read_all(&database.begin_read()?)? != expected {
+                return Err(StoreError::Damaged(self.path.clone()));
+            }
+            work(&database)
+        });
+        match checked {
+            Ok(()) => Ok(expected.unreadable),
+            Err(StoreError::Io(error)) => Err(self.full(error, needed)),
+            Err(error) => Err(error),
         }
-        let file = OpenOptions::new().read(true).write(true).create_new(true).mode(MODE).open(&path)?;
-        fs::remove_file(&path)?;
-        Ok(file)
+    }
+
+    /// Free bytes beside the database.
+    fn free(&self) -> io::Result<u64> {
+        Ok(File::open(folder_of(&self.path)).and_then(fsinfo::space)?.free)
+    }
+
+    /// The error of a copy: others may have used the space since it was checked.
+    fn full(&self, error: io::Error, needed: u64) -> StoreError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                StoreError::NoRoom { needed, free: self.free().unwrap_or_default() }
+            }
+            _ => StoreError::Io(error),
+        }
+    }
+}
+
+#[cfg(test)]
+impl super::Store {
+    /// Does `work` while all writes wait.
+    pub(crate) fn while_writes_wait<T>(&self, work: impl FnOnce() -> T) -> T {
+        let done = self.handle.with(|database| {
+            let transaction = database.begin_write()?;
+            let done = work();
+            transaction.abort()?;
+            Ok(done)
+        });
+        done.unwrap()
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
     use std::io::Read;
     use std::os::unix::fs::FileExt;
     use std::path::Path;
 
     use super::super::tests::{begin, snapshot};
-    use super::super::{CommitOptions, Store};
+    use super::super::{CommitOptions, DatabaseState, SNAPSHOTS, Store, inspect};
     use super::*;
 
     /// A store with many complete snapshots and one that is being made.
@@ -120,6 +143,11 @@ mod tests {
         }
         begin(&store, snapshot(500), None);
         store
+    }
+
+    /// A database that was closed cleanly, and whose records can all be read.
+    fn good() -> DatabaseState {
+        DatabaseState::Present { was_closed: true, unreadable: Unreadable::default() }
     }
 
     #[test]
@@ -158,11 +186,11 @@ mod tests {
         let path = dir.path().join("db");
         let store = store(&path);
         let mut bytes = Vec::new();
-        store.copy().unwrap().read_to_end(&mut bytes).unwrap();
+        store.copy().unwrap().0.read_to_end(&mut bytes).unwrap();
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a file is left beside the database");
         let copied = dir.path().join("copy");
         fs::write(&copied, bytes).unwrap();
-        assert_eq!(super::super::inspect(&copied).unwrap(), super::super::DatabaseState::Good);
+        assert_eq!(inspect(&copied).unwrap(), good());
         let copy = Store::open(&copied).unwrap();
         assert_eq!((copy.unfinished().unwrap().len(), store.unfinished().unwrap().len()), (0, 1));
         let sorted = |store: &Store| {
@@ -173,5 +201,74 @@ mod tests {
         assert_eq!(sorted(&copy), sorted(&store));
         // The next sequence is not one that the original has given away.
         assert!(begin(&copy, snapshot(501), None).sequence > store.unfinished().unwrap()[0].sequence);
+    }
+
+    #[test]
+    fn record_that_cannot_be_read_is_copied_and_reported() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir.path().join("db"));
+        let spoil = |transaction: &redb::WriteTransaction| {
+            transaction.open_table(SNAPSHOTS)?.insert(7, [0xff; 3].as_slice())?;
+            Ok(())
+        };
+        store.handle.write(spoil).unwrap();
+        let found = store.verify().unwrap();
+        assert!(found.count == 1 && found.first.contains("00000007 cannot be read"), "{found:?}");
+        assert_eq!(store.unreadable().unwrap(), found);
+        let (mut copy, unreadable) = store.copy().unwrap();
+        assert_eq!(unreadable, found);
+        let (path, mut bytes) = (dir.path().join("copy"), Vec::new());
+        copy.read_to_end(&mut bytes).unwrap();
+        fs::write(&path, bytes).unwrap();
+        assert_eq!(inspect(&path).unwrap(), DatabaseState::Present { was_closed: true, unreadable: found });
+        let copy = Store::open(&path).unwrap();
+        let kept = copy
+            .handle
+            .read(|transaction| Ok(transaction.open_table(SNAPSHOTS)?.get(7)?.map(|bytes| bytes.value().to_vec())));
+        assert_eq!(kept.unwrap(), Some(vec![0xff; 3]));
+        // The unfinished one is not in the copy, although another record cannot be read.
+        assert_eq!((copy.snapshots().unwrap().len(), copy.unfinished().unwrap().len()), (199, 0));
+    }
+
+    #[test]
+    fn writes_go_on_while_a_copy_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir.path().join("db"));
+        let (copy, expected) = store.handle.frozen_copy().unwrap();
+        let checked = store.handle.check(copy, expected, |_| {
+            let made = begin(&store, snapshot(501), None);
+            store.commit(&[(&made, &CommitOptions::default())])
+        });
+        assert_eq!(checked.unwrap(), Unreadable::default());
+        assert_eq!(store.snapshots().unwrap().len(), 201);
+    }
+
+    #[test]
+    fn full_disk_during_the_copy_is_no_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir.path().join("db"));
+        let (copy, expected) = store.handle.frozen_copy().unwrap();
+        let length = copy.metadata().unwrap().len();
+        let full = |_: &Database| Err(io::Error::from(io::ErrorKind::StorageFull).into());
+        let error = store.handle.check(copy, expected, full).unwrap_err();
+        assert!(matches!(error, StoreError::NoRoom { needed, .. } if needed == length), "{error}");
+        assert!(store.copy().is_ok());
+    }
+
+    #[test]
+    fn inspection_finds_damage_of_a_database_that_was_closed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        drop(store(&path));
+        assert_eq!(inspect(&path).unwrap(), good());
+        let bytes = fs::read(&path).unwrap();
+        let file = File::options().write(true).open(&path).unwrap();
+        for at in (0..bytes.len() - 5).filter(|at| &bytes[*at..][..5] == b"admin") {
+            file.write_all_at(b"Admin", at as u64).unwrap();
+        }
+        let damaged = fs::read(&path).unwrap();
+        let error = inspect(&path).unwrap_err();
+        assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+        assert!(fs::read(&path).unwrap() == damaged, "the file was changed");
     }
 }

@@ -1,26 +1,32 @@
 //! What is at the path of the database.
 
-use std::fs::File;
+use std::fs::{File, TryLockError};
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use redb::{DatabaseError, ReadTransaction, ReadableDatabase};
+use redb::ReadableDatabase;
 
-use super::database::{builder, catching_damage, refuse_foreign};
+use super::contents::Unreadable;
+use super::database::{builder, catching_damage, drop_cached, refuse_foreign};
 use super::overlay::Overlay;
-use super::{StoreError, contents, schema};
+use super::schema::{self, CURRENT_SCHEMA};
+use super::{StoreError, contents};
 
 /// What is at the path of the database.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DatabaseState {
-    /// No file. The service will create one.
+    /// No file, or an empty one. The service will create a database.
     Missing,
     /// A database of this service.
-    Good,
-    /// A database that was not closed cleanly. The service will repair it.
-    Unclean,
+    Present {
+        /// Whether it was closed cleanly. Otherwise the service will repair it.
+        was_closed: bool,
+        unreadable: Unreadable,
+    },
 }
 
-/// Checks the database at `path` without changing it.
+/// Checks every page and every record of the database at `path` without changing it.
 ///
 /// # Errors
 /// Those of [`Store::open`](super::Store::open).
@@ -29,18 +35,28 @@ pub fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
     if !path.try_exists()? {
         return Ok(DatabaseState::Missing);
     }
-    catching_damage(path, || match builder().open_read_only(path) {
-        // No process has it open: that is another error. So it is repaired here, but in memory.
-        Err(DatabaseError::RepairAborted) => {
-            let mut database = builder().create_with_backend(Overlay::new(File::open(path)?)?)?;
-            database.check_integrity()?;
-            check(&database.begin_read()?).map(|()| DatabaseState::Unclean)
-        }
-        opened => check(&opened?.begin_read()?).map(|()| DatabaseState::Good),
+    let file = File::open(path)?;
+    // redb locks the file that it has open.
+    match file.try_lock_shared() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Err(StoreError::InUse),
+        Err(TryLockError::Error(error)) => return Err(error.into()),
+    }
+    if file.metadata()?.len() == 0 {
+        return Ok(DatabaseState::Missing);
+    }
+    drop_cached(&file)?;
+    catching_damage(path, || {
+        let (mut builder, is_repaired) = (builder(), Arc::new(AtomicBool::new(false)));
+        let repaired = Arc::clone(&is_repaired);
+        builder.set_repair_callback(move |_| repaired.store(true, Ordering::Relaxed));
+        // redb repairs it and verifies it, in memory.
+        let mut database = builder.create_with_backend(Overlay::new(file)?)?;
+        let was_closed = database.check_integrity()? && !is_repaired.load(Ordering::Relaxed);
+        let transaction = database.begin_read()?;
+        let (schema, contents) = (schema::of(&transaction)?, contents::read_all(&transaction)?);
+        // Older records are migrated before they are read.
+        let unreadable = if schema == CURRENT_SCHEMA { contents.unreadable } else { Unreadable::default() };
+        Ok(DatabaseState::Present { was_closed, unreadable })
     })
-}
-
-fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
-    schema::check(transaction)?;
-    contents::read_all(transaction).map(|_| ())
 }

@@ -28,6 +28,7 @@ use crate::model::{
     Definition, PendingHooksKey, Snapshot, SnapshotDraft, SnapshotFiles, SnapshotId, UnfinishedSnapshot, VmId,
 };
 
+pub use contents::Unreadable;
 pub use error::{StoreError, Trouble};
 pub use inspect::{DatabaseState, inspect};
 pub use pending_hooks::PendingHookTable;
@@ -86,24 +87,28 @@ impl Store {
         })
     }
 
-    /// Checks that every page of the database is whole, and reads every record. Writes wait meanwhile; the file stays as
-    /// it is.
+    /// Checks on the disk that every page of the database is whole, and reads every record. Writes wait while its file is
+    /// copied; the file stays as it is. Returns the records that this version cannot read.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`]; [`StoreError::Record`] if this version cannot read a record. After others its state is
-    /// unknown.
-    pub fn verify(&self) -> Result<(), StoreError> {
+    /// [`StoreError::Damaged`]. After others, such as [`StoreError::NoRoom`], its state is unknown.
+    pub fn verify(&self) -> Result<Unreadable, StoreError> {
         self.handle.verify()
     }
 
     /// A copy of the database as it is now, checked. Snapshots that are being made are not in it: when the copy is used,
-    /// they may be complete, and a start removes unfinished ones. The file has no name, so it disappears when it is
-    /// closed. Writes wait while it is made.
+    /// they may be complete, and a start removes unfinished ones. Records that this version cannot read are copied as they
+    /// are. The file has no name, so it disappears when it is closed. Writes wait while the file is copied.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`]; those of [`Store::verify`].
-    pub fn copy(&self) -> Result<File, StoreError> {
+    pub fn copy(&self) -> Result<(File, Unreadable), StoreError> {
         self.handle.copy()
+    }
+
+    /// The records that this version cannot read.
+    pub fn unreadable(&self) -> Result<Unreadable, StoreError> {
+        Ok(self.handle.read(contents::read_all)?.unreadable)
     }
 
     /// Records in one transaction that the snapshots of `drafts` are about to be made, and assigns their sequences.
@@ -290,7 +295,8 @@ fn forget_unfinished(transaction: &WriteTransaction) -> Result<(), StoreError> {
     let mut unfinished = Vec::new();
     for entry in snapshots.iter()? {
         let (id, bytes) = entry?;
-        if let Record::Creating(files) = record::decode(id.value(), bytes.value())? {
+        // A record that cannot be read stays as it is.
+        if let Ok(Record::Creating(files)) = record::decode(id.value(), bytes.value()) {
             unfinished.push(files);
         }
     }

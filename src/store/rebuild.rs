@@ -81,7 +81,7 @@ fn link_aside(path: &Path, now: Timestamp) -> Result<PathBuf, StoreError> {
 }
 
 /// `path` with `suffix` after the name of the file.
-pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

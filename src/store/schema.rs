@@ -50,15 +50,15 @@ pub(super) fn migrate(transaction: &WriteTransaction) -> Result<(), StoreError> 
     Ok(())
 }
 
-/// Checks that this program knows the database's schema.
+/// The database's schema, which may be an older one.
 ///
 /// # Errors
 /// Those of [`migrate`].
-pub(super) fn check(transaction: &ReadTransaction) -> Result<(), StoreError> {
+pub(super) fn of(transaction: &ReadTransaction) -> Result<u64, StoreError> {
     match transaction.open_table(COUNTERS) {
         // Created and never used.
-        Err(redb::TableError::TableDoesNotExist(_)) => Ok(()),
-        table => found(&table?).map(|_| ()),
+        Err(redb::TableError::TableDoesNotExist(_)) => Ok(0),
+        table => found(&table?),
     }
 }
 

@@ -87,6 +87,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ),
     ("socket2", &["http"]),
     ("strsim", &["cli", "config"]),
+    ("tempfile", &["store"]),
     ("tokio", &["app", "auth", "cli", "client", "hooks", "http", "service"]),
     ("tokio_rustls", &["http"]),
     ("tokio_util", &["app", "hooks", "http", "service"]),

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -111,6 +113,47 @@ fn copy_replaces_only_files_that_may_be_replaced() {
     let (status, output) = backup(&world, &file);
     assert!(status == Some(75) && output.contains("no process listens"), "{output}");
     assert!(fs::read(&file).unwrap().starts_with(b"redb"), "the older copy stays");
+}
+
+/// Requests a copy on the Unix socket, and reads only the beginning. What the sockets hold is less than a copy.
+fn begin_copy(world: &World) -> UnixStream {
+    let mut stream = UnixStream::connect(world.exporter.socket()).unwrap();
+    stream.write_all(b"GET /api/v1/database HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).unwrap();
+    assert_eq!(&head, b"HTTP/1.1 200");
+    stream
+}
+
+#[test]
+fn copies_that_are_sent_slowly_are_bounded() {
+    needs_root!();
+    let mut world = World::new(512);
+    world.define_vm(&[("a.img", MB)]);
+    // The database keeps a definition for each snapshot, so that it is larger than all buffers on the way.
+    let definition = world.repository.join(format!("VirtualMachines/{VM}/vm.cfg"));
+    let comment = format!("# {}\n", "x".repeat(97)).repeat(600);
+    fs::write(&definition, fs::read_to_string(&definition).unwrap() + &comment).unwrap();
+    let client = world.client();
+    (0..60).for_each(|_| drop(client.take_snapshot_id()));
+    assert!(fs::metadata(world.exporter.db_file()).unwrap().len() > 3 * MB);
+    let slow = [(); 2].map(|()| begin_copy(&world));
+    let refused = client.get("/database");
+    assert_eq!(refused.header("retry-after"), "10");
+    assert_eq!(refused.error(429), "throttled");
+    let file = world.repository.with_file_name("copy.db");
+    let (status, output) = backup(&world, &file);
+    assert!(status != Some(0) && output.contains("copies of the database"), "{output}");
+    drop(slow);
+    eventually("a copy is made again", || client.get("/database").status == 200);
+    // Copies take no space when they are sent.
+    let open = || {
+        let files = fs::read_dir(format!("/proc/{}/fd", world.exporter.pid())).unwrap();
+        let names = files.filter_map(|file| fs::read_link(file.unwrap().path()).ok());
+        names.filter(|name| name.to_string_lossy().contains("(deleted)")).count()
+    };
+    eventually("the copies are closed", || open() == 0);
+    world.exporter.kill();
 }
 
 #[test]

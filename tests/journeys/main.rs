@@ -28,6 +28,8 @@ mod crash;
 mod database_copy;
 mod database_damage;
 mod database_mismatch;
+mod database_rebuild;
+mod database_restore;
 mod definition;
 mod demo;
 mod disk_downloads;

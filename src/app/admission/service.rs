@@ -111,11 +111,6 @@ impl Admission {
         }
     }
 
-    /// Whether no creation and no download is running or waiting.
-    pub(crate) fn is_idle(&self) -> bool {
-        self.creations.is_empty() && self.exports.is_empty()
-    }
-
     /// Waits until the manager may be asked.
     ///
     /// # Errors

@@ -132,10 +132,12 @@ impl Comparisons {
     /// The base, if the user may use it too.
     ///
     /// # Errors
-    /// [`Error::NotFound`] if it does not exist; [`Error::Forbidden`].
+    /// [`Error::NotFound`] if it does not exist; [`Error::Rebuilding`]; [`Error::Forbidden`].
     pub(crate) fn base_of(&self, session: &Session, options: MapOptions) -> Result<Option<Snapshot>, Error> {
         let Some(base) = options.compare_to else { return Ok(None) };
-        let base = self.store.snapshot(base)?.ok_or(Error::NotFound("the snapshot in compareTo does not exist"))?;
+        let found = self.store.snapshot(base)?;
+        let missing = || self.inventory.not_in_database(base, "the snapshot in compareTo does not exist");
+        let base = found.ok_or_else(missing)?;
         self.inventory.check_snapshot(session, &base)?;
         Ok(Some(base))
     }

@@ -1,24 +1,31 @@
 //! Checks and copies the database while the service runs.
 
 use std::fs::File;
+use std::io::{self, Read};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
-use super::schedule::is_due;
+use super::schedule::{Load, Retry, is_due};
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::Admission;
 use crate::app::audit::Actor;
+use crate::app::error::Refusal;
+use crate::app::inventory::{Inventory, Unsearched};
 use crate::app::snapshots::Adopter;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::auth::Session;
 use crate::metrics::Metrics;
-use crate::store::{Rebuild, Store, StoreError};
+use crate::store::{Rebuild, Store, StoreError, Unreadable};
 
 /// How often the service finds out whether a check is due.
 const INTERVAL: Duration = Duration::from_secs(60);
+
+/// Copies of the database that are made or sent at a time. Each takes as much space as the database.
+const COPIES: usize = 2;
 
 /// What a rebuilt database does not have, because the manifests do not have it.
 const LOST: [&str; 6] = ["expiries", "leases", "idempotency_keys", "pending_post_hooks", "proofs", "checksums"];
@@ -32,13 +39,27 @@ struct Check {
 }
 
 struct Problem {
-    /// Whether the database is damaged. Otherwise the check failed: the file or a record could not be read.
+    /// Whether the database is damaged. Otherwise the file or a record could not be read.
     is_damage: bool,
     cause: String,
 }
 
+/// A copy of the database. The file disappears when it is closed.
+pub struct DatabaseCopy {
+    file: File,
+    /// Held until the copy is sent.
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Read for DatabaseCopy {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.file.read(buffer)
+    }
+}
+
 /// Checks, rebuilds and copies the database.
 pub struct Database {
+    pub(super) inventory: Arc<Inventory>,
     pub(super) adopter: Arc<Adopter>,
     admission: Arc<Admission>,
     pub(super) store: Store,
@@ -48,8 +69,11 @@ pub struct Database {
     may_rebuild: bool,
     /// Cancelled if a restart of the service will rebuild the database.
     restart: CancellationToken,
-    /// Held while a copy is made: one at a time.
-    copying: Mutex<()>,
+    copies: Arc<Semaphore>,
+    /// Held during an attempt to rebuild the database.
+    pub(super) retry: tokio::sync::Mutex<Retry<Unsearched>>,
+    /// Cancelled when the service stops: it ends the rebuilding.
+    pub(super) stopping: CancellationToken,
     pub(super) tasks: Tasks,
 }
 
@@ -60,20 +84,32 @@ impl Service for Database {
 }
 
 impl Database {
-    /// The store has just been opened, and was checked with that.
+    /// The store has just been opened, and its pages were checked with that.
     pub(crate) fn new(
-        adopter: Arc<Adopter>,
+        (inventory, adopter): (Arc<Inventory>, Arc<Adopter>),
         admission: Arc<Admission>,
         store: Store,
         metrics: Arc<Metrics>,
         may_rebuild: bool,
         tasks: Tasks,
     ) -> Self {
-        let (at, time) = (Instant::now(), jiff::Timestamp::now());
-        metrics.database_checked(time.as_second(), false);
-        let last = Mutex::new(Check { at, time, problem: None });
-        let (restart, copying) = (CancellationToken::new(), Mutex::default());
-        Self { adopter, admission, store, metrics, last, may_rebuild, restart, copying, tasks }
+        let last = Mutex::new(Check::now(&metrics, found(store.unreadable())));
+        let (restart, stopping) = (CancellationToken::new(), CancellationToken::new());
+        let (copies, retry) = (Arc::new(Semaphore::new(COPIES)), tokio::sync::Mutex::new(Retry::new()));
+        Self {
+            inventory,
+            adopter,
+            admission,
+            store,
+            metrics,
+            last,
+            may_rebuild,
+            restart,
+            copies,
+            retry,
+            stopping,
+            tasks,
+        }
     }
 
     fn last(&self) -> MutexGuard<'_, Check> {
@@ -82,12 +118,13 @@ impl Database {
 
     /// Checks the database each night, and continues an unfinished rebuilding, until `stop`.
     pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let _ends_rebuilding = self.stopping.clone().drop_guard();
         let mut rounds = rounds(INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
-            let is_idle = self.admission.is_idle();
+            let load = self.load();
             let checked = self.blocking(move |database| {
                 let (since, hour) = (database.last().at.elapsed(), jiff::Zoned::now().hour());
-                if is_due(since, hour, is_idle) || database.is_closed_by_damage() {
+                if is_due(since, hour, load) || database.is_closed_by_damage() {
                     database.check();
                 }
                 Ok(())
@@ -96,9 +133,17 @@ impl Database {
                 tracing::error!(%error, "the check of the database ended early");
             }
             // A rebuilding that is complete has nothing to do.
-            if stop.run_until_cancelled(self.continue_rebuilding()).await.is_none() {
+            if stop.run_until_cancelled(Arc::clone(&self).continue_rebuilding()).await.is_none() {
                 return;
             }
+        }
+    }
+
+    fn load(&self) -> Load {
+        match (self.admission.creations.is_empty(), self.admission.exports.is_empty()) {
+            (false, _) => Load::Creations,
+            (true, false) => Load::Downloads,
+            (true, true) => Load::Idle,
         }
     }
 
@@ -110,20 +155,12 @@ impl Database {
     /// Checks the database now.
     fn check(&self) {
         let started = Instant::now();
-        let problem = self.store.verify().err().map(|error| Problem {
-            // A record that this version cannot read is no damage: a new start would find the same.
-            is_damage: matches!(error, StoreError::Damaged(_)),
-            cause: error.to_string(),
-        });
-        let seconds = started.elapsed().as_secs_f64();
-        match &problem {
-            None => tracing::info!(seconds, "the database has been checked: it is whole"),
-            Some(Problem { is_damage: true, cause }) => tracing::error!(cause, "the database is damaged"),
-            Some(Problem { is_damage: false, cause }) => tracing::error!(cause, "the check of the database failed"),
+        let problem = found(self.store.verify());
+        if problem.is_none() {
+            tracing::info!(seconds = started.elapsed().as_secs_f64(), "the database has been checked: it is whole");
         }
-        let (is_damaged, time) = (problem.as_ref().is_some_and(|it| it.is_damage), jiff::Timestamp::now());
-        self.metrics.database_checked(time.as_second(), is_damaged);
-        *self.last() = Check { at: Instant::now(), time, problem };
+        let is_damaged = problem.as_ref().is_some_and(|it| it.is_damage);
+        *self.last() = Check::now(&self.metrics, problem);
         if is_damaged && self.may_rebuild {
             tracing::error!("stopping: the next start sets the damaged database aside and rebuilds it (db_rebuild)");
             self.restart.cancel();
@@ -155,26 +192,61 @@ impl Database {
             status: if last.problem.is_none() { api::Status::Ok } else { api::Status::Error },
             problem: last.problem.as_ref().map(|problem| problem.cause.clone()),
             rebuilding: rebuild.started.is_some(),
+            unsearched: self.inventory.unsearched().describe(),
             rebuilt_at: rebuild.done.map(api::time),
             lost: if was_damaged { LOST.map(str::to_owned).to_vec() } else { Vec::new() },
         })
     }
 
-    /// A copy of the database as it is now. The file disappears when it is closed.
+    /// A copy of the database as it is now.
     ///
     /// # Errors
-    /// [`Error::NoRoomForCopy`], [`Error::Store`].
-    pub async fn copy(self: &Arc<Self>, session: &Session) -> Result<File, Error> {
+    /// [`Refusal::TooManyCopies`], [`Error::NoRoomForCopy`], [`Error::Store`].
+    pub async fn copy(self: &Arc<Self>, session: &Session) -> Result<DatabaseCopy, Error> {
         let actor = Actor::from(session);
-        let copy = self.blocking(|database| {
-            let _one_at_a_time = database.copying.lock().unwrap_or_else(PoisonError::into_inner);
-            database.store.copy().map_err(|error| match error {
-                StoreError::NoRoom { needed, free } => Error::NoRoomForCopy { needed, free },
-                error => error.into(),
-            })
-        });
-        let copy = copy.await;
+        let copy = self.make_copy().await;
         actor.did("backup-db", "", &copy);
         copy
+    }
+
+    async fn make_copy(self: &Arc<Self>) -> Result<DatabaseCopy, Error> {
+        let permit = Arc::clone(&self.copies).try_acquire_owned();
+        let permit = permit.map_err(|_| Refusal::TooManyCopies { limit: COPIES })?;
+        self.blocking(|database| {
+            let (file, unreadable) = database.store.copy().map_err(|error| match error {
+                error @ StoreError::NoRoom { .. } => Error::NoRoomForCopy(error),
+                error => error.into(),
+            })?;
+            if let Some(problem) = unreadable.problem() {
+                tracing::error!(problem, "the copy of the database has a record that cannot be read");
+            }
+            Ok(DatabaseCopy { file, _permit: permit })
+        })
+        .await
+    }
+}
+
+impl Check {
+    /// Records and logs the result of a check that has just ended.
+    fn now(metrics: &Metrics, problem: Option<Problem>) -> Self {
+        let (at, time) = (Instant::now(), jiff::Timestamp::now());
+        match &problem {
+            None => {}
+            Some(Problem { is_damage: true, cause }) => tracing::error!(cause, "the database is damaged"),
+            Some(Problem { is_damage: false, cause }) => {
+                tracing::error!(cause, "the check of the database found a problem")
+            }
+        }
+        metrics.database_checked(time.as_second(), problem.as_ref().is_some_and(|problem| problem.is_damage));
+        Self { at, time, problem }
+    }
+}
+
+/// The problem that a check has found.
+fn found(checked: Result<Unreadable, StoreError>) -> Option<Problem> {
+    match checked {
+        // A record that this version cannot read is no damage: setting the database aside would lose all other records.
+        Ok(unreadable) => Some(Problem { is_damage: false, cause: unreadable.problem()? }),
+        Err(error) => Some(Problem { is_damage: matches!(error, StoreError::Damaged(_)), cause: error.to_string() }),
     }
 }

@@ -141,11 +141,8 @@ pub enum Error {
     #[error("{step}: the file system is full; delete snapshots that are no longer needed")]
     NoSpace { step: String },
     /// The file system of the database has no room for a copy.
-    #[error(
-        "a copy of the database needs {needed} bytes beside it, and {free} bytes are free; free some space on the file \
-         system of db_file"
-    )]
-    NoRoomForCopy { needed: u64, free: u64 },
+    #[error("{0}")]
+    NoRoomForCopy(StoreError),
     /// A repository cannot be written to.
     #[error("{step}: the file system is mounted read-only; check the host's kernel log")]
     ReadOnly { step: String },
@@ -162,6 +159,12 @@ pub enum Error {
     /// The database failed.
     #[error("the service's database failed; see the service's log")]
     Store(#[from] StoreError),
+    /// The database was damaged, and may not have all snapshots yet.
+    #[error(
+        "the service's database is being rebuilt, and snapshots may be missing in it: {reason}; retry later; GET \
+         /status lists what is left to search"
+    )]
+    Rebuilding { reason: String },
     /// The client has disconnected, so the work was cancelled.
     #[error("the client has disconnected")]
     Cancelled,
@@ -243,11 +246,12 @@ impl Error {
             | Self::NotQuiesced(_)
             | Self::CloneTimeout { .. }
             | Self::NoSpace { .. }
-            | Self::NoRoomForCopy { .. }
+            | Self::NoRoomForCopy(_)
             | Self::ReadOnly { .. }
             | Self::Io { .. }
             | Self::AgentDb(_)
             | Self::Store(_)
+            | Self::Rebuilding { .. }
             | Self::Cancelled
             | Self::Internal(_) => false,
         }

@@ -36,6 +36,9 @@ pub enum Refusal {
     /// The queue is full.
     #[error("too many {0} are already waiting; retry later")]
     QueueFull(&'static str),
+    /// Each copy of the database takes space until it is sent.
+    #[error("{limit} copies of the database are being made or sent already; retry later")]
+    TooManyCopies { limit: usize },
     /// No concurrency slot became free in time.
     #[error("no export slot became free within {seconds} s (policy.export_wait); retry later")]
     QueueTimeout { seconds: f64 },

@@ -2,6 +2,7 @@
 
 mod pending;
 mod runner;
+mod unwritten;
 
 pub(crate) use pending::{Pending, PendingHooks};
 pub(crate) use runner::{GuardedOperation, GuardedStep, HookReport, HookRunner};

@@ -3,16 +3,18 @@
 //! A guest that a `pre` hook froze must be thawed. So a pending post hook stays recorded until its call succeeds, or
 //! until its retries end after a week.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::unwritten::Unwritten;
 use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
 use crate::app::inventory::Inventory;
@@ -40,17 +42,6 @@ const CONCURRENCY: usize = 8;
 /// How long the database may take to list pending post hooks when the service stops.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Changes that the database did not accept, by key: the new pending post hooks, or their removal. Writing is retried
-/// each round. Until then these override the database.
-#[derive(Default)]
-pub(super) struct Unwritten(Mutex<HashMap<PendingHooksKey, Option<PendingPostHooks>>>);
-
-impl Unwritten {
-    pub(super) fn lock(&self) -> MutexGuard<'_, HashMap<PendingHooksKey, Option<PendingPostHooks>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// Concurrent calls, at most [`CONCURRENCY`], each on its own thread.
 #[derive(Default)]
 struct Calls(JoinSet<()>);
@@ -70,6 +61,31 @@ impl Calls {
     /// Waits for all calls.
     async fn finish(mut self) {
         while self.0.join_next().await.is_some() {}
+    }
+}
+
+/// Writes to the database, on threads of their own.
+#[derive(Default)]
+struct Writes(Vec<oneshot::Receiver<()>>);
+
+impl Writes {
+    fn start(&mut self, write: impl FnOnce() + Send + 'static) {
+        match run_isolated(async move { write() }) {
+            Ok(done) => self.0.push(done),
+            Err(error) => tracing::error!(%error, "cannot start a thread to record the result of post hooks"),
+        }
+    }
+
+    /// Waits for all of them, within a bounded time. One that does not end is retried in the next round.
+    async fn finish(self) {
+        let all = async {
+            for done in self.0 {
+                drop(done.await);
+            }
+        };
+        if tokio::time::timeout(INTERVAL, all).await.is_err() {
+            tracing::error!("the database does not answer; the results of post hooks are not recorded yet");
+        }
     }
 }
 
@@ -171,38 +187,18 @@ impl PendingHooks {
 
     /// Records pending post hooks, or removes them with `None`. If the database fails, the change is kept and retried.
     pub(crate) fn set(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
-        // Locked while writing, so that a newer change is written later.
-        let mut unwritten = self.unwritten.lock();
-        self.set_in(&mut unwritten, key, post_hooks);
+        self.unwritten.set(key, post_hooks, |key, change| self.write(key, change));
     }
 
-    fn set_in(
-        &self,
-        unwritten: &mut HashMap<PendingHooksKey, Option<PendingPostHooks>>,
-        key: PendingHooksKey,
-        post_hooks: Option<PendingPostHooks>,
-    ) {
-        let written = match &post_hooks {
+    fn write(&self, key: PendingHooksKey, change: Option<&PendingPostHooks>) -> Result<(), Error> {
+        match change {
             Some(post_hooks) => self.record_pending_hooks(key, post_hooks),
-            None => self.store.pending_hooks().clear(key).map_err(Error::from),
-        };
-        match written {
-            Ok(()) => {
-                unwritten.remove(&key);
-            }
-            Err(error) => {
-                let cause = error.hidden_cause().unwrap_or_default();
-                tracing::error!(%key, %error, cause, "cannot record pending post hooks; retrying each minute");
-                unwritten.insert(key, post_hooks);
-            }
+            None => Ok(self.store.pending_hooks().clear(key)?),
         }
     }
 
     fn write_unwritten(&self) {
-        let mut unwritten = self.unwritten.lock();
-        for (key, post_hooks) in unwritten.clone() {
-            self.set_in(&mut unwritten, key, post_hooks);
-        }
+        self.unwritten.write_all(|key, change| self.write(key, change));
     }
 
     /// Records the result of calling post hooks: the `failed` ones stay pending.
@@ -244,11 +240,16 @@ impl PendingHooks {
         guard.inspect_err(|error| tracing::warn!(%vm, %error, "cannot lock the VM for its pending post hooks")).ok()
     }
 
-    async fn call_again(&self, key: PendingHooksKey, post_hooks: PendingPostHooks) {
-        let _active = self.active.token();
+    /// Calls pending post hooks. The database may be slow, so their result is one of the `writes`.
+    async fn call_again(self: &Arc<Self>, key: PendingHooksKey, post_hooks: PendingPostHooks, writes: &mut Writes) {
+        let active = self.active.token();
         let ended = self.hooks.call_pending(&post_hooks).await;
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
-        self.record_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
+        let pending = Arc::clone(self);
+        writes.start(move || {
+            let _active = active;
+            pending.record_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
+        });
     }
 
     /// Calls the post hooks of operations that a crash or stop interrupted. The operations themselves are undone later.
@@ -276,9 +277,11 @@ impl PendingHooks {
                 // thaw the guest soon. If the lock stays taken, the hooks are called anyway: a guest must not stay
                 // frozen.
                 let _guard = pending.lock_vm(&vm, &entries, LockMode::THAW).await;
+                let mut writes = Writes::default();
                 for (key, post_hooks) in entries {
-                    pending.call_again(key, post_hooks).await;
+                    pending.call_again(key, post_hooks, &mut writes).await;
                 }
+                writes.finish().await;
             };
             calls.start(call).await;
         }
@@ -315,7 +318,8 @@ impl PendingHooks {
 
     /// One round. Skips VMs whose snapshots are being changed, because their guests may be frozen on purpose.
     pub(crate) async fn call_failed(self: &Arc<Self>, round: u64) {
-        self.write_unwritten();
+        let (pending, mut writes) = (Arc::clone(self), Writes::default());
+        writes.start(move || pending.write_unwritten());
         let entries = self.entries().unwrap_or_else(|error| {
             tracing::error!(%error, "cannot read the pending post hooks");
             let unwritten = self.unwritten.lock().clone();
@@ -336,17 +340,20 @@ impl PendingHooks {
             let call = async move {
                 // Locked here, so that a hung repository delays only this VM.
                 let Some(_guard) = pending.lock_vm(&vm, &entries, LockMode::THAW_NOW).await else { return };
+                let mut writes = Writes::default();
                 for (key, post_hooks) in entries {
                     // They may have been called meanwhile.
                     match pending.entries() {
                         Ok(entries) if !entries.readable.contains(&(key, post_hooks.clone())) => {}
-                        _ => pending.call_again(key, post_hooks).await,
+                        _ => pending.call_again(key, post_hooks, &mut writes).await,
                     }
                 }
+                writes.finish().await;
             };
             calls.start(call).await;
         }
         calls.finish().await;
+        writes.finish().await;
     }
 
     /// Waits until no operation can hold a guest frozen, within a bounded time. Returns how many operations still have

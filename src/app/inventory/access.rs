@@ -74,7 +74,7 @@ impl Inventory {
         }
         let of_snapshot = annotations.is_some() && permission != Permission::Create;
         if of_snapshot && !permits(Permission::View, annotations) {
-            return Err(NO_SUCH_SNAPSHOT);
+            return Err(self.unknown_snapshot(NO_SUCH_SNAPSHOT));
         }
         let has_other_labels = annotations.is_some() && permits(permission, None);
         let what = if has_other_labels { "for snapshots of this VM with these labels" } else { "for this VM" };
@@ -98,7 +98,7 @@ impl Inventory {
         annotations: Option<&Annotations>,
     ) -> Error {
         let is_visible = self.check(&session.needing(Permission::View), vm, annotations).is_ok();
-        if is_visible { Error::OtherVm(id) } else { NO_SUCH_SNAPSHOT }
+        if is_visible { Error::OtherVm(id) } else { self.unknown_snapshot(NO_SUCH_SNAPSHOT) }
     }
 
     /// Checks the user's permission for the snapshot `id` of the VM `vm_ref` if it is limited, before anything is done

@@ -52,6 +52,7 @@ impl Listing {
         index: usize,
         view: &View,
         snapshots: &HashMap<VmId, Vec<SnapshotId>>,
+        may_have_more: &impl Fn(&Vm) -> bool,
     ) -> Option<Option<api::Vm>> {
         if let (Some(vm), Some(summary)) = (self.inventory.vms.get(index), self.summaries.get(index)) {
             // A VM without an id cannot be named in a rule.
@@ -59,7 +60,8 @@ impl Listing {
                 return Some(None);
             }
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            return Some(Some(to_wire(vm, ids, summary)));
+            let document = to_wire(vm, ids, summary);
+            return Some(Some(api::Vm { snapshots_incomplete: may_have_more(vm), ..document }));
         }
         let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_cached);
         unknown.nth(index - self.inventory.vms.len()).map(placeholder).map(Some)
@@ -109,6 +111,7 @@ fn placeholder(missing: &Missing) -> api::Vm {
         uuid: String::new(),
         snapshot_compatible: false,
         snapshots: Vec::new(),
+        snapshots_incomplete: false,
         status: api::Status::Error,
         reason: Some(format!("{}; its VMs are unknown", missing.reason)),
         unavailable_repository: missing.repository.as_ref().map(ToString::to_string),
@@ -124,6 +127,7 @@ fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary) -> api::Vm {
         uuid: vm.uuid.clone().unwrap_or_else(|| vm.id.as_ref().map(VmId::dashed).unwrap_or_default()),
         snapshot_compatible: summary.reason.is_none(),
         snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
+        snapshots_incomplete: false,
         status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
         reason: summary.reason.clone(),
         unavailable_repository: None,

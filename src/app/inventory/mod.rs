@@ -3,6 +3,7 @@
 mod access;
 mod catalog;
 mod claims;
+mod completeness;
 mod disk_classifier;
 mod disk_files;
 mod disk_names;
@@ -11,8 +12,10 @@ mod list_vms;
 mod repositories;
 mod service;
 mod shared;
+mod unsearched;
 mod view;
 
 pub(crate) use disk_classifier::{DiskDecision, choose, classify};
 pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};
 pub use service::Inventory;
+pub(crate) use unsearched::{Unsearched, UnsearchedPart};

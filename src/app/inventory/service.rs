@@ -10,6 +10,7 @@ use super::list_repositories;
 use super::list_vms::{self, Listing};
 use super::repositories::{Repositories, RepositorySet};
 use super::shared::Shared;
+use super::unsearched::Search;
 use super::view::{NO_SUCH_SNAPSHOT, NameCache, View};
 use crate::api;
 use crate::app::Error;
@@ -27,7 +28,8 @@ pub struct Inventory {
     pub(super) names: NameCache,
     listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
-    store: Store,
+    pub(super) search: Search,
+    pub(super) store: Store,
     tasks: Tasks,
 }
 
@@ -45,6 +47,7 @@ impl Inventory {
             names: NameCache::default(),
             listings: Shared::default(),
             clone_support: CloneSupport::default(),
+            search: Search::default(),
             store,
             tasks,
         }
@@ -83,7 +86,7 @@ impl Inventory {
     ///
     /// # Errors
     /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it;
-    /// [`Error::Forbidden`].
+    /// [`Error::Rebuilding`]; [`Error::Forbidden`].
     pub(crate) fn resolve_vm(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
         let vm = self.vm_of(vm_ref)?;
         self.check(session, &vm, None)?;
@@ -91,13 +94,20 @@ impl Inventory {
     }
 
     fn vm_of(&self, vm_ref: &VmId) -> Result<VmId, Error> {
+        // Read before the database, which may get the VM's snapshots just then.
+        let all_known = self.check_all_known(vm_ref);
         // Names take precedence over uuids, so that a deletion cannot reach another VM than the named one. A VM with
         // snapshots is known, even if its repository is unavailable.
         if !self.store.records_of(vm_ref)?.is_empty() {
             return Ok(vm_ref.clone());
         }
         let list = self.vms()?;
-        Ok(list.by_name_or_uuid(vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
+        let vm = list.by_name_or_uuid(vm_ref).map_err(|error| match error {
+            // It may have left the inventory and still have snapshots.
+            Error::NoVm => all_known.err().unwrap_or(Error::NoVm),
+            error => error,
+        })?;
+        Ok(vm.id.clone().unwrap_or_else(|| vm_ref.clone()))
     }
 
     /// The VM `vm_ref` of the inventory, and the whole list. For the service's own use: it checks no permission.
@@ -145,17 +155,20 @@ impl Inventory {
     ) -> Result<impl Iterator<Item = api::Vm> + Send + use<>, Error> {
         let session = session.clone();
         let listed = self.blocking(move |inventory| {
-            let view = inventory.view(&session)?;
+            // Before the database is read, which may get more snapshots just then.
+            let (unsearched, view) = (inventory.unsearched(), inventory.view(&session)?);
             let listing = inventory.listings.get(|| {
                 let list = inventory.catalog.list(&inventory.repositories())?;
                 let files = inventory.disk_files(&list.vms, false);
                 Ok(Arc::new(Listing::of(Arc::clone(&list), files)))
             });
             let snapshots = inventory.visible_snapshots(&view)?;
-            Ok((listing?, snapshots, view))
+            Ok((listing?, snapshots, unsearched, view))
         });
-        let ((listing, snapshots, view), mut indices) = (listed.await?, 0..);
-        let entries = std::iter::from_fn(move || listing.entry(indices.next()?, &view, &snapshots));
+        let ((listing, snapshots, unsearched, view), mut indices) = (listed.await?, 0..);
+        let inventory = Arc::clone(self);
+        let may_have_more = move |vm: &Vm| inventory.may_have_more(&unsearched, vm);
+        let entries = std::iter::from_fn(move || listing.entry(indices.next()?, &view, &snapshots, &may_have_more));
         // Those that the user may not see.
         Ok(entries.flatten())
     }
@@ -183,6 +196,7 @@ impl Inventory {
             let (list, vm) = inventory.find_vm(&vm_ref)?;
             let view = inventory.view(&session)?;
             vm.id.iter().try_for_each(|id| inventory.check(&session, id, None))?;
+            let unsearched = inventory.unsearched();
             let mut files = inventory.disk_files(&list.vms, false);
             files.inspect(std::slice::from_ref(&vm));
             let snapshots = match &vm.id {
@@ -191,7 +205,8 @@ impl Inventory {
             };
             let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
             let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
-            Ok(list_vms::describe(&vm, &ids, &files))
+            let document = list_vms::describe(&vm, &ids, &files);
+            Ok(api::Vm { snapshots_incomplete: inventory.may_have_more(&unsearched, &vm), ..document })
         })
         .await
     }
@@ -219,7 +234,7 @@ impl Inventory {
     pub(crate) fn snapshot_of(&self, session: &Session, vm_ref: &VmId, id: SnapshotId) -> Result<Snapshot, Error> {
         let Some(snapshot) = self.store.snapshot(id)? else {
             self.resolve_vm(session, vm_ref)?;
-            return Err(NO_SUCH_SNAPSHOT);
+            return Err(self.not_in_database(id, NO_SUCH_SNAPSHOT));
         };
         // The definitions are read only if `vm_ref` is not the VM's id, because clients send thousands of range
         // requests a second.

@@ -4,12 +4,11 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use crate::app::Error;
 use crate::auth::Session;
 use crate::model::{Annotations, Permission, Resource, Snapshot, VmId};
 
 /// Also for one that the user may not see.
-pub(super) const NO_SUCH_SNAPSHOT: Error = Error::NotFound("the VM has no such snapshot");
+pub(super) const NO_SUCH_SNAPSHOT: &str = "the VM has no such snapshot";
 
 /// The friendly names of VMs by id.
 #[derive(Default)]

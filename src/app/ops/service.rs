@@ -12,7 +12,7 @@ use crate::app::audit::{self, Head};
 use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
-use crate::app::inventory::{Inventory, RepositoryState};
+use crate::app::inventory::{Inventory, RepositoryState, Unsearched};
 use crate::app::retention::Retention;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
@@ -183,6 +183,9 @@ impl Ops {
             }
             if ops.reconciler.has_lost_snapshots().unwrap_or_default() {
                 problems.push("snapshots in a repository are not in the database".to_owned());
+            }
+            if *ops.inventory.unsearched() != Unsearched::Nothing {
+                problems.push("the database is being rebuilt".to_owned());
             }
             if found.problem.is_some() {
                 problems.push("the list of repositories cannot be read".to_owned());

@@ -61,7 +61,7 @@ impl Snapshots {
     ///
     /// # Errors
     /// [`Error::Forbidden`] if the user may not delete one of them, and none is deleted; [`Error::NotFound`] if there is no
-    /// such VM; otherwise the first error, after all snapshots were tried.
+    /// such VM; [`Error::Rebuilding`]; otherwise the first error, after all snapshots were tried.
     pub async fn delete_all(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<(), Error> {
         let (snapshots, session) = (Arc::clone(self), session.clone());
         self.tasks
@@ -71,6 +71,7 @@ impl Snapshots {
                     let by = session.clone();
                     let vm = snapshots.blocking(move |snapshots| {
                         let vm = snapshots.inventory.resolve_vm(&by, &vm_ref)?;
+                        snapshots.inventory.check_all_known(&vm)?;
                         snapshots.check_deletions(&by, &snapshots.store.records_of(&vm)?)?;
                         Ok(vm)
                     });

@@ -137,7 +137,7 @@ impl Documents {
     /// lost snapshot has the reason in its document, and does not fail the list.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::Store`].
+    /// [`Error::NotFound`], [`Error::Rebuilding`], [`Error::Store`].
     pub async fn all(
         self: &Arc<Self>,
         session: &Session,
@@ -149,6 +149,7 @@ impl Documents {
         let session = session.needing(options.map.permission());
         let snapshots = self.blocking(move |documents| {
             let vm = documents.inventory.resolve_vm(&session, &vm_ref)?;
+            documents.inventory.check_all_known(&vm)?;
             let visible = documents.inventory.view(&session.needing(Permission::View))?;
             // A list does not count as use: a client that lists often must not keep all snapshots forever.
             let hold = |snapshot: Snapshot| {

@@ -2,10 +2,12 @@
 
 mod admit;
 mod adopt;
+mod candidates;
 mod create;
 mod create_request;
 mod delete;
 mod document;
+mod found;
 mod make;
 mod placement;
 mod plan;

@@ -137,9 +137,16 @@ impl Findings {
             Ok(DatabaseState::Missing) => {
                 self.good(what, format!("{shown} does not exist yet; the service will create it"))
             }
-            Ok(DatabaseState::Good) => self.good(what, shown),
-            Ok(DatabaseState::Unclean) => {
-                self.good(what, format!("{shown} was not closed cleanly; the service will repair it when it starts"));
+            Ok(DatabaseState::Present { was_closed, unreadable }) => {
+                if let Some(problem) = unreadable.problem() {
+                    let remedy = "start the version of the service that wrote it, or restore a copy of the database";
+                    self.doubtful(what, format!("{shown}: {problem}"), remedy);
+                } else if was_closed {
+                    self.good(what, shown);
+                } else {
+                    let found = format!("{shown} was not closed cleanly; the service will repair it when it starts");
+                    self.good(what, found);
+                }
             }
             Err(StoreError::InUse) => {
                 self.good(what, format!("{shown} is in use: the service is running"));

@@ -11,7 +11,7 @@ use super::args::BackupDbArgs;
 use super::service::Service;
 use crate::backup::files;
 use crate::cli::client::table;
-use crate::cli::terminal::Lines;
+use crate::cli::terminal::{Lines, notice};
 use crate::client::{Client, ClientError};
 use crate::store::{self, DatabaseState, StoreError};
 
@@ -22,17 +22,20 @@ pub fn run(args: &BackupDbArgs, config: &Path) -> anyhow::Result<ExitCode> {
     let temporary = Temporary(files::temporary(file));
     let bytes = receive(&client, &temporary.0)
         .map_err(|error| if matches!(error, ClientError::Local(_)) { named(error, file) } else { error.into() })?;
-    // The service has checked the copy. This finds what was damaged on the way.
-    match store::inspect(&temporary.0) {
-        Ok(DatabaseState::Good) => {}
+    // The service has checked the copy. This finds what was damaged on the way, or on this disk.
+    let unreadable = match store::inspect(&temporary.0) {
+        Ok(DatabaseState::Present { was_closed: true, unreadable }) => unreadable,
         Ok(_) => bail!("the copy of the database did not arrive whole; {} was not written", file.display()),
         Err(error) => bail!("the copy of the database cannot be used: {error}; {} was not written", file.display()),
-    }
+    };
     let written = fs::rename(&temporary.0, file).and_then(|()| files::sync_directory(folder_of(file)));
     written.with_context(|| file.display().to_string())?;
     let mut lines = Lines::default();
     lines.add(format_args!("{}  {}", file.display(), table::bytes(bytes)));
     lines.print()?;
+    if let Some(problem) = unreadable.problem() {
+        notice(format_args!("warning: {problem}; the copy has it as it is in the database"));
+    }
     Ok(ExitCode::SUCCESS)
 }
 

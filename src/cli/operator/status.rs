@@ -85,6 +85,9 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
     section(&mut lines, "repositories", &repositories(&status.repositories), width);
     if let Some(database) = &status.database {
         section(&mut lines, "database", &database_rows(database), width);
+        if !database.unsearched.is_empty() {
+            section(&mut lines, "not searched for snapshots yet", &unsearched(&database.unsearched), width);
+        }
     }
     if let Some(audit) = &status.audit {
         lines.add("");
@@ -216,7 +219,7 @@ fn database_rows(database: &api::DatabaseStatus) -> Table {
         api::Status::Error => format!("error: {}", database.problem.as_deref().unwrap_or("no reason is known")),
     };
     if database.rebuilding {
-        status.push_str("; it was damaged, and not all repositories were available since to rebuild it");
+        status.push_str("; it was damaged, and is being rebuilt: snapshots may be missing");
     }
     if database.rebuilt_at.is_some() {
         status.push_str(&format!("; the rebuilding has lost: {}", database.lost.join(", ")));
@@ -224,6 +227,14 @@ fn database_rows(database: &api::DatabaseStatus) -> Table {
     let rebuilt = database.rebuilt_at.as_deref().map(table::local_text).unwrap_or_default();
     table.row(vec![table::local_text(&database.checked_at), rebuilt, status]);
     table.without_empty_columns()
+}
+
+fn unsearched(parts: &[api::SkippedFolder]) -> Table {
+    let mut table = Table::new(&[("PATH", Align::Left), ("REASON", Align::Text)]);
+    for part in parts {
+        table.row(vec![part.path.clone(), part.reason.clone()]);
+    }
+    table
 }
 
 fn leftovers(leftovers: &[api::Leftover], names: &Names) -> Table {

@@ -236,6 +236,31 @@ async fn unreadable_record_stays_and_is_reported() {
 }
 
 #[tokio::test]
+async fn waiting_writes_of_the_database_delay_no_post_hook() {
+    let (dir, scene, first, post_hooks) = scene("").await;
+    let failed = PendingPostHooks { attempts: 1, ..post_hooks };
+    // Two of the same VM, and a change that the database has not accepted.
+    let second = PendingHooksKey::of_creation(SnapshotId::from_u128(2));
+    scene.store.pending_hooks().record(first, &failed.to_bytes().unwrap()).unwrap();
+    scene.pending.unwritten.lock().insert(second, Some(failed));
+    let (called, calls) = (Arc::clone(&scene.pending), dir.path().join("calls"));
+    let (store, runtime) = (scene.store.clone(), tokio::runtime::Handle::current());
+    let round = tokio::task::spawn_blocking(move || {
+        store.while_writes_wait(|| {
+            let round = runtime.spawn(async move { called.call_failed(1).await });
+            while fs::read_to_string(&calls).unwrap_or_default() != "post\npost\n" {
+                assert!(!round.is_finished(), "the round ended without the calls");
+                std::thread::yield_now();
+            }
+            round
+        })
+    });
+    round.await.unwrap().await.unwrap();
+    assert_eq!(scene.store.pending_hooks().all().unwrap(), []);
+    assert!(scene.pending.unwritten.lock().is_empty());
+}
+
+#[tokio::test]
 async fn unwritten_changes_are_retried_and_override_database() {
     let (dir, scene, id, post_hooks) = scene("[ $2 = pre ] || [ -e mended ]").await;
     let calls = || fs::read_to_string(dir.path().join("calls")).unwrap_or_default();
