@@ -23,7 +23,7 @@ pub use error_code::ErrorCode;
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
     AuditHead, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus,
-    ServiceStatus, SnapshotCost,
+    ServiceStatus, SnapshotCost, TlsStatus,
 };
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.

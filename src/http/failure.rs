@@ -99,7 +99,9 @@ impl Failure {
 fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     let retry_after = |seconds: &'static str| Some((RETRY_AFTER, HeaderValue::from_static(seconds)));
     match error {
-        Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        Error::NoSession(_) | Error::UnknownCertificate(_) => {
+            Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+        }
         Error::Throttled => retry_after("1"),
         Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. })
         | Error::RepositoryUnavailable { .. }
@@ -114,7 +116,9 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
 fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
-        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) => {
+            (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
+        }
         Error::NotAnOperator { .. } | Error::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
         Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),

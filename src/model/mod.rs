@@ -27,7 +27,7 @@ pub use hex::hex;
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, RepositoryId, SnapshotId, VmId};
 pub use pending_hooks_key::PendingHooksKey;
-pub use printable::printable;
+pub use printable::{is_printable, printable};
 pub use range::{ByteRange, PhysAddr};
 pub use snapshot::{
     DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,

@@ -53,7 +53,6 @@ const SYS_USERS: &[(&str, &[&str])] = &[
 /// Which modules of `src/` an external crate belongs to.
 const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["app", "cli", "config", "service"]),
-    ("arc_swap", &["http", "service"]),
     ("aws_lc_rs", &["app", "auth", "client", "config", "repository", "tls"]),
     ("axum", &["http"]),
     ("base64", &["auth", "client", "config", "hooks", "http"]),

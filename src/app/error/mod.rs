@@ -25,6 +25,12 @@ pub enum Error {
     /// The request has no valid token.
     #[error(transparent)]
     NoSession(#[from] BadToken),
+    /// The request has no token, and no rule names the certificate.
+    #[error(
+        "the request has no token, and no rule names the client's certificate ({0}); log in for a token, or ask an \
+         administrator of this service for a rule (access.rules in its config)"
+    )]
+    UnknownCertificate(String),
     /// A process on the Unix socket that is not an operator's.
     #[error(
         "the user with the id {uid} may not use this socket: only root, the service's user and the members of \
@@ -218,6 +224,7 @@ impl Error {
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
+            | Self::UnknownCertificate(_)
             | Self::NotAnOperator { .. }
             | Self::Forbidden { .. }
             | Self::NotFound(_)
