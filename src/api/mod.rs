@@ -8,6 +8,7 @@ mod disk_map;
 mod error_code;
 mod request;
 mod status;
+mod ticket;
 
 use std::collections::BTreeMap;
 
@@ -25,6 +26,8 @@ pub use status::{
     AuditHead, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus,
     ServiceStatus, SnapshotCost, TlsStatus,
 };
+
+pub use ticket::{CreateTicket, NewTicket, Ticket, TicketOp};
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.
 pub fn time(at: jiff::Timestamp) -> String {

@@ -81,6 +81,21 @@ impl Session {
         (!session.grants.is_empty()).then_some(session)
     }
 
+    /// The session of the user of a ticket, who had proven who they are in this way. `None` if a certificate has lost all
+    /// its rules.
+    pub fn of_ticket(subject: String, source: Source, rules: &AccessRules) -> Option<Self> {
+        match source {
+            Source::LogIn => Some(Self::new(Arc::new(Identity::of_user(subject)), rules)),
+            Source::Certificate(certificate) => Self::of_certificate(certificate, rules),
+            Source::Socket => Some(Self::of_operator(subject)),
+        }
+    }
+
+    /// How the user has proven who they are.
+    pub fn source(&self) -> &Source {
+        &self.identity.source
+    }
+
     pub fn subject(&self) -> &str {
         &self.identity.subject
     }

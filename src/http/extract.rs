@@ -87,12 +87,13 @@ fn token(parts: &Parts) -> Option<Cow<'_, str>> {
     Some(token.unwrap_or_default())
 }
 
-fn requester(parts: &Parts) -> Requester {
+pub(super) fn requester(parts: &Parts) -> Requester {
     let extensions = &parts.extensions;
     Requester {
         address: extensions.get::<Peer>().map(Peer::address),
         forwarded_for: extensions.get::<ForwardedFor>().map(|ForwardedFor(client)| *client),
         request_id: extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id)),
+        ticket: None,
     }
 }
 
@@ -111,7 +112,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 pub(super) struct VmPath(pub VmId);
 /// `{vm}` and `{snapshot}` of a path.
 pub(super) struct SnapshotPath(pub VmId, pub SnapshotId);
-/// `{vm}`, `{snapshot}` and `{disk}` of a path.
+/// `{vm}`, `{snapshot}` and `{disk}` of a path, or of the ticket of a request (`super::ticket`).
+#[derive(Clone)]
 pub(super) struct DiskPath(pub VmId, pub SnapshotId, pub DiskName);
 
 /// The parameters of the path. One that is not UTF-8 names nothing.
@@ -151,9 +153,18 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        if let Some(of_ticket) = parts.extensions.remove::<Self>() {
+            return Ok(of_ticket);
+        }
         let (vm, snapshot, disk): (String, String, String) = path(parts).await?;
         Ok(Self(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?, id(&disk, NO_DISK)?))
     }
+}
+
+/// A disk, and what follows it in the path after its next segment.
+pub(super) async fn disk_and(parts: &mut Parts) -> Result<(DiskPath, String), Failure> {
+    let (vm, snapshot, disk, rest): (String, String, String, String) = path(parts).await?;
+    Ok((DiskPath(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?, id(&disk, NO_DISK)?), rest))
 }
 
 /// Of a request, in bytes.

@@ -119,7 +119,9 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) => {
             (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
         }
-        Error::NotAnOperator { .. } | Error::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
+        Error::NotAnOperator { .. } | Error::Forbidden { .. } | Error::NotInTicket(_) => {
+            (StatusCode::FORBIDDEN, ErrorCode::Forbidden)
+        }
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
         Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, ErrorCode::BaseNotOlder),
@@ -160,6 +162,7 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
         Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnfitDisk),
         Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, ErrorCode::NoDiskLeft),
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
+        Refusal::TooManyTickets { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyTickets),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
         Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
         Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. } => {

@@ -34,6 +34,7 @@ mod request_middleware;
 mod routes;
 mod snapshot_document;
 mod status_page;
+mod ticket;
 
 pub use peer::Peer;
 pub use routes::router;

@@ -32,6 +32,7 @@ const APP_LAYERS: &[&[&str]] = &[
     &["compare"],
     &["export"],
     &["session", "snapshots"],
+    &["tickets"],
     &["database"],
     &["ops"],
     &["start"],

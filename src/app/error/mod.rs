@@ -42,6 +42,9 @@ pub enum Error {
         "the role {role} is needed {what}; ask an administrator of this service for it (access.rules in its config)"
     )]
     Forbidden { role: Role, what: &'static str },
+    /// The ticket is for other requests.
+    #[error("this ticket does not permit this; request one with {0:?} in ops")]
+    NotInTicket(&'static str),
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
@@ -227,6 +230,7 @@ impl Error {
             | Self::UnknownCertificate(_)
             | Self::NotAnOperator { .. }
             | Self::Forbidden { .. }
+            | Self::NotInTicket(_)
             | Self::NotFound(_)
             | Self::SnapshotGone
             | Self::NoVm

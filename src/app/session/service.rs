@@ -9,7 +9,7 @@ use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
-    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Tokens,
+    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Source, Tokens,
 };
 use crate::model::AccessRules;
 use crate::tls::{AcceptedClients, ClientCertificate};
@@ -77,6 +77,16 @@ impl Sessions {
     pub fn of_certificate(&self, certificate: &Arc<ClientCertificate>) -> Result<Session, Error> {
         let session = Session::of_certificate(Arc::clone(certificate), &self.access());
         session.ok_or_else(|| Error::UnknownCertificate(certificate.names().join(", ")))
+    }
+
+    /// The session of the user of a ticket, with what the rules permit the user now. `None` if the user may not use
+    /// tickets any more: the certificate that the ticket was made with is revoked, has expired, or no rule names it.
+    pub fn of_ticket(&self, user: String, source: Source) -> Option<Session> {
+        if let Source::Certificate(certificate) = &source {
+            let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+            clients.as_ref().filter(|clients| clients.accepts(certificate))?;
+        }
+        Session::of_ticket(user, source, &self.access())
     }
 
     /// Checks a token and returns its session, with the user's current grants. A connection keeps the last token that
