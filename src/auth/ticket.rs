@@ -102,7 +102,7 @@ mod tests {
             (format!("/t/{text}/a.img"), format!("/t/~{id}/a.img")),
             (format!("//t/{text}"), format!("//t/~{id}")),
             (format!("/api/v1/{text}.img/x"), format!("/api/v1/~{id}.img/x")),
-            (format!("{text}"), format!("~{id}")),
+            (text.to_owned(), format!("~{id}")),
         ] {
             assert_eq!(without_ticket_secrets(&path), expected);
         }

@@ -130,6 +130,9 @@ mod tests {
     use super::*;
     use crate::model::Role;
 
+    /// The routes for tickets are outside the base path.
+    const TICKETS: &str = "/t/";
+
     /// The rows of the table in docs/api.md: method, path, and the roles with "yes".
     fn documented() -> Vec<(String, String, BTreeSet<&'static str>)> {
         let document = include_str!("../../docs/api.md");
@@ -142,7 +145,7 @@ mod tests {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
             let (method, path) = cells[1].trim_matches('`').split_once(' ').unwrap();
             let path = path.split('?').next().unwrap();
-            let is_outside = ["/healthz", "/readyz", METRICS].contains(&path) || path.starts_with("/t/");
+            let is_outside = ["/healthz", "/readyz", METRICS].contains(&path) || path.starts_with(TICKETS);
             let path = if is_outside { path.to_owned() } else { ["/api/v1", path].concat() };
             let permitted = cells[2..].iter().zip(&roles).filter(|(cell, _)| **cell == "yes");
             (method.to_owned(), path, permitted.map(|(_, role)| role.as_str()).collect())

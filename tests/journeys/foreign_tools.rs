@@ -31,10 +31,10 @@ fn blocks() -> [String; 2] {
     })
 }
 
-fn run(world: &World, folder: &Path, url: &str, token: &str, before: &str, commands: &str) {
+fn run(world: &World, folder: &Path, url: &str, token: &str, commands: &str) {
     // The first line of the README's block requests the ticket.
     let commands: Vec<&str> = commands.lines().filter(|line| !line.contains("/tickets")).collect();
-    let script = format!("set -euxo pipefail\n{before}\n{}\n", commands.join("\n"));
+    let script = format!("set -euxo pipefail\n{}\n", commands.join("\n"));
     let output = Command::new("bash")
         .args(["-c", &script])
         .current_dir(folder)
@@ -69,7 +69,7 @@ fn each_tool_of_the_readme_gets_the_bytes_of_the_disk() {
 
     let folder = tempfile::tempdir().unwrap();
     let [block, direct] = blocks();
-    run(&world, folder.path(), &url, &client.token, "", &block);
+    run(&world, folder.path(), &url, &client.token, &block);
     // A host that trusts the authority, in a mount namespace of its own.
     let trusted = folder.path().join("authorities.pem");
     let authorities = [fs::read(HOST_AUTHORITIES).unwrap(), fs::read(world.certificates.ca()).unwrap()].concat();
@@ -77,10 +77,23 @@ fn each_tool_of_the_readme_gets_the_bytes_of_the_disk() {
     let script = format!("mount --bind {} {HOST_AUTHORITIES}", trusted.display());
     let inner = format!("{script}\n{direct}");
     fs::write(folder.path().join("inner.sh"), format!("set -euxo pipefail\n{inner}")).unwrap();
-    run(&world, folder.path(), &url, &client.token, "", "unshare --mount --propagation private bash inner.sh");
+    run(&world, folder.path(), &url, &client.token, "unshare --mount --propagation private bash inner.sh");
+
+    // With the token as the password.
+    let disk = format!("https://127.0.0.1:{}/api/v1{SNAPSHOTS}/{id}/disks/a.img", world.exporter.port);
+    let with_user = disk.replace("https://", "https://x:$TOKEN@");
+    let basic = format!(
+        "curl -sS --fail -u \":$TOKEN\" -o basic-curl.img {disk}\n\
+         wget --no-verbose --ca-certificate=$CURL_CA_BUNDLE --user=x --password=\"$TOKEN\" --auth-no-challenge \
+             -O basic-wget.img {disk}\n\
+         aria2c --quiet --ca-certificate=$CURL_CA_BUNDLE --http-user=x --http-passwd=\"$TOKEN\" \
+             -o basic-aria2.img {disk}\n\
+         rclone copyurl --ca-cert=$CURL_CA_BUNDLE \"{with_user}\" basic-rclone.img"
+    );
+    run(&world, folder.path(), &url, &client.token, &basic);
 
     let convert = "for image in *.qcow2; do qemu-img convert -O raw $image ${image%.qcow2}.raw; done";
-    run(&world, folder.path(), &url, &client.token, "", convert);
+    run(&world, folder.path(), &url, &client.token, convert);
     let mut checked = Vec::new();
     for entry in fs::read_dir(folder.path()).unwrap() {
         let path = entry.unwrap().path();
@@ -91,6 +104,9 @@ fn each_tool_of_the_readme_gets_the_bytes_of_the_disk() {
         }
     }
     checked.sort();
+    let basic = ["basic-aria2", "basic-curl", "basic-rclone", "basic-wget"];
+    assert_eq!(checked.iter().filter(|name| name.starts_with("basic")).collect::<Vec<_>>(), basic.each_ref());
+    checked.retain(|name| !name.starts_with("basic"));
     assert_eq!(checked, ["aria2", "direct", "nbdcopy", "qemu", "rclone", "wget"]);
     assert!(!world.exporter.log().contains(url.split('/').nth(4).unwrap()), "the secret is in the log");
 }
