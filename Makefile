@@ -30,8 +30,10 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
             fsfreeze:util-linux sqlite3:sqlite3 chattr:e2fsprogs systemd-analyze:systemd \
             qemu-storage-daemon:qemu-system-common
 # For the guest that runs the tests on OCFS2.
+# The README's commands need the tools of the last line.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
-                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils \
+                 nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call apt,PACKAGE ...): installs packages.
@@ -60,6 +62,8 @@ deps-build:
 
 # The Python client needs the module requests. The demo and the tests run it as root.
 REQUESTS := $(SUDO) python3 -c 'import requests'
+# The driver of qemu-img for https. It must have the version of qemu-utils.
+QEMU_HTTPS := ls /usr/lib/*/qemu/block-curl.so >/dev/null 2>&1
 # Environments need ensurepip.
 ENSUREPIP = python3 -c 'import ensurepip' 2>/dev/null || { $(call apt,python3-venv); }
 
@@ -70,6 +74,8 @@ deps: deps-build
 
 deps-test: deps
 	@$(call install,$(PROGRAMS) $(PROGRAMS_TEST))
+	@$(QEMU_HTTPS) || { $(call apt,"qemu-block-extra=$$(dpkg-query -W -f '$${Version}' qemu-utils)"); }
+	@$(QEMU_HTTPS)
 	@$(ENSUREPIP)
 
 deps-check: deps

@@ -47,5 +47,5 @@ pub mod testing {
     pub use crate::repository::refine::{BaseContents, Refined};
     pub use crate::repository::{Changes, DiskFile, Repository, SnapshotDir};
     pub use crate::sys::{fiemap, folder::Folder, page_cache};
-    pub use crate::tls::server_config;
+    pub use crate::tls::server_tls;
 }

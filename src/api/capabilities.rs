@@ -56,6 +56,8 @@ pub struct Limits {
     pub default_ttl_seconds: Option<u64>,
     /// The `ttl` of a lease.
     pub lease_seconds: Bounds,
+    /// The `ttl` of a ticket. `null`: there are no tickets.
+    pub ticket_seconds: Option<Bounds>,
     /// How long an `Idempotency-Key` is remembered.
     pub idempotency_key_seconds: u64,
 }

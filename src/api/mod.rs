@@ -8,6 +8,7 @@ mod disk_map;
 mod error_code;
 mod request;
 mod status;
+mod ticket;
 
 use std::collections::BTreeMap;
 
@@ -23,8 +24,10 @@ pub use error_code::ErrorCode;
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
     AuditHead, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus,
-    ServiceStatus, SnapshotCost,
+    ServiceStatus, SnapshotCost, TlsStatus,
 };
+
+pub use ticket::{CreateTicket, NewTicket, Ticket, TicketOp};
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.
 pub fn time(at: jiff::Timestamp) -> String {

@@ -22,6 +22,9 @@ pub struct ServiceStatus {
     /// `None` from services before 0.3.0.
     #[serde(default)]
     pub database: Option<DatabaseStatus>,
+    /// Only for admins of all VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsStatus>,
     /// Deleted or unfinished snapshots whose files could not be removed yet.
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
@@ -150,6 +153,21 @@ pub struct DatabaseStatus {
     pub rebuilt_at: Option<String>,
     /// What the rebuilding has lost.
     pub lost: Vec<String>,
+}
+
+/// The state of the files of `[api.tls]`.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct TlsStatus {
+    /// When the files in use were loaded: RFC 3339, UTC.
+    pub loaded_at: Option<String>,
+    /// When the first of the revocation lists expires: RFC 3339, UTC.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revocations_end: Option<String>,
+    /// `error` if newer files could not be loaded, or a revocation list has expired.
+    pub status: Status,
+    /// Why it is not `ok`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }
 
 /// The failed post hooks of one operation.

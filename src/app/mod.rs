@@ -18,6 +18,7 @@ pub mod retention;
 pub mod session;
 pub mod snapshots;
 pub mod tasks;
+pub mod tickets;
 
 mod file_cache;
 mod start;

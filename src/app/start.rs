@@ -20,6 +20,7 @@ use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
+use crate::app::tickets::Tickets;
 use crate::auth::{self, AuditKey, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
@@ -40,6 +41,7 @@ pub struct App {
     pub checksums: Arc<Checksums>,
     pub snapshots: Arc<Snapshots>,
     pub documents: Arc<Documents>,
+    pub tickets: Arc<Tickets>,
     pub operator: Operator,
 }
 
@@ -115,6 +117,8 @@ impl App {
         let comparisons = Arc::new(Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, t()));
         let (i, r) = catalog.clone();
         let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
+        let (i, a, longest) = (Arc::clone(&inventory), Arc::clone(&admission), config.policy.max_ticket_ttl);
+        let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), longest, t()));
         let idle_io = config.export.is_idle;
         let exports = Exports::new(Arc::clone(&admission), Arc::clone(&trail), Arc::clone(&metrics), idle_io);
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
@@ -162,6 +166,7 @@ impl App {
             checksums: Arc::new(checksums),
             snapshots: Arc::new(snapshots),
             documents: Arc::new(documents),
+            tickets,
             operator: Operator { ops: Arc::new(ops), adopter, database, recovery },
         })
     }

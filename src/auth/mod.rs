@@ -10,6 +10,7 @@ mod manager;
 mod operators;
 mod requester;
 mod session;
+mod ticket;
 mod token;
 
 pub use audit_key::AuditKey;
@@ -19,5 +20,6 @@ pub use key::KeyError;
 pub use login::{Credentials, LoginError};
 pub use operators::{LocalPeer, Operators};
 pub use requester::Requester;
-pub use session::Session;
+pub use session::{Session, Source};
+pub use ticket::{TicketHash, TicketSecret, without_ticket_secrets};
 pub use token::{BadToken, CheckedToken, Tokens};

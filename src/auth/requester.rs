@@ -13,6 +13,8 @@ pub struct Requester {
     /// The client that a trusted proxy names, if `address` is that proxy.
     pub forwarded_for: Option<IpAddr>,
     pub request_id: Option<Arc<str>>,
+    /// The id of the ticket of the request, or that it is about.
+    pub ticket: Option<Arc<str>>,
 }
 
 impl Requester {
@@ -29,6 +31,6 @@ impl Requester {
             ClientAddress::Ip(origin) => origin,
             ClientAddress::Local { .. } => address,
         });
-        Self { address: self.address.map(ClientAddress::origin), forwarded_for, request_id: None }
+        Self { address: self.address.map(ClientAddress::origin), forwarded_for, request_id: None, ticket: None }
     }
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use super::requester::Requester;
 use crate::model::{AccessRules, Grants, Permission, User};
+use crate::tls::ClientCertificate;
 
-/// An authenticated request, and the permission that it needs. Only a valid token, or an operator's process on the Unix
-/// socket, yields one.
+/// An authenticated request, and the permission that it needs. Only a valid token, a certificate that a rule names, a
+/// ticket, or an operator's process on the Unix socket, yields one.
 #[derive(Clone, Debug)]
 pub struct Session {
     identity: Arc<Identity>,
@@ -19,40 +20,80 @@ pub struct Session {
 /// A user, as an authenticator knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The user's name.
+    /// The user's name. That of a certificate begins with `cert:`; no user who logs in has a name with a colon.
     pub subject: String,
     /// The groups that the authenticator knows. The manager knows none.
     pub groups: Vec<String>,
-    /// The name in the client's certificate, if that is known.
-    pub certificate: Option<String>,
+    pub source: Source,
+}
+
+/// How a user has proven who they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// With a token.
+    LogIn,
+    /// With a certificate, and without a token.
+    Certificate(Arc<ClientCertificate>),
+    /// As the user of a process on the Unix socket.
+    Socket,
 }
 
 impl Identity {
     pub(super) fn of_user(subject: impl Into<String>) -> Self {
-        Self { subject: subject.into(), groups: Vec::new(), certificate: None }
+        Self { subject: subject.into(), groups: Vec::new(), source: Source::LogIn }
+    }
+
+    fn of_certificate(certificate: Arc<ClientCertificate>) -> Self {
+        let subject = format!("cert:{}", certificate.name());
+        Self { subject, groups: Vec::new(), source: Source::Certificate(certificate) }
+    }
+
+    fn of_operator(subject: String) -> Self {
+        Self { subject, groups: Vec::new(), source: Source::Socket }
     }
 
     /// What `rules` permit the user now. They may change while a token is valid, so this is asked for each request.
     fn grants(&self, rules: &AccessRules) -> Grants {
-        let Self { subject, groups, certificate } = self;
-        rules.grants_of(&User { name: subject, groups, certificate: certificate.as_deref() })
+        let Self { subject, groups, source } = self;
+        match source {
+            Source::LogIn => rules.grants_of(&User { name: subject, groups }),
+            Source::Certificate(certificate) => rules.grants_of_certificate(certificate.names()),
+            Source::Socket => Grants::admin(),
+        }
     }
 }
 
 impl Session {
     pub(super) fn new(identity: Arc<Identity>, rules: &AccessRules) -> Self {
         let grants = identity.grants(rules);
-        Self::with_grants(identity, grants)
+        // Until the route says what the request needs.
+        Self { identity, grants, permission: Permission::Administer, requester: Requester::default() }
     }
 
     /// The session of a local operator.
     pub(super) fn of_operator(name: String) -> Self {
-        Self::with_grants(Arc::new(Identity::of_user(name)), Grants::admin())
+        Self::new(Arc::new(Identity::of_operator(name)), &AccessRules::default())
     }
 
-    fn with_grants(identity: Arc<Identity>, grants: Grants) -> Self {
-        // Until the route says what the request needs.
-        Self { identity, grants, permission: Permission::Administer, requester: Requester::default() }
+    /// The session of a client with a verified certificate. `None` if no rule names it.
+    pub fn of_certificate(certificate: Arc<ClientCertificate>, rules: &AccessRules) -> Option<Self> {
+        let session = Self::new(Arc::new(Identity::of_certificate(certificate)), rules);
+        (!session.grants.is_empty()).then_some(session)
+    }
+
+    /// The session of the user of a ticket, who had proven who they are in this way. `None` if a certificate has lost all
+    /// its rules.
+    pub fn of_ticket(subject: String, source: Source, rules: &AccessRules) -> Option<Self> {
+        match source {
+            Source::LogIn => Some(Self::new(Arc::new(Identity::of_user(subject)), rules)),
+            Source::Certificate(certificate) => Self::of_certificate(certificate, rules),
+            Source::Socket => Some(Self::of_operator(subject)),
+        }
+    }
+
+    /// How the user has proven who they are.
+    pub fn source(&self) -> &Source {
+        &self.identity.source
     }
 
     pub fn subject(&self) -> &str {

@@ -20,6 +20,7 @@ use super::progress::{DiskLabel, Event, Progress};
 use super::unit::Recall;
 use super::work::{BaseDisk, WorkDisk};
 use crate::client::{Client, Created};
+use crate::model::path_segment;
 
 /// Images of a chain. Each is a file to open, and the reader of images accepts 1,000.
 const MAX_CHAIN: usize = 500;
@@ -216,17 +217,5 @@ fn journal_path(partial: &Path, file: &str) -> PathBuf {
 
 /// The path of a disk in the API, below its base path.
 pub fn api_path(vm: &str, snapshot: &str, disk: &str) -> String {
-    format!("/vms/{vm}/snapshots/{snapshot}/disks/{}", encode(disk))
-}
-
-/// Escapes what is special in a path.
-fn encode(name: &str) -> String {
-    let mut encoded = String::new();
-    for byte in name.bytes() {
-        match byte {
-            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => encoded.push(byte.into()),
-            _ => encoded.push_str(&format!("%{byte:02X}")),
-        }
-    }
-    encoded
+    format!("/vms/{vm}/snapshots/{snapshot}/disks/{}", path_segment(disk))
 }

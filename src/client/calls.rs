@@ -158,6 +158,13 @@ impl Client {
         self.send(&|| self.request(Method::DELETE, &path)).map(|_| ())
     }
 
+    /// Makes a ticket for a disk.
+    pub fn ticket(&self, disk_path: &str, request: &api::CreateTicket) -> Result<api::NewTicket, ClientError> {
+        let path = format!("{disk_path}/tickets");
+        let body = serde_json::to_vec(request).map_err(std::io::Error::from)?;
+        self.send_once(&|| self.request(Method::POST, &path).body(body.clone()))?.json()
+    }
+
     /// The size of a disk and the version of its file. The version is empty if the server has none.
     pub fn head(&self, path: &str) -> Result<(u64, String), ClientError> {
         let body = self.send(&|| self.request(Method::HEAD, path))?;

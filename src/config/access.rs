@@ -132,19 +132,16 @@ mod tests {
             role = "admin"
         "#;
         let rules = parse(&format!("{REST}{text}")).unwrap().access;
-        let grants = |name, certificate| rules.grants_of(&User { name, groups: &[], certificate });
+        let grants = |name| rules.grants_of(&User { name, groups: &[] });
         let vm = "0004fb00000600000000000000000001".parse().unwrap();
         let resource = Resource { vm: &vm, vm_name: None, labels: None };
-        assert!(grants("backup-7", None).permits(Permission::Create, &resource));
-        assert!(!grants("backup-7", None).permits(Permission::Administer, &resource));
-        assert!(grants("x", Some("console.example")).has_for_all(Permission::Administer));
-        assert!(!grants("x", None).has(Permission::View) && !rules.forgotten_users_are_admins());
+        assert!(grants("backup-7").permits(Permission::Create, &resource));
+        assert!(!grants("backup-7").permits(Permission::Administer, &resource));
+        let of_certificate = rules.grants_of_certificate(&["console.example".to_owned()]);
+        assert!(of_certificate.has_for_all(Permission::Administer));
+        assert!(!grants("x").has(Permission::View) && !rules.forgotten_users_are_admins());
         assert!(
-            parse(REST)
-                .unwrap()
-                .access
-                .grants_of(&User { name: "x", groups: &[], certificate: None })
-                .has_for_all(Permission::Administer)
+            parse(REST).unwrap().access.grants_of(&User { name: "x", groups: &[] }).has_for_all(Permission::Administer)
         );
     }
 

@@ -1,4 +1,4 @@
-//! `[api]` and `[api.tls]`: where the service listens, and for whom.
+//! `[api]`: where the service listens, and for whom.
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 use serde::{Deserialize, Serialize};
 
+use super::tls::{self, ClientAuth};
 use super::validator::{Validator, optional};
 
 #[derive(Debug)]
@@ -17,8 +18,8 @@ pub struct Api {
     pub certificate: PathBuf,
     /// In PEM.
     pub key: PathBuf,
-    /// The CA of clients' certificates, if `client_auth` requires these.
-    pub client_ca: Option<PathBuf>,
+    /// `None`: clients have no certificates.
+    pub client_auth: Option<ClientAuth>,
     pub connections: Connections,
     /// `None`: the service has no Unix socket.
     pub socket: Option<Socket>,
@@ -75,7 +76,7 @@ pub(super) struct Keys {
     keepalive_timeout: String,
     socket: String,
     socket_group: String,
-    tls: TlsKeys,
+    tls: tls::Keys,
 }
 
 impl Default for Keys {
@@ -88,27 +89,7 @@ impl Default for Keys {
             keepalive_timeout: "75s".to_owned(),
             socket: Socket::DEFAULT_PATH.to_owned(),
             socket_group: String::new(),
-            tls: TlsKeys::default(),
-        }
-    }
-}
-
-#[derive(Debug, Deserialize, Serialize)]
-#[serde(deny_unknown_fields, default)]
-struct TlsKeys {
-    certificate: String,
-    key: String,
-    ca_certificate: String,
-    client_auth: bool,
-}
-
-impl Default for TlsKeys {
-    fn default() -> Self {
-        Self {
-            certificate: "/etc/coriolis-ovm-exporter/srv-pub.pem".to_owned(),
-            key: "/etc/coriolis-ovm-exporter/srv-key.pem".to_owned(),
-            ca_certificate: String::new(),
-            client_auth: false,
+            tls: tls::Keys::default(),
         }
     }
 }
@@ -172,17 +153,12 @@ impl Validator {
         if keys.port == 0 {
             self.problem("api.port", "invalid port 0; the default is 5544");
         }
-        let client_ca = optional(&keys.tls.ca_certificate).map(PathBuf::from);
-        if keys.tls.client_auth && client_ca.is_none() {
-            let problem = "is required with client_auth; name the CA of the clients' certificates";
-            self.problem("api.tls.ca_certificate", problem);
-        }
         Api {
             bind,
             port: keys.port,
             certificate: self.path("api.tls.certificate", &keys.tls.certificate),
             key: self.path("api.tls.key", &keys.tls.key),
-            client_ca: client_ca.filter(|_| keys.tls.client_auth),
+            client_auth: self.client_auth(&keys.tls),
             connections: self.connections(keys),
             socket: self.socket(keys),
         }

@@ -17,6 +17,7 @@ mod policy;
 mod reading;
 mod repositories;
 mod secret;
+mod tls;
 mod units;
 mod validator;
 
@@ -34,6 +35,7 @@ pub use manager::{Manager, Trust, parse_fingerprint};
 pub use policy::{MAX_TTL, Policy};
 pub use repositories::Repositories;
 pub use secret::{is_given_away, weakness};
+pub use tls::ClientAuth;
 pub use units::{parse_duration, parse_size};
 use validator::Validator;
 

@@ -24,6 +24,8 @@ pub struct Policy {
     pub default_ttl: Option<Duration>,
     /// How long a snapshot is kept after the VM's next one.
     pub superseded_grace: Duration,
+    /// The longest time to live of a ticket. `None`: there are no tickets.
+    pub max_ticket_ttl: Option<Duration>,
 }
 
 /// How much of a repository has to be free.
@@ -58,6 +60,7 @@ pub(super) struct Keys {
     max_extents: u32,
     default_ttl: String,
     superseded_grace: String,
+    max_ticket_ttl: String,
 }
 
 impl Default for Keys {
@@ -71,9 +74,13 @@ impl Default for Keys {
             max_extents: 0,
             default_ttl: String::new(),
             superseded_grace: "1h".to_owned(),
+            max_ticket_ttl: "24h".to_owned(),
         }
     }
 }
+
+/// The longest time to live of tickets that can be configured.
+const MAX_TICKET_TTL: Duration = Duration::from_secs(7 * 24 * 3600);
 
 const MAX_EXPORT_WAIT: Duration = Duration::from_secs(3600);
 
@@ -106,6 +113,13 @@ impl Validator {
             "0" => Duration::ZERO,
             text => self.duration("policy.superseded_grace", text),
         };
+        let max_ticket_ttl = match keys.max_ticket_ttl.as_str() {
+            "0" => None,
+            text => Some(self.duration("policy.max_ticket_ttl", text)),
+        };
+        if max_ticket_ttl.is_some_and(|ttl| ttl > MAX_TICKET_TTL) {
+            self.problem("policy.max_ticket_ttl", "is longer than a week; let tools request a new ticket instead");
+        }
         Policy {
             snapshot_concurrency: keys.snapshot_concurrency,
             export_concurrency: keys.export_concurrency,
@@ -115,6 +129,7 @@ impl Validator {
             max_extents: Some(keys.max_extents).filter(|limit| *limit > 0),
             default_ttl,
             superseded_grace,
+            max_ticket_ttl,
         }
     }
 }
@@ -168,6 +183,8 @@ mod tests {
         assert_eq!((policy.max_snapshots_per_vm, policy.max_extents, policy.default_ttl), (None, None, None));
         assert_eq!(policy.min_free_space, MinFreeSpace::Percent(5));
         assert_eq!(policy.superseded_grace, Duration::from_secs(3600));
+        assert_eq!(policy.max_ticket_ttl, Some(Duration::from_secs(24 * 3600)));
+        assert_eq!(validator.policy(&Keys { max_ticket_ttl: "0".to_owned(), ..Keys::default() }).max_ticket_ttl, None);
         let off = validator.policy(&Keys { superseded_grace: "0".to_owned(), ..Keys::default() });
         assert_eq!(off.superseded_grace, Duration::ZERO);
         assert!(validator.problems.is_empty());
@@ -178,6 +195,7 @@ mod tests {
             min_free_space: "little".into(),
             default_ttl: "1000000h".to_owned(),
             superseded_grace: "an hour".to_owned(),
+            max_ticket_ttl: "200h".to_owned(),
             ..Keys::default()
         });
         let named: Vec<_> = validator.problems.iter().filter_map(|problem| problem.split(": ").next()).collect();
@@ -188,6 +206,7 @@ mod tests {
             "export_wait",
             "default_ttl",
             "superseded_grace",
+            "max_ticket_ttl",
         ];
         assert_eq!(named, expected.map(|key| format!("policy.{key}")));
     }

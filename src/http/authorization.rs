@@ -10,6 +10,8 @@ use axum::routing::MethodRouter;
 use super::extract::{Authenticated, authenticate};
 use super::failure::Failure;
 use super::request_id::logged_path;
+use super::ticket::{self, TicketGuard};
+use crate::api::TicketOp;
 use crate::app::{App, Error};
 use crate::model::Permission;
 
@@ -22,6 +24,8 @@ pub(super) enum Access {
     Needs(Permission),
     /// The user needs the permission for all VMs.
     NeedsForAll(Permission),
+    /// The path has a ticket, whose user needs the permission to read the disk.
+    Ticket(TicketOp),
 }
 
 impl Access {
@@ -31,6 +35,10 @@ impl Access {
             Self::Open => return methods,
             Self::Needs(permission) => (permission, false),
             Self::NeedsForAll(permission) => (permission, true),
+            Self::Ticket(op) => {
+                let guard = TicketGuard { app: Arc::clone(app), op };
+                return methods.route_layer(from_fn_with_state(guard, ticket::authorize));
+            }
         };
         let guard = Guard { app: Arc::clone(app), permission, is_for_all };
         methods.route_layer(from_fn_with_state(guard, authorize))

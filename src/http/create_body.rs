@@ -49,7 +49,7 @@ impl<S: Send + Sync> FromRequest<S> for GroupBody {
 }
 
 /// Parses an object. `keys` says what is expected. The body has no secrets, so the error may have the parser's message.
-fn object<T: DeserializeOwned>(bytes: &[u8], keys: &str) -> Result<T, Error> {
+pub(super) fn object<T: DeserializeOwned>(bytes: &[u8], keys: &str) -> Result<T, Error> {
     let invalid = |problem: &dyn std::fmt::Display| Error::BadRequest(format!("invalid body: {problem}; {keys}"));
     if bytes.first() == Some(&b'[') {
         // The parser would accept an array as an object without names.

@@ -1,5 +1,6 @@
 //! Extractors: parts of a request, parsed before a handler runs.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -16,6 +17,7 @@ use http_body::Body as _;
 use serde::de::DeserializeOwned;
 
 use super::Peer;
+use super::basic_token;
 use super::connection::Connection;
 use super::failure::Failure;
 use super::forwarded::ForwardedFor;
@@ -23,6 +25,7 @@ use super::request_id::{RequestId, logged_path};
 use crate::app::{App, Error};
 use crate::auth::{BadToken, Requester, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
+use crate::tls::ClientCertificate;
 
 /// The session of a request. `super::authorization` has put it into the request, if the route needs a permission.
 #[derive(Clone)]
@@ -37,7 +40,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Authenticated {
     }
 }
 
-/// Authenticates a request: by its token, or as one of an operator on the Unix socket, where tokens are ignored.
+/// Authenticates a request: by its token or, without one, by the certificate of its connection; or as one of an operator
+/// on the Unix socket, where tokens are ignored.
 pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
     let session = match parts.extensions.get() {
         Some(Peer::Local { uid, .. }) => {
@@ -46,7 +50,11 @@ pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure>
         _ => {
             let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
             let last = connection.map_or(&none, |connection| &connection.token);
-            token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
+            match (token(parts), parts.extensions.get::<Arc<ClientCertificate>>()) {
+                (Some(token), _) => app.sessions.check(&token, last).map_err(Error::from),
+                (None, Some(certificate)) => app.sessions.of_certificate(certificate),
+                (None, None) => Err(BadToken.into()),
+            }
         }
     };
     let requester = requester(parts);
@@ -64,20 +72,28 @@ pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure>
     }
 }
 
-/// The token in the header Authorization.
-fn token(parts: &Parts) -> Option<&str> {
-    let header = parts.headers.get(AUTHORIZATION)?.to_str().ok()?;
+/// The token in the header Authorization. With another header of this name, or credentials of another kind, it is empty:
+/// a client that sends credentials is not known by its certificate.
+fn token(parts: &Parts) -> Option<Cow<'_, str>> {
+    let header = parts.headers.get(AUTHORIZATION)?.to_str().unwrap_or_default();
     // RFC 9110, 11.1: the scheme is case-insensitive.
-    let (scheme, token) = header.split_once(' ')?;
-    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    let token = match header.split_once(' ') {
+        Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") => Some(token.trim().into()),
+        Some((scheme, credentials)) if scheme.eq_ignore_ascii_case("basic") => {
+            basic_token::password(credentials).map(Cow::from)
+        }
+        _ => None,
+    };
+    Some(token.unwrap_or_default())
 }
 
-fn requester(parts: &Parts) -> Requester {
+pub(super) fn requester(parts: &Parts) -> Requester {
     let extensions = &parts.extensions;
     Requester {
         address: extensions.get::<Peer>().map(Peer::address),
         forwarded_for: extensions.get::<ForwardedFor>().map(|ForwardedFor(client)| *client),
         request_id: extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id)),
+        ticket: None,
     }
 }
 
@@ -96,7 +112,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Origin {
 pub(super) struct VmPath(pub VmId);
 /// `{vm}` and `{snapshot}` of a path.
 pub(super) struct SnapshotPath(pub VmId, pub SnapshotId);
-/// `{vm}`, `{snapshot}` and `{disk}` of a path.
+/// `{vm}`, `{snapshot}` and `{disk}` of a path, or of the ticket of a request (`super::ticket`).
+#[derive(Clone)]
 pub(super) struct DiskPath(pub VmId, pub SnapshotId, pub DiskName);
 
 /// The parameters of the path. One that is not UTF-8 names nothing.
@@ -136,9 +153,18 @@ impl<S: Send + Sync> FromRequestParts<S> for DiskPath {
     type Rejection = Failure;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        if let Some(of_ticket) = parts.extensions.remove::<Self>() {
+            return Ok(of_ticket);
+        }
         let (vm, snapshot, disk): (String, String, String) = path(parts).await?;
         Ok(Self(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?, id(&disk, NO_DISK)?))
     }
+}
+
+/// A disk, and what follows it in the path after its next segment.
+pub(super) async fn disk_and(parts: &mut Parts) -> Result<(DiskPath, String), Failure> {
+    let (vm, snapshot, disk, rest): (String, String, String, String) = path(parts).await?;
+    Ok((DiskPath(id(&vm, NO_VM)?, id(&snapshot, NO_SNAPSHOT)?, id(&disk, NO_DISK)?), rest))
 }
 
 /// Of a request, in bytes.

@@ -99,7 +99,9 @@ impl Failure {
 fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     let retry_after = |seconds: &'static str| Some((RETRY_AFTER, HeaderValue::from_static(seconds)));
     match error {
-        Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
+        Error::NoSession(_) | Error::UnknownCertificate(_) => {
+            Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
+        }
         Error::Throttled => retry_after("1"),
         Error::Refused(
             Refusal::QueueFull(_)
@@ -119,8 +121,12 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
 fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
-        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
-        Error::NotAnOperator { .. } | Error::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
+        Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) => {
+            (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
+        }
+        Error::NotAnOperator { .. } | Error::Forbidden { .. } | Error::NotInTicket(_) => {
+            (StatusCode::FORBIDDEN, ErrorCode::Forbidden)
+        }
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
         Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
         Error::NotOlder(_) => (StatusCode::BAD_REQUEST, ErrorCode::BaseNotOlder),
@@ -162,6 +168,7 @@ fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
         Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnfitDisk),
         Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, ErrorCode::NoDiskLeft),
         Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
+        Refusal::TooManyTickets { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyTickets),
         Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
         Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
         Refusal::QueueFull(_)

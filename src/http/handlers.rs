@@ -23,6 +23,7 @@ use super::query::{
 };
 use super::snapshot_document;
 use super::status_page::{StatusParameters, render};
+use super::ticket::refuse_comparison;
 use crate::api;
 use crate::app::cancellation::Cancellation;
 use crate::app::compare::MapOptions;
@@ -104,6 +105,8 @@ pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities
             "compare-reverse",
             "unix-socket",
             "database-copy",
+            "tickets",
+            "basic-token",
         ]
         .map(str::to_owned)
         .to_vec(),
@@ -277,6 +280,7 @@ pub(super) async fn chunks(
     DiskPath(vm, snapshot, disk): DiskPath,
     ChunksQuery(query, format): ChunksQuery,
 ) -> Result<Response, Failure> {
+    refuse_comparison(query.options.compare_to, session.requester().ticket.as_deref())?;
     let (cancellation, what) = (Cancellation::default(), format!("{vm}/{snapshot}/{disk}"));
     let disk = (vm, snapshot, disk);
     match format {

@@ -7,6 +7,7 @@ pub mod server;
 
 mod accept;
 mod authorization;
+mod basic_token;
 mod body;
 mod connection;
 mod connections;
@@ -25,6 +26,7 @@ mod json_stream;
 mod limits;
 mod paths;
 mod peer;
+mod peer_certificate;
 mod query;
 mod refusal;
 mod request_id;
@@ -32,6 +34,7 @@ mod request_middleware;
 mod routes;
 mod snapshot_document;
 mod status_page;
+mod ticket;
 
 pub use peer::Peer;
 pub use routes::router;

@@ -14,7 +14,7 @@ use super::Peer;
 use super::failure::ErrorBody;
 use super::forwarded::ForwardedFor;
 use super::json::{JSON, Json};
-use super::paths::DISK;
+use super::paths::{DISK, TICKET_DISK};
 use super::request_id::{REQUEST_ID, RequestId, logged_path};
 use crate::api::{self, ErrorCode};
 use crate::app::App;
@@ -55,7 +55,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         let forwarded_for = client.map(tracing::field::display);
         let ms = tracing::field::display(format!("{ms:.1}"));
         // A backup consists of thousands of range requests, for which the audit trail has one line.
-        if status == 206 || (route == DISK && [304, 416].contains(&status)) {
+        if status == 206 || ([DISK, TICKET_DISK].contains(&route) && [304, 416].contains(&status)) {
             tracing::debug!(%method, ?path, %peer, forwarded_for, status, code, %bytes, ms, "answered");
         } else {
             tracing::info!(%method, ?path, %peer, forwarded_for, status, code, %bytes, ms, "answered");

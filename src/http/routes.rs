@@ -16,8 +16,9 @@ use tracing::Instrument;
 
 use super::authorization::Access;
 use super::failure::Failure;
-use super::paths::{DISK, METRICS};
-use super::{handlers, request_middleware};
+use super::paths::{DISK, METRICS, TICKET_DISK};
+use super::{handlers, request_middleware, ticket};
+use crate::api::TicketOp;
 use crate::app::{App, Error};
 use crate::config::MetricsRoute;
 use crate::model::Permission;
@@ -66,6 +67,11 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
         (DISK, read, get(handlers::disk)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", read, get(handlers::chunks)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", read, get(handlers::checksum)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", read, get(ticket::list)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", read, post(ticket::create)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets/{ticket}", read, delete(ticket::end)),
+        (TICKET_DISK, Access::Ticket(TicketOp::Read), get(handlers::disk)),
+        ("/t/{secret}/{disk}/chunks", Access::Ticket(TicketOp::Map), get(handlers::chunks)),
         ("/healthz", Access::Open, get(handlers::healthz)),
         ("/readyz", Access::Open, get(handlers::readyz)),
     ];
@@ -89,7 +95,11 @@ pub fn router(app: Arc<App>, metrics: MetricsRoute) -> Router {
     }
     let mut router = Router::new();
     for (path, methods) in routes {
-        let methods = if path == DISK { methods } else { methods.layer(from_fn_with_state(Handle::current(), run_in)) };
+        let methods = if [DISK, TICKET_DISK].contains(&path) {
+            methods
+        } else {
+            methods.layer(from_fn_with_state(Handle::current(), run_in))
+        };
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
     router
@@ -120,6 +130,9 @@ mod tests {
     use super::*;
     use crate::model::Role;
 
+    /// The routes for tickets are outside the base path.
+    const TICKETS: &str = "/t/";
+
     /// The rows of the table in docs/api.md: method, path, and the roles with "yes".
     fn documented() -> Vec<(String, String, BTreeSet<&'static str>)> {
         let document = include_str!("../../docs/api.md");
@@ -132,7 +145,7 @@ mod tests {
             let cells: Vec<&str> = line.split('|').map(str::trim).collect();
             let (method, path) = cells[1].trim_matches('`').split_once(' ').unwrap();
             let path = path.split('?').next().unwrap();
-            let is_outside = ["/healthz", "/readyz", METRICS].contains(&path);
+            let is_outside = ["/healthz", "/readyz", METRICS].contains(&path) || path.starts_with(TICKETS);
             let path = if is_outside { path.to_owned() } else { ["/api/v1", path].concat() };
             let permitted = cells[2..].iter().zip(&roles).filter(|(cell, _)| **cell == "yes");
             (method.to_owned(), path, permitted.map(|(_, role)| role.as_str()).collect())
@@ -147,6 +160,7 @@ mod tests {
         for (path, access, (method, _)) in &table {
             let permitted = |role: &Role| match access {
                 Access::Open => true,
+                Access::Ticket(_) => role.permits(Permission::Read),
                 Access::Needs(permission) | Access::NeedsForAll(permission) => role.permits(*permission),
             };
             let expected: BTreeSet<_> =

@@ -10,18 +10,17 @@ use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use axum::http::header::CONNECTION;
 use axum::http::{HeaderValue, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use rustls::ServerConfig;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
 use tokio::runtime::Builder;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -34,10 +33,13 @@ use super::connections::Connections;
 use super::exchanges::AnswerBody;
 use super::heads::Heads;
 use super::operator_socket::OperatorSocket;
+use super::peer_certificate::PeerCertificate;
 use super::refusal::{RejectedInput, answer_plain_http};
+use crate::app::admission::ExportClient;
 use crate::app::export::{ConnectionLimits, RateLimits};
 use crate::auth::{LocalPeer, Operators, Session};
 use crate::config;
+use crate::tls::ServerTls;
 
 /// Connections that wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -84,8 +86,8 @@ pub fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// Where clients connect.
 pub struct Listeners {
     pub tcp: TcpListener,
-    /// It may be replaced at any time, for new connections.
-    pub tls: Arc<ArcSwap<ServerConfig>>,
+    /// It may be replaced at any time. Open connections stay, unless their certificate is not accepted any more.
+    pub tls: watch::Receiver<Arc<ServerTls>>,
     pub operators: Option<OperatorSocket>,
 }
 
@@ -113,7 +115,9 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
         let limits = options.limits.for_connection();
         let conversation = async move {
             let (connection, connections) = (Arc::clone(&place.connection), Arc::clone(&place.connections));
-            let conversation = Conversation { peer, connection, connections, operator: None, limits, router, idle };
+            let (operator, certificate) = (None, None);
+            let conversation =
+                Conversation { peer, connection, connections, operator, certificate, limits, router, idle };
             tokio::select! {
                 ended = conversation.hold(transport, stop) => ended,
                 () = place.connection.closing() => Ok(()),
@@ -137,7 +141,7 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
 
 /// An accepted connection, which the runtime of the accept loop has released.
 enum Transport {
-    Tls(std::net::TcpStream, TlsAcceptor),
+    Tls(std::net::TcpStream, watch::Receiver<Arc<ServerTls>>),
     Unix(std::os::unix::net::UnixStream, LocalPeer, Operators),
 }
 
@@ -153,8 +157,7 @@ impl Listeners {
         tokio::select! {
             accepted = self.tcp.accept() => {
                 let (stream, peer) = accepted?;
-                let acceptor = TlsAcceptor::from(self.tls.load_full());
-                Ok((Transport::Tls(stream.into_std()?, acceptor), Peer::Remote(peer)))
+                Ok((Transport::Tls(stream.into_std()?, self.tls.clone()), Peer::Remote(peer)))
             }
             accepted = local => {
                 let ((stream, peer), operators) = accepted?;
@@ -183,6 +186,8 @@ struct Conversation {
     connections: Arc<Connections>,
     /// The session of an operator on the Unix socket.
     operator: Option<Session>,
+    /// The certificate of a client on the port.
+    certificate: Option<Arc<PeerCertificate>>,
     limits: ConnectionLimits,
     router: Router,
     /// How long it may be idle if it is known.
@@ -192,7 +197,7 @@ struct Conversation {
 impl Conversation {
     async fn hold(mut self, transport: Transport, stop: CancellationToken) -> Ended {
         match transport {
-            Transport::Tls(stream, acceptor) => self.hold_tls(TcpStream::from_std(stream)?, acceptor, stop).await,
+            Transport::Tls(stream, tls) => self.hold_tls(TcpStream::from_std(stream)?, tls, stop).await,
             Transport::Unix(stream, peer, operators) => {
                 let stream = UnixStream::from_std(stream)?;
                 self.connection.set_socket(stream.as_raw_fd());
@@ -209,7 +214,12 @@ impl Conversation {
         }
     }
 
-    async fn hold_tls(self, stream: TcpStream, acceptor: TlsAcceptor, stop: CancellationToken) -> Ended {
+    async fn hold_tls(
+        mut self,
+        stream: TcpStream,
+        mut tls: watch::Receiver<Arc<ServerTls>>,
+        stop: CancellationToken,
+    ) -> Ended {
         stream.set_nodelay(true)?;
         let (idle, interval, retries) = KEEPALIVE;
         let keepalive = TcpKeepalive::new().with_time(idle).with_interval(interval).with_retries(retries);
@@ -227,12 +237,22 @@ impl Conversation {
             return Ok(answer_plain_http(stream, self.peer).await?);
         }
         self.connection.set_socket(stream.as_raw_fd());
+        let acceptor = TlsAcceptor::from(Arc::clone(&tls.borrow_and_update().config));
         let handshake = acceptor.accept_with(stream, |tls| tls.set_buffer_limit(Some(TLS_BUFFER_LIMIT)));
         let stream = tokio::select! {
             () = stop.cancelled() => return Ok(()),
             shaken = timeout(HANDSHAKE_DEADLINE, handshake) => shaken??,
         };
-        self.serve_http(stream, stop).await
+        let Some(chain) = stream.get_ref().1.peer_certificates() else { return self.serve_http(stream, stop).await };
+        let (certificate, peer) = (Arc::new(PeerCertificate::new(chain, tls)), self.peer);
+        self.certificate = Some(Arc::clone(&certificate));
+        tokio::select! {
+            ended = self.serve_http(stream, stop) => ended,
+            () = certificate.refused() => {
+                tracing::info!(%peer, certificate = certificate.name(), "the certificate is not accepted any more");
+                Ok(())
+            }
+        }
     }
 
     async fn serve_http(self, stream: impl AsyncRead + AsyncWrite + Unpin, stop: CancellationToken) -> Ended {
@@ -294,10 +314,17 @@ impl Conversation {
             extensions.insert(client);
         }
         self.operator.iter().for_each(|session| drop(extensions.insert(session.clone())));
+        let certificate = self.certificate.as_deref();
+        certificate.and_then(PeerCertificate::named).into_iter().for_each(|it| drop(extensions.insert(Arc::clone(it))));
+        let is_refused = certificate.is_some_and(|certificate| !certificate.is_accepted());
         extensions.insert(Arc::clone(&connection));
         extensions.insert(self.limits.clone());
         let answer = self.router.clone().oneshot(request);
         async move {
+            if is_refused {
+                connection.disconnect();
+                std::future::pending::<()>().await;
+            }
             let mut response = answer.await?;
             if connection.exchange.is_last() {
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));

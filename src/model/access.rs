@@ -148,6 +148,11 @@ impl Grants {
         self.0.iter().map(Arc::as_ref).filter(move |grant| grant.role.permits(permission))
     }
 
+    /// Whether the user may do nothing.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether the user has the permission for something.
     pub fn has(&self, permission: Permission) -> bool {
         self.with(permission).next().is_some()
@@ -177,23 +182,21 @@ pub struct AccessRule {
     pub grant: Arc<Grant>,
 }
 
-/// What is known of a user.
+/// What is known of a user who has logged in.
 #[derive(Clone, Copy, Debug)]
 pub struct User<'a> {
     pub name: &'a str,
     pub groups: &'a [String],
-    /// The name in the client's certificate.
-    pub certificate: Option<&'a str>,
 }
 
 impl AccessRule {
-    fn applies_to(&self, name: &FoldedName, groups: &[FoldedName], certificate: Option<&FoldedName>) -> bool {
-        let is_one_of =
-            |patterns: &[UserPattern], name: &FoldedName| patterns.iter().any(|pattern| pattern.matches(name));
-        is_one_of(&self.users, name)
-            || groups.iter().any(|group| is_one_of(&self.groups, group))
-            || certificate.is_some_and(|name| is_one_of(&self.certificates, name))
+    fn applies_to(&self, name: &FoldedName, groups: &[FoldedName]) -> bool {
+        is_one_of(&self.users, name) || groups.iter().any(|group| is_one_of(&self.groups, group))
     }
+}
+
+fn is_one_of(patterns: &[UserPattern], name: &FoldedName) -> bool {
+    patterns.iter().any(|pattern| pattern.matches(name))
 }
 
 /// The rules of the config.
@@ -220,8 +223,8 @@ impl AccessRules {
     /// meant to limit a user would have no effect.
     pub fn grants_of(&self, user: &User<'_>) -> Grants {
         let groups: Vec<_> = user.groups.iter().map(|group| FoldedName::new(group)).collect();
-        let (name, certificate) = (FoldedName::new(user.name), user.certificate.map(FoldedName::new));
-        let ruled = self.rules.iter().filter(|rule| rule.applies_to(&name, &groups, certificate.as_ref()));
+        let name = FoldedName::new(user.name);
+        let ruled = self.rules.iter().filter(|rule| rule.applies_to(&name, &groups));
         let grants: Vec<_> = ruled.map(|rule| Arc::clone(&rule.grant)).collect();
         if !grants.is_empty() {
             return Grants(grants.into());
@@ -229,6 +232,14 @@ impl AccessRules {
         // A directory may take "bób" for "bob", to whom a rule applies.
         let may_be_another = !self.rules.is_empty() && !name.is_ascii();
         Grants(self.default.iter().filter(|_| !may_be_another).cloned().collect())
+    }
+
+    /// All grants of a client that has shown a certificate with these names, and no token. It has no default role: the
+    /// authority of the certificates may issue some for other purposes.
+    pub fn grants_of_certificate(&self, names: &[String]) -> Grants {
+        let names: Vec<_> = names.iter().map(|name| FoldedName::new(name)).collect();
+        let applies = |rule: &&AccessRule| names.iter().any(|name| is_one_of(&rule.certificates, name));
+        Grants(self.rules.iter().filter(applies).map(|rule| Arc::clone(&rule.grant)).collect())
     }
 
     /// Whether there are rules, but users whom they forget are admins.

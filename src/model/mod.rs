@@ -11,6 +11,7 @@ mod hex;
 pub mod hook;
 pub mod id;
 pub mod layout;
+mod path_segment;
 mod pending_hooks_key;
 pub mod printable;
 mod range;
@@ -26,8 +27,9 @@ pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hex::hex;
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};
 pub use id::{DiskName, RepositoryId, SnapshotId, VmId};
+pub use path_segment::path_segment;
 pub use pending_hooks_key::PendingHooksKey;
-pub use printable::printable;
+pub use printable::{is_printable, printable};
 pub use range::{ByteRange, PhysAddr};
 pub use snapshot::{
     DiskSource, FileIdentity, Provenance, Seal, Snapshot, SnapshotDisk, SnapshotPair, UnfitPair, VolumeId,

@@ -5,12 +5,11 @@ mod notify;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use rustls::ServerConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -22,7 +21,7 @@ use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
 use crate::sys::heap;
-use crate::tls;
+use crate::tls::{self, ServerTls};
 
 /// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it
 /// with a Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen
@@ -48,10 +47,11 @@ pub fn run(config: (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) ->
 }
 
 async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
-    let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
-    let tls = Arc::new(ArcSwap::new(tls));
+    let tls = tls::server_tls(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
+    let (tls, current_tls) = watch::channel(Arc::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics).await?;
+    loaded(&app, &current_tls.borrow());
     // A client that reaches the port can use the socket, and the process can be stopped gracefully.
     let signals = Signals::new()?;
     let operators = operator_socket::open(config.api.socket.as_ref())?;
@@ -60,7 +60,7 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
 
     let stop = CancellationToken::new();
     let options = Options { limits: RateLimits::new(&config.export), connections: config.api.connections.clone() };
-    let listeners = Listeners { tcp, tls: Arc::clone(&tls), operators };
+    let listeners = Listeners { tcp, tls: current_tls, operators };
     let serving = server::serve(listeners, router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);
@@ -68,7 +68,7 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
     let on_hang_up = || {
         notify::reloading();
         reopen_log();
-        reload_certificate(&config.api, &tls);
+        reload_certificate(&config.api, &tls, &app);
         reload_access(path, &app);
         notify::ready();
     };
@@ -145,15 +145,33 @@ impl Signals {
     }
 }
 
-/// Loads a renewed certificate. If it is invalid, the current one stays in use.
-fn reload_certificate(api: &Api, tls: &ArcSwap<ServerConfig>) {
-    match tls::server_config(api) {
-        Ok(config) => {
-            tls.store(config);
+/// Loads a renewed certificate, and the authorities and revocation lists of clients' certificates. If one of the files is
+/// invalid, the current ones stay in use.
+fn reload_certificate(api: &Api, tls: &watch::Sender<Arc<ServerTls>>, app: &App) {
+    match tls::server_tls(api) {
+        Ok(found) => {
+            loaded(app, &found);
+            tls.send_replace(Arc::new(found));
             tracing::info!("certificate reloaded");
         }
-        Err(error) => tracing::error!(%error, "cannot reload the certificate; keeping the current one"),
+        Err(error) => {
+            tracing::error!(%error, "cannot reload the certificate; keeping the current one");
+            app.operator.ops.tls.set_problem(error.to_string());
+        }
     }
+}
+
+/// Passes on which certificates of clients are accepted from now on.
+fn loaded(app: &App, tls: &ServerTls) {
+    let end = tls.clients.as_ref().and_then(|clients| clients.revocations_end());
+    if end.is_some_and(|end| end <= SystemTime::now()) {
+        tracing::error!(
+            "a revocation list (api.tls.client_crl) has expired: no certificate of a client is accepted; renew it, and \
+             reload the service"
+        );
+    }
+    app.operator.ops.tls.set_loaded(end);
+    app.sessions.set_clients(tls.clients.clone());
 }
 
 /// Loads changed access rules. If anything in the config is wrong, the current ones stay in use: a rule that is left out

@@ -5,7 +5,9 @@ use std::hash::{DefaultHasher, Hasher};
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value};
 
-use super::{SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema};
+use super::{
+    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema, tickets,
+};
 
 /// What a state of the database contains.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,7 @@ pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreE
     reader.table(retention::EXPIRIES, |_, _| Ok(()))?;
     reader.table(retention::LEASES, |_, _| Ok(()))?;
     reader.table(retention::IDEMPOTENCY_KEYS, |_, _| Ok(()))?;
+    reader.table(tickets::TABLE, |_, _| Ok(()))?;
     Ok(Contents { hash: reader.hasher.finish(), unreadable: std::mem::take(&mut reader.unreadable) })
 }
 

@@ -16,6 +16,7 @@ mod rebuild;
 mod record;
 mod retention;
 mod schema;
+mod tickets;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -37,6 +38,7 @@ pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
+pub use tickets::{Ticket, TicketLimits, TicketSource, Tickets};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
@@ -134,6 +136,11 @@ impl Store {
     /// What was learned about snapshots' files after they were finished.
     pub fn proofs(&self) -> Proofs<'_> {
         Proofs(&self.handle)
+    }
+
+    /// The tickets.
+    pub fn tickets(&self) -> Tickets<'_> {
+        Tickets(&self.handle)
     }
 
     /// How long snapshots are kept.

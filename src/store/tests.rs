@@ -190,6 +190,12 @@ fn golden_options() -> CommitOptions {
     CommitOptions { expires_at: golden_retention().expires_at, key: Some(key), definition: Some(golden_definition()) }
 }
 
+fn golden_ticket() -> Ticket {
+    let user = ("cert:backup".to_owned(), TicketSource::Certificate(vec![vec![0x30, 0]]));
+    let target = (VM.to_owned(), SnapshotId::from_u128(7), "system.img".to_owned());
+    Ticket::new(user, target, (true, false), (1_714_558_830_000, 1_714_562_430_000))
+}
+
 fn golden_retention() -> Retention {
     let at = |text: &str| Some(text.parse().unwrap());
     Retention { expires_at: at("2024-05-02T10:20:30Z"), leased_until: at("2024-05-03T10:20:30Z") }
@@ -213,10 +219,10 @@ fn the_database_of_schema_1_is_opened() {
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
-/// schema 6.
+/// schema 6, tickets with schema 7.
 #[test]
-fn the_databases_of_schema_2_to_6_are_opened() {
-    for schema in [2, 3, 4, 5, 6] {
+fn the_databases_of_schema_2_to_7_are_opened() {
+    for schema in [2, 3, 4, 5, 6, 7] {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -233,6 +239,8 @@ fn the_databases_of_schema_2_to_6_are_opened() {
         assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
+        let tickets = if schema < 7 { Vec::new() } else { vec![([7; 32], golden_ticket())] };
+        assert_eq!(store.tickets().all().unwrap(), tickets);
         // Earlier programs recorded inodes before the files existed.
         let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
         assert_eq!(store.unfinished().unwrap(), [files]);
@@ -254,6 +262,7 @@ fn write_the_golden_database() {
         store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
     );
     begin(&store, snapshot(9), Some(b"{}"));
+    assert!(store.tickets().add(&[7; 32], &golden_ticket(), TicketLimits { of_user: 1, of_all: 1 }).unwrap());
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! TLS for the server and for every client of the service: one place that builds rustls configurations.
 
 mod client;
+mod client_certificate;
+mod clients;
 mod errors;
 mod pem;
 mod server;
 mod verifier;
 
 pub use client::client_config;
+pub use client_certificate::ClientCertificate;
+pub use clients::AcceptedClients;
 pub use errors::{has_no_common_parameters, is_invalid_certificate, with_causes};
-pub use server::server_config;
+pub use server::{ServerTls, server_tls};
 pub use verifier::Untrusted;

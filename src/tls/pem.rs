@@ -1,9 +1,10 @@
-//! Certificates in PEM files.
+//! Certificates and revocation lists in files.
 
+use std::fs;
 use std::path::Path;
 
-use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
 
 /// The certificates in a PEM file, at least one. An error does not repeat the path.
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -11,6 +12,24 @@ pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     match certificates {
         Ok(certificates) if certificates.is_empty() => Err("holds no certificate in PEM".to_owned()),
         Ok(certificates) => Ok(certificates),
+        Err(error) => Err(error.to_string()),
+    }
+}
+
+/// The first byte of DER: a sequence.
+const SEQUENCE: u8 = 0x30;
+
+/// The revocation lists in a file, in PEM or one in DER, at least one. An error does not repeat the path.
+pub(super) fn read_revocations(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>, String> {
+    let bytes = fs::read(path).map_err(|error| error.to_string())?;
+    if bytes.first() == Some(&SEQUENCE) {
+        return Ok(vec![bytes.into()]);
+    }
+    let lists: Result<Vec<CertificateRevocationListDer<'static>>, _> =
+        CertificateRevocationListDer::pem_slice_iter(&bytes).collect();
+    match lists {
+        Ok(lists) if lists.is_empty() => Err("holds no revocation list".to_owned()),
+        Ok(lists) => Ok(lists),
         Err(error) => Err(error.to_string()),
     }
 }

@@ -4,25 +4,33 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use rustls::ServerConfig;
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
 use rustls::pki_types::PrivateKeyDer;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::server::WebPkiClientVerifier;
-use rustls::{RootCertStore, ServerConfig};
+use rustls::server::NoServerSessionStorage;
 
+use super::clients::AcceptedClients;
 use super::pem::read_certificates;
 use crate::config::Api;
 
-/// Reads the certificate and key that `api` names.
+/// What the server shows and accepts.
+#[derive(Clone, Debug)]
+pub struct ServerTls {
+    pub config: Arc<ServerConfig>,
+    /// `None`: clients show no certificates.
+    pub clients: Option<AcceptedClients>,
+}
+
+/// Reads the files that `api` names.
 ///
 /// # Errors
 /// A file cannot be read or used, or the key belongs to another certificate. The message starts with the config key.
-pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
+pub fn server_tls(api: &Api) -> io::Result<ServerTls> {
     let problem = |key: &str, path: &Path, error: &dyn std::fmt::Display| {
         let remedy = match key {
             "certificate" => "name the service's certificate, with its chain, in PEM",
-            "key" => "name the private key of api.tls.certificate, in PEM",
-            _ => "name the authority of the clients' certificates, in PEM",
+            _ => "name the private key of api.tls.certificate, in PEM",
         };
         io::Error::other(format!("api.tls.{key}: {}: {error}; {remedy}", path.display()))
     };
@@ -33,20 +41,13 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
         error => problem("key", &api.key, &error),
     })?;
     let provider = Arc::new(provider());
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
+    let clients = api.client_auth.as_ref().map(|auth| AcceptedClients::new(auth, &provider)).transpose()?;
+    let builder = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .map_err(io::Error::other)?;
-    let builder = match &api.client_ca {
+    let builder = match &clients {
         None => builder.with_no_client_auth(),
-        Some(path) => {
-            let unusable = |error: &dyn std::fmt::Display| problem("ca_certificate", path, error);
-            let mut roots = RootCertStore::empty();
-            for certificate in read_certificates(path).map_err(|error| unusable(&error))? {
-                roots.add(certificate).map_err(|error| unusable(&error))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider);
-            builder.with_client_cert_verifier(verifier.build().map_err(|error| unusable(&error))?)
-        }
+        Some(clients) => builder.with_client_cert_verifier(clients.verifier()),
     };
     let mut config = builder.with_single_cert(chain, key).map_err(|error| match error {
         rustls::Error::InconsistentKeys(_) => {
@@ -57,9 +58,15 @@ pub fn server_config(api: &Api) -> io::Result<Arc<ServerConfig>> {
     })?;
     // No HTTP/2: it needs more CPU for bulk data. The handshake fails for a client that offers nothing else.
     config.alpn_protocols = vec![b"http/1.1".to_vec(), b"http/1.0".to_vec()];
-    config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
     config.ignore_client_order = true;
-    Ok(Arc::new(config))
+    if clients.is_none() {
+        config.ticketer = aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+    } else {
+        // A resumed session does not check the client's certificate again, which may be revoked by then.
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    }
+    Ok(ServerTls { config: Arc::new(config), clients })
 }
 
 /// The default ciphers of rustls, those with AES-128 first: they cost the least CPU per byte.

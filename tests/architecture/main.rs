@@ -32,6 +32,7 @@ const APP_LAYERS: &[&[&str]] = &[
     &["compare"],
     &["export"],
     &["session", "snapshots"],
+    &["tickets"],
     &["database"],
     &["ops"],
     &["start"],
@@ -53,7 +54,6 @@ const SYS_USERS: &[(&str, &[&str])] = &[
 /// Which modules of `src/` an external crate belongs to.
 const CRATES: &[(&str, &[&str])] = &[
     ("anyhow", &["app", "cli", "config", "service"]),
-    ("arc_swap", &["http", "service"]),
     ("aws_lc_rs", &["app", "auth", "client", "config", "repository", "tls"]),
     ("axum", &["http"]),
     ("base64", &["auth", "client", "config", "hooks", "http"]),

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::access::{create, lacks, list, rule, user, world, world_with};
-use crate::harness::{Client, OTHER_VM, PASSWORD, SNAPSHOTS, USER, VM, World, eventually, text};
+use crate::harness::{Answer, Client, OTHER_VM, PASSWORD, SNAPSHOTS, USER, VM, World, eventually, text};
 use crate::needs_root;
 
 /// A row of the table in docs/api.md.
@@ -40,6 +40,27 @@ fn documented() -> Vec<Row> {
     lines.map(row).collect()
 }
 
+/// A request that needs a ticket, which the client makes first. `None` for other rows.
+fn ask_with_ticket(world: &World, client: &Client, row: (&str, &str), of: (&str, &str)) -> Option<Answer> {
+    let (method, path) = row;
+    if !path.starts_with("/t/") && !path.ends_with("/{ticket}") {
+        return None;
+    }
+    let tickets = format!("/api/v1/vms/{}/snapshots/{}/disks/a.img/tickets", of.0, of.1);
+    let body = json!({"ops": ["read", "map"]}).to_string();
+    let made = client.send(client.request(Method::POST, &tickets).body(body));
+    if made.status != 200 {
+        return Some(made);
+    }
+    let ticket = made.json();
+    if method == "DELETE" {
+        return Some(client.send(client.request(Method::DELETE, &format!("{tickets}/{}", text(&ticket["id"])))));
+    }
+    let anonymous = world.anonymous_client();
+    let path = path.replace("/t/{secret}/{disk}", &text(&ticket["path"]));
+    Some(anonymous.send(anonymous.request(Method::GET, &path)))
+}
+
 #[test]
 fn each_route_answers_each_role_as_documented() {
     needs_root!();
@@ -63,6 +84,9 @@ fn each_route_answers_each_role_as_documented() {
             _ => Value::Null,
         };
         let ask = |client: &Client, vm: &str, snapshot: &str| {
+            if let Some(answer) = ask_with_ticket(&world, client, (&method, &path), (vm, snapshot)) {
+                return answer;
+            }
             let path = path.replace("{vm}", vm).replace("{snapshot}", snapshot).replace("{disk}", "a.img");
             let path = if outside { path } else { format!("/api/v1{path}") };
             let request = client.request(method.parse().unwrap(), &path);
@@ -71,7 +95,7 @@ fn each_route_answers_each_role_as_documented() {
         for (role, is_permitted) in roles {
             let client = by_role(&role);
             // Those that the user may delete are its own: an operator may not delete others.
-            let (vm, snapshot) = if method == "DELETE" && !path.ends_with("lease") {
+            let (vm, snapshot) = if method == "DELETE" && !path.ends_with("lease") && !path.contains("/tickets") {
                 let creator = if role == "operator" { client } else { admin };
                 let created = create(creator, OTHER_VM, &json!({}));
                 (OTHER_VM, text(&created.ok()["id"]))

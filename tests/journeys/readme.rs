@@ -89,7 +89,8 @@ fn every_command_of_the_readme_runs() {
     }
     let script = format!(
         "set -euo pipefail\ntrap 'kill $service; wait $service' EXIT\nservice=\nset -x\n{script}\n\
-         cmp disk.img copy/system.img\ncmp disk.img restored/system.img\n"
+         cmp disk.img copy/system.img\ncmp disk.img restored/system.img\n\
+         for copy in wget aria2 rclone nbdcopy; do cmp disk.img $copy.img; done\nqemu-img compare disk.img qemu.qcow2\n"
     );
     let path = format!("{}:{}", root.join("bin").display(), std::env::var("PATH").unwrap());
     let output = Command::new("bash")

@@ -45,6 +45,7 @@ pub(crate) struct Export {
     rate: ClientRate,
     client: Arc<dyn ExportClient>,
     was_slow: AtomicBool,
+    has_lost_ticket: AtomicBool,
     /// Keeps the snapshot from being swept while the download exists.
     _in_use: Arc<InUse>,
 }
@@ -70,6 +71,7 @@ impl Export {
             rate: ClientRate::default(),
             client,
             was_slow: AtomicBool::new(false),
+            has_lost_ticket: AtomicBool::new(false),
             _in_use: in_use,
         }
     }
@@ -116,8 +118,17 @@ impl Export {
         self.client.disconnect();
     }
 
+    /// Disconnects the client, because the ticket of the download has ended.
+    pub(crate) fn disconnect_ended_ticket(&self) {
+        self.has_lost_ticket.store(true, Ordering::Relaxed);
+        self.client.disconnect();
+    }
+
     /// Why the service ended the download early.
     pub(crate) fn cut_reason(&self) -> Option<String> {
+        if self.has_lost_ticket.load(Ordering::Relaxed) {
+            return Some("the ticket was ended".to_owned());
+        }
         let is_slow = self.was_slow.load(Ordering::Relaxed);
         is_slow.then(|| "the client was slower than export.min_rate while others waited".to_owned())
     }

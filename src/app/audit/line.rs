@@ -112,6 +112,11 @@ impl Actor {
         self.user.is_none()
     }
 
+    /// The id of the ticket that the requests are made with.
+    pub(crate) fn ticket(&self) -> Option<&str> {
+        self.requester.ticket.as_deref()
+    }
+
     pub(crate) fn address(&self) -> Option<ClientAddress> {
         self.requester.address
     }
@@ -180,6 +185,9 @@ pub(crate) struct AuditLine<'a> {
     address: Option<ClientAddress>,
     #[serde(skip_serializing_if = "Option::is_none")]
     forwarded_for: Option<IpAddr>,
+    /// The id of the ticket that was used, made or ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    ticket: Option<&'a str>,
     action: &'static str,
     what: &'a str,
     /// The least role that permits the action. If that was refused, the user may lack it.
@@ -202,6 +210,7 @@ impl<'a> AuditLine<'a> {
             accounts: None,
             address: actor.requester.address,
             forwarded_for: actor.requester.forwarded_for,
+            ticket: actor.ticket(),
             action,
             what,
             role: outcome.missing_role.or(actor.role).map(Role::as_str),
@@ -223,7 +232,7 @@ impl<'a> AuditLine<'a> {
             }
             return;
         }
-        let Self { account, accounts, action, what, role, outcome, .. } = self;
+        let Self { account, accounts, ticket, action, what, role, outcome, .. } = self;
         let Amounts { bytes, ranges, requests } = self.amounts;
         let user = self.who.unwrap_or("-");
         let address = self.address.map_or_else(|| "-".to_owned(), |address| address.to_string());
@@ -231,7 +240,7 @@ impl<'a> AuditLine<'a> {
         // Quoted, so that line breaks in the text do not start a new line.
         let reason = self.reason.map(tracing::field::debug);
         tracing::info!(
-            target: TARGET, action, ?user, %address, forwarded_for, ?what, role, outcome, reason, account, accounts, bytes,
+            target: TARGET, action, ?user, %address, forwarded_for, ticket, ?what, role, outcome, reason, account, accounts, bytes,
             ranges, requests, "audit"
         );
     }

@@ -25,6 +25,12 @@ pub enum Error {
     /// The request has no valid token.
     #[error(transparent)]
     NoSession(#[from] BadToken),
+    /// The request has no token, and no rule names the certificate.
+    #[error(
+        "the request has no token, and no rule names the client's certificate ({0}); log in for a token, or ask an \
+         administrator of this service for a rule (access.rules in its config)"
+    )]
+    UnknownCertificate(String),
     /// A process on the Unix socket that is not an operator's.
     #[error(
         "the user with the id {uid} may not use this socket: only root, the service's user and the members of \
@@ -36,6 +42,9 @@ pub enum Error {
         "the role {role} is needed {what}; ask an administrator of this service for it (access.rules in its config)"
     )]
     Forbidden { role: Role, what: &'static str },
+    /// The ticket is for other requests.
+    #[error("this ticket does not permit this; request one with {0:?} in ops")]
+    NotInTicket(&'static str),
     #[error("{0}")]
     NotFound(&'static str),
     /// Another service, or a person, has removed the snapshot.
@@ -221,8 +230,10 @@ impl Error {
             Self::BadRequest(_)
             | Self::BadCredentials
             | Self::NoSession(_)
+            | Self::UnknownCertificate(_)
             | Self::NotAnOperator { .. }
             | Self::Forbidden { .. }
+            | Self::NotInTicket(_)
             | Self::NotFound(_)
             | Self::SnapshotGone
             | Self::NoVm

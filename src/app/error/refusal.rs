@@ -45,6 +45,12 @@ pub enum Refusal {
     /// Another VM of the request did not become free in time.
     #[error("VM {vm} is still busy after {seconds} s; retry later, or create its snapshot by itself")]
     GroupTimeout { vm: String, seconds: u64 },
+    /// There are too many tickets.
+    #[error(
+        "there are too many tickets: at most {of_user} of one user and {of_all} of all; end those that are not needed, \
+         or wait until they expire"
+    )]
+    TooManyTickets { of_user: usize, of_all: usize },
     /// The key belongs to another request.
     #[error("this Idempotency-Key was used for a request with another body; use a new key")]
     KeyReused,

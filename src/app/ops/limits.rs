@@ -29,6 +29,9 @@ impl Ops {
             ttl_seconds: api::Bounds { min: SHORTEST.as_secs(), max: MAX_TTL.as_secs() },
             default_ttl_seconds: policy.default_ttl.map(rounded_up),
             lease_seconds: api::Bounds { min: SHORTEST.as_secs(), max: LONGEST_LEASE.as_secs() },
+            ticket_seconds: policy
+                .max_ticket_ttl
+                .map(|longest| api::Bounds { min: SHORTEST.as_secs(), max: longest.as_secs() }),
             idempotency_key_seconds: KEY_LIFETIME.as_secs(),
             ..api::Limits::default()
         }

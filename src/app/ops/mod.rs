@@ -5,6 +5,7 @@ mod exclusive_usage;
 mod limits;
 mod service;
 pub(crate) mod start_faults;
+mod tls_state;
 
 pub(crate) use audit_head::log_audit_head;
 pub use service::{Ops, StatusQuery};

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::exclusive_usage::ExclusiveUsage;
+use super::tls_state::TlsState;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
@@ -39,6 +40,7 @@ pub struct Ops {
     reconciler: Arc<Reconciler>,
     database: Arc<Database>,
     usage: Arc<ExclusiveUsage>,
+    pub tls: TlsState,
     store: Store,
     tasks: Tasks,
 }
@@ -66,7 +68,8 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, database, usage: Arc::new(usage), store, tasks }
+        let (usage, tls) = (Arc::new(usage), TlsState::default());
+        Self { inventory, admission, hooks, recovery, reconciler, database, usage, tls, store, tasks }
     }
 
     /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
@@ -115,6 +118,7 @@ impl Ops {
             }),
             repositories,
             database: Some(database),
+            tls: sees_all.then(|| self.tls.status()),
             leftovers,
             owed_hooks,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
@@ -189,6 +193,9 @@ impl Ops {
             }
             if found.problem.is_some() {
                 problems.push("the list of repositories cannot be read".to_owned());
+            }
+            if ops.tls.is_locked() {
+                problems.push("a revocation list of clients' certificates has expired".to_owned());
             }
             let status = if problems.is_empty() { api::Status::Ok } else { api::Status::Error };
             Ok(api::Health { status, problems })

@@ -97,6 +97,8 @@ pub(crate) fn manager(error: &LoginError) -> Fault {
 /// Faults for files of the service in a repository: if that is frozen or hangs, so does the service.
 pub(crate) fn files_in_repositories(config: &Config, found: &RepositorySet) -> Vec<Fault> {
     let api = &config.api;
+    let clients = api.client_auth.as_ref();
+    let lists = clients.into_iter().flat_map(|auth| &auth.revocations).map(|path| ("api.tls.client_crl", Some(path)));
     let files = [
         ("db_file", Some(&config.db_file)),
         ("log_file", config.log.file.as_ref()),
@@ -104,11 +106,11 @@ pub(crate) fn files_in_repositories(config: &Config, found: &RepositorySet) -> V
         ("hooks.directory", config.hooks.directory.as_ref()),
         ("api.tls.certificate", Some(&api.certificate)),
         ("api.tls.key", Some(&api.key)),
-        ("api.tls.ca_certificate", api.client_ca.as_ref()),
+        ("api.tls.ca_certificate", clients.map(|auth| &auth.authorities)),
         ("api.socket", api.socket.as_ref().map(|socket| &socket.path)),
     ];
     let mut faults = Vec::new();
-    for (key, path) in files {
+    for (key, path) in files.into_iter().chain(lists) {
         let Some(path) = path else { continue };
         let resolved = resolved(path);
         if let Some(mount_point) = above(path, found).or_else(|| above(&resolved, found)) {

@@ -9,9 +9,10 @@ use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
-    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Tokens,
+    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Source, Tokens,
 };
 use crate::model::AccessRules;
+use crate::tls::{AcceptedClients, ClientCertificate};
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -25,6 +26,8 @@ pub struct Sessions {
     token_lifetime: Duration,
     /// Those of the config, which may be reloaded.
     access: RwLock<Arc<AccessRules>>,
+    /// The certificates of clients that are accepted now.
+    clients: RwLock<Option<AcceptedClients>>,
     trail: Arc<AuditTrail>,
     tasks: Tasks,
 }
@@ -45,7 +48,8 @@ impl Sessions {
         tasks: Tasks,
     ) -> Self {
         let access = RwLock::new(Arc::new(access));
-        Self { authenticator, manager, admission, tokens, token_lifetime, access, trail, tasks }
+        let clients = RwLock::default();
+        Self { authenticator, manager, admission, tokens, token_lifetime, access, clients, trail, tasks }
     }
 
     pub fn token_lifetime(&self) -> Duration {
@@ -59,6 +63,30 @@ impl Sessions {
     /// Replaces the access rules. They apply to the next request of each user; running requests continue.
     pub fn set_access(&self, rules: AccessRules) {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    }
+
+    /// Replaces the certificates of clients that are accepted.
+    pub fn set_clients(&self, clients: Option<AcceptedClients>) {
+        *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
+    }
+
+    /// The session of a client whose connection has shown this certificate.
+    ///
+    /// # Errors
+    /// [`Error::UnknownCertificate`] if no rule names it.
+    pub fn of_certificate(&self, certificate: &Arc<ClientCertificate>) -> Result<Session, Error> {
+        let session = Session::of_certificate(Arc::clone(certificate), &self.access());
+        session.ok_or_else(|| Error::UnknownCertificate(certificate.names().join(", ")))
+    }
+
+    /// The session of the user of a ticket, with what the rules permit the user now. `None` if the user may not use
+    /// tickets any more: the certificate that the ticket was made with is revoked, has expired, or no rule names it.
+    pub fn of_ticket(&self, user: String, source: Source) -> Option<Session> {
+        if let Source::Certificate(certificate) = &source {
+            let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+            clients.as_ref().filter(|clients| clients.accepts(certificate))?;
+        }
+        Session::of_ticket(user, source, &self.access())
     }
 
     /// Checks a token and returns its session, with the user's current grants. A connection keeps the last token that

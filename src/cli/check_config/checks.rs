@@ -5,6 +5,7 @@ use std::io;
 use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::SystemTime;
 
 use nix::unistd::{AccessFlags, access};
 use rustls::pki_types::CertificateDer;
@@ -94,14 +95,32 @@ impl Findings {
     }
 
     fn tls(&mut self, api: &Api) {
-        if let Err(error) = tls::server_config(api) {
-            let remedy = "name a certificate in PEM format, and its key";
-            return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
-        }
+        let found = match tls::server_tls(api) {
+            Ok(found) => found,
+            Err(error) => {
+                let remedy = "name a certificate in PEM format, and its key";
+                return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
+            }
+        };
         self.secret_file("api.tls.key", &api.key, "the service's private key");
         self.validity("api.tls.certificate", &api.certificate);
-        if let Some(authority) = &api.client_ca {
-            self.validity("api.tls.ca_certificate", authority);
+        if let Some(clients) = &api.client_auth {
+            self.validity("api.tls.ca_certificate", &clients.authorities);
+        }
+        if let Some(end) = found.clients.and_then(|clients| clients.revocations_end()) {
+            self.revocations(end);
+        }
+    }
+
+    /// Checks the revocation lists, of which the first ends at `end`.
+    fn revocations(&mut self, end: SystemTime) {
+        let what = "api.tls.client_crl";
+        let shown = jiff::Timestamp::try_from(end).map_or_else(|_| "an unknown time".to_owned(), |end| end.to_string());
+        if end <= SystemTime::now() {
+            let remedy = "renew it; until SIGHUP loads the new one, no certificate of a client is accepted";
+            self.bad(what, format!("a list expired at {shown}"), remedy);
+        } else {
+            self.good(what, format!("valid until {shown}"));
         }
     }
 

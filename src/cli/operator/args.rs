@@ -179,6 +179,30 @@ pub struct SnapshotDiffArgs {
     pub target: TargetArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct SnapshotTicketArgs {
+    /// The VM: its name, uuid or friendly name
+    pub vm: String,
+    /// The snapshot: its id, or the start of it
+    pub snapshot: String,
+    /// The disk: its file name
+    pub disk: String,
+    /// How long the URL is valid, such as 2h [default: 1h]
+    #[arg(long, value_name = "DURATION")]
+    pub ttl: Option<String>,
+    /// Also permit to list the chunks of the disk
+    #[arg(long)]
+    pub map: bool,
+    /// The address of the service in the URL, such as https://host:5544 [default: that of --server, or of this host]
+    #[arg(long, value_name = "URL")]
+    pub address: Option<String>,
+    /// Print the API's JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
 /// About the snapshots of VMs.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SnapshotsCommand {
@@ -198,6 +222,10 @@ pub enum SnapshotsCommand {
     Purge(SnapshotPurgeArgs),
     /// Show how much has changed between two snapshots, and where on the disks
     Diff(SnapshotDiffArgs),
+    /// Print a URL with which tools such as qemu-img, wget and browsers can read a disk for a while
+    ///
+    /// Anyone who has the URL can read the disk until it expires.
+    Ticket(SnapshotTicketArgs),
 }
 
 #[derive(Clone, Debug, Subcommand)]

@@ -30,7 +30,7 @@ fn rule(user: &str, role: Role, vms: &[&str], pairs: &[(&str, &str)]) -> AccessR
 }
 
 fn user(name: &str) -> User<'_> {
-    User { name, groups: &[], certificate: None }
+    User { name, groups: &[] }
 }
 
 fn permits(
@@ -107,9 +107,25 @@ fn groups_and_certificates_name_users_too() {
         }],
     );
     let groups = ["other".to_owned(), "Backup".to_owned()];
-    let grants = |groups, certificate| rules.grants_of(&User { name: "x", groups, certificate });
-    assert!(grants(&groups, None).has(Permission::Read) && grants(&[], Some("a.example")).has(Permission::Read));
-    assert!(!grants(&groups[..1], Some("example")).has(Permission::Read));
+    let grants = |groups| rules.grants_of(&User { name: "x", groups });
+    assert!(grants(&groups).has(Permission::Read) && !grants(&groups[..1]).has(Permission::Read));
+    let of_certificate = |names: &[&str]| {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        rules.grants_of_certificate(&names)
+    };
+    assert!(of_certificate(&["x", "A.example"]).has(Permission::Read));
+    assert!(of_certificate(&["x", "example"]).is_empty() && of_certificate(&[]).is_empty());
+}
+
+#[test]
+fn a_certificate_has_only_the_rules_for_certificates() {
+    let everyone = rule("*", Role::Admin, &[], &[]);
+    let named = AccessRule { users: Vec::new(), certificates: vec!["host".parse().unwrap()], ..everyone.clone() };
+    let rules = AccessRules::new(Some(Role::Admin), vec![everyone, named.clone()]);
+    assert!(rules.grants_of_certificate(&["other".to_owned()]).is_empty());
+    assert!(rules.grants_of_certificate(&["host".to_owned()]).has_for_all(Permission::Administer));
+    // A user with the same name as a certificate is another one.
+    assert!(!AccessRules::new(None, vec![named]).grants_of(&user("host")).has(Permission::View));
 }
 
 fn any_rule(users: &'static [&'static str]) -> impl Strategy<Value = AccessRule> {

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 pub struct Certificates {
     dir: TempDir,
-    authority: CertifiedIssuer<'static, KeyPair>,
+    pub(super) authority: CertifiedIssuer<'static, KeyPair>,
 }
 
 impl Certificates {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use reqwest::Method;
-use reqwest::blocking::RequestBuilder;
+use reqwest::blocking::{ClientBuilder, RequestBuilder};
 use reqwest::header::HeaderMap;
 use serde_json::{Value, json};
 
@@ -56,10 +56,23 @@ impl Answer {
 impl Client {
     /// A client without a token.
     pub fn new(exporter: &Exporter, certificates: &Certificates) -> Self {
+        Self::built(exporter, certificates, reqwest::blocking::Client::builder())
+    }
+
+    /// A client without a token, with the certificate of this name.
+    pub fn with_certificate(exporter: &Exporter, certificates: &Certificates, name: &str) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let [certificate, key] = ["pem", "key"].map(|kind| certificates.path(format!("{name}.{kind}")));
+        let pem = [std::fs::read(certificate).unwrap(), std::fs::read(key).unwrap()].concat();
+        let identity = reqwest::Identity::from_pem(&pem).unwrap();
+        Self::built(exporter, certificates, reqwest::blocking::Client::builder().identity(identity))
+    }
+
+    fn built(exporter: &Exporter, certificates: &Certificates, builder: ClientBuilder) -> Self {
         let ca = std::fs::read(certificates.ca()).unwrap();
         let ca = reqwest::Certificate::from_pem(&ca).unwrap();
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let http = reqwest::blocking::Client::builder()
+        let http = builder
             .tls_certs_only([ca])
             .redirect(reqwest::redirect::Policy::none())
             .timeout(Duration::from_secs(120))

@@ -1,14 +1,14 @@
 //! Raw TLS connections, for requests that no HTTP library sends and for responses that are read slowly.
 
-use std::io::{Read, Write};
+use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
 use reqwest::header::{HeaderName, HeaderValue};
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned, SupportedProtocolVersion};
 use tokio::net::TcpSocket;
 
 use super::{Answer, Certificates, Client, Exporter, World};
@@ -23,14 +23,35 @@ pub fn connect(exporter: &Exporter, certificates: &Certificates) -> Connection {
 
 /// As [`connect`], from another address of this host.
 pub fn connect_from(exporter: &Exporter, certificates: &Certificates, address: [u8; 4]) -> Connection {
+    connect_with(exporter, Arc::new(tls_config(certificates, None)), address).unwrap()
+}
+
+/// TLS as a client, with the certificate of this name.
+pub fn tls_config(certificates: &Certificates, name: Option<&str>) -> ClientConfig {
+    tls_config_of(certificates, name, rustls::DEFAULT_VERSIONS)
+}
+
+/// As [`tls_config`], with these versions of TLS.
+pub fn tls_config_of(
+    certificates: &Certificates,
+    name: Option<&str>,
+    versions: &[&'static SupportedProtocolVersion],
+) -> ClientConfig {
     let mut roots = RootCertStore::empty();
     roots.add(CertificateDer::from_pem_file(certificates.ca()).unwrap()).unwrap();
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_safe_default_protocol_versions()
+        .with_protocol_versions(versions)
         .unwrap()
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    let mut session = ClientConnection::new(Arc::new(config), ServerName::try_from("localhost").unwrap()).unwrap();
+        .with_root_certificates(roots);
+    let Some(name) = name else { return config.with_no_client_auth() };
+    let chain = CertificateDer::from_pem_file(certificates.path(format!("{name}.pem"))).unwrap();
+    let key = PrivateKeyDer::from_pem_file(certificates.path(format!("{name}.key"))).unwrap();
+    config.with_client_auth_cert(vec![chain], key).unwrap()
+}
+
+/// As [`connect_from`], with this configuration. With TLS 1.3, the service refuses a certificate after this returns.
+pub fn connect_with(exporter: &Exporter, config: Arc<ClientConfig>, address: [u8; 4]) -> io::Result<Connection> {
+    let mut session = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
     let connecting = async {
         let socket = TcpSocket::new_v4()?;
@@ -43,9 +64,9 @@ pub fn connect_from(exporter: &Exporter, certificates: &Certificates, address: [
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     while session.is_handshaking() {
-        session.complete_io(&mut stream).unwrap();
+        session.complete_io(&mut stream)?;
     }
-    StreamOwned::new(session, stream)
+    Ok(StreamOwned::new(session, stream))
 }
 
 impl World {

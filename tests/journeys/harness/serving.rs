@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use axum::Router;
 use coriolis_ovm_exporter::testing::{self, Listeners, Options};
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -28,11 +28,12 @@ impl Serving {
             port: 0,
             certificate: certificates.path(format!("{name}.pem")),
             key: certificates.path(format!("{name}.key")),
-            client_ca: None,
+            client_auth: None,
             connections: Default::default(),
             socket: None,
         };
-        let tls = Arc::new(ArcSwap::new(testing::server_config(&api).unwrap()));
+        // The sender may end: nothing replaces the certificate of this server.
+        let (_, tls) = watch::channel(Arc::new(testing::server_tls(&api).unwrap()));
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let listener = runtime.block_on(TcpListener::bind(address)).unwrap();
         let port = listener.local_addr().unwrap().port();

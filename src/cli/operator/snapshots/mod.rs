@@ -6,6 +6,7 @@ mod diff;
 mod list;
 mod show;
 mod strip;
+mod ticket;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -20,5 +21,6 @@ pub fn run(command: &SnapshotsCommand, config: &Path) -> anyhow::Result<ExitCode
         SnapshotsCommand::Delete(args) => delete::delete(args, config),
         SnapshotsCommand::Purge(args) => delete::purge(args, config),
         SnapshotsCommand::Diff(args) => diff::run(args, config),
+        SnapshotsCommand::Ticket(args) => ticket::run(args, config),
     }
 }

@@ -1,0 +1,171 @@
+//! Tickets: who may read which disk with a secret. Of the secret, only the hash is stored.
+
+use redb::{ReadableTable, TableDefinition};
+use serde::{Deserialize, Serialize};
+
+use super::{StoreError, database};
+use crate::model::SnapshotId;
+
+/// SHA-256 of the secret → [`Ticket`].
+pub(super) const TABLE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tickets");
+
+/// A ticket. These are the stored bytes: postcard writes the fields in this order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ticket {
+    /// Its user.
+    pub user: String,
+    pub source: TicketSource,
+    pub vm: String,
+    snapshot: u128,
+    pub disk: String,
+    pub may_read: bool,
+    pub may_map: bool,
+    /// Milliseconds since 1970.
+    pub created_ms: i64,
+    pub expires_ms: i64,
+}
+
+/// How the user had proven who they are.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TicketSource {
+    LogIn,
+    /// With this chain of certificates.
+    Certificate(Vec<Vec<u8>>),
+    Socket,
+}
+
+/// The clock may be set back by this much without ending tickets.
+const CLOCK_TOLERANCE_MS: i64 = 60_000;
+
+impl Ticket {
+    pub fn new(
+        (user, source): (String, TicketSource),
+        (vm, snapshot, disk): (String, SnapshotId, String),
+        (may_read, may_map): (bool, bool),
+        (created_ms, expires_ms): (i64, i64),
+    ) -> Self {
+        Self { user, source, vm, snapshot: snapshot.as_u128(), disk, may_read, may_map, created_ms, expires_ms }
+    }
+
+    pub fn snapshot(&self) -> SnapshotId {
+        SnapshotId::from_u128(self.snapshot)
+    }
+
+    /// A clock that is set back does not make a ticket last longer.
+    pub fn is_valid(&self, now_ms: i64) -> bool {
+        (self.created_ms.saturating_sub(CLOCK_TOLERANCE_MS)..self.expires_ms).contains(&now_ms)
+    }
+}
+
+/// The most tickets of one user, and of all.
+#[derive(Clone, Copy, Debug)]
+pub struct TicketLimits {
+    pub of_user: usize,
+    pub of_all: usize,
+}
+
+/// The tickets of a [`Store`](super::Store).
+pub struct Tickets<'a>(pub(super) &'a database::Handle);
+
+impl Tickets<'_> {
+    /// The ticket whose secret has this hash. One that cannot be read permits nothing.
+    pub fn find(&self, hash: &[u8; 32]) -> Result<Option<Ticket>, StoreError> {
+        self.0.read(|transaction| {
+            let found = transaction.open_table(TABLE)?.get(hash.as_slice())?;
+            Ok(found.and_then(|bytes| decode(bytes.value())))
+        })
+    }
+
+    /// All tickets with the hashes of their secrets.
+    pub fn all(&self) -> Result<Vec<([u8; 32], Ticket)>, StoreError> {
+        self.0.read(|transaction| {
+            let mut found = Vec::new();
+            for entry in transaction.open_table(TABLE)?.iter()? {
+                let (hash, bytes) = entry?;
+                found.extend(hash.value().try_into().ok().zip(decode(bytes.value())));
+            }
+            Ok(found)
+        })
+    }
+
+    /// Adds a ticket, and removes those that are not valid any more. Returns false, and adds nothing, if there are too
+    /// many.
+    pub fn add(&self, hash: &[u8; 32], new: &Ticket, limits: TicketLimits) -> Result<bool, StoreError> {
+        let damaged = |error: postcard::Error| StoreError::Record { id: new.snapshot(), cause: error.to_string() };
+        let bytes = postcard::to_stdvec(new).map_err(damaged)?;
+        self.0.write(|transaction| {
+            let mut tickets = transaction.open_table(TABLE)?;
+            let (mut of_user, mut of_all, mut ended) = (0, 0, Vec::new());
+            for entry in tickets.iter()? {
+                let (hash, bytes) = entry?;
+                match decode(bytes.value()).filter(|ticket| ticket.is_valid(new.created_ms)) {
+                    Some(ticket) => {
+                        of_all += 1;
+                        of_user += usize::from(ticket.user == new.user);
+                    }
+                    None => ended.push(hash.value().to_vec()),
+                }
+            }
+            for hash in ended {
+                tickets.remove(hash.as_slice())?;
+            }
+            let has_room = of_user < limits.of_user && of_all < limits.of_all;
+            if has_room {
+                tickets.insert(hash.as_slice(), bytes.as_slice())?;
+            }
+            Ok(has_room)
+        })
+    }
+
+    /// Removes the ticket whose secret has this hash.
+    pub fn remove(&self, hash: &[u8; 32]) -> Result<(), StoreError> {
+        self.0.write(|transaction| {
+            transaction.open_table(TABLE)?.remove(hash.as_slice())?;
+            Ok(())
+        })
+    }
+}
+
+fn decode(bytes: &[u8]) -> Option<Ticket> {
+    postcard::from_bytes(bytes).inspect_err(|error| tracing::error!(%error, "a ticket cannot be read")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Store;
+    use super::*;
+
+    fn ticket(user: &str, created_ms: i64) -> Ticket {
+        let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
+        Ticket::new((user.to_owned(), TicketSource::LogIn), target, (true, false), (created_ms, created_ms + 1000))
+    }
+
+    #[test]
+    fn tickets_are_limited_and_ended_ones_make_room() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("x.db")).unwrap();
+        let limits = TicketLimits { of_user: 2, of_all: 3 };
+        let add =
+            |number: u8, user: &str, at: i64| store.tickets().add(&[number; 32], &ticket(user, at), limits).unwrap();
+        assert!(add(1, "ann", 0) && add(2, "ann", 500) && !add(3, "ann", 600));
+        assert!(add(4, "ben", 600) && !add(5, "carl", 700));
+        assert_eq!(store.tickets().find(&[2; 32]).unwrap(), Some(ticket("ann", 500)));
+        assert_eq!(store.tickets().find(&[3; 32]).unwrap(), None);
+        // The first one has ended.
+        assert!(add(3, "ann", 1000));
+        assert_eq!(store.tickets().all().unwrap().len(), 3);
+        assert_eq!(store.tickets().find(&[1; 32]).unwrap(), None);
+        store.tickets().remove(&[2; 32]).unwrap();
+        assert_eq!(store.tickets().find(&[2; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn a_clock_that_is_set_back_ends_tickets() {
+        let ticket = ticket("ann", 1_000_000);
+        for (now, expected) in
+            [(1_000_000, true), (1_000_999, true), (1_001_000, false), (940_000, true), (939_999, false)]
+        {
+            assert_eq!(ticket.is_valid(now), expected, "{now}");
+        }
+    }
+}
