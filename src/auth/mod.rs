@@ -17,7 +17,7 @@ pub use authenticator::Authenticator;
 pub use client_address::ClientAddress;
 pub use key::KeyError;
 pub use login::{Credentials, LoginError};
-pub use operators::{LocalPeer, Operators};
+pub use operators::{LocalPeer, Operators, is_local_name};
 pub use requester::Requester;
 pub use session::Session;
 pub use token::{BadToken, CheckedToken, Tokens};

@@ -102,7 +102,7 @@ fn each_route_answers_each_role_as_documented() {
     lacks(&by_role("viewer").get(&format!("{SNAPSHOTS}/{shared}?chunks=false&compareTo={shared}")), "reader");
     // The local operators are admins, whatever the rules say.
     Client::local(&world.exporter).get("/status").ok();
-    assert_eq!(Client::local(&world.exporter).take_snapshot()["created_by"], "root");
+    assert_eq!(Client::local(&world.exporter).take_snapshot()["created_by"], "unix:root");
 }
 
 #[test]

@@ -10,6 +10,7 @@ use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
     Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Tokens,
+    is_local_name,
 };
 use crate::model::AccessRules;
 
@@ -118,6 +119,10 @@ impl Sessions {
         address: Option<ClientAddress>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
+        if is_local_name(&credentials.username) {
+            tracing::warn!("log-in refused: names that start with unix: belong to the users of the Unix socket");
+            return Err(Error::BadCredentials);
+        }
         let _slot = self.admission.admit_log_in(LogIn { address }).await?;
         let _guard = on_slot();
         let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
