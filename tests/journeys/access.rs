@@ -184,6 +184,8 @@ fn operators_delete_only_their_own_snapshots() {
     assert_eq!(admin.delete(&format!("{SNAPSHOTS}/{of_one}")).status, 200);
     one.take_snapshot_id();
     assert_eq!(one.delete(SNAPSHOTS).status, 200);
+    one.take_snapshot_id();
+    assert_eq!(admin.delete(SNAPSHOTS).status, 200);
     assert!(list(&admin, VM).is_empty());
     let view = user(&world, "test-view");
     lacks(&view.get("/vms/x/snapshots/y/disks/z"), "reader");
@@ -209,6 +211,8 @@ fn operators_delete_only_their_own_snapshots() {
     has("test-two", "lease", &of_one, "done", "reader");
     has(USER, "delete", &of_one, "done", "admin");
     has("test-one", "create", VM, "done", "operator");
+    has("test-one", "delete-all", VM, "done", "operator");
+    has(USER, "delete-all", VM, "done", "admin");
     // Refused by the route: the path says what was asked for.
     has("test-view", "request", "/disks/z", "refused", "reader");
     has("test-view", "request", "", "refused", "operator");

@@ -66,7 +66,7 @@ impl Snapshots {
         let (snapshots, session) = (Arc::clone(self), session.clone());
         self.tasks
             .detached(async move {
-                let (what, actor) = (vm_ref.clone(), Actor::from(&session));
+                let (what, mut actor) = (vm_ref.clone(), Actor::from(&session));
                 let deletion = async {
                     let by = session.clone();
                     let vm = snapshots.blocking(move |snapshots| {
@@ -86,11 +86,9 @@ impl Snapshots {
                         .await?;
                     // Another user may have created a snapshot since.
                     let by = session.clone();
-                    let check = move |snapshots: &Self| {
-                        snapshots.check_deletions(&by, &records)?;
-                        Ok(records)
-                    };
-                    let records = snapshots.blocking(check).await?;
+                    let check = move |snapshots: &Self| Ok((snapshots.check_deletions(&by, &records)?, records));
+                    let (by, records) = snapshots.blocking(check).await?;
+                    actor = Actor::from(&by);
                     let mut outcome = Ok(());
                     for record in records {
                         let deleted = match guard.allows_removal(&record.repositories()) {
@@ -137,16 +135,22 @@ impl Snapshots {
         Ok(session)
     }
 
-    /// Checks that the user may delete all of these snapshots. If one of them must stay, all do.
-    fn check_deletions(&self, session: &Session, records: &[Record]) -> Result<(), Error> {
-        records.iter().try_for_each(|record| match self.check_deletion(session, record) {
-            Ok(_) => Ok(()),
-            // The user cannot see it, and the request would delete it.
-            Err(Error::NotFound(_)) => {
-                Err(Error::forbidden(Permission::Administer, "to delete all snapshots of this VM"))
+    /// Checks that the user may delete all of these snapshots. If one of them must stay, all do. Returns the session with
+    /// the permission that this needs.
+    fn check_deletions(&self, session: &Session, records: &[Record]) -> Result<Session, Error> {
+        let mut needed = session.clone();
+        for record in records {
+            match self.check_deletion(session, record) {
+                Ok(by) if by.permission() == Permission::Administer => needed = by,
+                Ok(_) => {}
+                // The user cannot see it, and the request would delete it.
+                Err(Error::NotFound(_)) => {
+                    return Err(Error::forbidden(Permission::Administer, "to delete all snapshots of this VM"));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
-        })
+        }
+        Ok(needed)
     }
 
     /// Deletes one snapshot, or the rest of it.
