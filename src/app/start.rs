@@ -94,7 +94,7 @@ impl App {
         let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
-        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));
+        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
         let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
         let manager = (authenticator, address);
         let sessions = Arc::new(Sessions::new(
@@ -145,6 +145,7 @@ impl App {
             removals,
             reconciler,
             store: s(),
+            trail: Arc::clone(&trail),
             metrics: Arc::clone(&metrics),
             exporter,
             tasks: t(),

@@ -58,7 +58,7 @@ impl Exports {
         let name = export.name();
         let permit = self.admission.admit_export(export).await;
         if permit.is_err() {
-            self.trail.add(&actor, EXPORT, name, Outcome::of(&permit), None);
+            self.trail.without_effect(&actor, EXPORT, name, Outcome::of(&permit));
         }
         let slot = ExportSlot { permit: permit?, trail: Arc::clone(&self.trail), idle_io: self.idle_io };
         let export = DiskExport { file, slot, policy: PageCachePolicy::default() };

@@ -97,8 +97,12 @@ impl Inventory {
         (vm, id): (&VmId, SnapshotId),
         annotations: Option<&Annotations>,
     ) -> Error {
-        let is_visible = self.check(&session.needing(Permission::View), vm, annotations).is_ok();
-        if is_visible { Error::OtherVm(id) } else { NO_SUCH_SNAPSHOT }
+        if self.may_see(session, vm, annotations) { Error::OtherVm(id) } else { NO_SUCH_SNAPSHOT }
+    }
+
+    /// Whether the user may certainly see the VM, or the snapshot of it.
+    pub(crate) fn may_see(&self, session: &Session, vm: &VmId, annotations: Option<&Annotations>) -> bool {
+        self.check(&session.needing(Permission::View), vm, annotations).is_ok()
     }
 
     /// Checks the user's permission for the snapshot `id` of the VM `vm_ref` if it is limited, before anything is done

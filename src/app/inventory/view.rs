@@ -9,7 +9,7 @@ use crate::auth::Session;
 use crate::model::{Annotations, Permission, Resource, Snapshot, VmId};
 
 /// Also for one that the user may not see.
-pub(super) const NO_SUCH_SNAPSHOT: Error = Error::NotFound("the VM has no such snapshot");
+pub(crate) const NO_SUCH_SNAPSHOT: Error = Error::NotFound("the VM has no such snapshot");
 
 /// The friendly names of VMs by id.
 #[derive(Default)]

@@ -50,13 +50,13 @@ impl Snapshots {
         let (vms, admitted) = match self.admit(session, vm_refs, &request).await {
             Ok(CreateAdmission::Existing(snapshots)) => {
                 let outcome = Ok(snapshots);
-                names.iter().for_each(|name| actor.did("create-again", name, &outcome));
+                names.iter().for_each(|name| self.trail.read(session, "create-again", name, &outcome));
                 return outcome;
             }
             Ok(CreateAdmission::Admitted { vms, admitted }) => (vms, admitted),
             Err(error) => {
                 let outcome = Err(error);
-                names.iter().for_each(|name| actor.did("create", name, &outcome));
+                names.iter().for_each(|name| self.trail.change(&actor, "create", name, &outcome));
                 return outcome;
             }
         };
@@ -78,7 +78,7 @@ impl Snapshots {
                 };
                 for (index, vm) in vms.iter().enumerate() {
                     let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |made| made[index].id.to_string());
-                    actor.did("create", format_args!("{vm}/{id}"), &outcome);
+                    snapshots.trail.change(&actor, "create", format_args!("{vm}/{id}"), &outcome);
                 }
                 outcome
             })
