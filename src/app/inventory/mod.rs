@@ -16,4 +16,4 @@ mod view;
 pub(crate) use disk_classifier::{DiskDecision, choose, classify};
 pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};
 pub use service::Inventory;
-pub(crate) use view::NO_SUCH_SNAPSHOT;
+pub(crate) use view::{NO_SUCH_SNAPSHOT, View};

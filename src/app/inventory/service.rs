@@ -23,7 +23,7 @@ use crate::store::Store;
 /// The repositories, their VMs, and the VMs' disks.
 pub struct Inventory {
     repositories: Repositories,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     pub(super) names: NameCache,
     listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
@@ -85,30 +85,29 @@ impl Inventory {
     /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it;
     /// [`Error::Forbidden`].
     pub(crate) fn resolve_vm(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
-        let vm = self.vm_of(vm_ref)?;
+        let vm = self.vm_of(session, vm_ref)?;
         self.check(session, &vm, None)?;
         Ok(vm)
     }
 
-    fn vm_of(&self, vm_ref: &VmId) -> Result<VmId, Error> {
+    fn vm_of(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
         // Names take precedence over uuids, so that a deletion cannot reach another VM than the named one. A VM with
         // snapshots is known, even if its repository is unavailable.
         if !self.store.records_of(vm_ref)?.is_empty() {
             return Ok(vm_ref.clone());
         }
         let list = self.vms()?;
-        Ok(list.by_name_or_uuid(vm_ref)?.id.clone().unwrap_or_else(|| vm_ref.clone()))
+        let vm = list.by_name_or_uuid(vm_ref, |vm| self.may_see(session, vm, None))?;
+        Ok(vm.id.clone().unwrap_or_else(|| vm_ref.clone()))
     }
 
-    /// The VM `vm_ref` of the inventory, and the whole list. For the service's own use: it checks no permission.
+    /// The VM with this id in the inventory, and the whole list. For the service's own use: it checks no permission.
     ///
     /// # Errors
     /// [`Error::NoVm`], also if the VM has left the inventory; [`Error::Unavailable`].
-    pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
+    pub(crate) fn find_vm(&self, id: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
         let list = self.vms()?;
-        let has_snapshots = !self.store.records_of(vm_ref)?.is_empty();
-        let vm = if has_snapshots { list.by_name(vm_ref)? } else { list.by_name_or_uuid(vm_ref)? };
-        let vm = Arc::clone(vm);
+        let vm = Arc::clone(list.by_name(id)?);
         Ok((list, vm))
     }
 
@@ -180,9 +179,9 @@ impl Inventory {
     pub async fn vm(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
         let session = session.clone();
         self.blocking(move |inventory| {
-            let (list, vm) = inventory.find_vm(&vm_ref)?;
+            let id = inventory.resolve_vm(&session, &vm_ref)?;
             let view = inventory.view(&session)?;
-            vm.id.iter().try_for_each(|id| inventory.check(&session, id, None))?;
+            let (list, vm) = inventory.find_vm(&id)?;
             let mut files = inventory.disk_files(&list.vms, false);
             files.inspect(std::slice::from_ref(&vm));
             let snapshots = match &vm.id {
@@ -191,7 +190,7 @@ impl Inventory {
             };
             let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
             let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
-            Ok(list_vms::describe(&vm, &ids, &files))
+            Ok(list_vms::describe(&vm, &ids, &files, &view))
         })
         .await
     }
