@@ -24,6 +24,7 @@ use crate::auth::{self, AuditKey, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
+use crate::model::AccessRules;
 use crate::store::{self, Store, StoreError};
 use crate::sys::host;
 
@@ -116,7 +117,8 @@ impl App {
         let (i, r) = catalog.clone();
         let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
         let idle_io = config.export.is_idle;
-        let exports = Exports::new(Arc::clone(&admission), Arc::clone(&trail), Arc::clone(&metrics), idle_io);
+        let admitted = (Arc::clone(&admission), Arc::clone(&inventory));
+        let exports = Exports::new(admitted, Arc::clone(&trail), Arc::clone(&metrics), idle_io, t());
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
         let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
         let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
@@ -178,6 +180,14 @@ impl App {
                 Ok(())
             }
         }
+    }
+
+    /// Replaces the access rules. They apply to the next request of each user, and end downloads that they no longer
+    /// permit.
+    pub fn set_access(&self, rules: AccessRules) {
+        let rules = Arc::new(rules);
+        self.sessions.set_access(Arc::clone(&rules));
+        self.exports.set_access(rules);
     }
 
     /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::operators::is_local_name;
 use super::requester::Requester;
 use crate::model::{AccessRules, Grants, Permission, User};
 
@@ -72,6 +73,14 @@ impl Session {
     #[must_use]
     pub fn needing(&self, permission: Permission) -> Self {
         Self { permission, ..self.clone() }
+    }
+
+    /// The session under other rules. They do not apply to local operators.
+    #[must_use]
+    pub fn under(&self, rules: &AccessRules) -> Self {
+        let is_local = is_local_name(self.subject());
+        let grants = if is_local { self.grants.clone() } else { self.identity.grants(rules) };
+        Self { grants, ..self.clone() }
     }
 
     /// Where the request comes from. Empty if the session does not belong to one.

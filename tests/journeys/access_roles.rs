@@ -155,6 +155,19 @@ fn another_spelling_of_a_user_has_the_same_rule() {
 }
 
 #[test]
+fn a_user_of_the_manager_is_not_the_local_user_of_that_name() {
+    needs_root!();
+    let world = world(&format!("default_role = \"none\"\n{}", rule("*", "operator", "")));
+    let local = Client::local(&world.exporter);
+    let of_root = local.take_snapshot();
+    assert_eq!(of_root["created_by"], "unix:root");
+    lacks(&user(&world, "root").delete(&format!("{SNAPSHOTS}/{}", text(&of_root["id"]))), "admin");
+    let before = world.manager.request_count();
+    assert_eq!(world.anonymous_client().try_log_in("unix:root", PASSWORD).error(401), "unauthorized");
+    assert_eq!(world.manager.request_count(), before, "the manager was asked");
+}
+
+#[test]
 fn the_commands_report_a_refusal_and_do_not_retry_it() {
     needs_root!();
     let world = world(&format!("default_role = \"none\"\n{}", rule("test-viewer", "viewer", "")));

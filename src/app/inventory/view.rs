@@ -115,3 +115,53 @@ impl View {
         self.is_unlimited() || self.permits(self.session.permission(), vm, Some(annotations))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_secs(3600);
+
+    fn names(name: &str) -> Names {
+        let vm = "0004fb00000600000000000000000001".parse().unwrap();
+        Names { by_id: [(vm, name.to_owned())].into(), missing: Vec::new() }
+    }
+
+    fn name(found: Result<Arc<Names>, Error>) -> String {
+        found.unwrap().by_id.values().next().unwrap().clone()
+    }
+
+    #[test]
+    fn the_last_names_count_while_one_caller_reads_new_ones() {
+        let cache = &NameCache::default();
+        assert_eq!(
+            name(cache.get(LONG, LONG, |has_older| Ok(names(if has_older { "older" } else { "first" })))),
+            "first"
+        );
+        let unread = |_| -> Result<Names, Error> { panic!("they were read") };
+        assert_eq!(name(cache.get(LONG, LONG, unread)), "first");
+        let ((started, wait), (release, held)) = (channel(), channel::<()>());
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(move || {
+                cache.get(Duration::ZERO, LONG, |has_older| {
+                    started.send(has_older).unwrap();
+                    let _ = held.recv();
+                    Ok(names("second"))
+                })
+            });
+            assert!(wait.recv().unwrap());
+            // As on a hung repository: others do not wait for it, unless the last names are too old.
+            assert_eq!(name(cache.get(Duration::ZERO, LONG, unread)), "first");
+            assert_eq!(name(cache.get(Duration::ZERO, Duration::ZERO, |_| Ok(names("own")))), "own");
+            release.send(()).unwrap();
+            assert_eq!(name(reader.join().unwrap()), "second");
+        });
+        // They are as old as the end of the reading, however long that took.
+        assert_eq!(name(cache.get(LONG, LONG, unread)), "second");
+        // An error leaves them.
+        assert!(cache.get(Duration::ZERO, LONG, |_| Err(Error::NoVm)).is_err());
+        assert_eq!(name(cache.get(LONG, LONG, unread)), "second");
+    }
+}

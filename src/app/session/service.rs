@@ -57,9 +57,9 @@ impl Sessions {
         Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the access rules. They apply to the next request of each user; running requests continue.
-    pub fn set_access(&self, rules: AccessRules) {
-        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    /// Replaces the access rules. They apply to the next request of each user.
+    pub(crate) fn set_access(&self, rules: Arc<AccessRules>) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// Checks a token and returns its session, with the user's current grants. A connection keeps the last token that
