@@ -45,18 +45,20 @@ struct Subject {
     /// A keyed hash of the account's name, if a log-in failed.
     account: Option<String>,
     outcome: Outcome,
+    /// Whether the client can vary and repeat such requests at will.
+    is_without_effect: bool,
 }
 
 impl Subject {
-    /// Whether the client can repeat such requests without end. The service itself is never one.
-    fn is_without_effect(&self) -> bool {
-        self.actor.is_unauthenticated() || self.outcome.is_error() || self.what.is_none()
+    fn of(actor: &Actor, action: &'static str, what: Option<String>, outcome: Outcome) -> Self {
+        let is_without_effect = actor.is_unauthenticated() || outcome.is_error();
+        Self { actor: actor.without_request(), action, what, account: None, outcome, is_without_effect }
     }
 
     /// The subject of all requests that differ from this only in what they are about, and in the reason.
     fn of_all(&self) -> Self {
         let (actor, outcome) = (self.actor.clone(), Outcome { name: self.outcome.name, ..Outcome::DONE });
-        Self { actor, action: self.action, what: None, account: None, outcome }
+        Self { actor, action: self.action, what: None, account: None, outcome, is_without_effect: true }
     }
 
     /// Whether it is one of those.
@@ -108,13 +110,7 @@ impl AuditTrail {
 
     /// Adds a request about `what`.
     pub(crate) fn add(&self, actor: &Actor, action: &'static str, what: String, outcome: Outcome, sent: Option<Sent>) {
-        let subject =
-            Subject { actor: actor.without_request(), action, what: Some(what.clone()), account: None, outcome };
-        self.add_to(subject, actor, what, sent);
-    }
-
-    /// Adds a request to the summary of its subject.
-    fn add_to(&self, subject: Subject, actor: &Actor, what: String, sent: Option<Sent>) {
+        let subject = Subject::of(actor, action, Some(what.clone()), outcome);
         add_to(&mut self.sums(), subject, actor, what, sent);
     }
 
@@ -152,7 +148,7 @@ impl AuditTrail {
     /// Writes the summaries that are due.
     pub(crate) fn write_due(&self) {
         self.sums().retain(|subject, sum| {
-            let is_without_effect = subject.is_without_effect();
+            let is_without_effect = subject.is_without_effect;
             if !sum.is_due(is_without_effect) {
                 return true;
             }
@@ -259,8 +255,8 @@ impl AuditTrail {
 
     /// Records a request that changed nothing.
     pub(crate) fn without_effect(&self, actor: &Actor, action: &'static str, what: impl Display, outcome: Outcome) {
-        let what = Some(what.to_string());
-        self.add_varying(Subject { actor: actor.without_request(), action, what, account: None, outcome }, actor);
+        let subject = Subject::of(actor, action, Some(what.to_string()), outcome);
+        self.add_varying(Subject { is_without_effect: true, ..subject }, actor);
     }
 
     /// Records a request of an unauthenticated client, and why it is refused. The log has the paths.
@@ -275,9 +271,8 @@ impl AuditTrail {
 
     /// One line for all paths: otherwise a client could fill the trail with made-up paths.
     fn refused(&self, actor: &Actor, path: &str, error: &Error) {
-        let outcome = Outcome::of_error(error);
-        let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
-        self.add_to(subject, actor, path.to_owned(), None);
+        let subject = Subject::of(actor, "request", None, Outcome::of_error(error));
+        add_to(&mut self.sums(), subject, actor, path.to_owned(), None);
     }
 
     /// Records the outcome of a log-in. The name is recorded only after a success, because users sometimes type their
@@ -288,9 +283,8 @@ impl AuditTrail {
             // The manager did not check the account.
             Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
             Err(error) => {
-                let (account, outcome) = (Some(account_hash), Outcome::of_error(error));
-                let of = actor.without_request();
-                self.add_varying(Subject { actor: of, action: LOG_IN, what: None, account, outcome }, &actor);
+                let subject = Subject::of(&actor, LOG_IN, None, Outcome::of_error(error));
+                self.add_varying(Subject { account: Some(account_hash), ..subject }, &actor);
             }
         }
     }
