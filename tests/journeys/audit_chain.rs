@@ -65,8 +65,11 @@ fn audit_chain_continues_over_rotation_restart_and_kill() {
     let (status, report) = verify(&world.exporter, &[]);
     assert_eq!(status, Some(0), "{report}");
     let seen = newest(&file);
-    let audit = client.get("/status").ok()["audit"].clone();
-    assert_eq!(format!("{}:{}", audit["seq"], text(&audit["hash"])), seen);
+    // As soon as it is on the disk.
+    eventually("the status has the newest line", || {
+        let audit = client.get("/status").ok()["audit"].clone();
+        !audit.is_null() && format!("{}:{}", audit["seq"], text(&audit["hash"])) == seen
+    });
     assert!(report.contains(&format!("newest line: {seen}")) && report.contains("proven"), "{report}");
 
     // Stopped, killed while it writes, and killed inside a line.

@@ -145,11 +145,10 @@ impl ExclusiveUsage {
         // Each file is checked when it is opened. All are then read on a thread of the repository.
         let mut files = Vec::with_capacity(states.len());
         for (snapshot, disk) in states {
-            let reason = |error| match view.includes(snapshot) {
-                true => format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name),
-                false => format!("another snapshot, disk {}: {error}", disk.name),
-            };
-            files.push(self.files.open(snapshot, disk).map_err(reason)?);
+            let named = || format!("snapshot {}", snapshot.id);
+            let of = if view.includes(snapshot) { named() } else { "another snapshot".to_owned() };
+            let file = self.files.open(snapshot, disk);
+            files.push(file.map_err(|error| format!("{of}, disk {}: {error}", disk.name))?);
         }
         let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
         let stop = Arc::clone(stop);
