@@ -6,14 +6,6 @@ use nix::unistd::{Gid, Group, Uid, User, geteuid};
 
 use super::session::Session;
 
-/// The names of local users start with this, so that a user of the manager with the same name is another user.
-const LOCAL: &str = "unix:";
-
-/// Whether this is the name of a local user. No other user may have such a name.
-pub fn is_local_name(user: &str) -> bool {
-    user.starts_with(LOCAL)
-}
-
 /// The process at the other end of the Unix socket, as the kernel recorded it when it connected.
 #[derive(Clone, Debug)]
 pub struct LocalPeer {
@@ -47,7 +39,7 @@ impl Operators {
 
     /// The session of `peer`, if it may use the socket. It has the name of the local user after `unix:`, and all permissions.
     pub fn session(self, peer: &LocalPeer) -> Option<Session> {
-        self.includes(peer).then(|| Session::of_operator(user_name(peer.uid)))
+        self.includes(peer).then(|| Session::of_operator(&user_name(peer.uid)))
     }
 
     fn includes(self, peer: &LocalPeer) -> bool {
@@ -74,9 +66,9 @@ fn is_listed_member(uid: u32, group: Gid) -> bool {
 
 fn user_name(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
-        Ok(Some(user)) => format!("{LOCAL}{}", user.name),
+        Ok(Some(user)) => user.name,
         // The user is removed, or in a directory that only other programs can read.
-        _ => format!("{LOCAL}uid={uid}"),
+        _ => format!("uid={uid}"),
     }
 }
 

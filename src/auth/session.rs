@@ -2,9 +2,16 @@
 
 use std::sync::Arc;
 
-use super::operators::is_local_name;
 use super::requester::Requester;
 use crate::model::{AccessRules, Grants, Permission, User};
+
+/// The names of local users start with this, so that a user of the manager with the same name is another user.
+const LOCAL: &str = "unix:";
+
+/// Whether this is the name of a local user. No other user may have such a name.
+pub fn is_local_name(user: &str) -> bool {
+    user.starts_with(LOCAL)
+}
 
 /// An authenticated request, and the permission that it needs. Only a valid token, or an operator's process on the Unix
 /// socket, yields one.
@@ -46,9 +53,9 @@ impl Session {
         Self::with_grants(identity, grants)
     }
 
-    /// The session of a local operator.
-    pub(super) fn of_operator(name: String) -> Self {
-        Self::with_grants(Arc::new(Identity::of_user(name)), Grants::admin())
+    /// The session of the local operator with this name.
+    pub(super) fn of_operator(name: &str) -> Self {
+        Self::with_grants(Arc::new(Identity::of_user(format!("{LOCAL}{name}"))), Grants::admin())
     }
 
     fn with_grants(identity: Arc<Identity>, grants: Grants) -> Self {

@@ -1,5 +1,6 @@
 //! Deletes snapshots: records the deletion, removes the files, then the record.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::service::Snapshots;
@@ -18,8 +19,7 @@ impl Snapshots {
     /// may not see all snapshots: then there may be one, and a success would be wrong.
     ///
     /// # Errors
-    /// [`Error::Forbidden`]; [`Error::NotFound`]; [`Error::OtherVm`]; [`Error::HookFailed`]: the
-    /// snapshot was kept;
+    /// [`Error::Forbidden`]; [`Error::NotFound`]; [`Error::OtherVm`]; [`Error::HookFailed`]: the snapshot was kept;
     /// [`Error::Io`] if a file cannot be removed: the snapshot is deleted nevertheless, and removing its files is
     /// retried each minute.
     pub async fn delete(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
@@ -44,11 +44,7 @@ impl Snapshots {
                     snapshots.delete_one(record, actor.user()).await.map(|()| true)
                 };
                 let outcome = deletion.await;
-                match outcome {
-                    Ok(false) => snapshots.trail.without_effect(&actor, "delete", what, Outcome::DONE),
-                    _ => snapshots.trail.change(&actor, "delete", what, &outcome),
-                }
-                outcome.map(drop)
+                snapshots.record(&actor, "delete", what, outcome)
             })
             .await
     }
@@ -85,21 +81,35 @@ impl Snapshots {
                     let check = move |snapshots: &Self| Ok((snapshots.check_deletions(&by, &records)?, records));
                     let (by, records) = snapshots.blocking(check).await?;
                     actor = Actor::from(&by);
-                    let mut outcome = Ok(());
+                    let mut outcome = Ok(!records.is_empty());
                     for record in records {
                         let deleted = match guard.allows_removal(&record.repositories()) {
                             Ok(()) => snapshots.delete_one(record, actor.user()).await,
                             Err(error) => Err(error),
                         };
-                        outcome = outcome.and(deleted);
+                        outcome = outcome.and_then(|any| deleted.map(|()| any));
                     }
                     outcome
                 };
                 let outcome = deletion.await;
-                snapshots.trail.change(&actor, "delete-all", what, &outcome);
-                outcome
+                snapshots.record(&actor, "delete-all", what, outcome)
             })
             .await
+    }
+
+    /// Records a deletion in the audit. `outcome` has whether there was something to delete.
+    fn record(
+        &self,
+        actor: &Actor,
+        action: &'static str,
+        what: impl Display,
+        outcome: Result<bool, Error>,
+    ) -> Result<(), Error> {
+        match outcome {
+            Ok(false) => self.trail.without_effect(actor, action, what, Outcome::DONE),
+            _ => self.trail.change(actor, action, what, &outcome),
+        }
+        outcome.map(drop)
     }
 
     /// The VM `vm_ref`. Fails if the user may see the snapshot `id`, and it belongs to another VM or must stay.
