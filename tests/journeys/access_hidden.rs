@@ -4,7 +4,6 @@ use std::fs;
 use std::io::Read;
 
 use nix::sys::signal::Signal;
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::access::{create, lacks, rename, rule, user, world};
