@@ -25,6 +25,7 @@ use crate::auth::{self, AuditKey, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
+use crate::model::AccessRules;
 use crate::store::{self, Store, StoreError};
 use crate::sys::host;
 
@@ -96,7 +97,7 @@ impl App {
         let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
-        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));
+        let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
         let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
         let manager = (authenticator, address);
         let sessions = Arc::new(Sessions::new(
@@ -120,7 +121,8 @@ impl App {
         let (i, a, longest) = (Arc::clone(&inventory), Arc::clone(&admission), config.policy.max_ticket_ttl);
         let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), longest, t()));
         let idle_io = config.export.is_idle;
-        let exports = Exports::new(Arc::clone(&admission), Arc::clone(&trail), Arc::clone(&metrics), idle_io);
+        let admitted = (Arc::clone(&admission), Arc::clone(&inventory));
+        let exports = Exports::new(admitted, Arc::clone(&trail), Arc::clone(&metrics), idle_io, t());
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
         let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
         let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
@@ -150,6 +152,7 @@ impl App {
             removals,
             reconciler,
             store: s(),
+            trail: Arc::clone(&trail),
             metrics: Arc::clone(&metrics),
             exporter,
             tasks: t(),
@@ -183,6 +186,14 @@ impl App {
                 Ok(())
             }
         }
+    }
+
+    /// Replaces the access rules. They apply to the next request of each user, and end downloads that they no longer
+    /// permit.
+    pub fn set_access(&self, rules: AccessRules) {
+        let rules = Arc::new(rules);
+        self.sessions.set_access(Arc::clone(&rules));
+        self.exports.set_access(rules);
     }
 
     /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.

@@ -20,6 +20,6 @@ pub use key::KeyError;
 pub use login::{Credentials, LoginError};
 pub use operators::{LocalPeer, Operators};
 pub use requester::Requester;
-pub use session::{Session, Source};
+pub use session::{Session, Source, is_reserved_name};
 pub use ticket::{TicketHash, TicketSecret, without_ticket_secrets};
 pub use token::{BadToken, CheckedToken, Tokens};

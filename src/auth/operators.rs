@@ -37,9 +37,9 @@ impl Operators {
         self.group.map(Gid::as_raw)
     }
 
-    /// The session of `peer`, if it may use the socket. It has the name of the local user, and all permissions.
+    /// The session of `peer`, if it may use the socket. It has the name of the local user after `unix:`, and all permissions.
     pub fn session(self, peer: &LocalPeer) -> Option<Session> {
-        self.includes(peer).then(|| Session::of_operator(user_name(peer.uid)))
+        self.includes(peer).then(|| Session::of_operator(&user_name(peer.uid)))
     }
 
     fn includes(self, peer: &LocalPeer) -> bool {
@@ -68,7 +68,7 @@ fn user_name(uid: u32) -> String {
     match User::from_uid(Uid::from_raw(uid)) {
         Ok(Some(user)) => user.name,
         // The user is removed, or in a directory that only other programs can read.
-        _ => format!("uid {uid}"),
+        _ => format!("uid={uid}"),
     }
 }
 
@@ -88,14 +88,14 @@ mod tests {
         let (nobody_else, with_group) = (Operators::default(), Operators { group: Some(Gid::from_raw(4242)) });
         let own = geteuid().as_raw();
         for operators in [nobody_else, with_group] {
-            assert_eq!(operators.session(&peer(0, 0, None)).unwrap().subject(), "root");
+            assert_eq!(operators.session(&peer(0, 0, None)).unwrap().subject(), "unix:root");
             assert!(operators.session(&peer(own, 1, Some(&[]))).is_some());
             assert!(operators.session(&peer(NO_ID, NO_ID, Some(&[0, 4241]))).is_none());
             assert!(operators.session(&peer(NO_ID, NO_ID, None)).is_none());
         }
         for member in [peer(NO_ID, 4242, Some(&[])), peer(NO_ID, 1, Some(&[7, 4242]))] {
             assert!(nobody_else.session(&member).is_none(), "{member:?}");
-            assert_eq!(with_group.session(&member).unwrap().subject(), format!("uid {NO_ID}"));
+            assert_eq!(with_group.session(&member).unwrap().subject(), format!("unix:uid={NO_ID}"));
         }
     }
 

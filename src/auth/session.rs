@@ -6,6 +6,17 @@ use super::requester::Requester;
 use crate::model::{AccessRules, Grants, Permission, User};
 use crate::tls::ClientCertificate;
 
+/// The names of local users start with this, so that a user of the manager with the same name is another user.
+const LOCAL: &str = "unix:";
+
+/// The names of certificates start with this.
+const CERTIFICATE: &str = "cert:";
+
+/// Whether this is the name of a local user or of a certificate. Nobody who logs in may have such a name.
+pub fn is_reserved_name(user: &str) -> bool {
+    [LOCAL, CERTIFICATE].iter().any(|start| user.starts_with(start))
+}
+
 /// An authenticated request, and the permission that it needs. Only a valid token, a certificate that a rule names, a
 /// ticket, or an operator's process on the Unix socket, yields one.
 #[derive(Clone, Debug)]
@@ -20,7 +31,7 @@ pub struct Session {
 /// A user, as an authenticator knows them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The user's name. That of a certificate begins with `cert:`; no user who logs in has a name with a colon.
+    /// The user's name. See [`is_reserved_name`].
     pub subject: String,
     /// The groups that the authenticator knows. The manager knows none.
     pub groups: Vec<String>,
@@ -44,7 +55,7 @@ impl Identity {
     }
 
     fn of_certificate(certificate: Arc<ClientCertificate>) -> Self {
-        let subject = format!("cert:{}", certificate.name());
+        let subject = format!("{CERTIFICATE}{}", certificate.name());
         Self { subject, groups: Vec::new(), source: Source::Certificate(certificate) }
     }
 
@@ -70,9 +81,9 @@ impl Session {
         Self { identity, grants, permission: Permission::Administer, requester: Requester::default() }
     }
 
-    /// The session of a local operator.
-    pub(super) fn of_operator(name: String) -> Self {
-        Self::new(Arc::new(Identity::of_operator(name)), &AccessRules::default())
+    /// The session of the local operator with this name.
+    pub(super) fn of_operator(name: &str) -> Self {
+        Self::new(Arc::new(Identity::of_operator(format!("{LOCAL}{name}"))), &AccessRules::default())
     }
 
     /// The session of a client with a verified certificate. `None` if no rule names it.
@@ -87,7 +98,7 @@ impl Session {
         match source {
             Source::LogIn => Some(Self::new(Arc::new(Identity::of_user(subject)), rules)),
             Source::Certificate(certificate) => Self::of_certificate(certificate, rules),
-            Source::Socket => Some(Self::of_operator(subject)),
+            Source::Socket => Some(Self::new(Arc::new(Identity::of_operator(subject)), rules)),
         }
     }
 
@@ -113,6 +124,12 @@ impl Session {
     #[must_use]
     pub fn needing(&self, permission: Permission) -> Self {
         Self { permission, ..self.clone() }
+    }
+
+    /// The session under other rules. They do not apply to local operators.
+    #[must_use]
+    pub fn under(&self, rules: &AccessRules) -> Self {
+        Self { grants: self.identity.grants(rules), ..self.clone() }
     }
 
     /// Where the request comes from. Empty if the session does not belong to one.

@@ -26,7 +26,7 @@ impl LogFile {
     /// # Errors
     /// The file is not a regular file, or cannot be opened.
     pub fn open(path: &Path, max_size: u64, max_files: u32) -> io::Result<Self> {
-        let rotation = Rotation { max_size, max_files, mode: 0o640, is_exclusive: false };
+        let rotation = Rotation { max_size, max_files, mode: 0o640, is_exclusive: false, is_durable: false };
         Ok(Self { file: RotatedFile::open(path, rotation)?, missed: 0 })
     }
 

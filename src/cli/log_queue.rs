@@ -19,7 +19,7 @@ const MAX_BYTES: usize = 4 << 20;
 /// After a failed write, how long to wait before writing the count of dropped lines, if no new line comes.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// The destination of a queue. Each write is one whole line.
+/// The destination of a queue. Each write is one whole line. It is flushed when no line waits.
 pub trait Sink: Write + Send {
     /// Reopens the destination by its name.
     ///
@@ -29,10 +29,14 @@ pub trait Sink: Write + Send {
         Ok(())
     }
 
-    /// The line that reports `dropped` lines.
-    fn dropped(&self, dropped: u64) -> String {
+    /// Writes how many lines were dropped.
+    ///
+    /// # Errors
+    /// It was not written. It is repeated later.
+    fn report_dropped(&mut self, dropped: u64) -> io::Result<()> {
         let now = jiff::Timestamp::now();
-        format!("{now:.6}  WARN {dropped} log lines were dropped: the log could not be written\n")
+        let line = format!("{now:.6}  WARN {dropped} log lines were dropped: the log could not be written\n");
+        self.write_all(line.as_bytes())
     }
 }
 
@@ -107,6 +111,11 @@ impl LogQueue {
         true
     }
 
+    /// Dropped lines that were not reported yet.
+    pub fn unreported(&self) -> u64 {
+        self.0.state().unreported
+    }
+
     fn push(&self, line: &[u8]) {
         let mut state = self.0.state();
         if state.bytes + line.len() > MAX_BYTES {
@@ -137,12 +146,15 @@ impl Shared {
                 Job::Write(entry) => {
                     let (written, lines, new) = match entry {
                         Entry::Line(line) => (sink.write_all(&line), 1, 1),
-                        Entry::Dropped(lines) => (sink.write_all(sink.dropped(lines).as_bytes()), lines, 0),
+                        Entry::Dropped(lines) => (sink.report_dropped(lines), lines, 0),
                     };
                     failing = written.is_err();
                     if failing {
                         self.state().unreported += lines;
                         self.dropped.inc_by(new);
+                    }
+                    if self.state().entries.is_empty() {
+                        let _ = sink.flush(); // the sink reports it
                     }
                 }
             }
@@ -231,8 +243,8 @@ mod tests {
     }
 
     impl Sink for Gated {
-        fn dropped(&self, dropped: u64) -> String {
-            format!("{dropped} dropped\n")
+        fn report_dropped(&mut self, dropped: u64) -> io::Result<()> {
+            self.write_all(format!("{dropped} dropped\n").as_bytes())
         }
     }
 

@@ -47,17 +47,28 @@ impl Socket {
 pub struct Connections {
     /// `max_connections_per_address`: limits connections of one address that have not sent a valid token.
     pub per_address: usize,
-    /// `trusted_proxies`: addresses without that limit, whose `X-Forwarded-For` counts.
+    /// `trusted_proxies`: addresses without that limit.
     pub trusted_proxies: Vec<IpNet>,
+    /// `forwarded_for_from`: addresses whose `X-Forwarded-For` counts.
+    pub forwarded_for_from: Vec<IpNet>,
     /// `keepalive_timeout`: how long a connection that has sent a valid token may be idle.
     pub keepalive: Duration,
 }
 
 impl Connections {
-    /// Whether this is the address of a trusted proxy.
+    /// Whether many clients may share this address.
     pub fn is_proxy(&self, address: IpAddr) -> bool {
-        self.trusted_proxies.iter().any(|proxy| proxy.contains(&address.to_canonical()))
+        contain(&self.trusted_proxies, address)
     }
+
+    /// Whether requests from this address name their clients truthfully.
+    pub fn names_clients(&self, address: IpAddr) -> bool {
+        contain(&self.forwarded_for_from, address)
+    }
+}
+
+fn contain(networks: &[IpNet], address: IpAddr) -> bool {
+    networks.iter().any(|network| network.contains(&address.to_canonical()))
 }
 
 impl Default for Connections {
@@ -73,6 +84,7 @@ pub(super) struct Keys {
     port: u16,
     max_connections_per_address: usize,
     trusted_proxies: Vec<String>,
+    forwarded_for_from: Vec<String>,
     keepalive_timeout: String,
     socket: String,
     socket_group: String,
@@ -86,6 +98,7 @@ impl Default for Keys {
             port: 5544,
             max_connections_per_address: 64,
             trusted_proxies: Vec::new(),
+            forwarded_for_from: Vec::new(),
             keepalive_timeout: "75s".to_owned(),
             socket: Socket::DEFAULT_PATH.to_owned(),
             socket_group: String::new(),
@@ -105,23 +118,31 @@ impl Validator {
             let problem = "is 0, which refuses every connection; the default is 64";
             self.problem("api.max_connections_per_address", problem);
         }
-        let mut trusted_proxies = Vec::new();
-        for text in &keys.trusted_proxies {
-            let address = text.parse::<IpAddr>().map(IpNet::from);
-            match address.or_else(|_| text.parse()) {
-                Ok(proxy) => trusted_proxies.push(proxy),
-                Err(_) => {
-                    let expected = "expected 10.0.0.5, or 10.0.0.0/24 for a network";
-                    self.problem("api.trusted_proxies", format_args!("invalid address {text:?}; {expected}"));
-                }
-            }
-        }
         let keepalive = self.duration("api.keepalive_timeout", &keys.keepalive_timeout);
         if keepalive > MAX_KEEPALIVE {
             let expected = "expected a little more than the proxy's timeout, such as 75s";
             self.problem("api.keepalive_timeout", format_args!("is longer than an hour; {expected}"));
         }
-        Connections { per_address: keys.max_connections_per_address, trusted_proxies, keepalive }
+        Connections {
+            per_address: keys.max_connections_per_address,
+            trusted_proxies: self.networks("api.trusted_proxies", &keys.trusted_proxies),
+            forwarded_for_from: self.networks("api.forwarded_for_from", &keys.forwarded_for_from),
+            keepalive,
+        }
+    }
+
+    fn networks(&mut self, key: &str, texts: &[String]) -> Vec<IpNet> {
+        let mut networks = Vec::new();
+        for text in texts {
+            match text.parse::<IpAddr>().map(IpNet::from).or_else(|_| text.parse()) {
+                Ok(network) => networks.push(network),
+                Err(_) => {
+                    let expected = "expected 10.0.0.5, or 10.0.0.0/24 for a network";
+                    self.problem(key, format_args!("invalid address {text:?}; {expected}"));
+                }
+            }
+        }
+        networks
     }
 
     fn socket(&mut self, keys: &Keys) -> Option<Socket> {

@@ -88,6 +88,10 @@ fn every_wrong_key_is_named_with_a_remedy() {
             "api.trusted_proxies: invalid address \"proxy\"; ",
         ),
         (
+            with("[jwt]", "[api]\nforwarded_for_from = [\"proxy\"]\n[jwt]"),
+            "api.forwarded_for_from: invalid address \"proxy\"; ",
+        ),
+        (
             with("[jwt]", "[api]\nkeepalive_timeout = \"never\"\n[jwt]"),
             "api.keepalive_timeout: invalid duration \"never\"; ",
         ),

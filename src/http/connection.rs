@@ -30,6 +30,8 @@ pub(super) struct Connection {
     pub(super) origin: ClientAddress,
     /// Whether many clients may share the address.
     pub(super) is_proxy: bool,
+    /// Whether its header `X-Forwarded-For` counts.
+    pub(super) names_clients: bool,
     pub(super) exchange: Arc<Exchange>,
     times: Mutex<Times>,
     /// Log-ins that wait for the manager.
@@ -58,6 +60,7 @@ impl Connection {
         Self {
             origin,
             is_proxy,
+            names_clients: false,
             exchange: Arc::default(),
             times: Mutex::new(Times { progress: Instant::now(), valid_token: None, is_authenticated: false }),
             log_ins: AtomicUsize::new(0),

@@ -75,15 +75,17 @@ impl Connections {
         }
         let number = open.next;
         open.next += 1;
-        let connection = Arc::new(Connection::new(origin, is_proxy, self.config.keepalive));
+        let mut connection = Connection::new(origin, is_proxy, self.config.keepalive);
+        connection.names_clients = matches!(address, ClientAddress::Ip(ip) if self.config.names_clients(ip));
+        let connection = Arc::new(connection);
         open.by_number.insert(number, Arc::clone(&connection));
         Some(Place { number, connection, connections: Arc::clone(self) })
     }
 
-    /// The client that the other end of the connection names in a request, if that is a trusted proxy.
+    /// The client that the other end of the connection names in a request, if it may.
     pub(super) fn forwarded_for(&self, connection: &Connection, headers: &HeaderMap) -> Option<ForwardedFor> {
-        let is_trusted = |address| self.config.is_proxy(address);
-        connection.is_proxy.then(|| ForwardedFor::of(headers, is_trusted)).flatten()
+        let is_trusted = |address| self.config.names_clients(address);
+        connection.names_clients.then(|| ForwardedFor::of(headers, is_trusted)).flatten()
     }
 
     fn open(&self) -> MutexGuard<'_, Open> {

@@ -44,17 +44,17 @@ async fn cancel_on_drop<T>(cancellation: &Cancellation, operation: impl Future<O
     done
 }
 
-/// Records a request for maps of `what` in the audit.
+/// Records a request for a document of `what`, if it has maps or is refused.
 fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions, outcome: &Result<T, Error>) {
     // The route may need less, because it also answers without maps.
-    let session = &session.needing(Permission::Read);
+    let session = &session.needing(options.permission());
     match options.compare_to {
         Some(base) => {
             let direction = if options.reverse { "back to" } else { "since" };
             app.trail.read(session, "compare", format_args!("{what} {direction} {base}"), outcome);
         }
         None if options.maps() => app.trail.read(session, "chunks", what, outcome),
-        None => {}
+        None => app.trail.view(session, what, outcome),
     }
 }
 
@@ -146,7 +146,10 @@ pub(super) async fn vm(
     Authenticated(session): Authenticated,
     VmPath(vm): VmPath,
 ) -> Result<Json<api::Vm>, Failure> {
-    Ok(Json(app.inventory.vm(&session, vm).await?))
+    let what = vm.to_string();
+    let vm = app.inventory.vm(&session, vm).await;
+    app.trail.view(&session, what, &vm);
+    Ok(Json(vm?))
 }
 
 pub(super) async fn snapshots(
@@ -247,7 +250,14 @@ pub(super) async fn status(
     StatusParameters(query): StatusParameters,
     AcceptsText(text): AcceptsText,
 ) -> Result<Response, Failure> {
-    let status = app.operator.ops.status(&session, query).await?;
+    let (has_costs, what) = (query.cost, query.vm.as_ref().map(ToString::to_string).unwrap_or_default());
+    let status = app.operator.ops.status(&session, query).await;
+    if has_costs {
+        app.trail.read(&session.needing(Permission::Read), "cost", what, &status);
+    } else {
+        app.trail.view(&session, "", &status);
+    }
+    let status = status?;
     Ok(if text { render(&status).into_response() } else { Json(status).into_response() })
 }
 
@@ -262,7 +272,7 @@ pub(super) async fn disk(
 ) -> Result<Response, Failure> {
     let what = format!("{vm}/{snapshot}/{disk}");
     let disk = app.files.open_disk(&session, vm, snapshot, disk).await;
-    if disk.as_ref().is_err_and(|error| error.missing_role().is_some()) {
+    if disk.is_err() {
         app.trail.read(&session, "export", what, &disk);
     }
     let disk = disk?;

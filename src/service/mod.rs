@@ -182,7 +182,7 @@ fn reload_access(path: &Path, app: &App) {
             if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
                 tracing::warn!(key, remedy, "{found}");
             }
-            app.sessions.set_access(config.access);
+            app.set_access(config.access);
             tracing::info!("access rules reloaded");
         }
         Err(error) => tracing::error!(%error, "cannot reload the access rules; keeping the current ones"),

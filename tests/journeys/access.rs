@@ -69,11 +69,10 @@ fn a_user_reaches_only_the_vms_of_its_rules() {
         assert_eq!(error(&ask(OTHER_VM, &other), 404), expected, "{method} {rest}");
         assert_eq!(error(&ask(OTHER_VM, missing), 404), expected, "{method} {rest}");
         // Nor does a snapshot of it exist under a VM that the user may use.
-        if rest.contains("{id}") && method != "DELETE" {
+        if rest.contains("{id}") {
             assert_eq!(error(&ask(VM, &other), 404), error(&ask(VM, missing), 404), "{method} {rest}");
         }
     }
-    assert_eq!(web.delete(&format!("{SNAPSHOTS}/{other}")).status, 404);
     assert_eq!(web.get(&format!("{SNAPSHOTS}/{own}?compareTo={other}")).error(404), "not_found");
     let group = |client: &Client| {
         let body = json!({"vms": [VM, OTHER_VM]}).to_string();
@@ -184,6 +183,8 @@ fn operators_delete_only_their_own_snapshots() {
     assert_eq!(admin.delete(&format!("{SNAPSHOTS}/{of_one}")).status, 200);
     one.take_snapshot_id();
     assert_eq!(one.delete(SNAPSHOTS).status, 200);
+    one.take_snapshot_id();
+    assert_eq!(admin.delete(SNAPSHOTS).status, 200);
     assert!(list(&admin, VM).is_empty());
     let view = user(&world, "test-view");
     lacks(&view.get("/vms/x/snapshots/y/disks/z"), "reader");
@@ -209,6 +210,8 @@ fn operators_delete_only_their_own_snapshots() {
     has("test-two", "lease", &of_one, "done", "reader");
     has(USER, "delete", &of_one, "done", "admin");
     has("test-one", "create", VM, "done", "operator");
+    has("test-one", "delete-all", VM, "done", "operator");
+    has(USER, "delete-all", VM, "done", "admin");
     // Refused by the route: the path says what was asked for.
     has("test-view", "request", "/disks/z", "refused", "reader");
     has("test-view", "request", "", "refused", "operator");
@@ -219,6 +222,7 @@ fn operators_delete_only_their_own_snapshots() {
 fn the_status_shows_only_work_on_visible_vms() {
     needs_root!();
     let rules = rule("test-web", "viewer", "vms = [\"web-1\"]") + &rule("test-all", "viewer", "");
+    let rules = rules + &rule("test-label", "viewer", "labels = { env = \"test\" }");
     let world = world(&format!("default_role = \"admin\"\n{rules}"));
     let big = make_disk(&world.repository, "big.img", 32 * MB);
     write_at(&big, 0, &vec![9; 32 << 20]);
@@ -232,5 +236,12 @@ fn the_status_shows_only_work_on_visible_vms() {
     eventually("the download runs", || running(&admin) == 1);
     assert_eq!(running(&user(&world, "test-all")), 1);
     assert_eq!(running(&user(&world, "test-web")), 0);
+    // A download of a snapshot with other labels.
+    assert_eq!(running(&user(&world, "test-label")), 0);
+    let labelled = text(&create(&admin, OTHER_VM, &json!({"labels": {"env": "test"}})).ok()["id"]);
+    let second = world.send_get(&admin, &format!("/vms/{OTHER_VM}/snapshots/{labelled}/disks/big.img"));
+    eventually("both downloads run", || running(&admin) == 2);
+    assert_eq!(running(&user(&world, "test-label")), 1);
+    drop(second);
     drop(download);
 }

@@ -126,7 +126,7 @@ fn each_route_answers_each_role_as_documented() {
     lacks(&by_role("viewer").get(&format!("{SNAPSHOTS}/{shared}?chunks=false&compareTo={shared}")), "reader");
     // The local operators are admins, whatever the rules say.
     Client::local(&world.exporter).get("/status").ok();
-    assert_eq!(Client::local(&world.exporter).take_snapshot()["created_by"], "root");
+    assert_eq!(Client::local(&world.exporter).take_snapshot()["created_by"], "unix:root");
 }
 
 #[test]
@@ -176,6 +176,19 @@ fn another_spelling_of_a_user_has_the_same_rule() {
     assert!(world.exporter.log().contains(warning));
     let (status, table) = world.exporter.command(&["check-config"]);
     assert!(status == Some(0) && table.contains("access.default_role") && table.contains(warning), "{table}");
+}
+
+#[test]
+fn a_user_of_the_manager_is_not_the_local_user_of_that_name() {
+    needs_root!();
+    let world = world(&format!("default_role = \"none\"\n{}", rule("*", "operator", "")));
+    let local = Client::local(&world.exporter);
+    let of_root = local.take_snapshot();
+    assert_eq!(of_root["created_by"], "unix:root");
+    lacks(&user(&world, "root").delete(&format!("{SNAPSHOTS}/{}", text(&of_root["id"]))), "admin");
+    let before = world.manager.request_count();
+    assert_eq!(world.anonymous_client().try_log_in("unix:root", PASSWORD).error(401), "unauthorized");
+    assert_eq!(world.manager.request_count(), before, "the manager was asked");
 }
 
 #[test]

@@ -100,7 +100,7 @@ fn snapshots_of_the_original_exporter_are_adopted() {
     assert_eq!(client.snapshot_ids(), [id(0xb), id(0xa)], "oldest first, by the files' times");
     let taken = client.get(&format!("{SNAPSHOTS}/{}", id(0xb))).ok();
     assert_eq!(taken["disks"].as_array().unwrap().len(), 2, "{taken}");
-    assert_eq!(taken["created_by"], "root", "the user of the command");
+    assert_eq!(taken["created_by"], "unix:root", "the user of the command");
 
     // Comparisons work between adopted snapshots, and between an adopted and a new one.
     let change = client.compare(&id(0xa), &id(0xb));

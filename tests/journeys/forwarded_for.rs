@@ -1,4 +1,4 @@
-//! The client behind a trusted proxy, in the audit and in the log.
+//! The client behind a proxy, in the audit and in the log.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -9,12 +9,13 @@ use crate::harness::{World, connect_from, eventually};
 use crate::needs_root;
 
 #[test]
-fn trusted_proxies_name_their_clients() {
+fn proxies_name_their_clients() {
     needs_root!();
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("audit.json");
     let world = World::with(512, |settings| {
-        settings.api = "trusted_proxies = [\"127.0.0.7\", \"127.0.3.0/24\"]".to_owned();
+        settings.api =
+            "trusted_proxies = [\"127.0.0.9\"]\nforwarded_for_from = [\"127.0.0.7\", \"127.0.3.0/24\"]".to_owned();
         settings.sections = format!("[audit]\nfile = {file:?}\n");
     });
     let client = world.client();
@@ -42,6 +43,7 @@ fn trusted_proxies_name_their_clients() {
         (proxy, "X-Forwarded-For: 192.0.2.1, unknown\r\n", None),
         (proxy, "X-Forwarded-For: \"who\":\"admin\"\r\n", None),
         (proxy, &long, None),
+        // Of `trusted_proxies`, which is about limits only.
         (stranger, "X-Forwarded-For: 192.0.2.1\r\n", None),
     ];
     for (number, (from, headers, expected)) in cases.into_iter().enumerate() {

@@ -4,6 +4,7 @@
 mod harness;
 
 mod access;
+mod access_hidden;
 mod access_roles;
 mod adopt;
 mod api_types;

@@ -63,7 +63,7 @@ fn operators_need_no_password_and_no_certificate() {
     assert_eq!(mode(&world.exporter.socket()), 0o600);
     let mut client = Client::local(&world.exporter);
     let snapshot = client.take_snapshot();
-    assert_eq!(snapshot["created_by"], "root");
+    assert_eq!(snapshot["created_by"], "unix:root");
     let id = text(&snapshot["id"]);
     assert_eq!(client.disk(&id, "a.img"), fs::read(disk).unwrap());
     assert_eq!(client.disk_range(&id, "a.img", MB, 4096), [7; 4096]);
@@ -81,7 +81,7 @@ fn operators_need_no_password_and_no_certificate() {
         fs::read_to_string(&file).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for action in ["create", "export", "delete"] {
         let line = lines.iter().find(|line| line["action"] == action).unwrap_or_else(|| panic!("{action}: {lines:?}"));
-        assert_eq!((&line["who"], &line["address"]), (&"root".into(), &address.as_str().into()), "{line}");
+        assert_eq!((&line["who"], &line["address"]), (&"unix:root".into(), &address.as_str().into()), "{line}");
     }
     let log = world.exporter.log();
     assert!(log.lines().any(|line| line.contains("answered") && line.contains(&format!("peer={address}"))), "{log}");
@@ -103,7 +103,7 @@ fn a_running_download_shows_its_process_in_the_status() {
     let status = client.get("/status").ok();
     let export = &status["exports"]["running"][0];
     let address = format!("unix:uid=0,pid={}", std::process::id());
-    assert_eq!((&export["user"], &export["address"]), (&"root".into(), &address.into()), "{status}");
+    assert_eq!((&export["user"], &export["address"]), (&"unix:root".into(), &address.into()), "{status}");
     // A stop lets it finish.
     world.exporter.signal(Signal::SIGTERM);
     world.exporter.wait_for_log("waiting for running requests");

@@ -1,13 +1,14 @@
 //! A download of a disk, queued or running.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::client_rate::ClientRate;
 use super::queue::{Permit, Queued, Share};
 use crate::app::audit::Actor;
 use crate::app::retention::InUse;
-use crate::model::{DiskName, SnapshotId, VmId};
+use crate::auth::Session;
+use crate::model::{Annotations, DiskName, SnapshotId, VmId};
 use crate::repository::Executor;
 
 /// The connection that a body is sent on.
@@ -24,6 +25,9 @@ pub(crate) struct ExportDetails {
     pub vm: VmId,
     pub snapshot: SnapshotId,
     pub disk: DiskName,
+    /// Those of the snapshot.
+    pub annotations: Annotations,
+    pub session: Session,
     pub actor: Actor,
     /// Bytes of the body.
     pub total: u64,
@@ -44,8 +48,8 @@ pub(crate) struct Export {
     audited: AtomicU64,
     rate: ClientRate,
     client: Arc<dyn ExportClient>,
-    was_slow: AtomicBool,
-    has_lost_ticket: AtomicBool,
+    /// Why the service ends it early.
+    ended: OnceLock<&'static str>,
     /// Keeps the snapshot from being swept while the download exists.
     _in_use: Arc<InUse>,
 }
@@ -70,8 +74,7 @@ impl Export {
             audited: AtomicU64::new(0),
             rate: ClientRate::default(),
             client,
-            was_slow: AtomicBool::new(false),
-            has_lost_ticket: AtomicBool::new(false),
+            ended: OnceLock::new(),
             _in_use: in_use,
         }
     }
@@ -106,7 +109,7 @@ impl Export {
 
     /// Disconnects the client, whose rate is `rate` bytes per second, because others wait.
     pub(super) fn disconnect_slow_client(&self, rate: f64) {
-        if self.was_slow.swap(true, Ordering::Relaxed) {
+        if !self.end("the client was slower than export.min_rate while others waited") {
             return;
         }
         let ExportDetails { vm, snapshot, disk, actor, .. } = &self.details;
@@ -115,21 +118,19 @@ impl Export {
             %vm, %snapshot, %disk, ?user, rate,
             "disconnecting a client slower than export.min_rate, because others are waiting"
         );
-        self.client.disconnect();
     }
 
-    /// Disconnects the client, because the ticket of the download has ended.
-    pub(crate) fn disconnect_ended_ticket(&self) {
-        self.has_lost_ticket.store(true, Ordering::Relaxed);
-        self.client.disconnect();
+    /// Closes the connection in the middle of the body. Returns whether this is the first call.
+    pub(crate) fn end(&self, reason: &'static str) -> bool {
+        let is_first = self.ended.set(reason).is_ok();
+        if is_first {
+            self.client.disconnect();
+        }
+        is_first
     }
 
     /// Why the service ended the download early.
     pub(crate) fn cut_reason(&self) -> Option<String> {
-        if self.has_lost_ticket.load(Ordering::Relaxed) {
-            return Some("the ticket was ended".to_owned());
-        }
-        let is_slow = self.was_slow.load(Ordering::Relaxed);
-        is_slow.then(|| "the client was slower than export.min_rate while others waited".to_owned())
+        self.ended.get().map(|reason| (*reason).to_owned())
     }
 }

@@ -23,11 +23,10 @@ pub(crate) struct PolicyCheck {
 impl PolicyCheck {
     /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order.
     pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
-        if let Some(limit) = self.limits.max_snapshots_per_vm {
-            let existing = self.store.snapshots_of(&snapshot.vm)?.len();
-            if existing >= limit {
-                return Err(Refusal::TooManySnapshots { existing, limit }.into());
-            }
+        if let Some(limit) = self.limits.max_snapshots_per_vm
+            && self.store.snapshots_of(&snapshot.vm)?.len() >= limit
+        {
+            return Err(Refusal::TooManySnapshots { limit }.into());
         }
         for id in snapshot.repositories() {
             let Some(repository) = self.inventory.repository(id) else { continue };

@@ -17,7 +17,7 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Tasks, rounds};
 use crate::auth::ClientAddress;
 use crate::config::Config;
-use crate::model::VmId;
+use crate::model::{Annotations, VmId};
 use crate::store::Store;
 
 /// Log-ins that ask the manager at a time, so that unauthenticated clients cannot flood it through this service.
@@ -68,6 +68,8 @@ impl Queued for CostRequest {}
 pub(crate) struct Creation {
     /// Each once.
     pub vms: Vec<VmId>,
+    /// Those of each snapshot.
+    pub annotations: Annotations,
     pub user: String,
 }
 

@@ -152,6 +152,11 @@ impl Outcome {
         }
     }
 
+    /// Whether the action was refused, or failed.
+    pub(crate) fn is_error(&self) -> bool {
+        ["refused", "failed"].contains(&self.name)
+    }
+
     pub(crate) fn of_error(error: &Error) -> Self {
         let name = if error.is_refusal() { "refused" } else { "failed" };
         Self { name, reason: Some(error.to_string()), missing_role: error.missing_role() }

@@ -1,10 +1,12 @@
 //! Summarizes frequent requests for the audit: one line for all requests of one client for one subject, when they end
 //! or after a minute.
 //!
-//! Requests without a valid token and failed log-ins are summarized for longer the longer they continue. Otherwise a
-//! client that tries passwords for days would fill the audit and displace creations and deletions.
+//! Refused and failed requests are summarized for longer the longer they continue, and after a few different ones, all
+//! others share a line. Otherwise a client that tries passwords or ids for days would fill the audit and displace
+//! creations and deletions.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt::Display;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -18,11 +20,11 @@ const QUIET: Duration = Duration::from_secs(5);
 /// The longest time that one line covers.
 pub(crate) const ROUND_OF_LINES: Duration = Duration::from_secs(60);
 
-/// The longest time that one line covers for an unauthenticated client.
-const MAX_UNAUTHENTICATED_ROUND: Duration = Duration::from_secs(3600);
+/// The longest time that one line covers for requests without effect.
+const MAX_LONG_ROUND: Duration = Duration::from_secs(3600);
 
-/// The most accounts per host whose failed log-ins have separate lines.
-const SEPARATE_ACCOUNTS: usize = 8;
+/// The most things or accounts of which one client's requests without effect have separate lines.
+const SEPARATE: usize = 8;
 
 /// The most accounts that the line of all others counts.
 const MAX_COUNTED_ACCOUNTS: usize = 1000;
@@ -43,6 +45,26 @@ struct Subject {
     /// A keyed hash of the account's name, if a log-in failed.
     account: Option<String>,
     outcome: Outcome,
+    /// Whether the client can vary and repeat such requests at will.
+    is_without_effect: bool,
+}
+
+impl Subject {
+    fn of(actor: &Actor, action: &'static str, what: Option<String>, outcome: Outcome) -> Self {
+        let is_without_effect = actor.is_unauthenticated() || outcome.is_error();
+        Self { actor: actor.without_request(), action, what, account: None, outcome, is_without_effect }
+    }
+
+    /// The subject of all requests that differ from this only in what they are about, and in the reason.
+    fn of_all(&self) -> Self {
+        let (actor, outcome) = (self.actor.clone(), Outcome { name: self.outcome.name, ..Outcome::DONE });
+        Self { actor, action: self.action, what: None, account: None, outcome, is_without_effect: true }
+    }
+
+    /// Whether it is one of those.
+    fn is_one_of(&self, all: &Self) -> bool {
+        self != all && self.actor == all.actor && self.action == all.action && self.outcome.name == all.outcome.name
+    }
 }
 
 /// The summary of a subject.
@@ -57,17 +79,17 @@ struct Summary {
     sent: Option<Sent>,
     /// Hashes of the accounts, if several share the line.
     accounts: HashSet<String>,
-    /// The number of earlier lines about an unauthenticated client.
+    /// The number of earlier lines, if the requests have no effect.
     lines: u32,
 }
 
 impl Summary {
     /// Whether the line is due.
-    fn is_due(&self, is_unauthenticated: bool) -> bool {
-        let is_quiet = self.last.elapsed() >= QUIET && (!is_unauthenticated || (self.lines == 0 && self.requests > 0));
+    fn is_due(&self, is_without_effect: bool) -> bool {
+        let is_quiet = self.last.elapsed() >= QUIET && (!is_without_effect || (self.lines == 0 && self.requests > 0));
         // One minute twice, then two, four, and so on.
         let max = ROUND_OF_LINES * (1 << self.lines.saturating_sub(1).min(6));
-        is_quiet || self.since.elapsed() >= max.min(MAX_UNAUTHENTICATED_ROUND)
+        is_quiet || self.since.elapsed() >= max.min(MAX_LONG_ROUND)
     }
 }
 
@@ -88,32 +110,27 @@ impl AuditTrail {
 
     /// Adds a request about `what`.
     pub(crate) fn add(&self, actor: &Actor, action: &'static str, what: String, outcome: Outcome, sent: Option<Sent>) {
-        let subject =
-            Subject { actor: actor.without_request(), action, what: Some(what.clone()), account: None, outcome };
-        self.add_to(subject, actor, what, sent);
-    }
-
-    /// Adds a request to the summary of its subject.
-    fn add_to(&self, subject: Subject, actor: &Actor, what: String, sent: Option<Sent>) {
+        let subject = Subject::of(actor, action, Some(what.clone()), outcome);
         add_to(&mut self.sums(), subject, actor, what, sent);
     }
 
-    /// Adds a failed log-in. After a few accounts of one host, all its others share one line.
-    fn add_failed_log_in(&self, actor: &Actor, account: String, outcome: Outcome) {
+    /// Adds a request without effect, of which the client chooses the details. After a few different ones, all others
+    /// share one line.
+    fn add_varying(&self, subject: Subject, actor: &Actor) {
         let mut sums = self.sums();
-        let of = actor.without_request();
-        let subject = Subject { actor: of, action: LOG_IN, what: None, account: Some(account), outcome };
-        let of_all = Subject { account: None, ..subject.clone() };
-        let is_of_host = |other: &&Subject| other.actor == subject.actor && other.account.is_some();
+        let of_all = subject.of_all();
         let has_own = sums.contains_key(&subject)
-            || (!sums.contains_key(&of_all) && sums.keys().filter(is_of_host).count() < SEPARATE_ACCOUNTS);
+            || (!sums.contains_key(&of_all) && sums.keys().filter(|one| one.is_one_of(&of_all)).count() < SEPARATE);
         if has_own {
-            add_to(&mut sums, subject, actor, String::new(), None);
+            let what = subject.what.clone().unwrap_or_default();
+            add_to(&mut sums, subject, actor, what, None);
             return;
         }
-        let account = subject.account.unwrap_or_default();
         let sum = add_to(&mut sums, of_all, actor, String::new(), None);
-        if sum.requests > 0 && sum.accounts.len() < MAX_COUNTED_ACCOUNTS {
+        if let Some(account) = subject.account
+            && sum.requests > 0
+            && sum.accounts.len() < MAX_COUNTED_ACCOUNTS
+        {
             sum.accounts.insert(account);
         }
     }
@@ -131,12 +148,12 @@ impl AuditTrail {
     /// Writes the summaries that are due.
     pub(crate) fn write_due(&self) {
         self.sums().retain(|subject, sum| {
-            let is_unauthenticated = subject.actor.is_unauthenticated();
-            if !sum.is_due(is_unauthenticated) {
+            let is_without_effect = subject.is_without_effect;
+            if !sum.is_due(is_without_effect) {
                 return true;
             }
-            // The summary of an unauthenticated client stays while requests continue, so that its rounds get longer.
-            let stays = is_unauthenticated && sum.requests > 0;
+            // It stays while requests continue, so that its rounds get longer.
+            let stays = is_without_effect && sum.requests > 0;
             write_one(subject, sum);
             sum.accounts.clear();
             (sum.requests, sum.since, sum.lines) = (0, Instant::now(), sum.lines + 1);
@@ -206,40 +223,69 @@ fn write_one(subject: &Subject, sum: &Summary) {
 }
 
 impl AuditTrail {
-    /// Records a read, which one client may repeat often.
-    pub fn read<T>(
+    /// Records a read, or a small change, which one client may repeat often.
+    pub fn read<T>(&self, session: &Session, action: &'static str, what: impl Display, outcome: &Result<T, Error>) {
+        let actor = Actor::from(session);
+        match outcome {
+            Ok(_) => self.add(&actor, action, what.to_string(), Outcome::DONE, None),
+            Err(error) => self.without_effect(&actor, action, what, Outcome::of_error(error)),
+        }
+    }
+
+    /// Records a request to look at something, if that is refused or fails.
+    pub fn view<T>(&self, session: &Session, what: impl Display, outcome: &Result<T, Error>) {
+        if outcome.is_err() {
+            self.read(session, "view", what, outcome);
+        }
+    }
+
+    /// Records a change. Each that succeeds has a line of its own.
+    pub(crate) fn change<T>(
         &self,
-        session: &Session,
+        actor: &Actor,
         action: &'static str,
-        what: impl std::fmt::Display,
+        what: impl Display,
         outcome: &Result<T, Error>,
     ) {
-        self.add(&Actor::from(session), action, what.to_string(), Outcome::of(outcome), None);
+        match outcome {
+            Ok(_) => actor.did(action, what, outcome),
+            Err(error) => self.without_effect(actor, action, what, Outcome::of_error(error)),
+        }
+    }
+
+    /// Records a request that changed nothing.
+    pub(crate) fn without_effect(&self, actor: &Actor, action: &'static str, what: impl Display, outcome: Outcome) {
+        let subject = Subject::of(actor, action, Some(what.to_string()), outcome);
+        self.add_varying(Subject { is_without_effect: true, ..subject }, actor);
     }
 
     /// Records a request of an unauthenticated client, and why it is refused. The log has the paths.
     pub fn unauthenticated(&self, requester: Requester, path: &str, error: &Error) {
-        let (actor, outcome) = (Actor::unauthenticated(requester), Outcome::of_error(error));
-        // One line for all paths: otherwise a client could fill the trail with made-up paths.
-        let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
-        self.add_to(subject, &actor, path.to_owned(), None);
+        self.refused(&Actor::unauthenticated(requester), path, error);
     }
 
-    /// Records a request of a user whose roles do not permit it for anything. One line for all paths.
+    /// Records a request of a user whose roles do not permit it for anything.
     pub fn forbidden(&self, session: &Session, path: &str, error: &Error) {
-        let (actor, outcome) = (Actor::from(session), Outcome::of_error(error));
-        let subject = Subject { actor: actor.without_request(), action: "request", what: None, account: None, outcome };
-        self.add_to(subject, &actor, path.to_owned(), None);
+        self.refused(&Actor::from(session), path, error);
+    }
+
+    /// One line for all paths: otherwise a client could fill the trail with made-up paths.
+    fn refused(&self, actor: &Actor, path: &str, error: &Error) {
+        let subject = Subject::of(actor, "request", None, Outcome::of_error(error));
+        add_to(&mut self.sums(), subject, actor, path.to_owned(), None);
     }
 
     /// Records the outcome of a log-in. The name is recorded only after a success, because users sometimes type their
     /// password as the name. A failure records a keyed hash, which still shows repeated attempts on one account.
     pub(crate) fn log_in<T>(&self, actor: Actor, user: &str, account_hash: String, outcome: &Result<T, Error>) {
         match outcome {
-            Ok(_) => actor.named(user).did(LOG_IN, "", outcome),
+            Ok(_) => self.add(&actor.named(user), LOG_IN, String::new(), Outcome::DONE, None),
             // The manager did not check the account.
             Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
-            Err(_) => self.add_failed_log_in(&actor, account_hash, Outcome::of(outcome)),
+            Err(error) => {
+                let subject = Subject::of(&actor, LOG_IN, None, Outcome::of_error(error));
+                self.add_varying(Subject { account: Some(account_hash), ..subject }, &actor);
+            }
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The errors that callers get. `http::failure` maps them to HTTP responses.
 
+mod reason;
 mod refusal;
 
 use std::io;
@@ -11,6 +12,8 @@ use crate::model::{Permission, Role, SnapshotId, UnfitPair};
 use crate::repository::Unavailable;
 use crate::store::StoreError;
 
+pub use reason::Reason;
+pub(crate) use reason::{Named, Sight};
 pub use refusal::Refusal;
 
 /// Why an operation failed.
@@ -63,7 +66,7 @@ pub enum Error {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("this VM cannot be snapshotted: {0}")]
-    NotSnapshottable(String),
+    NotSnapshottable(Reason),
     /// The base's files are missing, or were changed or replaced.
     #[error("the base cannot be used for a comparison: disk {disk}: {cause}; transfer the full snapshot instead")]
     BaseLost { disk: String, cause: String },
@@ -220,6 +223,21 @@ impl Error {
         match self {
             Self::PostHooksSkipped { error, .. } | Self::OfVm { error, .. } => error.cause(),
             _ => self,
+        }
+    }
+
+    /// The error for a user, with the names of the other VMs that the user may see.
+    #[must_use]
+    pub(crate) fn seen_by(self, user: &impl Sight) -> Self {
+        let boxed = |error: Box<Self>| Box::new(error.seen_by(user));
+        match self {
+            Self::NotSnapshottable(reason) => Self::NotSnapshottable(reason.seen_by(user).into()),
+            Self::Refused(Refusal::UnfitDisk { device, reason }) => {
+                Refusal::UnfitDisk { device, reason: reason.seen_by(user).into() }.into()
+            }
+            Self::PostHooksSkipped { error, hooks } => Self::PostHooksSkipped { error: boxed(error), hooks },
+            Self::OfVm { vm, error } => Self::OfVm { vm, error: boxed(error) },
+            error => error,
         }
     }
 

@@ -1,5 +1,7 @@
 //! Refusals by the policy.
 
+use super::reason::Reason;
+
 /// Why the policy refuses a valid request.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -11,16 +13,16 @@ pub enum Refusal {
     AmbiguousDisk { name: String, existing: String },
     /// The request names a disk that cannot be in a snapshot.
     #[error("{device} cannot be snapshotted: {reason}; remove it from disks")]
-    UnfitDisk { device: String, reason: String },
+    UnfitDisk { device: String, reason: Reason },
     /// Every disk is excluded.
     #[error("exclude_disks excludes all disks; keep at least one")]
     NoDiskLeft,
-    /// The VM already has the most snapshots that the policy allows.
+    /// The VM already has the most snapshots that the policy allows. The user may not see all of them.
     #[error(
-        "the VM has {existing} snapshots, and the limit is {limit} (policy.max_snapshots_per_vm); \
+        "the VM has no room for another snapshot: the limit is {limit} (policy.max_snapshots_per_vm); \
          delete one that is no longer needed"
     )]
-    TooManySnapshots { existing: usize, limit: usize },
+    TooManySnapshots { limit: usize },
     /// A disk has more extents than the policy allows.
     #[error(
         "disk {disk} has {extents} extents, and the limit is {limit} (policy.max_extents): cloning it would stall the \

@@ -1,6 +1,6 @@
 //! Downloads and checksums of disks.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
@@ -12,12 +12,14 @@ use super::pieces::Part;
 use super::rate_limit::ConnectionLimits;
 use super::slot::ExportSlot;
 use crate::app::Error;
-use crate::app::admission::{Admission, Export, ExportClient, ExportDetails};
+use crate::app::admission::{Admission, Export, ExportClient, ExportDetails, ExportPermit};
 use crate::app::audit::{Actor, AuditTrail, Outcome, ROUND_OF_LINES};
 use crate::app::files::{OpenDisk, lost};
-use crate::app::tasks::rounds;
+use crate::app::inventory::Inventory;
+use crate::app::tasks::{Service, Tasks, rounds};
 use crate::auth::Session;
 use crate::metrics::Metrics;
+use crate::model::AccessRules;
 use crate::repository::PageCachePolicy;
 
 /// How often the audit's summaries are checked.
@@ -30,40 +32,116 @@ pub struct Exports {
     metrics: Arc<Metrics>,
     /// Whether disks are read only when no other process reads them.
     idle_io: bool,
+    inventory: Arc<Inventory>,
+    /// The access rules, if they were changed since the start.
+    changed_access: RwLock<Option<Arc<AccessRules>>>,
+    tasks: Tasks,
+}
+
+impl Service for Exports {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
 }
 
 impl Exports {
-    pub(crate) fn new(admission: Arc<Admission>, trail: Arc<AuditTrail>, metrics: Arc<Metrics>, idle_io: bool) -> Self {
-        Self { admission, trail, metrics, idle_io }
+    pub(crate) fn new(
+        (admission, inventory): (Arc<Admission>, Arc<Inventory>),
+        trail: Arc<AuditTrail>,
+        metrics: Arc<Metrics>,
+        idle_io: bool,
+        tasks: Tasks,
+    ) -> Self {
+        Self { admission, trail, metrics, idle_io, inventory, changed_access: RwLock::default(), tasks }
     }
 
     /// Waits for a slot, then starts to read `parts` of a disk, which are `ranges` ranges, for `client`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if no slot becomes free in time; [`Error::SnapshotLost`], [`Error::Io`] if the first piece
-    /// cannot be read.
+    /// [`Error::Refused`] if no slot becomes free in time; [`Error::Forbidden`] if the access rules were changed
+    /// meanwhile; [`Error::SnapshotLost`], [`Error::Io`] if the first piece cannot be read.
     pub async fn download(
-        &self,
+        self: &Arc<Self>,
         session: &Session,
         disk: OpenDisk,
         (parts, ranges): (Vec<Part>, u64),
         client: Arc<dyn ExportClient>,
         limits: ConnectionLimits,
     ) -> Result<Download, Error> {
-        let OpenDisk { snapshot: (vm, snapshot), file, disk, in_use, .. } = disk;
+        let OpenDisk { snapshot: (vm, snapshot), annotations, file, disk, in_use, .. } = disk;
         let (actor, total) = (Actor::from(session), parts.iter().map(Part::len).sum());
         let (name, is_whole_disk) = (disk.name.clone(), total == file.size());
-        let details = ExportDetails { vm, snapshot, disk: name, actor: actor.clone(), total, ranges, is_whole_disk };
+        let session = session.clone();
+        let details = ExportDetails {
+            vm,
+            snapshot,
+            disk: name,
+            annotations,
+            session,
+            actor: actor.clone(),
+            total,
+            ranges,
+            is_whole_disk,
+        };
         let export = Export::new(details, file.executor().clone(), client, in_use);
         let name = export.name();
-        let permit = self.admission.admit_export(export).await;
+        let permit = match self.admission.admit_export(export).await {
+            Ok(permit) => self.permitted(permit).await,
+            refused => refused,
+        };
         if permit.is_err() {
-            self.trail.add(&actor, EXPORT, name, Outcome::of(&permit), None);
+            self.trail.without_effect(&actor, EXPORT, name, Outcome::of(&permit));
         }
         let slot = ExportSlot { permit: permit?, trail: Arc::clone(&self.trail), idle_io: self.idle_io };
         let export = DiskExport { file, slot, policy: PageCachePolicy::default() };
         let download = Download::start(export, parts, limits, self.metrics.bytes_served());
         download.map_err(|cause| lost(&disk, cause))
+    }
+
+    /// The permit, if the access rules still permit the download: they may have been changed since it was requested.
+    async fn permitted(self: &Arc<Self>, permit: ExportPermit) -> Result<ExportPermit, Error> {
+        let Some(rules) = self.changed_access() else { return Ok(permit) };
+        self.run_inline_or_blocking(move |exports| exports.check(permit.work(), &rules).map(|()| permit)).await
+    }
+
+    fn check(&self, export: &Export, rules: &AccessRules) -> Result<(), Error> {
+        let ExportDetails { vm, annotations, session, .. } = &export.details;
+        self.inventory.check(&session.under(rules), vm, Some(annotations))
+    }
+
+    fn changed_access(&self) -> Option<Arc<AccessRules>> {
+        self.changed_access.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Replaces the access rules, and ends the running downloads that they do not permit.
+    pub(crate) fn set_access(self: &Arc<Self>, rules: Arc<AccessRules>) {
+        *self.changed_access.write().unwrap_or_else(PoisonError::into_inner) = Some(rules);
+        self.tasks.spawn(Arc::clone(self).end_unpermitted());
+    }
+
+    async fn end_unpermitted(self: Arc<Self>) {
+        let Some(rules) = self.changed_access() else { return };
+        // A download that starts later is checked when it gets its slot.
+        let mut running = Vec::new();
+        self.admission.exports.each(|entry| running.extend(entry.is_running.then(|| Arc::clone(&entry.work))));
+        let ended = self.blocking(move |exports| {
+            for export in running {
+                match exports.check(&export, &rules) {
+                    Ok(()) => {}
+                    Err(Error::Forbidden { .. } | Error::NotFound(_) | Error::NoVm) => {
+                        let (disk, user) = (export.name(), export.details.actor.user());
+                        tracing::warn!(disk, ?user, "ending a download: the user's roles no longer permit it");
+                        export.end("the user's roles no longer permit it");
+                    }
+                    // Without the name of the VM, it is unknown whether they do.
+                    Err(error) => tracing::warn!(disk = export.name(), %error, "not ending a download"),
+                }
+            }
+            Ok(())
+        });
+        if let Err(error) = ended.await {
+            tracing::error!(%error, "cannot check running downloads against the changed access rules");
+        }
     }
 
     /// Writes the audit's summaries regularly, until `stop`.

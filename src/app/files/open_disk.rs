@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use crate::app::retention::InUse;
-use crate::model::{FileIdentity, SnapshotDisk, SnapshotId, VmId};
+use crate::model::{Annotations, FileIdentity, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::DiskFile;
 
 /// A disk of a snapshot, open for reading.
 pub struct OpenDisk {
     /// The VM and the snapshot.
     pub snapshot: (VmId, SnapshotId),
+    /// Those of the snapshot.
+    pub annotations: Annotations,
     /// The file, proven to be unchanged.
     pub file: Arc<DiskFile>,
     /// The recorded disk.

@@ -64,7 +64,8 @@ impl FileOpener {
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
             let file = Arc::new(files.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
             let (version, disk) = (version(id, disk), disk.clone());
-            Ok(OpenDisk { snapshot: (snapshot.vm, id), file, disk, version, taken_at: snapshot.created_at, in_use })
+            let Snapshot { vm, annotations, created_at: taken_at, .. } = snapshot;
+            Ok(OpenDisk { snapshot: (vm, id), annotations, file, disk, version, taken_at, in_use })
         })
         .await
     }

@@ -4,11 +4,11 @@
 //! A VM or a snapshot that the user may not see is answered like one that does not exist. For one that the user may
 //! see, the refusal names the role that is missing.
 
-use std::sync::{Arc, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use super::catalog::no_such_vm;
 use super::service::Inventory;
-use super::view::{NO_SUCH_SNAPSHOT, Names, View};
+use super::view::{NO_SUCH_SNAPSHOT, View};
 use crate::app::Error;
 use crate::auth::Session;
 use crate::model::{Annotations, Permission, Snapshot, SnapshotId, VmId};
@@ -17,24 +17,24 @@ use crate::model::{Annotations, Permission, Snapshot, SnapshotId, VmId};
 /// the definitions.
 const NAMES_TTL: Duration = Duration::from_secs(5);
 
-impl Inventory {
-    /// The names of all VMs, at most `max_age` old.
-    fn names(&self, max_age: Duration) -> Result<Arc<Names>, Error> {
-        let cached = self.names.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        if let Some((_, names)) = cached.filter(|(read_at, _)| read_at.elapsed() < max_age) {
-            return Ok(names);
-        }
-        // The time before the names are read: they are not newer than that.
-        let (now, list) = (Instant::now(), self.vms()?);
-        let named = list.vms.iter().filter_map(|vm| Some((vm.id.clone()?, vm.friendly_name.clone())));
-        let is_incomplete = list.missing.iter().any(|missing| !missing.is_cached);
-        let names = Arc::new(Names { by_id: named.collect(), is_incomplete });
-        *self.names.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((now, Arc::clone(&names)));
-        Ok(names)
-    }
+/// How long they are kept while a request reads new ones.
+const MAX_NAMES_TTL: Duration = Duration::from_secs(15);
 
-    fn view_of(&self, session: &Session, max_age: Duration) -> Result<View, Error> {
-        let names = if session.grants().has_vm_names() { self.names(max_age)? } else { Arc::default() };
+/// How long that request waits for a repository whose names are known. It may hang, and downloads from others must not
+/// wait for it; its last names count until it responds.
+const NAMES_PATIENCE: Duration = Duration::from_secs(1);
+
+impl Inventory {
+    /// The view with the names that were read last, if they are not too old.
+    fn recent_view(&self, session: &Session) -> Result<View, Error> {
+        let read = |has_older| {
+            if has_older {
+                return Ok((&self.catalog.list_within(&self.repositories(), NAMES_PATIENCE)).into());
+            }
+            Ok((&*self.vms()?).into())
+        };
+        let names = || self.names.get(NAMES_TTL, MAX_NAMES_TTL, read);
+        let names = session.grants().has_vm_names().then(names).transpose()?;
         Ok(View { session: session.clone(), names })
     }
 
@@ -43,7 +43,9 @@ impl Inventory {
     /// # Errors
     /// Those of [`Inventory::vms`], if the rules name VMs by their friendly names.
     pub(crate) fn view(&self, session: &Session) -> Result<View, Error> {
-        self.view_of(session, Duration::ZERO)
+        let names = || self.names.get(Duration::ZERO, Duration::ZERO, |_| Ok((&*self.vms()?).into()));
+        let names = session.grants().has_vm_names().then(names).transpose()?;
+        Ok(View { session: session.clone(), names })
     }
 
     /// Checks that the user has the session's permission for a VM that exists, or for a snapshot of it with these
@@ -54,9 +56,7 @@ impl Inventory {
     /// [`Error::Unavailable`] if the friendly name of the VM is needed and unknown.
     pub(crate) fn check(&self, session: &Session, vm: &VmId, annotations: Option<&Annotations>) -> Result<(), Error> {
         let permission = session.permission();
-        if session.grants().has_for_all(permission)
-            || self.view_of(session, NAMES_TTL)?.permits(permission, vm, annotations)
-        {
+        if session.grants().has_for_all(permission) || self.recent_view(session)?.permits(permission, vm, annotations) {
             return Ok(());
         }
         // The VM may be new, or have a new name.
@@ -67,10 +67,11 @@ impl Inventory {
         }
         // The VM first: if the user may not see it, the answer must say nothing about its snapshots.
         if !permits(Permission::View, None) {
-            let is_unknown = view.names.is_incomplete && !view.names.by_id.contains_key(vm);
-            let reason =
-                || "the name of this VM cannot be read, so it is unknown whether the user may use it".to_owned();
-            return Err(if is_unknown { Error::Unavailable(reason()) } else { self.vms()?.no_such_vm() });
+            return Err(match &view.names {
+                // If a repository cannot be read, this VM's name may be there.
+                Some(names) => no_such_vm(&names.missing),
+                None => self.vms()?.no_such_vm(),
+            });
         }
         let of_snapshot = annotations.is_some() && permission != Permission::Create;
         if of_snapshot && !permits(Permission::View, annotations) {
@@ -97,8 +98,12 @@ impl Inventory {
         (vm, id): (&VmId, SnapshotId),
         annotations: Option<&Annotations>,
     ) -> Error {
-        let is_visible = self.check(&session.needing(Permission::View), vm, annotations).is_ok();
-        if is_visible { Error::OtherVm(id) } else { self.unknown_snapshot(NO_SUCH_SNAPSHOT) }
+        if self.may_see(session, vm, annotations) { Error::OtherVm(id) } else { self.unknown_snapshot(NO_SUCH_SNAPSHOT) }
+    }
+
+    /// Whether the user may certainly see the VM, or the snapshot of it.
+    pub(crate) fn may_see(&self, session: &Session, vm: &VmId, annotations: Option<&Annotations>) -> bool {
+        self.check(&session.needing(Permission::View), vm, annotations).is_ok()
     }
 
     /// Checks the user's permission for the snapshot `id` of the VM `vm_ref` if it is limited, before anything is done

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::ffi::OsStr;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::repositories::RepositorySet;
 use super::shared::Shared;
@@ -14,7 +15,7 @@ use crate::app::Error;
 use crate::inventory::{self, Definitions, Platform, Vm};
 use crate::model::{Definition, RepositoryId, VmId};
 use crate::repository::Repository;
-use crate::repository::executor::JobKind;
+use crate::repository::executor::{JobKind, Unresponsive};
 
 /// The VMs of all repositories.
 #[derive(Debug, Default)]
@@ -74,10 +75,10 @@ impl Catalog {
         if let Some(problem) = found.problem.as_ref().filter(|_| found.known.is_empty()) {
             return Err(Unknown::AgentDb(problem.clone()));
         }
-        let list = self.passes.get(|| Arc::new(self.read(found)));
+        let list = self.passes.get(|| Arc::new(self.read(found, None)));
         let unreadable = list.missing.iter().filter(|missing| missing.repository.is_some()).count();
         if list.vms.is_empty() && !list.missing.is_empty() && unreadable == found.usable().count() {
-            return Err(Unknown::Repositories(format!("no VM is known: {}", list.reasons())));
+            return Err(Unknown::Repositories(format!("no VM is known: {}", reasons(&list.missing))));
         }
         Ok(list)
     }
@@ -97,9 +98,16 @@ impl Catalog {
         described.map_err(|error| error.to_string())?.map_err(|problem| problem.to_string())
     }
 
-    fn read(&self, found: &RepositorySet) -> VmList {
+    /// As [`Catalog::list`], but lists the VMs of a repository from the last pass if it has not responded after
+    /// `patience`.
+    pub(super) fn list_within(&self, found: &RepositorySet, patience: Duration) -> VmList {
+        self.read(found, Some(Instant::now() + patience))
+    }
+
+    fn read(&self, found: &RepositorySet, until: Option<Instant>) -> VmList {
         // All reads start before the first result is awaited.
-        let reads: Vec<_> = found.usable().map(|repository| (repository, self.start_reading(repository))).collect();
+        let reads: Vec<_> =
+            found.usable().map(|repository| (repository, self.start_reading(repository, until))).collect();
         let (mut sources, mut cached, mut missing) = (Vec::new(), Vec::new(), Vec::new());
         for (repository, read) in reads {
             let (id, mount_point) = (repository.id(), repository.mount_point().to_owned());
@@ -140,15 +148,24 @@ impl Catalog {
         VmList { vms: inventory::put_together(&sources), missing }
     }
 
-    /// Starts to read the definitions of a repository. Returns a function that waits for them.
-    fn start_reading(&self, repository: &Repository) -> impl FnOnce() -> io::Result<Definitions> + use<> {
-        let (before, checked) = (self.known(repository.id()).unwrap_or_default(), repository.clone());
+    /// Starts to read the definitions of a repository. Returns a function that waits for them; if earlier ones are known,
+    /// at most `until` this time.
+    fn start_reading(
+        &self,
+        repository: &Repository,
+        until: Option<Instant>,
+    ) -> impl FnOnce() -> io::Result<Definitions> + use<> {
+        let (known, checked) = (self.known(repository.id()), repository.clone());
+        let (until, before) = (until.filter(|_| known.is_some()), known.unwrap_or_default());
         let platform = self.platform;
         let reading = repository.submit(JobKind::SHORT, move |access, root| {
             checked.mounted_now(access)?;
             platform.read_definitions(root, &before, &|| access.progress())
         });
-        move || reading.wait().map_err(crate::repository::Unavailable::from)?
+        move || {
+            let read = reading.wait_while(|| until.is_none_or(|until| Instant::now() < until));
+            read.map_err(|_| crate::repository::Unavailable::from(Unresponsive))?
+        }
     }
 }
 
@@ -166,35 +183,43 @@ impl VmList {
         self.named(vm_ref).ok_or_else(|| self.no_such_vm())
     }
 
-    /// The VM with this name, or else with this uuid.
+    /// The VM with this name, or else the only one with this uuid for which `is_visible` is true.
     ///
     /// # Errors
     /// As [`VmList::by_name`]; [`Error::BadRequest`] if two VMs have the uuid.
-    pub(super) fn by_name_or_uuid(&self, vm_ref: &VmId) -> Result<&Arc<Vm>, Error> {
+    pub(super) fn by_name_or_uuid(&self, vm_ref: &VmId, is_visible: impl Fn(&VmId) -> bool) -> Result<&Arc<Vm>, Error> {
         if let Some(vm) = self.named(vm_ref) {
             return Ok(vm);
         }
-        let mut named = self.vms.iter().filter(|vm| vm.id.is_some() && vm.has_uuid(vm_ref));
-        match (named.next(), named.next()) {
-            (None, _) => Err(self.no_such_vm()),
-            (Some(vm), None) => Ok(vm),
-            (Some(one), Some(other)) => Err(Error::BadRequest(format!(
+        let mut found: Vec<_> = self.vms.iter().filter(|vm| vm.id.is_some() && vm.has_uuid(vm_ref)).collect();
+        if found.len() > 1 {
+            found.retain(|vm| vm.id.as_ref().is_some_and(&is_visible));
+        }
+        match found[..] {
+            [] => Err(self.no_such_vm()),
+            [vm] => Ok(vm),
+            [one, other, ..] => Err(Error::BadRequest(format!(
                 "the VMs {} and {} both have this uuid; use the name of the VM instead",
                 one.name, other.name
             ))),
         }
     }
 
-    /// The error for an unknown VM. It may exist nevertheless while a repository cannot be read.
+    /// The error for an unknown VM.
     pub(super) fn no_such_vm(&self) -> Error {
-        if self.missing.is_empty() {
-            return Error::NoVm;
-        }
-        Error::Unavailable(format!("the VM is unknown, but its definition may be unreadable: {}", self.reasons()))
+        no_such_vm(&self.missing)
     }
+}
 
-    fn reasons(&self) -> String {
-        let reasons: Vec<&str> = self.missing.iter().map(|missing| missing.reason.as_str()).collect();
-        reasons.join("; ")
+/// The error for an unknown VM. It may exist nevertheless while repositories are `missing`.
+pub(super) fn no_such_vm(missing: &[Missing]) -> Error {
+    if missing.is_empty() {
+        return Error::NoVm;
     }
+    Error::Unavailable(format!("the VM is unknown, but its definition may be unreadable: {}", reasons(missing)))
+}
+
+fn reasons(missing: &[Missing]) -> String {
+    let reasons: Vec<&str> = missing.iter().map(|missing| missing.reason.as_str()).collect();
+    reasons.join("; ")
 }

@@ -5,6 +5,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::app::error::{Named, Reason};
 use crate::inventory::Vm;
 use crate::model::DiskSource;
 use crate::repository::{AssignedPath, Repository, assign};
@@ -60,17 +61,17 @@ impl Claims {
 
     /// The reason why a file with these claims cannot be snapshotted for the VM `name`: another VM lists it too, and
     /// not all of them mark it as shared.
-    pub(crate) fn conflict(&self, name: &str, claims: &[Claim]) -> Option<String> {
-        let mut others: Vec<&str> = claims.iter().map(|claim| self.vms[claim.vm].name.as_str()).collect();
-        others.sort_unstable();
-        others.dedup();
-        others.retain(|other| *other != name);
+    pub(crate) fn conflict(&self, name: &str, claims: &[Claim]) -> Option<Reason> {
+        let mut others: Vec<&Vm> = claims.iter().map(|claim| &*self.vms[claim.vm]).collect();
+        others.sort_unstable_by_key(|vm| &vm.name);
+        others.dedup_by_key(|vm| &vm.name);
+        others.retain(|other| other.name != name);
         if others.is_empty() || claims.iter().all(|claim| claim.is_shared) {
             return None;
         }
-        let (first, more) = (others[0], others.len() - 1);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        Some(format!("is also a disk of VM {first}{more}, and not all of them mark it as shared (w!)"))
+        let others = others.into_iter().map(|vm| (vm.name.clone(), vm.id.clone())).collect();
+        let after = ", and not all of them mark it as shared (w!)";
+        Some(Reason::naming("is also a disk of ", Named::Vms(others), after))
     }
 }
 
@@ -128,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn conflict_names_one_vm_and_counts_others() {
+    fn conflict_has_all_other_vms_once() {
         let claim = |vm: usize| Claim { vm, is_shared: false };
         let named = |name: &str| {
             let none = String::new;
@@ -145,6 +146,8 @@ mod tests {
         };
         let claims = Claims { vms: ["a", "b", "c"].map(named).to_vec(), duplicates: HashMap::new() };
         let reason = claims.conflict("b", &[claim(2), claim(1), claim(0), claim(2)]).unwrap();
-        assert!(reason.starts_with("is also a disk of VM a and 1 more"), "{reason}");
+        let others = Named::Vms(vec![("a".to_owned(), None), ("c".to_owned(), None)]);
+        let after = ", and not all of them mark it as shared (w!)";
+        assert_eq!(reason, Reason::naming("is also a disk of ", others, after));
     }
 }

@@ -31,7 +31,7 @@ impl Inventory {
     }
 
     /// The error for a snapshot that the user may not see, which is that for one that does not exist.
-    pub(super) fn unknown_snapshot(&self, what: &'static str) -> Error {
+    pub(crate) fn unknown_snapshot(&self, what: &'static str) -> Error {
         if *self.unsearched() == Unsearched::Nothing { Error::NotFound(what) } else { not_found_so_far() }
     }
 

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::disk_files::{DiskFacts, DiskFiles, NoFacts};
 use super::disk_names::{NO_NAME, can_be_named, names_for};
+use crate::app::error::Reason;
 use crate::inventory::{Disk, DiskFormat, DiskRole, Medium};
 use crate::model::{DiskName, DiskSource, RepositoryId};
 
@@ -13,11 +14,11 @@ pub(crate) enum DiskDecision {
     /// The snapshot includes the disk.
     Taken(DiskFacts),
     /// The snapshot omits the disk, because it has no data of the VM: a CD-ROM, or a foreign read-only disk.
-    LeftOut(String),
+    LeftOut(Reason),
     /// No snapshot is possible: omitting this disk would lose data.
-    Prevents(String),
+    Prevents(Reason),
     /// No snapshot is possible now, because the disk cannot be examined.
-    NotKnown(String),
+    NotKnown(Reason),
 }
 
 /// An examined disk of a definition.
@@ -37,7 +38,7 @@ impl ClassifiedDisk {
     pub(crate) fn apply_nobackup_tag(mut self) -> Self {
         let has_tag = self.friendly_name.as_ref().is_some_and(|name| name.starts_with(NO_BACKUP));
         if has_tag && !matches!(self.decision, DiskDecision::LeftOut(_)) {
-            self.decision = DiskDecision::LeftOut(format!("its name starts with {NO_BACKUP}"));
+            self.decision = DiskDecision::LeftOut(format!("its name starts with {NO_BACKUP}").into());
         }
         self
     }
@@ -48,7 +49,7 @@ impl ClassifiedDisk {
 pub(crate) struct Obstacle {
     /// The index of the disk that prevents the snapshot, if one does.
     pub disk: Option<usize>,
-    pub reason: String,
+    pub reason: Reason,
     /// Whether the cause is only that the disk cannot be examined now.
     pub is_temporary: bool,
 }
@@ -59,12 +60,12 @@ pub(crate) struct Obstacle {
 pub(crate) fn choose<'a>(
     disks: impl Iterator<Item = &'a DiskDecision> + Clone,
 ) -> Result<Vec<(usize, DiskName)>, Obstacle> {
-    let obstacle = |disk, reason: &str, is_temporary| Obstacle { disk, reason: reason.to_owned(), is_temporary };
+    let obstacle = |disk, reason, is_temporary| Obstacle { disk, reason, is_temporary };
     let mut taken: Vec<(usize, &DiskSource)> = Vec::new();
     for (index, decision) in disks.enumerate() {
         match decision {
-            DiskDecision::Prevents(reason) => return Err(obstacle(Some(index), reason, false)),
-            DiskDecision::NotKnown(reason) => return Err(obstacle(Some(index), reason, true)),
+            DiskDecision::Prevents(reason) => return Err(obstacle(Some(index), reason.clone(), false)),
+            DiskDecision::NotKnown(reason) => return Err(obstacle(Some(index), reason.clone(), true)),
             // A file that is listed twice in the definition is one disk.
             DiskDecision::Taken(disk) if taken.iter().any(|(_, source)| **source == disk.source) => {}
             DiskDecision::Taken(disk) => taken.push((index, &disk.source)),
@@ -72,10 +73,10 @@ pub(crate) fn choose<'a>(
         }
     }
     if taken.is_empty() {
-        return Err(obstacle(None, "no disk to snapshot", false));
+        return Err(obstacle(None, "no disk to snapshot".into(), false));
     }
     let (indices, sources): (Vec<usize>, Vec<&DiskSource>) = taken.into_iter().unzip();
-    let names = names_for(&sources).map_err(|unnamed| obstacle(Some(indices[unnamed]), NO_NAME, false))?;
+    let names = names_for(&sources).map_err(|unnamed| obstacle(Some(indices[unnamed]), NO_NAME.into(), false))?;
     Ok(indices.into_iter().zip(names).collect())
 }
 
@@ -84,7 +85,7 @@ pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> Classifi
     let nothing_found = |decision| ClassifiedDisk { found: None, friendly_name: None, decision };
     let path = match &disk.medium {
         Medium::File(path) => path,
-        Medium::Absent => return nothing_found(DiskDecision::LeftOut("no medium".to_owned())),
+        Medium::Absent => return nothing_found(DiskDecision::LeftOut("no medium".into())),
         Medium::Other { scheme, target } => {
             return nothing_found(refused(disk, format!("{scheme}:{target} is not a file in a repository")));
         }
@@ -103,13 +104,13 @@ pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> Classifi
     let note = files.notes(facts).and_then(|notes| notes.get(file_name));
     let friendly_name = note.and_then(|note| note.friendly_name.clone());
     let decision = if disk.role == DiskRole::Cdrom {
-        DiskDecision::LeftOut("a CD-ROM".to_owned())
+        DiskDecision::LeftOut("a CD-ROM".into())
     } else if let Some(other_type) = note.and_then(|note| note.other_type.as_deref()) {
-        DiskDecision::LeftOut(format!("the manager lists it as {other_type}"))
+        DiskDecision::LeftOut(format!("the manager lists it as {other_type}").into())
     } else if !disk.writable && file_name.ends_with(".iso") {
-        DiskDecision::LeftOut("an ISO image".to_owned())
+        DiskDecision::LeftOut("an ISO image".into())
     } else if !can_be_named(&facts.source) {
-        refused(disk, NO_NAME.to_owned())
+        refused(disk, NO_NAME)
     } else if let Some(reason) = files.another_owner(vm, facts) {
         refused(disk, reason)
     } else {
@@ -123,11 +124,13 @@ pub(crate) fn classify(files: &DiskFiles<'_>, vm: &str, disk: &Disk) -> Classifi
 }
 
 /// A disk that cannot be snapshotted prevents the snapshot only if the guest can write to it.
-fn refused(disk: &Disk, reason: String) -> DiskDecision {
+fn refused(disk: &Disk, reason: impl Into<Reason>) -> DiskDecision {
+    let reason = reason.into();
     if is_own_data(disk) { DiskDecision::Prevents(reason) } else { DiskDecision::LeftOut(reason) }
 }
 
 fn not_known(disk: &Disk, reason: String) -> DiskDecision {
+    let reason = reason.into();
     if is_own_data(disk) { DiskDecision::NotKnown(reason) } else { DiskDecision::LeftOut(reason) }
 }
 

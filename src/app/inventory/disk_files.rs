@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::claims::{Claim, Claims};
+use crate::app::error::{Named, Reason};
 use crate::inventory::{Disk, FileNotes, Platform, Vm};
 use crate::model::{DiskSource, RepositoryId, SnapshotId, VolumeId};
 use crate::repository::executor::{Access, JobKind};
@@ -180,7 +181,7 @@ impl<'a> DiskFiles<'a> {
     }
 
     /// The reason why the disk cannot be snapshotted for the VM `vm`: another VM uses it, or it belongs to a snapshot.
-    pub(crate) fn another_owner(&self, vm: &str, disk: &DiskFacts) -> Option<String> {
+    pub(crate) fn another_owner(&self, vm: &str, disk: &DiskFacts) -> Option<Reason> {
         let by_path = self.claims.on(&disk.source);
         if let Some(reason) = self.claims.conflict(vm, by_path) {
             return Some(reason);
@@ -190,11 +191,14 @@ impl<'a> DiskFiles<'a> {
         }
         // The file has other names, which another VM or a snapshot may use.
         match self.repository_facts.get(&disk.source.repository)?.linked.as_ref()? {
-            Err(error) => Some(format!("has more than one name, and its owner cannot be determined: {error}")),
+            Err(error) => Some(format!("has more than one name, and its owner cannot be determined: {error}").into()),
             Ok(linked) => {
                 let owners = linked.get(&disk.number)?;
                 match owners.snapshot {
-                    Some(snapshot) => Some(format!("belongs to snapshot {snapshot}, so it is not a disk of a VM")),
+                    Some(snapshot) => {
+                        let after = ", so it is not a disk of a VM";
+                        Some(Reason::naming("belongs to ", Named::Snapshot(snapshot), after))
+                    }
                     None => self.claims.conflict(vm, &owners.claims),
                 }
             }

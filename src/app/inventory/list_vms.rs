@@ -8,6 +8,7 @@ use super::disk_classifier::{ClassifiedDisk, DiskDecision, Obstacle, choose, cla
 use super::disk_files::DiskFiles;
 use super::view::View;
 use crate::api;
+use crate::app::error::Reason;
 use crate::inventory::{Disk, Vm};
 use crate::model::{RepositoryId, SnapshotId, VmId};
 
@@ -24,7 +25,7 @@ pub(crate) struct Listing {
 /// The decision about a snapshot of a VM.
 struct VmSummary {
     /// The reason why no snapshot is possible.
-    reason: Option<String>,
+    reason: Option<Reason>,
     disks: Box<[DiskSummary]>,
 }
 
@@ -32,7 +33,7 @@ struct VmSummary {
 struct DiskSummary {
     found: Option<(u64, RepositoryId)>,
     friendly_name: Option<String>,
-    incompatible_reason: Option<String>,
+    incompatible_reason: Option<Reason>,
 }
 
 impl Listing {
@@ -60,7 +61,7 @@ impl Listing {
                 return Some(None);
             }
             let ids = vm.id.as_ref().and_then(|id| snapshots.get(id)).map(Vec::as_slice).unwrap_or_default();
-            let document = to_wire(vm, ids, summary);
+            let document = to_wire(vm, ids, summary, view);
             return Some(Some(api::Vm { snapshots_incomplete: may_have_more(vm), ..document }));
         }
         let mut unknown = self.inventory.missing.iter().filter(|missing| !missing.is_cached);
@@ -74,11 +75,11 @@ impl VmSummary {
         let mut classified: Vec<_> =
             disks.iter().map(|disk| classify(files, &vm.name, disk).apply_nobackup_tag()).collect();
         let reason = match (&vm.disks, choose(classified.iter().map(|disk| &disk.decision))) {
-            (Err(problem), _) => Some(problem.to_string()),
+            (Err(problem), _) => Some(problem.to_string().into()),
             (Ok(_), Ok(_)) => None,
             (Ok(_), Err(Obstacle { disk: None, reason, .. })) => Some(reason),
             (Ok(disks), Err(Obstacle { disk: Some(index), reason, .. })) => {
-                let device_reason = format!("{}: {reason}", disks[index].device);
+                let device_reason = reason.clone().after(&format!("{}: ", disks[index].device));
                 classified[index].decision = DiskDecision::Prevents(reason);
                 Some(device_reason)
             }
@@ -98,8 +99,8 @@ impl VmSummary {
 }
 
 /// The document of one VM, whose disks `files` has examined.
-pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>) -> api::Vm {
-    to_wire(vm, snapshots, &VmSummary::about(vm, files))
+pub(super) fn describe(vm: &Vm, snapshots: &[SnapshotId], files: &DiskFiles<'_>, view: &View) -> api::Vm {
+    to_wire(vm, snapshots, &VmSummary::about(vm, files), view)
 }
 
 /// An entry for unknown VMs: their repository, or ovs-agent's list of repositories, has never been read. Without it,
@@ -119,7 +120,7 @@ fn placeholder(missing: &Missing) -> api::Vm {
     }
 }
 
-fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary) -> api::Vm {
+fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary, view: &View) -> api::Vm {
     let disks = vm.disks.as_deref().unwrap_or_default();
     api::Vm {
         friendly_name: vm.friendly_name.clone(),
@@ -129,13 +130,13 @@ fn to_wire(vm: &Vm, snapshots: &[SnapshotId], summary: &VmSummary) -> api::Vm {
         snapshots: snapshots.iter().map(SnapshotId::to_string).collect(),
         snapshots_incomplete: false,
         status: if vm.disks.is_ok() { api::Status::Ok } else { api::Status::Error },
-        reason: summary.reason.clone(),
+        reason: summary.reason.as_ref().map(|reason| reason.seen_by(view)),
         unavailable_repository: None,
-        disks: disks.iter().zip(&summary.disks).map(|(disk, summary)| disk_to_wire(disk, summary)).collect(),
+        disks: disks.iter().zip(&summary.disks).map(|(disk, summary)| disk_to_wire(disk, summary, view)).collect(),
     }
 }
 
-fn disk_to_wire(disk: &Disk, summary: &DiskSummary) -> api::VmDisk {
+fn disk_to_wire(disk: &Disk, summary: &DiskSummary, view: &View) -> api::VmDisk {
     api::VmDisk {
         name: disk.file_name().to_owned(),
         path: disk.path().to_owned(),
@@ -145,6 +146,6 @@ fn disk_to_wire(disk: &Disk, summary: &DiskSummary) -> api::VmDisk {
         size: summary.found.as_ref().map(|(size, _)| *size),
         friendly_name: summary.friendly_name.clone(),
         repository: summary.found.as_ref().map(|(_, id)| id.to_string()),
-        incompatible_reason: summary.incompatible_reason.clone(),
+        incompatible_reason: summary.incompatible_reason.as_ref().map(|reason| reason.seen_by(view)),
     }
 }

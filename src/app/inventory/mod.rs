@@ -19,3 +19,4 @@ pub(crate) use disk_classifier::{DiskDecision, choose, classify};
 pub(crate) use repositories::{Repositories, RepositorySet, RepositoryState, below_a_repository};
 pub use service::Inventory;
 pub(crate) use unsearched::{Unsearched, UnsearchedPart};
+pub(crate) use view::{NO_SUCH_SNAPSHOT, View};

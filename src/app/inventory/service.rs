@@ -24,7 +24,7 @@ use crate::store::Store;
 /// The repositories, their VMs, and the VMs' disks.
 pub struct Inventory {
     repositories: Repositories,
-    catalog: Catalog,
+    pub(super) catalog: Catalog,
     pub(super) names: NameCache,
     listings: Shared<Result<Arc<Listing>, Unknown>>,
     clone_support: CloneSupport,
@@ -88,12 +88,12 @@ impl Inventory {
     /// [`Error::NoVm`]; [`Error::Unavailable`] if a repository that cannot be read now may define it;
     /// [`Error::Rebuilding`]; [`Error::Forbidden`].
     pub(crate) fn resolve_vm(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
-        let vm = self.vm_of(vm_ref)?;
+        let vm = self.vm_of(session, vm_ref)?;
         self.check(session, &vm, None)?;
         Ok(vm)
     }
 
-    fn vm_of(&self, vm_ref: &VmId) -> Result<VmId, Error> {
+    fn vm_of(&self, session: &Session, vm_ref: &VmId) -> Result<VmId, Error> {
         // Read before the database, which may get the VM's snapshots just then.
         let all_known = self.check_all_known(vm_ref);
         // Names take precedence over uuids, so that a deletion cannot reach another VM than the named one. A VM with
@@ -102,7 +102,7 @@ impl Inventory {
             return Ok(vm_ref.clone());
         }
         let list = self.vms()?;
-        let vm = list.by_name_or_uuid(vm_ref).map_err(|error| match error {
+        let vm = list.by_name_or_uuid(vm_ref, |vm| self.may_see(session, vm, None)).map_err(|error| match error {
             // It may have left the inventory and still have snapshots.
             Error::NoVm => all_known.err().unwrap_or(Error::NoVm),
             error => error,
@@ -110,15 +110,13 @@ impl Inventory {
         Ok(vm.id.clone().unwrap_or_else(|| vm_ref.clone()))
     }
 
-    /// The VM `vm_ref` of the inventory, and the whole list. For the service's own use: it checks no permission.
+    /// The VM with this id in the inventory, and the whole list. For the service's own use: it checks no permission.
     ///
     /// # Errors
     /// [`Error::NoVm`], also if the VM has left the inventory; [`Error::Unavailable`].
-    pub(crate) fn find_vm(&self, vm_ref: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
+    pub(crate) fn find_vm(&self, id: &VmId) -> Result<(Arc<VmList>, Arc<Vm>), Error> {
         let list = self.vms()?;
-        let has_snapshots = !self.store.records_of(vm_ref)?.is_empty();
-        let vm = if has_snapshots { list.by_name(vm_ref)? } else { list.by_name_or_uuid(vm_ref)? };
-        let vm = Arc::clone(vm);
+        let vm = Arc::clone(list.by_name(id)?);
         Ok((list, vm))
     }
 
@@ -193,9 +191,9 @@ impl Inventory {
     pub async fn vm(self: &Arc<Self>, session: &Session, vm_ref: VmId) -> Result<api::Vm, Error> {
         let session = session.clone();
         self.blocking(move |inventory| {
-            let (list, vm) = inventory.find_vm(&vm_ref)?;
+            let id = inventory.resolve_vm(&session, &vm_ref)?;
             let view = inventory.view(&session)?;
-            vm.id.iter().try_for_each(|id| inventory.check(&session, id, None))?;
+            let (list, vm) = inventory.find_vm(&id)?;
             let unsearched = inventory.unsearched();
             let mut files = inventory.disk_files(&list.vms, false);
             files.inspect(std::slice::from_ref(&vm));
@@ -205,7 +203,7 @@ impl Inventory {
             };
             let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
             let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
-            let document = list_vms::describe(&vm, &ids, &files);
+            let document = list_vms::describe(&vm, &ids, &files, &view);
             Ok(api::Vm { snapshots_incomplete: inventory.may_have_more(&unsearched, &vm), ..document })
         })
         .await

@@ -9,7 +9,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, CostRequest};
 use crate::app::files::FileOpener;
-use crate::app::inventory::Inventory;
+use crate::app::inventory::{Inventory, View};
 use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
@@ -84,7 +84,7 @@ impl ExclusiveUsage {
                 let snapshots = usage.store.snapshots_of(&vm)?;
                 let _held: Vec<_> = snapshots.iter().filter_map(|one| usage.retention.hold_briefly(one.id)).collect();
                 // Those that the user may not read share blocks with the others, so they count too.
-                let all = snapshots.iter().zip(usage.costs_of(&snapshots, &stop));
+                let all = snapshots.iter().zip(usage.costs_of(&snapshots, &view, &stop));
                 costs.extend(all.filter(|(snapshot, _)| view.includes(snapshot)).map(|(_, cost)| cost));
             }
             Ok(costs)
@@ -92,7 +92,7 @@ impl ExclusiveUsage {
         .await
     }
 
-    fn costs_of(&self, snapshots: &[Snapshot], stop: &Arc<AtomicBool>) -> Vec<api::SnapshotCost> {
+    fn costs_of(&self, snapshots: &[Snapshot], view: &View, stop: &Arc<AtomicBool>) -> Vec<api::SnapshotCost> {
         let mut sums: HashMap<SnapshotId, UsageTotals> = HashMap::new();
         let mut by_source: BTreeMap<(&str, &str), Vec<(&Snapshot, &SnapshotDisk)>> = BTreeMap::new();
         for snapshot in snapshots {
@@ -102,7 +102,7 @@ impl ExclusiveUsage {
             }
         }
         for states in by_source.values() {
-            match self.costs_of_disk(&states[0].1.source, states, stop) {
+            match self.costs_of_disk(&states[0].1.source, states, view, stop) {
                 Ok(costs) => {
                     for ((snapshot, _), (exclusive, unknown)) in states.iter().zip(costs) {
                         let sum = sums.entry(snapshot.id).or_default();
@@ -137,6 +137,7 @@ impl ExclusiveUsage {
         &self,
         source: &DiskSource,
         states: &[(&Snapshot, &SnapshotDisk)],
+        view: &View,
         stop: &Arc<AtomicBool>,
     ) -> Result<Vec<(u64, u64)>, String> {
         let repository = self.inventory.repository(&source.repository);
@@ -144,8 +145,10 @@ impl ExclusiveUsage {
         // Each file is checked when it is opened. All are then read on a thread of the repository.
         let mut files = Vec::with_capacity(states.len());
         for (snapshot, disk) in states {
+            let named = || format!("snapshot {}", snapshot.id);
+            let of = if view.includes(snapshot) { named() } else { "another snapshot".to_owned() };
             let file = self.files.open(snapshot, disk);
-            files.push(file.map_err(|error| format!("snapshot {}, disk {}: {error}", snapshot.id, disk.name))?);
+            files.push(file.map_err(|error| format!("{of}, disk {}: {error}", disk.name))?);
         }
         let (names, source) = (states.iter().map(|(_, disk)| disk.name.clone()).collect::<Vec<_>>(), source.clone());
         let stop = Arc::clone(stop);

@@ -86,13 +86,19 @@ impl Ops {
         let (viewer, sees_all) = (session.clone(), session.grants().has_for_all(Permission::Administer));
         let found = self.blocking(move |ops| {
             let view = ops.inventory.view(&viewer)?;
-            let is_visible = |vm: &str| view.is_unlimited() || vm.parse::<VmId>().is_ok_and(|vm| view.includes_vm(&vm));
             let (snapshots, found) = (ops.store.snapshots()?, ops.inventory.repositories());
+            // Without a record, a snapshot has no labels.
+            let is_visible = |vm: &str, id: Option<&str>| {
+                let snapshot = snapshots.iter().find(|snapshot| id.is_some_and(|id| snapshot.id.to_string() == id));
+                let annotations = snapshot.map(|snapshot| snapshot.annotations.clone()).unwrap_or_default();
+                view.is_unlimited() || vm.parse::<VmId>().is_ok_and(|vm| view.includes_of(&vm, &annotations))
+            };
             let describe = |(known, mounted)| ops.repository_status(known, mounted, &snapshots);
             let repositories = found.with_mounts().map(describe).collect();
             let (mut leftovers, mut owed_hooks) = (ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?));
-            leftovers.retain(|leftover| is_visible(&leftover.vm_id));
-            owed_hooks.retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default()));
+            leftovers.retain(|leftover| is_visible(&leftover.vm_id, Some(&leftover.id)));
+            owed_hooks
+                .retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default(), owed.snapshot_id.as_deref()));
             Ok((repositories, ops.database.status()?, leftovers, owed_hooks, view))
         });
         let (repositories, database, leftovers, owed_hooks, view) = found.await?;
@@ -108,13 +114,14 @@ impl Ops {
                 sees_all.then_some(api::CostRequest { user, seconds: waited.as_secs_f64() })
             }),
             creates: queue(&self.admission.creations, |creation, waited| {
-                let visible = creation.vms.iter().filter(|vm| view.includes_vm(vm));
+                let visible = creation.vms.iter().filter(|vm| view.includes_of(vm, &creation.annotations));
                 let vm_ids: Vec<_> = visible.map(ToString::to_string).collect();
                 let (user, seconds) = (creation.user.clone(), waited.as_secs_f64());
                 Some(api::Create { vm_id: vm_ids.first()?.clone(), vm_ids, user, seconds })
             }),
             exports: queue(&self.admission.exports, |work, since| {
-                view.includes_vm(&work.details.vm).then(|| export(work, since))
+                let ExportDetails { vm, annotations, .. } = &work.details;
+                view.includes_of(vm, annotations).then(|| export(work, since))
             }),
             repositories,
             database: Some(database),

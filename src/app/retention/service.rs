@@ -7,7 +7,7 @@ use super::duration::parse_duration;
 use super::uses::{InUse, SnapshotUses, SweepGuard};
 use crate::api;
 use crate::app::Error;
-use crate::app::audit::Actor;
+use crate::app::audit::AuditTrail;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
@@ -26,6 +26,7 @@ pub struct Retention {
     watch: Mutex<Watch>,
     /// Start of the monotonic clock.
     started: Instant,
+    trail: Arc<AuditTrail>,
     tasks: Tasks,
 }
 
@@ -37,9 +38,15 @@ impl Service for Retention {
 
 impl Retention {
     /// Keeps each snapshot for at least `grace` after its successor was committed.
-    pub(crate) fn new(inventory: Arc<Inventory>, store: Store, grace: Duration, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        inventory: Arc<Inventory>,
+        store: Store,
+        grace: Duration,
+        trail: Arc<AuditTrail>,
+        tasks: Tasks,
+    ) -> Self {
         let watch = Mutex::new(Watch::new(grace));
-        Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), tasks }
+        Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), trail, tasks }
     }
 
     /// Keeps the snapshot `id` of the VM `vm_ref` from being swept while a client works on it. Call it before reading
@@ -150,9 +157,8 @@ impl Retention {
     ) -> Result<api::Lease, Error> {
         let session = session.clone();
         self.blocking(move |retention| {
-            let actor = Actor::from(&session);
             let outcome = retention.lease_until(&session, &vm_ref, id, &request);
-            actor.did("lease", format_args!("{vm_ref}/{id}"), &outcome);
+            retention.trail.read(&session, "lease", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })
         .await
@@ -183,10 +189,9 @@ impl Retention {
     pub async fn end_lease(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
         let session = session.clone();
         self.blocking(move |retention| {
-            let actor = Actor::from(&session);
             let snapshot = retention.inventory.snapshot_of(&session, &vm_ref, id);
-            let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, actor.user())?));
-            actor.did("lease-end", format_args!("{vm_ref}/{id}"), &outcome);
+            let outcome = snapshot.and_then(|_| Ok(retention.store.retentions().release(id, session.subject())?));
+            retention.trail.read(&session, "lease-end", format_args!("{vm_ref}/{id}"), &outcome);
             outcome
         })
         .await

@@ -10,6 +10,7 @@ use crate::app::audit::{Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
     Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Source, Tokens,
+    is_reserved_name,
 };
 use crate::model::AccessRules;
 use crate::tls::{AcceptedClients, ClientCertificate};
@@ -60,9 +61,9 @@ impl Sessions {
         Arc::clone(&self.access.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Replaces the access rules. They apply to the next request of each user; running requests continue.
-    pub fn set_access(&self, rules: AccessRules) {
-        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(rules);
+    /// Replaces the access rules. They apply to the next request of each user.
+    pub(crate) fn set_access(&self, rules: Arc<AccessRules>) {
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
     /// Replaces the certificates of clients that are accepted.
@@ -146,6 +147,10 @@ impl Sessions {
         address: Option<ClientAddress>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
+        if is_reserved_name(&credentials.username) {
+            tracing::warn!("log-in refused: names with unix: or cert: belong to local users and to certificates");
+            return Err(Error::BadCredentials);
+        }
         let _slot = self.admission.admit_log_in(LogIn { address }).await?;
         let _guard = on_slot();
         let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;

@@ -49,7 +49,8 @@ impl Snapshots {
             (_, Some(snapshots)) => return Ok(CreateAdmission::Existing(snapshots)),
             (vms, None) => vms,
         };
-        let creation = Creation { vms: vms.clone(), user: session.subject().to_owned() };
+        let (annotations, user) = (request.annotations.clone(), session.subject().to_owned());
+        let creation = Creation { vms: vms.clone(), annotations, user };
         let admitted = self.admission.admit_creation(creation).await?;
         Ok(CreateAdmission::Admitted { vms, admitted })
     }

@@ -23,7 +23,7 @@ use crate::app::audit::Actor;
 use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
 use crate::app::tasks::Service;
 use crate::auth::Session;
-use crate::model::{DiskName, PendingHooksKey, Snapshot, SnapshotFiles, VmId};
+use crate::model::{DiskName, PendingHooksKey, Permission, Snapshot, SnapshotFiles, VmId};
 use crate::repository::clone::{Cloned, Clones};
 
 /// A creation that takes longer releases its concurrency slot.
@@ -50,17 +50,17 @@ impl Snapshots {
         let (vms, admitted) = match self.admit(session, vm_refs, &request).await {
             Ok(CreateAdmission::Existing(snapshots)) => {
                 let outcome = Ok(snapshots);
-                names.iter().for_each(|name| actor.did("create-again", name, &outcome));
+                names.iter().for_each(|name| self.trail.read(session, "create-again", name, &outcome));
                 return outcome;
             }
             Ok(CreateAdmission::Admitted { vms, admitted }) => (vms, admitted),
             Err(error) => {
                 let outcome = Err(error);
-                names.iter().for_each(|name| actor.did("create", name, &outcome));
+                names.iter().for_each(|name| self.trail.change(&actor, "create", name, &outcome));
                 return outcome;
             }
         };
-        let snapshots = Arc::clone(self);
+        let (snapshots, viewer) = (Arc::clone(self), session.needing(Permission::View));
         self.tasks
             .detached(async move {
                 let Admitted { mut slot, vm_guards } = admitted;
@@ -76,13 +76,27 @@ impl Snapshots {
                         }
                     }
                 };
+                let outcome = match outcome {
+                    Err(error) => Err(snapshots.seen_by(viewer, error).await),
+                    created => created,
+                };
                 for (index, vm) in vms.iter().enumerate() {
                     let id = outcome.as_ref().map_or_else(|_| "-".to_owned(), |made| made[index].id.to_string());
-                    actor.did("create", format_args!("{vm}/{id}"), &outcome);
+                    snapshots.trail.change(&actor, "create", format_args!("{vm}/{id}"), &outcome);
                 }
                 outcome
             })
             .await
+    }
+
+    /// The error for the user of `viewer`.
+    async fn seen_by(self: &Arc<Self>, viewer: Session, error: Error) -> Error {
+        let view = self.blocking(move |snapshots| snapshots.inventory.view(&viewer)).await;
+        // Without a view, it names no other VM.
+        match view {
+            Ok(view) => error.seen_by(&view),
+            Err(_) => error,
+        }
     }
 
     async fn create_admitted(

@@ -1,11 +1,13 @@
 //! Deletes snapshots: records the deletion, removes the files, then the record.
 
+use std::fmt::Display;
 use std::sync::Arc;
 
 use super::service::Snapshots;
 use crate::app::Error;
-use crate::app::audit::Actor;
+use crate::app::audit::{Actor, Outcome};
 use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
+use crate::app::inventory::NO_SUCH_SNAPSHOT;
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::Operation;
@@ -13,11 +15,11 @@ use crate::model::{Permission, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::store::Record;
 
 impl Snapshots {
-    /// Deletes the snapshot `id` of the VM `vm_ref`. Succeeds if the snapshot or its files do not exist.
+    /// Deletes the snapshot `id` of the VM `vm_ref`. Succeeds if the snapshot or its files do not exist, unless the user
+    /// may not see all snapshots: then there may be one, and a success would be wrong.
     ///
     /// # Errors
-    /// [`Error::Forbidden`]; [`Error::NotFound`] if there is no such VM; [`Error::OtherVm`]; [`Error::HookFailed`]: the
-    /// snapshot was kept;
+    /// [`Error::Forbidden`]; [`Error::NotFound`]; [`Error::OtherVm`]; [`Error::HookFailed`]: the snapshot was kept;
     /// [`Error::Io`] if a file cannot be removed: the snapshot is deleted nevertheless, and removing its files is
     /// retried each minute.
     pub async fn delete(self: &Arc<Self>, session: &Session, vm_ref: VmId, id: SnapshotId) -> Result<(), Error> {
@@ -31,28 +33,18 @@ impl Snapshots {
                     let vm = snapshots.blocking(move |snapshots| snapshots.owner(&by, &vm_ref, id)).await?;
                     let own = snapshots.admission.admit_deletion(&vm).await?;
                     let (of, by) = (vm.clone(), session.clone());
-                    let found = snapshots.blocking(move |snapshots| {
-                        let record = match snapshots.store.record(id)? {
-                            Some(record) => Some(record),
-                            // A client must not get success while files of the snapshot exist.
-                            None => snapshots.reconciler.unknown_snapshot(&of, id)?.map(Record::Ready),
-                        };
-                        // Also of a snapshot that the database did not know.
-                        let check = |record| snapshots.check_deletion(&by, &record).map(|by| (record, by));
-                        record.map(check).transpose()
-                    });
-                    let Some((record, by)) = found.await? else { return Ok(()) };
+                    let found = snapshots.blocking(move |snapshots| snapshots.to_delete(&by, &of, id));
+                    let Some((record, by)) = found.await? else { return Ok(false) };
                     actor = Actor::from(&by);
                     let _guard = snapshots
                         .admission
                         .vm_locks
                         .lock_for_removal(own, &vm, std::iter::once(record.repositories()))
                         .await?;
-                    snapshots.delete_one(record, actor.user()).await
+                    snapshots.delete_one(record, actor.user()).await.map(|()| true)
                 };
                 let outcome = deletion.await;
-                actor.did("delete", what, &outcome);
-                outcome
+                snapshots.record(&actor, "delete", what, outcome)
             })
             .await
     }
@@ -66,7 +58,7 @@ impl Snapshots {
         let (snapshots, session) = (Arc::clone(self), session.clone());
         self.tasks
             .detached(async move {
-                let (what, actor) = (vm_ref.clone(), Actor::from(&session));
+                let (what, mut actor) = (vm_ref.clone(), Actor::from(&session));
                 let deletion = async {
                     let by = session.clone();
                     let vm = snapshots.blocking(move |snapshots| {
@@ -87,37 +79,75 @@ impl Snapshots {
                         .await?;
                     // Another user may have created a snapshot since.
                     let by = session.clone();
-                    let check = move |snapshots: &Self| {
-                        snapshots.check_deletions(&by, &records)?;
-                        Ok(records)
-                    };
-                    let records = snapshots.blocking(check).await?;
-                    let mut outcome = Ok(());
+                    let check = move |snapshots: &Self| Ok((snapshots.check_deletions(&by, &records)?, records));
+                    let (by, records) = snapshots.blocking(check).await?;
+                    actor = Actor::from(&by);
+                    let mut outcome = Ok(!records.is_empty());
                     for record in records {
                         let deleted = match guard.allows_removal(&record.repositories()) {
                             Ok(()) => snapshots.delete_one(record, actor.user()).await,
                             Err(error) => Err(error),
                         };
-                        outcome = outcome.and(deleted);
+                        outcome = outcome.and_then(|any| deleted.map(|()| any));
                     }
                     outcome
                 };
                 let outcome = deletion.await;
-                actor.did("delete-all", what, &outcome);
-                outcome
+                snapshots.record(&actor, "delete-all", what, outcome)
             })
             .await
     }
 
-    /// The VM of the snapshot `id`, which the user may delete. Fails if it is not `vm_ref`.
+    /// Records a deletion in the audit. `outcome` has whether there was something to delete.
+    fn record(
+        &self,
+        actor: &Actor,
+        action: &'static str,
+        what: impl Display,
+        outcome: Result<bool, Error>,
+    ) -> Result<(), Error> {
+        match outcome {
+            Ok(false) => self.trail.without_effect(actor, action, what, Outcome::DONE),
+            _ => self.trail.change(actor, action, what, &outcome),
+        }
+        outcome.map(drop)
+    }
+
+    /// The VM `vm_ref`. Fails if the user may see the snapshot `id`, and it belongs to another VM or must stay.
     fn owner(&self, session: &Session, vm_ref: &VmId, id: SnapshotId) -> Result<VmId, Error> {
         let Some(record) = self.store.record(id)? else { return self.inventory.resolve_vm(session, vm_ref) };
         let vm = record.vm();
-        if vm != vm_ref && self.inventory.resolve_vm(session, vm_ref)? != *vm {
-            return Err(self.inventory.of_other_vm(session, (vm, id), record.annotations()));
+        let wanted = if vm == vm_ref { vm.clone() } else { self.inventory.resolve_vm(session, vm_ref)? };
+        let checked = if wanted == *vm {
+            self.check_deletion(session, &record).map(drop)
+        } else {
+            Err(self.inventory.of_other_vm(session, (vm, id), record.annotations()))
+        };
+        match checked {
+            // The user cannot see it: from here on, as if there were none.
+            Ok(()) | Err(Error::NotFound(_)) => Ok(wanted),
+            Err(error) => Err(error),
         }
-        self.check_deletion(session, &record)?;
-        Ok(vm.clone())
+    }
+
+    /// The snapshot `id` of `vm`, with the session that has the permission to delete it. Nothing if there is none.
+    fn to_delete(&self, session: &Session, vm: &VmId, id: SnapshotId) -> Result<Option<(Record, Session)>, Error> {
+        if let Some(record) = self.store.record(id)?.filter(|record| record.vm() == vm) {
+            match self.check_deletion(session, &record) {
+                Ok(by) => return Ok(Some((record, by))),
+                Err(Error::NotFound(_)) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        if self.removals.deleted.contains(vm, id) {
+            return Ok(None);
+        }
+        // A client must not get success while files of the snapshot exist.
+        match self.reconciler.unknown_snapshot(session, vm, id)?.map(Record::Ready) {
+            Some(record) => self.check_deletion(session, &record).map(|by| Some((record, by))),
+            None if session.grants().has_for_all(Permission::View) => Ok(None),
+            None => Err(self.inventory.unknown_snapshot(NO_SUCH_SNAPSHOT)),
+        }
     }
 
     /// Checks that the user may delete the snapshot. Returns the session with the permission that this needs.
@@ -138,16 +168,22 @@ impl Snapshots {
         Ok(session)
     }
 
-    /// Checks that the user may delete all of these snapshots. If one of them must stay, all do.
-    fn check_deletions(&self, session: &Session, records: &[Record]) -> Result<(), Error> {
-        records.iter().try_for_each(|record| match self.check_deletion(session, record) {
-            Ok(_) => Ok(()),
-            // The user cannot see it, and the request would delete it.
-            Err(Error::NotFound(_)) => {
-                Err(Error::forbidden(Permission::Administer, "to delete all snapshots of this VM"))
+    /// Checks that the user may delete all of these snapshots. If one of them must stay, all do. Returns the session with
+    /// the permission that this needs.
+    fn check_deletions(&self, session: &Session, records: &[Record]) -> Result<Session, Error> {
+        let mut needed = session.clone();
+        for record in records {
+            match self.check_deletion(session, record) {
+                Ok(by) if by.permission() == Permission::Administer => needed = by,
+                Ok(_) => {}
+                // The user cannot see it, and the request would delete it.
+                Err(Error::NotFound(_)) => {
+                    return Err(Error::forbidden(Permission::Administer, "to delete all snapshots of this VM"));
+                }
+                Err(error) => return Err(error),
             }
-            Err(error) => Err(error),
-        })
+        }
+        Ok(needed)
     }
 
     /// Deletes one snapshot, or the rest of it.

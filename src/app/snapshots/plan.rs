@@ -38,7 +38,7 @@ impl Snapshots {
     pub(super) fn plan(&self, vm: &VmId, actor: &Actor, request: &CreateRequest) -> Result<Plan, Error> {
         let (vms, definition) = self.inventory.find_vm(vm)?;
         let lines = definition.disks.as_ref().map_err(|problem| match problem {
-            Problem::Invalid(text) => Error::NotSnapshottable(text.clone()),
+            Problem::Invalid(text) => Error::NotSnapshottable(text.clone().into()),
             Problem::Unavailable(text) => Error::Unavailable(text.clone()),
         })?;
         let mut files = self.inventory.disk_files(&vms.vms, true);
@@ -57,8 +57,8 @@ impl Snapshots {
         }
         let chosen = choose(classified.iter().map(|(_, decision)| decision)).map_err(|obstacle| {
             let device = obstacle.disk.map(|index| format!("{}: ", classified[index].0.device)).unwrap_or_default();
-            let reason = format!("{device}{}", obstacle.reason);
-            if obstacle.is_temporary { Error::Unavailable(reason) } else { Error::NotSnapshottable(reason) }
+            let reason = obstacle.reason.after(&device);
+            if obstacle.is_temporary { Error::Unavailable(reason.to_string()) } else { Error::NotSnapshottable(reason) }
         })?;
         let mut names: HashMap<usize, DiskName> = chosen.into_iter().collect();
         let (mut disks, mut sources) = (Vec::new(), Vec::new());

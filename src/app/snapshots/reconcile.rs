@@ -15,7 +15,8 @@ use crate::app::audit::Actor;
 use crate::app::files::FileOpener;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks, rounds};
-use crate::model::{RepositoryId, Snapshot, SnapshotId, VmId};
+use crate::auth::Session;
+use crate::model::{Permission, RepositoryId, Snapshot, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, Maker};
 use crate::repository::{Folder, Repository};
@@ -262,16 +263,21 @@ impl Reconciler {
         }
     }
 
-    /// As [`stray::find`], but returns nothing for a recently deleted snapshot. So a repeated deletion succeeds even if
-    /// repositories are unavailable.
+    /// As [`stray::find`], among the snapshots that the user may see.
     ///
     /// # Errors
     /// As [`stray::find`].
-    pub(super) fn unknown_snapshot(&self, vm: &VmId, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
-        if self.removals.deleted.contains(id) {
-            return Ok(None);
-        }
-        stray::find(&self.inventory.repositories(), vm, id)
+    pub(super) fn unknown_snapshot(
+        &self,
+        session: &Session,
+        vm: &VmId,
+        id: SnapshotId,
+    ) -> Result<Option<Snapshot>, Error> {
+        let is_visible = |found: Option<&Snapshot>| match found {
+            Some(found) => self.inventory.may_see(session, &found.vm, Some(&found.annotations)),
+            None => session.grants().has_for_all(Permission::View),
+        };
+        stray::find(&self.inventory.repositories(), vm, id, is_visible)
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use crate::app::Error;
 use crate::app::compare::Comparisons;
 use crate::app::inventory::Inventory;
-use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId};
+use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
 use crate::store::Store;
@@ -37,19 +37,19 @@ const MAX_DELETED: usize = 10_000;
 
 /// The snapshots that were completely deleted last.
 #[derive(Default)]
-pub(super) struct Deleted(Mutex<VecDeque<SnapshotId>>);
+pub(super) struct Deleted(Mutex<VecDeque<(VmId, SnapshotId)>>);
 
 impl Deleted {
-    pub(super) fn add(&self, id: SnapshotId) {
+    pub(super) fn add(&self, vm: &VmId, id: SnapshotId) {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.push_back(id);
+        last.push_back((vm.clone(), id));
         if last.len() > MAX_DELETED {
             last.pop_front();
         }
     }
 
-    pub(super) fn contains(&self, id: SnapshotId) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(&id)
+    pub(super) fn contains(&self, vm: &VmId, id: SnapshotId) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).iter().any(|(of, one)| (of, *one) == (vm, id))
     }
 }
 
@@ -91,7 +91,7 @@ impl Removals {
         let outcome = match first_error {
             None if unavailable.is_empty() => {
                 self.store.forget(snapshot)?;
-                self.deleted.add(snapshot.id);
+                self.deleted.add(&snapshot.vm, snapshot.id);
                 self.leftovers.remove(snapshot.id);
                 return Ok(());
             }

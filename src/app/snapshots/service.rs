@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::reconcile::Reconciler;
 use super::removal::Removals;
 use crate::app::admission::Admission;
+use crate::app::audit::AuditTrail;
 use crate::app::hooks::HookRunner;
 use crate::app::inventory::Inventory;
 use crate::app::retention::Retention;
@@ -21,6 +22,7 @@ pub struct Snapshots {
     pub(crate) removals: Arc<Removals>,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) store: Store,
+    pub(crate) trail: Arc<AuditTrail>,
     pub(crate) metrics: Arc<Metrics>,
     /// The id of this service in manifests.
     pub(crate) exporter: String,

@@ -7,12 +7,17 @@ use crate::repository::executor::JobKind;
 use crate::repository::scan::{self, FoundFolder};
 
 /// Finds the snapshot `id` of `vm`, which the database does not know, in the repositories. Returns nothing if no
-/// repository has a part of it.
+/// repository has a part of it, or if `is_visible` is false for the snapshot that its manifest describes, or for none.
 ///
 /// # Errors
 /// [`Error::Unavailable`] if a repository cannot be searched; [`Error::OtherVm`]; [`Error::NotAdopted`] if it is not
 /// certain that the snapshot is complete and belongs to the VM.
-pub(super) fn find(found: &RepositorySet, vm: &VmId, id: SnapshotId) -> Result<Option<Snapshot>, Error> {
+pub(super) fn find(
+    found: &RepositorySet,
+    vm: &VmId,
+    id: SnapshotId,
+    is_visible: impl Fn(Option<&Snapshot>) -> bool,
+) -> Result<Option<Snapshot>, Error> {
     let searches = found.usable().map(|repository| {
         let searched = repository.clone();
         let search = repository.submit(JobKind::SHORT, move |access, root| {
@@ -30,7 +35,11 @@ pub(super) fn find(found: &RepositorySet, vm: &VmId, id: SnapshotId) -> Result<O
             Ok(Err(_)) | Err(_) => unresponsive.push(repository.to_string()),
         }
     }
-    if !parts.is_empty() {
+    let described = |part: &Result<FoundFolder, String>| match part {
+        Ok(FoundFolder { manifest: Some(Ok(manifest)), .. }) => is_visible(Some(&manifest.snapshot)),
+        _ => is_visible(None),
+    };
+    if !parts.is_empty() && parts.iter().all(|(_, part)| described(part)) {
         return complete(vm, id, &parts).map(Some);
     }
     if unresponsive.is_empty() {

@@ -164,7 +164,7 @@ impl Tickets {
         self.store.tickets().remove(&hash.0)?;
         self.admission.exports.each(|Entry { work, .. }| {
             if work.details.actor.ticket() == Some(id) {
-                work.disconnect_ended_ticket();
+                work.end("the ticket was ended");
             }
         });
         Ok(())

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
@@ -11,6 +12,9 @@ use crate::app::audit::{Head, Incomplete, seal};
 use crate::auth::AuditKey;
 use crate::cli::log_file::{RotatedFile, Rotation, Unwritten, beside, to_standard_error};
 use crate::cli::log_queue::Sink;
+
+/// How long lines may wait for the disk while others follow without a pause.
+const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the thread of the file shares with the service.
 #[derive(Default)]
@@ -21,7 +25,7 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// The newest line in the file.
+    /// The newest line that is certainly on the disk: a line that only others know looks as if it had been removed.
     pub fn head(&self) -> Option<Head> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -34,6 +38,8 @@ impl Shared {
 pub struct AuditFile {
     file: RotatedFile,
     head: Head,
+    /// When the first line was written that may not be on the disk yet.
+    unsynced_since: Option<Instant>,
     /// Why a new chain begins, until its first line is written.
     new_chain: Option<&'static str>,
     /// Incomplete lines at the end of the file that no line reports yet.
@@ -99,27 +105,50 @@ impl AuditFile {
             // The service was killed in the middle of a rotation, or has written nothing since.
             tail = Tail::of_path(&beside(path, "1")).map_err(with_path)?;
         }
-        if !is_empty
-            && matches!(tail, Tail::Chained { has_newline: false, .. } | Tail::Broken { has_newline: false, .. })
-        {
-            file.set_torn();
-        }
+        let is_torn = |has_newline: bool| !is_empty && !has_newline;
         let (head, incomplete, new_chain) = match tail {
             Tail::Empty => (Head::start(), None, Some("there was no audit file")),
-            Tail::Chained { head, incomplete, .. } => {
-                shared.set_head(head.clone());
+            Tail::Chained { head, incomplete, has_newline } => {
+                if is_torn(has_newline) {
+                    file.set_torn();
+                }
                 (head, incomplete, None)
             }
-            Tail::Broken { why, .. } => {
+            Tail::Broken { why, has_newline } => {
                 tracing::warn!(path = %path.display(), why, "the chain of the audit file cannot be continued: beginning a new one");
+                if !is_empty && let Err(error) = file.set_aside() {
+                    tracing::warn!(path = %path.display(), %error, "cannot rotate the audit file; continuing in it");
+                    if is_torn(has_newline) {
+                        file.set_torn();
+                    }
+                }
                 (Head::start(), None, Some(why))
             }
         };
-        Ok(Self { file, head, new_chain, incomplete: incomplete.unwrap_or_default(), missed: 0, shared })
+        // The last lines of a service that was killed may not be on the disk.
+        let unsynced_since = new_chain.is_none().then(Instant::now);
+        let incomplete = incomplete.unwrap_or_default();
+        let mut file = Self { file, head, unsynced_since, new_chain, incomplete, missed: 0, shared };
+        file.sync();
+        Ok(file)
+    }
+
+    /// Waits until all lines are on the disk, and then publishes the newest one.
+    fn sync(&mut self) {
+        if self.unsynced_since.take().is_none() {
+            return;
+        }
+        match self.file.sync() {
+            Ok(()) => self.shared.set_head(self.head.clone()),
+            Err(error) => tracing::error!(%error, "cannot write the audit file to the disk; its lines may be lost"),
+        }
     }
 
     /// Adds a line to the chain, after the lines about the file that are due.
     fn add(&mut self, line: &[u8]) -> Result<(), Unwritten> {
+        if self.unsynced_since.is_some_and(|since| since.elapsed() >= SYNC_INTERVAL) {
+            self.sync();
+        }
         if let Some(why) = self.new_chain {
             self.append(Record::new("new-chain", "done", why).line().as_bytes())?;
             self.new_chain = None;
@@ -149,8 +178,8 @@ impl AuditFile {
             }
             return Err(unwritten);
         }
-        self.head = head.clone();
-        self.shared.set_head(head);
+        self.head = head;
+        self.unsynced_since.get_or_insert_with(Instant::now);
         Ok(())
     }
 }
@@ -164,7 +193,9 @@ impl Write for AuditFile {
         Ok(line.len())
     }
 
+    /// Lines that are written one after the other share a wait for the disk.
     fn flush(&mut self) -> io::Result<()> {
+        self.sync();
         Ok(())
     }
 }
@@ -174,10 +205,13 @@ impl Sink for AuditFile {
         self.file.reopen()
     }
 
-    fn dropped(&self, dropped: u64) -> String {
-        tracing::error!(dropped, "audit lines were dropped: the audit file could not be written");
+    /// Unlike other lines, it does not go to standard error instead: the queue keeps the number until the file has it.
+    fn report_dropped(&mut self, dropped: u64) -> io::Result<()> {
         let reason = "the file could not be written, so lines were dropped here";
-        Record { lines: Some(dropped), ..Record::new("missing-lines", "failed", reason) }.line()
+        let record = Record { lines: Some(dropped), ..Record::new("missing-lines", "failed", reason) };
+        self.add(record.line().as_bytes()).map_err(|_| io::Error::other("the audit file cannot be written"))?;
+        tracing::error!(dropped, "audit lines were dropped: the audit file could not be written");
+        Ok(())
     }
 }
 

@@ -33,7 +33,8 @@ struct File {
 /// The file cannot be opened, or another process writes it.
 pub fn start(config: &config::Audit, dropped: Counter) -> io::Result<AuditLog> {
     let Some(path) = &config.file else { return Ok(AuditLog(None)) };
-    let rotation = Rotation { max_size: config.max_size, max_files: config.max_files, mode: MODE, is_exclusive: true };
+    let (max_size, max_files) = (config.max_size, config.max_files);
+    let rotation = Rotation { max_size, max_files, mode: MODE, is_exclusive: true, is_durable: true };
     let shared = Arc::new(Shared::default());
     let file = AuditFile::open(path, rotation, Arc::clone(&shared))?;
     let file = File { lines: LogQueue::start(file, dropped)?, shared };
@@ -66,6 +67,13 @@ impl AuditLog {
         let Some(file) = &self.0 else { return };
         if !file.lines.flush(FLUSH_TIMEOUT) {
             tracing::error!("the last audit lines could not be written");
+        }
+        let dropped = file.lines.unreported();
+        if dropped > 0 {
+            tracing::error!(
+                dropped,
+                "audit lines were dropped, and the audit file does not say so: it cannot be written"
+            );
         }
         if let Some(head) = file.shared.head() {
             audit::log_head(&head);

@@ -10,11 +10,18 @@ use crate::app::audit::{Head, Incomplete, Sealed, Unsealed};
 /// The end of the file that is read. A line is much shorter.
 const MAX_TAIL: u64 = 1 << 20;
 
+/// Incomplete lines at the end that are accepted. More than one are there if the service was killed again while it wrote
+/// the line that reports the first.
+const MAX_INCOMPLETE: usize = 64;
+
+/// How each line of a chain starts.
+const START: &[u8] = b"{\"seq\":";
+
 /// The end of an audit file.
 pub enum Tail {
     /// There is no file, or nothing in it.
     Empty,
-    /// A line of a chain, after which an incomplete one may follow.
+    /// A line of a chain, after which incomplete ones may follow.
     Chained { head: Head, incomplete: Option<Incomplete>, has_newline: bool },
     /// No line of a chain.
     Broken { why: &'static str, has_newline: bool },
@@ -46,7 +53,7 @@ impl Tail {
         if bytes.is_empty() {
             return Self::Empty;
         }
-        let mut lines = bytes.rsplit(|byte| *byte == b'\n');
+        let mut lines = bytes.rsplit(|byte| *byte == b'\n').peekable();
         let rest = lines.next().unwrap_or_default();
         let has_newline = rest.is_empty();
         let broken = |why| Self::Broken { why, has_newline };
@@ -54,20 +61,30 @@ impl Tail {
         if let Ok(Sealed { head, .. }) = Sealed::parse(rest) {
             return Self::Chained { head, incomplete: None, has_newline };
         }
-        let Some(last) = lines.next() else { return broken("the file has no complete line") };
-        if lines.next().is_none() && !is_whole {
-            return broken("the last line of the file is too long");
-        }
-        match Sealed::parse(last) {
-            Ok(Sealed { head, .. }) => {
-                let mut incomplete = Incomplete::default();
-                incomplete.add(rest);
-                Self::Chained { head, incomplete: (!has_newline).then_some(incomplete), has_newline }
+        // From the last one.
+        let mut parts = Vec::from_iter((!has_newline).then_some(rest));
+        let head = loop {
+            let Some(line) = lines.next() else { return broken("the file has no complete line") };
+            if lines.peek().is_none() && !is_whole {
+                return broken("the last line of the file is too long");
             }
-            Err(Unsealed::NoHash) => broken("the last line of the file has no hash"),
-            Err(Unsealed::WrongHash) => broken("the last line of the file was changed: its hash is wrong"),
-        }
+            match Sealed::parse(line) {
+                Ok(Sealed { head, .. }) => break head,
+                Err(Unsealed::NoHash) if is_incomplete(line) && parts.len() < MAX_INCOMPLETE => parts.push(line),
+                Err(Unsealed::NoHash) => return broken("the last line of the file has no hash"),
+                Err(Unsealed::WrongHash) => return broken("the last line of the file was changed: its hash is wrong"),
+            }
+        };
+        let mut incomplete = Incomplete::default();
+        parts.iter().rev().for_each(|part| incomplete.add(part));
+        Self::Chained { head, incomplete: (!parts.is_empty()).then_some(incomplete), has_newline }
     }
+}
+
+/// Whether it is the start of a line of a chain. Others, such as lines of an older version, are not accepted.
+fn is_incomplete(line: &[u8]) -> bool {
+    let start = &START[..START.len().min(line.len())];
+    !line.is_empty() && line.starts_with(start) && serde_json::from_slice::<serde::de::IgnoredAny>(line).is_err()
 }
 
 #[cfg(test)]

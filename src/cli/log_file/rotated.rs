@@ -26,6 +26,8 @@ pub struct Rotation {
     pub mode: u32,
     /// Whether only one process may write the file.
     pub is_exclusive: bool,
+    /// Whether lines must be on the disk before another file takes the next ones.
+    pub is_durable: bool,
 }
 
 /// Every append is one whole line.
@@ -36,6 +38,8 @@ pub struct RotatedFile {
     file: File,
     /// The last line in the file is incomplete.
     is_torn: bool,
+    /// The folder may not know the file yet, if the power fails.
+    is_new: bool,
     /// The time of the next attempt to rotate.
     pub(super) rotate_after: Option<Instant>,
 }
@@ -55,7 +59,7 @@ impl RotatedFile {
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let file = open(path, rotation)?;
         let path = path.to_owned();
-        Ok(Self { path, rotation, file, is_torn: false, rotate_after: None })
+        Ok(Self { path, rotation, file, is_torn: false, is_new: true, rotate_after: None })
     }
 
     /// The open file. It can be read if it is exclusive.
@@ -68,21 +72,53 @@ impl RotatedFile {
         self.is_torn = true;
     }
 
+    /// Writes to another file.
+    #[cfg(test)]
+    pub fn replace(&mut self, file: File) -> File {
+        std::mem::replace(&mut self.file, file)
+    }
+
     /// Appends `line`, after it has rotated the file if necessary and ended an incomplete line.
     ///
     /// # Errors
     /// The line is not in the file, or only a part of it.
     pub fn append(&mut self, line: &[u8]) -> Result<(), Unwritten> {
         self.rotate_if_full(line.len());
-        if self.is_torn {
-            self.write_bytes(b"\n").map_err(|_| Unwritten { written: 0 })?;
-        }
-        match self.write_bytes(line) {
+        let end: &[u8] = if self.is_torn { b"\n" } else { b"" };
+        // One write, so that the service is hardly ever killed in between.
+        match self.write_bytes(&[end, line].concat()) {
             Ok(()) => Ok(()),
-            // Only the newline is missing, and the next line adds it.
-            Err(written) if written > 0 && written + 1 == line.len() => Ok(()),
-            Err(written) => Err(Unwritten { written }),
+            Err(written) => {
+                let of_line = written.saturating_sub(end.len());
+                if written > 0 && of_line == 0 {
+                    self.is_torn = false;
+                }
+                // Only the newline is missing, and the next line adds it.
+                let is_whole = of_line > 0 && of_line + 1 == line.len();
+                if is_whole { Ok(()) } else { Err(Unwritten { written: of_line }) }
+            }
         }
+    }
+
+    /// Waits until all lines are on the disk.
+    ///
+    /// # Errors
+    /// They may not be.
+    pub fn sync(&mut self) -> io::Result<()> {
+        self.file.sync_data()?;
+        if std::mem::take(&mut self.is_new) {
+            let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
+            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+        }
+        Ok(())
+    }
+
+    /// Renames the file to `.1`, and continues with an empty one. Keeps all older files.
+    ///
+    /// # Errors
+    /// The file stays in use.
+    pub fn set_aside(&mut self) -> io::Result<()> {
+        self.rotate(u32::MAX)
     }
 
     fn rotate_if_full(&mut self, more: usize) {
@@ -94,7 +130,7 @@ impl RotatedFile {
             return;
         }
         self.rotate_after = None;
-        if let Err(error) = self.rotate() {
+        if let Err(error) = self.rotate(self.rotation.max_files.max(1)) {
             self.rotate_after = Some(Instant::now() + ROTATE_RETRY);
             let log = self.path.display();
             let warning = format!("coriolis-ovm-exporter: cannot rotate {log}, which keeps growing: {error}\n");
@@ -102,9 +138,9 @@ impl RotatedFile {
         }
     }
 
-    /// Renames the file to `.1`, and continues with a new one. If a step fails, no file is lost, and the old one stays
-    /// in use.
-    fn rotate(&mut self) -> io::Result<()> {
+    /// Renames the file to `.1`, and continues with a new one. Keeps `max_files` older ones. If a step fails, no file is
+    /// lost, and the old one stays in use.
+    fn rotate(&mut self, max_files: u32) -> io::Result<()> {
         if !self.is_at(&self.path)? {
             // Another program has renamed it.
             self.continue_with(open(&self.path, self.rotation)?);
@@ -113,7 +149,7 @@ impl RotatedFile {
         // The new file first, so that a full disk changes nothing.
         let fresh_path = self.beside("new");
         let fresh = open(&fresh_path, self.rotation)?;
-        let (old, max_files) = (|n: u32| self.beside(&n.to_string()), self.rotation.max_files.max(1));
+        let old = |n: u32| self.beside(&n.to_string());
         // Only up to the first gap, which a failed attempt may have left: then no file has to be deleted.
         let gap = (1..max_files).find(|n| fs::symlink_metadata(old(*n)).is_err()).unwrap_or(max_files);
         for n in (1..gap).rev() {
@@ -125,18 +161,22 @@ impl RotatedFile {
             return Err(error);
         }
         // Older files: `max_files` may have been larger before.
-        for n in max_files + 1.. {
-            if fs::remove_file(old(n)).is_err() {
-                break;
-            }
+        let mut excess = max_files.checked_add(1);
+        while let Some(n) = excess.filter(|n| fs::remove_file(old(*n)).is_ok()) {
+            excess = n.checked_add(1);
         }
         self.continue_with(fresh);
         Ok(())
     }
 
     fn continue_with(&mut self, file: File) {
+        if self.rotation.is_durable
+            && let Err(error) = self.file.sync_data()
+        {
+            tracing::error!(path = %self.path.display(), %error, "cannot write the rotated file to the disk");
+        }
         self.file = file;
-        self.is_torn = false;
+        (self.is_torn, self.is_new) = (false, true);
     }
 
     /// Whether the open file is the one at `path`.

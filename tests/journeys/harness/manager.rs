@@ -108,6 +108,7 @@ fn is_further_user(authorization: &HeaderValue) -> bool {
     let text = BASE64_STANDARD.decode(encoded).ok().and_then(|bytes| String::from_utf8(bytes).ok());
     text.is_some_and(|text| {
         let credentials = text.split_once(':');
-        credentials.is_some_and(|(user, password)| user.to_lowercase().starts_with(MORE_USERS) && password == PASSWORD)
+        let is_known = |user: &str| user == "root" || user.to_lowercase().starts_with(MORE_USERS);
+        credentials.is_some_and(|(user, password)| is_known(user) && password == PASSWORD)
     })
 }

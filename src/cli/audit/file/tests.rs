@@ -18,7 +18,7 @@ impl Folder {
     }
 
     fn open_with(&self, max_size: u64) -> io::Result<AuditFile> {
-        let rotation = Rotation { max_size, max_files: 100, mode: 0o600, is_exclusive: true };
+        let rotation = Rotation { max_size, max_files: 100, mode: 0o600, is_exclusive: true, is_durable: true };
         let shared = Arc::new(Shared::default());
         shared.key.set(key()).unwrap();
         AuditFile::open(&self.path(), rotation, shared)
@@ -66,7 +66,11 @@ fn the_chain_continues_over_restarts_and_rotations() {
     let folder = Folder::new();
     for run in 0..10 {
         let mut file = folder.open_with(2000).unwrap();
+        let before = (run > 0).then_some(1 + run as u64 * 7);
         write(&mut file, run * 7..run * 7 + 7);
+        // A line that may not be on the disk is not published.
+        assert_eq!(file.shared.head().map(|head| head.seq), before);
+        file.flush().unwrap();
         assert_eq!(file.shared.head().map(|head| head.seq), Some(1 + (run as u64 + 1) * 7));
     }
     assert!(folder.files().len() > 3, "{:?}", folder.files());
@@ -103,6 +107,24 @@ fn an_incomplete_line_is_recorded_wherever_the_service_was_killed() {
 }
 
 #[test]
+fn a_kill_while_an_incomplete_line_is_reported_does_not_break_the_chain() {
+    let folder = Folder::new();
+    write(&mut folder.open(), 0..2);
+    let whole = fs::read(folder.path()).unwrap();
+    let torn = &whole[..whole.len() - 9];
+    fs::write(folder.path(), torn).unwrap();
+    write(&mut folder.open(), 2..3);
+    let repaired = fs::read(folder.path()).unwrap();
+    for end in torn.len()..=repaired.len() {
+        fs::write(folder.path(), &repaired[..end]).unwrap();
+        write(&mut folder.open(), 3..4);
+        let summary = folder.verify();
+        assert!((1..=2).contains(&summary.incomplete), "{end}: {summary:?}");
+        assert!(!fs::read_to_string(folder.path()).unwrap().contains("no hash"), "{end}");
+    }
+}
+
+#[test]
 fn an_incomplete_line_may_be_in_the_rotated_file() {
     let folder = Folder::new();
     write(&mut folder.open(), 0..3);
@@ -123,7 +145,9 @@ fn a_new_chain_says_why_it_begins() {
         fs::write(folder.path(), content).unwrap();
         write(&mut folder.open(), 0..1);
         let text = fs::read_to_string(folder.path()).unwrap();
-        let first = text.lines().nth(1).unwrap();
+        // In a file of its own.
+        assert_eq!(fs::read_to_string(beside(&folder.path(), "1")).unwrap(), content);
+        let first = text.lines().next().unwrap();
         assert!(first.starts_with("{\"seq\":1,") && first.contains("new-chain") && first.contains(why), "{first}");
         assert_eq!(folder.verify().unchained, 1);
     }
@@ -158,13 +182,28 @@ fn dropped_lines_are_a_line_of_the_chain() {
     let folder = Folder::new();
     let mut file = folder.open();
     write(&mut file, 0..1);
-    let report = file.dropped(17);
-    file.write_all(report.as_bytes()).unwrap();
+    file.report_dropped(17).unwrap();
     let text = fs::read_to_string(folder.path()).unwrap();
     let line: serde_json::Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
     assert_eq!(
         (&line["action"], &line["what"], &line["lines"]),
         (&"audit".into(), &"missing-lines".into(), &17.into())
     );
+    assert_eq!(last(&folder.verify()), 3);
+}
+
+#[test]
+fn the_number_of_dropped_lines_is_kept_while_the_disk_is_full() {
+    let folder = Folder::new();
+    let mut file = folder.open();
+    write(&mut file, 0..1);
+    // Each write fails, as on a full disk.
+    let full = fs::File::options().append(true).open("/dev/full").unwrap();
+    let good = file.file.replace(full);
+    assert!(file.report_dropped(17).is_err(), "the queue repeats it");
+    file.file.replace(good);
+    file.report_dropped(17).unwrap();
+    let text = fs::read_to_string(folder.path()).unwrap();
+    assert_eq!((text.matches("\"lines\":17").count(), text.matches("\"lines\":").count()), (1, 1), "{text}");
     assert_eq!(last(&folder.verify()), 3);
 }
