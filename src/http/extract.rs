@@ -13,6 +13,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use bytes::BytesMut;
 use http_body::Body as _;
+use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
 use super::Peer;
@@ -38,7 +39,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Authenticated {
 }
 
 /// Authenticates a request: by its token, or as one of an operator on the Unix socket, where tokens are ignored.
-pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
+pub(super) async fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
     let session = match parts.extensions.get() {
         Some(Peer::Local { uid, .. }) => {
             parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
@@ -46,7 +47,10 @@ pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure>
         _ => {
             let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
             let last = connection.map_or(&none, |connection| &connection.token);
-            token(parts).ok_or(BadToken).and_then(|token| app.sessions.check(token, last)).map_err(Error::from)
+            match token(parts).ok_or(BadToken).and_then(|token| Ok((app.sessions.check(token, last)?, token))) {
+                Ok((session, token)) => app.sessions.recheck(token).await.map(|()| session),
+                Err(error) => Err(error.into()),
+            }
         }
     };
     let requester = requester(parts);
@@ -78,6 +82,18 @@ fn requester(parts: &Parts) -> Requester {
         address: extensions.get::<Peer>().map(Peer::address),
         forwarded_for: extensions.get::<ForwardedFor>().map(|ForwardedFor(client)| *client),
         request_id: extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id)),
+    }
+}
+
+/// The token of a request.
+pub(super) struct BearerToken(pub SecretString);
+
+impl<S: Send + Sync> FromRequestParts<S> for BearerToken {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let problem = "the request has no token; log out with the token of the log-in that is to end";
+        Ok(Self(token(parts).map(Into::into).ok_or_else(|| Error::BadRequest(problem.to_owned()))?))
     }
 }
 

@@ -101,6 +101,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     match error {
         Error::NoSession(_) => Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
         Error::Throttled => retry_after("1"),
+        Error::TooManyFailures { retry_after, .. } => Some((RETRY_AFTER, HeaderValue::from(*retry_after))),
         Error::Refused(Refusal::QueueFull(_) | Refusal::QueueTimeout { .. } | Refusal::GroupTimeout { .. })
         | Error::RepositoryUnavailable { .. }
         | Error::ContentCheckRunning { .. }
@@ -114,7 +115,9 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
 fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
-        Error::BadCredentials | Error::NoSession(_) => (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized),
+        Error::BadCredentials | Error::NoSession(_) | Error::BadRefreshToken => {
+            (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
+        }
         Error::NotAnOperator { .. } | Error::Forbidden { .. } => (StatusCode::FORBIDDEN, ErrorCode::Forbidden),
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
         Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
@@ -131,7 +134,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::NotQuiesced(_) => (StatusCode::CONFLICT, ErrorCode::NotQuiesced),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
-        Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+        Error::Throttled | Error::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
         Error::NoSpace { .. } | Error::NoRoomForCopy { .. } => {
             (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
         }

@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::authorization::Access;
 use super::failure::Failure;
 use super::paths::{DISK, METRICS};
-use super::{handlers, request_middleware};
+use super::{handlers, request_middleware, session_handlers};
 use crate::app::{App, Error};
 use crate::config::MetricsRoute;
 use crate::model::Permission;
@@ -47,7 +47,10 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
     let create = Access::Needs(Permission::Create);
     let delete_own = Access::Needs(Permission::DeleteOwn);
     let mut table = vec![
-        ("/api/v1/auth/login", Access::Open, post(handlers::login)),
+        ("/api/v1/auth/login", Access::Open, post(session_handlers::login)),
+        ("/api/v1/auth/refresh", Access::Open, post(session_handlers::refresh)),
+        ("/api/v1/auth/logout", Access::NeedsToken, post(session_handlers::logout)),
+        ("/api/v1/auth/revoke", Access::NeedsForAll(Permission::Administer), post(session_handlers::revoke)),
         ("/api/v1/capabilities", view, get(handlers::capabilities)),
         ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),
         ("/api/v1/database", Access::NeedsForAll(Permission::Administer), get(handlers::database)),
@@ -146,7 +149,7 @@ mod tests {
         let table = table(MetricsRoute::NeedsToken);
         for (path, access, (method, _)) in &table {
             let permitted = |role: &Role| match access {
-                Access::Open => true,
+                Access::Open | Access::NeedsToken => true,
                 Access::Needs(permission) | Access::NeedsForAll(permission) => role.permits(*permission),
             };
             let expected: BTreeSet<_> =

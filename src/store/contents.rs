@@ -5,7 +5,9 @@ use std::hash::{DefaultHasher, Hasher};
 
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value};
 
-use super::{SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema};
+use super::{
+    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema, sessions,
+};
 
 /// A hash of all entries of all tables. It is not stored, and not made against an adversary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,9 @@ pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreE
     each(transaction, hasher, retention::EXPIRIES, |_, _| Ok(()))?;
     each(transaction, hasher, retention::LEASES, |_, _| Ok(()))?;
     each(transaction, hasher, retention::IDEMPOTENCY_KEYS, |_, _| Ok(()))?;
+    each(transaction, hasher, sessions::RENEWABLE, |_, _| Ok(()))?;
+    each(transaction, hasher, sessions::REVOKED_LOG_INS, |_, _| Ok(()))?;
+    each(transaction, hasher, sessions::REVOKED_BEFORE, |_, _| Ok(()))?;
     Ok(Contents(hasher.finish()))
 }
 

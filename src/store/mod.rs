@@ -16,6 +16,7 @@ mod rebuild;
 mod record;
 mod retention;
 mod schema;
+mod sessions;
 
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
@@ -36,6 +37,7 @@ pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
+pub use sessions::{Renewal, Revocation, RevokedTokens, SessionTables};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");
@@ -134,6 +136,11 @@ impl Store {
     /// How long snapshots are kept.
     pub fn retentions(&self) -> Retentions<'_> {
         Retentions(&self.handle)
+    }
+
+    /// The log-ins that can be renewed, and the revoked tokens.
+    pub fn sessions(&self) -> SessionTables<'_> {
+        SessionTables(&self.handle)
     }
 
     /// Records a complete `snapshot` with the sequence that it names, and the `definition` of its VM. Returns false, and records nothing, if the

@@ -16,6 +16,8 @@ mod m0004_seals;
 mod m0005_annotations;
 #[path = "../../migrations/0006_definitions.rs"]
 mod m0006_definitions;
+#[path = "../../migrations/0007_sessions.rs"]
+mod m0007_sessions;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
@@ -27,6 +29,7 @@ const MIGRATIONS: &[Migration] = &[
     m0004_seals::run,
     m0005_annotations::run,
     m0006_definitions::run,
+    m0007_sessions::run,
 ];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;

@@ -45,13 +45,14 @@ pub(crate) struct Export {
     rate: ClientRate,
     client: Arc<dyn ExportClient>,
     was_slow: AtomicBool,
+    was_revoked: AtomicBool,
     /// Keeps the snapshot from being swept while the download exists.
     _in_use: Arc<InUse>,
 }
 
 impl Queued for Export {
     fn share(&self) -> Option<Share> {
-        Some((self.details.actor.user().into(), self.details.vm.clone()))
+        Some((self.details.actor.user().into(), self.details.vm.as_str().into()))
     }
 }
 
@@ -70,6 +71,7 @@ impl Export {
             rate: ClientRate::default(),
             client,
             was_slow: AtomicBool::new(false),
+            was_revoked: AtomicBool::new(false),
             _in_use: in_use,
         }
     }
@@ -116,8 +118,17 @@ impl Export {
         self.client.disconnect();
     }
 
+    /// Disconnects the client, because its user's tokens were revoked.
+    pub(super) fn end_for_revocation(&self) {
+        self.was_revoked.store(true, Ordering::Relaxed);
+        self.client.disconnect();
+    }
+
     /// Why the service ended the download early.
     pub(crate) fn cut_reason(&self) -> Option<String> {
+        if self.was_revoked.load(Ordering::Relaxed) {
+            return Some("the tokens of the user were revoked".to_owned());
+        }
         let is_slow = self.was_slow.load(Ordering::Relaxed);
         is_slow.then(|| "the client was slower than export.min_rate while others waited".to_owned())
     }

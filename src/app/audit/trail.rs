@@ -238,7 +238,9 @@ impl AuditTrail {
         match outcome {
             Ok(_) => actor.named(user).did(LOG_IN, "", outcome),
             // The manager did not check the account.
-            Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
+            Err(Error::Throttled | Error::TooManyFailures { .. }) => {
+                self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None)
+            }
             Err(_) => self.add_failed_log_in(&actor, account_hash, Outcome::of(outcome)),
         }
     }

@@ -14,6 +14,7 @@ use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState};
 use crate::app::retention::Retention;
+use crate::app::session::Sessions;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
@@ -38,6 +39,7 @@ pub struct Ops {
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
     database: Arc<Database>,
+    sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     store: Store,
     tasks: Tasks,
@@ -54,7 +56,7 @@ impl Ops {
         (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
-        database: Arc<Database>,
+        (database, sessions): (Arc<Database>, Arc<Sessions>),
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -66,7 +68,8 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, database, usage: Arc::new(usage), store, tasks }
+        let usage = Arc::new(usage);
+        Self { inventory, admission, hooks, recovery, reconciler, database, sessions, usage, store, tasks }
     }
 
     /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
@@ -90,16 +93,14 @@ impl Ops {
             let (mut leftovers, mut owed_hooks) = (ops.recovery.leftovers()?, pending_hooks(ops.hooks.entries()?));
             leftovers.retain(|leftover| is_visible(&leftover.vm_id));
             owed_hooks.retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default()));
-            Ok((repositories, ops.database.status()?, leftovers, owed_hooks, view))
+            let sessions = if sees_all { Some(ops.sessions.counts()?) } else { None };
+            Ok((repositories, (ops.database.status()?, sessions), leftovers, owed_hooks, view))
         });
-        let (repositories, database, leftovers, owed_hooks, view) = found.await?;
+        let (repositories, (database, sessions), leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
-            log_ins: queue(&self.admission.log_ins, |log_in, waited| {
-                let address = log_in.address.map(|address| address.to_string());
-                sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
-            }),
+            log_ins: self.log_ins(sees_all),
             cost_requests: queue(&self.admission.cost_requests, |request, waited| {
                 let user = request.user.clone();
                 sees_all.then_some(api::CostRequest { user, seconds: waited.as_secs_f64() })
@@ -117,9 +118,24 @@ impl Ops {
             database: Some(database),
             leftovers,
             owed_hooks,
+            sessions,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
             snapshots,
         })
+    }
+
+    /// The log-ins in both queues.
+    fn log_ins(&self, sees_all: bool) -> api::Queue<api::LogIn> {
+        let [mut all, reserved] = [&self.admission.log_ins, &self.admission.reserved_log_ins].map(|log_ins| {
+            queue(log_ins, |log_in, waited| {
+                let address = log_in.address.map(|address| address.to_string());
+                sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
+            })
+        });
+        all.limit += reserved.limit;
+        all.running.extend(reserved.running);
+        all.waiting.extend(reserved.waiting);
+        all
     }
 
     /// Unlike the list of repositories, this does not test clone support, because it must respond while a repository

@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use serde::Serialize;
 
@@ -16,11 +16,16 @@ use crate::cli::log_queue::Sink;
 #[derive(Default)]
 pub struct Shared {
     /// It exists before the first line.
-    pub key: OnceLock<AuditKey>,
+    key: RwLock<Option<AuditKey>>,
     newest: Mutex<Option<Head>>,
 }
 
 impl Shared {
+    /// Proves further lines with `key`.
+    pub fn set_key(&self, key: AuditKey) {
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
+    }
+
     /// The newest line in the file.
     pub fn head(&self) -> Option<Head> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -142,7 +147,9 @@ impl AuditFile {
 
     /// Appends one line, and makes it the head.
     fn append(&mut self, line: &[u8]) -> Result<(), Unwritten> {
-        let (sealed, head) = seal(line, &self.head, self.shared.key.get());
+        let key = self.shared.key.read().unwrap_or_else(PoisonError::into_inner);
+        let (sealed, head) = seal(line, &self.head, key.as_ref());
+        drop(key);
         if let Err(unwritten) = self.file.append(&sealed) {
             if unwritten.written > 0 {
                 self.incomplete.add(&sealed[..unwritten.written]);
