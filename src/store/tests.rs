@@ -213,10 +213,10 @@ fn the_database_of_schema_1_is_opened() {
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
-/// schema 6.
+/// schema 6, revocations with schema 7.
 #[test]
-fn the_databases_of_schema_2_to_6_are_opened() {
-    for schema in [2, 3, 4, 5, 6] {
+fn the_databases_of_schema_2_to_7_are_opened() {
+    for schema in [2, 3, 4, 5, 6, 7] {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -233,6 +233,13 @@ fn the_databases_of_schema_2_to_6_are_opened() {
         assert!(store.retentions().lease(plain.id, "another user", golden_retention().leased_until.unwrap()).unwrap());
         assert_eq!(store.snapshots_of(&VM.parse().unwrap()).unwrap(), [plain, quiesced]);
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
+        let revoked = store.sessions().revoked(1_700_000_000).unwrap();
+        assert_eq!(
+            revoked.users,
+            if schema < 7 { [].into() } else { [("admin".to_owned(), 1_714_558_830_123)].into() }
+        );
+        assert_eq!(revoked.log_ins, if schema < 7 { [].into() } else { [(8, 1_800_000_000)].into() });
+        assert_eq!(store.sessions().renewable(1_700_000_000).unwrap(), usize::from(schema >= 7));
         // Earlier programs recorded inodes before the files existed.
         let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
         assert_eq!(store.unfinished().unwrap(), [files]);
@@ -254,6 +261,10 @@ fn write_the_golden_database() {
         store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
     );
     begin(&store, snapshot(9), Some(b"{}"));
+    let (sessions, now) = (store.sessions(), 1_714_558_830);
+    sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
+    sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
+    sessions.begin(9, "admin", [9; 32], 1_714_558_831_000, 1_800_000_000).unwrap();
 }
 
 #[test]

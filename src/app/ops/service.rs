@@ -132,7 +132,6 @@ impl Ops {
                 sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
             })
         });
-        all.limit += reserved.limit;
         all.running.extend(reserved.running);
         all.waiting.extend(reserved.waiting);
         all

@@ -166,7 +166,7 @@ impl Sessions {
         if !rechecks.is_due(&kept) {
             return Ok(true);
         }
-        // Known: whoever guesses must not keep users out.
+        // With a slot of the reserve: others who guess passwords must not keep users out.
         let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
         match self.ask_manager(&kept.credentials).await {
             Ok(_) => {
