@@ -156,7 +156,7 @@ fn every_wrong_key_is_named_with_a_remedy() {
             "jwt.db_file: unknown field `db_file`; `db_file` belongs at the top",
         ),
         (with("[jwt]", "[jwt]\nclient_auth = true"), "`client_auth` belongs in the section [api.tls]"),
-        (with("[jwt]", "[jwt]\nx = 1"), "jwt.x: unknown field `x`; the keys here are secret, time_to_live"),
+        (with("[jwt]", "[jwt]\nx = 1"), "jwt.x: unknown field `x`; the keys here are access_time_to_live, long_tokens"),
         (with("[jwt]", "[manger]\n[jwt]"), "manger: unknown field `manger`; did you mean `manager`?"),
     ];
     for (message, expected) in cases {
