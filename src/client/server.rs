@@ -178,12 +178,14 @@ impl Client {
 
     /// New tokens for refused ones. `None` if the refresh token is of no use either.
     fn renewed(&self, refused: Tokens) -> Result<Option<Tokens>, ClientError> {
+        if matches!(self.server.0.options.credentials, Credentials::Token(_)) {
+            return Ok(None);
+        }
         let cache = self.server.0.options.token_cache.as_ref();
         // Another process may be renewing the same tokens, or has done it. Without the lock, both may lose them.
         let _lock = cache.map(TokenCache::lock);
         if let Some(cached) = cache.and_then(TokenCache::load)
             && cached.token.expose_secret() != refused.token.expose_secret()
-            && !matches!(self.server.0.options.credentials, Credentials::Token(_))
         {
             return Ok(Some(cached));
         }

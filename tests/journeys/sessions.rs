@@ -252,7 +252,7 @@ fn a_replaced_signing_key_is_read_on_sighup_with_an_overlap() {
     // A short overlap ends by itself.
     let last = world.client();
     last.get("/vms").ok();
-    reload(&mut world, second, "2s");
+    reload(&mut world, "a fourth secret of tests, never to be seen", "2s");
     eventually("the overlap ends", || last.get("/vms").status == 401);
     // The audit's chain is proven with the new keys.
     let (status, report) = world.exporter.command(&["audit", "verify"]);

@@ -25,7 +25,7 @@ pub(super) struct Kept {
     /// Held while the manager is asked, so that the requests of one log-in ask once.
     pub asking: tokio::sync::Mutex<()>,
     /// Seconds since 1970.
-    ends: u64,
+    pub ends: u64,
 }
 
 impl Rechecks {

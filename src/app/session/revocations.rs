@@ -47,7 +47,8 @@ impl Revocations {
     pub(super) fn includes(&self, token: &CheckedToken) -> bool {
         self.latest.fetch_max(token.issued_ms(), Ordering::AcqRel);
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let is_before = |before: u64| token.issued_ms() <= before;
+        // 0: nothing is revoked.
+        let is_before = |before: u64| before > 0 && token.issued_ms() <= before;
         is_before(known.all)
             || known.users.get(token.user()).is_some_and(|before| is_before(*before))
             || known.log_ins.contains_key(&token.log_in())

@@ -21,7 +21,7 @@ use crate::auth::{
 use crate::config::Config;
 use crate::metrics::{Metrics, Throttled};
 use crate::model::AccessRules;
-use crate::store::Store;
+use crate::store::{Revocation, Store};
 
 /// How long to wait for the manager at the start.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
@@ -175,8 +175,13 @@ impl Sessions {
             }
             Err(Error::BadCredentials) => {
                 rechecks.forget(log_in);
-                let user = &kept.credentials.username;
-                tracing::warn!(%user, "the manager no longer accepts the password of a log-in");
+                let (user, until) = (kept.credentials.username.clone(), kept.ends);
+                tracing::warn!(%user, "the manager no longer accepts the password of a log-in; its tokens are revoked");
+                let revoked = self.blocking(move |it| {
+                    Ok(it.revocations.revoke(Revocation::LogIn { id: log_in, user: &user, until })?)
+                });
+                // If this fails, they are refused until jwt.recheck_after is removed from the config.
+                revoked.await.inspect_err(|error| tracing::error!(%error, "cannot revoke the tokens"))?;
                 Ok(false)
             }
             Err(error) => Err(error),
