@@ -170,7 +170,7 @@ fn reload_config(path: &Path, app: &App) {
             tracing::info!("access rules reloaded");
         }
         Err(error) => {
-            tracing::error!(%error, "cannot reload the access rules and the signing key; keeping the current ones");
+            tracing::error!(%error, "cannot reload the access rules; keeping the current ones and the signing key");
         }
     }
 }

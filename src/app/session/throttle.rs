@@ -2,7 +2,8 @@
 //!
 //! Only failures count, so many good log-ins are never refused. When an account has had too many failures, two kinds of
 //! log-ins to it are still checked, because otherwise one who guesses would lock out the user: those from addresses that
-//! logged in to it before, and the first few from each other address.
+//! logged in to it before, and the first few from each other address. When an address has had too many, the first few
+//! log-ins to each account that logged in from there before are still checked.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
@@ -19,7 +20,8 @@ use crate::app::Error;
 use crate::auth::ClientAddress;
 use crate::config;
 
-/// Failures per hour that each address has for an account that has had too many.
+/// Failures per hour that each address has for an account that has had too many, and each account that has logged in
+/// from an address that has had too many.
 const RESERVED_FAILURES: NonZero<u32> = NonZero::new(3).unwrap();
 
 /// Addresses, accounts or pairs of both whose failures are counted separately.
@@ -89,13 +91,20 @@ impl Throttle {
             let retry_after = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             Err(Error::TooManyFailures { of_account, retry_after: retry_after.max(1) })
         };
-        if let Some(wait) = self.addresses.as_ref().zip(attempt.address).and_then(|(limit, key)| limit.wait(key)) {
-            return refused(wait, false);
+        let is_known = self.knows(attempt);
+        // How long the pair has to wait, if it has used up its reserve.
+        let reserve = attempt.pair.map(|pair| self.pairs.wait(pair));
+        let address = self.addresses.as_ref().zip(attempt.address).and_then(|(limit, key)| limit.wait(key));
+        if let Some(wait) = address {
+            match reserve {
+                Some(None) if is_known => {}
+                Some(Some(own)) if is_known => return refused(wait.min(own), false),
+                _ => return refused(wait, false),
+            }
         }
         let Some(wait) = self.accounts.as_ref().and_then(|limit| limit.wait(attempt.account)) else { return Ok(()) };
-        let reserve = attempt.pair.map(|pair| self.pairs.wait(pair));
         match reserve {
-            _ if self.knows(attempt) => Ok(()),
+            _ if is_known => Ok(()),
             Some(None) => Ok(()),
             Some(Some(own)) => refused(wait.min(own), true),
             None => refused(wait, true),
@@ -221,6 +230,11 @@ mod tests {
         assert!(!of_account && (700..=720).contains(&seconds), "{seconds}");
         assert_eq!(refusal(&throttle, ip(2), "admin"), None);
         assert_eq!(refusal(&throttle, ip(2), "user1"), None);
+        // An account that has logged in from there has a few guesses of its own.
+        throttle.succeeded(&throttle.attempt(ip(1), "admin"));
+        assert_eq!(refusal(&throttle, ip(1), "admin"), None);
+        fail(&throttle, ip(1), "admin", 3);
+        assert!(refusal(&throttle, ip(1), "admin").is_some_and(|(_, of_account)| !of_account));
         // The addresses of an IPv6 network count as one.
         let v6 =
             |last: u16| Some(ClientAddress::Ip(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, last).into()));
