@@ -285,11 +285,16 @@ fn the_manager_is_asked_again_about_a_user() {
     eventually("the refresh token too", || renew(&client, &renewed["refresh_token"]).status == 401);
     world.manager.set_behavior(ManagerBehavior::Good);
     assert_eq!(client.get("/vms").error(401), "unauthorized");
+    // What the manager refused once stays revoked, also without this option.
+    let out = client.token.clone();
     // The passwords are in memory only.
     let client = world.client();
     client.get("/vms").ok();
     world.exporter.restart();
     assert!(!is_good(&world, &client.token) && is_good(&world, &world.client().token));
+    world.exporter.settings().jwt.clear();
+    world.exporter.restart();
+    assert!(is_good(&world, &client.token) && !is_good(&world, &out));
 }
 
 #[test]
