@@ -7,13 +7,13 @@ mod checksum;
 mod disk_map;
 mod error_code;
 mod request;
+mod session;
 mod status;
 mod ticket;
 
 use std::collections::BTreeMap;
 
-use secrecy::ExposeSecret;
-use serde::{Deserialize, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 pub use crate::model::Definition;
 pub use capabilities::{Bounds, Capabilities, Limits};
@@ -22,6 +22,7 @@ pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
+pub use session::{Login, Refresh, Revoke, Revoked, SessionStatus, Token};
 pub use status::{
     AuditHead, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus,
     ServiceStatus, SnapshotCost, TlsStatus,
@@ -32,26 +33,6 @@ pub use ticket::{CreateTicket, NewTicket, Ticket, TicketOp};
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.
 pub fn time(at: jiff::Timestamp) -> String {
     format!("{at:.3}")
-}
-
-/// Body of `POST /auth/login`.
-#[derive(Serialize, Deserialize)]
-pub struct Login {
-    pub username: String,
-    #[serde(serialize_with = "expose")]
-    pub password: secrecy::SecretString,
-}
-
-/// Serializes the password for clients.
-fn expose<S: Serializer>(password: &secrecy::SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(password.expose_secret())
-}
-
-/// Response to a log-in.
-#[derive(Debug, Serialize, Deserialize)]
-pub struct Token {
-    /// The JWT for `Authorization: Bearer`.
-    pub token: String,
 }
 
 /// Whether an entry of a listing can be used.

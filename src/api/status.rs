@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{SkippedFolder, Status};
+use super::{SessionStatus, SkippedFolder, Status};
 
 /// The body.
 #[derive(Debug, Serialize, Deserialize)]
@@ -29,6 +29,9 @@ pub struct ServiceStatus {
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
     pub owed_hooks: Vec<OwedHooks>,
+    /// The log-ins. Missing for users who are not administrators, and from services before 0.3.0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions: Option<SessionStatus>,
     /// The newest line of the audit file. Missing if the audit is in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditHead>,

@@ -21,7 +21,7 @@ use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
 use crate::app::tickets::Tickets;
-use crate::auth::{self, AuditKey, Authenticator, LoginError, Tokens};
+use crate::auth::{self, AuditKey, Authenticator, LoginError};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::Hooks;
 use crate::metrics::Metrics;
@@ -94,20 +94,13 @@ impl App {
 
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
-        let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
         let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
-        let manager = (authenticator, address);
-        let sessions = Arc::new(Sessions::new(
-            manager,
-            Arc::clone(&admission),
-            tokens,
-            config.access.clone(),
-            Arc::clone(&trail),
-            t(),
-        ));
+        let (manager, records) = ((authenticator, address), (Arc::clone(&metrics), Arc::clone(&trail)));
+        let sessions = Sessions::new(manager, Arc::clone(&admission), (&key, config), s(), records, t());
+        let sessions = Arc::new(sessions?);
         let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
         let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
         let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));
@@ -140,7 +133,7 @@ impl App {
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
             (Arc::clone(&admission), pending),
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
-            Arc::clone(&database),
+            (Arc::clone(&database), Arc::clone(&sessions)),
             s(),
             t(),
         );

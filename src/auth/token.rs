@@ -7,11 +7,13 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use aws_lc_rs::hmac;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use jsonwebtoken::{Algorithm, Header, Validation};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use super::refresh_token::{RandomError, first_bytes, hash, random};
 use super::session::{Identity, Session};
+use super::signing_keys::SigningKeys;
 use crate::model::{AccessRules, hex};
 
 /// The claim `iss`.
@@ -29,34 +31,83 @@ struct Claims {
     /// Seconds since 1970.
     exp: u64,
     iss: String,
+    /// Seconds since 1970, with milliseconds. Tokens of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    iat: Option<f64>,
+    /// The id of the log-in that the token belongs to, 32 hexadecimal digits. Tokens of earlier versions have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    sid: Option<String>,
     /// Not in tokens of this service.
     #[serde(default, skip_serializing)]
     nbf: Option<serde_json::Value>,
 }
 
-/// A token that was checked. It stays valid until it expires: there is no other way to end it while the service runs.
+/// What a new token says.
+#[derive(Clone, Copy, Debug)]
+pub struct NewToken<'a> {
+    pub user: &'a str,
+    /// The id of the log-in.
+    pub log_in: u128,
+    /// Milliseconds since 1970.
+    pub issued_ms: u64,
+    /// Seconds since 1970.
+    pub expires: u64,
+}
+
+/// A token that was checked. Whether it was revoked since is not known here.
 #[derive(Debug)]
 pub struct CheckedToken {
     token: SecretString,
     /// Seconds since 1970.
     expires: u64,
+    /// Milliseconds since 1970; 0 if it does not say when.
+    issued_ms: u64,
+    log_in: u128,
     identity: Arc<Identity>,
+    can_be_kept: bool,
 }
 
 impl CheckedToken {
-    /// The session, if `token` is this one and has not expired. Its grants are those of the current `rules`.
-    pub fn session(&self, token: &str, now: SystemTime, rules: &AccessRules) -> Option<Session> {
+    /// Whether `token` is this one and has not expired.
+    pub fn is(&self, token: &str, now: SystemTime) -> bool {
         // Another client of a proxy's connection must not learn the token from the time that a comparison takes.
         let is_same = verify_slices_are_equal(token.as_bytes(), self.token.expose_secret().as_bytes()).is_ok();
-        let seconds = now.duration_since(UNIX_EPOCH).ok()?.as_secs();
-        (is_same && seconds < self.expires).then(|| Session::new(Arc::clone(&self.identity), rules))
+        is_same && now.duration_since(UNIX_EPOCH).is_ok_and(|now| now.as_secs() < self.expires)
+    }
+
+    /// Its session, with the grants of the current `rules`.
+    pub fn session(&self, rules: &AccessRules) -> Session {
+        Session::new(Arc::clone(&self.identity), rules)
+    }
+
+    /// Whether it stays valid until it expires, if the keys stay and it is not revoked.
+    pub fn can_be_kept(&self) -> bool {
+        self.can_be_kept
+    }
+
+    pub fn user(&self) -> &str {
+        &self.identity.subject
+    }
+
+    /// The id of its log-in. A token that names none is a log-in of its own.
+    pub fn log_in(&self) -> u128 {
+        self.log_in
+    }
+
+    /// Milliseconds since 1970. 0, which is before each revocation, if it does not say when.
+    pub fn issued_ms(&self) -> u64 {
+        self.issued_ms
+    }
+
+    /// Seconds since 1970.
+    pub fn expires(&self) -> u64 {
+        self.expires
     }
 }
 
 /// Makes and checks tokens.
 pub struct Tokens {
-    encoding: EncodingKey,
-    decoding: DecodingKey,
+    keys: SigningKeys,
     validation: Validation,
     time_to_live: Duration,
     accounts: hmac::Key,
@@ -68,24 +119,32 @@ const ACCOUNT_CONTEXT: &[u8] = b"coriolis-ovm-exporter: names of accounts in the
 impl Tokens {
     /// Tokens signed with `secret` and valid for `time_to_live`.
     pub fn new(secret: &SecretString, time_to_live: Duration) -> Self {
-        let secret = secret.expose_secret().as_bytes();
         let mut validation = Validation::new(Algorithm::HS256);
         validation.set_issuer(&[ISSUER]);
         validation.set_required_spec_claims(&["exp", "iss"]);
         validation.validate_nbf = true;
         validation.leeway = 0;
-        let accounts = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, secret), ACCOUNT_CONTEXT);
+        let bytes = secret.expose_secret().as_bytes();
+        let accounts = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, bytes), ACCOUNT_CONTEXT);
         Self {
-            encoding: EncodingKey::from_secret(secret),
-            decoding: DecodingKey::from_secret(secret),
+            keys: SigningKeys::new(secret.clone()),
             validation,
             time_to_live,
             accounts: hmac::Key::new(hmac::HMAC_SHA256, accounts.as_ref()),
         }
     }
 
+    /// The keys, which may be replaced.
+    pub fn keys(&self) -> &SigningKeys {
+        &self.keys
+    }
+
+    pub fn time_to_live(&self) -> Duration {
+        self.time_to_live
+    }
+
     /// A stable hash of an account's name that needs the secret. It shows that two log-ins used the same name without
-    /// disclosing it: it may be a password in the wrong field.
+    /// disclosing it: it may be a password in the wrong field. A replaced key changes it at the next start.
     pub fn account_hash(&self, user: &str) -> String {
         hex(&hmac::sign(&self.accounts, user.as_bytes()).as_ref()[..16])
     }
@@ -96,28 +155,54 @@ impl Tokens {
     /// Signing fails, which is not expected.
     pub fn issue(&self, user: &str, now: SystemTime) -> Result<String, jsonwebtoken::errors::Error> {
         let now = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let exp = now.saturating_add(self.time_to_live).as_secs();
-        let claims = Claims { user: user.to_owned(), exp, iss: ISSUER.to_owned(), nbf: None };
-        jsonwebtoken::encode(&Header::new(Algorithm::HS256), &claims, &self.encoding)
+        let expires = now.saturating_add(self.time_to_live).as_secs();
+        let issued_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let log_in = new_log_in().map_err(|_| jsonwebtoken::errors::ErrorKind::InvalidKeyFormat)?;
+        self.sign(&NewToken { user, log_in, issued_ms, expires })
     }
 
-    /// The session of the user with this token, and what is needed to recognize the token, if it can be kept. A token
-    /// names only the user; what the user may do is in `rules`.
+    /// # Errors
+    /// Signing fails, which is not expected.
+    pub fn sign(&self, new: &NewToken<'_>) -> Result<String, jsonwebtoken::errors::Error> {
+        let &NewToken { user, log_in, issued_ms, expires } = new;
+        let iat = Some(issued_ms as f64 / 1000.0);
+        let sid = Some(hex(&log_in.to_be_bytes()));
+        let claims = Claims { user: user.to_owned(), exp: expires, iss: ISSUER.to_owned(), iat, sid, nbf: None };
+        self.keys.sign(&Header::new(Algorithm::HS256), &claims)
+    }
+
+    /// Checks a token. It names only the user; what the user may do is in the access rules.
     ///
     /// # Errors
     /// [`BadToken`].
-    pub fn check(&self, token: &str, rules: &AccessRules) -> Result<(Session, Option<CheckedToken>), BadToken> {
-        let decoded = jsonwebtoken::decode::<Claims>(token, &self.decoding, &self.validation).map_err(|_| BadToken)?;
+    pub fn check(&self, token: &str) -> Result<CheckedToken, BadToken> {
+        let (claims, is_current_key) = self.keys.decode::<Claims>(token, &self.validation).ok_or(BadToken)?;
         if has_critical_extensions(token) {
             return Err(BadToken);
         }
-        let Claims { user, exp: expires, nbf, .. } = decoded.claims;
-        let identity = Arc::new(Identity::of_user(user));
-        let session = Session::new(Arc::clone(&identity), rules);
-        // If the clock is set back, a token may not be valid yet.
-        let checked = CheckedToken { token: token.into(), expires, identity };
-        Ok((session, Some(checked).filter(|_| nbf.is_none())))
+        let Claims { user, exp: expires, nbf, iat, sid, .. } = claims;
+        let log_in = sid.and_then(|sid| u128::from_str_radix(&sid, 16).ok());
+        // The signature is not part of it, because several texts could stand for the same bytes.
+        let signed = token.rsplit_once('.').map_or(token, |(signed, _)| signed);
+        Ok(CheckedToken {
+            token: token.into(),
+            expires,
+            // A float is converted to the nearest number that fits.
+            issued_ms: iat.map_or(0, |iat| (iat * 1000.0).round() as u64),
+            log_in: log_in.unwrap_or_else(|| first_bytes(&hash(signed.as_bytes()))),
+            identity: Arc::new(Identity::of_user(user)),
+            // If the clock is set back, a token may not be valid yet. A former key is good for a limited time.
+            can_be_kept: nbf.is_none() && is_current_key,
+        })
     }
+}
+
+/// The id of a log-in.
+///
+/// # Errors
+/// The system has no random numbers.
+pub fn new_log_in() -> Result<u128, RandomError> {
+    Ok(u128::from_be_bytes(random()?))
 }
 
 /// Whether the header of a token has `crit`. RFC 7515 (4.1.11) requires that tokens with unknown critical extensions
@@ -130,119 +215,5 @@ fn has_critical_extensions(token: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    fn tokens(secret: &str) -> Tokens {
-        Tokens::new(&SecretString::from(secret), HOUR)
-    }
-
-    fn rules() -> AccessRules {
-        AccessRules::default()
-    }
-
-    fn check(tokens: &Tokens, token: &str) -> Result<(Session, Option<CheckedToken>), BadToken> {
-        tokens.check(token, &rules())
-    }
-
-    #[test]
-    fn a_token_is_good_until_it_expires() {
-        let tokens = tokens("0123456789abcdef0123456789abcdef");
-        let now = SystemTime::now();
-        assert_eq!(check(&tokens, &tokens.issue("admin", now).unwrap()).unwrap().0.subject(), "admin");
-        let old = tokens.issue("admin", now - HOUR - Duration::from_secs(2)).unwrap();
-        assert!(check(&tokens, &old).is_err());
-    }
-
-    /// A token with these claims and this header, rightly signed.
-    fn signed(tokens: &Tokens, header: &serde_json::Value, claims: &serde_json::Value) -> String {
-        let part = |part: &serde_json::Value| BASE64_URL_SAFE_NO_PAD.encode(part.to_string());
-        let text = format!("{}.{}", part(header), part(claims));
-        let signature = jsonwebtoken::crypto::sign(text.as_bytes(), &tokens.encoding, Algorithm::HS256);
-        format!("{text}.{}", signature.unwrap())
-    }
-
-    #[test]
-    fn a_checked_token_is_recognized_until_it_expires() {
-        let (tokens, now) = (tokens("a secret of tests"), SystemTime::now());
-        let token = tokens.issue("admin", now).unwrap();
-        let checked = check(&tokens, &token).unwrap().1.unwrap();
-        assert_eq!(checked.session(&token, now, &rules()).unwrap().subject(), "admin");
-        assert!(checked.session(&token, now + HOUR - Duration::from_secs(2), &rules()).is_some());
-        assert!(checked.session(&token, now + HOUR, &rules()).is_none(), "it has expired");
-        let other = tokens.issue("other", now).unwrap();
-        for wrong in ["", &token[1..], &token[..token.len() - 1], &other] {
-            assert!(checked.session(wrong, now, &rules()).is_none(), "{wrong}");
-        }
-        assert!(!format!("{checked:?}").contains(&token), "the token is in debug output");
-    }
-
-    #[test]
-    fn a_token_is_refused_before_its_time_and_with_critical_extensions() {
-        use serde_json::{Value, json};
-        let tokens = tokens("0123456789abcdef0123456789abcdef");
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
-        let check = |more_header: Value, more_claims: Value| {
-            let mut header = json!({"alg": "HS256", "typ": "JWT"});
-            header.as_object_mut().unwrap().extend(more_header.as_object().unwrap().clone());
-            let mut claims = json!({"user": "admin", "exp": now + 600, "iss": ISSUER});
-            claims.as_object_mut().unwrap().extend(more_claims.as_object().unwrap().clone());
-            check(&tokens, &signed(&tokens, &header, &claims)).is_ok()
-        };
-        for nbf in [json!(now), json!(now - 60), json!(0), json!(now as f64 - 0.6)] {
-            assert!(check(json!({}), json!({ "nbf": nbf })), "{nbf}");
-        }
-        for nbf in [json!(now + 60), json!(u64::MAX), json!("now"), json!(null), json!([0])] {
-            assert!(!check(json!({}), json!({ "nbf": nbf })), "{nbf}");
-        }
-        assert!(check(json!({"kid": "one"}), json!({})));
-        for crit in [json!(["exp"]), json!(["b64"]), json!([]), json!(null), json!("exp"), json!({})] {
-            assert!(!check(json!({ "crit": crit, "b64": true }), json!({})), "{crit}");
-        }
-    }
-
-    #[test]
-    fn account_hashes_are_stable_and_depend_on_the_secret() {
-        let hash = |secret: &str, user: &str| tokens(secret).account_hash(user);
-        let (ours, theirs) = ("0123456789abcdef0123456789abcdef", "fedcba9876543210fedcba9876543210");
-        assert_eq!(hash(ours, "admin"), hash(ours, "admin"));
-        assert_ne!(hash(ours, "admin"), hash(ours, "admin "));
-        assert_ne!(hash(ours, "admin"), hash(theirs, "admin"));
-        assert_eq!(hash(ours, "admin").len(), 32);
-    }
-
-    #[test]
-    fn forged_tokens_are_refused() {
-        let ours = tokens("0123456789abcdef0123456789abcdef");
-        let theirs = tokens("fedcba9876543210fedcba9876543210");
-        let good = ours.issue("admin", SystemTime::now()).unwrap();
-        let [header, claims, signature] = good.split('.').collect::<Vec<_>>()[..] else { panic!() };
-        // {"alg":"none","typ":"JWT"}
-        let none = "eyJhbGciOiJub25lIiwidHlwIjoiSldUIn0";
-        let other_issuer = jsonwebtoken::encode(
-            &Header::new(Algorithm::HS256),
-            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: "another issuer".into(), nbf: None },
-            &ours.encoding,
-        );
-        let other_algorithm = jsonwebtoken::encode(
-            &Header::new(Algorithm::HS512),
-            &Claims { user: "admin".into(), exp: u64::MAX / 4, iss: ISSUER.into(), nbf: None },
-            &ours.encoding,
-        );
-        for forged in [
-            String::new(),
-            "x".to_owned(),
-            theirs.issue("admin", SystemTime::now()).unwrap(),
-            format!("{none}.{claims}."),
-            format!("{none}.{claims}.{signature}"),
-            format!("{header}.{claims}."),
-            format!("{header}.{claims}.{}", signature.chars().rev().collect::<String>()),
-            other_issuer.unwrap(),
-            other_algorithm.unwrap(),
-        ] {
-            assert!(check(&ours, &forged).is_err(), "{forged}");
-        }
-    }
-}
+#[path = "token/tests.rs"]
+mod tests;

@@ -276,6 +276,17 @@ impl Client {
         }
     }
 
+    /// Ends the log-in of the client's token.
+    pub fn log_out(&self) -> Result<(), ClientError> {
+        self.send_once(&|| self.request(Method::POST, "/auth/logout")).map(|_| ())
+    }
+
+    /// Revokes tokens.
+    pub fn revoke(&self, revoke: &api::Revoke) -> Result<api::Revoked, ClientError> {
+        let body = serde_json::to_vec(revoke).map_err(std::io::Error::from)?;
+        self.send_once(&|| self.request(Method::POST, "/auth/revoke").body(body.clone()))?.json()
+    }
+
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send_once(&|| self.request(Method::POST, path))?.json()
     }

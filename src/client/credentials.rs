@@ -19,11 +19,22 @@ pub enum Credentials {
     Password(Password),
     /// A token that this program cannot renew.
     Token(SecretString),
+    /// What the cache has.
+    Cached,
     /// The socket on this host knows its peer.
     Peer,
 }
 
-/// A file for the token of one user at one service, readable only by its owner.
+/// The tokens of a log-in.
+#[derive(Clone)]
+pub struct Tokens {
+    pub token: SecretString,
+    /// Renews them once. Older services have none.
+    pub refresh: Option<SecretString>,
+}
+
+/// A file for the tokens of one user at one service, readable only by its owner: the token, and in the next line the
+/// refresh token, if there is one.
 pub struct TokenCache {
     path: PathBuf,
 }
@@ -38,21 +49,37 @@ impl TokenCache {
         Self { path: directory.join(format!("{}.token", &key[..32])) }
     }
 
-    /// The stored token. A file that others can read or that belongs to someone else is not used.
-    pub fn load(&self) -> Option<SecretString> {
+    /// The stored tokens. A file that others can read or that belongs to someone else is not used.
+    pub fn load(&self) -> Option<Tokens> {
         let text = read_private(&self.path).ok()?;
-        (!text.expose_secret().is_empty()).then_some(text)
+        let mut lines = text.expose_secret().lines().map(SecretString::from);
+        Some(Tokens { token: lines.next()?, refresh: lines.next() })
+    }
+
+    /// Waits until no other process renews the tokens. A refresh token can be used once. Dropping the file ends this.
+    ///
+    /// # Errors
+    /// The directory or the file cannot be written.
+    pub fn lock(&self) -> io::Result<File> {
+        fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))?;
+        let path = self.path.with_extension("lock");
+        let file = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path)?;
+        file.lock()?;
+        Ok(file)
     }
 
     /// # Errors
     /// The directory or the file cannot be written.
-    pub fn store(&self, token: &SecretString) -> io::Result<()> {
+    pub fn store(&self, tokens: &Tokens) -> io::Result<()> {
         let directory = self.path.parent().unwrap_or(Path::new("."));
         fs::create_dir_all(directory)?;
         let new = self.path.with_extension(format!("{}.new", std::process::id()));
         let _ = fs::remove_file(&new);
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-        file.write_all(token.expose_secret().as_bytes())?;
+        file.write_all(tokens.token.expose_secret().as_bytes())?;
+        if let Some(refresh) = &tokens.refresh {
+            file.write_all(format!("\n{}", refresh.expose_secret()).as_bytes())?;
+        }
         fs::rename(&new, &self.path)
     }
 
@@ -104,8 +131,14 @@ mod tests {
         let address = Address::parse("https://host").unwrap();
         let cache = TokenCache::new(&directory, &address, "admin");
         assert!(cache.load().is_none());
-        cache.store(&"secret".to_owned().into()).unwrap();
-        assert_eq!(cache.load().unwrap().expose_secret(), "secret");
+        for refresh in [Some("once"), None] {
+            let tokens = Tokens { token: "secret".into(), refresh: refresh.map(SecretString::from) };
+            let _lock = cache.lock().unwrap();
+            cache.store(&tokens).unwrap();
+            let loaded = cache.load().unwrap();
+            assert_eq!(loaded.token.expose_secret(), "secret");
+            assert_eq!(loaded.refresh.as_ref().map(ExposeSecret::expose_secret), refresh);
+        }
         assert!(TokenCache::new(&directory, &address, "other").load().is_none());
         let mode = fs::metadata(&cache.path).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::address::Address;
 use super::backoff::{Backoff, Cancel};
 use super::connection::{Body, Connection, READ_TIMEOUT};
-use super::credentials::{Credentials, Password, TokenCache};
+use super::credentials::{Credentials, Password, TokenCache, Tokens};
 use super::error::{ClientError, Refusal};
 use crate::api;
 use crate::config::Trust;
@@ -30,24 +30,24 @@ pub struct Server(Arc<Shared>);
 
 struct Shared {
     options: ServerOptions,
-    token: Mutex<Token>,
+    state: Mutex<State>,
 }
 
 #[derive(Default)]
-struct Token {
-    current: Option<SecretString>,
+struct State {
+    current: Option<Tokens>,
     /// The service refused the password. It is not sent again, because accounts may be locked after some attempts.
     refusal: Option<Refusal>,
 }
 
 impl Server {
     pub fn new(options: ServerOptions) -> Self {
-        let token = match &options.credentials {
-            Credentials::Token(token) => Some(token.clone()),
-            Credentials::Password(_) => options.token_cache.as_ref().and_then(TokenCache::load),
+        let current = match &options.credentials {
+            Credentials::Token(token) => Some(Tokens { token: token.clone(), refresh: None }),
+            Credentials::Password(_) | Credentials::Cached => options.token_cache.as_ref().and_then(TokenCache::load),
             Credentials::Peer => None,
         };
-        Self(Arc::new(Shared { options, token: Mutex::new(Token { current: token, refusal: None }) }))
+        Self(Arc::new(Shared { options, state: Mutex::new(State { current, refusal: None }) }))
     }
 
     pub fn address(&self) -> &Address {
@@ -144,46 +144,83 @@ impl Client {
         }
     }
 
-    /// The token, or a new one if the service refused `refused`. One thread logs in for all.
+    /// The token, or a new one if the service refused `refused`. One thread renews it for all.
     fn token(&self, refused: Option<(&SecretString, ClientError)>) -> Result<SecretString, ClientError> {
         let shared = &self.server.0;
-        let mut token = shared.token.lock().unwrap_or_else(PoisonError::into_inner);
-        match (&token.current, &refused) {
-            (Some(token), None) => return Ok(token.clone()),
-            (Some(token), Some((old, _))) if token.expose_secret() != old.expose_secret() => return Ok(token.clone()),
+        let mut state = shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&state.current, &refused) {
+            (Some(current), None) => return Ok(current.token.clone()),
+            (Some(current), Some((old, _))) if current.token.expose_secret() != old.expose_secret() => {
+                return Ok(current.token.clone());
+            }
             _ => {}
+        }
+        if let Some(renewed) = state.current.take().and_then(|tokens| self.renewed(tokens).transpose()) {
+            return Ok(state.current.insert(renewed?).token.clone());
         }
         let Credentials::Password(password) = &shared.options.credentials else {
             let error = refused.map(|(_, error)| error);
             return Err(error.unwrap_or_else(|| ClientError::Setup("no credentials".to_owned())));
         };
-        if let Some(refusal) = &token.refusal {
+        if let Some(refusal) = &state.refusal {
             return Err(refusal.clone().into());
         }
         let new = match self.retried(|| self.log_in(password)) {
             Err(ClientError::Refused(refusal)) if refusal.status == 401 => {
-                token.refusal = Some(refusal.clone());
+                state.refusal = Some(refusal.clone());
                 return Err(refusal.into());
             }
             result => result?,
         };
-        if let Some(cache) = &shared.options.token_cache
-            && let Err(error) = cache.store(&new)
+        self.store(&new);
+        Ok(state.current.insert(new).token.clone())
+    }
+
+    /// New tokens for refused ones. `None` if the refresh token is of no use either.
+    fn renewed(&self, refused: Tokens) -> Result<Option<Tokens>, ClientError> {
+        if matches!(self.server.0.options.credentials, Credentials::Token(_)) {
+            return Ok(None);
+        }
+        let cache = self.server.0.options.token_cache.as_ref();
+        // Another process may be renewing the same tokens, or has done it. Without the lock, both may lose them.
+        let _lock = cache.map(TokenCache::lock);
+        if let Some(cached) = cache.and_then(TokenCache::load)
+            && cached.token.expose_secret() != refused.token.expose_secret()
+        {
+            return Ok(Some(cached));
+        }
+        let Some(refresh) = refused.refresh else { return Ok(None) };
+        let body = serde_json::to_vec(&api::Refresh { refresh_token: refresh }).map_err(std::io::Error::from)?;
+        match self.retried(|| self.post_for_tokens("/auth/refresh", body.clone())) {
+            Ok(new) => {
+                self.store(&new);
+                Ok(Some(new))
+            }
+            // Its answer may have been lost, so that it counts as used.
+            Err(error) if error.status().is_some_and(|status| matches!(status, 401 | 404)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn store(&self, tokens: &Tokens) {
+        if let Some(cache) = &self.server.0.options.token_cache
+            && let Err(error) = cache.store(tokens)
         {
             tracing::warn!(%error, "cannot cache the token");
         }
-        token.current = Some(new.clone());
-        Ok(new)
     }
 
-    fn log_in(&self, Password { user, password }: &Password) -> Result<SecretString, ClientError> {
+    fn log_in(&self, Password { user, password }: &Password) -> Result<Tokens, ClientError> {
+        let login = api::Login { username: user.clone(), password: password.clone(), refresh: true };
+        self.post_for_tokens("/auth/login", serde_json::to_vec(&login).map_err(std::io::Error::from)?)
+    }
+
+    fn post_for_tokens(&self, path: &str, body: Vec<u8>) -> Result<Tokens, ClientError> {
         self.server.cancel().check()?;
-        let login = api::Login { username: user.clone(), password: password.clone() };
-        let body = serde_json::to_vec(&login).map_err(std::io::Error::from)?;
-        let request = self.connection.request(Method::POST, "/auth/login").body(body);
+        let request = self.connection.request(Method::POST, path).body(body);
         let request = request.header("content-type", "application/json");
-        let token: api::Token = self.connection.send(request, READ_TIMEOUT)?.json()?;
-        Ok(token.token.into())
+        let api::Token { token, refresh_token, .. } = self.connection.send(request, READ_TIMEOUT)?.json()?;
+        Ok(Tokens { token: token.into(), refresh: refresh_token })
     }
 
     /// Logs in, even if there is a token.
@@ -191,7 +228,7 @@ impl Client {
     /// # Errors
     /// The credentials are refused, or the service cannot be reached.
     pub fn log_in_now(&self) -> Result<(), ClientError> {
-        *self.server.0.token.lock().unwrap_or_else(PoisonError::into_inner) = Token::default();
+        *self.server.0.state.lock().unwrap_or_else(PoisonError::into_inner) = State::default();
         self.token(None).map(|_| ())
     }
 }

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{access, api, audit, compare, export, hooks, jwt, log, manager, policy, repositories};
+use super::{access, api, audit, compare, export, hooks, jwt, log, login, manager, policy, repositories};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -14,6 +14,7 @@ pub struct File {
     pub(super) log: log::Keys,
     pub(super) audit: audit::Keys,
     pub(super) jwt: jwt::Keys,
+    pub(super) login: login::Keys,
     pub(super) api: api::Keys,
     pub(super) access: access::Keys,
     pub(super) manager: manager::Keys,
@@ -35,6 +36,7 @@ impl Default for File {
             log: log::Keys::default(),
             audit: audit::Keys::default(),
             jwt: jwt::Keys::default(),
+            login: login::Keys::default(),
             api: api::Keys::default(),
             access: access::Keys::default(),
             manager: manager::Keys::default(),

@@ -12,6 +12,7 @@ mod file;
 mod hooks;
 mod jwt;
 mod log;
+mod login;
 mod manager;
 mod policy;
 mod reading;
@@ -31,6 +32,7 @@ pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
 pub use log::Log;
+pub use login::Login;
 pub use manager::{Manager, Trust, parse_fingerprint};
 pub use policy::{MAX_TTL, Policy};
 pub use repositories::Repositories;
@@ -53,6 +55,7 @@ pub struct Config {
     pub log: Log,
     pub audit: Audit,
     pub jwt: Jwt,
+    pub login: Login,
     pub api: Api,
     pub manager: Manager,
     pub repositories: Repositories,
@@ -133,6 +136,7 @@ fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
         log: validator.log(&file.log, &file.log_file, &file.db_file),
         audit: validator.audit(&file.audit, &written_files),
         jwt: validator.jwt(&file.jwt, &file.hooks.sync.secret),
+        login: (&file.login).into(),
         api: validator.api(&file.api),
         manager: validator.manager(&file.manager, &file.ovm_endpoint, has_agent),
         repositories: validator.repositories(&file.repositories),

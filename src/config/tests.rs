@@ -73,6 +73,10 @@ fn every_wrong_key_is_named_with_a_remedy() {
         (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: invalid path \"relative\"; "),
         (with(repositories, r#"paths = ["/a/repo", "/b/repo"]"#), "have the same folder name"),
         (with("[jwt]", "[jwt]\ntime_to_live = \"7 parsecs\""), "jwt.time_to_live: invalid duration \"7 parsecs\"; "),
+        (with("[jwt]", "[jwt]\nsecret_overlap = \"-1h\""), "jwt.secret_overlap: invalid duration \"-1h\"; "),
+        (with("[jwt]", "[jwt]\naccess_time_to_live = \"0\""), "jwt.access_time_to_live: invalid duration \"0\"; "),
+        (with("[jwt]", "[jwt]\nrecheck_after = \"often\""), "jwt.recheck_after: invalid duration \"often\"; "),
+        (with("[jwt]", "[login]\nfailures_per_address = -1\n[jwt]"), "line "),
         (with("[jwt]", "[api]\nbind = \"localhost\"\n[jwt]"), "api.bind: invalid IP address \"localhost\"; "),
         (with("[jwt]", "[api]\nport = 0\n[jwt]"), "api.port: invalid port 0; "),
         (with("[jwt]", "[api]\nport = 70000\n[jwt]"), "line 4: "),
@@ -156,7 +160,7 @@ fn every_wrong_key_is_named_with_a_remedy() {
             "jwt.db_file: unknown field `db_file`; `db_file` belongs at the top",
         ),
         (with("[jwt]", "[jwt]\nclient_auth = true"), "`client_auth` belongs in the section [api.tls]"),
-        (with("[jwt]", "[jwt]\nx = 1"), "jwt.x: unknown field `x`; the keys here are secret, time_to_live"),
+        (with("[jwt]", "[jwt]\nx = 1"), "jwt.x: unknown field `x`; the keys here are access_time_to_live, long_tokens"),
         (with("[jwt]", "[manger]\n[jwt]"), "manger: unknown field `manger`; did you mean `manager`?"),
     ];
     for (message, expected) in cases {

@@ -19,6 +19,8 @@ use crate::model::Permission;
 pub(super) enum Access {
     /// No token is needed.
     Open,
+    /// A valid token is needed, whatever its user may do.
+    NeedsToken,
     /// The user needs the permission for the request's VM. The services check this, because only they find the VM
     /// (`app::inventory::access`); here, the user must have it for some VM.
     Needs(Permission),
@@ -33,8 +35,9 @@ impl Access {
     pub(super) fn guard(self, app: &Arc<App>, methods: MethodRouter<Arc<App>>) -> MethodRouter<Arc<App>> {
         let (permission, is_for_all) = match self {
             Self::Open => return methods,
-            Self::Needs(permission) => (permission, false),
-            Self::NeedsForAll(permission) => (permission, true),
+            Self::NeedsToken => (None, false),
+            Self::Needs(permission) => (Some(permission), false),
+            Self::NeedsForAll(permission) => (Some(permission), true),
             Self::Ticket(op) => {
                 let guard = TicketGuard { app: Arc::clone(app), op };
                 return methods.route_layer(from_fn_with_state(guard, ticket::authorize));
@@ -48,14 +51,19 @@ impl Access {
 #[derive(Clone)]
 struct Guard {
     app: Arc<App>,
-    permission: Permission,
+    permission: Option<Permission>,
     is_for_all: bool,
 }
 
 async fn authorize(State(guard): State<Guard>, request: Request, next: Next) -> Result<Response, Failure> {
     let Guard { app, permission, is_for_all } = guard;
     let (mut parts, body) = request.into_parts();
-    let session = authenticate(&app, &parts)?.needing(permission);
+    let session = authenticate(&app, &parts).await?;
+    let Some(permission) = permission else {
+        parts.extensions.insert(Authenticated(session));
+        return Ok(next.run(Request::from_parts(parts, body)).await);
+    };
+    let session = session.needing(permission);
     let (grants, what) = (session.grants(), if is_for_all { "for all VMs" } else { "for this request" });
     let is_permitted = if is_for_all { grants.has_for_all(permission) } else { grants.has(permission) };
     if !is_permitted {

@@ -9,7 +9,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::exchanges::Exchange;
 use crate::app::admission::ExportClient;
-use crate::auth::{CheckedToken, ClientAddress};
+use crate::app::session::KeptToken;
+use crate::auth::ClientAddress;
 use crate::sys::socket;
 
 /// How long a valid token makes a connection known.
@@ -38,7 +39,7 @@ pub(super) struct Connection {
     log_ins: AtomicUsize,
     keepalive: Duration,
     /// The last valid token.
-    pub(super) token: Mutex<Option<CheckedToken>>,
+    pub(super) token: Mutex<Option<KeptToken>>,
     /// The descriptor of the socket. It is not used after the connection is closed.
     socket: AtomicI32,
     /// Closes the connection at once.

@@ -14,6 +14,7 @@ use axum::http::header::AUTHORIZATION;
 use axum::http::request::Parts;
 use bytes::BytesMut;
 use http_body::Body as _;
+use secrecy::SecretString;
 use serde::de::DeserializeOwned;
 
 use super::Peer;
@@ -42,7 +43,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Authenticated {
 
 /// Authenticates a request: by its token or, without one, by the certificate of its connection; or as one of an operator
 /// on the Unix socket, where tokens are ignored.
-pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
+pub(super) async fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure> {
     let session = match parts.extensions.get() {
         Some(Peer::Local { uid, .. }) => {
             parts.extensions.get::<Session>().cloned().ok_or(Error::NotAnOperator { uid: *uid })
@@ -51,7 +52,10 @@ pub(super) fn authenticate(app: &App, parts: &Parts) -> Result<Session, Failure>
             let (connection, none) = (parts.extensions.get::<Arc<Connection>>(), Mutex::default());
             let last = connection.map_or(&none, |connection| &connection.token);
             match (token(parts), parts.extensions.get::<Arc<ClientCertificate>>()) {
-                (Some(token), _) => app.sessions.check(&token, last).map_err(Error::from),
+                (Some(token), _) => match app.sessions.check(&token, last) {
+                    Ok(session) => app.sessions.recheck(&token).await.map(|()| session),
+                    Err(error) => Err(error.into()),
+                },
                 (None, Some(certificate)) => app.sessions.of_certificate(certificate),
                 (None, None) => Err(BadToken.into()),
             }
@@ -94,6 +98,19 @@ pub(super) fn requester(parts: &Parts) -> Requester {
         forwarded_for: extensions.get::<ForwardedFor>().map(|ForwardedFor(client)| *client),
         request_id: extensions.get::<RequestId>().map(|RequestId(id)| Arc::clone(id)),
         ticket: None,
+    }
+}
+
+/// The token of a request.
+pub(super) struct BearerToken(pub SecretString);
+
+impl<S: Send + Sync> FromRequestParts<S> for BearerToken {
+    type Rejection = Failure;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Failure> {
+        let problem = "the request has no token; log out with the token of the log-in that is to end";
+        let token = token(parts).filter(|token| !token.is_empty());
+        Ok(Self(token.map(|token| token.as_ref().into()).ok_or_else(|| Error::BadRequest(problem.to_owned()))?))
     }
 }
 

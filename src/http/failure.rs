@@ -103,6 +103,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
             Some((WWW_AUTHENTICATE, HeaderValue::from_static("Bearer")))
         }
         Error::Throttled => retry_after("1"),
+        Error::TooManyFailures { retry_after, .. } => Some((RETRY_AFTER, HeaderValue::from(*retry_after))),
         Error::Refused(
             Refusal::QueueFull(_)
             | Refusal::TooManyCopies { .. }
@@ -121,7 +122,7 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
 fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
     match error {
         Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
-        Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) => {
+        Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) | Error::BadRefreshToken => {
             (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
         }
         Error::NotAnOperator { .. } | Error::Forbidden { .. } | Error::NotInTicket(_) => {
@@ -142,7 +143,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::NotQuiesced(_) => (StatusCode::CONFLICT, ErrorCode::NotQuiesced),
         Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
         Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
-        Error::Throttled => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
+        Error::Throttled | Error::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
         Error::NoSpace { .. } | Error::NoRoomForCopy(_) => {
             (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
         }

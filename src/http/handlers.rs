@@ -13,7 +13,7 @@ use super::connection::Connection;
 use super::create_body::{CreateBody, GroupBody};
 use super::digest::ChecksumQuery;
 use super::disk_response::{self, Client};
-use super::extract::{Authenticated, DiskPath, JsonBody, Origin, SmallBody, SnapshotPath, VmPath};
+use super::extract::{Authenticated, DiskPath, JsonBody, SmallBody, SnapshotPath, VmPath};
 use super::failure::Failure;
 use super::json::Json;
 use super::json_stream;
@@ -29,7 +29,7 @@ use crate::app::cancellation::Cancellation;
 use crate::app::compare::MapOptions;
 use crate::app::export::ConnectionLimits;
 use crate::app::{App, Error};
-use crate::auth::{Credentials, Session};
+use crate::auth::Session;
 use crate::metrics;
 use crate::model::Permission;
 use crate::repository::checksum::Algorithm;
@@ -56,18 +56,6 @@ fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions
         None if options.maps() => app.trail.read(session, "chunks", what, outcome),
         None => app.trail.view(session, what, outcome),
     }
-}
-
-pub(super) async fn login(
-    State(app): AppState,
-    Origin(requester): Origin,
-    Extension(connection): Extension<Arc<Connection>>,
-    JsonBody(body): JsonBody<api::Login>,
-) -> Result<Json<api::Token>, Failure> {
-    let credentials = Credentials { username: body.username, password: body.password };
-    let token = app.sessions.log_in(credentials, requester, || connection.log_in()).await?;
-    connection.set_authenticated();
-    Ok(Json(api::Token { token }))
 }
 
 pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities> {
@@ -107,6 +95,8 @@ pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities
             "database-copy",
             "tickets",
             "basic-token",
+            "refresh-token",
+            "logout",
         ]
         .map(str::to_owned)
         .to_vec(),
@@ -281,6 +271,7 @@ pub(super) async fn disk(
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
+    app.sessions.measure().await;
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics.text())
 }
 

@@ -32,6 +32,7 @@ mod refusal;
 mod request_id;
 mod request_middleware;
 mod routes;
+mod session_handlers;
 mod snapshot_document;
 mod status_page;
 mod ticket;

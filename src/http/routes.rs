@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::authorization::Access;
 use super::failure::Failure;
 use super::paths::{DISK, METRICS, TICKET_DISK};
-use super::{handlers, request_middleware, ticket};
+use super::{handlers, request_middleware, session_handlers, ticket};
 use crate::api::TicketOp;
 use crate::app::{App, Error};
 use crate::config::MetricsRoute;
@@ -48,7 +48,10 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
     let create = Access::Needs(Permission::Create);
     let delete_own = Access::Needs(Permission::DeleteOwn);
     let mut table = vec![
-        ("/api/v1/auth/login", Access::Open, post(handlers::login)),
+        ("/api/v1/auth/login", Access::Open, post(session_handlers::login)),
+        ("/api/v1/auth/refresh", Access::Open, post(session_handlers::refresh)),
+        ("/api/v1/auth/logout", Access::NeedsToken, post(session_handlers::logout)),
+        ("/api/v1/auth/revoke", Access::NeedsForAll(Permission::Administer), post(session_handlers::revoke)),
         ("/api/v1/capabilities", view, get(handlers::capabilities)),
         ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),
         ("/api/v1/database", Access::NeedsForAll(Permission::Administer), get(handlers::database)),
@@ -159,7 +162,7 @@ mod tests {
         let table = table(MetricsRoute::NeedsToken);
         for (path, access, (method, _)) in &table {
             let permitted = |role: &Role| match access {
-                Access::Open => true,
+                Access::Open | Access::NeedsToken => true,
                 Access::Ticket(_) => role.permits(Permission::Read),
                 Access::Needs(permission) | Access::NeedsForAll(permission) => role.permits(*permission),
             };

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::api::{DatabaseStatus, Queue, ServiceStatus, Status};
+use crate::api::{DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status};
 use crate::app::Error;
 use crate::app::ops::StatusQuery;
 use crate::model::printable;
@@ -54,6 +54,10 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     for (log_in, state) in each(&status.log_ins) {
         let address = log_in.address.as_deref().unwrap_or("-");
         let _ = writeln!(page, "  {state} from {address} for {:.0} s", log_in.seconds);
+    }
+    if let Some(sessions) = &status.sessions {
+        let SessionStatus { renewable, revocations, throttled_log_ins } = sessions;
+        let _ = writeln!(page, "  {renewable} renewable, {revocations} revocations, {throttled_log_ins} throttled");
     }
     heading(&mut page, "cost requests", &status.cost_requests);
     for (request, state) in each(&status.cost_requests) {

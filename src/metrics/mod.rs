@@ -34,6 +34,33 @@ pub struct Metrics {
     database_checked: Gauge,
     log_lines_dropped: Counter,
     audit_lines_dropped: Counter,
+    log_ins_throttled: Family<Labels<1>, Counter>,
+    renewable_log_ins: Gauge,
+    revocations: Gauge,
+}
+
+/// Why a log-in was not checked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Throttled {
+    /// Too many failures of its address.
+    Address,
+    /// Too many failures of its account.
+    Account,
+    /// Too many log-ins at once.
+    Queue,
+}
+
+impl Throttled {
+    const ALL: [Self; 3] = [Self::Address, Self::Account, Self::Queue];
+
+    fn labels(self) -> Labels<1> {
+        let reason = match self {
+            Self::Address => "address",
+            Self::Account => "account",
+            Self::Queue => "queue",
+        };
+        [("reason", reason.to_owned())]
+    }
 }
 
 impl Default for Metrics {
@@ -49,6 +76,9 @@ impl Default for Metrics {
             database_checked: Gauge::default(),
             log_lines_dropped: Counter::default(),
             audit_lines_dropped: Counter::default(),
+            log_ins_throttled: Family::default(),
+            renewable_log_ins: Gauge::default(),
+            revocations: Gauge::default(),
         };
         let Self {
             registry,
@@ -61,6 +91,9 @@ impl Default for Metrics {
             database_checked,
             log_lines_dropped,
             audit_lines_dropped,
+            log_ins_throttled,
+            renewable_log_ins,
+            revocations,
         } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
@@ -75,6 +108,11 @@ impl Default for Metrics {
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
         let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
+        let help = "Log-ins answered with 429, by reason";
+        registry.register("log_ins_throttled", help, log_ins_throttled.clone());
+        registry.register("renewable_log_ins", "Log-ins that can be renewed", renewable_log_ins.clone());
+        registry.register("revocations", "Log-ins and users with revoked tokens", revocations.clone());
+        Throttled::ALL.iter().for_each(|reason| drop(log_ins_throttled.get_or_create(&reason.labels())));
         // All values exist from the start, because a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
@@ -135,6 +173,22 @@ impl Metrics {
         self.database_damaged.set(i64::from(is_damaged));
     }
 
+    /// Counts a log-in that was not checked.
+    pub fn log_in_throttled(&self, reason: Throttled) {
+        self.log_ins_throttled.get_or_create(&reason.labels()).inc();
+    }
+
+    /// The log-ins that were not checked.
+    pub fn throttled_log_ins(&self) -> u64 {
+        Throttled::ALL.iter().map(|reason| self.log_ins_throttled.get_or_create(&reason.labels()).get()).sum()
+    }
+
+    /// Records the numbers of log-ins that can be renewed, and of revocations.
+    pub fn sessions(&self, renewable: usize, revocations: usize) {
+        self.renewable_log_ins.set(i64::try_from(renewable).unwrap_or(i64::MAX));
+        self.revocations.set(i64::try_from(revocations).unwrap_or(i64::MAX));
+    }
+
     /// All metrics in the format [`CONTENT_TYPE`].
     pub fn text(&self) -> String {
         let mut text = String::new();
@@ -160,6 +214,8 @@ mod tests {
         metrics.snapshot_failed(None);
         metrics.database_checked(1_700_000_000, true);
         metrics.snapshot_failed(Some(Duration::from_secs(7)));
+        metrics.log_in_throttled(Throttled::Account);
+        metrics.sessions(3, 5);
         let text = metrics.text();
         for line in [
             "# TYPE ovm_exporter_http_requests counter",
@@ -172,6 +228,10 @@ mod tests {
             "ovm_exporter_freeze_seconds_bucket{le=\"0.1\"} 1",
             "ovm_exporter_freeze_seconds_count 2",
             "ovm_exporter_database_damaged 1",
+            "ovm_exporter_log_ins_throttled_total{reason=\"account\"} 1",
+            "ovm_exporter_log_ins_throttled_total{reason=\"queue\"} 0",
+            "ovm_exporter_renewable_log_ins 3",
+            "ovm_exporter_revocations 5",
             "ovm_exporter_database_check_time_seconds 1700000000",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -16,6 +16,7 @@ use crate::app::App;
 use crate::app::audit;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
+use crate::auth;
 use crate::config::{self, Api, Config, ConfigError, Fault};
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
@@ -69,7 +70,7 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         notify::reloading();
         reopen_log();
         reload_certificate(&config.api, &tls, &app);
-        reload_access(path, &app);
+        reload_config(path, &app);
         notify::ready();
     };
     tokio::select! {
@@ -174,18 +175,33 @@ fn loaded(app: &App, tls: &ServerTls) {
     app.sessions.set_clients(tls.clients.clone());
 }
 
-/// Loads changed access rules. If anything in the config is wrong, the current ones stay in use: a rule that is left out
-/// could permit more.
-fn reload_access(path: &Path, app: &App) {
+/// Loads changed access rules and the signing key. If anything in the config is wrong, the current ones stay in use: a
+/// rule that is left out could permit more.
+fn reload_config(path: &Path, app: &App) {
     match config::load(path) {
         Ok(config) => {
+            reload_key(&config, app);
             if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
                 tracing::warn!(key, remedy, "{found}");
             }
             app.set_access(config.access);
             tracing::info!("access rules reloaded");
         }
-        Err(error) => tracing::error!(%error, "cannot reload the access rules; keeping the current ones"),
+        Err(error) => {
+            tracing::error!(%error, "cannot reload the access rules; keeping the current ones and the signing key");
+        }
+    }
+}
+
+/// Loads a changed signing key.
+fn reload_key(config: &Config, app: &App) {
+    let overlap = config.jwt.secret_overlap;
+    match auth::key::find_or_make(config) {
+        Ok(key) if app.sessions.set_key(&key, overlap) => {
+            tracing::warn!(overlap_seconds = overlap.as_secs(), "the signing key was replaced");
+        }
+        Ok(_) => {}
+        Err(error) => tracing::error!(%error, "cannot reload the signing key; keeping the current one"),
     }
 }
 

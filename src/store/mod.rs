@@ -16,6 +16,7 @@ mod rebuild;
 mod record;
 mod retention;
 mod schema;
+mod sessions;
 mod tickets;
 
 use std::collections::{HashMap, HashSet};
@@ -38,6 +39,7 @@ pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
+pub use sessions::{Renewal, Revocation, RevokedTokens, SessionTables};
 pub use tickets::{Ticket, TicketLimits, TicketSource, Tickets};
 
 /// Snapshot id → record. The tables are created by the migrations.
@@ -146,6 +148,11 @@ impl Store {
     /// How long snapshots are kept.
     pub fn retentions(&self) -> Retentions<'_> {
         Retentions(&self.handle)
+    }
+
+    /// The log-ins that can be renewed, and the revoked tokens.
+    pub fn sessions(&self) -> SessionTables<'_> {
+        SessionTables(&self.handle)
     }
 
     /// Records a complete `snapshot` with the sequence that it names, and the `definition` of its VM. Returns false, and records nothing, if the

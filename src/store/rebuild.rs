@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
-use super::{FIRST_SEQUENCE, Store, StoreError, database, schema};
+use super::{FIRST_SEQUENCE, Store, StoreError, database, schema, sessions};
 
 /// In the table of counters: when the damaged database was set aside, seconds since 1970, until the new one is rebuilt.
 const STARTED: &str = "rebuild_started";
@@ -58,7 +58,8 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
         counters.insert(STARTED, seconds)?;
         // New snapshots come after those of the lost database, which made fewer than one a second.
         counters.insert("sequence", FIRST_SEQUENCE + seconds)?;
-        Ok(())
+        // Revocations are lost with the database, so all tokens that may have been revoked are.
+        sessions::revoke_all_before(transaction, u64::try_from(now.as_millisecond()).unwrap_or_default())
     })?;
     let aside = link_aside(path, now)?;
     fs::rename(&new, path)?;

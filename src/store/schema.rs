@@ -18,6 +18,8 @@ mod m0005_annotations;
 mod m0006_definitions;
 #[path = "../../migrations/0007_tickets.rs"]
 mod m0007_tickets;
+#[path = "../../migrations/0008_sessions.rs"]
+mod m0008_sessions;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
@@ -30,6 +32,7 @@ const MIGRATIONS: &[Migration] = &[
     m0005_annotations::run,
     m0006_definitions::run,
     m0007_tickets::run,
+    m0008_sessions::run,
 ];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;

@@ -219,10 +219,10 @@ fn the_database_of_schema_1_is_opened() {
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
-/// schema 6, tickets with schema 7.
+/// schema 6, tickets with schema 7, revocations with schema 8.
 #[test]
-fn the_databases_of_schema_2_to_7_are_opened() {
-    for schema in [2, 3, 4, 5, 6, 7] {
+fn the_databases_of_schema_2_to_8_are_opened() {
+    for schema in [2, 3, 4, 5, 6, 7, 8] {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -241,6 +241,13 @@ fn the_databases_of_schema_2_to_7_are_opened() {
         assert_eq!(store.pending_hooks().all().unwrap(), [(PendingHooksKey::of_creation(creating.id), b"{}".to_vec())]);
         let tickets = if schema < 7 { Vec::new() } else { vec![([7; 32], golden_ticket())] };
         assert_eq!(store.tickets().all().unwrap(), tickets);
+        let revoked = store.sessions().revoked(1_700_000_000).unwrap();
+        assert_eq!(
+            revoked.users,
+            if schema < 8 { [].into() } else { [("admin".to_owned(), 1_714_558_830_123)].into() }
+        );
+        assert_eq!(revoked.log_ins, if schema < 8 { [].into() } else { [(8, 1_800_000_000)].into() });
+        assert_eq!(store.sessions().renewable(1_700_000_000).unwrap(), usize::from(schema >= 8));
         // Earlier programs recorded inodes before the files existed.
         let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
         assert_eq!(store.unfinished().unwrap(), [files]);
@@ -263,6 +270,10 @@ fn write_the_golden_database() {
     );
     begin(&store, snapshot(9), Some(b"{}"));
     assert!(store.tickets().add(&[7; 32], &golden_ticket(), TicketLimits { of_user: 1, of_all: 1 }).unwrap());
+    let (sessions, now) = (store.sessions(), 1_714_558_830);
+    sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
+    sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
+    sessions.begin(9, "admin", [9; 32], 1_714_558_831_000, 1_800_000_000).unwrap();
 }
 
 #[test]

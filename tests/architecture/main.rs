@@ -62,6 +62,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("bytes", &["app", "client", "http"]),
     ("clap", &["cli"]),
     ("console", &["cli"]),
+    ("governor", &["app"]),
     ("http", &["client", "config", "hooks", "http"]),
     ("http_body", &["http"]),
     ("httpdate", &["http"]),
@@ -80,7 +81,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rpassword", &["cli"]),
     ("rustls", &["cli", "hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
-    ("secrecy", &["api", "auth", "cli", "client", "config", "hooks"]),
+    ("secrecy", &["api", "app", "auth", "cli", "client", "config", "hooks", "http"]),
     (
         "serde_json",
         &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],

@@ -75,10 +75,15 @@ fn each_route_answers_each_role_as_documented() {
     let rows = documented();
     assert!(rows.len() > 20);
     for Row { method, path, roles } in rows {
+        // They use up what they get. The module `sessions` tests them.
+        if ["/auth/refresh", "/auth/logout"].contains(&path.as_str()) {
+            continue;
+        }
         let open = ["/auth/login", "/healthz", "/readyz"].contains(&path.as_str());
         let outside = ["/healthz", "/readyz", "/metrics"].contains(&path.as_str());
         let body = match (method.as_str(), path.rsplit('/').next().unwrap()) {
             ("POST", "login") => json!({"username": USER, "password": PASSWORD}),
+            ("POST", "revoke") => json!({"user": "somebody"}),
             ("POST", "lease") => json!({"ttl": "1h"}),
             ("POST", "snapshots") if path == "/snapshots" => json!({"vms": [VM]}),
             _ => Value::Null,

@@ -80,6 +80,10 @@ fn damaged_database_is_rebuilt_from_the_manifests() {
     let bytes = damage(&db_file);
     world.exporter.restart();
 
+    // Which tokens were revoked is lost, so all of them are.
+    let mut old = world.anonymous_client();
+    old.token.clone_from(&client.token);
+    assert_eq!(old.get("/vms").error(401), "unauthorized");
     let client = world.client();
     assert_eq!(client.snapshot_ids(), [expiring.clone(), other.clone()]);
     let [aside] = &set_aside(&db_file)[..] else { panic!("not one database was set aside") };

@@ -192,6 +192,25 @@ print(error.status, error.code)
 }
 
 #[test]
+fn a_refresh_token_renews_the_token_without_another_log_in() {
+    needs_root!();
+    let world = World::with(512, |settings| settings.jwt = "access_time_to_live = \"2s\"".to_owned());
+    world.define_vm(&[("a.img", MB)]);
+    let code = r#"
+client = login()
+first = client.token
+while client.token == first:
+    assert client.get_vm(vm)["name"] == vm
+second = client.token
+client.logout()
+error = error_of(Client(os.environ["EXPORTER"], second, cacert=os.environ["EXPORTER_CACERT"]).get_vms)
+print(error.status, error.code)
+"#;
+    assert_eq!(run_script(&world, folder(&world).path(), code), "401 unauthorized\n");
+    assert_eq!(world.exporter.log().matches("logged in user=").count(), 1);
+}
+
+#[test]
 fn busy_service_is_asked_again_after_the_time_that_it_names() {
     needs_root!();
     let world = World::with(512, |settings| {

@@ -56,7 +56,7 @@ pub(crate) struct Export {
 
 impl Queued for Export {
     fn share(&self) -> Option<Share> {
-        Some((self.details.actor.user().into(), self.details.vm.clone()))
+        Some((self.details.actor.user().into(), self.details.vm.as_str().into()))
     }
 }
 

@@ -9,8 +9,6 @@ use std::time::Instant;
 
 use tokio::sync::oneshot;
 
-use crate::model::VmId;
-
 /// Work that needs a slot.
 pub(crate) trait Queued {
     /// The share that the slot counts for. Work without a share is served in the order of arrival.
@@ -19,8 +17,8 @@ pub(crate) trait Queued {
     }
 }
 
-/// Slots are shared fairly between these: a user and a VM.
-pub(crate) type Share = (Arc<str>, VmId);
+/// Slots are shared fairly between these: a user and a VM, or a client's address.
+pub(crate) type Share = (Arc<str>, Arc<str>);
 
 /// The queue and the running work of one kind.
 pub(crate) struct AdmissionQueue<T: Queued>(Arc<Shared<T>>);
@@ -116,6 +114,12 @@ impl<T: Queued> AdmissionQueue<T> {
     /// Calls `visit` for all requests, in the order of arrival.
     pub(crate) fn each(&self, visit: impl FnMut(&Entry<T>)) {
         self.0.state().entries.values().for_each(visit);
+    }
+
+    /// Whether a request would get a regular slot at once.
+    pub(crate) fn has_free_slot(&self) -> bool {
+        let state = self.0.state();
+        state.entries.values().all(|entry| entry.is_running) && state.holding() < self.0.limit
     }
 
     /// Whether nothing is running or waiting.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::export::{Export, ExportDetails, ExportPermit};
 use super::policy::PolicyCheck;
-use super::queue::{AdmissionQueue, Permit, Queued};
+use super::queue::{AdmissionQueue, Entry, Permit, Queued, Share};
 use super::vm_locks::VmLocks;
 use crate::app::Error;
 use crate::app::error::Refusal;
@@ -22,6 +22,10 @@ use crate::store::Store;
 
 /// Log-ins that ask the manager at a time, so that unauthenticated clients cannot flood it through this service.
 const LOG_INS: usize = 16;
+
+/// Further slots for log-ins from addresses that have logged in to the account before, so that others who guess
+/// passwords cannot take all.
+const RESERVED_LOG_INS: usize = 4;
 
 /// Log-ins that may wait for a slot. More are refused at once, so that they do not pile up while the manager does not
 /// respond.
@@ -53,9 +57,17 @@ const RATE_INTERVAL: Duration = Duration::from_secs(1);
 /// A log-in, queued or running.
 pub(crate) struct LogIn {
     pub address: Option<ClientAddress>,
+    /// Whether the account was logged in to from there before.
+    pub is_known: bool,
 }
 
-impl Queued for LogIn {}
+impl Queued for LogIn {
+    /// One client must not take all slots.
+    fn share(&self) -> Option<Share> {
+        let origin = self.address.map(|address| address.origin().to_string());
+        Some((origin.unwrap_or_default().into(), "".into()))
+    }
+}
 
 /// A request for the cost of snapshots.
 pub(crate) struct CostRequest {
@@ -84,6 +96,7 @@ pub(crate) struct Admitted {
 /// The queues, the VM locks and the policy.
 pub(crate) struct Admission {
     pub log_ins: AdmissionQueue<LogIn>,
+    pub reserved_log_ins: AdmissionQueue<LogIn>,
     pub cost_requests: AdmissionQueue<CostRequest>,
     pub creations: AdmissionQueue<Creation>,
     pub exports: AdmissionQueue<Export>,
@@ -102,7 +115,8 @@ impl Admission {
     pub(crate) fn new(config: &Config, inventory: &Arc<Inventory>, store: Store, tasks: Tasks) -> Self {
         let policy = config.policy;
         Self {
-            log_ins: AdmissionQueue::new(LOG_INS, LOG_IN_QUEUE),
+            log_ins: AdmissionQueue::fair(LOG_INS, LOG_IN_QUEUE),
+            reserved_log_ins: AdmissionQueue::fair(RESERVED_LOG_INS, LOG_IN_QUEUE),
             cost_requests: AdmissionQueue::new(COST_REQUESTS, 0),
             log_in_wait: config.manager.timeout,
             creations: AdmissionQueue::new(policy.snapshot_concurrency, CREATION_QUEUE),
@@ -118,7 +132,9 @@ impl Admission {
     /// # Errors
     /// [`Error::Throttled`]: at once if too many log-ins are waiting, otherwise after the manager's timeout.
     pub(crate) async fn admit_log_in(&self, log_in: LogIn) -> Result<Permit<LogIn>, Error> {
-        let queued = self.log_ins.join(log_in).map_err(|_| Error::Throttled)?;
+        let has_reserve = log_in.is_known && !self.log_ins.has_free_slot();
+        let queue = if has_reserve { &self.reserved_log_ins } else { &self.log_ins };
+        let queued = queue.join(log_in).map_err(|_| Error::Throttled)?;
         let waited = tokio::time::timeout(self.log_in_wait, queued.admitted()).await;
         waited.map_err(|_| Error::Throttled)?.map_err(|_| Error::Throttled)
     }
@@ -176,6 +192,17 @@ impl Admission {
         let waited = tokio::time::timeout(wait, queued.admitted()).await;
         let timeout = |_| Refusal::QueueTimeout { seconds: wait.as_secs_f64() };
         Ok(waited.map_err(timeout)?.map_err(full)?)
+    }
+
+    /// Ends the downloads of a user, or of all users, whose tokens were revoked. Returns how many there were.
+    pub(crate) fn end_exports(&self, user: Option<&str>) -> usize {
+        let mut ended = 0;
+        self.exports.each(|Entry { work, .. }| {
+            if user.is_none_or(|user| work.details.actor.user() == user) {
+                ended += usize::from(work.end("the tokens of the user were revoked"));
+            }
+        });
+        ended
     }
 
     /// Releases the slots of downloads whose repository is unresponsive, until `stop`.

@@ -19,7 +19,7 @@ pub const TARGET: &str = "audit";
 
 /// Where lines go instead of the log. It must not block.
 pub trait Sink: Send + Sync {
-    /// Proves the lines with `key`. It is called once, before the first line.
+    /// Proves the further lines with `key`. It is called before the first line.
     fn prove_with(&self, key: AuditKey);
 
     /// Takes a line of JSON with its newline.
@@ -52,6 +52,14 @@ pub(crate) fn start(key: AuditKey) {
         sink.prove_with(key);
     }
     service_did("start");
+}
+
+/// Records that the signing key was replaced. This line and the further ones are proven with the new key.
+pub(crate) fn replace_key(key: AuditKey) {
+    if let Some(sink) = SINK.get() {
+        sink.prove_with(key);
+    }
+    service_did("replace-key");
 }
 
 /// Records the end of the service, after all other lines.

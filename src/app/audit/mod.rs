@@ -6,7 +6,7 @@ mod trail;
 mod verifier;
 
 pub use chain::{Head, Incomplete, Sealed, Unsealed, seal};
-pub(crate) use line::{Actor, Outcome, head, start, stop};
+pub(crate) use line::{Actor, Outcome, head, replace_key, start, stop};
 pub use line::{Sink, TARGET, log_head, send_to};
 pub use trail::AuditTrail;
 pub(crate) use trail::{ROUND_OF_LINES, Sent};

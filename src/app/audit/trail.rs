@@ -281,7 +281,9 @@ impl AuditTrail {
         match outcome {
             Ok(_) => self.add(&actor.named(user), LOG_IN, String::new(), Outcome::DONE, None),
             // The manager did not check the account.
-            Err(Error::Throttled) => self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None),
+            Err(Error::Throttled | Error::TooManyFailures { .. }) => {
+                self.add(&actor, LOG_IN, String::new(), Outcome::of(outcome), None)
+            }
             Err(error) => {
                 let subject = Subject::of(&actor, LOG_IN, None, Outcome::of_error(error));
                 self.add_varying(Subject { account: Some(account_hash), ..subject }, &actor);

@@ -26,7 +26,7 @@ impl Database {
         tracing::error!(
             "rebuilding the database from the manifests; these are lost: expiry times (rebuilt snapshots never \
              expire), leases, idempotency keys, checksums, and pending post hooks: check whether guests are still \
-             frozen"
+             frozen; which tokens were revoked is lost too, so all users have to log in again"
         );
         self.inventory.set_unsearched(Unsearched::Everything);
         let attempt = self.tasks.spawn(Arc::clone(self).continue_rebuilding());

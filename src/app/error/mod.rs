@@ -149,6 +149,17 @@ pub enum Error {
     /// Too many log-ins at once.
     #[error("too many log-ins at once; retry in a second")]
     Throttled,
+    /// Too many wrong passwords were sent. The text is always the same, so that the audit can summarize it.
+    #[error("too many failed log-ins {}; see Retry-After", if *.of_account { "to this account" } else { "from this address" })]
+    TooManyFailures {
+        /// Whether those of the account count, and not those of the client's address.
+        of_account: bool,
+        /// Seconds.
+        retry_after: u64,
+    },
+    /// The refresh token is malformed, unknown, ended or used.
+    #[error("the refresh token is unknown, has ended, or was used before; log in with the password")]
+    BadRefreshToken,
     /// A repository is full.
     #[error("{step}: the file system is full; delete snapshots that are no longer needed")]
     NoSpace { step: String },
@@ -263,6 +274,8 @@ impl Error {
             | Self::FullRequired { .. }
             | Self::SnapshotLost { .. }
             | Self::NotAdopted { .. }
+            | Self::TooManyFailures { .. }
+            | Self::BadRefreshToken
             | Self::Throttled => true,
             Self::RepositoryUnavailable { .. }
             | Self::VmBusy { .. }

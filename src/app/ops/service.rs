@@ -15,6 +15,7 @@ use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositoryState, Unsearched};
 use crate::app::retention::Retention;
+use crate::app::session::Sessions;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
@@ -39,6 +40,7 @@ pub struct Ops {
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
     database: Arc<Database>,
+    sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     pub tls: TlsState,
     store: Store,
@@ -56,7 +58,7 @@ impl Ops {
         (inventory, retention, files): (Arc<Inventory>, Arc<Retention>, Arc<FileOpener>),
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
-        database: Arc<Database>,
+        (database, sessions): (Arc<Database>, Arc<Sessions>),
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -69,7 +71,7 @@ impl Ops {
             tasks: tasks.clone(),
         };
         let (usage, tls) = (Arc::new(usage), TlsState::default());
-        Self { inventory, admission, hooks, recovery, reconciler, database, usage, tls, store, tasks }
+        Self { inventory, admission, hooks, recovery, reconciler, database, sessions, usage, tls, store, tasks }
     }
 
     /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
@@ -99,16 +101,14 @@ impl Ops {
             leftovers.retain(|leftover| is_visible(&leftover.vm_id, Some(&leftover.id)));
             owed_hooks
                 .retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default(), owed.snapshot_id.as_deref()));
-            Ok((repositories, ops.database.status()?, leftovers, owed_hooks, view))
+            let sessions = if sees_all { Some(ops.sessions.counts()?) } else { None };
+            Ok((repositories, (ops.database.status()?, sessions), leftovers, owed_hooks, view))
         });
-        let (repositories, database, leftovers, owed_hooks, view) = found.await?;
+        let (repositories, (database, sessions), leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
-            log_ins: queue(&self.admission.log_ins, |log_in, waited| {
-                let address = log_in.address.map(|address| address.to_string());
-                sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
-            }),
+            log_ins: self.log_ins(sees_all),
             cost_requests: queue(&self.admission.cost_requests, |request, waited| {
                 let user = request.user.clone();
                 sees_all.then_some(api::CostRequest { user, seconds: waited.as_secs_f64() })
@@ -128,9 +128,23 @@ impl Ops {
             tls: sees_all.then(|| self.tls.status()),
             leftovers,
             owed_hooks,
+            sessions,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
             snapshots,
         })
+    }
+
+    /// The log-ins in both queues.
+    fn log_ins(&self, sees_all: bool) -> api::Queue<api::LogIn> {
+        let [mut all, reserved] = [&self.admission.log_ins, &self.admission.reserved_log_ins].map(|log_ins| {
+            queue(log_ins, |log_in, waited| {
+                let address = log_in.address.map(|address| address.to_string());
+                sees_all.then_some(api::LogIn { address, seconds: waited.as_secs_f64() })
+            })
+        });
+        all.running.extend(reserved.running);
+        all.waiting.extend(reserved.waiting);
+        all
     }
 
     /// Unlike the list of repositories, this does not test clone support, because it must respond while a repository

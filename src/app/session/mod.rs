@@ -1,7 +1,11 @@
 //! Log-in and sessions.
 
+mod ending;
 mod manager_address;
+mod rechecks;
+mod revocations;
 mod service;
+mod throttle;
 
 pub(crate) use manager_address::ManagerAddress;
-pub use service::Sessions;
+pub use service::{KeptToken, LogInRequest, Sessions};

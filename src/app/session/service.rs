@@ -3,16 +3,25 @@
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
+use secrecy::SecretString;
+
 use super::manager_address::ManagerAddress;
+use super::rechecks::Rechecks;
+use super::revocations::{Revocations, now};
+use super::throttle::{Attempt, Throttle};
+use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, LogIn};
-use crate::app::audit::{Actor, AuditTrail};
+use crate::app::audit::{self, Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
-    Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, Requester, Session, Source, Tokens,
-    is_reserved_name,
+    AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, RefreshToken,
+    Requester, Session, Source, Tokens, is_reserved_name, new_log_in,
 };
+use crate::config::Config;
+use crate::metrics::{Metrics, Throttled};
 use crate::model::AccessRules;
+use crate::store::{Revocation, Store};
 use crate::tls::{AcceptedClients, ClientCertificate};
 
 /// How long to wait for the manager at the start.
@@ -22,15 +31,33 @@ const PROOF_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Sessions {
     authenticator: Authenticator,
     manager: ManagerAddress,
-    admission: Arc<Admission>,
-    tokens: Tokens,
-    token_lifetime: Duration,
+    pub(super) admission: Arc<Admission>,
+    pub(super) tokens: Tokens,
+    /// How long a token is valid that can be renewed.
+    access_lifetime: Duration,
+    /// Whether there are tokens that are valid as long as the log-in.
+    has_long_tokens: bool,
+    pub(super) revocations: Revocations,
+    pub(super) rechecks: Option<Rechecks>,
+    throttle: Throttle,
     /// Those of the config, which may be reloaded.
     access: RwLock<Arc<AccessRules>>,
     /// The certificates of clients that are accepted now.
     clients: RwLock<Option<AcceptedClients>>,
-    trail: Arc<AuditTrail>,
+    pub(super) store: Store,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) trail: Arc<AuditTrail>,
     tasks: Tasks,
+}
+
+/// A log-in, and what the client wants of it.
+pub struct LogInRequest {
+    pub credentials: Credentials,
+    pub requester: Requester,
+    /// What the throttle counts as one client. `None` behind a proxy that does not name it.
+    pub origin: Option<ClientAddress>,
+    /// Whether it wants a refresh token.
+    pub is_renewable: bool,
 }
 
 impl Service for Sessions {
@@ -40,21 +67,38 @@ impl Service for Sessions {
 }
 
 impl Sessions {
+    /// # Errors
+    /// The database cannot be read.
     pub(crate) fn new(
         (authenticator, manager): (Authenticator, ManagerAddress),
         admission: Arc<Admission>,
-        (tokens, token_lifetime): (Tokens, Duration),
-        access: AccessRules,
-        trail: Arc<AuditTrail>,
+        (key, config): (&SecretString, &Config),
+        store: Store,
+        (metrics, trail): (Arc<Metrics>, Arc<AuditTrail>),
         tasks: Tasks,
-    ) -> Self {
-        let access = RwLock::new(Arc::new(access));
-        let clients = RwLock::default();
-        Self { authenticator, manager, admission, tokens, token_lifetime, access, clients, trail, tasks }
+    ) -> Result<Self, Error> {
+        Ok(Self {
+            authenticator,
+            manager,
+            admission,
+            tokens: Tokens::new(key, config.jwt.time_to_live),
+            access_lifetime: config.jwt.access_time_to_live,
+            has_long_tokens: config.jwt.long_tokens,
+            revocations: Revocations::new(store.clone())?,
+            rechecks: config.jwt.recheck_after.map(Rechecks::new),
+            throttle: Throttle::new(config.login),
+            access: RwLock::new(Arc::new(config.access.clone())),
+            clients: RwLock::default(),
+            store,
+            metrics,
+            trail,
+            tasks,
+        })
     }
 
+    /// How long a token is valid that cannot be renewed.
     pub fn token_lifetime(&self) -> Duration {
-        self.token_lifetime
+        if self.has_long_tokens { self.tokens.time_to_live() } else { self.access_lifetime }
     }
 
     fn access(&self) -> Arc<AccessRules> {
@@ -80,9 +124,13 @@ impl Sessions {
         session.ok_or_else(|| Error::UnknownCertificate(certificate.names().join(", ")))
     }
 
-    /// The session of the user of a ticket, with what the rules permit the user now. `None` if the user may not use
-    /// tickets any more: the certificate that the ticket was made with is revoked, has expired, or no rule names it.
-    pub fn of_ticket(&self, user: String, source: Source) -> Option<Session> {
+    /// The session of the user of a ticket that was made at this time, milliseconds since 1970, with what the rules permit
+    /// the user now. `None` if the user may not use the ticket any more: the user's tokens of that time are revoked; the
+    /// certificate that the ticket was made with is revoked, has expired, or no rule names it.
+    pub fn of_ticket(&self, user: String, source: Source, made_ms: u64) -> Option<Session> {
+        if self.revocations.includes_all_until(&user, made_ms) {
+            return None;
+        }
         if let Source::Certificate(certificate) = &source {
             let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
             clients.as_ref().filter(|clients| clients.accepts(certificate))?;
@@ -90,35 +138,108 @@ impl Sessions {
         Session::of_ticket(user, source, &self.access())
     }
 
+    /// Replaces the signing key, also for the proofs of the audit. Tokens of the former key are good for `overlap`.
+    /// Returns whether it is another key.
+    pub fn set_key(&self, key: &SecretString, overlap: Duration) -> bool {
+        let is_new = self.tokens.keys().replace(key.clone(), overlap);
+        if is_new {
+            audit::replace_key(AuditKey::new(key));
+        }
+        is_new
+    }
+
     /// Checks a token and returns its session, with the user's current grants. A connection keeps the last token that
     /// was checked.
     ///
     /// # Errors
     /// [`BadToken`].
-    pub fn check(&self, token: &str, last: &Mutex<Option<CheckedToken>>) -> Result<Session, BadToken> {
+    pub fn check(&self, token: &str, last: &Mutex<Option<KeptToken>>) -> Result<Session, BadToken> {
         let rules = self.access();
+        // Read first: a revocation after the check changes it.
+        let revision = (self.tokens.keys().revision(), self.revocations.revision());
         let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(session) = last.as_ref().and_then(|last| last.session(token, SystemTime::now(), &rules)) {
-            return Ok(session);
+        if let Some(kept) = last.as_ref().filter(|kept| kept.revision == revision)
+            && kept.token.is(token, SystemTime::now())
+        {
+            return Ok(kept.token.session(&rules));
         }
-        let (session, checked) = self.tokens.check(token, &rules)?;
-        *last = checked;
+        let token = self.valid(token)?;
+        let session = token.session(&rules);
+        *last = token.can_be_kept().then_some(KeptToken { token, revision });
         Ok(session)
     }
 
-    /// Issues a token to the user, who sent a request as `requester`, if the manager accepts the credentials. `on_slot` runs
-    /// when the log-in gets its slot; the guard that it returns is held until the manager has answered.
+    /// A token that is not revoked.
+    pub(super) fn valid(&self, token: &str) -> Result<CheckedToken, BadToken> {
+        let token = self.tokens.check(token)?;
+        if self.revocations.includes(&token) { Err(BadToken) } else { Ok(token) }
+    }
+
+    /// Asks the manager about the user of a valid token, if the config wants that and it is due.
     ///
     /// # Errors
-    /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`].
+    /// [`Error::NoSession`] if the user has to log in again; [`Error::ManagerUnavailable`], [`Error::Throttled`].
+    pub async fn recheck(self: &Arc<Self>, token: &str) -> Result<(), Error> {
+        if self.rechecks.is_none() {
+            return Ok(());
+        }
+        let log_in = self.valid(token)?.log_in();
+        if self.is_still_user(log_in).await? { Ok(()) } else { Err(BadToken.into()) }
+    }
+
+    /// Whether the manager still accepts the password of a log-in, as far as the config wants that.
+    pub(super) async fn is_still_user(self: &Arc<Self>, log_in: u128) -> Result<bool, Error> {
+        let Some(rechecks) = &self.rechecks else { return Ok(true) };
+        let Some(kept) = rechecks.find(log_in) else { return Ok(false) };
+        if !rechecks.is_due(&kept) {
+            return Ok(true);
+        }
+        let _asking = kept.asking.lock().await;
+        if !rechecks.is_due(&kept) {
+            return Ok(true);
+        }
+        // With a slot of the reserve: others who guess passwords must not keep users out.
+        let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
+        match self.ask_manager(&kept.credentials).await {
+            Ok(_) => {
+                kept.is_good();
+                Ok(true)
+            }
+            Err(Error::BadCredentials) => {
+                rechecks.forget(log_in);
+                let (user, until) = (kept.credentials.username.clone(), kept.ends);
+                tracing::warn!(%user, "the manager no longer accepts the password of a log-in; its tokens are revoked");
+                let revoked = self.blocking(move |it| {
+                    Ok(it.revocations.revoke(Revocation::LogIn { id: log_in, user: &user, until })?)
+                });
+                // If this fails, they are refused until jwt.recheck_after is removed from the config.
+                revoked.await.inspect_err(|error| tracing::error!(%error, "cannot revoke the tokens"))?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Issues tokens to a user, if the manager accepts the credentials. `on_slot` runs when the log-in gets its slot; the
+    /// guard that it returns is held until the manager has answered.
+    ///
+    /// # Errors
+    /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`], [`Error::TooManyFailures`].
     pub async fn log_in<G: Send>(
         self: &Arc<Self>,
-        credentials: Credentials,
-        requester: Requester,
+        request: LogInRequest,
         on_slot: impl FnOnce() -> G + Send,
-    ) -> Result<String, Error> {
+    ) -> Result<api::Token, Error> {
+        let LogInRequest { credentials, requester, origin, is_renewable } = request;
         let (user, hash) = (credentials.username.clone(), self.tokens.account_hash(&credentials.username));
-        let outcome = self.token_for(credentials, requester.address, on_slot).await;
+        let attempt = self.throttle.attempt(origin, &user);
+        let outcome = match self.verify(&credentials, &attempt, requester.address, on_slot).await {
+            Ok(user) => self.begin(user, credentials, is_renewable).await,
+            Err(error) => Err(error),
+        };
+        if let Some(throttled) = outcome.as_ref().err().and_then(throttled) {
+            self.metrics.log_in_throttled(throttled);
+        }
         self.trail.log_in(Actor::unauthenticated(requester), &user, hash, &outcome);
         outcome
     }
@@ -141,9 +262,10 @@ impl Sessions {
         }
     }
 
-    async fn token_for<G: Send>(
+    async fn verify<G: Send>(
         self: &Arc<Self>,
-        credentials: Credentials,
+        credentials: &Credentials,
+        attempt: &Attempt,
         address: Option<ClientAddress>,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<String, Error> {
@@ -151,22 +273,100 @@ impl Sessions {
             tracing::warn!("log-in refused: names with unix: or cert: belong to local users and to certificates");
             return Err(Error::BadCredentials);
         }
-        let _slot = self.admission.admit_log_in(LogIn { address }).await?;
+        self.throttle.check(attempt)?;
+        let is_known = self.throttle.knows(attempt);
+        let _slot = self.admission.admit_log_in(LogIn { address, is_known }).await?;
         let _guard = on_slot();
-        let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
-        let user = &credentials.username;
-        match self.authenticator.verify(&manager, &credentials).await {
-            Ok(identity) => {
-                let token = self.tokens.issue(&identity.subject, SystemTime::now());
-                let token = token.map_err(|error| Error::Internal(error.to_string()))?;
+        // Others may have failed while this one waited.
+        self.throttle.check(attempt)?;
+        let verified = self.ask_manager(credentials).await;
+        match &verified {
+            Ok(user) => {
+                self.throttle.succeeded(attempt);
                 tracing::info!(%user, "logged in");
-                Ok(token)
             }
+            Err(Error::BadCredentials) => self.throttle.failed(attempt),
+            Err(_) => {}
+        }
+        verified
+    }
+
+    /// The name of the user, if the manager accepts the credentials.
+    async fn ask_manager(self: &Arc<Self>, credentials: &Credentials) -> Result<String, Error> {
+        let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
+        match self.authenticator.verify(&manager, credentials).await {
+            Ok(identity) => Ok(identity.subject),
             Err(refusal) => {
                 // The name is not logged, because users sometimes type their password there.
                 tracing::warn!(cause = %refusal, "log-in refused");
                 Err(refusal.into())
             }
         }
+    }
+
+    /// The tokens of a new log-in.
+    async fn begin(
+        self: &Arc<Self>,
+        user: String,
+        credentials: Credentials,
+        is_renewable: bool,
+    ) -> Result<api::Token, Error> {
+        let issued_ms = self.revocations.issue(&user);
+        let ends = now().saturating_add(self.tokens.time_to_live().as_secs());
+        let internal = |error: &dyn std::fmt::Display| Error::Internal(error.to_string());
+        if !is_renewable {
+            let log_in = new_log_in().map_err(|error| internal(&error))?;
+            let expires = now().saturating_add(self.token_lifetime().as_secs());
+            let token = self.sign(&NewToken { user: &user, log_in, issued_ms, expires })?;
+            self.keep(log_in, credentials, expires);
+            return Ok(api::Token { token, expires_in: None, refresh_token: None });
+        }
+        let refresh = RefreshToken::first().map_err(|error| internal(&error))?;
+        let (log_in, hash, name) = (refresh.log_in(), refresh.hash(), user.clone());
+        let begun = self.blocking(move |it| Ok(it.store.sessions().begin(log_in, &name, hash, issued_ms, ends)?)).await;
+        begun?;
+        self.keep(log_in, credentials, ends);
+        self.short_token(&user, &refresh, issued_ms, ends)
+    }
+
+    fn keep(&self, log_in: u128, credentials: Credentials, ends: u64) {
+        if let Some(rechecks) = &self.rechecks {
+            rechecks.keep(log_in, credentials, ends);
+        }
+    }
+
+    /// A token that can be renewed with `refresh`, until the log-in ends.
+    pub(super) fn short_token(
+        &self,
+        user: &str,
+        refresh: &RefreshToken,
+        issued_ms: u64,
+        ends: u64,
+    ) -> Result<api::Token, Error> {
+        let now = now();
+        let expires = now.saturating_add(self.access_lifetime.as_secs()).min(ends);
+        let token = self.sign(&NewToken { user, log_in: refresh.log_in(), issued_ms, expires })?;
+        let refresh_token = Some(refresh.text().clone());
+        Ok(api::Token { token, expires_in: Some(expires.saturating_sub(now)), refresh_token })
+    }
+
+    fn sign(&self, new: &NewToken<'_>) -> Result<String, Error> {
+        self.tokens.sign(new).map_err(|error| Error::Internal(error.to_string()))
+    }
+}
+
+/// The last token of a connection. It is good while neither the keys nor the revocations change.
+#[derive(Debug)]
+pub struct KeptToken {
+    token: CheckedToken,
+    revision: (u64, u64),
+}
+
+fn throttled(error: &Error) -> Option<Throttled> {
+    match error {
+        Error::Throttled => Some(Throttled::Queue),
+        Error::TooManyFailures { of_account: true, .. } => Some(Throttled::Account),
+        Error::TooManyFailures { of_account: false, .. } => Some(Throttled::Address),
+        _ => None,
     }
 }

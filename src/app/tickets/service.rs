@@ -216,7 +216,8 @@ impl Tickets {
             let (Ok(vm), Ok(disk)) = (ticket.vm.parse(), disk.parse()) else { return Err(NO_TICKET) };
             let target = (vm, ticket.snapshot(), disk);
             let source = proven(ticket.source).ok_or(NO_TICKET)?;
-            let session = tickets.sessions.of_ticket(ticket.user, source).ok_or(NO_TICKET)?;
+            let made_ms = u64::try_from(ticket.created_ms).unwrap_or_default();
+            let session = tickets.sessions.of_ticket(ticket.user, source, made_ms).ok_or(NO_TICKET)?;
             Ok(OpenTicket { id: hash.id(), session: session.needing(Permission::Read), target })
         })
         .await

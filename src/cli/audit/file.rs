@@ -2,7 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
@@ -20,11 +20,16 @@ const SYNC_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Default)]
 pub struct Shared {
     /// It exists before the first line.
-    pub key: OnceLock<AuditKey>,
+    key: RwLock<Option<AuditKey>>,
     newest: Mutex<Option<Head>>,
 }
 
 impl Shared {
+    /// Proves further lines with `key`.
+    pub fn set_key(&self, key: AuditKey) {
+        *self.key.write().unwrap_or_else(PoisonError::into_inner) = Some(key);
+    }
+
     /// The newest line that is certainly on the disk: a line that only others know looks as if it had been removed.
     pub fn head(&self) -> Option<Head> {
         self.newest.lock().unwrap_or_else(PoisonError::into_inner).clone()
@@ -171,7 +176,9 @@ impl AuditFile {
 
     /// Appends one line, and makes it the head.
     fn append(&mut self, line: &[u8]) -> Result<(), Unwritten> {
-        let (sealed, head) = seal(line, &self.head, self.shared.key.get());
+        let key = self.shared.key.read().unwrap_or_else(PoisonError::into_inner);
+        let (sealed, head) = seal(line, &self.head, key.as_ref());
+        drop(key);
         if let Err(unwritten) = self.file.append(&sealed) {
             if unwritten.written > 0 {
                 self.incomplete.add(&sealed[..unwritten.written]);

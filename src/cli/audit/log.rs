@@ -44,7 +44,7 @@ pub fn start(config: &config::Audit, dropped: Counter) -> io::Result<AuditLog> {
 
 impl audit::Sink for File {
     fn prove_with(&self, key: AuditKey) {
-        let _ = self.shared.key.set(key);
+        self.shared.set_key(key);
     }
 
     fn write(&self, line: &[u8]) {

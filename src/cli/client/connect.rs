@@ -47,6 +47,28 @@ pub fn connect(name: &str, args: &ServerArgs, profiles: &Profiles, cancel: &Canc
     Ok(Server::new(options))
 }
 
+/// A service that has to be asked with the cached token. `None` if there is none.
+///
+/// # Errors
+/// As [`connect`].
+pub fn connect_cached(
+    address: Address,
+    args: &ServerArgs,
+    profile: &Profile,
+    user: Option<&str>,
+) -> anyhow::Result<Option<Server>> {
+    let cache = token_cache(&address, user).filter(|cache| cache.load().is_some());
+    let Some(cache) = cache else { return Ok(None) };
+    Ok(Some(Server::new(ServerOptions {
+        trust: trust(args, profile)?,
+        credentials: Credentials::Cached,
+        address,
+        token_cache: Some(cache),
+        patience: Duration::ZERO,
+        cancel: Cancel::default(),
+    })))
+}
+
 /// The service on this host, by its socket.
 pub fn connect_local(path: PathBuf, cancel: &Cancel) -> Server {
     Server::new(ServerOptions {
@@ -100,8 +122,8 @@ fn credentials(
     match (user, password) {
         (Some(user), Some(password)) => Ok(Credentials::Password(Password { user, password })),
         (user, None) => {
-            if let Some(token) = cache.and_then(TokenCache::load) {
-                return Ok(Credentials::Token(token));
+            if cache.and_then(TokenCache::load).is_some() {
+                return Ok(Credentials::Cached);
             }
             ask(address, user)
         }

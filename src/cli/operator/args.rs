@@ -203,6 +203,33 @@ pub struct SnapshotTicketArgs {
     pub target: TargetArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct RevokeArgs {
+    /// The tokens of this user
+    #[arg(long, value_name = "NAME", required_unless_present = "all", conflicts_with = "all")]
+    pub of: Option<String>,
+    /// The tokens of all users
+    #[arg(long)]
+    pub all: bool,
+    /// Only tokens that were issued before this time, such as 2026-05-01T10:00:00Z [default: all so far]
+    #[arg(long, value_name = "TIME")]
+    pub issued_before: Option<String>,
+    /// Print the API's JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// About the log-ins of users.
+#[derive(Clone, Debug, Subcommand)]
+pub enum SessionsCommand {
+    /// Revoke tokens, and end the downloads of their users
+    ///
+    /// A user can log in again with the password, unless the manager refuses that. The revocation lasts.
+    Revoke(RevokeArgs),
+}
+
 /// About the snapshots of VMs.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SnapshotsCommand {
@@ -235,6 +262,9 @@ pub enum OperatorCommand {
     /// List, show, create, delete and compare snapshots
     #[command(subcommand)]
     Snapshots(SnapshotsCommand),
+    /// End log-ins
+    #[command(subcommand)]
+    Sessions(SessionsCommand),
     /// List the repositories
     Repositories(ListArgs),
     /// Show running and waiting work, and what needs attention

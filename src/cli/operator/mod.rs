@@ -6,6 +6,7 @@ mod backup_db;
 mod names;
 mod repositories;
 mod service;
+mod sessions;
 mod snapshots;
 mod status;
 mod vms;
@@ -25,6 +26,7 @@ pub fn run(command: &OperatorCommand, config: &Path) -> anyhow::Result<ExitCode>
     let result = match command {
         OperatorCommand::Vms(args) => vms::run(args, config),
         OperatorCommand::Snapshots(command) => snapshots::run(command, config),
+        OperatorCommand::Sessions(command) => sessions::run(command, config),
         OperatorCommand::Repositories(args) => repositories::run(args, config),
         OperatorCommand::Status(args) => match args.watch {
             Some(interval) => watch::run(args, interval, config),

@@ -89,6 +89,12 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
             section(&mut lines, "not searched for snapshots yet", &unsearched(&database.unsearched), width);
         }
     }
+    if let Some(api::SessionStatus { renewable, revocations, throttled_log_ins }) = &status.sessions {
+        lines.add("");
+        lines.add(format_args!(
+            "sessions: {renewable} with a refresh token, {revocations} revocations, {throttled_log_ins} throttled"
+        ));
+    }
     if let Some(audit) = &status.audit {
         lines.add("");
         lines.add(format_args!("audit: newest line {}:{}", audit.seq, audit.hash));

@@ -32,6 +32,8 @@ pub enum ManagerBehavior {
     Redirects,
     WebPage,
     Slow,
+    /// Answers rightly after this time.
+    Late(Duration),
     /// Accepts requests and never answers.
     Hangs,
     /// Accepts good credentials, and never answers requests without credentials.
@@ -81,14 +83,19 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
     shared.requests.fetch_add(1, Ordering::SeqCst);
     let behavior = *shared.behavior.lock().unwrap();
     let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC || is_further_user(value));
+    if let ManagerBehavior::Late(time) = behavior {
+        tokio::time::sleep(time).await;
+    }
     match behavior {
-        ManagerBehavior::Good | ManagerBehavior::IgnoresAnonymous if good => {
+        ManagerBehavior::Good | ManagerBehavior::Late(_) | ManagerBehavior::IgnoresAnonymous if good => {
             (StatusCode::OK, [(header::CONTENT_TYPE, "application/json")], "[]").into_response()
         }
         ManagerBehavior::IgnoresAnonymous if !headers.contains_key(header::AUTHORIZATION) => {
             std::future::pending().await
         }
-        ManagerBehavior::Good | ManagerBehavior::IgnoresAnonymous => StatusCode::UNAUTHORIZED.into_response(),
+        ManagerBehavior::Good | ManagerBehavior::Late(_) | ManagerBehavior::IgnoresAnonymous => {
+            StatusCode::UNAUTHORIZED.into_response()
+        }
         ManagerBehavior::Hangs => std::future::pending().await,
         ManagerBehavior::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         ManagerBehavior::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),

@@ -20,6 +20,8 @@ from .retries import TRANSIENT, Attempts
 CONNECT_TIMEOUT = 30  # seconds
 CALL_TIMEOUT = 900    # seconds for a response: a snapshot runs hooks, a comparison reads disks
 LOGIN = "/auth/login"
+REFRESH = "/auth/refresh"
+LOGOUT = "/auth/logout"
 Query = Dict[str, Union[str, int]]
 
 
@@ -42,6 +44,7 @@ class Client:
         self._verify: Union[bool, str] = False if insecure else cacert or True
         self._token = token
         self._credentials: Optional[Json] = None
+        self._refresh_token: Optional[str] = None
         self._renewal = threading.Lock()
         self._threads = threading.local()
 
@@ -50,7 +53,8 @@ class Client:
               insecure: bool = False) -> "Client":
         """Exchange the credentials for a token. They are kept, to log in again when the token expires."""
         client = cls(endpoint, None, cacert=cacert, insecure=insecure)
-        client._credentials = {"username": username, "password": password}
+        # Older services ignore "refresh", and answer with a token that lasts longer.
+        client._credentials = {"username": username, "password": password, "refresh": True}
         client._log_in()
         return client
 
@@ -172,6 +176,15 @@ class Client:
         """End the lease of a snapshot."""
         self._call("DELETE", route("vms", vmID, "snapshots", snapshotID, "lease"))
 
+    def logout(self) -> None:
+        """End the log-in: its token, and the tokens that renew it, are no longer accepted."""
+        credentials, self._credentials = self._credentials, None
+        try:
+            with self.send("POST", LOGOUT):
+                self._token = self._refresh_token = None
+        finally:
+            self._credentials = credentials
+
     def get_capabilities(self) -> Capabilities:
         """Return the service's version, features and limits."""
         return cast(Capabilities, self._call("GET", route("capabilities")))
@@ -195,7 +208,7 @@ class Client:
             answer.close()
             with self._renewal:
                 if self._token == token:  # else another thread has renewed it
-                    self._log_in()
+                    self._renew()
                 token = self._token
             answer = self._request(method, path, token, query, body, headers, timeout)
         return successful(answer)
@@ -209,16 +222,31 @@ class Client:
         with self.send(method, path, query=query, body=body, headers=headers) as answer:
             return parse(whole_body(answer) or "null", f"{method} {path}")
 
+    def _renew(self) -> None:
+        """Replace the token: with the refresh token, which can be used once, or with the password."""
+        refresh, self._refresh_token = self._refresh_token, None
+        if refresh is not None:
+            try:
+                self._keep(self._for_tokens(REFRESH, {"refresh_token": refresh}))
+                return
+            except TRANSIENT:
+                pass  # If the response was lost, the refresh token is used up.
+        self._log_in()
+
     def _log_in(self) -> None:
-        """Replace the token. It is safe to repeat a log-in, because it changes nothing in the service."""
-        def attempt() -> Any:
-            with successful(self._request("POST", LOGIN, None, None, self._credentials, None, CALL_TIMEOUT)) as answer:
-                return parse(whole_body(answer), "the log-in")
-        said = Attempts(self.host).run(attempt)
+        """Replace the token. It is safe to repeat a log-in."""
+        self._keep(Attempts(self.host).run(lambda: self._for_tokens(LOGIN, self._credentials)))
+
+    def _for_tokens(self, path: str, body: Optional[Json]) -> Any:
+        with successful(self._request("POST", path, None, None, body, None, CALL_TIMEOUT)) as answer:
+            return parse(whole_body(answer), "the log-in")
+
+    def _keep(self, said: Any) -> None:
         token = said.get("token") if isinstance(said, dict) else None
         if not isinstance(token, str) or not token:
             raise ClientError("the response to the log-in has no token")
-        self._token = token
+        refresh = said.get("refresh_token")
+        self._token, self._refresh_token = token, refresh if isinstance(refresh, str) else None
 
     def _request(self, method: str, path: str, token: Optional[str], query: Optional[Query], body: Optional[Json],
                  headers: Optional[Dict[str, str]], timeout: int) -> requests.Response:

@@ -14,7 +14,7 @@ type Work = (&'static str, u8);
 
 impl Queued for Work {
     fn share(&self) -> Option<Share> {
-        Some((self.0.into(), format!("{:032x}", self.1).parse().unwrap()))
+        Some((self.0.into(), self.1.to_string().into()))
     }
 }
 

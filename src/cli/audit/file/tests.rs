@@ -20,7 +20,7 @@ impl Folder {
     fn open_with(&self, max_size: u64) -> io::Result<AuditFile> {
         let rotation = Rotation { max_size, max_files: 100, mode: 0o600, is_exclusive: true, is_durable: true };
         let shared = Arc::new(Shared::default());
-        shared.key.set(key()).unwrap();
+        shared.set_key(key());
         AuditFile::open(&self.path(), rotation, shared)
     }
 

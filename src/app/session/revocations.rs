@@ -1,0 +1,108 @@
+//! Which tokens are revoked. Each request asks, so the answer is in memory; the database keeps it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError, RwLock};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::auth::CheckedToken;
+use crate::store::{Renewal, Revocation, RevokedTokens, Store, StoreError};
+
+pub(super) struct Revocations {
+    store: Store,
+    known: RwLock<RevokedTokens>,
+    /// Grows with each change.
+    revision: AtomicU64,
+    /// The latest time, milliseconds since 1970, of a token that was issued or checked. It may be ahead of the clock, if
+    /// that was set back. Tokens of such times are revoked too.
+    latest: AtomicU64,
+    /// Held from a change in the database to the same change in memory.
+    change: Mutex<()>,
+}
+
+/// Milliseconds since 1970.
+pub(super) fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Seconds since 1970.
+pub(super) fn now() -> u64 {
+    now_ms() / 1000
+}
+
+impl Revocations {
+    /// # Errors
+    /// The database cannot be read: then it is unknown what is revoked.
+    pub(super) fn new(store: Store) -> Result<Self, StoreError> {
+        let known = RwLock::new(store.sessions().revoked(now())?);
+        let (revision, latest) = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { store, known, revision, latest, change: Mutex::default() })
+    }
+
+    /// A token that was not revoked at this revision is not revoked while it stays the same.
+    pub(super) fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
+    }
+
+    pub(super) fn includes(&self, token: &CheckedToken) -> bool {
+        self.latest.fetch_max(token.issued_ms(), Ordering::AcqRel);
+        self.includes_all_until(token.user(), token.issued_ms())
+            || self.known.read().unwrap_or_else(PoisonError::into_inner).log_ins.contains_key(&token.log_in())
+    }
+
+    /// Whether what the user got at this time, milliseconds since 1970, is revoked: a token or a ticket.
+    pub(super) fn includes_all_until(&self, user: &str, at_ms: u64) -> bool {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        // 0: nothing is revoked.
+        let is_before = |before: u64| before > 0 && at_ms <= before;
+        is_before(known.all) || known.users.get(user).is_some_and(|before| is_before(*before))
+    }
+
+    /// The number of log-ins and users with revoked tokens.
+    pub(super) fn count(&self) -> usize {
+        let (known, now) = (self.known.read().unwrap_or_else(PoisonError::into_inner), now());
+        known.log_ins.values().filter(|until| **until > now).count() + known.users.len()
+    }
+
+    /// When a new token of the user is issued, milliseconds since 1970: after all that is revoked, even if the clock was
+    /// set back since.
+    pub(super) fn issue(&self, user: &str) -> u64 {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let before = known.users.get(user).copied().unwrap_or_default().max(known.all);
+        let at = now_ms().max(before.saturating_add(1));
+        self.latest.fetch_max(at, Ordering::AcqRel);
+        at
+    }
+
+    /// The latest time that a token can have been issued at.
+    pub(super) fn latest(&self) -> u64 {
+        self.latest.load(Ordering::Acquire).max(now_ms())
+    }
+
+    /// As [`SessionTables::revoke`](crate::store::SessionTables::revoke). When this returns, the revocation is on stable
+    /// storage and in effect.
+    pub(super) fn revoke(&self, revocation: Revocation<'_>) -> Result<Option<usize>, StoreError> {
+        let _guard = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let ended = self.store.sessions().revoke(revocation, now())?;
+        self.read()?;
+        Ok(ended)
+    }
+
+    /// As [`SessionTables::renew`](crate::store::SessionTables::renew), which may revoke the log-in.
+    pub(super) fn renew(&self, id: u128, used: [u8; 32], new: [u8; 32]) -> Result<Renewal, StoreError> {
+        let _guard = self.change.lock().unwrap_or_else(PoisonError::into_inner);
+        let renewal = self.store.sessions().renew(id, used, new, now())?;
+        if matches!(renewal, Renewal::Reused { .. }) {
+            self.read()?;
+        }
+        Ok(renewal)
+    }
+
+    /// Reads what is revoked from the database.
+    fn read(&self) -> Result<(), StoreError> {
+        let revoked = self.store.sessions().revoked(now())?;
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = revoked;
+        self.revision.fetch_add(1, Ordering::Release);
+        Ok(())
+    }
+}

@@ -1,0 +1,93 @@
+use super::super::Store;
+use super::*;
+
+const NOW: u64 = 1_700_000_000;
+const WEEK: u64 = 7 * 24 * 3600;
+
+fn store() -> (tempfile::TempDir, Store) {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    (dir, store)
+}
+
+fn begin(store: &Store, id: u128, user: &str) {
+    store.sessions().begin(id, user, [1; 32], NOW * 1000, NOW + WEEK).unwrap();
+}
+
+#[test]
+fn a_refresh_token_is_good_once_and_its_second_use_revokes_the_log_in() {
+    let (dir, store) = store();
+    begin(&store, 7, "admin");
+    let renew = |store: &Store, used, new, now| store.sessions().renew(7, [used; 32], [new; 32], now).unwrap();
+    let renewed = || Renewal::Renewed { user: "admin".to_owned(), ends: NOW + WEEK };
+    assert_eq!(renew(&store, 1, 2, NOW), renewed());
+    drop(store);
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    assert_eq!(renew(&store, 2, 3, NOW + WEEK - 1), renewed());
+    assert_eq!(renew(&store, 3, 4, NOW + WEEK), Renewal::Unknown, "the log-in has ended");
+    assert_eq!(store.sessions().renew(8, [3; 32], [4; 32], NOW).unwrap(), Renewal::Unknown);
+    assert_eq!(renew(&store, 1, 9, NOW), Renewal::Reused { user: "admin".to_owned() });
+    assert_eq!(renew(&store, 3, 4, NOW), Renewal::Unknown, "the newest token is good after that");
+    drop(store);
+    let store = Store::open(&dir.path().join("db")).unwrap();
+    assert_eq!(store.sessions().revoked(NOW).unwrap().log_ins, [(7, NOW + WEEK)].into());
+    assert_eq!(store.sessions().revoked(NOW + WEEK).unwrap(), RevokedTokens::default(), "its tokens have expired");
+}
+
+#[test]
+fn renewable_log_ins_are_bounded_for_each_user() {
+    let (_dir, store) = store();
+    begin(&store, 1, "other");
+    for id in 0..MAX_RENEWABLE_OF_USER as u128 + 3 {
+        store.sessions().begin(100 + id, "admin", [1; 32], NOW * 1000, NOW + WEEK + id as u64).unwrap();
+    }
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), MAX_RENEWABLE_OF_USER + 1);
+    let is_known = |id| store.sessions().renew(id, [1; 32], [1; 32], NOW).unwrap() != Renewal::Unknown;
+    assert!(is_known(1) && !is_known(100) && !is_known(102) && is_known(103));
+    assert_eq!(store.sessions().renewable(NOW + 2 * WEEK).unwrap(), 0);
+    // Those that have ended are removed.
+    store.sessions().begin(9, "admin", [1; 32], (NOW + 2 * WEEK) * 1000, NOW + 3 * WEEK).unwrap();
+    let count = store.handle.read(|transaction| Ok(transaction.open_table(RENEWABLE)?.len()?)).unwrap();
+    assert_eq!(count, 1);
+}
+
+#[test]
+fn tokens_of_a_user_or_of_all_are_revoked_with_their_log_ins() {
+    let (_dir, store) = store();
+    for (id, user) in [(1, "admin"), (2, "admin"), (3, "other")] {
+        begin(&store, id, user);
+    }
+    let revoke = |user, before_ms| store.sessions().revoke(Revocation::Before { user, before_ms }, NOW).unwrap();
+    assert_eq!(revoke(Some("admin"), NOW * 1000 - 1), Some(0), "the log-ins are newer");
+    assert_eq!(revoke(Some("admin"), NOW * 1000), Some(2));
+    // An earlier time does not replace a later one.
+    assert_eq!(revoke(Some("admin"), 5), Some(0));
+    let revoked = store.sessions().revoked(NOW).unwrap();
+    assert_eq!((revoked.users, revoked.all), ([("admin".to_owned(), NOW * 1000)].into(), 0));
+    assert_eq!(revoked.log_ins.len(), 2);
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 1);
+    assert_eq!(revoke(None, NOW * 1000 + 7), Some(1));
+    let revoked = store.sessions().revoked(NOW).unwrap();
+    assert_eq!((revoked.users.len(), revoked.all), (0, NOW * 1000 + 7));
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 0);
+}
+
+#[test]
+fn many_log_outs_of_a_user_become_a_revocation_of_all_its_tokens() {
+    let (_dir, store) = store();
+    store
+        .handle
+        .write(|transaction| {
+            for id in 0..MAX_REVOKED_OF_USER as u128 {
+                transaction.open_table(REVOKED_LOG_INS)?.insert(id, ("admin", NOW + WEEK))?;
+            }
+            transaction.open_table(REVOKED_LOG_INS)?.insert(u128::MAX, ("other", NOW + WEEK))?;
+            Ok(())
+        })
+        .unwrap();
+    let log_out = Revocation::LogIn { id: 1 << 64, user: "admin", until: NOW + WEEK };
+    store.sessions().revoke(log_out, NOW).unwrap();
+    let revoked = store.sessions().revoked(NOW).unwrap();
+    assert_eq!(revoked.log_ins, [(u128::MAX, NOW + WEEK), (1 << 64, NOW + WEEK)].into());
+    assert_eq!(revoked.users, [("admin".to_owned(), NOW * 1000 + 999)].into());
+}
