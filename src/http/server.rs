@@ -119,11 +119,12 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
                 () = place.connection.closing() => Ok(()),
             }
         };
-        let logged = threads.track_future(async move {
+        // On the heap: each function that starts the thread would hold a copy of it on the thread's stack.
+        let logged = Box::pin(threads.track_future(async move {
             if let Err(error) = conversation.await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
-        });
+        }));
         if let Err(error) = run_on_new_thread(logged) {
             tracing::warn!(%peer, %error, "cannot serve a connection");
             sleep(ERROR_PAUSE).await;
