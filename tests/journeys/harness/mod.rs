@@ -37,7 +37,7 @@ pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, ids, text};
 pub use clock::Clock;
-pub use connection::{Connection, connect, connect_from, ends_completely};
+pub use connection::{Connection, connect, connect_from, ends_completely, raise_descriptor_limit, silent_from};
 pub use exporter::{Exporter, SECRET, Settings, free_port};
 pub use fault_test::{Bytes, FaultTest};
 pub use guest::{Guest, ServerBehavior};
