@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Makes the inputs that the fuzz targets start with: seeds, and the kept corpora (fuzz/corpora, one archive a target).
+"""Makes the inputs that the fuzz targets start with: seeds, and the kept corpora (fuzz/corpora, an archive for each target).
 
 usage: seeds.py REPOSITORY CORPUS         fills the folders of CORPUS
        seeds.py REPOSITORY CORPUS --keep  replaces the archives by the inputs in CORPUS
 """
 
+import io
 import json
 import pathlib
 import pickle
@@ -12,25 +13,32 @@ import random
 import shutil
 import struct
 import sys
-import zipfile
+import tarfile
 
 LARGEST = 24_000  # bytes; longer inputs only slow the fuzzers down
-LARGEST_KEPT = 4_096  # bytes
+LARGEST_KEPT = 2_048  # bytes
 
 repository, corpus = map(pathlib.Path, sys.argv[1:3])
 fixtures, archives = repository / "tests/fixtures/ovs-agent-db", repository / "fuzz/corpora"
 
 if sys.argv[3:] == ["--keep"]:
     for folder in sorted(corpus.iterdir()):
-        inputs = sorted(file for file in folder.iterdir() if file.stat().st_size <= LARGEST_KEPT)
-        with zipfile.ZipFile(archives / f"{folder.name}.zip", "w", zipfile.ZIP_LZMA) as archive:
-            for number, file in enumerate(inputs):
-                # Without times, equal inputs make equal archives.
-                archive.writestr(zipfile.ZipInfo(f"kept-{number:04}"), file.read_bytes(), zipfile.ZIP_LZMA)
+        # The inputs of a target are similar, so they are compressed as one.
+        with tarfile.open(archives / f"{folder.name}.tar.xz", "w:xz", preset=9) as archive:
+            for file in sorted(folder.iterdir()):
+                if file.stat().st_size <= LARGEST_KEPT:
+                    # Without times and owners, equal inputs make equal archives.
+                    info = tarfile.TarInfo(file.name[:16])
+                    info.size = file.stat().st_size
+                    archive.addfile(info, io.BytesIO(file.read_bytes()))
     sys.exit()
 
-for archive in archives.glob("*.zip"):
-    zipfile.ZipFile(archive).extractall(corpus / archive.stem)
+for archive in archives.glob("*.tar.xz"):
+    with tarfile.open(archive) as kept:
+        folder = corpus / archive.name.removesuffix(".tar.xz")
+        folder.mkdir(parents=True, exist_ok=True)
+        for member in kept:
+            (folder / f"kept-{pathlib.Path(member.name).name}").write_bytes(kept.extractfile(member).read())
 
 
 def folder_of(target):
