@@ -54,6 +54,7 @@ mod long_comparisons;
 mod lost_database;
 mod metrics;
 mod ocfs2;
+mod openapi;
 mod operator;
 mod operator_socket;
 mod operator_terminal;
