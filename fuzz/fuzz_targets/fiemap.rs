@@ -116,8 +116,10 @@ struct World<'a> {
     target: File,
     input: Unstructured<'a>,
     next_address: u64,
-    /// Addresses that a file has left. The base never returns to one.
+    /// Free addresses that a file had.
     left: Vec<u64>,
+    /// All addresses that the base ever had. It never returns to one: no reading could tell.
+    of_base: Vec<u64>,
     has_moves: bool,
     has_lies: bool,
     /// Moves that are left, so that the work ends.
@@ -133,25 +135,45 @@ impl World<'_> {
         self.input.arbitrary().unwrap_or_default()
     }
 
-    /// A defragmenter moves a block of one of the files.
+    /// A defragmenter moves blocks.
     fn perhaps_move(&mut self) {
-        if !self.has_moves || self.moves == 0 || self.byte() % 4 != 0 {
-            return;
+        while self.has_moves && self.moves > 0 && self.byte() % 2 == 0 {
+            self.moves -= 1;
+            let (how, number) = (self.byte() % 3, usize::from(self.byte()) % self.target.blocks.len().max(1));
+            match how {
+                0 => drop(self.move_block(true, number, None)),
+                1 => {
+                    let reused = if self.byte() % 2 == 0 { self.left.pop() } else { None };
+                    self.move_block(false, number, reused);
+                }
+                // The base gets the address that the target had at the same offset.
+                _ => {
+                    self.move_block(false, number, None);
+                    let free = self.left.last().copied().filter(|address| !self.of_base.contains(address));
+                    if free.is_some() && self.move_block(true, number, free).is_some() {
+                        self.left.retain(|address| Some(*address) != free);
+                    }
+                }
+            }
         }
-        self.moves -= 1;
-        let (is_base, number) = (self.byte() % 2 == 0, usize::from(self.byte()));
-        let reused = if is_base || self.byte() % 2 == 0 { None } else { self.left.pop() };
-        let new = reused.unwrap_or(self.next_address);
-        self.next_address += u64::from(reused.is_none());
+    }
+
+    /// Moves a block to this address, or to a fresh one. Returns the old address, which may be free then.
+    fn move_block(&mut self, is_base: bool, number: usize, new: Option<u64>) -> Option<u64> {
         let file = if is_base { &mut self.base } else { &mut self.target };
-        let len = file.blocks.len().max(1);
-        let Some(block) = file.blocks.get_mut(number % len) else { return };
-        let Place::At(old) = block.place else { return };
-        block.place = Place::At(new);
+        let block = file.blocks.get_mut(number)?;
+        let Place::At(old) = block.place else { return None };
+        let address = new.unwrap_or(self.next_address);
+        self.next_address += u64::from(new.is_none());
+        block.place = Place::At(address);
+        if is_base {
+            self.of_base.push(address);
+        }
         let uses = |file: &File| file.blocks.iter().any(|block| block.place == Place::At(old));
         if !uses(&self.base) && !uses(&self.target) {
             self.left.push(old);
         }
+        Some(old)
     }
 
     fn page(&mut self, is_base: bool, start: u64) -> Vec<RawExtent> {
@@ -270,7 +292,9 @@ fn world<'a>(mut input: Unstructured<'a>) -> arbitrary::Result<World<'a>> {
     };
     let (base_size, target_size) = (size(&mut input, base_len)?, size(&mut input, target_len)?);
     let (has_moves, has_lies) = (input.arbitrary()?, input.arbitrary()?);
+    let at = |block: &Block| if let Place::At(address) = block.place { Some(address) } else { None };
     Ok(World {
+        of_base: base.iter().filter_map(at).collect(),
         base: File { blocks: base, size: base_size },
         target: File { blocks: target, size: target_size },
         input,

@@ -16,17 +16,18 @@ use coriolis_ovm_exporter::fuzzing::{
     parse_with_faults, router, serve_operator, service_id,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
-use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::Runtime;
 
 const VM: &str = "0004fb00000600000000000000000001";
 const SIZE: usize = 100_000;
 
+/// The service's database and repository.
+const FOLDER: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/target/http_requests");
+
 struct Service {
     runtime: Runtime,
     serve: Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>,
-    _dir: TempDir,
 }
 
 fn service() -> &'static Service {
@@ -47,8 +48,10 @@ fn service() -> &'static Service {
 }
 
 fn start() -> Service {
-    let dir = TempDir::new().expect("a folder");
-    let repository = dir.path().join("0004fb0000030000a1b2c3d4e5f60718");
+    // A fuzzer ends without cleaning up, so the next one does it.
+    let dir = Path::new(FOLDER);
+    let _ = fs::remove_dir_all(dir);
+    let repository = dir.join("0004fb0000030000a1b2c3d4e5f60718");
     let folder = |path: &str| {
         let path = repository.join(path);
         fs::create_dir_all(&path).expect("a folder");
@@ -61,7 +64,7 @@ fn start() -> Service {
     let config = format!(
         "db_file = {:?}\novm_endpoint = \"https://127.0.0.1:9\"\n[jwt]\nsecret = \"a secret of the fuzz target, used for nothing else\"\n\
          [repositories]\novs_agent_db = \"\"\npaths = [{repository:?}]\n[metrics]\nenabled = true\n",
-        dir.path().join("db"),
+        dir.join("db"),
     );
     let (config, faults) = parse_with_faults(&config);
     assert_eq!(faults, Vec::<String>::new());
@@ -94,7 +97,7 @@ fn start() -> Service {
             answers
         })
     };
-    Service { runtime, serve: Box::new(serve), _dir: dir }
+    Service { runtime, serve: Box::new(serve) }
 }
 
 fn taken(id: SnapshotId, clone: &Path) -> Snapshot {
