@@ -2,7 +2,7 @@
 # make test    unit, property and integration tests
 # make check   formatting, lints, documentation, words, licences, scripts, the systemd unit
 # make audit   known vulnerabilities in the dependencies; downloads the list of them
-# make fuzz    fuzz the parsers of foreign files, FUZZ_SECONDS each
+# make fuzz    fuzz what reads foreign input, FUZZ_SECONDS each; make fuzz-keep keeps the smallest inputs that reach as much
 # make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
 # make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
@@ -14,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy rust
+.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy schemathesis rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -93,6 +93,12 @@ MYPY := target/mypy/bin/mypy
 mypy: deps-check
 	@[ -x $(MYPY) ] || { python3 -m venv target/mypy && \
 		target/mypy/bin/pip install -q mypy==1.14.1 types-requests==2.32.0.20241016 ruff==0.17.6; }
+
+# For the tests of the API by its OpenAPI document.
+SCHEMATHESIS := target/schemathesis/bin/schemathesis
+schemathesis: deps
+	@$(ENSUREPIP)
+	@[ -x $(SCHEMATHESIS) ] || { python3 -m venv target/schemathesis && target/schemathesis/bin/pip install -q schemathesis==4.32.5; }
 
 # Use the installed Rust if it is recent enough, else install Debian's.
 rust: deps-build
@@ -179,7 +185,7 @@ RUNNER = $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null 
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
 # Some tests run the release binary: as if on the oldest supported kernel, and for the files that it opens.
-test: build deps-test
+test: build deps-test schemathesis
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
@@ -205,22 +211,31 @@ audit: rust deps-check
 
 # `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
 # --target keeps them from build scripts and macros.
-FUZZ_SECONDS := 30
-FUZZ_TARGETS := berkeley_db pickle qcow2
+FUZZ_SECONDS := 60
+# How many targets run at a time. 11 targets take six minutes on two processors.
+FUZZ_JOBS := 2
+FUZZ_TARGETS := berkeley_db conditions config fiemap http_requests manifest ovsmeta pickle qcow2 record vm_cfg
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
               -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
               -Cllvm-args=-sanitizer-coverage-trace-compares
-
-fuzz: rust
+FUZZ_LIMITS := -timeout=20 -rss_limit_mb=1024 -max_len=24000
+FUZZ_HOST = $$(rustc -vV | sed -n 's/^host: //p')
+fuzz-build: rust
 	@$(call install,g++:g++)
-	python3 fuzz/seeds.py tests/fixtures/ovs-agent-db fuzz/corpus
+	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target "$(FUZZ_HOST)"
+
+fuzz: fuzz-build
+	python3 fuzz/seeds.py . fuzz/corpus
 	mkdir -p fuzz/artifacts
-	host=$$(rustc -vV | sed -n 's/^host: //p'); \
-	RUSTFLAGS="$(FUZZ_FLAGS)" cargo build --locked --release --manifest-path fuzz/Cargo.toml --target-dir fuzz/target --target "$$host"; \
-	for target in $(FUZZ_TARGETS); do \
-		"fuzz/target/$$host/release/$$target" -max_total_time=$(FUZZ_SECONDS) -timeout=5 -rss_limit_mb=512 \
-			-verbosity=0 -print_final_stats=1 -artifact_prefix="fuzz/artifacts/$$target-" "fuzz/corpus/$$target"; \
-	done
+	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
+		-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/{}- fuzz/corpus/{}
+
+# From the inputs of all earlier runs.
+fuzz-keep: fuzz-build
+	rm -rf fuzz/minimal && mkdir -p fuzz/corpora $(addprefix fuzz/minimal/,$(FUZZ_TARGETS)) $(addprefix fuzz/corpus/,$(FUZZ_TARGETS))
+	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
+		-merge=1 -verbosity=0 -artifact_prefix=fuzz/artifacts/{}- fuzz/minimal/{} fuzz/corpus/{}
+	python3 fuzz/seeds.py . fuzz/minimal --keep
 
 # `make test` runs these tests for a minute. docs/reliability.md has the figures of a long run.
 MINUTES := 10

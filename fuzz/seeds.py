@@ -1,22 +1,59 @@
 #!/usr/bin/env python3
-"""Makes seeds for the fuzzers: the databases of the tests, pickles of similar values, and small qcow2 images.
+"""Makes the inputs that the fuzz targets start with: seeds, and the kept corpora (fuzz/corpora, an archive for each target).
 
-usage: seeds.py FIXTURES CORPUS
+usage: seeds.py REPOSITORY CORPUS         fills the folders of CORPUS
+       seeds.py REPOSITORY CORPUS --keep  replaces the archives by the inputs in CORPUS
 """
 
+import io
 import json
 import pathlib
 import pickle
+import random
 import shutil
 import struct
 import sys
+import tarfile
 
 LARGEST = 24_000  # bytes; longer inputs only slow the fuzzers down
+LARGEST_KEPT = 2_048  # bytes
 
-fixtures, corpus = map(pathlib.Path, sys.argv[1:])
-databases, pickles, images = corpus / "berkeley_db", corpus / "pickle", corpus / "qcow2"
-for folder in (databases, pickles, images):
+repository, corpus = map(pathlib.Path, sys.argv[1:3])
+fixtures, archives = repository / "tests/fixtures/ovs-agent-db", repository / "fuzz/corpora"
+
+if sys.argv[3:] == ["--keep"]:
+    for folder in sorted(corpus.iterdir()):
+        # The inputs of a target are similar, so they are compressed as one.
+        with tarfile.open(archives / f"{folder.name}.tar.xz", "w:xz", preset=9) as archive:
+            for file in sorted(folder.iterdir()):
+                if file.stat().st_size <= LARGEST_KEPT:
+                    # Without times and owners, equal inputs make equal archives.
+                    info = tarfile.TarInfo(file.name[:16])
+                    info.size = file.stat().st_size
+                    archive.addfile(info, io.BytesIO(file.read_bytes()))
+    sys.exit()
+
+for archive in archives.glob("*.tar.xz"):
+    with tarfile.open(archive) as kept:
+        folder = corpus / archive.name.removesuffix(".tar.xz")
+        folder.mkdir(parents=True, exist_ok=True)
+        for member in kept:
+            (folder / f"kept-{pathlib.Path(member.name).name}").write_bytes(kept.extractfile(member).read())
+
+
+def folder_of(target):
+    folder = corpus / target
     folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def seed(target, inputs):
+    for number, content in enumerate(inputs):
+        content = content if isinstance(content, bytes) else content.encode()
+        (folder_of(target) / f"seed-{number}").write_bytes(content)
+
+
+databases, pickles, images = map(folder_of, ("berkeley_db", "pickle", "qcow2"))
 
 for file in fixtures.glob("*/*"):
     if file.name in ("repository", "server") and 0 < file.stat().st_size <= LARGEST:
@@ -27,11 +64,7 @@ for file in fixtures.glob("*/expected.json"):
     values = [*content["repos"][:2], content.get("server"), [1, 1 << 40, -1, 1.5, None, True, ("é", b"\xff")]]
     for number, value in enumerate(values):
         for protocol in range(6):
-            seed = pickles / f"seed-{file.parent.name}-{number}-{protocol}"
-            try:
-                seed.write_bytes(pickle.dumps(value, protocol))
-            except OSError as error:
-                sys.exit(f"{seed}: {error}")
+            (pickles / f"seed-{file.parent.name}-{number}-{protocol}").write_bytes(pickle.dumps(value, protocol))
 
 # Pickles that Python 3 does not write: strings of Python 2, and opcodes that the parser rejects.
 for number, source in enumerate([
@@ -67,3 +100,79 @@ for number, (version, bits, backing, entries) in enumerate([
     (3, 12, b"base", [3 << 12 | 1 << 63, 4 << 12 | 1 << 63]),
 ]):
     (images / f"seed-{number}").write_bytes(image(version, bits, backing, entries))
+
+VM = "0004fb00000600000000000000000001"
+SNAPSHOT = "00000000-0000-0000-0000-000000000007"
+
+seed("vm_cfg", [
+    f"name = '{VM}'\nuuid = '{VM}'\nOVM_simple_name = u'web \\u00e9'\nmemory = '2048'\nvcpus = 2\nboot = 'cdn'\n"
+    "disk = ['file:/OVS/a.img,xvda,w', 'phy:/dev/mapper/b,xvdb:cdrom,r!', ',hda:cdrom,r']\n"
+    "vif = ['mac=00:21:f6:aa:bb:cc,bridge=10238073c2,ip=10.0.0.5']\nvfb = ['type=vnc,vncpasswd=secret']\n",
+    "# password: secret\na = {'password': 'x', 1: (1, 2.5, None, True)} # b\nb = r'x' \"y\" '\\x41'\nc = 0x1F\n",
+    "disk = [\n  'tap:aio:/OVS/a.img,hda,w!',\n]\nurl = 'https://user:pw@host/'\nlong = \'\'\'a\nb\'\'\'\n",
+])
+seed("ovsmeta", [
+    '{"a.img": {"OBJECT_TYPE": "VIRTUAL_DISK", "SIMPLE_NAME": "data \\u00e9", "SIZE": 1},'
+    ' "cd.iso": {"OBJECT_TYPE": "VIRTUAL_CDROM", "SIMPLE_NAME": null}, "odd.img": ["VIRTUAL_DISK"]}',
+])
+seed("config", [
+    (repository / "config.example.toml").read_text(),
+    'db_file = 7\n[api]\nprot = 5544\n[[access.rules]]\nusers = ["a*"]\nrole = "reader"\nvms = ["0004*"]\n'
+    'labels = {job = "x"}\n[policy]\nmin_free_space = "5%"\nexport_wait = "1h"\n[hooks]\ntimeout = "1m"\n',
+])
+seed("manifest", [json.dumps({
+    "version": 1, "snapshot_id": SNAPSHOT, "vm_id": VM, "sequence": 7, "created_at": "2024-05-01T10:20:30.123456789Z",
+    "created_by": "admin", "exporter": "host-0123456789abcdef", "consistency": "quiesced", "freeze_ms": 17,
+    "disks": [{"name": "a.img", "repository": "r", "source": "VirtualDisks/a.img", "size": 4096, "inode": 131,
+               "changed_at": "2024-05-01T10:20:30Z", "modified_at": "2024-05-01T10:20:30Z", "volume": "a5" * 16,
+               "map_digest": "5a" * 32}],
+    "hooks": [{"name": "fsfreeze", "kind": "directory", "stage": "pre", "outcome": "ok", "duration_ms": 1,
+               "detail": ""}],
+    "labels": {"job": "nightly"}, "description": "x", "definition": {"format": "vm.cfg", "networks": [{"mac": "x"}]},
+})])
+
+
+def text(value):
+    return bytes([len(value)]) + value.encode()
+
+
+# The fields of `StoredRecord` in src/store/record.rs, as postcard writes them.
+disk = text("a.img") + text("r") + text("d/a") + b"\x80\x20\x05\x02"
+seed("record", [
+    bytes([state]) + text(VM) + b"\x05\x02" + text("admin") + b"\x01" + disk + text("crash") + b"\x00" + hooks
+    + b"\x01\x01" + b"\xa5" * 16 + b"\x01\x02\x01" + b"\x5a" * 32 + b"\x01" + text("k") + text("v") + b"\x01" + text("d")
+    for state in range(3)
+    for hooks in (b"\x00", b"\x01" + text("a") + text("sync") + text("pre") + text("ok") + b"\x07" + text("200 OK"))
+])
+# Size and method, then headers: `Range`, `If-Range`, `If-Match`, `If-None-Match`, and both dates.
+DATE = b"Sun, 06 Nov 1994 08:49:37 GMT"
+seed("conditions", [
+    struct.pack("<QB", 1000, method) + b"\n".join(bytes([6 + name]) + value for name, value in headers)
+    for method in range(3)
+    for headers in (
+        [(0, b"bytes=0-499, -1,900-")], [(0, b"bytes=1-2"), (1, b'"a%20tag"')], [(0, b"bytes=5-"), (1, DATE)],
+        [(2, b'W/"a", "a%20tag"'), (3, b"*")], [(3, b'"x,y", W/"a%20tag"')], [(4, DATE), (5, DATE)],
+    )
+])
+generator = random.Random(7)
+seed("fiemap", [generator.randbytes(size) for size in (50, 100, 200, 400, 800) for _ in range(8)])
+
+route = f"/api/v1/vms/{VM}/snapshots"
+disk = f"{route}/{SNAPSHOT}/disks/a.img"
+bodies = ['{"username": "a", "password": "b"}', '{"vms": ["%s"], "labels": {"a": "b"}, "ttl": "1h"}' % VM, '{"ttl": "1h"}']
+seed("http_requests", [
+    *(f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n" for line, headers in [
+        ("GET /", "Accept: text/html\r\n"), ("GET /healthz", ""), ("GET /readyz", ""), ("GET /metrics", ""),
+        ("GET /api/v1/vms?x=%41", ""), (f"GET /api/v1/vms/{VM}", ""), ("GET /api/v1/status", ""),
+        ("GET /api/v1/capabilities", ""), ("GET /api/v1/repositories", ""), (f"GET {route}?chunks=false&label=a%3Db", ""),
+        (f"GET {route}/{SNAPSHOT}?compareTo={SNAPSHOT}&squashChunks=true", ""), (f"GET {disk}", "Range: bytes=0-9,20-29\r\n"),
+        (f"HEAD {disk}", 'If-None-Match: "x"\r\n'), (f"GET {disk}", "If-Range: x\r\nRange: bytes=5-\r\n"),
+        (f"GET {disk}/chunks?pageSize=5", "Accept: application/x-ndjson\r\n"),
+        (f"GET {disk}/checksum?algorithm=sha256&blockSize=4096&blocks=true", ""), (f"GET {disk}", "Want-Content-Digest: sha-256=1\r\n"),
+        ("OPTIONS *", ""), ("POST /api/v1/adopt?dryRun=true", "Content-Length: 0\r\n"),
+    ]),
+    *(f"POST {path} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+      for path, body in zip(("/api/v1/auth/login", "/api/v1/snapshots", f"{route}/{SNAPSHOT}/lease"), bodies)),
+    "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
+    "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3 + "GET / HTTP/1.0\r\n\r\n",
+])

@@ -49,3 +49,27 @@ pub mod testing {
     pub use crate::sys::{fiemap, folder::Folder, page_cache};
     pub use crate::tls::server_tls;
 }
+
+/// What the fuzz targets use (`fuzz/`).
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub mod fuzzing {
+    pub use crate::app::App;
+    pub use crate::config::parse_with_faults;
+    pub use crate::http::server::serve_operator;
+    pub use crate::http::{byte_range, conditional, router};
+    pub use crate::inventory::oracle_vm::{definition, ovsmeta, python_literal, vm_cfg};
+    pub use crate::inventory::ovs_agent::{berkeley_db, pickle};
+    pub use crate::metrics::Metrics;
+    pub use crate::model::{
+        Chunk, ChunkKind, DiskSource, FileIdentity, Provenance, Snapshot, SnapshotDisk, SnapshotId,
+    };
+    pub use crate::qcow2::{table_cache, tables};
+    pub use crate::repository::changes::{CompareError, changes_of_sources};
+    pub use crate::repository::disk_file::OpenError;
+    pub use crate::repository::manifest;
+    pub use crate::repository::map::ExtentSource;
+    pub use crate::store::record;
+    pub use crate::sys::fiemap;
+    pub use crate::sys::host::service_id;
+}

@@ -2,16 +2,8 @@
 
 #![no_main]
 
+use coriolis_ovm_exporter::fuzzing::{berkeley_db, pickle};
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../src/inventory/ovs_agent"]
-mod ovs_agent {
-    pub mod berkeley_db;
-    #[allow(dead_code)]
-    pub mod pickle;
-}
-
-use ovs_agent::{berkeley_db, pickle};
 
 fuzz_target!(|file: &[u8]| {
     let counted = berkeley_db::element_count(file);

@@ -2,14 +2,8 @@
 
 #![no_main]
 
+use coriolis_ovm_exporter::fuzzing::pickle::{self, MAX_DEPTH, MAX_VALUES, Value};
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../src/inventory/ovs_agent"]
-mod ovs_agent {
-    pub mod pickle;
-}
-
-use ovs_agent::pickle::{self, MAX_DEPTH, MAX_VALUES, Value};
 
 fuzz_target!(|source: &[u8]| {
     match pickle::parse(source) {

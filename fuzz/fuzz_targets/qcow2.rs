@@ -6,19 +6,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, OnceLock};
 
+use coriolis_ovm_exporter::fuzzing::table_cache::TableCache;
+use coriolis_ovm_exporter::fuzzing::tables::{Place, Tables};
 use libfuzzer_sys::fuzz_target;
-
-#[path = "../../src/qcow2"]
-#[allow(dead_code)]
-mod qcow2 {
-    pub mod error;
-    pub mod header;
-    pub mod table_cache;
-    pub mod tables;
-}
-
-use qcow2::table_cache::TableCache;
-use qcow2::tables::{Place, Tables};
 
 fuzz_target!(|image: &[u8]| {
     let file = scratch_file();

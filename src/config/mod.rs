@@ -125,7 +125,8 @@ pub fn parse(text: &str) -> Result<Config, ConfigError> {
     }
 }
 
-fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
+/// Parses the text of a config file, and lists the wrong keys.
+pub fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
     let (file, problems) = reading::read(text);
     let mut validator = Validator { problems };
     let written_files = [("db_file", &*file.db_file), ("log_file", &*file.log_file)];

@@ -4,7 +4,7 @@ use axum::extract::{FromRequest, Request};
 use axum::http::HeaderMap;
 use serde::de::DeserializeOwned;
 
-use super::extract::SmallBody;
+use super::extract::{SmallBody, is_array};
 use super::failure::Failure;
 use crate::api;
 use crate::app::Error;
@@ -51,8 +51,7 @@ impl<S: Send + Sync> FromRequest<S> for GroupBody {
 /// Parses an object. `keys` says what is expected. The body has no secrets, so the error may have the parser's message.
 pub(super) fn object<T: DeserializeOwned>(bytes: &[u8], keys: &str) -> Result<T, Error> {
     let invalid = |problem: &dyn std::fmt::Display| Error::BadRequest(format!("invalid body: {problem}; {keys}"));
-    if bytes.first() == Some(&b'[') {
-        // The parser would accept an array as an object without names.
+    if is_array(bytes) {
         return Err(invalid(&"it is an array"));
     }
     serde_json::from_slice(bytes).map_err(|error| invalid(&error))

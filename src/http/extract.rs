@@ -220,6 +220,11 @@ async fn read_small(mut body: Body) -> Result<Bytes, Failure> {
     if length <= BODY_LIMIT { Ok(kept.freeze()) } else { Err(Failure::BodyTooLarge { limit: BODY_LIMIT }) }
 }
 
+/// Whether a JSON text is an array. The parser would accept an array as an object without names.
+pub(super) fn is_array(text: &[u8]) -> bool {
+    text.trim_ascii().first() == Some(&b'[')
+}
+
 /// A JSON body with any Content-Type, because `curl -d` calls it a form.
 pub(super) struct JsonBody<T>(pub T);
 
@@ -228,11 +233,34 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for JsonBody<T> {
 
     async fn from_request(request: Request, state: &S) -> Result<Self, Failure> {
         let SmallBody(bytes) = SmallBody::from_request(request, state).await?;
+        if is_array(&bytes) {
+            return Err(Error::BadRequest("the body is an array; expected an object".to_owned()).into());
+        }
         // The parser's message may quote the body, which may contain a password.
         let parsed = serde_json::from_slice(&bytes).map_err(|error| {
             let what = if error.is_data() { "lacks a field, or has one of the wrong type" } else { "is not JSON" };
             Error::BadRequest(format!("the body {what} (line {}, column {})", error.line(), error.column()))
         })?;
         Ok(Self(parsed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::TakeLease;
+
+    #[tokio::test]
+    async fn a_body_is_an_object_with_names() {
+        let parse = async |body: &'static str| {
+            JsonBody::<TakeLease>::from_request(Request::new(Body::from(body)), &())
+                .await
+                .map(|JsonBody(lease)| lease.ttl)
+        };
+        assert_eq!(parse(" {\"ttl\": \"1h\"}\n").await.unwrap(), "1h");
+        for body in ["[\"1h\"]", "\n [\"1h\"]", "\"1h\"", "null", "", "{}", "{\"ttl\": 1}"] {
+            let refused = parse(body).await;
+            assert!(matches!(refused, Err(Failure::App(Error::BadRequest(_)))), "{body:?}: {refused:?}");
+        }
     }
 }

@@ -177,4 +177,20 @@ mod tests {
             assert!(table.iter().any(|(at, _, (of, _))| at == path && of == method), "no route {method} {path}");
         }
     }
+
+    /// The methods and paths of tests/openapi.json, with which the routes are tested.
+    #[test]
+    fn the_openapi_document_has_each_route() {
+        let document: serde_json::Value = serde_json::from_str(include_str!("../../tests/openapi.json")).unwrap();
+        let mut documented = BTreeSet::new();
+        for (path, methods) in document["paths"].as_object().unwrap() {
+            // HEAD belongs to GET.
+            let methods = methods.as_object().unwrap().keys().filter(|method| *method != "head");
+            documented.extend(methods.map(|method| (method.to_ascii_uppercase(), path.clone())));
+        }
+        let routes = table(MetricsRoute::NeedsToken);
+        let routes: BTreeSet<_> =
+            routes.iter().map(|(path, _, (method, _))| ((*method).to_owned(), (*path).to_owned())).collect();
+        assert_eq!(documented, routes);
+    }
 }

@@ -123,11 +123,12 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
                 () = place.connection.closing() => Ok(()),
             }
         };
-        let logged = threads.track_future(async move {
+        // On the heap: each function that starts the thread would hold a copy of it on the thread's stack.
+        let logged = Box::pin(threads.track_future(async move {
             if let Err(error) = conversation.await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
-        });
+        }));
         if let Err(error) = run_on_new_thread(logged) {
             tracing::warn!(%peer, %error, "cannot serve a connection");
             sleep(ERROR_PAUSE).await;
@@ -137,6 +138,25 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
     drop(listeners);
     threads.close();
     threads.wait().await;
+}
+
+/// Serves one connection of an operator to its end, as [`serve`] does. For the fuzz target.
+#[cfg(fuzzing)]
+pub async fn serve_operator(stream: std::os::unix::net::UnixStream, router: Router) {
+    let peer = Peer::Local { uid: 0, pid: None };
+    let connections = Connections::new(config::Connections::default());
+    let Some(place) = connections.admit(peer.address()) else { return };
+    let conversation = Conversation {
+        peer,
+        connection: Arc::clone(&place.connection),
+        connections,
+        operator: None,
+        limits: RateLimits::default().for_connection(),
+        router,
+        idle: KEEPALIVE.0,
+    };
+    let root = LocalPeer { uid: 0, gid: 0, pid: None, groups: None };
+    let _ = conversation.hold(Transport::Unix(stream, root, Operators::default()), CancellationToken::new()).await;
 }
 
 /// An accepted connection, which the runtime of the accept loop has released.
@@ -261,6 +281,8 @@ impl Conversation {
         let mut http = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(HEAD_DEADLINE.max(self.idle))
+            // The fuzz target marks the end of its input in this way, and waits for the answers.
+            .half_close(cfg!(fuzzing))
             .serve_connection(
                 TokioIo::new(Heads::new(stream, Arc::clone(&connection))),
                 hyper::service::service_fn(move |request| self.answer(request)),

@@ -10,8 +10,8 @@ mod image;
 mod layout;
 mod metadata;
 mod run;
-mod table_cache;
-mod tables;
+pub mod table_cache;
+pub mod tables;
 mod walk;
 
 pub use error::{ImageError, Problem};

@@ -236,6 +236,26 @@ impl<S: ExtentSource> ChangeFinder<S> {
     }
 }
 
+/// The changes from a base to a target whose maps come from these sources, each with the size of its file, and the error
+/// that ended them. For the fuzz target: [`Changes::incremental`] does the same for files.
+#[cfg(fuzzing)]
+pub fn changes_of_sources<S: ExtentSource>(
+    (base, base_size): (S, u64),
+    (target, target_size): (S, u64),
+    from: u64,
+) -> (Vec<Chunk>, Option<CompareError>) {
+    let base = Base::File(BaseFile::new(MapWindows::new(base, base_size)));
+    let mut finder = ChangeFinder::new(base, MapWindows::new(target, target_size), from);
+    let mut found = Vec::new();
+    while let Some(next) = finder.next(&|| true) {
+        match next {
+            Ok(chunk) => found.push(chunk),
+            Err(error) => return (found, Some(error)),
+        }
+    }
+    (found, None)
+}
+
 fn changes_in(start: u64, end: u64, base: &ExtentMap, target: &MapWindow) -> Vec<Chunk> {
     ByteRange::new(start, end).map(|window| changed_within(window, base, &target.map)).unwrap_or_default()
 }

@@ -30,7 +30,7 @@ pub enum MapError {
 pub(super) const MAX_READS: usize = 4;
 
 /// The calls that make a file's map.
-pub(super) trait ExtentSource {
+pub trait ExtentSource {
     /// Appends the next extents that reach past `start`.
     fn page(&mut self, start: u64, page: &mut Vec<fiemap::RawExtent>) -> io::Result<()>;
     /// See [`sparse::next_data`].

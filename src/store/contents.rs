@@ -6,7 +6,8 @@ use std::hash::{DefaultHasher, Hasher};
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value};
 
 use super::{
-    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema, sessions, tickets,
+    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, schema, sessions,
+    tickets,
 };
 
 /// What a state of the database contains.

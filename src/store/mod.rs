@@ -13,7 +13,7 @@ mod overlay;
 mod pending_hooks;
 mod proof;
 mod rebuild;
-mod record;
+pub mod record;
 mod retention;
 mod schema;
 mod sessions;

@@ -66,7 +66,7 @@ impl Record {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum State {
+pub enum State {
     Creating,
     Ready,
     Deleting,
@@ -122,7 +122,7 @@ struct RecordHook {
     detail: String,
 }
 
-pub(super) fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
+pub fn encode(state: State, snapshot: &Snapshot) -> Result<Vec<u8>, StoreError> {
     let record = StoredRecord {
         state,
         vm: snapshot.vm.to_string(),
@@ -194,7 +194,7 @@ pub(super) fn encode_unfinished(unfinished: &UnfinishedSnapshot) -> Result<Vec<u
     encode(State::Creating, &placeholder)
 }
 
-pub(super) fn decode(id: u128, bytes: &[u8]) -> Result<Record, StoreError> {
+pub fn decode(id: u128, bytes: &[u8]) -> Result<Record, StoreError> {
     let id = SnapshotId::from_u128(id);
     let (state, snapshot) = stored(id, bytes).map_err(|cause| StoreError::Record { id, cause })?;
     Ok(match state {

@@ -2,16 +2,16 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use serde_json::json;
-use tokio::net::TcpSocket;
 
-use crate::harness::{PASSWORD, ProcessStats, USER, World, connect, connect_from, eventually};
+use crate::harness::{
+    PASSWORD, ProcessStats, USER, World, connect, connect_from, eventually, raise_descriptor_limit, silent_from,
+};
 use crate::{needs, needs_root};
 
 /// Enough connections to take all slots.
@@ -19,26 +19,6 @@ const MANY: usize = 600;
 
 /// The longest that a client may have to wait on a busy machine.
 const SOON: Duration = Duration::from_secs(30);
-
-/// Raises the limit for the sockets of this process.
-fn raise_descriptor_limit() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-}
-
-/// Connects from an address of this host, and sends nothing.
-fn silent_from(world: &World, address: [u8; 4]) -> TcpStream {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let connecting = async {
-        let socket = TcpSocket::new_v4()?;
-        socket.bind(SocketAddr::from((address, 0)))?;
-        let server = SocketAddr::from((Ipv4Addr::LOCALHOST, world.exporter.port));
-        tokio::time::timeout(Duration::from_secs(5), socket.connect(server)).await.expect("cannot connect")?.into_std()
-    };
-    let stream = runtime.block_on(connecting).unwrap();
-    stream.set_nonblocking(false).unwrap();
-    stream
-}
 
 /// Logs in with curl from this address; returns the time that it took.
 fn log_in_from(world: &World, address: &str) -> Duration {
@@ -87,7 +67,7 @@ fn silent_connections_do_not_lock_out_other_clients() {
     };
 
     // From one address: TCP only, TLS, half a request.
-    let one: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world, [127, 0, 0, 1])).collect();
+    let one: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world.exporter, [127, 0, 0, 1])).collect();
     check_service("silent connections of one address");
     assert!(connection_threads(&world) < 128, "{} threads for one address", connection_threads(&world));
     let tls: Vec<_> = (0..MANY)
@@ -103,7 +83,7 @@ fn silent_connections_do_not_lock_out_other_clients() {
 
     // From many addresses.
     let many: Vec<TcpStream> =
-        (0..MANY).map(|number| silent_from(&world, [127, 0, 0, (2 + number % 12) as u8])).collect();
+        (0..MANY).map(|number| silent_from(&world.exporter, [127, 0, 0, (2 + number % 12) as u8])).collect();
     check_service("silent connections of many addresses");
     let tls_of_many: Vec<_> = (0..MANY)
         .map(|number| connect_from(&world.exporter, &world.certificates, [127, 0, 1, (1 + number % 200) as u8]))
@@ -128,7 +108,7 @@ fn connections_queue_in_the_kernel_while_the_service_is_stopped() {
     raise_descriptor_limit();
     let world = World::new(512);
     world.exporter.signal(Signal::SIGSTOP);
-    let waiting: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world, [127, 0, 0, 1])).collect();
+    let waiting: Vec<TcpStream> = (0..MANY).map(|_| silent_from(&world.exporter, [127, 0, 0, 1])).collect();
     world.exporter.signal(Signal::SIGCONT);
     assert!(log_in_from(&world, "127.0.0.1") < SOON);
     drop(waiting);

@@ -3,6 +3,7 @@
 
 mod harness;
 
+mod abuse;
 mod access;
 mod access_hidden;
 mod access_roles;
@@ -59,6 +60,7 @@ mod long_comparisons;
 mod lost_database;
 mod metrics;
 mod ocfs2;
+mod openapi;
 mod operator;
 mod operator_socket;
 mod operator_terminal;

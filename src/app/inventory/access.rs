@@ -98,7 +98,11 @@ impl Inventory {
         (vm, id): (&VmId, SnapshotId),
         annotations: Option<&Annotations>,
     ) -> Error {
-        if self.may_see(session, vm, annotations) { Error::OtherVm(id) } else { self.unknown_snapshot(NO_SUCH_SNAPSHOT) }
+        if self.may_see(session, vm, annotations) {
+            Error::OtherVm(id)
+        } else {
+            self.unknown_snapshot(NO_SUCH_SNAPSHOT)
+        }
     }
 
     /// Whether the user may certainly see the VM, or the snapshot of it.

@@ -34,7 +34,7 @@ pub fn read(root: &Folder) -> Option<FileNotes> {
 
 /// `None` where `bytes` are not a JSON object. An entry that is not an object, and a field that is not a string, are
 /// left out.
-fn parse(bytes: &[u8]) -> Option<FileNotes> {
+pub fn parse(bytes: &[u8]) -> Option<FileNotes> {
     let mut source = serde_json::Deserializer::from_slice(bytes);
     let notes = source.deserialize_map(NotesVisitor).ok()?;
     source.end().ok()?;

@@ -5,6 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use reqwest::header::{HeaderName, HeaderValue};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
@@ -52,21 +53,37 @@ pub fn tls_config_of(
 /// As [`connect_from`], with this configuration. With TLS 1.3, the service refuses a certificate after this returns.
 pub fn connect_with(exporter: &Exporter, config: Arc<ClientConfig>, address: [u8; 4]) -> io::Result<Connection> {
     let mut session = ClientConnection::new(config, ServerName::try_from("localhost").unwrap()).unwrap();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
-    let connecting = async {
-        let socket = TcpSocket::new_v4()?;
-        socket.set_recv_buffer_size(64 << 10)?;
-        socket.bind(SocketAddr::from((address, 0)))?;
-        socket.connect(SocketAddr::from(([127, 0, 0, 1], exporter.port))).await?.into_std()
-    };
-    let mut stream: TcpStream = runtime.block_on(connecting).unwrap();
-    stream.set_nonblocking(false).unwrap();
+    let mut stream = silent_from(exporter, address);
     stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
     stream.set_write_timeout(Some(Duration::from_secs(60))).unwrap();
     while session.is_handshaking() {
         session.complete_io(&mut stream)?;
     }
     Ok(StreamOwned::new(session, stream))
+}
+
+/// Connects from an address of this host, and sends nothing.
+pub fn silent_from(exporter: &Exporter, address: [u8; 4]) -> TcpStream {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let connecting = async {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_recv_buffer_size(64 << 10)?;
+        socket.bind(SocketAddr::from((address, 0)))?;
+        let connecting = socket.connect(SocketAddr::from(([127, 0, 0, 1], exporter.port)));
+        tokio::time::timeout(Duration::from_secs(60), connecting).await.expect("cannot connect")?.into_std()
+    };
+    let stream = runtime.block_on(connecting).unwrap();
+    stream.set_nonblocking(false).unwrap();
+    stream
+}
+
+/// Raises the limit for the sockets of this process as far as the kernel lets root.
+pub fn raise_descriptor_limit() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    let most = std::fs::read_to_string("/proc/sys/fs/nr_open").unwrap().trim().parse().unwrap();
+    if setrlimit(Resource::RLIMIT_NOFILE, most, most).is_err() {
+        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    }
 }
 
 impl World {

@@ -38,7 +38,10 @@ pub use certificates::Certificates;
 pub use chunks::{Chunk, chunks, data, zero};
 pub use client::{Answer, Client, ids, text};
 pub use clock::Clock;
-pub use connection::{Connection, connect, connect_from, connect_with, ends_completely, tls_config, tls_config_of};
+pub use connection::{
+    Connection, connect, connect_from, connect_with, ends_completely, raise_descriptor_limit, silent_from, tls_config,
+    tls_config_of,
+};
 pub use exporter::{Exporter, SECRET, Settings, free_port};
 pub use fault_test::{Bytes, FaultTest};
 pub use guest::{Guest, ServerBehavior};
