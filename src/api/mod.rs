@@ -22,8 +22,8 @@ pub use error_code::ErrorCode;
 
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use status::{
-    AuditHead, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue, RepositoryStatus,
-    ServiceStatus, SnapshotCost,
+    AuditHead, Confinement, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue,
+    RepositoryStatus, ServiceStatus, SnapshotCost,
 };
 
 /// Formats a time for bodies: RFC 3339, UTC, with milliseconds, because some parsers accept at most six digits.

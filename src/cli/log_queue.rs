@@ -73,18 +73,43 @@ enum Job {
     Write(Entry),
 }
 
+/// The writer of a queue, which has no thread yet.
+#[must_use]
+pub struct Writer {
+    shared: Arc<Shared>,
+    sink: Box<dyn Sink>,
+}
+
+impl Writer {
+    /// Starts the thread that writes the lines.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(self) -> io::Result<()> {
+        let Self { shared, sink } = self;
+        // It ends with the process, because it may hang in a write that cannot be interrupted.
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.write_all_to(sink))?;
+        Ok(())
+    }
+}
+
 impl LogQueue {
-    /// Starts a thread that writes to `sink`. `dropped` counts the lines that are lost.
+    /// A queue whose lines are written to `sink` once its writer starts. `dropped` counts the lines that are lost.
+    pub fn prepare(sink: impl Sink + 'static, dropped: Counter) -> (Self, Writer) {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
+        let writer = Writer { shared: Arc::clone(&shared), sink: Box::new(sink) };
+        (Self(shared), writer)
+    }
+
+    /// A queue with a thread that writes to `sink`. `dropped` counts the lines that are lost.
     ///
     /// # Errors
     /// No thread can be started.
     pub fn start(sink: impl Sink + 'static, dropped: Counter) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
-        let writer = Arc::clone(&shared);
-        // It ends with the process, because it may hang in a write that cannot be interrupted.
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_all_to(sink))?;
-        Ok(Self(shared))
+        let (queue, writer) = Self::prepare(sink, dropped);
+        writer.start()?;
+        Ok(queue)
     }
 
     /// Makes the thread reopen its destination before the next line.
@@ -126,7 +151,7 @@ impl LogQueue {
 }
 
 impl Shared {
-    fn write_all_to(&self, mut sink: impl Sink) {
+    fn write_all_to(&self, mut sink: Box<dyn Sink>) {
         let mut failing = false;
         loop {
             match self.next(failing) {

@@ -17,6 +17,8 @@ pub struct Api {
     pub certificate: PathBuf,
     /// In PEM.
     pub key: PathBuf,
+    /// Whether others may be able to read the key.
+    pub allow_insecure_key: bool,
     /// The CA of clients' certificates, if `client_auth` requires these.
     pub client_ca: Option<PathBuf>,
     pub connections: Connections,
@@ -98,6 +100,7 @@ impl Default for Keys {
 struct TlsKeys {
     certificate: String,
     key: String,
+    allow_insecure_permissions: bool,
     ca_certificate: String,
     client_auth: bool,
 }
@@ -107,6 +110,7 @@ impl Default for TlsKeys {
         Self {
             certificate: "/etc/coriolis-ovm-exporter/srv-pub.pem".to_owned(),
             key: "/etc/coriolis-ovm-exporter/srv-key.pem".to_owned(),
+            allow_insecure_permissions: false,
             ca_certificate: String::new(),
             client_auth: false,
         }
@@ -182,6 +186,7 @@ impl Validator {
             port: keys.port,
             certificate: self.path("api.tls.certificate", &keys.tls.certificate),
             key: self.path("api.tls.key", &keys.tls.key),
+            allow_insecure_key: keys.tls.allow_insecure_permissions,
             client_ca: client_ca.filter(|_| keys.tls.client_auth),
             connections: self.connections(keys),
             socket: self.socket(keys),

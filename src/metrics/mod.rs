@@ -34,6 +34,7 @@ pub struct Metrics {
     database_checked: Gauge,
     log_lines_dropped: Counter,
     audit_lines_dropped: Counter,
+    certificate_ends: Family<Labels<1>, Gauge>,
 }
 
 impl Default for Metrics {
@@ -49,6 +50,7 @@ impl Default for Metrics {
             database_checked: Gauge::default(),
             log_lines_dropped: Counter::default(),
             audit_lines_dropped: Counter::default(),
+            certificate_ends: Family::default(),
         };
         let Self {
             registry,
@@ -61,6 +63,7 @@ impl Default for Metrics {
             database_checked,
             log_lines_dropped,
             audit_lines_dropped,
+            certificate_ends,
         } = &mut metrics;
         registry.register("http_requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit("served", "Bytes of disks sent", Unit::Bytes, bytes_served.clone());
@@ -75,6 +78,8 @@ impl Default for Metrics {
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
         let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
+        let help = "When a certificate ends, in seconds since 1970";
+        registry.register("certificate_expiry_timestamp_seconds", help, certificate_ends.clone());
         // All values exist from the start, because a rate needs a first value.
         for outcome in ["made", "failed"] {
             snapshots.get_or_create(&[("outcome", outcome.to_owned())]).inc_by(0);
@@ -100,6 +105,11 @@ impl Metrics {
 
     pub fn audit_lines_dropped(&self) -> Counter {
         self.audit_lines_dropped.clone()
+    }
+
+    /// The certificate of this key of the config ends at this time, in seconds since 1970.
+    pub fn certificate_ends(&self, key: &'static str, seconds: i64) {
+        self.certificate_ends.get_or_create(&[("key", key.to_owned())]).set(seconds);
     }
 
     /// Counts a snapshot for which the guest was frozen for `freeze` at most.
@@ -156,6 +166,7 @@ mod tests {
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.bytes_served().inc_by(1 << 40);
         metrics.log_lines_dropped().inc_by(3);
+        metrics.certificate_ends("api.tls.certificate", 1_800_000_000);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed(None);
         metrics.database_checked(1_700_000_000, true);
@@ -166,6 +177,7 @@ mod tests {
             "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
             "ovm_exporter_served_bytes_total 1099511627776",
             "ovm_exporter_log_lines_dropped_total 3",
+            "ovm_exporter_certificate_expiry_timestamp_seconds{key=\"api.tls.certificate\"} 1800000000",
             "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
             "ovm_exporter_snapshots_total{outcome=\"failed\"} 2",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",

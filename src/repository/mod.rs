@@ -180,7 +180,9 @@ impl Repository {
             }
             let above = root.resolved()?;
             let mut above = above.ancestors().skip(1);
-            Ok(above.find(|path| Folder::open(path).is_ok_and(|folder| is_one(&folder))).map(Path::to_owned))
+            // The service may look at the folders above, but need not be able to open them.
+            let is_folder = |path: PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
+            Ok(above.find(|path| CONTENT.iter().any(|name| is_folder(path.join(name)))).map(Path::to_owned))
         })
     }
 

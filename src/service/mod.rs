@@ -13,11 +13,12 @@ use rustls::ServerConfig;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
-use crate::app::audit;
+use crate::app::confinement::{self, Confinement};
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
+use crate::app::{App, Opened, audit};
 use crate::config::{self, Api, Config, ConfigError, Fault};
+use crate::hooks::Launcher;
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
@@ -37,25 +38,40 @@ const RETAINED_HEAP: i32 = 2 << 20;
 ///
 /// # Errors
 /// The service cannot start, or stops with pending post hooks. The text is for an operator.
-pub fn run(config: (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+pub fn run(
+    config: (&Path, &Config),
+    metrics: Metrics,
+    opened: Opened,
+    confined: (Arc<Confinement>, Launcher),
+    reopen_log: impl Fn(),
+) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, metrics, reopen_log));
+    let outcome = runtime.block_on(serve(config, metrics, opened, confined, reopen_log));
     // A hung file system must not keep the process alive. The next start undoes unfinished work.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+async fn serve(
+    (path, config): (&Path, &Config),
+    metrics: Metrics,
+    opened: Opened,
+    (confinement, launcher): (Arc<Confinement>, Launcher),
+    reopen_log: impl Fn(),
+) -> anyhow::Result<()> {
     let tls = tls::server_config(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
     let tls = Arc::new(ArcSwap::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
-    let app = App::start(config, metrics).await?;
+    let app = App::start(config, metrics, opened, (Arc::clone(&confinement), launcher.clone())).await?;
+    app.operator.warnings.loaded(&config.api);
     // A client that reaches the port can use the socket, and the process can be stopped gracefully.
     let signals = Signals::new()?;
     let operators = operator_socket::open(config.api.socket.as_ref())?;
     let tcp = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
+    // The last step that needs other calls is done, and no client is served yet.
+    confinement.restrict_calls();
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
@@ -68,14 +84,20 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
     let on_hang_up = || {
         notify::reloading();
         reopen_log();
-        reload_certificate(&config.api, &tls);
+        if reload_certificate(&config.api, &tls) {
+            app.operator.warnings.loaded(&config.api);
+        }
         reload_access(path, &app);
         notify::ready();
     };
-    tokio::select! {
-        () = signals.until_stopped(on_hang_up) => {}
-        () = app.operator.database.restart_needed() => {}
-    }
+    let has_lost_launcher = tokio::select! {
+        () = signals.until_stopped(on_hang_up) => false,
+        () = app.operator.database.restart_needed() => false,
+        () = launcher.ended() => {
+            tracing::error!("the hook launcher has ended, so no hook can be called: stopping, for a new start");
+            true
+        }
+    };
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
     notify::stopping();
@@ -116,6 +138,7 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         }
         Err(error) => anyhow::bail!("stopped, and it is unknown whether post hooks are pending: {error}"),
     }
+    anyhow::ensure!(!has_lost_launcher, "stopped, because the hook launcher had ended");
     Ok(())
 }
 
@@ -145,14 +168,18 @@ impl Signals {
     }
 }
 
-/// Loads a renewed certificate. If it is invalid, the current one stays in use.
-fn reload_certificate(api: &Api, tls: &ArcSwap<ServerConfig>) {
+/// Loads a renewed certificate. If it is invalid, the current one stays in use. Returns whether it was loaded.
+fn reload_certificate(api: &Api, tls: &ArcSwap<ServerConfig>) -> bool {
     match tls::server_config(api) {
         Ok(config) => {
             tls.store(config);
             tracing::info!("certificate reloaded");
+            true
         }
-        Err(error) => tracing::error!(%error, "cannot reload the certificate; keeping the current one"),
+        Err(error) => {
+            tracing::error!(%error, "cannot reload the certificate; keeping the current one");
+            false
+        }
     }
 }
 
@@ -161,6 +188,9 @@ fn reload_certificate(api: &Api, tls: &ArcSwap<ServerConfig>) {
 fn reload_access(path: &Path, app: &App) {
     match config::load(path) {
         Ok(config) => {
+            for problem in confinement::out_of_reach(&config) {
+                tracing::error!(problem, "restart the service, so that it uses the changed config");
+            }
             if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
                 tracing::warn!(key, remedy, "{found}");
             }

@@ -3,9 +3,10 @@
 //! A write transaction that writes nothing keeps others from writing, so the file has the state after the last commit.
 //! Reads go on.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Seek};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase};
 
@@ -21,6 +22,9 @@ const RESERVE: u64 = 16 << 20;
 
 /// For the file of a copy.
 const MODE: u32 = 0o600;
+
+/// For the folder of copies.
+const FOLDER_MODE: u32 = 0o700;
 
 impl Handle {
     /// See [`super::Store::verify`].
@@ -87,9 +91,10 @@ impl Handle {
         })
     }
 
-    /// A file beside the database, on the file system that was checked for space.
+    /// A file in the folder for copies, on the file system that was checked for space.
     fn nameless_file(&self) -> io::Result<File> {
-        let path = suffixed(&self.path, ".copy");
+        make_copies_folder(&self.path)?;
+        let path = copies_folder(&self.path).join("copy");
         // Left by a service that was killed just then.
         match fs::remove_file(&path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -101,11 +106,26 @@ impl Handle {
     }
 }
 
+/// The folder for copies of the database at `path`. The confined service may create no other file beside it.
+pub fn copies_folder(path: &Path) -> PathBuf {
+    suffixed(path, ".copies")
+}
+
+/// Creates the folder for copies of the database at `path`, if it does not exist.
+///
+/// # Errors
+/// The errno of mkdir(2).
+pub fn make_copies_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(FOLDER_MODE).create(copies_folder(path)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::io::Read;
     use std::os::unix::fs::FileExt;
-    use std::path::Path;
 
     use super::super::tests::{begin, snapshot};
     use super::super::{CommitOptions, Store};
@@ -159,7 +179,7 @@ mod tests {
         let store = store(&path);
         let mut bytes = Vec::new();
         store.copy().unwrap().read_to_end(&mut bytes).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a file is left beside the database");
+        assert_eq!(fs::read_dir(copies_folder(&path)).unwrap().count(), 0, "a file is left");
         let copied = dir.path().join("copy");
         fs::write(&copied, bytes).unwrap();
         assert_eq!(super::super::inspect(&copied).unwrap(), super::super::DatabaseState::Good);

@@ -2,11 +2,14 @@
 
 mod client;
 mod errors;
+mod key_file;
 mod pem;
 mod server;
 mod verifier;
 
 pub use client::client_config;
 pub use errors::{has_no_common_parameters, is_invalid_certificate, with_causes};
+pub use key_file::insecurity;
+pub use pem::validity;
 pub use server::server_config;
 pub use verifier::Untrusted;

@@ -14,7 +14,7 @@ use source::{imports, modules, root, rust_files, src};
 const LAYERS: &[&[&str]] = &[
     &["model"],
     &["api", "config", "metrics", "sys"],
-    &["inventory", "qcow2", "repository", "store", "tls"],
+    &["dns", "inventory", "qcow2", "repository", "store", "tls"],
     &["auth", "client", "hooks"],
     &["app", "backup"],
     &["http"],
@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// The services of `app/` by layer, from the bottom up.
 const APP_LAYERS: &[&[&str]] = &[
-    &["error", "tasks", "cancellation", "file_cache", "audit"],
+    &["error", "tasks", "cancellation", "confinement", "file_cache", "audit"],
     &["inventory"],
     &["retention"],
     &["admission", "files"],
@@ -39,9 +39,12 @@ const APP_LAYERS: &[&[&str]] = &[
 
 /// The modules that use `sys` themselves, and what of it; nothing stands for all. The others go through these.
 const SYS_USERS: &[(&str, &[&str])] = &[
-    ("app", &["sys::host", "sys::io_priority"]),
+    (
+        "app",
+        &["sys::call_filter", "sys::capabilities", "sys::file_access", "sys::host", "sys::io_priority", "sys::mounts"],
+    ),
     ("backup", &["sys::folder", "sys::page_cache", "sys::reflink"]),
-    ("hooks", &["sys::trusted_path"]),
+    ("hooks", &["sys::passing", "sys::trusted_path"]),
     ("http", &[]),
     ("inventory", &[]),
     ("qcow2", &["sys::folder", "sys::sparse"]),
@@ -60,8 +63,10 @@ const CRATES: &[(&str, &[&str])] = &[
     ("blake2b_simd", &["repository"]),
     ("blake3", &["backup", "client", "repository", "sys"]),
     ("bytes", &["app", "client", "http"]),
+    ("caps", &["sys"]),
     ("clap", &["cli"]),
     ("console", &["cli"]),
+    ("hickory_resolver", &["dns"]),
     ("http", &["client", "config", "hooks", "http"]),
     ("http_body", &["http"]),
     ("httpdate", &["http"]),
@@ -71,15 +76,33 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ipnet", &["config"]),
     ("jiff", &["api", "app", "backup", "cli", "client", "config", "model", "repository", "store"]),
     ("jsonwebtoken", &["auth"]),
+    ("landlock", &["sys"]),
     ("libc", &["auth", "hooks", "sys"]),
-    ("nix", &["app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "service", "sys"]),
+    (
+        "nix",
+        &[
+            "app",
+            "auth",
+            "backup",
+            "cli",
+            "client",
+            "hooks",
+            "http",
+            "inventory",
+            "repository",
+            "service",
+            "sys",
+            "tls",
+        ],
+    ),
     ("postcard", &["store"]),
     ("prometheus_client", &["metrics"]),
     ("redb", &["store"]),
-    ("reqwest", &["auth", "cli", "client", "hooks"]),
+    ("reqwest", &["auth", "cli", "client", "dns", "hooks"]),
     ("rpassword", &["cli"]),
-    ("rustls", &["cli", "hooks", "http", "service", "tls"]),
+    ("rustls", &["hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
+    ("seccompiler", &["sys"]),
     ("secrecy", &["api", "auth", "cli", "client", "config", "hooks"]),
     (
         "serde_json",
@@ -95,11 +118,24 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tower_http", &["http"]),
     (
         "tracing",
-        &["app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "service", "store"],
+        &[
+            "app",
+            "auth",
+            "backup",
+            "cli",
+            "client",
+            "dns",
+            "hooks",
+            "http",
+            "inventory",
+            "repository",
+            "service",
+            "store",
+        ],
     ),
     ("tracing_subscriber", &["cli"]),
     ("uuid", &["app", "backup", "cli", "client", "hooks", "http", "model", "repository"]),
-    ("x509_parser", &["cli", "tls"]),
+    ("x509_parser", &["tls"]),
 ];
 
 /// Crates of derives, which any module may use.

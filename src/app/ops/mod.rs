@@ -5,6 +5,8 @@ mod exclusive_usage;
 mod limits;
 mod service;
 pub(crate) mod start_faults;
+pub(crate) mod warnings;
 
 pub(crate) use audit_head::log_audit_head;
 pub use service::{Ops, StatusQuery};
+pub use warnings::Warnings;

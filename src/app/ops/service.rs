@@ -5,10 +5,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::exclusive_usage::ExclusiveUsage;
+use super::warnings::Warnings;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
 use crate::app::audit::{self, Head};
+use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
@@ -39,6 +41,8 @@ pub struct Ops {
     reconciler: Arc<Reconciler>,
     database: Arc<Database>,
     usage: Arc<ExclusiveUsage>,
+    confinement: Arc<Confinement>,
+    warnings: Arc<Warnings>,
     store: Store,
     tasks: Tasks,
 }
@@ -55,6 +59,7 @@ impl Ops {
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
         database: Arc<Database>,
+        (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -66,11 +71,12 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        Self { inventory, admission, hooks, recovery, reconciler, database, usage: Arc::new(usage), store, tasks }
+        let usage = Arc::new(usage);
+        Self { inventory, admission, hooks, recovery, reconciler, database, usage, confinement, warnings, store, tasks }
     }
 
-    /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
-    /// administrators see them.
+    /// The current status, as far as it concerns VMs that the user may see. Log-ins, cost requests and
+    /// warnings concern no VM; only administrators see them.
     ///
     /// # Errors
     /// [`Error::Store`]; with costs also [`Error::Forbidden`], [`Error::Refused`], [`Error::NotFound`].
@@ -118,6 +124,8 @@ impl Ops {
             leftovers,
             owed_hooks,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
+            confinement: sees_all.then(|| self.confinement.describe()),
+            warnings: sees_all.then(|| self.warnings.list()),
             snapshots,
         })
     }
