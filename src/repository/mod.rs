@@ -181,8 +181,8 @@ impl Repository {
             let above = root.resolved()?;
             let mut above = above.ancestors().skip(1);
             // The service may look at the folders above, but need not be able to open them.
-            let is_folder = |path: PathBuf| path.symlink_metadata().is_ok_and(|found| found.is_dir());
-            Ok(above.find(|path| CONTENT.iter().any(|name| is_folder(path.join(name)))).map(Path::to_owned))
+            let is_above = |path: &&Path| CONTENT.iter().any(|name| folder::has_folder(path, name));
+            Ok(above.find(is_above).map(Path::to_owned))
         })
     }
 
