@@ -79,9 +79,10 @@ impl Launcher {
             let _ = ended.send(passing::receive(&*socket));
         };
         let watching = std::thread::Builder::new().name("launcher".to_owned()).spawn(watch);
+        // A connection that the launcher had not received yet makes its end an error.
         let error = match (watching, end.await) {
-            (Ok(_), Ok(Ok(_))) => return,
-            (Err(error), _) | (_, Ok(Err(error))) => error.to_string(),
+            (Ok(_), Ok(_)) => return,
+            (Err(error), _) => error.to_string(),
             (Ok(_), Err(error)) => error.to_string(),
         };
         tracing::error!(error, "cannot watch the hook launcher");
