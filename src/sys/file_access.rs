@@ -57,12 +57,13 @@ pub enum Unrestricted {
     Failed(String),
 }
 
-/// Restricts the calling thread, and the threads that it starts later, to `rules`, to listening at the TCP `port`, and
+/// Restricts this process, which must have one thread, to `rules`, to listening at the TCP `port`, and
 /// to signals among themselves, as far as the kernel can.
 ///
 /// # Errors
 /// [`Unrestricted`].
 pub fn restrict(rules: &[Rule], port: u16) -> Result<(), Unrestricted> {
+    refuse_other_threads()?;
     let failed = |error: landlock::RulesetError| Unrestricted::Failed(error.to_string());
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
@@ -86,6 +87,16 @@ pub fn restrict(rules: &[Rule], port: u16) -> Result<(), Unrestricted> {
         (LandlockStatus::Available { .. }, RulesetStatus::FullyEnforced | RulesetStatus::PartiallyEnforced) => Ok(()),
         _ => Err(Unrestricted::Unsupported),
     }
+}
+
+/// Other threads would stay unrestricted, and share all memory.
+fn refuse_other_threads() -> Result<(), Unrestricted> {
+    let reason = match std::fs::read_dir("/proc/self/task").map(Iterator::count) {
+        Ok(1) => return Ok(()),
+        Ok(threads) => format!("the process has {threads} threads already"),
+        Err(error) => format!("/proc/self/task: {error}"),
+    };
+    Err(Unrestricted::Failed(reason))
 }
 
 /// Opens the path for a rule. `None` if it does not exist.

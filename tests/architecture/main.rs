@@ -34,6 +34,7 @@ const APP_LAYERS: &[&[&str]] = &[
     &["session", "snapshots"],
     &["database"],
     &["ops"],
+    &["opened"],
     &["start"],
 ];
 
@@ -366,7 +367,7 @@ fn files_of_repositories_are_reached_through_open_folders() {
     ];
     let allowed = [
         // The operator's own files, and ovs-agent's.
-        "app::confinement: OpenOptions",
+        "app::confinement::reach: canonicalize",
         "app::confinement::rules: canonicalize",
         "app::file_cache: ",
         "app::inventory::repositories: .is_dir()",

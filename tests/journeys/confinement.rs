@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -144,7 +144,7 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
         ("a secret of the host", open(Path::new("/etc/shadow"), libc::O_RDONLY)),
         ("another file", open(&secret, libc::O_RDONLY)),
         ("another folder", open(elsewhere.path(), libc::O_RDONLY | libc::O_DIRECTORY)),
-        ("the config", open(&dir.join("config.toml"), libc::O_RDONLY)),
+        ("a changed config", open(&dir.join("config.toml"), libc::O_WRONLY)),
         ("a new file beside the database", open(&dir.join("new"), write)),
         ("a new hook", open(&hooks.directory().join("20-new"), write)),
         ("a changed hook", open(&hooks.directory().join("10-hook"), libc::O_WRONLY)),
@@ -152,11 +152,14 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
         ("a new file elsewhere", open(&elsewhere.path().join("new"), write)),
         ("the memory of another process", open(Path::new("/proc/1/mem"), libc::O_RDONLY)),
         ("the environment of another process", open(Path::new("/proc/1/environ"), libc::O_RDONLY)),
+        ("the command line of another process", open(Path::new("/proc/1/cmdline"), libc::O_RDONLY)),
         ("a kernel setting", open(Path::new("/proc/sys/kernel/hostname"), libc::O_WRONLY)),
         ("a device", open(Path::new("/dev/loop-control"), libc::O_RDWR)),
     ];
     let allowed = [
         ("the database", open(&world.exporter.db_file(), libc::O_RDWR)),
+        ("the config", open(&dir.join("config.toml"), libc::O_RDONLY)),
+        ("a file in the folder for copies", open(&dir.join("exporter.db.copies/new"), write)),
         ("the key", open(&world.certificates.path("server.key"), libc::O_RDONLY)),
         ("the hooks", open(&hooks.directory(), libc::O_RDONLY | libc::O_DIRECTORY)),
         ("a file in the repository", open(&world.repository.join("VirtualDisks/new"), write)),
@@ -199,7 +202,11 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
 fn hooks_are_not_confined() {
     needs_root!();
     let (hooks, world) = World::with_hooks("", &["a.img"]);
-    hooks.put("10-look", "cat /proc/self/status >$OUT/status.$2; head -c 1 /etc/shadow >$OUT/secret; echo quiesced");
+    hooks.put(
+        "10-look",
+        "cat /proc/self/status >$OUT/status.$2; head -c 1 /etc/shadow >$OUT/secret; \
+         ls /proc/self/fd >$OUT/descriptors.$2; echo quiesced",
+    );
     let document = world.client().take_snapshot();
     assert_eq!(hook_runs(&document, "name"), ["10-look pre ok", "10-look post ok"], "{document}");
     assert_eq!(document["consistency"], "quiesced");
@@ -211,6 +218,12 @@ fn hooks_are_not_confined() {
         }
     }
     assert!(!hooks.read("secret").is_empty());
+    // It inherits no descriptors either, except those that the test itself inherits.
+    let direct = Command::new(hooks.directory().join("10-look")).args(["call", "direct"]).output().unwrap();
+    assert!(direct.status.success(), "{direct:?}");
+    for stage in ["pre", "post"] {
+        assert_eq!(hooks.read(&format!("descriptors.{stage}")), hooks.read("descriptors.direct"));
+    }
     // The launcher belongs to the service, and is in no group that gets its signals.
     let launcher = launcher(world.exporter.pid()).unwrap();
     assert_eq!(nix::unistd::getpgid(Some(launcher)).unwrap(), launcher);
@@ -274,64 +287,6 @@ fn off_leaves_everything_as_it_was() {
     assert_eq!(confinement["problems"], json!(["confinement.mode is off"]));
     let (_, table) = world.exporter.command(&["check-config"]);
     assert!(table.contains("warn  confinement.mode"), "{table}");
-}
-
-#[test]
-fn files_that_replace_others_are_used() {
-    needs_root!();
-    let certificates_of = |world: &World, name: &str| world.certificates.path(name);
-    let logs = tempfile::tempdir().unwrap();
-    let (log, audit) = (logs.path().join("log/exporter.log"), logs.path().join("audit/audit.json"));
-    for file in [&log, &audit] {
-        fs::create_dir(file.parent().unwrap()).unwrap();
-    }
-    let db = tempfile::tempdir().unwrap();
-    let db_file = db.path().join("exporter.db");
-    let world = World::with(512, |settings| {
-        // The first start creates the database and the key of tokens.
-        settings.secret.clear();
-        settings.db_file = Some(db_file.clone());
-        settings.top = format!("log_file = {log:?}\n");
-        settings.sections = format!("[log]\nmax_size = 2000\n[audit]\nfile = {audit:?}\nmax_size = 500\n");
-        settings.environment.push(("RUST_LOG".to_owned(), "debug".to_owned()));
-    });
-    assert_eq!(fs::metadata(db.path().join("exporter.db.jwt-secret")).unwrap().permissions().mode() & 0o777, 0o600);
-    let disk = &world.define_vm(&[("a.img", MB)])[0];
-    write_at(disk, 0, &[1; 4096]);
-    let client = world.client();
-    let first = client.take_snapshot_id();
-    // A repository that is mounted again has another root folder.
-    world.volume.unmount();
-    world.volume.mount();
-    let second = client.take_snapshot_id();
-    client.compare(&second, &first);
-    // Rotation renames files and creates others.
-    for file in [&log, &audit] {
-        let rotated = PathBuf::from(format!("{}.1", file.display()));
-        eventually("the file is rotated", || {
-            client.get("/vms").ok();
-            client.get("/vms/x");
-            rotated.exists()
-        });
-    }
-    // A renewed certificate and key replace the files.
-    world.certificates.issue("renewed");
-    for ending in ["pem", "key"] {
-        let (from, to) = (
-            certificates_of(&world, &format!("renewed.{ending}")),
-            certificates_of(&world, &format!("server.{ending}")),
-        );
-        fs::rename(from, to).unwrap();
-    }
-    world.exporter.signal(Signal::SIGHUP);
-    eventually("the certificate is reloaded", || {
-        fs::read_dir(log.parent().unwrap()).unwrap().any(|entry| {
-            let text = fs::read_to_string(entry.unwrap().path()).unwrap_or_default();
-            text.contains("certificate reloaded")
-        })
-    });
-    world.client().get("/vms").ok();
-    assert_eq!(client.get("/status").ok()["confinement"]["files"], true);
 }
 
 #[test]

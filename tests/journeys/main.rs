@@ -24,6 +24,7 @@ mod checksum;
 mod client_errors;
 mod compare;
 mod confinement;
+mod confinement_changes;
 mod connections;
 mod crash;
 mod database_copy;

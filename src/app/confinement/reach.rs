@@ -31,12 +31,11 @@ impl Reach {
     }
 
     fn out_of_reach(&self, config: &Config) -> Vec<String> {
-        let named = rules::named(config).into_iter().filter(|(_, path, right)| !self.includes(path, *right));
-        let mut found: Vec<String> = named.map(|(key, path, _)| problem(key, &path)).collect();
-        let changed = config.hooks.directory.as_ref().filter(|directory| self.hooks.as_ref() != Some(directory));
-        found.extend(changed.map(|directory| problem("hooks.directory", directory)));
-        found.dedup();
-        found
+        let is_out = |key: &str, path: &PathBuf, right| {
+            !self.includes(path, right) || key == "hooks.directory" && self.hooks.as_ref() != Some(path)
+        };
+        let named = rules::named(config).into_iter().filter(|(key, path, right)| is_out(key, path, *right));
+        named.map(|(key, path, _)| problem(key, &path)).collect()
     }
 }
 
@@ -73,7 +72,7 @@ mod tests {
     fn a_config_that_names_other_places_is_out_of_reach() {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
-        for folder in ["db", "log", "tls", "repositories/a", "other"] {
+        for folder in ["db", "log", "tls", "repositories/a", "hooks.d", "other"] {
             std::fs::create_dir_all(at(folder)).unwrap();
         }
         std::fs::write(at("db/x.db"), "").unwrap();
@@ -82,8 +81,8 @@ mod tests {
             let (db, log, repository) = (at("db/x.db"), at(log), at(repository));
             let (certificate, key, hooks) = (at("tls/pem"), at("tls/key"), at(hooks));
             let mut config = config::parse(&format!(
-                "db_file = {db:?}\nlog_file = {log:?}\n[api]\nsocket = \"\"\n[api.tls]\ncertificate = {certificate:?}\n\
-                 key = {key:?}\n[repositories]\novs_agent_db = \"\"\npaths = [{repository:?}]\n[hooks]\n\
+                "db_file = {db:?}\novm_endpoint = \"https://manager\"\nlog_file = {log:?}\n[api]\nsocket = \"\"\n\
+                 [api.tls]\ncertificate = {certificate:?}\nkey = {key:?}\n[repositories]\novs_agent_db = \"\"\npaths = [{repository:?}]\n[hooks]\n\
                  directory = {hooks:?}\n[manager]\ninsecure_skip_verify = true\n"
             ))
             .unwrap();
@@ -99,13 +98,13 @@ mod tests {
             let lines = reach.out_of_reach(config);
             lines.iter().map(|line| line.split(": ").next().unwrap().to_owned()).collect()
         };
-        std::fs::create_dir(at("hooks.d")).unwrap();
-        assert_eq!(keys(&config("log/y.log", "repositories/missing", "hooks.d")), ["hooks.directory"]);
         for (log, repository, hooks, expected) in [
-            ("other/x.log", "repositories/a", "hooks.d", &["log_file", "hooks.directory"] as &[&str]),
-            ("log/x.log", "other", "hooks.d", &["repositories.paths", "hooks.directory"]),
-            ("log/x.log", "repositories/link", "hooks.d", &["repositories.paths", "hooks.directory"]),
+            ("log/y.log", "repositories/missing", "hooks.d", &[] as &[&str]),
+            ("other/x.log", "repositories/a", "hooks.d", &["log_file"]),
+            ("log/x.log", "other", "hooks.d", &["repositories.paths"]),
+            ("log/x.log", "repositories/link", "hooks.d", &["repositories.paths"]),
             ("log/x.log", "repositories/a", "other", &["hooks.directory"]),
+            ("log/x.log", "repositories/a", "repositories", &["hooks.directory"]),
         ] {
             assert_eq!(keys(&config(log, repository, hooks)), expected, "{log} {repository} {hooks}");
         }

@@ -63,6 +63,18 @@ impl RepositorySet {
         self.with_mounts().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
     }
 
+    /// Logs why repositories are unusable that were not so in `last`.
+    fn log_new_problems(&self, last: &Self) {
+        for known in &self.known {
+            let Err(problem) = &known.repository else { continue };
+            let is_old =
+                |old: &RepositoryState| old.name == known.name && old.repository.as_ref().err() == Some(problem);
+            if !last.known.iter().any(is_old) {
+                tracing::warn!(repository = known.name, problem, "unusable repository");
+            }
+        }
+    }
+
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
         self.usable().find(|repository| repository.id() == id)
     }
@@ -137,7 +149,13 @@ impl Repositories {
         self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
             // With a known list, do not wait for a missing file.
             let found = match ovs_agent::repositories(folder, last.is_none()) {
-                Ok(entries) => merge(&self.named, entries),
+                Ok(entries) => {
+                    let found = merge(&self.named, entries);
+                    if let Some(last) = &last {
+                        found.log_new_problems(last);
+                    }
+                    found
+                }
                 Err(error) => {
                     let (problem, last) = (error.to_string(), last.unwrap_or_default());
                     if last.problem.as_ref() != Some(&problem) {
