@@ -19,6 +19,9 @@ const MAX_BYTES: usize = 4 << 20;
 /// After a failed write, how long to wait before writing the count of dropped lines, if no new line comes.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How long a writer that was never started may take to write the lines.
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The destination of a queue. Each write is one whole line.
 pub trait Sink: Write + Send {
     /// Reopens the destination by its name.
@@ -76,8 +79,9 @@ enum Job {
 /// The writer of a queue, which has no thread yet.
 #[must_use]
 pub struct Writer {
-    shared: Arc<Shared>,
-    sink: Box<dyn Sink>,
+    queue: LogQueue,
+    /// `None` after the start.
+    sink: Option<Box<dyn Sink>>,
 }
 
 impl Writer {
@@ -85,11 +89,25 @@ impl Writer {
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(self) -> io::Result<()> {
-        let Self { shared, sink } = self;
+    pub fn start(mut self) -> io::Result<()> {
+        self.spawn()
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
+        let Some(sink) = self.sink.take() else { return Ok(()) };
+        let shared = Arc::clone(&self.queue.0);
         // It ends with the process, because it may hang in a write that cannot be interrupted.
         std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.write_all_to(sink))?;
         Ok(())
+    }
+}
+
+impl Drop for Writer {
+    /// If it was never started, because of a panic, the lines say why.
+    fn drop(&mut self) {
+        if self.sink.is_some() && self.spawn().is_ok() {
+            self.queue.flush(DROP_TIMEOUT);
+        }
     }
 }
 
@@ -98,8 +116,8 @@ impl LogQueue {
     pub fn prepare(sink: impl Sink + 'static, dropped: Counter) -> (Self, Writer) {
         let shared =
             Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
-        let writer = Writer { shared: Arc::clone(&shared), sink: Box::new(sink) };
-        (Self(shared), writer)
+        let queue = Self(shared);
+        (queue.clone(), Writer { queue, sink: Some(Box::new(sink)) })
     }
 
     /// A queue with a thread that writes to `sink`. `dropped` counts the lines that are lost.
@@ -331,5 +349,17 @@ mod tests {
         queue.push(b"c\n");
         assert!(queue.flush(LIMIT));
         assert_eq!((written.lock().unwrap().as_str(), dropped.get()), ("2 dropped\nc\n", 2));
+    }
+
+    #[test]
+    fn lines_of_a_writer_that_was_never_started_are_written_at_its_end() {
+        let ((_, gated), (begins, _began)) = (channel(), channel());
+        let (written, fails) = (Arc::<Mutex<String>>::default(), Arc::default());
+        let sink = Gated { gate: gated, fails, written: Arc::clone(&written), began: begins };
+        let (queue, writer) = LogQueue::prepare(sink, Counter::default());
+        queue.push(b"panic\n");
+        assert_eq!(*written.lock().unwrap(), "");
+        drop(writer);
+        assert_eq!(*written.lock().unwrap(), "panic\n");
     }
 }

@@ -96,7 +96,7 @@ fn a_damaged_database_is_copied_and_rebuilt_inside_of_the_confinement() {
     fs::write(&db_file, &bytes).unwrap();
     world.exporter.restart();
     let client = world.client();
-    assert_eq!(client.snapshot_ids(), [first.clone()]);
+    assert_eq!(client.snapshot_ids(), std::slice::from_ref(&first));
     let log = world.exporter.log();
     assert!(log.contains("has been set aside") && log.contains("the database has been rebuilt"), "{log}");
     assert_eq!(client.get("/status").ok()["confinement"]["problems"], json!([]));
