@@ -80,7 +80,7 @@ impl App {
         (confinement, launcher): (Arc<Confinement>, Launcher),
     ) -> anyhow::Result<Self> {
         // A thread of the repository does this.
-        repositories.refuse_folders()?;
+        let repositories = repositories.without_folders()?;
         if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
             tracing::warn!(key, remedy, "{found}");
         }

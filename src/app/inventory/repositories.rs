@@ -126,7 +126,7 @@ impl Repositories {
     ///
     /// # Errors
     /// If one is. The error is written for operators.
-    pub(crate) fn refuse_folders(&self) -> anyhow::Result<()> {
+    pub(crate) fn without_folders(self) -> anyhow::Result<Self> {
         for one in &self.named {
             // Only if the name gives a reason: this check takes long if the repository hangs.
             if one.is_named_as_content()
@@ -135,7 +135,7 @@ impl Repositories {
                 return Err(below_a_repository(one, &real).into());
             }
         }
-        Ok(())
+        Ok(self)
     }
 
     /// The repository `id`, if it exists and is usable.
@@ -319,7 +319,7 @@ mod tests {
         let refused = |paths: &[&str]| {
             let paths = paths.iter().map(|path| (path.replace('/', "-"), at(path))).collect();
             let config = config::Repositories { paths, agent_db: None };
-            let found = Repositories::new(&config).and_then(|repositories| repositories.refuse_folders());
+            let found = Repositories::new(&config).and_then(Repositories::without_folders);
             found.err().map(|error| error.to_string())
         };
         for good in [&["a", "ab", "b"] as &[&str], &["a", "other-a"], &["missing", "b/inner"]] {

@@ -258,7 +258,7 @@ impl Findings {
     }
 
     fn repositories(&mut self, config: &Config) {
-        let repositories = match Repositories::new(&config.repositories) {
+        let repositories = match Repositories::new(&config.repositories).and_then(Repositories::without_folders) {
             Ok(repositories) => repositories,
             Err(error) => {
                 let line = format!("{error:#}");
