@@ -1,18 +1,19 @@
 //! What the service opens before it confines itself: later it may create no file beside its database, where its config
 //! and its hooks usually are.
 
+use secrecy::SecretString;
+
 use crate::app::inventory::Repositories;
 use crate::app::ops::start_faults;
-use crate::auth::{self, AuditKey, Tokens};
+use crate::auth;
 use crate::config::{Config, Fault};
 use crate::store::{self, Store, StoreError};
 
-/// The list of repositories, the database, and what the key of the service proves.
+/// The list of repositories, the database, and the key that signs tokens.
 pub struct Opened {
     pub(super) repositories: Repositories,
     pub(super) store: Store,
-    pub(super) tokens: Tokens,
-    pub(super) audit_key: AuditKey,
+    pub(super) key: SecretString,
 }
 
 impl Opened {
@@ -32,8 +33,7 @@ impl Opened {
         let store = database(config)?;
         // The database is locked by now, so no other service can create a key at the same time.
         let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
-        let (tokens, audit_key) = (Tokens::new(&key, config.jwt.time_to_live), AuditKey::new(&key));
-        Ok(Self { repositories, store, tokens, audit_key })
+        Ok(Self { repositories, store, key })
     }
 }
 

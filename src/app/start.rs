@@ -21,7 +21,7 @@ use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
 use crate::app::{Error, Opened};
-use crate::auth::{Authenticator, LoginError};
+use crate::auth::{AuditKey, Authenticator, LoginError, Tokens};
 use crate::config::{Config, ConfigError, Fault};
 use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
@@ -76,7 +76,7 @@ impl App {
     fn wire(
         config: &Config,
         metrics: Arc<Metrics>,
-        Opened { repositories, store, tokens, audit_key }: Opened,
+        Opened { repositories, store, key }: Opened,
         (confinement, launcher): (Arc<Confinement>, Launcher),
     ) -> anyhow::Result<Self> {
         // A thread of the repository does this.
@@ -84,7 +84,7 @@ impl App {
         if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
             tracing::warn!(key, remedy, "{found}");
         }
-        audit::start(audit_key);
+        audit::start(AuditKey::new(&key));
         let authenticator = Authenticator::new(&config.manager);
         let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
         let address = ManagerAddress::new(config)?;
@@ -93,7 +93,7 @@ impl App {
 
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
-        let tokens = (tokens, config.jwt.time_to_live);
+        let tokens = (Tokens::new(&key, config.jwt.time_to_live), config.jwt.time_to_live);
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, t()));

@@ -104,7 +104,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustls", &["hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
     ("seccompiler", &["sys"]),
-    ("secrecy", &["api", "auth", "cli", "client", "config", "hooks"]),
+    ("secrecy", &["api", "app", "auth", "cli", "client", "config", "hooks"]),
     (
         "serde_json",
         &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],

@@ -152,8 +152,10 @@ pub(super) fn all(config: &Config, repositories: Vec<PathBuf>) -> Vec<Rule> {
             // They are in `repositories`.
             "repositories.paths" => {}
             "db_file" => {
+                // Its free space is looked up.
                 rules.push((folder_of(&path), Right::List));
-                rules.push((auth::key::path(&path), Right::Read));
+                // Another key may replace it.
+                rules.push(with_folder(&auth::key::path(&path), Right::Read));
                 rules.push((store::copies_folder(&path), Right::Change));
                 rules.push((path, right));
             }
