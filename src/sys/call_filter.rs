@@ -220,10 +220,16 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-fn program() -> Result<BpfProgram, seccompiler::BackendError> {
-    let refused = SeccompAction::Errno(libc::ENOSYS as u32);
+/// The filter of clone3, and the one of all other calls. If both have something to say, the refusal counts.
+fn programs() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+    let refused = || SeccompAction::Errno(libc::ENOSYS as u32);
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
-    SeccompFilter::new(rules()?, refused, SeccompAction::Allow, architecture)?.try_into()
+    let clone3: Rules = [(libc::SYS_clone3, Vec::new())].into();
+    let others = rules()?.into_iter().chain(clone3.clone()).collect();
+    Ok([
+        SeccompFilter::new(clone3, SeccompAction::Allow, refused(), architecture)?.try_into()?,
+        SeccompFilter::new(others, refused(), SeccompAction::Allow, architecture)?.try_into()?,
+    ])
 }
 
 /// Allows all threads of this process, and those that it starts later, only the calls that the service needs.
@@ -231,15 +237,18 @@ fn program() -> Result<BpfProgram, seccompiler::BackendError> {
 /// # Errors
 /// The kernel's, as text.
 pub fn restrict() -> Result<(), String> {
-    let program = program().map_err(|error| error.to_string())?;
+    let [clone3, others] = programs().map_err(|error| error.to_string())?;
     // SAFETY: the call only changes a flag of this thread.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) } != 0 {
         return Err(io::Error::last_os_error().to_string());
     }
-    let logged = libc::SECCOMP_FILTER_FLAG_TSYNC | libc::SECCOMP_FILTER_FLAG_LOG;
-    install(&program, logged)
-        // The kernel logs such calls since 4.14.
-        .or_else(|_| install(&program, libc::SECCOMP_FILTER_FLAG_TSYNC))
+    let quiet = libc::SECCOMP_FILTER_FLAG_TSYNC;
+    // The C library tries clone3 for each thread, which the kernel would log.
+    install(&clone3, quiet)
+        .and_then(|()| {
+            // The kernel logs calls since 4.14.
+            install(&others, quiet | libc::SECCOMP_FILTER_FLAG_LOG).or_else(|_| install(&others, quiet))
+        })
         .map_err(|error| error.to_string())
 }
 

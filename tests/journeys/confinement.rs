@@ -330,7 +330,7 @@ fn an_old_kernel_is_no_obstacle() {
     assert_eq!(confinement["files"], false);
     assert_eq!((&confinement["capabilities"], &confinement["system_calls"]), (&json!(true), &json!(true)));
     assert!(confinement["problems"][0].as_str().unwrap().contains("no Landlock"), "{confinement}");
-    assert_eq!(thread_fields(world.exporter.pid(), "Seccomp_filters").first().map(String::as_str), Some("2"));
+    assert_eq!(thread_fields(world.exporter.pid(), "Seccomp_filters").first().map(String::as_str), Some("3"));
 }
 
 #[test]
