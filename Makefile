@@ -14,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy schemathesis rust
+.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy schemathesis sslyze rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -32,7 +32,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
 # For the guest that runs the tests on OCFS2.
 # The README's commands need the tools of the last line.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
-                 cpio:cpio xz:xz-utils filefrag:e2fsprogs findmnt:util-linux qemu-img:qemu-utils \
+                 cpio:cpio xz:xz-utils filefrag:e2fsprogs gdb:gdb findmnt:util-linux qemu-img:qemu-utils \
                  nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
@@ -72,11 +72,17 @@ deps: deps-build
 	@$(REQUESTS) 2>/dev/null || { $(call apt,python3-requests); }
 	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
-deps-test: deps
+deps-test: deps sslyze
 	@$(call install,$(PROGRAMS) $(PROGRAMS_TEST))
 	@$(QEMU_HTTPS) || { $(call apt,"qemu-block-extra=$$(dpkg-query -W -f '$${Version}' qemu-utils)"); }
 	@$(QEMU_HTTPS)
 	@$(ENSUREPIP)
+
+# The TLS scanner of a test. It is not in Debian either.
+SSLYZE := target/sslyze/bin/sslyze
+sslyze: deps
+	@$(ENSUREPIP)
+	@[ -x $(SSLYZE) ] || { python3 -m venv target/sslyze && target/sslyze/bin/pip install -q sslyze==6.3.1; }
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))

@@ -11,6 +11,7 @@ mod backup;
 mod cli;
 mod client;
 mod config;
+mod dns;
 mod hooks;
 mod http;
 mod inventory;

@@ -223,6 +223,8 @@ subjectKeyIdentifier = hash
 authorityKeyIdentifier = keyid
 END
     } 2>"$work/openssl.log" || die "openssl: $(<"$work/openssl.log")"
+    # The service refuses a key that others may read.
+    chmod 0600 "$work/$1.key"
 }
 
 # guest_boots, guest_halts: mount and unmount the guest's file system, as the guest would.

@@ -35,6 +35,13 @@ pub struct ServiceStatus {
     /// The newest line of the audit file. Missing if the audit is in the log.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub audit: Option<AuditHead>,
+    /// What the service can no longer do since it started. Only for administrators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<Confinement>,
+    /// What an operator should change: secrets that others may read, certificates that end soon. Only for
+    /// administrators.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub warnings: Option<Vec<String>>,
     /// The cost of each snapshot, if it was requested.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,
@@ -47,6 +54,19 @@ pub struct AuditHead {
     pub seq: u64,
     /// The SHA-256 of the line.
     pub hash: String,
+}
+
+/// What the service can no longer do, even if an attacker takes it over.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Confinement {
+    /// Use capabilities that it does not need.
+    pub capabilities: bool,
+    /// Reach files that it does not need.
+    pub files: bool,
+    /// Make system calls that it does not need.
+    pub system_calls: bool,
+    /// Why something is not restricted, and what makes it weaker.
+    pub problems: Vec<String>,
 }
 
 /// Work of one kind.

@@ -7,6 +7,7 @@ pub mod admission;
 pub mod audit;
 pub mod cancellation;
 pub mod compare;
+pub mod confinement;
 pub mod database;
 pub mod error;
 pub mod export;
@@ -21,7 +22,9 @@ pub mod tasks;
 pub mod tickets;
 
 mod file_cache;
+mod opened;
 mod start;
 
 pub use error::Error;
+pub use opened::Opened;
 pub use start::App;

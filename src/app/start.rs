@@ -6,27 +6,27 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::Error;
 use crate::app::admission::Admission;
 use crate::app::audit::{self, AuditTrail};
 use crate::app::compare::Comparisons;
+use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
-use crate::app::inventory::{Inventory, Repositories};
-use crate::app::ops::{Ops, log_audit_head, start_faults};
+use crate::app::inventory::Inventory;
+use crate::app::ops::{Ops, Warnings, log_audit_head, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
 use crate::app::tasks::Tasks;
 use crate::app::tickets::Tickets;
-use crate::auth::{self, AuditKey, Authenticator, LoginError};
+use crate::app::{Error, Opened};
+use crate::auth::{AuditKey, Authenticator, LoginError};
 use crate::config::{Config, ConfigError, Fault};
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
-use crate::store::{self, Store, StoreError};
 use crate::sys::host;
 
 /// The service without its network side.
@@ -51,6 +51,7 @@ pub struct Operator {
     pub ops: Arc<Ops>,
     pub adopter: Arc<Adopter>,
     pub database: Arc<Database>,
+    pub warnings: Arc<Warnings>,
     recovery: Arc<Recovery>,
 }
 
@@ -59,8 +60,13 @@ impl App {
     ///
     /// # Errors
     /// Every error is written for operators.
-    pub async fn start(config: &Config, metrics: Metrics) -> anyhow::Result<Arc<Self>> {
-        let app = Arc::new(Self::wire(config, Arc::new(metrics))?);
+    pub async fn start(
+        config: &Config,
+        metrics: Metrics,
+        opened: Opened,
+        confined: (Arc<Confinement>, Launcher),
+    ) -> anyhow::Result<Arc<Self>> {
+        let app = Arc::new(Self::wire(config, Arc::new(metrics), opened, confined)?);
         // First, because a guest may be frozen.
         app.snapshots.hooks.pending.call_after_start().await?;
         app.operator.recovery.run_after_start().await;
@@ -70,27 +76,23 @@ impl App {
         Ok(app)
     }
 
-    fn wire(config: &Config, metrics: Arc<Metrics>) -> anyhow::Result<Self> {
-        let repositories = Repositories::new(&config.repositories)?;
-        let misplaced = start_faults::files_in_repositories(config, &repositories.found());
-        for fault in &misplaced {
-            tracing::warn!(key = fault.key, remedy = fault.remedy, "{}", fault.found);
-        }
-        if let Some(fault) = start_faults::key_in_repository(config, &misplaced) {
-            return Err(fault.into());
-        }
+    fn wire(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        Opened { repositories, store, key }: Opened,
+        (confinement, launcher): (Arc<Confinement>, Launcher),
+    ) -> anyhow::Result<Self> {
+        // A thread of the repository does this.
+        let repositories = repositories.without_folders()?;
         if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
             tracing::warn!(key, remedy, "{found}");
         }
-        let store = opened(config)?;
-        // The database is locked by now, so no other service can create a key at the same time.
-        let key = auth::key::find_or_make(config).map_err(|error| start_faults::key(&error))?;
         audit::start(AuditKey::new(&key));
         let authenticator = Authenticator::new(&config.manager);
         let authenticator = authenticator.map_err(|error| ConfigError::new(format!("manager: {error}")))?;
         let address = ManagerAddress::new(config)?;
         let hooks = Hooks::new(config.hooks.clone());
-        let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?;
+        let hooks = hooks.map_err(|error| ConfigError::new(format!("hooks.sync: {error}")))?.with_launcher(launcher);
 
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
@@ -129,11 +131,13 @@ impl App {
         let of = (Arc::clone(&inventory), Arc::clone(&adopter));
         let database = Database::new(of, a, s(), m, config.db_rebuild, t());
         let database = Arc::new(database);
+        let warnings = Arc::new(Warnings::new(config, Arc::clone(&metrics)));
         let ops = Ops::new(
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
             (Arc::clone(&admission), pending),
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
             (Arc::clone(&database), Arc::clone(&sessions)),
+            (confinement, Arc::clone(&warnings)),
             s(),
             t(),
         );
@@ -163,7 +167,7 @@ impl App {
             snapshots: Arc::new(snapshots),
             documents: Arc::new(documents),
             tickets,
-            operator: Operator { ops: Arc::new(ops), adopter, database, recovery },
+            operator: Operator { ops: Arc::new(ops), adopter, database, warnings, recovery },
         })
     }
 
@@ -197,6 +201,7 @@ impl App {
         tasks.spawn(Arc::clone(&self.exports).write_audit(stop.clone()));
         tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
         tasks.spawn(log_audit_head(stop.clone()));
+        tasks.spawn(Arc::clone(&self.operator.warnings).run(stop.clone()));
         vec![
             tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
             tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),
@@ -224,17 +229,4 @@ impl App {
     pub async fn release_guests(&self) -> Result<usize, Error> {
         self.snapshots.hooks.pending.release_guests().await
     }
-}
-
-/// Opens the database. A damaged one is set aside first, if the config allows that.
-fn opened(config: &Config) -> Result<Store, Fault> {
-    let path = &config.db_file;
-    let store = match Store::open(path) {
-        Err(StoreError::Damaged(_)) if config.db_rebuild => store::set_aside(path).and_then(|aside| {
-            tracing::error!(damaged = %aside.display(), "the database is damaged; it has been set aside");
-            Store::open(path)
-        }),
-        opened => opened,
-    };
-    store.map_err(|error| start_faults::database(path, &error))
 }

@@ -11,6 +11,7 @@ use secrecy::ExposeSecret;
 use super::login::{Credentials, LoginError};
 use super::session::Identity;
 use crate::config;
+use crate::dns::HostNames;
 use crate::tls::{self, Untrusted};
 
 /// Bytes of an answer that are searched for markup.
@@ -33,6 +34,7 @@ impl Manager {
         }
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client_config(&config.trust)?)
+            .dns_resolver(HostNames::read().resolver())
             .timeout(config.timeout)
             // A redirection could carry the password to another server.
             .redirect(Policy::none())

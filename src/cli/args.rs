@@ -9,6 +9,7 @@ use super::audit::AuditCommand;
 use super::client::ClientCommand;
 use super::operator::OperatorCommand;
 use crate::config;
+use crate::hooks::launcher;
 
 const AFTER_HELP: &str = "\
 Signals:
@@ -48,6 +49,9 @@ pub enum Command {
     /// Verify the audit file
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Run the hooks of the service, which starts this itself
+    #[command(hide = true, name = launcher::COMMAND)]
+    HookLauncher { directory: Option<PathBuf> },
     #[command(flatten)]
     Operator(OperatorCommand),
     #[command(flatten)]

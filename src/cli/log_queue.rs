@@ -19,6 +19,9 @@ const MAX_BYTES: usize = 4 << 20;
 /// After a failed write, how long to wait before writing the count of dropped lines, if no new line comes.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// How long a writer that was never started may take to write the lines.
+const DROP_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// The destination of a queue. Each write is one whole line. It is flushed when no line waits.
 pub trait Sink: Write + Send {
     /// Reopens the destination by its name.
@@ -77,18 +80,58 @@ enum Job {
     Write(Entry),
 }
 
+/// The writer of a queue, which has no thread yet.
+#[must_use]
+pub struct Writer {
+    queue: LogQueue,
+    /// `None` after the start.
+    sink: Option<Box<dyn Sink>>,
+}
+
+impl Writer {
+    /// Starts the thread that writes the lines.
+    ///
+    /// # Errors
+    /// No thread can be started.
+    pub fn start(mut self) -> io::Result<()> {
+        self.spawn()
+    }
+
+    fn spawn(&mut self) -> io::Result<()> {
+        let Some(sink) = self.sink.take() else { return Ok(()) };
+        let shared = Arc::clone(&self.queue.0);
+        // It ends with the process, because it may hang in a write that cannot be interrupted.
+        std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.write_all_to(sink))?;
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    /// If it was never started, because of a panic, the lines say why.
+    fn drop(&mut self) {
+        if self.sink.is_some() && self.spawn().is_ok() {
+            self.queue.flush(DROP_TIMEOUT);
+        }
+    }
+}
+
 impl LogQueue {
-    /// Starts a thread that writes to `sink`. `dropped` counts the lines that are lost.
+    /// A queue whose lines are written to `sink` once its writer starts. `dropped` counts the lines that are lost.
+    pub fn prepare(sink: impl Sink + 'static, dropped: Counter) -> (Self, Writer) {
+        let shared =
+            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
+        let queue = Self(shared);
+        (queue.clone(), Writer { queue, sink: Some(Box::new(sink)) })
+    }
+
+    /// A queue with a thread that writes to `sink`. `dropped` counts the lines that are lost.
     ///
     /// # Errors
     /// No thread can be started.
     pub fn start(sink: impl Sink + 'static, dropped: Counter) -> io::Result<Self> {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
-        let writer = Arc::clone(&shared);
-        // It ends with the process, because it may hang in a write that cannot be interrupted.
-        std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_all_to(sink))?;
-        Ok(Self(shared))
+        let (queue, writer) = Self::prepare(sink, dropped);
+        writer.start()?;
+        Ok(queue)
     }
 
     /// Makes the thread reopen its destination before the next line.
@@ -135,7 +178,7 @@ impl LogQueue {
 }
 
 impl Shared {
-    fn write_all_to(&self, mut sink: impl Sink) {
+    fn write_all_to(&self, mut sink: Box<dyn Sink>) {
         let mut failing = false;
         loop {
             match self.next(failing) {
@@ -318,5 +361,17 @@ mod tests {
         queue.push(b"c\n");
         assert!(queue.flush(LIMIT));
         assert_eq!((written.lock().unwrap().as_str(), dropped.get()), ("2 dropped\nc\n", 2));
+    }
+
+    #[test]
+    fn lines_of_a_writer_that_was_never_started_are_written_at_its_end() {
+        let ((_, gated), (begins, _began)) = (channel(), channel());
+        let (written, fails) = (Arc::<Mutex<String>>::default(), Arc::default());
+        let sink = Gated { gate: gated, fails, written: Arc::clone(&written), began: begins };
+        let (queue, writer) = LogQueue::prepare(sink, Counter::default());
+        queue.push(b"panic\n");
+        assert_eq!(*written.lock().unwrap(), "");
+        drop(writer);
+        assert_eq!(*written.lock().unwrap(), "panic\n");
     }
 }

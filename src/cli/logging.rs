@@ -8,7 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::audit;
 use crate::cli::log_fields::Escaped;
 use crate::cli::log_file::LogFile;
-use crate::cli::log_queue::LogQueue;
+use crate::cli::log_queue::{LogQueue, Writer};
 use crate::config;
 use crate::metrics::Counter;
 
@@ -21,20 +21,31 @@ pub struct Log {
     is_file: bool,
 }
 
-/// Starts the log. `RUST_LOG` sets its level, by default `info`; the audit trail is always logged. `dropped` counts the
+/// Starts the log.
+///
+/// # Errors
+/// Those of [`prepare`]; no thread can be started.
+pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
+    let (log, writer) = prepare(config, dropped)?;
+    writer.start()?;
+    Ok(log)
+}
+
+/// Opens the log, whose lines are written once its writer starts. `RUST_LOG` sets its level, by default `info`; the audit trail is always logged. `dropped` counts the
 /// lines that are lost because the log cannot be written.
 ///
 /// # Errors
 /// The log file cannot be opened.
-pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
+pub fn prepare(config: &config::Log, dropped: Counter) -> io::Result<(Log, Writer)> {
     // hyper warns about every slow client.
     let default = "info,hyper=error";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let filter = filter.add_directive(format!("{}=info", audit::TARGET).parse().map_err(io::Error::other)?);
-    let (queue, is_file) = match &config.file {
-        Some(path) => (LogQueue::start(LogFile::open(path, config.max_size, config.max_files)?, dropped)?, true),
-        None => (LogQueue::start(io::stderr(), dropped)?, false),
+    let (queue, writer) = match &config.file {
+        Some(path) => LogQueue::prepare(LogFile::open(path, config.max_size, config.max_files)?, dropped),
+        None => LogQueue::prepare(io::stderr(), dropped),
     };
+    let is_file = config.file.is_some();
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).fmt_fields(Escaped);
     subscriber.with_ansi(!is_file && io::stderr().is_terminal()).with_writer(queue.clone()).init();
     std::panic::set_hook(Box::new(|panic| {
@@ -42,7 +53,7 @@ pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
         let message = panic.payload_as_str().unwrap_or("no message");
         tracing::error!(place, message, "panic");
     }));
-    Ok(Log { queue, is_file })
+    Ok((Log { queue, is_file }, writer))
 }
 
 impl Log {

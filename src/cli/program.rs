@@ -2,14 +2,19 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
 use super::{audit, client, logging, operator, terminal};
-use crate::config::{self, ConfigError, Fault};
-use crate::metrics::Metrics;
+use crate::app::Opened;
+use crate::app::confinement::Confinement;
+use crate::config::{self, Config, ConfigError, ConfinementMode, Fault};
+use crate::hooks::{Launcher, launcher};
+use crate::http::operator_socket;
+use crate::metrics::{Counter, Metrics};
 use crate::service;
 
 /// Runs the program with the arguments of the process.
@@ -35,6 +40,12 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             }
         }
         Some(Command::Audit(command)) => return audit::run(command, &args.config),
+        Some(Command::HookLauncher { directory }) => {
+            let log = logging::start(&config::Log::to_standard_error(), Counter::default())?;
+            let served = launcher::serve(io::stdin(), directory.clone());
+            log.flush();
+            served?;
+        }
         Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }
@@ -53,18 +64,44 @@ fn serve(args: &Args) -> anyhow::Result<()> {
         // The disk may be full now, or mounted later.
         if error.kind() == io::ErrorKind::InvalidInput { fault } else { fault.transient() }
     };
-    let log = logging::start(&config.log, metrics.log_lines_dropped());
-    let log = log.map_err(|error| cannot_open("log_file", error))?;
-    let audit = audit::start(&config.audit, metrics.audit_lines_dropped());
-    let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
-    let reopen = || {
-        log.reopen();
-        audit.reopen();
-    };
-    let outcome = service::run((args.config.as_path(), &config), metrics, reopen);
-    audit.finish();
+    let (log, writer) =
+        logging::prepare(&config.log, metrics.log_lines_dropped()).map_err(|error| cannot_open("log_file", error))?;
+    let confined = confine(&config);
+    // The first thread. It is confined too.
+    writer.start()?;
+    let outcome = confined.and_then(|(opened, confinement, launcher)| {
+        let audit = audit::start(&config.audit, metrics.audit_lines_dropped());
+        let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
+        let reopen = || {
+            log.reopen();
+            audit.reopen();
+        };
+        let config = (args.config.as_path(), &config);
+        let outcome = service::run(config, metrics, opened, (confinement, launcher), reopen);
+        audit.finish();
+        outcome
+    });
     log.flush();
     outcome
+}
+
+/// Starts the hook launcher, opens what needs other rights, and confines the rest of the service. The process must have
+/// one thread.
+fn confine(config: &Config) -> anyhow::Result<(Opened, Arc<Confinement>, Launcher)> {
+    let launcher = match config.confinement {
+        ConfinementMode::Off => Err("confinement.mode is off".to_owned()),
+        ConfinementMode::Auto => Launcher::start(config.hooks.directory.as_deref()).map_err(|error| {
+            format!("nothing is restricted, because the hook launcher cannot be started: {error}; restart the service")
+        }),
+    };
+    let opened = Opened::new(config)?;
+    Ok(match launcher {
+        Ok(launcher) => {
+            operator_socket::prepare(config.api.socket.as_ref());
+            (opened, Confinement::start(config), launcher)
+        }
+        Err(reason) => (opened, Confinement::off(reason), Launcher::InProcess),
+    })
 }
 
 fn block_on<T>(work: impl Future<Output = T>) -> io::Result<T> {

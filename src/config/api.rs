@@ -18,6 +18,8 @@ pub struct Api {
     pub certificate: PathBuf,
     /// In PEM.
     pub key: PathBuf,
+    /// Whether others may be able to read the key.
+    pub allow_insecure_key: bool,
     /// `None`: clients have no certificates.
     pub client_auth: Option<ClientAuth>,
     pub connections: Connections,
@@ -179,6 +181,7 @@ impl Validator {
             port: keys.port,
             certificate: self.path("api.tls.certificate", &keys.tls.certificate),
             key: self.path("api.tls.key", &keys.tls.key),
+            allow_insecure_key: keys.tls.allow_insecure_permissions,
             client_auth: self.client_auth(&keys.tls),
             connections: self.connections(keys),
             socket: self.socket(keys),

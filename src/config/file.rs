@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{access, api, audit, compare, export, hooks, jwt, log, login, manager, policy, repositories};
+use super::{access, api, audit, compare, confinement, export, hooks, jwt, log, login, manager, policy, repositories};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -24,6 +24,7 @@ pub struct File {
     pub(super) export: export::Keys,
     pub(super) hooks: hooks::Keys,
     pub(super) metrics: Metrics,
+    pub(super) confinement: confinement::Keys,
 }
 
 impl Default for File {
@@ -46,6 +47,7 @@ impl Default for File {
             export: export::Keys::default(),
             hooks: hooks::Keys::default(),
             metrics: Metrics::default(),
+            confinement: confinement::Keys::default(),
         }
     }
 }

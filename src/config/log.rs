@@ -17,6 +17,12 @@ pub struct Log {
     pub max_files: u32,
 }
 
+impl Log {
+    pub fn to_standard_error() -> Self {
+        Self { file: None, max_size: 0, max_files: 1 }
+    }
+}
+
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Keys {

@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod audit;
 mod compare;
+mod confinement;
 mod export;
 mod fault;
 mod file;
@@ -27,6 +28,7 @@ use std::path::{Path, PathBuf};
 pub use api::{Api, Connections, Socket};
 pub use audit::Audit;
 pub use compare::{Compare, REFINE_BLOCKS, Refine, block_size};
+pub use confinement::ConfinementMode;
 pub use export::Export;
 pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
@@ -49,6 +51,8 @@ pub const DEFAULT_PATH: &str = "/etc/coriolis-ovm-exporter/config.toml";
 /// A valid config.
 #[derive(Debug)]
 pub struct Config {
+    /// Where it was read.
+    pub file: PathBuf,
     pub db_file: PathBuf,
     /// Whether a damaged database is set aside and rebuilt from the manifests.
     pub db_rebuild: bool,
@@ -65,6 +69,7 @@ pub struct Config {
     pub hooks: Hooks,
     pub access: AccessRules,
     pub metrics: MetricsRoute,
+    pub confinement: ConfinementMode,
 }
 
 /// Whether there is a route `GET /metrics`.
@@ -112,7 +117,8 @@ pub fn load_with_faults(path: &Path) -> Result<(Config, Vec<String>), ConfigErro
     let shown = path.display();
     let text = std::fs::read_to_string(path)
         .map_err(|error| ConfigError::new(format!("{shown}: {error}; name the file with --config")))?;
-    let (config, faults) = parse_with_faults(&text);
+    let (mut config, faults) = parse_with_faults(&text);
+    config.file = path.to_owned();
     Ok((config, faults.into_iter().map(|line| format!("{shown}: {line}")).collect()))
 }
 
@@ -132,6 +138,7 @@ pub fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
     let written_files = [("db_file", &*file.db_file), ("log_file", &*file.log_file)];
     let has_agent = !file.repositories.ovs_agent_db.is_empty();
     let config = Config {
+        file: PathBuf::new(),
         db_file: validator.path("db_file", &file.db_file),
         db_rebuild: file.db_rebuild,
         log: validator.log(&file.log, &file.log_file, &file.db_file),
@@ -151,6 +158,7 @@ pub fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
             file::Metrics { require_token: false, .. } => MetricsRoute::Open,
             file::Metrics { require_token: true, .. } => MetricsRoute::NeedsToken,
         },
+        confinement: validator.confinement(&file.confinement),
     };
     (config, validator.problems)
 }

@@ -22,6 +22,7 @@ pub struct ClientAuth {
 pub(super) struct Keys {
     pub(super) certificate: String,
     pub(super) key: String,
+    pub(super) allow_insecure_permissions: bool,
     ca_certificate: String,
     /// A mode or, as with the original exporter, whether it is "required".
     client_auth: toml::Value,
@@ -34,6 +35,7 @@ impl Default for Keys {
         Self {
             certificate: "/etc/coriolis-ovm-exporter/srv-pub.pem".to_owned(),
             key: "/etc/coriolis-ovm-exporter/srv-key.pem".to_owned(),
+            allow_insecure_permissions: false,
             ca_certificate: String::new(),
             client_auth: "off".into(),
             client_crl: "".into(),

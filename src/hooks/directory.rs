@@ -60,6 +60,17 @@ fn os(name: &CStr) -> OsString {
     OsStr::from_bytes(name.to_bytes()).to_owned()
 }
 
+/// The path of the program `name`, if it may be called.
+///
+/// # Errors
+/// Why not.
+pub fn callable(directory: &Path, name: &OsStr) -> Result<PathBuf, String> {
+    let found = programs(directory).map_err(|unusable| format!("{}: {unusable}", directory.display()))?;
+    let program = found.into_iter().find(|program| program.name == name);
+    let program = program.ok_or_else(|| format!("is no longer in {}", directory.display()))?;
+    program.problem.map_or(Ok(program.path), Err)
+}
+
 /// Whether a file with this name is run. Copies by editors and package managers (hook~, hook.bak, hook.rpmsave) would
 /// freeze twice; the rule of run-parts(8) excludes them all.
 fn is_hook_name(name: &[u8]) -> bool {

@@ -31,7 +31,7 @@ impl Operation {
 }
 
 /// Why a hook is called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum CallReason {
     Pre,
     PostSuccess,

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
 
 use super::pending::PendingPostHooks;
 use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
@@ -25,7 +26,7 @@ const SCANS: u32 = 3;
 const SCAN_PAUSE: Duration = Duration::from_millis(20);
 
 /// Which processes are killed.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(super) enum Selection {
     /// Those of one call.
     Call(String),

@@ -9,6 +9,7 @@ pub mod event;
 
 mod calls;
 mod isolated;
+pub mod launcher;
 mod leftover_processes;
 mod output;
 mod pending;
@@ -30,6 +31,7 @@ pub use calls::milliseconds;
 pub use directory::Program;
 pub use event::{Event, EventDisk, EventVm, Operation, SyncTarget};
 pub use isolated::run_isolated;
+pub use launcher::Launcher;
 pub use pending::{PendingHooks, PendingPostHooks};
 pub use post::PostResult;
 pub use pre::{PreResult, Refresh};
@@ -43,6 +45,7 @@ use event::CallReason;
 pub struct Hooks {
     config: config::Hooks,
     sync: Option<sync::Client>,
+    launcher: Launcher,
     /// The service is stopping.
     cancel_pre_hooks: CancellationToken,
 }
@@ -63,7 +66,13 @@ impl Hooks {
             }
             None => None,
         };
-        Ok(Self { config, sync, cancel_pre_hooks: CancellationToken::new() })
+        Ok(Self { config, sync, launcher: Launcher::InProcess, cancel_pre_hooks: CancellationToken::new() })
+    }
+
+    /// Lets `launcher` run the programs.
+    #[must_use]
+    pub fn with_launcher(self, launcher: Launcher) -> Self {
+        Self { launcher, ..self }
     }
 
     /// Where the sync server of `vm` is, if it has one. `labels` are searched for its tag; `address` is the guest's, if
@@ -118,6 +127,7 @@ impl Hooks {
 
 /// Calls a program. Also returns whether it printed `quiesced`.
 async fn call(
+    launcher: &Launcher,
     program: &Path,
     pending: &PendingPostHooks,
     reason: CallReason,
@@ -125,7 +135,7 @@ async fn call(
     cancel: &CancellationToken,
 ) -> (Call, bool) {
     let (id, started) = (calls::next_id(&pending.call_prefix), Instant::now());
-    let result = program::call(program, &pending.event, &id, reason, deadline, cancel).await;
+    let result = launcher.call(program, &pending.event, &id, reason, deadline, cancel).await;
     let name = program.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let run = calls::run(name, HookKind::Directory, reason.stage(), started);
     let quiesced = result.quiesced();

@@ -2,6 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// Bytes of one stream that are logged. The rest is discarded.
@@ -16,6 +17,28 @@ const LINE_LIMIT: usize = 64;
 /// One stream of a program. Clones share their content.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Output(Arc<Mutex<State>>);
+
+/// What a program has printed, to be passed to another process.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(super) struct Printed {
+    kept: Vec<u8>,
+    total: usize,
+    quiesced: bool,
+}
+
+impl Printed {
+    /// Of a program whose output is lost: it may have printed `quiesced`.
+    pub(super) fn lost() -> Self {
+        Self { quiesced: true, ..Self::default() }
+    }
+}
+
+impl From<Printed> for Output {
+    fn from(Printed { kept, total, quiesced }: Printed) -> Self {
+        // Nothing is read any more.
+        Self(Arc::new(Mutex::new(State { kept, total, line: Vec::new(), quiesced })))
+    }
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -35,6 +58,11 @@ impl Output {
         self.state().end_line();
     }
 
+    pub(super) fn printed(&self) -> Printed {
+        let state = self.state();
+        Printed { kept: state.kept.clone(), total: state.total, quiesced: state.quiesced }
+    }
+
     pub(super) fn says_quiesced(&self) -> bool {
         self.state().quiesced
     }
@@ -46,7 +74,7 @@ impl Output {
         for line in String::from_utf8_lossy(&state.kept).lines() {
             tracing::info!(hook, stage, stream, ?line, "output");
         }
-        let discarded = state.total - state.kept.len();
+        let discarded = state.total.saturating_sub(state.kept.len());
         if discarded > 0 {
             tracing::warn!(hook, stage, stream, bytes = discarded, "more output was discarded");
         }

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::calls::{Calls, FinishedCall, not_made};
 use super::event::{CallReason, Operation, SyncTarget};
-use super::leftover_processes::{self, Selection};
+use super::leftover_processes::Selection;
 use super::pending::{PendingHooks, PendingPostHooks};
 use super::pre::{CalledProgram, PreResult};
 use super::sync::Reached;
@@ -78,7 +78,7 @@ impl Hooks {
     /// Calls post hooks that have failed before, or that were pending when the service stopped. Leftover processes of
     /// failed or interrupted calls are killed first, because they might still freeze something.
     pub async fn call_pending(&self, pending: &PendingPostHooks) -> PostResult {
-        leftover_processes::kill_on_thread(Selection::unfinished(pending)).await;
+        self.launcher.kill_leftovers(Selection::unfinished(pending)).await;
         let mut calls = Calls { runs: Vec::new(), finished: pending.finished.clone() };
         let known = pending.hooks.clone().or_else(|| self.all_hooks(&pending.event));
         let mut to_call = known.clone().unwrap_or(PendingHooks { programs: Vec::new(), server: true });
@@ -125,7 +125,7 @@ impl Hooks {
                 Ok(path) => {
                     let (reason, never) = (CallReason::post(succeeded), CancellationToken::new());
                     let deadline = Instant::now() + self.config.timeout;
-                    call(&path, pending, reason, deadline, &never).await.0
+                    call(&self.launcher, &path, pending, reason, deadline, &never).await.0
                 }
                 Err(problem) => not_callable(&name.to_string_lossy(), HookKind::Directory, problem),
             };
@@ -151,10 +151,6 @@ impl Hooks {
         let Some(directory) = &self.config.directory else {
             return Err("hooks.directory is no longer set".to_owned());
         };
-        let found =
-            directory::programs(directory).map_err(|unusable| format!("{}: {unusable}", directory.display()))?;
-        let program = found.into_iter().find(|program| program.name == name);
-        let program = program.ok_or_else(|| format!("is no longer in {}", directory.display()))?;
-        program.problem.map_or(Ok(program.path), Err)
+        directory::callable(directory, name)
     }
 }

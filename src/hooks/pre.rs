@@ -150,7 +150,8 @@ impl Hooks {
                 continue;
             }
             result.since.get_or_insert_with(Instant::now);
-            let (call, quiesced) = call(&path, pending, CallReason::Pre, deadline, &self.cancel_pre_hooks).await;
+            let (call, quiesced) =
+                call(&self.launcher, &path, pending, CallReason::Pre, deadline, &self.cancel_pre_hooks).await;
             let run = call.run.clone();
             result.calls.push(event, call);
             result.quiesced |= quiesced && !run.has_failed();

@@ -22,7 +22,9 @@ use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 use crate::model::{HookOutcome, HookStage};
 
 /// The stream in which `quiesced` counts.
-const STDOUT: &str = "stdout";
+pub(super) const STDOUT: &str = "stdout";
+
+pub(super) const STDERR: &str = "stderr";
 
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(2);
@@ -46,6 +48,11 @@ pub(super) struct ProgramResult {
 }
 
 impl ProgramResult {
+    /// The result of a call that was not made.
+    pub(super) fn failed(detail: String) -> Self {
+        Self { outcome: HookOutcome::Failed, detail, output: Vec::new() }
+    }
+
     /// Whether it printed a line `quiesced`.
     pub(super) fn quiesced(&self) -> bool {
         self.output.iter().any(|(stream, output)| *stream == STDOUT && output.says_quiesced())
@@ -65,8 +72,7 @@ pub(super) async fn call(
     let mut child = match spawn(program, event, id, reason.stage()).await {
         Ok(child) => child,
         Err(error) => {
-            let detail = format!("cannot be started: {}", with_remedy(&error));
-            return ProgramResult { outcome: HookOutcome::Failed, detail, output: Vec::new() };
+            return ProgramResult::failed(format!("cannot be started: {}", with_remedy(&error)));
         }
     };
     let (out, err) = (Output::default(), Output::default());
@@ -92,7 +98,7 @@ pub(super) async fn call(
         }
     };
     let _ = timeout(OUTPUT_WAIT, async { while streams.join_next().await.is_some() {} }).await;
-    ProgramResult { outcome, detail, output: vec![(STDOUT, out), ("stderr", err)] }
+    ProgramResult { outcome, detail, output: vec![(STDOUT, out), (STDERR, err)] }
 }
 
 async fn spawn(program: &Path, event: &Event, id: &str, stage: HookStage) -> io::Result<Child> {

@@ -17,6 +17,7 @@ use tower::layer::layer_fn;
 
 use super::event::SyncTarget;
 use crate::config::{self, Trust, sync_url};
+use crate::dns::HostNames;
 use crate::model::{HookOutcome, VmId};
 use crate::tls;
 
@@ -86,12 +87,14 @@ pub(super) struct Client {
     timeout: Duration,
     tls: ClientConfig,
     bearer: SecretString,
+    names: HostNames,
 }
 
 impl Client {
     pub(super) fn new(config: &config::Sync) -> io::Result<Self> {
         let bearer = SecretString::from(STANDARD.encode(config.secret.expose_secret()));
-        let client = Self { timeout: config.timeout, tls: tls::client_config(&config.trust)?, bearer };
+        let (tls, names) = (tls::client_config(&config.trust)?, HostNames::read());
+        let client = Self { timeout: config.timeout, tls, bearer, names };
         client.http(&Reached::default()).map_err(|error| io::Error::other(tls::with_causes(&error)))?;
         Ok(client)
     }
@@ -101,6 +104,7 @@ impl Client {
         let reached = reached.clone();
         reqwest::Client::builder()
             .tls_backend_preconfigured(self.tls.clone())
+            .dns_resolver(self.names.resolver())
             .connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
             .connector_layer(layer_fn(move |connector| RecordingConnector { connector, reached: reached.clone() }))
             .timeout(self.timeout)

@@ -6,6 +6,7 @@ use super::*;
 use crate::model::HookOutcome;
 use tempfile::TempDir;
 
+mod launcher;
 mod rules;
 
 /// A directory of hooks, and files that they write.

@@ -211,6 +211,14 @@ fn create_folder(folder: &Path) -> Result<(), Problem> {
     }
 }
 
+/// Creates the folder of the default path, if only that is missing. Later the service may create nothing beside it.
+pub fn prepare(config: Option<&config::Socket>) {
+    if let Some(config) = config {
+        // [`open`] reports what is wrong.
+        let _ = create_folder(folder_of(&config.path));
+    }
+}
+
 fn writable(folder: &Path) -> Result<(), Problem> {
     access(folder, AccessFlags::W_OK | AccessFlags::X_OK).map_err(|errno| Problem::Folder(errno.into()))
 }

@@ -86,6 +86,15 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     if let Some(database) = &status.database {
         database_section(&mut page, database);
     }
+    let problems = status.confinement.iter().flat_map(|confinement| &confinement.problems);
+    let problems = problems.map(|problem| format!("confinement: {problem}"));
+    let warnings: Vec<String> = status.warnings.iter().flatten().cloned().chain(problems).collect();
+    if !warnings.is_empty() {
+        page += "\nwarnings\n";
+    }
+    for warning in warnings {
+        let _ = writeln!(page, "  {}", printable(&warning));
+    }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
     }

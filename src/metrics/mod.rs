@@ -34,6 +34,7 @@ pub struct Metrics {
     database_checked: Gauge,
     log_lines_dropped: Counter,
     audit_lines_dropped: Counter,
+    certificate_ends: Family<Labels<1>, Gauge>,
     log_ins_throttled: Family<Labels<1>, Counter>,
     renewable_log_ins: Gauge,
     revocations: Gauge,
@@ -76,6 +77,7 @@ impl Default for Metrics {
             database_checked: Gauge::default(),
             log_lines_dropped: Counter::default(),
             audit_lines_dropped: Counter::default(),
+            certificate_ends: Family::default(),
             log_ins_throttled: Family::default(),
             renewable_log_ins: Gauge::default(),
             revocations: Gauge::default(),
@@ -91,6 +93,7 @@ impl Default for Metrics {
             database_checked,
             log_lines_dropped,
             audit_lines_dropped,
+            certificate_ends,
             log_ins_throttled,
             renewable_log_ins,
             revocations,
@@ -108,6 +111,8 @@ impl Default for Metrics {
         registry.register("log_lines_dropped", "Log lines that could not be written", log_lines_dropped.clone());
         let help = "Audit lines that could not be written";
         registry.register("audit_lines_dropped", help, audit_lines_dropped.clone());
+        let help = "When a certificate ends, in seconds since 1970";
+        registry.register("certificate_expiry_timestamp_seconds", help, certificate_ends.clone());
         let help = "Log-ins answered with 429, by reason";
         registry.register("log_ins_throttled", help, log_ins_throttled.clone());
         registry.register("renewable_log_ins", "Log-ins that can be renewed", renewable_log_ins.clone());
@@ -138,6 +143,11 @@ impl Metrics {
 
     pub fn audit_lines_dropped(&self) -> Counter {
         self.audit_lines_dropped.clone()
+    }
+
+    /// The certificate of this key of the config ends at this time, in seconds since 1970.
+    pub fn certificate_ends(&self, key: &'static str, seconds: i64) {
+        self.certificate_ends.get_or_create(&[("key", key.to_owned())]).set(seconds);
     }
 
     /// Counts a snapshot for which the guest was frozen for `freeze` at most.
@@ -210,6 +220,7 @@ mod tests {
         metrics.request("GET", "/api/v1/vms/{vm}", 404);
         metrics.bytes_served().inc_by(1 << 40);
         metrics.log_lines_dropped().inc_by(3);
+        metrics.certificate_ends("api.tls.certificate", 1_800_000_000);
         metrics.snapshot_made(Duration::from_millis(70));
         metrics.snapshot_failed(None);
         metrics.database_checked(1_700_000_000, true);
@@ -222,6 +233,7 @@ mod tests {
             "ovm_exporter_http_requests_total{method=\"GET\",route=\"/api/v1/vms/{vm}\",status=\"404\"} 2",
             "ovm_exporter_served_bytes_total 1099511627776",
             "ovm_exporter_log_lines_dropped_total 3",
+            "ovm_exporter_certificate_expiry_timestamp_seconds{key=\"api.tls.certificate\"} 1800000000",
             "ovm_exporter_snapshots_total{outcome=\"made\"} 1",
             "ovm_exporter_snapshots_total{outcome=\"failed\"} 2",
             "ovm_exporter_freeze_seconds_bucket{le=\"0.05\"} 0",

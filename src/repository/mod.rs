@@ -180,7 +180,9 @@ impl Repository {
             }
             let above = root.resolved()?;
             let mut above = above.ancestors().skip(1);
-            Ok(above.find(|path| Folder::open(path).is_ok_and(|folder| is_one(&folder))).map(Path::to_owned))
+            // The service may look at the folders above, but need not be able to open them.
+            let is_above = |path: &&Path| CONTENT.iter().any(|name| folder::has_folder(path, name));
+            Ok(above.find(is_above).map(Path::to_owned))
         })
     }
 

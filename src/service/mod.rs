@@ -12,12 +12,13 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::App;
-use crate::app::audit;
+use crate::app::confinement::{self, Confinement};
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
+use crate::app::{App, Opened, audit};
 use crate::auth;
 use crate::config::{self, Api, Config, ConfigError, Fault};
+use crate::hooks::Launcher;
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
@@ -37,26 +38,40 @@ const RETAINED_HEAP: i32 = 2 << 20;
 ///
 /// # Errors
 /// The service cannot start, or stops with pending post hooks. The text is for an operator.
-pub fn run(config: (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+pub fn run(
+    config: (&Path, &Config),
+    metrics: Metrics,
+    opened: Opened,
+    confined: (Arc<Confinement>, Launcher),
+    reopen_log: impl Fn(),
+) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let outcome = runtime.block_on(serve(config, metrics, reopen_log));
+    let outcome = runtime.block_on(serve(config, metrics, opened, confined, reopen_log));
     // A hung file system must not keep the process alive. The next start undoes unfinished work.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
 }
 
-async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: impl Fn()) -> anyhow::Result<()> {
+async fn serve(
+    (path, config): (&Path, &Config),
+    metrics: Metrics,
+    opened: Opened,
+    (confinement, launcher): (Arc<Confinement>, Launcher),
+    reopen_log: impl Fn(),
+) -> anyhow::Result<()> {
     let tls = tls::server_tls(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
     let (tls, current_tls) = watch::channel(Arc::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
-    let app = App::start(config, metrics).await?;
-    loaded(&app, &current_tls.borrow());
+    let app = App::start(config, metrics, opened, (Arc::clone(&confinement), launcher.clone())).await?;
+    loaded(&app, &config.api, &current_tls.borrow());
     // A client that reaches the port can use the socket, and the process can be stopped gracefully.
     let signals = Signals::new()?;
     let operators = operator_socket::open(config.api.socket.as_ref())?;
     let tcp = server::listen(address).map_err(|error| start_faults::listening(&config.api, &error))?;
+    // The last step that needs other calls is done, and no client is served yet.
+    confinement.restrict_calls();
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
@@ -73,10 +88,14 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         reload_config(path, &app);
         notify::ready();
     };
-    tokio::select! {
-        () = signals.until_stopped(on_hang_up) => {}
-        () = app.operator.database.restart_needed() => {}
-    }
+    let has_lost_launcher = tokio::select! {
+        () = signals.until_stopped(on_hang_up) => false,
+        () = app.operator.database.restart_needed() => false,
+        () = launcher.ended() => {
+            tracing::error!("the hook launcher has ended, so no hook can be called: stopping, for a new start");
+            true
+        }
+    };
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
     notify::stopping();
@@ -117,6 +136,7 @@ async fn serve((path, config): (&Path, &Config), metrics: Metrics, reopen_log: i
         }
         Err(error) => anyhow::bail!("stopped, and it is unknown whether post hooks are pending: {error}"),
     }
+    anyhow::ensure!(!has_lost_launcher, "stopped, because the hook launcher had ended");
     Ok(())
 }
 
@@ -151,7 +171,7 @@ impl Signals {
 fn reload_certificate(api: &Api, tls: &watch::Sender<Arc<ServerTls>>, app: &App) {
     match tls::server_tls(api) {
         Ok(found) => {
-            loaded(app, &found);
+            loaded(app, api, &found);
             tls.send_replace(Arc::new(found));
             tracing::info!("certificate reloaded");
         }
@@ -163,7 +183,7 @@ fn reload_certificate(api: &Api, tls: &watch::Sender<Arc<ServerTls>>, app: &App)
 }
 
 /// Passes on which certificates of clients are accepted from now on.
-fn loaded(app: &App, tls: &ServerTls) {
+fn loaded(app: &App, api: &Api, tls: &ServerTls) {
     let end = tls.clients.as_ref().and_then(|clients| clients.revocations_end());
     if end.is_some_and(|end| end <= SystemTime::now()) {
         tracing::error!(
@@ -172,6 +192,7 @@ fn loaded(app: &App, tls: &ServerTls) {
         );
     }
     app.operator.ops.tls.set_loaded(end);
+    app.operator.warnings.loaded(api);
     app.sessions.set_clients(tls.clients.clone());
 }
 
@@ -181,6 +202,9 @@ fn reload_config(path: &Path, app: &App) {
     match config::load(path) {
         Ok(config) => {
             reload_key(&config, app);
+            for problem in confinement::out_of_reach(&config) {
+                tracing::error!(problem, "restart the service, so that it uses the changed config");
+            }
             if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
                 tracing::warn!(key, remedy, "{found}");
             }
@@ -193,14 +217,20 @@ fn reload_config(path: &Path, app: &App) {
     }
 }
 
-/// Loads a changed signing key.
+/// Loads a changed signing key. The confined service cannot create one.
 fn reload_key(config: &Config, app: &App) {
     let overlap = config.jwt.secret_overlap;
-    match auth::key::find_or_make(config) {
-        Ok(key) if app.sessions.set_key(&key, overlap) => {
-            tracing::warn!(overlap_seconds = overlap.as_secs(), "the signing key was replaced");
+    match auth::key::find(config) {
+        Ok(Some(key)) => {
+            if app.sessions.set_key(&key, overlap) {
+                tracing::warn!(overlap_seconds = overlap.as_secs(), "the signing key was replaced");
+            }
         }
-        Ok(_) => {}
+        Ok(None) => {
+            let path = auth::key::path(&config.db_file);
+            tracing::error!(path = %path.display(), "the file with the signing key is gone; keeping the current key. Write \
+                another one with mode 0600 and reload the service, or restart it: then it creates one");
+        }
         Err(error) => tracing::error!(%error, "cannot reload the signing key; keeping the current one"),
     }
 }

@@ -3,18 +3,24 @@
 //! A write transaction that writes nothing keeps others from writing while the file is copied. All else is done with the
 //! copy, when writes go on.
 
-use std::fs::File;
+use std::fs::{DirBuilder, File};
 use std::io::{self, Seek};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 
 use redb::{Database, ReadableDatabase};
 
 use super::contents::{self, Contents, Unreadable};
 use super::database::{Handle, builder, catching_damage, drop_cached, file_id, folder_of};
+use super::rebuild::suffixed;
 use super::{StoreError, Trouble};
 use crate::sys::fsinfo;
 
 /// Free bytes beside the database that a copy leaves for the database itself.
 const RESERVE: u64 = 16 << 20;
+
+/// For the folder of copies.
+const FOLDER_MODE: u32 = 0o700;
 
 impl Handle {
     /// See [`super::Store::verify`].
@@ -62,7 +68,8 @@ impl Handle {
             return Err(StoreError::NoRoom { needed, free });
         }
         drop_cached(&file)?;
-        let copied = tempfile::tempfile_in(folder_of(&self.path)).and_then(|mut copy| {
+        make_copies_folder(&self.path)?;
+        let copied = tempfile::tempfile_in(copies_folder(&self.path)).and_then(|mut copy| {
             io::copy(&mut file, &mut copy)?;
             Ok(copy)
         });
@@ -123,12 +130,27 @@ impl super::Store {
     }
 }
 
+/// The folder for copies of the database at `path`. The confined service may create no other file beside it.
+pub fn copies_folder(path: &Path) -> PathBuf {
+    suffixed(path, ".copies")
+}
+
+/// Creates the folder for copies of the database at `path`, if it does not exist.
+///
+/// # Errors
+/// The errno of mkdir(2).
+pub fn make_copies_folder(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(FOLDER_MODE).create(copies_folder(path)) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::fs;
     use std::io::Read;
     use std::os::unix::fs::FileExt;
-    use std::path::Path;
 
     use super::super::tests::{begin, snapshot};
     use super::super::{CommitOptions, DatabaseState, SNAPSHOTS, Store, inspect};
@@ -187,7 +209,7 @@ mod tests {
         let store = store(&path);
         let mut bytes = Vec::new();
         store.copy().unwrap().0.read_to_end(&mut bytes).unwrap();
-        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "a file is left beside the database");
+        assert_eq!(fs::read_dir(copies_folder(&path)).unwrap().count(), 0, "a file is left");
         let copied = dir.path().join("copy");
         fs::write(&copied, bytes).unwrap();
         assert_eq!(inspect(&copied).unwrap(), good());

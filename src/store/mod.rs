@@ -32,6 +32,7 @@ use crate::model::{
 
 pub use contents::Unreadable;
 pub use error::{StoreError, Trouble};
+pub use frozen::{copies_folder, make_copies_folder};
 pub use inspect::{DatabaseState, inspect};
 pub use pending_hooks::PendingHookTable;
 pub use proof::Proofs;

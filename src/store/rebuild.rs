@@ -82,7 +82,7 @@ fn link_aside(path: &Path, now: Timestamp) -> Result<PathBuf, StoreError> {
 }
 
 /// `path` with `suffix` after the name of the file.
-fn suffixed(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn suffixed(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()

@@ -317,6 +317,11 @@ pub fn resolve(path: &Path) -> io::Result<PathBuf> {
     path.canonicalize()
 }
 
+/// Whether the directory at `path` has a directory `name`. None of them is opened.
+pub fn has_folder(path: &Path, name: &str) -> bool {
+    path.join(name).symlink_metadata().is_ok_and(|found| found.is_dir())
+}
+
 /// Refuses a name that is not exactly one component.
 fn plain(name: &OsStr) -> io::Result<&OsStr> {
     let mut components = Path::new(name).components();

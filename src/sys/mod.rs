@@ -1,7 +1,10 @@
 //! System calls, one subject a file. Errors keep their errno. Nothing here imports other modules of the program, and
 //! all `unsafe` code is here.
 
+pub mod call_filter;
+pub mod capabilities;
 pub mod fiemap;
+pub mod file_access;
 pub mod folder;
 pub mod fsinfo;
 pub mod heap;
@@ -9,6 +12,7 @@ pub mod host;
 pub mod io_priority;
 pub mod mounts;
 pub mod page_cache;
+pub mod passing;
 pub mod reflink;
 pub mod socket;
 pub mod sparse;

@@ -16,6 +16,18 @@ pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'stati
     }
 }
 
+/// When the first certificate in a PEM file begins and ends to be valid, in seconds since 1970.
+///
+/// # Errors
+/// The file has no certificate that can be read.
+pub fn validity(path: &Path) -> Result<(i64, i64), String> {
+    let certificates = read_certificates(path)?;
+    let first = certificates.first().ok_or("holds no certificate in PEM")?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(first).map_err(|error| error.to_string())?;
+    let validity = certificate.validity();
+    Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
 /// The first byte of DER: a sequence.
 const SEQUENCE: u8 = 0x30;
 

@@ -11,6 +11,7 @@ use rustls::pki_types::pem::{self, PemObject};
 use rustls::server::NoServerSessionStorage;
 
 use super::clients::AcceptedClients;
+use super::key_file;
 use super::pem::read_certificates;
 use crate::config::Api;
 
@@ -36,7 +37,12 @@ pub fn server_tls(api: &Api) -> io::Result<ServerTls> {
     };
     let chain =
         read_certificates(&api.certificate).map_err(|error| problem("certificate", &api.certificate, &error))?;
-    let key = PrivateKeyDer::from_pem_file(&api.key).map_err(|error| match error {
+    let (file, insecurity) = key_file::open(&api.key).map_err(|error| problem("key", &api.key, &error))?;
+    if let Some(insecurity) = insecurity.filter(|_| !api.allow_insecure_key) {
+        let found = format!("api.tls.key: {} {insecurity}", api.key.display());
+        return Err(io::Error::other(format!("{found}, or set api.tls.allow_insecure_permissions = true")));
+    }
+    let key = PrivateKeyDer::from_pem_reader(file).map_err(|error| match error {
         pem::Error::NoItemsFound => problem("key", &api.key, &"holds no private key in PEM, or an encrypted one"),
         error => problem("key", &api.key, &error),
     })?;

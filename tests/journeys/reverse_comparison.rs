@@ -5,7 +5,9 @@ use std::fs::{self, File};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, MB, SNAPSHOTS, VM, World, chunks, data, define_vm, make_disk, text, write_at, zero};
+use crate::harness::{
+    Client, MB, SNAPSHOTS, VM, World, chunks, data, define_vm, eventually, make_disk, text, write_at, zero,
+};
 use crate::needs_root;
 
 /// The document of `newer`, compared to `older`, on the way back.
@@ -52,8 +54,8 @@ fn the_way_back_restores_the_older_content_and_size() {
         let page = format!("{SNAPSHOTS}/{newer}/disks/a.img/chunks?compareTo={older}&reverse=true");
         let page = client.get(&page).ok();
         assert_eq!((&page["size"], &page["reverse"], &page["chunks"]), (&json!(4 * MB), &json!(true), &back["chunks"]));
-        let lines = fs::read_to_string(audit.path()).unwrap();
-        assert!(lines.contains(&format!("{newer} back to {older}")), "{lines}");
+        let line = format!("{newer} back to {older}");
+        eventually("the audit has the direction", || fs::read_to_string(audit.path()).unwrap().contains(&line));
     }
     assert_eq!(client.take_snapshot()["reverse"], Value::Null, "the member is only on the way back");
 }

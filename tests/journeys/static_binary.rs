@@ -49,7 +49,7 @@ fn release_is_static_and_stripped() {
 }
 
 /// Builds the launcher that disables system calls newer than Linux 4.1.
-fn old_kernel() -> (TempDir, PathBuf) {
+pub fn old_kernel() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/journeys/old_kernel.c");
     let launcher = dir.path().join("old_kernel");

@@ -120,7 +120,7 @@ fn nothing_is_removed_while_another_service_holds_the_vm_lock() {
     world.define_vm(&[("a.img", 1 << 20)]);
     let client = world.client();
     let id = client.take_snapshot_id();
-    hooks.put("die", "[ $2 = pre ] || kill -9 $PPID");
+    hooks.put("die", "[ $2 = pre ] || kill_service");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
     world.exporter.settings().sections = String::new();
     let files = world.snapshot_files();
@@ -143,7 +143,7 @@ fn pending_thaw_waits_for_the_snapshot_of_another_service() {
     let (first, other) = (world.client(), Client::logged_in(&second, &world.certificates));
     // The first service dies after the freeze. The second service snapshots the VM while the first restarts.
     let log = "echo $EXPORTER_SNAPSHOT $2 >> $OUT/calls";
-    hooks.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill -9 $PPID"));
+    hooks.put("freeze", &format!("{log}; [ $2 = post ] || [ -e $OUT/second ] || kill_service"));
     assert!(first.try_send(first.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
     fs::write(hooks.at("second"), "").unwrap();
     hooks.put(

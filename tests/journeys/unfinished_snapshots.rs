@@ -19,7 +19,7 @@ fn unfinished_snapshot_is_never_adopted() {
     let client = world.lasting_client();
     let [finished, marked] = std::array::from_fn(|_| client.take_snapshot_id());
     // The service dies after the clones and before the manifest.
-    hooks.put("die", "[ $2 = pre ] || kill -9 $PPID");
+    hooks.put("die", "[ $2 = pre ] || kill_service");
     assert!(client.try_send(client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}"))).is_err());
     let mut folders = snapshot_folders(&world.repository).into_iter();
     let unfinished = folders.find(|path| !path.ends_with(&finished) && !path.ends_with(&marked));

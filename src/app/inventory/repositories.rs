@@ -5,6 +5,7 @@ use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::app::confinement;
 use crate::app::file_cache::FileCache;
 use crate::config::{self, Fault};
 use crate::inventory::ovs_agent::{self, RepositoryEntry};
@@ -62,6 +63,18 @@ impl RepositorySet {
         self.with_mounts().filter_map(|(known, mounted)| Some((known.repository.as_ref().ok()?, mounted.err()?)))
     }
 
+    /// Logs why repositories are unusable that were not so in `last`.
+    fn log_new_problems(&self, last: &Self) {
+        for known in &self.known {
+            let Err(problem) = &known.repository else { continue };
+            let is_old =
+                |old: &RepositoryState| old.name == known.name && old.repository.as_ref().err() == Some(problem);
+            if !last.known.iter().any(is_old) {
+                tracing::warn!(repository = known.name, problem, "unusable repository");
+            }
+        }
+    }
+
     fn get(&self, id: &RepositoryId) -> Option<&Repository> {
         self.usable().find(|repository| repository.id() == id)
     }
@@ -109,6 +122,22 @@ impl Repositories {
         Ok(repositories)
     }
 
+    /// Checks that no folder in the config is one inside a repository.
+    ///
+    /// # Errors
+    /// If one is. The error is written for operators.
+    pub(crate) fn without_folders(self) -> anyhow::Result<Self> {
+        for one in &self.named {
+            // Only if the name gives a reason: this check takes long if the repository hangs.
+            if one.is_named_as_content()
+                && let Ok(Some(real)) = one.enclosing_repository()
+            {
+                return Err(below_a_repository(one, &real).into());
+            }
+        }
+        Ok(self)
+    }
+
     /// The repository `id`, if it exists and is usable.
     pub(crate) fn get(&self, id: &RepositoryId) -> Option<Repository> {
         self.found().get(id).cloned()
@@ -120,7 +149,13 @@ impl Repositories {
         self.read.get(&folder.join(ovs_agent::REPOSITORIES), |last| {
             // With a known list, do not wait for a missing file.
             let found = match ovs_agent::repositories(folder, last.is_none()) {
-                Ok(entries) => merge(&self.named, entries),
+                Ok(entries) => {
+                    let found = merge(&self.named, entries);
+                    if let Some(last) = &last {
+                        found.log_new_problems(last);
+                    }
+                    found
+                }
                 Err(error) => {
                     let (problem, last) = (error.to_string(), last.unwrap_or_default());
                     if last.problem.as_ref() != Some(&problem) {
@@ -179,7 +214,7 @@ fn refuse_nested(known: &mut [RepositoryState]) {
     }
 }
 
-/// Checks that the folders in the config are not inside a repository, and contain none.
+/// Checks that the folders in the config are not below another repository, and contain none.
 ///
 /// # Errors
 /// If one is. The error is written for operators.
@@ -203,12 +238,6 @@ fn refuse_inner(named: &[Repository], found: &RepositorySet) -> anyhow::Result<(
                 }
             }
         }
-        // Only if the name gives a reason: this check takes long if the repository hangs.
-        if one.is_named_as_content()
-            && let Ok(Some(real)) = one.enclosing_repository()
-        {
-            return Err(below_a_repository(one, &real).into());
-        }
     }
     Ok(())
 }
@@ -227,6 +256,12 @@ fn usable(entry: &RepositoryEntry) -> Result<Repository, String> {
     let id = entry.id.parse().map_err(|error| format!("{error}"))?;
     let mount_point = entry.mount_point.as_ref().filter(|path| path.is_absolute() && path.parent().is_some());
     let mount_point = mount_point.ok_or("ovs-agent's database has no mount point for it")?;
+    if !confinement::reaches_repository(mount_point) {
+        return Err(format!(
+            "{} is in a folder that the service could not know when it started and confined itself; restart the service",
+            mount_point.display()
+        ));
+    }
     Ok(Repository::new(id, mount_point.clone()))
 }
 
@@ -284,7 +319,8 @@ mod tests {
         let refused = |paths: &[&str]| {
             let paths = paths.iter().map(|path| (path.replace('/', "-"), at(path))).collect();
             let config = config::Repositories { paths, agent_db: None };
-            Repositories::new(&config).err().map(|error| error.to_string())
+            let found = Repositories::new(&config).and_then(Repositories::without_folders);
+            found.err().map(|error| error.to_string())
         };
         for good in [&["a", "ab", "b"] as &[&str], &["a", "other-a"], &["missing", "b/inner"]] {
             assert_eq!(refused(good), None, "{good:?}");

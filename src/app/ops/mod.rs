@@ -6,6 +6,8 @@ mod limits;
 mod service;
 pub(crate) mod start_faults;
 mod tls_state;
+pub(crate) mod warnings;
 
 pub(crate) use audit_head::log_audit_head;
 pub use service::{Ops, StatusQuery};
+pub use warnings::Warnings;

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::exclusive_usage::ExclusiveUsage;
 use super::tls_state::TlsState;
+use super::warnings::Warnings;
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, AdmissionQueue, Entry, Export, ExportDetails, Queued};
 use crate::app::audit::{self, Head};
+use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
@@ -43,6 +45,8 @@ pub struct Ops {
     sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     pub tls: TlsState,
+    confinement: Arc<Confinement>,
+    warnings: Arc<Warnings>,
     store: Store,
     tasks: Tasks,
 }
@@ -59,6 +63,7 @@ impl Ops {
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
         (database, sessions): (Arc<Database>, Arc<Sessions>),
+        (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -71,11 +76,25 @@ impl Ops {
             tasks: tasks.clone(),
         };
         let (usage, tls) = (Arc::new(usage), TlsState::default());
-        Self { inventory, admission, hooks, recovery, reconciler, database, sessions, usage, tls, store, tasks }
+        Self {
+            inventory,
+            admission,
+            hooks,
+            recovery,
+            reconciler,
+            database,
+            sessions,
+            usage,
+            tls,
+            confinement,
+            warnings,
+            store,
+            tasks,
+        }
     }
 
-    /// The current status, as far as it concerns VMs that the user may see. Log-ins and cost requests concern no VM; only
-    /// administrators see them.
+    /// The current status, as far as it concerns VMs that the user may see. Log-ins, cost requests and
+    /// warnings concern no VM; only administrators see them.
     ///
     /// # Errors
     /// [`Error::Store`]; with costs also [`Error::Forbidden`], [`Error::Refused`], [`Error::NotFound`].
@@ -130,6 +149,8 @@ impl Ops {
             owed_hooks,
             sessions,
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
+            confinement: sees_all.then(|| self.confinement.describe()),
+            warnings: sees_all.then(|| self.warnings.list()),
             snapshots,
         })
     }

@@ -8,22 +8,19 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use nix::unistd::{AccessFlags, access};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
 
 use super::findings::{Finding, Findings};
+use crate::api;
+use crate::app::confinement;
 use crate::app::inventory::{Repositories, below_a_repository};
-use crate::app::ops::start_faults;
+use crate::app::ops::{start_faults, warnings};
 use crate::app::session::ManagerAddress;
 use crate::auth::{self, Authenticator};
-use crate::config::{self, Api, Config, Fault};
+use crate::config::{self, Api, Config, ConfinementMode, Fault};
 use crate::http::operator_socket::{self, State};
 use crate::repository::{CloneSupport, Repository, Unclonable};
 use crate::store::{self, DatabaseState, StoreError};
 use crate::tls;
-
-/// Certificates that expire in fewer days get a warning.
-const RENEWAL_DAYS: i64 = 30;
 
 /// Checks the config at `path` and everything that it names.
 pub async fn check_config(path: &Path) -> Vec<Finding> {
@@ -58,6 +55,7 @@ pub async fn check_config(path: &Path) -> Vec<Finding> {
     findings.manager(&config).await;
     findings.repositories(&config);
     findings.hooks(&config.hooks);
+    findings.confinement(&config);
     findings.into_vec()
 }
 
@@ -102,7 +100,7 @@ impl Findings {
                 return self.fault(Fault::from_line("api.tls", &error.to_string(), remedy));
             }
         };
-        self.secret_file("api.tls.key", &api.key, "the service's private key");
+        self.key_file(api);
         self.validity("api.tls.certificate", &api.certificate);
         if let Some(clients) = &api.client_auth {
             self.validity("api.tls.ca_certificate", &clients.authorities);
@@ -124,6 +122,36 @@ impl Findings {
         }
     }
 
+    /// Checks the owner and the mode of the private key. The service refuses an insecure one, unless the config allows it.
+    fn key_file(&mut self, api: &Api) {
+        let (what, shown) = ("api.tls.key", api.key.display());
+        match fs::metadata(&api.key).map(|found| tls::insecurity(found.uid(), found.mode(), &api.key)) {
+            Ok(Some(problem)) => {
+                let (problem, remedy) = problem.split_once("; ").unwrap_or((&problem, ""));
+                self.doubtful(what, format!("{shown} {problem}"), remedy);
+            }
+            Ok(None) => self.good(what, shown),
+            Err(error) => self.bad(what, format!("{shown}: {error}"), "name an existing file"),
+        }
+    }
+
+    /// Checks what the service would give up when it starts.
+    fn confinement(&mut self, config: &Config) {
+        let what = "confinement";
+        if config.confinement == ConfinementMode::Off {
+            let remedy = "set it to auto, unless a host's hook or file system needs it off";
+            return self.doubtful("confinement.mode", "off: an attacker in the service can do what root can", remedy);
+        }
+        let api::Confinement { capabilities, files, system_calls, problems } = confinement::preview(config);
+        let parts = [(capabilities, "capabilities"), (files, "files"), (system_calls, "system calls")];
+        let named: Vec<&str> =
+            parts.iter().filter(|(is_restricted, _)| *is_restricted).map(|(_, name)| *name).collect();
+        self.good(what, format!("the service restricts its {}", named.join(", ")));
+        for problem in problems {
+            self.doubtful(what, problem, "docs/operations.md#confinement says what to do");
+        }
+    }
+
     /// Checks the validity period of a certificate.
     fn validity(&mut self, what: &str, path: &Path) {
         let (shown, renew) = (path.display(), "renew it; SIGHUP makes the service load the new one");
@@ -134,13 +162,12 @@ impl Findings {
             Ok((_, end)) => end,
             Err(error) => return self.bad(what, format!("{shown}: {error}"), "name a certificate in PEM format"),
         };
-        let days = end.duration_since(jiff::Timestamp::now()).as_hours() / 24;
-        if end <= jiff::Timestamp::now() {
-            self.bad(what, format!("{shown} expired at {end}"), renew);
-        } else if days < RENEWAL_DAYS {
-            self.doubtful(what, format!("{shown} expires in {days} days, at {end}"), renew);
-        } else {
-            self.good(what, format!("{shown}, valid until {end}"));
+        match warnings::remaining_days(end) {
+            None => self.bad(what, format!("{shown} expired at {end}"), renew),
+            Some(days) if days < warnings::RENEWAL_DAYS => {
+                self.doubtful(what, format!("{shown} expires in {days} days, at {end}"), renew);
+            }
+            Some(_) => self.good(what, format!("{shown}, valid until {end}")),
         }
     }
 
@@ -257,7 +284,7 @@ impl Findings {
     }
 
     fn repositories(&mut self, config: &Config) {
-        let repositories = match Repositories::new(&config.repositories) {
+        let repositories = match Repositories::new(&config.repositories).and_then(Repositories::without_folders) {
             Ok(repositories) => repositories,
             Err(error) => {
                 let line = format!("{error:#}");
@@ -329,9 +356,7 @@ impl Findings {
 
 /// The validity period of the first certificate in a PEM file.
 fn validity_of_certificate(path: &Path) -> Result<(jiff::Timestamp, jiff::Timestamp), String> {
-    let der = CertificateDer::from_pem_file(path).map_err(|error| error.to_string())?;
-    let (_, certificate) = x509_parser::parse_x509_certificate(&der).map_err(|error| error.to_string())?;
-    let validity = certificate.validity();
-    let time = |seconds: i64| jiff::Timestamp::from_second(seconds).map_err(|error| error.to_string());
-    Ok((time(validity.not_before.timestamp())?, time(validity.not_after.timestamp())?))
+    let (start, end) = tls::validity(path)?;
+    let time = |seconds| jiff::Timestamp::from_second(seconds).map_err(|error| error.to_string());
+    Ok((time(start)?, time(end)?))
 }

@@ -99,6 +99,10 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
         lines.add("");
         lines.add(format_args!("audit: newest line {}:{}", audit.seq, audit.hash));
     }
+    let warnings = warnings(status);
+    if !warnings.is_empty() {
+        section(&mut lines, "warnings", &warnings, width);
+    }
     if !status.leftovers.is_empty() {
         let heading = "leftovers: deleted or unfinished snapshots whose files could not be removed yet";
         section(&mut lines, heading, &leftovers(&status.leftovers, names), width);
@@ -108,6 +112,17 @@ pub fn page(status: &ServiceStatus, names: &Names, ascii: bool, width: Option<us
         section(&mut lines, heading, &owed_hooks(&status.owed_hooks, names), width);
     }
     lines
+}
+
+fn warnings(status: &ServiceStatus) -> Table {
+    let mut table = Table::new(&[("ABOUT", Align::Left), ("WARNING", Align::Text)]);
+    for problem in status.confinement.iter().flat_map(|confinement| &confinement.problems) {
+        table.row(vec!["confinement".to_owned(), problem.clone()]);
+    }
+    for warning in status.warnings.iter().flatten() {
+        table.row(vec!["files".to_owned(), warning.clone()]);
+    }
+    table
 }
 
 fn section(lines: &mut Lines, heading: &str, table: &Table, width: Option<usize>) {

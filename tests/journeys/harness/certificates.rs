@@ -1,6 +1,9 @@
 //! A certificate authority and the certificates that it signs.
 
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
@@ -67,7 +70,22 @@ impl Certificates {
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth];
         let certificate = params.signed_by(&key, &self.authority).unwrap();
         std::fs::write(self.path(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(self.path(format!("{name}.key")), key.serialize_pem()).unwrap();
+        self.write_key(name, &key);
+    }
+
+    /// The service refuses a key that others may read.
+    fn write_key(&self, name: &str, key: &KeyPair) {
+        let path = self.path(format!("{name}.key"));
+        std::fs::write(&path, key.serialize_pem()).unwrap();
+        std::fs::set_permissions(path, Permissions::from_mode(0o600)).unwrap();
+    }
+
+    /// Issues a certificate that expires `days` from now.
+    pub fn issue_for_days(&self, name: &str, days: u64) {
+        let mut params = CertificateParams::new(["localhost".to_owned(), "127.0.0.1".to_owned()]).unwrap();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+        params.not_after = date_time_ymd(1970, 1, 1) + now + Duration::from_secs(days * 86_400);
+        self.issue_with(name, Ok(params));
     }
 
     /// Writes a self-signed certificate that is marked as a CA, as managers use it.
@@ -77,6 +95,6 @@ impl Certificates {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let certificate = params.self_signed(&key).unwrap();
         std::fs::write(self.path(format!("{name}.pem")), certificate.pem()).unwrap();
-        std::fs::write(self.path(format!("{name}.key")), key.serialize_pem()).unwrap();
+        self.write_key(name, &key);
     }
 }

@@ -34,6 +34,7 @@ impl Clock {
 
     /// Preloads the shim into the service that these settings start.
     pub fn load_into(&self, settings: &mut Settings) {
+        settings.confined = false;
         for (name, file) in [("LD_PRELOAD", "clock_shim.so"), ("CLOCK_FILE", "clock")] {
             settings.environment.push((name.to_owned(), self.dir.path().join(file).display().to_string()));
         }

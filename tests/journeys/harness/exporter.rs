@@ -49,6 +49,8 @@ pub struct Settings {
     pub policy: String,
     /// Sections after all others.
     pub sections: String,
+    /// `confinement.mode`. Off for libraries that are preloaded into the service and read files of their own.
+    pub confined: bool,
     pub binary: PathBuf,
     /// A program and arguments that execute the binary; may be empty.
     pub launcher: Vec<String>,
@@ -73,6 +75,7 @@ impl Settings {
             api: String::new(),
             tls: String::new(),
             sections: String::new(),
+            confined: true,
             top: String::new(),
             policy: String::new(),
             binary: env!("CARGO_BIN_EXE_coriolis-ovm-exporter").into(),
@@ -92,6 +95,9 @@ impl Settings {
         write!(text, "[manager]\n{}\n[repositories]\npaths = {:?}\n", self.manager, self.paths).unwrap();
         writeln!(text, "ovs_agent_db = {:?}", self.agent_db.clone().unwrap_or_default()).unwrap();
         writeln!(text, "[policy]\n{}", self.policy).unwrap();
+        if !self.confined {
+            text += "[confinement]\nmode = \"off\"\n";
+        }
         text += &self.sections;
         text
     }
@@ -263,7 +269,12 @@ fn run_command(settings: &Settings, config: &Path, arguments: &[&str]) -> (Optio
 
 fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {
     let config = dir.join("config.toml");
+    let is_new = !config.exists();
     std::fs::write(&config, settings.text(dir, port)).unwrap();
+    if is_new {
+        // It has secrets. A test may change the mode afterwards.
+        std::fs::set_permissions(&config, Permissions::from_mode(0o600)).unwrap();
+    }
     let log = File::options().create(true).append(true).open(dir.join("log")).unwrap();
     let mut words = settings.launcher.iter().map(OsStr::new).chain([settings.binary.as_os_str()]);
     Command::new(words.next().unwrap())

@@ -9,6 +9,13 @@ use tempfile::TempDir;
 
 use super::{eventually, text};
 
+const KILL: &str = "\
+kill_service() {
+    service=$PPID
+    [ \"$(cat /proc/$PPID/comm)\" != hook-launcher ] || service=$(awk '/^PPid:/ { print $2 }' /proc/$PPID/status)
+    kill -9 \"$service\"
+}";
+
 pub struct HookDir {
     dir: TempDir,
 }
@@ -29,9 +36,10 @@ impl HookDir {
         format!("[hooks]\ndirectory = {:?}\n{lines}\n", self.directory())
     }
 
-    /// Installs a shell script, in which `$OUT` is the folder for output files.
+    /// Installs a shell script, in which `$OUT` is the folder for output files, and `kill_service` kills the service:
+    /// the parent, or the parent of the hook launcher.
     pub fn put(&self, name: &str, script: &str) {
-        self.put_program(name, &format!("#!/bin/sh\nOUT={}\n{script}\n", self.dir.path().display()));
+        self.put_program(name, &format!("#!/bin/sh\nOUT={}\n{KILL}\n{script}\n", self.dir.path().display()));
     }
 
     /// Installs an executable file with exactly this content.

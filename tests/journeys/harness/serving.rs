@@ -28,6 +28,7 @@ impl Serving {
             port: 0,
             certificate: certificates.path(format!("{name}.pem")),
             key: certificates.path(format!("{name}.key")),
+            allow_insecure_key: false,
             client_auth: None,
             connections: Default::default(),
             socket: None,

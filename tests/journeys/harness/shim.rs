@@ -39,6 +39,7 @@ impl Shim {
 
     /// Preloads the shim into the service that these settings start.
     pub fn load_into(&self, settings: &mut Settings) {
+        settings.confined = false;
         settings.environment.extend(self.environment());
     }
 

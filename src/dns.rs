@@ -1,0 +1,84 @@
+//! Looks up the names of the manager and of guests, as the host's `/etc/resolv.conf` and `/etc/hosts` say.
+//!
+//! The confined service cannot read a file that replaced one of these after the start. It then continues with the last
+//! content that it could read. The resolver of the crate reqwest would ask public name servers instead.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use hickory_resolver::config::{LookupIpStrategy, ResolverConfig, ResolverOpts};
+use hickory_resolver::net::NetError;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::system_conf::read_system_conf;
+use hickory_resolver::{Hosts, TokioResolver};
+use reqwest::dns::{Addrs, Name, Resolve, Resolving};
+
+/// What the host's files said when they were last read.
+#[derive(Clone, Default)]
+struct Files {
+    servers: Option<(ResolverConfig, ResolverOpts)>,
+    hosts: Arc<Hosts>,
+}
+
+/// The host's files. Clones share them.
+#[derive(Clone)]
+pub struct HostNames(Arc<Mutex<Files>>);
+
+impl HostNames {
+    /// Reads the host's files for the first time.
+    pub fn read() -> Self {
+        let names = Self(Arc::default());
+        // Without a name server, names of the file of hosts are still found.
+        let _ = names.current();
+        names
+    }
+
+    /// A resolver for one client. It connects to name servers in the runtime that uses it first.
+    pub fn resolver(&self) -> Resolver {
+        Resolver { names: self.clone(), built: Arc::default() }
+    }
+
+    fn current(&self) -> Result<TokioResolver, NetError> {
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Ok(hosts) = Hosts::from_system() {
+            files.hosts = Arc::new(hosts);
+        }
+        match read_system_conf() {
+            Ok(servers) => files.servers = Some(servers),
+            Err(error) if files.servers.is_none() => return Err(error),
+            Err(error) => tracing::debug!(%error, "cannot read the host's name servers again; using the known ones"),
+        }
+        let (servers, mut options) = files.servers.clone().unwrap_or_default();
+        options.ip_strategy = LookupIpStrategy::Ipv6AndIpv4;
+        let mut builder = TokioResolver::builder_with_config(servers, TokioRuntimeProvider::default());
+        *builder.options_mut() = options;
+        let mut resolver = builder.build()?;
+        resolver.set_hosts(Arc::clone(&files.hosts));
+        Ok(resolver)
+    }
+}
+
+/// Looks up names for one client.
+#[derive(Clone)]
+pub struct Resolver {
+    names: HostNames,
+    built: Arc<OnceLock<TokioResolver>>,
+}
+
+impl Resolve for Resolver {
+    fn resolve(&self, name: Name) -> Resolving {
+        let this = self.clone();
+        Box::pin(async move {
+            let resolver = match this.built.get() {
+                Some(resolver) => resolver.clone(),
+                None => {
+                    let resolver = this.names.current()?;
+                    this.built.get_or_init(|| resolver).clone()
+                }
+            };
+            let found = resolver.lookup_ip(name.as_str()).await?;
+            let addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, 0)).collect();
+            Ok(Box::new(addresses.into_iter()) as Addrs)
+        })
+    }
+}

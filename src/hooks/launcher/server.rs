@@ -1,0 +1,75 @@
+//! The launcher's side.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt;
+use tokio::net::UnixStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::frame::{self, CallRequest, Reply, Request};
+use crate::hooks::isolated::run_isolated;
+use crate::hooks::program::{self, ProgramResult};
+use crate::hooks::{directory, leftover_processes};
+use crate::sys::passing;
+
+/// Serves the `service` at the other end of this socket until it has ended. A program that runs then goes on: the next start of the service ends it.
+///
+/// # Errors
+/// It is no socket.
+pub fn serve(service: impl AsFd, directory: Option<PathBuf>) -> io::Result<()> {
+    // Otherwise it would have the name of the link that it was started by.
+    let _ = nix::sys::prctl::set_name(c"hook-launcher");
+    let directory: Option<Arc<Path>> = directory.map(Into::into);
+    while let Some(connection) = passing::receive(&service)? {
+        let directory = directory.clone();
+        // Each on its own thread: one that hangs in the kernel must not delay another.
+        if let Err(error) = run_isolated(async move {
+            if let Err(error) = answer(connection, directory.as_deref()).await {
+                tracing::warn!(%error, "hook launcher: the service's request was not answered");
+            }
+        }) {
+            // The service sees that its connection is closed.
+            tracing::error!(%error, "hook launcher: no thread for a request");
+        }
+    }
+    Ok(())
+}
+
+async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()> {
+    let connection = std::os::unix::net::UnixStream::from(connection);
+    connection.set_nonblocking(true)?;
+    let (mut receiving, mut sending) = UnixStream::from_std(connection)?.into_split();
+    let reply = match frame::receive(&mut receiving).await? {
+        Request::KillLeftovers(selection) => {
+            leftover_processes::kill_on_thread(selection).await;
+            Reply::Killed
+        }
+        Request::Call(request) => {
+            let cancel = CancellationToken::new();
+            let calling = call(directory, request, &cancel);
+            let cancelling = async {
+                if receiving.read_u8().await.is_ok() {
+                    cancel.cancel();
+                }
+                std::future::pending::<ProgramResult>().await
+            };
+            Reply::Ended(tokio::select! { result = calling => result, result = cancelling => result }.into())
+        }
+    };
+    frame::send(&mut sending, &reply).await
+}
+
+/// Runs a program of the directory, with the same checks as the service.
+async fn call(directory: Option<&Path>, request: CallRequest, cancel: &CancellationToken) -> ProgramResult {
+    let deadline = Instant::now() + request.remaining;
+    let CallRequest { name, event, id, reason, .. } = request;
+    let Some(directory) = directory else { return ProgramResult::failed("hooks.directory is not set".to_owned()) };
+    match directory::callable(directory, &name) {
+        Ok(path) => program::call(&path, &event, &id, reason, deadline, cancel).await,
+        Err(problem) => ProgramResult::failed(format!("cannot be started: {problem}")),
+    }
+}
