@@ -12,7 +12,7 @@ const LOCAL: &str = "unix:";
 /// The names of certificates start with this.
 const CERTIFICATE: &str = "cert:";
 
-/// Whether this is the name of a local user or of a certificate. Nobody who logs in may have such a name.
+/// Whether this is the name of a local user or of a certificate. The manager's users must not have such names.
 pub fn is_reserved_name(user: &str) -> bool {
     [LOCAL, CERTIFICATE].iter().any(|start| user.starts_with(start))
 }
