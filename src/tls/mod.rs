@@ -14,6 +14,6 @@ pub use client_certificate::ClientCertificate;
 pub use clients::AcceptedClients;
 pub use errors::{has_no_common_parameters, is_invalid_certificate, with_causes};
 pub use key_file::insecurity;
-pub use pem::validity;
+pub use pem::{server_name, validity};
 pub use server::{ServerTls, server_tls};
 pub use verifier::Untrusted;

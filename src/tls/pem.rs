@@ -1,10 +1,12 @@
 //! Certificates and revocation lists in files.
 
 use std::fs;
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
+use x509_parser::extensions::GeneralName;
 
 /// The certificates in a PEM file, at least one. An error does not repeat the path.
 pub(super) fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, String> {
@@ -26,6 +28,18 @@ pub fn validity(path: &Path) -> Result<(i64, i64), String> {
     let (_, certificate) = x509_parser::parse_x509_certificate(first).map_err(|error| error.to_string())?;
     let validity = certificate.validity();
     Ok((validity.not_before.timestamp(), validity.not_after.timestamp()))
+}
+
+/// The first name of a host in the first certificate in a PEM file, with which clients can verify it.
+pub fn server_name(path: &Path) -> Option<String> {
+    let certificates = read_certificates(path).ok()?;
+    let (_, certificate) = x509_parser::parse_x509_certificate(certificates.first()?).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::DNSName(name) if !name.contains('*') => Some((*name).to_owned()),
+        GeneralName::IPAddress(bytes) => <[u8; 4]>::try_from(*bytes).ok().map(|v4| Ipv4Addr::from(v4).to_string()),
+        _ => None,
+    })
 }
 
 /// The first byte of DER: a sequence.

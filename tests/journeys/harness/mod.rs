@@ -54,7 +54,7 @@ pub use random::Random;
 pub use serving::Serving;
 pub use shim::{Fault, Shim};
 pub use volume::{Device, Tmpfs, Volume, output, run};
-pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, perhaps_within};
+pub use wait::{eventually, eventually_ok, eventually_some, eventually_within, for_a_while, perhaps_within};
 pub use write_log::WriteLog;
 
 /// The VM that most tests use.

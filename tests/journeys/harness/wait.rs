@@ -26,6 +26,11 @@ pub fn perhaps_within(limit: Duration, mut condition: impl FnMut() -> bool) {
     }
 }
 
+/// Lets a fault last for this time. Only for tests that show nothing by the time that it takes.
+pub fn for_a_while(time: Duration) {
+    perhaps_within(time, || false);
+}
+
 /// Waits until `probe` returns a value; returns it.
 pub fn eventually_some<T>(what: &str, mut probe: impl FnMut() -> Option<T>) -> T {
     eventually_ok(what, || probe().ok_or("nothing"))

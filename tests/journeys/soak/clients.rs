@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use nix::fcntl::{FallocateFlags, fallocate};
@@ -15,7 +16,10 @@ use reqwest::blocking::RequestBuilder;
 use serde_json::Value;
 
 use super::site::{DISK_SIZE, Known, Moments, Site, Vm};
-use crate::harness::{Answer, Backup, Client, PASSWORD, Random, USER, chunks, connect, output, text};
+use crate::harness::{Answer, Backup, Client, PASSWORD, Random, USER, chunks, connect, for_a_while, output, text};
+
+/// Longer than the clock leaps.
+const TTL: &str = r#"{"ttl": "12h"}"#;
 
 /// Snapshots of a VM that are kept at a service.
 const KEPT: usize = 3;
@@ -84,10 +88,10 @@ fn change_vm(worker: &mut Worker, place: usize, vm: usize) {
         change(&disk, &mut worker.random)?;
         fs::read(&found.disk)
     });
-    let Ok(content) = content else { return std::thread::sleep(std::time::Duration::from_millis(50)) };
+    let Ok(content) = content else { return for_a_while(Duration::from_millis(50)) };
     let moments = site.moments(place);
     let route = format!("/api/v1/vms/{}/snapshots", found.id);
-    let answer = worker.ask("create", &moments, place, None, worker.client.request(Method::POST, &route));
+    let answer = worker.ask("create", &moments, place, None, worker.client.request(Method::POST, &route).body(TTL));
     if let Some(answer) = answer {
         let id = text(&answer.json()["id"]);
         let deleted = AtomicBool::new(false);
@@ -158,7 +162,7 @@ impl Worker<'_> {
             .collect();
         if usable.is_empty() {
             drop(known);
-            std::thread::sleep(std::time::Duration::from_millis(20));
+            for_a_while(Duration::from_millis(20));
             return None;
         }
         let picked = usable[self.random.below(usable.len() as u64) as usize].clone();
@@ -229,7 +233,9 @@ fn read_whole(worker: &mut Worker) {
 fn compare(worker: &mut Worker) {
     let Some((known, moments)) = worker.pick() else { return };
     let all = worker.site.snapshots_of(worker.service, known.place, known.vm);
-    let older = all.iter().take_while(|other| other.id != known.id).last();
+    // It may be deleted meanwhile.
+    let Some(place) = all.iter().position(|other| other.id == known.id) else { return };
+    let older = all[..place].last();
     let query = older.map_or(String::new(), |base| format!("?compareTo={}", base.id));
     let request = worker.client.request(Method::GET, &(worker.route(&known) + &query));
     let answer = worker.client.send_twice(request);
@@ -364,4 +370,5 @@ fn send_nonsense(worker: &mut Worker) {
     let socket = worker.site.services[worker.service].socket();
     let url = "http://localhost/api/v1/status";
     output(Command::new("curl").args(["--silent", "--fail", "--unix-socket"]).arg(socket).arg(url));
+    worker.site.tally.count("operator: 200");
 }

@@ -2,14 +2,13 @@
 
 use std::fs;
 use std::process::Command;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 use reqwest::Method;
 
 use super::site::{Place, Site, faulty};
-use crate::harness::{Random, eventually, run};
+use crate::harness::{Random, eventually, for_a_while, run};
 
 /// Repeats faults until `end`.
 pub fn repeat(site: &Site, random: &mut Random, end: Instant) {
@@ -28,7 +27,7 @@ fn hang(site: &Site, time: Duration) {
     let place = &site.places[faulty::HANGING];
     place.trouble.begin();
     let hanging = place.device.as_ref().unwrap().hang();
-    sleep(time);
+    for_a_while(time);
     drop(hanging);
     wait_until_served(site, place);
 }
@@ -39,7 +38,7 @@ fn die(site: &Site, time: Duration) {
     let place = &site.places[faulty::DYING];
     place.trouble.begin();
     place.volume.shut_down();
-    sleep(time);
+    for_a_while(time);
     run(Command::new("umount").arg("--lazy").arg(&place.volume.mount_point));
     // The file system cannot be mounted a second time before the last open file of it is closed.
     eventually("the repository is mounted", || place.volume.try_mount());
@@ -51,7 +50,7 @@ fn fill(site: &Site, time: Duration) {
     let place = &site.places[faulty::FULL];
     place.trouble.begin();
     place.fill();
-    sleep(time);
+    for_a_while(time);
     place.remove_filler();
     wait_until_served(site, place);
 }
@@ -68,7 +67,7 @@ fn fail_hooks(site: &Site, time: Duration) {
     site.tally.count("fault: hooks fail");
     site.failing_hooks.begin();
     fs::write(site.hooks.at("fail"), "").unwrap();
-    sleep(time);
+    for_a_while(time);
     fs::remove_file(site.hooks.at("fail")).unwrap();
     site.failing_hooks.end();
 }
@@ -78,7 +77,7 @@ fn leap(site: &Site, time: Duration) {
     site.tally.count("fault: the clock leaps");
     site.leap.begin();
     site.clock.leap(1);
-    sleep(time);
+    for_a_while(time);
     site.clock.leap(-1);
     site.leap.end();
 }

@@ -6,14 +6,16 @@ use std::time::{Duration, Instant};
 use reqwest::Method;
 
 use super::setting;
-use crate::harness::{Fault, FaultTest, Random, SNAPSHOTS, text};
+use crate::harness::{Fault, FaultTest, HookDir, Random, SNAPSHOTS, for_a_while, text};
 use crate::needs_root;
 
 #[test]
 fn snapshots_survive_kills_at_random_moments() {
     needs_root!();
     let (kills, mut random) = (setting("SOAK_KILLS", 20), Random(setting("SOAK_SEED", 1)));
-    let mut test = FaultTest::new(|_| {});
+    let hooks = HookDir::new();
+    let mut test = FaultTest::new(|settings| settings.sections = hooks.section(""));
+    hooks.put("freeze", "[ $2 = pre ] && touch $OUT/frozen || rm -f $OUT/frozen");
     let started = Instant::now();
     test.take_snapshot();
     let mut usual = started.elapsed();
@@ -36,11 +38,14 @@ fn snapshots_survive_kills_at_random_moments() {
                 let answer = test.client.try_send(request).ok();
                 (answer, started.elapsed())
             });
-            thread::sleep(pause);
+            for_a_while(pause);
             test.world.exporter.kill();
             answer.join().unwrap()
         });
-        let (answer, elapsed) = (answer.0.filter(|answer| answer.status == 200), answer.1);
+        let (answer, elapsed) = answer;
+        if let Some(answer) = &answer {
+            assert_eq!(answer.status, 200, "{what}: {}", String::from_utf8_lossy(&answer.body));
+        }
         answered += u64::from(answer.is_some());
         if answer.is_some() {
             usual = elapsed.min(Duration::from_secs(1));
@@ -52,6 +57,7 @@ fn snapshots_survive_kills_at_random_moments() {
             test.confirmed.insert(text(&answer.json()["id"]), contents);
         }
         test.restart(Fault::KillBefore);
+        assert!(!hooks.at("frozen").exists(), "{what}: the post hook was not called");
         let optional = answer.is_none().then_some(&optional);
         if let Some(id) = test.check(&what, optional) {
             made += 1;

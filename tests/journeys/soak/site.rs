@@ -69,6 +69,9 @@ impl Site {
         let manager = Manager::start(&certificates);
         let hooks = HookDir::new();
         hooks.put("10-sometimes", "[ ! -e $OUT/fail ]");
+        let freeze =
+            r#"[ "$2" = pre ] && touch "$OUT/frozen-$EXPORTER_SNAPSHOT" || rm -f "$OUT/frozen-$EXPORTER_SNAPSHOT""#;
+        hooks.put("20-freeze", freeze);
         let clock = Clock::new();
         let repositories: Vec<&Path> = places.iter().map(|place| place.repository.as_path()).collect();
         let settings = || Settings::new(&certificates, &manager, &repositories);
@@ -156,6 +159,11 @@ impl Site {
         for place in &self.places {
             eventually("all files are removed", || snapshot_folders(&place.repository).is_empty());
         }
+        let client = self.client(0);
+        eventually("all post hooks have run", || client.pending_hooks().as_array().is_some_and(Vec::is_empty));
+        let left = fs::read_dir(self.hooks.at("")).unwrap().map(|entry| entry.unwrap().file_name());
+        let frozen: Vec<_> = left.filter(|name| name.to_string_lossy().starts_with("frozen-")).collect();
+        assert!(frozen.is_empty(), "without a post hook: {frozen:?}");
         for service in &self.services {
             let log = service.log();
             let panic = log.lines().find(|line| line.contains("panicked"));

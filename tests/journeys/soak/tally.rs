@@ -42,6 +42,24 @@ impl Cause {
     }
 }
 
+/// What has to happen at least once.
+const WANTED: [&str; 14] = [
+    "backup: restored",
+    "checksum: 200",
+    "compare: 200",
+    "create: 200",
+    "curl: 206",
+    "delete: 200",
+    "disconnected",
+    "first request: 200",
+    "list: 200",
+    "log in: 200",
+    "operator: 200",
+    "range: 206",
+    "whole disk: 200",
+    "without a token: unauthorized",
+];
+
 #[derive(Default)]
 pub struct Tally {
     /// Numbers of answers, by client and status or code.
@@ -96,11 +114,14 @@ impl Tally {
         None
     }
 
-    /// Prints the figures; panics if anything has failed.
+    /// Prints the figures; panics if anything has failed, or has never happened.
     pub fn finish(&self) {
-        for (what, count) in &*self.answers.lock().unwrap() {
+        let answers = self.answers.lock().unwrap();
+        for (what, count) in &*answers {
             eprintln!("{count:>8} {what}");
         }
+        let missing: Vec<_> = WANTED.iter().filter(|what| !answers.contains_key(**what)).collect();
+        assert!(missing.is_empty(), "never: {missing:?}");
         eprintln!("{:>8} MiB compared", self.compared.load(Ordering::Relaxed) >> 20);
         let failures = self.failures.lock().unwrap();
         let first = failures.iter().take(20).cloned().collect::<Vec<_>>().join("\n");

@@ -1,13 +1,9 @@
 //! `snapshots ticket`: a URL for tools that cannot send a token.
 
-use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject;
-use x509_parser::extensions::GeneralName;
 
 use crate::api::{CreateTicket, TicketOp};
 use crate::backup::api_path;
@@ -16,6 +12,7 @@ use crate::cli::operator::args::SnapshotTicketArgs;
 use crate::cli::operator::names::{find_snapshot, find_vm, snapshots_of};
 use crate::cli::operator::service::{Service, readable_config};
 use crate::cli::terminal::{self, Lines};
+use crate::tls;
 
 pub fn run(args: &SnapshotTicketArgs, config: &Path) -> anyhow::Result<ExitCode> {
     let client = Service::find(&args.target, config)?.client;
@@ -51,19 +48,7 @@ pub fn run(args: &SnapshotTicketArgs, config: &Path) -> anyhow::Result<ExitCode>
 fn own_address(config: &Path) -> anyhow::Result<String> {
     let unknown = "the address of the service is unknown: name it with --address https://HOST:PORT";
     let Ok(config) = readable_config(config)? else { bail!("the config cannot be read, so {unknown}") };
-    let name = name_in_certificate(&config.api.certificate);
+    let name = tls::server_name(&config.api.certificate);
     let name = name.with_context(|| format!("api.tls.certificate has no usable name, so {unknown}"))?;
     Ok(format!("https://{name}:{}", config.api.port))
-}
-
-/// The first name of a host in a certificate in PEM.
-fn name_in_certificate(path: &Path) -> Option<String> {
-    let der = CertificateDer::from_pem_file(path).ok()?;
-    let (_, certificate) = x509_parser::parse_x509_certificate(&der).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(name) if !name.contains('*') => Some((*name).to_owned()),
-        GeneralName::IPAddress(bytes) => <[u8; 4]>::try_from(*bytes).ok().map(|v4| Ipv4Addr::from(v4).to_string()),
-        _ => None,
-    })
 }
