@@ -94,6 +94,7 @@ mod special_files;
 mod startup_errors;
 mod static_binary;
 mod status;
+mod stolen_files;
 mod sweep_during_answer;
 mod symlinks;
 mod sync_hooks;
