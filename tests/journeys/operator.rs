@@ -140,7 +140,7 @@ fn snapshots_are_created_listed_shown_and_deleted() {
     }
 
     let page = run(&world, &["snapshots", "show", "web-1", &first[..8]]).ok();
-    for expected in [&first, "by root", "job=nightly", "before it", "10-note", "vm.cfg", "2048 MiB", "a.img"] {
+    for expected in [&first, "by unix:root", "job=nightly", "before it", "10-note", "vm.cfg", "2048 MiB", "a.img"] {
         assert!(page.contains(expected), "{page} lacks {expected}");
     }
     let document = run(&world, &["snapshots", "show", "web-1", &first[..8], "--json"]).json();
