@@ -87,7 +87,8 @@ fn service_answers_as_documented() {
     let tickets = format!("/api/v1{SNAPSHOTS}/{}/disks/a.img/tickets", text(&newer["id"]));
     let ticket = client.request(Method::POST, &tickets).body(r#"{"ops": ["read", "map"]}"#);
     let ticket = client.send(ticket).ok();
-    let secret = text(&ticket["path"]).split('/').nth(2).unwrap();
+    let path = text(&ticket["path"]);
+    let secret = path.split('/').nth(2).unwrap();
     let known = [
         ("/parameters/vm/schema", &json!(VM)),
         ("/parameters/costOf/schema", &json!(VM)),
