@@ -218,7 +218,8 @@ audit: rust deps-check
 # `libfuzzer-sys` compiles libFuzzer's runtime, so these flags of the stable compiler are enough, without cargo-fuzz.
 # --target keeps them from build scripts and macros.
 FUZZ_SECONDS := 60
-# How many targets run at a time. 11 targets take six minutes on two processors.
+# How many targets run at a time: 11 targets take six minutes on two processors. `env` is needed, because xargs replaces
+# nothing in the name of the command.
 FUZZ_JOBS := 2
 FUZZ_TARGETS := berkeley_db conditions config fiemap http_requests manifest ovsmeta pickle qcow2 record vm_cfg
 FUZZ_FLAGS := --cfg fuzzing -Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
@@ -233,13 +234,13 @@ fuzz-build: rust
 fuzz: fuzz-build
 	python3 fuzz/seeds.py . fuzz/corpus
 	mkdir -p fuzz/artifacts
-	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
+	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} env "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
 		-max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 -artifact_prefix=fuzz/artifacts/{}- fuzz/corpus/{}
 
 # From the inputs of all earlier runs.
 fuzz-keep: fuzz-build
 	rm -rf fuzz/minimal && mkdir -p fuzz/corpora $(addprefix fuzz/minimal/,$(FUZZ_TARGETS)) $(addprefix fuzz/corpus/,$(FUZZ_TARGETS))
-	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
+	printf '%s\n' $(FUZZ_TARGETS) | xargs -P $(FUZZ_JOBS) -I{} env "fuzz/target/$(FUZZ_HOST)/release/{}" $(FUZZ_LIMITS) \
 		-merge=1 -verbosity=0 -artifact_prefix=fuzz/artifacts/{}- fuzz/minimal/{} fuzz/corpus/{}
 	python3 fuzz/seeds.py . fuzz/minimal --keep
 

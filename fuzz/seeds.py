@@ -159,7 +159,14 @@ seed("fiemap", [generator.randbytes(size) for size in (50, 100, 200, 400, 800) f
 
 route = f"/api/v1/vms/{VM}/snapshots"
 disk = f"{route}/{SNAPSHOT}/disks/a.img"
-bodies = ['{"username": "a", "password": "b"}', '{"vms": ["%s"], "labels": {"a": "b"}, "ttl": "1h"}' % VM, '{"ttl": "1h"}']
+bodies = {
+    "/api/v1/auth/login": '{"username": "a", "password": "b", "refresh": true}',
+    "/api/v1/auth/refresh": '{"refresh_token": "%s"}' % ("A" * 64),
+    "/api/v1/auth/revoke": '{"user": "a", "issued_before": "2024-05-01T10:20:30Z"}',
+    "/api/v1/snapshots": '{"vms": ["%s"], "labels": {"a": "b"}, "ttl": "1h"}' % VM,
+    f"{route}/{SNAPSHOT}/lease": '{"ttl": "1h"}',
+    f"{disk}/tickets": '{"ttl": "1h", "ops": ["read", "map"]}',
+}
 seed("http_requests", [
     *(f"{line} HTTP/1.1\r\nHost: x\r\n{headers}\r\n" for line, headers in [
         ("GET /", "Accept: text/html\r\n"), ("GET /healthz", ""), ("GET /readyz", ""), ("GET /metrics", ""),
@@ -169,10 +176,12 @@ seed("http_requests", [
         (f"HEAD {disk}", 'If-None-Match: "x"\r\n'), (f"GET {disk}", "If-Range: x\r\nRange: bytes=5-\r\n"),
         (f"GET {disk}/chunks?pageSize=5", "Accept: application/x-ndjson\r\n"),
         (f"GET {disk}/checksum?algorithm=sha256&blockSize=4096&blocks=true", ""), (f"GET {disk}", "Want-Content-Digest: sha-256=1\r\n"),
+        (f"GET {disk}/tickets", ""), (f"GET /t/{'A' * 43}/a.img", ""), (f"GET /t/{'A' * 43}/a.img/chunks", ""),
+        ("POST /api/v1/auth/logout", "Authorization: Basic eDp4\r\nContent-Length: 0\r\n"),
         ("OPTIONS *", ""), ("POST /api/v1/adopt?dryRun=true", "Content-Length: 0\r\n"),
     ]),
     *(f"POST {path} HTTP/1.1\r\nHost: x\r\nIdempotency-Key: k\r\nContent-Length: {len(body)}\r\n\r\n{body}"
-      for path, body in zip(("/api/v1/auth/login", "/api/v1/snapshots", f"{route}/{SNAPSHOT}/lease"), bodies)),
+      for path, body in bodies.items()),
     "POST /api/v1/auth/login HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n",
     "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" * 3 + "GET / HTTP/1.0\r\n\r\n",
 ])

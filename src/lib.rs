@@ -55,8 +55,10 @@ pub mod testing {
 #[cfg(fuzzing)]
 #[doc(hidden)]
 pub mod fuzzing {
-    pub use crate::app::App;
+    pub use crate::app::confinement::Confinement;
+    pub use crate::app::{App, Opened};
     pub use crate::config::parse_with_faults;
+    pub use crate::hooks::Launcher;
     pub use crate::http::server::serve_operator;
     pub use crate::http::{byte_range, conditional, router};
     pub use crate::inventory::oracle_vm::{definition, ovsmeta, python_literal, vm_cfg};

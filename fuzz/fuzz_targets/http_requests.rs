@@ -12,8 +12,8 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use coriolis_ovm_exporter::fuzzing::{
-    App, DiskSource, FileIdentity, Metrics, Provenance, Snapshot, SnapshotDisk, SnapshotId, manifest,
-    parse_with_faults, router, serve_operator, service_id,
+    App, Confinement, DiskSource, FileIdentity, Launcher, Metrics, Opened, Provenance, Snapshot, SnapshotDisk,
+    SnapshotId, manifest, parse_with_faults, router, serve_operator, service_id,
 };
 use libfuzzer_sys::{Corpus, fuzz_target};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -76,8 +76,11 @@ fn start() -> Service {
 
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().expect("a runtime");
+    let opened = Opened::new(&config).expect("a new database");
     let router = runtime.block_on(async {
-        let app = App::start(&config, Metrics::default()).await.expect("the service starts");
+        // Confined, the fuzzer could not write its own files.
+        let confined = (Confinement::off("this is a fuzz target"), Launcher::InProcess);
+        let app = App::start(&config, Metrics::default(), opened, confined).await.expect("the service starts");
         router(app, config.metrics)
     });
     let handle = runtime.handle().clone();

@@ -151,6 +151,7 @@ pub async fn serve_operator(stream: std::os::unix::net::UnixStream, router: Rout
         connection: Arc::clone(&place.connection),
         connections,
         operator: None,
+        certificate: None,
         limits: RateLimits::default().for_connection(),
         router,
         idle: KEEPALIVE.0,

@@ -9,17 +9,12 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rustls::{ClientConfig, HandshakeKind};
 
-use crate::harness::access::{lacks, rule};
+use crate::harness::access::{certificate_rule, lacks, rule};
 use crate::harness::{
     Certificates, Client, Connection, Exporter, MB, PASSWORD, SNAPSHOTS, Settings, USER, VM, World, connect_with,
     eventually, eventually_within, text, tls_config, tls_config_of, write_at,
 };
 use crate::needs_root;
-
-/// A rule for a certificate.
-fn certificate_rule(name: &str, role: &str) -> String {
-    rule("-", role, "").replace("users = [\"-\"]", &format!("certificates = [{name:?}]"))
-}
 
 fn set_tls(settings: &mut Settings, mode: &str, lists: &str) {
     let ca = settings.certificate.with_file_name("ca.pem");

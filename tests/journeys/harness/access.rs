@@ -35,6 +35,10 @@ pub fn rule(user: &str, role: &str, more: &str) -> String {
     format!("[[access.rules]]\nusers = [{user:?}]\nrole = {role:?}\n{more}\n")
 }
 
+pub fn certificate_rule(name: &str, role: &str) -> String {
+    rule("-", role, "").replace("users = [\"-\"]", &format!("certificates = [{name:?}]"))
+}
+
 pub fn user(world: &World, name: &str) -> Client {
     Client::logged_in_as(&world.exporter, &world.certificates, name)
 }
