@@ -56,6 +56,11 @@ impl TicketHash {
     pub fn id(self) -> String {
         hex(&self.0[..ID_LENGTH])
     }
+
+    /// The first bytes of the hash of the ticket with this id.
+    pub fn first_bytes(id: &str) -> Option<[u8; ID_LENGTH]> {
+        Some(u64::from_str_radix(id, 16).ok()?.to_be_bytes())
+    }
 }
 
 /// The text with each part that may be a secret replaced by the id of its ticket, wherever a client has put it. Other
@@ -90,6 +95,7 @@ mod tests {
         let (one, other) = (TicketSecret::make().unwrap(), TicketSecret::make().unwrap());
         assert_eq!((one.expose().len(), one.hash().id().len()), (CHARACTERS, 16));
         assert!(one.hash() != other.hash() && one.expose() != other.expose());
+        assert_eq!(TicketHash::first_bytes(&one.hash().id()), Some(one.hash().0[..ID_LENGTH].try_into().unwrap()));
         assert!(!format!("{one:?}").contains(one.expose()));
         assert!(!one.expose().contains(&one.hash().id()));
     }

@@ -76,6 +76,16 @@ impl Tickets<'_> {
         })
     }
 
+    /// The ticket whose hash begins with these bytes.
+    pub fn find_by_start(&self, start: [u8; 8]) -> Result<Option<Ticket>, StoreError> {
+        self.0.read(|transaction| {
+            let table = transaction.open_table(TABLE)?;
+            let Some(first) = table.range(start.as_slice()..)?.next() else { return Ok(None) };
+            let (hash, bytes) = first?;
+            Ok(if hash.value().starts_with(&start) { decode(bytes.value()) } else { None })
+        })
+    }
+
     /// All tickets with the hashes of their secrets.
     pub fn all(&self) -> Result<Vec<([u8; 32], Ticket)>, StoreError> {
         self.0.read(|transaction| {
@@ -159,7 +169,10 @@ mod tests {
         assert!(add(1, "ann", 0) && add(2, "ann", 500) && !add(3, "ann", 600));
         assert!(add(4, "ben", 600) && !add(5, "carl", 700));
         assert_eq!(store.tickets().find(&[2; 32]).unwrap(), Some(ticket("ann", 500)));
+        assert_eq!(store.tickets().find_by_start([2; 8]).unwrap(), Some(ticket("ann", 500)));
         assert_eq!(store.tickets().find(&[3; 32]).unwrap(), None);
+        assert_eq!(store.tickets().find_by_start([3; 8]).unwrap(), None);
+        assert_eq!(store.tickets().find_by_start([9; 8]).unwrap(), None);
         // The first one has ended.
         assert!(add(3, "ann", 1000));
         assert_eq!(store.tickets().all().unwrap().len(), 3);

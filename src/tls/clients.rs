@@ -119,9 +119,11 @@ fn add(lists: &mut Vec<RevocationList>, new: RevocationList) -> Result<(), Strin
         return Ok(());
     };
     if new.age == known.age && new.der != known.der {
-        return Err("has a list that differs from another one of the same authority, the same time (thisUpdate) and the \
+        return Err(
+            "has a list that differs from another one of the same authority, the same time (thisUpdate) and the \
                     same number, so it is unknown which one is newer"
-            .to_owned());
+                .to_owned(),
+        );
     }
     if new.age > known.age {
         *known = new;
