@@ -174,6 +174,25 @@ fn a_revoked_certificate_ends_at_once_and_others_stay() {
 }
 
 #[test]
+fn the_certificate_of_a_proxy_is_not_that_of_its_users() {
+    needs_root!();
+    let mut world = world("\"required\"", false, &certificate_rule("robot", "viewer"));
+    world.exporter.settings().api =
+        "trusted_proxies = [\"127.0.0.7\"]\nforwarded_for_from = [\"127.0.0.9\"]".to_owned();
+    world.exporter.restart();
+    world.certificates.issue("robot");
+    let config = Arc::new(tls_config(&world.certificates, Some("robot")));
+    for (last, expected) in [(1, "HTTP/1.1 200 "), (7, "HTTP/1.1 401 "), (9, "HTTP/1.1 401 ")] {
+        let mut connection = connect_with(&world.exporter, Arc::clone(&config), [127, 0, 0, last]).unwrap();
+        let answer = request(&mut connection, "/api/v1/vms").unwrap();
+        assert!(answer.starts_with(expected), "127.0.0.{last}: {answer}");
+        // What needs no right is served.
+        let mut connection = connect_with(&world.exporter, Arc::clone(&config), [127, 0, 0, last]).unwrap();
+        assert!(request(&mut connection, "/healthz").unwrap().starts_with("HTTP/1.1 200 "));
+    }
+}
+
+#[test]
 fn sessions_with_certificates_are_not_resumed() {
     needs_root!();
     for (mode, expected) in [("\"optional\"", HandshakeKind::Full), ("\"off\"", HandshakeKind::Resumed)] {
