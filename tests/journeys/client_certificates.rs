@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use reqwest::Method;
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::harness::access::{lacks, rule};
@@ -190,6 +191,37 @@ fn the_certificate_of_a_proxy_is_not_that_of_its_users() {
         let mut connection = connect_with(&world.exporter, Arc::clone(&config), [127, 0, 0, last]).unwrap();
         assert!(request(&mut connection, "/healthz").unwrap().starts_with("HTTP/1.1 200 "));
     }
+}
+
+#[test]
+fn pages_of_other_sites_cannot_use_the_certificate_of_a_browser() {
+    needs_root!();
+    let world = world("\"optional\"", false, &certificate_rule("robot", "operator"));
+    world.certificates.issue("robot");
+    let client = Client::with_certificate(&world.exporter, &world.certificates, "robot");
+    let ask = |client: &Client, headers: &[(&str, &str)]| {
+        let path = format!("/api/v1{SNAPSHOTS}");
+        let request = client.request(Method::POST, &path);
+        client.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+    };
+    for headers in [
+        &[("Origin", "https://evil.example")][..],
+        &[("Origin", "null")],
+        &[("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-site")],
+        &[("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-origin"), ("Origin", "https://evil.example")],
+    ] {
+        let answer = ask(&client, headers);
+        assert_eq!(answer.error(403), "forbidden", "{headers:?}");
+        assert!(text(&answer.json()["details"]).contains("another site"), "{answer:?}");
+    }
+    assert!(client.snapshot_ids().is_empty());
+    for headers in [&[][..], &[("Sec-Fetch-Site", "none")], &[("Sec-Fetch-Site", "same-origin")]] {
+        ask(&client, headers).ok();
+    }
+    // Only a page that knows the token can send it.
+    ask(&world.client(), &[("Origin", "https://console.example")]).ok();
 }
 
 #[test]
