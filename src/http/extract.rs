@@ -81,8 +81,8 @@ pub(super) async fn authenticate(app: &App, parts: &Parts) -> Result<Session, Fa
     }
 }
 
-/// The token in the header Authorization. With another header of this name, or credentials of another kind, it is empty:
-/// a client that sends credentials is not known by its certificate.
+/// The token in the header Authorization. Empty if the header has credentials of another kind or is malformed: a client
+/// that sends any is not known by its certificate.
 fn token(parts: &Parts) -> Option<Cow<'_, str>> {
     let header = parts.headers.get(AUTHORIZATION)?.to_str().unwrap_or_default();
     // RFC 9110, 11.1: the scheme is case-insensitive.
