@@ -102,8 +102,9 @@ impl Store {
     }
 
     /// A copy of the database as it is now, checked. Snapshots that are being made are not in it: when the copy is used,
-    /// they may be complete, and a start removes unfinished ones. Records that this version cannot read are copied as they
-    /// are. The file has no name, so it disappears when it is closed. Writes wait while the file is copied.
+    /// they may be complete, and a start removes unfinished ones. Tickets and renewable log-ins are not in it either: some
+    /// of them end before it is used. Records that this version cannot read are copied as they are. The file has no name,
+    /// so it disappears when it is closed. Writes wait while the file is copied.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`]; those of [`Store::verify`].

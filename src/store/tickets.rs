@@ -142,6 +142,11 @@ pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(
     Ok(transaction.open_table(TABLE)?.retain(|_, bytes| is_of_other(bytes))?)
 }
 
+/// Removes all tickets.
+pub(super) fn forget_all(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    Ok(transaction.open_table(TABLE)?.retain(|_, _| false)?)
+}
+
 fn decode(bytes: &[u8]) -> Option<Ticket> {
     postcard::from_bytes(bytes).inspect_err(|error| tracing::error!(%error, "a ticket cannot be read")).ok()
 }
