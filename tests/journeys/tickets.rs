@@ -232,6 +232,9 @@ fn a_ticket_that_ends_before_its_download_begins_permits_none() {
     assert_eq!(String::from_utf8_lossy(&head), "HTTP/1.1 404 ");
 }
 
+/// Characters of a secret in a URL that was cut off.
+const CUT: usize = 40;
+
 #[test]
 fn no_secret_is_written_down() {
     needs_root!();
@@ -248,6 +251,8 @@ fn no_secret_is_written_down() {
         format!("/{path}"),
         format!("/t/{secret}"),
         format!("/t/{secret}/other.img"),
+        format!("/t/{}", &secret[..CUT]),
+        format!("/t/{}/a.img/chunks", &secret[..CUT]),
         format!("/api/v1/t/{secret}/a.img"),
         format!("/api/v1/vms/{secret}"),
         format!("/api/v1{}/tickets/{secret}", tickets.disk),
@@ -278,7 +283,7 @@ fn no_secret_is_written_down() {
         ("an answer", bodies),
     ];
     for (place, bytes) in places {
-        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        let found = bytes.windows(CUT).any(|window| window == &secret.as_bytes()[..CUT]);
         assert!(!found, "{place} has the secret");
     }
 }
