@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -11,8 +12,8 @@ use tempfile::TempDir;
 
 use crate::harness::access::{lacks, rule, user, world_with};
 use crate::harness::{
-    Answer, Client, Connection, MB, ProcessStats, SNAPSHOTS, USER, VM, World, connect, eventually, eventually_within,
-    text, write_at,
+    Answer, Client, Connection, MB, PASSWORD, ProcessStats, SNAPSHOTS, USER, VM, World, connect, eventually,
+    eventually_within, text, write_at,
 };
 use crate::needs_root;
 
@@ -300,7 +301,7 @@ fn a_token_is_accepted_as_the_password_of_basic() {
     for name in [USER, "", "anyone"] {
         ask(name, &tickets.admin.token).ok();
     }
-    for password in ["", crate::harness::PASSWORD, "x.y.z"] {
+    for password in ["", PASSWORD, "x.y.z"] {
         let refused = ask(USER, password);
         assert_eq!(refused.error(401), "unauthorized");
         // A browser that is asked for Basic would send the token with the requests of other sites.
@@ -369,4 +370,21 @@ fn the_command_prints_a_url() {
     let printed: Value = serde_json::from_str(&printed).unwrap();
     assert!(text(&printed["url"]).starts_with("https://exporter.example:5544/t/"), "{printed}");
     assert_eq!(printed["ops"], json!(["read", "map"]));
+    // From another host, the address of the server is the default.
+    let server = format!("https://127.0.0.1:{port}");
+    for (address, expected) in [(&[][..], &*server), (&["--address", "https://other.example"], "https://other.example")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+            .args(["snapshots", "ticket", VM, id, "a.img", "--server", &server])
+            .args(address)
+            .env_clear()
+            .env("HOME", tickets.folder.path())
+            .env("EXPORTER_USERNAME", USER)
+            .env("EXPORTER_PASSWORD", PASSWORD)
+            .env("EXPORTER_CACERT", tickets.world.certificates.ca())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(printed.starts_with(&format!("{expected}/t/")), "{printed} {:?}", output.stderr);
+    }
 }

@@ -42,7 +42,10 @@ impl TlsState {
         let Loaded { at, revocations_end, problem } = self.loaded().clone();
         let time = |time: SystemTime| jiff::Timestamp::try_from(time).ok().map(api::time);
         let problem = match problem {
-            None if self.has_expired_list() => Some("a revocation list (api.tls.client_crl) has expired: no certificate of its authority is accepted".to_owned()),
+            None if self.has_expired_list() => Some(
+                "a revocation list (api.tls.client_crl) has expired: no certificate of its authority is accepted"
+                    .to_owned(),
+            ),
             problem => problem,
         };
         api::TlsStatus {
