@@ -280,12 +280,12 @@ fn an_expired_list_refuses_certificates_until_it_is_renewed() {
     needs_root!();
     let world = world("\"optional\"", true, &certificate_rule("backup", "viewer"));
     world.certificates.issue("backup");
-    world.certificates.revoke_for("clients.crl", &[], Duration::from_secs(8));
+    world.certificates.revoke_for("clients.crl", &[], Duration::from_secs(30));
     reload(&world, RELOADED);
     let config = Arc::new(tls_config(&world.certificates, Some("backup")));
     let mut open = known_connection(&world, &config);
     let is_locked = || curl(&world, Some("backup"), "/healthz") == 0;
-    eventually_within(Duration::from_secs(30), "the list expires", is_locked);
+    eventually_within(Duration::from_secs(60), "the list expires", is_locked);
     // An open connection is checked at intervals.
     eventually_within(Duration::from_secs(30), "the open connection is closed", || {
         request(&mut open, "/api/v1/vms").is_none()
