@@ -21,8 +21,8 @@ pub struct Refresh {
     pub refresh_token: SecretString,
 }
 
-/// Response to a log-in and to a refresh.
-#[derive(Debug, Serialize, Deserialize)]
+/// Response to a log-in and to a refresh. It cannot be printed by mistake.
+#[derive(Serialize, Deserialize)]
 pub struct Token {
     /// The JWT for `Authorization: Bearer`.
     pub token: String,

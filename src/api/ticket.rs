@@ -37,8 +37,9 @@ pub struct Ticket {
     pub expires_at: String,
 }
 
-/// Response to `POST …/tickets`: the ticket, and the only place where its secret is shown.
-#[derive(Debug, Serialize, Deserialize)]
+/// Response to `POST …/tickets`: the ticket, and the only place where its secret is shown. It cannot be printed
+/// by mistake.
+#[derive(Serialize, Deserialize)]
 pub struct NewTicket {
     #[serde(flatten)]
     pub ticket: Ticket,

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
-use axum::http::header::AUTHORIZATION;
+use axum::http::HeaderMap;
+use axum::http::header::{AUTHORIZATION, ORIGIN};
 use axum::http::request::Parts;
 use bytes::BytesMut;
 use http_body::Body as _;
@@ -27,6 +28,9 @@ use crate::app::{App, Error};
 use crate::auth::{BadToken, Requester, Session};
 use crate::model::{DiskName, SnapshotId, VmId};
 use crate::tls::ClientCertificate;
+
+/// Fetch Metadata: what a browser says about the page that a request is for.
+const SEC_FETCH_SITE: &str = "sec-fetch-site";
 
 /// The session of a request. `super::authorization` has put it into the request, if the route needs a permission.
 #[derive(Clone)]
@@ -56,6 +60,7 @@ pub(super) async fn authenticate(app: &App, parts: &Parts) -> Result<Session, Fa
                     Ok(session) => app.sessions.recheck(&token).await.map(|()| session),
                     Err(error) => Err(error.into()),
                 },
+                (None, Some(_)) if is_cross_site(&parts.headers) => Err(Error::CrossSite),
                 (None, Some(certificate)) => app.sessions.of_certificate(certificate),
                 (None, None) => Err(BadToken.into()),
             }
@@ -76,8 +81,8 @@ pub(super) async fn authenticate(app: &App, parts: &Parts) -> Result<Session, Fa
     }
 }
 
-/// The token in the header Authorization. With another header of this name, or credentials of another kind, it is empty:
-/// a client that sends credentials is not known by its certificate.
+/// The token in the header Authorization. Empty if the header has credentials of another kind or is malformed: a client
+/// that sends any is not known by its certificate.
 fn token(parts: &Parts) -> Option<Cow<'_, str>> {
     let header = parts.headers.get(AUTHORIZATION)?.to_str().unwrap_or_default();
     // RFC 9110, 11.1: the scheme is case-insensitive.
@@ -89,6 +94,13 @@ fn token(parts: &Parts) -> Option<Cow<'_, str>> {
         _ => None,
     };
     Some(token.unwrap_or_default())
+}
+
+/// Whether a browser may send the request for a page of another site. Browsers show the certificate of their user for
+/// these too, but they say so in headers that no page can change. Older ones send only `Origin`, and not with all.
+fn is_cross_site(headers: &HeaderMap) -> bool {
+    let mut sites = headers.get_all(SEC_FETCH_SITE).iter();
+    headers.contains_key(ORIGIN) || !sites.all(|site| site == "none" || site == "same-origin")
 }
 
 pub(super) fn requester(parts: &Parts) -> Requester {

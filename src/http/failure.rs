@@ -125,7 +125,7 @@ fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
         Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) | Error::BadRefreshToken => {
             (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
         }
-        Error::NotAnOperator { .. } | Error::Forbidden { .. } | Error::NotInTicket(_) => {
+        Error::NotAnOperator { .. } | Error::CrossSite | Error::Forbidden { .. } | Error::NotInTicket(_) => {
             (StatusCode::FORBIDDEN, ErrorCode::Forbidden)
         }
         Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),

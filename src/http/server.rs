@@ -338,7 +338,9 @@ impl Conversation {
         }
         self.operator.iter().for_each(|session| drop(extensions.insert(session.clone())));
         let certificate = self.certificate.as_deref();
-        certificate.and_then(PeerCertificate::named).into_iter().for_each(|it| drop(extensions.insert(Arc::clone(it))));
+        // The certificate of a proxy says nothing about its users.
+        let of_user = certificate.filter(|_| !connection.is_proxy && !connection.names_clients);
+        of_user.and_then(PeerCertificate::named).into_iter().for_each(|it| drop(extensions.insert(Arc::clone(it))));
         let is_refused = certificate.is_some_and(|certificate| !certificate.is_accepted());
         extensions.insert(Arc::clone(&connection));
         extensions.insert(self.limits.clone());

@@ -187,8 +187,8 @@ fn loaded(app: &App, api: &Api, tls: &ServerTls) {
     let end = tls.clients.as_ref().and_then(|clients| clients.revocations_end());
     if end.is_some_and(|end| end <= SystemTime::now()) {
         tracing::error!(
-            "a revocation list (api.tls.client_crl) has expired: no certificate of a client is accepted; renew it, and \
-             reload the service"
+            "a revocation list (api.tls.client_crl) has expired: no certificate of its authority is accepted; renew \
+             it, and reload the service"
         );
     }
     app.operator.ops.tls.set_loaded(end);

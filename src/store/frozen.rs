@@ -35,6 +35,9 @@ impl Handle {
         let unreadable = self.check(copy.try_clone()?, expected, |database| {
             let transaction = database.begin_write()?;
             super::forget_unfinished(&transaction)?;
+            // Until the copy is used, some of these end, and must not be valid again.
+            super::tickets::forget_all(&transaction)?;
+            super::sessions::forget_renewable(&transaction)?;
             Ok(transaction.commit()?)
         })?;
         copy.rewind()?;
@@ -153,8 +156,11 @@ mod tests {
     use std::os::unix::fs::FileExt;
 
     use super::super::tests::{begin, snapshot};
-    use super::super::{CommitOptions, DatabaseState, SNAPSHOTS, Store, inspect};
+    use super::super::{
+        CommitOptions, DatabaseState, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits, TicketSource, inspect,
+    };
     use super::*;
+    use crate::model::SnapshotId;
 
     /// A store with many complete snapshots and one that is being made.
     fn store(path: &Path) -> Store {
@@ -200,6 +206,28 @@ mod tests {
         drop(store);
         let error = Store::open(&path).map(|_| ()).unwrap_err();
         assert!(matches!(error, StoreError::Damaged(_)), "{error}");
+    }
+
+    #[test]
+    fn copy_has_the_revocations_and_nothing_that_may_end_before_its_use() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = store(&dir.path().join("db"));
+        let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
+        let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), (0, 1000));
+        store.tickets().add(&[1; 32], &ticket, TicketLimits { of_user: 8, of_all: 8 }).unwrap();
+        let sessions = store.sessions();
+        sessions.begin(1, "ann", [1; 32], 1000, 5000).unwrap();
+        sessions.revoke(Revocation::LogIn { id: 2, user: "ben", until: 5000 }, 1).unwrap();
+        sessions.revoke(Revocation::Before { user: Some("carl"), before_ms: 1000 }, 1).unwrap();
+        let mut bytes = Vec::new();
+        store.copy().unwrap().0.read_to_end(&mut bytes).unwrap();
+        let copied = dir.path().join("copy");
+        fs::write(&copied, bytes).unwrap();
+        let copy = Store::open(&copied).unwrap();
+        let counts = |of: &Store| (of.tickets().all().unwrap().len(), of.sessions().renewable(1).unwrap());
+        assert_eq!((counts(&store), counts(&copy)), ((1, 1), (0, 0)));
+        assert_eq!(copy.sessions().revoked(1).unwrap(), sessions.revoked(1).unwrap());
+        assert_eq!(copy.snapshots().unwrap().len(), store.snapshots().unwrap().len());
     }
 
     #[test]

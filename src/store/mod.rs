@@ -102,8 +102,9 @@ impl Store {
     }
 
     /// A copy of the database as it is now, checked. Snapshots that are being made are not in it: when the copy is used,
-    /// they may be complete, and a start removes unfinished ones. Records that this version cannot read are copied as they
-    /// are. The file has no name, so it disappears when it is closed. Writes wait while the file is copied.
+    /// they may be complete, and a start removes unfinished ones. Tickets and renewable log-ins are not in it either: some
+    /// of them end before it is used. Records that this version cannot read are copied as they are. The file has no name,
+    /// so it disappears when it is closed. Writes wait while the file is copied.
     ///
     /// # Errors
     /// [`StoreError::NoRoom`]; those of [`Store::verify`].
@@ -179,7 +180,7 @@ impl Store {
 
     /// Records that the files of `snapshot` are about to be removed. From now on no client sees it.
     pub fn begin_deletion(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.handle.write(|transaction| put(transaction, State::Deleting, snapshot))
+        self.handle.write(|transaction| put_deleting(transaction, snapshot))
     }
 
     /// Removes the record of a snapshot that has no files any more.
@@ -194,6 +195,7 @@ impl Store {
             }
             definition::forget(transaction, snapshot.id)?;
             proof::forget(transaction, snapshot.id)?;
+            tickets::forget(transaction, snapshot.id)?;
             retention::forget(transaction, snapshot.id)
         })
     }
@@ -325,6 +327,12 @@ fn forget_unfinished(transaction: &WriteTransaction) -> Result<(), StoreError> {
 
 fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Result<(), StoreError> {
     put_bytes(transaction, snapshot.id, &record::encode(state, snapshot)?)
+}
+
+/// Records that a snapshot is being removed, and removes its tickets, because no user can see and end them any more.
+fn put_deleting(transaction: &WriteTransaction, snapshot: &Snapshot) -> Result<(), StoreError> {
+    tickets::forget(transaction, snapshot.id)?;
+    put(transaction, State::Deleting, snapshot)
 }
 
 fn put_bytes(transaction: &WriteTransaction, id: SnapshotId, record: &[u8]) -> Result<(), StoreError> {

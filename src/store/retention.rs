@@ -7,7 +7,7 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, SNAPSHOTS, State, Store, StoreError, database, definition, put, record};
+use super::{Record, SNAPSHOTS, State, Store, StoreError, database, definition, put, put_deleting, record};
 use crate::model::retention::Retention;
 use crate::model::{Definition, Snapshot, SnapshotId, VmId};
 
@@ -162,7 +162,7 @@ impl Retentions<'_> {
             if !is_ready(transaction, snapshot.id)? || is_leased(transaction, snapshot.id, now)? {
                 return Ok(false);
             }
-            put(transaction, State::Deleting, snapshot)?;
+            put_deleting(transaction, snapshot)?;
             Ok(true)
         })
     }

@@ -270,6 +270,11 @@ fn end_renewable(
     Ok(ended.len())
 }
 
+/// Removes all log-ins that can be renewed. Revocations stay.
+pub(super) fn forget_renewable(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    Ok(transaction.open_table(RENEWABLE)?.retain(|_, _| false)?)
+}
+
 fn encode(log_in: &Renewable) -> Result<Vec<u8>, StoreError> {
     postcard::to_stdvec(log_in).map_err(|error| StoreError::Io(std::io::Error::other(error)))
 }

@@ -1,6 +1,6 @@
 //! Tickets: who may read which disk with a secret. Of the secret, only the hash is stored.
 
-use redb::{ReadableTable, TableDefinition};
+use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, database};
@@ -76,6 +76,16 @@ impl Tickets<'_> {
         })
     }
 
+    /// The ticket whose hash begins with these bytes.
+    pub fn find_by_start(&self, start: [u8; 8]) -> Result<Option<Ticket>, StoreError> {
+        self.0.read(|transaction| {
+            let table = transaction.open_table(TABLE)?;
+            let Some(first) = table.range(start.as_slice()..)?.next() else { return Ok(None) };
+            let (hash, bytes) = first?;
+            Ok(if hash.value().starts_with(&start) { decode(bytes.value()) } else { None })
+        })
+    }
+
     /// All tickets with the hashes of their secrets.
     pub fn all(&self) -> Result<Vec<([u8; 32], Ticket)>, StoreError> {
         self.0.read(|transaction| {
@@ -126,13 +136,27 @@ impl Tickets<'_> {
     }
 }
 
+/// Removes the tickets of a snapshot.
+pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
+    let is_of_other = |bytes: &[u8]| decode(bytes).is_none_or(|ticket| ticket.snapshot() != id);
+    Ok(transaction.open_table(TABLE)?.retain(|_, bytes| is_of_other(bytes))?)
+}
+
+/// Removes all tickets.
+pub(super) fn forget_all(transaction: &WriteTransaction) -> Result<(), StoreError> {
+    Ok(transaction.open_table(TABLE)?.retain(|_, _| false)?)
+}
+
 fn decode(bytes: &[u8]) -> Option<Ticket> {
     postcard::from_bytes(bytes).inspect_err(|error| tracing::error!(%error, "a ticket cannot be read")).ok()
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::Store;
+    use jiff::Timestamp;
+
+    use super::super::tests::{begin, snapshot};
+    use super::super::{CommitOptions, SnapshotFiles, Store};
     use super::*;
 
     fn ticket(user: &str, created_ms: i64) -> Ticket {
@@ -150,13 +174,47 @@ mod tests {
         assert!(add(1, "ann", 0) && add(2, "ann", 500) && !add(3, "ann", 600));
         assert!(add(4, "ben", 600) && !add(5, "carl", 700));
         assert_eq!(store.tickets().find(&[2; 32]).unwrap(), Some(ticket("ann", 500)));
+        assert_eq!(store.tickets().find_by_start([2; 8]).unwrap(), Some(ticket("ann", 500)));
         assert_eq!(store.tickets().find(&[3; 32]).unwrap(), None);
+        assert_eq!(store.tickets().find_by_start([3; 8]).unwrap(), None);
+        assert_eq!(store.tickets().find_by_start([9; 8]).unwrap(), None);
         // The first one has ended.
         assert!(add(3, "ann", 1000));
         assert_eq!(store.tickets().all().unwrap().len(), 3);
         assert_eq!(store.tickets().find(&[1; 32]).unwrap(), None);
         store.tickets().remove(&[2; 32]).unwrap();
         assert_eq!(store.tickets().find(&[2; 32]).unwrap(), None);
+    }
+
+    #[test]
+    fn tickets_end_with_their_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("x.db")).unwrap();
+        let snapshots: Vec<_> = (1..=4).map(|number| begin(&store, snapshot(number), None)).collect();
+        for snapshot in &snapshots {
+            store.commit(&[(snapshot, &CommitOptions::default())]).unwrap();
+        }
+        let limits = TicketLimits { of_user: 8, of_all: 8 };
+        let now = Timestamp::now();
+        for (number, snapshot) in (0..).zip(snapshots.iter().chain(&snapshots)) {
+            let target = ("vm".to_owned(), snapshot.id, "a.img".to_owned());
+            let times = (now.as_millisecond(), now.as_millisecond() + 60_000);
+            let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), times);
+            assert!(store.tickets().add(&[number; 32], &ticket, limits).unwrap());
+        }
+        let left = || {
+            let mut left: Vec<_> = store.tickets().all().unwrap().iter().map(|(_, it)| it.snapshot()).collect();
+            left.dedup();
+            left
+        };
+        // One that a client deletes, one that has expired, and one whose files were removed by others.
+        store.begin_deletion(&snapshots[0]).unwrap();
+        assert!(!left().contains(&snapshots[0].id));
+        assert!(store.retentions().begin_sweep(&snapshots[1], now).unwrap());
+        assert!(!left().contains(&snapshots[1].id));
+        store.forget(&SnapshotFiles::from(&snapshots[2])).unwrap();
+        assert_eq!(left(), [snapshots[3].id]);
+        assert_eq!(store.tickets().all().unwrap().len(), 2);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
+use reqwest::Method;
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::harness::access::{certificate_rule, lacks, rule};
@@ -169,6 +170,56 @@ fn a_revoked_certificate_ends_at_once_and_others_stay() {
 }
 
 #[test]
+fn the_certificate_of_a_proxy_is_not_that_of_its_users() {
+    needs_root!();
+    let mut world = world("\"required\"", false, &certificate_rule("robot", "viewer"));
+    world.exporter.settings().api =
+        "trusted_proxies = [\"127.0.0.7\"]\nforwarded_for_from = [\"127.0.0.9\"]".to_owned();
+    world.exporter.restart();
+    world.certificates.issue("robot");
+    let config = Arc::new(tls_config(&world.certificates, Some("robot")));
+    for (last, expected) in [(1, "HTTP/1.1 200 "), (7, "HTTP/1.1 401 "), (9, "HTTP/1.1 401 ")] {
+        let mut connection = connect_with(&world.exporter, Arc::clone(&config), [127, 0, 0, last]).unwrap();
+        let answer = request(&mut connection, "/api/v1/vms").unwrap();
+        assert!(answer.starts_with(expected), "127.0.0.{last}: {answer}");
+        // What needs no right is served.
+        let mut connection = connect_with(&world.exporter, Arc::clone(&config), [127, 0, 0, last]).unwrap();
+        assert!(request(&mut connection, "/healthz").unwrap().starts_with("HTTP/1.1 200 "));
+    }
+}
+
+#[test]
+fn pages_of_other_sites_cannot_use_the_certificate_of_a_browser() {
+    needs_root!();
+    let world = world("\"optional\"", false, &certificate_rule("robot", "operator"));
+    world.certificates.issue("robot");
+    let client = Client::with_certificate(&world.exporter, &world.certificates, "robot");
+    let ask = |client: &Client, headers: &[(&str, &str)]| {
+        let path = format!("/api/v1{SNAPSHOTS}");
+        let request = client.request(Method::POST, &path);
+        client.send(headers.iter().fold(request, |request, (name, value)| request.header(*name, *value)))
+    };
+    for headers in [
+        &[("Origin", "https://evil.example")][..],
+        &[("Origin", "null")],
+        &[("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-site")],
+        &[("Sec-Fetch-Site", "none"), ("Sec-Fetch-Site", "cross-site")],
+        &[("Sec-Fetch-Site", "same-origin"), ("Origin", "https://evil.example")],
+    ] {
+        let answer = ask(&client, headers);
+        assert_eq!(answer.error(403), "forbidden", "{headers:?}");
+        assert!(text(&answer.json()["details"]).contains("another site"), "{answer:?}");
+    }
+    assert!(client.snapshot_ids().is_empty());
+    for headers in [&[][..], &[("Sec-Fetch-Site", "none")], &[("Sec-Fetch-Site", "same-origin")]] {
+        ask(&client, headers).ok();
+    }
+    // Only a page that knows the token can send it.
+    ask(&world.client(), &[("Origin", "https://console.example")]).ok();
+}
+
+#[test]
 fn sessions_with_certificates_are_not_resumed() {
     needs_root!();
     for (mode, expected) in [("\"optional\"", HandshakeKind::Full), ("\"off\"", HandshakeKind::Resumed)] {
@@ -224,12 +275,12 @@ fn an_expired_list_refuses_certificates_until_it_is_renewed() {
     needs_root!();
     let world = world("\"optional\"", true, &certificate_rule("backup", "viewer"));
     world.certificates.issue("backup");
-    world.certificates.revoke_for("clients.crl", &[], Duration::from_secs(8));
+    world.certificates.revoke_for("clients.crl", &[], Duration::from_secs(30));
     reload(&world, RELOADED);
     let config = Arc::new(tls_config(&world.certificates, Some("backup")));
     let mut open = known_connection(&world, &config);
     let is_locked = || curl(&world, Some("backup"), "/healthz") == 0;
-    eventually_within(Duration::from_secs(30), "the list expires", is_locked);
+    eventually_within(Duration::from_secs(60), "the list expires", is_locked);
     // An open connection is checked at intervals.
     eventually_within(Duration::from_secs(30), "the open connection is closed", || {
         request(&mut open, "/api/v1/vms").is_none()

@@ -1,7 +1,8 @@
 //! Tickets: what a URL with a secret permits, how it ends, and that no secret is written down.
 
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
+use std::process::Command;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
@@ -11,7 +12,8 @@ use tempfile::TempDir;
 
 use crate::harness::access::{lacks, rule, user, world_with};
 use crate::harness::{
-    Answer, Client, MB, SNAPSHOTS, USER, VM, World, connect, eventually, eventually_within, text, write_at,
+    Answer, Client, Connection, MB, PASSWORD, ProcessStats, SNAPSHOTS, USER, VM, World, connect, eventually,
+    eventually_within, text, write_at,
 };
 use crate::needs_root;
 
@@ -154,9 +156,11 @@ fn a_ticket_ends_with_its_time_its_users_rights_and_its_snapshot() {
     let mut tickets = Tickets::new(&format!("default_role = \"none\"\n{access}"));
     let ann = user(&tickets.world, "test-ann");
     let ben = user(&tickets.world, "test-ben");
-    let short = path(&tickets.make(&ann, json!({"ttl": "2s"})));
+    let short = path(&tickets.make(&ann, json!({"ttl": "20s"})));
     assert_eq!(tickets.ask(Method::HEAD, &short, &[]).status, 200);
-    eventually("the ticket expires", || tickets.ask(Method::HEAD, &short, &[]).status == 404);
+    eventually_within(Duration::from_secs(60), "the ticket expires", || {
+        tickets.ask(Method::HEAD, &short, &[]).status == 404
+    });
 
     // Lists have no secrets. Other users see and end nothing, administrators all.
     let made = tickets.make(&ann, json!({"ttl": "1h"}));
@@ -176,13 +180,10 @@ fn a_ticket_ends_with_its_time_its_users_rights_and_its_snapshot() {
     // It survives a restart, and ends a running download when it is ended.
     tickets.world.exporter.restart();
     assert_eq!(tickets.ask(Method::HEAD, &own, &[]).status, 200);
-    let mut download = connect(&tickets.world.exporter, &tickets.world.certificates);
-    let head = format!("GET {own} HTTP/1.1\r\nHost: x\r\n\r\n");
-    std::io::Write::write_all(&mut download, head.as_bytes()).unwrap();
+    let mut download = begin(&tickets, &own, "");
     download.read_exact(&mut [0; 4096]).unwrap();
     assert_eq!(tickets.admin.delete(&format!("{list}/{id}")).status, 200);
-    let mut rest = Vec::new();
-    assert!(download.read_to_end(&mut rest).is_err() || rest.len() < 60 << 20, "the download goes on");
+    assert!(is_cut(download), "the download goes on");
     assert_eq!(tickets.get(&own).error(404), "not_found");
 
     // The rights are those of the user now.
@@ -205,6 +206,38 @@ fn a_ticket_ends_with_its_time_its_users_rights_and_its_snapshot() {
     assert_eq!(tickets.get(&own).error(404), "not_found");
 }
 
+/// Sends a request for the disk without a token, and reads nothing.
+fn begin(tickets: &Tickets, path: &str, headers: &str) -> Connection {
+    let mut download = connect(&tickets.world.exporter, &tickets.world.certificates);
+    download.write_all(format!("GET {path} HTTP/1.1\r\nHost: x\r\n{headers}\r\n").as_bytes()).unwrap();
+    download
+}
+
+/// Whether a download was cut off.
+fn is_cut(mut download: Connection) -> bool {
+    let mut rest = Vec::new();
+    download.read_to_end(&mut rest).is_err() || rest.len() < 60 << 20
+}
+
+#[test]
+fn a_ticket_that_ends_before_its_download_begins_permits_none() {
+    needs_root!();
+    let tickets = Tickets::new("default_role = \"admin\"");
+    // The digest of this disk takes seconds, and is made before the download.
+    tickets.world.define_vm(&[("large.img", 4 << 30)]);
+    let disk = format!("{SNAPSHOTS}/{}/disks/large.img", tickets.admin.take_snapshot_id());
+    let made = tickets.admin.post(&format!("{disk}/tickets")).ok();
+    let mut download = begin(&tickets, &path(&made), "Connection: close\r\nWant-Repr-Digest: sha-256=1\r\n");
+    ProcessStats::of(&tickets.world.exporter).wait_until_busy();
+    assert_eq!(tickets.admin.delete(&format!("{disk}/tickets/{}", text(&made["id"]))).status, 200);
+    let mut head = [0; 13];
+    download.read_exact(&mut head).unwrap();
+    assert_eq!(String::from_utf8_lossy(&head), "HTTP/1.1 404 ");
+}
+
+/// Characters of a secret in a URL that was cut off.
+const CUT: usize = 40;
+
 #[test]
 fn no_secret_is_written_down() {
     needs_root!();
@@ -221,6 +254,8 @@ fn no_secret_is_written_down() {
         format!("/{path}"),
         format!("/t/{secret}"),
         format!("/t/{secret}/other.img"),
+        format!("/t/{}", &secret[..CUT]),
+        format!("/t/{}/a.img/chunks", &secret[..CUT]),
         format!("/api/v1/t/{secret}/a.img"),
         format!("/api/v1/vms/{secret}"),
         format!("/api/v1{}/tickets/{secret}", tickets.disk),
@@ -251,7 +286,7 @@ fn no_secret_is_written_down() {
         ("an answer", bodies),
     ];
     for (place, bytes) in places {
-        let found = bytes.windows(secret.len()).any(|window| window == secret.as_bytes());
+        let found = bytes.windows(CUT).any(|window| window == &secret.as_bytes()[..CUT]);
         assert!(!found, "{place} has the secret");
     }
 }
@@ -268,7 +303,7 @@ fn a_token_is_accepted_as_the_password_of_basic() {
     for name in [USER, "", "anyone"] {
         ask(name, &tickets.admin.token).ok();
     }
-    for password in ["", crate::harness::PASSWORD, "x.y.z"] {
+    for password in ["", PASSWORD, "x.y.z"] {
         let refused = ask(USER, password);
         assert_eq!(refused.error(401), "unauthorized");
         // A browser that is asked for Basic would send the token with the requests of other sites.
@@ -295,11 +330,18 @@ fn without_tickets_there_are_none_and_a_revoked_certificate_has_none() {
     let of_robot = path(&made);
     let of_user = path(&tickets.make(&tickets.admin, Value::Null));
     assert_eq!(tickets.ask(Method::HEAD, &of_robot, &[]).status, 200);
+    let (mut download, mut stays) = (begin(&tickets, &of_robot, ""), begin(&tickets, &of_user, ""));
+    for download in [&mut download, &mut stays] {
+        download.read_exact(&mut [0; 4096]).unwrap();
+    }
     tickets.world.certificates.revoke("clients.crl", &["robot"]);
     let count = |tickets: &Tickets| tickets.world.exporter.log().matches("certificate reloaded").count();
     let before = count(&tickets);
     tickets.world.exporter.signal(Signal::SIGHUP);
     eventually("the list is loaded", || count(&tickets) > before);
+    assert!(is_cut(download), "the download of a revoked certificate's ticket goes on");
+    stays.read_exact(&mut vec![0; 60 << 20]).unwrap();
+    drop(stays);
     assert_eq!(tickets.ask(Method::HEAD, &of_robot, &[]).status, 404);
     assert_eq!(tickets.ask(Method::HEAD, &of_user, &[]).status, 200);
 
@@ -330,4 +372,21 @@ fn the_command_prints_a_url() {
     let printed: Value = serde_json::from_str(&printed).unwrap();
     assert!(text(&printed["url"]).starts_with("https://exporter.example:5544/t/"), "{printed}");
     assert_eq!(printed["ops"], json!(["read", "map"]));
+    // From another host, the address of the server is the default.
+    let server = format!("https://127.0.0.1:{port}");
+    for (address, expected) in [(&[][..], &*server), (&["--address", "https://other.example"], "https://other.example")]
+    {
+        let output = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"))
+            .args(["snapshots", "ticket", VM, id, "a.img", "--server", &server])
+            .args(address)
+            .env_clear()
+            .env("HOME", tickets.folder.path())
+            .env("EXPORTER_USERNAME", USER)
+            .env("EXPORTER_PASSWORD", PASSWORD)
+            .env("EXPORTER_CACERT", tickets.world.certificates.ca())
+            .output()
+            .unwrap();
+        let printed = String::from_utf8(output.stdout).unwrap();
+        assert!(printed.starts_with(&format!("{expected}/t/")), "{printed} {:?}", output.stderr);
+    }
 }

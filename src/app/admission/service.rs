@@ -15,7 +15,7 @@ use crate::app::Error;
 use crate::app::error::Refusal;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Tasks, rounds};
-use crate::auth::ClientAddress;
+use crate::auth::{ClientAddress, Session};
 use crate::config::Config;
 use crate::model::{Annotations, VmId};
 use crate::store::Store;
@@ -203,6 +203,15 @@ impl Admission {
             }
         });
         ended
+    }
+
+    /// Ends the downloads whose certificate is not accepted any more.
+    pub(crate) fn end_exports_if(&self, is_refused: impl Fn(&Session) -> bool) {
+        let mut all = Vec::new();
+        self.exports.each(|Entry { work, .. }| all.push(Arc::clone(work)));
+        for export in all.iter().filter(|export| is_refused(&export.details.session)) {
+            export.end("the certificate of the user is not accepted any more");
+        }
     }
 
     /// Releases the slots of downloads whose repository is unresponsive, until `stop`.

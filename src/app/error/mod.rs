@@ -40,6 +40,12 @@ pub enum Error {
          api.socket_group may; use one of these, or HTTPS with a token"
     )]
     NotAnOperator { uid: u32 },
+    /// A browser sends it for a page of another site, with the certificate of its user.
+    #[error(
+        "a web page of another site may not use the client's certificate; send a token, or a request without the header \
+         Origin and with no Sec-Fetch-Site but none or same-origin"
+    )]
+    CrossSite,
     /// The user's roles do not permit it.
     #[error(
         "the role {role} is needed {what}; ask an administrator of this service for it (access.rules in its config)"
@@ -261,6 +267,7 @@ impl Error {
             | Self::NoSession(_)
             | Self::UnknownCertificate(_)
             | Self::NotAnOperator { .. }
+            | Self::CrossSite
             | Self::Forbidden { .. }
             | Self::NotInTicket(_)
             | Self::NotFound(_)

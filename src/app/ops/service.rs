@@ -236,7 +236,7 @@ impl Ops {
             if found.problem.is_some() {
                 problems.push("the list of repositories cannot be read".to_owned());
             }
-            if ops.tls.is_locked() {
+            if ops.tls.has_expired_list() {
                 problems.push("a revocation list of clients' certificates has expired".to_owned());
             }
             let status = if problems.is_empty() { api::Status::Ok } else { api::Status::Error };

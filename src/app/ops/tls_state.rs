@@ -22,7 +22,7 @@ impl TlsState {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The files were loaded. The revocation lists, if there are any, end at the time given.
+    /// The files were loaded. The first of the revocation lists, if there are any, ends at the time given.
     pub fn set_loaded(&self, revocations_end: Option<SystemTime>) {
         *self.loaded() = Loaded { at: Some(SystemTime::now()), revocations_end, problem: None };
     }
@@ -32,8 +32,9 @@ impl TlsState {
         self.loaded().problem = Some(problem);
     }
 
-    /// Whether the revocation lists have ended, so that no certificate of a client is accepted.
-    pub(super) fn is_locked(&self) -> bool {
+    /// Whether a revocation list has ended, so that no certificate of its authority is accepted. Those of other authorities
+    /// still are.
+    pub(super) fn has_expired_list(&self) -> bool {
         self.loaded().revocations_end.is_some_and(|end| end <= SystemTime::now())
     }
 
@@ -41,7 +42,10 @@ impl TlsState {
         let Loaded { at, revocations_end, problem } = self.loaded().clone();
         let time = |time: SystemTime| jiff::Timestamp::try_from(time).ok().map(api::time);
         let problem = match problem {
-            None if self.is_locked() => Some("a revocation list (api.tls.client_crl) has expired".to_owned()),
+            None if self.has_expired_list() => Some(
+                "a revocation list (api.tls.client_crl) has expired: no certificate of its authority is accepted"
+                    .to_owned(),
+            ),
             problem => problem,
         };
         api::TlsStatus {

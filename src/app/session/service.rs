@@ -110,9 +110,18 @@ impl Sessions {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = rules;
     }
 
-    /// Replaces the certificates of clients that are accepted.
+    /// Replaces the certificates of clients that are accepted, and ends the downloads of the others. Those with tickets
+    /// come through connections that show no certificate.
     pub fn set_clients(&self, clients: Option<AcceptedClients>) {
         *self.clients.write().unwrap_or_else(PoisonError::into_inner) = clients;
+        self.admission.end_exports_if(|session| !self.accepts_source(session.source()));
+    }
+
+    /// Whether the certificate is still accepted, if the user has proven who they are with one.
+    fn accepts_source(&self, source: &Source) -> bool {
+        let Source::Certificate(certificate) = source else { return true };
+        let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
+        clients.as_ref().is_some_and(|clients| clients.accepts(certificate))
     }
 
     /// The session of a client whose connection has shown this certificate.
@@ -131,9 +140,8 @@ impl Sessions {
         if self.revocations.includes_all_until(&user, made_ms) {
             return None;
         }
-        if let Source::Certificate(certificate) = &source {
-            let clients = self.clients.read().unwrap_or_else(PoisonError::into_inner);
-            clients.as_ref().filter(|clients| clients.accepts(certificate))?;
+        if !self.accepts_source(&source) {
+            return None;
         }
         Session::of_ticket(user, source, &self.access())
     }

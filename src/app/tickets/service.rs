@@ -203,9 +203,10 @@ impl Tickets {
         let hash = TicketHash::of(secret);
         self.run_inline_or_blocking(move |tickets| {
             let ticket = tickets.store.tickets().find(&hash.0)?.ok_or(NO_TICKET)?;
-            if tickets.longest.is_none() || !ticket.is_valid(Timestamp::now().as_millisecond()) || ticket.disk != disk {
+            if ticket.disk != disk {
                 return Err(NO_TICKET);
             }
+            let session = tickets.session(&ticket)?;
             let permits = match op {
                 TicketOp::Read => ticket.may_read,
                 TicketOp::Map => ticket.may_map,
@@ -215,12 +216,33 @@ impl Tickets {
             }
             let (Ok(vm), Ok(disk)) = (ticket.vm.parse(), disk.parse()) else { return Err(NO_TICKET) };
             let target = (vm, ticket.snapshot(), disk);
-            let source = proven(ticket.source).ok_or(NO_TICKET)?;
-            let made_ms = u64::try_from(ticket.created_ms).unwrap_or_default();
-            let session = tickets.sessions.of_ticket(ticket.user, source, made_ms).ok_or(NO_TICKET)?;
             Ok(OpenTicket { id: hash.id(), session: session.needing(Permission::Read), target })
         })
         .await
+    }
+
+    /// Checks the ticket of a session again, if it has one: it may have ended since the request began.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], [`Error::Store`].
+    pub(crate) async fn recheck(self: &Arc<Self>, session: &Session) -> Result<(), Error> {
+        let Some(id) = session.requester().ticket.clone() else { return Ok(()) };
+        self.run_inline_or_blocking(move |tickets| {
+            let start = TicketHash::first_bytes(&id).ok_or(NO_TICKET)?;
+            let ticket = tickets.store.tickets().find_by_start(start)?.ok_or(NO_TICKET)?;
+            tickets.session(&ticket).map(|_| ())
+        })
+        .await
+    }
+
+    /// The session of a valid ticket's user.
+    fn session(&self, ticket: &Ticket) -> Result<Session, Error> {
+        if self.longest.is_none() || !ticket.is_valid(Timestamp::now().as_millisecond()) {
+            return Err(NO_TICKET);
+        }
+        let source = proven(ticket.source.clone()).ok_or(NO_TICKET)?;
+        let made_ms = u64::try_from(ticket.created_ms).unwrap_or_default();
+        self.sessions.of_ticket(ticket.user.clone(), source, made_ms).ok_or(NO_TICKET)
     }
 }
 

@@ -115,7 +115,7 @@ impl Findings {
         let what = "api.tls.client_crl";
         let shown = jiff::Timestamp::try_from(end).map_or_else(|_| "an unknown time".to_owned(), |end| end.to_string());
         if end <= SystemTime::now() {
-            let remedy = "renew it; until SIGHUP loads the new one, no certificate of a client is accepted";
+            let remedy = "renew it; until SIGHUP loads the new one, no certificate of its authority is accepted";
             self.bad(what, format!("a list expired at {shown}"), remedy);
         } else {
             self.good(what, format!("valid until {shown}"));

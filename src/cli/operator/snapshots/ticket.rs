@@ -21,12 +21,13 @@ pub fn run(args: &SnapshotTicketArgs, config: &Path) -> anyhow::Result<ExitCode>
     let id = find_snapshot(&listed, &vm, &args.snapshot)?;
     let ops = args.map.then(|| vec![TicketOp::Read, TicketOp::Map]);
     let mut new = client.ticket(&api_path(&vm.id, &id, &args.disk), &CreateTicket { ttl: args.ttl.clone(), ops })?;
-    if new.url.is_none() {
+    let address = match &args.address {
+        Some(address) => Some(address.trim_end_matches('/').to_owned()),
         // On the Unix socket, the service does not know the name that clients use for this host.
-        let address = match &args.address {
-            Some(address) => address.trim_end_matches('/').to_owned(),
-            None => own_address(config)?,
-        };
+        None if new.url.is_none() => Some(own_address(config)?),
+        None => None,
+    };
+    if let Some(address) = address {
         new.url = Some(format!("{address}{}", new.path));
     }
     if args.json {
