@@ -140,6 +140,17 @@ impl PendingHooks {
         self.unwritten.set(key, post_hooks, |key, change| self.write(key, change));
     }
 
+    /// Makes a change that [`Self::write_change`] or the next round writes. It counts at once, even if no thread can be
+    /// started to write it.
+    pub(super) fn put(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
+        self.unwritten.lock().insert(key, post_hooks);
+    }
+
+    /// Writes the newest change of `key`. The database may be slow.
+    pub(super) fn write_change(&self, key: PendingHooksKey) {
+        self.unwritten.write_one(key, |key, change| self.write(key, change));
+    }
+
     fn write(&self, key: PendingHooksKey, change: Option<&PendingPostHooks>) -> Result<(), Error> {
         match change {
             Some(post_hooks) => self.record(key, post_hooks),
@@ -151,27 +162,22 @@ impl PendingHooks {
         self.unwritten.write_all(|key, change| self.write(key, change));
     }
 
-    /// Records the result of calling post hooks: the `failed` ones stay pending.
-    pub(crate) fn record_result(
-        &self,
-        key: PendingHooksKey,
-        post_hooks: PendingPostHooks,
-        failed: Option<FailedHooks>,
-    ) {
+    /// Takes the result of calling post hooks: the `failed` ones stay pending. [`Self::write_change`] writes it.
+    pub(super) fn put_result(&self, key: PendingHooksKey, post_hooks: PendingPostHooks, failed: Option<FailedHooks>) {
         let (snapshot, vm) = (post_hooks.event.snapshot_id.clone(), post_hooks.event.vm.name.clone());
         if failed.as_ref().is_some_and(FailedHooks::is_empty) {
-            return self.set(key, None);
+            return self.put(key, None);
         }
         let post_hooks =
             PendingPostHooks { hooks: failed, earlier: Vec::new(), attempts: post_hooks.attempts + 1, ..post_hooks };
         let (attempts, hooks) = (post_hooks.attempts, &post_hooks.hooks);
         if attempts > MAX_RETRIES {
             tracing::error!(snapshot, vm, attempts, ?hooks, "post hooks have failed for a week; retries end");
-            return self.set(key, None);
+            return self.put(key, None);
         }
         let next = if attempts <= MINUTELY_RETRIES { "in a minute" } else { "in a day, and at the next start" };
         tracing::error!(snapshot, vm, attempts, ?hooks, next, "post hooks have failed and will be retried");
-        self.set(key, Some(post_hooks));
+        self.put(key, Some(post_hooks));
     }
 
     /// Locks the VM of pending post hooks. Returns nothing if its snapshots are being changed, by this service or
@@ -195,10 +201,11 @@ impl PendingHooks {
         let active = self.active.token();
         let ended = self.hooks.call_pending(&post_hooks).await;
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
+        self.put_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
         let pending = Arc::clone(self);
         writes.start(move || {
             let _active = active;
-            pending.record_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
+            pending.write_change(key);
         });
     }
 
@@ -211,6 +218,10 @@ impl PendingHooks {
         // Hooks that have failed before do not delay the start; the first round calls them.
         let mut calls = Calls::default();
         for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| post_hooks.attempts == 0)) {
+            // If a call does not begin or end, the rounds repeat it.
+            for (key, post_hooks) in &entries {
+                self.put(*key, Some(PendingPostHooks { attempts: 1, ..post_hooks.clone() }));
+            }
             let pending = Arc::clone(self);
             let call = async move {
                 for (_, post_hooks) in &entries {

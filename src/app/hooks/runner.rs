@@ -242,10 +242,11 @@ impl HookRunner {
         let PostResult { runs, quiesced, not_called, finished, failed } = ended;
         let (runner, result) =
             (Arc::clone(self), PendingPostHooks { succeeded: done, finished, ..PendingPostHooks::clone(&post_hooks) });
+        runner.pending.put_result(key, result, failed);
         // The database may be slow. The thaw of other VMs of the group must not wait for it.
-        let recorded = tokio::task::spawn_blocking(move || runner.pending.record_result(key, result, failed)).await;
+        let recorded = tokio::task::spawn_blocking(move || runner.pending.write_change(key)).await;
         if let Err(panic) = recorded {
-            tracing::error!(%panic, "the result of the post hooks was not recorded");
+            tracing::error!(%panic, "the result of the post hooks is not recorded yet");
         }
         // A post hook has failed, so the freeze may have ended before the disks were cloned.
         let error = (done && requires_quiesced && !quiesced)

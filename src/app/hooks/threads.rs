@@ -39,7 +39,9 @@ impl Writes {
     pub(super) fn start(&mut self, write: impl FnOnce() + Send + 'static) {
         match run_isolated(async move { write() }) {
             Ok(done) => self.0.push(done),
-            Err(error) => tracing::error!(%error, "cannot start a thread to record the result of post hooks"),
+            Err(error) => {
+                tracing::error!(%error, "cannot start a thread to record the result of post hooks; the next round records it")
+            }
         }
     }
 

@@ -45,6 +45,15 @@ impl Unwritten {
         write: impl Fn(PendingHooksKey, Option<&PendingPostHooks>) -> Result<(), Error>,
     ) {
         self.lock().insert(key, change);
+        self.write_one(key, write);
+    }
+
+    /// Writes the newest change of `key`, if there is one.
+    pub(super) fn write_one(
+        &self,
+        key: PendingHooksKey,
+        write: impl Fn(PendingHooksKey, Option<&PendingPostHooks>) -> Result<(), Error>,
+    ) {
         let writing = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
         self.write(key, &write, &writing);
     }

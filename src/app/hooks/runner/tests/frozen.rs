@@ -20,3 +20,16 @@ async fn removal_that_was_not_written_does_not_erase_the_record_of_a_new_operati
     assert!(outcome.is_ok(), "{outcome:?}");
     assert_eq!(fs::read_to_string(dir.path().join("calls")).unwrap(), "pre\npost\n");
 }
+
+#[tokio::test]
+async fn result_that_no_thread_could_write_is_retried() {
+    let (dir, scene, key, post_hooks) = scene("[ -e mended ]").await;
+    // As if no thread could be started to write it.
+    scene.pending.put_result(key, post_hooks.clone(), post_hooks.hooks.clone());
+    assert_eq!(attempts(&scene), [0]);
+    scene.pending.call_failed(1).await;
+    assert_eq!((fs::read_to_string(dir.path().join("calls")).unwrap().as_str(), attempts(&scene)), ("post\n", vec![2]));
+    fs::write(dir.path().join("mended"), "").unwrap();
+    scene.pending.call_failed(2).await;
+    assert_eq!(attempts(&scene), [] as [u32; 0]);
+}
