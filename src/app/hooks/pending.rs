@@ -220,7 +220,7 @@ impl PendingHooks {
         for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| post_hooks.attempts == 0)) {
             // If a call does not begin or end, the rounds repeat it.
             for (key, post_hooks) in &entries {
-                self.put(*key, Some(PendingPostHooks { attempts: 1, ..post_hooks.clone() }));
+                self.put(*key, post_hooks.clone().failed());
             }
             let pending = Arc::clone(self);
             let call = async move {
