@@ -151,9 +151,7 @@ fn hung_repository_keeps_the_service_neither_from_starting_nor_from_stopping() {
     let hanging = device.hang();
     world.exporter.restart();
     let client = world.lasting_client();
-    eventually("the other repository is searched", || {
-        client.get(&format!("{SNAPSHOTS}/{here}")).status == 200
-    });
+    eventually("the other repository is searched", || client.get(&format!("{SNAPSHOTS}/{here}")).status == 200);
     assert_eq!(database(&world)["rebuilding"], true);
     assert_eq!(client.get(SNAPSHOTS).error(503), "database_rebuilding");
     // Not even its VM is known.
