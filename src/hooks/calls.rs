@@ -51,8 +51,12 @@ impl Calls {
 /// An id for the next call with this prefix. Processes keep it in their environment. As long as the host runs, the ids
 /// of one operation sort in the order of its calls.
 pub(super) fn next_id(prefix: &str) -> String {
-    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from);
-    format!("{prefix}.{:020}", now.as_nanos())
+    format!("{prefix}.{:020}", host_time().as_nanos())
+}
+
+/// The time of the host's monotonic clock, which all processes share.
+pub(super) fn host_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
 /// A failed call without details.

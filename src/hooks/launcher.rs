@@ -23,6 +23,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::calls;
 use super::event::{CallReason, Event};
 use super::leftover_processes::{self, Selection};
 use super::output::Printed;
@@ -107,14 +108,17 @@ impl Launcher {
             event: event.clone(),
             id: id.to_owned(),
             reason,
-            remaining: deadline.saturating_duration_since(Instant::now()),
+            deadline: calls::host_time() + deadline.saturating_duration_since(Instant::now()),
         });
         let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
-        match ask(socket, &request, limit, cancel).await {
-            Ok(Reply::Ended(result)) => result.into(),
-            Ok(Reply::Killed) => lost("it gave another answer"),
-            Err(error) => lost(error),
-        }
+        let error = match ask(socket, &request, limit, cancel).await {
+            Ok(Reply::Ended(result)) => return result.into(),
+            Ok(Reply::Killed) => "it gave another answer".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        // The program may still run, and freeze something after its post hook.
+        self.kill_leftovers(Selection::Call(id.to_owned())).await;
+        lost(error)
     }
 
     /// As [`leftover_processes::kill_on_thread`].

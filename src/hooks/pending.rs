@@ -53,6 +53,19 @@ impl PendingPostHooks {
         self.hooks.as_ref().is_none_or(|hooks| hooks.programs.iter().any(|known| known == program))
     }
 
+    /// The record of an operation whose calls may not all have been made: they have failed.
+    pub fn failed(self) -> Option<Self> {
+        Some(Self { attempts: 1, ..self })
+    }
+
+    /// The record of an operation of which no hook was called: what is still pending from earlier ones, if anything.
+    pub fn of_earlier(self) -> Option<Self> {
+        let programs = self.earlier;
+        let hooks = Some(PendingHooks { programs, server: false });
+        let pending = Self { hooks, earlier: Vec::new(), attempts: 1, ..self };
+        (!pending.hooks.as_ref().is_some_and(PendingHooks::is_empty)).then_some(pending)
+    }
+
     /// The names of the pending hooks, as far as they are known.
     pub fn names(&self) -> Vec<String> {
         let Some(hooks) = &self.hooks else { return Vec::new() };
@@ -83,6 +96,15 @@ mod tests {
     use crate::hooks::event;
     use serde_json::{Value, json};
     use std::os::unix::ffi::OsStringExt;
+
+    #[test]
+    fn operation_without_calls_leaves_pending_what_was_pending_before() {
+        let pending = PendingPostHooks::from_bytes(&serde_json::to_vec(&event::example()).unwrap()).unwrap();
+        assert_eq!(pending.clone().of_earlier(), None);
+        let programs = vec![OsString::from("10-thaw")];
+        let left = PendingPostHooks { earlier: programs.clone(), ..pending }.of_earlier().unwrap();
+        assert_eq!((left.attempts, left.hooks), (1, Some(PendingHooks { programs, server: false })));
+    }
 
     #[test]
     fn pending_hooks_are_decoded_as_they_were_encoded() {

@@ -76,23 +76,26 @@ fn folder_that_cannot_be_read_is_reported_and_searched_again() {
     assert!(text(&part["path"]).ends_with(&hidden) && text(&part["reason"]).contains("cannot be read"), "{part}");
     assert!(problems(&client).as_array().unwrap().contains(&json!("the database is being rebuilt")));
     // The answers about this VM, and about any snapshot that was not found.
-    for path in [SNAPSHOTS.to_owned(), format!("{SNAPSHOTS}/{hidden}"), format!("/vms/{OTHER_VM}/snapshots/{hidden}")] {
-        let answer = client.get(&path);
+    // The manifest that cannot be read may be of any VM.
+    let of_other = format!("/vms/{OTHER_VM}/snapshots");
+    for path in [SNAPSHOTS, &format!("{SNAPSHOTS}/{hidden}"), &of_other, &format!("{of_other}/{hidden}")] {
+        let answer = client.get(path);
         assert_eq!(answer.header("retry-after"), "60");
         assert_eq!(answer.error(503), "database_rebuilding", "{path}");
     }
-    assert_eq!(client.delete(SNAPSHOTS).error(503), "database_rebuilding");
+    for path in [SNAPSHOTS, &of_other] {
+        assert_eq!(client.delete(path).error(503), "database_rebuilding");
+    }
     let comparison = client.get(&format!("{SNAPSHOTS}/{found}?compareTo={hidden}"));
     assert_eq!(comparison.error(503), "database_rebuilding");
     // What is known is served.
     assert_eq!(client.get(&format!("{SNAPSHOTS}/{found}")).ok()["id"], json!(found));
-    assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots")).ok().as_array().unwrap().len(), 1);
     let vms = client.get("/vms").ok();
-    for (vm, ids, is_incomplete) in [(VM, &found, true), (OTHER_VM, &other, false)] {
+    for (vm, ids) in [(VM, &found), (OTHER_VM, &other)] {
         let listed = vms.as_array().unwrap().iter().find(|entry| entry["name"] == vm).unwrap();
         for document in [listed, &client.get(&format!("/vms/{vm}")).ok()] {
             assert_eq!(document["snapshots"], json!([ids]));
-            assert_eq!(document["snapshots_incomplete"] == true, is_incomplete, "{document}");
+            assert_eq!(document["snapshots_incomplete"], true, "{document}");
         }
     }
     let (_, page) = world.exporter.command(&["status"]);
@@ -148,10 +151,9 @@ fn hung_repository_keeps_the_service_neither_from_starting_nor_from_stopping() {
     let hanging = device.hang();
     world.exporter.restart();
     let client = world.lasting_client();
-    eventually("the other repository is searched", || {
-        client.get(SNAPSHOTS).status == 200 && client.snapshot_ids() == [here.clone()]
-    });
+    eventually("the other repository is searched", || client.get(&format!("{SNAPSHOTS}/{here}")).status == 200);
     assert_eq!(database(&world)["rebuilding"], true);
+    assert_eq!(client.get(SNAPSHOTS).error(503), "database_rebuilding");
     // Not even its VM is known.
     assert_eq!(client.get(&format!("/vms/{OTHER_VM}/snapshots/{there}")).error(503), "repository_unavailable");
     world.exporter.signal(Signal::SIGTERM);

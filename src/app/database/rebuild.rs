@@ -25,8 +25,9 @@ impl Database {
         }
         tracing::error!(
             "rebuilding the database from the manifests; these are lost: expiry times (rebuilt snapshots never \
-             expire), leases, idempotency keys, checksums, and pending post hooks: check whether guests are still \
-             frozen; which tokens were revoked is lost too, so all users have to log in again"
+             expire), leases, idempotency keys, checksums, proofs, tickets, and pending post hooks: check whether \
+             guests are still frozen; refresh tokens and which tokens were revoked are lost too, so all users have to \
+             log in again"
         );
         self.inventory.set_unsearched(Unsearched::Everything);
         let attempt = self.tasks.spawn(Arc::clone(self).continue_rebuilding());

@@ -28,7 +28,17 @@ const INTERVAL: Duration = Duration::from_secs(60);
 const COPIES: usize = 2;
 
 /// What a rebuilt database does not have, because the manifests do not have it.
-const LOST: [&str; 6] = ["expiries", "leases", "idempotency_keys", "pending_post_hooks", "proofs", "checksums"];
+const LOST: [&str; 9] = [
+    "expiries",
+    "leases",
+    "idempotency_keys",
+    "pending_post_hooks",
+    "proofs",
+    "checksums",
+    "tickets",
+    "refresh_tokens",
+    "revocations",
+];
 
 /// The last check of the database.
 struct Check {
@@ -36,12 +46,25 @@ struct Check {
     time: jiff::Timestamp,
     /// What it found, if anything.
     problem: Option<Problem>,
+    /// Whether the last check that ended found damage. One that could not be made says nothing about that.
+    is_damaged: bool,
 }
 
-struct Problem {
-    /// Whether the database is damaged. Otherwise the file or a record could not be read.
-    is_damage: bool,
-    cause: String,
+#[derive(Debug)]
+enum Problem {
+    /// The database is damaged.
+    Damage(String),
+    /// The check ended, and a record could not be read.
+    Unreadable(String),
+    /// The check could not be made.
+    Unchecked(String),
+}
+
+impl Problem {
+    fn cause(&self) -> &String {
+        let (Self::Damage(cause) | Self::Unreadable(cause) | Self::Unchecked(cause)) = self;
+        cause
+    }
 }
 
 /// A copy of the database. The file disappears when it is closed.
@@ -93,7 +116,7 @@ impl Database {
         may_rebuild: bool,
         tasks: Tasks,
     ) -> Self {
-        let last = Mutex::new(Check::now(&metrics, found(store.unreadable())));
+        let last = Mutex::new(Check::now(&metrics, found(store.unreadable()), false));
         let (restart, stopping) = (CancellationToken::new(), CancellationToken::new());
         let (copies, retry) = (Arc::new(Semaphore::new(COPIES)), tokio::sync::Mutex::new(Retry::new()));
         Self {
@@ -159,9 +182,11 @@ impl Database {
         if problem.is_none() {
             tracing::info!(seconds = started.elapsed().as_secs_f64(), "the database has been checked: it is whole");
         }
-        let is_damaged = problem.as_ref().is_some_and(|it| it.is_damage);
-        *self.last() = Check::now(&self.metrics, problem);
-        if is_damaged && self.may_rebuild {
+        let finds_damage = matches!(problem, Some(Problem::Damage(_)));
+        let mut last = self.last();
+        *last = Check::now(&self.metrics, problem, last.is_damaged);
+        drop(last);
+        if finds_damage && self.may_rebuild {
             tracing::error!("stopping: the next start sets the damaged database aside and rebuilds it (db_rebuild)");
             self.restart.cancel();
         }
@@ -177,22 +202,22 @@ impl Database {
         self.restart.is_cancelled()
     }
 
-    /// Whether the last check found damage.
+    /// Whether the last check that ended found damage.
     pub(crate) fn is_damaged(&self) -> bool {
-        self.last().problem.as_ref().is_some_and(|problem| problem.is_damage)
+        self.last().is_damaged
     }
 
-    /// For `GET /status`.
-    pub(crate) fn status(&self) -> Result<api::DatabaseStatus, Error> {
+    /// For `GET /status`. What was not searched names folders and VMs, so only a user who `sees_all` gets it.
+    pub(crate) fn status(&self, sees_all: bool) -> Result<api::DatabaseStatus, Error> {
         let rebuild = self.store.rebuild()?;
         let was_damaged = rebuild != Rebuild::default();
         let last = self.last();
         Ok(api::DatabaseStatus {
             checked_at: api::time(last.time),
             status: if last.problem.is_none() { api::Status::Ok } else { api::Status::Error },
-            problem: last.problem.as_ref().map(|problem| problem.cause.clone()),
+            problem: last.problem.as_ref().map(|problem| problem.cause().clone()),
             rebuilding: rebuild.started.is_some(),
-            unsearched: self.inventory.unsearched().describe(),
+            unsearched: if sees_all { self.inventory.unsearched().describe() } else { Vec::new() },
             rebuilt_at: rebuild.done.map(api::time),
             lost: if was_damaged { LOST.map(str::to_owned).to_vec() } else { Vec::new() },
         })
@@ -227,18 +252,26 @@ impl Database {
 }
 
 impl Check {
-    /// Records and logs the result of a check that has just ended.
-    fn now(metrics: &Metrics, problem: Option<Problem>) -> Self {
+    /// Records and logs the result of a check that has just ended. `was_damaged`: the one before it.
+    fn now(metrics: &Metrics, problem: Option<Problem>, was_damaged: bool) -> Self {
         let (at, time) = (Instant::now(), jiff::Timestamp::now());
-        match &problem {
-            None => {}
-            Some(Problem { is_damage: true, cause }) => tracing::error!(cause, "the database is damaged"),
-            Some(Problem { is_damage: false, cause }) => {
-                tracing::error!(cause, "the check of the database found a problem")
+        let is_damaged = match &problem {
+            None => false,
+            Some(Problem::Damage(cause)) => {
+                tracing::error!(cause, "the database is damaged");
+                true
             }
-        }
-        metrics.database_checked(time.as_second(), problem.as_ref().is_some_and(|problem| problem.is_damage));
-        Self { at, time, problem }
+            Some(Problem::Unreadable(cause)) => {
+                tracing::error!(cause, "the check of the database found a problem");
+                false
+            }
+            Some(Problem::Unchecked(cause)) => {
+                tracing::error!(cause, was_damaged, "the database could not be checked");
+                return Self { at, time, problem, is_damaged: was_damaged };
+            }
+        };
+        metrics.database_checked(time.as_second(), is_damaged);
+        Self { at, time, problem, is_damaged }
     }
 }
 
@@ -246,7 +279,26 @@ impl Check {
 fn found(checked: Result<Unreadable, StoreError>) -> Option<Problem> {
     match checked {
         // A record that this version cannot read is no damage: setting the database aside would lose all other records.
-        Ok(unreadable) => Some(Problem { is_damage: false, cause: unreadable.problem()? }),
-        Err(error) => Some(Problem { is_damage: matches!(error, StoreError::Damaged(_)), cause: error.to_string() }),
+        Ok(unreadable) => Some(Problem::Unreadable(unreadable.problem()?)),
+        Err(error @ StoreError::Damaged(_)) => Some(Problem::Damage(error.to_string())),
+        Err(error) => Some(Problem::Unchecked(error.to_string())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn check_that_could_not_be_made_says_nothing_about_damage() {
+        let (metrics, unchecked) = (Metrics::default(), || Some(Problem::Unchecked("no room".to_owned())));
+        let damaged = Check::now(&metrics, Some(Problem::Damage("page 3".to_owned())), false);
+        assert!(damaged.is_damaged);
+        let is_reported = || metrics.text().contains("database_damaged 1\n");
+        assert!(is_reported());
+        let next = Check::now(&metrics, unchecked(), damaged.is_damaged);
+        assert!(next.is_damaged && next.problem.is_some() && is_reported());
+        assert!(!Check::now(&metrics, None, next.is_damaged).is_damaged && !is_reported());
+        assert!(!Check::now(&metrics, unchecked(), false).is_damaged && !is_reported());
     }
 }

@@ -2,6 +2,7 @@
 
 mod pending;
 mod runner;
+mod threads;
 mod unwritten;
 
 pub(crate) use pending::{Pending, PendingHooks};

@@ -8,12 +8,11 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::threads::{Calls, Writes};
 use super::unwritten::Unwritten;
 use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
@@ -25,7 +24,7 @@ use crate::model::{PendingHooksKey, SnapshotId, VmId};
 use crate::store::Store;
 
 /// The time between two rounds.
-const INTERVAL: Duration = Duration::from_secs(60);
+pub(super) const INTERVAL: Duration = Duration::from_secs(60);
 
 /// So many retries, one each round: an hour.
 const MINUTELY_RETRIES: u32 = 60;
@@ -36,58 +35,8 @@ const DAILY_INTERVAL: u64 = 24 * 60;
 /// Retries end after so many failures: about a week.
 const MAX_RETRIES: u32 = MINUTELY_RETRIES + 7;
 
-/// How many VMs are served at a time. With one, hanging hooks of a VM would delay all others.
-const CONCURRENCY: usize = 8;
-
 /// How long the database may take to list pending post hooks when the service stops.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Concurrent calls, at most [`CONCURRENCY`], each on its own thread.
-#[derive(Default)]
-struct Calls(JoinSet<()>);
-
-impl Calls {
-    /// Starts a call when fewer than [`CONCURRENCY`] run.
-    async fn start(&mut self, call: impl Future<Output = ()> + Send + 'static) {
-        while self.0.len() >= CONCURRENCY {
-            self.0.join_next().await;
-        }
-        match run_isolated(call) {
-            Ok(over) => drop(self.0.spawn(async move { drop(over.await) })),
-            Err(error) => tracing::error!(%error, "cannot start a thread for pending post hooks"),
-        }
-    }
-
-    /// Waits for all calls.
-    async fn finish(mut self) {
-        while self.0.join_next().await.is_some() {}
-    }
-}
-
-/// Writes to the database, on threads of their own.
-#[derive(Default)]
-struct Writes(Vec<oneshot::Receiver<()>>);
-
-impl Writes {
-    fn start(&mut self, write: impl FnOnce() + Send + 'static) {
-        match run_isolated(async move { write() }) {
-            Ok(done) => self.0.push(done),
-            Err(error) => tracing::error!(%error, "cannot start a thread to record the result of post hooks"),
-        }
-    }
-
-    /// Waits for all of them, within a bounded time. One that does not end is retried in the next round.
-    async fn finish(self) {
-        let all = async {
-            for done in self.0 {
-                drop(done.await);
-            }
-        };
-        if tokio::time::timeout(INTERVAL, all).await.is_err() {
-            tracing::error!("the database does not answer; the results of post hooks are not recorded yet");
-        }
-    }
-}
 
 /// The recorded pending post hooks.
 #[derive(Default)]
@@ -155,15 +104,16 @@ impl PendingHooks {
         Ok(entries)
     }
 
-    /// Records the pending post hooks of an operation that is about to start.
+    /// Records the pending post hooks of an operation that is about to start. They replace all that was recorded or
+    /// changed under this key before.
     ///
     /// # Errors
     /// If that fails. Then no hook may be called.
-    pub(crate) fn record_pending_hooks(
-        &self,
-        key: PendingHooksKey,
-        post_hooks: &PendingPostHooks,
-    ) -> Result<(), Error> {
+    pub(crate) fn begin(&self, key: PendingHooksKey, post_hooks: &PendingPostHooks) -> Result<(), Error> {
+        self.unwritten.begin(key, || self.record(key, post_hooks))
+    }
+
+    fn record(&self, key: PendingHooksKey, post_hooks: &PendingPostHooks) -> Result<(), Error> {
         let bytes = post_hooks.to_bytes().map_err(|error| Error::Internal(format!("pending post hooks: {error}")))?;
         Ok(self.store.pending_hooks().record(key, &bytes)?)
     }
@@ -190,38 +140,44 @@ impl PendingHooks {
         self.unwritten.set(key, post_hooks, |key, change| self.write(key, change));
     }
 
+    /// Makes a change that [`Self::write_change`] or the next round writes. It counts at once, even if no thread can be
+    /// started to write it.
+    pub(super) fn put(&self, key: PendingHooksKey, post_hooks: Option<PendingPostHooks>) {
+        self.unwritten.lock().insert(key, post_hooks);
+    }
+
+    /// Writes the newest change of `key`. The database may be slow.
+    pub(super) fn write_change(&self, key: PendingHooksKey) {
+        self.unwritten.write_one(key, |key, change| self.write(key, change));
+    }
+
     fn write(&self, key: PendingHooksKey, change: Option<&PendingPostHooks>) -> Result<(), Error> {
         match change {
-            Some(post_hooks) => self.record_pending_hooks(key, post_hooks),
+            Some(post_hooks) => self.record(key, post_hooks),
             None => Ok(self.store.pending_hooks().clear(key)?),
         }
     }
 
-    fn write_unwritten(&self) {
+    pub(super) fn write_unwritten(&self) {
         self.unwritten.write_all(|key, change| self.write(key, change));
     }
 
-    /// Records the result of calling post hooks: the `failed` ones stay pending.
-    pub(crate) fn record_result(
-        &self,
-        key: PendingHooksKey,
-        post_hooks: PendingPostHooks,
-        failed: Option<FailedHooks>,
-    ) {
+    /// Takes the result of calling post hooks: the `failed` ones stay pending. [`Self::write_change`] writes it.
+    pub(super) fn put_result(&self, key: PendingHooksKey, post_hooks: PendingPostHooks, failed: Option<FailedHooks>) {
         let (snapshot, vm) = (post_hooks.event.snapshot_id.clone(), post_hooks.event.vm.name.clone());
         if failed.as_ref().is_some_and(FailedHooks::is_empty) {
-            return self.set(key, None);
+            return self.put(key, None);
         }
         let post_hooks =
             PendingPostHooks { hooks: failed, earlier: Vec::new(), attempts: post_hooks.attempts + 1, ..post_hooks };
         let (attempts, hooks) = (post_hooks.attempts, &post_hooks.hooks);
         if attempts > MAX_RETRIES {
             tracing::error!(snapshot, vm, attempts, ?hooks, "post hooks have failed for a week; retries end");
-            return self.set(key, None);
+            return self.put(key, None);
         }
         let next = if attempts <= MINUTELY_RETRIES { "in a minute" } else { "in a day, and at the next start" };
         tracing::error!(snapshot, vm, attempts, ?hooks, next, "post hooks have failed and will be retried");
-        self.set(key, Some(post_hooks));
+        self.put(key, Some(post_hooks));
     }
 
     /// Locks the VM of pending post hooks. Returns nothing if its snapshots are being changed, by this service or
@@ -245,10 +201,11 @@ impl PendingHooks {
         let active = self.active.token();
         let ended = self.hooks.call_pending(&post_hooks).await;
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
+        self.put_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
         let pending = Arc::clone(self);
         writes.start(move || {
             let _active = active;
-            pending.record_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
+            pending.write_change(key);
         });
     }
 
@@ -261,6 +218,10 @@ impl PendingHooks {
         // Hooks that have failed before do not delay the start; the first round calls them.
         let mut calls = Calls::default();
         for (vm, entries) in by_vm(entries.readable.into_iter().filter(|(_, post_hooks)| post_hooks.attempts == 0)) {
+            // If a call does not begin or end, the rounds repeat it.
+            for (key, post_hooks) in &entries {
+                self.put(*key, post_hooks.clone().failed());
+            }
             let pending = Arc::clone(self);
             let call = async move {
                 for (_, post_hooks) in &entries {

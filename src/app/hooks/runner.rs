@@ -110,28 +110,46 @@ impl HookRunner {
         if operations.iter().all(|operation| operation.hooks.is_none()) {
             return (self.tasks.blocking(step.work).await, no_calls());
         }
-        let (keys, no_calls): (Vec<_>, Vec<_>) =
-            (operations.iter().filter_map(|operation| Some(operation.hooks.as_ref()?.0)).collect(), no_calls());
+        let recorded: Vec<_> = operations.iter().filter_map(|operation| operation.hooks.clone()).collect();
+        let no_calls = no_calls();
         let (runner, active) = (Arc::clone(self), self.pending.hold());
         let all = async move {
             let _active = active;
             runner.run_with_hooks(operations, step).await
         };
         match hooks::run_isolated(all) {
-            Ok(ended) => ended.await.unwrap_or_else(|_| {
-                (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), no_calls)
-            }),
+            Ok(ended) => match ended.await {
+                Ok(ended) => ended,
+                Err(_) => {
+                    // A guest may be frozen, and only failed post hooks are called again.
+                    self.put_all(recorded, PendingPostHooks::failed).await;
+                    (Err(Error::Internal("the thread of the operation's hooks panicked".to_owned())), no_calls)
+                }
+            },
             Err(error) => {
-                // No hook was called.
-                let cleared = self.blocking(move |runner| {
-                    keys.into_iter().for_each(|key| runner.pending.set(key, None));
-                    Ok(())
-                });
-                drop(cleared.await);
+                // No hook of this operation was called.
+                self.put_all(recorded, PendingPostHooks::of_earlier).await;
                 let error = Error::Internal(format!("cannot start a thread for the operation's hooks: {error}"));
                 (Err(error), no_calls)
             }
         }
+    }
+
+    /// Changes the records of operations whose hooks did not run to their end.
+    async fn put_all(
+        self: &Arc<Self>,
+        recorded: Vec<(PendingHooksKey, PendingPostHooks)>,
+        change: impl Fn(PendingPostHooks) -> Option<PendingPostHooks>,
+    ) {
+        let keys: Vec<_> = recorded.iter().map(|(key, _)| *key).collect();
+        for (key, post_hooks) in recorded {
+            self.pending.put(key, change(post_hooks));
+        }
+        let written = self.blocking(move |runner| {
+            keys.into_iter().for_each(|key| runner.pending.write_change(key));
+            Ok(())
+        });
+        drop(written.await);
     }
 
     async fn run_with_hooks<T: Send + 'static>(
@@ -242,10 +260,11 @@ impl HookRunner {
         let PostResult { runs, quiesced, not_called, finished, failed } = ended;
         let (runner, result) =
             (Arc::clone(self), PendingPostHooks { succeeded: done, finished, ..PendingPostHooks::clone(&post_hooks) });
+        runner.pending.put_result(key, result, failed);
         // The database may be slow. The thaw of other VMs of the group must not wait for it.
-        let recorded = tokio::task::spawn_blocking(move || runner.pending.record_result(key, result, failed)).await;
+        let recorded = tokio::task::spawn_blocking(move || runner.pending.write_change(key)).await;
         if let Err(panic) = recorded {
-            tracing::error!(%panic, "the result of the post hooks was not recorded");
+            tracing::error!(%panic, "the result of the post hooks is not recorded yet");
         }
         // A post hook has failed, so the freeze may have ended before the disks were cloned.
         let error = (done && requires_quiesced && !quiesced)

@@ -8,9 +8,7 @@ use std::sync::Arc;
 use super::service::Inventory;
 use super::unsearched::Unsearched;
 use crate::app::Error;
-use crate::inventory::{Disk, Vm};
 use crate::model::{SnapshotId, VmId};
-use crate::repository::assign;
 
 impl Inventory {
     pub(crate) fn unsearched(&self) -> Arc<Unsearched> {
@@ -40,41 +38,21 @@ impl Inventory {
     /// # Errors
     /// [`Error::Rebuilding`].
     pub(crate) fn check_all_known(&self, id: &VmId) -> Result<(), Error> {
-        // Before the inventory is read: mostly it is not needed.
-        if *self.unsearched() == Unsearched::Nothing {
-            return Ok(());
+        if self.may_have_more(&self.unsearched(), Some(id)) {
+            let reason = "not all that may have snapshots of this VM was searched".to_owned();
+            return Err(Error::Rebuilding { reason });
         }
-        let list = self.vms();
-        let vm = list.as_ref().ok().and_then(|list| list.vms.iter().find(|vm| vm.id.as_ref() == Some(id)));
-        match vm {
-            Some(vm) if !self.may_have_more(&self.unsearched(), vm) => Ok(()),
-            _ => {
-                Err(Error::Rebuilding { reason: "not all that may have snapshots of this VM was searched".to_owned() })
-            }
-        }
+        Ok(())
     }
 
-    /// Whether the VM may have snapshots that the database did not know when `unsearched` was read. Its snapshots are
-    /// clones, so they are in the repositories of its disks.
-    pub(super) fn may_have_more(&self, unsearched: &Unsearched, vm: &Vm) -> bool {
-        let parts = match unsearched {
-            Unsearched::Nothing => return false,
-            Unsearched::Everything => return true,
-            Unsearched::Some(parts) => parts,
-        };
-        if parts.iter().any(|part| part.vm.is_some() && part.vm == vm.id) {
-            return true;
+    /// Whether the VM may have snapshots that the database did not know when `unsearched` was read. What could not be
+    /// searched may have snapshots of each VM: its disks may have been moved away, or removed, since.
+    pub(super) fn may_have_more(&self, unsearched: &Unsearched, vm: Option<&VmId>) -> bool {
+        match unsearched {
+            Unsearched::Nothing => false,
+            Unsearched::Everything => true,
+            Unsearched::Some(parts) => parts.iter().any(|part| part.vm.is_none() || part.vm.as_ref() == vm),
         }
-        let Ok(disks) = &vm.disks else { return true };
-        let found = self.repositories();
-        let repositories: Vec<_> = found.usable().collect();
-        let is_searched = |disk: &Disk| {
-            let Some(path) = disk.file() else { return true };
-            let Ok(assigned) = assign(repositories.iter().copied(), path.as_ref()) else { return false };
-            let name = assigned.repository.id().as_str();
-            !parts.iter().any(|part| part.vm.is_none() && part.repository.as_deref() == Some(name))
-        };
-        !disks.iter().all(is_searched)
     }
 }
 

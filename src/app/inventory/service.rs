@@ -165,7 +165,7 @@ impl Inventory {
         });
         let ((listing, snapshots, unsearched, view), mut indices) = (listed.await?, 0..);
         let inventory = Arc::clone(self);
-        let may_have_more = move |vm: &Vm| inventory.may_have_more(&unsearched, vm);
+        let may_have_more = move |vm: &Vm| inventory.may_have_more(&unsearched, vm.id.as_ref());
         let entries = std::iter::from_fn(move || listing.entry(indices.next()?, &view, &snapshots, &may_have_more));
         // Those that the user may not see.
         Ok(entries.flatten())
@@ -204,7 +204,7 @@ impl Inventory {
             let visible = snapshots.iter().filter(|snapshot| view.includes(snapshot));
             let ids: Vec<_> = visible.map(|snapshot| snapshot.id).collect();
             let document = list_vms::describe(&vm, &ids, &files, &view);
-            Ok(api::Vm { snapshots_incomplete: inventory.may_have_more(&unsearched, &vm), ..document })
+            Ok(api::Vm { snapshots_incomplete: inventory.may_have_more(&unsearched, vm.id.as_ref()), ..document })
         })
         .await
     }

@@ -121,7 +121,7 @@ impl Ops {
             owed_hooks
                 .retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default(), owed.snapshot_id.as_deref()));
             let sessions = if sees_all { Some(ops.sessions.counts()?) } else { None };
-            Ok((repositories, (ops.database.status()?, sessions), leftovers, owed_hooks, view))
+            Ok((repositories, (ops.database.status(sees_all)?, sessions), leftovers, owed_hooks, view))
         });
         let (repositories, (database, sessions), leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {

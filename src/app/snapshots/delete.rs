@@ -214,7 +214,7 @@ impl Snapshots {
             };
             let (key, earlier) = snapshots.hooks.pending.pending_earlier(Operation::SnapshotDelete, snapshot.id)?;
             post_hooks.earlier = earlier;
-            snapshots.hooks.pending.record_pending_hooks(key, &post_hooks)?;
+            snapshots.hooks.pending.begin(key, &post_hooks)?;
             Ok(Some((key, post_hooks)))
         });
         // No timeout: removing files may take long, but freezes no guest.

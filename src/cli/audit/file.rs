@@ -106,13 +106,13 @@ impl AuditFile {
         let with_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
         let mut tail = Tail::of(file.file()).map_err(with_path)?;
         let is_empty = matches!(tail, Tail::Empty);
-        if is_empty {
-            // The service was killed in the middle of a rotation, or has written nothing since.
-            tail = Tail::of_path(&beside(path, "1")).map_err(with_path)?;
+        // The service was killed in the middle of a rotation, or has written no whole line since.
+        if let Tail::Empty | Tail::Torn { .. } = tail {
+            tail = tail.after(Tail::of_path(&beside(path, "1")).map_err(with_path)?);
         }
         let is_torn = |has_newline: bool| !is_empty && !has_newline;
         let (head, incomplete, new_chain) = match tail {
-            Tail::Empty => (Head::start(), None, Some("there was no audit file")),
+            Tail::Empty | Tail::Torn { .. } => (Head::start(), None, Some("there was no audit file")),
             Tail::Chained { head, incomplete, has_newline } => {
                 if is_torn(has_newline) {
                     file.set_torn();

@@ -14,6 +14,8 @@ const MAX_TAIL: u64 = 1 << 20;
 /// the line that reports the first.
 const MAX_INCOMPLETE: usize = 64;
 
+const NO_LINE: &str = "the file has no complete line";
+
 /// How each line of a chain starts.
 const START: &[u8] = b"{\"seq\":";
 
@@ -23,6 +25,9 @@ pub enum Tail {
     Empty,
     /// A line of a chain, after which incomplete ones may follow.
     Chained { head: Head, incomplete: Option<Incomplete>, has_newline: bool },
+    /// Only incomplete lines: the service was killed while it wrote the first line. The chain continues from the file
+    /// before this one.
+    Torn { parts: Vec<Vec<u8>>, has_newline: bool },
     /// No line of a chain.
     Broken { why: &'static str, has_newline: bool },
 }
@@ -36,6 +41,20 @@ impl Tail {
             Ok(_) => Ok(Self::Empty),
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(Self::Empty),
             Err(error) => Err(error),
+        }
+    }
+
+    /// The end of the chain, if this file is empty or torn and comes after the file with the tail `before`.
+    pub fn after(self, before: Self) -> Self {
+        match (self, before) {
+            (Self::Torn { parts, has_newline }, Self::Chained { head, incomplete, .. }) => {
+                let mut incomplete = incomplete.unwrap_or_default();
+                parts.iter().for_each(|part| incomplete.add(part));
+                Self::Chained { head, incomplete: Some(incomplete), has_newline }
+            }
+            (Self::Torn { has_newline, .. }, _) => Self::Broken { why: NO_LINE, has_newline },
+            (_, Self::Torn { has_newline, .. }) => Self::Broken { why: NO_LINE, has_newline },
+            (_, before) => before,
         }
     }
 
@@ -64,7 +83,13 @@ impl Tail {
         // From the last one.
         let mut parts = Vec::from_iter((!has_newline).then_some(rest));
         let head = loop {
-            let Some(line) = lines.next() else { return broken("the file has no complete line") };
+            let Some(line) = lines.next() else {
+                if is_whole && parts.iter().all(|part| is_incomplete(part)) {
+                    let parts = parts.iter().rev().map(|part| part.to_vec()).collect();
+                    return Self::Torn { parts, has_newline };
+                }
+                return broken(NO_LINE);
+            };
             if lines.peek().is_none() && !is_whole {
                 return broken("the last line of the file is too long");
             }
@@ -105,7 +130,9 @@ mod tests {
             };
             match (Tail::of_bytes(&both[..end], true), expected) {
                 (Tail::Empty, None) => assert_eq!(end, 0),
-                (Tail::Broken { .. }, None) => assert!(end > 0),
+                (Tail::Torn { parts, has_newline }, None) => {
+                    assert!(end > 0 && !has_newline && parts == [&both[..end]], "{end}");
+                }
                 (Tail::Chained { head, incomplete, has_newline }, Some(expected)) => {
                     assert_eq!(&head, expected, "{end}");
                     assert_eq!(has_newline, both[end - 1] == b'\n', "{end}");

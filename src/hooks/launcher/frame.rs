@@ -30,8 +30,9 @@ pub(super) struct CallRequest {
     pub event: Event,
     pub id: String,
     pub reason: CallReason,
-    /// Until the deadline.
-    pub remaining: Duration,
+    /// The deadline, as the time of the host's monotonic clock: a launcher that was stopped meanwhile must not begin
+    /// a call that the service has given up.
+    pub deadline: Duration,
 }
 
 #[derive(Debug, Serialize, Deserialize)]

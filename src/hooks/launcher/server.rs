@@ -1,16 +1,21 @@
 //! The launcher's side.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use nix::errno::Errno;
+use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, CallRequest, Reply, Request};
+use crate::hooks::calls;
+use crate::hooks::event::CallReason;
 use crate::hooks::isolated::run_isolated;
 use crate::hooks::program::{self, ProgramResult};
 use crate::hooks::{directory, leftover_processes};
@@ -48,6 +53,10 @@ async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()>
             leftover_processes::kill_on_thread(selection).await;
             Reply::Killed
         }
+        // The next start has called, or will call, the post hook: nothing may freeze the guest after that.
+        Request::Call(request) if request.reason == CallReason::Pre && has_hung_up(&receiving)? => {
+            return Err(io::Error::other("the service has ended before its pre hook was started"));
+        }
         Request::Call(request) => {
             let cancel = CancellationToken::new();
             let calling = call(directory, request, &cancel);
@@ -63,9 +72,23 @@ async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()>
     frame::send(&mut sending, &reply).await
 }
 
+/// Whether the service has closed its end of the connection.
+fn has_hung_up(receiving: &OwnedReadHalf) -> io::Result<bool> {
+    let stream: &UnixStream = receiving.as_ref();
+    match recv(stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(received) => Ok(received == 0),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 /// Runs a program of the directory, with the same checks as the service.
 async fn call(directory: Option<&Path>, request: CallRequest, cancel: &CancellationToken) -> ProgramResult {
-    let deadline = Instant::now() + request.remaining;
+    let remaining = request.deadline.saturating_sub(calls::host_time());
+    if remaining.is_zero() {
+        return ProgramResult::failed("cannot be started: the hook launcher received the request too late".to_owned());
+    }
+    let deadline = Instant::now() + remaining;
     let CallRequest { name, event, id, reason, .. } = request;
     let Some(directory) = directory else { return ProgramResult::failed("hooks.directory is not set".to_owned()) };
     match directory::callable(directory, &name) {

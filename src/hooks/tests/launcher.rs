@@ -91,3 +91,18 @@ async fn the_end_of_the_launcher_is_noticed() {
     assert_eq!(posts.failed.unwrap().programs, ["10-hook"]);
     assert!(!dir.path().join("called").exists());
 }
+
+#[tokio::test]
+async fn a_pre_hook_is_not_started_after_the_service_has_given_it_up() {
+    let dir = HookDir::new();
+    dir.put("10-hook", "echo \"$2\" >>$OUT/calls");
+    // A launcher that is stopped, and a service that is killed meanwhile.
+    let (ours, theirs) = passing::pair().unwrap();
+    let hooks = dir.hooks("").with_launcher(Launcher::Process(Arc::new(ours)));
+    let event = event();
+    assert!(tokio::time::timeout(Duration::from_millis(500), call_pre(&hooks, &event)).await.is_err());
+    let directory = dir.path().join("hooks");
+    std::thread::spawn(move || serve(theirs, Some(directory)).unwrap());
+    hooks.call_pending(&pending(&hooks, &event)).await;
+    assert_eq!(dir.read("calls"), "post\n");
+}

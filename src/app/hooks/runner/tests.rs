@@ -7,6 +7,8 @@ use crate::store::Store;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 
+mod frozen;
+
 /// A hook runner with its dependencies.
 struct Scene {
     runner: Arc<HookRunner>,

@@ -136,6 +136,29 @@ fn an_incomplete_line_may_be_in_the_rotated_file() {
 }
 
 #[test]
+fn a_kill_in_the_first_line_after_a_rotation_does_not_break_the_chain() {
+    let folder = Folder::new();
+    write(&mut folder.open(), 0..3);
+    let rotated = fs::read(folder.path()).unwrap();
+    write(&mut folder.open_with(rotated.len() as u64).unwrap(), 3..4);
+    let first = fs::read(folder.path()).unwrap();
+    assert_eq!((folder.files().len(), first.iter().filter(|byte| **byte == b'\n').count()), (2, 1));
+    for end in 0..=first.len() {
+        fs::write(folder.path(), &first[..end]).unwrap();
+        write(&mut folder.open(), 4..6);
+        let (lost, whole) = (u64::from((1..first.len() - 1).contains(&end)), u64::from(end + 1 >= first.len()));
+        let summary = folder.verify();
+        assert_eq!((last(&summary), summary.incomplete), (4 + whole + lost + 2, lost), "{end}");
+        assert_eq!(folder.files().len(), 2, "{end}");
+    }
+    // The rotated file may end with an incomplete line too.
+    fs::write(beside(&folder.path(), "1"), &rotated[..rotated.len() - 20]).unwrap();
+    fs::write(folder.path(), &first[..20]).unwrap();
+    write(&mut folder.open(), 4..5);
+    assert_eq!((last(&folder.verify()), folder.verify().incomplete), (5, 2));
+}
+
+#[test]
 fn a_new_chain_says_why_it_begins() {
     for (content, why) in [
         ("{\"who\":\"admin\"}\n", "the last line of the file has no hash"),
