@@ -102,7 +102,8 @@ fn guesses_at_an_account_do_not_lock_out_its_user() {
 #[test]
 fn clients_of_a_trusted_proxy_are_limited_by_the_address_that_it_names() {
     needs_root!();
-    let world = limited("failures_per_address = 3\nfailures_per_account = 100", "trusted_proxies = [\"127.0.7.7\"]");
+    let api = "trusted_proxies = [\"127.0.7.7\"]\nforwarded_for_from = [\"127.0.7.7\"]";
+    let world = limited("failures_per_address = 3\nfailures_per_account = 100", api);
     let (proxy, stranger) = ([127, 0, 7, 7], [127, 0, 7, 8]);
     let try_as = |from, client: &str, password: &str| {
         let header = if client.is_empty() { String::new() } else { format!("X-Forwarded-For: {client}\r\n") };
