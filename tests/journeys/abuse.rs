@@ -6,6 +6,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
@@ -14,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{
     Answer, Client, Connection, ProcessStats, SNAPSHOTS, World, connect, connect_from, eventually, memory_kib,
-    raise_descriptor_limit, silent_from, write_at,
+    raise_descriptor_limit, release_binary, silent_from, write_at,
 };
 use crate::needs_root;
 
@@ -101,8 +102,9 @@ struct Service {
 }
 
 impl Service {
-    fn start() -> Self {
-        let world = World::new(512);
+    /// The release needs less memory for a connection than a build for tests.
+    fn start(release: &Path) -> Self {
+        let world = World::with(512, |settings| settings.binary = release.to_owned());
         let disk = &world.define_vm(&[("a.img", DISK)])[0];
         write_at(disk, 0, &vec![7; usize::try_from(DISK).unwrap()]);
         let client = world.client();
@@ -270,7 +272,8 @@ fn check<T>(abused: &Service, quiet: &Service, what: &str, abuse: fn(&Service) -
 fn abuse_takes_neither_memory_nor_the_time_of_others() {
     needs_root!();
     raise_descriptor_limit();
-    let [abused, quiet] = [(); 2].map(|()| Service::start());
+    let Some(release) = release_binary() else { return };
+    let [abused, quiet] = [(); 2].map(|()| Service::start(&release));
     check(&abused, &quiet, "nothing", |_| Vec::<()>::new());
     check(&abused, &quiet, "300 slow heads", slow_heads);
     check(&abused, &quiet, "300 slow bodies", slow_bodies);

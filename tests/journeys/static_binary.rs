@@ -7,23 +7,10 @@ use std::process::Command;
 use reqwest::Method;
 use tempfile::TempDir;
 
-use crate::harness::{Client, Exporter, HookDir, Manager, Settings, VM, World, chunks, data, text, write_at};
+use crate::harness::{
+    Client, Exporter, HookDir, Manager, Settings, VM, World, chunks, data, release_binary, text, write_at,
+};
 use crate::needs_root;
-
-/// The binary of `make build`, or the one that `EXPORTER_RELEASE` names. Without it the test is skipped with a
-/// message; with `CI=true` it fails.
-fn release() -> Option<PathBuf> {
-    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/coriolis-ovm-exporter");
-    let path = std::env::var_os("EXPORTER_RELEASE").map_or(usual, PathBuf::from);
-    if path.is_file() {
-        return Some(path);
-    }
-    let message = format!("SKIPPED: {} does not exist: run make build\n", path.display());
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
-    // Not with `eprintln!`: the test runner hides that output if the test passes.
-    let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
-    None
-}
 
 /// The output of a program, regardless of its exit status.
 fn output(program: &str, arguments: &[&str], file: &Path) -> String {
@@ -33,7 +20,7 @@ fn output(program: &str, arguments: &[&str], file: &Path) -> String {
 
 #[test]
 fn release_is_static_and_stripped() {
-    let Some(release) = release() else { return };
+    let Some(release) = release_binary() else { return };
     let headers = output("readelf", &["--wide", "--program-headers", "--section-headers", "--dynamic"], &release);
     assert!(headers.contains("LOAD"), "{headers}");
     // The dynamic loader, dynamic libraries, symbols, and debug information.
@@ -62,7 +49,7 @@ pub fn old_kernel() -> (TempDir, PathBuf) {
 #[test]
 fn release_works_on_the_oldest_kernel() {
     needs_root!();
-    let Some(release) = release() else { return };
+    let Some(release) = release_binary() else { return };
     let (_dir, launcher) = old_kernel();
     let hooks = HookDir::new();
     hooks.put("10-hook", "[ $2 = post ] || echo quiesced");
@@ -114,7 +101,7 @@ fn release_works_on_the_oldest_kernel() {
 #[test]
 fn release_opens_no_host_library() {
     needs_root!();
-    let Some(release) = release() else { return };
+    let Some(release) = release_binary() else { return };
     let world = World::new(512);
     world.certificates.issue_for("named", &["manager.example"]);
     let manager = Manager::start_with(&world.certificates, "named");

@@ -289,3 +289,18 @@ fn spawn(settings: &Settings, dir: &Path, port: u16) -> Child {
         .spawn()
         .unwrap()
 }
+
+/// The binary of `make build`, or the one that `EXPORTER_RELEASE` names. Without it the test is skipped with a
+/// message; with `CI=true` it fails.
+pub fn release_binary() -> Option<PathBuf> {
+    let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/release/coriolis-ovm-exporter");
+    let path = std::env::var_os("EXPORTER_RELEASE").map_or(usual, PathBuf::from);
+    if path.is_file() {
+        return Some(path);
+    }
+    let message = format!("SKIPPED: {} does not exist: run make build\n", path.display());
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{message}");
+    // Not with `eprintln!`: the test runner hides that output if the test passes.
+    let _ = std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes());
+    None
+}

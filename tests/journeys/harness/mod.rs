@@ -42,7 +42,7 @@ pub use connection::{
     Connection, connect, connect_from, connect_with, ends_completely, raise_descriptor_limit, silent_from, tls_config,
     tls_config_of,
 };
-pub use exporter::{Exporter, SECRET, Settings, free_port};
+pub use exporter::{Exporter, SECRET, Settings, free_port, release_binary};
 pub use fault_test::{Bytes, FaultTest};
 pub use guest::{Guest, ServerBehavior};
 pub use hook_dir::{HookDir, hook_runs};
