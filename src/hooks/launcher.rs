@@ -60,12 +60,13 @@ impl Launcher {
         let (ours, theirs) = passing::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
-            .arg0("coriolis-ovm-exporter")
+            // Not the name of the service: a command that signals processes by name means the service.
+            .arg0(COMMAND)
             .arg(COMMAND)
             .args(directory)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        // Signals for the service are not for the launcher: it is needed until the last post hook has ended.
+        // Signals for the service's process group are not for the launcher.
         command.process_group(0).spawn()?;
         Ok(Self::Process(Arc::new(ours)))
     }
@@ -99,31 +100,51 @@ impl Launcher {
         deadline: Instant,
         cancel: &CancellationToken,
     ) -> ProgramResult {
-        let Self::Process(socket) = self else {
-            return program::call(program, event, id, reason, deadline, cancel).await;
+        let result = match self {
+            Self::InProcess => program::call(program, event, id, reason, deadline, cancel).await,
+            Self::Process(socket) => call_by(socket, program, event, id, reason, deadline, cancel).await,
         };
-        let request = Request::Call(CallRequest {
-            name: program.file_name().unwrap_or_default().to_owned(),
-            event: event.clone(),
-            id: id.to_owned(),
-            reason,
-            remaining: deadline.saturating_duration_since(Instant::now()),
-        });
-        let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
-        match ask(socket, &request, limit, cancel).await {
-            Ok(Reply::Ended(result)) => result.into(),
-            Ok(Reply::Killed) => lost("it gave another answer"),
-            Err(error) => lost(error),
+        if let Some(search) = &result.search {
+            search.log();
         }
+        result
     }
 
-    /// As [`leftover_processes::kill_on_thread`].
+    /// As [`leftover_processes::kill_on_thread`]. Logs what was done.
     pub(super) async fn kill_leftovers(&self, selection: Selection) {
-        let Self::Process(socket) = self else { return leftover_processes::kill_on_thread(selection).await };
+        let Self::Process(socket) = self else { return leftover_processes::kill_on_thread(selection).await.log() };
         let limit = Instant::now() + leftover_processes::MAX_DURATION + MARGIN;
-        if let Err(error) = ask(socket, &Request::KillLeftovers(selection), limit, &CancellationToken::new()).await {
-            tracing::error!(%error, "cannot end processes that hooks left behind: the hook launcher does not respond");
-        }
+        let error = match ask(socket, &Request::KillLeftovers(selection), limit, &CancellationToken::new()).await {
+            Ok(Reply::Searched(search)) => return search.log(),
+            Ok(Reply::Ended(_)) => io::Error::other("it gave another answer"),
+            Err(error) => error,
+        };
+        tracing::error!(%error, "cannot end processes that hooks left behind: the hook launcher does not respond");
+    }
+}
+
+/// Has the launcher at `socket` call the program.
+async fn call_by(
+    socket: &OwnedFd,
+    program: &Path,
+    event: &Event,
+    id: &str,
+    reason: CallReason,
+    deadline: Instant,
+    cancel: &CancellationToken,
+) -> ProgramResult {
+    let request = Request::Call(CallRequest {
+        name: program.file_name().unwrap_or_default().to_owned(),
+        event: event.clone(),
+        id: id.to_owned(),
+        reason,
+        remaining: deadline.saturating_duration_since(Instant::now()),
+    });
+    let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
+    match ask(socket, &request, limit, cancel).await {
+        Ok(Reply::Ended(result)) => result.into(),
+        Ok(Reply::Searched(_)) => lost("it gave another answer"),
+        Err(error) => lost(error),
     }
 }
 
