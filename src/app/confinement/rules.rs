@@ -270,7 +270,7 @@ mod tests {
             let config = config::parse(&format!(
                 "db_file = \"/nonexistent/db\"\novm_endpoint = \"https://manager\"\nlog_file = {log:?}\n\
                  [api]\nsocket = {socket:?}\n[api.tls]\ncertificate = \"/nonexistent/pem\"\n\
-                 key = \"/nonexistent/key\"\n[repositories]\novs_agent_db = \"\"\n\
+                 key = \"/nonexistent/key\"\n[repositories]\npaths = [\"/OVS/Repositories/x\"]\n\
                  [manager]\ninsecure_skip_verify = true\n"
             ));
             let config = config.unwrap();
