@@ -6,14 +6,13 @@
 //! Until the thread starts, lines are also written to standard error, so that they are not lost if the process is killed.
 
 use std::collections::VecDeque;
-use std::io::{self, Stderr, Write};
+use std::io::{self, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::log_file::to_standard_error;
 use crate::metrics::Counter;
 
 /// Bytes of queued lines: more than 20,000 lines.
@@ -48,12 +47,6 @@ pub trait Sink: Write + Send {
         let now = jiff::Timestamp::now();
         let line = format!("{now:.6}  WARN {dropped} log lines were dropped: the log could not be written\n");
         self.write_all(line.as_bytes())
-    }
-}
-
-impl Sink for Stderr {
-    fn write_early(&mut self, line: &[u8]) -> bool {
-        to_standard_error(line).is_ok()
     }
 }
 
