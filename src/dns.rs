@@ -4,7 +4,7 @@
 //! content that it could read. The resolver of the crate reqwest would ask public name servers instead.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use hickory_resolver::config::{LookupIpStrategy, ResolverConfig, ResolverOpts};
 use hickory_resolver::net::NetError;
@@ -33,11 +33,6 @@ impl HostNames {
         names
     }
 
-    /// A resolver for one client. It connects to name servers in the runtime that uses it first.
-    pub fn resolver(&self) -> Resolver {
-        Resolver { names: self.clone(), built: Arc::default() }
-    }
-
     fn current(&self) -> Result<TokioResolver, NetError> {
         let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Ok(hosts) = Hosts::from_system() {
@@ -58,25 +53,12 @@ impl HostNames {
     }
 }
 
-/// Looks up names for one client.
-#[derive(Clone)]
-pub struct Resolver {
-    names: HostNames,
-    built: Arc<OnceLock<TokioResolver>>,
-}
-
-impl Resolve for Resolver {
+impl Resolve for HostNames {
+    /// With a resolver of its own, so that changed files count at once.
     fn resolve(&self, name: Name) -> Resolving {
-        let this = self.clone();
+        let names = self.clone();
         Box::pin(async move {
-            let resolver = match this.built.get() {
-                Some(resolver) => resolver.clone(),
-                None => {
-                    let resolver = this.names.current()?;
-                    this.built.get_or_init(|| resolver).clone()
-                }
-            };
-            let found = resolver.lookup_ip(name.as_str()).await?;
+            let found = names.current()?.lookup_ip(name.as_str()).await?;
             let addresses: Vec<_> = found.iter().map(|address| SocketAddr::new(address, 0)).collect();
             Ok(Box::new(addresses.into_iter()) as Addrs)
         })

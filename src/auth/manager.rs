@@ -34,7 +34,7 @@ impl Manager {
         }
         let client = reqwest::Client::builder()
             .tls_backend_preconfigured(tls::client_config(&config.trust)?)
-            .dns_resolver(HostNames::read().resolver())
+            .dns_resolver(HostNames::read())
             .timeout(config.timeout)
             // A redirection could carry the password to another server.
             .redirect(Policy::none())

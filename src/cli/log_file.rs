@@ -61,6 +61,12 @@ impl Write for LogFile {
 }
 
 impl Sink for LogFile {
+    /// To standard error too, because the file may be on a file system that is frozen until this process calls a hook.
+    fn write_early(&mut self, line: &[u8]) -> bool {
+        let _ = to_standard_error(line);
+        false
+    }
+
     fn reopen(&mut self) -> io::Result<()> {
         self.file.reopen()
     }

@@ -2,9 +2,11 @@
 //!
 //! Logging never blocks: a log on a frozen file system, or a full pipe, blocks only this thread. Lines are dropped and
 //! counted if the queue is full, or if they cannot be written. The count is logged as soon as writing works again.
+//!
+//! Until the thread starts, lines are also written to standard error, so that they are not lost if the process is killed.
 
 use std::collections::VecDeque;
-use std::io::{self, Stderr, Write};
+use std::io::{self, Write};
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,6 +26,11 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The destination of a queue. Each write is one whole line. It is flushed when no line waits.
 pub trait Sink: Write + Send {
+    /// Writes `line` before there is a thread, without waiting. Returns whether the thread need not write it.
+    fn write_early(&mut self, _line: &[u8]) -> bool {
+        false
+    }
+
     /// Reopens the destination by its name.
     ///
     /// # Errors
@@ -42,8 +49,6 @@ pub trait Sink: Write + Send {
         self.write_all(line.as_bytes())
     }
 }
-
-impl Sink for Stderr {}
 
 /// Clones are handles of the same queue.
 #[derive(Clone)]
@@ -67,6 +72,8 @@ struct State {
     unreported: u64,
     reopen: bool,
     busy: bool,
+    /// The destination until the thread starts.
+    early: Option<Box<dyn Sink>>,
 }
 
 enum Entry {
@@ -82,24 +89,20 @@ enum Job {
 
 /// The writer of a queue, which has no thread yet.
 #[must_use]
-pub struct Writer {
-    queue: LogQueue,
-    /// `None` after the start.
-    sink: Option<Box<dyn Sink>>,
-}
+pub struct Writer(LogQueue);
 
 impl Writer {
     /// Starts the thread that writes the lines.
     ///
     /// # Errors
     /// No thread can be started.
-    pub fn start(mut self) -> io::Result<()> {
+    pub fn start(self) -> io::Result<()> {
         self.spawn()
     }
 
-    fn spawn(&mut self) -> io::Result<()> {
-        let Some(sink) = self.sink.take() else { return Ok(()) };
-        let shared = Arc::clone(&self.queue.0);
+    fn spawn(&self) -> io::Result<()> {
+        let shared = Arc::clone(&self.0.0);
+        let Some(sink) = shared.state().early.take() else { return Ok(()) };
         // It ends with the process, because it may hang in a write that cannot be interrupted.
         std::thread::Builder::new().name("log".to_owned()).spawn(move || shared.write_all_to(sink))?;
         Ok(())
@@ -109,8 +112,8 @@ impl Writer {
 impl Drop for Writer {
     /// If it was never started, because of a panic, the lines say why.
     fn drop(&mut self) {
-        if self.sink.is_some() && self.spawn().is_ok() {
-            self.queue.flush(DROP_TIMEOUT);
+        if self.0.0.state().early.is_some() && self.spawn().is_ok() {
+            self.0.flush(DROP_TIMEOUT);
         }
     }
 }
@@ -118,10 +121,9 @@ impl Drop for Writer {
 impl LogQueue {
     /// A queue whose lines are written to `sink` once its writer starts. `dropped` counts the lines that are lost.
     pub fn prepare(sink: impl Sink + 'static, dropped: Counter) -> (Self, Writer) {
-        let shared =
-            Arc::new(Shared { state: Mutex::default(), work: Condvar::new(), progress: Condvar::new(), dropped });
-        let queue = Self(shared);
-        (queue.clone(), Writer { queue, sink: Some(Box::new(sink)) })
+        let state = Mutex::new(State { early: Some(Box::new(sink)), ..State::default() });
+        let queue = Self(Arc::new(Shared { state, work: Condvar::new(), progress: Condvar::new(), dropped }));
+        (queue.clone(), Writer(queue))
     }
 
     /// A queue with a thread that writes to `sink`. `dropped` counts the lines that are lost.
@@ -161,6 +163,9 @@ impl LogQueue {
 
     fn push(&self, line: &[u8]) {
         let mut state = self.0.state();
+        if state.early.as_mut().is_some_and(|sink| sink.write_early(line)) {
+            return;
+        }
         if state.bytes + line.len() > MAX_BYTES {
             state.unreported += 1;
             self.0.dropped.inc();
@@ -258,6 +263,7 @@ impl<'a> MakeWriter<'a> for LogQueue {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fmt::Write as _;
     use std::sync::atomic::{AtomicBool, Ordering};
     use std::sync::mpsc::{Receiver, Sender, channel};
 
@@ -286,6 +292,12 @@ mod tests {
     }
 
     impl Sink for Gated {
+        /// Only the first line.
+        fn write_early(&mut self, line: &[u8]) -> bool {
+            let mut written = self.written.lock().unwrap();
+            written.is_empty() && written.write_str(std::str::from_utf8(line).unwrap()).is_ok()
+        }
+
         fn report_dropped(&mut self, dropped: u64) -> io::Result<()> {
             self.write_all(format!("{dropped} dropped\n").as_bytes())
         }
@@ -364,14 +376,16 @@ mod tests {
     }
 
     #[test]
-    fn lines_of_a_writer_that_was_never_started_are_written_at_its_end() {
+    fn before_the_thread_starts_lines_are_written_at_once_or_wait() {
         let ((_, gated), (begins, _began)) = (channel(), channel());
         let (written, fails) = (Arc::<Mutex<String>>::default(), Arc::default());
         let sink = Gated { gate: gated, fails, written: Arc::clone(&written), began: begins };
         let (queue, writer) = LogQueue::prepare(sink, Counter::default());
+        queue.push(b"early\n");
         queue.push(b"panic\n");
-        assert_eq!(*written.lock().unwrap(), "");
+        assert_eq!(*written.lock().unwrap(), "early\n");
+        // Its thread was never started.
         drop(writer);
-        assert_eq!(*written.lock().unwrap(), "panic\n");
+        assert_eq!(*written.lock().unwrap(), "early\npanic\n");
     }
 }

@@ -31,8 +31,8 @@ pub fn start(config: &config::Log, dropped: Counter) -> io::Result<Log> {
     Ok(log)
 }
 
-/// Opens the log, whose lines are written once its writer starts. `RUST_LOG` sets its level, by default `info`; the audit trail is always logged. `dropped` counts the
-/// lines that are lost because the log cannot be written.
+/// Opens the log, whose lines a thread writes once its writer starts. `RUST_LOG` sets its level, by default `info`; the
+/// audit trail is always logged. `dropped` counts the lines that are lost because the log cannot be written.
 ///
 /// # Errors
 /// The log file cannot be opened.

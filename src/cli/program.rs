@@ -15,7 +15,7 @@ use crate::config::{self, Config, ConfigError, ConfinementMode, Fault};
 use crate::hooks::{Launcher, launcher};
 use crate::http::operator_socket;
 use crate::metrics::{Counter, Metrics};
-use crate::service;
+use crate::service::{self, Notifier};
 
 /// Runs the program with the arguments of the process.
 pub fn main() -> ExitCode {
@@ -69,7 +69,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
     let confined = confine(&config);
     // The first thread. It is confined too.
     writer.start()?;
-    let outcome = confined.and_then(|(opened, confinement, launcher)| {
+    let outcome = confined.and_then(|(opened, confinement, launcher, notifier)| {
         let audit = audit::start(&config.audit, metrics.audit_lines_dropped());
         let audit = audit.map_err(|error| cannot_open("audit.file", error))?;
         let reopen = || {
@@ -77,7 +77,7 @@ fn serve(args: &Args) -> anyhow::Result<()> {
             audit.reopen();
         };
         let config = (args.config.as_path(), &config);
-        let outcome = service::run(config, metrics, opened, (confinement, launcher), reopen);
+        let outcome = service::run(config, metrics, opened, (confinement, launcher, notifier), reopen);
         audit.finish();
         outcome
     });
@@ -87,20 +87,20 @@ fn serve(args: &Args) -> anyhow::Result<()> {
 
 /// Starts the hook launcher, opens what needs other rights, and confines the rest of the service. The process must have
 /// one thread.
-fn confine(config: &Config) -> anyhow::Result<(Opened, Arc<Confinement>, Launcher)> {
+fn confine(config: &Config) -> anyhow::Result<(Opened, Arc<Confinement>, Launcher, Notifier)> {
     let launcher = match config.confinement {
         ConfinementMode::Off => Err("confinement.mode is off".to_owned()),
         ConfinementMode::Auto => Launcher::start(config.hooks.directory.as_deref()).map_err(|error| {
             format!("nothing is restricted, because the hook launcher cannot be started: {error}; restart the service")
         }),
     };
-    let opened = Opened::new(config)?;
+    let (opened, notifier) = (Opened::new(config)?, Notifier::open());
     Ok(match launcher {
         Ok(launcher) => {
             operator_socket::prepare(config.api.socket.as_ref());
-            (opened, Confinement::start(config), launcher)
+            (opened, Confinement::start(config), launcher, notifier)
         }
-        Err(reason) => (opened, Confinement::off(reason), Launcher::InProcess),
+        Err(reason) => (opened, Confinement::off(reason), Launcher::InProcess, notifier),
     })
 }
 

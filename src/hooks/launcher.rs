@@ -61,12 +61,13 @@ impl Launcher {
         let (ours, theirs) = passing::pair()?;
         let mut command = Command::new("/proc/self/exe");
         command
-            .arg0("coriolis-ovm-exporter")
+            // Not the name of the service: a command that signals processes by name means the service.
+            .arg0(COMMAND)
             .arg(COMMAND)
             .args(directory)
             .stdin(Stdio::from(theirs))
             .stdout(Stdio::null());
-        // Signals for the service are not for the launcher: it is needed until the last post hook has ended.
+        // Signals for the service's process group are not for the launcher.
         command.process_group(0).spawn()?;
         Ok(Self::Process(Arc::new(ours)))
     }
@@ -100,34 +101,61 @@ impl Launcher {
         deadline: Instant,
         cancel: &CancellationToken,
     ) -> ProgramResult {
-        let Self::Process(socket) = self else {
-            return program::call(program, event, id, reason, deadline, cancel).await;
+        let result = match self {
+            Self::InProcess => program::call(program, event, id, reason, deadline, cancel).await,
+            Self::Process(socket) => match call_by(socket, program, event, id, reason, deadline, cancel).await {
+                Ok(result) => result,
+                Err(error) => {
+                    // The program may still run, and freeze something after its post hook.
+                    self.kill_leftovers(Selection::Call(id.to_owned())).await;
+                    lost(error)
+                }
+            },
         };
-        let request = Request::Call(CallRequest {
-            name: program.file_name().unwrap_or_default().to_owned(),
-            event: event.clone(),
-            id: id.to_owned(),
-            reason,
-            deadline: calls::host_time() + deadline.saturating_duration_since(Instant::now()),
-        });
-        let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
-        let error = match ask(socket, &request, limit, cancel).await {
-            Ok(Reply::Ended(result)) => return result.into(),
-            Ok(Reply::Killed) => "it gave another answer".to_owned(),
-            Err(error) => error.to_string(),
-        };
-        // The program may still run, and freeze something after its post hook.
-        self.kill_leftovers(Selection::Call(id.to_owned())).await;
-        lost(error)
+        if let Some(search) = &result.search {
+            search.log();
+        }
+        result
     }
 
-    /// As [`leftover_processes::kill_on_thread`].
+    /// As [`leftover_processes::kill_on_thread`]. Logs what was done.
     pub(super) async fn kill_leftovers(&self, selection: Selection) {
-        let Self::Process(socket) = self else { return leftover_processes::kill_on_thread(selection).await };
+        let Self::Process(socket) = self else { return leftover_processes::kill_on_thread(selection).await.log() };
         let limit = Instant::now() + leftover_processes::MAX_DURATION + MARGIN;
-        if let Err(error) = ask(socket, &Request::KillLeftovers(selection), limit, &CancellationToken::new()).await {
-            tracing::error!(%error, "cannot end processes that hooks left behind: the hook launcher does not respond");
-        }
+        let error = match ask(socket, &Request::KillLeftovers(selection), limit, &CancellationToken::new()).await {
+            Ok(Reply::Searched(search)) => return search.log(),
+            Ok(Reply::Ended(_)) => io::Error::other("it gave another answer"),
+            Err(error) => error,
+        };
+        tracing::error!(%error, "cannot end processes that hooks left behind: the hook launcher does not respond");
+    }
+}
+
+/// Has the launcher at `socket` call the program.
+///
+/// # Errors
+/// The launcher did not answer. The program may run.
+async fn call_by(
+    socket: &OwnedFd,
+    program: &Path,
+    event: &Event,
+    id: &str,
+    reason: CallReason,
+    deadline: Instant,
+    cancel: &CancellationToken,
+) -> Result<ProgramResult, String> {
+    let request = Request::Call(CallRequest {
+        name: program.file_name().unwrap_or_default().to_owned(),
+        event: event.clone(),
+        id: id.to_owned(),
+        reason,
+        deadline: calls::host_time() + deadline.saturating_duration_since(Instant::now()),
+    });
+    let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
+    match ask(socket, &request, limit, cancel).await {
+        Ok(Reply::Ended(result)) => Ok(result.into()),
+        Ok(Reply::Searched(_)) => Err("it gave another answer".to_owned()),
+        Err(error) => Err(error.to_string()),
     }
 }
 

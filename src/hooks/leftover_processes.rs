@@ -82,24 +82,49 @@ impl Selection {
     }
 }
 
+/// What a search has done. The launcher sends it to the service, which logs it.
+#[must_use]
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Search {
+    Killed {
+        processes: usize,
+        selection: Selection,
+    },
+    /// Why it could not start.
+    NotStarted(String),
+    TookTooLong,
+}
+
+impl Search {
+    pub(super) fn log(&self) {
+        match self {
+            Self::Killed { processes: 0, .. } => {}
+            Self::Killed { processes, selection } => {
+                tracing::warn!(processes, ?selection, "killed processes that a hook left behind");
+            }
+            Self::NotStarted(error) => tracing::error!(error, "cannot search for processes that hooks left behind"),
+            Self::TookTooLong => tracing::error!(
+                "the search for processes that hooks left behind took too long: they may still freeze something"
+            ),
+        }
+    }
+}
+
 /// Kills the selected processes on a new thread, for which it waits a limited time: a guest may be frozen.
-pub(super) async fn kill_on_thread(selection: Selection) {
+pub(super) async fn kill_on_thread(selection: Selection) -> Search {
     let (done, ended) = tokio::sync::oneshot::channel();
     let work = move || {
-        let killed = kill_marked(&selection.marks());
-        if killed > 0 {
-            tracing::warn!(processes = killed, ?selection, "killed processes that a hook left behind");
-        }
-        let _ = done.send(());
+        let processes = kill_marked(&selection.marks());
+        let _ = done.send(Search::Killed { processes, selection });
     };
-    let started = std::thread::Builder::new().name("leftovers".to_owned()).spawn(work);
-    if let Err(error) = started {
-        return tracing::error!(%error, "cannot search for processes that hooks left behind");
+    if let Err(error) = std::thread::Builder::new().name("leftovers".to_owned()).spawn(work) {
+        return Search::NotStarted(error.to_string());
     }
-    if tokio::time::timeout(MAX_DURATION, ended).await.is_err() {
-        tracing::error!(
-            "the search for processes that hooks left behind took too long: they may still freeze something"
-        );
+    match tokio::time::timeout(MAX_DURATION, ended).await {
+        Ok(Ok(search)) => search,
+        // Its thread has panicked, which is logged.
+        Ok(Err(error)) => Search::NotStarted(error.to_string()),
+        Err(_) => Search::TookTooLong,
     }
 }
 

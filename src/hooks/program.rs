@@ -16,7 +16,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::event::{CallReason, Event};
-use super::leftover_processes::{self, Selection};
+use super::leftover_processes::{self, Search, Selection};
 use super::output::Output;
 use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 use crate::model::{HookOutcome, HookStage};
@@ -45,12 +45,14 @@ pub(super) struct ProgramResult {
     pub detail: String,
     /// What it printed, by stream.
     pub output: Vec<(&'static str, Output)>,
+    /// The search for the processes that it left behind, if it was killed.
+    pub search: Option<Search>,
 }
 
 impl ProgramResult {
     /// The result of a call that was not made.
     pub(super) fn failed(detail: String) -> Self {
-        Self { outcome: HookOutcome::Failed, detail, output: Vec::new() }
+        Self { outcome: HookOutcome::Failed, detail, output: Vec::new(), search: None }
     }
 
     /// Whether it printed a line `quiesced`.
@@ -88,17 +90,18 @@ pub(super) async fn call(
     if let Some(stderr) = child.stderr.take() {
         streams.spawn(err.clone().read(stderr));
     }
+    let mut search = None;
     let (outcome, detail) = tokio::select! {
         status = child.wait() => exit(status),
         () = sleep_until(deadline) => {
-            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, id).await))
+            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, id, &mut search).await))
         }
         () = cancel_pre_hooks.cancelled() => {
-            (HookOutcome::Failed, format!("the service is stopping; it {}", kill(&mut child, id).await))
+            (HookOutcome::Failed, format!("the service is stopping; it {}", kill(&mut child, id, &mut search).await))
         }
     };
     let _ = timeout(OUTPUT_WAIT, async { while streams.join_next().await.is_some() {} }).await;
-    ProgramResult { outcome, detail, output: vec![(STDOUT, out), (STDERR, err)] }
+    ProgramResult { outcome, detail, output: vec![(STDOUT, out), (STDERR, err)], search }
 }
 
 async fn spawn(program: &Path, event: &Event, id: &str, stage: HookStage) -> io::Result<Child> {
@@ -150,7 +153,7 @@ fn exit(status: io::Result<ExitStatus>) -> (HookOutcome, String) {
 }
 
 /// Kills `child` with its process group and the processes that it started in others. Returns what happened to it.
-async fn kill(child: &mut Child, id: &str) -> &'static str {
+async fn kill(child: &mut Child, id: &str, search: &mut Option<Search>) -> &'static str {
     let Some(pid) = child.id().and_then(|id| i32::try_from(id).ok()).map(Pid::from_raw) else {
         return "was ended";
     };
@@ -161,7 +164,7 @@ async fn kill(child: &mut Child, id: &str) -> &'static str {
         sleep(Duration::from_millis(10)).await;
     }
     // Processes in other groups first, while their ancestors can be found.
-    leftover_processes::kill_on_thread(Selection::Call(id.to_owned())).await;
+    *search = Some(leftover_processes::kill_on_thread(Selection::Call(id.to_owned())).await);
     let _ = killpg(pid, Signal::SIGKILL);
     match timeout(KILL_WAIT, child.wait()).await {
         Ok(_) => "was killed",

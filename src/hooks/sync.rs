@@ -104,7 +104,7 @@ impl Client {
         let reached = reached.clone();
         reqwest::Client::builder()
             .tls_backend_preconfigured(self.tls.clone())
-            .dns_resolver(self.names.resolver())
+            .dns_resolver(self.names.clone())
             .connect_timeout(CONNECT_TIMEOUT.min(self.timeout))
             .connector_layer(layer_fn(move |connector| RecordingConnector { connector, reached: reached.clone() }))
             .timeout(self.timeout)

@@ -214,7 +214,8 @@ async fn programs_need_not_read_and_may_print_a_lot() {
     let names = ["1-never-reads", "2-reads-a-part", "3-prints-100-MB", "4-leaves-something"];
     assert_eq!(summary(&pre.calls.runs), names.map(|name| format!("{name} pre ok")));
     assert!(pre.quiesced, "quiesced between much output");
-    leftover_processes::kill_on_thread(leftover_processes::Selection::Snapshot(event.snapshot_id.clone())).await;
+    let _ =
+        leftover_processes::kill_on_thread(leftover_processes::Selection::Snapshot(event.snapshot_id.clone())).await;
     let left = dir.read("left").trim().to_owned();
     assert!(!fs::read_to_string(format!("/proc/{left}/environ")).unwrap_or_default().contains(&event.snapshot_id));
 }

@@ -25,6 +25,8 @@ use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls::{self, ServerTls};
 
+pub use notify::Notifier;
+
 /// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it
 /// with a Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen
 /// at the deadline, the service waits longer for its post hooks.
@@ -42,7 +44,7 @@ pub fn run(
     config: (&Path, &Config),
     metrics: Metrics,
     opened: Opened,
-    confined: (Arc<Confinement>, Launcher),
+    confined: (Arc<Confinement>, Launcher, Notifier),
     reopen_log: impl Fn(),
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
@@ -58,7 +60,7 @@ async fn serve(
     (path, config): (&Path, &Config),
     metrics: Metrics,
     opened: Opened,
-    (confinement, launcher): (Arc<Confinement>, Launcher),
+    (confinement, launcher, manager): (Arc<Confinement>, Launcher, Notifier),
     reopen_log: impl Fn(),
 ) -> anyhow::Result<()> {
     let tls = tls::server_tls(&config.api).map_err(|error| ConfigError::new(error.to_string()))?;
@@ -80,13 +82,13 @@ async fn serve(
     let serving = server::serve(listeners, router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);
-    notify::ready();
+    manager.ready();
     let on_hang_up = || {
-        notify::reloading();
+        manager.reloading();
         reopen_log();
         reload_certificate(&config.api, &tls, &app);
         reload_config(path, &app);
-        notify::ready();
+        manager.ready();
     };
     let has_lost_launcher = tokio::select! {
         () = signals.until_stopped(on_hang_up) => false,
@@ -98,7 +100,7 @@ async fn serve(
     };
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
-    notify::stopping();
+    manager.stopping();
     stop.cancel();
     let finish = async {
         let _ = serving.await;

@@ -177,6 +177,9 @@ const IOCTLS: [u64; 9] = [
 /// `XFS_IOC_FSGEOMETRY_V1` of linux/xfs_fs.h, which all kernels have.
 const XFS_GEOMETRY: u64 = 0x8070_5864;
 
+/// The bits of the type in the second argument of socketpair(2). The others are flags.
+const SOCKET_TYPE: u64 = 0xf;
+
 type Rules = BTreeMap<c_long, Vec<SeccompRule>>;
 
 /// The value of an argument, of its lower 32 bits.
@@ -191,6 +194,9 @@ fn has_bits(argument: u8, mask: u64, bits: u64) -> Result<SeccompCondition, secc
 
 fn rules() -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
+    // Connected stream sockets stay connected to each other. Datagram sockets could be connected to other programs.
+    let stream = vec![equals(0, libc::AF_UNIX as u64)?, has_bits(1, SOCKET_TYPE, libc::SOCK_STREAM as u64)?];
+    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(stream)?]);
     let mut allow_if = |call: c_long, condition| -> Result<(), seccompiler::BackendError> {
         rules.entry(call).or_default().push(SeccompRule::new(vec![condition])?);
         Ok(())
@@ -198,7 +204,6 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     for family in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX] {
         allow_if(libc::SYS_socket, equals(0, family as u64)?)?;
     }
-    allow_if(libc::SYS_socketpair, equals(0, libc::AF_UNIX as u64)?)?;
     for request in IOCTLS {
         allow_if(libc::SYS_ioctl, equals(1, request)?)?;
     }
@@ -220,13 +225,20 @@ fn rules() -> Result<Rules, seccompiler::BackendError> {
     Ok(rules)
 }
 
-/// The filter of clone3, and the one of all other calls. If both have something to say, the refusal counts.
-fn programs() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
+/// Filters that refuse clone3 and Unix sockets, and the one that allows other calls. A call needs to pass all of them.
+///
+/// Unix sockets get the answer of a kernel without them, after which the C library looks names up in files only. Without
+/// this filter, it could ask the programs of the host that listen at such sockets to do something.
+fn programs() -> Result<[BpfProgram; 3], seccompiler::BackendError> {
     let refused = || SeccompAction::Errno(libc::ENOSYS as u32);
     let architecture = TargetArch::try_from(std::env::consts::ARCH)?;
     let clone3: Rules = [(libc::SYS_clone3, Vec::new())].into();
+    let no_family = SeccompAction::Errno(libc::EAFNOSUPPORT as u32);
+    let unix = SeccompRule::new(vec![equals(0, libc::AF_UNIX as u64)?])?;
+    let sockets: Rules = [(libc::SYS_socket, vec![unix])].into();
     let others = rules()?.into_iter().chain(clone3.clone()).collect();
     Ok([
+        SeccompFilter::new(sockets, SeccompAction::Allow, no_family, architecture)?.try_into()?,
         SeccompFilter::new(clone3, SeccompAction::Allow, refused(), architecture)?.try_into()?,
         SeccompFilter::new(others, refused(), SeccompAction::Allow, architecture)?.try_into()?,
     ])
@@ -237,14 +249,16 @@ fn programs() -> Result<[BpfProgram; 2], seccompiler::BackendError> {
 /// # Errors
 /// The kernel's, as text.
 pub fn restrict() -> Result<(), String> {
-    let [clone3, others] = programs().map_err(|error| error.to_string())?;
+    let [unix, clone3, others] = programs().map_err(|error| error.to_string())?;
     // SAFETY: the call only changes a flag of this thread.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) } != 0 {
         return Err(io::Error::last_os_error().to_string());
     }
     let quiet = libc::SECCOMP_FILTER_FLAG_TSYNC;
-    // The C library tries clone3 for each thread, which the kernel would log.
-    install(&clone3, quiet)
+    // The C library tries both in normal use, which the kernel would log: clone3 for each thread, and a Unix socket for
+    // each user that is not in /etc/passwd.
+    install(&unix, quiet)
+        .and_then(|()| install(&clone3, quiet))
         .and_then(|()| {
             // The kernel logs calls since 4.14.
             install(&others, quiet | libc::SECCOMP_FILTER_FLAG_LOG).or_else(|_| install(&others, quiet))

@@ -57,8 +57,8 @@ pub enum Unrestricted {
     Failed(String),
 }
 
-/// Restricts this process, which must have one thread, to `rules`, to listening at the TCP `port`, and
-/// to signals among themselves, as far as the kernel can.
+/// Restricts this process, which must have one thread, to `rules`, to listening at the TCP `port`, and to signals and
+/// abstract Unix sockets of its own, as far as the kernel can.
 ///
 /// # Errors
 /// [`Unrestricted`].
@@ -68,7 +68,7 @@ pub fn restrict(rules: &[Rule], port: u16) -> Result<(), Unrestricted> {
     let mut ruleset = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V5))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::BindTcp))
-        .and_then(|ruleset| ruleset.scope(Scope::Signal))
+        .and_then(|ruleset| ruleset.scope(Scope::Signal | Scope::AbstractUnixSocket))
         .and_then(Ruleset::create)
         .map_err(failed)?;
     for (path, right) in rules {

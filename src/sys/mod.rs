@@ -14,6 +14,7 @@ pub mod mounts;
 pub mod page_cache;
 pub mod passing;
 pub mod reflink;
+pub mod signals;
 pub mod socket;
 pub mod sparse;
 pub mod trusted_path;

@@ -47,7 +47,7 @@ const SYS_USERS: &[(&str, &[&str])] = &[
         &["sys::call_filter", "sys::capabilities", "sys::file_access", "sys::host", "sys::io_priority", "sys::mounts"],
     ),
     ("backup", &["sys::folder", "sys::page_cache", "sys::reflink"]),
-    ("hooks", &["sys::passing", "sys::trusted_path"]),
+    ("hooks", &["sys::passing", "sys::signals", "sys::trusted_path"]),
     ("http", &[]),
     ("inventory", &[]),
     ("qcow2", &["sys::folder", "sys::sparse"]),

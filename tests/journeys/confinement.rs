@@ -182,6 +182,16 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
     for ((what, _), (result, error)) in forbidden.iter().zip(results) {
         assert_eq!((result, error), (-1, Errno::ENOSYS), "{what}");
     }
+    // Programs of the host that listen at Unix sockets, such as a container engine, cannot be asked for anything.
+    let unix = [
+        ("a Unix socket", system_call(libc::SYS_socket, "1L, 1L, 0L"), Errno::EAFNOSUPPORT),
+        ("a Unix datagram socket", system_call(libc::SYS_socket, "1L, 524290L, 0L"), Errno::EAFNOSUPPORT),
+        ("a pair of datagram sockets", system_call(libc::SYS_socketpair, "1L, 2L, 0L, 0L"), Errno::ENOSYS),
+    ];
+    let calls: Vec<String> = unix.iter().map(|(_, call, _)| call.clone()).collect();
+    for ((what, _, expected), found) in unix.iter().zip(call_inside(world.exporter.pid(), &calls)) {
+        assert_eq!(found, (-1, *expected), "{what}");
+    }
     // It still works.
     world.client().take_snapshot_id();
 
@@ -244,6 +254,33 @@ fn without_its_launcher_the_service_stops_for_a_new_start() {
     // The next start calls the pending post hook.
     world.exporter.restart();
     eventually("the post hook is called", || hooks.read("calls").contains("post"));
+}
+
+#[test]
+fn signals_for_the_service_leave_the_launcher_alone() {
+    needs_root!();
+    let (hooks, mut world) = World::with_hooks("", &["a.img"]);
+    let pid = world.exporter.pid();
+    let launcher = launcher(pid).unwrap();
+    // `kill -HUP $(pidof coriolis-ovm-exporter)`, `systemctl kill -s HUP`.
+    for signal in [Signal::SIGHUP, Signal::SIGINT] {
+        kill(launcher, signal).unwrap();
+    }
+    hooks.put(
+        "10-freeze",
+        "echo $2 >>$OUT/calls; [ $2 = post ] || { echo quiesced; until [ -e $OUT/go ]; do sleep 0.02; done; }",
+    );
+    let requested = world.request_snapshot();
+    hooks.wait_for("calls");
+    // As systemd does with KillMode=control-group.
+    for process in [launcher, Pid::from_raw(pid.cast_signed())] {
+        kill(process, Signal::SIGTERM).unwrap();
+    }
+    world.exporter.wait_for_log("stopping: waiting for running requests");
+    fs::write(hooks.at("go"), "").unwrap();
+    assert_eq!(world.exporter.wait(Duration::from_secs(120)).code(), Some(0), "{}", world.exporter.log());
+    requested.join().unwrap();
+    assert_eq!(hooks.read("calls"), "pre\npost\n");
 }
 
 #[test]
@@ -330,7 +367,7 @@ fn an_old_kernel_is_no_obstacle() {
     assert_eq!(confinement["files"], false);
     assert_eq!((&confinement["capabilities"], &confinement["system_calls"]), (&json!(true), &json!(true)));
     assert!(confinement["problems"][0].as_str().unwrap().contains("no Landlock"), "{confinement}");
-    assert_eq!(thread_fields(world.exporter.pid(), "Seccomp_filters").first().map(String::as_str), Some("3"));
+    assert_eq!(thread_fields(world.exporter.pid(), "Seccomp_filters").first().map(String::as_str), Some("4"));
 }
 
 #[test]

@@ -95,7 +95,7 @@ pub fn preview(config: &Config) -> api::Confinement {
         }
         Ok(folders) => {
             found.files = true;
-            found.problems.extend(rules::weaknesses(config, &rules::all(config, folders)));
+            found.problems.extend(rules::weaknesses(config, &folders, &rules::all(config, &folders)));
         }
         Err(reason) => found.problems.push(format!("access to files is not restricted: {reason}")),
     }
@@ -111,9 +111,9 @@ fn restrict_files(config: &Config) -> Result<Vec<String>, String> {
     let folders = rules::repository_folders(config)?;
     // It is the only place beside the database where the service may create files. A copy reports what is wrong.
     let _ = store::make_copies_folder(&config.db_file);
-    let rules = rules::all(config, folders);
+    let rules = rules::all(config, &folders);
     file_access::restrict(&rules, config.api.port).map_err(|reason| reason.to_string())?;
-    let weaknesses = rules::weaknesses(config, &rules);
+    let weaknesses = rules::weaknesses(config, &folders, &rules);
     reach::set(rules, config.hooks.directory.as_deref().map(Path::to_owned));
     Ok(weaknesses)
 }

@@ -90,7 +90,7 @@ mod tests {
             config
         };
         let first = config("log/x.log", "repositories/a", "hooks.d");
-        let rules = rules::all(&first, vec![at("repositories")]);
+        let rules = rules::all(&first, &[at("repositories")]);
         let resolve = |(path, right): Rule| Some((path.canonicalize().ok()?, right));
         let reach =
             Reach { rules: rules.into_iter().filter_map(resolve).collect(), hooks: first.hooks.directory.clone() };

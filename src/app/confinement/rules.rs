@@ -147,8 +147,8 @@ pub(super) fn named(config: &Config) -> Vec<(&'static str, PathBuf, Right)> {
 }
 
 /// All rules. `repositories` are the folders of [`repository_folders`].
-pub(super) fn all(config: &Config, repositories: Vec<PathBuf>) -> Vec<Rule> {
-    let mut rules: Vec<Rule> = repositories.into_iter().map(|folder| (folder, Right::Change)).collect();
+pub(super) fn all(config: &Config, repositories: &[PathBuf]) -> Vec<Rule> {
+    let mut rules: Vec<Rule> = repositories.iter().map(|folder| (folder.clone(), Right::Change)).collect();
     for (key, path, right) in named(config) {
         match key {
             // They are in `repositories`.
@@ -191,8 +191,9 @@ fn folder_of(file: &Path) -> PathBuf {
     folder.unwrap_or(Path::new(".")).to_owned()
 }
 
-/// Files that the service must not change, but could.
-pub(super) fn weaknesses(config: &Config, rules: &[Rule]) -> Vec<String> {
+/// Files that the service must not change, but could with these rules. `repositories` are the folders of
+/// [`repository_folders`].
+pub(super) fn weaknesses(config: &Config, repositories: &[PathBuf], rules: &[Rule]) -> Vec<String> {
     let fixed = [
         ("hooks.directory", config.hooks.directory.as_ref()),
         ("the config", Some(&config.file)),
@@ -203,11 +204,14 @@ pub(super) fn weaknesses(config: &Config, rules: &[Rule]) -> Vec<String> {
         .filter(|(_, right)| *right == Right::Change)
         .filter_map(|(folder, _)| folder.canonicalize().ok())
         .collect();
-    let mut found: Vec<String> = named(config)
-        .into_iter()
-        .filter(|(key, path, _)| !is_folder(key) && is_shared(&folder_of(path)))
-        .filter_map(|(key, path, right)| shared_problem(key, &path, right))
-        .collect();
+    let mut found: Vec<String> =
+        named(config).into_iter().filter_map(|(key, path, right)| shared_problem(key, &path, right)).collect();
+    found.extend(repositories.iter().filter(|folder| is_shared(folder)).map(|folder| {
+        format!(
+            "a repository is in {}, whose files the service may therefore change; mount it one folder deeper",
+            folder.display()
+        )
+    }));
     for (what, path) in fixed {
         let Some(path) = path.and_then(|path| path.canonicalize().ok()) else { continue };
         if let Some(folder) = changeable.iter().find(|folder| path.starts_with(folder)) {
@@ -227,9 +231,17 @@ fn is_folder(key: &str) -> bool {
     matches!(key, "repositories.paths" | "repositories.ovs_agent_db" | "hooks.directory" | "api.socket")
 }
 
+/// A problem with a file, or with the folder of the Unix socket, because the folder is one of the host.
 fn shared_problem(key: &str, path: &Path, right: Right) -> Option<String> {
-    let (shown, folder) = (path.display(), folder_of(path));
-    let folder = folder.display();
+    let folder = match right {
+        Right::Sockets => path.to_owned(),
+        _ if is_folder(key) => return None,
+        _ => folder_of(path),
+    };
+    if !is_shared(&folder) {
+        return None;
+    }
+    let (shown, folder) = (path.display(), folder.display());
     match right {
         Right::Change => {
             let remedy = "move it to a folder of its own";
@@ -239,13 +251,41 @@ fn shared_problem(key: &str, path: &Path, right: Right) -> Option<String> {
             "{key} ({shown}) is in {folder}, whose other files the service may not read: a file that replaces it is \
              used only after a restart; move it to a folder of its own"
         )),
-        _ => None,
+        Right::Sockets => Some(format!(
+            "{key} is in {folder}, where the service may therefore remove files and create sockets; move it to a folder \
+             of its own"
+        )),
+        Right::List | Right::Update => None,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config;
+
+    #[test]
+    fn a_folder_of_the_host_that_the_service_may_change_is_a_weakness() {
+        let weaknesses = |socket: &str, log: &str, repositories: &[&str]| {
+            let config = config::parse(&format!(
+                "db_file = \"/nonexistent/db\"\novm_endpoint = \"https://manager\"\nlog_file = {log:?}\n\
+                 [api]\nsocket = {socket:?}\n[api.tls]\ncertificate = \"/nonexistent/pem\"\n\
+                 key = \"/nonexistent/key\"\n[repositories]\npaths = [\"/OVS/Repositories/x\"]\n\
+                 [manager]\ninsecure_skip_verify = true\n"
+            ));
+            let config = config.unwrap();
+            let repositories: Vec<PathBuf> = repositories.iter().map(PathBuf::from).collect();
+            super::weaknesses(&config, &repositories, &all(&config, &repositories))
+        };
+        assert_eq!(weaknesses("/run/own/x.sock", "/var/log/own/x.log", &["/OVS/Repositories"]), [""; 0]);
+        for (found, expected) in [
+            (weaknesses("/tmp/x.sock", "", &[]), "api.socket is in /tmp, where the service may therefore remove files"),
+            (weaknesses("", "/var/log/x.log", &[]), "is in /var/log, whose files the service may therefore change"),
+            (weaknesses("", "", &["/var"]), "a repository is in /var, whose files the service may therefore change"),
+        ] {
+            assert!(found.len() == 1 && found[0].contains(expected), "{expected}: {found:?}");
+        }
+    }
 
     #[test]
     fn a_repository_is_allowed_by_the_folder_above_its_mount_point() {

@@ -1,9 +1,11 @@
-//! Standard error, for lines that a file could not take.
+//! Standard error, as the log, and for lines that a file could not take.
 
-use std::io::{self, ErrorKind, Write};
+use std::io::{self, ErrorKind, Stderr, Write};
 use std::os::fd::AsFd;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+use crate::cli::log_queue::Sink;
 
 /// Writes to standard error without blocking: a full pipe must not block the file, which may be writable again.
 pub fn to_standard_error(line: &[u8]) -> io::Result<()> {
@@ -16,4 +18,10 @@ pub fn to_standard_error(line: &[u8]) -> io::Result<()> {
         stderr.write_all(piece)?;
     }
     Ok(())
+}
+
+impl Sink for Stderr {
+    fn write_early(&mut self, line: &[u8]) -> bool {
+        to_standard_error(line).is_ok()
+    }
 }

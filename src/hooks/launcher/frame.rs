@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use crate::hooks::event::{CallReason, Event};
-use crate::hooks::leftover_processes::Selection;
+use crate::hooks::leftover_processes::{Search, Selection};
 use crate::hooks::output::{Output, Printed};
 use crate::hooks::program::{ProgramResult, STDERR, STDOUT};
 use crate::model::HookOutcome;
@@ -38,7 +38,7 @@ pub(super) struct CallRequest {
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Reply {
     Ended(Ended),
-    Killed,
+    Searched(Search),
 }
 
 /// A [`ProgramResult`].
@@ -48,6 +48,7 @@ pub(super) struct Ended {
     detail: String,
     stdout: Printed,
     stderr: Printed,
+    search: Option<Search>,
 }
 
 impl From<ProgramResult> for Ended {
@@ -57,17 +58,19 @@ impl From<ProgramResult> for Ended {
             output.map(|(_, output)| output.printed()).unwrap_or_default()
         };
         let (stdout, stderr) = (printed(STDOUT), printed(STDERR));
-        Self { outcome: result.outcome.as_str().to_owned(), detail: result.detail, stdout, stderr }
+        let ProgramResult { outcome, detail, search, .. } = result;
+        Self { outcome: outcome.as_str().to_owned(), detail, stdout, stderr, search }
     }
 }
 
 impl From<Ended> for ProgramResult {
     fn from(ended: Ended) -> Self {
-        let Ended { outcome, detail, stdout, stderr } = ended;
+        let Ended { outcome, detail, stdout, stderr, search } = ended;
         Self {
             outcome: outcome.parse().unwrap_or(HookOutcome::Failed),
             detail,
             output: vec![(STDOUT, Output::from(stdout)), (STDERR, Output::from(stderr))],
+            search,
         }
     }
 }

@@ -19,13 +19,16 @@ use crate::hooks::event::CallReason;
 use crate::hooks::isolated::run_isolated;
 use crate::hooks::program::{self, ProgramResult};
 use crate::hooks::{directory, leftover_processes};
-use crate::sys::passing;
+use crate::sys::{passing, signals};
 
-/// Serves the `service` at the other end of this socket until it has ended. A program that runs then goes on: the next start of the service ends it.
+/// Serves the `service` at the other end of this socket until it has ended. A program that runs then goes on: the next
+/// start of the service ends it. Signals that stop or reload the service have no effect here, because systemd may send
+/// them to all processes of the unit: the post hooks of the requests that the service finishes are still to be called.
 ///
 /// # Errors
-/// It is no socket.
+/// It is no socket; the signals cannot be handled.
 pub fn serve(service: impl AsFd, directory: Option<PathBuf>) -> io::Result<()> {
+    signals::disregard_stops()?;
     // Otherwise it would have the name of the link that it was started by.
     let _ = nix::sys::prctl::set_name(c"hook-launcher");
     let directory: Option<Arc<Path>> = directory.map(Into::into);
@@ -49,10 +52,7 @@ async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()>
     connection.set_nonblocking(true)?;
     let (mut receiving, mut sending) = UnixStream::from_std(connection)?.into_split();
     let reply = match frame::receive(&mut receiving).await? {
-        Request::KillLeftovers(selection) => {
-            leftover_processes::kill_on_thread(selection).await;
-            Reply::Killed
-        }
+        Request::KillLeftovers(selection) => Reply::Searched(leftover_processes::kill_on_thread(selection).await),
         // The next start has called, or will call, the post hook: nothing may freeze the guest after that.
         Request::Call(request) if request.reason == CallReason::Pre && has_hung_up(&receiving)? => {
             return Err(io::Error::other("the service has ended before its pre hook was started"));

@@ -81,7 +81,7 @@ async fn killing_a_hook_spares_the_processes_that_another_left() {
     assert!(ended.failed.unwrap().is_empty());
     dir.ends("of-failing").await;
     assert!(dir.runs("agent"), "the retry of one hook killed a process of another");
-    leftover_processes::kill_on_thread(leftover_processes::Selection::Snapshot(event.snapshot_id)).await;
+    let _ = leftover_processes::kill_on_thread(leftover_processes::Selection::Snapshot(event.snapshot_id)).await;
     dir.ends("agent").await;
 }
 
