@@ -16,8 +16,9 @@ use crate::app::admission::{Admission, Export, ExportClient, ExportDetails, Expo
 use crate::app::audit::{Actor, AuditTrail, Outcome, ROUND_OF_LINES};
 use crate::app::files::{OpenDisk, lost};
 use crate::app::inventory::Inventory;
+use crate::app::session::Sessions;
 use crate::app::tasks::{Service, Tasks, rounds};
-use crate::auth::Session;
+use crate::auth::{BadToken, Session};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
 use crate::repository::PageCachePolicy;
@@ -33,6 +34,7 @@ pub struct Exports {
     /// Whether disks are read only when no other process reads them.
     idle_io: bool,
     inventory: Arc<Inventory>,
+    sessions: Arc<Sessions>,
     /// The access rules, if they were changed since the start.
     changed_access: RwLock<Option<Arc<AccessRules>>>,
     tasks: Tasks,
@@ -46,19 +48,20 @@ impl Service for Exports {
 
 impl Exports {
     pub(crate) fn new(
-        (admission, inventory): (Arc<Admission>, Arc<Inventory>),
+        (admission, inventory, sessions): (Arc<Admission>, Arc<Inventory>, Arc<Sessions>),
         trail: Arc<AuditTrail>,
         metrics: Arc<Metrics>,
         idle_io: bool,
         tasks: Tasks,
     ) -> Self {
-        Self { admission, trail, metrics, idle_io, inventory, changed_access: RwLock::default(), tasks }
+        Self { admission, trail, metrics, idle_io, inventory, sessions, changed_access: RwLock::default(), tasks }
     }
 
     /// Waits for a slot, then starts to read `parts` of a disk, which are `ranges` ranges, for `client`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if no slot becomes free in time; [`Error::Forbidden`] if the access rules were changed
+    /// [`Error::Refused`] if no slot becomes free in time; [`Error::NoSession`] if the token or the ticket
+    /// was revoked meanwhile; [`Error::Forbidden`] if the access rules were changed
     /// meanwhile; [`Error::SnapshotLost`], [`Error::Io`] if the first piece cannot be read.
     pub async fn download(
         self: &Arc<Self>,
@@ -98,8 +101,12 @@ impl Exports {
         download.map_err(|cause| lost(&disk, cause))
     }
 
-    /// The permit, if the access rules still permit the download: they may have been changed since it was requested.
+    /// The permit, if the user may still have the download: since it was requested, the token may have been revoked, or
+    /// the access rules changed. A revocation ends only downloads that are in the queue or run.
     async fn permitted(self: &Arc<Self>, permit: ExportPermit) -> Result<ExportPermit, Error> {
+        if self.sessions.is_revoked(&permit.work().details.session) {
+            return Err(BadToken.into());
+        }
         let Some(rules) = self.changed_access() else { return Ok(permit) };
         self.run_inline_or_blocking(move |exports| exports.check(permit.work(), &rules).map(|()| permit)).await
     }

@@ -7,30 +7,51 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use secrecy::ExposeSecret;
+
 use super::revocations::now;
-use crate::auth::Credentials;
+use super::service::Sessions;
+use crate::app::Error;
+use crate::app::admission::LogIn;
+use crate::app::tasks::Service;
+use crate::auth::{BadToken, Credentials};
+use crate::model::FoldedName;
+use crate::store::{MAX_RENEWABLE_OF_USER, Revocation};
 
 /// Log-ins whose passwords are kept. With another one, the one that ends first has to log in again.
 const MAX_KEPT: usize = 10_000;
+
+/// The same for the log-ins of one user.
+const MAX_KEPT_OF_USER: usize = MAX_RENEWABLE_OF_USER;
+
+/// How long the manager is not asked again after it could not answer. Otherwise each of many requests would wait for it
+/// until its timeout, one after the other.
+const PAUSE: Duration = Duration::from_secs(5);
 
 pub(super) struct Rechecks {
     /// How long a check is good.
     after: Duration,
     kept: Mutex<HashMap<u128, Arc<Kept>>>,
+    /// When the manager could not answer, and why, if that was the last that it did.
+    failed: Mutex<Option<(Instant, String)>>,
 }
 
 pub(super) struct Kept {
-    pub credentials: Credentials,
+    credentials: Credentials,
+    user: FoldedName,
     checked: Mutex<Instant>,
-    /// Held while the manager is asked, so that the requests of one log-in ask once.
-    pub asking: tokio::sync::Mutex<()>,
+    /// Held while the manager is asked, so that the requests of one user ask one after the other. With an old password in
+    /// many log-ins, the manager would otherwise lock the account.
+    asking: Arc<tokio::sync::Mutex<()>>,
+    /// Milliseconds since 1970.
+    issued_ms: u64,
     /// Seconds since 1970.
-    pub ends: u64,
+    ends: u64,
 }
 
 impl Rechecks {
     pub(super) fn new(after: Duration) -> Self {
-        Self { after, kept: Mutex::default() }
+        Self { after, kept: Mutex::default(), failed: Mutex::default() }
     }
 
     fn kept(&self) -> MutexGuard<'_, HashMap<u128, Arc<Kept>>> {
@@ -38,21 +59,23 @@ impl Rechecks {
     }
 
     /// Keeps the password of a log-in, which was just checked.
-    pub(super) fn keep(&self, log_in: u128, credentials: Credentials, ends: u64) {
-        let mut kept = self.kept();
-        if kept.len() >= MAX_KEPT {
-            let now = now();
-            kept.retain(|_, kept| kept.ends > now);
-        }
-        if kept.len() >= MAX_KEPT {
+    fn keep(&self, log_in: u128, credentials: Credentials, issued_ms: u64, ends: u64) {
+        let (mut kept, now, user) = (self.kept(), now(), FoldedName::new(&credentials.username));
+        kept.retain(|_, kept| kept.ends > now);
+        let of_user = kept.iter().filter(|(_, kept)| kept.user == user).map(|(id, kept)| (kept.ends, *id));
+        let of_user: Vec<_> = of_user.collect();
+        let asking = of_user.first().and_then(|(_, id)| kept.get(id)).map(|kept| Arc::clone(&kept.asking));
+        if of_user.len() >= MAX_KEPT_OF_USER {
+            of_user.iter().min().and_then(|(_, id)| kept.remove(id));
+        } else if kept.len() >= MAX_KEPT {
             let first = kept.iter().min_by_key(|(_, kept)| kept.ends).map(|(id, _)| *id);
             first.and_then(|first| kept.remove(&first));
         }
-        let (checked, asking) = (Mutex::new(Instant::now()), tokio::sync::Mutex::default());
-        kept.insert(log_in, Arc::new(Kept { credentials, checked, asking, ends }));
+        let (checked, asking) = (Mutex::new(Instant::now()), asking.unwrap_or_default());
+        kept.insert(log_in, Arc::new(Kept { credentials, user, checked, asking, issued_ms, ends }));
     }
 
-    pub(super) fn find(&self, log_in: u128) -> Option<Arc<Kept>> {
+    fn find(&self, log_in: u128) -> Option<Arc<Kept>> {
         self.kept().get(&log_in).cloned()
     }
 
@@ -60,18 +83,178 @@ impl Rechecks {
         self.kept().remove(&log_in);
     }
 
-    /// Forgets all log-ins of a user, or of all.
-    pub(super) fn forget_user(&self, user: Option<&str>) {
-        self.kept().retain(|_, kept| user.is_some_and(|user| kept.credentials.username != user));
+    /// Forgets the log-ins of a user, or of all, until this time, milliseconds since 1970.
+    pub(super) fn forget_until(&self, user: Option<&str>, before_ms: u64) {
+        let user = user.map(FoldedName::new);
+        let is_other = |kept: &Kept| user.as_ref().is_some_and(|user| kept.user != *user);
+        self.kept().retain(|_, kept| is_other(kept) || kept.issued_ms > before_ms);
     }
 
-    pub(super) fn is_due(&self, kept: &Kept) -> bool {
+    fn is_due(&self, kept: &Kept) -> bool {
         kept.checked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.after
+    }
+
+    /// The manager accepts this password of the user.
+    fn accepted(&self, one: &Kept) {
+        for kept in self.kept().values().filter(|kept| kept.is_same(one)) {
+            *kept.checked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        }
+    }
+
+    /// Forgets the log-ins of the user with this password, which the manager refuses; returns them.
+    fn refused(&self, one: &Kept) -> Vec<(u128, Arc<Kept>)> {
+        self.kept().extract_if(|_, kept| kept.is_same(one)).collect()
+    }
+
+    /// Whether the manager may be asked.
+    ///
+    /// # Errors
+    /// [`Error::ManagerUnavailable`] if it could not answer a moment ago.
+    fn check_pause(&self) -> Result<(), Error> {
+        match &*self.failed.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some((at, cause)) if at.elapsed() < PAUSE => Err(Error::ManagerUnavailable(cause.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    fn answered<T>(&self, outcome: &Result<T, Error>) {
+        *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = match outcome {
+            Err(Error::ManagerUnavailable(cause)) => Some((Instant::now(), cause.clone())),
+            _ => None,
+        };
     }
 }
 
 impl Kept {
-    pub(super) fn is_good(&self) {
-        *self.checked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    fn is_same(&self, other: &Self) -> bool {
+        let [one, another] = [self, other].map(|kept| kept.credentials.password.expose_secret());
+        self.user == other.user && one == another
+    }
+}
+
+impl Sessions {
+    /// Keeps the password of a log-in, if the config wants it to be checked again.
+    pub(super) fn keep(&self, log_in: u128, credentials: Credentials, issued_ms: u64, ends: u64) {
+        if let Some(rechecks) = &self.rechecks {
+            rechecks.keep(log_in, credentials, issued_ms, ends);
+        }
+    }
+
+    /// Asks the manager about the user of a valid token, if the config wants that and it is due.
+    ///
+    /// # Errors
+    /// [`Error::NoSession`] if the user has to log in again; [`Error::ManagerUnavailable`], [`Error::Throttled`].
+    pub async fn recheck(self: &Arc<Self>, token: &str) -> Result<(), Error> {
+        if self.rechecks.is_none() {
+            return Ok(());
+        }
+        let log_in = self.valid(token)?.log_in();
+        if self.is_still_user(log_in).await? { Ok(()) } else { Err(BadToken.into()) }
+    }
+
+    /// Whether the manager still accepts the password of a log-in, as far as the config wants that.
+    pub(super) async fn is_still_user(self: &Arc<Self>, log_in: u128) -> Result<bool, Error> {
+        let Some(rechecks) = &self.rechecks else { return Ok(true) };
+        let Some(kept) = rechecks.find(log_in) else { return Ok(false) };
+        if !rechecks.is_due(&kept) {
+            return Ok(true);
+        }
+        let _asking = kept.asking.lock().await;
+        // Another log-in with the same password may have asked meanwhile.
+        if rechecks.find(log_in).is_none() {
+            return Ok(false);
+        }
+        if !rechecks.is_due(&kept) {
+            return Ok(true);
+        }
+        rechecks.check_pause()?;
+        // With a slot of the reserve: others who guess passwords must not keep users out.
+        let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
+        rechecks.check_pause()?;
+        let answer = self.ask_manager(&kept.credentials).await;
+        rechecks.answered(&answer);
+        match answer {
+            Ok(_) => {
+                rechecks.accepted(&kept);
+                Ok(true)
+            }
+            Err(Error::BadCredentials) => {
+                self.end_refused(rechecks.refused(&kept), &kept.credentials.username).await?;
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Revokes the log-ins of a user whose password the manager refuses, and ends the user's downloads.
+    async fn end_refused(self: &Arc<Self>, log_ins: Vec<(u128, Arc<Kept>)>, user: &str) -> Result<(), Error> {
+        let count = log_ins.len();
+        tracing::warn!(%user, count, "the manager no longer accepts the password of log-ins; their tokens are revoked");
+        let revoked = self.blocking(move |it| {
+            for (id, kept) in log_ins {
+                let (user, until) = (&kept.credentials.username, kept.ends);
+                it.revocations.revoke(Revocation::LogIn { id, user, until })?;
+            }
+            Ok(())
+        });
+        // If this fails, they are refused until jwt.recheck_after is removed from the config.
+        let revoked = revoked.await.inspect_err(|error| tracing::error!(%error, "cannot revoke the tokens"));
+        self.admission.end_exports(Some(user), "the manager no longer accepts the user's password");
+        revoked
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keep(rechecks: &Rechecks, log_in: u128, user: &str, password: &str, issued_ms: u64, ends: u64) {
+        let credentials = Credentials { username: user.to_owned(), password: password.into() };
+        rechecks.keep(log_in, credentials, issued_ms, ends);
+    }
+
+    #[test]
+    fn one_user_does_not_displace_the_log_ins_of_others() {
+        let (rechecks, ends) = (Rechecks::new(Duration::ZERO), now() + 3600);
+        keep(&rechecks, 1, "bob", "old", 1, now() + 60);
+        for log_in in 0..MAX_KEPT_OF_USER as u128 + 3 {
+            keep(&rechecks, 100 + log_in, ["ann", "ANN"][log_in as usize % 2], "old", 1, ends + log_in as u64);
+        }
+        assert_eq!(rechecks.kept().len(), MAX_KEPT_OF_USER + 1);
+        assert!(rechecks.find(1).is_some() && rechecks.find(102).is_none() && rechecks.find(103).is_some());
+        // One that has ended is removed with the next log-in.
+        keep(&rechecks, 2, "carl", "x", 1, now());
+        keep(&rechecks, 3, "carl", "x", 1, ends);
+        assert!(rechecks.find(2).is_none() && rechecks.find(3).is_some());
+    }
+
+    #[test]
+    fn passwords_are_forgotten_until_a_time_and_a_refused_one_in_all_log_ins_of_the_user() {
+        let (rechecks, ends) = (Rechecks::new(Duration::ZERO), now() + 3600);
+        let log_ins = [(1, "ann", "old", 5), (2, "Ann", "old", 6), (3, "ann", "new", 7), (4, "bob", "old", 6)];
+        for (id, user, password, issued_ms) in log_ins {
+            keep(&rechecks, id, user, password, issued_ms, ends);
+        }
+        let known = || [1, 2, 3, 4].map(|id| rechecks.find(id).is_some());
+        rechecks.forget_until(Some("ANN"), 5);
+        assert_eq!(known(), [false, true, true, true]);
+        keep(&rechecks, 1, "ann", "old", 5, ends);
+        let one = rechecks.find(2).unwrap();
+        assert!(Arc::ptr_eq(&one.asking, &rechecks.find(3).unwrap().asking));
+        assert!(!Arc::ptr_eq(&one.asking, &rechecks.find(4).unwrap().asking));
+        let mut refused: Vec<_> = rechecks.refused(&one).iter().map(|(id, _)| *id).collect();
+        refused.sort_unstable();
+        assert_eq!((refused, known()), (vec![1, 2], [false, false, true, true]));
+        rechecks.forget_until(None, 6);
+        assert_eq!(known(), [false, false, true, false]);
+    }
+
+    #[test]
+    fn after_an_outage_the_manager_is_not_asked_for_a_while() {
+        let rechecks = Rechecks::new(Duration::ZERO);
+        rechecks.answered(&Err::<(), _>(Error::ManagerUnavailable("no route".to_owned())));
+        assert!(matches!(rechecks.check_pause(), Err(Error::ManagerUnavailable(cause)) if cause == "no route"));
+        rechecks.answered(&Err::<(), _>(Error::BadCredentials));
+        assert!(rechecks.check_pause().is_ok());
     }
 }
