@@ -345,3 +345,22 @@ fn the_client_renews_its_token_without_the_password() {
     let client = world.anonymous_client();
     assert_eq!(renew(&client, &second[1].as_str().into()).error(401), "unauthorized", "the log-in did not end");
 }
+
+#[test]
+fn a_download_that_waits_when_its_token_is_revoked_is_refused() {
+    needs_root!();
+    let world = World::with(512, |settings| settings.policy = "export_concurrency = 1".to_owned());
+    write_at(&world.define_vm(&[("a.img", 64 * MB)])[0], 0, &vec![7; 64 << 20]);
+    let (client, other) = (world.client(), world.client());
+    let path = format!("{SNAPSHOTS}/{}/disks/a.img", client.take_snapshot_id());
+    let exports = |state: &str| client.get("/status").ok()["exports"][state].as_array().unwrap().len();
+    let holds_the_slot = world.send_get(&client, &path);
+    eventually("the slot is taken", || exports("running") == 1);
+    let mut waits = world.send_get(&other, &path);
+    eventually("the other one waits", || exports("waiting") == 1);
+    assert_eq!(other.post("/auth/logout").status, 200);
+    drop(holds_the_slot);
+    let mut status = [0; 12];
+    waits.read_exact(&mut status).unwrap();
+    assert_eq!(&status, b"HTTP/1.1 401");
+}
