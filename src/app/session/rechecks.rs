@@ -1,4 +1,4 @@
-//! Asks the manager again whether a user's password is good, some time after the log-in (`jwt.recheck_after`).
+//! The passwords with which the manager is asked again about a user (`jwt.recheck_after`).
 //!
 //! The manager knows no other question, so the passwords are kept in memory, and nowhere else. A user whose password is
 //! not there, as after a restart, has to log in again.
@@ -10,13 +10,10 @@ use std::time::{Duration, Instant};
 use secrecy::ExposeSecret;
 
 use super::revocations::now;
-use super::service::Sessions;
 use crate::app::Error;
-use crate::app::admission::LogIn;
-use crate::app::tasks::Service;
-use crate::auth::{BadToken, Credentials};
+use crate::auth::Credentials;
 use crate::model::FoldedName;
-use crate::store::{MAX_RENEWABLE_OF_USER, Revocation};
+use crate::store::MAX_RENEWABLE_OF_USER;
 
 /// Log-ins whose passwords are kept. With another one, the one that ends first has to log in again.
 const MAX_KEPT: usize = 10_000;
@@ -37,16 +34,16 @@ pub(super) struct Rechecks {
 }
 
 pub(super) struct Kept {
-    credentials: Credentials,
+    pub credentials: Credentials,
     user: FoldedName,
     checked: Mutex<Instant>,
     /// Held while the manager is asked, so that the requests of one user ask one after the other. With an old password in
     /// many log-ins, the manager would otherwise lock the account.
-    asking: Arc<tokio::sync::Mutex<()>>,
+    pub asking: Arc<tokio::sync::Mutex<()>>,
     /// Milliseconds since 1970.
     issued_ms: u64,
     /// Seconds since 1970.
-    ends: u64,
+    pub ends: u64,
 }
 
 impl Rechecks {
@@ -59,7 +56,7 @@ impl Rechecks {
     }
 
     /// Keeps the password of a log-in, which was just checked.
-    fn keep(&self, log_in: u128, credentials: Credentials, issued_ms: u64, ends: u64) {
+    pub(super) fn keep(&self, log_in: u128, credentials: Credentials, issued_ms: u64, ends: u64) {
         let (mut kept, now, user) = (self.kept(), now(), FoldedName::new(&credentials.username));
         kept.retain(|_, kept| kept.ends > now);
         let of_user = kept.iter().filter(|(_, kept)| kept.user == user).map(|(id, kept)| (kept.ends, *id));
@@ -75,7 +72,7 @@ impl Rechecks {
         kept.insert(log_in, Arc::new(Kept { credentials, user, checked, asking, issued_ms, ends }));
     }
 
-    fn find(&self, log_in: u128) -> Option<Arc<Kept>> {
+    pub(super) fn find(&self, log_in: u128) -> Option<Arc<Kept>> {
         self.kept().get(&log_in).cloned()
     }
 
@@ -90,19 +87,19 @@ impl Rechecks {
         self.kept().retain(|_, kept| is_other(kept) || kept.issued_ms > before_ms);
     }
 
-    fn is_due(&self, kept: &Kept) -> bool {
+    pub(super) fn is_due(&self, kept: &Kept) -> bool {
         kept.checked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= self.after
     }
 
     /// The manager accepts this password of the user.
-    fn accepted(&self, one: &Kept) {
+    pub(super) fn accepted(&self, one: &Kept) {
         for kept in self.kept().values().filter(|kept| kept.is_same(one)) {
             *kept.checked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
         }
     }
 
     /// Forgets the log-ins of the user with this password, which the manager refuses; returns them.
-    fn refused(&self, one: &Kept) -> Vec<(u128, Arc<Kept>)> {
+    pub(super) fn refused(&self, one: &Kept) -> Vec<(u128, Arc<Kept>)> {
         self.kept().extract_if(|_, kept| kept.is_same(one)).collect()
     }
 
@@ -110,14 +107,14 @@ impl Rechecks {
     ///
     /// # Errors
     /// [`Error::ManagerUnavailable`] if it could not answer a moment ago.
-    fn check_pause(&self) -> Result<(), Error> {
+    pub(super) fn check_pause(&self) -> Result<(), Error> {
         match &*self.failed.lock().unwrap_or_else(PoisonError::into_inner) {
             Some((at, cause)) if at.elapsed() < PAUSE => Err(Error::ManagerUnavailable(cause.clone())),
             _ => Ok(()),
         }
     }
 
-    fn answered<T>(&self, outcome: &Result<T, Error>) {
+    pub(super) fn answered<T>(&self, outcome: &Result<T, Error>) {
         *self.failed.lock().unwrap_or_else(PoisonError::into_inner) = match outcome {
             Err(Error::ManagerUnavailable(cause)) => Some((Instant::now(), cause.clone())),
             _ => None,
@@ -129,78 +126,6 @@ impl Kept {
     fn is_same(&self, other: &Self) -> bool {
         let [one, another] = [self, other].map(|kept| kept.credentials.password.expose_secret());
         self.user == other.user && one == another
-    }
-}
-
-impl Sessions {
-    /// Keeps the password of a log-in, if the config wants it to be checked again.
-    pub(super) fn keep(&self, log_in: u128, credentials: Credentials, issued_ms: u64, ends: u64) {
-        if let Some(rechecks) = &self.rechecks {
-            rechecks.keep(log_in, credentials, issued_ms, ends);
-        }
-    }
-
-    /// Asks the manager about the user of a valid token, if the config wants that and it is due.
-    ///
-    /// # Errors
-    /// [`Error::NoSession`] if the user has to log in again; [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn recheck(self: &Arc<Self>, token: &str) -> Result<(), Error> {
-        if self.rechecks.is_none() {
-            return Ok(());
-        }
-        let log_in = self.valid(token)?.log_in();
-        if self.is_still_user(log_in).await? { Ok(()) } else { Err(BadToken.into()) }
-    }
-
-    /// Whether the manager still accepts the password of a log-in, as far as the config wants that.
-    pub(super) async fn is_still_user(self: &Arc<Self>, log_in: u128) -> Result<bool, Error> {
-        let Some(rechecks) = &self.rechecks else { return Ok(true) };
-        let Some(kept) = rechecks.find(log_in) else { return Ok(false) };
-        if !rechecks.is_due(&kept) {
-            return Ok(true);
-        }
-        let _asking = kept.asking.lock().await;
-        // Another log-in with the same password may have asked meanwhile.
-        if rechecks.find(log_in).is_none() {
-            return Ok(false);
-        }
-        if !rechecks.is_due(&kept) {
-            return Ok(true);
-        }
-        rechecks.check_pause()?;
-        // With a slot of the reserve: others who guess passwords must not keep users out.
-        let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
-        rechecks.check_pause()?;
-        let answer = self.ask_manager(&kept.credentials).await;
-        rechecks.answered(&answer);
-        match answer {
-            Ok(_) => {
-                rechecks.accepted(&kept);
-                Ok(true)
-            }
-            Err(Error::BadCredentials) => {
-                self.end_refused(rechecks.refused(&kept), &kept.credentials.username).await?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Revokes the log-ins of a user whose password the manager refuses, and ends the user's downloads.
-    async fn end_refused(self: &Arc<Self>, log_ins: Vec<(u128, Arc<Kept>)>, user: &str) -> Result<(), Error> {
-        let count = log_ins.len();
-        tracing::warn!(%user, count, "the manager no longer accepts the password of log-ins; their tokens are revoked");
-        let revoked = self.blocking(move |it| {
-            for (id, kept) in log_ins {
-                let (user, until) = (&kept.credentials.username, kept.ends);
-                it.revocations.revoke(Revocation::LogIn { id, user, until })?;
-            }
-            Ok(())
-        });
-        // If this fails, they are refused until jwt.recheck_after is removed from the config.
-        let revoked = revoked.await.inspect_err(|error| tracing::error!(%error, "cannot revoke the tokens"));
-        self.admission.end_exports(Some(user), "the manager no longer accepts the user's password");
-        revoked
     }
 }
 
