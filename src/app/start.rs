@@ -116,8 +116,9 @@ impl App {
         let (i, a, longest) = (Arc::clone(&inventory), Arc::clone(&admission), config.policy.max_ticket_ttl);
         let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), longest, t()));
         let idle_io = config.export.is_idle;
-        let admitted = (Arc::clone(&admission), Arc::clone(&inventory), Arc::clone(&tickets));
-        let exports = Exports::new(admitted, Arc::clone(&trail), Arc::clone(&metrics), idle_io, t());
+        let admitted = (Arc::clone(&admission), Arc::clone(&inventory));
+        let of = (Arc::clone(&sessions), Arc::clone(&tickets));
+        let exports = Exports::new(admitted, of, Arc::clone(&trail), Arc::clone(&metrics), idle_io, t());
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
         let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
         let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));

@@ -23,6 +23,6 @@ pub use login::{Credentials, LoginError};
 pub use operators::{LocalPeer, Operators};
 pub use refresh_token::RefreshToken;
 pub use requester::Requester;
-pub use session::{Session, Source, is_reserved_name};
+pub use session::{Proof, Session, Source, is_reserved_name};
 pub use ticket::{TicketHash, TicketSecret, without_ticket_secrets};
 pub use token::{BadToken, CheckedToken, NewToken, Tokens, new_log_in};

@@ -26,6 +26,16 @@ pub struct Session {
     /// What the request does. `app::inventory::access` checks it for each VM.
     permission: Permission,
     requester: Requester,
+    proof: Option<Proof>,
+}
+
+/// The token or the ticket of a session, as revocations name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof {
+    /// When it was made, milliseconds since 1970.
+    pub made_ms: u64,
+    /// The id of the log-in of a token.
+    pub log_in: Option<u128>,
 }
 
 /// A user, as an authenticator knows them.
@@ -78,7 +88,7 @@ impl Session {
     pub(super) fn new(identity: Arc<Identity>, rules: &AccessRules) -> Self {
         let grants = identity.grants(rules);
         // Until the route says what the request needs.
-        Self { identity, grants, permission: Permission::Administer, requester: Requester::default() }
+        Self { identity, grants, permission: Permission::Administer, requester: Requester::default(), proof: None }
     }
 
     /// The session of the local operator with this name.
@@ -135,6 +145,16 @@ impl Session {
     /// Where the request comes from. Empty if the session does not belong to one.
     pub fn requester(&self) -> &Requester {
         &self.requester
+    }
+
+    /// What the user has shown. `None`: a certificate, or a process on the Unix socket.
+    pub fn proof(&self) -> Option<Proof> {
+        self.proof
+    }
+
+    #[must_use]
+    pub fn with_proof(self, proof: Proof) -> Self {
+        Self { proof: Some(proof), ..self }
     }
 
     /// The session of a request.

@@ -12,7 +12,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::refresh_token::{RandomError, first_bytes, hash, random};
-use super::session::{Identity, Session};
+use super::session::{Identity, Proof, Session};
 use super::signing_keys::SigningKeys;
 use crate::model::{AccessRules, hex};
 
@@ -77,7 +77,8 @@ impl CheckedToken {
 
     /// Its session, with the grants of the current `rules`.
     pub fn session(&self, rules: &AccessRules) -> Session {
-        Session::new(Arc::clone(&self.identity), rules)
+        let proof = Proof { made_ms: self.issued_ms, log_in: Some(self.log_in) };
+        Session::new(Arc::clone(&self.identity), rules).with_proof(proof)
     }
 
     /// Whether it stays valid until it expires, if the keys stay and it is not revoked.

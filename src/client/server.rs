@@ -155,8 +155,16 @@ impl Client {
             }
             _ => {}
         }
-        if let Some(renewed) = state.current.take().and_then(|tokens| self.renewed(tokens).transpose()) {
-            return Ok(state.current.insert(renewed?).token.clone());
+        if let Some(tokens) = state.current.take() {
+            match self.renewed(&tokens) {
+                Ok(Some(new)) => return Ok(state.current.insert(new).token.clone()),
+                Ok(None) => {}
+                Err(error) => {
+                    // The refresh token may still be good when the service can be reached again.
+                    state.current = Some(tokens);
+                    return Err(error);
+                }
+            }
         }
         let Credentials::Password(password) = &shared.options.credentials else {
             let error = refused.map(|(_, error)| error);
@@ -177,7 +185,7 @@ impl Client {
     }
 
     /// New tokens for refused ones. `None` if the refresh token is of no use either.
-    fn renewed(&self, refused: Tokens) -> Result<Option<Tokens>, ClientError> {
+    fn renewed(&self, refused: &Tokens) -> Result<Option<Tokens>, ClientError> {
         if matches!(self.server.0.options.credentials, Credentials::Token(_)) {
             return Ok(None);
         }
@@ -189,7 +197,7 @@ impl Client {
         {
             return Ok(Some(cached));
         }
-        let Some(refresh) = refused.refresh else { return Ok(None) };
+        let Some(refresh) = refused.refresh.clone() else { return Ok(None) };
         let body = serde_json::to_vec(&api::Refresh { refresh_token: refresh }).map_err(std::io::Error::from)?;
         match self.retried(|| self.post_for_tokens("/auth/refresh", body.clone())) {
             Ok(new) => {
@@ -207,6 +215,10 @@ impl Client {
             && let Err(error) = cache.store(tokens)
         {
             tracing::warn!(%error, "cannot cache the token");
+            // A refresh token in it is used up. Its second use would end the log-in.
+            if let Err(error) = cache.remove() {
+                tracing::warn!(%error, "cannot remove the former token from the cache");
+            }
         }
     }
 

@@ -36,7 +36,7 @@ pub(super) async fn login(
 fn throttled_as(requester: &Requester, connection: &Connection) -> Option<ClientAddress> {
     match requester.forwarded_for {
         Some(client) => Some(ClientAddress::Ip(client)),
-        None => requester.address.filter(|_| !connection.is_proxy),
+        None => requester.address.filter(|_| !connection.is_proxy && !connection.names_clients),
     }
 }
 

@@ -9,8 +9,7 @@ use std::sync::Arc;
 
 use super::id::VmId;
 
-use pattern::FoldedName;
-pub use pattern::{UserPattern, VmPattern};
+pub use pattern::{FoldedName, UserPattern, VmPattern};
 
 /// What a request does. Each route needs one of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -19,7 +19,7 @@ pub mod retention;
 pub mod snapshot;
 pub mod unfinished;
 
-pub use access::{AccessRule, AccessRules, Grant, Grants, Permission, Resource, Role, User};
+pub use access::{AccessRule, AccessRules, FoldedName, Grant, Grants, Permission, Resource, Role, User};
 pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
 pub use definition::Definition;

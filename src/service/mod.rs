@@ -87,7 +87,7 @@ async fn serve(
         manager.reloading();
         reopen_log();
         reload_certificate(&config.api, &tls, &app);
-        reload_config(path, &app);
+        reload_config(path, &config.db_file, &app);
         manager.ready();
     };
     let has_lost_launcher = tokio::select! {
@@ -200,13 +200,15 @@ fn loaded(app: &App, api: &Api, tls: &ServerTls) {
 
 /// Loads changed access rules and the signing key. If anything in the config is wrong, the current ones stay in use: a
 /// rule that is left out could permit more.
-fn reload_config(path: &Path, app: &App) {
+fn reload_config(path: &Path, db_file: &Path, app: &App) {
     match config::load(path) {
-        Ok(config) => {
-            reload_key(&config, app);
+        Ok(mut config) => {
             for problem in confinement::out_of_reach(&config) {
                 tracing::error!(problem, "restart the service, so that it uses the changed config");
             }
+            // The running service keeps its database, and the key beside it.
+            db_file.clone_into(&mut config.db_file);
+            reload_key(&config, app);
             if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
                 tracing::warn!(key, remedy, "{found}");
             }

@@ -157,7 +157,7 @@ mod tests {
 
     use super::super::tests::{begin, snapshot};
     use super::super::{
-        CommitOptions, DatabaseState, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits, TicketSource, inspect,
+        Clock, CommitOptions, DatabaseState, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits, TicketSource, inspect,
     };
     use super::*;
     use crate::model::SnapshotId;
@@ -215,10 +215,10 @@ mod tests {
         let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
         let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), (0, 1000));
         store.tickets().add(&[1; 32], &ticket, TicketLimits { of_user: 8, of_all: 8 }).unwrap();
-        let sessions = store.sessions();
+        let (sessions, clock) = (store.sessions(), Clock { now: 1, latest_ms: 1999 });
         sessions.begin(1, "ann", [1; 32], 1000, 5000).unwrap();
-        sessions.revoke(Revocation::LogIn { id: 2, user: "ben", until: 5000 }, 1).unwrap();
-        sessions.revoke(Revocation::Before { user: Some("carl"), before_ms: 1000 }, 1).unwrap();
+        sessions.revoke(Revocation::LogIn { id: 2, user: "ben", until: 5000 }, clock).unwrap();
+        sessions.revoke(Revocation::Before { user: Some("carl"), before_ms: 1000 }, clock).unwrap();
         let mut bytes = Vec::new();
         store.copy().unwrap().0.read_to_end(&mut bytes).unwrap();
         let copied = dir.path().join("copy");

@@ -40,7 +40,7 @@ pub use rebuild::{Rebuild, set_aside};
 pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
-pub use sessions::{Renewal, Revocation, RevokedTokens, SessionTables};
+pub use sessions::{Clock, MAX_RENEWABLE_OF_USER, Renewal, Revocation, RevokedTokens, SessionTables};
 pub use tickets::{Ticket, TicketLimits, TicketSource, Tickets};
 
 /// Snapshot id → record. The tables are created by the migrations.

@@ -6,19 +6,20 @@ use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransacti
 use serde::{Deserialize, Serialize};
 
 use super::{StoreError, database};
+use crate::model::FoldedName;
 
 /// Id of the log-in → [`Renewable`].
 pub(super) const RENEWABLE: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("renewable_log_ins");
 /// Id of the log-in → its user, and when its last token expires, seconds since 1970.
 pub(super) const REVOKED_LOG_INS: TableDefinition<'_, u128, (&str, u64)> = TableDefinition::new("revoked_log_ins");
-/// User, or [`ALL_USERS`] → milliseconds since 1970: tokens that were issued at or before then are revoked.
+/// Folded name of the user, or [`ALL_USERS`] → milliseconds since 1970: tokens that were issued at or before then are revoked.
 pub(super) const REVOKED_BEFORE: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked_before");
 
 /// No user has this name.
 const ALL_USERS: &str = "";
 
 /// Renewable log-ins of one user. A further one ends the one that would end first.
-const MAX_RENEWABLE_OF_USER: usize = 100;
+pub const MAX_RENEWABLE_OF_USER: usize = 100;
 
 /// Renewable log-ins of all users together.
 const MAX_RENEWABLE: usize = 10_000;
@@ -46,7 +47,7 @@ struct Renewable {
 pub enum Renewal {
     /// It was good, and is now used.
     Renewed { user: String, ends: u64 },
-    /// It is unknown, or its log-in has ended.
+    /// It is unknown, or its log-in has ended or is revoked.
     Unknown,
     /// It was used before. Its log-in and all its tokens are revoked.
     Reused { user: String },
@@ -58,7 +59,7 @@ pub struct RevokedTokens {
     /// Log-in → when its last token expires, seconds since 1970.
     pub log_ins: HashMap<u128, u64>,
     /// User → milliseconds since 1970: tokens that were issued at or before then.
-    pub users: HashMap<String, u64>,
+    pub users: HashMap<FoldedName, u64>,
     /// The same for all users.
     pub all: u64,
 }
@@ -70,6 +71,15 @@ pub enum Revocation<'a> {
     LogIn { id: u128, user: &'a str, until: u64 },
     /// Those that were issued to a user, or to all users, at or before this time, milliseconds since 1970.
     Before { user: Option<&'a str>, before_ms: u64 },
+}
+
+/// What time it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Clock {
+    /// Seconds since 1970.
+    pub now: u64,
+    /// Milliseconds since 1970: no token was issued later. It is ahead of `now` if the clock was set back.
+    pub latest_ms: u64,
 }
 
 /// The log-ins and revocations of a [`Store`](super::Store). Times are seconds since 1970 unless they end in `_ms`.
@@ -91,7 +101,10 @@ impl SessionTables<'_> {
                 let (user, before_ms) = entry?;
                 match user.value() {
                     ALL_USERS => revoked.all = before_ms.value(),
-                    user => drop(revoked.users.insert(user.to_owned(), before_ms.value())),
+                    user => {
+                        let known = revoked.users.entry(FoldedName::new(user)).or_default();
+                        *known = before_ms.value().max(*known);
+                    }
                 }
             }
             Ok(revoked)
@@ -103,23 +116,23 @@ impl SessionTables<'_> {
     ///
     /// # Errors
     /// [`StoreError::FileLost`] if the next start would not find the revocation.
-    pub fn revoke(&self, revocation: Revocation<'_>, now: u64) -> Result<Option<usize>, StoreError> {
+    pub fn revoke(&self, revocation: Revocation<'_>, clock: Clock) -> Result<Option<usize>, StoreError> {
         self.check_file()?;
         self.0.write(|transaction| match revocation {
             Revocation::LogIn { id, user, until } => {
                 let ended = transaction.open_table(RENEWABLE)?.remove(id)?.is_some();
-                revoke_log_in(transaction, id, user, until, now)?;
+                revoke_log_in(transaction, id, user, until, clock)?;
                 Ok(Some(usize::from(ended)))
             }
             Revocation::Before { user: None, before_ms } => {
                 revoke_all_before(transaction, before_ms)?;
-                end_renewable(transaction, None, before_ms, now).map(Some)
+                end_renewable(transaction, None, before_ms, clock.now).map(Some)
             }
             Revocation::Before { user: Some(user), before_ms } => {
                 if !revoke_user_before(transaction, user, before_ms)? {
                     return Ok(None);
                 }
-                end_renewable(transaction, Some(user), before_ms, now).map(Some)
+                end_renewable(transaction, Some(user), before_ms, clock.now).map(Some)
             }
         })
     }
@@ -133,13 +146,13 @@ impl SessionTables<'_> {
         self.0.write(|transaction| {
             let mut table = transaction.open_table(RENEWABLE)?;
             let (now, mut of_user, mut all) = (now_ms / 1000, Vec::new(), Vec::new());
-            let mut ended = Vec::new();
+            let (mut ended, folded) = (Vec::new(), FoldedName::new(user));
             for entry in table.iter()? {
                 let (id, bytes) = entry?;
                 match decode(bytes.value()).filter(|log_in| log_in.ends > now) {
                     Some(log_in) => {
                         all.push((log_in.ends, id.value()));
-                        if log_in.user == user {
+                        if FoldedName::new(&log_in.user) == folded {
                             of_user.push((log_in.ends, id.value()));
                         }
                     }
@@ -163,9 +176,11 @@ impl SessionTables<'_> {
     /// Replaces the refresh token with the hash `used` by one with the hash `new`. After a token that was used before,
     /// the log-in is revoked: one of those who have used it is not the user.
     ///
+    /// A revocation that ran while the log-in began has not found it. So each renewal asks again what is revoked.
+    ///
     /// # Errors
     /// As [`SessionTables::revoke`].
-    pub fn renew(&self, id: u128, used: [u8; 32], new: [u8; 32], now: u64) -> Result<Renewal, StoreError> {
+    pub fn renew(&self, id: u128, used: [u8; 32], new: [u8; 32], clock: Clock) -> Result<Renewal, StoreError> {
         // Anyone can send an unknown token, and a write transaction waits for the disk.
         if self.0.read(|transaction| Ok(transaction.open_table(RENEWABLE)?.get(id)?.is_none()))? {
             return Ok(Renewal::Unknown);
@@ -174,13 +189,17 @@ impl SessionTables<'_> {
         self.0.write(|transaction| {
             let mut table = transaction.open_table(RENEWABLE)?;
             let found = table.get(id)?.and_then(|bytes| decode(bytes.value()));
-            let Some(log_in) = found.filter(|log_in| log_in.ends > now) else { return Ok(Renewal::Unknown) };
+            let Some(log_in) = found.filter(|log_in| log_in.ends > clock.now) else { return Ok(Renewal::Unknown) };
+            if is_revoked(transaction, id, &log_in)? {
+                table.remove(id)?;
+                return Ok(Renewal::Unknown);
+            }
             let Renewable { ref user, ends, .. } = log_in;
             let user = user.clone();
             if log_in.hash != used {
                 table.remove(id)?;
                 drop(table);
-                revoke_log_in(transaction, id, &user, ends, now)?;
+                revoke_log_in(transaction, id, &user, ends, clock)?;
                 return Ok(Renewal::Reused { user });
             }
             table.insert(id, encode(&Renewable { hash: new, ..log_in })?.as_slice())?;
@@ -196,6 +215,17 @@ impl SessionTables<'_> {
                 count += usize::from(decode(entry?.1.value()).is_some_and(|log_in| log_in.ends > now));
             }
             Ok(count)
+        })
+    }
+
+    /// When the newest renewable log-in began, milliseconds since 1970: ahead of the clock, if that was set back since.
+    pub fn newest(&self) -> Result<u64, StoreError> {
+        self.0.read(|transaction| {
+            let mut newest = 0;
+            for entry in transaction.open_table(RENEWABLE)?.iter()? {
+                newest = decode(entry?.1.value()).map_or(newest, |log_in| log_in.began_ms.max(newest));
+            }
+            Ok(newest)
         })
     }
 
@@ -217,28 +247,58 @@ pub(super) fn revoke_all_before(transaction: &WriteTransaction, before_ms: u64) 
     Ok(())
 }
 
+/// The key of a user in [`REVOKED_BEFORE`]. A name of spaces is not [`ALL_USERS`].
+fn key_of(user: &str) -> String {
+    match FoldedName::new(user).as_str() {
+        ALL_USERS => " ".to_owned(),
+        folded => folded.to_owned(),
+    }
+}
+
+/// Whether a log-in is revoked, itself or with others of its time.
+fn is_revoked(transaction: &WriteTransaction, id: u128, log_in: &Renewable) -> Result<bool, StoreError> {
+    if transaction.open_table(REVOKED_LOG_INS)?.get(id)?.is_some() {
+        return Ok(true);
+    }
+    let table = transaction.open_table(REVOKED_BEFORE)?;
+    for of in [ALL_USERS, &key_of(&log_in.user)] {
+        if table.get(of)?.is_some_and(|before_ms| log_in.began_ms <= before_ms.value()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Returns false if too many users have revoked tokens.
 fn revoke_user_before(transaction: &WriteTransaction, user: &str, before_ms: u64) -> Result<bool, StoreError> {
     let mut table = transaction.open_table(REVOKED_BEFORE)?;
-    let known = table.get(user)?.map(|known| known.value());
+    let user = key_of(user);
+    let known = table.get(user.as_str())?.map(|known| known.value());
     if known.is_none() && table.len()? >= MAX_REVOKED_USERS as u64 {
         return Ok(false);
     }
-    table.insert(user, known.unwrap_or_default().max(before_ms))?;
+    table.insert(user.as_str(), known.unwrap_or_default().max(before_ms))?;
     Ok(true)
 }
 
-fn revoke_log_in(transaction: &WriteTransaction, id: u128, user: &str, until: u64, now: u64) -> Result<(), StoreError> {
+fn revoke_log_in(
+    transaction: &WriteTransaction,
+    id: u128,
+    user: &str,
+    until: u64,
+    clock: Clock,
+) -> Result<(), StoreError> {
     let mut table = transaction.open_table(REVOKED_LOG_INS)?;
-    table.retain(|_, (_, until)| until > now)?;
+    table.retain(|_, (_, until)| until > clock.now)?;
+    let folded = FoldedName::new(user);
     let mut of_user = Vec::new();
     for entry in table.iter()? {
         let (id, value) = entry?;
-        if value.value().0 == user {
+        if FoldedName::new(value.value().0) == folded {
             of_user.push(id.value());
         }
     }
-    if of_user.len() >= MAX_REVOKED_OF_USER && revoke_user_before(transaction, user, now.saturating_mul(1000) + 999)? {
+    if of_user.len() >= MAX_REVOKED_OF_USER && revoke_user_before(transaction, user, clock.latest_ms)? {
         for id in of_user {
             table.remove(id)?;
         }
@@ -256,11 +316,15 @@ fn end_renewable(
     now: u64,
 ) -> Result<usize, StoreError> {
     let mut table = transaction.open_table(RENEWABLE)?;
-    let mut ended = Vec::new();
+    let (mut ended, user) = (Vec::new(), user.map(FoldedName::new));
     for entry in table.iter()? {
         let (id, bytes) = entry?;
         let log_in = decode(bytes.value()).filter(|log_in| log_in.ends > now && log_in.began_ms <= before_ms);
-        ended.extend(log_in.filter(|it| user.is_none_or(|user| it.user == user)).map(|it| (id.value(), it)));
+        ended.extend(
+            log_in
+                .filter(|it| user.as_ref().is_none_or(|user| FoldedName::new(&it.user) == *user))
+                .map(|it| (id.value(), it)),
+        );
     }
     let mut revoked = transaction.open_table(REVOKED_LOG_INS)?;
     for (id, log_in) in &ended {

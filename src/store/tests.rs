@@ -3,8 +3,8 @@ use std::path::PathBuf;
 use super::*;
 use crate::model::retention::Retention;
 use crate::model::{
-    Annotations, Consistency, DiskSource, FileIdentity, HookKind, HookOutcome, HookRun, HookStage, PlannedDisk,
-    Provenance, Seal, SnapshotDisk, SnapshotFile, VolumeId,
+    Annotations, Consistency, DiskSource, FileIdentity, FoldedName, HookKind, HookOutcome, HookRun, HookStage,
+    PlannedDisk, Provenance, Seal, SnapshotDisk, SnapshotFile, VolumeId,
 };
 
 pub(super) const VM: &str = "0004fb00000600000000000000000001";
@@ -244,7 +244,7 @@ fn the_databases_of_schema_2_to_8_are_opened() {
         let revoked = store.sessions().revoked(1_700_000_000).unwrap();
         assert_eq!(
             revoked.users,
-            if schema < 8 { [].into() } else { [("admin".to_owned(), 1_714_558_830_123)].into() }
+            if schema < 8 { [].into() } else { [(FoldedName::new("admin"), 1_714_558_830_123)].into() }
         );
         assert_eq!(revoked.log_ins, if schema < 8 { [].into() } else { [(8, 1_800_000_000)].into() });
         assert_eq!(store.sessions().renewable(1_700_000_000).unwrap(), usize::from(schema >= 8));
@@ -270,7 +270,7 @@ fn write_the_golden_database() {
     );
     begin(&store, snapshot(9), Some(b"{}"));
     assert!(store.tickets().add(&[7; 32], &golden_ticket(), TicketLimits { of_user: 1, of_all: 1 }).unwrap());
-    let (sessions, now) = (store.sessions(), 1_714_558_830);
+    let (sessions, now) = (store.sessions(), Clock { now: 1_714_558_830, latest_ms: 1_714_558_830_123 });
     sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
     sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
     sessions.begin(9, "admin", [9; 32], 1_714_558_831_000, 1_800_000_000).unwrap();

@@ -102,7 +102,8 @@ fn guesses_at_an_account_do_not_lock_out_its_user() {
 #[test]
 fn clients_of_a_trusted_proxy_are_limited_by_the_address_that_it_names() {
     needs_root!();
-    let api = "trusted_proxies = [\"127.0.7.7\"]\nforwarded_for_from = [\"127.0.7.7\"]";
+    // One that only names clients, and one that only has many connections.
+    let api = "forwarded_for_from = [\"127.0.7.7\"]\ntrusted_proxies = [\"127.0.7.9\"]";
     let world = limited("failures_per_address = 3\nfailures_per_account = 100", api);
     let (proxy, stranger) = ([127, 0, 7, 7], [127, 0, 7, 8]);
     let try_as = |from, client: &str, password: &str| {
@@ -121,6 +122,7 @@ fn clients_of_a_trusted_proxy_are_limited_by_the_address_that_it_names() {
     // A proxy that names no client: those behind it do not lock each other out.
     assert_eq!(answers(proxy, &|_| String::new()), [401; 4]);
     assert_eq!(try_as(proxy, "", PASSWORD), 200);
+    assert_eq!(answers([127, 0, 7, 9], &|n| format!("198.51.100.{n}")), [401; 4]);
 }
 
 #[test]

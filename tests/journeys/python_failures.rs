@@ -205,9 +205,18 @@ second = client.token
 client.logout()
 error = error_of(Client(os.environ["EXPORTER"], second, cacert=os.environ["EXPORTER_CACERT"]).get_vms)
 print(error.status, error.code)
+# A log-out after the token has expired.
+client = login()
+while True:
+    try:
+        Client(os.environ["EXPORTER"], client.token, cacert=os.environ["EXPORTER_CACERT"]).get_vms()
+    except ClientError:
+        break
+client.logout()
 "#;
     assert_eq!(run_script(&world, folder(&world).path(), code), "401 unauthorized\n");
-    assert_eq!(world.exporter.log().matches("logged in user=").count(), 1);
+    assert_eq!(world.exporter.log().matches("logged in user=").count(), 2);
+    assert_eq!(world.client().get("/status").ok()["sessions"]["renewable"], 0, "a log-in did not end");
 }
 
 #[test]

@@ -17,7 +17,7 @@ use crate::app::inventory::Inventory;
 use crate::app::tasks::{Tasks, rounds};
 use crate::auth::{ClientAddress, Session};
 use crate::config::Config;
-use crate::model::{Annotations, VmId};
+use crate::model::{Annotations, FoldedName, VmId};
 use crate::store::Store;
 
 /// Log-ins that ask the manager at a time, so that unauthenticated clients cannot flood it through this service.
@@ -194,12 +194,12 @@ impl Admission {
         Ok(waited.map_err(timeout)?.map_err(full)?)
     }
 
-    /// Ends the downloads of a user, or of all users, whose tokens were revoked. Returns how many there were.
-    pub(crate) fn end_exports(&self, user: Option<&str>) -> usize {
-        let mut ended = 0;
+    /// Ends the downloads of a user, or of all users. Returns how many there were.
+    pub(crate) fn end_exports(&self, user: Option<&str>, reason: &'static str) -> usize {
+        let (mut ended, user) = (0, user.map(FoldedName::new));
         self.exports.each(|Entry { work, .. }| {
-            if user.is_none_or(|user| work.details.actor.user() == user) {
-                ended += usize::from(work.end("the tokens of the user were revoked"));
+            if user.as_ref().is_none_or(|user| FoldedName::new(work.details.session.subject()) == *user) {
+                ended += usize::from(work.end(reason));
             }
         });
         ended

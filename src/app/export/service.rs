@@ -16,9 +16,10 @@ use crate::app::admission::{Admission, Export, ExportClient, ExportDetails, Expo
 use crate::app::audit::{Actor, AuditTrail, Outcome, ROUND_OF_LINES};
 use crate::app::files::{OpenDisk, lost};
 use crate::app::inventory::Inventory;
+use crate::app::session::Sessions;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::app::tickets::Tickets;
-use crate::auth::Session;
+use crate::auth::{BadToken, Session};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
 use crate::repository::PageCachePolicy;
@@ -34,6 +35,7 @@ pub struct Exports {
     /// Whether disks are read only when no other process reads them.
     idle_io: bool,
     inventory: Arc<Inventory>,
+    sessions: Arc<Sessions>,
     tickets: Arc<Tickets>,
     /// The access rules, if they were changed since the start.
     changed_access: RwLock<Option<Arc<AccessRules>>>,
@@ -48,20 +50,23 @@ impl Service for Exports {
 
 impl Exports {
     pub(crate) fn new(
-        (admission, inventory, tickets): (Arc<Admission>, Arc<Inventory>, Arc<Tickets>),
+        (admission, inventory): (Arc<Admission>, Arc<Inventory>),
+        (sessions, tickets): (Arc<Sessions>, Arc<Tickets>),
         trail: Arc<AuditTrail>,
         metrics: Arc<Metrics>,
         idle_io: bool,
         tasks: Tasks,
     ) -> Self {
-        Self { admission, trail, metrics, idle_io, inventory, tickets, changed_access: RwLock::default(), tasks }
+        let changed_access = RwLock::default();
+        Self { admission, trail, metrics, idle_io, inventory, sessions, tickets, changed_access, tasks }
     }
 
     /// Waits for a slot, then starts to read `parts` of a disk, which are `ranges` ranges, for `client`.
     ///
     /// # Errors
-    /// [`Error::Refused`] if no slot becomes free in time; [`Error::Forbidden`] if the access rules were changed
-    /// meanwhile; [`Error::NotFound`] if the ticket of the request has ended meanwhile; [`Error::SnapshotLost`], [`Error::Io`] if the first piece cannot be read.
+    /// [`Error::Refused`] if no slot becomes free in time; [`Error::NoSession`] if the token was revoked meanwhile, and
+    /// [`Error::NotFound`] if the ticket of the request has ended; [`Error::Forbidden`] if the access rules were changed
+    /// meanwhile; [`Error::SnapshotLost`], [`Error::Io`] if the first piece cannot be read.
     pub async fn download(
         self: &Arc<Self>,
         session: &Session,
@@ -100,11 +105,14 @@ impl Exports {
         download.map_err(|cause| lost(&disk, cause))
     }
 
-    /// The permit, if the ticket of the request is still valid, and the access rules still permit the download: both may
-    /// have changed since it was requested. What changes from now on ends the download.
+    /// The permit, if the user may still have the download: since it was requested, the token may have been revoked, the
+    /// ticket ended, or the access rules changed. What changes from now on ends the download.
     async fn permitted(self: &Arc<Self>, permit: ExportPermit) -> Result<ExportPermit, Error> {
         let session = permit.work().details.session.clone();
         self.tickets.recheck(&session).await?;
+        if self.sessions.is_revoked(&session) {
+            return Err(BadToken.into());
+        }
         let Some(rules) = self.changed_access() else { return Ok(permit) };
         self.run_inline_or_blocking(move |exports| exports.check(permit.work(), &rules).map(|()| permit)).await
     }

@@ -9,7 +9,7 @@ use super::revocations::now;
 use super::service::Sessions;
 use crate::api;
 use crate::app::Error;
-use crate::app::audit::Actor;
+use crate::app::audit::{Actor, Outcome};
 use crate::app::tasks::Service;
 use crate::auth::{RefreshToken, Requester, Session};
 use crate::store::{Renewal, Revocation};
@@ -27,7 +27,7 @@ impl Sessions {
         };
         match outcome {
             Ok((user, token)) => {
-                actor.named(&user).did("refresh", "", &Ok::<(), Error>(()));
+                self.trail.add(&actor.named(&user), "refresh", String::new(), Outcome::DONE, None);
                 Ok(token)
             }
             Err((Some(user), error)) => {
@@ -60,7 +60,10 @@ impl Sessions {
                 Ok((user, token))
             }
             Renewal::Unknown => Err(fail(Error::BadRefreshToken)),
-            Renewal::Reused { user } => Err((Some(user), Error::BadRefreshToken)),
+            Renewal::Reused { user } => {
+                self.rechecks.iter().for_each(|rechecks| rechecks.forget(log_in));
+                Err((Some(user), Error::BadRefreshToken))
+            }
         }
     }
 
@@ -97,7 +100,7 @@ impl Sessions {
     async fn revoked(self: &Arc<Self>, request: api::Revoke) -> Result<api::Revoked, Error> {
         let api::Revoke { user, all, issued_before } = request;
         match &user {
-            Some(user) if user.is_empty() => return Err(bad("user is empty; name a user, or revoke all")),
+            Some(user) if user.trim().is_empty() => return Err(bad("user is empty; name a user, or revoke all")),
             None if !all => return Err(bad("names no user; set user, or all to true")),
             Some(_) if all => return Err(bad("has user and all; keep one of them")),
             _ => {}
@@ -121,8 +124,8 @@ impl Sessions {
             .await?;
         let problem = "too many users have revoked tokens; revoke those of all users, with all set to true";
         let log_ins = ended.ok_or_else(|| bad(problem))?;
-        self.rechecks.iter().for_each(|rechecks| rechecks.forget_user(user.as_deref()));
-        let downloads = self.admission.end_exports(user.as_deref());
+        self.rechecks.iter().for_each(|rechecks| rechecks.forget_until(user.as_deref(), before_ms));
+        let downloads = self.admission.end_exports(user.as_deref(), "the tokens of the user were revoked");
         let at = Timestamp::from_millisecond(i64::try_from(before_ms).unwrap_or(i64::MAX)).unwrap_or(Timestamp::MAX);
         Ok(api::Revoked { user, issued_until: api::time(at), log_ins, downloads })
     }

@@ -2,6 +2,7 @@
 
 mod ending;
 mod manager_address;
+mod rechecking;
 mod rechecks;
 mod revocations;
 mod service;

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use crate::auth::CheckedToken;
-use crate::store::{Renewal, Revocation, RevokedTokens, Store, StoreError};
+use crate::auth::{CheckedToken, Proof};
+use crate::model::FoldedName;
+use crate::store::{Clock, Renewal, Revocation, RevokedTokens, Store, StoreError};
 
 pub(super) struct Revocations {
     store: Store,
@@ -35,7 +36,7 @@ impl Revocations {
     /// The database cannot be read: then it is unknown what is revoked.
     pub(super) fn new(store: Store) -> Result<Self, StoreError> {
         let known = RwLock::new(store.sessions().revoked(now())?);
-        let (revision, latest) = (AtomicU64::new(0), AtomicU64::new(0));
+        let (revision, latest) = (AtomicU64::new(0), AtomicU64::new(store.sessions().newest()?));
         Ok(Self { store, known, revision, latest, change: Mutex::default() })
     }
 
@@ -46,8 +47,14 @@ impl Revocations {
 
     pub(super) fn includes(&self, token: &CheckedToken) -> bool {
         self.latest.fetch_max(token.issued_ms(), Ordering::AcqRel);
-        self.includes_all_until(token.user(), token.issued_ms())
-            || self.known.read().unwrap_or_else(PoisonError::into_inner).log_ins.contains_key(&token.log_in())
+        let proof = Proof { made_ms: token.issued_ms(), log_in: Some(token.log_in()) };
+        self.includes_proof(token.user(), proof)
+    }
+
+    pub(super) fn includes_proof(&self, user: &str, Proof { made_ms, log_in }: Proof) -> bool {
+        let has_log_in =
+            |log_in| self.known.read().unwrap_or_else(PoisonError::into_inner).log_ins.contains_key(&log_in);
+        self.includes_all_until(user, made_ms) || log_in.is_some_and(has_log_in)
     }
 
     /// Whether what the user got at this time, milliseconds since 1970, is revoked: a token or a ticket.
@@ -55,7 +62,7 @@ impl Revocations {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
         // 0: nothing is revoked.
         let is_before = |before: u64| before > 0 && at_ms <= before;
-        is_before(known.all) || known.users.get(user).is_some_and(|before| is_before(*before))
+        is_before(known.all) || known.users.get(&FoldedName::new(user)).is_some_and(|before| is_before(*before))
     }
 
     /// The number of log-ins and users with revoked tokens.
@@ -68,7 +75,7 @@ impl Revocations {
     /// set back since.
     pub(super) fn issue(&self, user: &str) -> u64 {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        let before = known.users.get(user).copied().unwrap_or_default().max(known.all);
+        let before = known.users.get(&FoldedName::new(user)).copied().unwrap_or_default().max(known.all);
         let at = now_ms().max(before.saturating_add(1));
         self.latest.fetch_max(at, Ordering::AcqRel);
         at
@@ -79,11 +86,15 @@ impl Revocations {
         self.latest.load(Ordering::Acquire).max(now_ms())
     }
 
+    fn clock(&self) -> Clock {
+        Clock { now: now(), latest_ms: self.latest() }
+    }
+
     /// As [`SessionTables::revoke`](crate::store::SessionTables::revoke). When this returns, the revocation is on stable
     /// storage and in effect.
     pub(super) fn revoke(&self, revocation: Revocation<'_>) -> Result<Option<usize>, StoreError> {
         let _guard = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let ended = self.store.sessions().revoke(revocation, now())?;
+        let ended = self.store.sessions().revoke(revocation, self.clock())?;
         self.read()?;
         Ok(ended)
     }
@@ -91,7 +102,7 @@ impl Revocations {
     /// As [`SessionTables::renew`](crate::store::SessionTables::renew), which may revoke the log-in.
     pub(super) fn renew(&self, id: u128, used: [u8; 32], new: [u8; 32]) -> Result<Renewal, StoreError> {
         let _guard = self.change.lock().unwrap_or_else(PoisonError::into_inner);
-        let renewal = self.store.sessions().renew(id, used, new, now())?;
+        let renewal = self.store.sessions().renew(id, used, new, self.clock())?;
         if matches!(renewal, Renewal::Reused { .. }) {
             self.read()?;
         }
@@ -104,5 +115,41 @@ impl Revocations {
         *self.known.write().unwrap_or_else(PoisonError::into_inner) = revoked;
         self.revision.fetch_add(1, Ordering::Release);
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_is_revoked_by_its_time_or_its_log_in_under_each_spelling_of_the_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        let revocations = Revocations::new(store).unwrap();
+        let made_ms = revocations.issue("ANN");
+        let proof = Proof { made_ms, log_in: Some(7) };
+        assert!(!revocations.includes_proof("ANN", proof));
+        revocations.revoke(Revocation::LogIn { id: 7, user: "ANN", until: u64::MAX }).unwrap();
+        assert!(revocations.includes_proof("ANN", proof));
+        let ticket = Proof { made_ms, log_in: None };
+        assert!(!revocations.includes_proof("ANN", ticket));
+        revocations.revoke(Revocation::Before { user: Some("ann"), before_ms: made_ms }).unwrap();
+        assert!(revocations.includes_proof("ANN", ticket) && !revocations.includes_proof("bob", ticket));
+        let newer = Proof { made_ms: revocations.issue(" Ann"), log_in: None };
+        assert!(!revocations.includes_proof("ann", newer), "a new token is not newer than the revocation");
+    }
+
+    #[test]
+    fn all_log_ins_are_revoked_even_if_the_clock_was_set_back_before_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(&dir.path().join("db")).unwrap();
+        let ahead = now_ms() + 3_600_000;
+        store.sessions().begin(1, "ann", [1; 32], ahead, ahead / 1000 + 60).unwrap();
+        let revocations = Revocations::new(store).unwrap();
+        assert_eq!(revocations.latest(), ahead);
+        let revocation = Revocation::Before { user: None, before_ms: revocations.latest() };
+        assert_eq!(revocations.revoke(revocation).unwrap(), Some(1));
+        assert_eq!(revocations.renew(1, [1; 32], [2; 32]).unwrap(), Renewal::Unknown);
     }
 }

@@ -15,13 +15,13 @@ use crate::app::admission::{Admission, LogIn};
 use crate::app::audit::{self, Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
-    AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, RefreshToken,
-    Requester, Session, Source, Tokens, is_reserved_name, new_log_in,
+    AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, Proof,
+    RefreshToken, Requester, Session, Source, Tokens, is_reserved_name, new_log_in,
 };
 use crate::config::Config;
 use crate::metrics::{Metrics, Throttled};
 use crate::model::AccessRules;
-use crate::store::{Revocation, Store};
+use crate::store::Store;
 use crate::tls::{AcceptedClients, ClientCertificate};
 
 /// How long to wait for the manager at the start.
@@ -143,7 +143,13 @@ impl Sessions {
         if !self.accepts_source(&source) {
             return None;
         }
-        Session::of_ticket(user, source, &self.access())
+        let session = Session::of_ticket(user, source, &self.access())?;
+        Some(session.with_proof(Proof { made_ms, log_in: None }))
+    }
+
+    /// Whether the token or the ticket of a session was revoked meanwhile.
+    pub(crate) fn is_revoked(&self, session: &Session) -> bool {
+        session.proof().is_some_and(|proof| self.revocations.includes_proof(session.subject(), proof))
     }
 
     /// Replaces the signing key, also for the proofs of the audit. Tokens of the former key are good for `overlap`.
@@ -181,51 +187,6 @@ impl Sessions {
     pub(super) fn valid(&self, token: &str) -> Result<CheckedToken, BadToken> {
         let token = self.tokens.check(token)?;
         if self.revocations.includes(&token) { Err(BadToken) } else { Ok(token) }
-    }
-
-    /// Asks the manager about the user of a valid token, if the config wants that and it is due.
-    ///
-    /// # Errors
-    /// [`Error::NoSession`] if the user has to log in again; [`Error::ManagerUnavailable`], [`Error::Throttled`].
-    pub async fn recheck(self: &Arc<Self>, token: &str) -> Result<(), Error> {
-        if self.rechecks.is_none() {
-            return Ok(());
-        }
-        let log_in = self.valid(token)?.log_in();
-        if self.is_still_user(log_in).await? { Ok(()) } else { Err(BadToken.into()) }
-    }
-
-    /// Whether the manager still accepts the password of a log-in, as far as the config wants that.
-    pub(super) async fn is_still_user(self: &Arc<Self>, log_in: u128) -> Result<bool, Error> {
-        let Some(rechecks) = &self.rechecks else { return Ok(true) };
-        let Some(kept) = rechecks.find(log_in) else { return Ok(false) };
-        if !rechecks.is_due(&kept) {
-            return Ok(true);
-        }
-        let _asking = kept.asking.lock().await;
-        if !rechecks.is_due(&kept) {
-            return Ok(true);
-        }
-        // With a slot of the reserve: others who guess passwords must not keep users out.
-        let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
-        match self.ask_manager(&kept.credentials).await {
-            Ok(_) => {
-                kept.is_good();
-                Ok(true)
-            }
-            Err(Error::BadCredentials) => {
-                rechecks.forget(log_in);
-                let (user, until) = (kept.credentials.username.clone(), kept.ends);
-                tracing::warn!(%user, "the manager no longer accepts the password of a log-in; its tokens are revoked");
-                let revoked = self.blocking(move |it| {
-                    Ok(it.revocations.revoke(Revocation::LogIn { id: log_in, user: &user, until })?)
-                });
-                // If this fails, they are refused until jwt.recheck_after is removed from the config.
-                revoked.await.inspect_err(|error| tracing::error!(%error, "cannot revoke the tokens"))?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
     }
 
     /// Issues tokens to a user, if the manager accepts the credentials. `on_slot` runs when the log-in gets its slot; the
@@ -300,7 +261,7 @@ impl Sessions {
     }
 
     /// The name of the user, if the manager accepts the credentials.
-    async fn ask_manager(self: &Arc<Self>, credentials: &Credentials) -> Result<String, Error> {
+    pub(super) async fn ask_manager(self: &Arc<Self>, credentials: &Credentials) -> Result<String, Error> {
         let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
         match self.authenticator.verify(&manager, credentials).await {
             Ok(identity) => Ok(identity.subject),
@@ -326,21 +287,15 @@ impl Sessions {
             let log_in = new_log_in().map_err(|error| internal(&error))?;
             let expires = now().saturating_add(self.token_lifetime().as_secs());
             let token = self.sign(&NewToken { user: &user, log_in, issued_ms, expires })?;
-            self.keep(log_in, credentials, expires);
+            self.keep(log_in, credentials, issued_ms, expires);
             return Ok(api::Token { token, expires_in: None, refresh_token: None });
         }
         let refresh = RefreshToken::first().map_err(|error| internal(&error))?;
         let (log_in, hash, name) = (refresh.log_in(), refresh.hash(), user.clone());
         let begun = self.blocking(move |it| Ok(it.store.sessions().begin(log_in, &name, hash, issued_ms, ends)?)).await;
         begun?;
-        self.keep(log_in, credentials, ends);
+        self.keep(log_in, credentials, issued_ms, ends);
         self.short_token(&user, &refresh, issued_ms, ends)
-    }
-
-    fn keep(&self, log_in: u128, credentials: Credentials, ends: u64) {
-        if let Some(rechecks) = &self.rechecks {
-            rechecks.keep(log_in, credentials, ends);
-        }
     }
 
     /// A token that can be renewed with `refresh`, until the log-in ends.

@@ -29,12 +29,17 @@ fn checked(text: &str) -> Result<&str, BadPattern> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UserPattern(String);
 
-/// A name as patterns are compared with it.
+/// A name as patterns are compared with it, so that all its spellings are the same.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct FoldedName(String);
 
 impl FoldedName {
     pub fn new(name: &str) -> Self {
         Self(name.split_whitespace().collect::<Vec<_>>().join(" ").to_lowercase())
+    }
+
+    pub fn as_str(&self) -> &str {
+        &self.0
     }
 
     /// Whether user directories have no other spelling of it.

@@ -4,6 +4,10 @@ use super::*;
 const NOW: u64 = 1_700_000_000;
 const WEEK: u64 = 7 * 24 * 3600;
 
+fn at(now: u64) -> Clock {
+    Clock { now, latest_ms: now * 1000 + 999 }
+}
+
 fn store() -> (tempfile::TempDir, Store) {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
@@ -18,14 +22,14 @@ fn begin(store: &Store, id: u128, user: &str) {
 fn a_refresh_token_is_good_once_and_its_second_use_revokes_the_log_in() {
     let (dir, store) = store();
     begin(&store, 7, "admin");
-    let renew = |store: &Store, used, new, now| store.sessions().renew(7, [used; 32], [new; 32], now).unwrap();
+    let renew = |store: &Store, used, new, now| store.sessions().renew(7, [used; 32], [new; 32], at(now)).unwrap();
     let renewed = || Renewal::Renewed { user: "admin".to_owned(), ends: NOW + WEEK };
     assert_eq!(renew(&store, 1, 2, NOW), renewed());
     drop(store);
     let store = Store::open(&dir.path().join("db")).unwrap();
     assert_eq!(renew(&store, 2, 3, NOW + WEEK - 1), renewed());
     assert_eq!(renew(&store, 3, 4, NOW + WEEK), Renewal::Unknown, "the log-in has ended");
-    assert_eq!(store.sessions().renew(8, [3; 32], [4; 32], NOW).unwrap(), Renewal::Unknown);
+    assert_eq!(store.sessions().renew(8, [3; 32], [4; 32], at(NOW)).unwrap(), Renewal::Unknown);
     assert_eq!(renew(&store, 1, 9, NOW), Renewal::Reused { user: "admin".to_owned() });
     assert_eq!(renew(&store, 3, 4, NOW), Renewal::Unknown, "the newest token is good after that");
     drop(store);
@@ -42,7 +46,7 @@ fn renewable_log_ins_are_bounded_for_each_user() {
         store.sessions().begin(100 + id, "admin", [1; 32], NOW * 1000, NOW + WEEK + id as u64).unwrap();
     }
     assert_eq!(store.sessions().renewable(NOW).unwrap(), MAX_RENEWABLE_OF_USER + 1);
-    let is_known = |id| store.sessions().renew(id, [1; 32], [1; 32], NOW).unwrap() != Renewal::Unknown;
+    let is_known = |id| store.sessions().renew(id, [1; 32], [1; 32], at(NOW)).unwrap() != Renewal::Unknown;
     assert!(is_known(1) && !is_known(100) && !is_known(102) && is_known(103));
     assert_eq!(store.sessions().renewable(NOW + 2 * WEEK).unwrap(), 0);
     // Those that have ended are removed.
@@ -57,13 +61,13 @@ fn tokens_of_a_user_or_of_all_are_revoked_with_their_log_ins() {
     for (id, user) in [(1, "admin"), (2, "admin"), (3, "other")] {
         begin(&store, id, user);
     }
-    let revoke = |user, before_ms| store.sessions().revoke(Revocation::Before { user, before_ms }, NOW).unwrap();
+    let revoke = |user, before_ms| store.sessions().revoke(Revocation::Before { user, before_ms }, at(NOW)).unwrap();
     assert_eq!(revoke(Some("admin"), NOW * 1000 - 1), Some(0), "the log-ins are newer");
     assert_eq!(revoke(Some("admin"), NOW * 1000), Some(2));
     // An earlier time does not replace a later one.
     assert_eq!(revoke(Some("admin"), 5), Some(0));
     let revoked = store.sessions().revoked(NOW).unwrap();
-    assert_eq!((revoked.users, revoked.all), ([("admin".to_owned(), NOW * 1000)].into(), 0));
+    assert_eq!((revoked.users, revoked.all), ([(FoldedName::new("admin"), NOW * 1000)].into(), 0));
     assert_eq!(revoked.log_ins.len(), 2);
     assert_eq!(store.sessions().renewable(NOW).unwrap(), 1);
     assert_eq!(revoke(None, NOW * 1000 + 7), Some(1));
@@ -86,8 +90,62 @@ fn many_log_outs_of_a_user_become_a_revocation_of_all_its_tokens() {
         })
         .unwrap();
     let log_out = Revocation::LogIn { id: 1 << 64, user: "admin", until: NOW + WEEK };
-    store.sessions().revoke(log_out, NOW).unwrap();
+    store.sessions().revoke(log_out, Clock { now: NOW, latest_ms: NOW * 1000 + 7000 }).unwrap();
     let revoked = store.sessions().revoked(NOW).unwrap();
     assert_eq!(revoked.log_ins, [(u128::MAX, NOW + WEEK), (1 << 64, NOW + WEEK)].into());
-    assert_eq!(revoked.users, [("admin".to_owned(), NOW * 1000 + 999)].into());
+    assert_eq!(revoked.users, [(FoldedName::new("admin"), NOW * 1000 + 7000)].into());
+}
+
+#[test]
+fn a_log_in_that_begins_while_it_is_revoked_cannot_be_renewed() {
+    let (_dir, store) = store();
+    let renew = |id, used: u8| store.sessions().renew(id, [used; 32], [2; 32], at(NOW)).unwrap();
+    let revoke = |revocation| store.sessions().revoke(revocation, at(NOW)).unwrap();
+    // The revocations run between the moment at which a log-in gets its time and the moment at which it is recorded.
+    revoke(Revocation::Before { user: Some("ann"), before_ms: NOW * 1000 });
+    begin(&store, 1, "ann");
+    begin(&store, 2, " ANN");
+    begin(&store, 3, "bob");
+    store.sessions().begin(4, "ann", [1; 32], NOW * 1000 + 1, NOW + WEEK).unwrap();
+    assert_eq!((renew(1, 1), renew(2, 1)), (Renewal::Unknown, Renewal::Unknown));
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 2, "they are removed");
+    for (id, user) in [(3, "bob"), (4, "ann")] {
+        assert_eq!(renew(id, 1), Renewal::Renewed { user: user.to_owned(), ends: NOW + WEEK });
+    }
+    // One log-in, and then all users.
+    revoke(Revocation::LogIn { id: 5, user: "bob", until: NOW + WEEK });
+    begin(&store, 5, "bob");
+    assert_eq!(renew(5, 1), Renewal::Unknown);
+    revoke(Revocation::Before { user: None, before_ms: NOW * 1000 + 1 });
+    begin(&store, 6, "carl");
+    assert_eq!(renew(6, 1), Renewal::Unknown);
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 0);
+}
+
+#[test]
+fn each_spelling_of_a_name_is_revoked() {
+    let (_dir, store) = store();
+    for (id, user) in [(1, "ANN"), (2, "ann "), (3, "anna"), (4, " ")] {
+        begin(&store, id, user);
+    }
+    let revoke = |user| {
+        let revocation = Revocation::Before { user: Some(user), before_ms: NOW * 1000 };
+        store.sessions().revoke(revocation, at(NOW)).unwrap()
+    };
+    assert_eq!(revoke("Ann"), Some(2));
+    assert_eq!(revoke("  "), Some(1), "a name of spaces is not all users");
+    let revoked = store.sessions().revoked(NOW).unwrap();
+    assert_eq!((revoked.users.len(), revoked.all), (2, 0));
+    assert_eq!(revoked.users[&FoldedName::new("aNN")], NOW * 1000);
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 1);
+}
+
+#[test]
+fn the_newest_log_in_is_known_after_the_clock_was_set_back() {
+    let (_dir, store) = store();
+    assert_eq!(store.sessions().newest().unwrap(), 0);
+    begin(&store, 1, "ann");
+    store.sessions().begin(2, "ann", [1; 32], (NOW + 60) * 1000, NOW + WEEK).unwrap();
+    begin(&store, 3, "bob");
+    assert_eq!(store.sessions().newest().unwrap(), (NOW + 60) * 1000);
 }

@@ -178,12 +178,16 @@ class Client:
 
     def logout(self) -> None:
         """End the log-in: its token, and the tokens that renew it, are no longer accepted."""
-        credentials, self._credentials = self._credentials, None
-        try:
-            with self.send("POST", LOGOUT):
+        with self._renewal:
+            answer = self._request("POST", LOGOUT, self._token, None, None, None, CALL_TIMEOUT)
+            refresh, self._refresh_token = self._refresh_token, None
+            if answer.status_code == 401 and refresh is not None:
+                # The token has expired, but the log-in has not: only one of its valid tokens can end it.
+                answer.close()
+                self._keep(self._for_tokens(REFRESH, {"refresh_token": refresh}))
+                answer = self._request("POST", LOGOUT, self._token, None, None, None, CALL_TIMEOUT)
+            with successful(answer):
                 self._token = self._refresh_token = None
-        finally:
-            self._credentials = credentials
 
     def get_capabilities(self) -> Capabilities:
         """Return the service's version, features and limits."""
