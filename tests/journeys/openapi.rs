@@ -114,7 +114,7 @@ fn service_answers_as_documented() {
     run(&world, &path, &[&["--header", &admin, "--max-time", SECONDS[1]], &phases[..], &routes].concat());
     // This ends log-ins, but no certificate. Requests without a token are permitted here.
     let [certificate, key] =
-        ["pem", "key"].map(|kind| world.certificates.path(&format!("test-certificate.{kind}")).display().to_string());
+        ["pem", "key"].map(|kind| world.certificates.path(format!("test-certificate.{kind}")).display().to_string());
     let identity = ["--request-cert", &certificate, "--request-cert-key", &key, "--exclude-checks", "ignored_auth"];
     let routes = ["--include-path", LOG_OUT, "--include-path", REVOKE];
     run(&world, &path, &[&identity, &phases[..], &["--max-time", SECONDS[2]], &routes].concat());

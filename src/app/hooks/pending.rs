@@ -24,7 +24,7 @@ use crate::model::{PendingHooksKey, SnapshotId, VmId};
 use crate::store::Store;
 
 /// The time between two rounds.
-pub(super) const INTERVAL: Duration = Duration::from_secs(60);
+const INTERVAL: Duration = Duration::from_secs(60);
 
 /// So many retries, one each round: an hour.
 const MINUTELY_RETRIES: u32 = 60;

@@ -1,13 +1,17 @@
 //! Threads that call pending post hooks and write their results. The service's pool may be blocked.
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use super::pending::INTERVAL;
 use crate::hooks::run_isolated;
 
 /// How many VMs are served at a time. With one, hanging hooks of a VM would delay all others.
 const CONCURRENCY: usize = 8;
+
+/// How long to wait for writes.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Concurrent calls, at most [`CONCURRENCY`], each on its own thread.
 #[derive(Default)]
@@ -52,7 +56,7 @@ impl Writes {
                 drop(done.await);
             }
         };
-        if tokio::time::timeout(INTERVAL, all).await.is_err() {
+        if tokio::time::timeout(WRITE_TIMEOUT, all).await.is_err() {
             tracing::error!("the database does not answer; the results of post hooks are not recorded yet");
         }
     }
