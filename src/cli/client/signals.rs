@@ -21,19 +21,19 @@ pub fn cancel_on_signal(cancel: &Cancel) -> std::io::Result<()> {
     })
 }
 
-/// Calls `act` in a thread of its own at each SIGINT and SIGTERM.
+/// Calls `act` in a thread of its own at each SIGINT and SIGTERM from now on.
 ///
 /// # Errors
-/// No thread can be started.
+/// No thread can be started, or no handler set.
 pub fn on_signal(act: impl Fn() + Send + 'static) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // Before the thread starts: a signal must not end the process meanwhile.
+    let (mut interrupt, mut terminate) = {
+        let _context = runtime.enter();
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         runtime.block_on(async {
-            let (Ok(mut interrupt), Ok(mut terminate)) =
-                (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-            else {
-                return;
-            };
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}

@@ -76,7 +76,7 @@ impl Site {
         let repositories: Vec<&Path> = places.iter().map(|place| place.repository.as_path()).collect();
         let settings = || Settings::new(&certificates, &manager, &repositories);
         let mut first = settings();
-        first.sections = hooks.section("") + "[metrics]\nenabled = true\n";
+        first.sections = hooks.section("post_on_failure = true") + "[metrics]\nenabled = true\n";
         clock.load_into(&mut first);
         let services = [Exporter::start(first), Exporter::start(settings())];
         Self {
