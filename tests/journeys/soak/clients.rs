@@ -103,7 +103,9 @@ fn change_vm(worker: &mut Worker, place: usize, vm: usize) {
         known.deleted.store(true, Ordering::SeqCst);
         let moments = site.moments(place);
         let request = worker.client.request(Method::DELETE, &format!("{route}/{}", known.id));
-        worker.ask("delete", &moments, place, None, request);
+        if worker.ask("delete", &moments, place, None, request).is_some() {
+            site.known.lock().unwrap().retain(|other| other.id != known.id);
+        }
     }
 }
 

@@ -39,9 +39,17 @@ fn die(site: &Site, time: Duration) {
     place.trouble.begin();
     place.volume.shut_down();
     for_a_while(time);
-    run(Command::new("umount").arg("--lazy").arg(&place.volume.mount_point));
-    // The file system cannot be mounted a second time before the last open file of it is closed.
-    eventually("the repository is mounted", || place.volume.try_mount());
+    let unmount = || run(Command::new("umount").arg("--lazy").arg(&place.volume.mount_point));
+    unmount();
+    // Until the last open file of it is closed, the kernel mounts the dead file system again.
+    eventually("the repository is mounted", || {
+        let is_mounted = place.volume.try_mount();
+        let is_alive = is_mounted && fs::read_dir(&place.repository).is_ok();
+        if is_mounted && !is_alive {
+            unmount();
+        }
+        is_alive
+    });
     wait_until_served(site, place);
 }
 
