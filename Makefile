@@ -190,10 +190,13 @@ comma := ,
 RUNNER = $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null \
             && echo "$(if $(SUDO),'sudo'$(comma)'-E'$(comma))'unshare','--mount','--propagation','private'")
 
+# Most tests wait for the service, so there are more of them at a time than processors.
+TEST_THREADS := 3
+
 # Some tests run the release binary: as if on the oldest supported kernel, and for the files that it opens.
 test: build deps-test schemathesis
 	$(if $(RUNNER),@tests/ocfs2/prepare)
-	cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
+	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
 check: rust deps-check hadolint mypy
 	cargo fmt --check
