@@ -121,7 +121,7 @@ fn copy_replaces_only_files_that_may_be_replaced() {
     assert!(fs::read(&file).unwrap().starts_with(b"redb"), "the older copy stays");
 }
 
-/// Requests a copy on the Unix socket, and reads only the beginning. What the sockets hold is less than a copy.
+/// Requests a copy on the Unix socket, and reads only the beginning. A copy does not fit into the buffers of the sockets.
 fn begin_copy(world: &World) -> UnixStream {
     let mut stream = UnixStream::connect(world.exporter.socket()).unwrap();
     stream.write_all(b"GET /api/v1/database HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();

@@ -1,4 +1,4 @@
-//! The clients. Each repeats one kind of work until it is told to stop.
+//! The clients. Each repeats one kind of work until the test ends.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
