@@ -10,12 +10,23 @@ use crate::harness::{Client, Clock, MB, OTHER_VM, SNAPSHOTS, World, define_vm, e
 use crate::needs_root;
 
 /// Zeros the pages with the tables, as a faulty disk may.
-fn damage(db_file: &Path) -> Vec<u8> {
+pub fn damage(db_file: &Path) -> Vec<u8> {
     let mut bytes = fs::read(db_file).unwrap();
     let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
     bytes[8192..used].fill(0);
     fs::write(db_file, &bytes).unwrap();
     bytes
+}
+
+/// Defines a VM in each of two repositories, and starts the service again: with this clock, and so that it rebuilds a
+/// damaged database.
+pub fn start_rebuilding_service(world: &mut World, second: &Path, clock: &Clock) -> Client {
+    clock.load_into(world.exporter.settings());
+    world.exporter.settings().top = "db_rebuild = true\n".to_owned();
+    world.define_vm(&[("a.img", MB)]);
+    define_vm(second, OTHER_VM, &[make_disk(second, "b.img", MB)]);
+    world.exporter.restart();
+    world.client()
 }
 
 /// The files of damaged databases that were set aside.
@@ -116,12 +127,7 @@ fn rebuilding_continues_when_a_repository_is_mounted_again() {
     needs_root!();
     let clock = Clock::new();
     let (volume, second, mut world) = World::with_two_repositories(512);
-    clock.load_into(world.exporter.settings());
-    world.exporter.settings().top = "db_rebuild = true\n".to_owned();
-    world.define_vm(&[("a.img", MB)]);
-    define_vm(&second, OTHER_VM, &[make_disk(&second, "b.img", MB)]);
-    world.exporter.restart();
-    let client = world.client();
+    let client = start_rebuilding_service(&mut world, &second, &clock);
     let here = client.take_snapshot_id();
     let there = text(&client.post(&format!("/vms/{OTHER_VM}/snapshots")).ok()["id"]);
     world.exporter.kill();

@@ -1,7 +1,7 @@
 //! A database is rebuilt while repositories cannot be searched: what is not known is not said not to exist.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
@@ -9,18 +9,9 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{
-    Client, Clock, MB, OTHER_VM, SNAPSHOTS, VM, Volume, World, define_vm, eventually, make_disk, run, text,
-};
+use crate::database_damage::{damage, start_rebuilding_service};
+use crate::harness::{Client, Clock, MB, OTHER_VM, SNAPSHOTS, VM, Volume, World, eventually, run, text};
 use crate::{needs, needs_root};
-
-/// Zeros the pages with the tables, as a faulty disk may.
-fn damage(db_file: &Path) {
-    let mut bytes = fs::read(db_file).unwrap();
-    let used = bytes.iter().rposition(|byte| *byte != 0).unwrap();
-    bytes[8192..used].fill(0);
-    fs::write(db_file, &bytes).unwrap();
-}
 
 fn database(world: &World) -> Value {
     world.lasting_client().get("/status").ok()["database"].clone()
@@ -56,12 +47,7 @@ fn folder_that_cannot_be_read_is_reported_and_searched_again() {
     needs_root!();
     let clock = Clock::new();
     let (_volume, second, mut world) = World::with_two_repositories(512);
-    clock.load_into(world.exporter.settings());
-    world.exporter.settings().top = "db_rebuild = true\n".to_owned();
-    world.define_vm(&[("a.img", MB)]);
-    define_vm(&second, OTHER_VM, &[make_disk(&second, "b.img", MB)]);
-    world.exporter.restart();
-    let client = world.client();
+    let client = start_rebuilding_service(&mut world, &second, &clock);
     let [found, hidden] = [(); 2].map(|()| client.take_snapshot_id());
     let other = of_other_vm(&client);
     world.exporter.kill();
@@ -136,12 +122,7 @@ fn hung_repository_keeps_the_service_neither_from_starting_nor_from_stopping() {
     let volume = Volume::xfs(512);
     let device = volume.behind_a_device();
     let (volume, second, mut world) = World::with_a_second_on(volume, 512);
-    clock.load_into(world.exporter.settings());
-    world.exporter.settings().top = "db_rebuild = true\n".to_owned();
-    world.define_vm(&[("a.img", MB)]);
-    define_vm(&second, OTHER_VM, &[make_disk(&second, "b.img", MB)]);
-    world.exporter.restart();
-    let client = world.client();
+    let client = start_rebuilding_service(&mut world, &second, &clock);
     let (here, there) = (client.take_snapshot_id(), of_other_vm(&client));
     world.exporter.kill();
     damage(&world.exporter.db_file());

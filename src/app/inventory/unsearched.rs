@@ -20,8 +20,6 @@ pub(crate) enum Unsearched {
 /// A repository, or something in it, that could not be searched.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct UnsearchedPart {
-    /// The repository's name. Without: there may be other repositories.
-    pub repository: Option<String>,
     /// The only VM whose snapshots are concerned, if that is known.
     pub vm: Option<VmId>,
     /// For operators.

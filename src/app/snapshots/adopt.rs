@@ -133,7 +133,8 @@ impl Adopter {
             let Found { candidates, mut report, mut unsearched } = found.ok_or(Error::Cancelled)??;
             for (vm, candidates) in candidates {
                 let locked = stop.run_until_cancelled(adopter.lock(&vm, &candidates, options)).await;
-                let parts: Vec<_> = candidates.iter().flat_map(Candidate::places).collect();
+                let paths: Vec<String> =
+                    candidates.iter().flat_map(Candidate::folders).map(|path| path.display().to_string()).collect();
                 let adopted = match locked.ok_or(Error::Cancelled)? {
                     Ok(guard) => {
                         let stop = stop.clone();
@@ -153,11 +154,10 @@ impl Adopter {
                     }
                     // One VM must not keep the others from being rebuilt. The next attempt tries it again.
                     Err(error) if options.manifests == Manifests::Own && !stop.is_cancelled() => {
-                        for (repository, path) in parts {
-                            let (repository, path) = (Some(repository.to_string()), path.display().to_string());
+                        for path in paths {
                             let reason = error.hidden_cause().unwrap_or_else(|| error.to_string());
                             report.skipped.push(api::SkippedFolder { path: path.clone(), reason: reason.clone() });
-                            unsearched.push(UnsearchedPart { repository, vm: Some(vm.clone()), path, reason });
+                            unsearched.push(UnsearchedPart { vm: Some(vm.clone()), path, reason });
                         }
                     }
                     Err(error) => return Err(error),
@@ -209,7 +209,7 @@ impl Adopter {
                 }
                 Ok(sequence)
             });
-            let paths = candidate.places().map(|(_, path)| path.display().to_string());
+            let paths = candidate.folders().map(|path| path.display().to_string());
             match adopted {
                 Ok(sequence) => {
                     report.adopted.push(api::AdoptedSnapshot {
@@ -222,8 +222,7 @@ impl Adopter {
                 }
                 Err(NotAdopted { reason, is_temporary }) => {
                     report.skipped.extend(paths.map(|path| api::SkippedFolder { path, reason: reason.clone() }));
-                    let again = candidate.places().map(|(repository, path)| UnsearchedPart {
-                        repository: Some(repository.to_string()),
+                    let again = candidate.folders().map(|path| UnsearchedPart {
                         vm: Some(vm.clone()),
                         path: path.display().to_string(),
                         reason: reason.clone(),

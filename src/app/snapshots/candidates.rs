@@ -73,7 +73,7 @@ impl Adopter {
         let repositories = self.inventory.repositories();
         if let Some(problem) = &repositories.problem {
             // There may be others.
-            found.leave_unsearched(None, "ovs-agent's list of repositories".to_owned(), problem.clone());
+            found.leave_unsearched("ovs-agent's list of repositories".to_owned(), problem.clone());
         }
         let mut by_id: BTreeMap<u128, Parts> = BTreeMap::new();
         for (known, mounted) in repositories.with_mounts() {
@@ -81,7 +81,7 @@ impl Adopter {
             let repository = match &known.repository {
                 Ok(repository) => repository,
                 Err(reason) => {
-                    found.leave_unsearched(Some(name), format!("the repository {name}"), reason.clone());
+                    found.leave_unsearched(format!("the repository {name}"), reason.clone());
                     continue;
                 }
             };
@@ -98,7 +98,7 @@ impl Adopter {
                 Ok(scanned) => scanned,
                 Err(reason) => {
                     found.skip(path, reason.clone());
-                    found.leave_unsearched(Some(name), path.display().to_string(), reason);
+                    found.leave_unsearched(path.display().to_string(), reason);
                     continue;
                 }
             };
@@ -107,7 +107,7 @@ impl Adopter {
             }
             for entry in unrecognized {
                 if entry.is_unread {
-                    found.leave_unsearched(Some(name), entry.path.display().to_string(), entry.reason.clone());
+                    found.leave_unsearched(entry.path.display().to_string(), entry.reason.clone());
                 }
                 found.skip(&entry.path, entry.reason);
             }

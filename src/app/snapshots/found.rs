@@ -1,12 +1,12 @@
 //! What an adoption has found in the repositories.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::placement::{Parts, PlacedSnapshot};
 use crate::api;
 use crate::app::inventory::UnsearchedPart;
-use crate::model::{RepositoryId, VmId};
+use crate::model::VmId;
 
 /// What was found in the repositories.
 #[derive(Default)]
@@ -27,8 +27,8 @@ pub(super) struct Candidate {
 
 impl Candidate {
     /// Its folders.
-    pub fn places(&self) -> impl Iterator<Item = (RepositoryId, PathBuf)> {
-        self.parts.iter().map(|(repository, folder)| (repository.id().clone(), folder.path.clone()))
+    pub fn folders(&self) -> impl Iterator<Item = &Path> {
+        self.parts.iter().map(|(_, folder)| &*folder.path)
     }
 }
 
@@ -38,7 +38,7 @@ impl Found {
     }
 
     /// Records that the repository, or something in it at `path`, could not be searched.
-    pub fn leave_unsearched(&mut self, repository: Option<&str>, path: String, reason: String) {
-        self.unsearched.push(UnsearchedPart { repository: repository.map(str::to_owned), vm: None, path, reason });
+    pub fn leave_unsearched(&mut self, path: String, reason: String) {
+        self.unsearched.push(UnsearchedPart { vm: None, path, reason });
     }
 }

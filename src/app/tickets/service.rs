@@ -79,14 +79,8 @@ impl Tickets {
         let session = session.clone();
         self.blocking(move |tickets| {
             let outcome = tickets.make(&session, &target, &request);
-            let mut requester = session.requester().clone();
-            requester.ticket = outcome.as_ref().ok().map(|(ticket, _)| ticket.id.as_str().into());
-            let (vm, snapshot, disk) = &target;
-            Actor::from(&session.with_request(requester)).did(
-                "ticket",
-                format_args!("{vm}/{snapshot}/{disk}"),
-                &outcome,
-            );
+            let id = outcome.as_ref().ok().map(|(ticket, _)| ticket.id.as_str());
+            record(session, "ticket", &target, id, &outcome);
             outcome
         })
         .await
@@ -145,14 +139,7 @@ impl Tickets {
         let session = session.clone();
         self.blocking(move |tickets| {
             let outcome = tickets.remove(&session, &target, &id);
-            let mut requester = session.requester().clone();
-            requester.ticket = Some(id.as_str().into()).filter(|_| outcome.is_ok());
-            let (vm, snapshot, disk) = &target;
-            Actor::from(&session.with_request(requester)).did(
-                "ticket-end",
-                format_args!("{vm}/{snapshot}/{disk}"),
-                &outcome,
-            );
+            record(session, "ticket-end", &target, outcome.is_ok().then_some(&*id), &outcome);
             outcome
         })
         .await
@@ -194,8 +181,8 @@ impl Tickets {
         }
     }
 
-    /// Checks a ticket for `op` on the disk of this name, as a URL has them. What its user may do is checked again with
-    /// each use: the session is that of a new request of the user.
+    /// Checks a ticket for `op` on the disk of this name, both from a URL. The session is that of a new request of its
+    /// user, so each use has the rights that the user has then.
     ///
     /// # Errors
     /// [`Error::NotFound`], [`Error::NotInTicket`], [`Error::Store`].
@@ -244,6 +231,14 @@ impl Tickets {
         let made_ms = u64::try_from(ticket.created_ms).unwrap_or_default();
         self.sessions.of_ticket(ticket.user.clone(), source, made_ms).ok_or(NO_TICKET)
     }
+}
+
+/// Records in the audit what the user did with the ticket `id`.
+fn record<T>(session: Session, action: &'static str, target: &Target, id: Option<&str>, outcome: &Result<T, Error>) {
+    let mut requester = session.requester().clone();
+    requester.ticket = id.map(Into::into);
+    let (vm, snapshot, disk) = target;
+    Actor::from(&session.with_request(requester)).did(action, format_args!("{vm}/{snapshot}/{disk}"), outcome);
 }
 
 fn stored(source: &Source) -> TicketSource {
