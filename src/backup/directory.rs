@@ -1,6 +1,6 @@
 //! The backup directory: a directory for each VM, with one for each restore point.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use super::error::{AtPath, BackupError, Result};
 use super::files;
 use super::point::{DamagedPoint, Point, StoredPoint};
 use crate::model::VmId;
+use crate::sys::file_lock::LockFile;
 
 const MARKER: &str = "backup.json";
 const VERSION: u32 = 1;
@@ -195,14 +196,10 @@ impl VmDir {
     pub fn lock(&self) -> Result<VmLock> {
         make_directory(&self.path)?;
         let path = self.path.join(LOCK);
-        let file = files::open_or_create(&path).at(&path)?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let problem = format!("another process is working on {}", self.path.display());
-                return Err(BackupError::Busy(problem));
-            }
-            Err(TryLockError::Error(error)) => return Err(error).at(&path),
+        let file = LockFile::new(files::open_or_create(&path).at(&path)?);
+        if !file.try_lock().at(&path)? {
+            let problem = format!("another process is working on {}", self.path.display());
+            return Err(BackupError::Busy(problem));
         }
         for entry in fs::read_dir(&self.path).at(&self.path)? {
             let entry = entry.at(&self.path)?;
@@ -229,7 +226,7 @@ impl VmDir {
 /// The exclusive right to change a VM's directory.
 #[derive(Debug)]
 pub struct VmLock {
-    _file: File,
+    _file: LockFile,
 }
 
 /// Makes a directory and those above it, on stable storage.

@@ -3,7 +3,7 @@
 //! Who may connect depends on the owner, the group and the mode of its file. The service asks the kernel for the peer
 //! of each connection too, so that a changed mode opens no door.
 
-use std::fs::{self, DirBuilder, File, Permissions, TryLockError};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt, chown};
@@ -17,6 +17,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use crate::auth::{LocalPeer, Operators};
 use crate::config::{self, Fault};
+use crate::sys::file_lock::LockFile;
 use crate::sys::socket::peer_groups;
 use crate::sys::trusted_path::{self, Unusable};
 
@@ -242,14 +243,13 @@ fn state_of(path: &Path) -> Result<State, Problem> {
 }
 
 /// Any user who can open the folder can lock it, so the lock is not waited for without an end.
-fn lock_soon(folder: &File) -> io::Result<()> {
+fn lock_soon(folder: &LockFile) -> io::Result<()> {
     const ATTEMPTS: u32 = 50;
     for _ in 0..ATTEMPTS {
-        match folder.try_lock() {
-            Ok(()) => return Ok(()),
-            Err(TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(100)),
-            Err(TryLockError::Error(error)) => return Err(error),
+        if folder.try_lock()? {
+            return Ok(());
         }
+        std::thread::sleep(Duration::from_millis(100));
     }
     Err(io::Error::new(io::ErrorKind::WouldBlock, "is locked by another process"))
 }
@@ -261,7 +261,7 @@ impl OperatorSocket {
         create_folder(folder)?;
         let folder = checked_folder(folder)?;
         // While another service that starts replaces the same path.
-        let lock = File::open(&folder).map_err(Problem::Folder)?;
+        let lock = LockFile::new(File::open(&folder).map_err(Problem::Folder)?);
         lock_soon(&lock).map_err(Problem::Folder)?;
         let path = in_folder(&folder, config);
         match state_of(&path)? {

@@ -1,12 +1,13 @@
 //! The lock of a VM in a repository, which the services of all hosts respect: flock(2) on a file that is never removed.
 //! On OCFS2 it holds for the whole cluster. It is released when its holder ends, however that happens.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::{FileExt, MetadataExt};
 
 use super::{POOL, SNAPSHOTS};
 use crate::model::VmId;
+use crate::sys::file_lock::LockFile;
 use crate::sys::folder::{Folder, UnexpectedEntry};
 
 /// The most bytes of a lock file that are read: the holder's name.
@@ -16,7 +17,7 @@ const MAX_HOLDER_BYTES: u64 = 256;
 #[derive(Debug)]
 pub struct VmLock {
     #[expect(dead_code, reason = "the lock is that of the open file")]
-    file: File,
+    file: LockFile,
 }
 
 /// The result of an attempt to lock a VM.
@@ -43,11 +44,9 @@ pub fn try_lock(root: &Folder, vm: &VmId, holder: Option<&str>) -> io::Result<At
 
 fn lock_in(snapshots: &Folder, name: &str, holder: Option<&str>) -> io::Result<Attempt> {
     let locks = make_folder(&make_folder(snapshots, POOL)?, "locks")?;
-    let file = locks.open_or_create_file(name, 0o640)?;
-    match file.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Ok(Attempt::Held(holder_of(&file))),
-        Err(TryLockError::Error(error)) => return Err(error),
+    let file = LockFile::new(locks.open_or_create_file(name, 0o640)?);
+    if !file.try_lock()? {
+        return Ok(Attempt::Held(holder_of(&file)));
     }
     // If someone removed the file meanwhile, another service may hold a lock on a new one.
     if locks.stat(name)?.ino() != file.metadata()?.ino() {

@@ -1,6 +1,6 @@
 //! What is at the path of the database.
 
-use std::fs::{File, TryLockError};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use super::database::{builder, catching_damage, drop_cached, refuse_foreign};
 use super::overlay::Overlay;
 use super::schema::{self, CURRENT_SCHEMA};
 use super::{StoreError, contents};
+use crate::sys::file_lock::LockFile;
 
 /// What is at the path of the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,12 +36,10 @@ pub fn inspect(path: &Path) -> Result<DatabaseState, StoreError> {
     if !path.try_exists()? {
         return Ok(DatabaseState::Missing);
     }
-    let file = File::open(path)?;
+    let file = LockFile::new(File::open(path)?);
     // redb locks the file that it has open.
-    match file.try_lock_shared() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(StoreError::InUse),
-        Err(TryLockError::Error(error)) => return Err(error.into()),
+    if !file.try_lock_shared()? {
+        return Err(StoreError::InUse);
     }
     if file.metadata()?.len() == 0 {
         return Ok(DatabaseState::Missing);

@@ -2,18 +2,19 @@
 //! file stays as it is.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
+use crate::sys::file_lock::LockFile;
+
 const BLOCK: u64 = 4096;
 
 #[derive(Debug)]
 pub(super) struct Overlay {
-    file: File,
+    file: LockFile,
     changes: Mutex<Changes>,
 }
 
@@ -27,7 +28,7 @@ struct Changes {
 }
 
 impl Overlay {
-    pub(super) fn new(file: File) -> io::Result<Self> {
+    pub(super) fn new(file: LockFile) -> io::Result<Self> {
         let length = file.metadata()?.len();
         Ok(Self { file, changes: Mutex::new(Changes { length, of_file: length, blocks: BTreeMap::new() }) })
     }
@@ -123,7 +124,7 @@ mod tests {
         let mut file = tempfile::tempfile().unwrap();
         let content: Vec<u8> = (0..10_000_u32).map(|n| n as u8).collect();
         file.write_all(&content).unwrap();
-        let overlay = Overlay::new(file.try_clone().unwrap()).unwrap();
+        let overlay = Overlay::new(LockFile::new(file.try_clone().unwrap())).unwrap();
         // What a file would contain.
         let mut expected = content.clone();
         let check = |expected: &[u8]| {

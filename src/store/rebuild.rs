@@ -1,13 +1,14 @@
 //! A damaged database is set aside, and a new one takes its place. It records that it must be rebuilt, so that a stop in
 //! between does not end the rebuilding.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
 use super::{FIRST_SEQUENCE, Store, StoreError, database, schema, sessions};
+use crate::sys::file_lock::LockFile;
 
 /// In the table of counters: when the damaged database was set aside, seconds since 1970, until the new one is rebuilt.
 const STARTED: &str = "rebuild_started";
@@ -35,12 +36,10 @@ pub struct Rebuild {
 pub fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     // A symbolic link stays, and leads to the new database.
     let path = &fs::canonicalize(path)?;
-    let damaged = File::open(path)?;
+    let damaged = LockFile::new(File::open(path)?);
     // Held until this returns: two services do not set each other's files aside.
-    match damaged.try_lock() {
-        Ok(()) => {}
-        Err(TryLockError::WouldBlock) => return Err(StoreError::InUse),
-        Err(TryLockError::Error(error)) => return Err(error.into()),
+    if !damaged.try_lock()? {
+        return Err(StoreError::InUse);
     }
     if database::file_id(&damaged.metadata()?) != database::file_id(&fs::metadata(path)?) {
         return Err(StoreError::InUse);

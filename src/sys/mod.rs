@@ -5,6 +5,7 @@ pub mod call_filter;
 pub mod capabilities;
 pub mod fiemap;
 pub mod file_access;
+pub mod file_lock;
 pub mod folder;
 pub mod fsinfo;
 pub mod heap;

@@ -4,13 +4,14 @@
 //! after losing its file, and logroller (0.1) cannot reopen its file after logrotate(8) moved it away.
 
 use std::ffi::OsString;
-use std::fs::{self, File, FileType, OpenOptions, TryLockError};
+use std::fs::{self, File, FileType, OpenOptions};
 use std::io::{self, ErrorKind, Write};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::standard_error::to_standard_error;
+use crate::sys::file_lock::LockFile;
 
 /// How long a file that could not be rotated grows until the next attempt.
 const ROTATE_RETRY: Duration = Duration::from_secs(60);
@@ -35,7 +36,7 @@ pub struct Rotation {
 pub struct RotatedFile {
     path: PathBuf,
     rotation: Rotation,
-    file: File,
+    file: LockFile,
     /// The last line in the file is incomplete.
     is_torn: bool,
     /// The folder may not know the file yet, if the power fails.
@@ -74,7 +75,7 @@ impl RotatedFile {
 
     /// Writes to another file.
     #[cfg(test)]
-    pub fn replace(&mut self, file: File) -> File {
+    pub fn replace(&mut self, file: LockFile) -> LockFile {
         std::mem::replace(&mut self.file, file)
     }
 
@@ -169,7 +170,7 @@ impl RotatedFile {
         Ok(())
     }
 
-    fn continue_with(&mut self, file: File) {
+    fn continue_with(&mut self, file: LockFile) {
         if self.rotation.is_durable
             && let Err(error) = self.file.sync_data()
         {
@@ -208,7 +209,7 @@ impl RotatedFile {
     fn write_bytes(&mut self, bytes: &[u8]) -> Result<(), usize> {
         let mut done = 0;
         while done < bytes.len() {
-            match self.file.write(&bytes[done..]) {
+            match (&*self.file).write(&bytes[done..]) {
                 Ok(0) => return Err(done),
                 Ok(written) => {
                     done += written;
@@ -231,7 +232,7 @@ pub fn beside(path: &Path, ending: &str) -> PathBuf {
 }
 
 /// Opens a file. An error names the path.
-fn open(path: &Path, rotation: Rotation) -> io::Result<File> {
+fn open(path: &Path, rotation: Rotation) -> io::Result<LockFile> {
     let with_path = |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
     if let Ok(found) = fs::symlink_metadata(path) {
         regular(found.file_type()).map_err(with_path)?;
@@ -240,17 +241,17 @@ fn open(path: &Path, rotation: Rotation) -> io::Result<File> {
     let flags = nix::libc::O_NOFOLLOW | nix::libc::O_NONBLOCK;
     let mut options = OpenOptions::new();
     options.create(true).append(true).read(rotation.is_exclusive).mode(rotation.mode).custom_flags(flags);
-    let file = options.open(path).map_err(with_path)?;
+    let file = LockFile::new(options.open(path).map_err(with_path)?);
     regular(file.metadata().map_err(with_path)?.file_type()).map_err(with_path)?;
     if rotation.is_exclusive {
         match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
+            Ok(true) => {}
+            Ok(false) => {
                 let error = io::Error::new(ErrorKind::ResourceBusy, "is in use by another process");
                 return Err(with_path(error));
             }
             // A file system without locks.
-            Err(TryLockError::Error(error)) => {
+            Err(error) => {
                 tracing::warn!(path = %path.display(), %error, "cannot lock the file: no other process may write it");
             }
         }

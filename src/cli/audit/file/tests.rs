@@ -5,6 +5,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::app::audit::{Place, Summary, Verifier};
+use crate::sys::file_lock::LockFile;
 
 struct Folder(TempDir);
 
@@ -222,7 +223,7 @@ fn the_number_of_dropped_lines_is_kept_while_the_disk_is_full() {
     write(&mut file, 0..1);
     // Each write fails, as on a full disk.
     let full = fs::File::options().append(true).open("/dev/full").unwrap();
-    let good = file.file.replace(full);
+    let good = file.file.replace(LockFile::new(full));
     assert!(file.report_dropped(17).is_err(), "the queue repeats it");
     file.file.replace(good);
     file.report_dropped(17).unwrap();
