@@ -15,7 +15,7 @@ use reqwest::Method;
 use reqwest::blocking::RequestBuilder;
 use serde_json::Value;
 
-use super::site::{DISK_SIZE, Known, Moments, Site, Vm};
+use super::site::{DISK_SIZE, Known, Moments, Site, Vm, faulty};
 use crate::harness::{Answer, Backup, Client, PASSWORD, Random, USER, chunks, connect, for_a_while, output, text};
 
 /// Longer than the clock leaps.
@@ -86,6 +86,10 @@ fn change_vm(worker: &mut Worker, place: usize, vm: usize) {
     // A repository with a fault may refuse this.
     let content = File::options().read(true).write(true).open(&found.disk).and_then(|disk| {
         change(&disk, &mut worker.random)?;
+        // The death of a repository loses what was not written back, also between this and the snapshot.
+        if place == faulty::DYING {
+            disk.sync_data()?;
+        }
         fs::read(&found.disk)
     });
     let Ok(content) = content else { return for_a_while(Duration::from_millis(50)) };
