@@ -11,7 +11,7 @@ use super::options::{ChunkQuery, DiskRef, MapOptions};
 use super::refined_cache::RefinedCache;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
-use crate::app::files::{FileOpener, lost, temporary};
+use crate::app::files::{FileOpener, temporary};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
@@ -211,9 +211,10 @@ impl Comparisons {
         from: u64,
         cancellation: &Cancellation,
     ) -> Result<DiskComparison, Error> {
-        let target = self.files.open(snapshot, disk).map_err(|error| lost(disk, error))?;
+        let target = self.files.open(snapshot, disk).map_err(|error| self.files.lost(snapshot.id, disk, error))?;
         let base_map = if options.zeros == Some(true) { ExtentMap::unknown() } else { ExtentMap::empty() };
-        let sides = full(disk, Arc::new(target), base_map, None, from, cancellation)?;
+        let error = self.error(snapshot.id, disk, disk);
+        let sides = full(error, Arc::new(target), base_map, None, from, cancellation)?;
         Ok(DiskComparison::new(sides, cancellation.clone()))
     }
 
@@ -226,7 +227,8 @@ impl Comparisons {
         from: u64,
         cancellation: &Cancellation,
     ) -> Result<DiskComparison, Error> {
-        let target = Arc::new(self.files.open(pair.target(), disk).map_err(|error| lost(disk, error))?);
+        let target = self.files.open(pair.target(), disk);
+        let target = Arc::new(target.map_err(|error| self.files.lost(pair.target().id, disk, error))?);
         let not_incremental = |target, reason: &'static str| {
             if options.refuse_full {
                 return Err(Error::FullRequired { disk: disk.name.to_string(), reason });
@@ -236,7 +238,8 @@ impl Comparisons {
                 "listing the full disk instead of its changes"
             );
             // The client may have a copy with any content, so zeros are listed too.
-            let sides = full(disk, target, ExtentMap::unknown(), Some(reason), from, cancellation)?;
+            let error = self.error(pair.target().id, disk, disk);
+            let sides = full(error, target, ExtentMap::unknown(), Some(reason), from, cancellation)?;
             let refine = match options.refine {
                 Some(Refine::By(block)) => Some(block),
                 _ => None,
@@ -248,7 +251,7 @@ impl Comparisons {
             Ok(base_disk) => base_disk,
             Err(reason) => return not_incremental(target, reason),
         };
-        let error = compare_error(disk, base_disk);
+        let error = self.error(pair.target().id, disk, base_disk);
         let base = self.files.open_base(pair.base(), base_disk);
         let (base, proof) = base.map_err(|cause| error(CompareError::Base(cause.into())))?;
         let base = Arc::new(base);
@@ -309,6 +312,26 @@ impl Comparisons {
         }
         Ok(Some(block))
     }
+
+    /// The caller's error if a comparison of `disk` of the snapshot `id` with `base` fails.
+    fn error(
+        &self,
+        id: SnapshotId,
+        disk: &SnapshotDisk,
+        base: &SnapshotDisk,
+    ) -> impl Fn(CompareError) -> Error + Send + use<> {
+        let (files, disk, base) = (Arc::clone(&self.files), disk.clone(), base.clone());
+        move |error| match error {
+            CompareError::Target(cause) => files.lost(id, &disk, cause),
+            CompareError::Base(cause) => {
+                let base_lost =
+                    |cause: &MapError| Error::BaseLost { disk: base.name.to_string(), cause: cause.to_string() };
+                temporary(&base, &cause).unwrap_or_else(|| base_lost(&cause))
+            }
+            CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
+            CompareError::Cancelled => Error::Cancelled,
+        }
+    }
 }
 
 /// The snapshots to compare, if there is a base, in the direction that the options ask for.
@@ -326,30 +349,14 @@ pub(crate) fn pair<'a>(
 
 /// A comparison that lists the whole target, for a client whose copy has the map `base_map`.
 fn full(
-    disk: &SnapshotDisk,
+    error: impl Fn(CompareError) -> Error + Send + 'static,
     target: Arc<DiskFile>,
     base_map: ExtentMap,
     reason: Option<&'static str>,
     from: u64,
     cancellation: &Cancellation,
 ) -> Result<Sides, Error> {
-    let error = compare_error(disk, disk);
     let changes = Changes::full(base_map, Arc::clone(&target), from, cancellation.is_wanted()).map_err(&error)?;
     let (base, mode, error) = (BaseContents::Unknown, Mode::Full, Box::new(error));
     Ok(Sides { changes, base, target, mode, reason, refine: None, cache: None, from, error })
-}
-
-/// The caller's error if a comparison of `disk` with `base` fails.
-fn compare_error(disk: &SnapshotDisk, base: &SnapshotDisk) -> impl Fn(CompareError) -> Error + Send + 'static {
-    let (disk, base) = (disk.clone(), base.clone());
-    move |error| match error {
-        CompareError::Target(cause) => lost(&disk, cause),
-        CompareError::Base(cause) => {
-            let base_lost =
-                |cause: &MapError| Error::BaseLost { disk: base.name.to_string(), cause: cause.to_string() };
-            temporary(&base, &cause).unwrap_or_else(|| base_lost(&cause))
-        }
-        CompareError::BaseUnstable => Error::BaseUnstable { disk: disk.name.to_string() },
-        CompareError::Cancelled => Error::Cancelled,
-    }
 }

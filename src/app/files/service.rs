@@ -15,13 +15,14 @@ use crate::auth::Session;
 use crate::model::{DiskName, RepositoryId, Snapshot, SnapshotDisk, SnapshotId, VmId};
 use crate::repository::executor::{Access, JobKind};
 use crate::repository::seal::Proof;
-use crate::repository::{DiskFile, OpenError, SnapshotDir};
+use crate::repository::{DiskFile, MapError, OpenError, SnapshotDir};
 use crate::store::Store;
 
 /// Opens snapshots' files, and proves that they are unchanged.
 pub struct FileOpener {
     inventory: Arc<Inventory>,
     retention: Arc<Retention>,
+    store: Store,
     proofs: ContentProofs,
     /// Notified when all files of a snapshot are found to be gone.
     gone: Arc<Notify>,
@@ -42,8 +43,8 @@ impl FileOpener {
         gone: Arc<Notify>,
         tasks: Tasks,
     ) -> Self {
-        let proofs = ContentProofs::new(Arc::clone(&inventory), store);
-        Self { inventory, retention, proofs, gone, tasks }
+        let proofs = ContentProofs::new(Arc::clone(&inventory), store.clone());
+        Self { inventory, retention, store, proofs, gone, tasks }
     }
 
     /// Opens the disk `name` of the snapshot `id` of the VM `vm_ref`.
@@ -62,7 +63,7 @@ impl FileOpener {
             let in_use = Arc::new(files.retention.hold(&session, &vm_ref, id)?);
             let snapshot = files.inventory.snapshot_of(&session, &vm_ref, id)?;
             let disk = snapshot.disk(&name).ok_or(Error::NotFound("the snapshot has no such disk"))?;
-            let file = Arc::new(files.open(&snapshot, disk).map_err(|error| lost(disk, error))?);
+            let file = Arc::new(files.open(&snapshot, disk).map_err(|error| files.lost(id, disk, error))?);
             let (version, disk) = (version(id, disk), disk.clone());
             let Snapshot { vm, annotations, created_at: taken_at, .. } = snapshot;
             Ok(OpenDisk { snapshot: (vm, id), annotations, file, disk, version, taken_at, in_use })
@@ -94,6 +95,17 @@ impl FileOpener {
             let file = repository.snapshot_path(snapshot.id, &disk.name);
             tracing::warn!(file = %file.display(), %error, "cannot use a snapshot's file");
         })
+    }
+
+    /// The error of a snapshot whose disk cannot be used, or which was deleted meanwhile.
+    pub(crate) fn lost(&self, id: SnapshotId, disk: &SnapshotDisk, cause: impl Into<MapError>) -> Error {
+        match lost(disk, cause) {
+            // A deletion hides the record before it removes the files.
+            Error::SnapshotLost { .. } if self.store.snapshot(id).is_ok_and(|found| found.is_none()) => {
+                Error::SnapshotGone
+            }
+            error => error,
+        }
     }
 
     /// A snapshot is gone only if all of its files are gone. If some exist, the others are missing.
