@@ -1,7 +1,7 @@
 //! The key that signs tokens: that of the config, or one that the service makes and keeps beside its database.
 
 use std::ffi::OsString;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -11,6 +11,7 @@ use secrecy::SecretString;
 
 use crate::config::{Config, is_given_away, weakness};
 use crate::model::hex;
+use crate::sys::sync;
 
 /// Random bytes in a new key, which is written as hexadecimal digits.
 const LENGTH: usize = 32;
@@ -120,7 +121,7 @@ fn make(path: &Path) -> io::Result<()> {
     file.sync_all()?;
     fs::rename(&draft, path)?;
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    File::open(folder)?.sync_all()
+    sync::directory_at(folder)
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, FallocateFlags, RenameFlags, fallocate, renameat2};
 
-use crate::sys::reflink;
+use crate::sys::{reflink, sync};
 
 /// Disks of VMs hold everyone's secrets.
 pub const FILE_MODE: u32 = 0o600;
@@ -60,7 +60,7 @@ pub fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
 }
 
 pub fn sync_directory(path: &Path) -> io::Result<()> {
-    File::open(path)?.sync_all()
+    sync::directory_at(path)
 }
 
 pub fn remove_if_there(path: &Path) -> io::Result<()> {

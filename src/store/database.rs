@@ -10,7 +10,7 @@ use std::sync::{Mutex, PoisonError, RwLock};
 use redb::{Builder, Database, DatabaseError, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use super::{StoreError, Trouble, schema};
-use crate::sys::{fsinfo, page_cache};
+use crate::sys::{fsinfo, page_cache, sync};
 
 /// Memory for cached pages, bytes. A snapshot takes a few KiB in the database.
 const CACHE_BYTES: usize = 8 << 20;
@@ -39,7 +39,7 @@ impl Handle {
         let handle = Self { path: path.to_owned(), database, opened, failed: Mutex::default() };
         handle.write(schema::migrate)?;
         // Sync the folder, so that a new file survives a crash.
-        File::open(folder_of(path))?.sync_all()?;
+        sync::directory_at(folder_of(path))?;
         Ok(handle)
     }
 

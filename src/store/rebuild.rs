@@ -9,6 +9,7 @@ use jiff::Timestamp;
 
 use super::{FIRST_SEQUENCE, Store, StoreError, database, schema, sessions};
 use crate::sys::file_lock::LockFile;
+use crate::sys::sync;
 
 /// In the table of counters: when the damaged database was set aside, seconds since 1970, until the new one is rebuilt.
 const STARTED: &str = "rebuild_started";
@@ -62,7 +63,7 @@ pub fn set_aside(path: &Path) -> Result<PathBuf, StoreError> {
     })?;
     let aside = link_aside(path, now)?;
     fs::rename(&new, path)?;
-    File::open(database::folder_of(path))?.sync_all()?;
+    sync::directory_at(database::folder_of(path))?;
     Ok(aside)
 }
 

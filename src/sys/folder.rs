@@ -19,6 +19,8 @@ use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{Mode, SFlag, fstatat, mkdirat};
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
+use super::sync;
+
 /// The number of names that are listed of one directory. It bounds the memory.
 const MAX_ENTRIES: usize = 1 << 18;
 
@@ -217,9 +219,9 @@ impl Folder {
         Ok(File::from(openat(self, "..", flags, Mode::empty())?).metadata()?.dev())
     }
 
-    /// Writes the directory's entries to stable storage.
+    /// As [`sync::directory`].
     pub fn sync(&self) -> io::Result<()> {
-        self.file.sync_all()
+        sync::directory(&self.file)
     }
 
     /// Only for messages: the path that it was opened with.

@@ -18,5 +18,6 @@ pub mod reflink;
 pub mod signals;
 pub mod socket;
 pub mod sparse;
+pub mod sync;
 pub mod trusted_path;
 pub mod volume;

@@ -1,6 +1,8 @@
 //! The power fails at any write of the device under the repository and the database, and the device has kept any part of
 //! what was not flushed. The next start finds every snapshot that was confirmed, whole, and nothing else.
 
+use coriolis_ovm_exporter::testing::Folder;
+
 use crate::harness::{Bytes, Client, Clock, FaultTest, Random, SNAPSHOTS, Volume, WriteLog};
 use crate::needs_root;
 
@@ -187,4 +189,15 @@ fn accept_adoption(test: &mut FaultTest, steps: &[Step], end: usize) {
             test.confirmed.insert(id.clone(), contents.clone());
         }
     }
+}
+
+#[test]
+fn entries_that_a_failed_file_system_has_lost_are_not_confirmed() {
+    needs_root!();
+    let volume = Volume::xfs(320);
+    let folder = Folder::open(&volume.mount_point).unwrap();
+    folder.create_folder("snapshot", 0o750).unwrap();
+    // Nothing of it has reached the disk.
+    volume.shut_down();
+    assert!(folder.sync().is_err());
 }

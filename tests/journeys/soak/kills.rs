@@ -32,24 +32,19 @@ fn snapshots_survive_kills_at_random_moments() {
         };
         let request = test.client.request(method, &path);
         let pause = usual.mul_f64(random.below(1000) as f64 / 700.0);
-        let started = Instant::now();
         let answer = thread::scope(|scope| {
-            let answer = scope.spawn(|| {
-                let answer = test.client.try_send(request).ok();
-                (answer, started.elapsed())
-            });
+            let answer = scope.spawn(|| test.client.try_send(request).ok());
             for_a_while(pause);
             test.world.exporter.kill();
             answer.join().unwrap()
         });
-        let (answer, elapsed) = answer;
         if let Some(answer) = &answer {
             assert_eq!(answer.status, 200, "{what}: {}", String::from_utf8_lossy(&answer.body));
         }
         answered += u64::from(answer.is_some());
-        if answer.is_some() {
-            usual = elapsed.min(Duration::from_secs(1));
-        }
+        // About a third of the requests have an answer, however fast the machine is.
+        let factor = if answer.is_some() { 0.8 } else { 1.1 };
+        usual = usual.mul_f64(factor).min(Duration::from_secs(5));
         let optional = if is_creation { contents.clone() } else { test.confirmed.remove(&victim).unwrap() };
         if let Some(answer) = &answer
             && is_creation

@@ -27,6 +27,7 @@ fn setting(name: &str, default: u64) -> u64 {
 struct Usage {
     descriptors: usize,
     threads: usize,
+    /// Of its own: pages of the program and its libraries do not count.
     memory_kib: u64,
 }
 
@@ -46,7 +47,7 @@ impl Site {
 
     fn usage(&self, service: usize) -> Usage {
         let stats = ProcessStats::of(&self.services[service]);
-        let memory_kib = memory_kib(self.services[service].pid(), "VmRSS");
+        let memory_kib = memory_kib(self.services[service].pid(), "RssAnon");
         Usage { descriptors: stats.descriptors(), threads: stats.threads(), memory_kib }
     }
 
