@@ -59,6 +59,17 @@ pub(super) fn host_time() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(Duration::ZERO, Duration::from)
 }
 
+/// The time of the host's clock at `instant`, or now if that is over.
+pub(super) fn to_host_time(instant: Instant) -> Duration {
+    host_time() + instant.saturating_duration_since(Instant::now())
+}
+
+/// When it is `time` by the host's clock. `None` if that is over.
+pub(super) fn from_host_time(time: Duration) -> Option<Instant> {
+    let remaining = time.saturating_sub(host_time());
+    (!remaining.is_zero()).then(|| Instant::now() + remaining)
+}
+
 /// A failed call without details.
 pub(super) fn run(name: String, kind: HookKind, stage: HookStage, started: Instant) -> HookRun {
     let duration_ms = milliseconds(started.elapsed());

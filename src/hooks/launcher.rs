@@ -118,16 +118,18 @@ impl Launcher {
         result
     }
 
-    /// As [`leftover_processes::kill_on_thread`]. Logs what was done.
-    pub(super) async fn kill_leftovers(&self, selection: Selection) {
+    /// As [`leftover_processes::kill_on_thread`]. Logs what was done. False: processes may be left.
+    pub(super) async fn kill_leftovers(&self, selection: Selection) -> bool {
         let Self::Process(socket) = self else { return leftover_processes::kill_on_thread(selection).await.log() };
-        let limit = Instant::now() + leftover_processes::MAX_DURATION + MARGIN;
-        let error = match ask(socket, &Request::KillLeftovers(selection), limit, &CancellationToken::new()).await {
+        let end = Instant::now() + leftover_processes::MAX_DURATION;
+        let request = Request::KillLeftovers { selection, deadline: calls::to_host_time(end) };
+        let error = match ask(socket, &request, end + MARGIN, &CancellationToken::new()).await {
             Ok(Reply::Searched(search)) => return search.log(),
             Ok(Reply::Ended(_)) => io::Error::other("it gave another answer"),
             Err(error) => error,
         };
         tracing::error!(%error, "cannot end processes that hooks left behind: the hook launcher does not respond");
+        false
     }
 }
 
@@ -149,7 +151,7 @@ async fn call_by(
         event: event.clone(),
         id: id.to_owned(),
         reason,
-        deadline: calls::host_time() + deadline.saturating_duration_since(Instant::now()),
+        deadline: calls::to_host_time(deadline),
     });
     let limit = deadline + program::MAX_KILL_DURATION + MARGIN;
     match ask(socket, &request, limit, cancel).await {
@@ -177,12 +179,54 @@ async fn ask(socket: &OwnedFd, request: &Request, limit: Instant, cancel: &Cance
     let (mut receiving, mut sending) = tokio::net::UnixStream::from_std(ours)?.into_split();
     let exchange = async {
         frame::send(&mut sending, request).await?;
-        let mut reply = std::pin::pin!(frame::receive(&mut receiving));
-        tokio::select! {
-            reply = &mut reply => return reply,
-            () = cancel.cancelled() => sending.write_all(&[CANCEL]).await?,
-        }
-        reply.await
+        let reply = frame::receive(&mut receiving);
+        let cancelling = async {
+            cancel.cancelled().await;
+            // If the call has ended meanwhile, the launcher has closed the connection, and its reply is there.
+            let _ = sending.write_all(&[CANCEL]).await;
+            std::future::pending().await
+        };
+        tokio::select! { reply = reply => reply, reply = cancelling => reply }
     };
     timeout_at(limit, exchange).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use leftover_processes::Search;
+
+    #[tokio::test]
+    async fn reply_that_arrives_with_the_cancellation_counts() {
+        let (ours, theirs) = passing::pair().unwrap();
+        let cancel = CancellationToken::new();
+        let (received, is_received) = tokio::sync::oneshot::channel();
+        // The call has ended, and the launcher has closed the connection.
+        let cancelling = cancel.clone();
+        let launcher = std::thread::spawn(move || {
+            let connection = match passing::receive(theirs).unwrap() {
+                passing::Received::Descriptor(connection) => UnixStream::from(connection),
+                other => panic!("{other:?}"),
+            };
+            connection.set_nonblocking(true).unwrap();
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                let mut connection = tokio::net::UnixStream::from_std(connection).unwrap();
+                let _request: Request = frame::receive(&mut connection).await.unwrap();
+                received.send(()).unwrap();
+                frame::send(&mut connection, &Reply::Searched(Search::TookTooLong)).await.unwrap();
+            });
+            cancelling.cancel();
+        });
+        let selection = Selection::Call("x".to_owned());
+        let request = Request::KillLeftovers { selection, deadline: calls::host_time() };
+        let asked = ask(&ours, &request, Instant::now() + Duration::from_secs(60), &cancel);
+        // Keeps the thread from seeing the reply before the cancellation.
+        let busy = async {
+            is_received.await.unwrap();
+            launcher.join().unwrap();
+        };
+        let (reply, ()) = tokio::join!(asked, busy);
+        assert!(matches!(reply, Ok(Reply::Searched(Search::TookTooLong))), "{reply:?}");
+    }
 }

@@ -11,13 +11,14 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::calls;
 use super::pending::PendingPostHooks;
 use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 
 /// Reading the environment of another process can hang in the kernel, so the search has a limit too.
 const SEARCH_WAIT: Duration = Duration::from_secs(1);
 
-/// How long [`kill_on_thread`] takes at most.
+/// How long a search takes at most.
 pub(super) const MAX_DURATION: Duration = KILL_WAIT.saturating_add(SEARCH_WAIT);
 
 /// Consecutive scans that have to find nothing: a process that is being started has no environment for a moment.
@@ -34,6 +35,9 @@ pub(super) enum Selection {
     /// one whose program still runs. If the program of a call has ended, the processes that it left are kept.
     Unfinished {
         call_prefix: String,
+        /// The id that a call has which starts after the selection was made: a post hook, which must not be killed. Those
+        /// from this one on are not selected.
+        before: String,
         /// Ids of the successful calls.
         succeeded: Vec<String>,
         /// Ids of the failed calls.
@@ -53,7 +57,12 @@ impl Selection {
             let calls = pending.finished.iter().filter(move |call| call.succeeded == succeeded);
             calls.map(|call| call.id.clone()).collect()
         };
-        Self::Unfinished { call_prefix: pending.call_prefix.clone(), succeeded: ids(true), failed: ids(false) }
+        Self::Unfinished {
+            call_prefix: pending.call_prefix.clone(),
+            before: calls::next_id(&pending.call_prefix),
+            succeeded: ids(true),
+            failed: ids(false),
+        }
     }
 
     /// The environment variables, with their values, that mark a process to be killed.
@@ -61,7 +70,7 @@ impl Selection {
         match self {
             Self::Call(id) => vec![format!("{CALL_ENV}={id}")],
             Self::Snapshot(id) => vec![format!("{SNAPSHOT_ENV}={id}")],
-            Self::Unfinished { call_prefix, succeeded, failed } => {
+            Self::Unfinished { call_prefix, before, succeeded, failed } => {
                 let prefix = format!("{CALL_ENV}={call_prefix}.");
                 let mut last = None;
                 for _ in 0..SCANS {
@@ -69,11 +78,11 @@ impl Selection {
                         let mark = environment.into_iter().find(|variable| variable.starts_with(&prefix))?;
                         Stat::of(pid)?.is_program().then_some(mark)
                     });
-                    let is_finished = |mark: &String| {
+                    let is_unfinished = |mark: &String| {
                         let id = mark.strip_prefix(&format!("{CALL_ENV}=")).unwrap_or_default();
-                        succeeded.iter().chain(failed).any(|finished| finished == id)
+                        id < before.as_str() && !succeeded.iter().chain(failed).any(|finished| finished == id)
                     };
-                    last = seen.filter(|mark| !is_finished(mark)).chain(last).max();
+                    last = seen.filter(is_unfinished).chain(last).max();
                     std::thread::sleep(SCAN_PAUSE);
                 }
                 failed.iter().map(|id| format!("{CALL_ENV}={id}")).chain(last).collect()
@@ -96,7 +105,8 @@ pub(super) enum Search {
 }
 
 impl Search {
-    pub(super) fn log(&self) {
+    /// Logs it. False: processes may be left.
+    pub(super) fn log(&self) -> bool {
         match self {
             Self::Killed { processes: 0, .. } => {}
             Self::Killed { processes, selection } => {
@@ -107,20 +117,27 @@ impl Search {
                 "the search for processes that hooks left behind took too long: they may still freeze something"
             ),
         }
+        matches!(self, Self::Killed { .. })
     }
 }
 
 /// Kills the selected processes on a new thread, for which it waits a limited time: a guest may be frozen.
 pub(super) async fn kill_on_thread(selection: Selection) -> Search {
+    kill_until(selection, Instant::now() + MAX_DURATION).await
+}
+
+/// As [`kill_on_thread`], with this limit. A search that hangs kills nothing after it: by then, the hook may run that
+/// thaws the guest.
+pub(super) async fn kill_until(selection: Selection, limit: Instant) -> Search {
     let (done, ended) = tokio::sync::oneshot::channel();
     let work = move || {
-        let processes = kill_marked(&selection.marks());
+        let processes = kill_marked(&selection.marks(), limit);
         let _ = done.send(Search::Killed { processes, selection });
     };
     if let Err(error) = std::thread::Builder::new().name("leftovers".to_owned()).spawn(work) {
         return Search::NotStarted(error.to_string());
     }
-    match tokio::time::timeout(MAX_DURATION, ended).await {
+    match tokio::time::timeout_at(limit.into(), ended).await {
         Ok(Ok(search)) => search,
         // Its thread has panicked, which is logged.
         Ok(Err(error)) => Search::NotStarted(error.to_string()),
@@ -128,12 +145,16 @@ pub(super) async fn kill_on_thread(selection: Selection) -> Search {
     }
 }
 
-/// Kills all processes with one of `marks`, and returns how many there were.
-fn kill_marked(marks: &[String]) -> usize {
+/// Kills all processes with one of `marks`, none after `limit`, and returns how many there were.
+fn kill_marked(marks: &[String], limit: Instant) -> usize {
     let deadline = Instant::now() + KILL_WAIT;
     let (mut killed, mut empty_scans) = (HashSet::new(), 0);
     while !marks.is_empty() {
         let found = find(marks);
+        // Looking for them may have taken long.
+        if Instant::now() >= limit {
+            break;
+        }
         // All are stopped first: a shell whose child dies would go on to its next line.
         for signal in [Signal::SIGSTOP, Signal::SIGKILL] {
             for pid in &found {
@@ -225,12 +246,22 @@ mod tests {
     use std::process::Command;
 
     fn call() -> String {
-        crate::hooks::calls::next_id(&uuid::Uuid::new_v4().to_string())
+        calls::next_id(&uuid::Uuid::new_v4().to_string())
     }
 
     /// Starts the program of a call.
     fn sleeper(id: &str) -> std::process::Child {
         Command::new("sleep").arg("600").env(CALL_ENV, id).env(SNAPSHOT_ENV, "same").process_group(0).spawn().unwrap()
+    }
+
+    fn kill_now(selection: &Selection) {
+        kill_marked(&selection.marks(), Instant::now() + MAX_DURATION);
+    }
+
+    /// The selection before the next call.
+    fn unfinished(call_prefix: &str, succeeded: Vec<String>, failed: Vec<String>) -> Selection {
+        let (call_prefix, before) = (call_prefix.to_owned(), calls::next_id(call_prefix));
+        Selection::Unfinished { call_prefix, before, succeeded, failed }
     }
 
     fn count(id: &str) -> usize {
@@ -242,7 +273,7 @@ mod tests {
         let (id, other) = (call(), call());
         let (mut ours, mut others) = (sleeper(&id), sleeper(&other));
         // A zombie has no environment.
-        kill_marked(&Selection::Call(id).marks());
+        kill_now(&Selection::Call(id));
         assert_eq!(ours.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
         assert_eq!(count(&other), 1);
         others.kill().unwrap();
@@ -252,7 +283,7 @@ mod tests {
     #[test]
     fn only_failed_calls_and_the_last_call_of_an_operation_are_killed() {
         let prefix = uuid::Uuid::new_v4().to_string();
-        let ids: Vec<String> = (0..5).map(|_| crate::hooks::calls::next_id(&prefix)).collect();
+        let ids: Vec<String> = (0..5).map(|_| calls::next_id(&prefix)).collect();
         assert!(ids.is_sorted_by(|one, next| one < next), "{ids:?}");
         let mut sleepers: Vec<_> = ids.iter().map(|id| sleeper(id)).collect();
         let alive = |sleepers: &mut Vec<std::process::Child>| {
@@ -261,18 +292,18 @@ mod tests {
         // The first failed, the last succeeded, and nothing is recorded about those between.
         let selection = |succeeded: &[&String], failed: &[&String]| {
             let owned = |ids: &[&String]| ids.iter().copied().cloned().collect();
-            Selection::Unfinished { call_prefix: prefix.clone(), succeeded: owned(succeeded), failed: owned(failed) }
+            unfinished(&prefix, owned(succeeded), owned(failed))
         };
-        kill_marked(&selection(&[&ids[4]], &[&ids[0]]).marks());
+        kill_now(&selection(&[&ids[4]], &[&ids[0]]));
         for dead in [0, 3] {
             sleepers[dead].wait().unwrap();
         }
         assert_eq!(alive(&mut sleepers), [false, true, true, false, true]);
         // After a crash nothing is recorded: only the last call is killed.
-        kill_marked(&selection(&[], &[]).marks());
+        kill_now(&selection(&[], &[]));
         sleepers[4].wait().unwrap();
         assert_eq!(alive(&mut sleepers), [false, true, true, false, false]);
-        kill_marked(&selection(&[&ids[1], &ids[2]], &[]).marks());
+        kill_now(&selection(&[&ids[1], &ids[2]], &[]));
         assert_eq!(alive(&mut sleepers), [false, true, true, false, false]);
         for sleeper in &mut sleepers {
             let _ = sleeper.kill();
@@ -283,7 +314,7 @@ mod tests {
     #[test]
     fn a_call_whose_program_has_ended_is_finished() {
         let prefix = uuid::Uuid::new_v4().to_string();
-        let (id, last) = (crate::hooks::calls::next_id(&prefix), crate::hooks::calls::next_id(&prefix));
+        let (id, last) = (calls::next_id(&prefix), calls::next_id(&prefix));
         let mut program = sleeper(&id);
         // The last call leaves one process in the group of its ended program, and one with a session of its own.
         let script = "sleep 602 & setsid sleep 602 & exit";
@@ -294,13 +325,32 @@ mod tests {
             assert!(Instant::now() < until, "{}", count(&last));
             std::thread::sleep(Duration::from_millis(10));
         }
-        let selection =
-            || Selection::Unfinished { call_prefix: prefix.clone(), succeeded: Vec::new(), failed: Vec::new() };
+        let selection = || unfinished(&prefix, Vec::new(), Vec::new());
         // The call before it still runs.
-        kill_marked(&selection().marks());
+        kill_now(&selection());
         assert_eq!(program.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
         assert_eq!((selection().marks().len(), count(&last)), (0, 2));
-        kill_marked(&Selection::Call(last).marks());
+        kill_now(&Selection::Call(last));
+    }
+
+    #[test]
+    fn late_search_spares_the_hook_that_thaws_the_guest() {
+        let prefix = uuid::Uuid::new_v4().to_string();
+        let interrupted = calls::next_id(&prefix);
+        let selection = unfinished(&prefix, Vec::new(), Vec::new());
+        // The search hung, and the post hook was called meanwhile.
+        let post = calls::next_id(&prefix);
+        let (mut interrupted_program, mut thawing) = (sleeper(&interrupted), sleeper(&post));
+        // After the limit it kills nothing.
+        for late in [&selection, &Selection::Call(post.clone())] {
+            assert_eq!(kill_marked(&late.marks(), Instant::now()), 0);
+        }
+        assert_eq!((count(&interrupted), count(&post)), (1, 1));
+        kill_now(&selection);
+        assert_eq!(interrupted_program.wait().unwrap().signal(), Some(Signal::SIGKILL as i32));
+        assert_eq!(count(&post), 1, "the post hook was killed");
+        kill_now(&Selection::Call(post));
+        thawing.wait().unwrap();
     }
 
     #[test]
@@ -315,7 +365,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(10));
         }
         let all = find(&Selection::Call(id.clone()).marks());
-        kill_marked(&Selection::Call(id).marks());
+        kill_now(&Selection::Call(id));
         shell.wait().unwrap();
         while all.iter().any(|pid| parent(pid.as_raw()).is_some()) {
             assert!(Instant::now() < until, "one of {all:?} is still alive");

@@ -92,6 +92,7 @@ impl Hooks {
             earlier: Vec::new(),
             succeeded: false,
             attempts: 0,
+            failing_since_ms: None,
             call_prefix: uuid::Uuid::new_v4().to_string(),
             finished: Vec::new(),
         })
@@ -117,6 +118,12 @@ impl Hooks {
     pub fn max_frozen_duration(&self) -> Duration {
         let server = self.config.sync.as_ref().map_or(Duration::ZERO, |sync| sync.timeout);
         2 * self.config.timeout + server + 3 * program::MAX_KILL_DURATION
+    }
+
+    /// A token with which the pre hooks of one operation, or of a group, can be cancelled.
+    /// [`Hooks::cancel_pre_hooks`] cancels it too.
+    pub fn cancellation(&self) -> CancellationToken {
+        self.cancel_pre_hooks.child_token()
     }
 
     /// Cancels running pre hooks, so that the service can stop.

@@ -39,6 +39,9 @@ pub struct PendingPostHooks {
     /// Failed attempts to call the post hooks. 0: the operation has not ended yet.
     #[serde(default)]
     pub attempts: u32,
+    /// The time of the first failure, in milliseconds since 1970. `None` before it, and if an earlier version stored it.
+    #[serde(default)]
+    pub failing_since_ms: Option<i64>,
     /// The prefix of the ids of its calls. Empty if an earlier version stored it.
     #[serde(rename = "id", default)]
     pub call_prefix: String,
@@ -116,6 +119,7 @@ mod tests {
             earlier: programs,
             succeeded: true,
             attempts: 7,
+            failing_since_ms: Some(1),
             call_prefix: "x".to_owned(),
             finished: vec![FinishedCall { id: "x.1".to_owned(), succeeded: true }],
         };
@@ -126,7 +130,7 @@ mod tests {
         let stored: Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!((&stored["done"], &stored["id"], &stored["attempts"]), (&json!(true), &json!("x"), &json!(7)));
         assert_eq!(stored["past"], json!([{"id": "x.1", "well": true}]));
-        assert_eq!(stored["owed"]["server"], true);
+        assert_eq!((&stored["owed"]["server"], &stored["failing_since_ms"]), (&json!(true), &json!(1)));
         // Schema 2 began with the event alone: all hooks that exist are pending.
         let event = serde_json::to_vec(&event::example()).unwrap();
         let expected = PendingPostHooks {
@@ -134,6 +138,7 @@ mod tests {
             earlier: Vec::new(),
             succeeded: false,
             attempts: 0,
+            failing_since_ms: None,
             call_prefix: String::new(),
             finished: Vec::new(),
             ..pending

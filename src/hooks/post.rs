@@ -78,8 +78,11 @@ impl Hooks {
     /// Calls post hooks that have failed before, or that were pending when the service stopped. Leftover processes of
     /// failed or interrupted calls are killed first, because they might still freeze something.
     pub async fn call_pending(&self, pending: &PendingPostHooks) -> PostResult {
-        self.launcher.kill_leftovers(Selection::unfinished(pending)).await;
         let mut calls = Calls { runs: Vec::new(), finished: pending.finished.clone() };
+        if self.launcher.kill_leftovers(Selection::unfinished(pending)).await {
+            // Nothing is left of the failed calls. So the list does not grow with each attempt.
+            calls.finished.retain(|call| call.succeeded);
+        }
         let known = pending.hooks.clone().or_else(|| self.all_hooks(&pending.event));
         let mut to_call = known.clone().unwrap_or(PendingHooks { programs: Vec::new(), server: true });
         for name in &pending.earlier {

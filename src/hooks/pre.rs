@@ -1,9 +1,11 @@
 //! Before an operation: the guest's server is asked, then the programs are called.
 
 use std::ffi::OsString;
+use std::path::Path;
 use std::sync::Arc;
 
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::calls::{self, Call, Calls, not_made};
 use super::directory::{self, Program};
@@ -57,18 +59,30 @@ impl Hooks {
     ///
     /// The server is called first. A program may freeze storage that the server's flush must reach, and nothing may
     /// stay frozen during the server's retries.
-    pub async fn call_pre(&self, pending: &PendingPostHooks, refresh: &Refresh) -> PreResult {
+    ///
+    /// After `cancel`, a running call ends and no further one is made. It is a token of [`Hooks::cancellation`].
+    pub async fn call_pre(
+        &self,
+        pending: &PendingPostHooks,
+        refresh: &Refresh,
+        cancel: &CancellationToken,
+    ) -> PreResult {
         let earlier = pending.earlier.iter();
         let earlier = earlier.map(|name| CalledProgram { name: name.clone(), quiesced: false, pending_earlier: true });
         let mut result = PreResult { programs: earlier.collect(), ..PreResult::default() };
-        self.ask_server(&pending.event, &mut result, refresh).await;
+        self.ask_server(&pending.event, &mut result, refresh, cancel).await;
         if result.refusal.is_none() {
-            self.call_programs(pending, &mut result).await;
+            self.call_programs(pending, &mut result, cancel).await;
         }
         result
     }
 
-    async fn ask_server(&self, event: &Event, result: &mut PreResult, refresh: &Refresh) {
+    /// Why pre hooks are cancelled.
+    fn cancellation_reason(&self) -> &'static str {
+        if self.cancel_pre_hooks.is_cancelled() { STOPPING } else { NOT_DONE }
+    }
+
+    async fn ask_server(&self, event: &Event, result: &mut PreResult, refresh: &Refresh, cancel: &CancellationToken) {
         let (Some(client), Some(config)) = (&self.sync, &self.config.sync) else { return };
         let url = match &event.sync {
             None => return,
@@ -81,14 +95,12 @@ impl Hooks {
         let mut attempts_left = config.retries;
         loop {
             let (started, reached) = (Instant::now(), Reached::default());
-            let call = tokio::select! {
-                asked = ask(client, url, HookStage::Pre, &reached) => asked,
-                () = self.cancel_pre_hooks.cancelled() => {
-                    let run = calls::run(url.clone(), HookKind::Sync, HookStage::Pre, started);
-                    let run = HookRun { detail: STOPPING.to_owned(), ..run };
-                    Call { run, output: Vec::new(), id: None }
-                }
-            };
+            let call = cancel.run_until_cancelled(ask(client, url, HookStage::Pre, &reached)).await;
+            let call = call.unwrap_or_else(|| {
+                let run = calls::run(url.clone(), HookKind::Sync, HookStage::Pre, started);
+                let run = HookRun { detail: self.cancellation_reason().to_owned(), ..run };
+                Call { run, output: Vec::new(), id: None }
+            });
             let run = call.run.clone();
             result.calls.push(event, call);
             if run.outcome == HookOutcome::Ok {
@@ -99,7 +111,7 @@ impl Hooks {
             }
             if reached.get() {
                 // The guest may be frozen. With `post_on_failure` it is thawed at once, until the next attempt;
-                // otherwise its post hook stays pending.
+                // otherwise it is called only after the operation, and only if that has succeeded.
                 result.server = true;
                 if config.post_on_failure {
                     let call = ask(client, url, HookStage::Post, &Reached::default()).await;
@@ -107,21 +119,22 @@ impl Hooks {
                     result.calls.push(event, call);
                 }
             }
-            if attempts_left == 0 || self.cancel_pre_hooks.is_cancelled() {
+            if attempts_left == 0 || cancel.is_cancelled() {
                 result.refusal = (config.on_failure == OnFailure::Abort).then_some(run);
                 return;
             }
             attempts_left -= 1;
-            tokio::select! {
-                () = tokio::time::sleep(config.retry_delay) => {}
-                () = self.cancel_pre_hooks.cancelled() => {}
-            }
+            // A hung repository delays the refresh, but not its cancellation. Then the next attempt is not made.
             let refresh = Arc::clone(refresh);
-            drop(tokio::task::spawn_blocking(move || refresh()).await);
+            let prepare = async {
+                tokio::time::sleep(config.retry_delay).await;
+                drop(tokio::task::spawn_blocking(move || refresh()).await);
+            };
+            let _ = cancel.run_until_cancelled(prepare).await;
         }
     }
 
-    async fn call_programs(&self, pending: &PendingPostHooks, result: &mut PreResult) {
+    async fn call_programs(&self, pending: &PendingPostHooks, result: &mut PreResult, cancel: &CancellationToken) {
         let Some(directory) = &self.config.directory else { return };
         let (event, deadline) = (&pending.event, Instant::now() + self.config.timeout);
         let found = match directory::programs(directory) {
@@ -143,29 +156,50 @@ impl Hooks {
             let late = (Instant::now() >= deadline).then(|| "no time was left for it".to_owned());
             let is_new = !pending.knows(&name);
             let new = is_new.then(|| "was added after the operation began; the next one calls it".to_owned());
+            let shown = name.to_string_lossy();
             if let Some(problem) = problem.or(new).or(late) {
-                let shown = name.to_string_lossy();
                 let call = not_made(shown, HookKind::Directory, HookStage::Pre, HookOutcome::Skipped, problem);
                 result.calls.push(event, call);
                 continue;
             }
-            result.since.get_or_insert_with(Instant::now);
-            let (call, quiesced) =
-                call(&self.launcher, &path, pending, CallReason::Pre, deadline, &self.cancel_pre_hooks).await;
+            let call = if cancel.is_cancelled() {
+                let reason = self.cancellation_reason();
+                not_made(shown, HookKind::Directory, HookStage::Pre, HookOutcome::Failed, reason)
+            } else {
+                self.call_program((name, &path), pending, deadline, cancel, result).await
+            };
             let run = call.run.clone();
             result.calls.push(event, call);
-            result.quiesced |= quiesced && !run.has_failed();
-            match result.programs.iter_mut().find(|program| program.name == name) {
-                Some(program) => program.quiesced |= quiesced,
-                None => result.programs.push(CalledProgram { name, quiesced, pending_earlier: false }),
-            }
             if run.has_failed() && self.config.on_failure == OnFailure::Abort {
                 result.refusal = Some(run);
                 return;
             }
         }
     }
+
+    async fn call_program(
+        &self,
+        (name, path): (OsString, &Path),
+        pending: &PendingPostHooks,
+        deadline: Instant,
+        cancel: &CancellationToken,
+        result: &mut PreResult,
+    ) -> Call {
+        result.since.get_or_insert_with(Instant::now);
+        let (mut call, quiesced) = call(&self.launcher, path, pending, CallReason::Pre, deadline, cancel).await;
+        if cancel.is_cancelled() && call.run.has_failed() {
+            call.run.detail = format!("{}: {}", self.cancellation_reason(), call.run.detail);
+        }
+        result.quiesced |= quiesced && !call.run.has_failed();
+        match result.programs.iter_mut().find(|program| program.name == name) {
+            Some(program) => program.quiesced |= quiesced,
+            None => result.programs.push(CalledProgram { name, quiesced, pending_earlier: false }),
+        }
+        call
+    }
 }
 
-/// Why a pre hook is cancelled.
 const STOPPING: &str = "the service is stopping";
+
+/// The operation on a group has failed already: a hook of another VM, or the time limit.
+const NOT_DONE: &str = "no longer needed, because the operation on this group of VMs has failed";

@@ -20,6 +20,7 @@ use super::leftover_processes::{self, Search, Selection};
 use super::output::Output;
 use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 use crate::model::{HookOutcome, HookStage};
+use crate::sys::open_files;
 
 /// The stream in which `quiesced` counts.
 pub(super) const STDOUT: &str = "stdout";
@@ -62,15 +63,19 @@ impl ProgramResult {
 }
 
 /// Runs `program`, in whose environment `id` identifies the call. It is killed with its whole process group at the
-/// deadline, and if pre hooks are cancelled.
+/// deadline, and if it is cancelled; if that was before, it is not started.
 pub(super) async fn call(
     program: &Path,
     event: &Event,
     id: &str,
     reason: CallReason,
     deadline: Instant,
-    cancel_pre_hooks: &CancellationToken,
+    cancel: &CancellationToken,
 ) -> ProgramResult {
+    let is_late = (Instant::now() >= deadline).then_some("its time was over before");
+    if let Some(obstacle) = cancel.is_cancelled().then_some("was cancelled before").or(is_late) {
+        return ProgramResult::failed(format!("was not started: {obstacle}"));
+    }
     let mut child = match spawn(program, event, id, reason.stage()).await {
         Ok(child) => child,
         Err(error) => {
@@ -93,12 +98,8 @@ pub(super) async fn call(
     let mut search = None;
     let (outcome, detail) = tokio::select! {
         status = child.wait() => exit(status),
-        () = sleep_until(deadline) => {
-            (HookOutcome::Timeout, format!("took too long, and {}", kill(&mut child, id, &mut search).await))
-        }
-        () = cancel_pre_hooks.cancelled() => {
-            (HookOutcome::Failed, format!("the service is stopping; it {}", kill(&mut child, id, &mut search).await))
-        }
+        () = sleep_until(deadline) => end(&mut child, id, &mut search, HookOutcome::Timeout, "took too long").await,
+        () = cancel.cancelled() => end(&mut child, id, &mut search, HookOutcome::Failed, "was cancelled").await,
     };
     let _ = timeout(OUTPUT_WAIT, async { while streams.join_next().await.is_some() {} }).await;
     ProgramResult { outcome, detail, output: vec![(STDOUT, out), (STDERR, err)], search }
@@ -121,6 +122,7 @@ async fn spawn(program: &Path, event: &Event, id: &str, stage: HookStage) -> io:
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
+    open_files::keep_former_limit(command.as_std_mut());
     let mut attempt = 1;
     loop {
         match command.spawn() {
@@ -149,6 +151,20 @@ fn exit(status: io::Result<ExitStatus>) -> (HookOutcome, String) {
         Ok(status) if status.success() => (HookOutcome::Ok, String::new()),
         Ok(status) => (HookOutcome::Failed, status.to_string()),
         Err(error) => (HookOutcome::Failed, format!("cannot be waited for: {error}")),
+    }
+}
+
+/// Ends `child`, for this reason. If it has ended by itself just now, that counts, and what it left running is kept.
+async fn end(
+    child: &mut Child,
+    id: &str,
+    search: &mut Option<Search>,
+    outcome: HookOutcome,
+    reason: &str,
+) -> (HookOutcome, String) {
+    match child.try_wait() {
+        Ok(Some(status)) => exit(Ok(status)),
+        _ => (outcome, format!("{reason}, and {}", kill(child, id, search).await)),
     }
 }
 

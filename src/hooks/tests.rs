@@ -65,7 +65,7 @@ fn pending(hooks: &Hooks, event: &Event) -> PendingPostHooks {
 
 async fn call_pre(hooks: &Hooks, event: &Event) -> pre::PreResult {
     let nothing: Refresh = Arc::new(|| ());
-    hooks.call_pre(&pending(hooks, event), &nothing).await
+    hooks.call_pre(&pending(hooks, event), &nothing, &hooks.cancellation()).await
 }
 
 /// The calls of post hooks.
@@ -359,7 +359,7 @@ async fn pending_hooks_of_an_earlier_attempt_are_called_with_this_one() {
     let (hooks, event) = (dir.hooks(""), event());
     let nothing: Refresh = Arc::new(|| ());
     let pending = PendingPostHooks { earlier: vec!["2-pending".into()], ..pending(&hooks, &event) };
-    let pre = hooks.call_pre(&pending, &nothing).await;
+    let pre = hooks.call_pre(&pending, &nothing, &hooks.cancellation()).await;
     assert_eq!(summary(&pre.calls.runs), ["1-refuses pre failed"]);
     assert_eq!(summary(&call_post(&hooks, &event, &pre, false).await), ["2-pending post ok", "1-refuses post skipped"]);
     // If it fails again, it is pending again.

@@ -7,7 +7,6 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -22,7 +21,7 @@ use crate::hooks::Launcher;
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
-use crate::sys::heap;
+use crate::sys::{heap, open_files};
 use crate::tls::{self, ServerTls};
 
 pub use notify::Notifier;
@@ -47,7 +46,8 @@ pub fn run(
     confined: (Arc<Confinement>, Launcher, Notifier),
     reopen_log: impl Fn(),
 ) -> anyhow::Result<()> {
-    raise_descriptor_limit();
+    // A connection with an open disk needs six descriptors, so the usual soft limit of 1024 is too low.
+    open_files::raise_limit();
     heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, opened, confined, reopen_log));
@@ -236,12 +236,5 @@ fn reload_key(config: &Config, app: &App) {
                 another one with mode 0600 and reload the service, or restart it: then it creates one");
         }
         Err(error) => tracing::error!(%error, "cannot reload the signing key; keeping the current one"),
-    }
-}
-
-/// A connection with an open disk needs six descriptors, so the usual soft limit of 1024 is too low.
-fn raise_descriptor_limit() {
-    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
-        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

@@ -14,7 +14,7 @@ use seccompiler::{
 };
 
 /// Calls with any arguments. None of them starts a program, changes the owner of a file or the mode of one by its path,
-/// attaches to another process, mounts, or loads code into the kernel.
+/// attaches to another process, signals it or changes its priority, mounts, or loads code into the kernel.
 const ALLOWED: &[c_long] = &[
     // Files.
     libc::SYS_read,
@@ -53,7 +53,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_faccessat2,
     libc::SYS_fchmod,
     libc::SYS_flock,
-    libc::SYS_fcntl,
     libc::SYS_dup,
     libc::SYS_dup3,
     libc::SYS_pipe2,
@@ -99,7 +98,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_membarrier,
     // Threads and signals.
     libc::SYS_set_robust_list,
-    libc::SYS_get_robust_list,
     libc::SYS_rseq,
     libc::SYS_set_tid_address,
     libc::SYS_rt_sigaction,
@@ -107,8 +105,6 @@ const ALLOWED: &[c_long] = &[
     libc::SYS_rt_sigreturn,
     libc::SYS_sigaltstack,
     libc::SYS_sched_getaffinity,
-    libc::SYS_ioprio_get,
-    libc::SYS_ioprio_set,
     libc::SYS_exit,
     libc::SYS_exit_group,
     // Questions.
@@ -177,6 +173,21 @@ const IOCTLS: [u64; 9] = [
 /// `XFS_IOC_FSGEOMETRY_V1` of linux/xfs_fs.h, which all kernels have.
 const XFS_GEOMETRY: u64 = 0x8070_5864;
 
+/// Commands of fcntl(2): duplicates, flags, and the locks of the database. Others make the kernel send any signal to any
+/// process, or hold up those that open a file.
+const DESCRIPTOR_COMMANDS: [i32; 7] = [
+    libc::F_DUPFD_CLOEXEC,
+    libc::F_GETFD,
+    libc::F_SETFD,
+    libc::F_GETFL,
+    libc::F_OFD_GETLK,
+    libc::F_OFD_SETLK,
+    libc::F_OFD_SETLKW,
+];
+
+/// `IOPRIO_WHO_PROCESS` of linux/ioprio.h.
+const PRIORITY_OF_THREAD: u64 = 1;
+
 /// The bits of the type in the second argument of socketpair(2). The others are flags.
 const SOCKET_TYPE: u64 = 0xf;
 
@@ -194,33 +205,45 @@ fn has_bits(argument: u8, mask: u64, bits: u64) -> Result<SeccompCondition, secc
 
 fn rules() -> Result<Rules, seccompiler::BackendError> {
     let mut rules: Rules = ALLOWED.iter().chain(ALLOWED_HERE).map(|call| (*call, Vec::new())).collect();
-    // Connected stream sockets stay connected to each other. Datagram sockets could be connected to other programs.
-    let stream = vec![equals(0, libc::AF_UNIX as u64)?, has_bits(1, SOCKET_TYPE, libc::SOCK_STREAM as u64)?];
-    rules.insert(libc::SYS_socketpair, vec![SeccompRule::new(stream)?]);
-    let mut allow_if = |call: c_long, condition| -> Result<(), seccompiler::BackendError> {
-        rules.entry(call).or_default().push(SeccompRule::new(vec![condition])?);
+    let mut allow_if = |call: c_long, conditions: Vec<SeccompCondition>| -> Result<(), seccompiler::BackendError> {
+        rules.entry(call).or_default().push(SeccompRule::new(conditions)?);
         Ok(())
     };
+    // Connected stream sockets stay connected to each other. Datagram sockets could be connected to other programs.
+    let stream = vec![equals(0, libc::AF_UNIX as u64)?, has_bits(1, SOCKET_TYPE, libc::SOCK_STREAM as u64)?];
+    allow_if(libc::SYS_socketpair, stream)?;
     for family in [libc::AF_INET, libc::AF_INET6, libc::AF_UNIX] {
-        allow_if(libc::SYS_socket, equals(0, family as u64)?)?;
+        allow_if(libc::SYS_socket, vec![equals(0, family as u64)?])?;
     }
     for request in IOCTLS {
-        allow_if(libc::SYS_ioctl, equals(1, request)?)?;
+        allow_if(libc::SYS_ioctl, vec![equals(1, request)?])?;
     }
+    for command in DESCRIPTOR_COMMANDS {
+        allow_if(libc::SYS_fcntl, vec![equals(1, command as u64)?])?;
+    }
+    // With O_ASYNC, the kernel sends signals.
+    let without_signals = vec![equals(1, libc::F_SETFL as u64)?, has_bits(2, libc::O_ASYNC as u64, 0)?];
+    allow_if(libc::SYS_fcntl, without_signals)?;
+    // Of the calling thread.
+    for call in [libc::SYS_ioprio_get, libc::SYS_ioprio_set] {
+        allow_if(call, vec![equals(0, PRIORITY_OF_THREAD)?, equals(1, 0)?])?;
+    }
+    allow_if(libc::SYS_get_robust_list, vec![equals(0, 0)?])?;
     // Threads, but no processes. The flags of clone3 cannot be checked, so the C library has to use clone.
     let thread = libc::CLONE_THREAD as u64;
-    allow_if(libc::SYS_clone, has_bits(0, thread, thread)?)?;
+    allow_if(libc::SYS_clone, vec![has_bits(0, thread, thread)?])?;
     let executable = libc::PROT_EXEC as u64;
     for call in [libc::SYS_mmap, libc::SYS_mprotect] {
-        allow_if(call, has_bits(2, executable, 0)?)?;
+        allow_if(call, vec![has_bits(2, executable, 0)?])?;
     }
-    allow_if(libc::SYS_prctl, equals(0, libc::PR_SET_NAME as u64)?)?;
+    allow_if(libc::SYS_prctl, vec![equals(0, libc::PR_SET_NAME as u64)?])?;
     // Read the limits of this process, but do not change them.
-    allow_if(libc::SYS_prlimit64, SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?)?;
+    let no_new_limit = SeccompCondition::new(2, SeccompCmpArgLen::Qword, SeccompCmpOp::Eq, 0)?;
+    allow_if(libc::SYS_prlimit64, vec![no_new_limit])?;
     // abort(3).
     let own = u64::from(std::process::id());
     for call in [libc::SYS_kill, libc::SYS_tgkill] {
-        allow_if(call, equals(0, own)?)?;
+        allow_if(call, vec![equals(0, own)?])?;
     }
     Ok(rules)
 }

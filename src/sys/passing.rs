@@ -28,11 +28,21 @@ pub fn send(socket: impl AsFd, descriptor: impl AsFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Waits for the next descriptor. `None` if the other process has closed its socket.
+/// What [`receive`] has received.
+#[derive(Debug)]
+pub enum Received {
+    Descriptor(OwnedFd),
+    /// This process had no free descriptor for it. It is closed.
+    Lost,
+    /// The other process has closed its socket.
+    End,
+}
+
+/// Waits for the next descriptor.
 ///
 /// # Errors
 /// The errno of recvmsg(2).
-pub fn receive(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
+pub fn receive(socket: impl AsFd) -> io::Result<Received> {
     loop {
         let mut byte = [0];
         let mut buffers = [IoSliceMut::new(&mut byte)];
@@ -42,15 +52,20 @@ pub fn receive(socket: impl AsFd) -> io::Result<Option<OwnedFd>> {
             Err(Errno::EINTR) => continue,
             received => received?,
         };
-        let descriptors = received.cmsgs()?.filter_map(|message| match message {
+        let messages = match received.cmsgs() {
+            // `MSG_CTRUNC`
+            Err(Errno::ENOBUFS) => return Ok(Received::Lost),
+            messages => messages?,
+        };
+        let descriptors = messages.filter_map(|message| match message {
             ControlMessageOwned::ScmRights(descriptors) => Some(descriptors),
             _ => None,
         });
         // SAFETY: the kernel has made these descriptors for this message, so nothing else owns them.
         let mut owned = descriptors.flatten().map(|descriptor| unsafe { OwnedFd::from_raw_fd(descriptor) });
         match owned.next() {
-            Some(descriptor) => return Ok(Some(descriptor)),
-            None if received.bytes == 0 => return Ok(None),
+            Some(descriptor) => return Ok(Received::Descriptor(descriptor)),
+            None if received.bytes == 0 => return Ok(Received::End),
             None => {}
         }
     }
@@ -67,9 +82,10 @@ mod tests {
         let (ours, theirs) = pair().unwrap();
         send(&ours, File::open("/proc/self/comm").unwrap()).unwrap();
         let mut text = String::new();
-        File::from(receive(&theirs).unwrap().unwrap()).read_to_string(&mut text).unwrap();
+        let Received::Descriptor(descriptor) = receive(&theirs).unwrap() else { panic!("no descriptor") };
+        File::from(descriptor).read_to_string(&mut text).unwrap();
         assert!(!text.is_empty());
         drop(ours);
-        assert!(receive(&theirs).unwrap().is_none());
+        assert!(matches!(receive(&theirs).unwrap(), Received::End));
     }
 }

@@ -34,7 +34,7 @@ fn value_of(status: &str, field: &str) -> String {
 }
 
 /// The launcher, which is a child of the service.
-fn launcher(service: u32) -> Option<Pid> {
+pub fn launcher(service: u32) -> Option<Pid> {
     let processes = fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().into_string().ok());
     let is_launcher = |pid: &i32| {
         let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
@@ -107,6 +107,11 @@ fn forbidden_calls() -> Vec<(&'static str, String)> {
         ("reading another process", call(libc::SYS_process_vm_readv, "1L, 0L, 0L, 0L, 0L, 0L")),
         ("a signal to another process", call(libc::SYS_kill, "1L, 0L")),
         ("pidfd_open", call(libc::SYS_pidfd_open, "1L, 0L")),
+        ("the process that a descriptor signals", call(libc::SYS_fcntl, "0L, 8L, 1L")),
+        ("the signal of a descriptor", call(libc::SYS_fcntl, "0L, 10L, 9L")),
+        ("signals of a descriptor", call(libc::SYS_fcntl, "0L, 4L, 8192L")),
+        ("a lease of a file", call(libc::SYS_fcntl, "0L, 1024L, 2L")),
+        ("the I/O priority of another process", call(libc::SYS_ioprio_set, "1L, 1L, 0L")),
         ("mount", call(libc::SYS_mount, "0L, 0L, 0L, 0L, 0L")),
         ("setns", call(libc::SYS_setns, "-1L, 0L")),
         ("unshare", call(libc::SYS_unshare, "0L")),
@@ -163,6 +168,8 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
         ("the key", open(&world.certificates.path("server.key"), libc::O_RDONLY)),
         ("the hooks", open(&hooks.directory(), libc::O_RDONLY | libc::O_DIRECTORY)),
         ("a file in the repository", open(&world.repository.join("VirtualDisks/new"), write)),
+        ("the flags of a descriptor", system_call(libc::SYS_fcntl, "0L, 3L, 0L")),
+        ("its own I/O priority", system_call(libc::SYS_ioprio_set, "1L, 0L, 0L")),
     ];
     let forbidden = forbidden_calls();
     let calls = || {
@@ -199,8 +206,16 @@ fn a_service_that_is_taken_over_reaches_nothing_else() {
     world.exporter.settings().confined = false;
     world.exporter.restart();
     let files: Vec<String> = refused[..9].iter().map(|(_, call)| call.clone()).collect();
-    let harmless =
-        ["unshare", "a packet socket", "a netlink socket", "executable memory", "a signal to another process"];
+    let harmless = [
+        "unshare",
+        "a packet socket",
+        "a netlink socket",
+        "executable memory",
+        "a signal to another process",
+        "the process that a descriptor signals",
+        "the signal of a descriptor",
+        "the I/O priority of another process",
+    ];
     let harmless = forbidden.iter().filter(|(what, _)| harmless.contains(what)).map(|(_, call)| call.clone());
     let calls: Vec<String> = files.into_iter().chain(harmless).collect();
     for (call, (result, error)) in calls.iter().zip(call_inside(world.exporter.pid(), &calls)) {
@@ -337,19 +352,6 @@ fn a_repository_directly_below_the_root_is_named_as_the_reason() {
     assert!(world.exporter.log().contains("access to files is not restricted"));
     let (_, table) = world.exporter.command(&["check-config"]);
     assert!(table.contains("one folder deeper"), "{table}");
-}
-
-#[test]
-fn a_service_that_may_write_its_hooks_says_so() {
-    needs_root!();
-    let hooks = HookDir::new();
-    let log = hooks.at("exporter.log");
-    let world = World::with(512, |settings| {
-        settings.sections = hooks.section("");
-        settings.top = format!("log_file = {log:?}\n");
-    });
-    let problems = world.client().get("/status").ok()["confinement"]["problems"].to_string();
-    assert!(problems.contains("hooks.directory") && problems.contains("which the service may write"), "{problems}");
 }
 
 /// The launcher of [`crate::static_binary`], without Landlock.

@@ -1,6 +1,7 @@
 //! Which hooks run, how skipped hooks are reported, and which processes of hooks are killed.
 
 use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -8,7 +9,8 @@ use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Fault, FaultTest, HookDir, SNAPSHOTS, World, eventually, hook_runs, text};
+use crate::confinement::launcher;
+use crate::harness::{Fault, FaultTest, HookDir, MB, SNAPSHOTS, World, eventually, hook_runs, text};
 use crate::needs_root;
 
 const NOTE: &str = "echo \"${0##*/} $1 $2\" >> $OUT/calls";
@@ -185,4 +187,47 @@ fn pending_post_hooks_survive_a_database_failure() {
     eventually("no post hook is pending", || test.client.pending_hooks() == json!([]));
     test.world.exporter.signal(Signal::SIGTERM);
     assert_eq!(test.world.exporter.wait(Duration::from_secs(120)).code(), Some(0));
+}
+
+#[test]
+fn launcher_without_free_descriptors_loses_the_call_and_goes_on() {
+    needs_root!();
+    let hooks = HookDir::new();
+    let world = World::with(512, |settings| {
+        settings.sections = hooks.section("");
+        settings.launcher = ["prlimit", "--nofile=1000:"].map(str::to_owned).to_vec();
+    });
+    world.define_vm(&[("a.img", MB)]);
+    hooks.put("10-freeze", "echo $2 >> $OUT/calls; ulimit -n > $OUT/limit; echo quiesced");
+    let (client, launcher) = (world.client(), launcher(world.exporter.pid()).unwrap());
+    let limit = |limit: &str| {
+        let status = Command::new("prlimit").args(["--pid", &launcher.to_string(), limit]).status();
+        assert!(status.unwrap().success());
+    };
+    limit("--nofile=0:");
+    let answer = client.post(SNAPSHOTS);
+    assert_eq!(answer.error(502), "hook_failed");
+    assert!(text(&answer.json()["details"]).contains("the hook launcher does not respond"), "{answer:?}");
+    world.exporter.wait_for_log("no free descriptor for a request");
+    assert_eq!(hooks.read("calls"), "");
+    limit("--nofile=2000:");
+    assert_eq!(client.take_snapshot()["consistency"], "quiesced");
+    // The post hook that is pending may be called too.
+    let calls = hooks.read("calls");
+    assert!(calls.contains("pre\npost\n") && calls.matches("pre").count() == 1, "{calls}");
+    // Programs have the limit that the service was started with.
+    assert_eq!(hooks.read("limit"), "1000\n");
+}
+
+#[test]
+fn a_service_that_may_write_its_hooks_says_so() {
+    needs_root!();
+    let hooks = HookDir::new();
+    let log = hooks.at("exporter.log");
+    let world = World::with(512, |settings| {
+        settings.sections = hooks.section("");
+        settings.top = format!("log_file = {log:?}\n");
+    });
+    let problems = world.client().get("/status").ok()["confinement"]["problems"].to_string();
+    assert!(problems.contains("hooks.directory") && problems.contains("which the service may write"), "{problems}");
 }

@@ -2,9 +2,13 @@
 
 use std::fs;
 
+use reqwest::Method;
 use serde_json::json;
 
-use crate::harness::{Certificates, Guest, HookDir, MB, ServerBehavior, VM, World, eventually, hook_runs, text};
+use crate::harness::{
+    Certificates, Client, Guest, HookDir, MB, OTHER_VM, ServerBehavior, VM, World, define_vm, eventually, hook_runs,
+    make_disk, text,
+};
 use crate::needs_root;
 
 const SECRET: &str = "a secret of guests, never to be seen in a log";
@@ -22,13 +26,18 @@ struct Scene {
 impl Scene {
     /// `lines` are for `[hooks.sync]`.
     fn new(lines: &str) -> Self {
+        Self::with("", lines)
+    }
+
+    /// `hook_lines` are for `[hooks]`.
+    fn with(hook_lines: &str, lines: &str) -> Self {
         let hooks = HookDir::new();
         let certificates = Certificates::new();
         let guest = Guest::start(&certificates, "server");
         let world = World::with(512, |settings| {
             settings.sections = format!(
                 "{}[hooks.sync]\nsecret = {SECRET:?}\nca_certificate = {:?}\n{lines}\n",
-                hooks.section(""),
+                hooks.section(hook_lines),
                 certificates.ca(),
             );
         });
@@ -213,6 +222,40 @@ fn abort_on_sync_failure_cancels_the_snapshot() {
 }
 
 #[test]
+fn failed_group_does_not_wait_for_the_retries_of_a_guest() {
+    needs_root!();
+    // The retries take ten minutes.
+    let mut scene = Scene::with("timeout = \"1m\"", "retries = 10\nretry_delay = \"1m\"");
+    scene.tag(&scene.description());
+    let disk = make_disk(&scene.world.repository, "b.img", MB);
+    define_vm(&scene.world.repository, OTHER_VM, &[disk]);
+    scene.guest.set_behavior(&[ServerBehavior::ServerError]);
+    let create = |client: &Client| {
+        let body = json!({"vms": [VM, OTHER_VM]}).to_string();
+        let answer = client.send(client.request(Method::POST, "/api/v1/snapshots").body(body));
+        assert_eq!(answer.error(502), "hook_failed");
+        text(&answer.json()["details"])
+    };
+    // The hook of the other VM refuses, after it has frozen its guest.
+    scene.hooks.put("freeze", "echo $EXPORTER_VM $2 >> $OUT/calls; echo quiesced; [ $2 = post ]");
+    let details = create(&scene.world.client());
+    assert!(details.starts_with(&format!("VM {OTHER_VM}: hook freeze refused")), "{details}");
+    assert_eq!(scene.hooks.take("calls"), format!("{OTHER_VM} pre\n{OTHER_VM} post\n"));
+    scene.take_paths();
+    // The other guest is frozen at the time limit of the group.
+    scene.hooks.put("freeze", "echo quiesced; echo $EXPORTER_VM $2 >> $OUT/calls");
+    let sections = &mut scene.world.exporter.settings().sections;
+    *sections = sections.replace("timeout = \"1m\"", "timeout = \"3s\"");
+    scene.world.exporter.restart();
+    let details = create(&scene.world.client());
+    assert!(details.contains("the hooks of all VMs together took longer than 3 s"), "{details}");
+    let calls = scene.hooks.take("calls");
+    assert!(calls.is_empty() || calls.ends_with(&format!("{OTHER_VM} post\n")), "{calls}");
+    assert_eq!(scene.take_paths(), ["/sync", "/post-sync"]);
+    assert_eq!(scene.world.client().pending_hooks(), json!([]));
+}
+
+#[test]
 fn post_sync_is_sent_after_a_crash() {
     needs_root!();
     let mut scene = Scene::new("");
@@ -307,7 +350,7 @@ fn required_quiescing_fails_with_the_guest_sync() {
     scene.tag(&scene.description());
     let client = scene.world.client();
     let create = |quiesce: &str| {
-        let request = client.request(reqwest::Method::POST, &format!("/api/v1/vms/{VM}/snapshots"));
+        let request = client.request(Method::POST, &format!("/api/v1/vms/{VM}/snapshots"));
         client.send(request.body(json!({"quiesce": quiesce}).to_string()))
     };
     assert_eq!(create("require").ok()["consistency"], "quiesced");

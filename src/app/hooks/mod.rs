@@ -1,9 +1,11 @@
 //! Runs operations with hooks, and retries pending post hooks.
 
 mod pending;
+mod report;
 mod runner;
 mod threads;
 mod unwritten;
 
 pub(crate) use pending::{Pending, PendingHooks};
-pub(crate) use runner::{GuardedOperation, GuardedStep, HookReport, HookRunner};
+pub(crate) use report::HookReport;
+pub(crate) use runner::{GuardedOperation, GuardedStep, HookRunner};

@@ -8,6 +8,7 @@ use std::ffi::OsString;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -32,8 +33,12 @@ const MINUTELY_RETRIES: u32 = 60;
 /// After that, one retry in so many rounds: a day. And one at each start.
 const DAILY_INTERVAL: u64 = 24 * 60;
 
-/// Retries end after so many failures: about a week.
+/// Retries end after so many failures: about a week, or less if the service is restarted often.
 const MAX_RETRIES: u32 = MINUTELY_RETRIES + 7;
+
+/// Nor do they end before this time, so that restarts do not end them early. The last of seven daily retries can be so
+/// long after the first failure.
+const MIN_RETRY_TIME: SignedDuration = SignedDuration::from_hours(6 * 24);
 
 /// How long the database may take to list pending post hooks when the service stops.
 const FINAL_READ_TIMEOUT: Duration = Duration::from_secs(5);
@@ -81,9 +86,12 @@ impl PendingHooks {
         Self { hooks, store, unwritten, active, vm_locks, inventory, metrics }
     }
 
-    /// Marks an operation as active: its guest may be frozen until the token is dropped.
-    pub(super) fn hold(&self) -> TaskTrackerToken {
-        self.active.token()
+    /// Marks an operation as active: its guest may be frozen until the token is dropped. `None` if the service has
+    /// stopped waiting for operations, so that no guest may be frozen any more.
+    pub(super) fn hold(&self) -> Option<TaskTrackerToken> {
+        // In this order: `release_guests` waits for a token that was made before it closed the tracker.
+        let token = self.active.token();
+        (!self.active.is_closed()).then_some(token)
     }
 
     /// All pending post hooks.
@@ -168,10 +176,19 @@ impl PendingHooks {
         if failed.as_ref().is_some_and(FailedHooks::is_empty) {
             return self.put(key, None);
         }
-        let post_hooks =
-            PendingPostHooks { hooks: failed, earlier: Vec::new(), attempts: post_hooks.attempts + 1, ..post_hooks };
+        let now = Timestamp::now();
+        // One in the future was recorded while the clock was wrong.
+        let since = post_hooks.failing_since_ms.and_then(|since| Timestamp::from_millisecond(since).ok());
+        let since = since.filter(|since| *since <= now).unwrap_or(now);
+        let post_hooks = PendingPostHooks {
+            hooks: failed,
+            earlier: Vec::new(),
+            attempts: post_hooks.attempts.saturating_add(1),
+            failing_since_ms: Some(since.as_millisecond()),
+            ..post_hooks
+        };
         let (attempts, hooks) = (post_hooks.attempts, &post_hooks.hooks);
-        if attempts > MAX_RETRIES {
+        if attempts > MAX_RETRIES && now.duration_since(since) >= MIN_RETRY_TIME {
             tracing::error!(snapshot, vm, attempts, ?hooks, "post hooks have failed for a week; retries end");
             return self.put(key, None);
         }

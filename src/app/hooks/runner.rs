@@ -1,12 +1,16 @@
 //! Runs operations with their hooks: `pre` before them, and `post` after them in every case.
 
+use std::collections::BTreeSet;
 use std::panic::{self, AssertUnwindSafe};
+use std::pin::pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc::UnboundedReceiver;
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use super::pending::PendingHooks;
+use super::report::HookReport;
 use crate::app::Error;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Service, Tasks};
@@ -16,30 +20,6 @@ use crate::hooks::{
 use crate::inventory;
 use crate::metrics::Metrics;
 use crate::model::{DiskName, DiskSource, HookOutcome, HookRun, PendingHooksKey, Snapshot, SnapshotId, VmId};
-
-/// The hook calls of an operation.
-#[derive(Default)]
-pub(crate) struct HookReport {
-    pub runs: Vec<HookRun>,
-    /// Whether a hook has quiesced the guest.
-    pub quiesced: bool,
-    /// The time from the first call that may have frozen the guest to the end of the last call.
-    pub frozen_for: Option<Duration>,
-    /// Hooks whose `post` was not called because the config says so.
-    not_called: Vec<String>,
-}
-
-impl HookReport {
-    /// Adds the skipped `post` hooks of all `reports` to the `error` of the operation.
-    pub(crate) fn with_skipped_hooks(reports: &[Self], error: Error) -> Error {
-        let not_called: Vec<_> =
-            reports.iter().flat_map(|report| report.not_called.iter().map(String::as_str)).collect();
-        if not_called.is_empty() {
-            return error;
-        }
-        Error::PostHooksSkipped { error: Box::new(error), hooks: not_called.join(", ") }
-    }
-}
 
 /// Work that blocks.
 type Step<T> = Box<dyn FnOnce() -> T + Send>;
@@ -112,7 +92,12 @@ impl HookRunner {
         }
         let recorded: Vec<_> = operations.iter().filter_map(|operation| operation.hooks.clone()).collect();
         let no_calls = no_calls();
-        let (runner, active) = (Arc::clone(self), self.pending.hold());
+        let Some(active) = self.pending.hold() else {
+            self.put_all(recorded, PendingPostHooks::of_earlier).await;
+            let how = "the service is stopping, so it was not called".to_owned();
+            return (Err(Error::HookFailed { hook: "pre".to_owned(), operation: "the operation", how }), no_calls);
+        };
+        let runner = Arc::clone(self);
         let all = async move {
             let _active = active;
             runner.run_with_hooks(operations, step).await
@@ -158,43 +143,47 @@ impl HookRunner {
         step: GuardedStep<T>,
     ) -> (Result<T, Error>, Vec<HookReport>) {
         let GuardedStep { work, on_late_completion } = step;
-        let is_group = operations.len() > 1;
-        let started = Instant::now();
-        let calls: Vec<_> = operations.into_iter().map(|operation| tokio::spawn(self.call_pre(operation))).collect();
-        let (mut begun, mut obstacle) = (Vec::with_capacity(calls.len()), None);
-        for call in calls {
-            let (operation, error) =
-                call.await.unwrap_or_else(|panic| (None, Some(Error::Internal(panic.to_string()))));
-            let vm = operation.as_ref().map(|operation: &Begun| operation.post_hooks.event.vm.name.clone());
-            obstacle = obstacle.or_else(|| Some(error?.of_vm(&vm.unwrap_or_default(), is_group)));
-            begun.push(operation);
-        }
-        // The guest that was ready first has been frozen since then. Its own limit is the timeout of a hook; beyond it, it
-        // may have thawed, and its snapshot would be called quiesced without being so.
-        let limit = self.hooks.step_timeout();
-        if is_group && started.elapsed() > limit {
-            let how = format!("the hooks of all VMs together took longer than {} s", limit.as_secs());
-            obstacle =
-                obstacle.or(Some(Error::HookFailed { hook: "the group".to_owned(), operation: "snapshot", how }));
-        }
-        let mut outcome = match obstacle {
-            Some(error) => Err(error),
-            None => self.run_on_new_thread(work, on_late_completion).await,
-        };
-        let done = outcome.is_ok();
-        let calls = begun.into_iter().map(|operation| {
-            let runner = Arc::clone(self);
-            // Without hooks there is nothing to call.
-            operation.map(|operation| {
-                tokio::spawn(async move { runner.call_post(operation, done, is_group).await }.in_current_span())
+        let (is_group, cancel) = (operations.len() > 1, self.hooks.cancellation());
+        let (report_pre, mut pre_reports) = tokio::sync::mpsc::unbounded_channel();
+        let (decide, decision) = tokio::sync::watch::channel(None);
+        let vm_of = |operation: &GuardedOperation| Some(operation.hooks.as_ref()?.1.event.vm.name.clone());
+        let vms: BTreeSet<String> = operations.iter().filter_map(vm_of).collect();
+        let calls: Vec<_> = operations
+            .into_iter()
+            .map(|operation| {
+                let (pre, report_pre, mut decision) =
+                    (self.call_pre(operation, cancel.clone()), report_pre.clone(), decision.clone());
+                let runner = Arc::clone(self);
+                let calls = async move {
+                    let (begun, error) = pre.await;
+                    let vm = begun.as_ref().map(|begun| begun.post_hooks.event.vm.name.clone()).unwrap_or_default();
+                    let error = error.map(|error| error.of_vm(&vm, is_group));
+                    // The receiver is gone if the operation has failed already.
+                    let _ = report_pre.send((vm, error));
+                    drop(report_pre);
+                    let done = decision.wait_for(Option::is_some).await.is_ok_and(|done| *done == Some(true));
+                    match begun {
+                        Some(begun) => runner.call_post(begun, done, is_group).await,
+                        None => (HookReport::default(), None),
+                    }
+                };
+                tokio::spawn(calls.in_current_span())
             })
-        });
-        let mut reports = Vec::new();
-        for call in calls.collect::<Vec<_>>() {
-            let Some(call) = call else {
-                reports.push(HookReport::default());
-                continue;
-            };
+            .collect();
+        drop(report_pre);
+        let ready = self.wait_for_pre(&mut pre_reports, calls.len(), vms).await;
+        drop(pre_reports);
+        let mut outcome = match ready {
+            Ok(()) => self.run_on_new_thread(work, on_late_completion).await,
+            // No guest stays frozen for the hooks of another one, when they are of no use any more.
+            Err(error) => {
+                cancel.cancel();
+                Err(error)
+            }
+        };
+        decide.send_replace(Some(outcome.is_ok()));
+        let mut reports = Vec::with_capacity(calls.len());
+        for call in calls {
             let (report, error) =
                 call.await.unwrap_or_else(|panic| (HookReport::default(), Some(Error::Internal(panic.to_string()))));
             if let (Ok(_), Some(error)) = (&outcome, error) {
@@ -205,10 +194,43 @@ impl HookRunner {
         (outcome, reports)
     }
 
+    /// Waits until the `pre` hooks of so many operations have ended, or one of them forbids the work. `vms` are those
+    /// with hooks.
+    async fn wait_for_pre(
+        &self,
+        reports: &mut UnboundedReceiver<(String, Option<Error>)>,
+        operations: usize,
+        mut vms: BTreeSet<String>,
+    ) -> Result<(), Error> {
+        // The guest that was ready first has been frozen since then. Its own limit is the timeout of a hook; beyond it, it
+        // may have thawed, and its snapshot would be called quiesced without being so.
+        let limit = self.hooks.step_timeout();
+        let mut over = pin!(tokio::time::sleep(limit));
+        for _ in 0..operations {
+            let report = tokio::select! {
+                biased;
+                () = &mut over, if operations > 1 => {
+                    let late = vms.into_iter().collect::<Vec<_>>().join(", ");
+                    let seconds = limit.as_secs();
+                    let how = format!("the hooks of all VMs together took longer than {seconds} s; not ready: VM {late}");
+                    return Err(Error::HookFailed { hook: "the group".to_owned(), operation: "snapshot", how });
+                }
+                report = reports.recv() => report,
+            };
+            match report {
+                Some((vm, None)) => drop(vms.remove(&vm)),
+                Some((_, Some(error))) => return Err(error),
+                None => return Err(Error::Internal("a task that calls pre hooks panicked".to_owned())),
+            }
+        }
+        Ok(())
+    }
+
     /// Calls the `pre` hooks of one operation. The error is why it must not start.
     fn call_pre(
         self: &Arc<Self>,
         operation: GuardedOperation,
+        cancel: CancellationToken,
     ) -> impl Future<Output = (Option<Begun>, Option<Error>)> + Send + use<> {
         let runner = Arc::clone(self);
         let span = tracing::Span::current();
@@ -218,8 +240,8 @@ impl HookRunner {
             let post_hooks = Arc::new(post_hooks);
             let shared = Arc::clone(&post_hooks);
             // On a task of its own: after a panic, the post hooks are called too.
-            let called =
-                tokio::spawn(async move { runner.hooks.call_pre(&shared, &refresh).await }.in_current_span()).await;
+            let called = async move { runner.hooks.call_pre(&shared, &refresh, &cancel).await };
+            let called = tokio::spawn(called.in_current_span()).await;
             let (pre, error) = match called {
                 Ok(pre) => {
                     let refused = pre.refusal.as_ref().map(|run| Error::HookFailed {

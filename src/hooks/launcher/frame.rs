@@ -20,7 +20,11 @@ const MAX_BYTES: u32 = 16 << 20;
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
     Call(CallRequest),
-    KillLeftovers(Selection),
+    KillLeftovers {
+        selection: Selection,
+        /// As [`CallRequest::deadline`].
+        deadline: Duration,
+    },
 }
 
 #[derive(Debug, Serialize, Deserialize)]
@@ -31,7 +35,7 @@ pub(super) struct CallRequest {
     pub id: String,
     pub reason: CallReason,
     /// The deadline, as the time of the host's monotonic clock: a launcher that was stopped meanwhile must not begin
-    /// a call that the service has given up.
+    /// what the service has given up.
     pub deadline: Duration,
 }
 

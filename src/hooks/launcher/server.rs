@@ -10,16 +10,17 @@ use nix::sys::socket::{MsgFlags, recv};
 use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::frame::{self, CallRequest, Reply, Request};
 use crate::hooks::calls;
 use crate::hooks::event::CallReason;
 use crate::hooks::isolated::run_isolated;
+use crate::hooks::leftover_processes::Search;
 use crate::hooks::program::{self, ProgramResult};
 use crate::hooks::{directory, leftover_processes};
-use crate::sys::{passing, signals};
+use crate::sys::passing::Received;
+use crate::sys::{open_files, passing, signals};
 
 /// Serves the `service` at the other end of this socket until it has ended. A program that runs then goes on: the next
 /// start of the service ends it. Signals that stop or reload the service have no effect here, because systemd may send
@@ -32,7 +33,18 @@ pub fn serve(service: impl AsFd, directory: Option<PathBuf>) -> io::Result<()> {
     // Otherwise it would have the name of the link that it was started by.
     let _ = nix::sys::prctl::set_name(c"hook-launcher");
     let directory: Option<Arc<Path>> = directory.map(Into::into);
-    while let Some(connection) = passing::receive(&service)? {
+    // A call needs ten descriptors, and each VM of a group has a call at the same time.
+    open_files::raise_limit();
+    loop {
+        let connection = match passing::receive(&service)? {
+            Received::Descriptor(connection) => connection,
+            Received::Lost => {
+                // The service sees that its connection is closed.
+                tracing::error!("hook launcher: no free descriptor for a request; raise the limit of open files");
+                continue;
+            }
+            Received::End => return Ok(()),
+        };
         let directory = directory.clone();
         // Each on its own thread: one that hangs in the kernel must not delay another.
         if let Err(error) = run_isolated(async move {
@@ -44,7 +56,6 @@ pub fn serve(service: impl AsFd, directory: Option<PathBuf>) -> io::Result<()> {
             tracing::error!(%error, "hook launcher: no thread for a request");
         }
     }
-    Ok(())
 }
 
 async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()> {
@@ -52,47 +63,60 @@ async fn answer(connection: OwnedFd, directory: Option<&Path>) -> io::Result<()>
     connection.set_nonblocking(true)?;
     let (mut receiving, mut sending) = UnixStream::from_std(connection)?.into_split();
     let reply = match frame::receive(&mut receiving).await? {
-        Request::KillLeftovers(selection) => Reply::Searched(leftover_processes::kill_on_thread(selection).await),
-        // The next start has called, or will call, the post hook: nothing may freeze the guest after that.
-        Request::Call(request) if request.reason == CallReason::Pre && has_hung_up(&receiving)? => {
-            return Err(io::Error::other("the service has ended before its pre hook was started"));
-        }
-        Request::Call(request) => {
-            let cancel = CancellationToken::new();
-            let calling = call(directory, request, &cancel);
-            let cancelling = async {
-                if receiving.read_u8().await.is_ok() {
-                    cancel.cancel();
-                }
-                std::future::pending::<ProgramResult>().await
-            };
-            Reply::Ended(tokio::select! { result = calling => result, result = cancelling => result }.into())
-        }
+        Request::KillLeftovers { selection, deadline } => Reply::Searched(match calls::from_host_time(deadline) {
+            Some(deadline) => leftover_processes::kill_until(selection, deadline.into()).await,
+            None => Search::TookTooLong,
+        }),
+        Request::Call(request) => Reply::Ended(call(directory, request, &mut receiving).await?.into()),
     };
     frame::send(&mut sending, &reply).await
 }
 
-/// Whether the service has closed its end of the connection.
-fn has_hung_up(receiving: &OwnedReadHalf) -> io::Result<bool> {
-    let stream: &UnixStream = receiving.as_ref();
-    match recv(stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
-        Ok(received) => Ok(received == 0),
-        Err(Errno::EAGAIN | Errno::EINTR) => Ok(false),
-        Err(errno) => Err(errno.into()),
+/// Runs a program of the directory, with the same checks as the service.
+///
+/// # Errors
+/// The service has ended, so its `pre` hook is not started.
+async fn call(
+    directory: Option<&Path>,
+    request: CallRequest,
+    connection: &mut OwnedReadHalf,
+) -> io::Result<ProgramResult> {
+    let CallRequest { name, event, id, reason, deadline } = request;
+    let failed = |problem: String| Ok(ProgramResult::failed(problem));
+    let Some(directory) = directory else { return failed("hooks.directory is not set".to_owned()) };
+    let path = match directory::callable(directory, &name) {
+        Ok(path) => path,
+        Err(problem) => return failed(format!("cannot be started: {problem}")),
+    };
+    // From here on nothing is waited for before the start. The launcher may have been stopped, and the directory may have
+    // hung, while the service gave up the call and called the post hook: nothing may freeze the guest after that.
+    let Some(deadline) = calls::from_host_time(deadline) else {
+        return failed("was not started: its time was over before".to_owned());
+    };
+    let cancel = CancellationToken::new();
+    match received(connection)? {
+        Some(0) if reason == CallReason::Pre => {
+            return Err(io::Error::other("the service has ended before its pre hook was started"));
+        }
+        Some(1..) => cancel.cancel(),
+        _ => {}
     }
+    let calling = program::call(&path, &event, &id, reason, deadline, &cancel);
+    let cancelling = async {
+        if connection.read_u8().await.is_ok() {
+            cancel.cancel();
+        }
+        std::future::pending::<ProgramResult>().await
+    };
+    Ok(tokio::select! { result = calling => result, result = cancelling => result })
 }
 
-/// Runs a program of the directory, with the same checks as the service.
-async fn call(directory: Option<&Path>, request: CallRequest, cancel: &CancellationToken) -> ProgramResult {
-    let remaining = request.deadline.saturating_sub(calls::host_time());
-    if remaining.is_zero() {
-        return ProgramResult::failed("cannot be started: the hook launcher received the request too late".to_owned());
-    }
-    let deadline = Instant::now() + remaining;
-    let CallRequest { name, event, id, reason, .. } = request;
-    let Some(directory) = directory else { return ProgramResult::failed("hooks.directory is not set".to_owned()) };
-    match directory::callable(directory, &name) {
-        Ok(path) => program::call(&path, &event, &id, reason, deadline, cancel).await,
-        Err(problem) => ProgramResult::failed(format!("cannot be started: {problem}")),
+/// How many bytes the service has sent: at most one, which cancels the call. 0: it has closed its end of the connection.
+fn received(connection: &OwnedReadHalf) -> io::Result<Option<usize>> {
+    let stream: &UnixStream = connection.as_ref();
+    match recv(stream.as_fd().as_raw_fd(), &mut [0], MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT) {
+        Ok(received) => Ok(Some(received)),
+        Err(Errno::EAGAIN | Errno::EINTR) => Ok(None),
+        Err(errno) => Err(errno.into()),
     }
 }

@@ -106,3 +106,29 @@ async fn a_pre_hook_is_not_started_after_the_service_has_given_it_up() {
     hooks.call_pending(&pending(&hooks, &event)).await;
     assert_eq!(dir.read("calls"), "post\n");
 }
+
+#[tokio::test]
+async fn a_cancelled_or_late_program_is_not_started() {
+    let dir = HookDir::new();
+    dir.put("10-hook", NOTE);
+    let (ours, theirs) = passing::pair().unwrap();
+    let launcher = Launcher::Process(Arc::new(ours));
+    let cancelled = dir.hooks("timeout = \"1m\"").with_launcher(launcher.clone());
+    let late = dir.hooks("timeout = \"1s\"").with_launcher(launcher);
+    let (event, cancel, directory) = (event(), cancelled.cancellation(), dir.path().join("hooks"));
+    let (nothing, pending): (Refresh, _) = (Arc::new(|| ()), pending(&cancelled, &event));
+    // The launcher is stopped until one call was cancelled and the time of the other one is over.
+    let continue_launcher = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        cancel.cancel();
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        std::thread::spawn(move || serve(theirs, Some(directory)).unwrap());
+    };
+    let calls = (cancelled.call_pre(&pending, &nothing, &cancel), call_pre(&late, &event));
+    let (cancelled, late, ()) = tokio::join!(calls.0, calls.1, continue_launcher);
+    for (pre, reason) in [(&cancelled, "was cancelled before"), (&late, "its time was over before")] {
+        assert_eq!(summary(&pre.calls.runs), ["10-hook pre failed"]);
+        assert!(pre.calls.runs[0].detail.contains(reason), "{:?}", pre.calls.runs);
+    }
+    assert_eq!(dir.read("calls"), "");
+}

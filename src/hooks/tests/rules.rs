@@ -57,7 +57,7 @@ async fn killing_a_hook_spares_the_processes_that_another_left() {
     let event = event();
     let written = pending(&hooks, &event);
     let nothing: Refresh = Arc::new(|| ());
-    let pre = hooks.call_pre(&written, &nothing).await;
+    let pre = hooks.call_pre(&written, &nothing, &hooks.cancellation()).await;
     assert_eq!(summary(&pre.calls.runs)[..2], ["10-agent pre ok", "20-hangs pre timeout"]);
     dir.ends("of-hanging").await;
     assert!(dir.runs("agent"), "the timeout of one hook killed a process of another");
@@ -74,7 +74,7 @@ async fn killing_a_hook_spares_the_processes_that_another_left() {
     assert_eq!(summary(&ended.runs), ["30-fails post failed"]);
     assert!(dir.runs("of-failing") && dir.runs("agent"));
     let succeeded: Vec<bool> = ended.finished.iter().map(|call| call.succeeded).collect();
-    assert_eq!(succeeded, [true, false, false]);
+    assert_eq!(succeeded, [true, false]);
     fs::write(dir.path().join("repaired"), "").unwrap();
     let ended =
         hooks.call_pending(&PendingPostHooks { hooks: ended.failed, finished: ended.finished, ..failing }).await;
@@ -93,9 +93,10 @@ async fn after_a_crash_only_processes_of_the_last_call_are_killed() {
     let (hooks, event) = (dir.hooks(""), event());
     let written = pending(&hooks, &event);
     let nothing: Refresh = Arc::new(|| ());
+    let never = hooks.cancellation();
     // Dropped before it ends, as in a crash.
     tokio::select! {
-        _ = hooks.call_pre(&written, &nothing) => panic!("the hook did not hang"),
+        _ = hooks.call_pre(&written, &nothing, &never) => panic!("the hook did not hang"),
         () = async {
             while !dir.path().join("hangs").exists() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
@@ -156,4 +157,29 @@ async fn post_hooks_that_are_not_called_are_named() {
     assert!(skipped.len() == 2 && skipped.iter().all(|run| run.detail.contains("not called: post_on_failure")));
     assert!(ended.failed.unwrap().is_empty(), "a hook that is not called is not pending either");
     assert_eq!(hooks.call_post(&pending(&hooks, &event), pre, true).await.not_called, [] as [&str; 0]);
+}
+
+#[tokio::test]
+async fn after_a_cancellation_no_call_is_made() {
+    let dir = HookDir::new();
+    dir.put("1-freeze", NOTE);
+    let hooks =
+        dir.hooks("[hooks.sync]\nsecret = \"hush\"\ninsecure_skip_verify = true\nretries = 10\nretry_delay = \"1ms\"");
+    let event = Event { sync: Some(SyncTarget::Url("https://127.0.0.1:1".to_owned())), ..event() };
+    // The repository hangs before the second attempt.
+    let (cancel, (hung, hangs)) = (hooks.cancellation(), std::sync::mpsc::channel::<()>());
+    let (cancelling, hangs) = (cancel.clone(), std::sync::Mutex::new(hangs));
+    let refresh: Refresh = Arc::new(move || {
+        cancelling.cancel();
+        let _ = hangs.lock().unwrap().recv();
+    });
+    let pre = hooks.call_pre(&pending(&hooks, &event), &refresh, &cancel).await;
+    drop(hung);
+    let url = "https://127.0.0.1:1 pre failed";
+    assert_eq!(summary(&pre.calls.runs), [url, url, "1-freeze pre failed"]);
+    for run in &pre.calls.runs[1..] {
+        assert!(run.detail.contains("has failed"), "{run:?}");
+    }
+    assert!(pre.refusal.is_some() && pre.since.is_none() && !pre.server && pre.programs.is_empty());
+    assert_eq!(dir.read("calls"), "");
 }

@@ -6,6 +6,7 @@ use crate::repository::executor::JobKind;
 use crate::store::Store;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 mod frozen;
 
@@ -152,7 +153,15 @@ async fn failed_post_is_retried_until_it_succeeds() {
     assert_eq!(attempts(&scene), [61]);
     scene.pending.call_failed(24 * 60).await;
     assert_eq!(attempts(&scene), [62]);
+    // Restarts do not end the retries before the week is over.
     with(67);
+    scene.pending.call_failed(0).await;
+    assert_eq!(attempts(&scene), [68]);
+    let (key, written) = scene.store.pending_hooks().all().unwrap().remove(0);
+    let post_hooks = PendingPostHooks::from_bytes(&written).unwrap();
+    let a_week_ago = (jiff::Timestamp::now() - jiff::SignedDuration::from_hours(7 * 24)).as_millisecond();
+    let post_hooks = PendingPostHooks { failing_since_ms: Some(a_week_ago), ..post_hooks };
+    scene.store.pending_hooks().record(key, &post_hooks.to_bytes().unwrap()).unwrap();
     scene.pending.call_failed(0).await;
     assert_eq!(attempts(&scene), [] as [u32; 0]);
     with(3);
