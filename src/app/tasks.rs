@@ -77,6 +77,16 @@ pub trait Service: Send + Sync + Sized + 'static {
         async move { tasks.blocking(move || work(&service)).await }
     }
 
+    /// As [`Tasks::detached`]; `operation` gets the service. For each change of which more is done after a wait, such as
+    /// its line in the audit: otherwise a client that disconnects during the wait escapes that.
+    fn detached<T: Send + 'static, F: Future<Output = Result<T, Error>> + Send + 'static>(
+        self: &Arc<Self>,
+        operation: impl FnOnce(Arc<Self>) -> F,
+    ) -> impl Future<Output = Result<T, Error>> + Send {
+        let (operation, tasks) = (operation(Arc::clone(self)), self.tasks().clone());
+        async move { tasks.detached(operation).await }
+    }
+
     /// As [`Service::blocking`], but on the current thread if that is a connection's own. For work that is short, or
     /// that only delays this connection.
     fn run_inline_or_blocking<T: Send + 'static>(

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use super::schema::COUNTERS;
 use super::{StoreError, database};
 use crate::model::FoldedName;
 
@@ -14,6 +15,9 @@ pub(super) const RENEWABLE: TableDefinition<'_, u128, &[u8]> = TableDefinition::
 pub(super) const REVOKED_LOG_INS: TableDefinition<'_, u128, (&str, u64)> = TableDefinition::new("revoked_log_ins");
 /// Folded name of the user, or [`ALL_USERS`] → milliseconds since 1970: tokens that were issued at or before then are revoked.
 pub(super) const REVOKED_BEFORE: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked_before");
+
+/// The counter with the time of the newest token that cannot be renewed, milliseconds since 1970.
+const ISSUED: &str = "issued_ms";
 
 /// No user has this name.
 const ALL_USERS: &str = "";
@@ -120,9 +124,13 @@ impl SessionTables<'_> {
         self.check_file()?;
         self.0.write(|transaction| match revocation {
             Revocation::LogIn { id, user, until } => {
-                let ended = transaction.open_table(RENEWABLE)?.remove(id)?.is_some();
-                revoke_log_in(transaction, id, user, until, clock)?;
-                Ok(Some(usize::from(ended)))
+                let mut table = transaction.open_table(RENEWABLE)?;
+                let ended = table.remove(id)?.map(|bytes| decode(bytes.value()));
+                drop(table);
+                // Its tokens may be older than the current lifetimes.
+                let ends = ended.iter().flatten().map(|log_in| log_in.ends).max().unwrap_or_default();
+                revoke_log_in(transaction, id, user, until.max(ends), clock)?;
+                Ok(Some(usize::from(ended.is_some())))
             }
             Revocation::Before { user: None, before_ms } => {
                 revoke_all_before(transaction, before_ms)?;
@@ -218,10 +226,22 @@ impl SessionTables<'_> {
         })
     }
 
-    /// When the newest renewable log-in began, milliseconds since 1970: ahead of the clock, if that was set back since.
+    /// Keeps when a token was issued that cannot be renewed, milliseconds since 1970, if it is the newest.
+    pub fn set_issued(&self, at_ms: u64) -> Result<(), StoreError> {
+        self.0.write(|transaction| {
+            let mut counters = transaction.open_table(COUNTERS)?;
+            let newest = counters.get(ISSUED)?.map_or(0, |known| known.value());
+            if at_ms > newest {
+                counters.insert(ISSUED, at_ms)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// When the newest log-in began, milliseconds since 1970: ahead of the clock, if that was set back since.
     pub fn newest(&self) -> Result<u64, StoreError> {
         self.0.read(|transaction| {
-            let mut newest = 0;
+            let mut newest = transaction.open_table(COUNTERS)?.get(ISSUED)?.map_or(0, |issued| issued.value());
             for entry in transaction.open_table(RENEWABLE)?.iter()? {
                 newest = decode(entry?.1.value()).map_or(newest, |log_in| log_in.began_ms.max(newest));
             }

@@ -28,10 +28,15 @@ pub struct Ticket {
 /// How the user had proven who they are.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum TicketSource {
+    /// With a token, of which earlier versions did not keep the time.
     LogIn,
     /// With this chain of certificates.
     Certificate(Vec<Vec<u8>>),
     Socket,
+    /// With a token that was issued at this time, milliseconds since 1970.
+    Token {
+        issued_ms: u64,
+    },
 }
 
 /// The clock may be set back by this much without ending tickets.
@@ -49,6 +54,15 @@ impl Ticket {
 
     pub fn snapshot(&self) -> SnapshotId {
         SnapshotId::from_u128(self.snapshot)
+    }
+
+    /// When its user had proven who they are, milliseconds since 1970. If the user's tokens of that time are revoked, so is
+    /// the ticket: a request for it may have begun before the revocation, and ended after it.
+    pub fn proven_ms(&self) -> u64 {
+        match self.source {
+            TicketSource::Token { issued_ms } => issued_ms,
+            _ => u64::try_from(self.created_ms).unwrap_or_default(),
+        }
     }
 
     /// A clock that is set back does not make a ticket last longer.
@@ -215,6 +229,14 @@ mod tests {
         store.forget(&SnapshotFiles::from(&snapshots[2])).unwrap();
         assert_eq!(left(), [snapshots[3].id]);
         assert_eq!(store.tickets().all().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn a_ticket_is_as_old_as_the_token_that_it_was_made_with() {
+        let source = TicketSource::Token { issued_ms: 7 };
+        let of_token = Ticket { source, ..ticket("ann", 1_000_000) };
+        assert_eq!(decode(&postcard::to_stdvec(&of_token).unwrap()), Some(of_token.clone()));
+        assert_eq!((of_token.proven_ms(), ticket("ann", 1_000_000).proven_ms()), (7, 1_000_000));
     }
 
     #[test]

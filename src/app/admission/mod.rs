@@ -10,7 +10,7 @@ mod vm_mutexes;
 
 pub use export::ExportClient;
 pub(crate) use export::{Export, ExportDetails, ExportPermit};
-pub(crate) use queue::{AdmissionQueue, Entry, Queued};
+pub(crate) use queue::{AdmissionQueue, Entry, Permit, Queued};
 pub(crate) use service::{
     Admission, Admitted, CREATION_QUEUE, CREATION_QUEUE_OF_VM, CostRequest, Creation, EXPORT_QUEUE, LogIn,
 };

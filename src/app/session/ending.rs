@@ -20,11 +20,30 @@ impl Sessions {
     /// # Errors
     /// [`Error::BadRefreshToken`]; with `jwt.recheck_after` also [`Error::ManagerUnavailable`], [`Error::Throttled`].
     pub async fn renew(self: &Arc<Self>, refresh: SecretString, requester: Requester) -> Result<api::Token, Error> {
+        let used = self.usable(&refresh).await;
+        self.detached(async move |sessions| {
+            let outcome = match used {
+                Ok(used) => sessions.renewed(&used).await,
+                Err(error) => Err((None, error)),
+            };
+            sessions.record_renewal(requester, outcome)
+        })
+        .await
+    }
+
+    /// The refresh token, as far as it is good without the database.
+    async fn usable(self: &Arc<Self>, refresh: &SecretString) -> Result<RefreshToken, Error> {
+        let used = RefreshToken::parse(refresh).ok_or(Error::BadRefreshToken)?;
+        // Before it is used up, so that it can be sent again when the manager responds.
+        if self.is_still_user(used.log_in()).await? { Ok(used) } else { Err(Error::BadRefreshToken) }
+    }
+
+    fn record_renewal(
+        &self,
+        requester: Requester,
+        outcome: Result<(String, api::Token), (Option<String>, Error)>,
+    ) -> Result<api::Token, Error> {
         let actor = Actor::unauthenticated(requester.clone());
-        let outcome = match RefreshToken::parse(&refresh) {
-            Some(used) => self.renewed(&used).await,
-            None => Err((None, Error::BadRefreshToken)),
-        };
         match outcome {
             Ok((user, token)) => {
                 self.trail.add(&actor.named(&user), "refresh", String::new(), Outcome::DONE, None);
@@ -46,10 +65,6 @@ impl Sessions {
     /// Errors have the user whose token was used again.
     async fn renewed(self: &Arc<Self>, used: &RefreshToken) -> Result<(String, api::Token), (Option<String>, Error)> {
         let fail = |error: Error| (None, error);
-        // First: a refresh token that is not used up can be sent again when the manager responds.
-        if !self.is_still_user(used.log_in()).await.map_err(fail)? {
-            return Err(fail(Error::BadRefreshToken));
-        }
         let next = used.next().map_err(|error| fail(Error::Internal(error.to_string())))?;
         let (log_in, old, new) = (used.log_in(), used.hash(), next.hash());
         let renewal = self.blocking(move |sessions| Ok(sessions.revocations.renew(log_in, old, new)?)).await;
@@ -76,14 +91,18 @@ impl Sessions {
         let (id, user) = (token.log_in(), token.user().to_owned());
         // A renewable log-in lasts longer than its token.
         let until = token.expires().max(now().saturating_add(self.tokens.time_to_live().as_secs()));
-        let outcome = self
-            .blocking(move |sessions| {
-                Ok(sessions.revocations.revoke(Revocation::LogIn { id, user: &user, until })?.map(|_| ()))
-            })
-            .await;
-        self.rechecks.iter().for_each(|rechecks| rechecks.forget(id));
-        Actor::from(session).did("log-out", "", &outcome);
-        outcome.map(|_| ())
+        let actor = Actor::from(session);
+        self.detached(async move |sessions| {
+            let revocation = sessions.blocking(move |it| {
+                it.revocations.revoke(Revocation::LogIn { id, user: &user, until })?;
+                Ok(())
+            });
+            let outcome = revocation.await;
+            sessions.rechecks.iter().for_each(|rechecks| rechecks.forget(id));
+            actor.did("log-out", "", &outcome);
+            outcome
+        })
+        .await
     }
 
     /// Revokes the tokens of a user, or of all users, and ends their downloads.
@@ -92,9 +111,13 @@ impl Sessions {
     /// [`Error::BadRequest`], [`Error::Store`].
     pub async fn revoke(self: &Arc<Self>, session: &Session, request: api::Revoke) -> Result<api::Revoked, Error> {
         let what = request.user.clone().unwrap_or_else(|| "all users".to_owned());
-        let outcome = self.revoked(request).await;
-        Actor::from(session).did("revoke", what, &outcome);
-        outcome
+        let actor = Actor::from(session);
+        self.detached(async move |sessions| {
+            let outcome = sessions.revoked(request).await;
+            actor.did("revoke", what, &outcome);
+            outcome
+        })
+        .await
     }
 
     async fn revoked(self: &Arc<Self>, request: api::Revoke) -> Result<api::Revoked, Error> {

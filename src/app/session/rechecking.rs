@@ -37,7 +37,7 @@ impl Sessions {
         if !rechecks.is_due(&kept) {
             return Ok(true);
         }
-        let _asking = kept.asking.lock().await;
+        let asking = Arc::clone(&kept.asking).lock_owned().await;
         // Another log-in with the same password may have asked meanwhile.
         if rechecks.find(log_in).is_none() {
             return Ok(false);
@@ -47,17 +47,27 @@ impl Sessions {
         }
         rechecks.check_pause()?;
         // With a slot of the reserve: others who guess passwords must not keep users out.
-        let _slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
+        let slot = self.admission.admit_log_in(LogIn { address: None, is_known: true }).await?;
         rechecks.check_pause()?;
+        self.detached(async move |sessions| {
+            let _held = (asking, slot);
+            sessions.ask_again(&kept).await
+        })
+        .await
+    }
+
+    /// Whether the manager still accepts this password. If it refuses it, ends the log-ins with it.
+    async fn ask_again(self: &Arc<Self>, kept: &Kept) -> Result<bool, Error> {
+        let Some(rechecks) = &self.rechecks else { return Ok(true) };
         let answer = self.ask_manager(&kept.credentials).await;
         rechecks.answered(&answer);
         match answer {
             Ok(_) => {
-                rechecks.accepted(&kept);
+                rechecks.accepted(kept);
                 Ok(true)
             }
             Err(Error::BadCredentials) => {
-                self.end_refused(rechecks.refused(&kept), &kept.credentials.username).await?;
+                self.end_refused(rechecks.refused(kept), &kept.credentials.username).await?;
                 Ok(false)
             }
             Err(error) => Err(error),

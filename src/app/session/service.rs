@@ -11,7 +11,7 @@ use super::revocations::{Revocations, now};
 use super::throttle::{Attempt, Throttle};
 use crate::api;
 use crate::app::Error;
-use crate::app::admission::{Admission, LogIn};
+use crate::app::admission::{Admission, LogIn, Permit};
 use crate::app::audit::{self, Actor, AuditTrail};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
@@ -133,9 +133,9 @@ impl Sessions {
         session.ok_or_else(|| Error::UnknownCertificate(certificate.names().join(", ")))
     }
 
-    /// The session of the user of a ticket that was made at this time, milliseconds since 1970, with what the rules permit
-    /// the user now. `None` if the user may not use the ticket any more: the user's tokens of that time are revoked; the
-    /// certificate that the ticket was made with is revoked, has expired, or no rule names it.
+    /// The session of the user of a ticket, with what the rules permit the user now. The user had proven who they are at
+    /// this time, milliseconds since 1970. `None` if the user may not use the ticket any more: the user's tokens of that
+    /// time are revoked; the certificate that the ticket was made with is revoked, has expired, or no rule names it.
     pub fn of_ticket(&self, user: String, source: Source, made_ms: u64) -> Option<Session> {
         if self.revocations.includes_all_until(&user, made_ms) {
             return None;
@@ -192,24 +192,40 @@ impl Sessions {
     /// Issues tokens to a user, if the manager accepts the credentials. `on_slot` runs when the log-in gets its slot; the
     /// guard that it returns is held until the manager has answered.
     ///
+    /// Disconnecting while queued cancels the log-in. Once the manager is asked, its answer counts.
+    ///
     /// # Errors
     /// [`Error::BadCredentials`], [`Error::ManagerUnavailable`], [`Error::Throttled`], [`Error::TooManyFailures`].
-    pub async fn log_in<G: Send>(
+    pub async fn log_in<G: Send + 'static>(
         self: &Arc<Self>,
         request: LogInRequest,
         on_slot: impl FnOnce() -> G + Send,
     ) -> Result<api::Token, Error> {
         let LogInRequest { credentials, requester, origin, is_renewable } = request;
-        let (user, hash) = (credentials.username.clone(), self.tokens.account_hash(&credentials.username));
-        let attempt = self.throttle.attempt(origin, &user);
-        let outcome = match self.verify(&credentials, &attempt, requester.address, on_slot).await {
-            Ok(user) => self.begin(user, credentials, is_renewable).await,
-            Err(error) => Err(error),
+        let attempt = self.throttle.attempt(origin, &credentials.username);
+        let slot = match self.admit(&credentials, &attempt, requester.address).await {
+            Ok(slot) => (slot, on_slot()),
+            Err(error) => return self.record(requester, &credentials.username, Err(error)),
         };
+        self.detached(async move |sessions| {
+            let user = credentials.username.clone();
+            let verified = sessions.verify(&credentials, &attempt).await;
+            drop(slot);
+            let outcome = match verified {
+                Ok(user) => sessions.begin(user, credentials, is_renewable).await,
+                Err(error) => Err(error),
+            };
+            sessions.record(requester, &user, outcome)
+        })
+        .await
+    }
+
+    /// Records the outcome of a log-in, and returns it.
+    fn record<T>(&self, requester: Requester, user: &str, outcome: Result<T, Error>) -> Result<T, Error> {
         if let Some(throttled) = outcome.as_ref().err().and_then(throttled) {
             self.metrics.log_in_throttled(throttled);
         }
-        self.trail.log_in(Actor::unauthenticated(requester), &user, hash, &outcome);
+        self.trail.log_in(Actor::unauthenticated(requester), user, self.tokens.account_hash(user), &outcome);
         outcome
     }
 
@@ -231,23 +247,26 @@ impl Sessions {
         }
     }
 
-    async fn verify<G: Send>(
-        self: &Arc<Self>,
+    /// Waits until the manager may be asked.
+    async fn admit(
+        &self,
         credentials: &Credentials,
         attempt: &Attempt,
         address: Option<ClientAddress>,
-        on_slot: impl FnOnce() -> G + Send,
-    ) -> Result<String, Error> {
+    ) -> Result<Permit<LogIn>, Error> {
         if is_reserved_name(&credentials.username) {
             tracing::warn!("log-in refused: names with unix: or cert: belong to local users and to certificates");
             return Err(Error::BadCredentials);
         }
         self.throttle.check(attempt)?;
         let is_known = self.throttle.knows(attempt);
-        let _slot = self.admission.admit_log_in(LogIn { address, is_known }).await?;
-        let _guard = on_slot();
+        let slot = self.admission.admit_log_in(LogIn { address, is_known }).await?;
         // Others may have failed while this one waited.
         self.throttle.check(attempt)?;
+        Ok(slot)
+    }
+
+    async fn verify(self: &Arc<Self>, credentials: &Credentials, attempt: &Attempt) -> Result<String, Error> {
         let verified = self.ask_manager(credentials).await;
         match &verified {
             Ok(user) => {
@@ -260,7 +279,8 @@ impl Sessions {
         verified
     }
 
-    /// The name of the user, if the manager accepts the credentials.
+    /// The name of the user, if the manager accepts the credentials. Only for detached operations: connections to the
+    /// manager are shared, and one ends with the runtime that has opened it.
     pub(super) async fn ask_manager(self: &Arc<Self>, credentials: &Credentials) -> Result<String, Error> {
         let manager = self.blocking(|sessions| sessions.manager.current().map_err(Error::ManagerUnavailable)).await?;
         match self.authenticator.verify(&manager, credentials).await {
@@ -287,6 +307,10 @@ impl Sessions {
             let log_in = new_log_in().map_err(|error| internal(&error))?;
             let expires = now().saturating_add(self.token_lifetime().as_secs());
             let token = self.sign(&NewToken { user: &user, log_in, issued_ms, expires })?;
+            // For a revocation after a restart, if the clock is set back until then. Without it the user can work too.
+            if let Err(error) = self.blocking(move |it| Ok(it.store.sessions().set_issued(issued_ms)?)).await {
+                tracing::warn!(%error, "cannot keep the time of the newest token");
+            }
             self.keep(log_in, credentials, issued_ms, expires);
             return Ok(api::Token { token, expires_in: None, refresh_token: None });
         }

@@ -97,13 +97,16 @@ impl Adopter {
     /// # Errors
     /// [`Error::Unavailable`], [`Error::AgentDb`], [`Error::Store`]. The report lists problems with single folders.
     pub async fn adopt(self: &Arc<Self>, session: &Session, options: AdoptOptions) -> Result<api::Adoption, Error> {
-        let actor = Actor::from(session);
-        let never = CancellationToken::new();
-        let outcome = self.adopt_as(session.subject(), options, never).await.map(|(report, _)| report);
-        if !options.dry_run {
-            actor.did("adopt", "", &outcome);
-        }
-        outcome
+        let (actor, user) = (Actor::from(session), session.subject().to_owned());
+        self.detached(async move |adopter| {
+            let never = CancellationToken::new();
+            let outcome = adopter.adopt_as(&user, options, never).await.map(|(report, _)| report);
+            if !options.dry_run {
+                actor.did("adopt", "", &outcome);
+            }
+            outcome
+        })
+        .await
     }
 
     /// Adopts the snapshots of this service whose manifests are in the repositories. The database was lost. A problem of

@@ -14,7 +14,7 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::parse_duration;
 use crate::app::session::Sessions;
 use crate::app::tasks::{Service, Tasks};
-use crate::auth::{Session, Source, TicketHash, TicketSecret};
+use crate::auth::{BadToken, Session, Source, TicketHash, TicketSecret};
 use crate::model::{DiskName, Permission, Snapshot, SnapshotId, VmId};
 use crate::store::{Store, Ticket, TicketLimits, TicketSource};
 use crate::tls::ClientCertificate;
@@ -69,7 +69,8 @@ impl Tickets {
     /// Makes a ticket for a disk, which acts for the user of `session`.
     ///
     /// # Errors
-    /// [`Error::BadRequest`], [`Error::NotFound`], [`Error::OtherVm`], [`Error::Refused`], [`Error::Store`].
+    /// [`Error::BadRequest`], [`Error::NotFound`], [`Error::OtherVm`], [`Error::Refused`], [`Error::Store`];
+    /// [`Error::NoSession`] if the token was revoked meanwhile.
     pub async fn create(
         self: &Arc<Self>,
         session: &Session,
@@ -103,10 +104,14 @@ impl Tickets {
         if ops.is_empty() {
             return Err(Error::BadRequest("ops: is empty; name \"read\", \"map\" or both".to_owned()));
         }
+        // The body may have come long after the token was checked.
+        if self.sessions.is_revoked(session) {
+            return Err(BadToken.into());
+        }
         let now = Timestamp::now();
         let expires = now + ttl.unwrap_or(DEFAULT_TTL.min(longest));
         let ticket = Ticket::new(
-            (session.subject().to_owned(), stored(session.source())),
+            (session.subject().to_owned(), stored(session)),
             (snapshot.vm.to_string(), snapshot.id, target.2.to_string()),
             (ops.contains(&TicketOp::Read), ops.contains(&TicketOp::Map)),
             (now.as_millisecond(), expires.as_millisecond()),
@@ -228,8 +233,7 @@ impl Tickets {
             return Err(NO_TICKET);
         }
         let source = proven(ticket.source.clone()).ok_or(NO_TICKET)?;
-        let made_ms = u64::try_from(ticket.created_ms).unwrap_or_default();
-        self.sessions.of_ticket(ticket.user.clone(), source, made_ms).ok_or(NO_TICKET)
+        self.sessions.of_ticket(ticket.user.clone(), source, ticket.proven_ms()).ok_or(NO_TICKET)
     }
 }
 
@@ -241,9 +245,11 @@ fn record<T>(session: Session, action: &'static str, target: &Target, id: Option
     Actor::from(&session.with_request(requester)).did(action, format_args!("{vm}/{snapshot}/{disk}"), outcome);
 }
 
-fn stored(source: &Source) -> TicketSource {
-    match source {
-        Source::LogIn => TicketSource::LogIn,
+fn stored(session: &Session) -> TicketSource {
+    match session.source() {
+        Source::LogIn => {
+            session.proof().map_or(TicketSource::LogIn, |proof| TicketSource::Token { issued_ms: proof.made_ms })
+        }
         Source::Certificate(certificate) => {
             TicketSource::Certificate(certificate.chain().iter().map(|certificate| certificate.to_vec()).collect())
         }
@@ -253,7 +259,7 @@ fn stored(source: &Source) -> TicketSource {
 
 fn proven(source: TicketSource) -> Option<Source> {
     Some(match source {
-        TicketSource::LogIn => Source::LogIn,
+        TicketSource::LogIn | TicketSource::Token { .. } => Source::LogIn,
         TicketSource::Certificate(chain) => Source::Certificate(Arc::new(ClientCertificate::of_stored(chain)?)),
         TicketSource::Socket => Source::Socket,
     })

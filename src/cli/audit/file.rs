@@ -144,6 +144,8 @@ impl AuditFile {
             return;
         }
         match self.file.sync() {
+            // A newest line stands for all lines before it, so a line has to say first that some may be lost.
+            Ok(()) if self.file.is_unconfirmed() => {}
             Ok(()) => self.shared.set_head(self.head.clone()),
             Err(error) => tracing::error!(%error, "cannot write the audit file to the disk; its lines may be lost"),
         }
@@ -164,6 +166,11 @@ impl AuditFile {
             (record.lines, record.incomplete) = (Some(self.incomplete.lines), Some(self.incomplete.hash()));
             self.append(record.line().as_bytes())?;
             self.incomplete = Incomplete::default();
+        }
+        if self.file.is_unconfirmed() {
+            let reason = "the disk has not confirmed lines before this one: some of them may be lost";
+            self.append(Record::new("unconfirmed-lines", "failed", reason).line().as_bytes())?;
+            self.file.set_confirmed();
         }
         if self.missed > 0 {
             let reason = "lines could not be written here; they went to standard error, without hashes";

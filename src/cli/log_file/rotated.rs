@@ -41,6 +41,8 @@ pub struct RotatedFile {
     is_torn: bool,
     /// The folder may not know the file yet, if the power fails.
     is_new: bool,
+    /// The disk has not confirmed all lines. Later attempts say nothing about these: the system reports a loss once.
+    is_unconfirmed: bool,
     /// The time of the next attempt to rotate.
     pub(super) rotate_after: Option<Instant>,
 }
@@ -60,7 +62,7 @@ impl RotatedFile {
     pub fn open(path: &Path, rotation: Rotation) -> io::Result<Self> {
         let file = open(path, rotation)?;
         let path = path.to_owned();
-        Ok(Self { path, rotation, file, is_torn: false, is_new: true, rotate_after: None })
+        Ok(Self { path, rotation, file, is_torn: false, is_new: true, is_unconfirmed: false, rotate_after: None })
     }
 
     /// The open file. It can be read if it is exclusive.
@@ -106,12 +108,29 @@ impl RotatedFile {
     /// # Errors
     /// They may not be.
     pub fn sync(&mut self) -> io::Result<()> {
+        let synced = self.try_sync();
+        self.is_unconfirmed |= synced.is_err();
+        synced
+    }
+
+    fn try_sync(&mut self) -> io::Result<()> {
         self.file.sync_data()?;
-        if std::mem::take(&mut self.is_new) {
+        if self.is_new {
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
             File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+            self.is_new = false;
         }
         Ok(())
+    }
+
+    /// Whether lines may be lost, of this file or of one before it, since [`Self::set_confirmed`].
+    pub fn is_unconfirmed(&self) -> bool {
+        self.is_unconfirmed
+    }
+
+    /// A line says that lines may be lost.
+    pub fn set_confirmed(&mut self) {
+        self.is_unconfirmed = false;
     }
 
     /// Renames the file to `.1`, and continues with an empty one. Keeps all older files.
@@ -175,6 +194,7 @@ impl RotatedFile {
             && let Err(error) = self.file.sync_data()
         {
             tracing::error!(path = %self.path.display(), %error, "cannot write the rotated file to the disk");
+            self.is_unconfirmed = true;
         }
         self.file = file;
         (self.is_torn, self.is_new) = (false, true);

@@ -148,4 +148,23 @@ fn the_newest_log_in_is_known_after_the_clock_was_set_back() {
     store.sessions().begin(2, "ann", [1; 32], (NOW + 60) * 1000, NOW + WEEK).unwrap();
     begin(&store, 3, "bob");
     assert_eq!(store.sessions().newest().unwrap(), (NOW + 60) * 1000);
+    // Of tokens that cannot be renewed there is no record but this.
+    for (issued, newest) in [(NOW, NOW + 60), (NOW + 90, NOW + 90), (NOW + 70, NOW + 90)] {
+        store.sessions().set_issued(issued * 1000).unwrap();
+        assert_eq!(store.sessions().newest().unwrap(), newest * 1000);
+    }
+}
+
+#[test]
+fn a_log_out_lasts_as_long_as_the_log_in_would_have() {
+    let (_dir, store) = store();
+    // The log-in began when log-ins were longer: another token of it may be good until its end.
+    begin(&store, 1, "ann");
+    let revocation = Revocation::LogIn { id: 1, user: "ann", until: NOW + 60 };
+    assert_eq!(store.sessions().revoke(revocation, at(NOW)).unwrap(), Some(1));
+    assert_eq!(store.sessions().revoked(NOW).unwrap().log_ins, [(1, NOW + WEEK)].into());
+    // One that could not be renewed ends with its token.
+    let revocation = Revocation::LogIn { id: 2, user: "ann", until: NOW + 60 };
+    assert_eq!(store.sessions().revoke(revocation, at(NOW)).unwrap(), Some(0));
+    assert_eq!(store.sessions().revoked(NOW).unwrap().log_ins[&2], NOW + 60);
 }

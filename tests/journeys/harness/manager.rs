@@ -1,7 +1,6 @@
 //! A manager that can misbehave.
 
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
@@ -12,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
+use tokio::sync::watch;
 
 use super::Certificates;
 use super::serving::Serving;
@@ -36,13 +36,24 @@ pub enum ManagerBehavior {
     Late(Duration),
     /// Accepts requests and never answers.
     Hangs,
+    /// Accepts requests, and answers them by the next behavior when that is set.
+    Holds,
     /// Accepts good credentials, and never answers requests without credentials.
     IgnoresAnonymous,
 }
 
 struct Shared {
-    behavior: Mutex<ManagerBehavior>,
+    behavior: watch::Sender<ManagerBehavior>,
     requests: AtomicUsize,
+}
+
+impl Shared {
+    /// The behavior, when it is not to hold the request.
+    async fn next_behavior(&self) -> ManagerBehavior {
+        let mut behavior = self.behavior.subscribe();
+        let next = behavior.wait_for(|behavior| *behavior != ManagerBehavior::Holds).await;
+        *next.unwrap()
+    }
 }
 
 pub struct Manager {
@@ -63,7 +74,8 @@ impl Manager {
     }
 
     pub fn start_at(certificates: &Certificates, name: &str, address: &str) -> Self {
-        let shared = Arc::new(Shared { behavior: Mutex::new(ManagerBehavior::Good), requests: AtomicUsize::new(0) });
+        let shared =
+            Arc::new(Shared { behavior: watch::Sender::new(ManagerBehavior::Good), requests: AtomicUsize::new(0) });
         let router =
             Router::new().route("/ovm/core/wsapi/rest/Repository/id", get(answer)).with_state(Arc::clone(&shared));
         let (port, serving) = Serving::start(certificates, name, address, router);
@@ -71,7 +83,7 @@ impl Manager {
     }
 
     pub fn set_behavior(&self, behavior: ManagerBehavior) {
-        *self.shared.behavior.lock().unwrap() = behavior;
+        self.shared.behavior.send_replace(behavior);
     }
 
     pub fn request_count(&self) -> usize {
@@ -81,7 +93,7 @@ impl Manager {
 
 async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Response {
     shared.requests.fetch_add(1, Ordering::SeqCst);
-    let behavior = *shared.behavior.lock().unwrap();
+    let behavior = shared.next_behavior().await;
     let good = headers.get(header::AUTHORIZATION).is_some_and(|value| value == BASIC || is_further_user(value));
     if let ManagerBehavior::Late(time) = behavior {
         tokio::time::sleep(time).await;
@@ -96,7 +108,7 @@ async fn answer(State(shared): State<Arc<Shared>>, headers: HeaderMap) -> Respon
         ManagerBehavior::Good | ManagerBehavior::Late(_) | ManagerBehavior::IgnoresAnonymous => {
             StatusCode::UNAUTHORIZED.into_response()
         }
-        ManagerBehavior::Hangs => std::future::pending().await,
+        ManagerBehavior::Hangs | ManagerBehavior::Holds => std::future::pending().await,
         ManagerBehavior::ServerError => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         ManagerBehavior::Status(status) => StatusCode::from_u16(status).unwrap().into_response(),
         ManagerBehavior::Redirects => (StatusCode::FOUND, [(header::LOCATION, "/elsewhere")]).into_response(),

@@ -231,3 +231,44 @@ fn the_number_of_dropped_lines_is_kept_while_the_disk_is_full() {
     assert_eq!((text.matches("\"lines\":17").count(), text.matches("\"lines\":").count()), (1, 1), "{text}");
     assert_eq!(last(&folder.verify()), 3);
 }
+
+#[test]
+fn no_line_is_published_after_lines_that_the_disk_has_not_confirmed() {
+    let folder = Folder::new();
+    let mut file = folder.open();
+    let published = |file: &AuditFile| file.shared.head().map(|head| head.seq);
+    // A device whose lines cannot be synced.
+    let lose = |file: &mut AuditFile| {
+        let device = fs::OpenOptions::new().append(true).open("/dev/null").unwrap();
+        file.file.replace(LockFile::new(device))
+    };
+    write(&mut file, 0..2);
+    file.flush().unwrap();
+    assert_eq!(published(&file), Some(3));
+    let own = lose(&mut file);
+    write(&mut file, 2..3);
+    file.flush().unwrap();
+    assert_eq!(published(&file), Some(3));
+    // The next attempt succeeds, although the line is lost.
+    file.file.replace(own);
+    file.unsynced_since = Some(Instant::now());
+    file.flush().unwrap();
+    assert_eq!(published(&file), Some(3));
+    // A line says so before the next one.
+    write(&mut file, 3..4);
+    file.flush().unwrap();
+    assert_eq!(published(&file), Some(6));
+    // The same if another file takes the next lines.
+    drop(lose(&mut file));
+    write(&mut file, 4..5);
+    file.reopen().unwrap();
+    write(&mut file, 5..6);
+    file.flush().unwrap();
+    assert_eq!(published(&file), Some(9));
+    let written = fs::read_to_string(folder.path()).unwrap();
+    let whats: Vec<String> = written
+        .lines()
+        .map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["what"].as_str().unwrap().to_owned())
+        .collect();
+    assert_eq!(whats, ["new-chain", "0", "1", "unconfirmed-lines", "3", "unconfirmed-lines", "5"]);
+}
