@@ -24,8 +24,8 @@ pub use error_code::ErrorCode;
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use session::{Login, Refresh, Revoke, Revoked, SessionStatus, Token};
 pub use status::{
-    AuditHead, Confinement, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks, Queue,
-    RepositoryStatus, ServiceStatus, SnapshotCost, TlsStatus,
+    AuditHead, ConfigStatus, Confinement, CostRequest, Create, DatabaseStatus, Export, Leftover, LogIn, OwedHooks,
+    Queue, RepositoryStatus, ServiceStatus, SnapshotCost, TlsStatus,
 };
 
 pub use ticket::{CreateTicket, NewTicket, Ticket, TicketOp};

@@ -25,6 +25,9 @@ pub struct ServiceStatus {
     /// Only for admins of all VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsStatus>,
+    /// The config of the running service. Only for admins of all VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<ConfigStatus>,
     /// Deleted or unfinished snapshots whose files could not be removed yet.
     pub leftovers: Vec<Leftover>,
     /// Pending post hooks that have failed. Their guests may still be frozen.
@@ -191,6 +194,29 @@ pub struct TlsStatus {
     /// Why it is not `ok`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
+}
+
+/// The config of the running service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// When the config in use was loaded: RFC 3339, UTC.
+    pub loaded_at: String,
+    /// `error` if it could not be loaded again, and all keys stay as they were.
+    pub status: Status,
+    /// Why it could not be loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    /// Keys that were changed since the start, and that only a restart changes in the service.
+    pub needs_restart: Vec<String>,
+}
+
+impl ConfigStatus {
+    /// What an operator has to do about the config, each in a line.
+    pub fn problems(&self) -> Vec<String> {
+        let refused = self.problem.iter().map(|problem| format!("the config could not be loaded again: {problem}"));
+        let keys = Some(self.needs_restart.join(", ")).filter(|keys| !keys.is_empty());
+        refused.chain(keys.map(|keys| format!("changed keys that need a restart of the service: {keys}"))).collect()
+    }
 }
 
 /// The failed post hooks of one operation.

@@ -6,6 +6,7 @@
 pub mod admission;
 pub mod audit;
 pub mod cancellation;
+pub mod changeable;
 pub mod compare;
 pub mod confinement;
 pub mod database;

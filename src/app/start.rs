@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::admission::Admission;
 use crate::app::audit::{self, AuditTrail};
+use crate::app::changeable::Changeable;
 use crate::app::compare::Comparisons;
 use crate::app::confinement::Confinement;
 use crate::app::database::Database;
@@ -23,7 +24,7 @@ use crate::app::tasks::Tasks;
 use crate::app::tickets::Tickets;
 use crate::app::{Error, Opened};
 use crate::auth::{AuditKey, Authenticator, LoginError};
-use crate::config::{Config, ConfigError, Fault};
+use crate::config::{Compare, Config, ConfigError, Export, Fault, Login, Policy};
 use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
@@ -99,7 +100,8 @@ impl App {
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
         let grace = config.policy.superseded_grace;
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
-        let admission = Arc::new(Admission::new(config, &inventory, s(), t()));
+        let export = Changeable::new(config.export);
+        let admission = Arc::new(Admission::new(config, export.clone(), &inventory, s(), t()));
         let (manager, records) = ((authenticator, address), (Arc::clone(&metrics), Arc::clone(&trail)));
         let sessions = Sessions::new(manager, Arc::clone(&admission), (&key, config), s(), records, t());
         let sessions = Arc::new(sessions?);
@@ -113,12 +115,11 @@ impl App {
         let comparisons = Arc::new(Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, t()));
         let (i, r) = catalog.clone();
         let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
-        let (i, a, longest) = (Arc::clone(&inventory), Arc::clone(&admission), config.policy.max_ticket_ttl);
-        let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), longest, t()));
-        let idle_io = config.export.is_idle;
+        let (i, a) = (Arc::clone(&inventory), Arc::clone(&admission));
+        let tickets = Arc::new(Tickets::new(i, (Arc::clone(&sessions), a), s(), t()));
         let admitted = (Arc::clone(&admission), Arc::clone(&inventory));
         let of = (Arc::clone(&sessions), Arc::clone(&tickets));
-        let exports = Exports::new(admitted, of, Arc::clone(&trail), Arc::clone(&metrics), idle_io, t());
+        let exports = Exports::new(admitted, of, Arc::clone(&trail), Arc::clone(&metrics), export, t());
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
         let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
         let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
@@ -192,6 +193,14 @@ impl App {
         let rules = Arc::new(rules);
         self.sessions.set_access(Arc::clone(&rules));
         self.exports.set_access(rules);
+    }
+
+    /// Replaces the limits and the defaults of the config. Work that runs keeps those that it began with.
+    pub fn set_limits(&self, policy: Policy, export: Export, compare: Compare, login: Login) {
+        self.snapshots.admission.set_limits(policy, export);
+        self.retention.set_grace(policy.superseded_grace);
+        self.comparisons.set_config(compare);
+        self.sessions.set_limits(login);
     }
 
     /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.

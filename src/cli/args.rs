@@ -8,12 +8,13 @@ use clap::{Parser, Subcommand};
 use super::audit::AuditCommand;
 use super::client::ClientCommand;
 use super::operator::OperatorCommand;
+use super::support::SupportArgs;
 use crate::config;
 use crate::hooks::launcher;
 
 const AFTER_HELP: &str = "\
 Signals:
-  SIGHUP           Reload the certificate and reopen the log file
+  SIGHUP           Reload the certificate, the access rules, the policy and the limits; reopen the log file
   SIGTERM, SIGINT  Finish running requests (30 seconds at most) and stop
 
 Exit status:
@@ -49,6 +50,11 @@ pub enum Command {
     /// Verify the audit file
     #[command(subcommand)]
     Audit(AuditCommand),
+    /// Collect what a report about a fault needs in an archive, without secrets
+    ///
+    /// The archive has the config without secrets, the end of the log, the state of the running service, versions, mounts,
+    /// and the number of extents of the largest disks. It has the names of VMs, disks and users.
+    SupportBundle(SupportArgs),
     /// Run the hooks of the service, which starts this itself
     #[command(hide = true, name = launcher::COMMAND)]
     HookLauncher { directory: Option<PathBuf> },

@@ -1,4 +1,4 @@
-//! The log: lines of `key=value` in a file or on standard error.
+//! The log: lines of `key=value` in a file or on standard error, or entries of the journal.
 
 use std::io::{self, IsTerminal};
 use std::time::Duration;
@@ -8,6 +8,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::audit;
 use crate::cli::log_fields::Escaped;
 use crate::cli::log_file::LogFile;
+use crate::cli::log_journal::{Entries, Journal};
 use crate::cli::log_queue::{LogQueue, Writer};
 use crate::config;
 use crate::metrics::Counter;
@@ -41,13 +42,21 @@ pub fn prepare(config: &config::Log, dropped: Counter) -> io::Result<(Log, Write
     let default = "info,hyper=error";
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     let filter = filter.add_directive(format!("{}=info", audit::TARGET).parse().map_err(io::Error::other)?);
-    let (queue, writer) = match &config.file {
-        Some(path) => LogQueue::prepare(LogFile::open(path, config.max_size, config.max_files)?, dropped),
-        None => LogQueue::prepare(io::stderr(), dropped),
-    };
     let is_file = config.file.is_some();
+    let journal = if is_file { None } else { Journal::open() };
+    let is_journal = journal.is_some();
+    let (queue, writer) = match (&config.file, journal) {
+        (Some(path), _) => LogQueue::prepare(LogFile::open(path, config.max_size, config.max_files)?, dropped),
+        (None, Some(journal)) => LogQueue::prepare(journal, dropped),
+        (None, None) => LogQueue::prepare(io::stderr(), dropped),
+    };
     let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(false).fmt_fields(Escaped);
-    subscriber.with_ansi(!is_file && io::stderr().is_terminal()).with_writer(queue.clone()).init();
+    let subscriber = subscriber.with_ansi(!is_file && io::stderr().is_terminal()).with_writer(queue.clone());
+    if is_journal {
+        subscriber.event_format(Entries).init();
+    } else {
+        subscriber.init();
+    }
     std::panic::set_hook(Box::new(|panic| {
         let place = panic.location().map(ToString::to_string).unwrap_or_default();
         let message = panic.payload_as_str().unwrap_or("no message");

@@ -8,7 +8,7 @@ use clap::Parser;
 
 use super::args::{Args, Command, normalize_go_flags};
 use super::check_config::{self, CheckStatus};
-use super::{audit, client, logging, operator, terminal};
+use super::{audit, client, logging, operator, support, terminal};
 use crate::app::Opened;
 use crate::app::confinement::Confinement;
 use crate::config::{self, Config, ConfigError, ConfinementMode, Fault};
@@ -46,6 +46,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             log.flush();
             served?;
         }
+        Some(Command::SupportBundle(bundle)) => return support::run(bundle, &args.config),
         Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }

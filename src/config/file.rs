@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::secret::mask_user;
 use super::{access, api, audit, compare, confinement, export, hooks, jwt, log, login, manager, policy, repositories};
 
 #[derive(Debug, Deserialize, Serialize)]
@@ -9,6 +10,7 @@ use super::{access, api, audit, compare, confinement, export, hooks, jwt, log, l
 pub struct File {
     pub(super) db_file: String,
     pub(super) db_rebuild: bool,
+    #[serde(serialize_with = "mask_user")]
     pub(super) ovm_endpoint: String,
     pub(super) log_file: String,
     pub(super) log: log::Keys,

@@ -9,7 +9,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use super::manager::Trust;
-use super::secret::expose;
+use super::secret::{mask, mask_users};
 use super::validator::{Validator, optional};
 use crate::model::VmId;
 
@@ -109,7 +109,7 @@ impl Default for Keys {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct SyncKeys {
-    #[serde(serialize_with = "expose")]
+    #[serde(serialize_with = "mask")]
     pub(super) secret: SecretString,
     port: u16,
     timeout: String,
@@ -120,6 +120,7 @@ pub(super) struct SyncKeys {
     retries: u32,
     retry_delay: String,
     hosts: Vec<String>,
+    #[serde(serialize_with = "mask_users")]
     urls: BTreeMap<String, String>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
-use super::secret::{expose, is_given_away, weakness};
+use super::secret::{is_given_away, mask, weakness};
 use super::validator::{Validator, optional};
 
 #[derive(Debug)]
@@ -27,7 +27,7 @@ pub struct Jwt {
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
 pub(super) struct Keys {
-    #[serde(serialize_with = "expose")]
+    #[serde(serialize_with = "mask")]
     secret: SecretString,
     secret_overlap: String,
     time_to_live: String,

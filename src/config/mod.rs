@@ -12,6 +12,7 @@ mod fault;
 mod file;
 mod hooks;
 mod jwt;
+mod live;
 mod log;
 mod login;
 mod manager;
@@ -33,6 +34,7 @@ pub use export::Export;
 pub use fault::Fault;
 pub use hooks::{Hooks, OnFailure, PostOrder, Sync, sync_url};
 pub use jwt::Jwt;
+pub use live::Live;
 pub use log::Log;
 pub use login::Login;
 pub use manager::{Manager, Trust, parse_fingerprint};
@@ -70,6 +72,8 @@ pub struct Config {
     pub access: AccessRules,
     pub metrics: MetricsRoute,
     pub confinement: ConfinementMode,
+    /// Every key with its value, and with secrets masked.
+    pub keys: toml::Table,
 }
 
 /// Whether there is a route `GET /metrics`.
@@ -159,6 +163,7 @@ pub fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
             file::Metrics { require_token: true, .. } => MetricsRoute::NeedsToken,
         },
         confinement: validator.confinement(&file.confinement),
+        keys: toml::Table::try_from(&file).unwrap_or_default(),
     };
     (config, validator.problems)
 }

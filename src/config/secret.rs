@@ -1,6 +1,8 @@
-//! Which secrets are too weak.
+//! Which secrets are too weak, and how they are shown.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::LazyLock;
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -47,9 +49,30 @@ pub fn is_given_away(key: &SecretString, sent: &SecretString) -> bool {
     !sent.is_empty() && [sent, sent.trim()].iter().any(|sent| key == *sent || key == BASE64_STANDARD.encode(sent))
 }
 
-/// Serializes a secret. Only defaults are ever serialized, in which secrets are empty.
-pub(super) fn expose<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(secret.expose_secret())
+/// Serializes a secret as a text that discloses nothing, and that other secrets do not have: a hash with a random key of
+/// this process. An empty secret stays empty.
+pub(super) fn mask<S: Serializer>(secret: &SecretString, serializer: S) -> Result<S::Ok, S::Error> {
+    static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    match secret.expose_secret() {
+        "" => serializer.serialize_str(""),
+        secret => serializer.serialize_str(&format!("(not shown {:016x})", KEY.hash_one(secret))),
+    }
+}
+
+/// Serializes a URL without the user and the password that it may have by mistake.
+pub(super) fn mask_user<S: Serializer>(url: &str, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&without_user(url))
+}
+
+/// As [`mask_user`], for the values of a map.
+pub(super) fn mask_users<S: Serializer>(urls: &BTreeMap<String, String>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(urls.iter().map(|(key, url)| (key, without_user(url))))
+}
+
+fn without_user(url: &str) -> String {
+    let Some((user, host)) = url.rsplit_once('@') else { return url.to_owned() };
+    let scheme = user.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
+    format!("{scheme}(not shown)@{host}")
 }
 
 #[cfg(test)]
@@ -78,6 +101,17 @@ mod tests {
             "5f9c2d7e8a1b4c3d6e7f8091a2b3c4d55f9c2d7e8a1b4c3d6e7f8091a2b3c4d5",
         ] {
             assert_eq!(weak(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn urls_are_shown_without_their_user() {
+        for (url, shown) in [
+            ("https://guest:1727", "https://guest:1727"),
+            ("https://root:p@ss@guest:1727/x", "https://(not shown)@guest:1727/x"),
+            ("root:pass@guest", "(not shown)@guest"),
+        ] {
+            assert_eq!(without_user(url), shown);
         }
     }
 

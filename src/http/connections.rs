@@ -16,6 +16,7 @@ use axum::http::HeaderMap;
 use super::connection::Connection;
 use super::forwarded::ForwardedFor;
 use crate::app::admission::ExportClient;
+use crate::app::changeable::Changeable;
 use crate::auth::ClientAddress;
 use crate::config;
 
@@ -29,7 +30,7 @@ const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
 pub(super) struct Connections {
-    config: config::Connections,
+    config: Changeable<config::Connections>,
     open: Mutex<Open>,
 }
 
@@ -58,25 +59,25 @@ impl Drop for Place {
 }
 
 impl Connections {
-    pub(super) fn new(config: config::Connections) -> Arc<Self> {
+    pub(super) fn new(config: Changeable<config::Connections>) -> Arc<Self> {
         Arc::new(Self { config, open: Mutex::default() })
     }
 
     /// A place for a connection from `address`, for which another may be closed. `None` if all places have working
     /// connections. It never waits, because the accept loop would wait too.
     pub(super) fn admit(self: &Arc<Self>, address: ClientAddress) -> Option<Place> {
-        let origin = address.origin();
+        let (origin, config) = (address.origin(), self.config.get());
         let mut open = self.open();
-        let is_proxy = matches!(address, ClientAddress::Ip(ip) if self.config.is_proxy(ip));
-        if !make_room(&mut open, (!is_proxy).then_some(self.config.per_address), origin) {
+        let is_proxy = matches!(address, ClientAddress::Ip(ip) if config.is_proxy(ip));
+        if !make_room(&mut open, (!is_proxy).then_some(config.per_address), origin) {
             open.refused += 1;
             open.log(origin);
             return None;
         }
         let number = open.next;
         open.next += 1;
-        let mut connection = Connection::new(origin, is_proxy, self.config.keepalive);
-        connection.names_clients = matches!(address, ClientAddress::Ip(ip) if self.config.names_clients(ip));
+        let mut connection = Connection::new(origin, is_proxy, config.keepalive);
+        connection.names_clients = matches!(address, ClientAddress::Ip(ip) if config.names_clients(ip));
         let connection = Arc::new(connection);
         open.by_number.insert(number, Arc::clone(&connection));
         Some(Place { number, connection, connections: Arc::clone(self) })
@@ -84,7 +85,8 @@ impl Connections {
 
     /// The client that the other end of the connection names in a request, if it may.
     pub(super) fn forwarded_for(&self, connection: &Connection, headers: &HeaderMap) -> Option<ForwardedFor> {
-        let is_trusted = |address| self.config.names_clients(address);
+        let config = self.config.get();
+        let is_trusted = |address| config.names_clients(address);
         connection.names_clients.then(|| ForwardedFor::of(headers, is_trusted)).flatten()
     }
 
@@ -151,7 +153,11 @@ mod tests {
 
     fn connections(proxies: &[&str]) -> Arc<Connections> {
         let trusted_proxies = proxies.iter().map(|proxy| proxy.parse().unwrap()).collect();
-        Connections::new(config::Connections { per_address: 3, trusted_proxies, ..config::Connections::default() })
+        Connections::new(Changeable::new(config::Connections {
+            per_address: 3,
+            trusted_proxies,
+            ..config::Connections::default()
+        }))
     }
 
     fn ip(text: &str) -> ClientAddress {

@@ -3,6 +3,7 @@
 pub mod byte_range;
 pub mod conditional;
 pub mod operator_socket;
+pub mod probe;
 pub mod server;
 
 mod accept;

@@ -19,7 +19,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
-use tokio::runtime::Builder;
+use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -34,8 +34,10 @@ use super::exchanges::AnswerBody;
 use super::heads::Heads;
 use super::operator_socket::OperatorSocket;
 use super::peer_certificate::PeerCertificate;
+use super::probe::Probes;
 use super::refusal::{RejectedInput, answer_plain_http};
 use crate::app::admission::ExportClient;
+use crate::app::changeable::Changeable;
 use crate::app::export::{ConnectionLimits, RateLimits};
 use crate::auth::{LocalPeer, Operators, Session};
 use crate::config;
@@ -70,7 +72,7 @@ pub struct Options {
     /// The rates of downloads.
     pub limits: RateLimits,
     /// The number of connections and their lifetime.
-    pub connections: config::Connections,
+    pub connections: Changeable<config::Connections>,
 }
 
 /// # Errors
@@ -89,18 +91,25 @@ pub struct Listeners {
     /// It may be replaced at any time. Open connections stay, unless their certificate is not accepted any more.
     pub tls: watch::Receiver<Arc<ServerTls>>,
     pub operators: Option<OperatorSocket>,
+    pub probes: Probes,
 }
 
 /// Serves `router` on `listeners` until `stop`, then lets running requests finish. Returns when the last connection is
 /// closed; the caller limits the wait.
-pub async fn serve(listeners: Listeners, router: Router, options: Options, stop: CancellationToken) {
-    let idle = options.connections.keepalive;
-    let connections = Connections::new(options.connections);
+pub async fn serve(mut listeners: Listeners, router: Router, options: Options, stop: CancellationToken) {
+    let connections = Connections::new(options.connections.clone());
     let threads = TaskTracker::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
-            accepted = listeners.accept() => accepted,
+            accepted = accept(&listeners.tcp, &listeners.tls, listeners.operators.as_ref()) => accepted,
+            probe = listeners.probes.next() => {
+                probe.received();
+                if let Err(error) = run_on_new_thread(probe.answer(Handle::current())) {
+                    tracing::warn!(%error, "no connection can be served");
+                }
+                continue;
+            }
         };
         let (transport, peer) = match accepted {
             Ok(accepted) => accepted,
@@ -111,7 +120,7 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
             }
         };
         let Some(place) = connections.admit(peer.address()) else { continue };
-        let (router, stop) = (router.clone(), stop.clone());
+        let (router, stop, idle) = (router.clone(), stop.clone(), options.connections.get().keepalive);
         let limits = options.limits.for_connection();
         let conversation = async move {
             let (connection, connections) = (Arc::clone(&place.connection), Arc::clone(&place.connections));
@@ -144,7 +153,7 @@ pub async fn serve(listeners: Listeners, router: Router, options: Options, stop:
 #[cfg(fuzzing)]
 pub async fn serve_operator(stream: std::os::unix::net::UnixStream, router: Router) {
     let peer = Peer::Local { uid: 0, pid: None };
-    let connections = Connections::new(config::Connections::default());
+    let connections = Connections::new(Changeable::default());
     let Some(place) = connections.admit(peer.address()) else { return };
     let conversation = Conversation {
         peer,
@@ -166,25 +175,27 @@ enum Transport {
     Unix(std::os::unix::net::UnixStream, LocalPeer, Operators),
 }
 
-impl Listeners {
-    /// The next connection.
-    async fn accept(&self) -> io::Result<(Transport, Peer)> {
-        let local = async {
-            match &self.operators {
-                Some(socket) => socket.accept().await.map(|accepted| (accepted, socket.operators())),
-                None => std::future::pending().await,
-            }
-        };
-        tokio::select! {
-            accepted = self.tcp.accept() => {
-                let (stream, peer) = accepted?;
-                Ok((Transport::Tls(stream.into_std()?, self.tls.clone()), Peer::Remote(peer)))
-            }
-            accepted = local => {
-                let ((stream, peer), operators) = accepted?;
-                let (uid, pid) = (peer.uid, peer.pid);
-                Ok((Transport::Unix(stream.into_std()?, peer, operators), Peer::Local { uid, pid }))
-            }
+/// The next connection.
+async fn accept(
+    tcp: &TcpListener,
+    tls: &watch::Receiver<Arc<ServerTls>>,
+    operators: Option<&OperatorSocket>,
+) -> io::Result<(Transport, Peer)> {
+    let local = async {
+        match operators {
+            Some(socket) => socket.accept().await.map(|accepted| (accepted, socket.operators())),
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        accepted = tcp.accept() => {
+            let (stream, peer) = accepted?;
+            Ok((Transport::Tls(stream.into_std()?, tls.clone()), Peer::Remote(peer)))
+        }
+        accepted = local => {
+            let ((stream, peer), operators) = accepted?;
+            let (uid, pid) = (peer.uid, peer.pid);
+            Ok((Transport::Unix(stream.into_std()?, peer, operators), Peer::Local { uid, pid }))
         }
     }
 }

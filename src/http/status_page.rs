@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::api::{DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status};
+use crate::api::{ConfigStatus, DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status};
 use crate::app::Error;
 use crate::app::ops::StatusQuery;
 use crate::model::printable;
@@ -88,7 +88,8 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     }
     let problems = status.confinement.iter().flat_map(|confinement| &confinement.problems);
     let problems = problems.map(|problem| format!("confinement: {problem}"));
-    let warnings: Vec<String> = status.warnings.iter().flatten().cloned().chain(problems).collect();
+    let config = status.config.iter().flat_map(ConfigStatus::problems);
+    let warnings: Vec<String> = config.chain(status.warnings.iter().flatten().cloned()).chain(problems).collect();
     if !warnings.is_empty() {
         page += "\nwarnings\n";
     }

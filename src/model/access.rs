@@ -173,7 +173,7 @@ impl Grants {
 }
 
 /// Gives a role to the users that one of the lists names.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRule {
     pub users: Vec<UserPattern>,
     pub groups: Vec<UserPattern>,
@@ -199,7 +199,7 @@ fn is_one_of(patterns: &[UserPattern], name: &FoldedName) -> bool {
 }
 
 /// The rules of the config.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AccessRules {
     default: Option<Arc<Grant>>,
     rules: Vec<AccessRule>,

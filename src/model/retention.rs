@@ -79,6 +79,11 @@ impl Watch {
         Self { grace, ..Self::default() }
     }
 
+    /// Replaces the grace period of snapshots that are superseded from now on.
+    pub fn set_grace(&mut self, grace: Duration) {
+        self.grace = grace;
+    }
+
     /// Starts the grace period of the snapshot `id`, whose successor `by` is committed now.
     pub fn supersede(&mut self, now: Moment, id: SnapshotId, by: SnapshotId) {
         let grace_ends = now.monotonic.saturating_add(self.grace);

@@ -1,30 +1,34 @@
 //! The life of the service: start, reload on SIGHUP, drain on SIGTERM and SIGINT.
 
 mod notify;
+mod pulse;
+mod reload;
 
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::app::confinement::{self, Confinement};
+use crate::app::changeable::Changeable;
+use crate::app::confinement::Confinement;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
 use crate::app::{App, Opened, audit};
-use crate::auth;
-use crate::config::{self, Api, Config, ConfigError, Fault};
+use crate::config::{Config, ConfigError};
 use crate::hooks::Launcher;
+use crate::http::probe::prober;
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
 use crate::sys::{heap, open_files};
-use crate::tls::{self, ServerTls};
+use crate::tls;
 
 pub use notify::Notifier;
+use reload::Reloader;
 
 /// How long running requests may continue after a signal to stop. A longer download is cut off; its client resumes it
 /// with a Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen
@@ -67,7 +71,7 @@ async fn serve(
     let (tls, current_tls) = watch::channel(Arc::new(tls));
     let address = SocketAddr::from((config.api.bind, config.api.port));
     let app = App::start(config, metrics, opened, (Arc::clone(&confinement), launcher.clone())).await?;
-    loaded(&app, &config.api, &current_tls.borrow());
+    reload::loaded(&app, &config.api, &current_tls.borrow());
     // A client that reaches the port can use the socket, and the process can be stopped gracefully.
     let signals = Signals::new()?;
     let operators = operator_socket::open(config.api.socket.as_ref())?;
@@ -77,18 +81,23 @@ async fn serve(
     tracing::info!(%address, version = env!("CARGO_PKG_VERSION"), "serving");
 
     let stop = CancellationToken::new();
-    let options = Options { limits: RateLimits::new(&config.export), connections: config.api.connections.clone() };
-    let listeners = Listeners { tcp, tls: current_tls, operators };
+    let (rates, connections) = (RateLimits::new(&config.export), Changeable::new(config.api.connections.clone()));
+    let options = Options { limits: rates.clone(), connections: connections.clone() };
+    let (prober, probes) = prober();
+    let listeners = Listeners { tcp, tls: current_tls, operators, probes };
     let serving = server::serve(listeners, router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);
-    manager.ready();
-    let on_hang_up = || {
+    let manager = Arc::new(manager);
+    manager.ready(&pulse::status_line(&app).await);
+    tokio::spawn(pulse::report_status(Arc::clone(&manager), Arc::clone(&app), stop.clone()));
+    tokio::spawn(pulse::keep_alive(Arc::clone(&manager), prober, stop.clone()));
+    let reloader = Reloader { path, started: config, app: &app, tls, rates, connections };
+    let on_hang_up = async || {
         manager.reloading();
         reopen_log();
-        reload_certificate(&config.api, &tls, &app);
-        reload_config(path, &config.db_file, &app);
-        manager.ready();
+        reloader.run();
+        manager.ready(&pulse::status_line(&app).await);
     };
     let has_lost_launcher = tokio::select! {
         () = signals.until_stopped(on_hang_up) => false,
@@ -157,84 +166,13 @@ impl Signals {
         })
     }
 
-    async fn until_stopped(mut self, on_hang_up: impl Fn()) {
+    async fn until_stopped(mut self, on_hang_up: impl AsyncFn()) {
         loop {
             tokio::select! {
-                _ = self.hang_up.recv() => on_hang_up(),
+                _ = self.hang_up.recv() => on_hang_up().await,
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
             }
         }
-    }
-}
-
-/// Loads a renewed certificate, and the authorities and revocation lists of clients' certificates. If one of the files is
-/// invalid, the current ones stay in use.
-fn reload_certificate(api: &Api, tls: &watch::Sender<Arc<ServerTls>>, app: &App) {
-    match tls::server_tls(api) {
-        Ok(found) => {
-            loaded(app, api, &found);
-            tls.send_replace(Arc::new(found));
-            tracing::info!("certificate reloaded");
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot reload the certificate; keeping the current one");
-            app.operator.ops.tls.set_problem(error.to_string());
-        }
-    }
-}
-
-/// Passes on which certificates of clients are accepted from now on.
-fn loaded(app: &App, api: &Api, tls: &ServerTls) {
-    let end = tls.clients.as_ref().and_then(|clients| clients.revocations_end());
-    if end.is_some_and(|end| end <= SystemTime::now()) {
-        tracing::error!(
-            "a revocation list (api.tls.client_crl) has expired: no certificate of its authority is accepted; renew \
-             it, and reload the service"
-        );
-    }
-    app.operator.ops.tls.set_loaded(end);
-    app.operator.warnings.loaded(api);
-    app.sessions.set_clients(tls.clients.clone());
-}
-
-/// Loads changed access rules and the signing key. If anything in the config is wrong, the current ones stay in use: a
-/// rule that is left out could permit more.
-fn reload_config(path: &Path, db_file: &Path, app: &App) {
-    match config::load(path) {
-        Ok(mut config) => {
-            for problem in confinement::out_of_reach(&config) {
-                tracing::error!(problem, "restart the service, so that it uses the changed config");
-            }
-            // The running service keeps its database, and the key beside it.
-            db_file.clone_into(&mut config.db_file);
-            reload_key(&config, app);
-            if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
-                tracing::warn!(key, remedy, "{found}");
-            }
-            app.set_access(config.access);
-            tracing::info!("access rules reloaded");
-        }
-        Err(error) => {
-            tracing::error!(%error, "cannot reload the access rules; keeping the current ones and the signing key");
-        }
-    }
-}
-
-/// Loads a changed signing key. The confined service cannot create one.
-fn reload_key(config: &Config, app: &App) {
-    let overlap = config.jwt.secret_overlap;
-    match auth::key::find(config) {
-        Ok(Some(key)) => {
-            if app.sessions.set_key(&key, overlap) {
-                tracing::warn!(overlap_seconds = overlap.as_secs(), "the signing key was replaced");
-            }
-        }
-        Ok(None) => {
-            let path = auth::key::path(&config.db_file);
-            tracing::error!(path = %path.display(), "the file with the signing key is gone; keeping the current key. Write \
-                another one with mode 0600 and reload the service, or restart it: then it creates one");
-        }
-        Err(error) => tracing::error!(%error, "cannot reload the signing key; keeping the current one"),
     }
 }

@@ -24,7 +24,7 @@ const LAYERS: &[&[&str]] = &[
 
 /// The services of `app/` by layer, from the bottom up.
 const APP_LAYERS: &[&[&str]] = &[
-    &["error", "tasks", "cancellation", "confinement", "file_cache", "audit"],
+    &["changeable", "error", "tasks", "cancellation", "confinement", "file_cache", "audit"],
     &["inventory"],
     &["retention"],
     &["admission", "files"],
@@ -108,13 +108,14 @@ const CRATES: &[(&str, &[&str])] = &[
     ("rustls", &["hooks", "http", "service", "tls"]),
     ("rustls_native_certs", &["tls"]),
     ("seccompiler", &["sys"]),
-    ("secrecy", &["api", "app", "auth", "cli", "client", "config", "hooks", "http"]),
+    ("secrecy", &["api", "app", "auth", "cli", "client", "config", "hooks", "http", "service"]),
     (
         "serde_json",
         &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],
     ),
     ("socket2", &["http"]),
     ("strsim", &["cli", "config"]),
+    ("tar", &["cli"]),
     ("tempfile", &["store"]),
     ("tokio", &["app", "auth", "cli", "client", "hooks", "http", "service"]),
     ("tokio_rustls", &["http"]),

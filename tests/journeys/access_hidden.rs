@@ -117,9 +117,9 @@ fn a_download_ends_when_its_user_loses_the_role() {
     let reload = |world: &mut World, access: &str| {
         world.exporter.settings().sections = format!("[access]\n{access}");
         world.exporter.write_config();
-        let before = world.exporter.log().matches("access rules reloaded").count();
+        let before = world.exporter.log().matches("config reloaded").count();
         world.exporter.signal(Signal::SIGHUP);
-        eventually("reloaded", || world.exporter.log().matches("access rules reloaded").count() > before);
+        eventually("reloaded", || world.exporter.log().matches("config reloaded").count() > before);
     };
     // Rules that still permit it change nothing.
     reload(&mut world, &access(&rule("test-web", "operator", "vms = [\"web-*\"]")));

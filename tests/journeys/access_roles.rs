@@ -150,19 +150,19 @@ fn changed_rules_apply_to_the_next_request_of_a_token() {
         eventually("the config is reloaded", || world.exporter.log().matches(line).count() > before);
     };
     let operator = rule("test-ann", "operator", "");
-    reload(&mut world, &format!("default_role = \"none\"\n{operator}"), "access rules reloaded");
+    reload(&mut world, &format!("default_role = \"none\"\n{operator}"), "config reloaded");
     client.post(SNAPSHOTS).ok();
     // A rule that cannot be read changes nothing: left out, it could permit more.
-    let faulty = "cannot reload the access rules; keeping the current ones";
+    let faulty = "cannot reload the config; keeping the current one";
     reload(&mut world, &format!("default_role = \"admin\"\n{}", rule("test-ann", "root", "")), faulty);
     lacks(&client.post("/adopt?dryRun=true"), "admin");
     client.post(SNAPSHOTS).ok();
     let named = world.exporter.log();
     assert!(named.contains("access.rules.1.role: invalid role"), "{named}");
-    reload(&mut world, "default_role = \"none\"", "access rules reloaded");
+    reload(&mut world, "default_role = \"none\"", "config reloaded");
     lacks(&client.get("/vms"), "viewer");
     // The token is still valid.
-    reload(&mut world, "default_role = \"admin\"", "access rules reloaded");
+    reload(&mut world, "default_role = \"admin\"", "config reloaded");
     client.post("/adopt?dryRun=true").ok();
 }
 

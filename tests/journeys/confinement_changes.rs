@@ -166,7 +166,7 @@ fn a_changed_config_that_names_other_places_needs_a_restart_and_says_so() {
     world.exporter.settings().sections = "[[access.rules]]\nusers = [\"x\"]\nrole = \"viewer\"\n".to_owned();
     world.exporter.write_config();
     world.exporter.signal(Signal::SIGHUP);
-    world.exporter.wait_for_log("access rules reloaded");
+    world.exporter.wait_for_log("config reloaded");
     assert!(!world.exporter.log().contains("may not use"), "{}", world.exporter.log());
 
     let repository = place("mounts/repository");

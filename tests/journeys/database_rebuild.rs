@@ -121,7 +121,7 @@ fn hung_repository_keeps_the_service_neither_from_starting_nor_from_stopping() {
     let clock = Clock::new();
     let volume = Volume::xfs(512);
     let device = volume.behind_a_device();
-    let (volume, second, mut world) = World::with_a_second_on(volume, 512);
+    let (volume, second, mut world) = World::with_a_second_on(volume, 512, |_| {});
     let client = start_rebuilding_service(&mut world, &second, &clock);
     let (here, there) = (client.take_snapshot_id(), of_other_vm(&client));
     world.exporter.kill();

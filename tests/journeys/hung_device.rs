@@ -8,8 +8,8 @@ use std::time::Duration;
 use reqwest::Method;
 
 use crate::harness::{
-    Client, Device, MB, OTHER_VM, ProcessStats, Random, VM, Volume, World, define_vm, eventually, make_disk, text,
-    write_at,
+    Client, Device, MB, OTHER_VM, ProcessStats, Random, Settings, VM, Volume, World, define_vm, eventually, make_disk,
+    text, write_at,
 };
 use crate::{needs, needs_root};
 
@@ -46,9 +46,13 @@ pub struct TwoRepositories {
 
 impl TwoRepositories {
     pub fn new() -> Self {
+        Self::with(|_| {})
+    }
+
+    pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
         let volume = Volume::xfs(512);
         let device = volume.behind_a_device();
-        let (volume, second, world) = World::with_a_second_on(volume, 512);
+        let (volume, second, world) = World::with_a_second_on(volume, 512, change);
         let healthy_disk = world.define_vm(&[("a.img", MB)]).remove(0);
         write_at(&healthy_disk, 0, &Random(1).bytes(MB));
         let disk = make_disk(&second, "b.img", 64 * MB);

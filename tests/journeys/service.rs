@@ -24,6 +24,16 @@ fn next_message(socket: &UnixDatagram) -> String {
     String::from_utf8(buffer[..length].to_vec()).unwrap()
 }
 
+/// As [`next_message`], without messages of a status line only.
+fn next_but_status(socket: &UnixDatagram) -> String {
+    loop {
+        let message = next_message(socket);
+        if !message.starts_with("STATUS=") {
+            return message;
+        }
+    }
+}
+
 #[test]
 fn service_manager_is_notified() {
     let certificates = Certificates::new();
@@ -46,15 +56,15 @@ fn service_manager_is_notified() {
         });
         let mut exporter = Exporter::start(settings);
         let (first, connected, listener) = ready.join().unwrap();
-        assert_eq!(first, "READY=1");
+        assert_eq!(first, "READY=1\nSTATUS=serving 0 snapshots of 0 VMs; 1 repository unavailable");
         assert!(connected, "the service does not listen yet");
         exporter.signal(Signal::SIGHUP);
-        let reloading = next_message(&listener);
+        let reloading = next_but_status(&listener);
         let time = reloading.strip_prefix("RELOADING=1\nMONOTONIC_USEC=").unwrap_or_else(|| panic!("{reloading}"));
         assert!(time.parse::<u64>().unwrap() > 0);
-        assert_eq!(next_message(&listener), "READY=1");
+        assert!(next_but_status(&listener).starts_with("READY=1\nSTATUS="));
         exporter.signal(Signal::SIGTERM);
-        assert_eq!(next_message(&listener), "STOPPING=1");
+        assert!(next_but_status(&listener).starts_with("STOPPING=1\nSTATUS=stopping"));
         assert_eq!(exporter.wait(Duration::from_secs(20)).code(), Some(0));
     }
     // A missing notification socket, or one that is not read, does not stop the service.

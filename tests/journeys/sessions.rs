@@ -235,9 +235,9 @@ fn a_replaced_signing_key_is_read_on_sighup_with_an_overlap() {
         world.exporter.settings().secret = secret.to_owned();
         world.exporter.settings().jwt = format!("secret_overlap = {overlap:?}");
         world.exporter.write_config();
-        let before = world.exporter.log().matches("access rules reloaded").count();
+        let before = world.exporter.log().matches("config reloaded").count();
         world.exporter.signal(Signal::SIGHUP);
-        eventually("the config is reloaded", || world.exporter.log().matches("access rules reloaded").count() > before);
+        eventually("the config is reloaded", || world.exporter.log().matches("config reloaded").count() > before);
     };
     let second = "a second secret of tests, never to be seen";
     old.get("/vms").ok();

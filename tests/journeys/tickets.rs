@@ -192,7 +192,7 @@ fn a_ticket_ends_with_its_time_its_users_rights_and_its_snapshot() {
         let sections = tickets.world.exporter.settings().sections.replace(from, to);
         tickets.world.exporter.settings().sections = sections;
         tickets.world.exporter.write_config();
-        let count = |tickets: &Tickets| tickets.world.exporter.log().matches("access rules reloaded").count();
+        let count = |tickets: &Tickets| tickets.world.exporter.log().matches("config reloaded").count();
         let before = count(tickets);
         tickets.world.exporter.signal(Signal::SIGHUP);
         eventually("the rules are reloaded", || count(tickets) > before);

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::app::changeable::Changeable;
 use crate::app::inventory::Inventory;
 use crate::app::{Error, error::Refusal};
 use crate::config::Policy;
@@ -15,7 +16,7 @@ pub const MANY_EXTENTS: u32 = 100_000;
 
 /// The config's policy, and the data that it is checked against.
 pub(crate) struct PolicyCheck {
-    pub limits: Policy,
+    pub limits: Changeable<Policy>,
     pub(super) inventory: Arc<Inventory>,
     pub(super) store: Store,
 }
@@ -23,7 +24,8 @@ pub(crate) struct PolicyCheck {
 impl PolicyCheck {
     /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order.
     pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
-        if let Some(limit) = self.limits.max_snapshots_per_vm
+        let limits = self.limits.get();
+        if let Some(limit) = limits.max_snapshots_per_vm
             && self.store.snapshots_of(&snapshot.vm)?.len() >= limit
         {
             return Err(Refusal::TooManySnapshots { limit }.into());
@@ -32,7 +34,7 @@ impl PolicyCheck {
             let Some(repository) = self.inventory.repository(id) else { continue };
             let mounted = repository.mounted();
             let space = mounted.map_err(|cause| Error::Unavailable(format!("the repository {id} {cause}")))?.space;
-            let min_free = self.limits.min_free_space.of(space.total);
+            let min_free = limits.min_free_space.of(space.total);
             if space.free < min_free {
                 let (free, total) = (space.free, space.total);
                 return Err(Refusal::LowSpace { repository: id.to_string(), free, total, min_free }.into());
@@ -44,7 +46,7 @@ impl PolicyCheck {
             let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
             let counted = repository.run(JobKind::CHANGE, move |_, _| Source::extent_count(&file));
             let extents = counted.map_err(|error| Error::of_step(step(), error))?;
-            if let Some(limit) = self.limits.max_extents.filter(|limit| extents > *limit) {
+            if let Some(limit) = limits.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());
             }
             if extents > MANY_EXTENTS {

@@ -24,16 +24,16 @@ pub(crate) type Share = (Arc<str>, Arc<str>);
 pub(crate) struct AdmissionQueue<T: Queued>(Arc<Shared<T>>);
 
 struct Shared<T> {
-    /// Regular slots.
-    limit: usize,
-    /// Further slots, for shares that hold none while another share holds several.
-    spare: usize,
     /// The most requests that may wait.
     max_waiting: usize,
     state: Mutex<State<T>>,
 }
 
 struct State<T> {
+    /// Regular slots.
+    limit: usize,
+    /// Whether there are spare slots.
+    is_fair: bool,
     /// By number, which is the order of arrival.
     entries: BTreeMap<u64, Entry<T>>,
     next: u64,
@@ -69,26 +69,33 @@ pub(crate) struct Permit<T: Queued>(QueuedRequest<T>);
 impl<T: Queued> AdmissionQueue<T> {
     /// A queue with `limit` slots, in which at most `max_waiting` requests wait. First come, first served.
     pub(crate) fn new(limit: usize, max_waiting: usize) -> Self {
-        Self::with_spare(limit, 0, max_waiting)
+        Self::with(limit, max_waiting, false)
     }
 
     /// As [`AdmissionQueue::new`], with fairly shared slots.
     pub(crate) fn fair(limit: usize, max_waiting: usize) -> Self {
-        Self::with_spare(limit, limit.div_ceil(4), max_waiting)
+        Self::with(limit, max_waiting, true)
     }
 
-    fn with_spare(limit: usize, spare: usize, max_waiting: usize) -> Self {
-        let state = Mutex::new(State { entries: BTreeMap::new(), next: 0 });
-        Self(Arc::new(Shared { limit, spare, max_waiting, state }))
+    fn with(limit: usize, max_waiting: usize, is_fair: bool) -> Self {
+        let state = Mutex::new(State { limit, is_fair, entries: BTreeMap::new(), next: 0 });
+        Self(Arc::new(Shared { max_waiting, state }))
     }
 
     pub(crate) fn limit(&self) -> usize {
-        self.0.limit
+        self.0.state().limit
+    }
+
+    /// Changes the number of slots. Work that has one keeps it.
+    pub(crate) fn set_limit(&self, limit: usize) {
+        let mut state = self.0.state();
+        state.limit = limit;
+        self.0.grant_slots(&mut state);
     }
 
     /// The number of spare slots.
     pub(crate) fn spare(&self) -> usize {
-        self.0.spare
+        self.0.state().spare()
     }
 
     /// Queues `work`. If the queue is full, a share with few waiting requests displaces the last request of the share
@@ -98,7 +105,7 @@ impl<T: Queued> AdmissionQueue<T> {
         let mut state = self.0.state();
         let waiting = state.entries.values().filter(|entry| !entry.is_running).count();
         // Waiting requests are about to take the free slots.
-        let free = self.0.limit.saturating_sub(state.holding());
+        let free = state.limit.saturating_sub(state.holding());
         if waiting >= self.0.max_waiting + free {
             state.displace_for(share.as_ref())?;
         }
@@ -119,7 +126,7 @@ impl<T: Queued> AdmissionQueue<T> {
     /// Whether a request would get a regular slot at once.
     pub(crate) fn has_free_slot(&self) -> bool {
         let state = self.0.state();
-        state.entries.values().all(|entry| entry.is_running) && state.holding() < self.0.limit
+        state.entries.values().all(|entry| entry.is_running) && state.holding() < state.limit
     }
 
     /// Whether nothing is running or waiting.
@@ -149,7 +156,7 @@ impl<T> Shared<T> {
 
     /// Gives free slots to waiting requests.
     fn grant_slots(&self, state: &mut State<T>) {
-        while let Some(number) = state.next_to_run(self.limit, self.spare) {
+        while let Some(number) = state.next_to_run() {
             let Some(entry) = state.entries.get_mut(&number) else { return };
             (entry.since, entry.is_running, entry.has_slot) = (Instant::now(), true, true);
             // If the client has disconnected, dropping its request frees the slot.
@@ -159,17 +166,22 @@ impl<T> Shared<T> {
 }
 
 impl<T> State<T> {
+    /// The number of further slots, for shares that hold none while another share holds several.
+    fn spare(&self) -> usize {
+        if self.is_fair { self.limit.div_ceil(4) } else { 0 }
+    }
+
     /// How many slots are taken.
     fn holding(&self) -> usize {
         self.entries.values().filter(|entry| entry.has_slot).count()
     }
 
     /// The request that gets the next slot, if one is free.
-    fn next_to_run(&self, limit: usize, spare: usize) -> Option<u64> {
+    fn next_to_run(&self) -> Option<u64> {
         let waiting = || self.entries.iter().filter(|(_, entry)| entry.wake.is_some());
         waiting().next()?;
         let holding = self.holding();
-        if holding >= limit + spare {
+        if holding >= self.limit + self.spare() {
             return None;
         }
         let (mut of_share, mut of_user) = (HashMap::<&Share, usize>::new(), HashMap::<&str, usize>::new());
@@ -184,7 +196,7 @@ impl<T> State<T> {
         };
         let ((slots, _), number) = waiting().map(|(number, entry)| (has(entry), *number)).min()?;
         let others_have_several = of_share.values().any(|slots| *slots > 1);
-        let may = holding < limit || (slots == 0 && others_have_several);
+        let may = holding < self.limit || (slots == 0 && others_have_several);
         may.then_some(number)
     }
 

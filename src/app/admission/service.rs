@@ -12,11 +12,12 @@ use super::policy::PolicyCheck;
 use super::queue::{AdmissionQueue, Entry, Permit, Queued, Share};
 use super::vm_locks::VmLocks;
 use crate::app::Error;
+use crate::app::changeable::Changeable;
 use crate::app::error::Refusal;
 use crate::app::inventory::Inventory;
 use crate::app::tasks::{Tasks, rounds};
 use crate::auth::{ClientAddress, Session};
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::model::{Annotations, FoldedName, VmId};
 use crate::store::Store;
 
@@ -104,15 +105,20 @@ pub(crate) struct Admission {
     pub policy: PolicyCheck,
     /// How long a log-in may wait for a slot.
     log_in_wait: Duration,
-    /// Bytes per second. Slower clients are disconnected while others wait.
-    pub min_rate: Option<NonZero<u64>>,
+    export: Changeable<config::Export>,
 }
 
 /// How long a request for several VMs waits for one of them while it has another.
 const GROUP_WAIT: Duration = Duration::from_secs(30);
 
 impl Admission {
-    pub(crate) fn new(config: &Config, inventory: &Arc<Inventory>, store: Store, tasks: Tasks) -> Self {
+    pub(crate) fn new(
+        config: &Config,
+        export: Changeable<config::Export>,
+        inventory: &Arc<Inventory>,
+        store: Store,
+        tasks: Tasks,
+    ) -> Self {
         let policy = config.policy;
         Self {
             log_ins: AdmissionQueue::fair(LOG_INS, LOG_IN_QUEUE),
@@ -122,9 +128,22 @@ impl Admission {
             creations: AdmissionQueue::new(policy.snapshot_concurrency, CREATION_QUEUE),
             exports: AdmissionQueue::fair(policy.export_concurrency, EXPORT_QUEUE),
             vm_locks: Arc::new(VmLocks::new(Arc::clone(inventory), tasks)),
-            policy: PolicyCheck { limits: policy, inventory: Arc::clone(inventory), store },
-            min_rate: config.export.min_rate,
+            policy: PolicyCheck { limits: Changeable::new(policy), inventory: Arc::clone(inventory), store },
+            export,
         }
+    }
+
+    /// Replaces the policy and the limits of downloads. Work that has a slot keeps it.
+    pub(crate) fn set_limits(&self, policy: config::Policy, export: config::Export) {
+        self.policy.limits.set(policy);
+        self.export.set(export);
+        self.creations.set_limit(policy.snapshot_concurrency);
+        self.exports.set_limit(policy.export_concurrency);
+    }
+
+    /// Bytes per second. Slower clients are disconnected while others wait.
+    pub(crate) fn min_rate(&self) -> Option<NonZero<u64>> {
+        self.export.get().min_rate
     }
 
     /// Waits until the manager may be asked.
@@ -188,7 +207,7 @@ impl Admission {
     pub(crate) async fn admit_export(&self, export: Export) -> Result<ExportPermit, Error> {
         let full = |_| Refusal::QueueFull("exports");
         let queued = self.exports.join(export).map_err(full)?;
-        let wait = self.policy.limits.export_wait;
+        let wait = self.policy.limits.get().export_wait;
         let waited = tokio::time::timeout(wait, queued.admitted()).await;
         let timeout = |_| Refusal::QueueTimeout { seconds: wait.as_secs_f64() };
         Ok(waited.map_err(timeout)?.map_err(full)?)
@@ -234,9 +253,9 @@ impl Admission {
 
     /// Disconnects the slowest clients while others wait, until `stop`.
     pub(crate) async fn disconnect_slow_clients(self: Arc<Self>, stop: CancellationToken) {
-        let Some(min_rate) = self.min_rate.map(NonZero::get) else { return };
         let mut rounds = rounds(RATE_INTERVAL);
         while stop.run_until_cancelled(rounds.tick()).await.is_some() {
+            let Some(min_rate) = self.min_rate().map(NonZero::get) else { continue };
             let mut slow = Vec::new();
             self.exports.each(|entry| {
                 let rate = if entry.is_running { entry.work.client_rate() } else { None };

@@ -11,6 +11,7 @@ use super::options::{ChunkQuery, DiskRef, MapOptions};
 use super::refined_cache::RefinedCache;
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
+use crate::app::changeable::Changeable;
 use crate::app::files::{FileOpener, temporary};
 use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
@@ -29,7 +30,7 @@ pub struct Comparisons {
     retention: Arc<Retention>,
     files: Arc<FileOpener>,
     store: Store,
-    config: config::Compare,
+    config: Changeable<config::Compare>,
     refined_cache: RefinedCache,
     tasks: Tasks,
 }
@@ -49,7 +50,13 @@ impl Comparisons {
         config: config::Compare,
         tasks: Tasks,
     ) -> Self {
-        Self { inventory, retention, files, store, config, refined_cache: RefinedCache::default(), tasks }
+        let (config, refined_cache) = (Changeable::new(config), RefinedCache::default());
+        Self { inventory, retention, files, store, config, refined_cache, tasks }
+    }
+
+    /// Replaces the defaults of requests.
+    pub(crate) fn set_config(&self, config: config::Compare) {
+        self.config.set(config);
     }
 
     /// The chunks of a disk, in order. They are found lazily.
@@ -282,7 +289,7 @@ impl Comparisons {
         target: &Arc<DiskFile>,
         cancellation: &Cancellation,
     ) -> Result<Option<NonZero<u64>>, CompareError> {
-        let default = match (options.refine, self.config.refine) {
+        let default = match (options.refine, self.config.get().refine) {
             (Some(Refine::By(block)), _) => return Ok(Some(block)),
             (Some(Refine::Never), _) | (_, Refine::Never) => None,
             _ if !options.maps() => None,
@@ -302,11 +309,9 @@ impl Comparisons {
             if chunk.kind == ChunkKind::Data {
                 candidates += chunk.range.len();
             }
-            if candidates > self.config.refine_limit {
-                tracing::info!(
-                    limit = self.config.refine_limit,
-                    "not refining: more candidate bytes than compare.refine_limit"
-                );
+            let limit = self.config.get().refine_limit;
+            if candidates > limit {
+                tracing::info!(limit, "not refining: more candidate bytes than compare.refine_limit");
                 return Ok(None);
             }
         }

@@ -1,6 +1,7 @@
 //! Bandwidth limits: they decide when bytes may be sent.
 
 use std::num::NonZero;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -18,60 +19,86 @@ const PIECES_PER_SECOND: u64 = 10;
 /// Pieces are whole pages.
 const PAGE: u64 = 4 << 10;
 
+/// A limit in bytes per second, which may change at any time. 0: none.
+#[derive(Clone, Debug, Default)]
+struct Rate(Arc<AtomicU64>);
+
+impl Rate {
+    fn new(rate: Option<NonZero<u64>>) -> Self {
+        Self(Arc::new(rate.map_or(0, NonZero::get).into()))
+    }
+
+    fn get(&self) -> Option<NonZero<u64>> {
+        NonZero::new(self.0.load(Ordering::Relaxed))
+    }
+
+    fn set(&self, rate: Option<NonZero<u64>>) {
+        self.0.store(rate.map_or(0, NonZero::get), Ordering::Relaxed);
+    }
+}
+
 /// A rate that its holders share, first come, first served.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct RateLimiter {
-    bytes_per_second: NonZero<u64>,
+    rate: Rate,
     /// When the next bytes may be sent.
     next: Mutex<Option<Instant>>,
 }
 
 impl RateLimiter {
-    fn new(bytes_per_second: NonZero<u64>) -> Arc<Self> {
-        Arc::new(Self { bytes_per_second, next: Mutex::default() })
+    fn new(rate: Rate) -> Arc<Self> {
+        Arc::new(Self { rate, next: Mutex::default() })
     }
 
     /// Reserves `bytes` at `now`, and returns when they may be sent.
     fn take(&self, bytes: u64, now: Instant) -> Instant {
+        let Some(rate) = self.rate.get() else { return now };
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
         let at = next.map_or(now, |next| next.max(now.checked_sub(MAX_LATENESS).unwrap_or(now)));
-        *next = Some(at + self.time_for(bytes));
+        *next = Some(at + time_for(bytes, rate));
         at.max(now)
     }
 
     /// Cancels the reservation of `bytes`.
     fn give_back(&self, bytes: u64) {
+        let Some(rate) = self.rate.get() else { return };
         let mut next = self.next.lock().unwrap_or_else(PoisonError::into_inner);
-        *next = next.and_then(|next| next.checked_sub(self.time_for(bytes)));
-    }
-
-    fn time_for(&self, bytes: u64) -> Duration {
-        Duration::from_secs_f64(bytes as f64 / self.bytes_per_second.get() as f64)
+        *next = next.and_then(|next| next.checked_sub(time_for(bytes, rate)));
     }
 }
 
-/// The limits of all connections together.
+fn time_for(bytes: u64, rate: NonZero<u64>) -> Duration {
+    Duration::from_secs_f64(bytes as f64 / rate.get() as f64)
+}
+
+/// The limits of all connections together. Clones are handles of the same limits.
 #[derive(Clone, Debug, Default)]
 pub struct RateLimits {
-    all: Option<Arc<RateLimiter>>,
-    each: Option<NonZero<u64>>,
+    all: Arc<RateLimiter>,
+    each: Rate,
 }
 
 impl RateLimits {
     /// The limits of section `[export]`.
     pub fn new(export: &Export) -> Self {
-        Self { all: export.max_rate.map(RateLimiter::new), each: export.max_rate_per_connection }
+        Self { all: RateLimiter::new(Rate::new(export.max_rate)), each: Rate::new(export.max_rate_per_connection) }
+    }
+
+    /// Replaces the limits, also those of connections that send now.
+    pub fn set(&self, export: &Export) {
+        self.all.rate.set(export.max_rate);
+        self.each.set(export.max_rate_per_connection);
     }
 
     /// The limits of a new connection.
     pub fn for_connection(&self) -> ConnectionLimits {
-        ConnectionLimits(self.all.iter().cloned().chain(self.each.map(RateLimiter::new)).collect())
+        ConnectionLimits([Arc::clone(&self.all), RateLimiter::new(self.each.clone())])
     }
 }
 
 /// The limits of one connection.
 #[derive(Clone, Debug)]
-pub struct ConnectionLimits(Arc<[Arc<RateLimiter>]>);
+pub struct ConnectionLimits([Arc<RateLimiter>; 2]);
 
 impl ConnectionLimits {
     /// Reserves `bytes` at `now`.
@@ -82,9 +109,8 @@ impl ConnectionLimits {
 
     /// How many bytes to send at a time, at most `max`.
     pub fn piece(&self, max: u64) -> u64 {
-        let piece =
-            |limiter: &Arc<RateLimiter>| (limiter.bytes_per_second.get() / PIECES_PER_SECOND / PAGE * PAGE).max(PAGE);
-        self.0.iter().map(piece).fold(max, u64::min)
+        let piece = |rate: NonZero<u64>| (rate.get() / PIECES_PER_SECOND / PAGE * PAGE).max(PAGE);
+        self.0.iter().filter_map(|limiter| limiter.rate.get()).map(piece).fold(max, u64::min)
     }
 }
 
@@ -116,6 +142,32 @@ impl Drop for Reservation {
 mod tests {
     use super::*;
 
+    fn export(all: u64, each: u64) -> Export {
+        Export {
+            max_rate: NonZero::new(all),
+            max_rate_per_connection: NonZero::new(each),
+            min_rate: None,
+            is_idle: false,
+        }
+    }
+
+    fn limits(all: u64, each: u64) -> RateLimits {
+        RateLimits::new(&export(all, each))
+    }
+
+    #[test]
+    fn changed_rates_apply_to_open_connections() {
+        let (limits, start) = (limits(0, 0), Instant::now());
+        let (one, second) = (limits.for_connection(), Duration::from_secs(1));
+        assert_eq!((take(&one, 1 << 30, start), take(&one, 1, start)), (start, start));
+        limits.set(&export(0, 1000));
+        assert_eq!((take(&one, 2000, start), take(&one, 1, start)), (start, start + 2 * second));
+        limits.set(&export(0, 0));
+        assert_eq!(take(&one, 1, start), start);
+        limits.set(&export(500, 0));
+        assert_eq!((take(&one, 500, start), take(&limits.for_connection(), 1, start)), (start, start + second));
+    }
+
     /// When the bytes may be sent. They count as sent.
     fn take(limits: &ConnectionLimits, bytes: u64, now: Instant) -> Instant {
         let reservation = limits.take(bytes, now);
@@ -127,7 +179,7 @@ mod tests {
     #[test]
     fn rate_is_shared_and_not_saved_up() {
         let second = Duration::from_secs(1);
-        let limits = RateLimits { all: Some(RateLimiter::new(1000.try_into().unwrap())), each: 500.try_into().ok() };
+        let limits = limits(1000, 500);
         let (one, other, start) = (limits.for_connection(), limits.for_connection(), Instant::now());
         assert_eq!(take(&one, 500, start), start);
         // First its own limit applies, then the shared one.
@@ -152,8 +204,7 @@ mod tests {
     fn late_timers_cost_no_bandwidth() {
         const PIECE: u64 = 256 << 10;
         for mib in [1, 100, 400, 3000] {
-            let limits = RateLimits { all: Some(RateLimiter::new((mib << 20).try_into().unwrap())), each: None }
-                .for_connection();
+            let limits = limits(mib << 20, 0).for_connection();
             let start = Instant::now();
             let mut now = start;
             for _ in 0..4 * mib {
@@ -169,7 +220,7 @@ mod tests {
 
     #[test]
     fn low_rates_have_short_pieces() {
-        let piece = |rate: u64, max| RateLimits { all: None, each: rate.try_into().ok() }.for_connection().piece(max);
+        let piece = |rate: u64, max| limits(0, rate).for_connection().piece(max);
         assert_eq!([64 << 10, 1 << 20, 1 << 30].map(|rate| piece(rate, 256 << 10)), [4 << 10, 100 << 10, 256 << 10]);
         assert_eq!(RateLimits::default().for_connection().piece(7), 7);
     }

@@ -14,12 +14,14 @@ use super::slot::ExportSlot;
 use crate::app::Error;
 use crate::app::admission::{Admission, Export, ExportClient, ExportDetails, ExportPermit};
 use crate::app::audit::{Actor, AuditTrail, Outcome, ROUND_OF_LINES};
+use crate::app::changeable::Changeable;
 use crate::app::files::{OpenDisk, lost};
 use crate::app::inventory::Inventory;
 use crate::app::session::Sessions;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::app::tickets::Tickets;
 use crate::auth::{BadToken, Session};
+use crate::config;
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
 use crate::repository::PageCachePolicy;
@@ -32,8 +34,7 @@ pub struct Exports {
     admission: Arc<Admission>,
     trail: Arc<AuditTrail>,
     metrics: Arc<Metrics>,
-    /// Whether disks are read only when no other process reads them.
-    idle_io: bool,
+    config: Changeable<config::Export>,
     inventory: Arc<Inventory>,
     sessions: Arc<Sessions>,
     tickets: Arc<Tickets>,
@@ -54,11 +55,11 @@ impl Exports {
         (sessions, tickets): (Arc<Sessions>, Arc<Tickets>),
         trail: Arc<AuditTrail>,
         metrics: Arc<Metrics>,
-        idle_io: bool,
+        config: Changeable<config::Export>,
         tasks: Tasks,
     ) -> Self {
         let changed_access = RwLock::default();
-        Self { admission, trail, metrics, idle_io, inventory, sessions, tickets, changed_access, tasks }
+        Self { admission, trail, metrics, config, inventory, sessions, tickets, changed_access, tasks }
     }
 
     /// Waits for a slot, then starts to read `parts` of a disk, which are `ranges` ranges, for `client`.
@@ -99,7 +100,7 @@ impl Exports {
         if permit.is_err() {
             self.trail.without_effect(&actor, EXPORT, name, Outcome::of(&permit));
         }
-        let slot = ExportSlot { permit: permit?, trail: Arc::clone(&self.trail), idle_io: self.idle_io };
+        let slot = ExportSlot { permit: permit?, trail: Arc::clone(&self.trail), idle_io: self.config.get().is_idle };
         let export = DiskExport { file, slot, policy: PageCachePolicy::default() };
         let download = Download::start(export, parts, limits, self.metrics.bytes_served());
         download.map_err(|cause| lost(&disk, cause))

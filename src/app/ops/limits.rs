@@ -13,13 +13,13 @@ use crate::store::KEY_LIFETIME;
 impl Ops {
     /// The limits of the config, and those that are constants. The limits of HTTP are missing.
     pub fn limits(&self) -> api::Limits {
-        let (exports, policy) = (&self.admission.exports, self.admission.policy.limits);
+        let (exports, policy) = (&self.admission.exports, self.admission.policy.limits.get());
         api::Limits {
             export_concurrency: exports.limit(),
             export_spare: exports.spare(),
             export_queue: EXPORT_QUEUE,
             export_wait_seconds: rounded_up(policy.export_wait),
-            export_min_rate: self.admission.min_rate.map(NonZero::get),
+            export_min_rate: self.admission.min_rate().map(NonZero::get),
             refine_block_bytes: api::Bounds { min: *REFINE_BLOCKS.start(), max: *REFINE_BLOCKS.end() },
             snapshot_concurrency: self.admission.creations.limit(),
             snapshot_queue: CREATION_QUEUE,

@@ -1,10 +1,12 @@
 //! Services for operators: status, health, and the faults that keep the service from starting.
 
 mod audit_head;
+mod config_state;
 mod exclusive_usage;
 mod limits;
 mod service;
 pub(crate) mod start_faults;
+mod summary;
 mod tls_state;
 pub(crate) mod warnings;
 

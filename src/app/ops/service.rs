@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::config_state::ConfigState;
 use super::exclusive_usage::ExclusiveUsage;
 use super::tls_state::TlsState;
 use super::warnings::Warnings;
@@ -36,18 +37,19 @@ pub struct StatusQuery {
 
 /// Status and readiness.
 pub struct Ops {
-    inventory: Arc<Inventory>,
+    pub(super) inventory: Arc<Inventory>,
     pub(super) admission: Arc<Admission>,
-    hooks: Arc<PendingHooks>,
+    pub(super) hooks: Arc<PendingHooks>,
     recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
-    database: Arc<Database>,
+    pub(super) database: Arc<Database>,
     sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     pub tls: TlsState,
+    pub config: ConfigState,
     confinement: Arc<Confinement>,
     warnings: Arc<Warnings>,
-    store: Store,
+    pub(super) store: Store,
     tasks: Tasks,
 }
 
@@ -75,7 +77,7 @@ impl Ops {
             admission: Arc::clone(&admission),
             tasks: tasks.clone(),
         };
-        let (usage, tls) = (Arc::new(usage), TlsState::default());
+        let (usage, tls, config) = (Arc::new(usage), TlsState::default(), ConfigState::default());
         Self {
             inventory,
             admission,
@@ -86,6 +88,7 @@ impl Ops {
             sessions,
             usage,
             tls,
+            config,
             confinement,
             warnings,
             store,
@@ -145,6 +148,7 @@ impl Ops {
             repositories,
             database: Some(database),
             tls: sees_all.then(|| self.tls.status()),
+            config: sees_all.then(|| self.config.status()),
             leftovers,
             owed_hooks,
             sessions,
@@ -188,7 +192,7 @@ impl Ops {
             mount_point: mount_point.map(|path| path.display().to_string()),
             total_bytes: space.map(|space| space.total),
             free_bytes: space.map(|space| space.free),
-            min_free_bytes: space.map(|space| self.admission.policy.limits.min_free_space.of(space.total)),
+            min_free_bytes: space.map(|space| self.admission.policy.limits.get().min_free_space.of(space.total)),
             snapshots: snapshots.iter().filter(in_it).count(),
             unknown_snapshots: self.reconciler.unknown_in(&known.name).map(|count| count.lost + count.others),
             status: if reason.is_none() { api::Status::Ok } else { api::Status::Error },

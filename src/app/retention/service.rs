@@ -49,6 +49,11 @@ impl Retention {
         Self { inventory, store, uses: SnapshotUses::default(), watch, started: Instant::now(), trail, tasks }
     }
 
+    /// Replaces the grace period of snapshots that are superseded from now on.
+    pub(crate) fn set_grace(&self, grace: Duration) {
+        self.watch().set_grace(grace);
+    }
+
     /// Keeps the snapshot `id` of the VM `vm_ref` from being swept while a client works on it. Call it before reading
     /// the record.
     ///

@@ -18,7 +18,7 @@ use crate::auth::{
     AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, Proof,
     RefreshToken, Requester, Session, Source, Tokens, is_reserved_name, new_log_in,
 };
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::metrics::{Metrics, Throttled};
 use crate::model::AccessRules;
 use crate::store::Store;
@@ -108,6 +108,11 @@ impl Sessions {
     /// Replaces the access rules. They apply to the next request of each user.
     pub(crate) fn set_access(&self, rules: Arc<AccessRules>) {
         *self.access.write().unwrap_or_else(PoisonError::into_inner) = rules;
+    }
+
+    /// Replaces the limits of failed log-ins.
+    pub(crate) fn set_limits(&self, limits: config::Login) {
+        self.throttle.set_limits(limits);
     }
 
     /// Replaces the certificates of clients that are accepted, and ends the downloads of the others. Those with tickets

@@ -17,6 +17,7 @@ use governor::state::keyed::DefaultKeyedStateStore;
 use governor::{Quota, RateLimiter};
 
 use crate::app::Error;
+use crate::app::changeable::Changeable;
 use crate::auth::ClientAddress;
 use crate::config;
 
@@ -48,21 +49,40 @@ pub(super) struct Attempt {
 /// Hashes with a random key, so that no client can choose a name that counts as another.
 pub(super) struct Throttle {
     hasher: RandomState,
-    addresses: Option<Failures>,
-    accounts: Option<Failures>,
+    limits: Changeable<Limits>,
     pairs: Failures,
     /// Pairs that have logged in → when.
     known: Mutex<HashMap<u64, Instant>>,
+}
+
+/// `None`: no limit.
+struct Limits {
+    config: config::Login,
+    addresses: Option<Failures>,
+    accounts: Option<Failures>,
+}
+
+impl Limits {
+    fn new(config: config::Login) -> Self {
+        let (addresses, accounts) = (config.failures_per_address, config.failures_per_account);
+        Self { config, addresses: addresses.map(Failures::new), accounts: accounts.map(Failures::new) }
+    }
 }
 
 impl Throttle {
     pub(super) fn new(config: config::Login) -> Self {
         Self {
             hasher: RandomState::new(),
-            addresses: config.failures_per_address.map(Failures::new),
-            accounts: config.failures_per_account.map(Failures::new),
+            limits: Changeable::new(Limits::new(config)),
             pairs: Failures::new(RESERVED_FAILURES),
             known: Mutex::default(),
+        }
+    }
+
+    /// Replaces the limits. If they differ, the failures so far are forgotten.
+    pub(super) fn set_limits(&self, config: config::Login) {
+        if self.limits.get().config != config {
+            self.limits.set(Limits::new(config));
         }
     }
 
@@ -94,7 +114,8 @@ impl Throttle {
         let is_known = self.knows(attempt);
         // How long the pair has to wait, if it has used up its reserve.
         let reserve = attempt.pair.map(|pair| self.pairs.wait(pair));
-        let address = self.addresses.as_ref().zip(attempt.address).and_then(|(limit, key)| limit.wait(key));
+        let limits = self.limits.get();
+        let address = limits.addresses.as_ref().zip(attempt.address).and_then(|(limit, key)| limit.wait(key));
         if let Some(wait) = address {
             match reserve {
                 Some(None) if is_known => {}
@@ -102,7 +123,7 @@ impl Throttle {
                 _ => return refused(wait, false),
             }
         }
-        let Some(wait) = self.accounts.as_ref().and_then(|limit| limit.wait(attempt.account)) else { return Ok(()) };
+        let Some(wait) = limits.accounts.as_ref().and_then(|limit| limit.wait(attempt.account)) else { return Ok(()) };
         match reserve {
             _ if is_known => Ok(()),
             Some(None) => Ok(()),
@@ -124,10 +145,11 @@ impl Throttle {
 
     /// The manager refuses the password.
     pub(super) fn failed(&self, attempt: &Attempt) {
-        if let Some((limit, key)) = self.addresses.as_ref().zip(attempt.address) {
+        let limits = self.limits.get();
+        if let Some((limit, key)) = limits.addresses.as_ref().zip(attempt.address) {
             limit.add(key);
         }
-        if let Some(limit) = &self.accounts {
+        if let Some(limit) = &limits.accounts {
             limit.add(attempt.account);
         }
         attempt.pair.inspect(|pair| self.pairs.add(*pair));

@@ -78,7 +78,7 @@ impl Snapshots {
             annotations: request.annotations.clone(),
         };
         let ttl = match request.retention {
-            RetentionRequest::Default => self.admission.policy.limits.default_ttl,
+            RetentionRequest::Default => self.admission.policy.limits.get().default_ttl,
             RetentionRequest::UntilDeleted => None,
             RetentionRequest::For(ttl) => Some(ttl),
         };

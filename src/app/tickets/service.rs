@@ -44,8 +44,6 @@ pub struct Tickets {
     sessions: Arc<Sessions>,
     admission: Arc<Admission>,
     store: Store,
-    /// The longest `ttl`. `None`: there are no tickets.
-    longest: Option<Duration>,
     tasks: Tasks,
 }
 
@@ -60,10 +58,14 @@ impl Tickets {
         inventory: Arc<Inventory>,
         (sessions, admission): (Arc<Sessions>, Arc<Admission>),
         store: Store,
-        longest: Option<Duration>,
         tasks: Tasks,
     ) -> Self {
-        Self { inventory, sessions, admission, store, longest, tasks }
+        Self { inventory, sessions, admission, store, tasks }
+    }
+
+    /// The longest `ttl`. `None`: there are no tickets.
+    fn longest(&self) -> Option<Duration> {
+        self.admission.policy.limits.get().max_ticket_ttl
     }
 
     /// Makes a ticket for a disk, which acts for the user of `session`.
@@ -94,7 +96,7 @@ impl Tickets {
         request: &api::CreateTicket,
     ) -> Result<(api::Ticket, TicketSecret), Error> {
         let snapshot = self.snapshot(session, target)?;
-        let longest = self.longest.ok_or_else(|| {
+        let longest = self.longest().ok_or_else(|| {
             Error::BadRequest(
                 "this service has no tickets (policy.max_ticket_ttl is 0); send a token instead".to_owned(),
             )
@@ -229,7 +231,7 @@ impl Tickets {
 
     /// The session of a valid ticket's user.
     fn session(&self, ticket: &Ticket) -> Result<Session, Error> {
-        if self.longest.is_none() || !ticket.is_valid(Timestamp::now().as_millisecond()) {
+        if self.longest().is_none() || !ticket.is_valid(Timestamp::now().as_millisecond()) {
             return Err(NO_TICKET);
         }
         let source = proven(ticket.source.clone()).ok_or(NO_TICKET)?;

@@ -148,7 +148,7 @@ impl Findings {
             parts.iter().filter(|(is_restricted, _)| *is_restricted).map(|(_, name)| *name).collect();
         self.good(what, format!("the service restricts its {}", named.join(", ")));
         for problem in problems {
-            self.doubtful(what, problem, "docs/operations.md#confinement says what to do");
+            self.doubtful(what, problem, "docs/access.md#confinement says what to do");
         }
     }
 

@@ -119,6 +119,9 @@ fn warnings(status: &ServiceStatus) -> Table {
     for problem in status.confinement.iter().flat_map(|confinement| &confinement.problems) {
         table.row(vec!["confinement".to_owned(), problem.clone()]);
     }
+    for problem in status.config.iter().flat_map(api::ConfigStatus::problems) {
+        table.row(vec!["config".to_owned(), problem]);
+    }
     for warning in status.warnings.iter().flatten() {
         table.row(vec!["files".to_owned(), warning.clone()]);
     }

@@ -18,6 +18,7 @@ pub mod process_stats;
 mod proxy;
 mod random;
 mod revocations;
+mod service_manager;
 mod serving;
 mod shim;
 mod volume;
@@ -51,6 +52,7 @@ pub use manager::{Manager, ManagerBehavior, PASSWORD, USER};
 pub use process_stats::{ProcessStats, memory_kib};
 pub use proxy::Proxy;
 pub use random::Random;
+pub use service_manager::ServiceManager;
 pub use serving::Serving;
 pub use shim::{Fault, Shim};
 pub use volume::{Device, Tmpfs, Volume, output, run};
@@ -123,13 +125,20 @@ impl World {
 
     /// As [`Self::new`], with a second repository on its own XFS.
     pub fn with_two_repositories(megabytes: u64) -> (Volume, PathBuf, Self) {
-        Self::with_a_second_on(Volume::xfs(megabytes), megabytes)
+        Self::with_a_second_on(Volume::xfs(megabytes), megabytes, |_| {})
     }
 
     /// As [`Self::with_two_repositories`], with the second repository on `volume`.
-    pub fn with_a_second_on(volume: Volume, megabytes: u64) -> (Volume, PathBuf, Self) {
+    pub fn with_a_second_on(
+        volume: Volume,
+        megabytes: u64,
+        change: impl FnOnce(&mut Settings),
+    ) -> (Volume, PathBuf, Self) {
         let second = make_repository(&volume.mount_point, "0004fb00000300000000000000000002");
-        let world = Self::with(megabytes, |settings| settings.paths.push(second.clone()));
+        let world = Self::with(megabytes, |settings| {
+            settings.paths.push(second.clone());
+            change(settings);
+        });
         (volume, second, world)
     }
 

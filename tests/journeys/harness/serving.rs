@@ -40,7 +40,7 @@ impl Serving {
         let port = listener.local_addr().unwrap().port();
         let stop = CancellationToken::new();
         let task = runtime.spawn(testing::serve(
-            Listeners { tcp: listener, tls, operators: None },
+            Listeners { tcp: listener, tls, operators: None, probes: testing::prober().1 },
             router,
             Options::default(),
             stop.clone(),

@@ -1,5 +1,6 @@
 use super::*;
 use crate::app::admission::Admission;
+use crate::app::changeable::Changeable;
 use crate::app::inventory::Repositories;
 use crate::config;
 use crate::repository::executor::JobKind;
@@ -43,7 +44,7 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     let (store, tasks) = (Store::open(&config.db_file).unwrap(), Tasks::new());
     let repositories = Repositories::new(&config.repositories).unwrap();
     let inventory = Arc::new(Inventory::new(repositories, store.clone(), tasks.clone()));
-    let admission = Admission::new(&config, &inventory, store.clone(), tasks.clone());
+    let admission = Admission::new(&config, Changeable::new(config.export), &inventory, store.clone(), tasks.clone());
     let (vm_locks, metrics) = (Arc::clone(&admission.vm_locks), Arc::new(Metrics::default()));
     let hooks = Hooks::new(config.hooks.clone()).unwrap();
     let pending = PendingHooks::new(hooks, store.clone(), vm_locks, Arc::clone(&inventory), Arc::clone(&metrics));

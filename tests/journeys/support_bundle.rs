@@ -1,0 +1,130 @@
+//! `support-bundle`: what a report about a fault needs, and no secret.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::Command;
+
+use nix::sys::signal::Signal;
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::harness::{Exporter, MB, PASSWORD, SECRET, USER, VM, World, output, text, write_at};
+use crate::hung_device::TwoRepositories;
+use crate::{needs, needs_root};
+
+/// Makes a bundle. Returns its files by name, and what the command printed.
+fn bundle(exporter: &Exporter, archive: &Path) -> (BTreeMap<String, String>, String) {
+    let (status, printed) = exporter.command(&["support-bundle", "--output", archive.to_str().unwrap()]);
+    assert_eq!(status, Some(0), "{printed}");
+    assert_eq!(archive.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    let dir = tempfile::tempdir().unwrap();
+    output(Command::new("tar").arg("-xf").arg(archive).args(["--strip-components=1", "-C"]).arg(dir.path()));
+    let entries = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let read = |path: std::path::PathBuf| {
+        let bytes = fs::read(&path).unwrap();
+        (path.file_name().unwrap().to_str().unwrap().to_owned(), String::from_utf8_lossy(&bytes).into_owned())
+    };
+    (entries.map(read).collect(), printed)
+}
+
+#[test]
+fn bundle_has_what_a_report_needs_and_no_secret() {
+    needs_root!();
+    let dir = tempfile::tempdir().unwrap();
+    let log = dir.path().join("logs");
+    fs::create_dir(&log).unwrap();
+    let mut world = World::with(512, |settings| {
+        settings.top = format!("log_file = {:?}\n", log.join("exporter.log"));
+        settings.jwt = "recheck_after = \"1h\"\n".to_owned();
+        settings.sections = "[hooks.sync]\nsecret = \"sync-secret-4711\"\n[metrics]\nenabled = true\n".to_owned();
+    });
+    let disk = &world.define_vm(&[("a.img", 4 * MB)])[0];
+    (0..4).for_each(|n| write_at(disk, 2 * n * 65536, &[1; 4096]));
+    world.volume.sync();
+    let client = world.client();
+    let id = client.take_snapshot_id();
+    let login = json!({"username": USER, "password": PASSWORD, "refresh": true}).to_string();
+    let login = client.send(client.request(Method::POST, "/api/v1/auth/login").body(login)).json();
+    let tickets = format!("/api/v1/vms/{VM}/snapshots/{id}/disks/a.img/tickets");
+    let ticket = client.send(client.request(Method::POST, &tickets).json(&json!({}))).ok();
+    let url = text(&ticket["url"]);
+    let ticket = url.split('/').max_by_key(|part| part.len()).unwrap();
+    assert!(ticket.len() > 30, "{url}");
+    client.try_log_in(USER, "wrong-password-0815");
+
+    let archive = dir.path().join("bundle.tar");
+    let (files, printed) = bundle(&world.exporter, &archive);
+    assert!(printed.contains("names of VMs") && printed.contains("no secrets"), "{printed}");
+    let has = |name: &str, expected: &str| {
+        let found = files.get(name).unwrap_or_else(|| panic!("{name}: {}", files["about.txt"]));
+        assert!(found.contains(expected), "{name} lacks {expected:?}: {found}");
+    };
+    has("config.toml", "secret = \"(not shown ");
+    has("config.toml", "snapshot_concurrency = 2");
+    has("config-faults.txt", "");
+    has("log.txt", "snapshot created");
+    has("status.json", "\"owed_hooks\"");
+    has("readyz.json", "\"status\"");
+    has("vms.json", VM);
+    has("repositories.json", "0004fb0000030000");
+    has("metrics.txt", "ovm_exporter_snapshots_total");
+    has("capabilities.json", "export_concurrency");
+    has("versions.txt", env!("CARGO_PKG_VERSION"));
+    has("versions.txt", "Linux version");
+    has("mounts.txt", "xfs");
+    has("database.txt", "in use by the service");
+    has("process-limits.txt", "Max open files");
+    has("extents-1.txt", "4 extents");
+    has("xfs-info-1.txt", "reflink=1");
+    serde_json::from_str::<Value>(&files["status.json"]).unwrap();
+    for secret in [
+        SECRET,
+        PASSWORD,
+        "sync-secret-4711",
+        "wrong-password-0815",
+        client.token.as_str(),
+        ticket,
+        login["token"].as_str().unwrap(),
+        login["refresh_token"].as_str().unwrap(),
+    ] {
+        for (name, found) in &files {
+            assert!(!found.contains(secret), "{secret:?} is in {name}");
+        }
+    }
+    // An archive is never replaced.
+    let (status, printed) = world.exporter.command(&["support-bundle", "--output", archive.to_str().unwrap()]);
+    assert!(status == Some(1) && printed.contains("File exists"), "{printed}");
+
+    // Without the service, and with a wrong config.
+    world.exporter.signal(Signal::SIGTERM);
+    world.exporter.wait(std::time::Duration::from_secs(60));
+    world.exporter.settings().policy = "snapshot_concurrency = 0\n".to_owned();
+    world.exporter.settings().ovm_endpoint = "https://root:hidden-word@127.0.0.1".to_owned();
+    world.exporter.write_config();
+    let (files, printed) = bundle(&world.exporter, &dir.path().join("stopped.tar"));
+    assert!(printed.contains("status.json  missing: the service: "), "{printed}");
+    assert!(files["about.txt"].contains("status.json: the state of the service (GET /api/v1/status); MISSING: "));
+    assert!(files["config-faults.txt"].contains("policy.snapshot_concurrency: invalid number 0"));
+    assert!(files["database.txt"].contains("whole, and closed"), "{}", files["database.txt"]);
+    assert!(files["log.txt"].contains("stopped"));
+    assert!(files.iter().all(|(_, found)| !found.contains("hidden-word")));
+}
+
+#[test]
+fn a_hung_repository_is_left_out() {
+    needs_root!();
+    needs!(fs::exists("/dev/fuse").unwrap(), "FUSE");
+    let TwoRepositories { device, volume, world, .. } = TwoRepositories::new();
+    volume.unmount();
+    volume.mount();
+    let hanging = device.hang();
+    let dir = tempfile::tempdir().unwrap();
+    let (files, printed) = bundle(&world.exporter, &dir.path().join("bundle.tar"));
+    assert!(printed.contains(".txt  missing: it took longer than 10 s"), "{printed}");
+    let counted: Vec<_> = files.iter().filter(|(name, _)| name.starts_with("extents-")).collect();
+    assert!(counted.len() == 1 && counted[0].1.contains("1 disks"), "{counted:?}");
+    assert!(files.contains_key("status.json"), "{printed}");
+    drop(hanging);
+}
