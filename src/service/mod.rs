@@ -38,6 +38,9 @@ const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
 /// Freed memory that is kept for reuse: more than one connection needs to send.
 const RETAINED_HEAP: i32 = 2 << 20;
 
+/// How often other freed memory is returned to the kernel.
+const TRIM_INTERVAL: Duration = Duration::from_secs(60);
+
 /// Runs the service with the config, which was read from the path, until a signal stops it. SIGHUP also calls
 /// `reopen_log`.
 ///
@@ -92,6 +95,7 @@ async fn serve(
     manager.ready(&pulse::status_line(&app).await);
     tokio::spawn(pulse::report_status(Arc::clone(&manager), Arc::clone(&app), stop.clone()));
     tokio::spawn(pulse::keep_alive(Arc::clone(&manager), prober, stop.clone()));
+    tokio::spawn(trim_heap());
     let reloader = Reloader { path, started: config, app: &app, tls, rates, connections };
     let on_hang_up = async || {
         manager.reloading();
@@ -149,6 +153,13 @@ async fn serve(
     }
     anyhow::ensure!(!has_lost_launcher, "stopped, because the hook launcher had ended");
     Ok(())
+}
+
+async fn trim_heap() {
+    loop {
+        tokio::time::sleep(TRIM_INTERVAL).await;
+        let _ = tokio::task::spawn_blocking(heap::trim).await;
+    }
 }
 
 struct Signals {

@@ -1,8 +1,9 @@
-//! mallopt(3): how much freed memory the allocator keeps.
+//! How much freed memory the allocator keeps: mallopt(3), malloc_trim(3). With a C library other than glibc, these
+//! functions have no effect.
 #![allow(unsafe_code)]
 
 /// Keeps up to `bytes` of freed memory for reuse. Without it, each request takes a few hundred KiB of pages from the
-/// kernel and returns them, which costs more than filling them. With a C library other than glibc this has no effect.
+/// kernel and returns them, which costs more than filling them.
 pub fn retain(bytes: i32) {
     #[cfg(target_env = "gnu")]
     {
@@ -15,4 +16,14 @@ pub fn retain(bytes: i32) {
     }
     #[cfg(not(target_env = "gnu"))]
     let _ = bytes;
+}
+
+/// Returns freed memory to the kernel, wherever it lies. The allocator itself returns only what lies at the end of one of
+/// its many areas, so after a busy time it would keep tens of MiB.
+pub fn trim() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: the call takes a number, and changes no memory that is in use.
+    unsafe {
+        nix::libc::malloc_trim(0);
+    }
 }
