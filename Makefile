@@ -14,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy schemathesis sslyze rust
+.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy prometheus schemathesis sslyze rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -72,7 +72,7 @@ deps: deps-build
 	@$(REQUESTS) 2>/dev/null || { $(call apt,python3-requests); }
 	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
-deps-test: deps sslyze
+deps-test: deps prometheus sslyze
 	@$(call install,$(PROGRAMS) $(PROGRAMS_TEST))
 	@$(QEMU_HTTPS) || { $(call apt,"qemu-block-extra=$$(dpkg-query -W -f '$${Version}' qemu-utils)"); }
 	@$(QEMU_HTTPS)
@@ -83,6 +83,15 @@ SSLYZE := target/sslyze/bin/sslyze
 sslyze: deps
 	@$(ENSUREPIP)
 	@[ -x $(SSLYZE) ] || { python3 -m venv target/sslyze && target/sslyze/bin/pip install -q sslyze==6.3.1; }
+
+# Debian's Prometheus, only unpacked: installing it would start it, on all addresses of the host.
+PROMETHEUS := target/prometheus
+prometheus: deps
+	@[ -x $(PROMETHEUS)/usr/bin/promtool ] || { \
+		$(SUDO) apt-get update -qq; \
+		mkdir -p $(PROMETHEUS); cd $(PROMETHEUS); \
+		apt-get download -qq prometheus; dpkg-deb -x prometheus_*.deb .; rm prometheus_*.deb; \
+	}
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))

@@ -112,7 +112,8 @@ impl App {
         let hooks = HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), Arc::clone(&metrics), t());
         let catalog = (Arc::clone(&inventory), Arc::clone(&retention));
         let (i, r) = catalog.clone();
-        let comparisons = Arc::new(Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, t()));
+        let comparisons = Comparisons::new(i, r, Arc::clone(&files), s(), config.compare, Arc::clone(&metrics), t());
+        let comparisons = Arc::new(comparisons);
         let (i, r) = catalog.clone();
         let documents = Documents::new(i, r, Arc::clone(&comparisons), s(), t());
         let (i, a) = (Arc::clone(&inventory), Arc::clone(&admission));
@@ -140,6 +141,7 @@ impl App {
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
             (Arc::clone(&database), Arc::clone(&sessions)),
             (confinement, Arc::clone(&warnings)),
+            Arc::clone(&metrics),
             s(),
             t(),
         );
@@ -218,6 +220,11 @@ impl App {
             tasks.spawn(Arc::clone(&self.operator.database).run(stop.clone())),
             tasks.spawn(Arc::clone(&hooks.pending).run(stop.clone())),
         ]
+    }
+
+    /// Starts to read the state for the metrics, until `stop`.
+    pub fn measure_in_background(&self, stop: &CancellationToken) {
+        self.snapshots.tasks.spawn(Arc::clone(&self.operator.ops).measure(stop.clone()));
     }
 
     /// Cancels running `pre` hooks, because they would delay the shutdown. Their operations are refused, or continue

@@ -271,7 +271,7 @@ pub(super) async fn disk(
 }
 
 pub(super) async fn metrics(State(app): AppState) -> impl IntoResponse {
-    app.sessions.measure().await;
+    app.operator.ops.measure_queues();
     ([(CONTENT_TYPE, metrics::CONTENT_TYPE)], app.metrics.text())
 }
 

@@ -34,7 +34,7 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         let mut response = next.run(request).await;
         let status = response.status();
         let route = route.as_ref().map_or("none", |route| route.as_str().trim_end_matches('/'));
-        app.metrics.request(known_method(&method), route, status.as_u16());
+        app.metrics.request(known_method(&method), route, status.as_u16(), started.elapsed());
         // A response with a JSON body, such as that of /readyz, explains itself.
         let is_json = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == JSON);
         let mut code = "-";

@@ -18,7 +18,7 @@ use crate::app::confinement::Confinement;
 use crate::app::export::RateLimits;
 use crate::app::ops::start_faults;
 use crate::app::{App, Opened, audit};
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, MetricsRoute};
 use crate::hooks::Launcher;
 use crate::http::probe::prober;
 use crate::http::server::{self, Listeners, Options};
@@ -91,6 +91,9 @@ async fn serve(
     let serving = server::serve(listeners, router(Arc::clone(&app), config.metrics), options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);
+    if config.metrics != MetricsRoute::Off {
+        app.measure_in_background(&stop);
+    }
     let manager = Arc::new(manager);
     manager.ready(&pulse::status_line(&app).await);
     tokio::spawn(pulse::report_status(Arc::clone(&manager), Arc::clone(&app), stop.clone()));

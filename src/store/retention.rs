@@ -124,6 +124,17 @@ impl Retentions<'_> {
         })
     }
 
+    /// The number of leases that end after `now`.
+    pub fn leases(&self, now: Timestamp) -> Result<usize, StoreError> {
+        self.0.read(|transaction| {
+            let mut count = 0;
+            for lease in transaction.open_table(LEASES)?.iter()? {
+                count += usize::from(lease?.1.value() > now.as_millisecond());
+            }
+            Ok(count)
+        })
+    }
+
     /// The snapshots that have an expiry.
     pub fn expiring(&self) -> Result<HashSet<SnapshotId>, StoreError> {
         self.0.read(|transaction| {

@@ -64,6 +64,7 @@ mod logs;
 mod long_comparisons;
 mod lost_database;
 mod metrics;
+mod monitoring;
 mod moving;
 mod ocfs2;
 mod openapi;

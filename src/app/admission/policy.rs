@@ -22,8 +22,8 @@ pub(crate) struct PolicyCheck {
 }
 
 impl PolicyCheck {
-    /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order.
-    pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<(), Error> {
+    /// Checks that the policy allows `snapshot`. `sources` are its disks, in the same order. Returns the extents of each.
+    pub(crate) fn check(&self, snapshot: &SnapshotDraft, sources: &[Source]) -> Result<Vec<u32>, Error> {
         let limits = self.limits.get();
         if let Some(limit) = limits.max_snapshots_per_vm
             && self.store.snapshots_of(&snapshot.vm)?.len() >= limit
@@ -40,12 +40,14 @@ impl PolicyCheck {
                 return Err(Refusal::LowSpace { repository: id.to_string(), free, total, min_free }.into());
             }
         }
+        let mut counts = Vec::with_capacity(sources.len());
         for (disk, source) in snapshot.disks.iter().zip(sources) {
             let Some(repository) = self.inventory.repository(&disk.source.repository) else { continue };
             let step = || format!("counting the extents of {}", disk.name);
             let file = source.file.try_clone().map_err(|error| Error::of_step(step(), error))?;
             let counted = repository.run(JobKind::CHANGE, move |_, _| Source::extent_count(&file));
             let extents = counted.map_err(|error| Error::of_step(step(), error))?;
+            counts.push(extents);
             if let Some(limit) = limits.max_extents.filter(|limit| extents > *limit) {
                 return Err(Refusal::TooManyExtents { disk: disk.name.to_string(), extents, limit }.into());
             }
@@ -54,6 +56,6 @@ impl PolicyCheck {
                 tracing::warn!(vm = %snapshot.vm, disk = %disk.name, extents, remedy, "the disk has very many extents");
             }
         }
-        Ok(())
+        Ok(counts)
     }
 }

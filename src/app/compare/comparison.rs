@@ -3,6 +3,7 @@
 use std::num::NonZero;
 use std::sync::Arc;
 
+use super::measured::Measured;
 use super::refined_cache::{Key, RefinedCache, Refinement};
 use crate::app::Error;
 use crate::app::cancellation::Cancellation;
@@ -75,6 +76,8 @@ pub(super) struct DiskComparison {
     keep: Option<(RefinedCache, Key, Vec<Chunk>)>,
     error: Box<dyn Fn(CompareError) -> Error + Send>,
     cancellation: Cancellation,
+    /// Only of comparisons with a base.
+    measured: Option<Measured>,
 }
 
 impl DiskComparison {
@@ -94,7 +97,13 @@ impl DiskComparison {
             },
         };
         let (size, totals) = (target.size(), Totals::default());
-        Self { mode, reason, refine, size, source, base, target, totals, keep, error, cancellation }
+        let measured = None;
+        Self { mode, reason, refine, size, source, base, target, totals, keep, error, cancellation, measured }
+    }
+
+    /// As this comparison, counted in the metrics.
+    pub fn measured(self, measured: Measured) -> Self {
+        Self { measured: Some(measured), ..self }
     }
 
     /// The totals; complete after the last chunk.
@@ -121,8 +130,23 @@ impl DiskComparison {
         }
     }
 
-    /// Caches the result after the last chunk.
+    /// The caller's error for `cause`.
+    fn failed(&mut self, cause: CompareError) -> Error {
+        let error = (self.error)(cause);
+        if let Some(mut measured) = self.measured.take() {
+            measured.failed(&error);
+        }
+        error
+    }
+
+    /// Counts and caches the result after the last chunk.
     fn finish(&mut self) {
+        if let Some(mut measured) = self.measured.take() {
+            measured.finished(self.mode == Mode::Full);
+            if matches!(self.source, ChunkSource::Contents(_)) {
+                measured.refined(self.source.candidate_bytes(), self.totals.data);
+            }
+        }
         // An incomplete result is not cached: a later comparison may find a better one.
         let is_final = self.source.unverified() == 0 && !self.source.is_incomplete();
         if let Some((cache, key, chunks)) = self.keep.take().filter(|_| is_final) {
@@ -139,7 +163,7 @@ impl Iterator for DiskComparison {
         if next.is_some() && self.cancellation.is_cancelled() {
             // The chunk is lost, so the result is incomplete.
             self.keep = None;
-            return Some(Err((self.error)(CompareError::Cancelled)));
+            return Some(Err(self.failed(CompareError::Cancelled)));
         }
         match next {
             None => {
@@ -156,7 +180,7 @@ impl Iterator for DiskComparison {
             }
             Some(Err(cause)) => {
                 self.keep = None;
-                Some(Err((self.error)(cause)))
+                Some(Err(self.failed(cause)))
             }
         }
     }

@@ -4,6 +4,7 @@ mod bases;
 mod comparison;
 mod disk_chunks;
 mod disk_map;
+mod measured;
 mod options;
 mod refined_cache;
 mod service;

@@ -7,6 +7,7 @@ use super::bases::base_disk;
 use super::comparison::{DiskComparison, Mode, Sides};
 use super::disk_chunks::{ChunkPage, DiskChunks};
 use super::disk_map::DiskMap;
+use super::measured::Measured;
 use super::options::{ChunkQuery, DiskRef, MapOptions};
 use super::refined_cache::RefinedCache;
 use crate::app::Error;
@@ -18,6 +19,7 @@ use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
 use crate::config::{self, Refine};
+use crate::metrics::Metrics;
 use crate::model::{ChunkKind, ExtentMap, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId};
 use crate::repository::refine::BaseContents;
 use crate::repository::seal::Proof;
@@ -32,6 +34,7 @@ pub struct Comparisons {
     store: Store,
     config: Changeable<config::Compare>,
     refined_cache: RefinedCache,
+    metrics: Arc<Metrics>,
     tasks: Tasks,
 }
 
@@ -48,10 +51,11 @@ impl Comparisons {
         files: Arc<FileOpener>,
         store: Store,
         config: config::Compare,
+        metrics: Arc<Metrics>,
         tasks: Tasks,
     ) -> Self {
         let (config, refined_cache) = (Changeable::new(config), RefinedCache::default());
-        Self { inventory, retention, files, store, config, refined_cache, tasks }
+        Self { inventory, retention, files, store, config, refined_cache, metrics, tasks }
     }
 
     /// Replaces the defaults of requests.
@@ -204,7 +208,16 @@ impl Comparisons {
         cancellation: &Cancellation,
     ) -> Result<DiskComparison, Error> {
         match pair {
-            Some(pair) => self.changed(pair, disk, options, from, cancellation),
+            Some(pair) => {
+                let mut measured = Measured::begin(&self.metrics);
+                match self.changed(pair, disk, options, from, cancellation) {
+                    Ok(comparison) => Ok(comparison.measured(measured)),
+                    Err(error) => {
+                        measured.failed(&error);
+                        Err(error)
+                    }
+                }
+            }
             None => self.whole(snapshot, disk, options, from, cancellation),
         }
     }

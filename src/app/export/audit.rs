@@ -8,16 +8,18 @@ use crate::app::audit::{AuditTrail, Outcome, Sent};
 /// The action in the audit's lines.
 pub(super) const EXPORT: &str = "export";
 
-/// Records a download that has ended.
-pub(super) fn record_end(trail: &AuditTrail, export: &Export) {
+/// Records a download that has ended. Returns its outcome.
+pub(super) fn record_end(trail: &AuditTrail, export: &Export) -> &'static str {
     let details = &export.details;
     let is_complete = export.done.load(Ordering::Relaxed) == details.total;
     let outcome = if is_complete { Outcome::DONE } else { Outcome::cut(export.cut_reason()) };
+    let name = outcome.name;
     let sent = Sent { bytes: export.take_unaudited(), ranges: details.ranges };
     trail.add(&details.actor, EXPORT, export.name(), outcome, Some(sent));
     if details.is_whole_disk {
         trail.write_of(&details.actor, EXPORT, &export.name());
     }
+    name
 }
 
 /// Records the bytes that running downloads have sent since the last call.

@@ -98,9 +98,12 @@ impl Exports {
             refused => refused,
         };
         if permit.is_err() {
-            self.trail.without_effect(&actor, EXPORT, name, Outcome::of(&permit));
+            let outcome = Outcome::of(&permit);
+            self.metrics.export_ended(outcome.name);
+            self.trail.without_effect(&actor, EXPORT, name, outcome);
         }
-        let slot = ExportSlot { permit: permit?, trail: Arc::clone(&self.trail), idle_io: self.config.get().is_idle };
+        let (trail, metrics) = (Arc::clone(&self.trail), Arc::clone(&self.metrics));
+        let slot = ExportSlot { permit: permit?, trail, metrics, idle_io: self.config.get().is_idle };
         let export = DiskExport { file, slot, policy: PageCachePolicy::default() };
         let download = Download::start(export, parts, limits, self.metrics.bytes_served());
         download.map_err(|cause| lost(&disk, cause))

@@ -6,14 +6,16 @@ use std::sync::atomic::Ordering;
 use super::audit;
 use crate::app::admission::ExportPermit;
 use crate::app::audit::AuditTrail;
+use crate::metrics::Metrics;
 use crate::repository::OpenError;
 use crate::repository::executor::Access;
 use crate::sys::io_priority;
 
-/// The concurrency slot of a download. Dropping it frees the slot and records the end of the download in the audit.
+/// The concurrency slot of a download. Dropping it frees the slot and records the end of the download in the audit and in the metrics.
 pub(super) struct ExportSlot {
     pub permit: ExportPermit,
     pub trail: Arc<AuditTrail>,
+    pub metrics: Arc<Metrics>,
     /// Whether disks are read only when no other process reads them.
     pub idle_io: bool,
 }
@@ -38,6 +40,7 @@ impl ExportSlot {
 
 impl Drop for ExportSlot {
     fn drop(&mut self) {
-        audit::record_end(&self.trail, self.permit.work());
+        let outcome = audit::record_end(&self.trail, self.permit.work());
+        self.metrics.export_ended(outcome);
     }
 }

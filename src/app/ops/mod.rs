@@ -4,6 +4,7 @@ mod audit_head;
 mod config_state;
 mod exclusive_usage;
 mod limits;
+mod measure;
 mod service;
 pub(crate) mod start_faults;
 mod summary;

@@ -16,12 +16,13 @@ use crate::app::confinement::Confinement;
 use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
-use crate::app::inventory::{Inventory, RepositoryState, Unsearched};
+use crate::app::inventory::{Inventory, RepositorySet, RepositoryState, Unsearched};
 use crate::app::retention::Retention;
 use crate::app::session::Sessions;
 use crate::app::snapshots::{Reconciler, Recovery};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
+use crate::metrics::Metrics;
 use crate::model::{Permission, Snapshot, VmId};
 use crate::repository::{Mounted, Repository};
 use crate::store::Store;
@@ -40,15 +41,16 @@ pub struct Ops {
     pub(super) inventory: Arc<Inventory>,
     pub(super) admission: Arc<Admission>,
     pub(super) hooks: Arc<PendingHooks>,
-    recovery: Arc<Recovery>,
+    pub(super) recovery: Arc<Recovery>,
     reconciler: Arc<Reconciler>,
     pub(super) database: Arc<Database>,
-    sessions: Arc<Sessions>,
+    pub(super) sessions: Arc<Sessions>,
     usage: Arc<ExclusiveUsage>,
     pub tls: TlsState,
     pub config: ConfigState,
-    confinement: Arc<Confinement>,
+    pub(super) confinement: Arc<Confinement>,
     warnings: Arc<Warnings>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
     tasks: Tasks,
 }
@@ -66,6 +68,7 @@ impl Ops {
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
         (database, sessions): (Arc<Database>, Arc<Sessions>),
         (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
+        metrics: Arc<Metrics>,
         store: Store,
         tasks: Tasks,
     ) -> Self {
@@ -91,6 +94,7 @@ impl Ops {
             config,
             confinement,
             warnings,
+            metrics,
             store,
             tasks,
         }
@@ -174,7 +178,7 @@ impl Ops {
 
     /// Unlike the list of repositories, this does not test clone support, because it must respond while a repository
     /// hangs.
-    fn repository_status(
+    pub(super) fn repository_status(
         &self,
         known: &RepositoryState,
         mounted: Result<(&Repository, Mounted), String>,
@@ -204,54 +208,63 @@ impl Ops {
     /// repositories but no paths.
     pub async fn readiness(self: &Arc<Self>) -> Result<api::Health, Error> {
         self.blocking(|ops| {
-            let mut problems = Vec::new();
-            match (ops.reconciler.check_database(), ops.store.check()) {
-                (None, Ok(())) => {}
-                (Some(trouble), _) => problems.push(trouble.to_string()),
-                (None, Err(error)) => {
-                    tracing::error!(%error, "not ready");
-                    problems.push("the database cannot be read".to_owned());
-                }
-            }
-            if ops.database.is_damaged() {
-                problems.push("the database is damaged".to_owned());
-            }
-            let found = ops.inventory.repositories();
-            for (known, mounted) in found.with_mounts() {
-                let name = &known.name;
-                match (&known.repository, mounted) {
-                    (_, Ok((_, mounted))) if mounted.space.is_read_only => {
-                        problems.push(format!("the repository {name} is read-only"));
-                    }
-                    (_, Ok(_)) => {}
-                    (Ok(_), Err(cause)) => {
-                        tracing::warn!(repository = name, cause, "not ready");
-                        problems.push(format!("the repository {name} is unavailable"));
-                    }
-                    (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
-                }
-            }
-            if ops.reconciler.has_lost_snapshots().unwrap_or_default() {
-                problems.push("snapshots in a repository are not in the database".to_owned());
-            }
-            if *ops.inventory.unsearched() != Unsearched::Nothing {
-                problems.push("the database is being rebuilt".to_owned());
-            }
-            if found.problem.is_some() {
-                problems.push("the list of repositories cannot be read".to_owned());
-            }
-            if ops.tls.has_expired_list() {
-                problems.push("a revocation list of clients' certificates has expired".to_owned());
-            }
+            let problems = ops.problems(&ops.inventory.repositories(), true);
             let status = if problems.is_empty() { api::Status::Ok } else { api::Status::Error };
             Ok(api::Health { status, problems })
         })
         .await
     }
+
+    /// The problems of [`Ops::readiness`]. If `logs`, the log has the causes.
+    pub(super) fn problems(&self, found: &RepositorySet, logs: bool) -> Vec<String> {
+        let mut problems = Vec::new();
+        match (self.reconciler.check_database(), self.store.check()) {
+            (None, Ok(())) => {}
+            (Some(trouble), _) => problems.push(trouble.to_string()),
+            (None, Err(error)) => {
+                if logs {
+                    tracing::error!(%error, "not ready");
+                }
+                problems.push("the database cannot be read".to_owned());
+            }
+        }
+        if self.database.is_damaged() {
+            problems.push("the database is damaged".to_owned());
+        }
+        for (known, mounted) in found.with_mounts() {
+            let name = &known.name;
+            match (&known.repository, mounted) {
+                (_, Ok((_, mounted))) if mounted.space.is_read_only => {
+                    problems.push(format!("the repository {name} is read-only"));
+                }
+                (_, Ok(_)) => {}
+                (Ok(_), Err(cause)) => {
+                    if logs {
+                        tracing::warn!(repository = name, cause, "not ready");
+                    }
+                    problems.push(format!("the repository {name} is unavailable"));
+                }
+                (Err(_), _) => problems.push(format!("the repository {name} cannot be used")),
+            }
+        }
+        if self.reconciler.has_lost_snapshots().unwrap_or_default() {
+            problems.push("snapshots in a repository are not in the database".to_owned());
+        }
+        if *self.inventory.unsearched() != Unsearched::Nothing {
+            problems.push("the database is being rebuilt".to_owned());
+        }
+        if found.problem.is_some() {
+            problems.push("the list of repositories cannot be read".to_owned());
+        }
+        if self.tls.has_expired_list() {
+            problems.push("a revocation list of clients' certificates has expired".to_owned());
+        }
+        problems
+    }
 }
 
 /// Hooks of operations that still run are not pending yet.
-fn pending_hooks(pending: Pending) -> Vec<api::OwedHooks> {
+pub(super) fn pending_hooks(pending: Pending) -> Vec<api::OwedHooks> {
     let failed =
         pending.readable.into_iter().filter(|(_, hooks)| hooks.attempts > 0).map(|(_, hooks)| api::OwedHooks {
             hooks: hooks.names(),

@@ -153,13 +153,6 @@ impl Sessions {
         Ok(api::Revoked { user, issued_until: api::time(at), log_ins, downloads })
     }
 
-    /// Puts the log-ins and revocations into the metrics. If the database fails, the former values stay.
-    pub async fn measure(self: &Arc<Self>) {
-        if let Ok(api::SessionStatus { renewable, revocations, .. }) = self.blocking(Self::counts).await {
-            self.metrics.sessions(renewable, revocations);
-        }
-    }
-
     /// The log-ins and revocations, for the status and the metrics.
     ///
     /// # Errors

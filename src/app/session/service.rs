@@ -12,7 +12,7 @@ use super::throttle::{Attempt, Throttle};
 use crate::api;
 use crate::app::Error;
 use crate::app::admission::{Admission, LogIn, Permit};
-use crate::app::audit::{self, Actor, AuditTrail};
+use crate::app::audit::{self, Actor, AuditTrail, Outcome};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::{
     AuditKey, Authenticator, BadToken, CheckedToken, ClientAddress, Credentials, LoginError, NewToken, Proof,
@@ -227,8 +227,9 @@ impl Sessions {
 
     /// Records the outcome of a log-in, and returns it.
     fn record<T>(&self, requester: Requester, user: &str, outcome: Result<T, Error>) -> Result<T, Error> {
-        if let Some(throttled) = outcome.as_ref().err().and_then(throttled) {
-            self.metrics.log_in_throttled(throttled);
+        match outcome.as_ref().err().and_then(throttled) {
+            Some(throttled) => self.metrics.log_in_throttled(throttled),
+            None => self.metrics.log_in_ended(Outcome::of(&outcome).name),
         }
         self.trail.log_in(Actor::unauthenticated(requester), user, self.tokens.account_hash(user), &outcome);
         outcome

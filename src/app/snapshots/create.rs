@@ -145,7 +145,8 @@ impl Snapshots {
         let plan = move |snapshots: &Self| {
             let plan_one = |vm: &VmId| {
                 let plan = snapshots.plan(vm, &actor, &request)?;
-                snapshots.admission.policy.check(&plan.draft, &plan.sources)?;
+                let extents = snapshots.admission.policy.check(&plan.draft, &plan.sources)?;
+                extents.into_iter().for_each(|extents| snapshots.metrics.disk_extents(extents));
                 Ok(plan)
             };
             let plan_one = |vm| plan_one(vm).map_err(|error: Error| error.of_vm(vm, is_group));
@@ -163,6 +164,7 @@ impl Snapshots {
         let prepared = self.blocking(move |snapshots| snapshots.prepare_all(plans)).await?;
         // The VMs stay locked until the end of this function.
         let (cloned, made) = self.clone_with_hooks(prepared, Arc::clone(&guards)).await;
+        cloned.iter().flat_map(|(cloned, _)| cloned).for_each(|cloned| self.metrics.cloned(cloned.duration));
         *freezes = made.iter().map(|made| made.report.frozen_for).collect();
         let cloned = match cloned {
             // The clones are removed when they end.

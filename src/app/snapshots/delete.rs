@@ -188,14 +188,17 @@ impl Snapshots {
 
     /// Deletes one snapshot, or the rest of it.
     async fn delete_one(self: &Arc<Self>, record: Record, user: &str) -> Result<(), Error> {
-        let snapshot = match record {
-            Record::Ready(snapshot) => snapshot,
+        let outcome = match record {
+            Record::Ready(snapshot) => {
+                let (user, of) = (user.to_owned(), snapshot.clone());
+                self.with_deletion_hooks(of, move |snapshots| snapshots.delete_files(&snapshot, &user)).await
+            }
             Record::Creating(files) | Record::Deleting(files) => {
-                return self.blocking(move |snapshots| snapshots.removals.remove(&files)).await;
+                self.blocking(move |snapshots| snapshots.removals.remove(&files)).await
             }
         };
-        let (user, of) = (user.to_owned(), snapshot.clone());
-        self.with_deletion_hooks(of, move |snapshots| snapshots.delete_files(&snapshot, &user)).await
+        self.metrics.snapshot_deleted("request", &outcome);
+        outcome
     }
 
     /// Does `work`, which deletes the snapshot. Calls the hooks if the snapshot is not half deleted yet.

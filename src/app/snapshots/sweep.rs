@@ -67,6 +67,7 @@ impl Sweeper {
         if outcome.as_ref().is_err_and(|error| matches!(error.cause(), Error::NotFound(_))) {
             return;
         }
+        self.0.metrics.snapshot_deleted("expiry", &outcome);
         Actor::service("sweeper").did("sweep", format_args!("{vm}/{id}"), &outcome);
         if let Err(error) = outcome {
             tracing::error!(

@@ -15,6 +15,7 @@ mod hook_dir;
 mod hung;
 mod manager;
 pub mod process_stats;
+pub mod prometheus;
 mod proxy;
 mod random;
 mod revocations;
