@@ -21,7 +21,9 @@ mkdir -p /run/log && mount -t tmpfs tmpfs /run/log && mkdir /run/log/journal || 
 echo $! >"$1"
 until [ -S /run/systemd/journal/stdout ] && [ -S /run/systemd/journal/socket ]; do sleep 0.05; done
 shift
-exec systemd-cat --identifier=stream "$@"
+exec systemd-cat --identifier=stream sh -c '
+    export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2)
+    exec "$@"' sh "$@"
 "#;
 
 /// The process of the journal.
@@ -97,7 +99,7 @@ fn lines_that_the_journal_does_not_take_go_to_standard_error() {
     let script = "mount -t tmpfs tmpfs /run/systemd && mkdir /run/systemd/journal || exit 1\n\
                   python3 -c 'import os, socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); \
                   s.bind(\"/run/systemd/journal/socket\"); s.close()' || exit 1\n\
-                  JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2) exec \"$@\"";
+                  export JOURNAL_STREAM=$(stat -L -c %d:%i /proc/self/fd/2); exec \"$@\"";
     // No process listens at the socket any more when the service opens it: it has no journal, and logs lines.
     let world = World::with(512, |settings| {
         let words = ["unshare", "--mount", "--propagation", "slave", "sh", "-c", script, "sh"];
