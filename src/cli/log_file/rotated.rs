@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::standard_error::to_standard_error;
 use crate::sys::file_lock::LockFile;
+use crate::sys::sync;
 
 /// How long a file that could not be rotated grows until the next attempt.
 const ROTATE_RETRY: Duration = Duration::from_secs(60);
@@ -117,7 +118,7 @@ impl RotatedFile {
         self.file.sync_data()?;
         if self.is_new {
             let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+            sync::directory_at(folder.unwrap_or(Path::new(".")))?;
             self.is_new = false;
         }
         Ok(())
