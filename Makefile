@@ -14,7 +14,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy prometheus schemathesis sslyze rust
+.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy prometheus schemathesis sslyze browser rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -33,7 +33,7 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
 # The README's commands need the tools of the last line.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs gdb:gdb findmnt:util-linux qemu-img:qemu-utils \
-                 nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone
+                 nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone chromium:chromium
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call apt,PACKAGE ...): installs packages.
@@ -72,7 +72,7 @@ deps: deps-build
 	@$(REQUESTS) 2>/dev/null || { $(call apt,python3-requests); }
 	@$(REQUESTS) || { echo "$$(command -v python3) is not Debian's: install its module requests" >&2; exit 1; }
 
-deps-test: deps prometheus sslyze
+deps-test: deps prometheus sslyze browser
 	@$(call install,$(PROGRAMS) $(PROGRAMS_TEST))
 	@$(QEMU_HTTPS) || { $(call apt,"qemu-block-extra=$$(dpkg-query -W -f '$${Version}' qemu-utils)"); }
 	@$(QEMU_HTTPS)
@@ -92,6 +92,15 @@ prometheus: deps
 		mkdir -p $(PROMETHEUS); cd $(PROMETHEUS); \
 		apt-get download -qq prometheus; dpkg-deb -x prometheus_*.deb .; rm prometheus_*.deb; \
 	}
+
+# For the test of the page: Playwright drives Debian's Chromium, and axe judges the accessibility. Without a font, texts
+# have no width.
+FONT := ls /usr/share/fonts/truetype/dejavu/DejaVuSans.ttf >/dev/null 2>&1
+browser: deps
+	@$(ENSUREPIP)
+	@$(FONT) || { $(call apt,fonts-dejavu-core); }
+	@[ -x target/browser/bin/playwright ] || { python3 -m venv target/browser && \
+		target/browser/bin/pip install -q playwright==1.65.2 axe-playwright-python==0.1.8; }
 
 deps-check: deps
 	@$(call install,$(PROGRAMS_CHECK))
@@ -219,7 +228,7 @@ check: rust deps-check hadolint mypy
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py
+	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py tests/journeys/ui/browser.py tests/journeys/ui/page.py
 	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
 	target/mypy/bin/ruff check --quiet examples/python
 

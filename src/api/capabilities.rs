@@ -9,6 +9,12 @@ pub struct Capabilities {
     /// The features of the API.
     pub features: Vec<String>,
     pub checksum_algorithms: Vec<String>,
+    /// The user of the request. Empty from services before 0.3.0.
+    #[serde(default)]
+    pub user: String,
+    /// What the user may do, at least for some VMs: `view`, `read`, `create`, `delete_own`, `administer`, `metrics`.
+    #[serde(default)]
+    pub permissions: Vec<String>,
     pub limits: Limits,
 }
 

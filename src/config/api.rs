@@ -25,6 +25,8 @@ pub struct Api {
     pub connections: Connections,
     /// `None`: the service has no Unix socket.
     pub socket: Option<Socket>,
+    /// Whether browsers get the page at `/ui`.
+    pub ui: bool,
 }
 
 /// `socket` and `socket_group`: the Unix socket for operators of this host.
@@ -90,6 +92,7 @@ pub(super) struct Keys {
     keepalive_timeout: String,
     socket: String,
     socket_group: String,
+    ui: bool,
     tls: tls::Keys,
 }
 
@@ -104,6 +107,7 @@ impl Default for Keys {
             keepalive_timeout: "75s".to_owned(),
             socket: Socket::DEFAULT_PATH.to_owned(),
             socket_group: String::new(),
+            ui: true,
             tls: tls::Keys::default(),
         }
     }
@@ -185,6 +189,7 @@ impl Validator {
             client_auth: self.client_auth(&keys.tls),
             connections: self.connections(keys),
             socket: self.socket(keys),
+            ui: keys.ui,
         }
     }
 }

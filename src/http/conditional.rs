@@ -114,6 +114,11 @@ pub fn evaluate(method: &Method, headers: &HeaderMap, current: &Validators) -> P
     }
 }
 
+/// Whether the client has the content with this tag, by `If-None-Match` (13.1.2). For content without a date.
+pub fn is_known(headers: &HeaderMap, etag: &StrongTag) -> bool {
+    any_tag(headers, IF_NONE_MATCH, |tag| etag.matches_weak(tag)).unwrap_or(false)
+}
+
 /// `If-Range` (13.1.5): whether the requested part belongs to the content that the client has. Only exact matches
 /// count.
 fn part_is_of_current(headers: &HeaderMap, current: &Validators) -> bool {

@@ -58,7 +58,11 @@ fn audit_maps<T>(app: &App, session: &Session, what: String, options: MapOptions
     }
 }
 
-pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities> {
+pub(super) async fn capabilities(
+    State(app): AppState,
+    Authenticated(session): Authenticated,
+) -> Json<api::Capabilities> {
+    let permissions = Permission::ALL.into_iter().filter(|permission| session.grants().has(*permission));
     Json(api::Capabilities {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         features: [
@@ -101,6 +105,8 @@ pub(super) async fn capabilities(State(app): AppState) -> Json<api::Capabilities
         .map(str::to_owned)
         .to_vec(),
         checksum_algorithms: Algorithm::ALL.map(|algorithm| algorithm.name().to_owned()).to_vec(),
+        user: session.subject().to_owned(),
+        permissions: permissions.map(|permission| permission.as_str().to_owned()).collect(),
         limits: limits::of(&app),
     })
 }
@@ -316,6 +322,7 @@ pub(super) async fn checksum(
 
 /// The page for browsers.
 const WELCOME: &str = "This is coriolis-ovm-exporter: snapshots of VM disks for backup products, as a REST service.\n\
+    The page for people is at /ui, unless the config has api.ui = false.\n\
     Its API is at /api/v1; docs/api.md in its source describes it. Start with POST /api/v1/auth/login.\n\
     GET /readyz reports whether the service is ready.\n";
 

@@ -37,6 +37,7 @@ mod session_handlers;
 mod snapshot_document;
 mod status_page;
 mod ticket;
+mod ui;
 
 pub use peer::Peer;
 pub use routes::router;

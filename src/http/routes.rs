@@ -17,7 +17,7 @@ use tracing::Instrument;
 use super::authorization::Access;
 use super::failure::Failure;
 use super::paths::{DISK, METRICS, TICKET_DISK};
-use super::{handlers, request_middleware, session_handlers, ticket};
+use super::{handlers, request_middleware, session_handlers, ticket, ui};
 use crate::api::TicketOp;
 use crate::app::{App, Error};
 use crate::config::MetricsRoute;
@@ -88,8 +88,8 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
     table
 }
 
-/// The API of `app`, optionally with `GET /metrics`. Every route accepts a trailing slash.
-pub fn router(app: Arc<App>, metrics: MetricsRoute) -> Router {
+/// The API of `app`, optionally with `GET /metrics` and the page at `/ui`. Every route accepts a trailing slash.
+pub fn router(app: Arc<App>, metrics: MetricsRoute, has_page: bool) -> Router {
     let mut routes: BTreeMap<_, Methods> = BTreeMap::new();
     for (path, access, (_, methods)) in table(metrics) {
         let guarded = access.guard(&app, methods);
@@ -104,6 +104,9 @@ pub fn router(app: Arc<App>, metrics: MetricsRoute) -> Router {
             methods.layer(from_fn_with_state(Handle::current(), run_in))
         };
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
+    }
+    if has_page {
+        router = router.merge(ui::routes());
     }
     router
         .fallback(handlers::no_route)

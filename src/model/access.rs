@@ -28,6 +28,22 @@ pub enum Permission {
     Administer,
 }
 
+impl Permission {
+    pub const ALL: [Self; 6] = [Self::Metrics, Self::View, Self::Read, Self::Create, Self::DeleteOwn, Self::Administer];
+
+    /// Its name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Metrics => "metrics",
+            Self::View => "view",
+            Self::Read => "read",
+            Self::Create => "create",
+            Self::DeleteOwn => "delete_own",
+            Self::Administer => "administer",
+        }
+    }
+}
+
 /// A named set of permissions. Each of viewer, reader, operator and admin permits all that the one before it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {

@@ -13,12 +13,17 @@ pub fn src() -> PathBuf {
 }
 
 pub fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    files_named(folder, &["rs"])
+}
+
+/// The files below `folder` with one of these extensions.
+pub fn files_named(folder: &Path, extensions: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
-            found.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.extend(files_named(&path, extensions));
+        } else if path.extension().is_some_and(|found| extensions.iter().any(|extension| found == *extension)) {
             found.push(path);
         }
     }

@@ -111,6 +111,7 @@ mod tls_scan;
 mod touched_file_evidence;
 mod touched_files;
 mod two_services;
+mod ui;
 mod unfinished_snapshots;
 mod unmounted_repository;
 mod unreachable_guests;

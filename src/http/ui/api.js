@@ -1,0 +1,130 @@
+// Calls the API. The tokens are in memory only: closing or reloading the page ends the log-in.
+
+const BASE = "/api/v1";
+// Renew this long before a token ends.
+const MARGIN_MS = 60_000;
+
+let session = null;
+let renewing = null;
+let onEnd = () => {};
+
+// An error of the API, or of the connection to it.
+export class ApiError extends Error {
+  constructor(status, { code, details, request_id: requestId }) {
+    super(details || code);
+    Object.assign(this, { status, code, requestId });
+  }
+}
+
+// Sets what happens when the log-in has ended.
+export function whenEnded(callback) {
+  onEnd = callback;
+}
+
+async function send(method, path, { body, headers, signal, token, keepalive } = {}) {
+  const all = { Accept: "application/json", ...headers };
+  if (token) all.Authorization = `Bearer ${token}`;
+  let response;
+  try {
+    response = await fetch(BASE + path, {
+      method,
+      headers: all,
+      body: body === undefined ? undefined : JSON.stringify(body),
+      signal,
+      keepalive,
+      cache: "no-store",
+      credentials: "omit",
+      redirect: "error",
+      referrerPolicy: "no-referrer",
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new ApiError(0, {
+      code: "no_connection",
+      details: "The service does not answer. Check that it runs and that this computer can reach it.",
+    });
+  }
+  const text = await response.text();
+  let json = null;
+  try {
+    json = text ? JSON.parse(text) : null;
+  } catch {
+    throw new ApiError(response.status, {
+      code: "incomplete",
+      details: "The answer of the service is incomplete. Try again; its log has the cause.",
+    });
+  }
+  if (!response.ok) {
+    const wait = Number(response.headers.get("Retry-After"));
+    const error = new ApiError(
+      response.status,
+      json ?? { code: `http_${response.status}`, details: response.statusText },
+    );
+    if (wait) error.retryAfter = wait;
+    throw error;
+  }
+  return json;
+}
+
+function keep(answer) {
+  const seconds = answer.expires_in ?? 3600;
+  session = {
+    token: answer.token,
+    refreshToken: answer.refresh_token,
+    renewAt: Date.now() + seconds * 1000 - MARGIN_MS,
+  };
+}
+
+export async function logIn(username, password) {
+  keep(await send("POST", "/auth/login", { body: { username, password, refresh: true } }));
+}
+
+// Ends the log-in at the service too. `keepalive`: the page is being closed.
+export async function logOut({ keepalive = false } = {}) {
+  if (!session) return;
+  const { token } = session;
+  session = null;
+  await send("POST", "/auth/logout", { token, keepalive });
+}
+
+function end(error) {
+  session = null;
+  onEnd(error);
+}
+
+// A refresh token can be used once, so requests share one renewal. Without an answer it is sent again: if it was used,
+// the service refuses it and the log-in has ended.
+function renew() {
+  renewing ??= (async () => {
+    const { refreshToken } = session;
+    const refresh = () => send("POST", "/auth/refresh", { body: { refresh_token: refreshToken } });
+    const answer = await refresh().catch((error) => {
+      if (error.status !== 0) throw error;
+      return refresh();
+    });
+    if (session) keep(answer);
+  })().finally(() => {
+    renewing = null;
+  });
+  return renewing;
+}
+
+export async function request(method, path, options = {}) {
+  if (!session) throw new ApiError(401, { code: "unauthorized", details: "The log-in has ended." });
+  try {
+    if (Date.now() >= session.renewAt) await renew();
+    return await send(method, path, { ...options, token: session?.token });
+  } catch (error) {
+    if (error.status === 401 && session) end(error);
+    throw error;
+  }
+}
+
+export function get(path, signal) {
+  return request("GET", path, { signal });
+}
+
+// The path below the base path, from its parts.
+export function path(...parts) {
+  return `/${parts.map(encodeURIComponent).join("/")}`;
+}

@@ -1,0 +1,162 @@
+// A VM: its disks, its snapshots, and how it grew.
+
+import { get, path } from "./api.js";
+import { createSnapshot } from "./actions.js";
+import { MEASURED_AT_ONCE, chain, measure, newFigures } from "./chain.js";
+import { bars, steps } from "./chart.js";
+import { h, name, replace } from "./dom.js";
+import { bytes, count, number, time } from "./format.js";
+import { heading, load, problem, section, table } from "./parts.js";
+import { fitness } from "./vms.js";
+
+const DISKS = [
+  {
+    title: "Disk",
+    lead: true,
+    cell: (disk) => [name(disk.name), disk.friendly_name ? h("p", { class: "fine" }, name(disk.friendly_name)) : null],
+  },
+  { title: "Device", cell: (disk) => disk.device_name },
+  { title: "Access", cell: (disk) => ({ r: "read", w: "write", "w!": "write, shared" })[disk.mode] ?? disk.mode },
+  { title: "Size", numeric: true, cell: (disk) => bytes(disk.size) },
+  {
+    title: "In snapshots",
+    cell: (disk) =>
+      disk.snapshot_compatible
+        ? "yes"
+        : [
+            h("strong", {}, "no"),
+            disk.incompatible_reason ? h("p", { class: "reason" }, disk.incompatible_reason) : null,
+          ],
+  },
+];
+
+export function showVm(page, context) {
+  const { signal, vm } = context;
+  const body = h("div", {});
+  page.append(heading("VM"), body);
+  const task = () => Promise.all([vmOrGone(vm, signal), get(`${path("vms", vm, "snapshots")}?chunks=false`, signal)]);
+  load(body, signal, task, ([found, snapshots]) => render(page, found, snapshots, context));
+}
+
+// A VM that is not defined any more may still have snapshots.
+async function vmOrGone(vm, signal) {
+  try {
+    return await get(path("vms", vm), signal);
+  } catch (error) {
+    if (error.status === 404)
+      return { error, name: vm, friendly_name: vm, disks: [], snapshot_compatible: false, gone: true };
+    throw error;
+  }
+}
+
+function render(page, vm, snapshots, context) {
+  const { signal, rights, may, reload, say } = context;
+  if (vm.gone && !snapshots.length) throw vm.error;
+  replace(page.querySelector("h1"), name(vm.friendly_name || vm.name));
+  document.title = `${vm.friendly_name || vm.name} · ${location.hostname}`;
+  const done = (text) => {
+    say(text);
+    reload();
+  };
+  const create =
+    may("create") && vm.snapshot_compatible
+      ? h(
+          "button",
+          {
+            class: "primary",
+            type: "button",
+            on: {
+              click: () =>
+                createSnapshot(vm, rights, (made) => done(`The snapshot of ${time(made.created_at)} is created.`)),
+            },
+          },
+          "Create a snapshot",
+        )
+      : null;
+  const about = h(
+    "div",
+    { class: "about" },
+    h("p", { class: "fine mono" }, vm.name),
+    h(
+      "div",
+      { class: "fitness" },
+      vm.gone ? "The repositories do not define this VM any more. Its snapshots are left." : fitness(vm),
+    ),
+    create,
+  );
+  const list = h("div", {});
+  const growth = h("div", {});
+  const figures = newFigures();
+  const draw = () => {
+    const open = new Set([...list.querySelectorAll("details[open]")].map((details) => details.dataset.details));
+    replace(list, chain(snapshots, figures, { vm: vm.friendly_name || vm.name, may, rights, done }));
+    list.querySelectorAll("details").forEach((details) => {
+      details.open = open.has(details.dataset.details);
+    });
+    replace(growth, grown(snapshots, figures));
+  };
+  draw();
+  const status = h("div", { class: "measuring" });
+  if (snapshots.length && may("read")) follow(status, snapshots, figures, vm.name, signal, draw, MEASURED_AT_ONCE);
+  else if (snapshots.length)
+    replace(status, h("p", { class: "fine" }, "The sizes of increments, and the maps of disks, need the role reader."));
+  return [
+    about,
+    section("Disks", table("Disks", DISKS, vm.disks, "No disk is known.")),
+    section(
+      count(snapshots.length, "snapshot"),
+      snapshots.length ? status : h("p", { class: "empty" }, "This VM has no snapshot."),
+      list,
+    ),
+    growth,
+  ];
+}
+
+async function follow(status, snapshots, figures, vm, signal, draw, most) {
+  replace(status, h("p", { class: "loading", role: "status" }, "Reading the sizes…"));
+  try {
+    await measure(vm, snapshots, most, figures, signal, draw);
+    const left = snapshots.length - 1 - figures.increments.size;
+    const next = () => follow(status, snapshots, figures, vm, signal, draw, figures.increments.size + MEASURED_AT_ONCE);
+    replace(
+      status,
+      left > 0
+        ? h(
+            "button",
+            { type: "button", on: { click: next } },
+            `Read the sizes of ${number(Math.min(left, MEASURED_AT_ONCE))} older ones`,
+          )
+        : null,
+    );
+  } catch (error) {
+    if (!signal.aborted) replace(status, problem(error));
+  }
+}
+
+function grown(snapshots, figures) {
+  const known = snapshots.filter((snapshot) => figures.data.get(snapshot.id)?.known);
+  const changed = snapshots.filter((snapshot) => figures.increments.get(snapshot.id)?.data !== undefined);
+  if (known.length < 2) return null;
+  const at = (snapshot) => new Date(snapshot.created_at).getTime();
+  return section(
+    "Growth",
+    h(
+      "p",
+      { class: "fine" },
+      "By the snapshots that are left, and by the maps of the file system. What was written and overwritten between two snapshots is not seen.",
+    ),
+    h(
+      "div",
+      { class: "charts" },
+      steps("Data in the disks at each snapshot", [
+        { name: "", points: known.map((snapshot) => [at(snapshot), figures.data.get(snapshot.id).data]) },
+      ]),
+      changed.length
+        ? bars(
+            "Changed since the snapshot before",
+            changed.map((snapshot) => [at(snapshot), figures.increments.get(snapshot.id).data]),
+          )
+        : null,
+    ),
+  );
+}
