@@ -6,7 +6,8 @@
 # make soak    clients and faults of all kinds at once for MINUTES, and 500 random kills; prints figures
 # make bench   measure comparisons and downloads against cmp, filefrag, qemu and nginx; QUICK=1 takes less time
 # make build   the static release binary: target/release/coriolis-ovm-exporter (make release is the same)
-# make dist    the files of a release, with SBOM and checksums: target/dist
+# make packages  a .deb, an .rpm and an archive for EL6: target/packages
+# make dist    the files of a release, with packages, SBOM and checksums: target/dist
 # make reproducible   build the release binary twice in different folders, and compare; PROFILE=demo takes less time
 #
 # Each target installs missing tools from Debian packages. Mounting needs root or sudo.
@@ -14,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cyclonedx hadolint mypy prometheus schemathesis sslyze browser rust
+.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -33,7 +34,8 @@ PROGRAMS := mkfs.xfs:xfsprogs xfs_io:xfsprogs mkfs.ext4:e2fsprogs fstrim:util-li
 # The README's commands need the tools of the last line.
 PROGRAMS_TEST := qemu-system-x86_64:qemu-system-x86 busybox:busybox-static mkfs.ocfs2:ocfs2-tools modprobe:kmod \
                  cpio:cpio xz:xz-utils filefrag:e2fsprogs gdb:gdb findmnt:util-linux qemu-img:qemu-utils \
-                 nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone chromium:chromium
+                 nbdkit:nbdkit nbdcopy:libnbd-bin wget:wget aria2c:aria2 rclone:rclone chromium:chromium \
+                 mmdebstrap:mmdebstrap lintian:lintian rpmlint:rpmlint groff:groff-base logrotate:logrotate nsenter:util-linux
 PROGRAMS_CHECK := shellcheck:shellcheck systemd-analyze:systemd
 
 # $(call apt,PACKAGE ...): installs packages.
@@ -144,10 +146,14 @@ installed=$$(cargo install --list | sed -n 's/^$(1) v\([^: ]*\).*/\1/p'); \
 [ "$$installed" = $(2) ] || cargo install --quiet --locked --force $(1)@$(2)
 endef
 AUDITABLE := 0.7.7
+CARGO_DEB := 3.8.0
 CYCLONEDX := 0.5.9
 
 auditable: rust
 	@$(call tool,cargo-auditable,$(AUDITABLE))
+
+cargo-deb: rust
+	@$(call tool,cargo-deb,$(CARGO_DEB))
 
 cyclonedx: rust
 	@$(call tool,cargo-cyclonedx,$(CYCLONEDX))
@@ -175,9 +181,14 @@ build release: auditable
 
 # The files of a release. Times, owners and order do not depend on the build.
 SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct)
-dist: build cyclonedx
+packages: build cargo-deb
+	@$(call install,rpmbuild:rpm python3:python3)
+	rm -rf target/packages
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) packaging/build target/$(PROFILE)/coriolis-ovm-exporter target/packages
+
+dist: packages cyclonedx
 	@$(call install,jq:jq)
-	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) .ci/dist $(RELEASE) target/dist
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) .ci/dist $(RELEASE) target/packages target/dist
 
 reproducible: auditable
 	tests/reproducible $(PROFILE)
@@ -211,8 +222,10 @@ RUNNER = $(shell $(SUDO) unshare --mount --propagation private true 2>/dev/null 
 # Most tests wait for the service, so there are more of them at a time than processors.
 TEST_THREADS := 3
 
-# Some tests run the release binary: as if on the oldest supported kernel, and for the files that it opens.
-test: build deps-test schemathesis
+# Some tests run the release binary: as if on the oldest supported kernel, for the files that it opens, and from the
+# packages.
+test: packages deps-test schemathesis
+	$(if $(RUNNER),@$(SUDO) tests/packages/prepare)
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
 
@@ -224,11 +237,13 @@ check: rust deps-check hadolint mypy
 	cargo deny --log-level error check bans licenses sources
 	tests/words
 	tests/yanked
-	shellcheck tests/words tests/yanked tests/reproducible .ci/dist examples/demo/demo.sh examples/systemd/verify tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
+	shellcheck tests/words tests/yanked tests/reproducible .ci/dist examples/demo/demo.sh examples/systemd/verify packaging/build packaging/first-steps packaging/el6/install \
+		packaging/deb/preinst packaging/deb/postinst packaging/deb/prerm packaging/deb/postrm \
+		tests/packages/boot tests/packages/prepare tests/ocfs2/boot tests/ocfs2/init tests/ocfs2/prepare .ci/run \
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py tests/journeys/ui/browser.py tests/journeys/ui/page.py
+	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py tests/journeys/ui/browser.py tests/journeys/ui/page.py packaging/licences
 	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
 	target/mypy/bin/ruff check --quiet examples/python
 
@@ -283,4 +298,5 @@ bench: build deps
 	$(if $(QUICK),BENCH_GIB=1 BENCH_ROUNDS=3,BENCH_WRITE=1) cargo bench --locked --bench bytes_out $(BENCH_RUNNER)
 
 clean:
+	$(SUDO) rm -rf target/debian
 	cargo clean

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use super::audit::AuditCommand;
 use super::client::ClientCommand;
@@ -62,6 +62,11 @@ pub enum Command {
     Operator(OperatorCommand),
     #[command(flatten)]
     Client(ClientCommand),
+}
+
+/// The commands and options, for manual pages and completions.
+pub fn command() -> clap::Command {
+    Args::command()
 }
 
 /// Accepts the one-dash long flags of the original exporter, which existing unit files use.

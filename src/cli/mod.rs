@@ -14,4 +14,5 @@ mod program;
 mod support;
 mod terminal;
 
+pub use args::command;
 pub use program::main;

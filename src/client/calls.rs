@@ -264,6 +264,12 @@ impl Client {
         self.send_once(&|| self.request(Method::GET, path).timeout(limit))?.json()
     }
 
+    /// Checks that the process of the service answers within `limit`.
+    pub fn check_health(&self, limit: Duration) -> Result<(), ClientError> {
+        let body = self.send_once(&|| self.request_outside(Method::GET, "/healthz").timeout(limit))?;
+        body.json::<api::Health>().map(|_| ())
+    }
+
     /// Gets bytes, and passes them to `write` in order. Once bytes were passed, it is not tried again.
     pub fn download(&self, path: &str, write: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> Result<(), ClientError> {
         let mut body = self.send(&|| self.request(Method::GET, path))?;

@@ -15,6 +15,9 @@ use super::error::{ClientError, Refusal};
 use crate::config::Trust;
 use crate::tls;
 
+/// The path of all routes but a few.
+const API: &str = "/api/v1";
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Time without a byte from the service. A creation runs hooks, and a checksum reads a disk.
@@ -67,12 +70,18 @@ impl Connection {
         let tls = tls::client_config(trust).map_err(|error| setup(&error))?;
         let builder = builder.read_timeout(read_timeout).tls_backend_preconfigured(tls);
         let http = builder.build().map_err(|error| setup(&causes(&error)))?;
-        Ok(Self { runtime, http, base: format!("{}/api/v1", address.base()), cancel: cancel.clone() })
+        Ok(Self { runtime, http, base: format!("{}{API}", address.base()), cancel: cancel.clone() })
     }
 
-    /// A request below `/api/v1`.
+    /// A request below [`API`].
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
         self.http.request(method, format!("{}{path}", self.base))
+    }
+
+    /// A request for a path outside `/api/v1`.
+    pub fn request_outside(&self, method: Method, path: &str) -> RequestBuilder {
+        let base = self.base.strip_suffix(API).unwrap_or(&self.base);
+        self.http.request(method, format!("{base}{path}"))
     }
 
     /// Sends a request and reads the head of its response.

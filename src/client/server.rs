@@ -87,6 +87,10 @@ impl Client {
         self.connection.request(method, path)
     }
 
+    pub(super) fn request_outside(&self, method: Method, path: &str) -> RequestBuilder {
+        self.connection.request_outside(method, path)
+    }
+
     /// Sends a request once, with the token. An expired token is renewed.
     ///
     /// # Errors

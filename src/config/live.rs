@@ -128,6 +128,7 @@ mod tests {
         max_connections_per_address = 1
         trusted_proxies = ["10.0.0.5"]
         forwarded_for_from = ["10.0.0.5"]
+        ui = false
         keepalive_timeout = "1s"
         socket = "/x.sock"
         socket_group = "x"

@@ -1,7 +1,10 @@
 //! Liveness, readiness and capabilities.
 
 use std::fs;
+use std::process::Command;
+use std::time::Duration;
 
+use nix::sys::signal::Signal;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -82,4 +85,22 @@ fn health_endpoints_are_public_and_reveal_no_paths() {
     fs::remove_file(&in_its_place).unwrap();
     world.volume.mount();
     assert_eq!(ask("/readyz").ok(), json!({"status": "ok", "problems": []}));
+}
+
+#[test]
+fn the_command_health_asks_over_the_socket() {
+    needs_root!();
+    let mut world = World::new(512);
+    let socket = world.exporter.socket();
+    let health = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coriolis-ovm-exporter"));
+        let output = command.args(["health", "--socket"]).arg(&socket).output().unwrap();
+        let printed = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(printed).unwrap())
+    };
+    assert_eq!(health(), (Some(0), String::new()));
+    world.exporter.signal(Signal::SIGTERM);
+    world.exporter.wait(Duration::from_secs(60));
+    let (status, said) = health();
+    assert!(status == Some(75) && said.contains(&socket.display().to_string()), "{status:?} {said}");
 }

@@ -72,6 +72,7 @@ mod operator;
 mod operator_socket;
 mod operator_terminal;
 mod ovs_agent;
+mod packages;
 mod policy;
 mod power_loss;
 mod python_client;

@@ -31,6 +31,13 @@ pub struct ListArgs {
 }
 
 #[derive(Clone, Debug, Args)]
+pub struct HealthArgs {
+    /// The Unix socket of the service [default: api.socket of the config]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+}
+
+#[derive(Clone, Debug, Args)]
 pub struct StatusArgs {
     /// Show the status again every 2 seconds, or as often as given here, until Ctrl-C ends it
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = interval)]
@@ -269,6 +276,11 @@ pub enum OperatorCommand {
     Repositories(ListArgs),
     /// Show running and waiting work, and what needs attention
     Status(StatusArgs),
+    /// Check that the service on this host answers, for the health checks of containers
+    ///
+    /// It asks /healthz over the Unix socket and prints nothing if the service answers within 10 seconds. The status
+    /// tells whether the service can do its work.
+    Health(HealthArgs),
     /// Adopt snapshots that the running service does not know, such as those of the original exporter
     ///
     /// Each folder below CoriolisSnapshots is assigned to a VM by its disks' names, and ordered by its files' times.

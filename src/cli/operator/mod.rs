@@ -3,6 +3,7 @@
 mod adopt;
 mod args;
 mod backup_db;
+mod health;
 mod names;
 mod repositories;
 mod service;
@@ -32,6 +33,7 @@ pub fn run(command: &OperatorCommand, config: &Path) -> anyhow::Result<ExitCode>
             Some(interval) => watch::run(args, interval, config),
             None => status::run(args, config),
         },
+        OperatorCommand::Health(args) => health::run(args, config),
         OperatorCommand::Adopt(args) => adopt::run(args, config),
         OperatorCommand::BackupDb(args) => backup_db::run(args, config),
     };

@@ -46,11 +46,19 @@ impl Service {
             let server = connect(name, &args.connection, &Profiles::load()?, &cancel)?;
             return Ok(Self { client: server.client()?, local: None });
         }
-        let local = match &args.socket {
-            Some(path) => LocalSocket { path: path.clone(), note: None },
+        Self::on_this_host(args.socket.as_deref(), config, &cancel)
+    }
+
+    /// The service that listens at `socket`; without it the one that runs with the config.
+    ///
+    /// # Errors
+    /// The service has no socket.
+    pub fn on_this_host(socket: Option<&Path>, config: &Path, cancel: &Cancel) -> anyhow::Result<Self> {
+        let local = match socket {
+            Some(path) => LocalSocket { path: path.to_owned(), note: None },
             None => LocalSocket::of_config(config)?,
         };
-        let client = connect_local(local.path.clone(), &cancel).client()?;
+        let client = connect_local(local.path.clone(), cancel).client()?;
         Ok(Self { client, local: Some(local) })
     }
 
