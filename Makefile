@@ -188,7 +188,7 @@ packages: build cargo-deb
 
 dist: packages cyclonedx
 	@$(call install,jq:jq)
-	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) .ci/dist $(RELEASE) target/packages target/dist
+	SOURCE_DATE_EPOCH=$(SOURCE_DATE_EPOCH) .ci/dist target/$(PROFILE)/coriolis-ovm-exporter target/packages target/dist
 
 reproducible: auditable
 	tests/reproducible $(PROFILE)

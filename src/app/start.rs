@@ -141,8 +141,7 @@ impl App {
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
             (Arc::clone(&database), Arc::clone(&sessions)),
             (confinement, Arc::clone(&warnings)),
-            Arc::clone(&metrics),
-            s(),
+            (Arc::clone(&metrics), s()),
             t(),
         );
         let snapshots = Snapshots {

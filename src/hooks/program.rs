@@ -20,7 +20,6 @@ use super::leftover_processes::{self, Search, Selection};
 use super::output::Output;
 use super::process_env::{CALL_ENV, KILL_WAIT, SNAPSHOT_ENV};
 use crate::model::{HookOutcome, HookStage};
-use crate::sys::open_files;
 
 /// The stream in which `quiesced` counts.
 pub(super) const STDOUT: &str = "stdout";
@@ -122,7 +121,6 @@ async fn spawn(program: &Path, event: &Event, id: &str, stage: HookStage) -> io:
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0);
-    open_files::keep_former_limit(command.as_std_mut());
     let mut attempt = 1;
     loop {
         match command.spawn() {

@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::http::probe::prober;
 use crate::http::server::{self, Listeners, Options};
 use crate::http::{operator_socket, router};
 use crate::metrics::Metrics;
-use crate::sys::{heap, open_files};
+use crate::sys::heap;
 use crate::tls;
 
 pub use notify::Notifier;
@@ -53,8 +54,7 @@ pub fn run(
     confined: (Arc<Confinement>, Launcher, Notifier),
     reopen_log: impl Fn(),
 ) -> anyhow::Result<()> {
-    // A connection with an open disk needs six descriptors, so the usual soft limit of 1024 is too low.
-    open_files::raise_limit();
+    raise_descriptor_limit();
     heap::retain(RETAINED_HEAP);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let outcome = runtime.block_on(serve(config, metrics, opened, confined, reopen_log));
@@ -189,5 +189,12 @@ impl Signals {
                 _ = self.interrupt.recv() => return,
             }
         }
+    }
+}
+
+/// A connection with an open disk needs six descriptors, so the usual soft limit of 1024 is too low.
+fn raise_descriptor_limit() {
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
     }
 }

@@ -12,7 +12,6 @@ pub mod heap;
 pub mod host;
 pub mod io_priority;
 pub mod mounts;
-pub mod open_files;
 pub mod page_cache;
 pub mod passing;
 pub mod reflink;

@@ -68,8 +68,7 @@ impl Ops {
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
         (database, sessions): (Arc<Database>, Arc<Sessions>),
         (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
-        metrics: Arc<Metrics>,
-        store: Store,
+        (metrics, store): (Arc<Metrics>, Store),
         tasks: Tasks,
     ) -> Self {
         let usage = ExclusiveUsage {

@@ -18,16 +18,18 @@ mod verify;
 
 use std::process::ExitCode;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+
 pub use args::ClientCommand;
 pub use exit::status as exit_status;
-
-use crate::sys::open_files;
 
 /// # Errors
 /// [`exit_status`] says how the process should end.
 pub fn run(command: &ClientCommand) -> anyhow::Result<ExitCode> {
     // Each image of a chain of restore points has a descriptor.
-    open_files::raise_limit();
+    if let Ok((_, hard)) = getrlimit(Resource::RLIMIT_NOFILE) {
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, hard, hard);
+    }
     match command {
         ClientCommand::Backup(args) => backup::run(args),
         ClientCommand::Points(args) => points::run(args),

@@ -20,7 +20,7 @@ use crate::hooks::leftover_processes::Search;
 use crate::hooks::program::{self, ProgramResult};
 use crate::hooks::{directory, leftover_processes};
 use crate::sys::passing::Received;
-use crate::sys::{open_files, passing, signals};
+use crate::sys::{passing, signals};
 
 /// Serves the `service` at the other end of this socket until it has ended. A program that runs then goes on: the next
 /// start of the service ends it. Signals that stop or reload the service have no effect here, because systemd may send
@@ -33,8 +33,6 @@ pub fn serve(service: impl AsFd, directory: Option<PathBuf>) -> io::Result<()> {
     // Otherwise it would have the name of the link that it was started by.
     let _ = nix::sys::prctl::set_name(c"hook-launcher");
     let directory: Option<Arc<Path>> = directory.map(Into::into);
-    // A call needs ten descriptors, and each VM of a group has a call at the same time.
-    open_files::raise_limit();
     loop {
         let connection = match passing::receive(&service)? {
             Received::Descriptor(connection) => connection,

@@ -124,7 +124,10 @@ export function get(path, signal) {
   return request("GET", path, { signal });
 }
 
-// The path below the base path, from its parts.
+// The path below the base path, from its parts. A part that leads elsewhere cannot be encoded.
 export function path(...parts) {
+  if (parts.some((part) => part === "." || part === "..")) {
+    throw new ApiError(404, { code: "not_found", details: "There is nothing at this address." });
+  }
   return `/${parts.map(encodeURIComponent).join("/")}`;
 }

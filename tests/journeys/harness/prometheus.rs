@@ -59,7 +59,7 @@ impl Prometheus {
         let mut prometheus = Self { port, child, dir };
         eventually("Prometheus is ready", || {
             assert!(prometheus.child.try_wait().unwrap().is_none(), "Prometheus ended:\n{}", prometheus.log());
-            prometheus.curl("/-/ready", &[]).is_some()
+            prometheus.curl("/-/ready", &["--fail"]).is_some()
         });
         prometheus
     }

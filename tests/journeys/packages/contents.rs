@@ -107,7 +107,7 @@ fn deb_has_no_faults_that_lintian_finds() {
 #[test]
 fn rpm_is_installed_verified_and_removed_with_rpm() {
     needs_root!();
-    needs!(here("target/debian/root/sbin/init").exists(), "a Debian (tests/packages/prepare)");
+    needs!(here("target/debian/made-by").exists(), "a Debian (tests/packages/prepare)");
     let package = package(".rpm");
     needs!(package.is_some(), "the packages (make packages)");
     let package = package.unwrap();

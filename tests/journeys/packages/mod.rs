@@ -4,10 +4,12 @@
 mod contents;
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::harness::{
@@ -98,10 +100,7 @@ impl Debian {
 impl Drop for Debian {
     fn drop(&mut self) {
         // All other processes end with the first one.
-        let _ = nix::sys::signal::kill(
-            nix::unistd::Pid::from_raw(self.init.parse().unwrap()),
-            nix::sys::signal::Signal::SIGKILL,
-        );
+        let _ = kill(Pid::from_raw(self.init.parse().unwrap()), Signal::SIGKILL);
         let _ = self.boot.wait();
         let script = format!(
             "folder=$(mktemp -d) && mount -t cgroup2 cgroup2 $folder && \
@@ -158,7 +157,7 @@ impl Api<'_> {
 #[test]
 fn deb_is_installed_started_upgraded_removed_and_purged() {
     needs_root!();
-    needs!(here("target/debian/root/sbin/init").exists(), "a Debian (tests/packages/prepare)");
+    needs!(here("target/debian/made-by").exists(), "a Debian (tests/packages/prepare)");
     let package = package(".deb");
     needs!(package.is_some(), "the packages (make packages)");
     let package = package.unwrap();

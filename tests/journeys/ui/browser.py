@@ -30,11 +30,11 @@ expect.set_options(timeout=10_000)
 class User:
     """A user in a browser window of its own, and the same user's own token for the API."""
 
-    def __init__(self, browser, given, name, scheme="light", size="wide"):
+    def __init__(self, browser, given, name, size="wide"):
         self.given, self.name = given, name
         width, height = SIZES[size]
         self.context = browser.new_context(
-            base_url=given["url"], ignore_https_errors=True, color_scheme=scheme, locale="en-GB",
+            base_url=given["url"], ignore_https_errors=True, color_scheme=SCHEMES[0], locale="en-GB",
             timezone_id="UTC", viewport={"width": width, "height": height}, has_touch=size == "narrow",
         )
         self.context.add_init_script(WATCH)
@@ -87,11 +87,12 @@ class User:
         self.check()
         self.context.close()
 
-    def accessible(self, what):
-        """axe finds nothing, and nothing is wider than the window."""
+    def accessible(self, what, rules=None):
+        """axe finds nothing (by all its rules, or by these), and nothing is wider than the window."""
         if not self.page.evaluate("'axe' in window"):
             self.page.evaluate(AXE)
-        found = self.page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+        options = {"resultTypes": ["violations"], **({"runOnly": rules} if rules else {})}
+        found = self.page.evaluate("options => axe.run(document, options)", options)["violations"]
         told = [f"{rule['id']}: {node['html']} {node['failureSummary']}" for rule in found for node in rule["nodes"]]
         assert not told, f"{what}: " + "\n".join(told)
         width = self.page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
