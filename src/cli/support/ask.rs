@@ -25,7 +25,7 @@ pub fn items(socket: Option<&Path>) -> Vec<Item> {
         let Some(socket) = socket.map(Path::to_owned) else { return Err("api.socket is \"\"".to_owned()) };
         within(TIMEOUT, move || get(&socket, route)).map_err(|error| format!("the service: {error}"))
     };
-    ROUTES.iter().map(|(name, route, what)| Item::new(*name, format!("{what} (GET {route})"), ask(*route))).collect()
+    ROUTES.iter().map(|(name, route, what)| Item::new(*name, format!("{what} (GET {route})"), ask(route))).collect()
 }
 
 /// The body of a response. A response of HTTP/1.0 has no chunks.

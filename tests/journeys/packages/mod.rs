@@ -204,7 +204,7 @@ fn deb_is_installed_started_upgraded_removed_and_purged() {
     api.log_in();
     let made = api.ask(&["-X", "POST"], &format!("/vms/{VM}/snapshots?chunks=false"));
     let id = text(&made["id"]);
-    assert_eq!(api.snapshots(), [id.clone()]);
+    assert_eq!(api.snapshots(), std::slice::from_ref(&id));
     assert_eq!((debian.unit("ActiveState"), debian.unit("NRestarts")), ("active".to_owned(), "0".to_owned()));
     debian.run(&format!("{NAME} health"));
     assert_eq!((debian.mode(STATE), debian.mode(&format!("{STATE}/exporter.db.jwt-secret"))), (0o700, 0o600));
@@ -220,9 +220,9 @@ fn deb_is_installed_started_upgraded_removed_and_purged() {
     assert_ne!(debian.unit("MainPID"), before);
     assert!(fs::read(debian.path(&format!("{ETC}/config.toml"))).unwrap() == config);
     assert!(fs::read(debian.path(&format!("{ETC}/srv-pub.pem"))).unwrap() == certificate);
-    assert_eq!(api.snapshots(), [id.clone()], "the token or the snapshot is lost");
+    assert_eq!(api.snapshots(), std::slice::from_ref(&id), "the token or the snapshot is lost");
     debian.run(&format!("systemctl reload {NAME}"));
-    assert_eq!(api.snapshots(), [id.clone()]);
+    assert_eq!(api.snapshots(), std::slice::from_ref(&id));
 
     // A removal stops the service, and keeps what it would need again.
     debian.run(&format!("dpkg --remove {NAME}"));
