@@ -15,7 +15,7 @@
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := build
-.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser rust
+.PHONY: build release packages dist reproducible demo demo-build demo-possible test check audit fuzz fuzz-build fuzz-keep soak bench clean deps deps-build deps-test deps-check auditable cargo-deb cyclonedx hadolint mypy prometheus schemathesis sslyze browser openapi openapi-client swagger-ui rust
 
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 # Prefer rustup's cargo over Debian's.
@@ -126,6 +126,28 @@ schemathesis: deps
 	@$(ENSUREPIP)
 	@[ -x $(SCHEMATHESIS) ] || { python3 -m venv target/schemathesis && target/schemathesis/bin/pip install -q schemathesis==4.32.5; }
 
+# Makes a client from the OpenAPI document, which a test uses.
+OPENAPI_CLIENT := target/openapi-client/bin/openapi-python-client
+openapi-client: deps
+	@$(ENSUREPIP)
+	@[ -x $(OPENAPI_CLIENT) ] || { python3 -m venv target/openapi-client && \
+		target/openapi-client/bin/pip install -q openapi-python-client==0.29.1; }
+
+# Writes docs/openapi.json from the code. `make check` compares them.
+openapi: rust
+	WRITE_OPENAPI=1 cargo test --locked --lib -- --exact http::routes::tests::the_openapi_document_is_the_one_in_docs
+
+# Replaces the files of Swagger UI, which are in the program, by those of this version.
+SWAGGER_UI := 5.35.0
+SWAGGER_UI_FILES := src/http/documentation/swagger-ui
+swagger-ui:
+	@$(call install,npm:npm)
+	folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && \
+	npm pack --silent --pack-destination "$$folder" swagger-ui-dist@$(SWAGGER_UI) && \
+	tar xf "$$folder"/*.tgz -C "$$folder" && cd "$$folder/package" && \
+	for file in swagger-ui-bundle.js swagger-ui.css; do gzip -9nc $$file > "$(CURDIR)/$(SWAGGER_UI_FILES)/$$file.gz"; done && \
+	cp LICENSE NOTICE swagger-ui-bundle.js.LICENSE.txt "$(CURDIR)/$(SWAGGER_UI_FILES)"
+
 # Use the installed Rust if it is recent enough, else install Debian's.
 rust: deps-build
 	@recent() { \
@@ -224,7 +246,7 @@ TEST_THREADS := 3
 
 # Some tests run the release binary: as if on the oldest supported kernel, for the files that it opens, and from the
 # packages.
-test: packages deps-test schemathesis
+test: packages deps-test schemathesis openapi-client
 	$(if $(RUNNER),@$(SUDO) tests/packages/prepare)
 	$(if $(RUNNER),@tests/ocfs2/prepare)
 	RUST_TEST_THREADS=$(TEST_THREADS) cargo test --locked $(if $(RUNNER),--config "target.'cfg(unix)'.runner=[$(RUNNER)]")
@@ -233,6 +255,7 @@ check: rust deps-check hadolint mypy
 	cargo fmt --check
 	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
+	cargo test --locked --lib --quiet -- the_openapi_document
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items --quiet
 	cargo deny --log-level error check bans licenses sources
 	tests/words

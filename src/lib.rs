@@ -41,7 +41,7 @@ pub mod testing {
 
     pub use crate::auth::Tokens;
     pub use crate::cli::command;
-    pub use crate::config::Api;
+    pub use crate::config::{Api, Pages};
     pub use crate::http::probe::prober;
     pub use crate::http::server::{Listeners, Options, serve};
     pub use crate::model::{ByteRange, DiskName, DiskSource, SnapshotDisk, SnapshotId};

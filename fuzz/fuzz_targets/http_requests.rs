@@ -81,7 +81,7 @@ fn start() -> Service {
         // Confined, the fuzzer could not write its own files.
         let confined = (Confinement::off("this is a fuzz target"), Launcher::InProcess);
         let app = App::start(&config, Metrics::default(), opened, confined).await.expect("the service starts");
-        router(app, config.metrics, config.api.ui)
+        router(app, config.metrics, config.api.pages)
     });
     let handle = runtime.handle().clone();
     let serve = move |request: &[u8]| {

@@ -1,15 +1,16 @@
 //! The map of a disk.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::model;
 
 /// The map of a disk: what a client must fetch or fill with zeros.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DiskMap {
     /// Whether the chunks list the whole disk, or the changes since the base.
     pub mode: Mode,
-    /// Why the mode is full, although the request names a base.
+    /// Why the mode is `full`, although the request names a base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The ranges, in order and disjoint. Absent if the request asks only for totals.
@@ -33,8 +34,9 @@ pub struct DiskMap {
     pub unverified_bytes_legacy: Option<u64>,
 }
 
-/// The copy that `chunks` can be applied to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// The copy that `chunks` can be applied to: any copy or none (`full`), or a copy of the base's disk (`incremental`). With
+/// `full`, after a comparison the chunks cover the whole disk, including ranges of zeros.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Mode {
     /// Any copy, or none.
@@ -43,20 +45,24 @@ pub enum Mode {
     Incremental,
 }
 
-/// A range of a disk.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// A range of a disk, and what a client must do with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"start": 0, "length": 65536, "physical_start": 1073741824, "type": "data"}))]
 pub struct Chunk {
+    /// The first byte.
     pub start: u64,
+    /// The number of bytes.
+    #[schema(minimum = 1)]
     pub length: u64,
-    /// The device address of its first byte, or 0 if that is unknown: clients of the original exporter require a
-    /// number.
+    /// The address of its first byte on the device, bytes (`fe_physical` of FIEMAP); 0 if it has none.
     pub physical_start: u64,
+    /// What to do with it.
     #[serde(rename = "type")]
     pub kind: ChunkType,
 }
 
-/// What a client must do with a range.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+/// What a client must do with a range: fetch its bytes (`data`), or fill it with zeros (`zero`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ChunkType {
     /// Fetch its bytes.
@@ -77,19 +83,30 @@ impl From<model::Chunk> for Chunk {
 }
 
 /// A page of the chunks of a disk.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "size": 10737418240_u64,
+    "mode": "incremental",
+    "chunks": [
+        {"start": 0, "length": 65536, "physical_start": 1073741824, "type": "data"},
+        {"start": 1048576, "length": 4096, "physical_start": 0, "type": "zero"}
+    ],
+    "next_offset": null
+}))]
 pub struct ChunkPage {
     /// Size of the disk, bytes.
     pub size: u64,
+    /// Whether the chunks list the whole disk, or the changes since the base.
     pub mode: Mode,
-    /// Why the mode is full, although the request names a base.
+    /// Why the mode is `full`, although the request names a base.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Whether the chunks lead back to the base, whose size this is.
+    /// `true` if the chunks lead back to the base, whose size this is; otherwise missing.
     #[serde(default, skip_serializing_if = "super::is_false")]
     pub reverse: bool,
     /// In order and disjoint.
     pub chunks: Vec<Chunk>,
-    /// The offset of the next page, if there is one.
+    /// The `startingOffset` of the next page; `null` on the last page.
+    #[schema(required)]
     pub next_offset: Option<u64>,
 }

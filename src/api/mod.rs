@@ -6,6 +6,7 @@ mod capabilities;
 mod checksum;
 mod disk_map;
 mod error_code;
+pub mod formats;
 mod request;
 mod session;
 mod status;
@@ -14,6 +15,7 @@ mod ticket;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 pub use crate::model::Definition;
 pub use capabilities::{Bounds, Capabilities, Limits};
@@ -36,7 +38,7 @@ pub fn time(at: jiff::Timestamp) -> String {
 }
 
 /// Whether an entry of a listing can be used.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Status {
     #[default]
@@ -45,44 +47,62 @@ pub enum Status {
     Error,
 }
 
-/// A virtual machine.
-#[derive(Debug, Serialize, Deserialize)]
+/// A virtual machine, or an entry that stands for the VMs of a repository that was never read.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "friendly_name": "web-1",
+    "name": "0004fb00000600000000000000000001",
+    "uuid": "0004fb00-0006-0000-0000-000000000001",
+    "disks": [{
+        "name": "system.img",
+        "path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/VirtualDisks/system.img",
+        "device_name": "xvda",
+        "snapshot_compatible": true,
+        "mode": "w",
+        "size": 10737418240_u64
+    }],
+    "snapshot_compatible": true,
+    "snapshots": ["6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d"],
+    "status": "ok"
+}))]
 pub struct Vm {
     /// The name that users gave it.
     pub friendly_name: String,
-    /// 32 hexadecimal digits.
+    /// 32 hexadecimal digits; another text only for an entry without a usable definition.
     pub name: String,
     /// With dashes.
     pub uuid: String,
-    /// In the order of the definition.
+    /// In the order of the definition. Empty if the definition cannot be used.
     pub disks: Vec<VmDisk>,
     /// Whether a snapshot of it is possible.
     pub snapshot_compatible: bool,
-    /// Ids of its snapshots, oldest first.
+    /// The ids of its snapshots, oldest first.
+    #[schema(value_type = Vec<formats::Id>)]
     pub snapshots: Vec<String>,
-    /// Whether it may have more: the database is being rebuilt.
+    /// `true` if it may have more snapshots, because the database is being rebuilt; otherwise missing.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub snapshots_incomplete: bool,
-    /// Whether its definition can be used. The original exporter lists only such VMs, without this member.
+    /// Whether its definition can be used. The original exporter lists only such VMs, without this field.
     #[serde(default)]
+    #[schema(required)]
     pub status: Status,
     /// Why the definition is unusable, or why no snapshot is possible.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
-    /// Id of a repository that cannot be read. Then this entry is not a VM, but a placeholder for all VMs in that
-    /// repository.
+    /// The id of a repository that was never read. This entry then stands for all VMs in that repository, and has its id
+    /// as `name`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unavailable_repository: Option<String>,
 }
 
-/// A disk of a virtual machine.
-#[derive(Debug, Serialize, Deserialize)]
+/// A disk of a VM: a regular file in a repository.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct VmDisk {
-    /// File name.
+    /// The file name.
     pub name: String,
-    /// Path in the definition.
+    /// The path in the definition.
     pub path: String,
-    /// Device in the guest, such as `xvda`.
+    /// The device in the guest, such as `xvda`.
     pub device_name: String,
     /// Whether a snapshot includes it.
     pub snapshot_compatible: bool,
@@ -97,50 +117,93 @@ pub struct VmDisk {
     /// Id of its repository.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub repository: Option<String>,
-    /// Why a snapshot omits it.
+    /// Why it is not a disk, or why a snapshot leaves it out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub incompatible_reason: Option<String>,
 }
 
 /// A repository.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Repository {
+    /// The key in ovs-agent's database, or the folder's name.
     pub id: String,
     /// The name that users gave it, if ovs-agent knows it.
+    #[schema(required)]
     pub alias: Option<String>,
+    /// Where it is mounted; `null` if that is unknown.
+    #[schema(required)]
     pub mount_point: Option<String>,
-    /// The mounted file system, such as `ocfs2`.
+    /// The type of the mounted file system, such as `ocfs2`.
+    #[schema(required)]
     pub filesystem: Option<String>,
     /// The manager that owns it, if ovs-agent knows it.
+    #[schema(required)]
     pub manager_uuid: Option<String>,
     /// Version of its layout, if ovs-agent knows it.
+    #[schema(required)]
     pub version: Option<String>,
-    /// Whether files in it can be snapshotted, according to a test.
+    /// Whether its files can be cloned. The service tests this by cloning a file, and caches the result for a minute.
     pub reflink: bool,
-    /// Size of the file system, bytes.
+    /// The size of the file system, bytes; `null` if none is mounted.
+    #[schema(required)]
     pub total_bytes: Option<u64>,
-    /// Bytes that are available.
+    /// Bytes that are available; `null` if nothing is mounted.
+    #[schema(required)]
     pub free_bytes: Option<u64>,
-    /// Whether it is available and matches ovs-agent's entry.
+    /// `error` if nothing is mounted, or the mount differs from ovs-agent's database.
     pub status: Status,
-    /// Why not, or why files in it cannot be snapshotted.
+    /// Why `status` is `error`, or `reflink` is `false`.
+    #[schema(required)]
     pub reason: Option<String>,
 }
 
-/// A snapshot. The VM's name is in two members, because the original exporter's documentation and code spell it
-/// differently.
-#[derive(Debug, Serialize, Deserialize)]
+/// A snapshot of the disks of a VM. With a comparison, what has changed since its base.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d",
+    "vm_id": "0004fb00000600000000000000000001",
+    "vmID": "0004fb00000600000000000000000001",
+    "created_at": "2026-11-27T09:14:03.127Z",
+    "created_by": "admin",
+    "consistency": "crash",
+    "hooks": [],
+    "compare_to": "0e8f2b0a-77c3-4b57-8d0c-6a1d5f1f9e42",
+    "labels": {"job": "nightly"},
+    "disks": [{
+        "parent_path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/VirtualDisks/system.img",
+        "path": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718/CoriolisSnapshots/…/system.img",
+        "snapshot_id": "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d",
+        "snapshotID": "6f2cdd2a-9f3c-4f0e-8a52-0c3f3a1b2c4d",
+        "name": "system.img",
+        "repo_mountpoint": "/OVS/Repositories/0004fb0000030000a1b2c3d4e5f60718",
+        "size": 10737418240_u64,
+        "mode": "incremental",
+        "chunks": [
+            {"start": 0, "length": 65536, "physical_start": 1073741824, "type": "data"},
+            {"start": 1048576, "length": 4096, "physical_start": 0, "type": "zero"}
+        ],
+        "data_bytes": 65536,
+        "zero_bytes": 4096,
+        "status": "ok"
+    }]
+}))]
 pub struct Snapshot {
+    #[schema(value_type = formats::Id)]
     pub id: String,
-    /// Name of its VM.
+    /// The name of its VM.
+    #[schema(value_type = formats::VmName)]
     pub vm_id: String,
+    /// Another name of `vm_id`, because the original exporter's documentation and code spell it differently.
     #[serde(rename = "vmID")]
+    #[schema(value_type = formats::VmName)]
     pub vm_id_legacy: String,
-    /// When its disks were cloned: RFC 3339, UTC.
+    /// When its disks were cloned.
+    #[schema(value_type = formats::Time)]
     pub created_at: String,
     /// The user that created it.
     pub created_by: String,
     /// The state of a restored disk: `crash`, as after a power cut, or `quiesced`.
+    #[schema(value_type = formats::Consistency)]
     pub consistency: String,
     /// Why it is `crash`, if a hook reported `quiesced`.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,25 +213,29 @@ pub struct Snapshot {
     pub freeze_ms: Option<u64>,
     /// The calls of hooks, in order.
     pub hooks: Vec<HookRun>,
-    /// Id of the base.
+    /// The id of the base, with `compareTo`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<formats::Id>)]
     pub compare_to: Option<String>,
-    /// Whether the disks are those of the base, with the chunks that lead back to it.
+    /// `true` on the way back, otherwise missing: the disks are those of the base, with the chunks that lead back to it.
     #[serde(default, skip_serializing_if = "is_false")]
     pub reverse: bool,
     #[serde(flatten)]
     pub retention: Retention,
-    /// Set by the user that created it.
+    /// Its labels, which the user that created it has set.
     #[serde(default)]
+    #[schema(required, value_type = formats::Labels)]
     pub labels: BTreeMap<String, String>,
-    /// Set by the user that created it.
+    /// Its description, which the user that created it has set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
-    /// The VM's definition when the snapshot was created.
+    /// The VM's definition when the snapshot was planned; missing if the service does not have it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub definition: Option<Definition>,
-    /// Last, because the server streams them.
+    /// Its disks; with `reverse`, those of the base.
+    // Last, because the service streams them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schema(required)]
     pub disks: Vec<SnapshotDisk>,
 }
 
@@ -179,59 +246,71 @@ fn is_false(value: &bool) -> bool {
 }
 
 /// How long a snapshot is kept.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct Retention {
-    /// When the snapshot expires: RFC 3339, UTC. A lease extends this.
+    /// When the snapshot expires, if it does. A lease extends this.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<formats::Time>)]
     pub expires_at: Option<String>,
-    /// When its last lease ends: RFC 3339, UTC.
+    /// Until when a lease keeps it, if one does.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<formats::Time>)]
     pub leased_until: Option<String>,
 }
 
 /// A call of a hook.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct HookRun {
     /// The program's file name, or the server's URL.
     pub name: String,
-    /// `directory` or `sync`.
+    /// Whether it is a program or a server.
+    #[schema(value_type = formats::HookKind)]
     pub kind: String,
-    /// `pre` or `post`.
+    /// When it was called.
+    #[schema(value_type = formats::HookStage)]
     pub stage: String,
-    /// `ok`, `failed`, `timeout` or `skipped`.
+    /// How the call ended.
+    #[schema(value_type = formats::HookOutcome)]
     pub outcome: String,
+    /// How long it took, milliseconds.
     pub duration_ms: u64,
     /// Details about its end, for people.
     pub detail: String,
 }
 
 /// A disk of a snapshot.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct SnapshotDisk {
-    /// Path of the VM's disk.
+    /// The path of the VM's disk.
     pub parent_path: String,
-    /// Path of the snapshot's file.
+    /// The path of the snapshot's file.
     pub path: String,
+    #[schema(value_type = formats::Id)]
     pub snapshot_id: String,
+    /// Another name of `snapshot_id`.
     #[serde(rename = "snapshotID")]
+    #[schema(value_type = formats::Id)]
     pub snapshot_id_legacy: String,
-    /// Unique in the snapshot.
+    /// Unique in the snapshot: the file name, with a prefix if an earlier disk has the same.
     pub name: String,
-    /// Mount point of its repository.
+    /// The mount point of its repository.
     pub repo_mountpoint: String,
     /// Size in bytes.
     pub size: u64,
     /// What a client must fetch or fill with zeros. Absent with `chunks=false`.
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub map: Option<DiskMap>,
-    /// Whether its file exists unchanged. After the map, because reading the map may find a fault.
+    /// `error`, only in lists and for a new snapshot: its file is missing or modified, or its repository is unavailable.
+    // After the map, because reading the map may find a fault.
     pub status: Status,
+    /// Why `status` is `error`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub status_reason: Option<String>,
 }
 
-/// Response to `POST /adopt`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// What was adopted.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"dry_run": true, "adopted": [], "skipped": [], "left": []}))]
 pub struct Adoption {
     /// Whether this is only a report, and nothing was changed.
     pub dry_run: bool,
@@ -239,49 +318,62 @@ pub struct Adoption {
     pub adopted: Vec<AdoptedSnapshot>,
     /// The folders that were not adopted.
     #[serde(default)]
+    #[schema(required)]
     pub skipped: Vec<SkippedFolder>,
     /// The former name of `skipped`.
     #[serde(rename = "left", default)]
+    #[schema(required)]
     pub skipped_legacy: Vec<SkippedFolder>,
 }
 
 /// An adopted snapshot.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
 pub struct AdoptedSnapshot {
+    #[schema(value_type = formats::Id)]
     pub id: String,
     /// Name of its VM.
+    #[schema(value_type = formats::VmName)]
     pub vm_id: String,
-    /// When it was created, according to its files: RFC 3339, UTC.
+    /// The earliest time of its files, or the time in its manifest.
+    #[schema(value_type = formats::Time)]
     pub created_at: String,
     /// Its folders.
     pub paths: Vec<String>,
 }
 
-/// A folder that was not adopted.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// A folder that was skipped.
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct SkippedFolder {
     pub path: String,
-    /// Why it was not adopted.
+    /// Why it was skipped.
     pub reason: String,
 }
 
 /// The body of every error.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "error": "Conflict",
+    "details": "a file of the base is missing: make a full copy into an empty file",
+    "code": "base_lost",
+    "request_id": "0c9c2e0b-5a0e-4b7e-9d53-5b1c1f6e7a90"
+}))]
 pub struct Error {
-    /// The name of the HTTP status.
+    /// The name of the HTTP status, for people.
     pub error: String,
-    /// What happened, and what to do.
+    /// What happened, and what to do, for people.
     pub details: String,
     /// Stable; for programs.
     pub code: ErrorCode,
     /// The id of the request in the log.
+    #[schema(value_type = formats::Id)]
     pub request_id: String,
 }
 
-/// Body of `GET /healthz` and `GET /readyz`.
-#[derive(Debug, Serialize, Deserialize)]
+/// The health of the service.
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({"status": "ok", "problems": []}))]
 pub struct Health {
     pub status: Status,
-    /// Unauthenticated clients can read this, so it contains no paths.
+    /// Why it is not ready. Clients without a token can read this, so it contains no paths.
     pub problems: Vec<String>,
 }

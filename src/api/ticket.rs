@@ -1,9 +1,12 @@
 //! Tickets: URLs that tools can read a disk with, without a header.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
-/// What a ticket permits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+use super::formats;
+
+/// What a ticket permits: `read` the bytes of the disk, or list its chunks (`map`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum TicketOp {
     /// Download the disk.
@@ -12,39 +15,55 @@ pub enum TicketOp {
     Map,
 }
 
-/// Body of `POST …/tickets`.
-#[derive(Debug, Default, Serialize, Deserialize)]
+/// A request for a ticket.
+#[derive(Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields, default)]
+#[schema(example = json!({"ttl": "1h", "ops": ["read", "map"]}))]
 pub struct CreateTicket {
-    /// How long the ticket is valid, such as `2h`.
+    /// How long the ticket is valid, such as `2h`: from one second to `policy.max_ticket_ttl`. Default: an hour, or that
+    /// if it is shorter.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<formats::Duration>)]
     pub ttl: Option<String>,
-    /// Default: only `read`.
+    /// What the ticket permits. Default: only `read`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ops: Option<Vec<TicketOp>>,
 }
 
 /// A ticket, without its secret.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[schema(example = json!({
+    "id": "5d1c0b7a9e3f2486",
+    "user": "admin",
+    "ops": ["read"],
+    "created_at": "2026-11-27T09:14:03.127Z",
+    "expires_at": "2026-11-27T10:14:03.127Z"
+}))]
 pub struct Ticket {
+    /// Its id, which is also in the log and the audit. It does not permit anything.
+    #[schema(pattern = "^[0-9a-f]{16}$")]
     pub id: String,
     /// Its user.
     pub user: String,
+    /// What it permits.
     pub ops: Vec<TicketOp>,
-    /// RFC 3339, UTC.
+    /// When it was made.
+    #[schema(value_type = formats::Time)]
     pub created_at: String,
-    /// RFC 3339, UTC.
+    /// When it expires.
+    #[schema(value_type = formats::Time)]
     pub expires_at: String,
 }
 
-/// Response to `POST …/tickets`: the ticket, and the only place where its secret is shown. It cannot be printed
-/// by mistake.
-#[derive(Serialize, Deserialize)]
+/// A new ticket. Its secret is shown only here.
+// It cannot be printed by mistake.
+#[derive(Serialize, Deserialize, ToSchema)]
 pub struct NewTicket {
     #[serde(flatten)]
     pub ticket: Ticket,
     /// The path of the disk, with the secret.
     pub path: String,
-    /// The path at the address that the request was sent to. `null` on the Unix socket.
+    /// The path at the host of the request (the header `Host`). `null` on the Unix socket.
+    #[schema(required)]
     pub url: Option<String>,
 }

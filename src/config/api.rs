@@ -25,8 +25,16 @@ pub struct Api {
     pub connections: Connections,
     /// `None`: the service has no Unix socket.
     pub socket: Option<Socket>,
-    /// Whether browsers get the page at `/ui`.
+    pub pages: Pages,
+}
+
+/// What browsers get.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Pages {
+    /// The page for people at `/ui`.
     pub ui: bool,
+    /// The OpenAPI document, and a page that shows it.
+    pub docs: bool,
 }
 
 /// `socket` and `socket_group`: the Unix socket for operators of this host.
@@ -93,6 +101,7 @@ pub(super) struct Keys {
     socket: String,
     socket_group: String,
     ui: bool,
+    docs: bool,
     tls: tls::Keys,
 }
 
@@ -108,6 +117,7 @@ impl Default for Keys {
             socket: Socket::DEFAULT_PATH.to_owned(),
             socket_group: String::new(),
             ui: true,
+            docs: true,
             tls: tls::Keys::default(),
         }
     }
@@ -189,7 +199,7 @@ impl Validator {
             client_auth: self.client_auth(&keys.tls),
             connections: self.connections(keys),
             socket: self.socket(keys),
-            ui: keys.ui,
+            pages: Pages { ui: keys.ui, docs: keys.docs },
         }
     }
 }

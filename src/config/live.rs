@@ -129,6 +129,7 @@ mod tests {
         trusted_proxies = ["10.0.0.5"]
         forwarded_for_from = ["10.0.0.5"]
         ui = false
+        docs = false
         keepalive_timeout = "1s"
         socket = "/x.sock"
         socket_group = "x"

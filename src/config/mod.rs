@@ -26,7 +26,7 @@ mod validator;
 
 use std::path::{Path, PathBuf};
 
-pub use api::{Api, Connections, Socket};
+pub use api::{Api, Connections, Pages, Socket};
 pub use audit::Audit;
 pub use compare::{Compare, REFINE_BLOCKS, Refine, block_size};
 pub use confinement::ConfinementMode;

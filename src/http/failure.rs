@@ -60,14 +60,14 @@ impl ErrorBody {
 }
 
 impl Failure {
-    fn status(&self) -> (StatusCode, ErrorCode) {
+    fn code(&self) -> ErrorCode {
         match self {
-            Self::App(error) => app_status(error),
-            Self::NoRoute => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
-            Self::BodyTooLarge { .. } => (StatusCode::PAYLOAD_TOO_LARGE, ErrorCode::BodyTooLarge),
-            Self::BodyTooSlow => (StatusCode::REQUEST_TIMEOUT, ErrorCode::BodyTooSlow),
-            Self::PreconditionFailed => (StatusCode::PRECONDITION_FAILED, ErrorCode::PreconditionFailed),
-            Self::RangeNotSatisfiable { .. } => (StatusCode::RANGE_NOT_SATISFIABLE, ErrorCode::RangeNotSatisfiable),
+            Self::App(error) => app_code(error),
+            Self::NoRoute => ErrorCode::NotFound,
+            Self::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
+            Self::BodyTooSlow => ErrorCode::BodyTooSlow,
+            Self::PreconditionFailed => ErrorCode::PreconditionFailed,
+            Self::RangeNotSatisfiable { .. } => ErrorCode::RangeNotSatisfiable,
         }
     }
 
@@ -119,71 +119,73 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
     }
 }
 
-fn app_status(error: &Error) -> (StatusCode, ErrorCode) {
+fn app_code(error: &Error) -> ErrorCode {
     match error {
-        Error::BadRequest(_) => (StatusCode::BAD_REQUEST, ErrorCode::BadRequest),
+        Error::BadRequest(_) => ErrorCode::BadRequest,
         Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) | Error::BadRefreshToken => {
-            (StatusCode::UNAUTHORIZED, ErrorCode::Unauthorized)
+            ErrorCode::Unauthorized
         }
         Error::NotAnOperator { .. } | Error::CrossSite | Error::Forbidden { .. } | Error::NotInTicket(_) => {
-            (StatusCode::FORBIDDEN, ErrorCode::Forbidden)
+            ErrorCode::Forbidden
         }
-        Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => (StatusCode::NOT_FOUND, ErrorCode::NotFound),
-        Error::OtherVm(_) => (StatusCode::CONFLICT, ErrorCode::OtherVm),
-        Error::NotOlder(_) => (StatusCode::BAD_REQUEST, ErrorCode::BaseNotOlder),
-        Error::NotSnapshottable(_) => (StatusCode::BAD_REQUEST, ErrorCode::NotSnapshottable),
-        Error::Refused(refusal) => refusal_status(refusal),
-        Error::BaseLost { .. } => (StatusCode::CONFLICT, ErrorCode::BaseLost),
-        Error::FullRequired { .. } => (StatusCode::CONFLICT, ErrorCode::FullRequired),
-        Error::SnapshotLost { .. } => (StatusCode::CONFLICT, ErrorCode::SnapshotLost),
-        Error::PostHooksSkipped { .. } | Error::OfVm { .. } => app_status(error.cause()),
-        Error::NotRemoved { .. } => (StatusCode::CONFLICT, ErrorCode::NotRemoved),
-        Error::NotAdopted { .. } => (StatusCode::CONFLICT, ErrorCode::NotAdopted),
-        Error::HookFailed { .. } => (StatusCode::BAD_GATEWAY, ErrorCode::HookFailed),
-        Error::NotQuiesced(_) => (StatusCode::CONFLICT, ErrorCode::NotQuiesced),
-        Error::CloneTimeout { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::CloneTimeout),
-        Error::ManagerUnavailable(_) => (StatusCode::BAD_GATEWAY, ErrorCode::ManagerUnavailable),
-        Error::Throttled | Error::TooManyFailures { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
-        Error::NoSpace { .. } | Error::NoRoomForCopy(_) => {
-            (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace)
-        }
-        Error::ReadOnly { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::ReadOnly),
-        Error::Io { .. } => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::IoError),
-        Error::VmBusy { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::VmBusy),
-        Error::BaseUnstable { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::BaseUnsettled),
-        Error::ContentCheckRunning { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::SnapshotBeingChecked),
-        Error::RepositoryUnavailable { .. } | Error::Unavailable(_) => {
-            (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::RepositoryUnavailable)
-        }
-        Error::AgentDb(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::OvsAgentDbUnreadable),
-        Error::Store(_) => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DatabaseUnavailable),
-        Error::Rebuilding { .. } => (StatusCode::SERVICE_UNAVAILABLE, ErrorCode::DatabaseRebuilding),
-        Error::Cancelled | Error::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, ErrorCode::Internal),
+        Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => ErrorCode::NotFound,
+        Error::OtherVm(_) => ErrorCode::OtherVm,
+        Error::NotOlder(_) => ErrorCode::BaseNotOlder,
+        Error::NotSnapshottable(_) => ErrorCode::NotSnapshottable,
+        Error::Refused(refusal) => refusal_code(refusal),
+        Error::BaseLost { .. } => ErrorCode::BaseLost,
+        Error::FullRequired { .. } => ErrorCode::FullRequired,
+        Error::SnapshotLost { .. } => ErrorCode::SnapshotLost,
+        Error::PostHooksSkipped { .. } | Error::OfVm { .. } => app_code(error.cause()),
+        Error::NotRemoved { .. } => ErrorCode::NotRemoved,
+        Error::NotAdopted { .. } => ErrorCode::NotAdopted,
+        Error::HookFailed { .. } => ErrorCode::HookFailed,
+        Error::NotQuiesced(_) => ErrorCode::NotQuiesced,
+        Error::CloneTimeout { .. } => ErrorCode::CloneTimeout,
+        Error::ManagerUnavailable(_) => ErrorCode::ManagerUnavailable,
+        Error::Throttled | Error::TooManyFailures { .. } => ErrorCode::Throttled,
+        Error::NoSpace { .. } | Error::NoRoomForCopy(_) => ErrorCode::InsufficientSpace,
+        Error::ReadOnly { .. } => ErrorCode::ReadOnly,
+        Error::Io { .. } => ErrorCode::IoError,
+        Error::VmBusy { .. } => ErrorCode::VmBusy,
+        Error::BaseUnstable { .. } => ErrorCode::BaseUnsettled,
+        Error::ContentCheckRunning { .. } => ErrorCode::SnapshotBeingChecked,
+        Error::RepositoryUnavailable { .. } | Error::Unavailable(_) => ErrorCode::RepositoryUnavailable,
+        Error::AgentDb(_) => ErrorCode::OvsAgentDbUnreadable,
+        Error::Store(_) => ErrorCode::DatabaseUnavailable,
+        Error::Rebuilding { .. } => ErrorCode::DatabaseRebuilding,
+        Error::Cancelled | Error::Internal(_) => ErrorCode::Internal,
     }
 }
 
-fn refusal_status(refusal: &Refusal) -> (StatusCode, ErrorCode) {
+fn refusal_code(refusal: &Refusal) -> ErrorCode {
     match refusal {
-        Refusal::UnknownDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnknownDisk),
-        Refusal::AmbiguousDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::AmbiguousDisk),
-        Refusal::UnfitDisk { .. } => (StatusCode::BAD_REQUEST, ErrorCode::UnfitDisk),
-        Refusal::NoDiskLeft => (StatusCode::BAD_REQUEST, ErrorCode::NoDiskLeft),
-        Refusal::TooManySnapshots { .. } => (StatusCode::CONFLICT, ErrorCode::TooManySnapshots),
-        Refusal::TooManyTickets { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyTickets),
-        Refusal::TooManyExtents { .. } => (StatusCode::CONFLICT, ErrorCode::TooManyExtents),
-        Refusal::LowSpace { .. } => (StatusCode::INSUFFICIENT_STORAGE, ErrorCode::InsufficientSpace),
+        Refusal::UnknownDisk { .. } => ErrorCode::UnknownDisk,
+        Refusal::AmbiguousDisk { .. } => ErrorCode::AmbiguousDisk,
+        Refusal::UnfitDisk { .. } => ErrorCode::UnfitDisk,
+        Refusal::NoDiskLeft => ErrorCode::NoDiskLeft,
+        Refusal::TooManySnapshots { .. } => ErrorCode::TooManySnapshots,
+        Refusal::TooManyTickets { .. } => ErrorCode::TooManyTickets,
+        Refusal::TooManyExtents { .. } => ErrorCode::TooManyExtents,
+        Refusal::LowSpace { .. } => ErrorCode::InsufficientSpace,
         Refusal::QueueFull(_)
         | Refusal::TooManyCopies { .. }
         | Refusal::QueueTimeout { .. }
-        | Refusal::GroupTimeout { .. } => (StatusCode::TOO_MANY_REQUESTS, ErrorCode::Throttled),
-        Refusal::KeyReused => (StatusCode::UNPROCESSABLE_ENTITY, ErrorCode::IdempotencyKeyReused),
-        Refusal::KeySnapshotGone(_) => (StatusCode::GONE, ErrorCode::IdempotencyKeySpent),
+        | Refusal::GroupTimeout { .. } => ErrorCode::Throttled,
+        Refusal::KeyReused => ErrorCode::IdempotencyKeyReused,
+        Refusal::KeySnapshotGone(_) => ErrorCode::IdempotencyKeySpent,
     }
+}
+
+/// The HTTP status of errors with this code.
+fn status_of(code: ErrorCode) -> StatusCode {
+    StatusCode::from_u16(code.status()).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
 }
 
 impl IntoResponse for Failure {
     fn into_response(self) -> Response {
-        let (status, code) = self.status();
+        let code = self.code();
+        let status = status_of(code);
         let hidden_cause = match &self {
             Self::App(error) => error.hidden_cause(),
             _ => None,

@@ -46,8 +46,8 @@ pub(super) async fn answer(State(app): State<Arc<App>>, mut request: Request, ne
         if let Ok(value) = HeaderValue::try_from(&*id) {
             headers.insert(REQUEST_ID, value);
         }
-        // Proxies and browsers must not store tokens and guests' data, or treat them as a page. Only the files of the
-        // page (`super::ui`) may be stored, and say so.
+        // Proxies and browsers must not store tokens and guests' data, or treat them as a page. The files in the program
+        // may be stored.
         headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         let bytes = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()).unwrap_or("-");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::extract::{Request, State};
 use axum::handler::Handler;
 use axum::middleware::{Next, from_fn_with_state};
@@ -15,12 +16,14 @@ use tower_http::catch_panic::CatchPanicLayer;
 use tracing::Instrument;
 
 use super::authorization::Access;
+use super::documentation::{self, Documentation};
 use super::failure::Failure;
-use super::paths::{DISK, METRICS, TICKET_DISK};
-use super::{handlers, request_middleware, session_handlers, ticket, ui};
+use super::openapi::{self, Route};
+use super::paths::{CHUNKS, DISK, DOCS, DOCS_FILE, METRICS, OPENAPI, TICKET_CHUNKS, TICKET_DISK};
+use super::{disk_handlers, handlers, request_middleware, session_handlers, snapshot_handlers, ticket, ui};
 use crate::api::TicketOp;
 use crate::app::{App, Error};
-use crate::config::MetricsRoute;
+use crate::config::{MetricsRoute, Pages};
 use crate::model::Permission;
 
 type Methods = MethodRouter<Arc<App>>;
@@ -42,7 +45,7 @@ fn delete<H: Handler<T, Arc<App>>, T: 'static>(handler: H) -> Method {
 
 /// The routes with their methods, and who may use each. A part of a request may need more than its route: chunks in the
 /// document of a snapshot, and deleting the snapshot of another user.
-fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
+fn table(metrics: MetricsRoute, has_docs: bool) -> Vec<(&'static str, Access, Method)> {
     let read = Access::Needs(Permission::Read);
     let view = Access::Needs(Permission::View);
     let create = Access::Needs(Permission::Create);
@@ -57,24 +60,24 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
         ("/api/v1/database", Access::NeedsForAll(Permission::Administer), get(handlers::database)),
         ("/api/v1/repositories", view, get(handlers::repositories)),
         ("/api/v1/status", view, get(handlers::status)),
-        ("/api/v1/snapshots", create, post(handlers::create_snapshots)),
-        ("/api/v1/vms", view, get(handlers::vms)),
-        ("/api/v1/vms/{vm}", view, get(handlers::vm)),
-        ("/api/v1/vms/{vm}/snapshots", view, get(handlers::snapshots)),
-        ("/api/v1/vms/{vm}/snapshots", create, post(handlers::create_snapshot)),
-        ("/api/v1/vms/{vm}/snapshots", delete_own, delete(handlers::delete_all_snapshots)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}", view, get(handlers::snapshot)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}", delete_own, delete(handlers::delete_snapshot)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, post(handlers::take_lease)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, delete(handlers::end_lease)),
-        (DISK, read, get(handlers::disk)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/chunks", read, get(handlers::chunks)),
-        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", read, get(handlers::checksum)),
+        ("/api/v1/snapshots", create, post(snapshot_handlers::create_snapshots)),
+        ("/api/v1/vms", view, get(snapshot_handlers::vms)),
+        ("/api/v1/vms/{vm}", view, get(snapshot_handlers::vm)),
+        ("/api/v1/vms/{vm}/snapshots", view, get(snapshot_handlers::snapshots)),
+        ("/api/v1/vms/{vm}/snapshots", create, post(snapshot_handlers::create_snapshot)),
+        ("/api/v1/vms/{vm}/snapshots", delete_own, delete(snapshot_handlers::delete_all_snapshots)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}", view, get(snapshot_handlers::snapshot)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}", delete_own, delete(snapshot_handlers::delete_snapshot)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, post(snapshot_handlers::take_lease)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/lease", read, delete(snapshot_handlers::end_lease)),
+        (DISK, read, get(disk_handlers::disk)),
+        (CHUNKS, read, get(disk_handlers::chunks)),
+        ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/checksum", read, get(disk_handlers::checksum)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", read, get(ticket::list)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", read, post(ticket::create)),
         ("/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets/{ticket}", read, delete(ticket::end)),
-        (TICKET_DISK, Access::Ticket(TicketOp::Read), get(handlers::disk)),
-        ("/t/{secret}/{disk}/chunks", Access::Ticket(TicketOp::Map), get(handlers::chunks)),
+        (TICKET_DISK, Access::Ticket(TicketOp::Read), get(disk_handlers::disk)),
+        (TICKET_CHUNKS, Access::Ticket(TicketOp::Map), get(disk_handlers::chunks)),
         ("/healthz", Access::Open, get(handlers::healthz)),
         ("/readyz", Access::Open, get(handlers::readyz)),
     ];
@@ -85,13 +88,27 @@ fn table(metrics: MetricsRoute) -> Vec<(&'static str, Access, Method)> {
             table.push((METRICS, Access::NeedsForAll(Permission::Metrics), get(handlers::metrics)));
         }
     }
+    if has_docs {
+        table.extend([
+            (OPENAPI, Access::Open, get(documentation::document)),
+            (DOCS, Access::Open, get(documentation::page)),
+            (DOCS_FILE, Access::Open, get(documentation::file)),
+        ]);
+    }
     table
 }
 
-/// The API of `app`, optionally with `GET /metrics` and the page at `/ui`. Every route accepts a trailing slash.
-pub fn router(app: Arc<App>, metrics: MetricsRoute, has_page: bool) -> Router {
+/// The OpenAPI document of all routes, whatever the config.
+fn document() -> serde_json::Result<serde_json::Value> {
+    let table = table(MetricsRoute::NeedsToken, true);
+    let routes: Vec<Route> = table.iter().map(|(path, access, (method, _))| (*path, *method, *access)).collect();
+    openapi::document(&routes)
+}
+
+/// The API of `app`, optionally with `GET /metrics`, its documentation and the page at `/ui`. Every route accepts a trailing slash.
+pub fn router(app: Arc<App>, metrics: MetricsRoute, pages: Pages) -> Router {
     let mut routes: BTreeMap<_, Methods> = BTreeMap::new();
-    for (path, access, (_, methods)) in table(metrics) {
+    for (path, access, (_, methods)) in table(metrics, pages.docs) {
         let guarded = access.guard(&app, methods);
         let others = routes.remove(path).unwrap_or_default();
         routes.insert(path, others.merge(guarded));
@@ -105,7 +122,13 @@ pub fn router(app: Arc<App>, metrics: MetricsRoute, has_page: bool) -> Router {
         };
         router = router.route(path, methods.clone()).route(&format!("{path}/"), methods);
     }
-    if has_page {
+    if pages.docs {
+        match document().and_then(|document| Documentation::new(&document)) {
+            Ok(documentation) => router = router.layer(Extension(Arc::new(documentation))),
+            Err(error) => tracing::error!(%error, "cannot write the OpenAPI document"),
+        }
+    }
+    if pages.ui {
         router = router.merge(ui::routes());
     }
     router
@@ -162,7 +185,7 @@ mod tests {
     #[test]
     fn the_documented_roles_are_those_of_the_routes() {
         let documented = documented();
-        let table = table(MetricsRoute::NeedsToken);
+        let table = table(MetricsRoute::NeedsToken, true);
         for (path, access, (method, _)) in &table {
             let permitted = |role: &Role| match access {
                 Access::Open | Access::NeedsToken => true,
@@ -181,17 +204,30 @@ mod tests {
         }
     }
 
-    /// The methods and paths of tests/openapi.json, with which the routes are tested.
+    /// Set this variable to write the document instead of comparing it.
+    const WRITE: &str = "WRITE_OPENAPI";
+
+    #[test]
+    fn the_openapi_document_is_the_one_in_docs() {
+        let document = serde_json::to_string_pretty(&document().unwrap()).unwrap() + "\n";
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/openapi.json");
+        if std::env::var_os(WRITE).is_some() {
+            std::fs::write(path, &document).unwrap();
+        }
+        let written = std::fs::read_to_string(path).unwrap_or_default();
+        assert!(written == document, "docs/openapi.json is not the document of the code: run make openapi");
+    }
+
     #[test]
     fn the_openapi_document_has_each_route() {
-        let document: serde_json::Value = serde_json::from_str(include_str!("../../tests/openapi.json")).unwrap();
+        let document = document().unwrap();
         let mut documented = BTreeSet::new();
         for (path, methods) in document["paths"].as_object().unwrap() {
             // HEAD belongs to GET.
             let methods = methods.as_object().unwrap().keys().filter(|method| *method != "head");
             documented.extend(methods.map(|method| (method.to_ascii_uppercase(), path.clone())));
         }
-        let routes = table(MetricsRoute::NeedsToken);
+        let routes = table(MetricsRoute::NeedsToken, true);
         let routes: BTreeSet<_> =
             routes.iter().map(|(path, _, (method, _))| ((*method).to_owned(), (*path).to_owned())).collect();
         assert_eq!(documented, routes);

@@ -18,6 +18,20 @@ use crate::auth::{ClientAddress, Credentials, Requester};
 
 type AppState = State<Arc<App>>;
 
+/// Logs in.
+///
+/// The manager checks the password. The body is read as JSON whatever its Content-Type. A log-in lasts
+/// `jwt.time_to_live` (7 days by default). Without `refresh` there is one token for the whole time. With it, the token is
+/// valid for `jwt.access_time_to_live` (an hour), and the refresh token gives the next one.
+#[utoipa::path(
+    post, path = "/api/v1/auth/login", tag = "Log-ins", operation_id = "logIn",
+    request_body = api::Login,
+    responses(
+        (status = 200, description = "The token.", body = api::Token),
+        (status = 401, description = "unauthorized"),
+        (status = 502, description = "manager_unavailable"),
+    ),
+)]
 pub(super) async fn login(
     State(app): AppState,
     Origin(requester): Origin,
@@ -40,6 +54,19 @@ fn throttled_as(requester: &Requester, connection: &Connection) -> Option<Client
     }
 }
 
+/// Renews a log-in: uses the refresh token up, and returns the next one.
+///
+/// Renewals do not extend the log-in. The former token stays valid until it expires. If a refresh token is used a second
+/// time, two parties have it: the service then revokes the log-in with all its tokens, and answers 401.
+#[utoipa::path(
+    post, path = "/api/v1/auth/refresh", tag = "Log-ins", operation_id = "refresh",
+    request_body = api::Refresh,
+    responses(
+        (status = 200, description = "The next tokens.", body = api::Token),
+        (status = 401, description = "unauthorized"),
+        (status = 502, description = "manager_unavailable"),
+    ),
+)]
 pub(super) async fn refresh(
     State(app): AppState,
     Origin(requester): Origin,
@@ -51,6 +78,16 @@ pub(super) async fn refresh(
     Ok(Json(token))
 }
 
+/// Ends the log-in of the token.
+///
+/// This token, the refresh token, and all other tokens of the log-in are revoked. When the answer arrives, this is on stable
+/// storage. On the Unix socket there is no token to log out.
+#[utoipa::path(
+    post, path = "/api/v1/auth/logout", tag = "Log-ins", operation_id = "logOut",
+    responses(
+        (status = 200, description = "The log-in has ended."),
+    ),
+)]
 pub(super) async fn logout(
     State(app): AppState,
     Authenticated(session): Authenticated,
@@ -60,6 +97,18 @@ pub(super) async fn logout(
     Ok(StatusCode::OK)
 }
 
+/// Revokes the tokens of a user, or of all users.
+///
+/// Name `user`, or set `all`. The name is compared without upper and lower case and spaces at its ends. Downloads of the user
+/// are cut off; other requests that run are finished. The user can log in again at once, unless the manager refuses that.
+/// Tokens of the original exporter and of versions before 0.3.0 count as issued before each time.
+#[utoipa::path(
+    post, path = "/api/v1/auth/revoke", tag = "Log-ins", operation_id = "revoke",
+    request_body = api::Revoke,
+    responses(
+        (status = 200, description = "What was revoked.", body = api::Revoked),
+    ),
+)]
 pub(super) async fn revoke(
     State(app): AppState,
     Authenticated(session): Authenticated,

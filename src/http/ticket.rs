@@ -15,6 +15,7 @@ use super::create_body::object;
 use super::extract::{Authenticated, DiskPath, SmallBody, disk_and, requester};
 use super::failure::Failure;
 use super::json::Json;
+use super::openapi::parameters;
 use super::request_id::logged_path;
 use crate::api::{self, TicketOp};
 use crate::app::{App, Error};
@@ -76,6 +77,22 @@ impl<S: Send + Sync> FromRequest<S> for TicketBody {
     }
 }
 
+/// Makes a URL that reads the disk without a token.
+///
+/// Anyone who has the URL can read the disk until the ticket expires. Its secret is shown only in this answer. A request with
+/// a ticket is one of the ticket's user, with the rights that the user has at that time. A ticket does not keep the
+/// snapshot: take a lease for a long download. The body is optional.
+#[utoipa::path(
+    post, path = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", tag = "Tickets", operation_id = "createTicket",
+    params(parameters::Vm, parameters::Snapshot, parameters::Disk),
+    request_body = Option<api::CreateTicket>,
+    responses(
+        (status = 200, description = "The ticket with its URL.", body = api::NewTicket),
+        (status = 404, description = "not_found"),
+        (status = 409, description = "other_vm snapshot_lost too_many_tickets"),
+        (status = 503, description = "snapshot_being_checked repository_unavailable database_rebuilding"),
+    ),
+)]
 pub(super) async fn create(
     State(app): State<Arc<App>>,
     Authenticated(session): Authenticated,
@@ -93,6 +110,17 @@ pub(super) async fn create(
     Ok(Json(api::NewTicket { ticket, path, url }))
 }
 
+/// Lists the user's valid tickets of the disk, oldest first; those of all users for an admin. They have no secrets.
+#[utoipa::path(
+    get, path = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets", tag = "Tickets", operation_id = "listTickets",
+    params(parameters::Vm, parameters::Snapshot, parameters::Disk),
+    responses(
+        (status = 200, description = "The tickets.", body = Vec<api::Ticket>),
+        (status = 404, description = "not_found"),
+        (status = 409, description = "other_vm snapshot_lost"),
+        (status = 503, description = "snapshot_being_checked repository_unavailable database_rebuilding"),
+    ),
+)]
 pub(super) async fn list(
     State(app): State<Arc<App>>,
     Authenticated(session): Authenticated,
@@ -113,6 +141,17 @@ impl<S: Send + Sync> FromRequestParts<S> for TicketPath {
     }
 }
 
+/// Ends a ticket, and cuts off its downloads.
+#[utoipa::path(
+    delete, path = "/api/v1/vms/{vm}/snapshots/{snapshot}/disks/{disk}/tickets/{ticket}", tag = "Tickets", operation_id = "endTicket",
+    params(parameters::Vm, parameters::Snapshot, parameters::Disk, parameters::Ticket),
+    responses(
+        (status = 200, description = "The ticket has ended."),
+        (status = 404, description = "not_found"),
+        (status = 409, description = "other_vm snapshot_lost"),
+        (status = 503, description = "snapshot_being_checked repository_unavailable database_rebuilding"),
+    ),
+)]
 pub(super) async fn end(
     State(app): State<Arc<App>>,
     Authenticated(session): Authenticated,

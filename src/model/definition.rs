@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// The longest text, in bytes. Of a longer one, only the length is kept.
 pub const MAX_TEXT: usize = 64 << 10;
@@ -16,18 +17,19 @@ const MAX_OPTIONS: usize = 16;
 /// The longest other text, in bytes.
 const MAX_VALUE: usize = 255;
 
-/// A VM's definition, as far as it is known, independent of the platform. Everything in it was written by the owner of
-/// the VM: it is data for a restore, and the service acts on none of it.
+/// A VM's definition, as far as it is known, independent of the platform. A field that is not known is missing, except
+/// `networks`. Everything in it was written by the owner of the VM: it is data for a restore, and the service acts on none
+/// of it.
 ///
 /// It has one form in the API, the manifest and the database, because a restore may read any of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Definition {
-    /// The format of `text`, such as `vm.cfg`.
+    /// The format of `text`: `vm.cfg`.
     pub format: String,
-    /// The file's text, with masked secrets.
+    /// The file's text. Line ends are `\n`, invalid UTF-8 is replaced by U+FFFD, and secrets are masked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text: Option<String>,
-    /// Why there is no text.
+    /// Why `text` is missing: it has more than 65,536 bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub text_omitted: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -45,6 +47,7 @@ pub struct Definition {
     pub boot: Vec<String>,
     /// The options of each network interface, such as `mac` and `bridge`.
     #[serde(default)]
+    #[schema(required)]
     pub networks: Vec<BTreeMap<String, String>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub vm_type: Option<String>,

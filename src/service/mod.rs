@@ -88,7 +88,7 @@ async fn serve(
     let options = Options { limits: rates.clone(), connections: connections.clone() };
     let (prober, probes) = prober();
     let listeners = Listeners { tcp, tls: current_tls, operators, probes };
-    let router = router(Arc::clone(&app), config.metrics, config.api.ui);
+    let router = router(Arc::clone(&app), config.metrics, config.api.pages);
     let serving = server::serve(listeners, router, options, stop.clone());
     let serving = tokio::spawn(serving);
     let background = app.run_in_background(&stop);

@@ -141,6 +141,7 @@ const CRATES: &[(&str, &[&str])] = &[
         ],
     ),
     ("tracing_subscriber", &["cli"]),
+    ("utoipa", &["api", "http", "model"]),
     ("uuid", &["app", "backup", "cli", "client", "hooks", "http", "model", "repository"]),
     ("x509_parser", &["tls"]),
 ];

@@ -41,6 +41,7 @@ mod disconnects;
 mod disk_downloads;
 mod disk_full;
 mod disk_ownership;
+mod documentation;
 mod export;
 mod export_slots;
 mod failed_logins;

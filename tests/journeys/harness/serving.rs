@@ -24,7 +24,7 @@ impl Serving {
     /// Serves `router` at `address` with the certificate `name`; returns the port.
     pub fn start(certificates: &Certificates, name: &str, address: &str, router: Router) -> (u16, Self) {
         let api = testing::Api {
-            ui: false,
+            pages: testing::Pages::default(),
             bind: [127, 0, 0, 1].into(),
             port: 0,
             certificate: certificates.path(format!("{name}.pem")),

@@ -1,4 +1,4 @@
-"""The JSON documents of the API. docs/api.md of the service describes the fields.
+"""The JSON documents of the API. docs/openapi.json of the service describes the fields.
 
 A document may have more fields than these classes list, and lacks fields that the service does not know.
 """
