@@ -223,24 +223,3 @@ fn alerts_are_documented_and_tested() {
     let missing: Vec<_> = used(ALERTS).difference(&used(silent)).cloned().collect();
     assert_eq!(missing, Vec::<String>::new());
 }
-
-#[test]
-fn temporary_cost() {
-    let metrics = busy();
-    for route in 0..35 {
-        for status in [200, 206, 400, 404, 500] {
-            metrics.request(
-                "GET",
-                &format!("/api/v1/vms/{{vm}}/snapshots/{{snapshot}}/disks/{route}"),
-                status,
-                Duration::from_millis(route),
-            );
-        }
-    }
-    let start = std::time::Instant::now();
-    let mut len = 0;
-    for _ in 0..100 {
-        len = metrics.text().len();
-    }
-    println!("COST {} bytes {} lines, {:?} each", len, metrics.text().lines().count(), start.elapsed() / 100);
-}

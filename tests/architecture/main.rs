@@ -3,11 +3,13 @@
 
 #![allow(clippy::unwrap_used)] // a test may panic
 
+mod crates;
 mod source;
 
 use std::collections::BTreeSet;
 use std::fs;
 
+use crates::{COMMON_CRATES, CRATES};
 use source::{files_named, imports, modules, root, rust_files, src};
 
 /// The modules of `src/` by layer, from the bottom up. A module imports from the layers below it.
@@ -57,97 +59,6 @@ const SYS_USERS: &[(&str, &[&str])] = &[
     ("service", &[]),
     ("store", &[]),
 ];
-
-/// Which modules of `src/` an external crate belongs to.
-const CRATES: &[(&str, &[&str])] = &[
-    ("anyhow", &["app", "cli", "config", "service"]),
-    ("aws_lc_rs", &["app", "auth", "client", "config", "repository", "tls"]),
-    ("axum", &["http"]),
-    ("base64", &["auth", "client", "config", "hooks", "http"]),
-    ("blake2b_simd", &["repository"]),
-    ("blake3", &["backup", "client", "repository", "sys"]),
-    ("bytes", &["app", "client", "http"]),
-    ("caps", &["sys"]),
-    ("clap", &["cli"]),
-    ("console", &["cli"]),
-    ("governor", &["app"]),
-    ("hickory_resolver", &["dns"]),
-    ("http", &["client", "config", "hooks", "http"]),
-    ("http_body", &["http"]),
-    ("httpdate", &["http"]),
-    ("hyper", &["http"]),
-    ("hyper_util", &["http"]),
-    ("indicatif", &["cli"]),
-    ("ipnet", &["config"]),
-    ("jiff", &["api", "app", "backup", "cli", "client", "config", "model", "repository", "store"]),
-    ("jsonwebtoken", &["auth"]),
-    ("landlock", &["sys"]),
-    ("libc", &["auth", "hooks", "sys"]),
-    (
-        "nix",
-        &[
-            "app",
-            "auth",
-            "backup",
-            "cli",
-            "client",
-            "hooks",
-            "http",
-            "inventory",
-            "repository",
-            "service",
-            "sys",
-            "tls",
-        ],
-    ),
-    ("postcard", &["store"]),
-    ("prometheus_client", &["metrics"]),
-    ("redb", &["store"]),
-    ("reqwest", &["auth", "cli", "client", "dns", "hooks"]),
-    ("rpassword", &["cli"]),
-    ("rustls", &["hooks", "http", "service", "tls"]),
-    ("rustls_native_certs", &["tls"]),
-    ("seccompiler", &["sys"]),
-    ("secrecy", &["api", "app", "auth", "cli", "client", "config", "hooks", "http", "service"]),
-    (
-        "serde_json",
-        &["api", "app", "auth", "backup", "cli", "client", "hooks", "http", "inventory", "repository", "store"],
-    ),
-    ("socket2", &["http"]),
-    ("strsim", &["cli", "config"]),
-    ("tar", &["cli"]),
-    ("tempfile", &["store"]),
-    ("tokio", &["app", "auth", "cli", "client", "hooks", "http", "service"]),
-    ("tokio_rustls", &["http"]),
-    ("tokio_util", &["app", "hooks", "http", "service"]),
-    ("toml", &["cli", "config"]),
-    ("tower", &["hooks", "http"]),
-    ("tower_http", &["http"]),
-    (
-        "tracing",
-        &[
-            "app",
-            "auth",
-            "backup",
-            "cli",
-            "client",
-            "dns",
-            "hooks",
-            "http",
-            "inventory",
-            "repository",
-            "service",
-            "store",
-        ],
-    ),
-    ("tracing_subscriber", &["cli"]),
-    ("utoipa", &["api", "http", "model"]),
-    ("uuid", &["app", "backup", "cli", "client", "hooks", "http", "model", "repository"]),
-    ("x509_parser", &["tls"]),
-];
-
-/// Crates of derives, which any module may use.
-const COMMON_CRATES: &[&str] = &["serde", "thiserror"];
 
 const MAX_LINES: usize = 400;
 
@@ -303,7 +214,7 @@ fn migrations_import_nothing_of_the_program() {
 #[test]
 fn no_file_is_longer_than_the_limit() {
     const KINDS: &[&str] = &["rs", "js", "css", "html", "py"];
-    for path in files_named(&src(), KINDS).into_iter().chain(files_named(&root().join("tests"), KINDS)) {
+    for path in ["src", "tests"].iter().flat_map(|folder| files_named(&root().join(folder), KINDS)) {
         let lines = fs::read_to_string(&path).unwrap().lines().count();
         assert!(lines <= MAX_LINES, "{} has {lines} lines", path.display());
     }

@@ -105,7 +105,7 @@ fn metrics_show_operations_and_the_state() {
     fs::remove_file(world.snapshot_folder(&base).join("a.img")).unwrap();
     get("").error(409);
     lines(&["comparisons_total{outcome=\"refused\"} 1"]);
-    client.delete(&format!("{SNAPSHOTS}/{id}")).ok();
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{id}")).status, 200);
     lines(&["deletions_total{cause=\"request\",outcome=\"done\"} 1", "leases 0"]);
     // Less space than policy.min_free_space is left.
     let free = crate::harness::volume_space(&world.repository);

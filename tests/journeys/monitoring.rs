@@ -49,7 +49,7 @@ fn work(world: &World, client: &Client, disk: &std::path::Path, round: u8) {
     client.disk_range(&id, "a.img", 0, 4096);
     let lease = client.request(Method::POST, &format!("/api/v1{SNAPSHOTS}/{id}/lease")).json(&json!({"ttl": "1h"}));
     client.send(lease).ok();
-    client.delete(&format!("{SNAPSHOTS}/{base}")).ok();
+    assert_eq!(client.delete(&format!("{SNAPSHOTS}/{base}")).status, 200);
     client.get("/vms/unknown").error(404);
     world.anonymous_client().try_log_in("admin", "wrong").error(401);
 }
