@@ -2,12 +2,13 @@
 #
 #   docker build -t coriolis-ovm-exporter .
 #   docker run --cap-drop=ALL --cap-add=DAC_OVERRIDE --cap-add=DAC_READ_SEARCH --cap-add=FOWNER --read-only \
-#       --tmpfs /run/coriolis-ovm-exporter:mode=0711 -p 5544:5544 -v /OVS:/OVS:rslave \
+#       --stop-timeout 300 --tmpfs /run/coriolis-ovm-exporter:mode=0711 -p 5544:5544 -v /OVS:/OVS:rslave \
 #       -v /etc/ovs-agent/db:/etc/ovs-agent/db:ro -v /etc/coriolis-ovm-exporter:/etc/coriolis-ovm-exporter \
 #       coriolis-ovm-exporter
 #
 # The service is root in the container, because disks belong to any user; it needs these three capabilities, as in the
 # systemd unit. The client needs none of them: docker run --user 65534 … coriolis-ovm-exporter backup …
+# Without --stop-timeout, Docker kills the service after 10 seconds, while it may wait for hooks that thaw a guest.
 #
 # An empty image has no CA certificates: name the manager's certificate in [manager].
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use super::secret::without_user;
 use super::validator::{Validator, optional};
 
 #[derive(Debug)]
@@ -72,7 +73,7 @@ impl Validator {
             Some("http") => self.problem("ovm_endpoint", "would send passwords in the clear; use https://"),
             _ => {
                 let expected = "expected https://manager.example:7002";
-                self.problem("ovm_endpoint", format_args!("invalid URL {endpoint:?}; {expected}"));
+                self.problem("ovm_endpoint", format_args!("invalid URL {:?}; {expected}", without_user(endpoint)));
             }
         }
         if !keys.path.starts_with('/') {

@@ -69,7 +69,8 @@ pub(super) fn mask_users<S: Serializer>(urls: &BTreeMap<String, String>, seriali
     serializer.collect_map(urls.iter().map(|(key, url)| (key, without_user(url))))
 }
 
-fn without_user(url: &str) -> String {
+/// The URL without the user and the password that it may have by mistake.
+pub(super) fn without_user(url: &str) -> String {
     let Some((user, host)) = url.rsplit_once('@') else { return url.to_owned() };
     let scheme = user.split_once("://").map_or(String::new(), |(scheme, _)| format!("{scheme}://"));
     format!("{scheme}(not shown)@{host}")

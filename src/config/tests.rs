@@ -68,6 +68,7 @@ fn every_wrong_key_is_named_with_a_remedy() {
         (with("https://manager", "http://manager"), "ovm_endpoint: would send passwords in the clear"),
         (with("https://manager.example:7002/", "manager"), "ovm_endpoint: "),
         (with("https://manager", "https://root:x@manager"), "ovm_endpoint: contains a user name"),
+        (with("https://manager", "root:x@manager"), "ovm_endpoint: invalid URL \"(not shown)@manager"),
         (without_agent(r#"paths = ["/OVS/Repositories/a"]"#), "ovm_endpoint: is empty"),
         (without_agent(""), "repositories.paths: is empty"),
         (with(repositories, r#"paths = ["relative"]"#), "repositories.paths: invalid path \"relative\"; "),

@@ -20,7 +20,7 @@ use crate::app::changeable::Changeable;
 use crate::auth::ClientAddress;
 use crate::config;
 
-const MAX_CONNECTIONS: usize = 512;
+pub const MAX_CONNECTIONS: usize = 512;
 
 /// Places for known connections.
 const RESERVED: usize = 128;

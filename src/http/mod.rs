@@ -43,5 +43,6 @@ mod status_page;
 mod ticket;
 mod ui;
 
+pub use connections::MAX_CONNECTIONS;
 pub use peer::Peer;
 pub use routes::router;

@@ -23,7 +23,7 @@ use crate::config::{Config, ConfigError, MetricsRoute};
 use crate::hooks::Launcher;
 use crate::http::probe::prober;
 use crate::http::server::{self, Listeners, Options};
-use crate::http::{operator_socket, router};
+use crate::http::{MAX_CONNECTIONS, operator_socket, router};
 use crate::metrics::Metrics;
 use crate::sys::heap;
 use crate::tls;
@@ -35,6 +35,10 @@ use reload::Reloader;
 /// with a Range. Pre hooks have half of this time, so that post hooks have the other half. If a guest is still frozen
 /// at the deadline, the service waits longer for its post hooks.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(30);
+
+/// A request of each connection can hold one, for example while it calculates a checksum. Others remain, so clients cannot
+/// keep the service from answering the service manager.
+const BLOCKING_THREADS: usize = MAX_CONNECTIONS + 512;
 
 /// Freed memory that is kept for reuse: more than one connection needs to send.
 const RETAINED_HEAP: i32 = 2 << 20;
@@ -56,7 +60,8 @@ pub fn run(
 ) -> anyhow::Result<()> {
     raise_descriptor_limit();
     heap::retain(RETAINED_HEAP);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS).build()?;
     let outcome = runtime.block_on(serve(config, metrics, opened, confined, reopen_log));
     // A hung file system must not keep the process alive. The next start undoes unfinished work.
     runtime.shutdown_timeout(Duration::from_secs(1));
@@ -117,8 +122,9 @@ async fn serve(
     };
 
     tracing::info!(seconds = DRAIN_DEADLINE.as_secs(), "stopping: waiting for running requests");
-    manager.stopping();
+    // A keep-alive after the message would start the watchdog again, and it would end a long wait for post hooks.
     stop.cancel();
+    manager.stopping();
     let finish = async {
         let _ = serving.await;
         for task in background {
@@ -184,7 +190,13 @@ impl Signals {
     async fn until_stopped(mut self, on_hang_up: impl AsyncFn()) {
         loop {
             tokio::select! {
-                _ = self.hang_up.recv() => on_hang_up().await,
+                _ = self.hang_up.recv() => {}
+                _ = self.terminate.recv() => return,
+                _ = self.interrupt.recv() => return,
+            }
+            // A reload may wait for the state of the service, but a stop does not wait for the reload.
+            tokio::select! {
+                () = on_hang_up() => {}
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
             }

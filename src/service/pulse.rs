@@ -78,7 +78,7 @@ pub(super) async fn keep_alive(notifier: Arc<Notifier>, prober: Prober, stop: Ca
     let mut rounds = interval(pause);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     while stop.run_until_cancelled(rounds.tick()).await.is_some() {
-        if stop.run_until_cancelled(answered(&prober, pause)).await == Some(true) {
+        if stop.run_until_cancelled(answered(&prober, pause)).await == Some(true) && !stop.is_cancelled() {
             notifier.alive();
         }
     }

@@ -4,8 +4,8 @@ const BASE = "/api/v1";
 // Renew this long before a token ends.
 const MARGIN_MS = 60_000;
 
+// The log-in. A renewal replaces its tokens; the object stays, so an answer that comes after another log-in is not kept.
 let session = null;
-let renewing = null;
 let onEnd = () => {};
 
 // An error of the API, or of the connection to it.
@@ -66,9 +66,9 @@ async function send(method, path, { body, headers, signal, token, keepalive } = 
   return json;
 }
 
-function keep(answer) {
+function tokensOf(answer) {
   const seconds = answer.expires_in ?? 3600;
-  session = {
+  return {
     token: answer.token,
     refreshToken: answer.refresh_token,
     renewAt: Date.now() + seconds * 1000 - MARGIN_MS,
@@ -76,7 +76,7 @@ function keep(answer) {
 }
 
 export async function logIn(username, password) {
-  keep(await send("POST", "/auth/login", { body: { username, password, refresh: true } }));
+  session = tokensOf(await send("POST", "/auth/login", { body: { username, password, refresh: true } }));
 }
 
 // Ends the log-in at the service too. `keepalive`: the page is being closed.
@@ -94,28 +94,28 @@ function end(error) {
 
 // A refresh token can be used once, so requests share one renewal. Without an answer it is sent again: if it was used,
 // the service refuses it and the log-in has ended.
-function renew() {
-  renewing ??= (async () => {
-    const { refreshToken } = session;
-    const refresh = () => send("POST", "/auth/refresh", { body: { refresh_token: refreshToken } });
+function renew(own) {
+  own.renewing ??= (async () => {
+    const refresh = () => send("POST", "/auth/refresh", { body: { refresh_token: own.refreshToken } });
     const answer = await refresh().catch((error) => {
       if (error.status !== 0) throw error;
       return refresh();
     });
-    if (session) keep(answer);
+    Object.assign(own, tokensOf(answer));
   })().finally(() => {
-    renewing = null;
+    own.renewing = null;
   });
-  return renewing;
+  return own.renewing;
 }
 
 export async function request(method, path, options = {}) {
-  if (!session) throw new ApiError(401, { code: "unauthorized", details: "The log-in has ended." });
+  const own = session;
+  if (!own) throw new ApiError(401, { code: "unauthorized", details: "The log-in has ended." });
   try {
-    if (Date.now() >= session.renewAt) await renew();
-    return await send(method, path, { ...options, token: session?.token });
+    if (Date.now() >= own.renewAt) await renew(own);
+    return await send(method, path, { ...options, token: own.token });
   } catch (error) {
-    if (error.status === 401 && session) end(error);
+    if (error.status === 401 && session === own) end(error);
     throw error;
   }
 }

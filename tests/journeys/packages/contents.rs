@@ -186,12 +186,19 @@ fn archive_for_el6_installs_and_keeps_a_changed_config() {
     let text = fs::read_to_string(&config).unwrap();
     assert!(text.contains("log_file = \"/var/log/coriolis-ovm-exporter/exporter.log\""), "upstart discards the log");
     fs::write(&config, "# changed\n").unwrap();
+    let job = file("etc/init/coriolis-ovm-exporter.conf");
+    let shipped = fs::read_to_string(&job).unwrap();
+    let longer = shipped.replace("kill timeout 300", "kill timeout 900");
+    assert_ne!(longer, shipped);
+    fs::write(&job, &longer).unwrap();
     let said = install();
-    assert!(said.contains("upgraded"), "{said}");
+    assert!(said.contains("upgraded") && said.contains("stays as it is"), "{said}");
+    assert_eq!(fs::read_to_string(&job).unwrap(), longer);
     assert_eq!(fs::read_to_string(&config).unwrap(), "# changed\n");
     assert_eq!(fs::read_to_string(file("etc/coriolis-ovm-exporter/config.toml.new")).unwrap(), text);
     // The program that the job starts is the one that was installed.
-    let job = fs::read_to_string(file("etc/init/coriolis-ovm-exporter.conf")).unwrap();
+    let job = fs::read_to_string(file("etc/init/coriolis-ovm-exporter.conf.rpmnew")).unwrap();
+    assert_eq!(job, shipped);
     assert!(job.contains("exec /usr/local/bin/coriolis-ovm-exporter --config /etc/coriolis-ovm-exporter/config.toml"));
     let rules = file("etc/logrotate.d/coriolis-ovm-exporter");
     run(Command::new("logrotate").arg("--debug").arg(rules));
