@@ -60,7 +60,8 @@ impl Hooks {
     /// The server is called first. A program may freeze storage that the server's flush must reach, and nothing may
     /// stay frozen during the server's retries.
     ///
-    /// After `cancel`, a running call ends and no further one is made. It is a token of [`Hooks::cancellation`].
+    /// After `cancel`, a running program ends and no further call is made. It is a token of [`Hooks::cancellation`].
+    /// Only the stop of the service interrupts a request to a server.
     pub async fn call_pre(
         &self,
         pending: &PendingPostHooks,
@@ -95,7 +96,11 @@ impl Hooks {
         let mut attempts_left = config.retries;
         loop {
             let (started, reached) = (Instant::now(), Reached::default());
-            let call = cancel.run_until_cancelled(ask(client, url, HookStage::Pre, &reached)).await;
+            // The server may not notice that the request was interrupted, and freeze after the post hook has thawed.
+            let call = match cancel.is_cancelled() {
+                true => None,
+                false => self.cancel_pre_hooks.run_until_cancelled(ask(client, url, HookStage::Pre, &reached)).await,
+            };
             let call = call.unwrap_or_else(|| {
                 let run = calls::run(url.clone(), HookKind::Sync, HookStage::Pre, started);
                 let run = HookRun { detail: self.cancellation_reason().to_owned(), ..run };
