@@ -8,7 +8,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use super::audit::AuditCommand;
 use super::client::ClientCommand;
 use super::operator::OperatorCommand;
-use super::support::SupportArgs;
+use super::support::{self, SupportArgs};
 use crate::config;
 use crate::hooks::launcher;
 
@@ -58,6 +58,9 @@ pub enum Command {
     /// Run the hooks of the service, which starts this itself
     #[command(hide = true, name = launcher::COMMAND)]
     HookLauncher { directory: Option<PathBuf> },
+    /// Look at one thing for support-bundle, which starts this itself
+    #[command(hide = true, name = support::COMMAND)]
+    SupportItem { part: support::Part, path: PathBuf },
     #[command(flatten)]
     Operator(OperatorCommand),
     #[command(flatten)]

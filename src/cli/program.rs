@@ -47,6 +47,7 @@ fn run(args: &Args) -> anyhow::Result<ExitCode> {
             served?;
         }
         Some(Command::SupportBundle(bundle)) => return support::run(bundle, &args.config),
+        Some(Command::SupportItem { part, path }) => support::print(*part, path)?,
         Some(Command::Operator(command)) => return operator::run(command, &args.config),
         Some(Command::Client(command)) => return client::run(command),
     }

@@ -50,7 +50,7 @@ const SYS_USERS: &[(&str, &[&str])] = &[
     ),
     ("auth", &["sys::sync"]),
     ("backup", &["sys::file_lock", "sys::folder", "sys::page_cache", "sys::reflink", "sys::sync"]),
-    ("cli", &["sys::file_lock", "sys::sync"]),
+    ("cli", &["sys::file_lock", "sys::fsinfo", "sys::mounts", "sys::sync"]),
     ("hooks", &["sys::passing", "sys::signals", "sys::trusted_path"]),
     ("http", &[]),
     ("inventory", &[]),

@@ -14,7 +14,6 @@ const OTHER_MACHINE: &str = "echo 0123456789abcdef0123456789abcdef >\"$0/machine
                              mount --bind \"$0/machine-id\" /etc/machine-id && exec \"$@\"";
 
 #[test]
-#[ignore = "not run again after its last change"]
 fn another_host_continues_the_snapshots() {
     needs_root!();
     let mut world = World::new(512);

@@ -1,9 +1,12 @@
 //! Items of a bundle, and work that ends in time.
 
 use std::io::{self, Read};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 
 /// Bytes of one item.
 pub const MAX_ITEM: u64 = 16 << 20;
@@ -25,7 +28,8 @@ impl Item {
     }
 }
 
-/// Does `work` on a thread, which is left behind if it hangs.
+/// Does `work` on a thread, which is left behind if it takes too long. Not for files that can hang in the kernel, such as
+/// those of a repository: this process could not end before that thread. See [`isolated`](super::isolated).
 ///
 /// # Errors
 /// Those of `work`, as text; it took longer than `limit`.
@@ -57,29 +61,46 @@ pub fn file(path: &str) -> Result<Vec<u8>, String> {
 /// # Errors
 /// The program is missing, fails or takes too long.
 pub fn program(words: &[&str]) -> Result<Vec<u8>, String> {
+    program_within(PROGRAM_TIMEOUT, words)
+}
+
+/// As [`program`], with another limit.
+///
+/// # Errors
+/// Those of [`program`].
+pub fn program_within(limit: Duration, words: &[&str]) -> Result<Vec<u8>, String> {
     let Some((name, arguments)) = words.split_first() else { return Err("no program".to_owned()) };
-    let failed = |error: io::Error| format!("{name}: {error}");
     let mut command = Command::new(name);
-    command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().map_err(failed)?;
-    let (output, errors) = (child.stdout.take(), child.stderr.take());
-    let printed = within(PROGRAM_TIMEOUT, move || {
+    command.args(arguments);
+    match run(command, limit) {
+        Ok((status, printed)) if status.success() => Ok(printed),
+        Ok((status, printed)) => Err(format!("{name}: {status}: {}", String::from_utf8_lossy(&printed).trim())),
+        Err(error) => Err(format!("{name}: {error}")),
+    }
+}
+
+/// Runs a program. Returns its exit status, and what it printed. If it takes longer than `limit`, it is killed, but not
+/// waited for: a process that hangs in the kernel ends only when the kernel lets it go on.
+///
+/// # Errors
+/// It cannot be started; it took longer than `limit`.
+pub fn run(mut command: Command, limit: Duration) -> Result<(ExitStatus, Vec<u8>), String> {
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().map_err(|error| error.to_string())?;
+    let pid = Pid::from_raw(child.id().cast_signed());
+    let ended = within(limit, move || {
         let mut printed = Vec::new();
+        let (output, errors) = (child.stdout.take(), child.stderr.take());
         let pipes = [output.map(|it| Box::new(it) as Box<dyn Read>), errors.map(|it| Box::new(it) as Box<dyn Read>)];
         for pipe in pipes.into_iter().flatten() {
             pipe.take(MAX_ITEM).read_to_end(&mut printed)?;
         }
-        Ok(printed)
+        Ok((child.wait()?, printed))
     });
-    if printed.is_err() {
-        let _ = child.kill();
+    if ended.is_err() {
+        let _ = kill(pid, Signal::SIGKILL);
     }
-    let printed = printed.map_err(|error| format!("{name}: {error}"))?;
-    match within(PROGRAM_TIMEOUT, move || child.wait()) {
-        Ok(status) if status.success() => Ok(printed),
-        Ok(status) => Err(format!("{name}: {status}: {}", String::from_utf8_lossy(&printed).trim())),
-        Err(error) => Err(format!("{name}: {error}")),
-    }
+    ended
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::time::Duration;
 use nix::sys::socket::{getsockopt, sockopt};
 
 use super::bounded::{Item, file, program, within};
+use super::isolated::{Part, isolated};
 use crate::config::Config;
 
 /// Bytes of the log.
@@ -58,13 +59,17 @@ fn process(socket: Option<&Path>) -> Result<i32, String> {
 }
 
 fn log(config: Option<&Config>) -> Result<Vec<u8>, String> {
-    match config.and_then(|config| config.log.file.clone()) {
-        Some(path) => within(TIMEOUT, move || end_of(&path)),
+    match config.and_then(|config| config.log.file.as_ref()) {
+        Some(path) => isolated(Part::Log, path, TIMEOUT),
         None => program(&["journalctl", "--unit", UNIT, "--lines", "10000", "--no-pager", "--output", "short-iso"]),
     }
 }
 
-fn end_of(path: &Path) -> io::Result<Vec<u8>> {
+/// The end of the log file at `path`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn end_of(path: &Path) -> io::Result<Vec<u8>> {
     let mut file = File::open(path)?;
     let length = file.metadata()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(LOG_END)))?;

@@ -2,8 +2,9 @@
 
 mod ask;
 mod bounded;
-mod extents;
 mod host;
+mod isolated;
+mod repositories;
 
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
@@ -14,11 +15,14 @@ use std::time::Duration;
 use anyhow::Context;
 use clap::Args;
 
-use self::bounded::{Item, within};
-use super::terminal::{Lines, notice};
+use self::bounded::Item;
+use self::isolated::isolated;
+use super::terminal::{Lines, notice, output};
 use crate::backup::files;
 use crate::config::{self, Config, Socket};
 use crate::store::{self, DatabaseState, StoreError};
+
+pub use self::isolated::{COMMAND, Part};
 
 #[derive(Clone, Debug, Args)]
 pub struct SupportArgs {
@@ -75,6 +79,19 @@ pub fn run(args: &SupportArgs, config: &Path) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Runs the hidden command: prints what there is about `path`.
+///
+/// # Errors
+/// It cannot be read.
+pub fn print(part: Part, path: &Path) -> io::Result<()> {
+    let found = match part {
+        Part::Log => host::end_of(path),
+        Part::Database => Ok(database(path)),
+        Part::Repository => repositories::examine(path),
+    };
+    output().write_all(&found?)
+}
+
 /// All items. Each takes a limited time.
 fn collect(path: &Path) -> Vec<Item> {
     let loaded = config::load_with_faults(path);
@@ -94,10 +111,9 @@ fn collect(path: &Path) -> Vec<Item> {
     items.extend(ask::items(socket.as_deref()));
     items.extend(host::items(config.as_ref().ok().copied(), socket.as_deref()));
     let Ok(config) = config else { return items };
-    let db_file = config.db_file.clone();
-    let database = within(CHECK_TIMEOUT, move || database(&db_file));
+    let database = isolated(Part::Database, &config.db_file, CHECK_TIMEOUT);
     items.push(Item::new("database.txt", "a check of the database, if no service has it open", database));
-    items.extend(extents::items(config));
+    items.extend(repositories::items(config));
     items
 }
 
@@ -105,7 +121,7 @@ fn text_of(config: &Config) -> Vec<u8> {
     toml::to_string(&config.keys).unwrap_or_else(|error| error.to_string()).into_bytes()
 }
 
-fn database(path: &Path) -> io::Result<Vec<u8>> {
+fn database(path: &Path) -> Vec<u8> {
     let mut text = match std::fs::metadata(path) {
         Ok(found) => format!("{}: {} bytes\n", path.display(), found.len()),
         Err(error) => format!("{}: {error}\n", path.display()),
@@ -122,7 +138,7 @@ fn database(path: &Path) -> io::Result<Vec<u8>> {
     };
     text += &state;
     text.push('\n');
-    Ok(text.into_bytes())
+    text.into_bytes()
 }
 
 /// The archive of all items that were found, and of a text about all.
