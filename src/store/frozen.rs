@@ -216,7 +216,7 @@ mod tests {
         let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), (0, 1000));
         store.tickets().add(&[1; 32], &ticket, TicketLimits { of_user: 8, of_all: 8 }).unwrap();
         let (sessions, clock) = (store.sessions(), Clock { now: 1, latest_ms: 1999 });
-        sessions.begin(1, "ann", [1; 32], 1000, 5000).unwrap();
+        sessions.begin(1, "ann", [1; 32], (1000, 5000), 1).unwrap();
         sessions.revoke(Revocation::LogIn { id: 2, user: "ben", until: 5000 }, clock).unwrap();
         sessions.revoke(Revocation::Before { user: Some("carl"), before_ms: 1000 }, clock).unwrap();
         let mut bytes = Vec::new();

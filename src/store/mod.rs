@@ -41,7 +41,7 @@ pub use record::Record;
 use record::State;
 pub use retention::{CommitOptions, KEY_LIFETIME, RequestKey, Retentions};
 pub use sessions::{Clock, MAX_RENEWABLE_OF_USER, Renewal, Revocation, RevokedTokens, SessionTables};
-pub use tickets::{Ticket, TicketLimits, TicketSource, Tickets};
+pub use tickets::{Added, Ticket, TicketLimits, TicketSource, Tickets};
 
 /// Snapshot id → record. The tables are created by the migrations.
 const SNAPSHOTS: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("snapshots");

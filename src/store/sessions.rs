@@ -6,7 +6,7 @@ use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransacti
 use serde::{Deserialize, Serialize};
 
 use super::schema::COUNTERS;
-use super::{StoreError, database};
+use super::{StoreError, database, tickets};
 use crate::model::FoldedName;
 
 /// Id of the log-in → [`Renewable`].
@@ -16,7 +16,7 @@ pub(super) const REVOKED_LOG_INS: TableDefinition<'_, u128, (&str, u64)> = Table
 /// Folded name of the user, or [`ALL_USERS`] → milliseconds since 1970: tokens that were issued at or before then are revoked.
 pub(super) const REVOKED_BEFORE: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked_before");
 
-/// The counter with the time of the newest token that cannot be renewed, milliseconds since 1970.
+/// The counter with a time that no token was issued after, milliseconds since 1970.
 const ISSUED: &str = "issued_ms";
 
 /// No user has this name.
@@ -116,7 +116,7 @@ impl SessionTables<'_> {
     }
 
     /// Revokes tokens, and ends the renewable log-ins that they belong to. Returns the number of these. `None`: too many
-    /// users have revoked tokens, so nothing was done.
+    /// users have revoked tokens, so nothing was done. The tickets of one log-in stay: that is a log-out.
     ///
     /// # Errors
     /// [`StoreError::FileLost`] if the next start would not find the revocation.
@@ -145,16 +145,24 @@ impl SessionTables<'_> {
         })
     }
 
-    /// Records a log-in that can be renewed until `ends` with the refresh token that has this hash.
+    /// Records a log-in that can be renewed until `ends` with the refresh token that has this hash. Removes those that have
+    /// ended at `now`. `began_ms` may be far ahead of that, if the clock was set back.
     ///
     /// # Errors
     /// As [`SessionTables::revoke`].
-    pub fn begin(&self, id: u128, user: &str, hash: [u8; 32], now_ms: u64, ends: u64) -> Result<(), StoreError> {
+    pub fn begin(
+        &self,
+        id: u128,
+        user: &str,
+        hash: [u8; 32],
+        (began_ms, ends): (u64, u64),
+        now: u64,
+    ) -> Result<(), StoreError> {
         self.check_file()?;
         self.0.write(|transaction| {
             let mut table = transaction.open_table(RENEWABLE)?;
-            let (now, mut of_user, mut all) = (now_ms / 1000, Vec::new(), Vec::new());
-            let (mut ended, folded) = (Vec::new(), FoldedName::new(user));
+            let (mut of_user, mut all, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+            let folded = FoldedName::new(user);
             for entry in table.iter()? {
                 let (id, bytes) = entry?;
                 match decode(bytes.value()).filter(|log_in| log_in.ends > now) {
@@ -175,14 +183,14 @@ impl SessionTables<'_> {
             for id in ended {
                 table.remove(id)?;
             }
-            let log_in = Renewable { user: user.to_owned(), began_ms: now_ms, ends, hash };
+            let log_in = Renewable { user: user.to_owned(), began_ms, ends, hash };
             table.insert(id, encode(&log_in)?.as_slice())?;
             Ok(())
         })
     }
 
     /// Replaces the refresh token with the hash `used` by one with the hash `new`. After a token that was used before,
-    /// the log-in is revoked: one of those who have used it is not the user.
+    /// the log-in is revoked, and its tickets end: one of those who have used it is not the user.
     ///
     /// A revocation that ran while the log-in began has not found it. So each renewal asks again what is revoked.
     ///
@@ -208,6 +216,7 @@ impl SessionTables<'_> {
                 table.remove(id)?;
                 drop(table);
                 revoke_log_in(transaction, id, &user, ends, clock)?;
+                tickets::forget_log_ins(transaction, &[id])?;
                 return Ok(Renewal::Reused { user });
             }
             table.insert(id, encode(&Renewable { hash: new, ..log_in })?.as_slice())?;
@@ -226,7 +235,7 @@ impl SessionTables<'_> {
         })
     }
 
-    /// Keeps when a token was issued that cannot be renewed, milliseconds since 1970, if it is the newest.
+    /// Keeps that no token was issued after this time, milliseconds since 1970, if no later time is kept.
     pub fn set_issued(&self, at_ms: u64) -> Result<(), StoreError> {
         self.0.write(|transaction| {
             let mut counters = transaction.open_table(COUNTERS)?;
@@ -238,7 +247,7 @@ impl SessionTables<'_> {
         })
     }
 
-    /// When the newest log-in began, milliseconds since 1970: ahead of the clock, if that was set back since.
+    /// A time that no token was issued after, milliseconds since 1970: far ahead of the clock, if that was set back since.
     pub fn newest(&self) -> Result<u64, StoreError> {
         self.0.read(|transaction| {
             let mut newest = transaction.open_table(COUNTERS)?.get(ISSUED)?.map_or(0, |issued| issued.value());
@@ -275,9 +284,14 @@ fn key_of(user: &str) -> String {
     }
 }
 
+/// Whether a log-in is revoked itself.
+pub(super) fn has_revoked(transaction: &WriteTransaction, id: u128) -> Result<bool, StoreError> {
+    Ok(transaction.open_table(REVOKED_LOG_INS)?.get(id)?.is_some())
+}
+
 /// Whether a log-in is revoked, itself or with others of its time.
 fn is_revoked(transaction: &WriteTransaction, id: u128, log_in: &Renewable) -> Result<bool, StoreError> {
-    if transaction.open_table(REVOKED_LOG_INS)?.get(id)?.is_some() {
+    if has_revoked(transaction, id)? {
         return Ok(true);
     }
     let table = transaction.open_table(REVOKED_BEFORE)?;
@@ -328,7 +342,7 @@ fn revoke_log_in(
 }
 
 /// Ends the renewable log-ins of a user, or of all users, that began at or before a time. Their tokens may be newer, so
-/// they are revoked one by one. Returns how many there were.
+/// they are revoked one by one, and their tickets end. Returns how many there were.
 fn end_renewable(
     transaction: &WriteTransaction,
     user: Option<&str>,
@@ -351,6 +365,7 @@ fn end_renewable(
         table.remove(*id)?;
         revoked.insert(*id, (log_in.user.as_str(), log_in.ends))?;
     }
+    tickets::forget_log_ins(transaction, &ended.iter().map(|(id, _)| *id).collect::<Vec<_>>())?;
     Ok(ended.len())
 }
 

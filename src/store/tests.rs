@@ -269,11 +269,14 @@ fn write_the_golden_database() {
         store.retentions().lease(SnapshotId::from_u128(7), "admin", golden_retention().leased_until.unwrap()).unwrap()
     );
     begin(&store, snapshot(9), Some(b"{}"));
-    assert!(store.tickets().add(&[7; 32], &golden_ticket(), TicketLimits { of_user: 1, of_all: 1 }).unwrap());
+    assert_eq!(
+        store.tickets().add(&[7; 32], &golden_ticket(), TicketLimits { of_user: 1, of_all: 1 }).unwrap(),
+        Added::Yes
+    );
     let (sessions, now) = (store.sessions(), Clock { now: 1_714_558_830, latest_ms: 1_714_558_830_123 });
     sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
     sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
-    sessions.begin(9, "admin", [9; 32], 1_714_558_831_000, 1_800_000_000).unwrap();
+    sessions.begin(9, "admin", [9; 32], (1_714_558_831_000, 1_800_000_000), 1_714_558_831).unwrap();
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, database};
+use super::{StoreError, database, sessions};
 use crate::model::SnapshotId;
 
 /// SHA-256 of the secret → [`Ticket`].
@@ -33,10 +33,24 @@ pub enum TicketSource {
     /// With this chain of certificates.
     Certificate(Vec<Vec<u8>>),
     Socket,
-    /// With a token that was issued at this time, milliseconds since 1970.
+    /// With a token that was issued at this time, milliseconds since 1970, of which earlier versions did not keep the log-in.
     Token {
         issued_ms: u64,
     },
+    /// With a token of this log-in. A renewed one is newer than its log-in, so a revocation may include it by this only.
+    TokenOf {
+        log_in: u128,
+        issued_ms: u64,
+    },
+}
+
+/// Whether a ticket was added.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Added {
+    Yes,
+    TooMany,
+    /// The log-in that it was made with is revoked.
+    Revoked,
 }
 
 /// The clock may be set back by this much without ending tickets.
@@ -60,8 +74,16 @@ impl Ticket {
     /// the ticket: a request for it may have begun before the revocation, and ended after it.
     pub fn proven_ms(&self) -> u64 {
         match self.source {
-            TicketSource::Token { issued_ms } => issued_ms,
+            TicketSource::Token { issued_ms } | TicketSource::TokenOf { issued_ms, .. } => issued_ms,
             _ => u64::try_from(self.created_ms).unwrap_or_default(),
+        }
+    }
+
+    /// The log-in of the token that it was made with.
+    fn log_in(&self) -> Option<u128> {
+        match self.source {
+            TicketSource::TokenOf { log_in, .. } => Some(log_in),
+            _ => None,
         }
     }
 
@@ -112,12 +134,17 @@ impl Tickets<'_> {
         })
     }
 
-    /// Adds a ticket, and removes those that are not valid any more. Returns false, and adds nothing, if there are too
-    /// many.
-    pub fn add(&self, hash: &[u8; 32], new: &Ticket, limits: TicketLimits) -> Result<bool, StoreError> {
+    /// Adds a ticket, and removes those that are not valid any more.
+    pub fn add(&self, hash: &[u8; 32], new: &Ticket, limits: TicketLimits) -> Result<Added, StoreError> {
         let damaged = |error: postcard::Error| StoreError::Record { id: new.snapshot(), cause: error.to_string() };
         let bytes = postcard::to_stdvec(new).map_err(damaged)?;
         self.0.write(|transaction| {
+            // A revocation has removed the tickets of the log-in that it has found.
+            if let Some(log_in) = new.log_in()
+                && sessions::has_revoked(transaction, log_in)?
+            {
+                return Ok(Added::Revoked);
+            }
             let mut tickets = transaction.open_table(TABLE)?;
             let (mut of_user, mut of_all, mut ended) = (0, 0, Vec::new());
             for entry in tickets.iter()? {
@@ -133,11 +160,11 @@ impl Tickets<'_> {
             for hash in ended {
                 tickets.remove(hash.as_slice())?;
             }
-            let has_room = of_user < limits.of_user && of_all < limits.of_all;
-            if has_room {
-                tickets.insert(hash.as_slice(), bytes.as_slice())?;
+            if of_user >= limits.of_user || of_all >= limits.of_all {
+                return Ok(Added::TooMany);
             }
-            Ok(has_room)
+            tickets.insert(hash.as_slice(), bytes.as_slice())?;
+            Ok(Added::Yes)
         })
     }
 
@@ -154,6 +181,15 @@ impl Tickets<'_> {
 pub(super) fn forget(transaction: &WriteTransaction, id: SnapshotId) -> Result<(), StoreError> {
     let is_of_other = |bytes: &[u8]| decode(bytes).is_none_or(|ticket| ticket.snapshot() != id);
     Ok(transaction.open_table(TABLE)?.retain(|_, bytes| is_of_other(bytes))?)
+}
+
+/// Removes the tickets that were made with tokens of these log-ins.
+pub(super) fn forget_log_ins(transaction: &WriteTransaction, log_ins: &[u128]) -> Result<(), StoreError> {
+    if log_ins.is_empty() {
+        return Ok(());
+    }
+    let is_of_one = |ticket: Ticket| ticket.log_in().is_some_and(|log_in| log_ins.contains(&log_in));
+    Ok(transaction.open_table(TABLE)?.retain(|_, bytes| !decode(bytes).is_some_and(is_of_one))?)
 }
 
 /// Removes all tickets.
@@ -183,8 +219,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("x.db")).unwrap();
         let limits = TicketLimits { of_user: 2, of_all: 3 };
-        let add =
-            |number: u8, user: &str, at: i64| store.tickets().add(&[number; 32], &ticket(user, at), limits).unwrap();
+        let add = |number: u8, user: &str, at: i64| {
+            store.tickets().add(&[number; 32], &ticket(user, at), limits).unwrap() == Added::Yes
+        };
         assert!(add(1, "ann", 0) && add(2, "ann", 500) && !add(3, "ann", 600));
         assert!(add(4, "ben", 600) && !add(5, "carl", 700));
         assert_eq!(store.tickets().find(&[2; 32]).unwrap(), Some(ticket("ann", 500)));
@@ -214,7 +251,7 @@ mod tests {
             let target = ("vm".to_owned(), snapshot.id, "a.img".to_owned());
             let times = (now.as_millisecond(), now.as_millisecond() + 60_000);
             let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), times);
-            assert!(store.tickets().add(&[number; 32], &ticket, limits).unwrap());
+            assert_eq!(store.tickets().add(&[number; 32], &ticket, limits).unwrap(), Added::Yes);
         }
         let left = || {
             let mut left: Vec<_> = store.tickets().all().unwrap().iter().map(|(_, it)| it.snapshot()).collect();
@@ -233,10 +270,11 @@ mod tests {
 
     #[test]
     fn a_ticket_is_as_old_as_the_token_that_it_was_made_with() {
-        let source = TicketSource::Token { issued_ms: 7 };
-        let of_token = Ticket { source, ..ticket("ann", 1_000_000) };
-        assert_eq!(decode(&postcard::to_stdvec(&of_token).unwrap()), Some(of_token.clone()));
-        assert_eq!((of_token.proven_ms(), ticket("ann", 1_000_000).proven_ms()), (7, 1_000_000));
+        for source in [TicketSource::Token { issued_ms: 7 }, TicketSource::TokenOf { log_in: 3, issued_ms: 7 }] {
+            let of_token = Ticket { source, ..ticket("ann", 1_000_000) };
+            assert_eq!(decode(&postcard::to_stdvec(&of_token).unwrap()), Some(of_token.clone()));
+            assert_eq!((of_token.proven_ms(), ticket("ann", 1_000_000).proven_ms()), (7, 1_000_000));
+        }
     }
 
     #[test]

@@ -210,6 +210,8 @@ fn a_password_that_the_manager_refuses_is_asked_once_although_its_client_leaves(
     let mut received = Vec::new();
     let _ = download.read_to_end(&mut received);
     assert!(received.len() < 64 << 20, "the download continued");
+    let line = "action=\"revoke\" user=\"recheck\"";
+    eventually("the revocation is in the audit", || world.exporter.log().contains(line));
     world.manager.set_behavior(ManagerBehavior::Good);
     let asked = world.manager.request_count();
     assert_eq!(client.get("/vms").error(401), "unauthorized");

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::harness::{Client, MB, SNAPSHOTS, USER, World, connect, eventually, text};
+use crate::harness::{Client, MB, PASSWORD, SNAPSHOTS, USER, World, connect, eventually, text};
 use crate::needs_root;
 
 /// The path for new tickets of the only disk of a new snapshot.
@@ -65,4 +65,38 @@ fn a_ticket_ends_with_the_token_that_it_was_made_with() {
     assert_eq!([read(&world, &of_older), read(&world, &of_newer)], [404, 200]);
     world.exporter.restart();
     assert_eq!([read(&world, &of_older), read(&world, &of_newer)], [404, 200]);
+}
+
+#[test]
+fn a_ticket_of_a_renewed_token_ends_with_its_log_in() {
+    needs_root!();
+    let world = World::new(512);
+    let with = |tokens: &Value| {
+        let mut client = world.anonymous_client();
+        client.token = text(&tokens["token"]);
+        client
+    };
+    let send = |path: &str, body: &Value| {
+        let client = world.anonymous_client();
+        client.send(client.request(Method::POST, &format!("/api/v1{path}")).body(body.to_string()))
+    };
+    let log_in = || send("/auth/login", &json!({"username": USER, "password": PASSWORD, "refresh": true})).ok();
+    let renew = |tokens: &Value| send("/auth/refresh", &json!({"refresh_token": tokens["refresh_token"]}));
+    let first = log_in();
+    let path = tickets_path(&world, &with(&first));
+    let make = |tokens: &Value| -> Value { with(tokens).post(&path).ok() };
+    let read = |ticket: &Value| {
+        let client = world.anonymous_client();
+        client.send(client.request(Method::HEAD, &text(&ticket["path"]))).status
+    };
+    let of_first = make(&first);
+    let of_renewed = make(&renew(&first).ok());
+    let second = log_in();
+    let of_second = make(&renew(&second).ok());
+    assert_eq!([read(&of_first), read(&of_renewed), read(&of_second)], [200; 3]);
+    // The log-in is older than that time, its renewed token is not.
+    revoke(&world, &["--all", "--issued-before", &text(&of_first["created_at"])]);
+    assert_eq!([read(&of_first), read(&of_renewed), read(&of_second)], [404, 404, 200]);
+    assert_eq!(renew(&second).error(401), "unauthorized", "a used token is good");
+    assert_eq!(read(&of_second), 404);
 }

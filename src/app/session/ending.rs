@@ -71,6 +71,7 @@ impl Sessions {
         match renewal.map_err(fail)? {
             Renewal::Renewed { user, ends } => {
                 let issued_ms = self.revocations.issue(&user);
+                self.keep_issued(issued_ms).await;
                 let token = self.short_token(&user, &next, issued_ms, ends).map_err(fail)?;
                 Ok((user, token))
             }

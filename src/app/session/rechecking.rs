@@ -6,6 +6,7 @@ use super::rechecks::Kept;
 use super::service::Sessions;
 use crate::app::Error;
 use crate::app::admission::LogIn;
+use crate::app::audit::Actor;
 use crate::app::tasks::Service;
 use crate::auth::{BadToken, Credentials};
 use crate::store::Revocation;
@@ -67,8 +68,11 @@ impl Sessions {
                 Ok(true)
             }
             Err(Error::BadCredentials) => {
-                self.end_refused(rechecks.refused(kept), &kept.credentials.username).await?;
-                Ok(false)
+                let user = &kept.credentials.username;
+                let outcome = self.end_refused(rechecks.refused(kept), user).await;
+                // The request that has asked may have no line: its client can be gone.
+                Actor::service("recheck").did("revoke", user, &outcome);
+                outcome.map(|()| false)
             }
             Err(error) => Err(error),
         }

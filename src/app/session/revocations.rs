@@ -16,9 +16,14 @@ pub(super) struct Revocations {
     /// The latest time, milliseconds since 1970, of a token that was issued or checked. It may be ahead of the clock, if
     /// that was set back. Tokens of such times are revoked too.
     latest: AtomicU64,
+    /// Until this time, milliseconds since 1970, the database already knows of the tokens.
+    kept_until: AtomicU64,
     /// Held from a change in the database to the same change in memory.
     change: Mutex<()>,
 }
+
+/// How often the database is told of new tokens, milliseconds. Each time is a write that waits for the disk.
+const KEEP_EVERY_MS: u64 = 60_000;
 
 /// Milliseconds since 1970.
 pub(super) fn now_ms() -> u64 {
@@ -37,7 +42,8 @@ impl Revocations {
     pub(super) fn new(store: Store) -> Result<Self, StoreError> {
         let known = RwLock::new(store.sessions().revoked(now())?);
         let (revision, latest) = (AtomicU64::new(0), AtomicU64::new(store.sessions().newest()?));
-        Ok(Self { store, known, revision, latest, change: Mutex::default() })
+        let (kept_until, change) = (AtomicU64::default(), Mutex::default());
+        Ok(Self { store, known, revision, latest, kept_until, change })
     }
 
     /// A token that was not revoked at this revision is not revoked while it stays the same.
@@ -79,6 +85,15 @@ impl Revocations {
         let at = now_ms().max(before.saturating_add(1));
         self.latest.fetch_max(at, Ordering::AcqRel);
         at
+    }
+
+    /// The time to keep with [`SessionTables::set_issued`](crate::store::SessionTables::set_issued) for a token that was
+    /// issued at this time. It is ahead, so that it is good for the tokens of the next minute too. `None`: that was done,
+    /// or has failed, less than a minute ago.
+    pub(super) fn due_to_keep(&self, issued_ms: u64) -> Option<u64> {
+        let next = issued_ms.saturating_add(KEEP_EVERY_MS);
+        let is_due = |until| (issued_ms > until).then_some(next);
+        self.kept_until.fetch_update(Ordering::AcqRel, Ordering::Acquire, is_due).is_ok().then_some(next)
     }
 
     /// The latest time that a token can have been issued at.
@@ -141,11 +156,20 @@ mod tests {
     }
 
     #[test]
+    fn the_database_is_told_of_new_tokens_once_a_minute() {
+        let dir = tempfile::tempdir().unwrap();
+        let revocations = Revocations::new(Store::open(&dir.path().join("db")).unwrap()).unwrap();
+        for (issued, kept) in [(5, Some(60_005)), (6, None), (60_005, None), (60_006, Some(120_006)), (7, None)] {
+            assert_eq!(revocations.due_to_keep(issued), kept, "{issued}");
+        }
+    }
+
+    #[test]
     fn all_log_ins_are_revoked_even_if_the_clock_was_set_back_before_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(&dir.path().join("db")).unwrap();
         let ahead = now_ms() + 3_600_000;
-        store.sessions().begin(1, "ann", [1; 32], ahead, ahead / 1000 + 60).unwrap();
+        store.sessions().begin(1, "ann", [1; 32], (ahead, ahead / 1000 + 60), now()).unwrap();
         let revocations = Revocations::new(store).unwrap();
         assert_eq!(revocations.latest(), ahead);
         let revocation = Revocation::Before { user: None, before_ms: revocations.latest() };

@@ -313,19 +313,27 @@ impl Sessions {
             let log_in = new_log_in().map_err(|error| internal(&error))?;
             let expires = now().saturating_add(self.token_lifetime().as_secs());
             let token = self.sign(&NewToken { user: &user, log_in, issued_ms, expires })?;
-            // For a revocation after a restart, if the clock is set back until then. Without it the user can work too.
-            if let Err(error) = self.blocking(move |it| Ok(it.store.sessions().set_issued(issued_ms)?)).await {
-                tracing::warn!(%error, "cannot keep the time of the newest token");
-            }
+            self.keep_issued(issued_ms).await;
             self.keep(log_in, credentials, issued_ms, expires);
             return Ok(api::Token { token, expires_in: None, refresh_token: None });
         }
         let refresh = RefreshToken::first().map_err(|error| internal(&error))?;
         let (log_in, hash, name) = (refresh.log_in(), refresh.hash(), user.clone());
-        let begun = self.blocking(move |it| Ok(it.store.sessions().begin(log_in, &name, hash, issued_ms, ends)?)).await;
-        begun?;
+        let times = (issued_ms, ends);
+        let begun = self.blocking(move |it| Ok(it.store.sessions().begin(log_in, &name, hash, times, now())?));
+        begun.await?;
+        self.keep_issued(issued_ms).await;
         self.keep(log_in, credentials, issued_ms, ends);
         self.short_token(&user, &refresh, issued_ms, ends)
+    }
+
+    /// Keeps when a token was issued, for a revocation after a restart, if the clock is set back until then. Without it the
+    /// user can work too.
+    pub(super) async fn keep_issued(self: &Arc<Self>, issued_ms: u64) {
+        let Some(until) = self.revocations.due_to_keep(issued_ms) else { return };
+        if let Err(error) = self.blocking(move |it| Ok(it.store.sessions().set_issued(until)?)).await {
+            tracing::warn!(%error, "cannot keep the time of the newest token");
+        }
     }
 
     /// A token that can be renewed with `refresh`, until the log-in ends.

@@ -14,9 +14,9 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::parse_duration;
 use crate::app::session::Sessions;
 use crate::app::tasks::{Service, Tasks};
-use crate::auth::{BadToken, Session, Source, TicketHash, TicketSecret};
+use crate::auth::{BadToken, Proof, Session, Source, TicketHash, TicketSecret};
 use crate::model::{DiskName, Permission, Snapshot, SnapshotId, VmId};
-use crate::store::{Store, Ticket, TicketLimits, TicketSource};
+use crate::store::{Added, Store, Ticket, TicketLimits, TicketSource};
 use crate::tls::ClientCertificate;
 
 /// The `ttl` of a request without one, if that is permitted.
@@ -119,10 +119,11 @@ impl Tickets {
             (now.as_millisecond(), expires.as_millisecond()),
         );
         let secret = TicketSecret::make().map_err(|error| Error::Internal(error.to_string()))?;
-        if !self.store.tickets().add(&secret.hash().0, &ticket, LIMITS)? {
-            return Err(Refusal::TooManyTickets { of_user: LIMITS.of_user, of_all: LIMITS.of_all }.into());
+        match self.store.tickets().add(&secret.hash().0, &ticket, LIMITS)? {
+            Added::Yes => Ok((described(secret.hash(), &ticket), secret)),
+            Added::TooMany => Err(Refusal::TooManyTickets { of_user: LIMITS.of_user, of_all: LIMITS.of_all }.into()),
+            Added::Revoked => Err(BadToken.into()),
         }
-        Ok((described(secret.hash(), &ticket), secret))
     }
 
     /// The valid tickets of a disk: those of the user, and of all users for an administrator of the snapshot.
@@ -249,9 +250,11 @@ fn record<T>(session: Session, action: &'static str, target: &Target, id: Option
 
 fn stored(session: &Session) -> TicketSource {
     match session.source() {
-        Source::LogIn => {
-            session.proof().map_or(TicketSource::LogIn, |proof| TicketSource::Token { issued_ms: proof.made_ms })
-        }
+        Source::LogIn => match session.proof() {
+            Some(Proof { made_ms, log_in: Some(log_in) }) => TicketSource::TokenOf { log_in, issued_ms: made_ms },
+            Some(Proof { made_ms, log_in: None }) => TicketSource::Token { issued_ms: made_ms },
+            None => TicketSource::LogIn,
+        },
         Source::Certificate(certificate) => {
             TicketSource::Certificate(certificate.chain().iter().map(|certificate| certificate.to_vec()).collect())
         }
@@ -261,7 +264,7 @@ fn stored(session: &Session) -> TicketSource {
 
 fn proven(source: TicketSource) -> Option<Source> {
     Some(match source {
-        TicketSource::LogIn | TicketSource::Token { .. } => Source::LogIn,
+        TicketSource::LogIn | TicketSource::Token { .. } | TicketSource::TokenOf { .. } => Source::LogIn,
         TicketSource::Certificate(chain) => Source::Certificate(Arc::new(ClientCertificate::of_stored(chain)?)),
         TicketSource::Socket => Source::Socket,
     })

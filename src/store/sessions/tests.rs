@@ -1,5 +1,6 @@
-use super::super::Store;
+use super::super::{Added, Store, Ticket, TicketLimits, TicketSource};
 use super::*;
+use crate::model::SnapshotId;
 
 const NOW: u64 = 1_700_000_000;
 const WEEK: u64 = 7 * 24 * 3600;
@@ -15,7 +16,7 @@ fn store() -> (tempfile::TempDir, Store) {
 }
 
 fn begin(store: &Store, id: u128, user: &str) {
-    store.sessions().begin(id, user, [1; 32], NOW * 1000, NOW + WEEK).unwrap();
+    store.sessions().begin(id, user, [1; 32], (NOW * 1000, NOW + WEEK), NOW).unwrap();
 }
 
 #[test]
@@ -43,14 +44,14 @@ fn renewable_log_ins_are_bounded_for_each_user() {
     let (_dir, store) = store();
     begin(&store, 1, "other");
     for id in 0..MAX_RENEWABLE_OF_USER as u128 + 3 {
-        store.sessions().begin(100 + id, "admin", [1; 32], NOW * 1000, NOW + WEEK + id as u64).unwrap();
+        store.sessions().begin(100 + id, "admin", [1; 32], (NOW * 1000, NOW + WEEK + id as u64), NOW).unwrap();
     }
     assert_eq!(store.sessions().renewable(NOW).unwrap(), MAX_RENEWABLE_OF_USER + 1);
     let is_known = |id| store.sessions().renew(id, [1; 32], [1; 32], at(NOW)).unwrap() != Renewal::Unknown;
     assert!(is_known(1) && !is_known(100) && !is_known(102) && is_known(103));
     assert_eq!(store.sessions().renewable(NOW + 2 * WEEK).unwrap(), 0);
     // Those that have ended are removed.
-    store.sessions().begin(9, "admin", [1; 32], (NOW + 2 * WEEK) * 1000, NOW + 3 * WEEK).unwrap();
+    store.sessions().begin(9, "admin", [1; 32], ((NOW + 2 * WEEK) * 1000, NOW + 3 * WEEK), NOW + 2 * WEEK).unwrap();
     let count = store.handle.read(|transaction| Ok(transaction.open_table(RENEWABLE)?.len()?)).unwrap();
     assert_eq!(count, 1);
 }
@@ -106,7 +107,7 @@ fn a_log_in_that_begins_while_it_is_revoked_cannot_be_renewed() {
     begin(&store, 1, "ann");
     begin(&store, 2, " ANN");
     begin(&store, 3, "bob");
-    store.sessions().begin(4, "ann", [1; 32], NOW * 1000 + 1, NOW + WEEK).unwrap();
+    store.sessions().begin(4, "ann", [1; 32], (NOW * 1000 + 1, NOW + WEEK), NOW).unwrap();
     assert_eq!((renew(1, 1), renew(2, 1)), (Renewal::Unknown, Renewal::Unknown));
     assert_eq!(store.sessions().renewable(NOW).unwrap(), 2, "they are removed");
     for (id, user) in [(3, "bob"), (4, "ann")] {
@@ -145,7 +146,7 @@ fn the_newest_log_in_is_known_after_the_clock_was_set_back() {
     let (_dir, store) = store();
     assert_eq!(store.sessions().newest().unwrap(), 0);
     begin(&store, 1, "ann");
-    store.sessions().begin(2, "ann", [1; 32], (NOW + 60) * 1000, NOW + WEEK).unwrap();
+    store.sessions().begin(2, "ann", [1; 32], ((NOW + 60) * 1000, NOW + WEEK), NOW).unwrap();
     begin(&store, 3, "bob");
     assert_eq!(store.sessions().newest().unwrap(), (NOW + 60) * 1000);
     // Of tokens that cannot be renewed there is no record but this.
@@ -153,6 +154,17 @@ fn the_newest_log_in_is_known_after_the_clock_was_set_back() {
         store.sessions().set_issued(issued * 1000).unwrap();
         assert_eq!(store.sessions().newest().unwrap(), newest * 1000);
     }
+}
+
+#[test]
+fn a_log_in_whose_time_is_far_ahead_of_the_clock_does_not_end_those_of_others() {
+    let (_dir, store) = store();
+    begin(&store, 1, "ann");
+    // After a revocation at a time when the clock was ahead, each log-in gets a later time.
+    let ahead = (NOW + 2 * WEEK) * 1000;
+    store.sessions().begin(2, "bob", [1; 32], (ahead, NOW + WEEK), NOW).unwrap();
+    begin(&store, 3, "carl");
+    assert_eq!(store.sessions().renewable(NOW).unwrap(), 3);
 }
 
 #[test]
@@ -167,4 +179,49 @@ fn a_log_out_lasts_as_long_as_the_log_in_would_have() {
     let revocation = Revocation::LogIn { id: 2, user: "ann", until: NOW + 60 };
     assert_eq!(store.sessions().revoke(revocation, at(NOW)).unwrap(), Some(0));
     assert_eq!(store.sessions().revoked(NOW).unwrap().log_ins[&2], NOW + 60);
+}
+
+/// Makes the ticket `number` with a token of the log-in that was renewed a minute after the log-in.
+fn add_ticket(store: &Store, number: u8, log_in: u128) -> Added {
+    let issued_ms = (NOW + 60) * 1000;
+    let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
+    let times = (issued_ms as i64, issued_ms as i64 + 1000);
+    let ticket =
+        Ticket::new(("ann".to_owned(), TicketSource::TokenOf { log_in, issued_ms }), target, (true, false), times);
+    store.tickets().add(&[number; 32], &ticket, TicketLimits { of_user: 8, of_all: 8 }).unwrap()
+}
+
+fn tickets(store: &Store) -> Vec<u8> {
+    store.tickets().all().unwrap().iter().map(|(hash, _)| hash[0]).collect()
+}
+
+#[test]
+fn tickets_end_with_the_log_in_whose_renewed_token_they_were_made_with() {
+    let (_dir, store) = store();
+    begin(&store, 1, "ann");
+    store.sessions().begin(2, "ann", [1; 32], ((NOW + 30) * 1000, NOW + WEEK), NOW).unwrap();
+    begin(&store, 3, "ann");
+    for number in 1..=3 {
+        assert_eq!(add_ticket(&store, number, number.into()), Added::Yes);
+    }
+    let revoke = |revocation| store.sessions().revoke(revocation, at(NOW)).unwrap();
+    revoke(Revocation::LogIn { id: 3, user: "ann", until: NOW + WEEK });
+    assert_eq!(tickets(&store), [1, 2, 3], "a log-out ends tickets");
+    // After the first log-in began, and before its token was renewed.
+    assert_eq!(revoke(Revocation::Before { user: Some("ann"), before_ms: NOW * 1000 }), Some(1));
+    assert_eq!(tickets(&store), [2, 3]);
+    // A request that began before the revocation.
+    assert_eq!(add_ticket(&store, 4, 1), Added::Revoked);
+    assert_eq!(tickets(&store), [2, 3]);
+}
+
+#[test]
+fn the_second_use_of_a_refresh_token_ends_the_tickets_of_its_log_in() {
+    let (_dir, store) = store();
+    begin(&store, 1, "ann");
+    begin(&store, 2, "ann");
+    assert_eq!((add_ticket(&store, 1, 1), add_ticket(&store, 2, 2)), (Added::Yes, Added::Yes));
+    let reused = store.sessions().renew(1, [9; 32], [2; 32], at(NOW)).unwrap();
+    assert_eq!(reused, Renewal::Reused { user: "ann".to_owned() });
+    assert_eq!(tickets(&store), [2]);
 }
