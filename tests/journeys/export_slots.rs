@@ -87,9 +87,9 @@ fn slow_client_is_disconnected_only_if_others_wait() {
         settings.sections = "[export]\nmin_rate = \"256KiB\"\n".to_owned();
     });
     let (client, large, small) = two_vms(&world);
-    // 20 KiB/s, so that the client is slow but does not stall.
+    // 100 KiB/s: the client is slow, but its kernel acknowledges bytes often enough that it does not seem to stall.
     let mut slow = Command::new("curl")
-        .args(["-sS", "--fail", "--limit-rate", "20k", "-o", "/dev/null", "--cacert"])
+        .args(["-sS", "--fail", "--limit-rate", "100k", "-o", "/dev/null", "--cacert"])
         .arg(world.certificates.ca())
         .args(["-H", &format!("Authorization: Bearer {}", client.token)])
         .arg(format!("https://127.0.0.1:{}/api/v1{large}", world.exporter.port))
