@@ -15,6 +15,7 @@ mod proof;
 mod rebuild;
 pub mod record;
 mod retention;
+mod revoked_log_ins;
 mod schema;
 mod sessions;
 mod tickets;

@@ -5,14 +5,13 @@ use std::collections::HashMap;
 use redb::{ReadableTable, ReadableTableMetadata, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
+use super::revoked_log_ins::TABLE as REVOKED_LOG_INS;
 use super::schema::COUNTERS;
-use super::{StoreError, database, tickets};
+use super::{StoreError, database, revoked_log_ins, tickets};
 use crate::model::FoldedName;
 
 /// Id of the log-in → [`Renewable`].
 pub(super) const RENEWABLE: TableDefinition<'_, u128, &[u8]> = TableDefinition::new("renewable_log_ins");
-/// Id of the log-in → its user, and when its last token expires, seconds since 1970.
-pub(super) const REVOKED_LOG_INS: TableDefinition<'_, u128, (&str, u64)> = TableDefinition::new("revoked_log_ins");
 /// Folded name of the user, or [`ALL_USERS`] → milliseconds since 1970: tokens that were issued at or before then are revoked.
 pub(super) const REVOKED_BEFORE: TableDefinition<'_, &str, u64> = TableDefinition::new("revoked_before");
 
@@ -284,14 +283,9 @@ fn key_of(user: &str) -> String {
     }
 }
 
-/// Whether a log-in is revoked itself.
-pub(super) fn has_revoked(transaction: &WriteTransaction, id: u128) -> Result<bool, StoreError> {
-    Ok(transaction.open_table(REVOKED_LOG_INS)?.get(id)?.is_some())
-}
-
 /// Whether a log-in is revoked, itself or with others of its time.
 fn is_revoked(transaction: &WriteTransaction, id: u128, log_in: &Renewable) -> Result<bool, StoreError> {
-    if has_revoked(transaction, id)? {
+    if revoked_log_ins::contains(transaction, id)? {
         return Ok(true);
     }
     let table = transaction.open_table(REVOKED_BEFORE)?;

@@ -3,7 +3,7 @@
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{StoreError, database, sessions};
+use super::{StoreError, database, revoked_log_ins};
 use crate::model::SnapshotId;
 
 /// SHA-256 of the secret → [`Ticket`].
@@ -141,7 +141,7 @@ impl Tickets<'_> {
         self.0.write(|transaction| {
             // A revocation has removed the tickets of the log-in that it has found.
             if let Some(log_in) = new.log_in()
-                && sessions::has_revoked(transaction, log_in)?
+                && revoked_log_ins::contains(transaction, log_in)?
             {
                 return Ok(Added::Revoked);
             }
