@@ -266,7 +266,9 @@ check: rust deps-check hadolint mypy
 		examples/hooks/05-clock-check examples/hooks/10-fsfreeze
 	$(HADOLINT) Dockerfile
 	examples/systemd/verify
-	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py tests/journeys/ui/browser.py tests/journeys/ui/page.py packaging/licences
+	python3 -m py_compile examples/demo/manager.py fuzz/seeds.py examples/hooks/20-journal examples/hooks/sync_server.py \
+		examples/webhooks/receiver.py tests/journeys/webhook_receiver.py tests/journeys/ui/browser.py tests/journeys/ui/page.py \
+		packaging/licences
 	$(MYPY) --config-file examples/python/pyproject.toml examples/python/src
 	target/mypy/bin/ruff check --quiet examples/python
 

@@ -23,6 +23,7 @@ mod service;
 mod store;
 mod sys;
 mod tls;
+mod webhooks;
 
 pub use cli::main;
 

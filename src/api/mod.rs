@@ -7,6 +7,7 @@ mod checksum;
 mod disk_map;
 mod error_code;
 pub mod formats;
+mod notification;
 mod request;
 mod session;
 mod status;
@@ -22,6 +23,11 @@ pub use capabilities::{Bounds, Capabilities, Limits};
 pub use checksum::Checksum;
 pub use disk_map::{Chunk, ChunkPage, ChunkType, DiskMap, Mode};
 pub use error_code::ErrorCode;
+pub use notification::{
+    CertificateEvent, DatabaseEvent, DeletionCause, EventDisk, FailureEvent, HookEvent, NOTIFICATION_SCHEMA,
+    Notification, RepositoryEvent, SnapshotEvent, TestEvent, TestNotification, TestedWebhook, WebhookError,
+    WebhookStatus,
+};
 
 pub use request::{CreateSnapshot, CreateSnapshots, Lease, Quiesce, TakeLease};
 pub use session::{Login, Refresh, Revoke, Revoked, SessionStatus, Token};
@@ -259,7 +265,7 @@ pub struct Retention {
 }
 
 /// A call of a hook.
-#[derive(Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct HookRun {
     /// The program's file name, or the server's URL.
     pub name: String,
@@ -276,6 +282,19 @@ pub struct HookRun {
     pub duration_ms: u64,
     /// Details about its end, for people.
     pub detail: String,
+}
+
+impl From<&crate::model::HookRun> for HookRun {
+    fn from(run: &crate::model::HookRun) -> Self {
+        Self {
+            name: run.name.clone(),
+            kind: run.kind.as_str().to_owned(),
+            stage: run.stage.as_str().to_owned(),
+            outcome: run.outcome.as_str().to_owned(),
+            duration_ms: run.duration_ms,
+            detail: run.detail.clone(),
+        }
+    }
 }
 
 /// A disk of a snapshot.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{SessionStatus, SkippedFolder, Status, formats};
+use super::{SessionStatus, SkippedFolder, Status, WebhookStatus, formats};
 
 /// Running and waiting work, and the state of the service.
 #[derive(Debug, Serialize, Deserialize, ToSchema)]
@@ -50,6 +50,9 @@ pub struct ServiceStatus {
     /// for admins of all VMs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub warnings: Option<Vec<String>>,
+    /// The webhooks. Only for admins of all VMs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub webhooks: Option<Vec<WebhookStatus>>,
     /// The cost of each snapshot, with `cost=true`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub snapshots: Option<Vec<SnapshotCost>>,

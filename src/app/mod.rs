@@ -15,6 +15,7 @@ pub mod export;
 pub mod files;
 pub mod hooks;
 pub mod inventory;
+pub mod notifications;
 pub mod ops;
 pub mod retention;
 pub mod session;

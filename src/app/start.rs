@@ -16,7 +16,8 @@ use crate::app::export::{Checksums, Exports};
 use crate::app::files::FileOpener;
 use crate::app::hooks::{HookRunner, PendingHooks};
 use crate::app::inventory::Inventory;
-use crate::app::ops::{Ops, Warnings, log_audit_head, start_faults};
+use crate::app::notifications::Notifications;
+use crate::app::ops::{Conditions, Ops, Warnings, log_audit_head, start_faults};
 use crate::app::retention::Retention;
 use crate::app::session::{ManagerAddress, Sessions};
 use crate::app::snapshots::{Adopter, Documents, Reconciler, Recovery, Removals, Snapshots, Sweeper};
@@ -24,7 +25,7 @@ use crate::app::tasks::Tasks;
 use crate::app::tickets::Tickets;
 use crate::app::{Error, Opened};
 use crate::auth::{AuditKey, Authenticator, LoginError};
-use crate::config::{Compare, Config, ConfigError, Export, Fault, Login, Policy};
+use crate::config::{self, Compare, Config, ConfigError, Export, Fault, Login, Policy};
 use crate::hooks::{Hooks, Launcher};
 use crate::metrics::Metrics;
 use crate::model::AccessRules;
@@ -53,6 +54,8 @@ pub struct Operator {
     pub adopter: Arc<Adopter>,
     pub database: Arc<Database>,
     pub warnings: Arc<Warnings>,
+    pub notifications: Arc<Notifications>,
+    conditions: Arc<Conditions>,
     recovery: Arc<Recovery>,
 }
 
@@ -98,6 +101,9 @@ impl App {
         let (tasks, trail, gone) = (Tasks::new(), Arc::new(AuditTrail::default()), Arc::new(Notify::new()));
         let (s, t) = (|| store.clone(), || tasks.clone());
         let inventory = Arc::new(Inventory::new(repositories, s(), t()));
+        let notifications = Notifications::new(&config.notifications, s(), Arc::clone(&metrics), t());
+        let notifications = notifications.map_err(|error| ConfigError::new(format!("notifications: {error}")))?;
+        let notifications = Arc::new(notifications);
         let grace = config.policy.superseded_grace;
         let retention = Arc::new(Retention::new(Arc::clone(&inventory), s(), grace, Arc::clone(&trail), t()));
         let export = Changeable::new(config.export);
@@ -107,7 +113,8 @@ impl App {
         let sessions = Arc::new(sessions?);
         let files = FileOpener::new(Arc::clone(&inventory), Arc::clone(&retention), s(), Arc::clone(&gone), t());
         let (files, locks) = (Arc::new(files), Arc::clone(&admission.vm_locks));
-        let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), Arc::clone(&inventory), Arc::clone(&metrics));
+        let told = (Arc::clone(&inventory), Arc::clone(&notifications));
+        let pending = PendingHooks::new(hooks, s(), Arc::clone(&locks), told, Arc::clone(&metrics));
         let pending = Arc::new(pending);
         let hooks = HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), Arc::clone(&metrics), t());
         let catalog = (Arc::clone(&inventory), Arc::clone(&retention));
@@ -122,7 +129,8 @@ impl App {
         let of = (Arc::clone(&sessions), Arc::clone(&tickets));
         let exports = Exports::new(admitted, of, Arc::clone(&trail), Arc::clone(&metrics), export, t());
         let checksums = Checksums::new(Arc::clone(&files), s(), t());
-        let removals = Arc::new(Removals::new(Arc::clone(&inventory), Arc::clone(&comparisons), s()));
+        let (i, c, n) = (Arc::clone(&inventory), Arc::clone(&comparisons), Arc::clone(&notifications));
+        let removals = Arc::new(Removals::new(i, c, n, s()));
         let recovery = Arc::new(Recovery::new(Arc::clone(&removals), Arc::clone(&locks), s(), t()));
         let exporter = host::service_id(&config.db_file);
         let (i, f) = (Arc::clone(&inventory), Arc::clone(&files));
@@ -135,12 +143,15 @@ impl App {
         let database = Database::new(of, a, s(), m, config.db_rebuild, t());
         let database = Arc::new(database);
         let warnings = Arc::new(Warnings::new(config, Arc::clone(&metrics)));
+        let watched = (Arc::clone(&inventory), Arc::clone(&database), Arc::clone(&warnings));
+        let policy = admission.policy.limits.clone();
+        let conditions = Arc::new(Conditions::new(watched, Arc::clone(&notifications), policy, s(), t()));
         let ops = Ops::new(
             (Arc::clone(&inventory), Arc::clone(&retention), Arc::clone(&files)),
             (Arc::clone(&admission), pending),
             (Arc::clone(&recovery), Arc::clone(&reconciler)),
             (Arc::clone(&database), Arc::clone(&sessions)),
-            (confinement, Arc::clone(&warnings)),
+            (confinement, Arc::clone(&warnings), Arc::clone(&notifications)),
             (Arc::clone(&metrics), s()),
             t(),
         );
@@ -153,6 +164,7 @@ impl App {
             reconciler,
             store: s(),
             trail: Arc::clone(&trail),
+            notifications: Arc::clone(&notifications),
             metrics: Arc::clone(&metrics),
             exporter,
             tasks: t(),
@@ -170,7 +182,7 @@ impl App {
             snapshots: Arc::new(snapshots),
             documents: Arc::new(documents),
             tickets,
-            operator: Operator { ops: Arc::new(ops), adopter, database, warnings, recovery },
+            operator: Operator { ops: Arc::new(ops), adopter, database, warnings, notifications, conditions, recovery },
         })
     }
 
@@ -204,6 +216,16 @@ impl App {
         self.sessions.set_limits(login);
     }
 
+    /// Uses other webhooks from now on, until `stop`.
+    ///
+    /// # Errors
+    /// The certificate of a webhook cannot be used; the current webhooks stay in use.
+    pub fn set_notifications(&self, config: &config::Notifications, stop: &CancellationToken) -> std::io::Result<()> {
+        self.operator.notifications.set(config, stop)?;
+        self.operator.conditions.look_soon();
+        Ok(())
+    }
+
     /// Starts the background tasks. They end after `stop`. The service must wait for the returned ones before it exits.
     pub fn run_in_background(&self, stop: &CancellationToken) -> Vec<JoinHandle<()>> {
         let Snapshots { admission, hooks, reconciler, tasks, .. } = &*self.snapshots;
@@ -213,6 +235,8 @@ impl App {
         tasks.spawn(Arc::clone(reconciler).run(stop.clone()));
         tasks.spawn(log_audit_head(stop.clone()));
         tasks.spawn(Arc::clone(&self.operator.warnings).run(stop.clone()));
+        self.operator.notifications.start(stop);
+        tasks.spawn(Arc::clone(&self.operator.conditions).run(stop.clone()));
         vec![
             tasks.spawn(Sweeper(Arc::clone(&self.snapshots)).run(stop.clone())),
             tasks.spawn(Arc::clone(&self.operator.recovery).run(stop.clone())),

@@ -293,6 +293,12 @@ impl Client {
         self.send_once(&|| self.request(Method::POST, "/auth/revoke").body(body.clone()))?.json()
     }
 
+    /// Sends a test event to webhooks.
+    pub fn test_webhooks(&self, test: &api::TestNotification) -> Result<Vec<api::TestedWebhook>, ClientError> {
+        let body = serde_json::to_vec(test).map_err(std::io::Error::from)?;
+        self.send_once(&|| self.request(Method::POST, "/notifications/test").body(body.clone()))?.json()
+    }
+
     pub fn post<T: DeserializeOwned>(&self, path: &str) -> Result<T, ClientError> {
         self.send_once(&|| self.request(Method::POST, path))?.json()
     }

@@ -3,7 +3,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::secret::mask_user;
-use super::{access, api, audit, compare, confinement, export, hooks, jwt, log, login, manager, policy, repositories};
+use super::{
+    access, api, audit, compare, confinement, export, hooks, jwt, log, login, manager, notifications, policy,
+    repositories,
+};
 
 #[derive(Debug, Deserialize, Serialize)]
 #[serde(deny_unknown_fields, default)]
@@ -25,6 +28,7 @@ pub struct File {
     pub(super) policy: policy::Keys,
     pub(super) export: export::Keys,
     pub(super) hooks: hooks::Keys,
+    pub(super) notifications: notifications::Keys,
     pub(super) metrics: Metrics,
     pub(super) confinement: confinement::Keys,
 }
@@ -48,6 +52,7 @@ impl Default for File {
             policy: policy::Keys::default(),
             export: export::Keys::default(),
             hooks: hooks::Keys::default(),
+            notifications: notifications::Keys::default(),
             metrics: Metrics::default(),
             confinement: confinement::Keys::default(),
         }

@@ -2,7 +2,7 @@
 
 use secrecy::{ExposeSecret, SecretString};
 
-use super::{Compare, Config, Connections, Export, Login, Policy, file};
+use super::{Compare, Config, Connections, Export, Login, Notifications, Policy, file};
 use crate::model::AccessRules;
 
 /// The values that a reload replaces in the running service. All other keys need a restart.
@@ -14,6 +14,7 @@ pub struct Live {
     pub compare: Compare,
     pub login: Login,
     pub connections: Connections,
+    pub notifications: Notifications,
     pub signing: Signing,
 }
 
@@ -38,6 +39,7 @@ const LIVE: &[&str] = &[
     "export",
     "compare",
     "login",
+    "notifications",
     "api.max_connections_per_address",
     "api.trusted_proxies",
     "api.forwarded_for_from",
@@ -60,6 +62,7 @@ impl Config {
             compare: self.compare,
             login: self.login,
             connections: self.api.connections.clone(),
+            notifications: self.notifications.clone(),
             signing: Signing { secret: self.jwt.secret.clone(), overlap: self.jwt.secret_overlap },
         }
     }
@@ -187,6 +190,10 @@ mod tests {
         retry_delay = "2m"
         hosts = ["x"]
         urls = { x = "https://x" }
+        [notifications]
+        low_space = "5GiB"
+        max_queued = 1
+        retry_for = "1h"
         [metrics]
         enabled = true
         require_token = true
@@ -234,6 +241,23 @@ mod tests {
         assert_eq!(rules("ann").needs_restart(&rules("ben")), Vec::<String>::new());
         assert_ne!(rules("ann").live(), rules("ben").live());
         assert_eq!(rules("ann").live(), rules("ann").live());
+    }
+
+    #[test]
+    fn webhooks_are_loaded_again_and_their_secrets_are_not_kept_with_the_keys() {
+        let webhook = |url: &str, secret: &str| {
+            let lines = format!("name = \"a\"\nurl = \"{url}\"\nsecret = \"whsec_{secret}\"\n");
+            parse_with_faults(&format!("[[notifications.webhooks]]\n{lines}")).0
+        };
+        let (url, secret) = ("https://a.example/hush", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw");
+        let running = webhook(url, secret);
+        assert_eq!(running.live(), webhook(url, secret).live());
+        for other in [webhook("https://a.example/other", secret), webhook(url, "AfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")] {
+            assert_ne!(running.live(), other.live());
+            assert_eq!(other.needs_restart(&running), Vec::<String>::new());
+        }
+        let shown = running.keys.to_string();
+        assert!(shown.contains("webhooks") && !shown.contains("MfKQ") && !shown.contains("hush"), "{shown}");
     }
 
     #[test]

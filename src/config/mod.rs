@@ -16,6 +16,7 @@ mod live;
 mod log;
 mod login;
 mod manager;
+mod notifications;
 mod policy;
 mod reading;
 mod repositories;
@@ -38,7 +39,8 @@ pub use live::Live;
 pub use log::Log;
 pub use login::Login;
 pub use manager::{Manager, Trust, parse_fingerprint};
-pub use policy::{MAX_TTL, Policy};
+pub use notifications::{Notifications, Webhook};
+pub use policy::{MAX_TTL, MinFreeSpace, Policy};
 pub use repositories::Repositories;
 pub use secret::{is_given_away, weakness};
 pub use tls::ClientAuth;
@@ -69,6 +71,7 @@ pub struct Config {
     pub policy: Policy,
     pub export: Export,
     pub hooks: Hooks,
+    pub notifications: Notifications,
     pub access: AccessRules,
     pub metrics: MetricsRoute,
     pub confinement: ConfinementMode,
@@ -156,6 +159,7 @@ pub fn parse_with_faults(text: &str) -> (Config, Vec<String>) {
         policy: validator.policy(&file.policy),
         export: validator.export(&file.export),
         hooks: validator.hooks(&file.hooks),
+        notifications: validator.notifications(&file.notifications),
         access: validator.access(&file.access),
         metrics: match &file.metrics {
             file::Metrics { enabled: false, .. } => MetricsRoute::Off,

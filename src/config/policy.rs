@@ -134,7 +134,7 @@ impl Validator {
     }
 }
 
-fn parse_min_free_space(value: &toml::Value) -> Option<MinFreeSpace> {
+pub(super) fn parse_min_free_space(value: &toml::Value) -> Option<MinFreeSpace> {
     if let Some(bytes) = value.as_integer() {
         return u64::try_from(bytes).ok().map(MinFreeSpace::Bytes);
     }

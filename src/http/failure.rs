@@ -62,7 +62,7 @@ impl ErrorBody {
 impl Failure {
     fn code(&self) -> ErrorCode {
         match self {
-            Self::App(error) => app_code(error),
+            Self::App(error) => error.code(),
             Self::NoRoute => ErrorCode::NotFound,
             Self::BodyTooLarge { .. } => ErrorCode::BodyTooLarge,
             Self::BodyTooSlow => ErrorCode::BodyTooSlow,
@@ -116,64 +116,6 @@ fn app_header(error: &Error) -> Option<(HeaderName, HeaderValue)> {
         Error::VmBusy { .. } => retry_after("30"),
         Error::BaseUnstable { .. } | Error::Rebuilding { .. } => retry_after("60"),
         _ => None,
-    }
-}
-
-fn app_code(error: &Error) -> ErrorCode {
-    match error {
-        Error::BadRequest(_) => ErrorCode::BadRequest,
-        Error::BadCredentials | Error::NoSession(_) | Error::UnknownCertificate(_) | Error::BadRefreshToken => {
-            ErrorCode::Unauthorized
-        }
-        Error::NotAnOperator { .. } | Error::CrossSite | Error::Forbidden { .. } | Error::NotInTicket(_) => {
-            ErrorCode::Forbidden
-        }
-        Error::NotFound(_) | Error::SnapshotGone | Error::NoVm => ErrorCode::NotFound,
-        Error::OtherVm(_) => ErrorCode::OtherVm,
-        Error::NotOlder(_) => ErrorCode::BaseNotOlder,
-        Error::NotSnapshottable(_) => ErrorCode::NotSnapshottable,
-        Error::Refused(refusal) => refusal_code(refusal),
-        Error::BaseLost { .. } => ErrorCode::BaseLost,
-        Error::FullRequired { .. } => ErrorCode::FullRequired,
-        Error::SnapshotLost { .. } => ErrorCode::SnapshotLost,
-        Error::PostHooksSkipped { .. } | Error::OfVm { .. } => app_code(error.cause()),
-        Error::NotRemoved { .. } => ErrorCode::NotRemoved,
-        Error::NotAdopted { .. } => ErrorCode::NotAdopted,
-        Error::HookFailed { .. } => ErrorCode::HookFailed,
-        Error::NotQuiesced(_) => ErrorCode::NotQuiesced,
-        Error::CloneTimeout { .. } => ErrorCode::CloneTimeout,
-        Error::ManagerUnavailable(_) => ErrorCode::ManagerUnavailable,
-        Error::Throttled | Error::TooManyFailures { .. } => ErrorCode::Throttled,
-        Error::NoSpace { .. } | Error::NoRoomForCopy(_) => ErrorCode::InsufficientSpace,
-        Error::ReadOnly { .. } => ErrorCode::ReadOnly,
-        Error::Io { .. } => ErrorCode::IoError,
-        Error::VmBusy { .. } => ErrorCode::VmBusy,
-        Error::BaseUnstable { .. } => ErrorCode::BaseUnsettled,
-        Error::ContentCheckRunning { .. } => ErrorCode::SnapshotBeingChecked,
-        Error::RepositoryUnavailable { .. } | Error::Unavailable(_) => ErrorCode::RepositoryUnavailable,
-        Error::AgentDb(_) => ErrorCode::OvsAgentDbUnreadable,
-        Error::Store(_) => ErrorCode::DatabaseUnavailable,
-        Error::Rebuilding { .. } => ErrorCode::DatabaseRebuilding,
-        Error::Cancelled | Error::Internal(_) => ErrorCode::Internal,
-    }
-}
-
-fn refusal_code(refusal: &Refusal) -> ErrorCode {
-    match refusal {
-        Refusal::UnknownDisk { .. } => ErrorCode::UnknownDisk,
-        Refusal::AmbiguousDisk { .. } => ErrorCode::AmbiguousDisk,
-        Refusal::UnfitDisk { .. } => ErrorCode::UnfitDisk,
-        Refusal::NoDiskLeft => ErrorCode::NoDiskLeft,
-        Refusal::TooManySnapshots { .. } => ErrorCode::TooManySnapshots,
-        Refusal::TooManyTickets { .. } => ErrorCode::TooManyTickets,
-        Refusal::TooManyExtents { .. } => ErrorCode::TooManyExtents,
-        Refusal::LowSpace { .. } => ErrorCode::InsufficientSpace,
-        Refusal::QueueFull(_)
-        | Refusal::TooManyCopies { .. }
-        | Refusal::QueueTimeout { .. }
-        | Refusal::GroupTimeout { .. } => ErrorCode::Throttled,
-        Refusal::KeyReused => ErrorCode::IdempotencyKeyReused,
-        Refusal::KeySnapshotGone(_) => ErrorCode::IdempotencyKeySpent,
     }
 }
 

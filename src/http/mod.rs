@@ -27,6 +27,7 @@ mod heads;
 mod json;
 mod json_stream;
 mod limits;
+mod notification_handlers;
 mod openapi;
 mod paths;
 mod peer;

@@ -20,7 +20,9 @@ use super::documentation::{self, Documentation};
 use super::failure::Failure;
 use super::openapi::{self, Route};
 use super::paths::{CHUNKS, DISK, DOCS, DOCS_FILE, METRICS, OPENAPI, TICKET_CHUNKS, TICKET_DISK};
-use super::{disk_handlers, handlers, request_middleware, session_handlers, snapshot_handlers, ticket, ui};
+use super::{
+    disk_handlers, handlers, notification_handlers, request_middleware, session_handlers, snapshot_handlers, ticket, ui,
+};
 use crate::api::TicketOp;
 use crate::app::{App, Error};
 use crate::config::{MetricsRoute, Pages};
@@ -58,6 +60,7 @@ fn table(metrics: MetricsRoute, has_docs: bool) -> Vec<(&'static str, Access, Me
         ("/api/v1/capabilities", view, get(handlers::capabilities)),
         ("/api/v1/adopt", Access::NeedsForAll(Permission::Administer), post(handlers::adopt)),
         ("/api/v1/database", Access::NeedsForAll(Permission::Administer), get(handlers::database)),
+        ("/api/v1/notifications/test", Access::NeedsForAll(Permission::Administer), post(notification_handlers::test)),
         ("/api/v1/repositories", view, get(handlers::repositories)),
         ("/api/v1/status", view, get(handlers::status)),
         ("/api/v1/snapshots", create, post(snapshot_handlers::create_snapshots)),

@@ -7,7 +7,7 @@ use axum::http::request::Parts;
 
 use super::failure::Failure;
 use super::query::Parameters;
-use crate::api::{ConfigStatus, DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status};
+use crate::api::{ConfigStatus, DatabaseStatus, Queue, ServiceStatus, SessionStatus, Status, WebhookStatus};
 use crate::app::Error;
 use crate::app::ops::StatusQuery;
 use crate::model::printable;
@@ -96,6 +96,12 @@ pub(super) fn render(status: &ServiceStatus) -> String {
     for warning in warnings {
         let _ = writeln!(page, "  {}", printable(&warning));
     }
+    let webhooks = status.webhooks.iter().flatten();
+    for (index, webhook) in webhooks.enumerate() {
+        page += if index == 0 { "\nwebhooks\n" } else { "" };
+        let problem = webhook_problem(webhook).map(|problem| format!(", {}", printable(&problem))).unwrap_or_default();
+        let _ = writeln!(page, "  {} {}: {} events wait{problem}", webhook.name, webhook.origin, webhook.queued);
+    }
     if !status.leftovers.is_empty() {
         page += "\nfiles that could not be removed yet\n";
     }
@@ -126,6 +132,13 @@ pub(super) fn render(status: &ServiceStatus) -> String {
         }
     }
     page
+}
+
+/// Why a webhook gets no events.
+fn webhook_problem(webhook: &WebhookStatus) -> Option<String> {
+    let error = webhook.last_error.as_ref()?;
+    let state = if webhook.disabled { "DISABLED" } else { "PROBLEM" };
+    Some(format!("{state}: {} ({})", error.reason, error.at))
 }
 
 fn database_section(page: &mut String, database: &DatabaseStatus) {

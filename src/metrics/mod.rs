@@ -1,11 +1,13 @@
 //! Metrics for Prometheus.
 //!
 //! There is no global registry: [`Metrics`] is passed to its users. Labels have few values. They are never names, ids or
-//! paths, except the ids of repositories, of which a host has few. [`Metrics::text`] reads memory only.
+//! paths, except the ids of repositories and the names of webhooks, of which there are few. [`Metrics::text`] reads memory
+//! only.
 
 mod labels;
 mod register;
 mod state;
+mod webhooks;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -21,6 +23,7 @@ pub use labels::{Compared, QueueLength, Throttled};
 use register::{Counters, Gauges, Histograms, add, add_bytes, add_seconds, histograms};
 use state::StateCollector;
 pub use state::{RepositoryState, SnapshotAges, State};
+pub use webhooks::WebhookMetrics;
 
 /// The media type of [`Metrics::text`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -68,6 +71,7 @@ pub struct Metrics {
     log_ins: Counters<1>,
     log_ins_throttled: Counters<1>,
     state: Arc<StateCollector>,
+    pub webhooks: WebhookMetrics,
 }
 
 impl Default for Metrics {
@@ -145,6 +149,7 @@ impl Default for Metrics {
             ),
             log_ins: add(r, "log_ins", "Log-ins, by outcome"),
             log_ins_throttled: add(r, "log_ins_throttled", "Log-ins answered with 429, by reason"),
+            webhooks: WebhookMetrics::new(r),
             state,
             registry,
         };

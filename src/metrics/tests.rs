@@ -42,6 +42,9 @@ fn busy() -> Metrics {
     metrics.database_checked(1_700_000_000, true);
     metrics.log_in_ended("refused");
     metrics.log_in_throttled(Throttled::Account);
+    metrics.webhooks.queued("alerts", 7);
+    metrics.webhooks.failed("alerts");
+    metrics.webhooks.dropped("alerts", 2);
     let repository = RepositoryState {
         id: "r1".to_owned(),
         is_up: true,
@@ -123,6 +126,10 @@ fn counts_appear_in_the_text() {
         "ovm_exporter_renewable_log_ins 3",
         "ovm_exporter_revocations 5",
         "ovm_exporter_confined{part=\"system-calls\"} 0",
+        "ovm_exporter_webhook_events_queued{webhook=\"alerts\"} 7",
+        "ovm_exporter_webhook_events_dropped_total{webhook=\"alerts\"} 2",
+        "ovm_exporter_webhook_deliveries_total{webhook=\"alerts\",outcome=\"failed\"} 1",
+        "ovm_exporter_webhook_deliveries_total{webhook=\"alerts\",outcome=\"sent\"} 0",
         concat!("ovm_exporter_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");

@@ -5,6 +5,7 @@ pub mod annotations;
 pub mod chunk;
 pub mod definition;
 pub mod diff;
+mod event_kind;
 pub mod exclusive;
 pub mod extent_map;
 mod hex;
@@ -23,6 +24,7 @@ pub use access::{AccessRule, AccessRules, FoldedName, Grant, Grants, Permission,
 pub use annotations::{Annotations, LabelSelector};
 pub use chunk::{Chunk, ChunkKind};
 pub use definition::Definition;
+pub use event_kind::{EventKind, EventPattern};
 pub use extent_map::{Backing, Extent, ExtentMap};
 pub use hex::hex;
 pub use hook::{Consistency, HookKind, HookOutcome, HookRun, HookStage};

@@ -105,7 +105,7 @@ async fn serve(
     tokio::spawn(pulse::report_status(Arc::clone(&manager), Arc::clone(&app), stop.clone()));
     tokio::spawn(pulse::keep_alive(Arc::clone(&manager), prober, stop.clone()));
     tokio::spawn(trim_heap());
-    let reloader = Reloader { path, started: config, app: &app, tls, rates, connections };
+    let reloader = Reloader { path, started: config, app: &app, tls, rates, connections, stop: &stop };
     let on_hang_up = async || {
         manager.reloading();
         reopen_log();

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::app::changeable::Changeable;
@@ -26,6 +27,8 @@ pub(super) struct Reloader<'a> {
     pub tls: watch::Sender<Arc<ServerTls>>,
     pub rates: RateLimits,
     pub connections: Changeable<Connections>,
+    /// Ends the background tasks.
+    pub stop: &'a CancellationToken,
 }
 
 impl Reloader<'_> {
@@ -73,14 +76,18 @@ impl Reloader<'_> {
         }
         // The running service keeps its database, and the key beside it.
         self.started.db_file.clone_into(&mut config.db_file);
-        match auth::key::find(&config) {
-            Ok(key) => self.reload_key(key, &config),
+        let key = match auth::key::find(&config) {
+            Ok(key) => key,
             Err(error) => return refused(format!("jwt.secret: {error}")),
+        };
+        let Live { access, policy, export, compare, login, connections, notifications, signing: _ } = config.live();
+        if let Err(error) = self.app.set_notifications(&notifications, self.stop) {
+            return refused(format!("notifications: {error}"));
         }
+        self.reload_key(key, &config);
         if let Some(Fault { key, found, remedy, .. }) = start_faults::forgotten_users(&config.access) {
             tracing::warn!(key, remedy, "{found}");
         }
-        let Live { access, policy, export, compare, login, connections, signing: _ } = config.live();
         self.rates.set(&export);
         self.connections.set(connections);
         self.app.set_limits(policy, export, compare, login);

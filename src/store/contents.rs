@@ -6,8 +6,8 @@ use std::hash::{DefaultHasher, Hasher};
 use redb::{Key, ReadTransaction, ReadableTable, TableDefinition, TableError, Value};
 
 use super::{
-    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, pending_hooks, proof, record, retention, revoked_log_ins,
-    schema, sessions, tickets,
+    SNAPSHOTS, SNAPSHOTS_BY_VM, StoreError, definition, events, pending_hooks, proof, record, retention,
+    revoked_log_ins, schema, sessions, tickets,
 };
 
 /// What a state of the database contains.
@@ -65,6 +65,9 @@ pub(super) fn read_all(transaction: &ReadTransaction) -> Result<Contents, StoreE
     reader.table(revoked_log_ins::TABLE, |_, _| Ok(()))?;
     reader.table(sessions::REVOKED_BEFORE, |_, _| Ok(()))?;
     reader.table(tickets::TABLE, |_, _| Ok(()))?;
+    reader.table(events::EVENTS, |_, _| Ok(()))?;
+    reader.table(events::DROPPED, |_, _| Ok(()))?;
+    reader.table(events::CONDITIONS, |_, _| Ok(()))?;
     Ok(Contents { hash: reader.hasher.finish(), unreadable: std::mem::take(&mut reader.unreadable) })
 }
 

@@ -38,6 +38,8 @@ impl Handle {
             // Until the copy is used, some of these end, and must not be valid again.
             super::tickets::forget_all(&transaction)?;
             super::sessions::forget_renewable(&transaction)?;
+            // The original delivers them.
+            super::events::forget_all(&transaction)?;
             Ok(transaction.commit()?)
         })?;
         copy.rewind()?;
@@ -157,7 +159,8 @@ mod tests {
 
     use super::super::tests::{begin, snapshot};
     use super::super::{
-        Clock, CommitOptions, DatabaseState, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits, TicketSource, inspect,
+        Clock, CommitOptions, DatabaseState, NewEvent, Revocation, SNAPSHOTS, Store, Ticket, TicketLimits,
+        TicketSource, inspect,
     };
     use super::*;
     use crate::model::SnapshotId;
@@ -215,6 +218,8 @@ mod tests {
         let target = ("vm".to_owned(), SnapshotId::from_u128(7), "a.img".to_owned());
         let ticket = Ticket::new(("ann".to_owned(), TicketSource::LogIn), target, (true, false), (0, 1000));
         store.tickets().add(&[1; 32], &ticket, TicketLimits { of_user: 8, of_all: 8 }).unwrap();
+        let event = NewEvent { webhooks: vec!["a".to_owned()], body: b"{}".to_vec(), max_queued: 1 };
+        store.events().add(&event).unwrap();
         let (sessions, clock) = (store.sessions(), Clock { now: 1, latest_ms: 1999 });
         sessions.begin(1, "ann", [1; 32], (1000, 5000), 1).unwrap();
         sessions.revoke(Revocation::LogIn { id: 2, user: "ben", until: 5000 }, clock).unwrap();
@@ -224,8 +229,11 @@ mod tests {
         let copied = dir.path().join("copy");
         fs::write(&copied, bytes).unwrap();
         let copy = Store::open(&copied).unwrap();
-        let counts = |of: &Store| (of.tickets().all().unwrap().len(), of.sessions().renewable(1).unwrap());
-        assert_eq!((counts(&store), counts(&copy)), ((1, 1), (0, 0)));
+        let counts = |of: &Store| {
+            let queued = of.events().waiting("a").unwrap().queued;
+            (of.tickets().all().unwrap().len(), of.sessions().renewable(1).unwrap(), queued)
+        };
+        assert_eq!((counts(&store), counts(&copy)), ((1, 1, 1), (0, 0, 0)));
         assert_eq!(copy.sessions().revoked(1).unwrap(), sessions.revoked(1).unwrap());
         assert_eq!(copy.snapshots().unwrap().len(), store.snapshots().unwrap().len());
     }

@@ -7,6 +7,7 @@ mod contents;
 mod database;
 mod definition;
 mod error;
+mod events;
 mod frozen;
 mod inspect;
 mod overlay;
@@ -33,6 +34,7 @@ use crate::model::{
 
 pub use contents::Unreadable;
 pub use error::{StoreError, Trouble};
+pub use events::{Events, NewEvent, Waiting};
 pub use frozen::{copies_folder, make_copies_folder};
 pub use inspect::{DatabaseState, inspect};
 pub use pending_hooks::PendingHookTable;
@@ -103,8 +105,8 @@ impl Store {
     }
 
     /// A copy of the database as it is now, checked. Snapshots that are being made are not in it: when the copy is used,
-    /// they may be complete, and a start removes unfinished ones. Tickets and renewable log-ins are not in it either: some
-    /// of them end before it is used. Records that this version cannot read are copied as they are. The file has no name,
+    /// they may be complete, and a start removes unfinished ones. Tickets, renewable log-ins and events for webhooks are
+    /// not in it either: some of them end before it is used. Records that this version cannot read are copied as they are. The file has no name,
     /// so it disappears when it is closed. Writes wait while the file is copied.
     ///
     /// # Errors
@@ -153,6 +155,11 @@ impl Store {
         Retentions(&self.handle)
     }
 
+    /// The events that wait for webhooks.
+    pub fn events(&self) -> Events<'_> {
+        Events(&self.handle)
+    }
+
     /// The log-ins that can be renewed, and the revoked tokens.
     pub fn sessions(&self) -> SessionTables<'_> {
         SessionTables(&self.handle)
@@ -179,9 +186,10 @@ impl Store {
         })
     }
 
-    /// Records that the files of `snapshot` are about to be removed. From now on no client sees it.
-    pub fn begin_deletion(&self, snapshot: &Snapshot) -> Result<(), StoreError> {
-        self.handle.write(|transaction| put_deleting(transaction, snapshot))
+    /// Records that the files of `snapshot` are about to be removed, together with the event about it. From now on no
+    /// client sees it.
+    pub fn begin_deletion(&self, snapshot: &Snapshot, event: Option<&NewEvent>) -> Result<(), StoreError> {
+        self.handle.write(|transaction| put_deleting(transaction, snapshot, event))
     }
 
     /// Removes the record of a snapshot that has no files any more.
@@ -331,8 +339,13 @@ fn put(transaction: &WriteTransaction, state: State, snapshot: &Snapshot) -> Res
 }
 
 /// Records that a snapshot is being removed, and removes its tickets, because no user can see and end them any more.
-fn put_deleting(transaction: &WriteTransaction, snapshot: &Snapshot) -> Result<(), StoreError> {
+fn put_deleting(
+    transaction: &WriteTransaction,
+    snapshot: &Snapshot,
+    event: Option<&NewEvent>,
+) -> Result<(), StoreError> {
     tickets::forget(transaction, snapshot.id)?;
+    events::enqueue(transaction, event)?;
     put(transaction, State::Deleting, snapshot)
 }
 

@@ -206,7 +206,7 @@ impl PowerLossTest {
                 self.known.insert(number, begun);
             }
             (3, Some(old)) => {
-                self.commit("begin_deletion", |store| store.begin_deletion(&old)).unwrap();
+                self.commit("begin_deletion", |store| store.begin_deletion(&old, None)).unwrap();
                 self.commit("forget", |store| store.forget(&SnapshotFiles::from(&old))).unwrap();
                 self.known.remove(&old.id.as_u128());
             }

@@ -114,7 +114,7 @@ mod tests {
         // The other service assigns its own sequences.
         let mut theirs = snapshot(2);
         theirs.sequence = ours.sequence;
-        store.begin_deletion(&theirs).unwrap();
+        store.begin_deletion(&theirs, None).unwrap();
         store.forget(&SnapshotFiles::from(&theirs)).unwrap();
         assert_eq!(store.snapshots_of(&ours.vm).unwrap(), [ours]);
     }

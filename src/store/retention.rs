@@ -7,7 +7,9 @@ use jiff::Timestamp;
 use redb::{ReadableTable, TableDefinition, WriteTransaction};
 use serde::{Deserialize, Serialize};
 
-use super::{Record, SNAPSHOTS, State, Store, StoreError, database, definition, put, put_deleting, record};
+use super::{
+    NewEvent, Record, SNAPSHOTS, State, Store, StoreError, database, definition, events, put, put_deleting, record,
+};
 use crate::model::retention::Retention;
 use crate::model::{Definition, Snapshot, SnapshotId, VmId};
 
@@ -43,6 +45,8 @@ pub struct CommitOptions {
     pub key: Option<RequestKey>,
     /// The VM's definition.
     pub definition: Option<Definition>,
+    /// For webhooks.
+    pub event: Option<NewEvent>,
 }
 
 /// The request that used a key. These are the stored bytes: postcard writes the fields in this order.
@@ -81,6 +85,7 @@ impl Store {
             snapshots.iter().try_for_each(|(snapshot, options)| {
                 put(transaction, State::Ready, snapshot)?;
                 definition::put(transaction, snapshot.id, options.definition.as_ref())?;
+                events::enqueue(transaction, options.event.as_ref())?;
                 if let Some(expiry) = options.expires_at {
                     transaction.open_table(EXPIRIES)?.insert(snapshot.id.as_u128(), expiry.as_millisecond())?;
                 }
@@ -168,12 +173,17 @@ impl Retentions<'_> {
 
     /// As [`Store::begin_deletion`], if the snapshot is complete and no lease on it ends after `now`. Check and record
     /// are one transaction, so no lease is granted in between. Returns whether the deletion has begun.
-    pub fn begin_sweep(&self, snapshot: &Snapshot, now: Timestamp) -> Result<bool, StoreError> {
+    pub fn begin_sweep(
+        &self,
+        snapshot: &Snapshot,
+        now: Timestamp,
+        event: Option<&NewEvent>,
+    ) -> Result<bool, StoreError> {
         self.0.write(|transaction| {
             if !is_ready(transaction, snapshot.id)? || is_leased(transaction, snapshot.id, now)? {
                 return Ok(false);
             }
-            put_deleting(transaction, snapshot)?;
+            put_deleting(transaction, snapshot, event)?;
             Ok(true)
         })
     }

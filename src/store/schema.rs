@@ -20,6 +20,8 @@ mod m0006_definitions;
 mod m0007_tickets;
 #[path = "../../migrations/0008_sessions.rs"]
 mod m0008_sessions;
+#[path = "../../migrations/0009_notifications.rs"]
+mod m0009_notifications;
 
 type Migration = fn(&WriteTransaction) -> Result<(), redb::Error>;
 
@@ -33,11 +35,13 @@ const MIGRATIONS: &[Migration] = &[
     m0006_definitions::run,
     m0007_tickets::run,
     m0008_sessions::run,
+    m0009_notifications::run,
 ];
 
 pub(super) const CURRENT_SCHEMA: u64 = MIGRATIONS.len() as u64;
 
-/// Name → number. `schema` is the schema's number; `sequence` is the last one assigned to a snapshot.
+/// Name → number. `schema` is the schema's number; `sequence` is the last one assigned to a snapshot,
+/// `event` the last number of an event.
 pub(super) const COUNTERS: TableDefinition<'_, &str, u64> = TableDefinition::new("counters");
 
 /// Migrates the database to the current schema in `transaction`.

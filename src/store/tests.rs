@@ -113,7 +113,7 @@ fn a_snapshot_is_visible_from_commit_to_deletion() {
     assert_eq!(store.snapshots_of(&vm).unwrap(), [first.clone(), second.clone()]);
     assert_eq!(store.snapshot_ids().unwrap()[&vm], [first.id, second.id]);
 
-    store.begin_deletion(&first).unwrap();
+    store.begin_deletion(&first, None).unwrap();
     assert_eq!(store.snapshot(first.id).unwrap(), None);
     assert_eq!(store.unfinished().unwrap(), [SnapshotFiles::from(&first)]);
     store.forget(&SnapshotFiles::from(&first)).unwrap();
@@ -187,7 +187,13 @@ fn golden_definition() -> Definition {
 
 fn golden_options() -> CommitOptions {
     let key = RequestKey { user: "admin".to_owned(), key: "golden".to_owned(), digest: [7; 32] };
-    CommitOptions { expires_at: golden_retention().expires_at, key: Some(key), definition: Some(golden_definition()) }
+    let event = NewEvent { webhooks: vec!["a".to_owned()], body: b"{}".to_vec(), max_queued: 1 };
+    CommitOptions {
+        expires_at: golden_retention().expires_at,
+        key: Some(key),
+        definition: Some(golden_definition()),
+        event: Some(event),
+    }
 }
 
 fn golden_ticket() -> Ticket {
@@ -219,10 +225,10 @@ fn the_database_of_schema_1_is_opened() {
 }
 
 /// The retention of snapshots came with schema 3, seals with schema 4, annotations with schema 5, definitions with
-/// schema 6, tickets with schema 7, revocations with schema 8.
+/// schema 6, tickets with schema 7, revocations with schema 8, events with schema 9.
 #[test]
-fn the_databases_of_schema_2_to_8_are_opened() {
-    for schema in [2, 3, 4, 5, 6, 7, 8] {
+fn the_databases_of_schema_2_to_9_are_opened() {
+    for schema in 2..=9 {
         let (_dir, store) = golden(schema);
         let second = match schema {
             2 | 3 => hooked(8),
@@ -248,6 +254,10 @@ fn the_databases_of_schema_2_to_8_are_opened() {
         );
         assert_eq!(revoked.log_ins, if schema < 8 { [].into() } else { [(8, 1_800_000_000)].into() });
         assert_eq!(store.sessions().renewable(1_700_000_000).unwrap(), usize::from(schema >= 8));
+        // Of two events, the queue had room for one.
+        let (waiting, is_new) = (store.events().waiting("a").unwrap(), u64::from(schema >= 9));
+        assert_eq!((waiting.queued, waiting.dropped), (is_new, is_new));
+        assert_eq!(store.events().conditions().unwrap().len(), usize::from(schema >= 9));
         // Earlier programs recorded inodes before the files existed.
         let files = if schema < 5 { SnapshotFiles::from(&creating) } else { unfinished_files(&creating) };
         assert_eq!(store.unfinished().unwrap(), [files]);
@@ -277,6 +287,7 @@ fn write_the_golden_database() {
     sessions.revoke(Revocation::LogIn { id: 8, user: "admin", until: 1_800_000_000 }, now).unwrap();
     sessions.revoke(Revocation::Before { user: Some("admin"), before_ms: 1_714_558_830_123 }, now).unwrap();
     sessions.begin(9, "admin", [9; 32], (1_714_558_831_000, 1_800_000_000), 1_714_558_831).unwrap();
+    store.events().set_condition("database", Some("damaged"), None).unwrap();
 }
 
 #[test]

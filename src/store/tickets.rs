@@ -259,9 +259,9 @@ mod tests {
             left
         };
         // One that a client deletes, one that has expired, and one whose files were removed by others.
-        store.begin_deletion(&snapshots[0]).unwrap();
+        store.begin_deletion(&snapshots[0], None).unwrap();
         assert!(!left().contains(&snapshots[0].id));
-        assert!(store.retentions().begin_sweep(&snapshots[1], now).unwrap());
+        assert!(store.retentions().begin_sweep(&snapshots[1], now, None).unwrap());
         assert!(!left().contains(&snapshots[1].id));
         store.forget(&SnapshotFiles::from(&snapshots[2])).unwrap();
         assert_eq!(left(), [snapshots[3].id]);

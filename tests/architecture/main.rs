@@ -17,7 +17,7 @@ const LAYERS: &[&[&str]] = &[
     &["model"],
     &["api", "config", "metrics", "sys"],
     &["dns", "inventory", "qcow2", "repository", "store", "tls"],
-    &["auth", "client", "hooks"],
+    &["auth", "client", "hooks", "webhooks"],
     &["app", "backup"],
     &["http"],
     &["service"],
@@ -27,6 +27,7 @@ const LAYERS: &[&[&str]] = &[
 /// The services of `app/` by layer, from the bottom up.
 const APP_LAYERS: &[&[&str]] = &[
     &["changeable", "error", "tasks", "cancellation", "confinement", "file_cache", "audit"],
+    &["notifications"],
     &["inventory"],
     &["retention"],
     &["admission", "files"],

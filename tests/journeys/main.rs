@@ -120,3 +120,5 @@ mod unreachable_guests;
 mod untrusted_text;
 mod vm_resolution;
 mod watchdog;
+mod webhook_faults;
+mod webhooks;

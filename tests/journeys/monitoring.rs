@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::prometheus::{Prometheus, monitoring, program};
-use crate::harness::{Client, HookDir, MB, SNAPSHOTS, World, eventually, text, write_at};
+use crate::harness::{Certificates, Client, HookDir, MB, Receiver, SNAPSHOTS, World, eventually, text, write_at};
 use crate::{needs, needs_root};
 
 fn promtool(arguments: &[&str]) {
@@ -60,7 +60,10 @@ fn prometheus_gets_data_for_the_dashboard_and_fires_the_right_alerts() {
     needs!(program("prometheus").is_file(), "prometheus: make deps-test");
     let hooks = HookDir::new();
     hooks.put("10-good", "true");
-    let sections = hooks.section("") + "[metrics]\nenabled = true\nrequire_token = true\n";
+    let certificates = Certificates::new();
+    let receiver = Receiver::start(&certificates, "server");
+    let webhook = receiver.section(&certificates, "alerts", "events = [\"snapshot.*\"]");
+    let sections = hooks.section("") + "[metrics]\nenabled = true\nrequire_token = true\n" + &webhook;
     let world = World::with(512, |settings| settings.sections = sections);
     let disk = world.define_vm(&[("a.img", MB)]).remove(0);
     let client = world.client();

@@ -140,6 +140,8 @@ pub(super) fn named(config: &Config) -> Vec<(&'static str, PathBuf, Right)> {
         ("api.socket", socket, Right::Sockets),
     ];
     let files = files.into_iter().filter_map(|(key, path, right)| Some((key, path?, right)));
+    let webhooks = config.notifications.webhooks.iter().filter_map(|webhook| ca(&webhook.trust));
+    let files = files.chain(webhooks.map(|path| ("notifications.webhooks.ca_certificate", path, Right::Read)));
     let lists = api.client_auth.iter().flat_map(|auth| &auth.revocations);
     let files = files.chain(lists.map(|path| ("api.tls.client_crl", path.clone(), Right::Read)));
     let repositories = config.repositories.paths.iter();

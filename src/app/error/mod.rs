@@ -1,5 +1,6 @@
 //! The errors that callers get. `http::failure` maps them to HTTP responses.
 
+mod code;
 mod reason;
 mod refusal;
 

@@ -18,6 +18,7 @@ use super::unwritten::Unwritten;
 use crate::app::Error;
 use crate::app::admission::{LockMode, VmGuard, VmLocks};
 use crate::app::inventory::Inventory;
+use crate::app::notifications::{Event, Notifications};
 use crate::app::tasks::rounds;
 use crate::hooks::{Hooks, Operation, PendingHooks as FailedHooks, PendingPostHooks, run_isolated};
 use crate::metrics::Metrics;
@@ -71,6 +72,7 @@ pub(crate) struct PendingHooks {
     active: TaskTracker,
     vm_locks: Arc<VmLocks>,
     inventory: Arc<Inventory>,
+    pub(super) notifications: Arc<Notifications>,
     metrics: Arc<Metrics>,
 }
 
@@ -79,11 +81,11 @@ impl PendingHooks {
         hooks: Hooks,
         store: Store,
         vm_locks: Arc<VmLocks>,
-        inventory: Arc<Inventory>,
+        (inventory, notifications): (Arc<Inventory>, Arc<Notifications>),
         metrics: Arc<Metrics>,
     ) -> Self {
         let (hooks, unwritten, active) = (Arc::new(hooks), Unwritten::default(), TaskTracker::new());
-        Self { hooks, store, unwritten, active, vm_locks, inventory, metrics }
+        Self { hooks, store, unwritten, active, vm_locks, inventory, notifications, metrics }
     }
 
     /// Marks an operation as active: its guest may be frozen until the token is dropped. `None` if the service has
@@ -218,11 +220,17 @@ impl PendingHooks {
         let active = self.active.token();
         let ended = self.hooks.call_pending(&post_hooks).await;
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
+        // Webhooks get the first failure, and the end of the retries.
+        let will_retry = post_hooks.attempts < MAX_RETRIES;
+        let failed = (post_hooks.attempts == 0 || !will_retry)
+            .then(|| Event::hooks_failed(&post_hooks.event, &ended.runs, will_retry))
+            .flatten();
         self.put_result(key, PendingPostHooks { finished: ended.finished, ..post_hooks }, ended.failed);
         let pending = Arc::clone(self);
         writes.start(move || {
             let _active = active;
             pending.write_change(key);
+            failed.iter().for_each(|event| pending.notifications.announce(event));
         });
     }
 

@@ -13,6 +13,7 @@ use super::pending::PendingHooks;
 use super::report::HookReport;
 use crate::app::Error;
 use crate::app::inventory::Inventory;
+use crate::app::notifications;
 use crate::app::tasks::{Service, Tasks};
 use crate::hooks::{
     self, Event, EventDisk, EventVm, Hooks, Operation, PendingPostHooks, PostResult, PreResult, Refresh,
@@ -280,11 +281,17 @@ impl HookRunner {
         });
         self.metrics.hooks(post_hooks.event.operation.as_str(), &ended.runs);
         let PostResult { runs, quiesced, not_called, finished, failed } = ended;
+        let will_retry = failed.as_ref().is_none_or(|failed| !failed.is_empty());
+        let event = notifications::Event::hooks_failed(&post_hooks.event, &runs, will_retry);
         let (runner, result) =
             (Arc::clone(self), PendingPostHooks { succeeded: done, finished, ..PendingPostHooks::clone(&post_hooks) });
         runner.pending.put_result(key, result, failed);
         // The database may be slow. The thaw of other VMs of the group must not wait for it.
-        let recorded = tokio::task::spawn_blocking(move || runner.pending.write_change(key)).await;
+        let record = move || {
+            runner.pending.write_change(key);
+            event.iter().for_each(|event| runner.pending.notifications.announce(event));
+        };
+        let recorded = tokio::task::spawn_blocking(record).await;
         if let Err(panic) = recorded {
             tracing::error!(%panic, "the result of the post hooks is not recorded yet");
         }

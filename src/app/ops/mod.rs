@@ -1,6 +1,7 @@
 //! Services for operators: status, health, and the faults that keep the service from starting.
 
 mod audit_head;
+mod conditions;
 mod config_state;
 mod exclusive_usage;
 mod limits;
@@ -12,5 +13,6 @@ mod tls_state;
 pub(crate) mod warnings;
 
 pub(crate) use audit_head::log_audit_head;
+pub(crate) use conditions::Conditions;
 pub use service::{Ops, StatusQuery};
 pub use warnings::Warnings;

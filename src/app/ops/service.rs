@@ -17,6 +17,7 @@ use crate::app::database::Database;
 use crate::app::files::FileOpener;
 use crate::app::hooks::{Pending, PendingHooks};
 use crate::app::inventory::{Inventory, RepositorySet, RepositoryState, Unsearched};
+use crate::app::notifications::Notifications;
 use crate::app::retention::Retention;
 use crate::app::session::Sessions;
 use crate::app::snapshots::{Reconciler, Recovery};
@@ -50,6 +51,7 @@ pub struct Ops {
     pub config: ConfigState,
     pub(super) confinement: Arc<Confinement>,
     warnings: Arc<Warnings>,
+    notifications: Arc<Notifications>,
     pub(super) metrics: Arc<Metrics>,
     pub(super) store: Store,
     tasks: Tasks,
@@ -67,7 +69,7 @@ impl Ops {
         (admission, hooks): (Arc<Admission>, Arc<PendingHooks>),
         (recovery, reconciler): (Arc<Recovery>, Arc<Reconciler>),
         (database, sessions): (Arc<Database>, Arc<Sessions>),
-        (confinement, warnings): (Arc<Confinement>, Arc<Warnings>),
+        (confinement, warnings, notifications): (Arc<Confinement>, Arc<Warnings>, Arc<Notifications>),
         (metrics, store): (Arc<Metrics>, Store),
         tasks: Tasks,
     ) -> Self {
@@ -93,6 +95,7 @@ impl Ops {
             config,
             confinement,
             warnings,
+            notifications,
             metrics,
             store,
             tasks,
@@ -127,9 +130,10 @@ impl Ops {
             owed_hooks
                 .retain(|owed| is_visible(owed.vm_id.as_deref().unwrap_or_default(), owed.snapshot_id.as_deref()));
             let sessions = if sees_all { Some(ops.sessions.counts()?) } else { None };
-            Ok((repositories, (ops.database.status(sees_all)?, sessions), leftovers, owed_hooks, view))
+            let webhooks = if sees_all { Some(ops.notifications.status()?) } else { None };
+            Ok((repositories, (ops.database.status(sees_all)?, sessions, webhooks), leftovers, owed_hooks, view))
         });
-        let (repositories, (database, sessions), leftovers, owed_hooks, view) = found.await?;
+        let (repositories, (database, sessions, webhooks), leftovers, owed_hooks, view) = found.await?;
         Ok(api::ServiceStatus {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             at: api::time(jiff::Timestamp::now()),
@@ -158,6 +162,7 @@ impl Ops {
             audit: audit::head().map(|Head { seq, hash }| api::AuditHead { seq, hash }),
             confinement: sees_all.then(|| self.confinement.describe()),
             warnings: sees_all.then(|| self.warnings.list()),
+            webhooks,
             snapshots,
         })
     }

@@ -67,6 +67,12 @@ impl Warnings {
         self.log();
     }
 
+    /// The certificates that the service uses: the key of the config, the file, and the end.
+    pub(crate) fn certificates(&self) -> Vec<(&'static str, PathBuf, Timestamp)> {
+        let certificates = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        certificates.iter().map(|Certificate { key, path, end }| (*key, path.clone(), *end)).collect()
+    }
+
     /// The warnings at this time.
     pub(crate) fn list(&self) -> Vec<String> {
         let certificates = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,7 +106,8 @@ impl Warnings {
 
 /// The warning that other users can read the secrets of the config.
 fn readable_secrets(config: &Config) -> Option<String> {
-    let has_secrets = config.jwt.secret.is_some() || config.hooks.sync.is_some();
+    let has_webhooks = !config.notifications.webhooks.is_empty();
+    let has_secrets = config.jwt.secret.is_some() || config.hooks.sync.is_some() || has_webhooks;
     let mode = fs::metadata(&config.file).ok()?.mode();
     (has_secrets && mode & 0o004 != 0).then(|| {
         let shown = config.file.display();

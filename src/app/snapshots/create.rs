@@ -21,6 +21,7 @@ use crate::app::Error;
 use crate::app::admission::{Admitted, LockMode, VmGuard};
 use crate::app::audit::Actor;
 use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
+use crate::app::notifications::Event;
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::model::{DiskName, PendingHooksKey, Permission, Snapshot, SnapshotFiles, VmId};
@@ -119,7 +120,13 @@ impl Snapshots {
                     self.metrics.snapshot_made(freeze);
                 }
             }
-            Err(_) => {
+            Err(error) => {
+                let failed: Vec<_> = vms.iter().map(|vm| Event::snapshot_failed(vm, actor.user(), error)).collect();
+                let announce = move |snapshots: &Self| {
+                    failed.iter().for_each(|event| snapshots.notifications.announce(event));
+                    Ok(())
+                };
+                let _ = self.blocking(announce).await;
                 for (vm, freeze) in vms.iter().zip(freezes) {
                     self.metrics.snapshot_failed(freeze);
                     if let Some(freeze) = freeze {

@@ -4,10 +4,12 @@ use std::fmt::Display;
 use std::sync::Arc;
 
 use super::service::Snapshots;
+use crate::api::DeletionCause;
 use crate::app::Error;
 use crate::app::audit::{Actor, Outcome};
 use crate::app::hooks::{GuardedOperation, GuardedStep, HookReport};
 use crate::app::inventory::NO_SUCH_SNAPSHOT;
+use crate::app::notifications::Event;
 use crate::app::tasks::Service;
 use crate::auth::Session;
 use crate::hooks::Operation;
@@ -235,7 +237,9 @@ impl Snapshots {
             if self.store.retentions().of(id)?.leased_until.is_some_and(|until| until > jiff::Timestamp::now()) {
                 tracing::warn!(snapshot = %id, vm = %snapshot.vm, %user, "deleting a snapshot with an active lease");
             }
-            self.store.begin_deletion(snapshot)?;
+            let event = Event::snapshot_deleted(snapshot, DeletionCause::Request, Some(user));
+            self.store.begin_deletion(snapshot, self.notifications.prepare(&event).as_ref())?;
+            self.notifications.wake();
             tracing::info!(snapshot = %id, vm = %snapshot.vm, %user, "snapshot deleted");
         }
         self.removals.remove(&SnapshotFiles::from(snapshot))

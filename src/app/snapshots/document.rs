@@ -10,9 +10,7 @@ use crate::app::inventory::Inventory;
 use crate::app::retention::{InUse, Retention};
 use crate::app::tasks::{Service, Tasks};
 use crate::auth::Session;
-use crate::model::{
-    HookRun, LabelSelector, Permission, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention,
-};
+use crate::model::{LabelSelector, Permission, Snapshot, SnapshotDisk, SnapshotId, SnapshotPair, VmId, retention};
 use crate::store::Store;
 
 /// Creates the documents of snapshots.
@@ -208,7 +206,7 @@ impl Documents {
             consistency: snapshot.provenance.consistency.as_str().to_owned(),
             consistency_reason: snapshot.provenance.consistency_reason(),
             freeze_ms: snapshot.provenance.freeze_ms,
-            hooks: snapshot.provenance.hooks.iter().map(hook_document).collect(),
+            hooks: snapshot.provenance.hooks.iter().map(api::HookRun::from).collect(),
             compare_to: None,
             reverse: false,
             retention: api::Retention {
@@ -255,16 +253,5 @@ impl MapDocument {
         } else {
             Self::Nothing(map.take_failure())
         }
-    }
-}
-
-fn hook_document(run: &HookRun) -> api::HookRun {
-    api::HookRun {
-        name: run.name.clone(),
-        kind: run.kind.as_str().to_owned(),
-        stage: run.stage.as_str().to_owned(),
-        outcome: run.outcome.as_str().to_owned(),
-        duration_ms: run.duration_ms,
-        detail: run.detail.clone(),
     }
 }

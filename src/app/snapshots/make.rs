@@ -11,6 +11,7 @@ use super::service::Snapshots;
 use crate::api::Quiesce;
 use crate::app::Error;
 use crate::app::hooks::HookReport;
+use crate::app::notifications::Event;
 use crate::hooks::{PendingPostHooks, milliseconds};
 use crate::model::{
     Consistency, DiskName, PendingHooksKey, Provenance, RepositoryId, Snapshot, SnapshotFiles, UnfinishedSnapshot,
@@ -121,10 +122,13 @@ impl Snapshots {
         let options = made.iter().zip(&snapshots).map(|(made, snapshot)| {
             let CommitDetails { ttl, key, definition } = &made.commit;
             let expires_at = ttl.map(|ttl| snapshot.created_at + ttl);
-            CommitOptions { expires_at, key: key.clone(), definition: definition.clone() }
+            // In the same transaction, so that a crash loses neither.
+            let event = self.notifications.prepare(&Event::snapshot_created(snapshot, expires_at));
+            CommitOptions { expires_at, key: key.clone(), definition: definition.clone(), event }
         });
         let options: Vec<_> = options.collect();
         let committed = self.store.commit(&snapshots.iter().zip(&options).collect::<Vec<_>>());
+        self.notifications.wake();
         if let (Err(error), Some(first)) = (committed, snapshots.first()) {
             // A failed commit may still have reached the disk, which only the database knows. If it cannot be read,
             // nothing is changed; the recovery after the next start decides. One transaction commits all.

@@ -13,6 +13,7 @@ use crate::api;
 use crate::app::Error;
 use crate::app::admission::VmLocks;
 use crate::app::audit::Actor;
+use crate::app::notifications::Event;
 use crate::app::tasks::{Service, Tasks, rounds};
 use crate::model::{SnapshotFiles, SnapshotId, VmId};
 use crate::store::{Record, Store};
@@ -44,10 +45,28 @@ impl Recovery {
 
     /// Removes what a crash left unfinished, and waits for that within a bounded time.
     pub(crate) async fn run_after_start(self: &Arc<Self>) {
+        let announced = self.blocking(|recovery| recovery.announce_interrupted()).await;
+        if let Err(error) = announced {
+            tracing::error!(%error, "cannot tell webhooks about interrupted creations");
+        }
         let round = self.tasks.spawn(Arc::clone(self).clean_up());
         if tokio::time::timeout(FIRST_ROUND, round).await.is_err() {
             tracing::warn!("still removing snapshots that a crash left unfinished");
         }
+    }
+
+    /// Tells webhooks about the creations that the end of the service interrupted. A later start repeats this until their
+    /// files are removed; the events then have the same ids.
+    fn announce_interrupted(&self) -> Result<(), Error> {
+        if !self.removals.notifications.is_used() {
+            return Ok(());
+        }
+        for snapshot in self.store.unfinished()? {
+            if let Some(Record::Creating(_)) = self.store.record(snapshot.id)? {
+                self.removals.notifications.announce(&Event::snapshot_interrupted(&snapshot.vm, snapshot.id));
+            }
+        }
+        Ok(())
     }
 
     /// Removes unfinished snapshots once a minute, until `stop`.

@@ -3,9 +3,11 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::api::DeletionCause;
 use crate::app::Error;
 use crate::app::compare::Comparisons;
 use crate::app::inventory::Inventory;
+use crate::app::notifications::{Event, Notifications};
 use crate::model::{RepositoryId, Snapshot, SnapshotFiles, SnapshotId, VmId};
 use crate::repository::executor::JobKind;
 use crate::repository::{Removal, RemoveError, SnapshotDir, Unavailable};
@@ -57,19 +59,28 @@ impl Deleted {
 pub(crate) struct Removals {
     inventory: Arc<Inventory>,
     comparisons: Arc<Comparisons>,
+    pub(super) notifications: Arc<Notifications>,
     store: Store,
     pub(super) leftovers: Leftovers,
     pub(super) deleted: Deleted,
 }
 
 impl Removals {
-    pub(crate) fn new(inventory: Arc<Inventory>, comparisons: Arc<Comparisons>, store: Store) -> Self {
-        Self { inventory, comparisons, store, leftovers: Leftovers::default(), deleted: Deleted::default() }
+    pub(crate) fn new(
+        inventory: Arc<Inventory>,
+        comparisons: Arc<Comparisons>,
+        notifications: Arc<Notifications>,
+        store: Store,
+    ) -> Self {
+        let (leftovers, deleted) = (Leftovers::default(), Deleted::default());
+        Self { inventory, comparisons, notifications, store, leftovers, deleted }
     }
 
     /// Removes the record of a snapshot whose files another exporter has removed.
     pub(super) fn forget(&self, snapshot: &Snapshot) -> Result<(), Error> {
         self.comparisons.remove_cached(snapshot.id);
+        // The files are gone already. If this is repeated after a crash, the event has the same id.
+        self.notifications.announce(&Event::snapshot_deleted(snapshot, DeletionCause::FilesGone, None));
         Ok(self.store.forget(&SnapshotFiles::from(snapshot))?)
     }
 

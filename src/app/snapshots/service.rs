@@ -8,6 +8,7 @@ use crate::app::admission::Admission;
 use crate::app::audit::AuditTrail;
 use crate::app::hooks::HookRunner;
 use crate::app::inventory::Inventory;
+use crate::app::notifications::Notifications;
 use crate::app::retention::Retention;
 use crate::app::tasks::{Service, Tasks};
 use crate::metrics::Metrics;
@@ -23,6 +24,7 @@ pub struct Snapshots {
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) store: Store,
     pub(crate) trail: Arc<AuditTrail>,
+    pub(crate) notifications: Arc<Notifications>,
     pub(crate) metrics: Arc<Metrics>,
     /// The id of this service in manifests.
     pub(crate) exporter: String,

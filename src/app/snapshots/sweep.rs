@@ -7,8 +7,10 @@ use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 
 use super::service::Snapshots;
+use crate::api::DeletionCause;
 use crate::app::Error;
 use crate::app::audit::Actor;
+use crate::app::notifications::Event;
 use crate::app::tasks::{Service, rounds};
 use crate::model::{SnapshotFiles, SnapshotId, VmId};
 
@@ -87,9 +89,12 @@ fn delete_expired(snapshots: &Snapshots, vm: &VmId, id: SnapshotId) -> Result<()
     }
     let _guard = snapshots.retention.begin_sweep(id).ok_or(NOT_NOW)?;
     let snapshot = snapshots.store.snapshot(id)?.ok_or(NOT_NOW)?;
-    if !snapshots.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now())? {
+    let event = Event::snapshot_deleted(&snapshot, DeletionCause::Expired, None);
+    let event = snapshots.notifications.prepare(&event);
+    if !snapshots.store.retentions().begin_sweep(&snapshot, jiff::Timestamp::now(), event.as_ref())? {
         return Err(NOT_NOW);
     }
+    snapshots.notifications.wake();
     tracing::info!(snapshot = %id, %vm, "deleting an expired snapshot");
     snapshots.removals.remove(&SnapshotFiles::from(&snapshot))
 }

@@ -55,6 +55,7 @@ pub async fn check_config(path: &Path) -> Vec<Finding> {
     findings.manager(&config).await;
     findings.repositories(&config);
     findings.hooks(&config.hooks);
+    findings.notifications(&config.notifications);
     findings.confinement(&config);
     findings.into_vec()
 }

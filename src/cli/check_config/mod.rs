@@ -3,6 +3,7 @@
 mod checks;
 mod findings;
 mod hooks;
+mod notifications;
 mod table;
 
 pub use checks::check_config;

@@ -228,6 +228,24 @@ pub struct RevokeArgs {
     pub target: TargetArgs,
 }
 
+#[derive(Clone, Debug, Args)]
+pub struct TestArgs {
+    /// The name of the webhook [default: all of them]
+    pub webhook: Option<String>,
+    /// Print the API's JSON
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
+}
+
+/// About webhooks.
+#[derive(Clone, Debug, Subcommand)]
+pub enum NotificationsCommand {
+    /// Send a test event to webhooks, and show what they answer
+    Test(TestArgs),
+}
+
 /// About the log-ins of users.
 #[derive(Clone, Debug, Subcommand)]
 pub enum SessionsCommand {
@@ -272,6 +290,9 @@ pub enum OperatorCommand {
     /// End log-ins
     #[command(subcommand)]
     Sessions(SessionsCommand),
+    /// Test webhooks
+    #[command(subcommand)]
+    Notifications(NotificationsCommand),
     /// List the repositories
     Repositories(ListArgs),
     /// Show running and waiting work, and what needs attention

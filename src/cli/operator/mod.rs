@@ -5,6 +5,7 @@ mod args;
 mod backup_db;
 mod health;
 mod names;
+mod notifications;
 mod repositories;
 mod service;
 mod sessions;
@@ -28,6 +29,7 @@ pub fn run(command: &OperatorCommand, config: &Path) -> anyhow::Result<ExitCode>
         OperatorCommand::Vms(args) => vms::run(args, config),
         OperatorCommand::Snapshots(command) => snapshots::run(command, config),
         OperatorCommand::Sessions(command) => sessions::run(command, config),
+        OperatorCommand::Notifications(command) => notifications::run(command, config),
         OperatorCommand::Repositories(args) => repositories::run(args, config),
         OperatorCommand::Status(args) => match args.watch {
             Some(interval) => watch::run(args, interval, config),

@@ -119,6 +119,12 @@ fn warnings(status: &ServiceStatus) -> Table {
     for problem in status.confinement.iter().flat_map(|confinement| &confinement.problems) {
         table.row(vec!["confinement".to_owned(), problem.clone()]);
     }
+    for webhook in status.webhooks.iter().flatten() {
+        if let Some(error) = &webhook.last_error {
+            let text = format!("{} events wait: {}", webhook.queued, error.reason);
+            table.row(vec![format!("webhook {}", webhook.name), text]);
+        }
+    }
     for problem in status.config.iter().flat_map(api::ConfigStatus::problems) {
         table.row(vec!["config".to_owned(), problem]);
     }

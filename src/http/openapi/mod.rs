@@ -12,7 +12,9 @@ use serde_json::Value;
 use utoipa::OpenApi;
 
 use super::authorization::Access;
-use super::{disk_handlers, documentation, handlers, session_handlers, snapshot_handlers, ticket};
+use super::{
+    disk_handlers, documentation, handlers, notification_handlers, session_handlers, snapshot_handlers, ticket,
+};
 use crate::api;
 
 /// A route of the table: its path, its method, and who may use it.
@@ -48,6 +50,7 @@ pub(super) type Route = (&'static str, &'static str, Access);
         handlers::capabilities,
         handlers::adopt,
         handlers::database,
+        notification_handlers::test,
         handlers::repositories,
         handlers::status,
         snapshot_handlers::create_snapshots,
@@ -117,6 +120,7 @@ mod tests {
         read_example::<api::CreateTicket>();
         read_example::<api::Ticket>();
         read_example::<api::Adoption>();
+        read_example::<api::TestNotification>();
         read_example::<api::Health>();
         read_example::<api::Error>();
     }

@@ -21,7 +21,16 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("db");
     let store = Store::open(&path).unwrap();
-    let first = made(&store, 1, &CommitOptions { expires_at: Some(ms(5000)), key: Some(key("a")), definition: None });
+    let first = made(
+        &store,
+        1,
+        &CommitOptions {
+            expires_at: Some(ms(5000)),
+            key: Some(key("a")),
+            definition: None,
+            ..CommitOptions::default()
+        },
+    );
     let other = made(&store, 2, &CommitOptions::default());
     assert!(store.retentions().lease(first.id, "admin", ms(7000)).unwrap());
     assert!(store.retentions().lease(first.id, "", ms(9000)).unwrap());
@@ -43,7 +52,7 @@ fn retention_survives_a_restart_and_ends_with_the_snapshot() {
         "the new lease replaces the former one"
     );
 
-    store.begin_deletion(&first).unwrap();
+    store.begin_deletion(&first, None).unwrap();
     assert!(!store.retentions().lease(first.id, "admin", ms(7000)).unwrap(), "it is being deleted");
     store.forget(&SnapshotFiles::from(&first)).unwrap();
     assert_eq!(store.retentions().of(first.id).unwrap(), Retention::default());
@@ -61,20 +70,24 @@ fn a_leased_snapshot_is_not_swept() {
     let snapshot = made(&store, 1, &CommitOptions::default());
     let last = made(&store, u128::MAX, &CommitOptions::default());
     assert!(store.retentions().lease(snapshot.id, "admin", ms(5000)).unwrap());
-    assert!(!store.retentions().begin_sweep(&snapshot, ms(4999)).unwrap());
+    assert!(!store.retentions().begin_sweep(&snapshot, ms(4999), None).unwrap());
     assert!(store.snapshot(snapshot.id).unwrap().is_some());
-    assert!(store.retentions().begin_sweep(&snapshot, ms(5000)).unwrap(), "the lease is over");
+    assert!(store.retentions().begin_sweep(&snapshot, ms(5000), None).unwrap(), "the lease is over");
     assert!(store.snapshot(snapshot.id).unwrap().is_none());
     assert!(!store.retentions().lease(snapshot.id, "admin", ms(9000)).unwrap());
-    assert!(!store.retentions().begin_sweep(&snapshot, ms(9000)).unwrap(), "it is being deleted already");
-    assert!(store.retentions().begin_sweep(&last, ms(0)).unwrap());
+    assert!(!store.retentions().begin_sweep(&snapshot, ms(9000), None).unwrap(), "it is being deleted already");
+    assert!(store.retentions().begin_sweep(&last, ms(0), None).unwrap());
 }
 
 #[test]
 fn a_key_belongs_to_user_and_vm_and_expires() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(&dir.path().join("db")).unwrap();
-    let made = made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("a")), definition: None });
+    let made = made(
+        &store,
+        1,
+        &CommitOptions { expires_at: None, key: Some(key("a")), definition: None, ..CommitOptions::default() },
+    );
     let (vm, now) = (VM.parse().unwrap(), Timestamp::now());
     let use_of = |vm: &VmId, key: &RequestKey, now| store.key_use(vm, key, now).unwrap().map(|used| used.snapshot());
     assert_eq!(use_of(&vm, &key("a"), now), Some(made.id));
@@ -106,7 +119,11 @@ fn the_number_of_keys_is_bounded() {
             Ok(())
         })
         .unwrap();
-    made(&store, 1, &CommitOptions { expires_at: None, key: Some(key("new")), definition: None });
+    made(
+        &store,
+        1,
+        &CommitOptions { expires_at: None, key: Some(key("new")), definition: None, ..CommitOptions::default() },
+    );
     let known = |text: &str| store.key_use(&vm, &key(text), Timestamp::now()).unwrap().is_some();
     assert!(known("new") && known("0") && known(&format!("{}", MAX_KEYS - 2)));
     assert!(!known(&format!("{}", MAX_KEYS - 1)), "the oldest is dropped");

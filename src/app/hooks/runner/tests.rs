@@ -2,6 +2,7 @@ use super::*;
 use crate::app::admission::Admission;
 use crate::app::changeable::Changeable;
 use crate::app::inventory::Repositories;
+use crate::app::notifications::Notifications;
 use crate::config;
 use crate::repository::executor::JobKind;
 use crate::store::Store;
@@ -47,7 +48,10 @@ async fn scene_with(script: &str, timeout: &str) -> (tempfile::TempDir, Arc<Scen
     let admission = Admission::new(&config, Changeable::new(config.export), &inventory, store.clone(), tasks.clone());
     let (vm_locks, metrics) = (Arc::clone(&admission.vm_locks), Arc::new(Metrics::default()));
     let hooks = Hooks::new(config.hooks.clone()).unwrap();
-    let pending = PendingHooks::new(hooks, store.clone(), vm_locks, Arc::clone(&inventory), Arc::clone(&metrics));
+    let notifications =
+        Notifications::new(&config.notifications, store.clone(), Arc::clone(&metrics), tasks.clone()).unwrap();
+    let told = (Arc::clone(&inventory), Arc::new(notifications));
+    let pending = PendingHooks::new(hooks, store.clone(), vm_locks, told, Arc::clone(&metrics));
     let pending = Arc::new(pending);
     let runner = Arc::new(HookRunner::new(Arc::clone(&pending), Arc::clone(&inventory), metrics, tasks));
     let scene = Arc::new(Scene { runner, pending, admission, inventory, store });

@@ -1,0 +1,233 @@
+//! Conditions that change by themselves: looks at them, and tells webhooks when it gets bad and when it is good again.
+//!
+//! The last reported state of each condition is in the database. So a restart reports nothing twice.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+
+use super::warnings::{Warnings, remaining_days};
+use crate::api;
+use crate::app::Error;
+use crate::app::changeable::Changeable;
+use crate::app::database::Database;
+use crate::app::inventory::{Inventory, RepositoryState};
+use crate::app::notifications::{Event, Notifications};
+use crate::app::tasks::{Service, Tasks, rounds};
+use crate::config::Policy;
+use crate::model::EventKind;
+use crate::repository::{Mounted, Repository};
+use crate::store::Store;
+
+/// The time between two rounds.
+const INTERVAL: Duration = Duration::from_secs(10);
+
+/// A certificate is reported when it ends in fewer than these days; 0: when it has ended.
+const STAGES: [i64; 4] = [0, 1, 7, 30];
+
+/// Looks for changes of conditions.
+pub(crate) struct Conditions {
+    inventory: Arc<Inventory>,
+    database: Arc<Database>,
+    warnings: Arc<Warnings>,
+    notifications: Arc<Notifications>,
+    policy: Changeable<Policy>,
+    store: Store,
+    /// The reported states of conditions, once they were read. A condition that is as it should be has none.
+    reported: Mutex<Option<HashMap<String, String>>>,
+    soon: Notify,
+    tasks: Tasks,
+}
+
+impl Service for Conditions {
+    fn tasks(&self) -> &Tasks {
+        &self.tasks
+    }
+}
+
+impl Conditions {
+    pub(crate) fn new(
+        (inventory, database, warnings): (Arc<Inventory>, Arc<Database>, Arc<Warnings>),
+        notifications: Arc<Notifications>,
+        policy: Changeable<Policy>,
+        store: Store,
+        tasks: Tasks,
+    ) -> Self {
+        let (reported, soon) = (Mutex::default(), Notify::new());
+        Self { inventory, database, warnings, notifications, policy, store, reported, soon, tasks }
+    }
+
+    /// Starts the next round at once.
+    pub(crate) fn look_soon(&self) {
+        self.soon.notify_one();
+    }
+
+    /// Looks at all conditions regularly, until `stop`.
+    pub(crate) async fn run(self: Arc<Self>, stop: CancellationToken) {
+        let mut rounds = rounds(INTERVAL);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = rounds.tick() => {}
+                () = self.soon.notified() => {}
+            }
+            let looked = self.blocking(|conditions| conditions.look());
+            if let Some(Err(error)) = stop.run_until_cancelled(looked).await {
+                tracing::error!(%error, "cannot look for changes of which webhooks get events");
+            }
+        }
+    }
+
+    fn look(&self) -> Result<(), Error> {
+        if !self.notifications.is_used() {
+            return Ok(());
+        }
+        let mut reported = self.reported.lock().unwrap_or_else(PoisonError::into_inner);
+        let reported = match &mut *reported {
+            Some(known) => known,
+            // A damaged database is a condition too.
+            unread => unread.insert(self.store.events().conditions().unwrap_or_default()),
+        };
+        let mut round = Round { notifications: &self.notifications, reported };
+        self.look_at_database(&mut round);
+        for (known, mounted) in self.inventory.repositories().with_mounts() {
+            self.look_at_repository(&mut round, known, mounted);
+        }
+        self.look_at_certificates(&mut round);
+        Ok(())
+    }
+
+    fn look_at_database(&self, round: &mut Round<'_>) {
+        let rebuilding = self.store.rebuild().is_ok_and(|rebuild| rebuild.started.is_some());
+        let is_damaged = self.database.is_damaged() || rebuilding;
+        let data = api::DatabaseEvent { rebuilding };
+        let kind = if is_damaged { EventKind::DatabaseDamaged } else { EventKind::DatabaseRecovered };
+        round.report("database", is_damaged.then_some("damaged"), || Event::new(kind, &data));
+    }
+
+    fn look_at_repository(
+        &self,
+        round: &mut Round<'_>,
+        known: &RepositoryState,
+        mounted: Result<(&Repository, Mounted), String>,
+    ) {
+        let space = mounted.as_ref().ok().map(|(_, mounted)| mounted.space);
+        let reason = match &mounted {
+            Err(cause) => Some(cause.clone()),
+            Ok((_, mounted)) => mounted.space.is_read_only.then(|| "is mounted read-only".to_owned()),
+        };
+        let limit = space.map(|space| self.notifications.low_space().of(space.total));
+        let data = api::RepositoryEvent {
+            id: known.name.clone(),
+            alias: known.entry.as_ref().and_then(|entry| entry.alias.clone()),
+            total_bytes: space.map(|space| space.total),
+            free_bytes: space.map(|space| space.free),
+            low_space_bytes: limit,
+            min_free_bytes: space.map(|space| self.policy.get().min_free_space.of(space.total)),
+            reason: reason.clone(),
+        };
+        let kind = if reason.is_some() { EventKind::RepositoryUnavailable } else { EventKind::RepositoryAvailable };
+        let condition = format!("repository/{}", known.name);
+        round.report(&condition, reason.map(|_| "unavailable"), || Event::new(kind, &data));
+        // While it is unavailable, its space is unknown and stays as it was.
+        let Some((space, limit)) = space.zip(limit) else { return };
+        let condition = format!("space/{}", known.name);
+        let is_low = is_low(space.free, limit, round.reported.contains_key(&condition));
+        let kind = if is_low { EventKind::SpaceLow } else { EventKind::SpaceRecovered };
+        round.report(&condition, is_low.then_some("low"), || Event::new(kind, &data));
+    }
+
+    fn look_at_certificates(&self, round: &mut Round<'_>) {
+        for (key, path, end) in self.warnings.certificates() {
+            let days_left = remaining_days(end);
+            let data = api::CertificateEvent {
+                key: key.to_owned(),
+                path: path.display().to_string(),
+                expires_at: api::time(end),
+                days_left: days_left.and_then(|days| u64::try_from(days).ok()).unwrap_or_default(),
+            };
+            let state = stage(days_left).map(|stage| format!("{end} {stage}"));
+            let event = || Event::new(EventKind::CertificateExpiring, &data);
+            round.report_if_bad(&format!("certificate/{key}"), state.as_deref(), event);
+        }
+    }
+}
+
+/// One look at the conditions.
+struct Round<'a> {
+    notifications: &'a Notifications,
+    reported: &'a mut HashMap<String, String>,
+}
+
+impl Round<'_> {
+    /// Reports a condition that has changed.
+    fn report(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Event) {
+        self.change(condition, state, || Some(event()));
+    }
+
+    /// As [`Self::report`], but a condition that is good again is only recorded.
+    fn report_if_bad(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Event) {
+        self.change(condition, state, || state.is_some().then(event));
+    }
+
+    fn change(&mut self, condition: &str, state: Option<&str>, event: impl FnOnce() -> Option<Event>) {
+        if self.reported.get(condition).map(String::as_str) == state {
+            return;
+        }
+        // If that is not recorded, the event is in memory, and the next start reports the condition again.
+        self.notifications.set_condition(condition, state, event().as_ref());
+        match state {
+            Some(state) => self.reported.insert(condition.to_owned(), state.to_owned()),
+            None => self.reported.remove(condition),
+        };
+    }
+}
+
+/// Whether the free space is low. After that it has to grow by a fifth of the limit before it is not, so that space
+/// around the limit is reported once.
+fn is_low(free: u64, limit: u64, was_low: bool) -> bool {
+    free < if was_low { limit.saturating_add(limit / 5) } else { limit }
+}
+
+/// The lowest of [`STAGES`] that a certificate has reached.
+fn stage(days_left: Option<i64>) -> Option<i64> {
+    match days_left {
+        None => Some(0),
+        Some(days) => STAGES.into_iter().find(|stage| days < *stage),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn space_around_the_limit_is_reported_once() {
+        let mut was_low = false;
+        let states = [110, 100, 99, 100, 119, 120, 119, 100, 99].map(|free| {
+            was_low = is_low(free, 100, was_low);
+            was_low
+        });
+        assert_eq!(states, [false, false, true, true, true, false, false, false, true]);
+        assert!(!is_low(0, 0, false) && !is_low(u64::MAX, u64::MAX, true), "0 is never low");
+    }
+
+    #[test]
+    fn certificates_are_reported_in_stages() {
+        for (days, expected) in [
+            (Some(31), None),
+            (Some(30), None),
+            (Some(29), Some(30)),
+            (Some(7), Some(30)),
+            (Some(6), Some(7)),
+            (Some(1), Some(7)),
+            (Some(0), Some(1)),
+            (None, Some(0)),
+        ] {
+            assert_eq!(stage(days), expected, "{days:?}");
+        }
+    }
+}
