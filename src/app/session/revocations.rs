@@ -22,7 +22,7 @@ pub(super) struct Revocations {
     change: Mutex<()>,
 }
 
-/// How often the database is told of new tokens, milliseconds. Each time is a write that waits for the disk.
+/// The shortest time between two writes of the latest issue time to the database, milliseconds. A write waits for the disk.
 const KEEP_EVERY_MS: u64 = 60_000;
 
 /// Milliseconds since 1970.
