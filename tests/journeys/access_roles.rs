@@ -111,7 +111,9 @@ fn each_route_answers_each_role_as_documented() {
             };
             let answer = ask(client, vm, &snapshot);
             if is_permitted {
-                assert!(answer.status < 300, "{role} {method} {path}: {answer:?}");
+                // No webhook is configured.
+                let has_no_target = path == "/notifications/test" && answer.status == 404;
+                assert!(answer.status < 300 || has_no_target, "{role} {method} {path}: {answer:?}");
             } else {
                 assert_eq!(answer.error(403), "forbidden", "{role} {method} {path}");
                 assert!(text(&answer.json()["details"]).contains(" is needed "), "{answer:?}");
