@@ -29,7 +29,7 @@ impl Item {
 }
 
 /// Does `work` on a thread, which is left behind if it takes too long. Not for files that can hang in the kernel, such as
-/// those of a repository: this process could not end before that thread. See [`isolated`](super::isolated).
+/// those of a repository: this process could not end before that thread. See [`isolated`](mod@super::isolated).
 ///
 /// # Errors
 /// Those of `work`, as text; it took longer than `limit`.
