@@ -66,7 +66,7 @@ fn journal_has_priorities_and_fields() {
     let missing = client.get("/nowhere");
     missing.error(404);
     let request = text(&missing.json()["request_id"]);
-    // By the request that the client was told.
+    // The client knows the id of its request, and finds its entries by it.
     let found = eventually_ok("the request is in the journal", || {
         let found = entries(&world, &[&format!("REQUEST_ID={request}")]);
         if found.is_empty() { Err(entries(&world, &[])) } else { Ok(found) }
