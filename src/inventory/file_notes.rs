@@ -23,9 +23,11 @@ impl FileNotes {
         self.files.get(file)
     }
 
-    /// Adds the note about a file, unless it is empty.
+    /// Replaces the note about a file. An empty one is not kept.
     pub fn insert(&mut self, file: String, note: FileNote) {
-        if note != FileNote::default() {
+        if note == FileNote::default() {
+            self.files.remove(&file);
+        } else {
             self.files.insert(file, note);
         }
     }

@@ -6,7 +6,6 @@
 use std::fmt;
 use std::io;
 
-use serde::Deserialize;
 use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -33,50 +32,47 @@ pub fn read(root: &Folder) -> Option<FileNotes> {
 }
 
 /// `None` where `bytes` are not a JSON object. An entry that is not an object, and a field that is not a string, are
-/// left out.
+/// left out. Of repeated keys the last one counts, as in most parsers of JSON.
 pub fn parse(bytes: &[u8]) -> Option<FileNotes> {
-    let mut source = serde_json::Deserializer::from_slice(bytes);
-    let notes = source.deserialize_map(NotesVisitor).ok()?;
-    source.end().ok()?;
+    let mut notes = FileNotes::default();
+    for_each_entry(bytes, |file, entry| notes.insert(file, note(entry)))?;
     Some(notes)
 }
 
-/// Keeps only the fields that are used, so that a foreign file takes little memory.
-struct NotesVisitor;
+/// The note in `entry`; an empty one where it is not an object.
+fn note(entry: &RawValue) -> FileNote {
+    let mut note = FileNote::default();
+    let text = |value: &RawValue| serde_json::from_str::<String>(value.get()).ok();
+    let whole = for_each_entry(entry.get().as_bytes(), |key, value| match key.as_str() {
+        "SIMPLE_NAME" => note.friendly_name = text(value),
+        "OBJECT_TYPE" => note.other_type = text(value).filter(|object_type| object_type != DISK_TYPE),
+        _ => {}
+    });
+    whole.map(|()| note).unwrap_or_default()
+}
 
-impl<'de> Visitor<'de> for NotesVisitor {
-    type Value = FileNotes;
+/// Calls `f` for each entry of the JSON object `bytes`, and keeps none, so that a foreign file takes little memory.
+/// `None` where `bytes` are not an object: `f` may have been called by then.
+fn for_each_entry(bytes: &[u8], f: impl FnMut(String, &RawValue)) -> Option<()> {
+    let mut source = serde_json::Deserializer::from_slice(bytes);
+    source.deserialize_map(EntryVisitor(f)).ok()?;
+    source.end().ok()
+}
+
+struct EntryVisitor<F>(F);
+
+impl<'de, F: FnMut(String, &RawValue)> Visitor<'de> for EntryVisitor<F> {
+    type Value = ();
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an object")
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut source: A) -> Result<FileNotes, A::Error> {
-        let mut notes = FileNotes::default();
-        while let Some((file, value)) = source.next_entry::<String, &RawValue>()? {
-            // An array would be read as the fields in their order.
-            let object = Some(value.get()).filter(|text| text.starts_with('{'));
-            if let Some(fields) = object.and_then(|text| serde_json::from_str(text).ok()) {
-                notes.insert(file, note(fields));
-            }
+    fn visit_map<A: MapAccess<'de>>(mut self, mut source: A) -> Result<(), A::Error> {
+        while let Some((key, value)) = source.next_entry::<String, &RawValue>()? {
+            self.0(key, value);
         }
-        Ok(notes)
-    }
-}
-
-#[derive(Deserialize)]
-struct Fields<'a> {
-    #[serde(rename = "OBJECT_TYPE", borrow, default)]
-    object_type: Option<&'a RawValue>,
-    #[serde(rename = "SIMPLE_NAME", borrow, default)]
-    simple_name: Option<&'a RawValue>,
-}
-
-fn note(fields: Fields<'_>) -> FileNote {
-    let text = |value: Option<&RawValue>| serde_json::from_str::<String>(value?.get()).ok();
-    FileNote {
-        friendly_name: text(fields.simple_name),
-        other_type: text(fields.object_type).filter(|object_type| object_type != DISK_TYPE),
+        Ok(())
     }
 }
 
@@ -114,6 +110,16 @@ mod tests {
                 "{file}"
             );
         }
+    }
+
+    #[test]
+    fn of_repeated_keys_the_last_one_counts() {
+        let name = |text: &str| parse(text.as_bytes()).unwrap().get("a").and_then(|note| note.friendly_name.clone());
+        assert_eq!(name(r#"{"a": {"SIMPLE_NAME": "1"}, "a": {"SIMPLE_NAME": "2"}}"#).as_deref(), Some("2"));
+        assert_eq!(name(r#"{"a": {"SIMPLE_NAME": "1"}, "\u0061": 2}"#), None);
+        assert_eq!(name(r#"{"a": {"SIMPLE_NAME": "1"}, "a": {}}"#), None);
+        assert_eq!(name(r#"{"a": {"SIMPLE_NAME": "1", "SIMPLE_NAM\u0045": "2"}}"#).as_deref(), Some("2"));
+        assert_eq!(name(r#"{"a": {"SIMPLE_NAME": "1", "SIMPLE_NAME": 2}}"#), None);
     }
 
     #[test]
